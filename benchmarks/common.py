@@ -1,0 +1,135 @@
+"""What every benchmark shares: goals, tables, the machine and the record in RESULTS.md.
+
+Standard library only, so that a script can import it under any interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure and what it should be.
+
+    Args:
+        name: what was measured.
+        figure: what came out.
+        bound: what was hoped for.
+        unit: written behind both numbers.
+        at_least: whether the figure should be at least the bound, or at most.
+    """
+
+    name: str
+    figure: float
+    bound: float
+    unit: str = ""
+    at_least: bool = True
+
+    @property
+    def reached(self) -> bool:
+        """Whether the figure is good enough; a NaN never is."""
+        return self.figure >= self.bound if self.at_least else self.figure <= self.bound
+
+    def __str__(self) -> str:
+        sign, verdict = (">=" if self.at_least else "<="), ("reached" if self.reached else "SHORT")
+        return (
+            f"goal: {self.name}: {self.figure:.3g}{self.unit}, "
+            f"wanted {sign} {self.bound:g}{self.unit}: {verdict}"
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and extremes of repeated measurements."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Summarises at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def text(self, digits: int = 0) -> str:
+        """Returns ``median (lowest-highest)``."""
+        low, mid, high = (f"{v:,.{digits}f}" for v in (self.lowest, self.median, self.highest))
+        return f"{mid} ({low}-{high})"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table: first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rules = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rules), *(line(row) for row in rows)])
+
+
+def machine() -> str:
+    """Returns the processor's name and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Returns ``name version`` of Python and of installed packages."""
+    found = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return ", ".join([f"Python {platform.python_version()}", *found])
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every benchmark takes."""
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, under 3 minutes")
+    parser.add_argument(
+        "--record", action="store_true", help=f"append what is printed to {RESULTS.name}"
+    )
+
+
+def finish(title: str, body: str, goals: Sequence[Goal], record: bool) -> int:
+    """Prints the outcome, records it if asked, and returns the exit status.
+
+    Args:
+        title: heading of the entry in RESULTS.md; the date is put before it.
+        body: tables and remarks.
+        goals: the goals, printed last, one a line.
+        record: whether to append all that to RESULTS.md.
+
+    Returns:
+        1 when a goal is short, else 0.
+    """
+    verdicts = "\n".join(str(goal) for goal in goals)
+    print(f"\n{body}\n\n{verdicts}", flush=True)
+    if record:
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        entry = (
+            f"\n## {datetime.date.today().isoformat()} {title}\n\n`{command}` on {machine()}\n\n"
+            f"{body}\n\n```\n{verdicts}\n```\n"
+        )
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(entry)
+    return 0 if all(goal.reached for goal in goals) else 1

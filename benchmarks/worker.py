@@ -1,0 +1,128 @@
+"""Child processes that train on command, so that several systems can take turns in one run.
+
+A child answers one JSON line when it is ready and one for every ``run N``; whatever it or its
+libraries print goes to a log file. Between two commands it blocks on its input and costs nothing.
+Standard library only: a child may run under another interpreter than the parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, TextIO
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a number of consecutive updates took."""
+
+    updates: int
+    seconds: float
+    target_tokens: int
+    loss: float  # of the last update, nats a target token, without label smoothing
+
+    @property
+    def speed(self) -> float:
+        """Target tokens a second."""
+        return self.target_tokens / self.seconds
+
+
+class System(Protocol):
+    """A training system under test."""
+
+    num_parameters: int
+    versions: str
+
+    def run(self, updates: int) -> tuple[int, float]:
+        """Trains that many updates further; returns target tokens and the last loss."""
+        ...
+
+
+class Worker:
+    """The parent's end of one child.
+
+    Args:
+        name: what tables call it.
+        command: the child's command line.
+        log: where its output goes.
+        environment: variables set for it on top of the inherited ones.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._log = log
+        with log.open("w", encoding="utf-8") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**os.environ, **environment},
+            )
+        answer = self._answer()
+        self.num_parameters = int(answer["num_parameters"])
+        self.versions = str(answer["versions"])
+
+    def run(self, updates: int) -> Block:
+        """Lets the child train and waits for it."""
+        assert self._process.stdin is not None
+        print(f"run {updates}", file=self._process.stdin, flush=True)
+        return Block(**self._answer())
+
+    def _answer(self) -> dict:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return dict(json.loads(line))
+        status = self._process.wait()
+        tail = "\n".join(self._log.read_text(encoding="utf-8").splitlines()[-20:])
+        raise SystemExit(f"{self.name} ended with status {status}; the end of {self._log}:\n{tail}")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def take_answer_channel() -> TextIO:
+    """Keeps standard output for answers; from here on prints go to standard error.
+
+    Call it before importing libraries that print.
+    """
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
+
+
+def serve(system: System, channel: TextIO) -> None:
+    """The child's end: answers commands until its input closes."""
+    ready = {"num_parameters": system.num_parameters, "versions": system.versions}
+    print(json.dumps(ready), file=channel, flush=True)
+    for line in sys.stdin:
+        updates = int(line.removeprefix("run "))
+        begin = time.perf_counter()
+        target_tokens, loss = system.run(updates)
+        block = Block(updates, time.perf_counter() - begin, target_tokens, loss)
+        print(json.dumps(asdict(block)), file=channel, flush=True)

@@ -1,0 +1,81 @@
+"""``ds-seq check``: what an experiment file means, before a queue slot or a GPU is spent on it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.model import MODEL_NAMES
+from ds_seq.config.options import options_table
+from ds_seq.config.size import model_size
+from ds_seq.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
+    parser = argparse.ArgumentParser(
+        prog="ds-seq check",
+        description="Check an experiment file and show what it comes to. Exit code 2 on a mistake.",
+    )
+    parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="also check that the run fits N ranks"
+    )
+    parser.add_argument(
+        "--options", action="store_true", help="print a table of all options instead"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.options:
+        print(options_table(), end="")
+        return 0
+    if arguments.experiment is None:
+        raise UserError("ds-seq check: name an experiment file, or use --options")
+    if arguments.world_size is not None and arguments.world_size < 1:
+        raise UserError("ds-seq check: --world-size must be at least 1")
+    config = load_experiment(arguments.experiment, arguments.overrides)
+    print(report(config, arguments.world_size), end="")
+    return 0
+
+
+def report(config: ExperimentConfig, world_size: int | None = None) -> str:
+    """The three parts of the answer; each is headed by a comment, so the first is valid YAML."""
+    engine = engine_config_for(config, world_size=world_size)
+    return "\n".join(
+        [
+            "# experiment, with all defaults",
+            dump(config),
+            f"# DeepSpeed dictionary ({config.train.deepspeed or 'no JSON file'})",
+            json.dumps(engine, indent=2),
+            "",
+            "# parameters",
+            *_size_lines(config),
+            "",
+        ]
+    )
+
+
+def _size_lines(config: ExperimentConfig) -> list[str]:
+    model, vocab_size = config.model, config.data.vocab.size
+    if model.name not in MODEL_NAMES:
+        return [f"not known for the external model {model.name}"]
+    size = model_size(model, vocab_size)
+    lines = [
+        f"total   {size.total:>16,}   with a vocabulary of {vocab_size:,}",
+        f"active  {size.active:>16,}   met by one token",
+    ]
+    if model.moe is not None:
+        ranks = config.train.expert_parallel
+        on_rank = size.total - size.experts + size.experts // ranks
+        dense = model_size(model.model_copy(update={"moe": None}), vocab_size)
+        lines += [
+            f"experts {size.experts:>16,}   {model.num_moe_layers} layers x "
+            f"{model.moe.num_experts} experts",
+            f"a rank  {on_rank:>16,}   with train.expert_parallel {ranks}, before ZeRO",
+            f"dense   {dense.total:>16,}   the same model without experts",
+        ]
+    return lines

@@ -1,0 +1,69 @@
+"""The command ``ds-seq``: a table from command to function.
+
+A command's module is imported when the command is called, so `ds-seq check` never waits for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ds_seq import __version__
+from ds_seq.errors import UserError, run_command
+from ds_seq.plugins import import_object, nearest
+
+Main = Callable[[Sequence[str]], int]
+
+
+class Command(NamedTuple):
+    """Where a command's ``main(argv) -> int`` lies, and what it is for."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, Command] = {
+    "check": Command("ds_seq.check:main", "show what an experiment file means, or its mistakes"),
+    "prepare": Command("ds_seq.prepare:main", "raw text -> clean text -> vocabulary -> shards"),
+    "train": Command("ds_seq.train:main", "shards -> run folder"),
+    "generate": Command("ds_seq.generate:main", "run folder + text -> translations (and a score)"),
+    "score": Command("ds_seq.generation.scoring:main", "translations + references -> BLEU, chrF"),
+    "export": Command("ds_seq.interop.export:main", "run folder -> one safetensors file"),
+}
+
+
+def usage() -> str:
+    """The overview that `ds-seq --help` prints."""
+    width = max(map(len, COMMANDS))
+    rows = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ds-seq COMMAND [ARGUMENT ...]",
+            "",
+            *rows,
+            "",
+            "ds-seq COMMAND --help lists a command's arguments; ds-seq --version prints the version.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; returns the exit code."""
+    return run_command(_dispatch, sys.argv[1:] if argv is None else argv)
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"ds-seq {__version__}")
+        return 0
+    name, *arguments = argv
+    if name not in COMMANDS:
+        raise UserError(
+            f"no command {name!r}{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
+        )
+    command: Main = import_object("command", COMMANDS[name].target)
+    return command(arguments)

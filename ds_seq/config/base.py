@@ -1,0 +1,63 @@
+"""What all config sections share: strictness, external plug-ins, errors that name their field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+EXTERNAL_TAG = "external"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+EXTERNAL_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN)]
+
+
+class Config(BaseModel):
+    """Base of all sections: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
+    )
+
+
+class FieldErrors(ValueError):
+    """What a cross-field check found: (dotted path below the checking section, message) pairs.
+
+    pydantic would file the errors of such a check under the section as a whole; with the paths the
+    loader can name, and find the line of, the very field that has to change.
+    """
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{path}: {message}" for path, message in errors))
+        self.errors = tuple(errors)
+
+
+class ExternalConfig(Config):
+    """A plug-in that lives outside ds_seq."""
+
+    name: ExternalName = Field(
+        description="`package.module:Name` of a callable; it is imported and called with `options`."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Keyword arguments of the external callable."
+    )
+
+
+def plugin_tag(default: str) -> Callable[[Any], str]:
+    """The discriminator of a plug-in union: which member a raw section asks for.
+
+    Args:
+        default: the tag of a section that gives no `name`.
+    """
+
+    def tag(value: Any) -> str:
+        name = value.get("name", default) if isinstance(value, Mapping) else value.name
+        # an unknown tag, however odd its type, makes pydantic list the valid ones
+        return EXTERNAL_TAG if isinstance(name, str) and ":" in name else str(name)
+
+    return tag

@@ -1,0 +1,110 @@
+"""Where the text lies, how it is cleaned and cut into subwords, where the shards go."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ds_seq.config.base import Config, FieldErrors, NonNegativeInt, PositiveInt
+
+
+class SplitConfig(Config):
+    """Two parallel text files: line n of one translates line n of the other."""
+
+    source: str = Field(description="File of source sentences, one a line, UTF-8.")
+    target: str = Field(description="File of target sentences, one a line, UTF-8.")
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, dict | SplitConfig) else value
+
+
+Splits = Annotated[list[SplitConfig], BeforeValidator(_as_list)]
+
+
+class RawConfig(Config):
+    """Raw parallel text. Each split is one `{source, target}` pair of files or a list of them."""
+
+    train: Splits = Field(default_factory=list, description="Text to learn from.")
+    valid: Splits = Field(
+        default_factory=list,
+        description="Text to validate on; its raw target is the reference of validation BLEU.",
+    )
+    test: Splits = Field(default_factory=list, description="Held-out text, never seen in training.")
+
+
+class CleanConfig(Config):
+    """Normalisation and filters of raw text. Valid and test text are normalised, never filtered."""
+
+    nfkc: bool = Field(
+        default=False,
+        description="Unicode NFKC normalisation (folds full-width letters, ligatures, ...).",
+    )
+    min_words: PositiveInt = Field(default=1, description="Drop pairs with a shorter side.")
+    max_words: PositiveInt = Field(default=250, description="Drop pairs with a longer side.")
+    max_ratio: float = Field(
+        default=3.0, ge=1.0, description="Drop pairs whose word counts differ by a larger factor."
+    )
+    drop_identical: bool = Field(
+        default=True, description="Drop pairs whose two sides are the same text."
+    )
+    drop_duplicates: bool = Field(default=True, description="Keep each pair once.")
+
+    @model_validator(mode="after")
+    def _check_words(self) -> CleanConfig:
+        if self.min_words > self.max_words:
+            raise FieldErrors(
+                [("min_words", f"{self.min_words} is more than max_words {self.max_words}")]
+            )
+        return self
+
+
+class VocabConfig(Config):
+    """The joint SentencePiece model of source and target."""
+
+    size: int = Field(
+        default=32000, ge=8, description="Number of subwords, special symbols included."
+    )
+    model_type: Literal["unigram", "bpe"] = Field(
+        default="unigram", description="SentencePiece algorithm."
+    )
+    character_coverage: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="Share of the characters that get a subword; 0.9995 suits Chinese, Japanese.",
+    )
+    input_sentence_size: NonNegativeInt = Field(
+        default=10_000_000, description="Sentences sampled to learn the subwords from; 0 takes all."
+    )
+    user_symbols: list[str] = Field(
+        default_factory=list, description="Strings that are always one subword, such as `<2de>`."
+    )
+
+
+class DataConfig(Config):
+    """Languages, raw files and the folder of binarized shards."""
+
+    source_lang: str = Field(min_length=1, description="Language code of the source side.")
+    target_lang: str = Field(min_length=1, description="Language code of the target side.")
+    dir: str = Field(
+        min_length=1, description="Folder of the shards and of the vocabulary (`vocab.model`)."
+    )
+    raw: RawConfig = Field(default_factory=RawConfig, description="Raw parallel text files.")
+    max_source_length: int = Field(
+        default=256,
+        ge=2,
+        description="Longest source in subwords, end symbol included; longer pairs are left out.",
+    )
+    max_target_length: int = Field(
+        default=256,
+        ge=2,
+        description="Longest target in subwords, end symbol included; longer pairs are left out.",
+    )
+    clean: CleanConfig = Field(default_factory=CleanConfig, description="Cleaning of raw text.")
+    vocab: VocabConfig = Field(default_factory=VocabConfig, description="Subword vocabulary.")
+    shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs a shard.")
+    workers: PositiveInt | None = Field(
+        default=None, description="Processes that binarize; null takes all processor cores."
+    )

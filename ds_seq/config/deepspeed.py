@@ -1,0 +1,249 @@
+"""The dictionary for `deepspeed.initialize`, from the experiment and the DeepSpeed JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_seq.config.deepspeed_keys import (
+    FIXED,
+    OWNED,
+    OWNED_BELOW,
+    PASSED,
+    REFUSED,
+    Keys,
+    Kind,
+)
+from ds_seq.config.experiment import ExperimentConfig, check_world
+from ds_seq.config.optim import AdafactorConfig
+from ds_seq.config.train import TrainConfig
+from ds_seq.errors import UserError
+from ds_seq.plugins import nearest
+
+AUTO = "auto"
+MAX_STAGE = 3
+
+JsonObject = dict[str, Any]
+
+
+def load_deepspeed_json(path: str | Path | None) -> JsonObject:
+    """Read a DeepSpeed JSON; no path is the empty one.
+
+    Raises:
+        UserError: the file is missing, not JSON, no object, or names a key twice.
+    """
+    if path is None:
+        return {}
+    file = Path(path)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"train.deepspeed: no such file: {file}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: holds no JSON object; expected {{...}}")
+    return data
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> JsonObject:
+    table: JsonObject = {}
+    for key, value in pairs:
+        if key in table:
+            raise UserError(f"key {key!r} stands there twice")
+        table[key] = value
+    return table
+
+
+def engine_config_for(config: ExperimentConfig, *, world_size: int | None = None) -> JsonObject:
+    """The DeepSpeed dictionary of an experiment, its JSON file read.
+
+    Args:
+        config: the experiment.
+        world_size: number of ranks, where it is known.
+
+    Raises:
+        UserError: with every finding, one a line.
+    """
+    ds_json = load_deepspeed_json(config.train.deepspeed)
+    findings = _optimizer_errors(config, zero_stage(ds_json))
+    moe = config.model.moe is not None
+    engine: JsonObject = {}
+    try:
+        engine = engine_config(config.train, ds_json, moe=moe, world_size=world_size)
+    except UserError as error:
+        findings = [*str(error).splitlines(), *findings]
+    if findings:
+        raise UserError("\n".join(findings))
+    return engine
+
+
+def engine_config(
+    train: TrainConfig, ds_json: Mapping[str, Any], *, moe: bool, world_size: int | None = None
+) -> JsonObject:
+    """Merge the experiment's training section with a DeepSpeed JSON.
+
+    Batch size, accumulation, precision, clipping and logging come from ``train`` alone; in the JSON
+    they must be absent or "auto". What the JSON owns is passed through.
+
+    Args:
+        train: the `train` section.
+        ds_json: the JSON's content.
+        moe: whether the model has experts.
+        world_size: number of ranks, where it is known.
+
+    Raises:
+        UserError: with every finding, one a line.
+    """
+    findings = [
+        *_ownership_errors(ds_json),
+        *_unknown_key_errors(ds_json, PASSED, OWNED_BELOW, ""),
+        *_stage_errors(train, ds_json, moe),
+    ]
+    label = train.deepspeed or "the DeepSpeed JSON"
+    lines = [f"{label}: {finding}" for finding in findings]
+    if world_size is not None:
+        try:
+            check_world(train, world_size)
+        except UserError as error:
+            lines.append(str(error))
+    if lines:
+        raise UserError("\n".join(lines))
+    passed = {key: value for key, value in ds_json.items() if key in PASSED}
+    engine: JsonObject = {
+        # nominal: batches are by tokens, and the loss is normalised by tokens
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": train.accumulate,
+        # always written: where it is absent DeepSpeed clips at 1.0
+        "gradient_clipping": train.clip_norm,
+        "steps_per_print": train.log_every,
+        **_without_auto(passed),
+        **FIXED,
+    }
+    for section in ("fp16", "bf16"):
+        engine[section] = {**engine.get(section, {}), "enabled": train.precision == section}
+    return engine
+
+
+def zero_stage(ds_json: Mapping[str, Any]) -> int:
+    """The ZeRO stage that a JSON asks for, 0 where it does not say; wrong values are no concern."""
+    zero = ds_json.get("zero_optimization")
+    stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
+    return stage if isinstance(stage, int) else 0
+
+
+def _without_auto(node: Any) -> Any:
+    """``node`` without its "auto" values, which DeepSpeed would in part read as strings."""
+    if not isinstance(node, Mapping):
+        return node
+    return {key: _without_auto(value) for key, value in node.items() if value != AUTO}
+
+
+def _is_auto(value: Any) -> bool:
+    """Whether ``value`` leaves the choice to us.
+
+    "auto" does, and so does what Hugging Face's files say of optimizer and scheduler: a type, and
+    "auto" for each of its params.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("params"), Mapping):
+        return all(item == AUTO for item in value["params"].values())
+    return bool(value == AUTO)
+
+
+def _ownership_errors(ds_json: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in ds_json.items():
+        if key in OWNED and not _is_auto(value):
+            yield _misplaced(key, OWNED[key])
+        elif key in FIXED and value not in (AUTO, FIXED[key]):
+            yield f"{key}: ds_seq needs {json.dumps(FIXED[key])}. Take it out"
+        elif key in REFUSED:
+            yield f"{key}: not supported: {REFUSED[key]}. Take it out"
+    for section, owned in OWNED_BELOW.items():
+        below = ds_json.get(section)
+        if isinstance(below, Mapping):
+            for key, home in owned.items():
+                if below.get(key, AUTO) != AUTO:
+                    yield _misplaced(f"{section}.{key}", home)
+
+
+def _misplaced(key: str, home: str) -> str:
+    return f'{key}: its home is the experiment file: {home}. Take it out, or say "auto"'
+
+
+def _unknown_key_errors(
+    node: Mapping[str, Any], known: Keys, owned: Mapping[str, Mapping[str, str]], path: str
+) -> Iterator[str]:
+    handled = {*OWNED, *FIXED, *REFUSED} if not path else set(owned.get(path, ()))
+    for key, value in node.items():
+        dotted = f"{path}.{key}" if path else key
+        if key in handled or value == AUTO:
+            continue
+        if key not in known:
+            yield f"{dotted}: unknown key{nearest(key, {*known, *handled})}"
+            continue
+        expected = known[key]
+        if isinstance(expected, str):
+            if not _is_kind(value, expected):
+                yield f"{dotted}: should be {_KIND_NAMES[expected]}, not {json.dumps(value)}"
+        elif isinstance(value, Mapping):
+            yield from _unknown_key_errors(value, expected, owned, dotted)
+        else:
+            yield f"{dotted}: should be an object {{...}}, not {json.dumps(value)}"
+
+
+_KIND_NAMES: Mapping[Kind, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "number": "a number",
+    "text": "text",
+    "list": "a list",
+}
+
+
+def _is_kind(value: Any, kind: Kind) -> bool:
+    if kind in ("bool", "text", "list"):
+        return isinstance(value, {"bool": bool, "text": str, "list": list}[kind])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # bucket sizes are customarily written 5e8
+    return kind == "number" or float(value).is_integer()
+
+
+def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> Iterator[str]:
+    zero = ds_json.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        return
+    given = zero.get("stage", 0)
+    if _is_kind(given, "int") and not 0 <= given <= MAX_STAGE:
+        yield f"zero_optimization.stage: {given} is none of 0, 1, 2, 3"
+    elif given == AUTO:
+        yield 'zero_optimization.stage: "auto" says nothing here; choose 0, 1, 2 or 3'
+    stage = zero_stage(ds_json)
+    if stage == 0 and moe and train.expert_parallel > 1 and train.precision != "fp32":
+        yield (
+            f"zero_optimization.stage: 0 cannot run experts in {train.precision} with "
+            f"train.expert_parallel {train.expert_parallel}; use stage 1, 2 or 3"
+        )
+    for key, lowest in (("offload_optimizer", 1), ("offload_param", MAX_STAGE)):
+        target = zero.get(key)
+        if (
+            isinstance(target, Mapping)
+            and target.get("device", "none") != "none"
+            and stage < lowest
+        ):
+            yield f"zero_optimization.{key}: needs stage {lowest} at least, not {stage}"
+
+
+def _optimizer_errors(config: ExperimentConfig, stage: int) -> list[str]:
+    if stage == 0 or not isinstance(config.optimizer, AdafactorConfig):
+        return []
+    return [
+        "optimizer.name: adafactor factors the rows and columns of matrices, but ZeRO stage "
+        f"{stage} hands optimizers flat slices; use stage 0 in {config.train.deepspeed}, or adamw"
+    ]

@@ -1,0 +1,183 @@
+"""Which key of a DeepSpeed JSON is whose: tables, and nothing else.
+
+DeepSpeed takes an unknown top-level key in silence, so the known ones are listed here. A test
+compares the nested ones with DeepSpeed's own models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+Kind = Literal["bool", "int", "number", "text", "list"]
+Keys = Mapping[str, "Kind | Keys"]
+
+OWNED: Mapping[str, str] = {
+    "train_batch_size": "train.max_tokens and train.accumulate (batches are by tokens)",
+    "train_micro_batch_size_per_gpu": "train.max_tokens (batches are by tokens)",
+    "gradient_accumulation_steps": "train.accumulate",
+    "gradient_clipping": "train.clip_norm",
+    "steps_per_print": "train.log_every",
+    "seed": "train.seed",
+    "optimizer": "optimizer",
+    "scheduler": "scheduler",
+    "tensorboard": "train.tensorboard",
+    "expert_parallel": "train.expert_parallel",
+}
+"""Top-level keys whose home is the experiment file, and what they are called there."""
+
+OWNED_BELOW: Mapping[str, Mapping[str, str]] = {
+    "fp16": {"enabled": "train.precision", "auto_cast": "train.precision"},
+    "bf16": {"enabled": "train.precision"},
+}
+"""Keys of passed sections whose home is the experiment file."""
+
+FIXED: Mapping[str, bool] = {
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+"""Written by ds_seq always: optimizers are torch's, which DeepSpeed calls untested."""
+
+_NORMALISES = "the gradient is normalised by tokens in ds_seq"
+_NO_OTHER_ENGINE = "ds_seq has no use for it"
+
+REFUSED: Mapping[str, str] = {
+    "amp": "use train.precision",
+    "torch_autocast": "use train.precision",
+    "bfloat16": "spell it bf16",
+    "gradient_allreduce_op": _NORMALISES,
+    "managed_gradient_accumulation": _NORMALISES,
+    "wandb": "ds_seq writes TensorBoard and JSONL",
+    "csv_monitor": "ds_seq writes TensorBoard and JSONL",
+    "comet": "ds_seq writes TensorBoard and JSONL",
+    "use_data_before_expert_parallelism": "ds_seq lays the expert-parallel groups out itself",
+    "sequence_parallel_size": _NO_OTHER_ENGINE,
+    "tensor_parallel": _NO_OTHER_ENGINE,
+    "pipeline": _NO_OTHER_ENGINE,
+    "hybrid_engine": _NO_OTHER_ENGINE,
+    "data_efficiency": _NO_OTHER_ENGINE,
+    "dataloader_drop_last": _NO_OTHER_ENGINE,
+    "autotuning": _NO_OTHER_ENGINE,
+}
+"""Top-level keys that DeepSpeed knows and a run of ds_seq cannot take, and why."""
+
+_OFFLOAD_PARAM: Keys = {
+    "device": "text",
+    "nvme_path": "text",
+    "buffer_count": "int",
+    "buffer_size": "int",
+    "max_in_cpu": "int",
+    "pin_memory": "bool",
+}
+_OFFLOAD_OPTIMIZER: Keys = {
+    "device": "text",
+    "nvme_path": "text",
+    "buffer_count": "int",
+    "pin_memory": "bool",
+    "pipeline_read": "bool",
+    "pipeline_write": "bool",
+    "fast_init": "bool",
+    "ratio": "number",
+    "super_offload": "bool",
+    "cpuadam_cores_perc": "number",
+}
+
+PASSED: Keys = {
+    "zero_optimization": {
+        "stage": "int",
+        "contiguous_gradients": "bool",
+        "reduce_scatter": "bool",
+        "reduce_bucket_size": "int",
+        "use_multi_rank_bucket_allreduce": "bool",
+        "allgather_partitions": "bool",
+        "allgather_bucket_size": "int",
+        "overlap_comm": "bool",
+        "load_from_fp32_weights": "bool",
+        "elastic_checkpoint": "bool",
+        "offload_param": _OFFLOAD_PARAM,
+        "offload_optimizer": _OFFLOAD_OPTIMIZER,
+        "sub_group_size": "int",
+        "stage3_prefetch_bucket_size": "int",
+        "stage3_param_persistence_threshold": "int",
+        "stage3_model_persistence_threshold": "int",
+        "stage3_max_live_parameters": "int",
+        "stage3_max_reuse_distance": "int",
+        "stage3_gather_16bit_weights_on_model_save": "bool",
+        "stage3_module_granularity_threshold": "int",
+        "stage3_use_all_reduce_for_fetch_params": "bool",
+        "stage3_allgather_sequential": "bool",
+        "ignore_unused_parameters": "bool",
+        "round_robin_gradients": "bool",
+        "zero_hpz_partition_size": "int",
+        "zero_quantized_weights": "bool",
+        "zero_quantized_nontrainable_weights": "bool",
+        "zero_quantized_gradients": "bool",
+        "memory_efficient_linear": "bool",
+        "log_trace_cache_warnings": "bool",
+        "enable_sanity_checks": "bool",
+    },
+    "fp16": {
+        "loss_scale": "number",
+        "initial_scale_power": "int",
+        "loss_scale_window": "int",
+        "hysteresis": "int",
+        "consecutive_hysteresis": "bool",
+        "min_loss_scale": "int",
+        "fp16_master_weights_and_grads": "bool",
+    },
+    "bf16": {
+        "immediate_grad_update": "bool",
+        "check_grad_overflow": "bool",
+        "bf16_master_weights_and_grads": "bool",
+        "bf16_optimizer_states": "bool",
+    },
+    "data_types": {"grad_accum_dtype": "text"},
+    "communication_data_type": "text",
+    "prescale_gradients": "bool",
+    "gradient_predivide_factor": "number",
+    "disable_allgather": "bool",
+    "activation_checkpointing": {
+        "partition_activations": "bool",
+        "cpu_checkpointing": "bool",
+        "contiguous_memory_optimization": "bool",
+        "number_checkpoints": "int",
+        "synchronize_checkpoint_boundary": "bool",
+        "profile": "bool",
+    },
+    "flops_profiler": {
+        "enabled": "bool",
+        "recompute_fwd_factor": "number",
+        "profile_step": "int",
+        "module_depth": "int",
+        "top_modules": "int",
+        "detailed": "bool",
+        "output_file": "text",
+    },
+    "comms_logger": {
+        "enabled": "bool",
+        "verbose": "bool",
+        "prof_all": "bool",
+        "debug": "bool",
+        "prof_ops": "list",
+    },
+    "timers": {"throughput": {"enabled": "bool", "synchronized": "bool"}},
+    "wall_clock_breakdown": "bool",
+    "memory_breakdown": "bool",
+    "dump_state": "bool",
+    "log_level": "text",
+    "aio": {
+        "block_size": "int",
+        "queue_depth": "int",
+        "intra_op_parallelism": "int",
+        "single_submit": "bool",
+        "overlap_events": "bool",
+        "use_gds": "bool",
+    },
+    "checkpoint": {
+        "tag_validation": "text",
+        "load_universal": "bool",
+        "use_node_local_storage": "bool",
+        "parallel_write": {"pipeline_stage": "bool"},
+    },
+}
+"""Keys whose home is the DeepSpeed JSON, with what they hold; nested as in the file."""

@@ -1,0 +1,148 @@
+"""One run: all sections together, and the checks that need more than one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+
+from ds_seq.config.base import Config, ExternalConfig, FieldErrors, plugin_tag
+from ds_seq.config.data import DataConfig
+from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.objective import CriterionConfig, CrossEntropyConfig
+from ds_seq.config.optim import (
+    AdamConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    LinearConfig,
+    OptimizerConfig,
+    PolynomialConfig,
+    SchedulerConfig,
+)
+from ds_seq.config.train import TrainConfig
+from ds_seq.errors import UserError
+
+
+class TranslationConfig(Config):
+    """Translation between two languages."""
+
+    name: Literal["translation"] = Field(default="translation", description="This task.")
+
+
+TaskConfig = Annotated[
+    Annotated[TranslationConfig, Tag("translation")] | Annotated[ExternalConfig, Tag("external")],
+    Discriminator(plugin_tag("translation")),
+]
+
+
+class ExperimentConfig(Config):
+    """Everything a run is, but for the DeepSpeed JSON that `train.deepspeed` names."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]+$")] = Field(
+        description="Name of the run: letters, digits and `_ . + -`."
+    )
+    run_dir: str | None = Field(default=None, description="Run folder; null is `runs/<name>`.")
+    data: DataConfig = Field(description="Languages, raw files and shards.")
+    task: TaskConfig = Field(default_factory=TranslationConfig, description="What is learned.")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The model.")
+    criterion: CriterionConfig = Field(
+        default_factory=CrossEntropyConfig, description="What training minimises."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=AdamConfig, description="The optimizer.")
+    scheduler: SchedulerConfig = Field(
+        default_factory=InverseSqrtConfig, description="The learning rate over time."
+    )
+    train: TrainConfig = Field(default_factory=TrainConfig, description="The training run.")
+    generation: GenerationConfig = Field(
+        default_factory=GenerationConfig, description="Search of translations."
+    )
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run keeps its files."""
+        return Path(self.run_dir) if self.run_dir is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> ExperimentConfig:
+        errors = [
+            *self._expert_parallel_errors(),
+            *self._length_errors(),
+            *self._schedule_errors(),
+            *self._validation_errors(),
+        ]
+        if errors:
+            raise FieldErrors(errors)
+        return self
+
+    def _expert_parallel_errors(self) -> list[tuple[str, str]]:
+        ranks = self.train.expert_parallel
+        moe = self.model.moe
+        if ranks == 1:
+            return []
+        if moe is None:
+            return [
+                ("train.expert_parallel", f"{ranks}, but model.moe is null: a dense model needs 1")
+            ]
+        if moe.num_experts % ranks:
+            return [
+                (
+                    "train.expert_parallel",
+                    f"{ranks} does not divide model.moe.num_experts {moe.num_experts}",
+                )
+            ]
+        return []
+
+    def _length_errors(self) -> list[tuple[str, str]]:
+        errors = []
+        positions, tokens = self.model.max_positions, self.train.max_tokens
+        for side, length in (
+            ("max_source_length", self.data.max_source_length),
+            ("max_target_length", self.data.max_target_length),
+        ):
+            if length > positions:
+                errors.append(
+                    (f"data.{side}", f"{length} is more than model.max_positions {positions}")
+                )
+            if length > tokens:
+                errors.append(
+                    ("train.max_tokens", f"{tokens} holds no sentence of data.{side} {length}")
+                )
+        return errors
+
+    def _schedule_errors(self) -> list[tuple[str, str]]:
+        scheduler = self.scheduler
+        if not isinstance(scheduler, CosineConfig | LinearConfig | PolynomialConfig):
+            return []
+        total = scheduler.total_updates or self.train.max_updates
+        if scheduler.warmup_updates < total:
+            return []
+        return [
+            (
+                "scheduler.warmup_updates",
+                f"{scheduler.warmup_updates} leaves nothing to decay over: "
+                f"the schedule ends at update {total}",
+            )
+        ]
+
+    def _validation_errors(self) -> list[tuple[str, str]]:
+        if self.train.validate_every is None or not self.train.valid_bleu or self.data.raw.valid:
+            return []
+        return [
+            (
+                "data.raw.valid",
+                "missing: validation BLEU is measured against the raw reference; "
+                "give the files or set train.valid_bleu=false and train.best_metric=loss",
+            )
+        ]
+
+
+def check_world(train: TrainConfig, world_size: int) -> None:
+    """Refuse a number of ranks that `train.expert_parallel` does not divide."""
+    ranks = train.expert_parallel
+    if world_size % ranks:
+        raise UserError(
+            f"train.expert_parallel: {ranks} does not divide the world size {world_size}; start a "
+            f"multiple of {ranks} ranks or lower train.expert_parallel"
+        )

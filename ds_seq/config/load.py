@@ -1,0 +1,150 @@
+"""From an experiment file to an `ExperimentConfig`, and back.
+
+Precedence: override on the command line, experiment file, its `extends` parent, schema default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.messages import error_lines
+from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
+from ds_seq.errors import UserError
+
+EXTENDS = "extends"
+
+
+class _Tree:
+    """Merged raw values, and where each was written."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.data: dict[str, Any] = {}
+        self._origins: dict[KeyPath, str] = {}
+
+    def merge(self, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
+        """Lay ``data`` over what is there: mappings merge, all else replaces."""
+        self._merge(self.data, data, (), origins)
+
+    def _merge(
+        self, below: dict[str, Any], above: dict[str, Any], at: KeyPath, origins: dict[KeyPath, str]
+    ) -> None:
+        for key, value in above.items():
+            path = (*at, key)
+            self._origins[path] = origins.get(path, str(self.file))
+            old = below.get(key)
+            if isinstance(old, dict) and isinstance(value, dict) and not _other_plugin(old, value):
+                self._merge(old, value, path, origins)
+            else:
+                below[key] = value
+                self._replace_origins(path, origins)
+
+    def _replace_origins(self, path: KeyPath, origins: dict[KeyPath, str]) -> None:
+        depth = len(path)
+        for known in [p for p in self._origins if p[:depth] == path and len(p) > depth]:
+            del self._origins[known]
+        self._origins.update((p, where) for p, where in origins.items() if p[:depth] == path)
+
+    def origin(self, path: KeyPath) -> str:
+        """Where the key at ``path``, or the nearest section around it, was written."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._origins:
+                return self._origins[path[:length]]
+        return str(self.file)
+
+
+def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether ``new`` names another plug-in, whose options the old ones cannot be."""
+    return "name" in new and "name" in old and new["name"] != old["name"]
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """Read and check an experiment file.
+
+    A relative `train.deepspeed` is looked for in the working folder, then in the experiment file's
+    folder and the two above it; what is found replaces it. It need not exist: a run folder that was
+    copied elsewhere translates without.
+
+    Args:
+        path: YAML file (JSON is YAML too).
+        overrides: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        UserError: with every finding, one a line.
+    """
+    file = Path(path)
+    tree = _read_with_parents(file)
+    _apply_overrides(tree, overrides)
+    try:
+        config = ExperimentConfig.model_validate(tree.data)
+    except ValidationError as error:
+        raise UserError("\n".join(error_lines(error, tree.data, tree.origin))) from None
+    found = _find_near(config.train.deepspeed, file)
+    if found is None:
+        return config
+    train = config.train.model_copy(update={"deepspeed": str(found)})
+    return config.model_copy(update={"train": train})
+
+
+def dump(config: ExperimentConfig) -> str:
+    """The resolved experiment as YAML; loading it gives the same experiment."""
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def _read_with_parents(file: Path) -> _Tree:
+    chain: list[tuple[Path, YamlFile]] = []
+    current: Path | None = file
+    while current is not None:
+        if current.resolve() in [seen.resolve() for seen, _ in chain]:
+            raise UserError(f"{current}: {EXTENDS}: the files extend one another in a circle")
+        content = read_yaml(current)
+        chain.append((current, content))
+        parent = content.data.pop(EXTENDS, None)
+        if parent is not None and not isinstance(parent, str):
+            raise UserError(f"{current}: {EXTENDS}: names one file, not {parent!r}")
+        current = current.parent / parent if parent is not None else None
+    tree = _Tree(file)
+    for source, content in reversed(chain):
+        tree.merge(content.data, {key: f"{source}:{line}" for key, line in content.lines.items()})
+    return tree
+
+
+def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
+    data: dict[str, Any] = {}
+    origins: dict[KeyPath, str] = {}
+    problems = []
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        keys = tuple(dotted.split("."))
+        if not equals or not all(keys):
+            problems.append(f"command line: {override!r} is not of the form key.key=value")
+            continue
+        try:
+            value = parse_value(text)
+        except yaml.YAMLError:
+            problems.append(f"command line: {dotted}: {text!r} is not a YAML value; quote it?")
+            continue
+        section = data
+        for key in keys[:-1]:
+            inner = section.get(key)
+            section[key] = inner if isinstance(inner, dict) else {}
+            section = section[key]
+        section[keys[-1]] = value
+        origins.update((keys[:length], "command line") for length in range(1, len(keys) + 1))
+    if problems:
+        raise UserError("\n".join(problems))
+    tree.merge(data, origins)
+
+
+def _find_near(name: str | None, experiment: Path) -> Path | None:
+    if name is None:
+        return None
+    folder = experiment.absolute().parent
+    places = (Path(), folder, *folder.parents[:2])
+    return next((place / name for place in places if (place / name).is_file()), None)

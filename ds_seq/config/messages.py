@@ -1,0 +1,119 @@
+"""pydantic's findings as lines for people: file and line, key, what is wrong, what was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors
+from ds_seq.config.deepspeed_keys import OWNED, PASSED
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.schema import NO_TAG, paths_of_key, section_classes
+from ds_seq.config.yaml_file import KeyPath
+from ds_seq.plugins import nearest
+
+Origin = Callable[[KeyPath], str]
+
+
+def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
+    """One line for each finding.
+
+    Args:
+        error: of validating ``data`` as an `ExperimentConfig`.
+        data: what was validated.
+        origin: where a key was written, such as `my.yaml:12`.
+    """
+    return [
+        f"{origin(path)}: {_dotted(path)}: {message}"
+        for details in error.errors()
+        for path, message in _findings(details, data)
+    ]
+
+
+def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]:
+    path, owner = _locate(details["loc"], data)
+    kind, context = details["type"], details.get("ctx", {})
+    cause = context.get("error")
+    if kind == "extra_forbidden":
+        yield path, f"unknown key{_hint(path, owner)}"
+    elif kind == "missing":
+        yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
+    elif kind == "union_tag_invalid":
+        known = [tag for tag in _quoted(context["expected_tags"]) if tag != EXTERNAL_TAG]
+        yield (
+            (*path, "name"),
+            f"no {path[-1]} {context['tag']!r}{nearest(context['tag'], known)}; there are "
+            f"{', '.join(known)}, or `package.module:Name`",
+        )
+    elif isinstance(cause, FieldErrors):
+        for below, message in cause.errors:
+            yield (*path, *below.split(".")), message
+    elif isinstance(cause, ValueError):
+        yield path, str(cause)
+    else:
+        meant = nearest(str(details["input"]), _quoted(context.get("expected", "")))
+        wanted = details["msg"].replace("Input should", "should", 1)
+        yield path, f"{wanted}, not {details['input']!r}{meant}"
+
+
+def _quoted(text: Any) -> list[str]:
+    """The names in a list such as ``'pre', 'learned' or 'rotary'``."""
+    return re.findall(r"'([^']*)'", str(text))
+
+
+def _locate(location: KeyPath, data: Any) -> tuple[KeyPath, type[Config]]:
+    """The key path that the user wrote, and the class that holds its last key.
+
+    pydantic's location names union tags too, and an index for a single raw split.
+    """
+    path: list[str | int] = []
+    owner: type[Config] = ExperimentConfig
+    choices: dict[str, type[Config]] = {}
+    here = data
+    for item in location:
+        if isinstance(item, str) and item in choices:
+            owner, choices = choices[item], {}
+            continue
+        if isinstance(item, int) and isinstance(here, dict):
+            continue
+        path.append(item)
+        here = _child(here, item)
+        if isinstance(item, str) and item in owner.model_fields:
+            choices = section_classes(owner.model_fields[item].annotation)
+            owner = choices.pop(NO_TAG, owner)
+    return tuple(path), owner
+
+
+def _child(node: Any, key: str | int) -> Any:
+    if isinstance(node, dict):
+        return node.get(key)
+    if isinstance(node, list) and isinstance(key, int) and key < len(node):
+        return node[key]
+    return None
+
+
+def _hint(path: KeyPath, owner: type[Config]) -> str:
+    """What an unknown key was probably meant to be, or where it belongs."""
+    key = str(path[-1])
+    elsewhere = paths_of_key(key)
+    if _dotted(path) in elsewhere:
+        return f"; {owner.model_fields['name'].default or 'an external plug-in'} does not take it"
+    if len(elsewhere) in (1, 2):
+        return f"; it belongs to {' or '.join(elsewhere)}"
+    if key in OWNED:
+        return f"; ds_seq's name for it is {OWNED[key]}"
+    for group, below in PASSED.items():
+        if key == group or (isinstance(below, dict) and key in below):
+            return "; it belongs to the DeepSpeed JSON that train.deepspeed names"
+    return nearest(key, owner.model_fields)
+
+
+def _dotted(path: KeyPath) -> str:
+    text = ""
+    for item in path:
+        text += f"[{item}]" if isinstance(item, int) else f".{item}"
+    return text.removeprefix(".")

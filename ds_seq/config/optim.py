@@ -1,0 +1,142 @@
+"""Optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ds_seq.config.base import (
+    Config,
+    ExternalConfig,
+    FieldErrors,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+    plugin_tag,
+)
+
+LearningRate = Annotated[float, Field(gt=0.0)]
+
+
+class AdamConfig(Config):
+    """Adam (Kingma and Ba 2015), with decoupled weight decay as `adamw`."""
+
+    name: Literal["adam", "adamw"] = Field(
+        default="adamw",
+        description="`adamw` decays the weights themselves (as fairseq's `adam` does); `adam` adds "
+        "the decay to the gradient.",
+    )
+    lr: LearningRate = Field(default=5e-4, description="Highest learning rate.")
+    betas: tuple[Probability, Probability] = Field(
+        default=(0.9, 0.98), description="Decay of the first and second moment."
+    )
+    eps: float = Field(default=1e-8, gt=0.0, description="Added to the root of the second moment.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Weight decay; norms and biases are spared."
+    )
+
+
+class AdafactorConfig(Config):
+    """Adafactor (Shazeer and Stern 2018): second moments as row and column sums."""
+
+    name: Literal["adafactor"] = Field(default="adafactor", description="This optimizer.")
+    lr: LearningRate = Field(default=5e-4, description="Highest learning rate.")
+    beta2_decay: float = Field(
+        default=-0.8, lt=0.0, description="The second moment's decay at update t is 1 - t ** this."
+    )
+    clip_threshold: float = Field(
+        default=1.0, gt=0.0, description="Root mean square that an update is scaled down to."
+    )
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Weight decay; norms and biases are spared."
+    )
+
+
+class SgdConfig(Config):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"] = Field(default="sgd", description="This optimizer.")
+    lr: LearningRate = Field(default=0.1, description="Highest learning rate.")
+    momentum: Probability = Field(default=0.0, description="Share of the last step that is kept.")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum.")
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="Weight decay; norms and biases are spared."
+    )
+
+    @model_validator(mode="after")
+    def _check_nesterov(self) -> SgdConfig:
+        if self.nesterov and self.momentum == 0.0:
+            raise FieldErrors([("nesterov", "needs a momentum above 0")])
+        return self
+
+
+OptimizerConfig = Annotated[
+    Annotated[AdamConfig, Tag("adam")]
+    | Annotated[AdamConfig, Tag("adamw")]
+    | Annotated[AdafactorConfig, Tag("adafactor")]
+    | Annotated[SgdConfig, Tag("sgd")]
+    | Annotated[ExternalConfig, Tag("external")],
+    Discriminator(plugin_tag("adamw")),
+]
+
+_WARMUP = "Updates of linear warm-up."
+_TOTAL = "Update at which the decay ends; null takes `train.max_updates`."
+_END = "Learning rate at the end of the decay."
+
+
+class InverseSqrtConfig(Config):
+    """Linear warm-up, then lr * sqrt(warmup_updates / update) (Vaswani et al. 2017)."""
+
+    name: Literal["inverse_sqrt"] = Field(default="inverse_sqrt", description="This schedule.")
+    warmup_updates: PositiveInt = Field(default=4000, description=_WARMUP)
+    warmup_init_lr: NonNegativeFloat = Field(
+        default=0.0, description="Learning rate at the start of the warm-up."
+    )
+
+
+class CosineConfig(Config):
+    """Linear warm-up, then half a cosine down to `min_lr`."""
+
+    name: Literal["cosine"] = Field(default="cosine", description="This schedule.")
+    warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
+    min_lr: NonNegativeFloat = Field(default=0.0, description=_END)
+    total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
+
+
+class LinearConfig(Config):
+    """Linear warm-up, then a straight line down to `end_lr`."""
+
+    name: Literal["linear"] = Field(default="linear", description="This schedule.")
+    warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
+    end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
+    total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
+
+
+class PolynomialConfig(Config):
+    """Linear warm-up, then (remaining share of the updates) ** power down to `end_lr`."""
+
+    name: Literal["polynomial"] = Field(default="polynomial", description="This schedule.")
+    warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
+    power: float = Field(default=1.0, gt=0.0, description="Exponent; 1 is a straight line.")
+    end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
+    total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
+
+
+class ConstantConfig(Config):
+    """Linear warm-up, then the highest learning rate for ever."""
+
+    name: Literal["constant"] = Field(default="constant", description="This schedule.")
+    warmup_updates: NonNegativeInt = Field(default=0, description=_WARMUP)
+
+
+SchedulerConfig = Annotated[
+    Annotated[InverseSqrtConfig, Tag("inverse_sqrt")]
+    | Annotated[CosineConfig, Tag("cosine")]
+    | Annotated[LinearConfig, Tag("linear")]
+    | Annotated[PolynomialConfig, Tag("polynomial")]
+    | Annotated[ConstantConfig, Tag("constant")]
+    | Annotated[ExternalConfig, Tag("external")],
+    Discriminator(plugin_tag("inverse_sqrt")),
+]

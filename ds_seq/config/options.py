@@ -1,0 +1,83 @@
+"""The table of all options, written from the schema (`ds-seq check --options`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ds_seq.config.schema import Section, section_classes, sections
+
+_INTRODUCTION = """\
+# Options of an experiment file
+
+Written by `ds-seq check --options`. Keys are dotted as on the command line
+(`ds-seq train EXP.yaml train.max_tokens=8192`). `[name]` behind a section means: where its `name`
+is that. What is not here (ZeRO, offloading, loss scaling, profiling) belongs to the DeepSpeed JSON
+that `train.deepspeed` names.
+"""
+
+
+def options_table() -> str:
+    """Markdown: one table a section, one row an option."""
+    parts = [_INTRODUCTION]
+    for section in sections():
+        rows = list(_rows(section))
+        if rows:
+            title = section.path or "experiment"
+            variant = f"[{section.variant}]" if section.variant else ""
+            about = (section.config.__doc__ or "").strip().splitlines()[0]
+            parts.append(
+                "\n".join(
+                    [
+                        f"## {title}{variant}\n\n{about}\n",
+                        "| option | type | default | meaning |",
+                        "| --- | --- | --- | --- |",
+                        *rows,
+                        "",
+                    ]
+                )
+            )
+    return "\n".join(parts)
+
+
+def _rows(section: Section) -> Iterator[str]:
+    schema = section.config.model_json_schema()
+    definitions = schema.get("$defs", {})
+    for name, field in section.config.model_fields.items():
+        if section_classes(field.annotation) and "default" not in schema["properties"][name]:
+            continue  # a section of its own below; `moe`, which may be null, is an option too
+        described = schema["properties"][name]
+        default = "required" if field.is_required() else _code(_default(field, described))
+        cells = (f"`{section.path_of(name)}`", _type(described, definitions), default)
+        meaning = str(field.description).replace("|", "\\|")
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} | {meaning} |"
+
+
+def _default(field: Any, described: Mapping[str, Any]) -> Any:
+    return (
+        described["default"]
+        if "default" in described
+        else field.get_default(call_default_factory=True)
+    )
+
+
+def _code(value: Any) -> str:
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_type(member, definitions) for member in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(f"`{choice}`" for choice in schema["enum"])
+    if "const" in schema:
+        return f"`{schema['const']}`"
+    if "$ref" in schema:
+        return "section"
+    kind = str(schema.get("type", "any"))
+    names = {"integer": "int", "number": "float", "string": "text", "boolean": "true, false"}
+    names |= {"array": "list", "object": "mapping"}
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema)
+    return " ".join(part for part in (names.get(kind, kind), limits) if part)

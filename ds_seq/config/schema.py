@@ -1,0 +1,81 @@
+"""Reading the schema itself: which keys exist where; for hints, option tables, plug-in checks."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import Tag
+
+from ds_seq.config.base import EXTERNAL_TAG, Config
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import MODEL_NAMES
+
+NO_TAG = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One config class at one place of the experiment file.
+
+    Attributes:
+        path: dotted path of the section; empty for the file itself.
+        variant: its `name` where the section is a plug-in, else empty.
+        config: the class.
+    """
+
+    path: str
+    variant: str
+    config: type[Config]
+
+    def path_of(self, field: str) -> str:
+        """Dotted path of one of the section's fields."""
+        return f"{self.path}.{field}" if self.path else field
+
+
+def section_classes(annotation: Any, tag: str = NO_TAG) -> dict[str, type[Config]]:
+    """The config classes that an annotation admits, by union tag (`NO_TAG` for a plain section)."""
+    if get_origin(annotation) is Annotated:
+        inner, *metadata = get_args(annotation)
+        tags = [item.tag for item in metadata if isinstance(item, Tag)]
+        return section_classes(inner, tags[0] if tags else tag)
+    if get_origin(annotation) in (Union, types.UnionType, list):
+        found: dict[str, type[Config]] = {}
+        for member in get_args(annotation):
+            found.update(section_classes(member, tag))
+        return found
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return {tag: annotation}
+    return {}
+
+
+def sections(config: type[Config] = ExperimentConfig, path: str = "") -> Iterator[Section]:
+    """All sections below ``config``, itself first, in the order of the schema."""
+    yield from _walk(Section(path, NO_TAG, config))
+
+
+def _walk(section: Section) -> Iterator[Section]:
+    yield section
+    for name, field in section.config.model_fields.items():
+        by_class: dict[type[Config], list[str]] = {}
+        for tag, config in section_classes(field.annotation).items():
+            by_class.setdefault(config, []).append(tag)
+        for config, tags in by_class.items():
+            yield from _walk(Section(section.path_of(name), ",".join(tags), config))
+
+
+def paths_of_key(key: str) -> list[str]:
+    """Dotted paths of all fields named ``key``, each once."""
+    found = (section.path_of(key) for section in sections() if key in section.config.model_fields)
+    return list(dict.fromkeys(found))
+
+
+def plugin_names() -> Mapping[str, frozenset[str]]:
+    """The names each plug-in point knows, external ones apart; the tables in code must agree."""
+    points = {}
+    for point in ("task", "criterion", "optimizer", "scheduler"):
+        tags = section_classes(ExperimentConfig.model_fields[point].annotation)
+        points[point] = frozenset(tags) - {EXTERNAL_TAG}
+    return {"model": frozenset(MODEL_NAMES), **points}

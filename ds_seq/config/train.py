@@ -1,0 +1,107 @@
+"""How long, how fast and where: batches, precision, stopping, saving, expert parallelism."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ds_seq.config.base import (
+    Config,
+    FieldErrors,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class TrainConfig(Config):
+    """The training run."""
+
+    deepspeed: str | None = Field(
+        default=None,
+        description="DeepSpeed JSON, relative to the working folder or to the experiment file; "
+        "null is ZeRO stage 0 with DeepSpeed's own defaults.",
+    )
+    max_tokens: PositiveInt = Field(
+        default=4096,
+        description="Size of a batch on one rank: sentences times the longest side, with padding.",
+    )
+    max_sentences: PositiveInt | None = Field(
+        default=None, description="Most sentences of a batch; null sets no limit."
+    )
+    accumulate: PositiveInt = Field(
+        default=1, description="Batches a rank takes for one update (gradient accumulation)."
+    )
+    precision: Precision = Field(
+        default="fp32", description="Number format of the model; masters stay fp32."
+    )
+    clip_norm: NonNegativeFloat = Field(
+        default=0.0, description="Largest norm of the gradient; 0 never clips."
+    )
+    seed: NonNegativeInt = Field(
+        default=1, description="Seed of initialisation, dropout and batch order."
+    )
+    max_updates: PositiveInt = Field(default=100_000, description="Stop after this many updates.")
+    max_epochs: PositiveInt | None = Field(
+        default=None, description="Stop after this many passes over the data."
+    )
+    max_hours: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=None, description="Save and stop after this many hours."
+    )
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="Stop after this many validations in a row without a better `best_metric`.",
+    )
+    log_every: PositiveInt = Field(default=100, description="Updates between two log entries.")
+    validate_every: PositiveInt | None = Field(
+        default=1000, description="Updates between two validations; null never validates."
+    )
+    save_every: PositiveInt | None = Field(
+        default=None, description="Updates between two checkpoints; null saves at each validation."
+    )
+    keep_last: PositiveInt = Field(default=2, description="Most recent checkpoints that are kept.")
+    keep_best: PositiveInt = Field(default=1, description="Best checkpoints that are kept.")
+    best_metric: Literal["bleu", "loss"] = Field(
+        default="bleu", description="Validation figure that makes a checkpoint the best."
+    )
+    valid_bleu: bool = Field(
+        default=True,
+        description="Translate the validation text and score it against the raw reference.",
+    )
+    valid_max_sentences: PositiveInt | None = Field(
+        default=None, description="Sentences translated for validation BLEU; null takes all."
+    )
+    sanity_validation_batches: NonNegativeInt = Field(
+        default=2,
+        description="Validation batches tried before the first update, to fail early; 0 is none.",
+    )
+    expert_parallel: PositiveInt = Field(
+        default=1,
+        description="Ranks that share the experts of a layer; must divide the world size and "
+        "`model.moe.num_experts`.",
+    )
+    num_prefetch: PositiveInt = Field(
+        default=4, description="Batches collated ahead of the model in the background."
+    )
+    tensorboard: bool = Field(
+        default=True, description="Write TensorBoard files beside the JSONL log."
+    )
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> TrainConfig:
+        errors = []
+        if self.validate_every is None:
+            if self.save_every is None:
+                errors.append(
+                    ("save_every", "null saves at validations, but validate_every is null")
+                )
+            if self.patience is not None:
+                errors.append(("patience", "counts validations, but validate_every is null"))
+        elif self.best_metric == "bleu" and not self.valid_bleu:
+            errors.append(("best_metric", "bleu needs valid_bleu: true; or use loss"))
+        if errors:
+            raise FieldErrors(errors)
+        return self

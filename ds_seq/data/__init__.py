@@ -1,0 +1,15 @@
+"""From raw parallel text to batches of tokens: cleaning, vocabulary, shards, token batches, stream.
+
+The modules, in the order in which a sentence meets them:
+
+* ``text``: reads parallel text files line by line and complains with file and line.
+* ``clean``: normalises and filters a training corpus.
+* ``vocab``: the SentencePiece vocabulary.
+* ``binarize``: text and vocabulary -> shards.
+* ``shards``: the file format, writer and memory-mapped reader side by side.
+* ``batching``: which sentences form which batch, on which rank.
+* ``dataset``: padded tensors for such a batch.
+* ``stream``: batches of all epochs, made ahead in the background, resumable.
+
+This file imports none of them: the preparing half runs without torch.
+"""

@@ -1,0 +1,115 @@
+"""Text and vocabulary -> shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ds_seq.data.clean import check_no_empty_line
+from ds_seq.data.manifest import Manifest
+from ds_seq.data.parallel import map_in_order
+from ds_seq.data.progress import Report, ignore
+from ds_seq.data.shards import DEFAULT_SHARD_SIZE, ShardWriter, TokenBlock, manifest_path
+from ds_seq.data.text import LineBlock, PairPath, decode_lines, fingerprint, read_blocks
+from ds_seq.data.vocab import Vocab
+from ds_seq.errors import UserError
+
+_BLOCK_LINES = 10_000
+
+
+class BinarizeReport(NamedTuple):
+    """What was written, and how many tokens of each side the vocabulary does not know."""
+
+    manifest: Manifest
+    src_unknown: int
+    tgt_unknown: int
+
+
+def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
+    vocab: Vocab,
+    source: str | Path,
+    target: str | Path,
+    folder: str | Path,
+    split: str,
+    *,
+    languages: tuple[str, str],
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    workers: int = 1,
+    progress: Report = ignore,
+) -> BinarizeReport:
+    """Writes the shards of one split.
+
+    Pair n of the shards is line n of the text. The bytes are the same for every number of
+    workers: they only encode, and one process writes.
+
+    Args:
+        vocab: gives the ids; its hash goes into the manifest.
+        source: source text, one sentence a line.
+        target: target text of as many lines.
+        folder: where the shards go; see `ds_seq.data.shards`.
+        split: ``train``, ``valid``, ``test`` or another name.
+        languages: source and target language, for the manifest.
+        shard_size: pairs in a shard.
+        workers: number of processes.
+        progress: told the number of pairs of every finished block.
+
+    Raises:
+        UserError: sides of unequal length, no text, an empty line or invalid UTF-8. Older shards
+            of the split are left as they are.
+    """
+    path = PairPath(Path(source), Path(target))
+    blocks = read_blocks([path], _BLOCK_LINES)
+    unknown = [0, 0]
+    with ShardWriter(
+        folder,
+        split,
+        vocab_hash=vocab.hash,
+        vocab_size=len(vocab),
+        languages=languages,
+        shard_size=shard_size,
+        inputs=[fingerprint(side) for side in path],
+    ) as writer:
+        for pair in map_in_order(_encode_block, vocab, blocks, workers):
+            writer.add_block(*pair)
+            for side, block in enumerate(pair):
+                unknown[side] += int((block.tokens == vocab.unk_id).sum())
+            progress(len(pair[0].lengths))
+    return BinarizeReport(Manifest.read(manifest_path(folder, split)), *unknown)
+
+
+def is_current(
+    folder: str | Path, split: str, vocab: Vocab, text: PairPath, shard_size: int
+) -> bool:
+    """Tells whether `binarize` would write again what is there already."""
+    path = manifest_path(folder, split)
+    if not path.exists():
+        return False
+    try:
+        manifest = Manifest.read(path)
+        manifest.check_files(path.parent)
+    except UserError:
+        return False
+    return (
+        manifest.vocab_hash == vocab.hash
+        and manifest.inputs == tuple(fingerprint(side) for side in text)
+        and manifest.shards[0].pairs == min(shard_size, manifest.pairs)
+    )
+
+
+def _encode_block(vocab: Vocab, block: LineBlock) -> tuple[TokenBlock, TokenBlock]:
+    source, target = ([line.strip() for line in side] for side in decode_lines(block))
+    check_no_empty_line(block, source, target)
+    return _encode(vocab, source), _encode(vocab, target)
+
+
+def _encode(vocab: Vocab, lines: Sequence[str]) -> TokenBlock:
+    sentences = vocab.encode_lines(lines)
+    for ids in sentences:
+        ids.append(vocab.eos_id)
+    lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    tokens = np.fromiter(chain.from_iterable(sentences), np.uint32, int(lengths.sum()))
+    return TokenBlock(tokens, lengths)

@@ -1,0 +1,142 @@
+"""The manifest of a folder of shards: what is in it, and how to tell that it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ds_seq.data.text import fingerprint
+from ds_seq.errors import UserError
+
+FORMAT_VERSION = 1
+_REMAKE = "run `ds-seq prepare` again"
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """Size of one shard; the end symbols are among the tokens."""
+
+    pairs: int
+    src_tokens: int
+    tgt_tokens: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of ``<split>.manifest.json``.
+
+    Attributes:
+        vocab_hash: SHA-256 of the vocabulary that made the ids.
+        vocab_size: its number of pieces.
+        dtype: numpy name of the type that an id has on the disk.
+        languages: source and target language.
+        shards: one entry a shard.
+        files: records by file name.
+        inputs: SHA-256 of the texts, so that a later run can tell whether they have changed.
+    """
+
+    vocab_hash: str
+    vocab_size: int
+    dtype: str
+    languages: tuple[str, str]
+    shards: tuple[ShardCounts, ...]
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def pairs(self) -> int:
+        """Number of sentence pairs in all shards."""
+        return sum(shard.pairs for shard in self.shards)
+
+    @property
+    def src_tokens(self) -> int:
+        """Number of tokens on the source side."""
+        return sum(shard.src_tokens for shard in self.shards)
+
+    @property
+    def tgt_tokens(self) -> int:
+        """Number of tokens on the target side."""
+        return sum(shard.tgt_tokens for shard in self.shards)
+
+    def write(self, path: Path) -> None:
+        """Writes JSON, in one step: a reader sees the old file, the new one or none."""
+        text = json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Reads JSON written by `write`."""
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(_explain_missing(path)) from None
+        except ValueError:
+            raise UserError(f"{path}: is damaged (not JSON); {_REMAKE}") from None
+        version = raw.pop("version", None) if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; {_REMAKE}"
+            )
+        try:
+            return cls(
+                **{
+                    **raw,
+                    "languages": tuple(raw["languages"]),
+                    "shards": tuple(ShardCounts(**shard) for shard in raw["shards"]),
+                    "files": {name: FileRecord(**item) for name, item in raw["files"].items()},
+                    "inputs": tuple(raw["inputs"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: is damaged ({error}); {_REMAKE}") from None
+
+    def check_files(self, folder: Path, full: bool = False) -> None:
+        """Compares the files with their records: sizes, and with ``full`` every byte.
+
+        Raises:
+            UserError: a file is missing, cut short or changed; all such files are named.
+        """
+        problems = []
+        for name, record in self.files.items():
+            path = folder / name
+            if not path.exists():
+                problems.append(f"{path}: is missing; {_REMAKE}")
+            elif (actual := path.stat().st_size) != record.size:
+                problems.append(
+                    f"{path}: has {actual:,} bytes, but the manifest expects {record.size:,} "
+                    f"(an interrupted copy?); copy it again or {_REMAKE}"
+                )
+            elif full and fingerprint(path) != record.sha256:
+                problems.append(
+                    f"{path}: its content has changed (its SHA-256 is not the manifest's); "
+                    f"{_REMAKE}"
+                )
+        if problems:
+            raise UserError("\n".join(problems))
+
+
+def _explain_missing(path: Path) -> str:
+    if not path.parent.is_dir():
+        return (
+            f"{path.parent}: no such data folder; check data.dir, or make the folder with "
+            "`ds-seq prepare`"
+        )
+    suffix = ".manifest.json"
+    splits: Sequence[str] = sorted(
+        other.name.removesuffix(suffix) for other in path.parent.glob(f"*{suffix}")
+    )
+    found = f"found here: {', '.join(splits)}" if splits else "there are no shards here at all"
+    return f"{path}: no such manifest ({found}); make it with `ds-seq prepare`"

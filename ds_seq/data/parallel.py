@@ -1,0 +1,58 @@
+"""Ordered map over worker processes, with bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+State = TypeVar("State")
+
+_state: list[object] = []  # what this worker process was started with; empty in the main process
+
+
+def map_in_order(
+    function: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Yields ``function(state, item)`` for every item, in the order of the items.
+
+    ``state`` travels to each worker once, the items one by one. Only a few items per worker are
+    under way at a time, so that a corpus never lies in memory as a whole (which is what
+    ``multiprocessing.Pool.imap`` would do: it reads its input as fast as it can).
+
+    Args:
+        function: a function at the top level of a module, so that it can be sent to processes.
+        state: what every call needs, for example the vocabulary.
+        items: read lazily, in this process.
+        workers: number of processes; 1 does the work right here.
+    """
+    if workers <= 1:
+        for item in items:
+            yield function(state, item)
+        return
+    # "spawn", because forking a process that already runs threads (torch, tqdm) may deadlock.
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(state,)
+    )
+    try:
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(pool.submit(_call, function, item))
+            if len(pending) >= 3 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(state: object) -> None:
+    _state.append(state)
+
+
+def _call(function: Callable[[State, Item], Result], item: Item) -> Result:
+    return function(_state[0], item)  # type: ignore[arg-type]

@@ -1,0 +1,70 @@
+"""A progress bar on a terminal, a plain line now and then elsewhere (log files, SLURM)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from tqdm import tqdm
+
+Report = Callable[[int], None]  # told how many more items are done
+_PLAIN_SECONDS = 30.0
+
+
+def ignore(amount: int) -> None:
+    """A `Report` that shows nothing."""
+
+
+class Progress:
+    """A context manager; call it with the number of items done since the last call.
+
+    Args:
+        title: what is being done.
+        total: items in all; None = unknown.
+        unit: what an item is.
+    """
+
+    def __init__(self, title: str, total: int | None = None, unit: str = "pairs") -> None:
+        self._title = title
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._started = self._printed = time.monotonic()
+        self._bar = (
+            tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def __call__(self, amount: int) -> None:
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(amount)
+        elif time.monotonic() - self._printed >= _PLAIN_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        total = "" if self._total is None else f" of {self._total:,}"
+        seconds = self._printed - self._started
+        print(
+            f"{self._title}: {self._done:,}{total} {self._unit}, {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._print()

@@ -1,0 +1,321 @@
+"""Binarized parallel text on the disk: writer and memory-mapped reader side by side.
+
+A split lies in one folder as numbered shards of four files, and one manifest::
+
+    train.0000.src.bin   ids of all source sentences back to back, uint16 or uint32
+    train.0000.src.idx   where each sentence starts: int64, one more entry than sentences
+    train.0000.tgt.bin   the same for the target side
+    train.0000.tgt.idx
+    train.manifest.json  vocabulary, counts, sizes and checksums of all files
+
+Every sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first
+and written last, so that a folder with a manifest is a folder that was written to the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.data.manifest import FileRecord, Manifest, ShardCounts
+from ds_seq.errors import UserError
+
+SIDES = ("src", "tgt")
+DEFAULT_SHARD_SIZE = 1_000_000
+
+
+class TokenBlock(NamedTuple):
+    """Sentences of one side: ``tokens`` (sum of lengths,) back to back and ``lengths`` (N,)."""
+
+    tokens: NDArray[np.integer]
+    lengths: NDArray[np.integer]
+
+
+def manifest_path(folder: str | Path, split: str) -> Path:
+    """Where the manifest of a split lies."""
+    return Path(folder) / f"{split}.manifest.json"
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type on the disk that holds every id of a vocabulary."""
+    return np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
+
+
+class _SideWriter:
+    """One side of one shard, under temporary names until `publish`."""
+
+    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+        self._folder = folder
+        self._dtype = dtype
+        self._names = (f"{name}.bin", f"{name}.idx")
+        self._digest = hashlib.sha256()
+        self._lengths: list[NDArray[np.int64]] = []
+        self.tokens = 0
+        self._file: BinaryIO = open(self._temporary(self._names[0]), "wb")  # noqa: SIM115
+
+    def _temporary(self, name: str) -> Path:
+        return self._folder / f".{name}.{os.getpid()}.tmp"
+
+    def write(self, block: TokenBlock) -> None:
+        content = block.tokens.astype(self._dtype, copy=False).tobytes()
+        self._digest.update(content)
+        self._file.write(content)
+        self._lengths.append(block.lengths.astype(np.int64))
+        self.tokens += len(block.tokens)
+
+    def finish(self) -> dict[str, FileRecord]:
+        """Completes the temporary files; returns their records under their final names."""
+        self._file.close()
+        lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8").tobytes()
+        self._temporary(self._names[1]).write_bytes(offsets)
+        return {
+            self._names[0]: FileRecord(
+                self.tokens * self._dtype.itemsize, self._digest.hexdigest()
+            ),
+            self._names[1]: FileRecord(len(offsets), hashlib.sha256(offsets).hexdigest()),
+        }
+
+    def publish(self) -> None:
+        for name in self._names:
+            os.replace(self._temporary(name), self._folder / name)
+
+    def discard(self) -> None:
+        self._file.close()
+        for name in self._names:
+            self._temporary(name).unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Writes one split; a context manager that leaves older shards alone unless all went well.
+
+    Args:
+        folder: made when missing.
+        split: ``train``, ``valid``, ``test`` or another name.
+        vocab_hash: `Vocab.hash` of the vocabulary behind the ids.
+        vocab_size: its number of pieces; decides how wide an id is on the disk.
+        languages: source and target language.
+        shard_size: sentence pairs in a shard (the last one may have fewer).
+        inputs: checksums of the texts, for `Manifest.inputs`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        *,
+        vocab_hash: str,
+        vocab_size: int,
+        languages: tuple[str, str],
+        shard_size: int = DEFAULT_SHARD_SIZE,
+        inputs: Sequence[str] = (),
+    ) -> None:
+        self._folder = Path(folder)
+        self._split = split
+        self._shard_size = shard_size
+        self._header = Manifest(
+            vocab_hash, vocab_size, id_dtype(vocab_size).name, languages, (), {}, tuple(inputs)
+        )
+        self._shards: list[tuple[_SideWriter, _SideWriter]] = []
+        self._pairs: list[int] = []
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def add(self, source: Sequence[int], target: Sequence[int]) -> None:
+        """Appends one pair; both sides end with the end symbol already."""
+        self.add_block(
+            *(
+                TokenBlock(np.asarray(ids, np.int64), np.asarray([len(ids)]))
+                for ids in (source, target)
+            )
+        )
+
+    def add_block(self, source: TokenBlock, target: TokenBlock) -> None:
+        """Appends as many pairs as both blocks have lengths."""
+        assert len(source.lengths) == len(target.lengths)
+        start = 0
+        while start < len(source.lengths):
+            if not self._shards or self._pairs[-1] == self._shard_size:
+                self._open_shard()
+            room = self._shard_size - self._pairs[-1]
+            stop = min(start + room, len(source.lengths))
+            for writer, block in zip(self._shards[-1], (source, target), strict=True):
+                writer.write(_cut(block, start, stop))
+            self._pairs[-1] += stop - start
+            start = stop
+
+    def _open_shard(self) -> None:
+        dtype = id_dtype(self._header.vocab_size)
+        name = f"{self._split}.{len(self._shards):04d}"
+        source, target = (_SideWriter(self._folder, f"{name}.{side}", dtype) for side in SIDES)
+        self._shards.append((source, target))
+        self._pairs.append(0)
+
+    def close(self) -> Manifest:
+        """Puts the shards in the place of older ones of this split; returns their manifest."""
+        if not self._shards:
+            raise UserError(
+                f"{self._folder}: split {self._split!r} is empty: there is not one sentence pair "
+                "to write; check the text files and the limits of data.clean"
+            )
+        files: dict[str, FileRecord] = {}
+        for shard in self._shards:
+            for writer in shard:
+                files |= writer.finish()
+        path = manifest_path(self._folder, self._split)
+        path.unlink(missing_ok=True)
+        for old in self._folder.glob(f"{self._split}.[0-9][0-9][0-9][0-9]*.???"):
+            old.unlink()
+        for shard in self._shards:
+            for writer in shard:
+                writer.publish()
+        counts = tuple(
+            ShardCounts(pairs, source.tokens, target.tokens)
+            for pairs, (source, target) in zip(self._pairs, self._shards, strict=True)
+        )
+        header = self._header
+        manifest = Manifest(
+            header.vocab_hash,
+            header.vocab_size,
+            header.dtype,
+            header.languages,
+            counts,
+            files,
+            header.inputs,
+        )
+        manifest.write(path)
+        return manifest
+
+    def discard(self) -> None:
+        """Removes what was written so far; older shards of this split stay as they are."""
+        for shard in self._shards:
+            for writer in shard:
+                writer.discard()
+
+
+def _cut(block: TokenBlock, start: int, stop: int) -> TokenBlock:
+    """Returns sentences ``start`` to ``stop`` of a block."""
+    if start == 0 and stop == len(block.lengths):
+        return block
+    first = int(block.lengths[:start].sum())
+    last = first + int(block.lengths[start:stop].sum())
+    return TokenBlock(block.tokens[first:last], block.lengths[start:stop])
+
+
+class _Side:
+    """All shards of one side as one list of sentences."""
+
+    def __init__(self, folder: Path, split: str, side: str, manifest: Manifest) -> None:
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        names = [f"{split}.{shard:04d}.{side}" for shard in range(len(manifest.shards))]
+        self._tokens = [np.memmap(folder / f"{name}.bin", dtype, "r") for name in names]
+        self._offsets = [np.memmap(folder / f"{name}.idx", "<i8", "r") for name in names]
+        self.lengths = np.concatenate(
+            [np.diff(offsets).astype(np.int32) for offsets in self._offsets]
+        )
+
+    def sentence(self, shard: int, row: int) -> NDArray[np.integer]:
+        start, stop = self._offsets[shard][row : row + 2]
+        return np.asarray(self._tokens[shard][start:stop])
+
+    def gather(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> TokenBlock:
+        """Copies sentences, given as (N,) shard numbers and (N,) rows within their shards."""
+        starts = np.empty(len(rows), np.int64)
+        lengths = np.empty(len(rows), np.int64)
+        present = np.unique(shards)
+        for shard in present:
+            chosen = shards == shard
+            offsets = self._offsets[shard]
+            starts[chosen] = offsets[rows[chosen]]
+            lengths[chosen] = offsets[rows[chosen] + 1] - starts[chosen]
+        ends = np.cumsum(lengths)
+        # where each wanted token lies in its shard: start of its sentence + place in the sentence
+        places = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
+        if len(present) == 1:
+            return TokenBlock(self._tokens[present[0]][places], lengths)
+        tokens = np.empty(len(places), self._tokens[0].dtype)
+        for shard in present:
+            here = np.repeat(shards == shard, lengths)
+            tokens[here] = self._tokens[shard][places[here]]
+        return TokenBlock(tokens, lengths)
+
+
+class ShardReader:
+    """Memory-mapped sentences of one split; only their lengths are held in memory.
+
+    ``reader[i]`` is a pair of id arrays, both with the end symbol.
+
+    Args:
+        folder: where the shards lie.
+        split: which split of the folder.
+        vocab_hash: `Vocab.hash` that the shards must have been made with; None = any.
+
+    Raises:
+        UserError: folder or manifest is missing, a file is missing or cut short, or the shards
+            were made with another vocabulary.
+    """
+
+    def __init__(self, folder: str | Path, split: str, vocab_hash: str | None = None) -> None:
+        self._folder = Path(folder)
+        path = manifest_path(folder, split)
+        self.manifest = Manifest.read(path)
+        if vocab_hash is not None and vocab_hash != self.manifest.vocab_hash:
+            raise UserError(
+                f"{path}: the shards were made with vocabulary {self.manifest.vocab_hash}, but the "
+                f"vocabulary given is {vocab_hash}; run `ds-seq prepare` again, or use the "
+                "vocabulary that the shards were made with"
+            )
+        self.check()
+        self._sides = tuple(_Side(self._folder, split, side, self.manifest) for side in SIDES)
+        self._first = np.cumsum([0, *(shard.pairs for shard in self.manifest.shards)])
+
+    def check(self, full: bool = False) -> None:
+        """Compares file sizes with the manifest; with ``full``, also checksums (reads it all)."""
+        self.manifest.check_files(self._folder, full)
+
+    def __len__(self) -> int:
+        return self.manifest.pairs
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        shard = int(np.searchsorted(self._first, index, side="right")) - 1
+        source, target = (s.sentence(shard, index - int(self._first[shard])) for s in self._sides)
+        return source, target
+
+    @property
+    def src_lengths(self) -> NDArray[np.int32]:
+        """Lengths (N,) of the source sentences, end symbol included."""
+        return self._sides[0].lengths
+
+    @property
+    def tgt_lengths(self) -> NDArray[np.int32]:
+        """Lengths (N,) of the target sentences, end symbol included."""
+        return self._sides[1].lengths
+
+    def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, TokenBlock]:
+        """Copies the pairs with the given numbers (N,), N at least 1, without a loop over them."""
+        shards = np.searchsorted(self._first, indices, side="right") - 1
+        rows = indices - self._first[shards]
+        source, target = (side.gather(shards, rows) for side in self._sides)
+        return source, target

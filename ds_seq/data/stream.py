@@ -1,0 +1,220 @@
+"""The batches of all epochs as one stream, made ahead in the background, resumable anywhere."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+from itertools import count
+from types import TracebackType
+from typing import NamedTuple, TypedDict
+
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.dataset import Batch, ParallelDataset
+
+_log = logging.getLogger(__name__)
+_STOP_POLL_SECONDS = 0.2
+
+
+class StreamState(TypedDict):
+    """A place in the stream, the same for every rank and for every number of ranks.
+
+    Attributes:
+        epoch: epoch of the next batch, from 1.
+        offset: batches of that epoch, counted over all ranks, that are in finished updates.
+        num_batches: batches of an epoch over all ranks; tells whether the batches are the same.
+    """
+
+    epoch: int
+    offset: int
+    num_batches: int
+
+
+class BatchStream:
+    """Iterates over this rank's batches, epoch after epoch.
+
+    A background thread keeps ``num_prefetch`` batches ready. What it has made ahead does not
+    count in `state_dict`, and an exception in it is raised where the next batch is asked for.
+
+    Args:
+        dataset: where the pairs come from.
+        sampler: made with the lengths of ``dataset``.
+        pad_id: id of the padding symbol.
+        eos_id: id of the end symbol.
+        num_prefetch: batches made ahead; 0 makes each when it is asked for, without a thread.
+        pin: put batches into page-locked memory (needs CUDA).
+        pad_to_multiple: see `ParallelDataset.collate`.
+        max_epochs: end after so many epochs; None = never.
+    """
+
+    def __init__(
+        self,
+        dataset: ParallelDataset,
+        sampler: TokenBatchSampler,
+        *,
+        pad_id: int,
+        eos_id: int,
+        num_prefetch: int = 4,
+        pin: bool = False,
+        pad_to_multiple: int = 1,
+        max_epochs: int | None = None,
+    ) -> None:
+        self._sampler = sampler
+        self._source = _Source(dataset, sampler, pad_id, eos_id, pin, pad_to_multiple, max_epochs)
+        self._num_prefetch = num_prefetch
+        self._batches: Iterator[Batch] | _Prefetcher | None = None
+        self._go_to(epoch=1, done=0)
+
+    def _go_to(self, epoch: int, done: int) -> None:
+        self.close()
+        self._epoch = epoch
+        self._done = done  # batches of all ranks that this stream starts after
+        self._taken = 0  # batches handed out since then
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next batch, from 1; it grows with the last batch of an epoch."""
+        return self._epoch
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Updates of a whole epoch."""
+        return self._sampler.num_updates()
+
+    def __iter__(self) -> BatchStream:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            batches = self._source.batches(self._epoch, self._done)
+            self._batches = (
+                _Prefetcher(batches, self._num_prefetch) if self._num_prefetch else batches
+            )
+        batch = next(self._batches)
+        self._taken += 1
+        if self._taken == self._sampler.num_updates(self._done) * self._sampler.accumulate:
+            self._epoch, self._done, self._taken = self._epoch + 1, 0, 0
+        return batch
+
+    def state_dict(self) -> StreamState:
+        """Returns the place after the last finished update."""
+        updates = self._taken // self._sampler.accumulate
+        return {
+            "epoch": self._epoch,
+            "offset": self._done + updates * self._sampler.group,
+            "num_batches": self._sampler.num_batches,
+        }
+
+    def load_state_dict(self, state: StreamState) -> None:
+        """Goes to a place, also to one saved with another number of ranks or accumulation.
+
+        Where the batches themselves have changed (other data, ``max_tokens`` or limits), it goes
+        to about the same part of the epoch and says so.
+        """
+        offset = state["offset"]
+        if state["num_batches"] != self._sampler.num_batches:
+            offset = offset * self._sampler.num_batches // state["num_batches"]
+            _log.warning(
+                "an epoch has %d batches now and had %d when the state was saved; resuming at "
+                "about the same part of epoch %d",
+                self._sampler.num_batches,
+                state["num_batches"],
+                state["epoch"],
+            )
+        self._go_to(state["epoch"], offset)
+
+    def close(self) -> None:
+        """Ends the background thread; asking for another batch starts a new one."""
+        if isinstance(self._batches, _Prefetcher):
+            self._batches.close()
+        self._batches = None
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Source(NamedTuple):
+    """All that it takes to make batches; holds no reference to the stream."""
+
+    dataset: ParallelDataset
+    sampler: TokenBatchSampler
+    pad_id: int
+    eos_id: int
+    pin: bool
+    pad_to_multiple: int
+    max_epochs: int | None
+
+    def batches(self, first_epoch: int, done: int) -> Iterator[Batch]:
+        for epoch in count(first_epoch):
+            if self.max_epochs is not None and epoch > self.max_epochs:
+                return
+            for indices in self.sampler.epoch(epoch, done):
+                batch = self.dataset.collate(
+                    indices, self.pad_id, self.eos_id, self.pad_to_multiple
+                )
+                yield batch.pin() if self.pin else batch
+            done = 0
+
+
+class _End(NamedTuple):
+    """Last item of a queue of batches, with the reason when it is an exception."""
+
+    error: BaseException | None
+
+
+class _Prefetcher:
+    """Runs an iterator in a thread that is at most ``size`` items ahead."""
+
+    def __init__(self, items: Iterator[Batch], size: int) -> None:
+        self._queue: queue.Queue[Batch | _End] = queue.Queue(size)
+        self._stop = threading.Event()
+        self._end: _End | None = None
+        # The thread must not hold a reference to self, so that dropping the stream ends it, too.
+        self._thread = threading.Thread(
+            target=_fill, args=(items, self._queue, self._stop), name="batches", daemon=True
+        )
+        self._thread.start()
+        weakref.finalize(self, self._stop.set)
+
+    def __next__(self) -> Batch:
+        if self._end is None:
+            item = self._queue.get()
+            if not isinstance(item, _End):
+                return item
+            self._end = item
+        raise self._end.error or StopIteration
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _fill(items: Iterator[Batch], target: queue.Queue[Batch | _End], stop: threading.Event) -> None:
+    try:
+        for item in items:
+            if not _put(item, target, stop):
+                return
+        _put(_End(None), target, stop)
+    except BaseException as error:  # whatever it is, it belongs to the consumer
+        _put(_End(error), target, stop)
+
+
+def _put(item: Batch | _End, target: queue.Queue[Batch | _End], stop: threading.Event) -> bool:
+    """Waits for room in the queue; returns False when it was told to stop."""
+    while not stop.is_set():
+        try:
+            target.put(item, timeout=_STOP_POLL_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False

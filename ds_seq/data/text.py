@@ -1,0 +1,141 @@
+"""Reading parallel text: two files a pair, one sentence a line, UTF-8, optionally compressed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import lzma
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from ds_seq.errors import UserError
+
+_OPENERS: dict[str, Callable[..., object]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_BLOCK = 1 << 20
+
+
+class PairPath(NamedTuple):
+    """The two sides of one parallel text."""
+
+    source: Path
+    target: Path
+
+
+class LineBlock(NamedTuple):
+    """Consecutive lines of one `PairPath`, still as bytes and without line ends.
+
+    Attributes:
+        path: the files the lines come from.
+        first_line: number of the first line, counted from 1.
+        source: lines of the source side.
+        target: the same number of lines of the target side.
+    """
+
+    path: PairPath
+    first_line: int
+    source: list[bytes]
+    target: list[bytes]
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Opens a text file for reading bytes; ``.gz``, ``.xz`` and ``.bz2`` are decompressed."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, a text file is needed")
+    opener = _OPENERS.get(path.suffix, open)
+    try:
+        return cast(BinaryIO, opener(path, "rb"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the path (section data.raw)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def decode_line(line: bytes, path: Path, number: int) -> str:
+    """Decodes UTF-8; bytes that are not UTF-8 are a `UserError` with file and line number."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: line {number}: invalid UTF-8 at byte {error.start + 1} of the line; "
+            "convert the file to UTF-8 (for example with iconv) or remove the line on both sides"
+        ) from None
+
+
+def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
+    """Decodes both sides of a block; see `decode_line`."""
+    source, target = (
+        [decode_line(line, path, number) for number, line in enumerate(lines, block.first_line)]
+        for path, lines in zip(block.path, (block.source, block.target), strict=True)
+    )
+    return source, target
+
+
+def count_pairs(paths: Sequence[PairPath]) -> int:
+    """Returns the number of lines of all texts together.
+
+    Raises:
+        UserError: a file is missing, or the two sides have different numbers of lines.
+    """
+    total = 0
+    for path in paths:
+        source, target = (_count_lines(side) for side in path)
+        if source != target:
+            raise UserError(_explain_unequal(path, source, target))
+        total += source
+    return total
+
+
+def _count_lines(path: Path) -> int:
+    lines, last = 0, b"\n"
+    with open_bytes(path) as file:
+        while block := file.read(_BLOCK):
+            lines += block.count(b"\n")
+            last = block[-1:]
+    return lines + (last != b"\n")
+
+
+def _explain_unequal(path: PairPath, source: int, target: int) -> str:
+    return (
+        f"the sides have different numbers of lines: {path.source} has {source:,}, "
+        f"{path.target} has {target:,}; line n of one must translate line n of the other"
+    )
+
+
+def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
+    """Yields the texts one after the other in blocks of at most ``size`` lines.
+
+    Lines end at ``\\n`` only: other characters that Unicode calls line breaks occur inside
+    sentences, and splitting at them would shift one side against the other.
+
+    Raises:
+        UserError: a file is missing, or the two sides have different numbers of lines.
+    """
+    for path in paths:
+        with open_bytes(path.source) as source, open_bytes(path.target) as target:
+            number = 0
+            while True:
+                sources = [line.rstrip(b"\r\n") for line in islice(source, size)]
+                targets = [line.rstrip(b"\r\n") for line in islice(target, size)]
+                if len(sources) != len(targets):
+                    rest = (sum(1 for _ in source), sum(1 for _ in target))
+                    counts = (number + len(sources) + rest[0], number + len(targets) + rest[1])
+                    raise UserError(_explain_unequal(path, *counts))
+                if not sources:
+                    break
+                yield LineBlock(path, number + 1, sources, targets)
+                number += len(sources)
+
+
+def fingerprint(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes as they lie on the disk, in hex."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    return digest.hexdigest()

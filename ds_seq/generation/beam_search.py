@@ -1,0 +1,226 @@
+"""Batched beam search, with the semantics of fairseq's sequence generator.
+
+Sutskever et al., 2014, "Sequence to Sequence Learning with Neural Networks",
+https://arxiv.org/abs/1409.3215; length penalty and n-gram blocking as fairseq has them.
+
+Shapes: B sentences, A sentences not finished yet, K beam width, N = A K hypotheses (row n belongs
+to sentence n // K), C = 2 K candidates, L decoded length, V vocabulary, S source length.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ds_seq.generation.hypotheses import ActiveBeams, Hypothesis
+from ds_seq.generation.vetoes import block_repeated_ngrams
+
+_NEVER = -math.inf
+
+AnyRank = Callable[[bool], bool]
+"""Whether a flag is set on any rank; every rank must call it."""
+
+
+class Cache(Protocol):
+    """What a model remembers of a batch of searches; see `ds_seq.models.cache.DecoderCache`."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let hypothesis n continue hypothesis rows[n]."""
+
+    def keep_sentences(self, kept: Tensor) -> None:
+        """Keep some sentences with all their hypotheses."""
+
+
+EncodedT = TypeVar("EncodedT")
+CacheT = TypeVar("CacheT", bound=Cache)
+
+
+class Decodable(Protocol[EncodedT, CacheT]):
+    """The part of a model that the search needs; see `ds_seq.models.seq2seq`."""
+
+    def encode(self, src: Tensor) -> EncodedT:
+        """Encode source tokens (B, S)."""
+
+    def start_cache(self, encoded: EncodedT, beam: int, max_length: int) -> CacheT:
+        """Prepare for at most `max_length` steps with `beam` hypotheses a sentence."""
+
+    def decode_step(self, tokens: Tensor, cache: CacheT) -> Tensor:
+        """Feed one token to each hypothesis (N,); return logits of the next (N, V)."""
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """What to search for, and how widely.
+
+    Per sentence and step the 2 K best continuations are looked at. Those among the best K that
+    end are finished; the best K that do not end go on. A sentence is done when K hypotheses are
+    finished. A finished one scores ``sum of log-probabilities / length ** length_penalty``, its
+    end symbol included in both.
+
+    The result for a sentence does not depend on its batch: limits are computed from its own
+    length (fairseq takes the width of the padded batch).
+
+    Attributes:
+        beam: K; 1 is greedy search.
+        length_penalty: exponent of the length; higher favours longer translations.
+        max_len_a: a translation has at most ``max_len_a * x + max_len_b`` tokens and an end
+            symbol, for a source of x tokens with its end symbol.
+        max_len_b: see `max_len_a`.
+        min_len: fewest tokens before the end symbol, unless `max_len_a` and `max_len_b` say less.
+        no_repeat_ngram: no n-gram of this many tokens occurs twice; 0 allows all.
+        num_best: how many hypotheses are returned. A search stops as soon as none that is still
+            open can become one of them, so asking for fewer saves steps.
+        max_positions: tokens that the decoder can take, end symbol included; None = any number.
+        bos_id: never generated.
+        pad_id: never generated; marks padding in the source.
+        eos_id: ends a hypothesis, and is the first input of the decoder.
+    """
+
+    beam: int = 5
+    length_penalty: float = 1.0
+    max_len_a: float = 1.2
+    max_len_b: int = 10
+    min_len: int = 1
+    no_repeat_ngram: int = 0
+    num_best: int = 1
+    max_positions: int | None = None
+    bos_id: int = 0
+    pad_id: int = 1
+    eos_id: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_best <= self.beam:
+            raise ValueError(f"num_best={self.num_best} is not between 1 and beam={self.beam}")
+        if min(self.max_len_a, self.max_len_b, self.min_len, self.no_repeat_ngram) < 0:
+            raise ValueError(f"negative limit in {self}")
+
+    @torch.no_grad()
+    def search(
+        self, model: Decodable[EncodedT, CacheT], src: Tensor, any_rank: AnyRank | None = None
+    ) -> list[list[Hypothesis]]:
+        """Search translations of a batch.
+
+        Args:
+            model: in evaluation mode.
+            src: source ids (B, S), each with the end symbol, padding on the right.
+            any_rank: to be given when a forward pass is a collective of all ranks (expert
+                parallelism, ZeRO-3): every rank then makes as many steps as the slowest, with a
+                spare hypothesis when its own search is over. `src` may then be of shape (0, S),
+                on a rank that has no sentence but must take part.
+
+        Returns:
+            For each sentence the `num_best` best hypotheses, the best first. There may be fewer
+            where `beam` hypotheses do not exist; there is at least one.
+        """
+        num_sentences = len(src)
+        if num_sentences == 0:
+            if any_rank is None:
+                return []
+            src = src.new_full((1, 1), self.eos_id)
+        limits = self._length_limits(src)
+        max_length = int(limits.max()) + 1
+        cache = model.start_cache(model.encode(src), self.beam, max_length)
+        spare = None if any_rank is None else _SpareSearch(cache, src, self, max_length)
+        beams = ActiveBeams(num_sentences, self.beam, limits[:num_sentences], self.num_best)
+        scratch = _Scratch()
+        while beams.active if any_rank is None else any_rank(beams.active):
+            if beams.active:
+                tokens = beams.last_tokens(self.eos_id)
+                logits = model.decode_step(tokens, cache)
+                self._advance(beams, scratch.log_softmax(logits), cache)
+            elif spare is not None:
+                spare.step(model)
+        return beams.results()
+
+    def _length_limits(self, src: Tensor) -> Tensor:
+        """Most tokens before the end symbol, for each sentence: (B,) int64."""
+        lengths = src.ne(self.pad_id).sum(1)
+        # double precision: in single, 1.2 * 5 falls short of 6
+        limits = (lengths.double() * self.max_len_a + self.max_len_b).long()
+        most = None if self.max_positions is None else max(self.max_positions - 1, 1)
+        return limits.clamp(min=1, max=most)
+
+    def _advance(self, beams: ActiveBeams, log_probs: Tensor, cache: Cache) -> None:
+        """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
+        end_scores = log_probs[:, self.eos_id].clone()  # (N,)
+        self._veto(beams, log_probs)
+        # (N, C'): the C best of a sentence are among the C best of each of its hypotheses
+        scores, tokens = log_probs.topk(min(2 * self.beam, log_probs.size(1)), dim=1)
+        scores = self._end_at_limit(beams, scores, tokens, end_scores)
+        kept, rows = beams.select(scores, tokens, self.eos_id, self.length_penalty)
+        if not beams.active:
+            return
+        if kept is not None:
+            cache.keep_sentences(kept)
+        if self.beam > 1:
+            cache.reorder(rows)
+
+    def _veto(self, beams: ActiveBeams, log_probs: Tensor) -> None:
+        """Rule out tokens in place; the others' log-probabilities stay as they are."""
+        log_probs[:, self.pad_id] = _NEVER
+        log_probs[:, self.bos_id] = _NEVER
+        if beams.length < self.min_len:
+            log_probs[:, self.eos_id] = _NEVER
+        if self.no_repeat_ngram > 0:
+            block_repeated_ngrams(log_probs, beams.tokens.flatten(0, 1), self.no_repeat_ngram)
+
+    def _end_at_limit(
+        self, beams: ActiveBeams, scores: Tensor, tokens: Tensor, end_scores: Tensor
+    ) -> Tensor:
+        """Leave only the end symbol to hypotheses (N, C') that are as long as they may be."""
+        at_limit = beams.limits.le(beams.length).repeat_interleave(self.beam)[:, None]  # (N, 1)
+        only_end = torch.full_like(scores, _NEVER)
+        only_end[:, 0] = end_scores
+        tokens[:, :1].masked_fill_(at_limit, self.eos_id)
+        return torch.where(at_limit, only_end, scores)
+
+
+class _SpareSearch:
+    """Steps without meaning, for a rank whose search is over while others go on.
+
+    Args:
+        cache: of the real search, at length 0.
+        src: the source of the real search, for its device.
+        search: gives beam and end symbol.
+        max_length: steps for which the cache was made.
+    """
+
+    def __init__(self, cache: Cache, src: Tensor, search: BeamSearch, max_length: int) -> None:
+        # A copy, because starting another cache may be a collective too (ZeRO-3).
+        self._fresh = copy.deepcopy(cache)
+        self._fresh.keep_sentences(src.new_zeros(1))
+        self._tokens = src.new_full((search.beam,), search.eos_id)
+        self._max_length = max_length
+        self._steps_left = 0
+
+    def step(self, model: Decodable[EncodedT, CacheT]) -> None:
+        """Run one decoder step; the other ranks may make more steps than the cache has room for."""
+        if self._steps_left == 0:
+            self._cache = copy.deepcopy(self._fresh)
+            self._steps_left = self._max_length
+        model.decode_step(self._tokens, self._cache)  # type: ignore[arg-type]
+        self._steps_left -= 1
+
+
+class _Scratch:
+    """Memory for log-probabilities, kept from step to step.
+
+    On a CPU most of the time of a large log-softmax goes into fetching fresh memory pages.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """Single-precision log-probabilities of logits (N, V); valid until the next call."""
+        if self._buffer is None:  # N only shrinks from here on
+            self._buffer = torch.empty_like(logits, dtype=torch.float32)
+        out = self._buffer[: len(logits)]
+        torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
+        return out

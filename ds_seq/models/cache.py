@@ -1,0 +1,103 @@
+"""The state of a batch of beam searches in the decoder.
+
+Shapes: B sentences, S source length, K beam width, N = B K hypotheses (row n belongs to sentence
+n // K), H heads, Dh width of a head, L decoded length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ds_seq.modules.attention import KeyValue
+from ds_seq.modules.kv_cache import BeamPaths, KeyValueBuffer, is_identity
+
+
+@dataclass
+class LayerPast:
+    """What one *call* of a decoder layer remembers.
+
+    A layer that is called several times in a stack has several pasts, one for each call.
+    """
+
+    decoded: KeyValueBuffer
+    """Keys and values of the decoded tokens."""
+    source: KeyValue
+    """Keys and values of the encoded source (B, H, S, Dh), once per sentence."""
+
+
+class DecoderCache:
+    """Everything that `decode_step` needs of the earlier steps.
+
+    Args:
+        pasts: one for each layer call, in order.
+        source_mask: (B, 1, 1, S), added to cross-attention scores, or None.
+        paths: which decoded keys belong to which hypothesis; shared by `pasts`.
+    """
+
+    def __init__(
+        self, pasts: list[LayerPast], source_mask: Tensor | None, paths: BeamPaths
+    ) -> None:
+        self.pasts = pasts
+        self.source_mask = source_mask
+        self.paths = paths
+
+    @property
+    def length(self) -> int:
+        """L, the number of steps made so far."""
+        return self.paths.length
+
+    @property
+    def beam(self) -> int:
+        """K, the number of hypotheses of each sentence."""
+        return self.paths.beam
+
+    def advance(self) -> None:
+        """Open the next position."""
+        self.paths.advance()
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let hypothesis n continue hypothesis `rows[n]`.
+
+        Keys and values stay where they are; see `ds_seq.modules.kv_cache`.
+
+        Args:
+            rows: (N,) int64; `rows[n] // K == n // K`: hypotheses never leave their sentence.
+        """
+        self.paths.reorder(rows)
+
+    def keep_sentences(self, kept: Tensor) -> None:
+        """Keep some sentences with all their hypotheses.
+
+        Args:
+            kept: (B',) int64 indices of sentences; they become sentences 0 .. B' - 1.
+        """
+        if is_identity(kept, self.paths.num_rows // self.beam):
+            return
+        self.paths.keep_sentences(kept)
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask.index_select(0, kept)
+        for past in self.pasts:
+            past.decoded.keep_sentences(kept)
+            past.source = KeyValue(*(x.index_select(0, kept) for x in past.source))
+
+
+def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
+    """Turn a token mask into one that is added to attention scores.
+
+    Without padding the answer is None, where that is known for free: on a CPU. On a GPU asking
+    would stall the queue of kernels, so there the mask is always made.
+
+    Args:
+        mask: (B, S) bool, True at real tokens.
+        like: gives the dtype.
+
+    Returns:
+        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    scores = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
+    return scores[:, None, None, :]

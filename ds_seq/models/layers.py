@@ -1,0 +1,126 @@
+"""Encoder and decoder layers of the Transformer (Vaswani et al., 2017), made of injected parts.
+
+A feed-forward part is any module `part(x (B, T, D), mask (B, T) | None) -> (y, MoeAux | None)`:
+dense or sparse, a layer cannot tell.
+
+Shapes: B batch, S source length, T target length, K beam width, D model width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ds_seq.models.cache import LayerPast
+from ds_seq.modules.attention import CrossAttention, SelfAttention
+from ds_seq.modules.residual import Residual
+from ds_seq.moe.output import MoeAux
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each in a residual.
+
+    Args:
+        self_attention: attends over the whole sequence.
+        feed_forward: see the top of the file.
+        d_model: D.
+        dropout: on the output of each sub-layer.
+        pre_norm: where layer norms stand, see `Residual`.
+    """
+
+    def __init__(
+        self,
+        self_attention: SelfAttention,
+        feed_forward: nn.Module,
+        d_model: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.self_attention = self_attention
+        self.self_attention_residual = Residual(d_model, dropout, pre_norm)
+        self.feed_forward = feed_forward
+        self.feed_forward_residual = Residual(d_model, dropout, pre_norm)
+
+    def forward(
+        self, x: Tensor, attention_mask: Tensor | None, token_mask: Tensor | None
+    ) -> tuple[Tensor, MoeAux | None]:
+        """Transform x.
+
+        Args:
+            x: (B, S, D).
+            attention_mask: (B, 1, 1, S) added to scores, or None.
+            token_mask: (B, S) bool, True at real tokens: what a sparse feed-forward routes; None
+                when all are real.
+
+        Returns:
+            (B, S, D), and losses and statistics of a sparse feed-forward.
+        """
+        residual = self.self_attention_residual
+        x = residual.leave(x, self.self_attention(residual.enter(x), attention_mask))
+        residual = self.feed_forward_residual
+        y, aux = self.feed_forward(residual.enter(x), token_mask)
+        return residual.leave(x, y), aux
+
+
+class TransformerDecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention and feed-forward, each in a residual.
+
+    Args:
+        self_attention: causal.
+        cross_attention: looks at the encoded source.
+        feed_forward: see the top of the file.
+        d_model: D.
+        dropout: on the output of each sub-layer.
+        pre_norm: where layer norms stand, see `Residual`.
+    """
+
+    def __init__(
+        self,
+        self_attention: SelfAttention,
+        cross_attention: CrossAttention,
+        feed_forward: nn.Module,
+        d_model: int,
+        dropout: float,
+        pre_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.self_attention = self_attention
+        self.self_attention_residual = Residual(d_model, dropout, pre_norm)
+        self.cross_attention = cross_attention
+        self.cross_attention_residual = Residual(d_model, dropout, pre_norm)
+        self.feed_forward = feed_forward
+        self.feed_forward_residual = Residual(d_model, dropout, pre_norm)
+
+    def forward(
+        self,
+        x: Tensor,
+        source: Tensor | None,
+        source_mask: Tensor | None,
+        token_mask: Tensor | None,
+        past: LayerPast | None = None,
+    ) -> tuple[Tensor, MoeAux | None]:
+        """Transform x: a whole target, or with `past` the newest token of each hypothesis.
+
+        Args:
+            x: (B, T, D), or (B, K, D) with `past`.
+            source: encoded source (B, S, D); None with `past`, which holds its projection.
+            source_mask: (B, 1, 1, S) added to scores, or None.
+            token_mask: (B, T) bool, True at real tokens, or None when all are real.
+            past: what this call of the layer remembers of earlier steps; it is extended.
+
+        Returns:
+            Like x, and losses and statistics of a sparse feed-forward.
+        """
+        residual = self.self_attention_residual
+        decoded = None if past is None else past.decoded
+        x = residual.leave(x, self.self_attention(residual.enter(x), None, decoded))
+        residual = self.cross_attention_residual
+        if past is not None:
+            memory = past.source
+        else:
+            assert source is not None
+            memory = self.cross_attention.memory(source)
+        x = residual.leave(x, self.cross_attention(residual.enter(x), memory, source_mask))
+        residual = self.feed_forward_residual
+        y, aux = self.feed_forward(residual.enter(x), token_mask)
+        return residual.leave(x, y), aux

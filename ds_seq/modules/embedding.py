@@ -1,0 +1,46 @@
+"""Token embedding, optionally tied to the output projection.
+
+Shapes: B batch, T tokens, N selected rows, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TokenEmbedding(nn.Module):
+    """One matrix (V, D) that looks tokens up and, when tied, also scores them.
+
+    Both uses go through `forward`, because ZeRO-3 gathers a parameter only around the call of the
+    module that owns it (Press and Wolf, 2017, for the tying; embeddings are scaled by sqrt(D) as
+    in Vaswani et al., 2017).
+
+    Args:
+        vocab_size: V.
+        d_model: D.
+        pad_id: its row gets no gradient from looking up.
+    """
+
+    def __init__(self, vocab_size: int, d_model: int, pad_id: int) -> None:
+        super().__init__()
+        self.pad_id = pad_id
+        self.scale = math.sqrt(d_model)
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+
+    def forward(self, x: Tensor, project: bool = False) -> Tensor:
+        """Look up token ids, or score hidden states against every token.
+
+        Args:
+            x: token ids (B, T), or hidden states (..., D) when `project`.
+            project: which of the two.
+
+        Returns:
+            Scaled embeddings (B, T, D), or logits (..., V).
+        """
+        if project:
+            return F.linear(x, self.weight)
+        return F.embedding(x, self.weight, padding_idx=self.pad_id) * self.scale

@@ -1,0 +1,188 @@
+"""How tokens travel: from their place in the batch to the experts they chose, and back.
+
+Assignments (token, choice) are sorted by expert; experts then read one contiguous run of rows each,
+on this rank or, under expert parallelism, after a ragged all-to-all. Memory is linear in the rows
+that are really routed: there is no (tokens x experts x capacity) tensor.
+
+Legend: ``M`` rows of the batch, ``N`` real tokens, ``K`` choices per token, ``R`` rows routed
+(N * K less the dropped ones), ``D`` model, ``E`` experts, ``P`` expert-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.grouped import RowGroups
+from ds_seq.moe.losses import expert_counts
+
+
+class Plan(NamedTuple):
+    """Who goes where, for one forward."""
+
+    token: Tensor
+    """(R,) int64: the real token (0..N-1) of each routed row; rows are sorted by expert."""
+    assignment: Tensor
+    """(R,) int64: token * K + choice of each routed row."""
+    slot: Tensor
+    """(N, K) int64: the routed row of each assignment; 0 where it was dropped."""
+    kept: Tensor
+    """(N, K) bool: whether the assignment is carried out."""
+    counts: Tensor
+    """(E,) int64: rows per expert."""
+
+
+def make_plan(experts: Tensor, num_experts: int, capacity: int | None) -> Plan:
+    """Sort assignments by expert, first choices first, and drop those beyond ``capacity``.
+
+    Within one expert the places go to first choices before second ones, and to earlier tokens
+    before later ones (GShard's rule).
+
+    Args:
+        experts: (N, K) chosen experts.
+        num_experts: E.
+        capacity: places per expert; ``None`` drops nothing.
+    """
+    num_tokens, top_k = experts.shape
+    by_choice = experts.t().reshape(-1)  # (K * N,): all first choices, then all second ones
+    sorted_experts, order = by_choice.sort(stable=True)
+    counts = expert_counts(by_choice, num_experts)
+    if capacity is not None:
+        first_row = counts.cumsum(0) - counts
+        place = torch.arange(order.numel(), device=order.device) - first_row[sorted_experts]
+        order = order[place < capacity]
+        counts = counts.clamp(max=capacity)
+    token, choice = order % max(num_tokens, 1), order // max(num_tokens, 1)
+    assignment = token * top_k + choice
+    rows = torch.arange(order.numel(), device=order.device)
+    slot = torch.zeros(num_tokens * top_k, dtype=torch.int64, device=order.device)
+    kept = torch.zeros(num_tokens * top_k, dtype=torch.bool, device=order.device)
+    slot[assignment], kept[assignment] = rows, True
+    return Plan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
+
+
+class _Scatter(torch.autograd.Function):
+    """Rows of real tokens -> rows sorted by expert. Both directions are plain gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: Plan) -> Tensor:
+        ctx.plan = plan
+        return x.index_select(0, plan.token)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _sum_choices(grads[0], ctx.plan, ctx.plan.kept.to(grads[0].dtype)), None
+
+
+class _Combine(torch.autograd.Function):
+    """Rows sorted by expert -> weighted sum per real token, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: Plan) -> Tensor:
+        ctx.save_for_backward(y, weights)
+        ctx.plan = plan
+        return _sum_choices(y, plan, weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        y, weights = ctx.saved_tensors
+        plan: Plan = ctx.plan
+        grad = grads[0].index_select(0, plan.token)  # (R, D)
+        row_weights = weights.reshape(-1).index_select(0, plan.assignment).unsqueeze(1)
+        grad_y = (grad * row_weights).to(y.dtype)
+        per_row = torch.linalg.vecdot(grad.to(weights.dtype), y.to(weights.dtype))  # (R,)
+        grad_weights = torch.zeros_like(weights).view(-1)
+        grad_weights[plan.assignment] = per_row
+        return grad_y, grad_weights.view_as(weights), None
+
+
+def _sum_choices(rows: Tensor, plan: Plan, weights: Tensor) -> Tensor:
+    """(N, D): sum over K of ``weights`` (N, K) times the routed rows of each token."""
+    num_tokens, top_k = plan.slot.shape
+    if rows.shape[0] == 0:  # everything dropped, or no token at all: no row to point at
+        return rows.new_zeros(num_tokens, rows.shape[1])
+    picked = rows.index_select(0, plan.slot.reshape(-1))  # (N * K, D)
+    weighted = picked * weights.reshape(-1, 1)
+    return weighted.view(num_tokens, top_k, -1).sum(1).to(rows.dtype) if top_k > 1 else weighted.to(rows.dtype)
+
+
+class _Permute(torch.autograd.Function):
+    """Reorder rows by a permutation; the gradient takes the inverse, not an atomic scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0].index_select(0, ctx.inverse), None, None
+
+
+class _AllToAll(torch.autograd.Function):
+    """Ragged exchange of rows over a process group; the gradient travels the same way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        out = x.new_empty(sum(receive), x.shape[1])
+        dist.all_to_all_single(out, x.contiguous(), receive, send, group=group)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        out = grads[0].new_empty(sum(ctx.send), grads[0].shape[1])
+        dist.all_to_all_single(out, grads[0].contiguous(), ctx.send, ctx.receive, group=ctx.group)
+        return out, None, None, None
+
+
+def run_experts(
+    x: Tensor, weights: Tensor, plan: Plan, experts: Experts, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Send the rows of ``x`` to their experts and sum what comes back.
+
+    Args:
+        x: (N, D) real tokens.
+        weights: (N, K) float32, 0 for dropped assignments.
+        plan: from `make_plan`.
+        experts: the experts of this rank.
+        group: ranks over which the experts are spread; ``None`` when all are here. Every rank of the
+            group must call this the same number of times, with any number of rows, none included.
+
+    Returns:
+        (N, D) in the dtype of ``x``.
+    """
+    rows: Tensor = _Scatter.apply(x, plan)  # type: ignore[no-untyped-call]
+    rows = experts(rows, RowGroups(plan.counts)) if group is None else _remote(rows, plan, experts, group)
+    result: Tensor = _Combine.apply(rows, weights, plan)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _remote(rows: Tensor, plan: Plan, experts: Experts, group: dist.ProcessGroup) -> Tensor:
+    """Exchange the counts, send the rows (sorted by global expert), compute, and send them back."""
+    num_ranks = dist.get_world_size(group)
+    incoming = torch.empty_like(plan.counts)
+    dist.all_to_all_single(incoming, plan.counts, group=group)
+    # one copy to the host: split sizes have to be known there
+    both = torch.stack([plan.counts, incoming]).view(2, num_ranks, -1)  # (2, P, E_local)
+    send, receive = both.sum(-1).tolist()
+    by_source = both[1]
+    arrived: Tensor = _AllToAll.apply(rows, send, receive, group)  # type: ignore[no-untyped-call]
+
+    # rows arrive ordered by (source rank, local expert); experts want (local expert, source rank)
+    local_expert = torch.arange(by_source.shape[1], device=rows.device).repeat(num_ranks)
+    of_row = local_expert.repeat_interleave(by_source.reshape(-1), output_size=arrived.shape[0])
+    order = of_row.argsort(stable=True)
+    inverse = torch.empty_like(order)
+    inverse[order] = torch.arange(order.numel(), device=order.device)
+    grouped: Tensor = _Permute.apply(arrived, order, inverse)  # type: ignore[no-untyped-call]
+    grouped = experts(grouped, RowGroups(by_source.sum(0)))
+    back: Tensor = _Permute.apply(grouped, inverse, order)  # type: ignore[no-untyped-call]
+    result: Tensor = _AllToAll.apply(back, receive, send, group)  # type: ignore[no-untyped-call]
+    return result

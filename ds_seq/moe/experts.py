@@ -1,0 +1,83 @@
+"""What is computed: the feed-forward nets of all experts held by this rank, in grouped matmuls.
+
+Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``E_local`` experts held here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds_seq.moe.grouped import RowGroups, grouped_linear
+
+ACTIVATIONS = ("relu", "gelu", "swiglu")
+
+
+class Experts(nn.Module):
+    """``E_local`` feed-forward nets ``activation(x w1 + b1) w2 + b2``.
+
+    With ``swiglu`` the first map gives gate and value side by side, as in the dense feed-forward.
+
+    Args:
+        d_model: D.
+        ffn_dim: F.
+        num_local: E_local.
+        first_expert: global index of the first expert held here. Every expert draws its parameters
+            from (seed, layer, global index), so that a model starts the same in every layout.
+        activation: ``relu``, ``gelu`` or ``swiglu``.
+        dropout: on the hidden activations.
+        seed: of the model and of the layer, see `expert_generator`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        ffn_dim: int,
+        num_local: int,
+        first_expert: int,
+        activation: str,
+        dropout: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r}: one of {', '.join(ACTIVATIONS)}")
+        self.num_local, self.first_expert = num_local, first_expert
+        self.activation, self.dropout, self.seed = activation, dropout, seed
+        up_dim = 2 * ffn_dim if activation == "swiglu" else ffn_dim
+        self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
+        self.b1 = nn.Parameter(torch.empty(num_local, up_dim))
+        self.w2 = nn.Parameter(torch.empty(num_local, ffn_dim, d_model))
+        self.b2 = nn.Parameter(torch.empty(num_local, d_model))
+        self.reset_parameters_by_expert()
+
+    @torch.no_grad()
+    def reset_parameters_by_expert(self) -> None:
+        """Xavier-uniform weights, zero biases; a function of (seed, global expert index) alone."""
+        _, ffn_dim, d_model = self.w2.shape
+        for local in range(self.num_local):
+            generator = expert_generator(self.seed, self.first_expert + local)
+            # the bound of one map of D -> F, also where swiglu keeps two of them side by side
+            bound = (6.0 / (d_model + ffn_dim)) ** 0.5
+            self.w1[local].uniform_(-bound, bound, generator=generator)
+            self.w2[local].uniform_(-bound, bound, generator=generator)
+        self.b1.zero_()
+        self.b2.zero_()
+
+    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
+        """Apply each expert to its rows of ``x`` (R, D); returns (R, D)."""
+        hidden = grouped_linear(x, self.w1, self.b1, groups)
+        if self.activation == "swiglu":
+            gate, value = hidden.chunk(2, dim=-1)
+            hidden = F.silu(gate) * value
+        else:
+            hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
+        hidden = F.dropout(hidden, self.dropout, self.training)
+        return grouped_linear(hidden, self.w2, self.b2, groups)
+
+
+def expert_generator(seed: int, expert: int) -> torch.Generator:
+    """A CPU generator for one expert; neighbouring (seed, expert) pairs share no stream."""
+    # an odd multiplier far from small integers keeps (seed, e + 1) apart from (seed + 1, e)
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + expert * 0x85EBCA77 + 1) % 2**63)

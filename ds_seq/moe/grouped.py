@@ -1,0 +1,105 @@
+"""One linear map per expert over rows that are sorted by expert.
+
+Legend: ``R`` rows, ``E`` experts held here, ``I`` input width, ``O`` output width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class RowGroups:
+    """How R sorted rows fall to E experts: on the host for CPU kernels, on the device for the others.
+
+    Args:
+        counts: (E,) int64, rows of each expert.
+        sizes: the same on the host, where it is known without a synchronisation.
+    """
+
+    def __init__(self, counts: Tensor, sizes: list[int] | None = None) -> None:
+        self.counts = counts
+        self.offsets = counts.cumsum(0).to(torch.int32)
+        if sizes is None and counts.device.type == "cpu":
+            sizes = counts.tolist()
+        self.sizes = sizes
+
+    def use_grouped_kernel(self, x: Tensor) -> bool:
+        """Whether ``torch``'s grouped matmul serves ``x``: bf16 on a GPU, widths of whole 16 bytes."""
+        return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0
+
+    def slices(self) -> list[tuple[int, int]]:
+        """First and last row of each expert; synchronises when the sizes are not known yet."""
+        if self.sizes is None:
+            self.sizes = self.counts.tolist()
+        bounds, start = [], 0
+        for size in self.sizes:
+            bounds.append((start, start + size))
+            start += size
+        return bounds
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Writes each expert's product straight into its slice: no per-expert tensors, no concatenation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.groups = groups
+        y = x.new_empty(x.shape[0], weight.shape[2])
+        for expert, (start, end) in enumerate(groups.slices()):
+            if end > start:
+                torch.addmm(bias[expert], x[start:end], weight[expert], out=y[start:end])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        grad_y = grads[0].contiguous()
+        grad_x = torch.empty_like(x)
+        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[::2])
+        for expert, (start, end) in enumerate(ctx.groups.slices()):
+            if end == start:  # an idle expert has no gradient, and empty_like left it undefined
+                grad_weight[expert].zero_()
+                grad_bias[expert].zero_()
+                continue
+            rows = grad_y[start:end]
+            torch.mm(rows, weight[expert].t(), out=grad_x[start:end])
+            torch.mm(x[start:end].t(), rows, out=grad_weight[expert])
+            torch.sum(rows, dim=0, out=grad_bias[expert])
+        return grad_x, grad_weight, grad_bias, None
+
+
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
+    """``y[r] = x[r] @ weight[e] + bias[e]`` with e the expert of row r.
+
+    Args:
+        x: (R, I), sorted by expert.
+        weight: (E, I, O).
+        bias: (E, O).
+        groups: which rows are whose; the counts sum to R.
+
+    Returns:
+        (R, O).
+    """
+    if groups.use_grouped_kernel(x):
+        rows = torch.repeat_interleave(
+            torch.arange(len(bias), device=x.device), groups.counts, output_size=x.shape[0]
+        )
+        return F.grouped_mm(x, weight, offs=groups.offsets) + bias[rows]
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        result: Tensor = _GroupedLinear.apply(x, weight, bias, groups)  # type: ignore[no-untyped-call]
+        return result
+    return _GroupedLinear.forward(_NoContext(), x, weight, bias, groups)
+
+
+class _NoContext:
+    """Stands in for autograd's context where nothing will be differentiated."""
+
+    groups: RowGroups
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Nothing is saved."""

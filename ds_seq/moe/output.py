@@ -1,0 +1,32 @@
+"""What a Mixture-of-Experts layer returns beside its hidden states.
+
+NamedTuples, because ZeRO stage 3 finds the tensors of a module's output by walking tuples and dicts.
+Legend: ``E`` experts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class RoutingStats(NamedTuple):
+    """Counts of one forward of one MoE layer; detached, on the device of the layer, never synchronised."""
+
+    load: Tensor
+    """(E,) float32: how many assignments the gate made to each expert, dropped ones included."""
+    dropped: Tensor
+    """() float32: assignments that did not fit the capacity of their expert."""
+    entropy: Tensor
+    """() float32: sum over tokens of the entropy of the gate's distribution, in nats."""
+    tokens: Tensor
+    """() float32: tokens routed (padding is not)."""
+
+
+class MoeAux(NamedTuple):
+    """Losses and statistics of one MoE layer."""
+
+    losses: dict[str, Tensor]
+    """Scalar float32 losses by name; see `ds_seq.moe.losses`."""
+    stats: RoutingStats

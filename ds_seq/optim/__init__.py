@@ -1,0 +1,112 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ds_seq.config.base import ExternalConfig
+from ds_seq.config.optim import (
+    AdafactorConfig,
+    AdamConfig,
+    ConstantConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    LinearConfig,
+    PolynomialConfig,
+    SgdConfig,
+)
+from ds_seq.optim import schedulers
+from ds_seq.optim.schedulers import Schedule
+from ds_seq.plugins import find_plugin
+
+__all__ = ["OPTIMIZERS", "SCHEDULERS", "Schedule", "build_optimizer", "build_scheduler"]
+
+Groups = list[dict[str, Any]]
+
+
+def _adam(config: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _adamw(config: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
+    # torch's fused kernel updates a tensor in one pass, on a GPU and, vectorised, on a CPU too,
+    # where it also serves ZeRO's offload: nothing is compiled at the first start
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _adafactor(config: AdafactorConfig, groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(
+        groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip_threshold
+    )
+
+
+def _sgd(config: SgdConfig, groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+
+
+OPTIMIZERS: dict[str, Callable[[Any, Groups], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+}
+
+
+def build_optimizer(config: Any, groups: Groups) -> torch.optim.Optimizer:
+    """Make the optimizer that ``config.name`` names over ``groups`` (see `param_groups`)."""
+    make = find_plugin("optimizer", config.name, OPTIMIZERS)
+    if isinstance(config, ExternalConfig):
+        return make(groups, **config.options)  # type: ignore[arg-type, call-arg]
+    return make(config, groups)
+
+
+def _inverse_sqrt(config: InverseSqrtConfig, lr: float, max_updates: int) -> Schedule:
+    return schedulers.inverse_sqrt(lr, config.warmup_updates, config.warmup_init_lr)
+
+
+def _cosine(config: CosineConfig, lr: float, max_updates: int) -> Schedule:
+    total = config.total_updates or max_updates
+    return schedulers.cosine(lr, config.warmup_updates, total, config.min_lr)
+
+
+def _linear(config: LinearConfig, lr: float, max_updates: int) -> Schedule:
+    total = config.total_updates or max_updates
+    return schedulers.polynomial(lr, config.warmup_updates, total, config.end_lr, power=1.0)
+
+
+def _polynomial(config: PolynomialConfig, lr: float, max_updates: int) -> Schedule:
+    total = config.total_updates or max_updates
+    return schedulers.polynomial(lr, config.warmup_updates, total, config.end_lr, config.power)
+
+
+def _constant(config: ConstantConfig, lr: float, max_updates: int) -> Schedule:
+    return schedulers.constant(lr, config.warmup_updates)
+
+
+SCHEDULERS: dict[str, Callable[[Any, float, int], Schedule]] = {
+    "inverse_sqrt": _inverse_sqrt,
+    "cosine": _cosine,
+    "linear": _linear,
+    "polynomial": _polynomial,
+    "constant": _constant,
+}
+
+
+def build_scheduler(config: Any, lr: float, max_updates: int) -> Schedule:
+    """Make the schedule that ``config.name`` names.
+
+    Args:
+        config: a member of the scheduler union.
+        lr: highest learning rate, of the optimizer's section.
+        max_updates: end of the decay where the section names none.
+
+    Returns:
+        A function from the update number (1, 2, ...) to the learning rate.
+    """
+    make = find_plugin("scheduler", config.name, SCHEDULERS)
+    if isinstance(config, ExternalConfig):
+        return make(lr, max_updates, **config.options)  # type: ignore[arg-type, call-arg]
+    return make(config, lr, max_updates)

@@ -1,0 +1,57 @@
+"""Learning-rate schedules: pure functions of the update number (1, 2, ...)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def warmed_up(after: Schedule, lr: float, warmup_updates: int, initial: float = 0.0) -> Schedule:
+    """Linear from ``initial`` to ``lr`` over ``warmup_updates``, then ``after(update)``."""
+
+    def schedule(update: int) -> float:
+        if update < warmup_updates:
+            return initial + (lr - initial) * update / warmup_updates
+        return after(update)
+
+    return schedule
+
+
+def inverse_sqrt(lr: float, warmup_updates: int, initial: float = 0.0) -> Schedule:
+    """``lr * sqrt(warmup / update)`` after the warm-up (Vaswani et al., arXiv:1706.03762)."""
+    scale = lr * math.sqrt(max(warmup_updates, 1))
+    return warmed_up(lambda update: scale / math.sqrt(update), lr, warmup_updates, initial)
+
+
+def cosine(lr: float, warmup_updates: int, total_updates: int, min_lr: float) -> Schedule:
+    """Half a cosine from ``lr`` to ``min_lr`` (arXiv:1608.03983, without restarts)."""
+
+    def after(update: int) -> float:
+        progress = _progress(update, warmup_updates, total_updates)
+        return min_lr + 0.5 * (lr - min_lr) * (1.0 + math.cos(math.pi * progress))
+
+    return warmed_up(after, lr, warmup_updates)
+
+
+def polynomial(
+    lr: float, warmup_updates: int, total_updates: int, end_lr: float, power: float
+) -> Schedule:
+    """From ``lr`` to ``end_lr`` by ``(1 - progress) ** power``; linear decay is power 1."""
+
+    def after(update: int) -> float:
+        progress = _progress(update, warmup_updates, total_updates)
+        return end_lr + (lr - end_lr) * (1.0 - progress) ** power
+
+    return warmed_up(after, lr, warmup_updates)
+
+
+def constant(lr: float, warmup_updates: int) -> Schedule:
+    """``lr`` after the warm-up."""
+    return warmed_up(lambda update: lr, lr, warmup_updates)
+
+
+def _progress(update: int, warmup_updates: int, total_updates: int) -> float:
+    """Share of the decay that lies behind, clipped to [0, 1]."""
+    return min(max(update - warmup_updates, 0) / max(total_updates - warmup_updates, 1), 1.0)

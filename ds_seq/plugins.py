@@ -1,0 +1,58 @@
+"""Look up a plug-in by name: in a table of ours, or by `package.module:Name` outside ds_seq."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from ds_seq.errors import UserError
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the known name most like ``name``, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def find_plugin(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry ``name`` of ``table``, or the object that an external name stands for.
+
+    Args:
+        kind: what is looked up, for messages: `criterion`, `model`, ...
+        name: a key of the table, or `package.module:Name`.
+        table: the plug-ins that ship with ds_seq.
+    """
+    if ":" in name:
+        external: T = import_object(kind, name)
+        return external
+    if name not in table:
+        raise UserError(
+            f"{kind}.name: no {kind} {name!r}{nearest(name, table)}; there are "
+            f"{', '.join(sorted(table))}, or `package.module:Name`"
+        )
+    return table[name]
+
+
+def import_object(kind: str, name: str) -> Any:
+    """Import ``package.module:Name``. An error inside that module keeps its traceback."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # a missing import *inside* the plug-in is its own defect, not a wrong name
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(
+            f"{kind}.name: cannot import {module_name!r} of {name!r}: no module {error.name!r}; "
+            "install it, or add its folder to PYTHONPATH"
+        ) from None
+    members = vars(module)
+    if attribute not in members:
+        raise UserError(
+            f"{kind}.name: module {module_name!r} has no {attribute!r}{nearest(attribute, members)}"
+        )
+    return members[attribute]

@@ -1,0 +1,297 @@
+"""Checkpoints that load at every world size, expert-parallel size, ZeRO stage and precision.
+
+DeepSpeed's own checkpoints are cut by rank and reload at one layout, or after a conversion step. Ours
+hold whole tensors by name, fp32 weights and optimizer state alike, experts by global index. All ranks
+write a share: a parameter goes to one of the ranks that have it, in turn. A folder is written under a
+temporary name and renamed when it is complete, so it is there whole or not at all.
+
+    <run>/checkpoints/index.json                    which is the last, which are the best
+    <run>/checkpoints/update_00001200/checkpoint.json
+                                     /weights.<rank>.safetensors
+                                     /optimizer.<rank>.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ds_seq import distributed
+from ds_seq.errors import UserError
+from ds_seq.models.weights import (
+    FORMAT_VERSION,
+    META_FILE,
+    TensorFolder,
+    expert_key,
+    expert_offsets,
+    read_meta,
+)
+from ds_seq.training.engine import Engine
+from ds_seq.training.state import WEIGHT, FullState, full_shape
+
+_TEMPORARY = ".incomplete"
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: ``<run>/checkpoints``.
+        keep_last: how many of the most recent ones stay.
+        keep_best: how many of the best ones stay.
+        higher_is_better: of the score.
+    """
+
+    def __init__(
+        self, folder: Path, keep_last: int, keep_best: int, higher_is_better: bool
+    ) -> None:
+        self.folder = folder
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self._sign = 1.0 if higher_is_better else -1.0
+        self.index: dict[str, Any] = {"last": [], "best": []}
+        if (folder / "index.json").is_file():
+            self.index = _read_json(folder / "index.json")
+
+    def save(
+        self, engine: Engine, update: int, progress: dict[str, Any], score: float | None
+    ) -> Path:
+        """Write the state after ``update``. A collective.
+
+        Args:
+            engine: whose weights, optimizer and schedule are written.
+            update: number of finished updates.
+            progress: JSON-able state of everything else.
+            score: validation score, if this state was validated.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        name = f"update_{update:08d}"
+        final, temporary = self.folder / name, self.folder / (name + _TEMPORARY)
+        with distributed.shared_errors():
+            if distributed.rank() == 0:
+                _remove(temporary)
+                _make_folder(temporary)
+        files = _write_tensors(engine, temporary)
+        all_files = distributed.gather_objects(files)
+        with distributed.shared_errors():
+            if all_files is not None:
+                meta = {
+                    "format_version": FORMAT_VERSION,
+                    "update": update,
+                    "written_by": _layout(engine),
+                    "optimizer": _optimizer_meta(engine),
+                    "loss_scaler": engine.loss_scaler_state(),
+                    "progress": progress,
+                    "files": {file: size for part in all_files for file, size in part.items()},
+                }
+                _write_json(temporary / META_FILE, meta)
+                _remove(final)
+                temporary.rename(final)
+                self._register(name, score)
+        self.index = distributed.broadcast_object(self.index)
+        return final
+
+    def resolve(self, which: str) -> Path:
+        """Folder of ``last``, ``best``, the name of a checkpoint, or a path.
+
+        Raises:
+            UserError: there is none.
+        """
+        if which in ("last", "best"):
+            entries = self.index[which] or self.index["last"]
+            if not entries:
+                raise UserError(f"{self.folder}: no checkpoint yet; train first")
+            # the newest of the last, the first of the best
+            entry = entries[-1] if which == "last" or not self.index[which] else entries[0]
+            return self.folder / str(entry["name"])
+        for path in (self.folder / which, Path(which)):
+            if (path / META_FILE).is_file():
+                return path
+        known = sorted(p.name for p in self.folder.glob("update_*") if p.is_dir())
+        raise UserError(
+            f"no checkpoint {which!r} in {self.folder}; there are: last, best, {', '.join(known)}"
+        )
+
+    def discard_incomplete(self) -> None:
+        """Remove what a killed save has left."""
+        for path in self.folder.glob(f"*{_TEMPORARY}"):
+            _remove(path)
+
+    def _register(self, name: str, score: float | None) -> None:
+        last = [e for e in self.index["last"] if e["name"] != name]
+        last.append({"name": name, "score": score})
+        best = [e for e in self.index["best"] if e["name"] != name]
+        if score is not None:
+            best.append({"name": name, "score": score})
+            best.sort(key=lambda entry: -self._sign * float(entry["score"]))
+        self.index = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
+        _write_json(self.folder / "index.json", self.index)
+        kept = {entry["name"] for entries in self.index.values() for entry in entries}
+        for path in self.folder.glob("update_*"):
+            if path.name not in kept and not path.name.endswith(_TEMPORARY):
+                _remove(path)
+
+
+def restore(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Load optimizer, fp32 weights, schedule and loss scale; the model's weights are loaded before.
+
+    Args:
+        engine: made around the model that `load_weights` has filled from ``folder``.
+        folder: a checkpoint.
+
+    Returns:
+        The ``progress`` that `CheckpointStore.save` was given.
+
+    Raises:
+        UserError: the checkpoint is damaged, of another model or of another optimizer.
+    """
+    meta = read_meta(folder)
+    state = FullState(engine.deepspeed)
+    weights, moments = TensorFolder(folder, "weights"), TensorFolder(folder, "optimizer")
+    written = meta["optimizer"]
+    if written["name"] != type(engine.deepspeed.basic_optimizer).__name__:
+        raise UserError(
+            f"{folder}: holds the state of {written['name']}, the experiment says "
+            f"optimizer.name={type(engine.deepspeed.basic_optimizer).__name__.lower()}; "
+            "use the optimizer of the checkpoint"
+        )
+    offsets = expert_offsets(engine.module)
+    for name, parameter in state.parameters():
+        shape, first = full_shape(parameter), offsets.get(name)
+        state.write(parameter, WEIGHT, weights.read_parameter(name, shape, first))
+        for key in written["state"]:
+            slot = f"{key}/{name}"
+            if written["steps"] and _has(moments, slot, first):
+                state.write(parameter, key, _read_state(moments, slot, first, shape[0]))
+    if written["steps"]:
+        state.set_steps(float(written["steps"]))
+    engine.schedule.set_updates(int(written["schedule_updates"]))
+    engine.load_loss_scaler_state(meta["loss_scaler"])
+    progress: dict[str, Any] = meta["progress"]
+    return progress
+
+
+def _has(moments: TensorFolder, slot: str, first_expert: int | None) -> bool:
+    return (slot if first_expert is None else expert_key(slot, first_expert)) in moments
+
+
+def _read_state(
+    moments: TensorFolder, slot: str, first_expert: int | None, num_local: int
+) -> Tensor:
+    """Not by the parameter's shape: Adafactor's row and column sums have shapes of their own."""
+    if first_expert is None:
+        return moments.read(slot)
+    ids = range(first_expert, first_expert + num_local)
+    return torch.stack([moments.read(expert_key(slot, expert)) for expert in ids])
+
+
+def _write_tensors(engine: Engine, folder: Path) -> dict[str, int]:
+    """Gather every tensor in turn and write the share of this rank; returns file sizes."""
+    state = FullState(engine.deepspeed)
+    offsets = expert_offsets(engine.module)
+    kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
+    optimizer_state = state.state_names() if state.steps() else ()
+    for index, (name, parameter) in enumerate(state.parameters()):
+        first = offsets.get(name)
+        mine = _is_writer(index, spread=first is not None, engine=engine)
+        for key in (WEIGHT, *optimizer_state):
+            value = state.read(parameter, key)  # a collective: every rank reads, one keeps
+            if value is None or not mine:
+                continue
+            target = kinds["weights" if key == WEIGHT else "optimizer"]
+            slot = name if key == WEIGHT else f"{key}/{name}"
+            # clones of own storage: safetensors refuses tensors that share memory
+            if first is None:
+                target[slot] = value.detach().cpu().clone().contiguous()
+            else:
+                for row in range(value.shape[0]):
+                    target[expert_key(slot, first + row)] = value[row].detach().cpu().clone()
+    if distributed.rank() == 0:
+        kinds["weights"].update(_frozen(engine))
+    sizes = {}
+    with distributed.shared_errors():
+        for kind, tensors in kinds.items():
+            if tensors:
+                path = folder / f"{kind}.{distributed.rank()}.safetensors"
+                _save_tensors(tensors, path)
+                sizes[path.name] = path.stat().st_size
+    return sizes
+
+
+def _frozen(engine: Engine) -> dict[str, Tensor]:
+    """Parameters that are not trained have no optimizer state, but belong to the model."""
+    return {
+        name: parameter.detach().cpu().float().clone()
+        for name, parameter in engine.module.named_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def _is_writer(index: int, spread: bool, engine: Engine) -> bool:
+    """Whether this rank writes parameter ``index``: dense ones in turn over all ranks, experts in turn
+    over the ranks that hold the same ones."""
+    ranks = engine.expert_parallel if spread else 1
+    replicas = distributed.world_size() // ranks
+    return index % replicas == distributed.rank() // ranks
+
+
+def _layout(engine: Engine) -> dict[str, Any]:
+    return {
+        "world_size": distributed.world_size(),
+        "expert_parallel": engine.expert_parallel,
+        "zero_stage": engine.zero_stage,
+    }
+
+
+def _optimizer_meta(engine: Engine) -> dict[str, Any]:
+    state = FullState(engine.deepspeed)
+    return {
+        "name": type(engine.deepspeed.basic_optimizer).__name__,
+        "steps": state.steps(),
+        "state": list(state.state_names()),
+        "schedule_updates": engine.schedule.updates,
+    }
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, str(path))
+    except Exception as error:  # safetensors raises its own type for a full disk
+        raise UserError(f"{path}: cannot write the checkpoint ({error}); is the disk full?") from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot make the folder ({error.strerror})") from error
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write ({error.strerror})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it to start anew") from error
+    return value

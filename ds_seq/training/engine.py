@@ -1,0 +1,224 @@
+"""The DeepSpeed engine behind four things: forward, backward, step, and the module.
+
+DeepSpeed owns mixed precision, loss scaling, clipping, ZeRO, accumulation and the optimizer's step.
+What it gets wrong for our models is mended here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ds_seq.data.dataset import Batch
+from ds_seq.errors import UserError
+from ds_seq.models.output import ModelOutput
+from ds_seq.moe.engine import expert_parallel_group, split_expert_groups
+
+
+class StepResult(NamedTuple):
+    """What one update did."""
+
+    applied: bool
+    """False where fp16 gradients overflowed and the update was skipped, on all ranks alike."""
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    loss_scale: float
+    """1.0 without fp16."""
+
+
+class UpdateSchedule:
+    """Sets the learning rate of update n + 1 after n applied updates; DeepSpeed calls ``step``.
+
+    Args:
+        optimizer: the torch optimizer.
+        schedule: update number (1, 2, ...) -> learning rate.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> None:
+        self._optimizer, self._schedule = optimizer, schedule
+        self.updates = 0
+        self.set_updates(0)
+
+    def step(self) -> None:
+        """One more update was applied."""
+        self.set_updates(self.updates + 1)
+
+    def set_updates(self, updates: int) -> None:
+        """Go to the state after ``updates`` applied updates."""
+        self.updates = updates
+        self.lr = self._schedule(updates + 1)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def get_last_lr(self) -> list[float]:
+        """Learning rate of the coming update, per group."""
+        return [self.lr for _ in self._optimizer.param_groups]
+
+
+class Engine:
+    """A model under ``deepspeed.initialize``.
+
+    Args:
+        model: built, connected by `ds_seq.moe.engine.connect_expert_parallel`, weights loaded.
+        make_optimizer: parameter groups -> torch optimizer.
+        groups: parameter groups of the model; experts are split off here.
+        schedule: update number -> learning rate.
+        config: the dict of `ds_seq.config.deepspeed.engine_config`.
+        expert_parallel: ranks that share the experts.
+        pad_id: target positions with this id have no logits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        groups: list[dict[str, Any]],
+        schedule: Callable[[int], float],
+        config: dict[str, Any],
+        *,
+        expert_parallel: int = 1,
+        pad_id: int = 1,
+    ) -> None:
+        optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
+        self.schedule = UpdateSchedule(optimizer, schedule)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, lr_scheduler=self.schedule, config=config
+        )
+        self.accumulate = int(config["gradient_accumulation_steps"])
+        self.expert_parallel = expert_parallel
+        self._pad_id = pad_id
+        self._plain = not (
+            self.deepspeed.zero_optimization()
+            or self.deepspeed.fp16_enabled()
+            or self.deepspeed.bfloat16_enabled()
+        )
+        self._norm: float | None = None
+        if self._plain:
+            # the engine's own averages the norms of all ranks: wrong where ranks hold different experts
+            self.deepspeed.clip_fp32_gradients = self._clip
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        """Forward of a batch on `device`; logits are (N, V), a row per real target token."""
+        select = batch.tgt_out != self._pad_id
+        output: ModelOutput = self.deepspeed(batch.src, batch.tgt_in, select, batch.num_tokens)
+        return output
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return torch.device(self.deepspeed.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        module: nn.Module = self.deepspeed.module
+        return module
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.deepspeed.zero_optimization_stage())
+
+    @property
+    def forward_is_collective(self) -> bool:
+        """Whether all ranks must run the same number of forwards: experts or weights are spread."""
+        return self.expert_parallel > 1 or self.zero_stage == 3
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of ``loss``; DeepSpeed divides by ranks and accumulation steps."""
+        self.deepspeed.backward(loss)
+
+    def step(self) -> StepResult | None:
+        """After each backward; the update happens after the last one of the accumulation.
+
+        Returns:
+            ``None`` before the last micro-batch.
+
+        Raises:
+            UserError: the fp16 loss scale can fall no further.
+        """
+        last = self.deepspeed.is_gradient_accumulation_boundary()
+        if last and self._plain:
+            self._norm = self._global_norm()
+        try:
+            self.deepspeed.step()
+        except Exception as error:
+            if "minimum" in str(error) and "scale" in str(error):
+                raise UserError(_scale_advice(self.loss_scale)) from error
+            raise
+        if not last:
+            return None
+        norm = self._norm if self._plain else self.deepspeed.get_global_grad_norm()
+        applied = bool(self.deepspeed.was_step_applied())
+        return StepResult(applied, float(norm) if norm is not None else 0.0, self.loss_scale)
+
+    @property
+    def loss_scale(self) -> float:
+        """Current fp16 loss scale; 1.0 for other precisions."""
+        if not self.deepspeed.fp16_enabled():
+            return 1.0
+        return float(self.deepspeed.optimizer.loss_scale)
+
+    def loss_scaler_state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same loss scale."""
+        scaler = self._scaler()
+        return {} if scaler is None else {k: vars(scaler)[k] for k in _SCALER_STATE if k in vars(scaler)}
+
+    def load_loss_scaler_state(self, state: dict[str, Any]) -> None:
+        """Undo of `loss_scaler_state`; ignored without fp16."""
+        scaler = self._scaler()
+        if scaler is not None:
+            for key in _SCALER_STATE:
+                if key in state and key in vars(scaler):
+                    setattr(scaler, key, state[key])
+
+    def _scaler(self) -> Any:
+        if not self.deepspeed.fp16_enabled():
+            return None
+        optimizer = self.deepspeed.optimizer
+        return optimizer.loss_scaler if self.zero_stage else optimizer.loss_scale_config
+
+    def _global_norm(self) -> float:
+        """Norm over dense gradients and the experts of all ranks, each expert counted once."""
+        dense, experts = [], []
+        for parameter in self.module.parameters():
+            if parameter.grad is not None:
+                is_expert = "group_name" in vars(parameter)
+                (experts if is_expert else dense).append(parameter.grad)
+        total = _squared_norm(dense)
+        if self.expert_parallel > 1:
+            # the ranks of this group hold different experts, and together all of them
+            spread = _squared_norm(experts, device=self.deepspeed.device)
+            dist.all_reduce(spread, group=expert_parallel_group(self.expert_parallel))
+            total = total + spread
+        return float(total.sqrt())
+
+    def _clip(self) -> None:
+        assert self._norm is not None
+        scale = self.deepspeed.gradient_clipping() / (self._norm + 1e-6)
+        if scale < 1.0:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, scale)
+
+
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def _squared_norm(tensors: Iterable[Tensor], device: torch.device | str = "cpu") -> Tensor:
+    norms = torch._foreach_norm(list(tensors)) if tensors else []
+    if not norms:
+        return torch.zeros((), device=device)
+    return torch.stack(norms).float().square().sum()
+
+
+def _scale_advice(scale: float) -> str:
+    return (
+        f"fp16: gradients overflow even at loss scale {scale:g}, so training diverges or the model does "
+        "not fit fp16; use train.precision=bf16 where the hardware has it, or lower optimizer.lr, "
+        "lengthen scheduler.warmup_updates, or set train.clip_norm"
+    )

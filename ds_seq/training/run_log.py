@@ -1,0 +1,89 @@
+"""What a run tells: a line of JSON and TensorBoard scalars for programs, a progress bar for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes on rank 0; on other ranks every method does nothing.
+
+    Args:
+        folder: the run folder; ``metrics.jsonl`` and ``tensorboard/`` go there.
+        active: whether this is rank 0.
+        tensorboard: also write event files.
+        total_updates: length of the progress bar.
+        done_updates: where it starts.
+    """
+
+    def __init__(
+        self, folder: Path, active: bool, tensorboard: bool, total_updates: int, done_updates: int
+    ) -> None:
+        self._active = active
+        self._file: TextIO | None = None
+        self._writer: Any = None
+        self._bar: Any = None
+        if not active:
+            return
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done_updates + 1)
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total_updates, initial=done_updates, unit="update", dynamic_ncols=True
+            )
+
+    def record(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
+        """Keep ``figures`` of ``kind`` (``train``, ``valid``); lists become one curve per element."""
+        if self._file is None:
+            return
+        line = {"kind": kind, "update": update, "time": round(time.time(), 1), **figures}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._writer is None:
+            return
+        for name, value in figures.items():
+            tag = name if name.startswith("moe/") and kind == "train" else f"{kind}/{name}"
+            if isinstance(value, list):
+                for index, element in enumerate(value):
+                    if isinstance(element, int | float):
+                        self._writer.add_scalar(f"{tag}/{index}", element, update)
+            elif isinstance(value, int | float):
+                self._writer.add_scalar(tag, value, update)
+        self._writer.flush()
+
+    def advance(self, update: int, brief: Mapping[str, str] | None = None) -> None:
+        """Move the progress bar to ``update``; without a terminal print ``brief`` as a line."""
+        if not self._active:
+            return
+        if self._bar is not None:
+            self._bar.update(update - self._bar.n)
+            if brief:
+                self._bar.set_postfix(brief)
+        elif brief:
+            shown = " | ".join(f"{name} {value}" for name, value in brief.items())
+            print(f"update {update} | {shown}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print a message, above the bar where there is one."""
+        if self._active:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Finish files and bar."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,153 @@
+"""Full fp32 weights and optimizer state of every parameter, whatever DeepSpeed made of them.
+
+ZeRO cuts them into flat slices, the fp16 wrapper keeps copies of its own, stage 0 leaves them whole.
+`FullState` gives one view of all of these, by parameter and by name of the state, so that a checkpoint
+need not know the layout that wrote it. Reading is a collective: all ranks ask for the same things in the
+same order, experts over the ranks that hold the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch import Tensor, nn
+
+WEIGHT = "weight"
+"""The name under which the fp32 weight itself goes, beside the optimizer's own state names."""
+
+
+class FullState:
+    """The fp32 weights and the optimizer state behind an engine.
+
+    Args:
+        engine: a ``DeepSpeedEngine`` that owns a torch optimizer.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._stage = int(engine.zero_optimization_stage())
+        self._wrapper = engine.optimizer
+        self._torch_optimizer: torch.optim.Optimizer = engine.basic_optimizer
+        self._masters = _unfused_masters(self._wrapper)
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Trainable parameters with their names, in the order of the model."""
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the optimizer's per-parameter tensors; one answer for all parameters."""
+        if isinstance(self._torch_optimizer, torch.optim.Adam):  # AdamW is an Adam
+            return ("exp_avg", "exp_avg_sq")
+        if isinstance(self._torch_optimizer, torch.optim.SGD):
+            has_momentum = any(group["momentum"] for group in self._torch_optimizer.param_groups)
+            return ("momentum_buffer",) if has_momentum else ()
+        if self._sliced:
+            raise ValueError(
+                f"{type(self._torch_optimizer).__name__}: unknown state under ZeRO stage {self._stage}"
+            )
+        states = self._torch_optimizer.state.values()
+        return tuple(
+            sorted({k for state in states for k, v in state.items() if _is_array(v) and k != "step"})
+        )
+
+    @property
+    def _sliced(self) -> bool:
+        return self._stage > 0
+
+    def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
+        """The whole tensor of ``parameter``, or ``None`` where the optimizer has none. A collective."""
+        if not self._sliced:
+            master = self._masters.get(id(parameter), parameter)
+            if name == WEIGHT:
+                return master.detach()
+            value: Tensor | None = self._torch_optimizer.state.get(master, {}).get(name)
+            return value
+        self._link_slices()
+        if name == WEIGHT:
+            return _shaped(safe_get_full_fp32_param(parameter), parameter)
+        return _shaped(safe_get_full_optimizer_state(parameter, name), parameter)
+
+    def write(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
+        """Put this rank's share of the whole tensor in place. No collective.
+
+        Weights are written to the fp32 copies only: the model itself is loaded before the engine is
+        made, so its rounded copies agree already.
+        """
+        if not self._sliced:
+            master = self._masters.get(id(parameter), parameter)
+            if name == WEIGHT:
+                master.data.copy_(value)
+            else:
+                dtype = torch.float32 if value.is_floating_point() else value.dtype
+                self._torch_optimizer.state[master][name] = value.to(master.device, dtype).clone()
+        elif self._stage == 3:
+            self._write_stage3(parameter, name, value)
+        else:
+            self._link_slices()
+            key = None if name == WEIGHT else name
+            parameter.set_full_hp_param(value.to(parameter.device), key)  # type: ignore[operator]
+
+    def steps(self) -> float:
+        """The optimizer's own count of applied updates (Adam's bias correction)."""
+        for state in self._torch_optimizer.state.values():
+            if "step" in state:
+                return float(state["step"])
+        return 0.0
+
+    def set_steps(self, steps: float) -> None:
+        """Set that count everywhere; before the first step of stage 0 too, when no state exists yet."""
+        if not self._sliced:
+            for _, parameter in self.parameters():
+                master = self._masters.get(id(parameter), parameter)
+                state = self._torch_optimizer.state[master]
+                if state:
+                    state["step"] = torch.tensor(steps, dtype=torch.float32, device=master.device)
+            return
+        for state in self._torch_optimizer.state.values():
+            if isinstance(state.get("step"), Tensor):
+                state["step"].fill_(steps)
+            elif "step" in state:
+                state["step"] = int(steps)
+
+    def _link_slices(self) -> None:
+        """ZeRO 1 and 2 tell parameters where their optimizer state lies only on demand."""
+        if self._stage in (1, 2):
+            self._wrapper._lazy_init_hp_params_optimizer_state()
+
+    def _write_stage3(self, parameter: Any, name: str, value: Tensor) -> None:
+        """DeepSpeed's own setter cuts unpadded values, which fails when the last slice is short."""
+        key = None if name == WEIGHT else name
+        slot, _ = self._wrapper._get_fp32_opt_state_partition(
+            parameter, release_swap_buffers=False, optim_state_key=key
+        )
+        start = slot.numel() * parameter.ds_zero_partition_rank
+        mine = value.reshape(-1)[start : start + slot.numel()]
+        slot[: mine.numel()].copy_(mine)
+
+
+def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:
+    """fp32 copies that DeepSpeed keeps of half-precision parameters under stage 0, by parameter."""
+    if not isinstance(wrapper, FP16_UnfusedOptimizer):
+        return {}
+    pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+    return {id(p): master for half, full in pairs for p, master in zip(half, full, strict=True)}
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _shaped(value: Tensor | None, parameter: Any) -> Tensor | None:
+    return None if value is None else value.detach().reshape(full_shape(parameter))
+
+
+def full_shape(parameter: Any) -> torch.Size:
+    """Shape of the whole parameter, also where ZeRO stage 3 has taken it away."""
+    shape: torch.Size = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
+    return shape

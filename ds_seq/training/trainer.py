@@ -1,0 +1,265 @@
+"""The order of events of a training run; every event itself is somebody else's work.
+
+    rehearse validation on a few batches, so that a mistake there costs seconds and not hours
+    until the last update, epoch or hour, until patience or SIGTERM ends the run:
+        take `accumulate` batches; sum their target tokens over all ranks
+        for each: forward, criterion, backward of loss / tokens; DeepSpeed steps after the last one
+        every log_every updates: reduce and write the figures
+        every validate_every updates: loss and BLEU of the validation split
+        every save_every updates, after each validation and at the end: save; keep the best and the last
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+
+from ds_seq import distributed
+from ds_seq.config.train import TrainConfig
+from ds_seq.criterions.base import Criterion
+from ds_seq.data.dataset import Batch
+from ds_seq.data.stream import BatchStream
+from ds_seq.errors import UserError
+from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.engine import Engine, StepResult
+from ds_seq.training.metrics import LossSums
+from ds_seq.training.run_log import RunLog
+from ds_seq.training.validation import Validator
+
+
+class _Update(NamedTuple):
+    """The batches of one update and what all ranks know of it."""
+
+    batches: list[Batch]
+    tokens: float
+    stop: bool
+
+
+class Trainer:
+    """Trains until something says enough.
+
+    Args:
+        engine: the model under DeepSpeed.
+        criterion: the loss.
+        batches: this rank's training batches; its place is part of a checkpoint.
+        validator: measures the validation split.
+        checkpoints: where states go.
+        log: what is told.
+        config: the ``train`` section.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        criterion: Criterion,
+        batches: BatchStream,
+        validator: Validator,
+        checkpoints: CheckpointStore,
+        log: RunLog,
+        config: TrainConfig,
+    ) -> None:
+        self.engine, self.criterion, self.batches = engine, criterion, batches
+        self.validator, self.checkpoints, self.log, self.config = validator, checkpoints, log, config
+        self.update = 0
+        self.skipped = 0
+        self.best_score: float | None = None
+        self.validations_without_progress = 0
+        self.last_validation: dict[str, Any] = {}
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._signalled = False
+        self._saved_at = -1
+        self._validated_at = -1
+        self._window = LossSums()
+        self._window_start, self._window_updates = time.monotonic(), 0
+
+    def fit(self) -> str:
+        """Train.
+
+        Returns:
+            Why it ended, in words.
+        """
+        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            if self.update == 0 and self.config.sanity_validation_batches:
+                self.validator(self.config.sanity_validation_batches)
+            self._start_window()
+            reason = self._run()
+            self._finish(validate=reason != "signal")
+            return reason
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.batches.close()
+            self.log.close()
+
+    def _run(self) -> str:
+        """Updates until one of the ends; returns which."""
+        updates = self._updates()
+        while self.update < self.config.max_updates:
+            if self._out_of_patience():
+                return "patience"
+            update = next(updates, None)
+            if update is None:
+                return "max_epochs"
+            result = self._train_step(update)
+            self.update += 1
+            self.skipped += not result.applied
+            self._periodic(result)
+            if update.stop:
+                return "signal" if self._any_signal() else "max_hours"
+        return "max_updates"
+
+    def _updates(self) -> Iterator[_Update]:
+        """Fetch all batches of an update and agree on its size before the first forward."""
+        hours = self.config.max_hours
+        while True:
+            batches = [b for _, b in zip(range(self.engine.accumulate), self.batches, strict=False)]
+            if len(batches) < self.engine.accumulate:  # all ranks end together
+                return
+            tokens = float(sum(batch.num_tokens for batch in batches))
+            out_of_time = hours is not None and self._seconds() > 3600 * hours
+            mine = torch.tensor([tokens, float(self._signalled or out_of_time)], dtype=torch.float64)
+            total, stop = distributed.sum_over_ranks(mine).tolist()
+            yield _Update(batches, total, bool(stop))
+
+    def _train_step(self, update: _Update) -> StepResult:
+        """One update: forward and backward per batch; DeepSpeed steps after the last."""
+        self.engine.module.train()
+        _seed_update(self.config.seed, self.update)
+        # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want that
+        scale = distributed.world_size() * self.engine.accumulate / max(update.tokens, 1.0)
+        result = None
+        for host_batch in update.batches:
+            batch = host_batch.to(self.engine.device, non_blocking=True)
+            output = self.engine(batch)
+            loss = self.criterion(output, batch)
+            self.engine.backward(loss.total * scale)
+            result = self.engine.step()
+            parts = {**loss.parts, "loss": loss.total.detach()}
+            self._window.add(parts, output.moe_stats, batch)
+        assert result is not None, "the last micro-batch of an update steps"
+        return result
+
+    def _periodic(self, result: StepResult) -> None:
+        """What is due after this update: log, validate, save."""
+        self._window_updates += 1
+        if self.update % self.config.log_every == 0:
+            self._log(result)
+        else:
+            self.log.advance(self.update)
+        validate_every, save_every = self.config.validate_every, self.config.save_every
+        score = None
+        if validate_every is not None and self.update % validate_every == 0:
+            score = self._validate()
+        if score is not None or (save_every is not None and self.update % save_every == 0):
+            self._save(score)
+
+    def _log(self, result: StepResult) -> None:
+        figures: dict[str, Any] = dict(self._window.reduce())
+        seconds = max(time.monotonic() - self._window_start, 1e-9)
+        loss = float(figures["loss"])
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(
+                f"the training loss is {loss} at update {self.update}; the last checkpoint is intact. "
+                "Lower optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+            )
+        figures.update(
+            epoch=self.batches.epoch,
+            lr=self.engine.schedule.lr,
+            grad_norm=result.grad_norm,
+            loss_scale=result.loss_scale,
+            skipped_updates=self.skipped,
+            tokens_per_second=float(figures["tokens"]) / seconds,
+            seconds_per_update=seconds / self._window_updates,
+        )
+        self.log.record("train", self.update, figures)
+        brief = {
+            "epoch": f"{self.batches.epoch}",
+            "loss": f"{loss:.3f}",
+            "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
+            "lr": f"{figures['lr']:.2e}",
+            "norm": f"{result.grad_norm:.2f}",
+            "tokens/s": f"{figures['tokens_per_second']:,.0f}",
+        }
+        self.log.advance(self.update, {name: value for name, value in brief.items() if value})
+        self._start_window()
+
+    def _start_window(self) -> None:
+        self._window = LossSums()
+        self._window_start, self._window_updates = time.monotonic(), 0
+
+    def _validate(self) -> float:
+        """Validate, record, and judge; returns the score."""
+        paused = time.monotonic()
+        figures = self.validator()
+        score = float(figures[self.config.best_metric])
+        sign = 1.0 if self.config.best_metric == "bleu" else -1.0
+        improved = self.best_score is None or sign * score > sign * self.best_score
+        self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
+        if improved:
+            self.best_score = score
+        self.last_validation, self._validated_at = figures, self.update
+        self.log.record("valid", self.update, figures)
+        shown = [f"valid {name} {figures[name]:.2f}" for name in ("loss", "ppl", "bleu") if name in figures]
+        self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
+        self._window_start += time.monotonic() - paused  # tokens/s is of training alone
+        return score
+
+    def _save(self, score: float | None) -> None:
+        paused = time.monotonic()
+        self.checkpoints.save(self.engine, self.update, self.state_dict(), score)
+        self._saved_at = self.update
+        self._window_start += time.monotonic() - paused
+
+    def _finish(self, validate: bool) -> None:
+        """Leave a checkpoint of the very end, validated unless time is short."""
+        score = None
+        if validate and self.config.validate_every is not None and self._validated_at != self.update:
+            score = self._validate()
+        if self._saved_at != self.update or score is not None:
+            self._save(score)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.validations_without_progress >= patience
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def _any_signal(self) -> bool:
+        return distributed.any_rank(self._signalled)
+
+    def _seconds(self) -> float:
+        """Training time, that of the runs this one resumes included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run must know beside weights, optimizer, schedule and loss scale."""
+        return {
+            "update": self.update,
+            "skipped": self.skipped,
+            "best_score": self.best_score,
+            "validations_without_progress": self.validations_without_progress,
+            "seconds": self._seconds(),
+            "batches": dict(self.batches.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo of `state_dict`."""
+        self.update, self.skipped = state["update"], state["skipped"]
+        self.best_score = state["best_score"]
+        self.validations_without_progress = state["validations_without_progress"]
+        self._seconds_before = state["seconds"]
+        self.batches.load_state_dict(state["batches"])
+
+
+def _seed_update(seed: int, update: int) -> None:
+    """Dropout is a function of (seed, update, rank): a resumed run needs no generator state."""
+    mixed = (seed * 1_000_003 + update) * 8191 + distributed.rank()
+    torch.manual_seed(mixed % 2**63)

@@ -1,0 +1,62 @@
+"""Package metadata and dependencies, and their only home: pyproject.toml holds tool settings."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Read ``__version__`` as text, so that installing imports nothing of ours."""
+    source = (ROOT / "ds_seq" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('ds_seq/__init__.py holds no line of the form: __version__ = "1.2.3"')
+    return match.group(1)
+
+
+# torch: from 2.10 on it has the grouped matmul that the experts use. No build is named: the
+# index decides between CPU and CUDA.
+# deepspeed: the expert layer rests on a contract with its engine that is tested for this range.
+REQUIREMENTS = [
+    "torch>=2.10,<2.14",
+    "deepspeed>=0.19.8,<0.20",
+    "mpi4py",
+    "numpy",
+    "pydantic>=2.7",
+    "pyyaml",
+    "sacrebleu",
+    "sacremoses",
+    "safetensors",
+    "sentencepiece",
+    "tensorboard",
+    "tqdm",
+]
+TEST = ["pytest>=8.3", "pytest-timeout"]
+DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
+
+setup(
+    name="ds_seq",
+    version=read_version(),
+    description="Dense and Mixture-of-Experts sequence-to-sequence Transformers on DeepSpeed",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["ds_seq", "ds_seq.*"]),
+    package_data={"ds_seq": ["py.typed"]},
+    install_requires=REQUIREMENTS,
+    extras_require={"test": TEST, "dev": DEV},
+    entry_points={"console_scripts": ["ds-seq = ds_seq.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+    ],
+)

@@ -1,0 +1,57 @@
+"""Settings of every test: one thread, no GPU unless asked for, no launcher's environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+# A test inside a SLURM job or under a launcher must not take that job's ranks for its own.
+_LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"}
+_LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "MASTER_", "CROSS_")
+
+_MPIRUN_MISSING = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settle the environment before the first test module imports torch or deepspeed."""
+    for name in list(os.environ):
+        if name in _LAUNCHER_NAMES or name.startswith(_LAUNCHER_PREFIXES):
+            del os.environ[name]
+    # Many tests start 2 or 4 processes: one thread in each, here and in what they start.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if "not gpu" in config.option.markexpr:
+        # The default suite asks the same of every machine: with a GPU it still runs on the CPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["DS_ACCELERATOR"] = "cpu"
+
+    import torch
+
+    torch.set_num_threads(1)  # before any fork: a forked child cannot use its parent's threads
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests of mpirun where there is none; the summary says so."""
+    if shutil.which("mpirun") is not None:
+        return
+    without = [item for item in items if item.get_closest_marker("mpirun") is None]
+    missing = [item for item in items if item.get_closest_marker("mpirun") is not None]
+    if missing:
+        config.stash[_MPIRUN_MISSING] = len(missing)
+        config.hook.pytest_deselected(items=missing)
+        items[:] = without
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say which tests this machine could not run."""
+    count = config.stash.get(_MPIRUN_MISSING, 0)
+    if count:
+        terminalreporter.write_line(
+            f"NOT RUN: {count} test(s) of the mpirun launch, because mpirun is not installed "
+            "(Debian, Ubuntu: apt-get install openmpi-bin)",
+            yellow=True,
+        )

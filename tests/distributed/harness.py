@@ -1,0 +1,115 @@
+"""Run a function in several gloo processes, for real, and never leave one behind."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from ds_seq.distributed import free_port
+
+
+def run_distributed(
+    function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0
+) -> list[Any]:
+    """Call ``function(*args)`` in ``world_size`` processes of one gloo group.
+
+    Workers are forked, so that torch and DeepSpeed are imported once; they must not have used a thread
+    pool before, see ``conftest.py``.
+
+    Args:
+        function: runs on every rank; ``ds_seq.distributed`` knows rank and world size.
+        world_size: number of processes.
+        args: its arguments.
+        timeout: seconds after which all processes are killed.
+
+    Returns:
+        What the function returned, by rank; must be picklable.
+
+    Raises:
+        AssertionError: a rank failed (with its traceback), or the time is up.
+    """
+    context = mp.get_context("fork")
+    port = free_port()
+    pipes, processes = [], []
+    for rank in range(world_size):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(
+            target=_worker, args=(sender, rank, world_size, port, function, args), daemon=True
+        )
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        return _collect(pipes, time.monotonic() + timeout, timeout)
+    finally:
+        _end(processes)
+
+
+def _worker(
+    sender: Connection,
+    rank: int,
+    world_size: int,
+    port: int,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
+    os.setsid()  # one signal then reaches whatever the function itself starts
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    from ds_seq import distributed
+
+    try:
+        distributed.init(distributed.discover(os.environ))
+        distributed.quiet_deepspeed()
+        sender.send((True, function(*args)))
+    except BaseException:
+        sender.send((False, traceback.format_exc()))
+    finally:
+        distributed.shutdown()
+        sender.close()
+
+
+def _collect(pipes: list[Connection], deadline: float, timeout: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        for rank, pipe in enumerate(pipes):
+            if rank in results or not pipe.poll(0.02):
+                continue
+            try:
+                succeeded, value = pipe.recv()
+            except EOFError:
+                raise AssertionError(f"rank {rank} died without a word") from None
+            assert succeeded, f"rank {rank} failed:\n{value}"
+            results[rank] = value
+        missing = sorted(set(range(len(pipes))) - set(results))
+        assert time.monotonic() < deadline or not missing, (
+            f"ranks {missing} did not finish within {timeout:g} s"
+        )
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join(timeout=2)
+        if process.is_alive() and process.pid is not None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                process.kill()
+            process.join()

@@ -1,0 +1,200 @@
+"""The rules of structure in ARCHITECTURE.md, read from the source with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from ds_seq.config.base import EXTERNAL_TAG
+from ds_seq.config.experiment import TaskConfig
+from ds_seq.config.model import MODEL_NAMES
+from ds_seq.config.objective import CriterionConfig
+from ds_seq.config.optim import OptimizerConfig, SchedulerConfig
+from ds_seq.criterions import CRITERIONS
+from ds_seq.models import MODELS
+from ds_seq.optim import OPTIMIZERS, SCHEDULERS
+from ds_seq.tasks import TASKS
+
+PACKAGE = Path(__file__).resolve().parents[2] / "ds_seq"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# A part may import parts of earlier rows only, never one of its own row.
+RANKS: list[set[str]] = [
+    {"__init__", "errors"},
+    {"plugins", "distributed"},
+    {"config"},
+    {"data"},
+    {"modules", "moe"},
+    {"models"},
+    {"criterions", "generation", "optim"},
+    {"tasks"},
+    {"training", "distill", "interop"},
+    {"train", "generate", "prepare"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
+
+# These take plain values, although config stands below them.
+CONFIG_FREE = ("data", "modules", "moe", "generation", "models")
+CONFIG_ALLOWED = {"models/build.py", "models/__init__.py"}
+
+DEEPSPEED_ALLOWED = {"distributed.py", "moe/engine.py"}
+DEEPSPEED_ALLOWED_FOLDERS = ("training/",)
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def part_of(path: Path) -> str:
+    """The row entry a file belongs to: its top-level folder, or its own name at the top."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, absolute module name) for each import, those inside functions included."""
+    package = ["ds_seq", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from ds_seq import cli` names a module, `from ds_seq.cli import main` does not;
+                # the longer name gives the same part in both cases.
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, part of ds_seq) for each import of our own code."""
+    for line, module in imported_modules(path):
+        names = module.split(".")
+        if names[0] != "ds_seq":
+            continue
+        is_part = len(names) > 1 and names[1] in RANK
+        yield line, names[1] if is_part else "__init__"
+
+
+def imports_of(path: Path, package: str) -> list[str]:
+    return [
+        f"{relative(path)}:{line} imports {module}"
+        for line, module in imported_modules(path)
+        if module == package or module.startswith(f"{package}.")
+    ]
+
+
+def test_every_file_has_a_rank() -> None:
+    strangers = {relative(path) for path in SOURCES if part_of(path) not in RANK}
+    assert not strangers, f"give these a row in RANKS and in ARCHITECTURE.md: {sorted(strangers)}"
+
+
+def test_parts_import_only_lower_ranks() -> None:
+    wrong = [
+        f"{relative(path)}:{line} ({part_of(path)}) imports {part}"
+        for path in SOURCES
+        for line, part in imported_parts(path)
+        if part != part_of(path) and RANK[part] >= RANK[part_of(path)]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_components_never_import_config() -> None:
+    wrong = [
+        message
+        for path in SOURCES
+        if part_of(path) in CONFIG_FREE and relative(path) not in CONFIG_ALLOWED
+        for message in imports_of(path, "ds_seq.config")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_deepspeed_is_imported_in_few_places() -> None:
+    wrong = [
+        message
+        for path in SOURCES
+        if relative(path) not in DEEPSPEED_ALLOWED
+        and not relative(path).startswith(DEEPSPEED_ALLOWED_FOLDERS)
+        for message in imports_of(path, "deepspeed")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_are_short() -> None:
+    lines = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    long = {name: count for name, count in lines.items() if count > MAX_FILE_LINES}
+    assert not long, f"more than {MAX_FILE_LINES} lines: {long}"
+
+
+def test_functions_are_short() -> None:
+    wrong = [
+        f"{relative(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert not wrong, f"more than {MAX_FUNCTION_LINES} lines:\n" + "\n".join(wrong)
+
+
+def test_no_getattr_with_a_default() -> None:
+    """A default hides a misspelt name; a typed attribute or a Protocol does not."""
+    wrong = [
+        f"{relative(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "getattr"
+        and len(node.args) == 3
+        and isinstance(node.args[1], ast.Constant)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def modules_after(statement: str) -> set[str]:
+    """Run ``statement`` in a fresh interpreter and return the top-level names in sys.modules."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return {name.split(".")[0] for name in done.stdout.split()}
+
+
+def test_config_imports_no_torch() -> None:
+    """`ds-seq check` must answer at once, on a login node too."""
+    names = [relative(path)[: -len(".py")].replace("/", ".") for path in SOURCES]
+    config = [f"ds_seq.{name}".removesuffix(".__init__") for name in names if "config." in name]
+    assert config
+    loaded = modules_after("import " + ", ".join(config))
+    assert not loaded & {"torch", "deepspeed", "numpy", "sentencepiece"}
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    ours = modules_after("import ds_seq")
+    assert ours - modules_after("pass") == {"ds_seq"}
+
+
+def union_tags(union: object) -> set[str]:
+    """The names a discriminated union of the config knows, without that of outside code."""
+    members = get_args(get_args(union)[0])
+    return {tag.tag for member in members for tag in get_args(member)[1:]} - {EXTERNAL_TAG}
+
+
+def test_every_name_in_the_config_has_an_implementation() -> None:
+    """A new plug-in needs a config class and a line in its table; neither can be forgotten."""
+    assert set(MODEL_NAMES) == set(MODELS)
+    assert union_tags(CriterionConfig) == set(CRITERIONS)
+    assert union_tags(TaskConfig) == set(TASKS)
+    assert union_tags(OptimizerConfig) == set(OPTIMIZERS)
+    assert union_tags(SchedulerConfig) == set(SCHEDULERS)
