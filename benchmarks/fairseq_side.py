@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from worker import serve, take_answer_channel
+from worker import Block, Channel
 
 
 class SentencesFromArrays:
@@ -148,9 +149,13 @@ def command_line(setup: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     """Serves blocks of updates to train_throughput.py."""
-    channel = take_answer_channel()
-    setup = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    serve(FairseqSystem(setup), channel)
+    channel = Channel()
+    system = FairseqSystem(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    channel.ready(system.num_parameters, system.versions)
+    while (updates := channel.command()) is not None:
+        begin = time.perf_counter()
+        target_tokens, loss = system.run(updates)
+        channel.done(Block(updates, time.perf_counter() - begin, target_tokens, loss))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,6 @@ class Block:
     def speed(self) -> float:
         """Target tokens a second."""
         return self.target_tokens / self.seconds
-
-
-class System(Protocol):
-    """A training system under test."""
-
-    num_parameters: int
-    versions: str
-
-    def run(self, updates: int) -> tuple[int, float]:
-        """Trains that many updates further; returns target tokens and the last loss."""
-        ...
 
 
 class Worker:
@@ -79,7 +67,7 @@ class Worker:
         print(f"run {updates}", file=self._process.stdin, flush=True)
         return Block(**self._answer())
 
-    def _answer(self) -> dict:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if line:
@@ -106,23 +94,28 @@ class Worker:
             self._process.wait()
 
 
-def take_answer_channel() -> TextIO:
-    """Keeps standard output for answers; from here on prints go to standard error.
+class Channel:
+    """The child's end: answers go to the parent, everything else that is printed to the log.
 
-    Call it before importing libraries that print.
+    Make one before importing libraries that print.
     """
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return channel
 
+    def __init__(self) -> None:
+        self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
 
-def serve(system: System, channel: TextIO) -> None:
-    """The child's end: answers commands until its input closes."""
-    ready = {"num_parameters": system.num_parameters, "versions": system.versions}
-    print(json.dumps(ready), file=channel, flush=True)
-    for line in sys.stdin:
-        updates = int(line.removeprefix("run "))
-        begin = time.perf_counter()
-        target_tokens, loss = system.run(updates)
-        block = Block(updates, time.perf_counter() - begin, target_tokens, loss)
-        print(json.dumps(asdict(block)), file=channel, flush=True)
+    def ready(self, num_parameters: int, versions: str) -> None:
+        """Say that training can begin."""
+        self._answer({"num_parameters": num_parameters, "versions": versions})
+
+    def command(self) -> int | None:
+        """Wait for the next command; returns how many updates to do, or None at the end."""
+        line = sys.stdin.readline()
+        return int(line.removeprefix("run ")) if line else None
+
+    def done(self, block: Block) -> None:
+        """Report a finished command."""
+        self._answer(asdict(block))
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=self._answers, flush=True)

@@ -10,6 +10,7 @@ from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import MODEL_NAMES
+from ds_seq.config.objective import CrossEntropyConfig
 from ds_seq.config.options import options_table
 from ds_seq.config.size import model_size
 from ds_seq.errors import UserError
@@ -54,9 +55,22 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
+            *_notes(config),
             "",
         ]
     )
+
+
+def _notes(config: ExperimentConfig) -> list[str]:
+    """What is allowed but seldom meant."""
+    if config.model.moe is None or not isinstance(config.criterion, CrossEntropyConfig):
+        return []
+    return [
+        "",
+        "# notes",
+        "criterion: cross_entropy leaves out the gates' losses, so nothing balances the experts; "
+        "model_and_base has them",
+    ]
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:

@@ -43,7 +43,7 @@ def usage() -> str:
             "",
             *rows,
             "",
-            "ds-seq COMMAND --help lists a command's arguments; ds-seq --version prints the version.",
+            "ds-seq COMMAND --help lists the arguments of a command; ds-seq --version tells mine.",
         ]
     )
 

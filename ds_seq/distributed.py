@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,6 +168,7 @@ def init(world: World) -> None:
 
     NCCL on GPUs, gloo on CPUs. Does nothing when it is up already.
     """
+    import_deepspeed()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -190,6 +192,28 @@ def init(world: World) -> None:
         MASTER_PORT=str(world.port or free_port()),
     )
     deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without the linker errors of its probes for libraries that nobody asked for.
+
+    What was printed is shown only if the import fails.
+    """
+    if "deepspeed" in sys.modules:
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as printed:
+        stderr = os.dup(2)
+        os.dup2(printed.fileno(), 2)  # the probes are child processes, so sys.stderr is not enough
+        try:
+            import deepspeed  # noqa: F401
+        except BaseException:
+            printed.seek(0)
+            os.write(stderr, printed.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def quiet_deepspeed() -> None:

@@ -1,10 +1,10 @@
-# shellcheck shell=bash
-# Sourced by launch/quickstart.sh, tests/run.sh and .ci/run: the one place that makes the virtual
-# environment and installs ds_seq into it.
+#!/usr/bin/env bash
+# The one place that makes the virtual environment and installs ds_seq into it. Sourced by
+# launch/quickstart.sh, tests/run.sh and .ci/run, which then call `set_up`; or by hand:
 #
-#   set_up            what training and translating need
-#   set_up test       the same and pytest
-#   set_up dev        the same and ruff, mypy, pre-commit
+#   bash launch/setup.sh           what training and translating need
+#   bash launch/setup.sh test      the same and pytest
+#   bash launch/setup.sh dev       the same and ruff, mypy, pre-commit
 #
 # Uses the active virtual environment, else makes .venv. A stamp in the environment records what
 # was installed from which setup.py, so a second call takes no time and asks no index.
@@ -69,3 +69,9 @@ set_up() {
         printf '%s %s\n' "$extra" "$key"
     done >"$stamp"
 }
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+    set -euo pipefail
+    set_up "${1:-base}"
+    echo "Ready. Activate it with: . $VIRTUAL_ENV/bin/activate"
+fi

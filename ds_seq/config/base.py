@@ -48,15 +48,19 @@ class ExternalConfig(Config):
     )
 
 
-def plugin_tag(default: str) -> Callable[[Any], str]:
+def plugin_tag(default: str) -> Callable[[Any], str | None]:
     """The discriminator of a plug-in union: which member a raw section asks for.
 
     Args:
         default: the tag of a section that gives no `name`.
     """
 
-    def tag(value: Any) -> str:
-        name = value.get("name", default) if isinstance(value, Mapping) else value.name
+    def tag(value: Any) -> str | None:
+        if isinstance(value, Config):
+            value = value.model_dump(include={"name"})
+        if not isinstance(value, Mapping):
+            return None
+        name = value.get("name", default)
         # an unknown tag, however odd its type, makes pydantic list the valid ones
         return EXTERNAL_TAG if isinstance(name, str) and ":" in name else str(name)
 

@@ -18,6 +18,7 @@ from ds_seq.config.deepspeed_keys import (
 )
 from ds_seq.config.experiment import ExperimentConfig, check_world
 from ds_seq.config.optim import AdafactorConfig
+from ds_seq.config.schema import paths_of_key
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
@@ -39,8 +40,8 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
     file = Path(path)
     try:
         data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"train.deepspeed: no such file: {file}") from None
+    except OSError as error:
+        raise UserError(f"train.deepspeed: {file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -185,7 +186,11 @@ def _unknown_key_errors(
         if key in handled or value == AUTO:
             continue
         if key not in known:
-            yield f"{dotted}: unknown key{nearest(key, {*known, *handled})}"
+            homes = paths_of_key(key)
+            if len(homes) in (1, 2):
+                yield _misplaced(dotted, " or ".join(homes))
+            else:
+                yield f"{dotted}: unknown key{nearest(key, {*known, *handled})}"
             continue
         expected = known[key]
         if isinstance(expected, str):

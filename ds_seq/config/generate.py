@@ -13,7 +13,7 @@ class GenerationConfig(Config):
     beam: PositiveInt = Field(default=5, description="Hypotheses kept a sentence; 1 is greedy.")
     length_penalty: float = Field(
         default=1.0,
-        description="Scores are log-probability / length ** this; more favours longer translations.",
+        description="Scores are log-probability / length ** this; more favours long translations.",
     )
     max_len_a: NonNegativeFloat = Field(
         default=1.2, description="Longest translation is max_len_a * source length + max_len_b."

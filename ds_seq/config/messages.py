@@ -49,6 +49,11 @@ def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]
             f"no {path[-1]} {context['tag']!r}{nearest(context['tag'], known)}; there are "
             f"{', '.join(known)}, or `package.module:Name`",
         )
+    elif kind in ("union_tag_not_found", "model_type"):
+        yield path, f"should be a section (`key: value` lines), not {details['input']!r}"
+    elif kind == "string_pattern_mismatch":
+        about = owner.model_fields[str(path[-1])].description
+        yield path, f"{details['input']!r} does not fit. {about}"
     elif isinstance(cause, FieldErrors):
         for below, message in cause.errors:
             yield (*path, *below.split(".")), message
@@ -56,7 +61,7 @@ def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]
         yield path, str(cause)
     else:
         meant = nearest(str(details["input"]), _quoted(context.get("expected", "")))
-        wanted = details["msg"].replace("Input should", "should", 1)
+        wanted = re.sub(r"^\w+ should", "should", details["msg"])
         yield path, f"{wanted}, not {details['input']!r}{meant}"
 
 

@@ -140,9 +140,10 @@ class ModelConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, section: Any) -> Any:
-        if not isinstance(section, dict) or section.get("preset") not in PRESETS:
-            return section
-        return apply_preset(section, section["preset"])
+        preset = section.get("preset") if isinstance(section, dict) else None
+        if not isinstance(preset, str) or preset not in PRESETS:
+            return section  # an unknown preset is reported by the field's own check
+        return apply_preset(section, preset)
 
     @field_validator("name")
     @classmethod

@@ -48,9 +48,13 @@ def open_bytes(path: Path) -> BinaryIO:
     try:
         return cast(BinaryIO, opener(path, "rb"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path (section data.raw)") from None
+        raise UserError(_explain_missing(path)) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _explain_missing(path: Path) -> str:
+    return f"{path}: no such file; check the path (data.raw in an experiment file)"
 
 
 def decode_line(line: bytes, path: Path, number: int) -> str:
@@ -137,5 +141,5 @@ def fingerprint(path: Path) -> str:
             while block := file.read(_BLOCK):
                 digest.update(block)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(_explain_missing(path)) from None
     return digest.hexdigest()

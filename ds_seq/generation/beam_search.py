@@ -13,12 +13,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ds_seq.generation.hypotheses import ActiveBeams, Hypothesis
+from ds_seq.generation.top_k import top_k
 from ds_seq.generation.vetoes import block_repeated_ngrams
 
 _NEVER = -math.inf
@@ -126,7 +127,7 @@ class BeamSearch:
         limits = self._length_limits(src)
         max_length = int(limits.max()) + 1
         cache = model.start_cache(model.encode(src), self.beam, max_length)
-        spare = None if any_rank is None else _SpareSearch(cache, src, self, max_length)
+        spare = None if any_rank is None else _SpareSearch(self, model, cache, src, max_length)
         beams = ActiveBeams(num_sentences, self.beam, limits[:num_sentences], self.num_best)
         scratch = _Scratch()
         while beams.active if any_rank is None else any_rank(beams.active):
@@ -135,7 +136,7 @@ class BeamSearch:
                 logits = model.decode_step(tokens, cache)
                 self._advance(beams, scratch.log_softmax(logits), cache)
             elif spare is not None:
-                spare.step(model)
+                spare.step()
         return beams.results()
 
     def _length_limits(self, src: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class BeamSearch:
         end_scores = log_probs[:, self.eos_id].clone()  # (N,)
         self._veto(beams, log_probs)
         # (N, C'): the C best of a sentence are among the C best of each of its hypotheses
-        scores, tokens = log_probs.topk(min(2 * self.beam, log_probs.size(1)), dim=1)
+        scores, tokens = top_k(log_probs, min(2 * self.beam, log_probs.size(1)))
         scores = self._end_at_limit(beams, scores, tokens, end_scores)
         kept, rows = beams.select(scores, tokens, self.eos_id, self.length_penalty)
         if not beams.active:
@@ -181,31 +182,41 @@ class BeamSearch:
         return torch.where(at_limit, only_end, scores)
 
 
-class _SpareSearch:
+class _SpareSearch(Generic[EncodedT, CacheT]):
     """Steps without meaning, for a rank whose search is over while others go on.
 
     Args:
-        cache: of the real search, at length 0.
-        src: the source of the real search, for its device.
         search: gives beam and end symbol.
+        model: makes the steps.
+        cache: of the real search, at length 0.
+        src: source of the real search, for its device.
         max_length: steps for which the cache was made.
     """
 
-    def __init__(self, cache: Cache, src: Tensor, search: BeamSearch, max_length: int) -> None:
+    def __init__(
+        self,
+        search: BeamSearch,
+        model: Decodable[EncodedT, CacheT],
+        cache: CacheT,
+        src: Tensor,
+        max_length: int,
+    ) -> None:
         # A copy, because starting another cache may be a collective too (ZeRO-3).
         self._fresh = copy.deepcopy(cache)
         self._fresh.keep_sentences(src.new_zeros(1))
+        self._cache = copy.deepcopy(self._fresh)
+        self._model = model
         self._tokens = src.new_full((search.beam,), search.eos_id)
         self._max_length = max_length
-        self._steps_left = 0
+        self._steps = 0
 
-    def step(self, model: Decodable[EncodedT, CacheT]) -> None:
-        """Run one decoder step; the other ranks may make more steps than the cache has room for."""
-        if self._steps_left == 0:
+    def step(self) -> None:
+        """Run one decoder step; others may make more steps than the cache has room for."""
+        if self._steps == self._max_length:
             self._cache = copy.deepcopy(self._fresh)
-            self._steps_left = self._max_length
-        model.decode_step(self._tokens, self._cache)  # type: ignore[arg-type]
-        self._steps_left -= 1
+            self._steps = 0
+        self._model.decode_step(self._tokens, self._cache)
+        self._steps += 1
 
 
 class _Scratch:

@@ -1,5 +1,33 @@
 """Models, by the `name` that tags their config."""
 
-from ds_seq.models.build import build_seq2seq
+from __future__ import annotations
 
-MODELS = {"transformer": build_seq2seq}
+from collections.abc import Callable
+
+from torch import nn
+
+from ds_seq.config.model import ModelConfig
+from ds_seq.models.build import build_seq2seq
+from ds_seq.plugins import find_plugin
+
+__all__ = ["MODELS", "build_model"]
+
+MODELS: dict[str, Callable[[ModelConfig, int, int, int, int], nn.Module]] = {
+    "transformer": build_seq2seq
+}
+
+
+def build_model(
+    config: ModelConfig,
+    vocab_size: int,
+    expert_parallel: int = 1,
+    expert_parallel_rank: int = 0,
+    seed: int = 1,
+) -> nn.Module:
+    """Make the model that ``config.name`` names, ours or an external ``package.module:Name``.
+
+    An external builder is called like our own, with the whole section; its options are in
+    ``config.options``.
+    """
+    make = find_plugin("model", config.name, MODELS)
+    return make(config, vocab_size, expert_parallel, expert_parallel_rank, seed)

@@ -13,6 +13,7 @@ from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
 from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 from ds_seq.moe.layer import MoeFeedForward
 
@@ -79,7 +80,7 @@ class _Builder:
         return TokenEmbedding(self.vocab_size, self.cfg.d_model, self.pad_id)
 
     def _output(self) -> nn.Linear:
-        return nn.Linear(self.cfg.d_model, self.vocab_size, bias=False)
+        return Linear(self.cfg.d_model, self.vocab_size, bias=False)
 
     def _encoder(self) -> TransformerEncoder:
         cfg = self.cfg

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.kv_cache import KeyValueBuffer
+from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import RotaryPositions
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
@@ -80,8 +81,8 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.qkv = Linear(d_model, 3 * d_model)
+        self.output = Linear(d_model, d_model)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, past: KeyValueBuffer | None = None
@@ -138,9 +139,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(d_model, d_model)
-        self.key_value = nn.Linear(d_model, 2 * d_model)
-        self.output = nn.Linear(d_model, d_model)
+        self.query = Linear(d_model, d_model)
+        self.key_value = Linear(d_model, 2 * d_model)
+        self.output = Linear(d_model, d_model)
 
     def memory(self, encoded: Tensor) -> KeyValue:
         """Keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ds_seq.modules.linear import linear
+
 
 class TokenEmbedding(nn.Module):
     """One matrix (V, D) that looks tokens up and, when tied, also scores them.
@@ -42,5 +44,5 @@ class TokenEmbedding(nn.Module):
             Scaled embeddings (B, T, D), or logits (..., V).
         """
         if project:
-            return F.linear(x, self.weight)
+            return linear(x, self.weight)
         return F.embedding(x, self.weight, padding_idx=self.pad_id) * self.scale

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.dropout import dropout
+from ds_seq.modules.linear import Linear
 
 
 def _swiglu(x: Tensor) -> Tensor:
@@ -47,8 +48,8 @@ class FeedForward(nn.Module):
         self.activation = activation
         self.dropout = dropout
         self._activate = _ACTIVATIONS[activation]
-        self.up = nn.Linear(d_model, 2 * ffn_dim if activation == "swiglu" else ffn_dim)
-        self.down = nn.Linear(ffn_dim, d_model)
+        self.up = Linear(d_model, 2 * ffn_dim if activation == "swiglu" else ffn_dim)
+        self.down = Linear(ffn_dim, d_model)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
         """Transform x (B, T, D).

@@ -47,9 +47,11 @@ class Experts(nn.Module):
         self.activation, self.dropout, self.seed = activation, dropout, seed
         up_dim = 2 * ffn_dim if activation == "swiglu" else ffn_dim
         self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
-        self.b1 = nn.Parameter(torch.empty(num_local, up_dim))
+        # biases keep the shape of a matrix per expert, so that an optimizer that factors its state by
+        # rows and columns (Adafactor) never mixes experts
+        self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
         self.w2 = nn.Parameter(torch.empty(num_local, ffn_dim, d_model))
-        self.b2 = nn.Parameter(torch.empty(num_local, d_model))
+        self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
         self.reset_parameters_by_expert()
 
     @torch.no_grad()

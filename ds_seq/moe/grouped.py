@@ -60,7 +60,8 @@ class _GroupedLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_y = grads[0].contiguous()
         grad_x = torch.empty_like(x)
-        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[::2])
+        grad_weight = torch.empty_like(weight)
+        grad_bias = weight.new_empty(weight.shape[0], 1, weight.shape[2])
         for expert, (start, end) in enumerate(ctx.groups.slices()):
             if end == start:  # an idle expert has no gradient, and empty_like left it undefined
                 grad_weight[expert].zero_()
@@ -69,7 +70,7 @@ class _GroupedLinear(torch.autograd.Function):
             rows = grad_y[start:end]
             torch.mm(rows, weight[expert].t(), out=grad_x[start:end])
             torch.mm(x[start:end].t(), rows, out=grad_weight[expert])
-            torch.sum(rows, dim=0, out=grad_bias[expert])
+            torch.sum(rows, dim=0, keepdim=True, out=grad_bias[expert])
         return grad_x, grad_weight, grad_bias, None
 
 
@@ -79,7 +80,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -
     Args:
         x: (R, I), sorted by expert.
         weight: (E, I, O).
-        bias: (E, O).
+        bias: (E, 1, O).
         groups: which rows are whose; the counts sum to R.
 
     Returns:
@@ -89,7 +90,7 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -
         rows = torch.repeat_interleave(
             torch.arange(len(bias), device=x.device), groups.counts, output_size=x.shape[0]
         )
-        return F.grouped_mm(x, weight, offs=groups.offsets) + bias[rows]
+        return F.grouped_mm(x, weight, offs=groups.offsets) + bias[rows, 0]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         result: Tensor = _GroupedLinear.apply(x, weight, bias, groups)  # type: ignore[no-untyped-call]
         return result

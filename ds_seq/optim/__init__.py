@@ -18,11 +18,20 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SgdConfig,
 )
+from ds_seq.errors import UserError
 from ds_seq.optim import schedulers
 from ds_seq.optim.schedulers import Schedule
 from ds_seq.plugins import find_plugin
 
-__all__ = ["OPTIMIZERS", "SCHEDULERS", "Schedule", "build_optimizer", "build_scheduler"]
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULERS",
+    "Schedule",
+    "build_optimizer",
+    "build_scheduler",
+    "learning_rate",
+    "weight_decay",
+]
 
 Groups = list[dict[str, Any]]
 
@@ -61,6 +70,26 @@ def build_optimizer(config: Any, groups: Groups) -> torch.optim.Optimizer:
     if isinstance(config, ExternalConfig):
         return make(groups, **config.options)  # type: ignore[arg-type, call-arg]
     return make(config, groups)
+
+
+def learning_rate(config: Any) -> float:
+    """Highest learning rate of an optimizer section.
+
+    Raises:
+        UserError: an external optimizer whose options name none.
+    """
+    if not isinstance(config, ExternalConfig):
+        return float(config.lr)
+    if "lr" not in config.options:
+        raise UserError("optimizer.options.lr: missing; the schedule needs the learning rate")
+    return float(config.options["lr"])
+
+
+def weight_decay(config: Any) -> float:
+    """Weight decay of an optimizer section; 0 for an external one that names none."""
+    if isinstance(config, ExternalConfig):
+        return float(config.options.get("weight_decay", 0.0))
+    return float(config.weight_decay)
 
 
 def _inverse_sqrt(config: InverseSqrtConfig, lr: float, max_updates: int) -> Schedule:

@@ -99,27 +99,6 @@ class CheckpointStore:
         self.index = distributed.broadcast_object(self.index)
         return final
 
-    def resolve(self, which: str) -> Path:
-        """Folder of ``last``, ``best``, the name of a checkpoint, or a path.
-
-        Raises:
-            UserError: there is none.
-        """
-        if which in ("last", "best"):
-            entries = self.index[which] or self.index["last"]
-            if not entries:
-                raise UserError(f"{self.folder}: no checkpoint yet; train first")
-            # the newest of the last, the first of the best
-            entry = entries[-1] if which == "last" or not self.index[which] else entries[0]
-            return self.folder / str(entry["name"])
-        for path in (self.folder / which, Path(which)):
-            if (path / META_FILE).is_file():
-                return path
-        known = sorted(p.name for p in self.folder.glob("update_*") if p.is_dir())
-        raise UserError(
-            f"no checkpoint {which!r} in {self.folder}; there are: last, best, {', '.join(known)}"
-        )
-
     def discard_incomplete(self) -> None:
         """Remove what a killed save has left."""
         for path in self.folder.glob(f"*{_TEMPORARY}"):
@@ -164,14 +143,17 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
             "use the optimizer of the checkpoint"
         )
     offsets = expert_offsets(engine.module)
+    has_state = written["schedule_updates"] > 0  # before its first step an optimizer has none
+    if has_state:
+        state.make_state()
     for name, parameter in state.parameters():
         shape, first = full_shape(parameter), offsets.get(name)
         state.write(parameter, WEIGHT, weights.read_parameter(name, shape, first))
         for key in written["state"]:
             slot = f"{key}/{name}"
-            if written["steps"] and _has(moments, slot, first):
+            if has_state and _has(moments, slot, first):
                 state.write(parameter, key, _read_state(moments, slot, first, shape[0]))
-    if written["steps"]:
+    if has_state:
         state.set_steps(float(written["steps"]))
     engine.schedule.set_updates(int(written["schedule_updates"]))
     engine.load_loss_scaler_state(meta["loss_scaler"])
@@ -198,7 +180,7 @@ def _write_tensors(engine: Engine, folder: Path) -> dict[str, int]:
     state = FullState(engine.deepspeed)
     offsets = expert_offsets(engine.module)
     kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
-    optimizer_state = state.state_names() if state.steps() else ()
+    optimizer_state = state.state_names() if engine.schedule.updates else ()
     for index, (name, parameter) in enumerate(state.parameters()):
         first = offsets.get(name)
         mine = _is_writer(index, spread=first is not None, engine=engine)

@@ -35,7 +35,9 @@ class LossSums:
         for name, value in parts.items():
             self._parts[name] = self._parts[name] + value if name in self._parts else value
         layers = [packed(layer) for layer in stats]
-        self._layers = [a + b for a, b in zip(self._layers, layers, strict=True)] or layers
+        if self._layers:
+            layers = [a + b for a, b in zip(self._layers, layers, strict=True)]
+        self._layers = layers
         self._counts[0] += batch.num_tokens
         self._counts[1] += batch.num_sentences
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
@@ -101,24 +102,46 @@ class FullState:
         return 0.0
 
     def set_steps(self, steps: float) -> None:
-        """Set that count everywhere; before the first step of stage 0 too, when no state exists yet."""
-        if not self._sliced:
-            for _, parameter in self.parameters():
-                master = self._masters.get(id(parameter), parameter)
-                state = self._torch_optimizer.state[master]
-                if state:
-                    state["step"] = torch.tensor(steps, dtype=torch.float32, device=master.device)
-            return
-        for state in self._torch_optimizer.state.values():
+        """Set that count everywhere."""
+        for master in self._optimized():
+            state = self._torch_optimizer.state[master]
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(steps)
             elif "step" in state:
                 state["step"] = int(steps)
 
     def _link_slices(self) -> None:
-        """ZeRO 1 and 2 tell parameters where their optimizer state lies only on demand."""
-        if self._stage in (1, 2):
+        """ZeRO 1 and 2 tell parameters where their optimizer state lies only on demand.
+
+        DeepSpeed does it once, after the step of its first parameter group, when the others have no
+        state yet; so the links are made anew here.
+        """
+        if isinstance(self._wrapper, BF16_Optimizer):
             self._wrapper._lazy_init_hp_params_optimizer_state()
+        elif self._stage in (1, 2):
+            self._wrapper._hp_optimizer_states_linked = False
+            self._wrapper._lazy_init_hp_params_optimizer_state()
+
+    def make_state(self) -> None:
+        """Give the optimizer its (zero) state where its first step would make it; for writing."""
+        for master in self._optimized():
+            state = self._torch_optimizer.state[master]
+            if state:
+                continue
+            if isinstance(self._torch_optimizer, torch.optim.Adam | torch.optim.Adafactor):
+                state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            for name in self.state_names() if self._sliced else ():
+                state[name] = torch.zeros_like(master, dtype=torch.float32)
+
+    def _optimized(self) -> list[Tensor]:
+        """What the torch optimizer really updates: parameters, fp32 copies, or flat slices."""
+        if not self._sliced:
+            return [self._masters.get(id(p), p) for _, p in self.parameters()]
+        if isinstance(self._wrapper, BF16_Optimizer):
+            return list(self._wrapper.fp32_groups_flat_partition)
+        if self._stage == 3:  # between steps its parameter groups are empty
+            return list(self._wrapper.fp32_partitioned_groups_flat)
+        return list(self._wrapper.single_partition_of_fp32_groups)
 
     def _write_stage3(self, parameter: Any, name: str, value: Tensor) -> None:
         """DeepSpeed's own setter cuts unpadded values, which fails when the last slice is short."""
@@ -128,7 +151,7 @@ class FullState:
         )
         start = slot.numel() * parameter.ds_zero_partition_rank
         mine = value.reshape(-1)[start : start + slot.numel()]
-        slot[: mine.numel()].copy_(mine)
+        slot.data[: mine.numel()].copy_(mine)
 
 
 def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:

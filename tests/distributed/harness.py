@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -77,12 +78,17 @@ def _worker(
     try:
         distributed.init(distributed.discover(os.environ))
         distributed.quiet_deepspeed()
-        sender.send((True, function(*args)))
+        _send(sender, True, function(*args))
     except BaseException:
-        sender.send((False, traceback.format_exc()))
+        _send(sender, False, traceback.format_exc())
     finally:
         distributed.shutdown()
         sender.close()
+
+
+def _send(sender: Connection, succeeded: bool, value: Any) -> None:
+    # plain pickle copies tensors; multiprocessing's own would share memory with a process that ends
+    sender.send_bytes(pickle.dumps((succeeded, value)))
 
 
 def _collect(pipes: list[Connection], deadline: float, timeout: float) -> list[Any]:
@@ -92,7 +98,7 @@ def _collect(pipes: list[Connection], deadline: float, timeout: float) -> list[A
             if rank in results or not pipe.poll(0.02):
                 continue
             try:
-                succeeded, value = pipe.recv()
+                succeeded, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 raise AssertionError(f"rank {rank} died without a word") from None
             assert succeeded, f"rank {rank} failed:\n{value}"

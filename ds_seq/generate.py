@@ -1,0 +1,230 @@
+"""Translate text with a trained model: ``ds-seq generate RUN``, or this file under a launcher.
+
+ds-seq generate runs/x --input text.de --output text.en --reference reference.en
+deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    # As a script, Python puts this folder first, where `data`, `config` or `models` would shadow
+    # top-level modules of others. The repository belongs there.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+
+from ds_seq import distributed
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.messages import error_lines
+from ds_seq.data.clean import normalise
+from ds_seq.data.progress import Progress
+from ds_seq.errors import UserError, run_command
+from ds_seq.generation.scoring import Scorer
+from ds_seq.generation.text import (
+    STANDARD,
+    check_counts,
+    check_writable,
+    read_lines,
+    write_lines,
+)
+from ds_seq.generation.translate import Share, Translations, translate
+from ds_seq.interop.run_folder import LoadedRun, load_run
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.tasks import build_limits, build_search
+from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MOST_NAMED_LINES = 10
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What is to be translated, and what to compare with."""
+
+    source: list[str]
+    reference: list[str] | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``ds-seq generate``; returns the exit code."""
+    args = _parser().parse_args(argv)
+    world = distributed.discover(os.environ)
+    if world.size > 1:
+        distributed.init(world)
+        distributed.quiet_deepspeed()
+    try:
+        with distributed.shared_errors():
+            _check_arguments(args, world.size)
+            device = world.device if args.device is None else _device(args.device)
+            text = None if args.input is None else _read_input(args.input, args.reference)
+            dtype = None if args.dtype is None else _DTYPES[args.dtype]
+            run = load_run(args.run, args.checkpoint, device, dtype, args.expert_parallel)
+            settings = _override(run.config, args).generation
+            if text is None:
+                text = _read_test_split(run.config, args.reference)
+            if text.reference == []:
+                raise UserError("there is nothing to translate and score: the text is empty")
+            scorer = Scorer(run.config.data.target_lang)
+        collective = args.expert_parallel > 1
+        share = Share(world.rank, world.size, distributed.any_rank if collective else None)
+        started = time.monotonic()
+        translations = _translate(run, text.source, settings, device, share)
+        if translations is not None:
+            _report(translations, time.monotonic() - started, world.size)
+            _finish(args, translations.lines, text, scorer)
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq generate",
+        description="Translate text; with a reference, print BLEU and chrF with their signatures.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", help="run folder, or a folder that `ds-seq export` made")
+    add("--input", help="text, one sentence a line; - = standard input (default: data.raw.test)")
+    add("--output", default=STANDARD, help="file for the translations (default: standard output)")
+    add("--reference", help="raw reference text to score against")
+    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
+    add("--samples", type=int, default=0, help="sample translations to show (default: none)")
+    add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
+    add(
+        "--dtype",
+        choices=_DTYPES,
+        help="number format (default: as trained on a GPU, fp32 on a CPU)",
+    )
+    add("--expert-parallel", type=int, default=1, metavar="N",
+        help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
+    search = parser.add_argument_group("search (default: what the experiment says)")
+    for name, field in GenerationConfig.model_fields.items():
+        search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=field.description)
+    # The deepspeed launcher puts it before all other arguments; the environment says the same.
+    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
+    """Find what is wrong with the arguments before anything costs time."""
+    if args.input == STANDARD and world_size > 1:
+        raise UserError(
+            f"--input -: {world_size} processes cannot share standard input; give a file"
+        )
+    if args.expert_parallel < 1 or world_size % args.expert_parallel:
+        raise UserError(
+            f"--expert-parallel {args.expert_parallel}: does not divide the {world_size} "
+            "process(es); start more or ask for less"
+        )
+    check_writable(args.output)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"--device {name}: no such kind of device; say cpu, cuda or cuda:1"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch sees no GPU here; say --device cpu")
+    return device
+
+
+def _read_input(path: str, reference: str | None) -> _Text:
+    source = read_lines(path)
+    return _Text(source, None if reference is None else _read_reference(source, path, reference))
+
+
+def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
+    reference = read_lines(path)
+    check_counts(source, name, reference, path)
+    return reference
+
+
+def _read_test_split(config: ExperimentConfig, reference: str | None) -> _Text:
+    files = [RawSplit(pair.source, pair.target) for pair in config.data.raw.test]
+    if not files:
+        raise UserError("data.raw.test: names no text; give --input FILE")
+    text = read_raw("test", files)
+    if reference is None:
+        return _Text(text.source, text.target)
+    return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
+
+
+def _override(config: ExperimentConfig, args: argparse.Namespace) -> ExperimentConfig:
+    """The experiment, its search as given on the command line."""
+    given = {name: vars(args)[name] for name in GenerationConfig.model_fields}
+    data: dict[str, Any] = config.model_dump(mode="json")
+    data["generation"] |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        messages = error_lines(error, data, lambda path: f"--{path[-1]}".replace("_", "-"))
+        raise UserError("\n".join(messages)) from None
+
+
+def _translate(
+    run: LoadedRun,
+    source: Sequence[str],
+    settings: GenerationConfig,
+    device: torch.device,
+    share: Share,
+) -> Translations | None:
+    """Translate this process's share, with a progress bar on the first."""
+    max_positions = run.config.model.max_positions
+    search = build_search(settings, run.vocab, max_positions)
+    limits = build_limits(settings, max_positions)
+    lines = [normalise(line, run.config.data.clean.nfkc) for line in source]
+    model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
+    if share.rank != 0:
+        return translate(model, run.vocab, lines, search, limits, device, share)
+    with Progress("translate", share.size(len(lines)), "sentences") as progress:
+        return translate(model, run.vocab, lines, search, limits, device, share, progress)
+
+
+def _report(translations: Translations, seconds: float, world_size: int) -> None:
+    """Say on stderr how fast it went, and what was not translated as a whole."""
+    count, cut = len(translations.lines), translations.cut
+    print(
+        f"translated {count:,} sentences in {seconds:.1f} s "
+        f"({count / max(seconds, 1e-9):,.1f} sentences/s, {world_size} process(es))",
+        file=sys.stderr,
+    )
+    if cut:
+        named = ", ".join(map(str, cut[:_MOST_NAMED_LINES]))
+        more = ", ..." if len(cut) > _MOST_NAMED_LINES else ""
+        print(
+            f"ds-seq: warning: {len(cut)} sentence(s) longer than the model can take were cut; "
+            f"line(s) {named}{more}",
+            file=sys.stderr,
+        )
+
+
+def _finish(args: argparse.Namespace, translations: list[str], text: _Text, scorer: Scorer) -> None:
+    """Write the translations; show samples and scores, on stderr where stdout is the text."""
+    write_lines(args.output, translations)
+    stream = sys.stderr if args.output == STANDARD else sys.stdout
+    reference = text.reference
+    if args.samples > 0:
+        print(format_samples(text.source, translations, reference, args.samples), file=stream)
+    if reference is not None:
+        for result in scorer(translations, reference):
+            print(result, file=stream)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,183 @@
+"""From lines of text to lines of translations, on one rank or shared out over many.
+
+Training-time validation and `ds-seq generate` both come through here.
+
+Shapes: B sentences, S source length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ds_seq.data.vocab import Vocab
+from ds_seq.distributed import gather_objects
+from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """How large a batch of sources may be.
+
+    Attributes:
+        max_tokens: sentences times the longest source, end symbols included.
+        max_sentences: sentences.
+        max_source_length: tokens of a source, end symbol included; longer ones are cut.
+    """
+
+    max_tokens: int = 4096
+    max_sentences: int = 128
+    max_source_length: int = 1024
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the lines this process translates.
+
+    Attributes:
+        rank: number of this process among those that share the work.
+        world_size: how many they are; with more than one, all of them must call `translate`.
+        any_rank: see `BeamSearch.search`. To be given when a forward pass is a collective; ranks
+            then also go through the same number of batches. Otherwise no rank waits for another
+            before all of its own lines are translated.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    any_rank: AnyRank | None = None
+
+    def size(self, num_lines: int) -> int:
+        """How many of `num_lines` lines are this process's."""
+        return len(range(self.rank, num_lines, self.world_size))
+
+
+ALONE = Share()
+"""The whole work for this process."""
+
+
+class Translations(NamedTuple):
+    """What `translate` answers."""
+
+    lines: list[str]
+    """One for each input line, in the order of the input."""
+    cut: list[int]
+    """Numbers of the input lines, from 1, that were too long and translated only in part."""
+
+
+class _Sentence(NamedTuple):
+    """A line that is to be translated."""
+
+    line: int
+    ids: list[int]
+
+
+def translate(
+    model: Decodable[EncodedT, CacheT],
+    vocab: Vocab,
+    lines: Sequence[str],
+    search: BeamSearch,
+    limits: BatchLimits,
+    device: torch.device,
+    share: Share = ALONE,
+    progress: Callable[[int], object] | None = None,
+) -> Translations | None:
+    """Translate lines of text.
+
+    Lines are sorted by length and dealt out to the ranks in turn, so that all have about the same
+    work. Each rank sorts its share into batches of similar length.
+
+    Args:
+        model: in evaluation mode.
+        vocab: makes subwords of text, and text of subwords.
+        lines: the whole input, the same on every rank; a line without text gives an empty line.
+        search: how to search.
+        limits: size of batches and of sentences.
+        device: where the model is.
+        share: this process's part of the work.
+        progress: called with the number of lines that this rank has done since the last call.
+
+    Returns:
+        The translations on rank 0, None on other ranks.
+    """
+    by_length = sorted(range(len(lines)), key=lambda line: len(lines[line]))
+    mine = by_length[share.rank :: share.world_size]
+    sentences, cut = _encode(vocab, lines, mine, limits.max_source_length)
+    if progress is not None:
+        progress(len(mine) - len(sentences))
+    done: dict[int, str] = {}
+    for batch in _in_step(_batches(sentences, limits), share.any_rank):
+        src = _pad([sentence.ids for sentence in batch], vocab.pad_id).to(device)
+        found = search.search(model, src, share.any_rank)
+        for sentence, hypotheses in zip(batch, found, strict=True):
+            done[sentence.line] = _one_line(vocab.decode(hypotheses[0].tokens))
+        if progress is not None:
+            progress(len(batch))
+    shares = [(done, cut)] if share.world_size == 1 else gather_objects((done, cut))
+    return None if shares is None else _merge(shares, len(lines))
+
+
+def _encode(
+    vocab: Vocab, lines: Sequence[str], mine: list[int], max_length: int
+) -> tuple[list[_Sentence], list[int]]:
+    """Ids of those lines of `mine` that hold any text, and the numbers of those that were cut."""
+    sentences, cut = [], []
+    for line, ids in zip(mine, vocab.encode_lines([lines[i] for i in mine]), strict=True):
+        if not ids:
+            continue
+        if len(ids) >= max_length:
+            cut.append(line + 1)
+            ids = ids[: max_length - 1]
+        sentences.append(_Sentence(line, [*ids, vocab.eos_id]))
+    return sentences, cut
+
+
+def _batches(sentences: list[_Sentence], limits: BatchLimits) -> Iterator[list[_Sentence]]:
+    """Batches of similar length, the longest first: memory runs out at once or never."""
+    batch: list[_Sentence] = []
+    for sentence in sorted(sentences, key=lambda s: -len(s.ids)):
+        width = len(batch[0].ids) if batch else 0
+        if batch and (
+            (len(batch) + 1) * width > limits.max_tokens or len(batch) == limits.max_sentences
+        ):
+            yield batch
+            batch = []
+        batch.append(sentence)
+    if batch:
+        yield batch
+
+
+def _in_step(
+    batches: Iterator[list[_Sentence]], any_rank: AnyRank | None
+) -> Iterator[list[_Sentence]]:
+    """The batches; with `any_rank` followed by empty ones until every rank is through its own."""
+    for batch in batches:
+        if any_rank is not None:
+            any_rank(True)
+        yield batch
+    while any_rank is not None and any_rank(False):
+        yield []
+
+
+def _pad(rows: list[list[int]], pad_id: int) -> Tensor:
+    """Rows of ids as one tensor (B, S); (0, 1) for no rows."""
+    width = max(map(len, rows), default=1)
+    padded = [row + [pad_id] * (width - len(row)) for row in rows]
+    return torch.tensor(padded, dtype=torch.int64).view(len(rows), width)
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks: a vocabulary of bytes can spell them."""
+    return " ".join(text.replace("\r", "\n").split("\n")).strip()
+
+
+def _merge(shares: Sequence[tuple[dict[int, str], list[int]]], num_lines: int) -> Translations:
+    """Put what the ranks have done into the order of the input."""
+    merged = [""] * num_lines
+    for done, _ in shares:
+        for line, text in done.items():
+            merged[line] = text
+    return Translations(merged, sorted(number for _, cut in shares for number in cut))

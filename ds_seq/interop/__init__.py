@@ -1,0 +1,1 @@
+"""Models from disk and to disk: run folders, exported folders, and later other programs' formats."""

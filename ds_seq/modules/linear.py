@@ -1,0 +1,101 @@
+"""Linear maps through the fastest kernel at hand.
+
+On x86 CPUs PyTorch sends fp32 matrix products to MKL, which takes its slower AVX2 path on
+processors that are not Intel's. oneDNN, which comes with PyTorch too, uses AVX-512 on all of them:
+on an AMD EPYC (Zen 5) it is about twice as fast, forward and backward, and shapes that were never
+seen before cost no more than others.
+
+Shapes: R rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`, as `torch.nn.functional.linear`.
+
+    Args:
+        x: (..., I).
+        weight: (O, I).
+        bias: (O,) or None.
+
+    Returns:
+        (..., O).
+    """
+    if not _serves(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        result: Tensor = _OneDnnLinear.apply(x, weight, bias)
+        return result
+    return _product(x, weight, bias)
+
+
+def _serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN should compute the product: fp32 on an x86 CPU, and not nothing at all."""
+    return (
+        _HAS_ONEDNN
+        and x.dtype == torch.float32
+        and weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`; `weight` may be a transposed view at no cost."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+def _outer(grad: Tensor, x: Tensor) -> Tensor:
+    """`grad.T @ x` of grad (R, O) and x (R, I). oneDNN copies the first factor: the narrow one."""
+    if grad.size(1) <= x.size(1):
+        return _product(grad.t(), x.t())
+    return _product(x.t(), grad.t()).t()
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """The same map with its gradients, each one call of oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.size(-1))  # (R, O)
+        grad_x = grad_weight = grad_bias = None
+        if needs_x:
+            grad_x = _product(grad, weight.t())
+        if needs_weight:
+            grad_weight = _outer(rows, x.reshape(-1, x.size(-1)))
+        if ctx.has_bias and needs_bias:
+            grad_bias = rows.sum(0)
+        return grad_x, grad_weight, grad_bias
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with the kernel of `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., I) to (..., O)."""
+        return linear(x, self.weight, self.bias)

@@ -1,0 +1,236 @@
+"""``ds-seq prepare``: raw text -> clean text -> vocabulary -> shards.
+
+Everything lands in ``data.dir``::
+
+    clean/train.de ...    normalised and filtered text; valid and test are only normalised
+    clean/train.json ...  what the text was made from, and what was dropped
+    vocab.model           joint SentencePiece model of the clean training text
+    vocab.json            what the model was made from
+    train.0000.src.bin ...  shards, see `ds_seq.data.shards`
+
+A step whose inputs and options are those of the last time is skipped. A ``vocab.model`` that this
+command did not make (put there to share it between experiments) is used and never replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ds_seq.config.data import DataConfig, SplitConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import load_experiment
+from ds_seq.data.binarize import binarize, is_current
+from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalise_corpus
+from ds_seq.data.progress import Progress
+from ds_seq.data.shards import ShardReader
+from ds_seq.data.text import PairPath, count_pairs, fingerprint
+from ds_seq.data.vocab import Vocab, train_vocab
+from ds_seq.errors import UserError
+
+PAIRS_PER_WORKER = 100_000  # below this, starting a process takes longer than it saves
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prepares the data of an experiment file."""
+    parser = argparse.ArgumentParser(
+        prog="ds-seq prepare",
+        description="Clean raw parallel text, train a vocabulary on it and binarize it.",
+    )
+    parser.add_argument("experiment", help="experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    parser.add_argument("--force", action="store_true", help="make everything again")
+    arguments = parser.parse_intermixed_args(argv)
+    prepare(load_experiment(arguments.experiment, arguments.overrides), arguments.force)
+    return 0
+
+
+def prepare(config: ExperimentConfig, force: bool = False) -> None:
+    """Makes the clean text, the vocabulary and the shards that an experiment needs.
+
+    Args:
+        config: its section ``data`` says everything.
+        force: also make again what is up to date.
+    """
+    data = config.data
+    if not data.raw.train:
+        raise UserError(
+            "data.raw.train: missing: name the training text, for example\n"
+            "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
+        )
+    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    texts = {
+        split: _clean_split(data, split, [_pair(item) for item in files], force)
+        for split, files in raw.items()
+        if files
+    }
+    vocab = _make_vocab(data, texts["train"], force)
+    for split, text in texts.items():
+        _make_shards(data, split, text, vocab, force)
+
+
+def _pair(split: SplitConfig) -> PairPath:
+    return PairPath(Path(split.source), Path(split.target))
+
+
+def _workers(data: DataConfig, num_pairs: int) -> int:
+    cores = data.workers or len(os.sched_getaffinity(0))
+    return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
+
+
+def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
+    """Writes the clean text of one split unless it is there; returns its files."""
+    folder = Path(data.dir) / "clean"
+    text = PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
+    if text.source == text.target:
+        raise UserError(
+            f"data.source_lang and data.target_lang are both {data.source_lang!r}; give two names"
+        )
+    step = _Step(
+        folder / f"{split}.json",
+        inputs=[path for pair in raw for path in pair],
+        options=data.clean.model_dump() if split == "train" else {"nfkc": data.clean.nfkc},
+        outputs=list(text),
+    )
+    result = None if force else step.result_of_last_time()
+    if result is not None:
+        print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
+        return text
+    total = count_pairs(raw)
+    with Progress(f"cleaning {split}", total) as progress:
+        if split == "train":
+            options = CleanOptions(**data.clean.model_dump())
+            report = clean(raw, text, options, _workers(data, total), progress)
+        else:
+            report = CleanReport(normalise_corpus(raw, text, data.clean.nfkc, progress))
+    step.record({"kept": report.kept, **asdict(report)})
+    print(
+        f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
+    )
+    for reason, number in report.dropped.items():
+        if number:
+            print(f"    dropped {number:>12,}  {reason}")
+    return text
+
+
+def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Vocab:
+    """Returns the vocabulary in the data folder, training it if there is none or an older one."""
+    path = Path(data.dir) / "vocab.model"
+    options = data.vocab.model_dump()
+    step = _Step(path.with_name("vocab.json"), list(text), options, [path])
+    if path.exists():
+        if not step.made_outputs():
+            vocab = Vocab.load(path)
+            print(f"vocabulary: using {path} as it is ({len(vocab):,} subwords); it was put there")
+            return vocab
+        if not force and step.result_of_last_time() is not None:
+            vocab = Vocab.load(path)
+            print(f"vocabulary: {path} is up to date, {len(vocab):,} subwords")
+            return vocab
+    print(
+        f"vocabulary: training {data.vocab.size:,} {data.vocab.model_type} subwords on "
+        f"{text.source} and {text.target} (large texts take minutes)",
+        flush=True,
+    )
+    vocab = train_vocab(
+        text,
+        path,
+        data.vocab.size,
+        data.vocab.model_type,
+        data.vocab.character_coverage,
+        data.vocab.input_sentence_size,
+        user_symbols=data.vocab.user_symbols,
+    )
+    step.record({"size": len(vocab)})
+    print(f"vocabulary: {len(vocab):,} subwords -> {path}")
+    return vocab
+
+
+def _make_shards(data: DataConfig, split: str, text: PairPath, vocab: Vocab, force: bool) -> None:
+    if not force and is_current(data.dir, split, vocab, text, data.shard_size):
+        print(f"{split}: shards are up to date")
+        unknown = ""
+    else:
+        total = count_pairs([text])
+        with Progress(f"binarizing {split}", total) as progress:
+            report = binarize(
+                vocab,
+                text.source,
+                text.target,
+                data.dir,
+                split,
+                languages=(data.source_lang, data.target_lang),
+                shard_size=data.shard_size,
+                workers=_workers(data, total),
+                progress=progress,
+            )
+        shares = (
+            report.src_unknown / report.manifest.src_tokens,
+            report.tgt_unknown / report.manifest.tgt_tokens,
+        )
+        unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
+    reader = ShardReader(data.dir, split, vocab.hash)
+    too_long = (reader.src_lengths > data.max_source_length) | (
+        reader.tgt_lengths > data.max_target_length
+    )
+    print(
+        f"{split}: {len(reader):,} pairs in {len(reader.manifest.shards)} shard(s), "
+        f"{reader.manifest.src_tokens:,} {data.source_lang} and "
+        f"{reader.manifest.tgt_tokens:,} {data.target_lang} tokens{unknown}; "
+        f"{int(np.count_nonzero(too_long)):,} pairs are beyond data.max_source_length "
+        f"{data.max_source_length} or data.max_target_length {data.max_target_length}"
+    )
+
+
+class _Step:
+    """One step from files to files, and the record by which it can be skipped the next time."""
+
+    def __init__(
+        self, path: Path, inputs: list[Path], options: dict[str, Any], outputs: list[Path]
+    ) -> None:
+        self._path = path
+        self._outputs = outputs
+        self._made_from = {
+            "inputs": [fingerprint(file) for file in inputs],
+            "options": options,
+        }
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def made_outputs(self) -> bool:
+        """Tells whether the outputs are just what this step wrote the last time."""
+        record = self._read()
+        return (
+            record is not None
+            and all(file.exists() for file in self._outputs)
+            and record.get("outputs") == [fingerprint(file) for file in self._outputs]
+        )
+
+    def result_of_last_time(self) -> dict[str, Any] | None:
+        """Returns what `record` was told, or None where something has changed since."""
+        record = self._read()
+        if record is None or record.get("made_from") != self._made_from:
+            return None
+        result: dict[str, Any] = record["result"]
+        return result if self.made_outputs() else None
+
+    def record(self, result: dict[str, Any]) -> None:
+        """Writes down that the step has been done."""
+        record = {
+            "made_from": self._made_from,
+            "outputs": [fingerprint(file) for file in self._outputs],
+            "result": result,
+        }
+        self._path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,71 @@
+"""Tasks, by the `name` that tags their config, and the search that a config describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ds_seq.config.base import ExternalConfig
+from ds_seq.config.data import DataConfig
+from ds_seq.config.experiment import TaskConfig, TranslationConfig
+from ds_seq.config.generate import GenerationConfig
+from ds_seq.data.vocab import Vocab
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.translate import BatchLimits
+from ds_seq.plugins import find_plugin
+from ds_seq.tasks.base import Task
+from ds_seq.tasks.translation import RawSplit, TranslationTask
+
+__all__ = ["TASKS", "Task", "TranslationTask", "build_limits", "build_search", "build_task"]
+
+
+def _translation(config: TranslationConfig, data: DataConfig) -> Task:
+    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    return TranslationTask(
+        data_dir=data.dir,
+        vocab=Vocab.load(f"{data.dir}/vocab.model"),
+        raw={
+            split: [RawSplit(pair.source, pair.target) for pair in pairs]
+            for split, pairs in raw.items()
+        },
+        target_lang=data.target_lang,
+        max_source_length=data.max_source_length,
+        max_target_length=data.max_target_length,
+        nfkc=data.clean.nfkc,
+    )
+
+
+TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translation}
+
+
+def build_task(config: TaskConfig, data: DataConfig) -> Task:
+    """Make the task that ``config.name`` names, ours or an external ``package.module:Name``.
+
+    An external one is called with the data section and its own options.
+    """
+    make = find_plugin("task", config.name, TASKS)
+    if isinstance(config, ExternalConfig):
+        task: Task = make(data, **config.options)  # type: ignore[call-arg, arg-type]
+        return task
+    return make(config, data)
+
+
+def build_search(config: GenerationConfig, vocab: Vocab, max_positions: int) -> BeamSearch:
+    """The search that a config describes, for a decoder of at most ``max_positions`` tokens."""
+    return BeamSearch(
+        beam=config.beam,
+        length_penalty=config.length_penalty,
+        max_len_a=config.max_len_a,
+        max_len_b=config.max_len_b,
+        min_len=config.min_len,
+        no_repeat_ngram=config.no_repeat_ngram,
+        max_positions=max_positions,
+        bos_id=vocab.bos_id,
+        pad_id=vocab.pad_id,
+        eos_id=vocab.eos_id,
+    )
+
+
+def build_limits(config: GenerationConfig, max_positions: int) -> BatchLimits:
+    """The batches that a config describes, for an encoder of at most ``max_positions`` tokens."""
+    return BatchLimits(config.max_tokens, config.max_sentences, max_positions)

@@ -1,0 +1,60 @@
+"""What the trainer asks of a task: data, batches, and a figure for how good a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.vocab import Vocab
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.translate import BatchLimits, Share
+
+
+class Task(Protocol):
+    """What is learned.
+
+    Attributes:
+        vocab: between text and ids.
+    """
+
+    vocab: Vocab
+
+    def dataset(self, split: str) -> ParallelDataset:
+        """The binarized examples of a split."""
+
+    def collate(
+        self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
+    ) -> Batch:
+        """The padded batch of some examples; of none, the empty batch."""
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        split: str,
+        search: BeamSearch,
+        limits: BatchLimits,
+        device: torch.device,
+        share: Share,
+        max_sentences: int | None = None,
+    ) -> dict[str, float | str]:
+        """Generate for the raw text of a split and score the result.
+
+        Args:
+            model: has the methods of `Decodable`; its mode is set and put back.
+            split: `valid`, `test` or `train`.
+            search: how to search.
+            limits: size of batches and of sentences.
+            device: where the model is.
+            share: this process's part; with several processes a collective of all of them.
+            max_sentences: only so many, from the start of the text; None = all.
+
+        Returns:
+            Scores by name, their signatures as ``<name>_signature``, and a few ``samples`` as
+            text; the same on every rank.
+        """

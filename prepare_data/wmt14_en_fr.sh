@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Downloads the raw text of WMT14 English-French (41 million pairs, 7 GB of archives):
+#
+#   bash prepare_data/wmt14_en_fr.sh [FOLDER]        # default: data/wmt14_en_fr/raw
+#   ds-seq prepare EXPERIMENT.yaml  # a copy of wmt16_en_de_base.yaml that names this folder
+#
+# Train: Europarl v7, Common Crawl, UN, News Commentary v9, Giga-French. Valid: newstest2013. Test:
+# newstest2014, all 3,003 sentences. Run it again after a broken download: finished archives are
+# not fetched twice.
+set -euo pipefail
+out=${1:-data/wmt14_en_fr/raw}
+
+for tool in curl tar gzip sacrebleu; do
+    command -v "$tool" >/dev/null || { echo "$0: error: $tool is not installed" >&2; exit 2; }
+done
+mkdir -p "$out/archives" "$out/unpacked"
+
+fetch() { # URL: download and unpack one archive
+    local archive="$out/archives/${1##*/}"
+    if [ ! -e "$archive" ]; then
+        curl -fL --retry 5 -C - --progress-bar -o "$archive.part" "$1" \
+            || { echo "$0: error: cannot download $1; check the network, then run this again" >&2; exit 2; }
+        mv "$archive.part" "$archive"
+    fi
+    tar -xf "$archive" -C "$out/unpacked"
+}
+
+fetch http://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz
+fetch http://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz
+fetch http://www.statmt.org/wmt13/training-parallel-un.tgz
+fetch http://www.statmt.org/wmt14/training-parallel-nc-v9.tgz
+fetch http://www.statmt.org/wmt10/training-giga-fren.tar
+
+for lang in en fr; do
+    {
+        cat "$out/unpacked/training/europarl-v7.fr-en.$lang" \
+            "$out/unpacked/commoncrawl.fr-en.$lang" \
+            "$out/unpacked/un/undoc.2000.fr-en.$lang" \
+            "$out/unpacked/training/news-commentary-v9.fr-en.$lang"
+        gzip -dc "$out/unpacked/giga-fren.release2.fixed.$lang.gz"
+    } >"$out/train.$lang"
+    side=ref
+    if [ "$lang" = en ]; then side=src; fi
+    sacrebleu -t wmt13 -l en-fr --echo "$side" >"$out/newstest2013.$lang"
+    sacrebleu -t wmt14/full -l en-fr --echo "$side" >"$out/newstest2014.$lang"
+done
+wc -l "$out"/{train,newstest2013,newstest2014}.{en,fr}

@@ -1,0 +1,209 @@
+"""Who owns which key of the DeepSpeed dictionary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ds_seq.config.deepspeed import (
+    engine_config,
+    engine_config_for,
+    load_deepspeed_json,
+    zero_stage,
+)
+from ds_seq.config.deepspeed_keys import FIXED, OWNED, OWNED_BELOW, PASSED, REFUSED
+from ds_seq.config.train import TrainConfig
+from ds_seq.errors import UserError
+from tests.unit.config.fixture_types import MakeConfig, WriteFile
+
+TRAIN = TrainConfig(deepspeed="zero.json", accumulate=3, clip_norm=0.5, log_every=7)
+
+
+def complaints(ds_json: dict[str, Any], train: TrainConfig = TRAIN, moe: bool = False) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        engine_config(train, ds_json, moe=moe)
+    return str(caught.value).splitlines()
+
+
+def test_the_experiment_writes_what_it_owns() -> None:
+    engine = engine_config(TRAIN, {"zero_optimization": {"stage": 2}}, moe=False)
+    assert engine["train_micro_batch_size_per_gpu"] == 1
+    assert engine["gradient_accumulation_steps"] == 3
+    assert engine["gradient_clipping"] == 0.5
+    assert engine["steps_per_print"] == 7
+    assert engine["zero_optimization"] == {"stage": 2}
+    assert not engine["fp16"]["enabled"] and not engine["bf16"]["enabled"]
+    for key, value in FIXED.items():
+        assert engine[key] is value
+
+
+def test_no_clipping_is_written_as_zero() -> None:
+    assert engine_config(TrainConfig(), {}, moe=False)["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_precision_is_switched_and_its_tuning_kept(precision: str) -> None:
+    train = TrainConfig.model_validate({"precision": precision})
+    tuning = {"initial_scale_power": 9, "min_loss_scale": 1}
+    engine = engine_config(train, {"fp16": tuning}, moe=False)
+    assert engine["fp16"] == {**tuning, "enabled": precision == "fp16"}
+    assert engine["bf16"] == {"enabled": precision == "bf16"}
+
+
+@pytest.mark.parametrize("key", OWNED)
+def test_an_owned_key_is_refused_unless_auto(key: str) -> None:
+    (line,) = complaints({key: 1})
+    assert line.startswith(f"zero.json: {key}: its home is the experiment file: {OWNED[key]}")
+    engine = engine_config(TRAIN, {key: "auto"}, moe=False)
+    assert engine == engine_config(TRAIN, {}, moe=False)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [(section, key) for section, keys in OWNED_BELOW.items() for key in keys]
+)
+def test_an_owned_nested_key_is_refused_unless_auto(section: str, key: str) -> None:
+    (line,) = complaints({section: {key: True}})
+    assert f"{section}.{key}: its home is the experiment file: train.precision" in line
+    assert engine_config(TRAIN, {section: {key: "auto"}}, moe=False) == engine_config(
+        TRAIN, {}, moe=False
+    )
+
+
+def test_a_file_written_for_hugging_face_works_as_it_is() -> None:
+    ds_json = {
+        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16},
+        "bf16": {"enabled": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": "auto",
+            "sub_group_size": 1e9,
+            "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        },
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_allow_untested_optimizer": True,
+        "wall_clock_breakdown": False,
+    }
+    engine = engine_config(TRAIN, ds_json, moe=False)
+    assert "optimizer" not in engine and "scheduler" not in engine
+    assert "reduce_bucket_size" not in engine["zero_optimization"]
+    assert engine["gradient_accumulation_steps"] == 3
+    ds_json["optimizer"] = {"type": "AdamW", "params": {"lr": 1e-3}}
+    assert "optimizer: its home" in complaints(ds_json)[0]
+
+
+@pytest.mark.parametrize(
+    ("ds_json", "words"),
+    [
+        ({"gradient_cliping": 1.0}, "did you mean 'gradient_clipping'"),
+        ({"zero_optimisation": {}}, "did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"stag": 2}}, "zero_optimization.stag: unknown key (did you"),
+        ({"fp16": {"enabld": True}}, "fp16.enabld: unknown key (did you mean 'enabled'"),
+        ({"fp16": {"histeresis": 2}}, "did you mean 'hysteresis'"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}},
+            "zero_optimization.offload_optimizer.devise: unknown key (did you mean 'device'",
+        ),
+        ({"lr": 1e-3}, "lr: its home is the experiment file: optimizer.lr"),
+        ({"fp16": {"precision": "fp16"}}, "its home is the experiment file: train.precision"),
+        ({"zero_optimization": 2}, "should be an object"),
+        ({"zero_optimization": {"stage": "2"}}, "stage: should be a whole number"),
+        ({"zero_optimization": {"stage": True}}, "stage: should be a whole number"),
+        ({"zero_optimization": {"stage": 4}}, "none of 0, 1, 2, 3"),
+        ({"zero_optimization": {"stage": "auto"}}, "choose 0, 1, 2 or 3"),
+        ({"zero_optimization": {"overlap_comm": 1}}, "should be true or false, not 1"),
+        ({"wall_clock_breakdown": "yes"}, "should be true or false"),
+        ({"zero_force_ds_cpu_optimizer": True}, "ds_seq needs false"),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer: needs stage 1",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "offload_param: needs stage 3",
+        ),
+    ],
+)
+def test_mistakes_are_refused(ds_json: dict[str, Any], words: str) -> None:
+    (line,) = complaints(ds_json)
+    assert words in line
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_ds_seq_cannot_use_says_why(key: str) -> None:
+    (line,) = complaints({key: {}})
+    assert REFUSED[key] in line
+
+
+def test_all_findings_at_once() -> None:
+    assert len(complaints({"a": 1, "amp": {}, "optimizer": {}, "fp16": {"enabled": True}})) == 4
+
+
+def test_no_key_stands_in_two_tables() -> None:
+    tables = [set(OWNED), set(FIXED), set(REFUSED), set(PASSED)]
+    assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("expert_parallel", [1, 2])
+def test_stages_for_experts(precision: str, stage: int, expert_parallel: int) -> None:
+    train = TrainConfig.model_validate(
+        {"precision": precision, "expert_parallel": expert_parallel, "deepspeed": "zero.json"}
+    )
+    ds_json = {"zero_optimization": {"stage": stage}}
+    if stage == 0 and expert_parallel > 1 and precision != "fp32":
+        (line,) = complaints(ds_json, train, moe=True)
+        assert "use stage 1, 2 or 3" in line
+    else:
+        assert zero_stage(engine_config(train, ds_json, moe=True)) == stage
+
+
+def test_a_world_that_does_not_fit_is_refused_with_the_rest() -> None:
+    train = TrainConfig(expert_parallel=2)
+    engine_config(train, {}, moe=True, world_size=4)
+    with pytest.raises(UserError) as caught:
+        engine_config(train, {"x": 1}, moe=True, world_size=3)
+    unknown, world = str(caught.value).splitlines()
+    assert "x: unknown key" in unknown
+    assert world.startswith("train.expert_parallel: 2 does not divide the world size 3")
+
+
+def test_adafactor_needs_stage_zero(make: MakeConfig, write: WriteFile) -> None:
+    path = write("zero1.json", '{"zero_optimization": {"stage": 1}, "oops": 1}')
+    config = make(optimizer={"name": "adafactor"}, train={"deepspeed": str(path)})
+    with pytest.raises(UserError) as caught:
+        engine_config_for(config)
+    unknown, optimizer = str(caught.value).splitlines()
+    assert "oops" in unknown
+    assert "optimizer.name: adafactor" in optimizer
+    path.write_text("{}")
+    assert engine_config_for(config)["gradient_accumulation_steps"] == 1
+
+
+def test_no_json_is_plain_data_parallelism(make: MakeConfig) -> None:
+    assert zero_stage(engine_config_for(make())) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{\n"a": 1,\n}', "zero.json:3: not valid JSON"),
+        ("[1]", "holds no JSON object"),
+        ('{"a": 1, "a": 2}', "key 'a' stands there twice"),
+        ('{"a": {"b": 1, "b": 2}}', "key 'b' stands there twice"),
+    ],
+)
+def test_files_that_are_no_deepspeed_json(write: WriteFile, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_deepspeed_json(write("zero.json", text))
+
+
+def test_a_missing_json_is_named(make: MakeConfig) -> None:
+    with pytest.raises(UserError, match=r"train\.deepspeed: nowhere\.json cannot be read"):
+        engine_config_for(make(train={"deepspeed": "nowhere.json"}))

@@ -1,0 +1,196 @@
+"""The sections and the checks between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ds_seq.config.base import ExternalConfig
+from ds_seq.config.experiment import ExperimentConfig, check_world
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.optim import AdamConfig
+from ds_seq.config.presets import PRESETS
+from ds_seq.config.schema import plugin_names, sections
+from ds_seq.config.train import TrainConfig
+from ds_seq.errors import UserError
+from tests.unit.config.fixture_types import MakeConfig
+
+
+def test_run_folder_follows_the_name_unless_given(make: MakeConfig) -> None:
+    assert make().run_folder == Path("runs/small")
+    assert make(run_dir="elsewhere").run_folder == Path("elsewhere")
+
+
+def test_sections_are_frozen(make: MakeConfig) -> None:
+    config = make()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.max_tokens = 1  # type: ignore[misc]
+
+
+def test_every_option_has_a_description() -> None:
+    missing = [
+        section.path_of(name)
+        for section in sections()
+        for name, field in section.config.model_fields.items()
+        if not field.description
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("train", {"expert_parallel": 3}, "expert_parallel: 3 does not divide"),
+        ("train", {"max_tokens": 100}, "max_tokens: 100 holds no sentence"),
+        ("train", {"validate_every": None}, "save_every"),
+        ("train", {"validate_every": None, "save_every": 5, "patience": 3}, "patience"),
+        ("train", {"valid_bleu": False}, "best_metric"),
+        ("train", {"accumulate": 0}, "accumulate"),
+        ("train", {"max_hours": 0}, "max_hours"),
+        ("model", {"moe": None}, "expert_parallel: 2, but model.moe is null"),
+        ("model", {"moe": {"num_experts": 3}}, "does not divide model.moe.num_experts 3"),
+        ("model", {"moe": {"top_k": 9}}, "top_k: 9 is more than num_experts 8"),
+        ("model", {"moe": {"top_k": 0}}, "top_k"),
+        ("model", {"moe": {"capacity_factor": 0}}, "capacity_factor"),
+        ("model", {"moe": {"eval_capacity_factor": -1}}, "eval_capacity_factor"),
+        ("model", {"moe": {"normalize_weights": True}}, "normalize_weights"),
+        ("model", {"moe": {"every": 7}}, "every: no layer has experts"),
+        ("model", {"d_model": 100, "num_heads": 8}, "num_heads: 8 does not divide"),
+        ("model", {"d_model": 24, "num_heads": 8, "positions": "rotary"}, "must be even, not 3"),
+        ("model", {"d_model": 27, "num_heads": 3}, "d_model: sinusoidal"),
+        ("model", {"max_positions": 200}, "max_source_length: 256 is more than"),
+        ("model", {"options": {"a": 1}}, "options: only an external model"),
+        ("model", {"dropout": 1.0}, "dropout"),
+        ("model", {"name": "transfomer"}, "did you mean 'transformer'"),
+        ("model", {"preset": "tinny"}, "did you mean 'tiny'"),
+        ("scheduler", {"name": "cosine", "warmup_updates": 100_000}, "nothing to decay over"),
+        ("scheduler", {"name": "linear", "total_updates": 9}, "ends at update 9"),
+        ("scheduler", {"name": "inverse_sqrt", "warmup_updates": 0}, "warmup_updates"),
+        ("optimizer", {"name": "sgd", "nesterov": True}, "nesterov: needs a momentum"),
+        ("optimizer", {"lr": 0}, "lr"),
+        ("optimizer", {"betas": [0.9]}, "betas"),
+        ("criterion", {"name": "distillation"}, "teacher"),
+        ("criterion", {"name": "model_and_base", "loss_weights": {"gate": 1}}, "no loss 'gate'"),
+        ("generation", {"beam": 0}, "beam"),
+    ],
+)
+def test_bad_values_are_refused(
+    make: MakeConfig, section: str, values: dict[str, Any], words: str
+) -> None:
+    base: dict[str, Any] = {"model": {"moe": {}}, "train": {"expert_parallel": 2}}
+    make(**base)
+    base[section] = {**base.get(section, {}), **values}
+    with pytest.raises(ValidationError) as caught:
+        make(**base)
+    assert words in str(caught.value)
+
+
+def test_bleu_needs_a_raw_reference(minimal: dict[str, Any]) -> None:
+    del minimal["data"]["raw"]
+    with pytest.raises(ValidationError, match=r"data\.raw\.valid"):
+        ExperimentConfig.model_validate(minimal)
+    minimal["train"] = {"valid_bleu": False, "best_metric": "loss"}
+    ExperimentConfig.model_validate(minimal)
+
+
+def test_a_split_may_be_one_pair_or_several(make: MakeConfig) -> None:
+    one = make().data.raw.valid
+    assert [split.source for split in one] == ["valid.en"]
+    pairs = [{"source": f"{i}.en", "target": f"{i}.de"} for i in range(3)]
+    data = {"source_lang": "en", "target_lang": "de", "dir": "d", "raw": {"valid": pairs}}
+    assert [split.target for split in make(data=data).data.raw.valid] == ["0.de", "1.de", "2.de"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_build_and_twins_differ_by_their_experts_only(preset: str) -> None:
+    model = ModelConfig(preset=preset)
+    if preset.startswith("ds_moe_"):
+        twin = ModelConfig(preset=preset.removeprefix("ds_moe_"))
+        assert model.moe is not None
+        assert twin.moe is None
+        assert model.model_copy(update={"moe": None, "preset": None}) == twin.model_copy(
+            update={"preset": None}
+        )
+
+
+def test_given_fields_win_over_the_preset() -> None:
+    model = ModelConfig.model_validate(
+        {"preset": "ds_moe_tiny", "d_model": 32, "moe": {"num_experts": 4}}
+    )
+    assert (model.d_model, model.ffn_dim, model.encoder_layers) == (32, 64, 2)
+    assert model.moe is not None and model.moe.num_experts == 4
+    assert ModelConfig.model_validate({"preset": "ds_moe_tiny", "moe": None}).moe is None
+
+
+@pytest.mark.parametrize(
+    ("placement", "every", "encoder", "decoder"),
+    [
+        ("encoder", 2, [1, 3], []),
+        ("decoder", 3, [], [2]),
+        ("both", 1, [0, 1, 2, 3], [0, 1, 2]),
+        ("both", 4, [3], []),
+    ],
+)
+def test_which_layers_have_experts(
+    placement: str, every: int, encoder: list[int], decoder: list[int]
+) -> None:
+    model = ModelConfig.model_validate(
+        {
+            "encoder_layers": 4,
+            "decoder_layers": 3,
+            "moe": {"placement": placement, "every": every},
+        }
+    )
+    assert model.moe is not None
+    assert [i for i in range(4) if model.moe.has_experts("encoder", i)] == encoder
+    assert [i for i in range(3) if model.moe.has_experts("decoder", i)] == decoder
+    assert model.num_moe_layers == len(encoder) + len(decoder)
+
+
+def test_plugin_sections_without_a_name_take_the_default(make: MakeConfig) -> None:
+    config = make(optimizer={"lr": 1e-3}, scheduler={"warmup_updates": 5})
+    assert isinstance(config.optimizer, AdamConfig)
+    assert (config.optimizer.name, config.optimizer.lr) == ("adamw", 1e-3)
+    assert config.scheduler.name == "inverse_sqrt"
+
+
+@pytest.mark.parametrize("point", ["task", "criterion", "optimizer", "scheduler"])
+def test_outside_plugins_bring_free_options(make: MakeConfig, point: str) -> None:
+    config = make(**{point: {"name": "my_lab.parts:Best", "options": {"gamma": 2}}})
+    section = config.model_dump()[point]
+    assert section == {"name": "my_lab.parts:Best", "options": {"gamma": 2}}
+    with pytest.raises(ValidationError, match="gamma"):
+        make(**{point: {"name": "my_lab.parts:Best", "gamma": 2}})
+    with pytest.raises(ValidationError, match="name"):
+        make(**{point: {"name": "my_lab/parts:Best"}})
+
+
+def test_a_base_criterion_may_be_external(make: MakeConfig) -> None:
+    criterion = make(criterion={"name": "model_and_base", "base": {"name": "a:B"}}).criterion
+    assert criterion.name == "model_and_base"
+    assert criterion.base == ExternalConfig(name="a:B")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("nothing", ["", None, {}])
+def test_no_loss_weights_can_be_said_in_three_ways(make: MakeConfig, nothing: object) -> None:
+    criterion = make(criterion={"name": "model_and_base", "loss_weights": nothing}).criterion
+    assert criterion.loss_weights == {}  # type: ignore[union-attr]
+
+
+def test_plugin_names_are_the_union_tags() -> None:
+    names = plugin_names()
+    assert names["optimizer"] == {"adam", "adamw", "adafactor", "sgd"}
+    assert names["criterion"] == {"cross_entropy", "distillation", "model_and_base"}
+    assert names["task"] == {"translation"}
+    assert names["model"] == {"transformer"}
+    assert "external" not in set().union(*names.values())
+
+
+def test_world_size_must_be_a_multiple_of_expert_parallel() -> None:
+    train = TrainConfig(expert_parallel=4)
+    check_world(train, 8)
+    with pytest.raises(UserError, match=r"train\.expert_parallel: 4 does not divide .* 6"):
+        check_world(train, 6)

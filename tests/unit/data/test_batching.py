@@ -1,0 +1,174 @@
+"""Batches: bounds, coverage, balance over ranks, and independence of how ranks are laid out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.errors import UserError
+
+LAYOUTS = [(1, 1), (1, 4), (2, 2), (4, 1), (3, 2), (8, 1), (2, 4)]
+
+
+@pytest.fixture(scope="module")
+def lengths() -> NDArray[np.int32]:
+    """Lengths (2, 1003) of two sides, as unlike real ones as it gets: long, short, unequal."""
+    random = np.random.default_rng(3)
+    source = random.geometric(0.08, 1003).clip(1, 80)
+    return np.stack([source, (source * random.uniform(0.5, 2, 1003)).clip(1, 99)]).astype(np.int32)
+
+
+def _sampler(
+    lengths: NDArray[np.int32],
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    max_tokens: int = 400,
+    max_sentences: int | None = None,
+    seed: int = 7,
+    shuffle: bool = True,
+) -> TokenBatchSampler:
+    return TokenBatchSampler(
+        lengths[0],
+        lengths[1],
+        max_tokens,
+        max_sentences,
+        seed,
+        rank,
+        world,
+        accumulate,
+        shuffle,
+    )
+
+
+def _ranks(
+    lengths: NDArray[np.int32], world: int, accumulate: int, epoch: int = 1, done: int = 0
+) -> list[list[NDArray[np.int64]]]:
+    return [_sampler(lengths, rank, world, accumulate).epoch(epoch, done) for rank in range(world)]
+
+
+def _updates(
+    lengths: NDArray[np.int32], world: int, accumulate: int, epoch: int = 1, done: int = 0
+) -> list[list[int]]:
+    """The sentences of each update over all ranks."""
+    ranks = _ranks(lengths, world, accumulate, epoch, done)
+    return [
+        sorted(np.concatenate([b for rank in ranks for b in rank[i : i + accumulate]]).tolist())
+        for i in range(0, len(ranks[0]), accumulate)
+    ]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), LAYOUTS)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_pair_once_and_equal_counts(
+    lengths: NDArray[np.int32], world: int, accumulate: int, shuffle: bool
+) -> None:
+    ranks = [
+        _sampler(lengths, rank, world, accumulate, shuffle=shuffle).epoch(1)
+        for rank in range(world)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert len(ranks[0]) % accumulate == 0
+    assert len(ranks[0]) == _sampler(lengths, 0, world, accumulate).num_updates() * accumulate
+    everything = np.concatenate([batch for batches in ranks for batch in batches])
+    assert sorted(everything.tolist()) == list(range(lengths.shape[1]))
+
+
+@pytest.mark.parametrize(("max_tokens", "max_sentences"), [(99, None), (400, None), (1500, 5)])
+def test_bounds_hold_with_padding(
+    lengths: NDArray[np.int32], max_tokens: int, max_sentences: int | None
+) -> None:
+    sampler = _sampler(lengths, max_tokens=max_tokens, max_sentences=max_sentences)
+    for batch in sampler.epoch(1):
+        assert len(batch) * lengths[:, batch].max() <= max_tokens
+        assert len(batch) <= (max_sentences or len(batch))
+
+
+def test_batches_are_full(lengths: NDArray[np.int32]) -> None:
+    """Not one sentence more would go into a batch, so few batches are far from the bound."""
+    fill = [len(batch) * lengths[:, batch].max() / 400 for batch in _sampler(lengths).epoch(1)]
+    assert np.mean(fill) > 0.85
+    padded = sum(len(b) * lengths[:, b].max(axis=1).sum() for b in _sampler(lengths).epoch(1))
+    assert padded < 1.2 * lengths.sum()
+
+
+def test_order_is_a_function_of_seed_and_epoch(lengths: NDArray[np.int32]) -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return [batch.tolist() for batch in _sampler(lengths, seed=seed).epoch(epoch)]
+
+    assert order(7, 2) == order(7, 2)
+    assert order(7, 2) != order(7, 3)
+    assert order(7, 2) != order(8, 2)
+    sampler = _sampler(lengths)
+    sampler.epoch(1)
+    assert [batch.tolist() for batch in sampler.epoch(2)] == order(7, 2), "it keeps no state"
+
+
+def test_unshuffled_order_is_that_of_lengths(lengths: NDArray[np.int32]) -> None:
+    sampler = _sampler(lengths, shuffle=False)
+    first, second = sampler.epoch(1), sampler.epoch(2)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    longest = [int(lengths[:, batch].max()) for batch in first]
+    assert longest == sorted(longest)
+
+
+@pytest.mark.parametrize("epoch", [1, 5])
+def test_an_update_holds_the_same_sentences_for_every_layout(
+    lengths: NDArray[np.int32], epoch: int
+) -> None:
+    reference = _updates(lengths, 1, 8, epoch)
+    for world, accumulate in [(2, 4), (4, 2), (8, 1)]:
+        assert _updates(lengths, world, accumulate, epoch) == reference
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 4), (2, 3), (8, 1)])
+def test_rest_of_an_epoch_is_the_same_for_every_layout(
+    lengths: NDArray[np.int32], world: int, accumulate: int
+) -> None:
+    """What 2 ranks did in 5 updates and another layout does in the rest is every pair once."""
+    done = 5 * 2
+    seen = [i for update in _updates(lengths, 2, 1)[:5] for i in update]
+    rest = [i for update in _updates(lengths, world, accumulate, done=done) for i in update]
+    assert sorted(seen + rest) == list(range(lengths.shape[1]))
+
+
+def test_ranks_work_on_batches_of_like_cost(lengths: NDArray[np.int32]) -> None:
+    """In a micro step the longest sentences of 4 ranks are neighbours in the order of lengths."""
+    ranks = _ranks(lengths, 4, 1)
+    spreads, costs = [], []
+    for micro_step in zip(*ranks, strict=True):
+        if all(len(batch) for batch in micro_step):
+            longest = [int(lengths[:, batch].max()) for batch in micro_step]
+            spreads.append(max(longest) / min(longest))
+            sizes = [len(b) * n for b, n in zip(micro_step, longest, strict=True)]
+            costs.append(max(sizes) / np.mean(sizes))
+    assert np.median(spreads) < 1.3
+    assert np.mean(costs) < 1.15
+
+
+def test_long_and_short_batches_are_mixed(lengths: NDArray[np.int32]) -> None:
+    longest = np.array([lengths[:, batch].max() for batch in _sampler(lengths).epoch(1)])
+    half = len(longest) // 2
+    assert abs(longest[:half].mean() - longest[half:].mean()) < 0.5 * longest.std()
+
+
+def test_fewer_pairs_than_ranks() -> None:
+    lengths = np.array([[3, 4], [5, 6]], np.int32)
+    sizes = [
+        len(_sampler(lengths, r, 4, 2, max_tokens=6).epoch(1)[m]) for r in range(4) for m in (0, 1)
+    ]
+    assert sorted(sizes) == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_too_long_pair_names_length_and_key() -> None:
+    lengths = np.array([[3, 50], [5, 6]], np.int32)
+    with pytest.raises(UserError, match=r"pair 1 has 50 tokens.*train.max_tokens=49"):
+        _sampler(lengths, max_tokens=49)
+    assert len(_sampler(lengths, max_tokens=50).epoch(1)) == 2
+
+
+def test_no_pairs_at_all() -> None:
+    with pytest.raises(UserError, match="no sentence pair"):
+        _sampler(np.zeros((2, 0), np.int32))

@@ -1,0 +1,221 @@
+"""The stream: epochs, exact resumption at any layout, the background thread."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.shards import ShardReader
+from ds_seq.data.stream import BatchStream
+
+MAX_TOKENS = 150
+
+
+@pytest.fixture
+def dataset(reader: ShardReader) -> ParallelDataset:
+    return ParallelDataset(reader)
+
+
+def _stream(
+    dataset: ParallelDataset,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    max_epochs: int | None = 2,
+    num_prefetch: int = 3,
+    max_tokens: int = MAX_TOKENS,
+) -> BatchStream:
+    sampler = TokenBatchSampler(
+        dataset.src_lengths,
+        dataset.tgt_lengths,
+        max_tokens,
+        rank=rank,
+        world_size=world,
+        accumulate=accumulate,
+    )
+    return BatchStream(
+        dataset, sampler, pad_id=1, eos_id=2, num_prefetch=num_prefetch, max_epochs=max_epochs
+    )
+
+
+def _indices(batches: Iterator[Batch]) -> list[list[int]]:
+    return [batch.indices.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("num_prefetch", [0, 1, 5])
+def test_epochs_follow_each_other(dataset: ParallelDataset, num_prefetch: int) -> None:
+    with _stream(dataset, num_prefetch=num_prefetch) as stream:
+        size = stream.updates_per_epoch
+        epochs = []
+        batches = []
+        for batch in stream:
+            batches.append(batch.indices.tolist())
+            epochs.append(stream.epoch)
+    assert epochs == [1] * (size - 1) + [2] * size + [3]
+    for epoch in (batches[:size], batches[size:]):
+        assert sorted(sum(epoch, [])) == list(range(len(dataset)))
+    assert batches[:size] != batches[size:]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, -1, 0.5, 1.5])
+def test_resumed_stream_goes_on_as_if_nothing_had_happened(
+    dataset: ParallelDataset, taken: float
+) -> None:
+    """Stops after some updates of the first epoch; -1: exactly at its end; 1.5: in the second."""
+    accumulate = 2
+    with _stream(dataset, accumulate=accumulate) as stream:
+        whole = _indices(stream)
+        per_epoch = stream.updates_per_epoch
+    updates = {-1: per_epoch, 0.5: per_epoch // 2, 1.5: per_epoch * 3 // 2}.get(taken, int(taken))
+    with _stream(dataset, accumulate=accumulate) as first:
+        for _ in range(updates * accumulate):
+            next(first)
+        time.sleep(0.05)  # let the thread run ahead; that must not count
+        state = first.state_dict()
+    with _stream(dataset, accumulate=accumulate) as second:
+        next(second)
+        second.load_state_dict(state)
+        assert second.state_dict() == state
+        assert _indices(second) == whole[updates * accumulate :]
+
+
+def test_an_unfinished_update_is_done_again(dataset: ParallelDataset) -> None:
+    with _stream(dataset, accumulate=4) as stream:
+        for _ in range(6):
+            next(stream)
+        assert stream.state_dict()["offset"] == 4
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(4, 1), (1, 4), (1, 1), (3, 2)])
+def test_resumption_at_another_layout_sees_the_rest_of_the_epoch(
+    dataset: ParallelDataset, world: int, accumulate: int
+) -> None:
+    seen = []
+    for rank in range(2):
+        with _stream(dataset, rank, 2, 2, max_epochs=1) as stream:
+            seen += [i for _ in range(4) for i in next(stream).indices.tolist()]
+            state = stream.state_dict()
+    rest = []
+    for rank in range(world):
+        with _stream(dataset, rank, world, accumulate, max_epochs=1) as stream:
+            stream.load_state_dict(state)
+            rest += sum(_indices(stream), [])
+    assert len(seen) > 0
+    assert sorted(seen + rest) == list(range(len(dataset)))
+
+
+def test_resumption_with_the_same_update_size_has_the_same_updates(
+    dataset: ParallelDataset,
+) -> None:
+    """Saved by 2 ranks x 2 batches, resumed by 4 x 1 and 1 x 4, then on into the next epoch."""
+
+    def updates(world: int, accumulate: int) -> list[list[int]]:
+        ranks = []
+        for rank in range(world):
+            with _stream(dataset, rank, world, accumulate) as stream:
+                stream.load_state_dict(state)
+                ranks.append(_indices(stream))
+        size = range(0, len(ranks[0]), accumulate)
+        return [sorted(sum((sum(r[i : i + accumulate], []) for r in ranks), [])) for i in size]
+
+    with _stream(dataset, 0, 2, 2) as stream:
+        for _ in range(4):
+            next(stream)
+        state = stream.state_dict()
+    reference = updates(2, 2)
+    assert updates(4, 1) == reference
+    assert updates(1, 4) == reference
+
+
+def test_other_batches_resume_at_the_same_part_and_say_so(
+    dataset: ParallelDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    with _stream(dataset) as stream:
+        half = stream.updates_per_epoch // 2
+        for _ in range(half):
+            next(stream)
+        state = stream.state_dict()
+    with _stream(dataset, max_tokens=2 * MAX_TOKENS) as other, caplog.at_level(logging.WARNING):
+        other.load_state_dict(state)
+        part = other.state_dict()["offset"] / other.updates_per_epoch
+    assert abs(part - 0.5) < 0.1
+    assert "about the same part" in caplog.text
+
+
+class _BrokenDataset(ParallelDataset):
+    """Fails at the third batch."""
+
+    calls = 0
+
+    def collate(self, *arguments: object) -> Batch:  # type: ignore[override]
+        self.calls += 1
+        if self.calls == 3:
+            raise OSError("disk gone")
+        return super().collate(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_prefetch", [0, 4])
+def test_an_exception_reaches_the_consumer_in_its_turn(
+    reader: ShardReader, num_prefetch: int
+) -> None:
+    with _stream(_BrokenDataset(reader), num_prefetch=num_prefetch) as stream:
+        next(stream)
+        next(stream)
+        with pytest.raises(OSError, match="disk gone"):
+            next(stream)
+
+
+def test_an_ended_or_failed_stream_stays_so(reader: ShardReader) -> None:
+    with _stream(_BrokenDataset(reader)) as stream:
+        with pytest.raises(OSError, match="disk gone"):
+            for _ in stream:
+                pass
+        with pytest.raises(OSError, match="disk gone"):
+            next(stream)
+    with _stream(ParallelDataset(reader), max_epochs=1) as stream:
+        list(stream)
+        with pytest.raises(StopIteration):
+            next(stream)
+
+
+def _workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+
+
+def test_closing_ends_the_thread(dataset: ParallelDataset) -> None:
+    stream = _stream(dataset, max_epochs=None)
+    assert _workers() == [], "a stream that nobody asked for a batch has no thread"
+    next(stream)
+    assert len(_workers()) == 1
+    stream.close()
+    assert _workers() == []
+    stream.close()
+
+
+def test_dropping_a_stream_ends_the_thread(dataset: ParallelDataset) -> None:
+    stream = _stream(dataset, max_epochs=None)
+    next(stream)
+    del stream
+    gc.collect()
+    for _ in range(50):
+        if not _workers():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the thread outlived its stream")
+
+
+def test_prefetch_is_bounded(reader: ShardReader) -> None:
+    """Two in the queue and one waiting for room, besides the one that was taken."""
+    counting = _BrokenDataset(reader)
+    counting.calls = 10
+    with _stream(counting, num_prefetch=2) as stream:
+        next(stream)
+        time.sleep(0.1)
+        assert counting.calls - 10 <= 4

@@ -1,0 +1,92 @@
+"""The vocabulary: special symbols, round trip, determinism, messages."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import sentencepiece as spm
+
+from ds_seq.data.vocab import Vocab, train_vocab
+from ds_seq.errors import UserError
+
+
+def test_special_symbols_have_the_ids_of_fairseq(vocab: Vocab) -> None:
+    ids = [vocab.bos_id, vocab.pad_id, vocab.eos_id, vocab.unk_id]
+    assert ids == [0, 1, 2, 3]
+    assert vocab.pieces(ids) == ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+def test_text_survives_encoding(vocab: Vocab, corpus: Path) -> None:
+    lines = (corpus / "valid.de").read_text(encoding="utf-8").splitlines()
+    assert [vocab.decode(vocab.encode(line)) for line in lines] == lines
+    assert vocab.encode_lines(lines) == [vocab.encode(line) for line in lines]
+
+
+def test_decoding_skips_special_symbols_but_shows_unknown_ones(vocab: Vocab) -> None:
+    ids = vocab.encode("the man")
+    assert vocab.decode([0, *ids, 2, 1, 1]) == "the man"
+    assert vocab.unk_id in vocab.encode("漢")
+    assert "⁇" in vocab.decode(vocab.encode("漢"))
+
+
+def test_hash_tells_models_apart_and_survives_copies(vocab: Vocab, tmp_path: Path) -> None:
+    vocab.save(tmp_path / "copy.model")
+    assert Vocab.load(tmp_path / "copy.model").hash == vocab.hash
+    assert pickle.loads(pickle.dumps(vocab)).hash == vocab.hash
+    (tmp_path / "text").write_text("other words altogether\n")
+    assert train_vocab([tmp_path / "text"], tmp_path / "other.model", 20).hash != vocab.hash
+
+
+def test_sample_depends_on_the_seed_alone(corpus: Path, tmp_path: Path) -> None:
+    def train(seed: int) -> str:
+        return train_vocab(
+            [corpus / "train.en"], tmp_path / "m", 60, input_sentence_size=40, seed=seed
+        ).hash
+
+    assert train(1) == train(1)
+    assert len({train(seed) for seed in range(1, 5)}) > 1
+
+
+def test_user_symbols_are_never_split(corpus: Path, tmp_path: Path) -> None:
+    vocab = train_vocab([corpus / "train.en"], tmp_path / "m", 80, user_symbols=["<2de>"])
+    assert "<2de>" in vocab.pieces(vocab.encode("<2de> the man"))
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+@pytest.mark.parametrize(("size", "advice"), [(50_000, "at most"), (9, "more than")])
+def test_impossible_size_names_the_key(
+    corpus: Path, tmp_path: Path, model_type: str, size: int, advice: str
+) -> None:
+    with pytest.raises(UserError, match=f"data.vocab.size to {advice}"):
+        train_vocab([corpus / "train.en"], tmp_path / "m", size, model_type)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_without_a_word_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n  \n")
+    with pytest.raises(UserError, match="no text to train"):
+        train_vocab([tmp_path / "empty"], tmp_path / "m", 100)
+
+
+def test_invalid_utf8_names_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"good\nb\xff\n")
+    with pytest.raises(UserError, match="bad: line 2: invalid UTF-8"):
+        train_vocab([tmp_path / "bad"], tmp_path / "m", 100)
+
+
+def test_missing_damaged_and_foreign_models_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such vocabulary"):
+        Vocab.load(tmp_path / "none")
+    (tmp_path / "damaged").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="not a SentencePiece model"):
+        Vocab.load(tmp_path / "damaged")
+    spm.SentencePieceTrainer.Train(
+        input=str(corpus / "train.en"),
+        model_prefix=str(tmp_path / "foreign"),
+        vocab_size=60,
+        minloglevel=2,
+    )
+    with pytest.raises(UserError, match="first four pieces"):
+        Vocab.load(tmp_path / "foreign.model")

@@ -1,0 +1,172 @@
+"""`ds-seq generate`: its arguments, files and messages, with a table for a model."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ds_seq import generate
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.errors import EXIT_USER_ERROR, run_command
+from tests.unit.generation.table_model import TableModel, WordVocab
+
+VOCAB = 9
+LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
+
+
+@dataclass
+class Run:
+    config: ExperimentConfig
+    vocab: WordVocab
+    model: TableModel
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with ``in``, ``ref`` and a test split; any run folder that is asked for "loads"."""
+    (tmp_path / "in").write_text("".join(f"{line}\n" for line in LINES))
+    (tmp_path / "ref").write_text("w5\n\nw6 w6\nw8\n")
+    split = {"source": str(tmp_path / "in"), "target": str(tmp_path / "ref")}
+    data = {"source_lang": "de", "target_lang": "en", "dir": "d"}
+    data |= {"max_source_length": 12, "max_target_length": 12}
+    config = ExperimentConfig.model_validate(
+        {
+            "name": "test",
+            "data": {**data, "raw": {"valid": split, "test": split}},
+            "model": {"preset": "tiny", "max_positions": 12},
+        }
+    )
+
+    def load(run: str, checkpoint: str, *args: object) -> Run:
+        assert (run, checkpoint) == ("the_run", "best")
+        return Run(config, WordVocab(VOCAB), TableModel(VOCAB))
+
+    monkeypatch.setattr(generate, "load_run", load)
+    return tmp_path
+
+
+def call(*arguments: object) -> int:
+    return run_command(generate.main, ["the_run", *map(str, arguments)])
+
+
+def test_output_file_and_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--input", folder / "in", "--output", folder / "out"]
+    assert call(*files, "--reference", folder / "ref", "--samples", 2) == 0
+    lines = (folder / "out").read_text().splitlines()
+    assert [bool(line) for line in lines] == [True, False, True, True]
+    out, err = capsys.readouterr()
+    assert "BLEU|" in out and "chrF2|" in out and out.count("source") == 2
+    assert "translated 4 sentences" in err
+
+
+def test_without_input_the_test_split_is_translated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call() == 0
+    split, messages = capsys.readouterr()
+    assert call("--input", folder / "in") == 0
+    assert (split, "BLEU|" in messages) == (capsys.readouterr().out, True)
+
+
+def test_without_reference_there_is_no_score(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--input", folder / "in") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == len(LINES)
+    assert "BLEU" not in out + err
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_the_launchers_argument_may_stand_anywhere(folder: Path, place: int) -> None:
+    arguments = ["the_run", "--input", str(folder / "in"), "--output", str(folder / "out")]
+    arguments.insert(place, "--local_rank=0")
+    assert generate.main(arguments) == 0
+
+
+def test_search_options_override_the_experiment(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--min-len", 4, "--max-len-a", 0, "--max-len-b", 4, "--beam", 1) == 0
+    lengths = {len(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert lengths == {0, 4}
+
+
+def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "in").write_text("w4\n" + "w5 " * 5000 + "\n")
+    assert call("--input", folder / "in") == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert [line for line in err.splitlines() if "warning" in line] == [
+        "ds-seq: warning: 1 sentence(s) longer than the model can take were cut; line(s) 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--beam", "0"], "beam"),
+        (["--beam", "many"], "beam"),
+        (["--input", "nowhere"], "nowhere: no such file"),
+        (["--input", "in", "--reference", "short"], "in has 4 lines but short has 1"),
+        (["--reference", "short"], "has 4 lines but short has 1"),
+        (["--input", "bad"], "bad: line 2: invalid UTF-8"),
+        (["--output", "missing/out"], "there is no folder missing"),
+        (["--output", "."], "is a folder"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--expert-parallel", "2"], "--expert-parallel 2"),
+        (["--input", "empty", "--reference", "empty"], "the text is empty"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "short").write_text("w4\n")
+    (folder / "bad").write_bytes(b"w4\nw\xff\n")
+    (folder / "empty").write_text("")
+    (folder / "out").write_text("old")
+    output = [] if "--output" in arguments else ["--output", "out"]
+    assert call(*arguments, *output) == EXIT_USER_ERROR
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("ds-seq: error: ") and message in captured.err
+    assert (folder / "out").read_text() == "old"
+
+
+def test_empty_input_gives_empty_output(folder: Path) -> None:
+    (folder / "in").write_text("")
+    assert call("--input", folder / "in", "--output", folder / "out") == 0
+    assert (folder / "out").read_text() == ""
+
+
+def test_arguments_of_the_search_are_those_of_the_config() -> None:
+    actions = {action.dest: action for action in generate._parser()._actions}
+    for name, field in generate.GenerationConfig.model_fields.items():
+        assert actions[name].help == field.description
+    assert actions["local_rank"].help == argparse.SUPPRESS
+
+
+def test_as_a_script_the_package_folder_shadows_nothing(tmp_path: Path) -> None:
+    """`deepspeed` and `torchrun` start the file itself; then its folder heads Python's path."""
+    script = Path(generate.__file__)
+    code = (
+        "import runpy, sys; sys.argv = ['generate.py', '--help']\n"
+        f"sys.path.insert(0, {str(script.parent)!r})\n"
+        f"try: runpy.run_path({str(script)!r}, run_name='__main__')\n"
+        "except SystemExit: print(sys.path[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == str(script.parent.parent), done.stderr

@@ -1,0 +1,146 @@
+"""From lines to lines: order, empty and long lines, batches, shares of several ranks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from ds_seq.generation import translate as translate_module
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.translate import BatchLimits, Share, Translations, translate
+from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
+
+VOCAB = 9
+CPU = torch.device("cpu")
+SEARCH = BeamSearch(beam=2)
+LIMITS = BatchLimits()
+
+
+def draw_lines(count: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [
+        " ".join(f"w{draw.randrange(4, VOCAB)}" for _ in range(draw.randrange(1, 12)))
+        for _ in range(count)
+    ]
+
+
+def run(lines: list[str], limits: BatchLimits = LIMITS) -> Translations:
+    translations = translate(TableModel(VOCAB), WordVocab(VOCAB), lines, SEARCH, limits, CPU)
+    assert translations is not None
+    return translations
+
+
+def one_by_one(lines: list[str]) -> list[str]:
+    return [run([line]).lines[0] for line in lines]
+
+
+def test_output_is_in_the_order_of_the_input() -> None:
+    lines = draw_lines(30)
+    expected = one_by_one(lines)
+    assert run(lines).lines == expected
+    assert run(lines[::-1]).lines == expected[::-1]
+    assert len(set(expected)) > 20
+
+
+@pytest.mark.parametrize("limits", [BatchLimits(max_sentences=1), BatchLimits(max_tokens=20)])
+def test_output_does_not_depend_on_the_batches(limits: BatchLimits) -> None:
+    lines = draw_lines(20)
+    assert run(lines, limits).lines == run(lines).lines
+
+
+def test_empty_lines_stay_empty() -> None:
+    first, second = draw_lines(2)
+    expected = one_by_one([first, second])
+    lines = ["", first, "   ", second, ""]
+    assert run(lines).lines == ["", expected[0], "", expected[1], ""]
+    assert run(["", ""]).lines == ["", ""]
+    assert run([]).lines == []
+
+
+def test_a_long_line_is_cut_and_reported() -> None:
+    long = " ".join(draw_lines(800))
+    assert len(long.split()) > 4000
+    limits = BatchLimits(max_tokens=64, max_source_length=10)
+    short = " ".join(long.split()[:9])
+    translations = run(["w4", long, short], limits)
+    assert translations.cut == [2]
+    assert translations.lines[1] == translations.lines[2] != ""
+
+
+class Recorder(TableModel):
+    """Remembers the batches."""
+
+    def __init__(self) -> None:
+        super().__init__(VOCAB)
+        self.batches: list[Tensor] = []
+
+    def encode(self, src: Tensor) -> Tensor:
+        self.batches.append(src)
+        return super().encode(src)
+
+
+def test_batches_are_full_but_within_limits() -> None:
+    model, lines = Recorder(), draw_lines(60)
+    limits = BatchLimits(max_tokens=40, max_sentences=7)
+    translate(model, WordVocab(VOCAB), lines, SEARCH, limits, CPU)
+    sizes = [src.shape for src in model.batches]
+    assert all(rows * width <= 40 and rows <= 7 for rows, width in sizes)
+    assert sum(rows for rows, _ in sizes) == len(lines)
+    assert sum(src.eq(EOS).sum() for src in model.batches) == len(lines)
+    for (rows, width), following in zip(sizes, model.batches[1:], strict=False):
+        assert (rows + 1) * width > 40 or rows == 7, "had room for one more"
+        assert following.size(1) <= width
+    padding = sum(int(src.eq(PAD).sum()) for src in model.batches)
+    assert padding < 0.1 * sum(src.numel() for src in model.batches)
+
+
+def test_a_sentence_larger_than_a_batch_goes_alone() -> None:
+    lines = ["w4 w5", " ".join(["w6"] * 30), "w7"]
+    assert run(lines, BatchLimits(max_tokens=8)).lines == run(lines).lines
+
+
+def test_progress_counts_every_line_of_the_share() -> None:
+    counts: list[int] = []
+    lines = ["", *draw_lines(9)]
+    limits = BatchLimits(max_sentences=2)
+    translate(
+        TableModel(VOCAB), WordVocab(VOCAB), lines, SEARCH, limits, CPU, progress=counts.append
+    )
+    assert sum(counts) == len(lines) == Share().size(len(lines))
+    assert len(counts) > 4
+
+
+@pytest.mark.parametrize("num_lines", [0, 1, 2, 11])
+def test_shares_of_all_ranks_make_the_whole(
+    num_lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks one after the other, as if their answers were gathered."""
+    lines, expected = draw_lines(num_lines), run(draw_lines(num_lines))
+    shares: list[object] = []
+
+    def gather(mine: object) -> list[object] | None:
+        shares.append(mine)
+        return shares if len(shares) == 3 else None
+
+    monkeypatch.setattr(translate_module, "gather_objects", gather)
+    answers = []
+    for rank in range(3):
+        model, share = Recorder(), Share(rank, 3)
+        args = (WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU, share)
+        answers.append(translate(model, *args))
+        assert sum(map(len, model.batches)) == share.size(num_lines)
+    assert answers == [None, None, expected]
+
+
+def test_translations_never_hold_a_line_break() -> None:
+    class ByteVocab(WordVocab):
+        def decode(self, ids: list[int]) -> str:
+            return "a\nb\r\nc\n"
+
+    args = (SEARCH, LIMITS, CPU)
+    translations = translate(TableModel(VOCAB), ByteVocab(VOCAB), ["w4"], *args)
+    assert translations is not None
+    assert translations.lines == ["a b  c"]

@@ -1,0 +1,163 @@
+"""The translation task: its data, and its score against raw text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds_seq.config.base import ExternalConfig
+from ds_seq.config.data import DataConfig
+from ds_seq.config.experiment import TranslationConfig
+from ds_seq.config.generate import GenerationConfig
+from ds_seq.data.shards import ShardWriter
+from ds_seq.data.vocab import Vocab, train_vocab
+from ds_seq.errors import UserError
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.scoring import Scorer
+from ds_seq.generation.translate import ALONE, BatchLimits, translate
+from ds_seq.tasks import build_limits, build_search, build_task
+from ds_seq.tasks.translation import RawSplit, TranslationTask, format_samples, read_raw
+from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
+
+VOCAB = 9
+CPU = torch.device("cpu")
+SEARCH, LIMITS = BeamSearch(beam=2), BatchLimits()
+
+
+def write(path: Path, lines: list[str]) -> str:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> RawSplit:
+    source = write(tmp_path / "source", ["w4  w5\u200b", "w6", "w7 w8 w4"])
+    return RawSplit(source, write(tmp_path / "target", ["w5 w5", "w8 w4", "w6 w6 w6"]))
+
+
+def make_task(folder: Path, raw: RawSplit | None = None) -> TranslationTask:
+    files = {"train": [], "valid": [] if raw is None else [raw]}
+    return TranslationTask(folder, WordVocab(VOCAB), files, "en", 4, 5)  # type: ignore[arg-type]
+
+
+def write_shards(folder: Path, vocab_hash: str = WordVocab.hash) -> None:
+    options = {"vocab_size": VOCAB, "languages": ("de", "en")}
+    with ShardWriter(folder, "train", vocab_hash=vocab_hash, **options) as writer:  # type: ignore[arg-type]
+        writer.add([4, 5, EOS], [6, EOS])
+        writer.add([4, 5, 6, 7, EOS], [6, EOS])  # longer than make_task allows
+        writer.add([8, EOS], [7, 7, 7, EOS])
+
+
+def test_dataset_and_batches(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    task = make_task(tmp_path)
+    dataset = task.dataset("train")
+    assert (len(dataset), dataset.num_left_out) == (2, 1)
+    batch = task.collate(dataset, [1, 0])
+    assert batch.src.tolist() == [[8, EOS, PAD], [4, 5, EOS]]
+    assert batch.tgt_out.tolist() == [[7, 7, 7, EOS], [6, EOS, PAD, PAD]]
+    assert batch.tgt_in[0].tolist() == [EOS, 7, 7, 7]
+    assert task.collate(dataset, []).num_tokens == 0
+
+
+def test_shards_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, "of letters")
+    with pytest.raises(UserError, match=r"of letters.*of words"):
+        make_task(tmp_path).dataset("train")
+
+
+def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: RawSplit) -> None:
+    model = TableModel(VOCAB).train()
+    figures = make_task(tmp_path, raw).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+    lines = ["w4 w5", "w6", "w7 w8 w4"]
+    expected = translate(model, WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU)  # type: ignore[arg-type]
+    assert expected is not None
+    bleu, chrf = Scorer("en")(expected.lines, read_raw("valid", [raw]).target)
+    assert (figures["bleu"], figures["chrf"]) == (bleu.value, chrf.value)
+    assert figures["bleu_signature"] == bleu.signature
+    assert expected.lines[1] in str(figures["samples"])
+    assert model.training, "the model's mode is put back"
+
+
+def test_translations_that_are_the_reference_score_100(tmp_path: Path, raw: RawSplit) -> None:
+    lines = [f"w{n} w{m}" for n in range(4, VOCAB) for m in range(4, VOCAB)]
+    model = TableModel(VOCAB)
+    found = translate(model, WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU)  # type: ignore[arg-type]
+    assert found is not None
+    perfect = RawSplit(write(tmp_path / "s", lines), write(tmp_path / "t", found.lines))
+    figures = make_task(tmp_path, perfect).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+    assert figures["bleu"] == pytest.approx(100.0)
+
+
+def test_evaluation_of_the_first_sentences_only(tmp_path: Path, raw: RawSplit) -> None:
+    task, model = make_task(tmp_path, raw), TableModel(VOCAB)
+    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, max_sentences=2)  # type: ignore[arg-type]
+    assert str(figures["samples"]).count("source") == 2
+
+
+def test_a_split_without_raw_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.raw\.train"):
+        make_task(tmp_path).evaluate(TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+
+
+def test_several_files_are_one_text(raw: RawSplit) -> None:
+    text = read_raw("test", [raw, RawSplit(raw.target, raw.source)])
+    assert text.source == text.target[3:] + text.target[:3]
+    assert len(text.source) == 6
+
+
+def test_samples_are_spread_over_the_text() -> None:
+    lines = [str(n) for n in range(10)]
+    shown = format_samples(lines, lines, None, 2).split("\n\n")
+    assert [sample.split()[1] for sample in shown] == ["0", "5"]
+    assert format_samples(["a"], ["b"], ["c"], 5).split() == (
+        ["source", "a", "translation", "b", "reference", "c"]
+    )
+    assert format_samples([], [], []) == ""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    text = write(tmp_path / "text", ["the cat sat on the mat", "a dog ate the bone"] * 9)
+    train_vocab([text], tmp_path / "vocab.model", 20, num_threads=1)
+    pair = {"source": text, "target": text}
+    languages = {"source_lang": "de", "target_lang": "en"}
+    return DataConfig(**languages, dir=str(tmp_path), raw={"valid": pair})  # type: ignore[arg-type]
+
+
+def test_task_from_a_config(config: DataConfig) -> None:
+    task = build_task(TranslationConfig(), config)
+    assert isinstance(task, TranslationTask)
+    model = TableModel(len(task.vocab))
+    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+    assert 0 <= float(figures["bleu"]) < 100
+
+
+def test_external_task_gets_its_options(config: DataConfig) -> None:
+    external = ExternalConfig(name=f"{__name__}:external_task", options={"answer": 42})
+    assert build_task(external, config) == (config, 42)
+
+
+def external_task(data: DataConfig, answer: int) -> tuple[DataConfig, int]:
+    return data, answer
+
+
+def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
+    vocab = Vocab.load(f"{config.dir}/vocab.model")
+    given = {
+        "beam": 3,
+        "length_penalty": 0.5,
+        "max_len_a": 2.0,
+        "max_len_b": 7,
+        "min_len": 2,
+        "no_repeat_ngram": 4,
+        "max_tokens": 99,
+        "max_sentences": 5,
+    }
+    generation = GenerationConfig(**given)  # type: ignore[arg-type]
+    assert given == generation.model_dump(), "a new field: give it a value above"
+    found = vars(build_search(generation, vocab, 50)) | vars(build_limits(generation, 50))
+    assert {name: found[name] for name in given} == given
+    assert found["max_positions"] == found["max_source_length"] == 50
