@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from worker import Block, Channel
 
 CHANNEL = Channel()  # before DeepSpeed is imported, which prints
 
-sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 
 import deepspeed  # noqa: E402
 import torch  # noqa: E402

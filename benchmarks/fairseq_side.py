@@ -70,7 +70,13 @@ class FairseqSystem:
         source = SentencesFromArrays(arrays["src_tokens"], arrays["src_offsets"])
         target = SentencesFromArrays(arrays["tgt_tokens"], arrays["tgt_offsets"])
         dataset = LanguagePairDataset(
-            source, source.sizes, dictionary, target, target.sizes, dictionary, left_pad_source=False
+            source,
+            source.sizes,
+            dictionary,
+            target,
+            target.sizes,
+            dictionary,
+            left_pad_source=False,
         )
         bounds = arrays["batch_offsets"]
         batches = [
@@ -142,7 +148,7 @@ def command_line(setup: dict[str, Any]) -> list[str]:
         "--clip-norm": "0.0",
         "--max-tokens": str(setup["max_tokens"]),
         "--seed": str(setup["seed"]),
-        "--num-workers": str(setup["fairseq_data_workers"]),
+        "--num-workers": "1",
     }
     return ["unused", *flags, *(word for pair in values.items() for word in pair)]
 

@@ -10,145 +10,151 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from common import Goal, Spread, add_common_arguments, finish, table, versions
+from common import Goal, Spread, add_common_arguments, finish, table
 from fairseq_venv import make_fairseq_venv
+from throughput_setup import experiment, fetch_text, write_experiment, write_fairseq_setup
 from worker import Block, Worker
-
-from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
-from ds_seq.prepare import prepare
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path.home() / ".cache" / "ds_seq"
 DENSE, MOE, FAIRSEQ = "ds_seq dense", "ds_seq MoE x8 top-1", "fairseq"
-VOCAB_SIZE = 8000
-MODEL = {
-    "d_model": 256,
-    "encoder_layers": 3,
-    "decoder_layers": 3,
-    "num_heads": 4,
-    "ffn_dim": 1024,
-    "activation": "relu",
-    "dropout": 0.1,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "norm_position": "post",
-    "positions": "sinusoidal",
-    "share_embeddings": "all",
-}
-EXPERTS = {"num_experts": 8, "top_k": 1, "placement": "both", "every": 2}
-LABEL_SMOOTHING = 0.1
-OPTIMIZER = {"name": "adam", "lr": 5e-4, "betas": [0.9, 0.98], "eps": 1e-8, "weight_decay": 0.0}
-WARMUP_UPDATES = 4000
-SEED = 1
+DENSE_GOAL, MOE_GOAL = 1.3, 0.8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure."""
+    """How long to measure.
+
+    Attributes:
+        rounds: how often each system has its turn.
+        updates: of each system in each round.
+        warmup: updates of each system before the first round, not counted.
+    """
 
     rounds: int
     updates: int
-    """Updates of each system in each round."""
     warmup: int
-    """Updates of each system before the first round, not counted."""
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of each system."""
+        return self.warmup + self.rounds * self.updates
+
+
+QUICK = Plan(rounds=3, updates=5, warmup=2)
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints, records; returns the exit status."""
-    arguments = parse(argv)
-    python = make_fairseq_venv(arguments.cache / "fairseq-venv")
-    data = make_data(arguments.cache, arguments.tsv)
-    plan = Plan(3, 5, 2) if arguments.quick else Plan(arguments.rounds, arguments.updates, 4)
-    with tempfile.TemporaryDirectory(prefix="ds_seq_bench_") as folder:
-        setup = write_fairseq_setup(Path(folder), data, arguments, plan.total_updates)
-        commands = {FAIRSEQ: [str(python), str(HERE / "fairseq_side.py"), str(setup)]}
-        for name in (DENSE, MOE):
-            path = write_experiment(Path(folder), data, arguments, name)
-            commands[name] = [sys.executable, str(HERE / "ds_seq_side.py"), str(path)]
+    arguments = _parse(argv)
+    plan = QUICK if arguments.quick else Plan(arguments.rounds, arguments.updates, warmup=4)
+    with tempfile.TemporaryDirectory(prefix="ds_seq_throughput_") as folder:
+        commands = _commands(arguments, plan, Path(folder))
+        threads = str(arguments.threads)
+        environment = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # fairseq 0.12 is older than that guard
+        }
         with contextlib.ExitStack() as stack:
-            workers = [
-                stack.enter_context(start(name, command, Path(folder), arguments.threads))
-                for name, command in commands.items()
-            ]
-            rounds = measure(workers, plan)
-    return report(workers, rounds, plan, arguments)
+            workers = []
+            for number, (name, command) in enumerate(commands.items()):
+                log = Path(folder) / f"{number}.log"
+                workers.append(stack.enter_context(Worker(name, command, log, environment)))
+            rounds = _measure(workers, plan)
+    return _report(workers, rounds, plan, arguments)
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads the command line."""
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
     parser.add_argument("--threads", type=int, default=2, help="of each system")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="of a batch, padding included")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="of a batch, with padding")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--updates", type=int, default=8, help="of each system in each round")
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
     )
-    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, vocabulary and fairseq")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, vocabulary, fairseq")
     return parser.parse_args(argv)
 
 
-def make_data(cache: Path, tsv: Path | None) -> ExperimentConfig:
-    """Fetches text and prepares shards, unless the cache has them; returns the data's config."""
-    name = "sample" if tsv is None else tsv.name.partition(".")[0]
-    folder = cache / f"bench-{name}-{VOCAB_SIZE}"
-    raw = folder / "raw"
-    if not (raw / "train.de").exists():
-        fetch = [sys.executable, str(HERE.parent / "prepare_data" / "fetch_sample.py")]
-        source = [] if tsv is None else ["--tsv", str(tsv)]
-        subprocess.run([*fetch, "--out", str(raw), *source], check=True)
-    config = ExperimentConfig.model_validate(experiment(folder, argparse.Namespace(max_tokens=4096), DENSE))
-    prepare(config)
-    return config
+def _commands(arguments: argparse.Namespace, plan: Plan, folder: Path) -> dict[str, list[str]]:
+    """Makes everything that the systems need; returns how to start them."""
+    python = make_fairseq_venv(arguments.cache / "fairseq-venv")
+    text = fetch_text(arguments.cache, arguments.tsv)
+    commands = {}
+    for name, key in ((DENSE, "dense"), (MOE, "moe")):
+        config = experiment(text, folder / key, arguments.max_tokens, name == MOE)
+        path = write_experiment(config, folder / f"{key}.yaml")
+        commands[name] = [sys.executable, str(HERE / "ds_seq_side.py"), str(path)]
+        if name == DENSE:
+            dense = config
+    setup = write_fairseq_setup(
+        dense, folder / "fairseq.json", plan.total_updates, arguments.threads
+    )
+    return {FAIRSEQ: [str(python), str(HERE / "fairseq_side.py"), str(setup)], **commands}
 
 
-def experiment(folder: Path, arguments: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Returns the experiment of one of our two systems."""
-    cross_entropy = {"name": "cross_entropy", "label_smoothing": LABEL_SMOOTHING}
-    dense = name == DENSE
-    return {
-        "name": "dense" if dense else "moe",
-        "data": {
-            "source_lang": "en",
-            "target_lang": "de",
-            "dir": str(folder),
-            "raw": {
-                "train": {"source": str(folder / "raw/train.en"), "target": str(folder / "raw/train.de")}
-            },
-            "vocab": {"size": VOCAB_SIZE},
-        },
-        "model": MODEL if dense else {**MODEL, "moe": EXPERTS},
-        "criterion": cross_entropy
-        if dense
-        else {
-            "name": "model_and_base",
-            "base": cross_entropy,
-            "loss_weights": {"load_balance": 0.01, "router_z": 0.001},
-        },
-        "optimizer": OPTIMIZER,
-        "scheduler": {"name": "inverse_sqrt", "warmup_updates": WARMUP_UPDATES},
-        "train": {
-            "max_tokens": arguments.max_tokens,
-            "seed": SEED,
-            "validate_every": None,
-            "save_every": 10**9,
-            "sanity_validation_batches": 0,
-            "valid_bleu": False,
-            "best_metric": "loss",
-            "tensorboard": False,
-        },
-    }
+def _measure(workers: Sequence[Worker], plan: Plan) -> list[dict[str, Block]]:
+    """Lets all take turns; returns what each did in each round."""
+    for worker in workers:
+        worker.run(plan.warmup)
+    rounds = []
+    for number in range(plan.rounds):
+        blocks = {worker.name: worker.run(plan.updates) for worker in workers}
+        tokens = {block.target_tokens for block in blocks.values()}
+        assert len(tokens) == 1, f"the systems did not see the same batches: {blocks}"
+        speeds = ", ".join(f"{name} {block.speed:,.0f}" for name, block in blocks.items())
+        print(f"round {number + 1}: target tokens/s: {speeds}", file=sys.stderr, flush=True)
+        rounds.append(blocks)
+    return rounds
+
+
+def _report(
+    workers: Sequence[Worker],
+    rounds: Sequence[dict[str, Block]],
+    plan: Plan,
+    arguments: argparse.Namespace,
+) -> int:
+    parameters = {worker.name: worker.num_parameters for worker in workers}
+    assert parameters[DENSE] == parameters[FAIRSEQ], f"not the same model: {parameters}"
+    rows = [
+        [
+            worker.name,
+            f"{worker.num_parameters:,}",
+            Spread.of([blocks[worker.name].speed for blocks in rounds]).text(),
+            _ratio(rounds, worker.name, FAIRSEQ).text(2),
+            _ratio(rounds, worker.name, DENSE).text(2),
+            f"{rounds[-1][worker.name].loss:.2f}",
+        ]
+        for worker in workers
+    ]
+    header = ["system", "parameters", "target tokens/s", "to fairseq", "to dense", "last loss"]
+    text = "fetched text" if arguments.tsv is None else arguments.tsv.name
+    versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
+    body = (
+        f"{table(header, rows)}\n\n"
+        f"Medians (and extremes) of {plan.rounds} rounds of {plan.updates} updates after "
+        f"{plan.warmup} uncounted ones; fp32, {arguments.threads} threads, batches of at most "
+        f"{arguments.max_tokens:,} tokens, {text}; loss in nats a token.\n{versions}."
+    )
+    goals = [
+        Goal(f"{DENSE} to {FAIRSEQ}", _ratio(rounds, DENSE, FAIRSEQ).median, DENSE_GOAL, "x"),
+        Goal(f"{MOE} to dense", _ratio(rounds, MOE, DENSE).median, MOE_GOAL, "x"),
+    ]
+    return finish("Training throughput", body, goals, arguments.record)
+
+
+def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str) -> Spread:
+    return Spread.of([blocks[system].speed / blocks[to].speed for blocks in rounds])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """Who am I among the processes, and the few collectives that are not DeepSpeed's business.
 
-`discover` reads the environment of whichever launcher started us; `init` brings up the process group.
-The only file besides `training/engine.py` that asks what kind of device there is.
+`discover` reads the environment of whichever launcher started us; `init` brings up the process
+group. The only file besides `training/engine.py` that asks what kind of device there is.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def discover(environ: Mapping[str, str]) -> World:
     """Read rank and world size from the launcher's environment variables.
 
     Asked in this order: ``deepspeed`` and ``torchrun`` (``RANK``), ``srun`` (``SLURM_PROCID``),
-    ``mpirun`` (``OMPI_COMM_WORLD_RANK`` or ``PMI_RANK``); none of them: one process. An ``sbatch`` script
-    without ``srun`` is one process too: it has ``SLURM_PROCID`` but no step.
+    ``mpirun`` (``OMPI_COMM_WORLD_RANK`` or ``PMI_RANK``); none of them: one process. An ``sbatch``
+    script without ``srun`` is one process too: it has ``SLURM_PROCID`` but no step.
 
     Raises:
         UserError: variables of one launcher that contradict each other.
@@ -77,7 +77,9 @@ def discover(environ: Mapping[str, str]) -> World:
     else:
         world = World()
     if not 0 <= world.rank < world.size:
-        raise UserError(f"rank {world.rank} does not fit a world of {world.size}: check the launcher")
+        raise UserError(
+            f"rank {world.rank} does not fit a world of {world.size}: check the launcher"
+        )
     return world
 
 
@@ -146,7 +148,9 @@ def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int
     value = env.get(key)
     if value is None:
         if default is None:
-            raise UserError(f"environment: {key} is not set, though its launcher's other variables are")
+            raise UserError(
+                f"environment: {key} is not set, though its launcher's other variables are"
+            )
         return default
     # SLURM writes "4(x2),3" for tasks per node
     digits = value.split("(")[0].split(",")[0]
@@ -176,8 +180,8 @@ def init(world: World) -> None:
         return
     on_cpu = world.device.type == "cpu"
     if on_cpu:
-        # a C++ helper for collectives among CPU ranks of one node, compiled at first use for one to two
-        # minutes (and needing a compiler); gloo does the same without
+        # a C++ helper for collectives among CPU ranks of one node, compiled at first use for one to
+        # two minutes (and needing a compiler); gloo does the same without
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         # the CPU accelerator answers None, read as "no"; torch's CPU kernels do have fp16
         get_accelerator().is_fp16_supported = lambda: True
@@ -261,7 +265,9 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Sum a float tensor over all ranks; the answer is where ``values`` was. A collective."""
     if world_size() == 1:
         return values
-    device = torch.device("cuda", torch.cuda.current_device()) if _on_nccl() else torch.device("cpu")
+    device = (
+        torch.device("cuda", torch.cuda.current_device()) if _on_nccl() else torch.device("cpu")
+    )
     total = values.to(device)
     if total is values:
         total = values.clone()

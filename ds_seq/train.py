@@ -44,6 +44,7 @@ from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import Batch, ParallelDataset
 from ds_seq.data.stream import BatchStream
+from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import World
 from ds_seq.generation.translate import Share
 from ds_seq.interop.run_folder import CONFIG_FILE, VOCAB_FILE, find_checkpoint, load_run
@@ -57,6 +58,7 @@ from ds_seq.training.checkpoint import CheckpointStore, restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.metrics import load_table
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.state import full_shape
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import Validator
 
@@ -71,11 +73,12 @@ class _Setup:
     engine_config: dict[str, Any]
     folder: Path
     checkpoint: Path | None
+    overwrite: bool
 
 
 def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq train``; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     world = distributed.discover(os.environ)
     distributed.init(world)
     distributed.quiet_deepspeed()
@@ -85,9 +88,8 @@ def main(argv: Sequence[str]) -> int:
             task = build_task(setup.config.task, setup.config.data)
             train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
             teacher = _teacher(setup.config, task, world)
-        if world.is_first:
-            _write_run_files(setup, task)
-        distributed.barrier()
+            if setup.checkpoint is not None:
+                _check_vocab(setup.folder, task)
         trainer = _build(setup, task, train_set, valid_set, teacher, world)
         _announce(trainer, setup, train_set, world)
         reason = trainer.fit()
@@ -129,15 +131,23 @@ def _set_up(args: argparse.Namespace, world: World) -> _Setup:
     has_run = any((folder / name).exists() for name in _OLD_FILES)
     if has_run and not (args.resume or args.overwrite):
         raise UserError(
-            f"{folder}: holds an earlier run; give --resume to go on with it, --overwrite to delete it, "
-            "or another name="
+            f"{folder}: holds an earlier run; give --resume to go on with it, --overwrite to "
+            "delete it, or another name="
         )
     checkpoint = None
     if args.resume and (folder / "checkpoints" / "index.json").is_file():
         checkpoint = find_checkpoint(folder, "last")
-    if args.overwrite and world.is_first:
-        _delete_run(folder)
-    return _Setup(config, engine_config, folder, checkpoint)
+    return _Setup(config, engine_config, folder, checkpoint, args.overwrite)
+
+
+def _check_vocab(folder: Path, task: Task) -> None:
+    """Refuse to go on with other subwords: the same ids would mean other things."""
+    old, new = Vocab.load(folder / VOCAB_FILE).hash, task.vocab.hash
+    if old != new:
+        raise UserError(
+            f"{folder}: was trained with vocabulary {old[:12]}, the data have {new[:12]}; give --resume "
+            "the data of the run, or start another run with another name="
+        )
 
 
 def _delete_run(folder: Path) -> None:
@@ -154,14 +164,22 @@ def _valid_set(task: Task, config: ExperimentConfig) -> ParallelDataset | None:
 
 
 def _write_run_files(setup: _Setup, task: Task) -> None:
-    """Make the folder self-sufficient: it alone is enough to translate."""
+    """Make the folder self-sufficient: it alone is enough to translate.
+
+    Called when nothing can be wrong with the input any more, so that a mistake costs no old run.
+    """
     folder = setup.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(dump(setup.config), encoding="utf-8")
-    (folder / "deepspeed.json").write_text(
-        json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"
-    )
-    task.vocab.save(folder / VOCAB_FILE)
+    try:
+        if setup.overwrite:
+            _delete_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(dump(setup.config), encoding="utf-8")
+        (folder / "deepspeed.json").write_text(
+            json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"
+        )
+        task.vocab.save(folder / VOCAB_FILE)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the run folder ({error.strerror})") from error
 
 
 def _teacher(config: ExperimentConfig, task: Task, world: World) -> Teacher | None:
@@ -174,8 +192,8 @@ def _teacher(config: ExperimentConfig, task: Task, world: World) -> Teacher | No
     run = load_run(criterion.teacher, criterion.checkpoint, world.device)
     if run.vocab.hash != task.vocab.hash:
         raise UserError(
-            f"criterion.teacher: {criterion.teacher} has vocabulary {run.vocab.hash[:12]}, the data "
-            f"{task.vocab.hash[:12]}; teacher and student need the same one"
+            f"criterion.teacher: {criterion.teacher} has vocabulary {run.vocab.hash[:12]}, "
+            f"the data {task.vocab.hash[:12]}; teacher and student need the same one"
         )
     model, pad_id = run.model, task.vocab.pad_id
 
@@ -214,6 +232,8 @@ def _build(
     )
     with distributed.shared_errors():
         progress = None if setup.checkpoint is None else restore(engine, setup.checkpoint)
+        if world.is_first:
+            _write_run_files(setup, task)
     store = CheckpointStore(
         setup.folder / "checkpoints", train.keep_last, train.keep_best, train.best_metric == "bleu"
     )
@@ -303,13 +323,14 @@ def _scorer(config: ExperimentConfig, task: Task, engine: Engine, world: World) 
 
 
 def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: World) -> None:
-    train = setup.config.train
-    total = sum(p.ds_numel if "ds_numel" in vars(p) else p.numel() for p in trainer.engine.module.parameters())
+    train, engine = setup.config.train, trainer.engine
+    total = sum(full_shape(parameter).numel() for parameter in engine.module.parameters())
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
     trainer.log.say(
-        f"{setup.config.name}: {total:,} parameters on this rank, {len(dataset):,} pairs{left_out}, "
-        f"{trainer.batches.updates_per_epoch:,} updates an epoch; {world.size} rank(s), expert parallel "
-        f"{train.expert_parallel}, ZeRO {trainer.engine.zero_stage}, {train.precision}, "
+        f"{setup.config.name}: {total:,} parameters on this rank; "
+        f"{len(dataset):,} pairs{left_out}, "
+        f"{trainer.batches.updates_per_epoch:,} updates an epoch; {world.size} rank(s), "
+        f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
         f"{world.device.type}"
     )
     if setup.checkpoint is not None:

@@ -41,7 +41,7 @@ CRITERIONS: dict[str, Callable[[Any, Teacher | None], Criterion]] = {
 
 
 def build_criterion(config: Any, teacher: Teacher | None) -> Criterion:
-    """Make the criterion that ``config.name`` names, ours or an external ``package.module:Name``."""
+    """Make the criterion that ``config.name`` names, ours or ``package.module:Name``."""
     make = find_plugin("criterion", config.name, CRITERIONS)
     if isinstance(config, ExternalConfig):
         criterion: Criterion = make(**config.options)  # type: ignore[call-arg]

@@ -21,7 +21,8 @@ class Loss(NamedTuple):
     total: Tensor
     """() what is differentiated."""
     parts: dict[str, Tensor]
-    """Detached () sums by name, unweighted; divided by the number of tokens they are per-token means."""
+    """Detached () sums by name, unweighted; divided by the number of tokens they are per-token
+    means."""
 
 
 class Criterion(Protocol):

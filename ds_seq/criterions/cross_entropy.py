@@ -18,11 +18,13 @@ Smoothing = Literal["fairseq", "torch"]
 _CHUNK_ELEMENTS = 1 << 24  # rows * V of half-precision logits that are widened to float32 at a time
 
 
-def smoothing_weights(label_smoothing: float, num_classes: int, form: Smoothing) -> tuple[float, float]:
+def smoothing_weights(
+    label_smoothing: float, num_classes: int, form: Smoothing
+) -> tuple[float, float]:
     """Factors (a, b) of ``a * nll + b * sum_v(-log p_v)``.
 
-    ``fairseq`` spreads the smoothing over the V - 1 wrong classes, ``torch`` over all V. Both leave a
-    total mass ``a + b * V`` of 1.
+    ``fairseq`` spreads the smoothing over the V - 1 wrong classes, ``torch`` over all V. Both leave
+    a total mass ``a + b * V`` of 1.
     """
     if form == "fairseq":
         each = label_smoothing / (num_classes - 1)
@@ -34,7 +36,9 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
     """Keeps the gradient instead of the log-probabilities: one (N, V) tensor, no second softmax."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, a: float, b: float
+    ) -> tuple[Tensor, Tensor]:
         needs_grad = ctx.needs_input_grad[0]
         num_rows, num_classes = logits.shape
         loss, nll = logits.new_zeros((2,), dtype=torch.float32).unbind()
@@ -89,7 +93,8 @@ def smoothed_cross_entropy(
 
 
 class CrossEntropy:
-    """Label-smoothed cross entropy; parts ``ce`` (what is optimised) and ``nll`` (perplexity's log)."""
+    """Label-smoothed cross entropy; parts ``ce`` (what is optimised) and ``nll`` (perplexity's
+    log)."""
 
     def __init__(self, label_smoothing: float, smoothing: Smoothing, pad_id: int) -> None:
         self.label_smoothing, self.smoothing, self.pad_id = label_smoothing, smoothing, pad_id

@@ -1,4 +1,5 @@
-"""Word-level knowledge distillation (Hinton et al., arXiv:1503.02531; Kim & Rush, arXiv:1606.07947).
+"""Word-level knowledge distillation (Hinton et al., arXiv:1503.02531; Kim & Rush,
+arXiv:1606.07947).
 
 Legend: ``N`` real target tokens, ``V`` vocabulary.
 """

@@ -20,8 +20,8 @@ class ModelAndBase:
 
     Args:
         base: the criterion of the translation itself.
-        weights: by name, ``base`` or a gate loss; a missing name weighs 1.0, and ``None`` or 0 leaves
-            the term out of the total. Every term is logged unweighted, left out or not.
+        weights: by name, ``base`` or a gate loss; a missing name weighs 1.0, and ``None`` or 0
+            leaves the term out of the total. Every term is logged unweighted, left out or not.
         gate_losses: the names that the model returns.
 
     Raises:

@@ -7,6 +7,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, TypedDict
@@ -196,6 +197,9 @@ class _Prefetcher:
 
     def close(self) -> None:
         self._stop.set()
+        with suppress(queue.Empty):  # make room, so that a waiting thread wakes at once
+            while True:
+                self._queue.get_nowait()
         self._thread.join()
 
 

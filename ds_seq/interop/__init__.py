@@ -1,1 +1,2 @@
-"""Models from disk and to disk: run folders, exported folders, and later other programs' formats."""
+"""Models from disk and to disk: run folders, exported folders, and later other programs'
+formats."""

@@ -1,4 +1,5 @@
-"""``ds-seq export``: one folder with one weights file, for use on any machine, without DeepSpeed."""
+"""``ds-seq export``: one folder with one weights file, for use on any machine, without
+DeepSpeed."""
 
 from __future__ import annotations
 
@@ -51,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     """Command line of ``ds-seq export``."""
     parser = argparse.ArgumentParser(
         prog="ds-seq export",
-        description="Write a trained model as one folder: config.yaml, vocab.model, model.safetensors. "
-        "`ds-seq generate FOLDER` takes it like a run folder.",
+        description="Write a trained model as one folder: config.yaml, vocab.model and "
+        "model.safetensors. `ds-seq generate FOLDER` takes it like a run folder.",
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--out", type=Path, required=True, help="new folder to write")

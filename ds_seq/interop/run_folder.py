@@ -1,7 +1,7 @@
 """Open a run folder, or a folder written by ``ds-seq export``, for translation.
 
-Both hold ``config.yaml`` and ``vocab.model``; a run folder has checkpoints beside them, an exported one
-``model.safetensors``. Nothing here imports DeepSpeed, unless experts are spread over ranks.
+Both hold ``config.yaml`` and ``vocab.model``; a run folder has checkpoints beside them, an exported
+one ``model.safetensors``. Nothing here imports DeepSpeed, unless experts are spread over ranks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def load_run(
 
     Args:
         run: a run folder or an exported folder.
-        checkpoint: ``best``, ``last``, the name of a checkpoint or a path; ignored for an exported folder.
+        checkpoint: ``best``, ``last``, the name of a checkpoint or a path; ignored for an exported
+            folder.
         device: where the model goes.
         dtype: its precision; ``None`` takes that of the training on a GPU, float32 on a CPU.
         expert_parallel: ranks to spread the experts over; a collective when more than 1.

@@ -1,7 +1,7 @@
 """Weights on disk: safetensors files that any number of ranks can read, whoever wrote them.
 
-A folder holds ``<kind>.<n>.safetensors`` files and a JSON file that lists them with their sizes. Dense
-tensors go by parameter name, experts by parameter name and global expert index
+A folder holds ``<kind>.<n>.safetensors`` files and a JSON file that lists them with their sizes.
+Dense tensors go by parameter name, experts by parameter name and global expert index
 (``encoder.layers.1.feed_forward.experts.w1.5``), so that every expert-parallel size finds its own.
 """
 
@@ -154,7 +154,8 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         assert first < total
     if foreign:
         raise UserError(
-            f"{folder}: has {foreign[0]!r}, which the model has not; the checkpoint is of another model"
+            f"{folder}: has {foreign[0]!r}, which the model has not; "
+            "the checkpoint is of another model"
         )
 
 

@@ -43,6 +43,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` outside of autograd, for functions that bring their own gradient.
+
+    Args:
+        x: (R, I).
+        weight: (O, I); a transposed view costs nothing.
+        bias: (O,) or None.
+    """
+    return _product(x, weight, bias) if _serves(x, weight) else F.linear(x, weight, bias)
+
+
 def _serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN should compute the product: fp32 on an x86 CPU, and not nothing at all."""
     return (

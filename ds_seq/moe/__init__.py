@@ -1,1 +1,2 @@
-"""Mixture of Experts: who goes where (gate), how tokens travel (dispatch), what is computed (experts)."""
+"""Mixture of Experts: who goes where (gate), how tokens travel (dispatch), what is computed
+(experts)."""

@@ -107,7 +107,11 @@ def _sum_choices(rows: Tensor, plan: Plan, weights: Tensor) -> Tensor:
         return rows.new_zeros(num_tokens, rows.shape[1])
     picked = rows.index_select(0, plan.slot.reshape(-1))  # (N * K, D)
     weighted = picked * weights.reshape(-1, 1)
-    return weighted.view(num_tokens, top_k, -1).sum(1).to(rows.dtype) if top_k > 1 else weighted.to(rows.dtype)
+    return (
+        weighted.view(num_tokens, top_k, -1).sum(1).to(rows.dtype)
+        if top_k > 1
+        else weighted.to(rows.dtype)
+    )
 
 
 class _Permute(torch.autograd.Function):
@@ -152,14 +156,19 @@ def run_experts(
         weights: (N, K) float32, 0 for dropped assignments.
         plan: from `make_plan`.
         experts: the experts of this rank.
-        group: ranks over which the experts are spread; ``None`` when all are here. Every rank of the
-            group must call this the same number of times, with any number of rows, none included.
+        group: ranks over which the experts are spread; ``None`` when all are here. Every rank of
+            the group must call this the same number of times, with any number of rows, none
+            included.
 
     Returns:
         (N, D) in the dtype of ``x``.
     """
     rows: Tensor = _Scatter.apply(x, plan)  # type: ignore[no-untyped-call]
-    rows = experts(rows, RowGroups(plan.counts)) if group is None else _remote(rows, plan, experts, group)
+    rows = (
+        experts(rows, RowGroups(plan.counts))
+        if group is None
+        else _remote(rows, plan, experts, group)
+    )
     result: Tensor = _Combine.apply(rows, weights, plan)  # type: ignore[no-untyped-call]
     return result
 

@@ -1,9 +1,10 @@
-"""What the DeepSpeed engine must know of our MoE layers: the only file of this package that imports it.
+"""What the DeepSpeed engine must know of our MoE layers: the only file of this package that imports
+    it.
 
-The engine (0.19) recognises expert parallelism in two ways: a module of its own MoE classes somewhere
-in the model, and attributes of the parameters. We give it the smallest module it accepts, a marker
-without parameters, and set the attributes; gate, dispatch, experts and checkpoints stay ours.
-`tests/distributed/test_engine_contract.py` holds DeepSpeed to this.
+The engine (0.19) recognises expert parallelism in two ways: a module of its own MoE classes
+somewhere in the model, and attributes of the parameters. We give it the smallest module it accepts,
+a marker without parameters, and set the attributes; gate, dispatch, experts and checkpoints stay
+ours. `tests/distributed/test_engine_contract.py` holds DeepSpeed to this.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def expert_data_parallel_group(expert_parallel: int) -> dist.ProcessGroup:
 
 
 def split_expert_groups(parameter_groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Give expert parameters optimizer groups of their own, as ZeRO partitions them over other ranks."""
+    """Give experts optimizer groups of their own: ZeRO partitions them over other ranks."""
     named = [{"name": f"group{i}", **group} for i, group in enumerate(parameter_groups)]
     split: list[dict[str, Any]] = split_params_into_different_moe_groups_for_optimizer(named)
     return [group for group in split if group["params"]]

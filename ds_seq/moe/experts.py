@@ -1,6 +1,7 @@
 """What is computed: the feed-forward nets of all experts held by this rank, in grouped matmuls.
 
-Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``E_local`` experts held here.
+Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``E_local`` experts held
+    here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ds_seq.modules.dropout import dropout
 from ds_seq.moe.grouped import RowGroups, grouped_linear
 
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -47,8 +49,8 @@ class Experts(nn.Module):
         self.activation, self.dropout, self.seed = activation, dropout, seed
         up_dim = 2 * ffn_dim if activation == "swiglu" else ffn_dim
         self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
-        # biases keep the shape of a matrix per expert, so that an optimizer that factors its state by
-        # rows and columns (Adafactor) never mixes experts
+        # biases keep the shape of a matrix per expert, so that an optimizer that factors its state
+        # by rows and columns (Adafactor) never mixes experts
         self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
         self.w2 = nn.Parameter(torch.empty(num_local, ffn_dim, d_model))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
@@ -75,7 +77,7 @@ class Experts(nn.Module):
             hidden = F.silu(gate) * value
         else:
             hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
-        hidden = F.dropout(hidden, self.dropout, self.training)
+        hidden = dropout(hidden, self.dropout, self.training)
         return grouped_linear(hidden, self.w2, self.b2, groups)
 
 

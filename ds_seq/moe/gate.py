@@ -1,7 +1,7 @@
 """Routing policies: which experts a token visits, and with which weights.
 
-Legend: ``N`` real tokens (padding is taken out before), ``D`` model, ``E`` experts, ``K`` experts per
-token, ``C`` capacity: the most assignments one expert accepts in one forward.
+Legend: ``N`` real tokens (padding is taken out before), ``D`` model, ``E`` experts, ``K`` experts
+per token, ``C`` capacity: the most assignments one expert accepts in one forward.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class TopKGate(nn.Module):
         top_k: K.
         noise: what makes training explore. ``jitter`` multiplies the gate's input by U(0.99, 1.01);
             ``gumbel`` adds Gumbel noise to the logits for the choice, not for the weights.
-        normalize_weights: scale the K weights to sum 1. With K = 1 this must be off, or the weight is
-            the constant 1 and the gate learns nothing from the translation loss.
+        normalize_weights: scale the K weights to sum 1. With K = 1 this must be off, or the weight
+            is the constant 1 and the gate learns nothing from the translation loss.
     """
 
     def __init__(

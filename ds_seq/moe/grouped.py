@@ -10,10 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ds_seq.modules.linear import product
 
 
 class RowGroups:
-    """How R sorted rows fall to E experts: on the host for CPU kernels, on the device for the others.
+    """How R sorted rows fall to E experts: on the host for CPU kernels, on the device for the
+        others.
 
     Args:
         counts: (E,) int64, rows of each expert.
@@ -28,7 +32,7 @@ class RowGroups:
         self.sizes = sizes
 
     def use_grouped_kernel(self, x: Tensor) -> bool:
-        """Whether ``torch``'s grouped matmul serves ``x``: bf16 on a GPU, widths of whole 16 bytes."""
+        """Whether torch's grouped matmul serves ``x``: bf16 on a GPU, rows of whole 16 bytes."""
         return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0
 
     def slices(self) -> list[tuple[int, int]]:
@@ -43,23 +47,19 @@ class RowGroups:
 
 
 class _GroupedLinear(torch.autograd.Function):
-    """Writes each expert's product straight into its slice: no per-expert tensors, no concatenation."""
+    """A matrix product per expert that has rows; none for the others."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
-        y = x.new_empty(x.shape[0], weight.shape[2])
-        for expert, (start, end) in enumerate(groups.slices()):
-            if end > start:
-                torch.addmm(bias[expert], x[start:end], weight[expert], out=y[start:end])
-        return y
+        return _forward(x, weight, bias, groups)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
-        grad_y = grads[0].contiguous()
-        grad_x = torch.empty_like(x)
+        grad_x = [x.new_empty(0, x.shape[1])]
         grad_weight = torch.empty_like(weight)
         grad_bias = weight.new_empty(weight.shape[0], 1, weight.shape[2])
         for expert, (start, end) in enumerate(ctx.groups.slices()):
@@ -68,10 +68,18 @@ class _GroupedLinear(torch.autograd.Function):
                 grad_bias[expert].zero_()
                 continue
             rows = grad_y[start:end]
-            torch.mm(rows, weight[expert].t(), out=grad_x[start:end])
-            torch.mm(x[start:end].t(), rows, out=grad_weight[expert])
+            grad_x.append(product(rows, weight[expert]))
+            grad_weight[expert] = product(x[start:end].t(), rows.t())
             torch.sum(rows, dim=0, keepdim=True, out=grad_bias[expert])
-        return grad_x, grad_weight, grad_bias, None
+        return torch.cat(grad_x), grad_weight, grad_bias, None
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
+    parts = [x.new_empty(0, weight.shape[2])]
+    for expert, (start, end) in enumerate(groups.slices()):
+        if end > start:
+            parts.append(product(x[start:end], weight[expert].t(), bias[expert, 0]))
+    return torch.cat(parts)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
@@ -94,13 +102,4 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         result: Tensor = _GroupedLinear.apply(x, weight, bias, groups)  # type: ignore[no-untyped-call]
         return result
-    return _GroupedLinear.forward(_NoContext(), x, weight, bias, groups)
-
-
-class _NoContext:
-    """Stands in for autograd's context where nothing will be differentiated."""
-
-    groups: RowGroups
-
-    def save_for_backward(self, *tensors: Tensor) -> None:
-        """Nothing is saved."""
+    return _forward(x, weight, bias, groups)

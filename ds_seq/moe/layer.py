@@ -32,8 +32,8 @@ class MoeFeedForward(nn.Module):
         expert_parallel: ranks over which the experts are spread; divides E.
         expert_parallel_rank: which of them this is; it holds a contiguous run of experts.
         capacity_factor: training capacity, see `expert_capacity`; ``None`` drops no token.
-        eval_capacity_factor: the same in evaluation. Anything but ``None`` makes the translation of a
-            sentence depend on its batch.
+        eval_capacity_factor: the same in evaluation. Anything but ``None`` makes the translation of
+            a sentence depend on its batch.
         min_capacity: lower bound of the capacity.
         noise: see `TopKGate`.
         normalize_weights: scale the weights of a token to sum 1, after dropping.
@@ -68,7 +68,9 @@ class MoeFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         if num_experts % expert_parallel:
-            raise ValueError(f"expert_parallel={expert_parallel} must divide num_experts={num_experts}")
+            raise ValueError(
+                f"expert_parallel={expert_parallel} must divide num_experts={num_experts}"
+            )
         self.num_experts, self.expert_parallel = num_experts, expert_parallel
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
         self.min_capacity = min_capacity

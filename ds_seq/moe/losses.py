@@ -15,7 +15,8 @@ GATE_LOSSES = (LOAD_BALANCE, ROUTER_Z)
 
 
 def load_balance_loss(probabilities: Tensor, first_choice: Tensor) -> Tensor:
-    """``E * sum_e mean(p_e) * mean(chosen_e)``; 1.0 when both are uniform (GShard, arXiv:2006.16668).
+    """``E * sum_e mean(p_e) * mean(chosen_e)``; 1.0 when both are uniform (GShard,
+    arXiv:2006.16668).
 
     Args:
         probabilities: (N, E) softmax of the router, float32.
@@ -43,7 +44,7 @@ def router_z_loss(logits: Tensor) -> Tensor:
 
 
 def expert_counts(ids: Tensor, num_experts: int) -> Tensor:
-    """(E,) int64: how often each expert occurs in ``ids`` (any shape), without leaving the device."""
+    """(E,) int64: how often each expert occurs in ``ids`` of any shape; stays on the device."""
     flat = ids.reshape(-1)
     zeros = torch.zeros(num_experts, dtype=torch.int64, device=ids.device)
     return zeros.scatter_add_(0, flat, torch.ones_like(flat))

@@ -1,6 +1,7 @@
 """What a Mixture-of-Experts layer returns beside its hidden states.
 
-NamedTuples, because ZeRO stage 3 finds the tensors of a module's output by walking tuples and dicts.
+NamedTuples, because ZeRO stage 3 finds the tensors of a module's output by walking tuples and
+dicts.
 Legend: ``E`` experts.
 """
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 
 class RoutingStats(NamedTuple):
-    """Counts of one forward of one MoE layer; detached, on the device of the layer, never synchronised."""
+    """Counts of one forward of one MoE layer; detached, on the device of the layer, never
+    synchronised."""
 
     load: Tensor
     """(E,) float32: how many assignments the gate made to each expert, dropped ones included."""

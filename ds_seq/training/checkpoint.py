@@ -1,9 +1,10 @@
 """Checkpoints that load at every world size, expert-parallel size, ZeRO stage and precision.
 
-DeepSpeed's own checkpoints are cut by rank and reload at one layout, or after a conversion step. Ours
-hold whole tensors by name, fp32 weights and optimizer state alike, experts by global index. All ranks
-write a share: a parameter goes to one of the ranks that have it, in turn. A folder is written under a
-temporary name and renamed when it is complete, so it is there whole or not at all.
+DeepSpeed's own checkpoints are cut by rank and reload at one layout, or after a conversion step.
+Ours hold whole tensors by name, fp32 weights and optimizer state alike, experts by global index.
+All ranks
+write a share: a parameter goes to one of the ranks that have it, in turn. A folder is written under
+a temporary name and renamed when it is complete, so it is there whole or not at all.
 
     <run>/checkpoints/index.json                    which is the last, which are the best
     <run>/checkpoints/update_00001200/checkpoint.json
@@ -218,8 +219,8 @@ def _frozen(engine: Engine) -> dict[str, Tensor]:
 
 
 def _is_writer(index: int, spread: bool, engine: Engine) -> bool:
-    """Whether this rank writes parameter ``index``: dense ones in turn over all ranks, experts in turn
-    over the ranks that hold the same ones."""
+    """Whether this rank writes parameter ``index``: dense ones in turn over all ranks, experts in
+    turn over the ranks that hold the same ones."""
     ranks = engine.expert_parallel if spread else 1
     replicas = distributed.world_size() // ranks
     return index % replicas == distributed.rank() // ranks
@@ -247,7 +248,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, str(path))
     except Exception as error:  # safetensors raises its own type for a full disk
-        raise UserError(f"{path}: cannot write the checkpoint ({error}); is the disk full?") from error
+        raise UserError(
+            f"{path}: cannot write the checkpoint ({error}); is the disk full?"
+        ) from error
 
 
 def _make_folder(path: Path) -> None:

@@ -6,7 +6,7 @@ What it gets wrong for our models is mended here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -99,7 +99,8 @@ class Engine:
         )
         self._norm: float | None = None
         if self._plain:
-            # the engine's own averages the norms of all ranks: wrong where ranks hold different experts
+            # the engine's own averages the norms of all ranks: wrong where ranks hold different
+            # experts
             self.deepspeed.clip_fp32_gradients = self._clip
 
     def __call__(self, batch: Batch) -> ModelOutput:
@@ -167,7 +168,11 @@ class Engine:
     def loss_scaler_state(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same loss scale."""
         scaler = self._scaler()
-        return {} if scaler is None else {k: vars(scaler)[k] for k in _SCALER_STATE if k in vars(scaler)}
+        return (
+            {}
+            if scaler is None
+            else {k: vars(scaler)[k] for k in _SCALER_STATE if k in vars(scaler)}
+        )
 
     def load_loss_scaler_state(self, state: dict[str, Any]) -> None:
         """Undo of `loss_scaler_state`; ignored without fp16."""
@@ -185,7 +190,8 @@ class Engine:
 
     def _global_norm(self) -> float:
         """Norm over dense gradients and the experts of all ranks, each expert counted once."""
-        dense, experts = [], []
+        dense: list[Tensor] = []
+        experts: list[Tensor] = []
         for parameter in self.module.parameters():
             if parameter.grad is not None:
                 is_expert = "group_name" in vars(parameter)
@@ -209,8 +215,8 @@ class Engine:
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def _squared_norm(tensors: Iterable[Tensor], device: torch.device | str = "cpu") -> Tensor:
-    norms = torch._foreach_norm(list(tensors)) if tensors else []
+def _squared_norm(tensors: list[Tensor], device: torch.device | str = "cpu") -> Tensor:
+    norms = list(torch._foreach_norm(tensors)) if tensors else []
     if not norms:
         return torch.zeros((), device=device)
     return torch.stack(norms).float().square().sum()
@@ -218,7 +224,7 @@ def _squared_norm(tensors: Iterable[Tensor], device: torch.device | str = "cpu")
 
 def _scale_advice(scale: float) -> str:
     return (
-        f"fp16: gradients overflow even at loss scale {scale:g}, so training diverges or the model does "
-        "not fit fp16; use train.precision=bf16 where the hardware has it, or lower optimizer.lr, "
-        "lengthen scheduler.warmup_updates, or set train.clip_norm"
+        f"fp16: gradients overflow even at loss scale {scale:g}, so training diverges or the model "
+        "does not fit fp16; use train.precision=bf16 where the hardware has it, or lower "
+        "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
     )

@@ -1,4 +1,5 @@
-"""Sums of losses and routing statistics: on the device while training, one reduction when asked for.
+"""Sums of losses and routing statistics: on the device while training, one reduction when asked
+    for.
 
 Legend: ``E`` experts.
 """
@@ -22,7 +23,8 @@ Figures = dict[str, "float | list[float]"]
 class LossSums:
     """Accumulates the parts of many batches, without a synchronisation until `reduce`.
 
-    Every rank adds the same parts and layers, empty batches included, so that one vector serves all.
+    Every rank adds the same parts and layers, empty batches included, so that one vector serves
+    all.
     """
 
     def __init__(self) -> None:
@@ -76,7 +78,7 @@ def load_table(figures: Mapping[str, float | list[float] | str]) -> str:
     Returns:
         Several lines; empty for a dense model.
     """
-    lines = []
+    lines: list[str] = []
     layer = 0
     while f"moe/layer{layer}/load" in figures:
         load = figures[f"moe/layer{layer}/load"]
@@ -84,7 +86,10 @@ def load_table(figures: Mapping[str, float | list[float] | str]) -> str:
         dropped = float(figures[f"moe/layer{layer}/dropped"])  # type: ignore[arg-type]
         if not lines:
             heads = "".join(f"{expert:>7}" for expert in range(len(load)))
-            lines += ["share of tokens per expert, in percent", f"{'layer':<7}{heads}{'dropped':>9}"]
+            lines += [
+                "share of tokens per expert, in percent",
+                f"{'layer':<7}{heads}{'dropped':>9}",
+            ]
         shares = "".join(f"{100 * share:7.1f}" for share in load)
         lines.append(f"{layer:<7}{shares}{100 * dropped:9.1f}")
         layer += 1

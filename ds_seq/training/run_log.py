@@ -1,4 +1,5 @@
-"""What a run tells: a line of JSON and TensorBoard scalars for programs, a progress bar for people."""
+"""What a run tells: a line of JSON and TensorBoard scalars for programs, a progress bar for
+people."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ class RunLog:
             )
 
     def record(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
-        """Keep ``figures`` of ``kind`` (``train``, ``valid``); lists become one curve per element."""
+        """Keep ``figures`` of ``train`` or ``valid``; a list becomes one curve per element."""
         if self._file is None:
             return
         line = {"kind": kind, "update": update, "time": round(time.time(), 1), **figures}

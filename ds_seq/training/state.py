@@ -1,9 +1,9 @@
 """Full fp32 weights and optimizer state of every parameter, whatever DeepSpeed made of them.
 
-ZeRO cuts them into flat slices, the fp16 wrapper keeps copies of its own, stage 0 leaves them whole.
-`FullState` gives one view of all of these, by parameter and by name of the state, so that a checkpoint
-need not know the layout that wrote it. Reading is a collective: all ranks ask for the same things in the
-same order, experts over the ranks that hold the same ones.
+ZeRO cuts them into flat slices, the fp16 wrapper keeps copies of its own, stage 0 leaves them
+whole. `FullState` gives one view of all of these, by parameter and by name of the state, so that a
+checkpoint need not know the layout that wrote it. Reading is a collective: all ranks ask for the
+same things in the same order, experts over the ranks that hold the same ones.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ class FullState:
             return ("momentum_buffer",) if has_momentum else ()
         if self._sliced:
             raise ValueError(
-                f"{type(self._torch_optimizer).__name__}: unknown state under ZeRO stage {self._stage}"
+                f"{type(self._torch_optimizer).__name__}: unknown state under ZeRO {self._stage}"
             )
         states = self._torch_optimizer.state.values()
         return tuple(
-            sorted({k for state in states for k, v in state.items() if _is_array(v) and k != "step"})
+            sorted(
+                {k for state in states for k, v in state.items() if _is_array(v) and k != "step"}
+            )
         )
 
     @property
@@ -62,7 +64,7 @@ class FullState:
         return self._stage > 0
 
     def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """The whole tensor of ``parameter``, or ``None`` where the optimizer has none. A collective."""
+        """The whole tensor of ``parameter``; ``None`` if there is none yet. A collective."""
         if not self._sliced:
             master = self._masters.get(id(parameter), parameter)
             if name == WEIGHT:
@@ -92,7 +94,7 @@ class FullState:
         else:
             self._link_slices()
             key = None if name == WEIGHT else name
-            parameter.set_full_hp_param(value.to(parameter.device), key)  # type: ignore[operator]
+            parameter.set_full_hp_param(value.to(parameter.device), key)  # type: ignore[attr-defined]
 
     def steps(self) -> float:
         """The optimizer's own count of applied updates (Adam's bias correction)."""

@@ -1,12 +1,12 @@
 """The order of events of a training run; every event itself is somebody else's work.
 
-    rehearse validation on a few batches, so that a mistake there costs seconds and not hours
-    until the last update, epoch or hour, until patience or SIGTERM ends the run:
-        take `accumulate` batches; sum their target tokens over all ranks
-        for each: forward, criterion, backward of loss / tokens; DeepSpeed steps after the last one
-        every log_every updates: reduce and write the figures
-        every validate_every updates: loss and BLEU of the validation split
-        every save_every updates, after each validation and at the end: save; keep the best and the last
+rehearse validation on a few batches, so that a mistake there costs seconds and not hours
+until the last update, epoch or hour, until patience or SIGTERM ends the run:
+    take `accumulate` batches; sum their target tokens over all ranks
+    for each: forward, criterion, backward of loss / tokens; DeepSpeed steps after the last one
+    every log_every updates: reduce and write the figures
+    every validate_every updates: loss and BLEU of the validation split
+    every save_every updates, after each validation and at the end: save; keep the best and the last
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ class Trainer:
         config: TrainConfig,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
-        self.validator, self.checkpoints, self.log, self.config = validator, checkpoints, log, config
+        self.validator, self.checkpoints, self.log, self.config = (
+            validator,
+            checkpoints,
+            log,
+            config,
+        )
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -124,7 +129,9 @@ class Trainer:
                 return
             tokens = float(sum(batch.num_tokens for batch in batches))
             out_of_time = hours is not None and self._seconds() > 3600 * hours
-            mine = torch.tensor([tokens, float(self._signalled or out_of_time)], dtype=torch.float64)
+            mine = torch.tensor(
+                [tokens, float(self._signalled or out_of_time)], dtype=torch.float64
+            )
             total, stop = distributed.sum_over_ranks(mine).tolist()
             yield _Update(batches, total, bool(stop))
 
@@ -132,7 +139,8 @@ class Trainer:
         """One update: forward and backward per batch; DeepSpeed steps after the last."""
         self.engine.module.train()
         _seed_update(self.config.seed, self.update)
-        # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want that
+        # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want
+        # that
         scale = distributed.world_size() * self.engine.accumulate / max(update.tokens, 1.0)
         result = None
         for host_batch in update.batches:
@@ -166,8 +174,9 @@ class Trainer:
         loss = float(figures["loss"])
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise UserError(
-                f"the training loss is {loss} at update {self.update}; the last checkpoint is intact. "
-                "Lower optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+                f"the training loss is {loss} at update {self.update}; the last checkpoint is "
+                "intact. Lower optimizer.lr, lengthen scheduler.warmup_updates, or set "
+                "train.clip_norm"
             )
         figures.update(
             epoch=self.batches.epoch,
@@ -206,7 +215,11 @@ class Trainer:
             self.best_score = score
         self.last_validation, self._validated_at = figures, self.update
         self.log.record("valid", self.update, figures)
-        shown = [f"valid {name} {figures[name]:.2f}" for name in ("loss", "ppl", "bleu") if name in figures]
+        shown = [
+            f"valid {name} {figures[name]:.2f}"
+            for name in ("loss", "ppl", "bleu")
+            if name in figures
+        ]
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
         self._window_start += time.monotonic() - paused  # tokens/s is of training alone
         return score
@@ -220,7 +233,11 @@ class Trainer:
     def _finish(self, validate: bool) -> None:
         """Leave a checkpoint of the very end, validated unless time is short."""
         score = None
-        if validate and self.config.validate_every is not None and self._validated_at != self.update:
+        if (
+            validate
+            and self.config.validate_every is not None
+            and self._validated_at != self.update
+        ):
             score = self._validate()
         if self._saved_at != self.update or score is not None:
             self._save(score)

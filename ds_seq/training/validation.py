@@ -15,7 +15,8 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.metrics import LossSums
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]
-"""(model, most sentences or None) -> ``bleu``, ``chrf``, ``signature``, ``samples``, ...; a collective."""
+"""(model, most sentences or None) -> ``bleu``, ``chrf``, ``signature``, ``samples``, ...; a
+collective."""
 
 
 class Validator:
@@ -49,8 +50,8 @@ class Validator:
                 before training.
 
         Returns:
-            Per-token means of the loss parts, ``loss`` (what is optimised, per token), ``ppl``, routing
-            figures, and what `score` gives.
+            Per-token means of the loss parts, ``loss`` (what is optimised, per token), ``ppl``,
+            routing figures, and what `score` gives.
         """
         module = self._engine.module
         was_training = module.training

@@ -23,8 +23,8 @@ def run_distributed(
 ) -> list[Any]:
     """Call ``function(*args)`` in ``world_size`` processes of one gloo group.
 
-    Workers are forked, so that torch and DeepSpeed are imported once; they must not have used a thread
-    pool before, see ``conftest.py``.
+    Workers are forked, so that torch and DeepSpeed are imported once; they must not have used a
+    thread pool before, see ``conftest.py``.
 
     Args:
         function: runs on every rank; ``ds_seq.distributed`` knows rank and world size.

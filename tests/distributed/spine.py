@@ -31,14 +31,14 @@ SHARED_STEPS = 4  # micro-batches of an update over all ranks, whatever the layo
 
 
 def model_config(**changes: Any) -> ModelConfig:
-    """Two layers a side, experts in the second ones; dropless, so that every layout routes alike."""
+    """Two layers a side, experts in the second ones; dropless: every layout routes alike."""
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None)
     sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     return ModelConfig(**{**sizes, "dropout": 0.0, "moe": moe, **changes})  # type: ignore[arg-type]
 
 
 def batches(update: int) -> list[Batch]:
-    """The same four batches of unequal size on every rank; the last one of every second update is empty."""
+    """Four batches of unequal size, the same on every rank; every second update ends empty."""
     generator = torch.Generator().manual_seed(update)
     made = []
     for index, (rows, length) in enumerate(((2, 5), (3, 7), (1, 3), (4, 4))):
@@ -73,7 +73,11 @@ def make_engine(
         clip_norm=clip,
     )
     net = build_seq2seq(
-        model or model_config(), VOCAB, expert_parallel, distributed.rank() % expert_parallel, seed=5
+        model or model_config(),
+        VOCAB,
+        expert_parallel,
+        distributed.rank() % expert_parallel,
+        seed=5,
     )
     if checkpoint is not None:
         load_weights(net, checkpoint)

@@ -10,6 +10,7 @@ import pytest
 
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
+from ds_seq.interop.run_folder import find_checkpoint
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.weights import load_weights
 from ds_seq.training.checkpoint import CheckpointStore
@@ -23,12 +24,12 @@ def _save(folder: Path, stage: int, expert_parallel: int, options: dict[str, Any
     """Three updates, a save, three more; returns the last three."""
     engine = spine.make_engine(stage, expert_parallel, **options)
     spine.train(engine, range(3))
-    CheckpointStore(folder, 1, 1, True).save(engine, 3, {"update": 3}, None)
+    CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, 3, {"update": 3}, None)
     return spine.train(engine, range(3, 6))
 
 
 def _go_on(folder: Path, stage: int, expert_parallel: int, options: dict[str, Any]) -> Steps:
-    path = find_checkpoint(folder.parent, "last")
+    path = find_checkpoint(folder, "last")
     engine = spine.make_engine(stage, expert_parallel, checkpoint=path, **options)
     return spine.train(engine, range(3, 6))
 
@@ -103,7 +104,7 @@ def test_offloaded_optimizer_resumes(tmp_path: Path) -> None:
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     run_distributed(_save, 2, tmp_path, 1, 2, CLIPPED)
-    folder = find_checkpoint(tmp_path.parent, "last")
+    folder = find_checkpoint(tmp_path, "last")
     whole = build_seq2seq(spine.model_config(), spine.VOCAB)
     load_weights(whole, folder)
 
@@ -135,12 +136,13 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def _store(folder: Path) -> list[list[str]]:
     engine = spine.make_engine(0, 1)
-    store = CheckpointStore(folder, keep_last=2, keep_best=1, higher_is_better=True)
+    checkpoints = folder / "checkpoints"
+    store = CheckpointStore(checkpoints, keep_last=2, keep_best=1, higher_is_better=True)
     seen = []
     for update, score in ((1, 5.0), (2, 9.0), (3, 7.0), (4, None)):
         store.save(engine, update, {}, score)
-        seen.append(sorted(p.name for p in folder.glob("update_*")))
-    return [*seen, [store.resolve("best").name, store.resolve("last").name]]
+        seen.append(sorted(p.name for p in checkpoints.glob("update_*")))
+    return [*seen, [find_checkpoint(folder, which).name for which in ("best", "last")]]
 
 
 def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
@@ -150,9 +152,10 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "update_00000007.incomplete").mkdir()
-    store = CheckpointStore(tmp_path, 1, 1, True)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "update_00000007.incomplete").mkdir(parents=True)
+    store = CheckpointStore(checkpoints, 1, 1, True)
     store.discard_incomplete()
-    assert not list(tmp_path.glob("update_*"))
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        store.resolve("last")
+    assert not list(checkpoints.iterdir())
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        find_checkpoint(tmp_path, "last")

@@ -41,7 +41,9 @@ def output_of(logits: Tensor, **gate_losses: float) -> ModelOutput:
 def test_worked_numbers_of_both_smoothings(form: Smoothing, expected: tuple[float, float]) -> None:
     rows = [([1.0, 2, 3, 4], 3), ([0.0, 0, 0, 1], 0)]
     for (logits, target), value in zip(rows, expected, strict=True):
-        loss, nll = smoothed_cross_entropy(torch.tensor([logits]), torch.tensor([target]), 0.1, form)
+        loss, nll = smoothed_cross_entropy(
+            torch.tensor([logits]), torch.tensor([target]), 0.1, form
+        )
         assert loss.item() == pytest.approx(value, abs=1e-5)
         assert nll.item() == pytest.approx(-F.log_softmax(torch.tensor(logits), -1)[target].item())
 
@@ -89,7 +91,9 @@ def test_padding_does_not_count() -> None:
 def test_distillation_worked_numbers() -> None:
     student = torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64)
     for teacher, value in (([1.0, 1, 2, 5], 0.215074), ([4.0, 3, 2, 1], 1.985305)):
-        assert kl_divergence(student, torch.tensor([teacher])).item() == pytest.approx(value, abs=1e-5)
+        assert kl_divergence(student, torch.tensor([teacher])).item() == pytest.approx(
+            value, abs=1e-5
+        )
     with_temperature = kl_divergence(student, torch.tensor([[1.0, 1, 2, 5]]), temperature=2.0)
     assert with_temperature.item() == pytest.approx(0.402989, abs=1e-5)
 

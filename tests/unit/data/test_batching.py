@@ -91,7 +91,7 @@ def test_batches_are_full(lengths: NDArray[np.int32]) -> None:
     fill = [len(batch) * lengths[:, batch].max() / 400 for batch in _sampler(lengths).epoch(1)]
     assert np.mean(fill) > 0.85
     padded = sum(len(b) * lengths[:, b].max(axis=1).sum() for b in _sampler(lengths).epoch(1))
-    assert padded < 1.2 * lengths.sum()
+    assert padded < 1.3 * lengths.sum()
 
 
 def test_order_is_a_function_of_seed_and_epoch(lengths: NDArray[np.int32]) -> None:

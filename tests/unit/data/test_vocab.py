@@ -36,7 +36,7 @@ def test_hash_tells_models_apart_and_survives_copies(vocab: Vocab, tmp_path: Pat
     assert Vocab.load(tmp_path / "copy.model").hash == vocab.hash
     assert pickle.loads(pickle.dumps(vocab)).hash == vocab.hash
     (tmp_path / "text").write_text("other words altogether\n")
-    assert train_vocab([tmp_path / "text"], tmp_path / "other.model", 20).hash != vocab.hash
+    assert train_vocab([tmp_path / "text"], tmp_path / "other.model", 16).hash != vocab.hash
 
 
 def test_sample_depends_on_the_seed_alone(corpus: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Properties of the MoE layer in one process: routing, padding, capacity, exactness of its gradients."""
+"""Properties of the MoE layer in one process: routing, padding, capacity, exactness of its
+gradients."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def test_top_2_weights_are_renormalized_after_dropping() -> None:
         layer.experts.w2.zero_()
         layer.experts.b2[:, 0] = torch.eye(4)  # the output shows the combine weight of each expert
     y = layer(logits.unsqueeze(0))[0][0]
-    # token 5 is the fourth to want expert 0, whose three places are taken: expert 3 gets all its weight
+    # token 5 is the fourth to want expert 0, whose three places are taken: expert 3 gets all its
+    # weight
     torch.testing.assert_close(y[5], torch.tensor([0.0, 0, 0, 1.0]))
     torch.testing.assert_close(y[1], torch.tensor([0.622459, 0, 0.377541, 0]), rtol=1e-5, atol=1e-5)
 
@@ -184,7 +186,9 @@ def test_half_precision_gate_computes_in_float32() -> None:
     with torch.no_grad():
         rounded = half.gate(x.reshape(-1, D)).probabilities
     assert rounded.dtype == torch.float32
-    torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.01)  # only the weights were rounded
+    torch.testing.assert_close(
+        rounded, exact, rtol=0.02, atol=0.01
+    )  # only the weights were rounded
     assert half(x)[0].dtype == torch.bfloat16
 
 
@@ -194,7 +198,9 @@ def test_grouped_linear_equals_a_loop_and_its_gradients() -> None:
     weight = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(4, 1, 6, dtype=torch.float64, requires_grad=True)
     groups = RowGroups(torch.tensor(counts))
-    assert torch.autograd.gradcheck(lambda a, b, c: grouped_linear(a, b, c, groups), (x, weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda a, b, c: grouped_linear(a, b, c, groups), (x, weight, bias)
+    )
     owner = torch.tensor([0, 0, 0, 2, 2, 2, 2, 3])
     expected = torch.einsum("ri,rio->ro", x, weight[owner]) + bias[owner, 0]
     torch.testing.assert_close(grouped_linear(x, weight, bias, groups), expected)

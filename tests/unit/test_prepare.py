@@ -1,0 +1,127 @@
+"""`ds-seq prepare`: what it makes, what it skips, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ds_seq.cli import main
+from ds_seq.data.shards import ShardReader
+from ds_seq.data.vocab import Vocab, train_vocab
+from tests.data.toy import write_toy
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """An experiment file in a folder with raw text in raw/; the data go to data/."""
+    raw = tmp_path / "raw"
+    write_toy(raw, 200, 20)
+    splits = {
+        name: {"source": str(raw / f"{name}.en"), "target": str(raw / f"{name}.de")}
+        for name in ("train", "valid", "test")
+    }
+    content = {
+        "name": "toy",
+        "data": {
+            "source_lang": "en",
+            "target_lang": "de",
+            "dir": str(tmp_path / "data"),
+            "raw": splits,
+            "vocab": {"size": 120},
+        },
+    }
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def _changed(folder: Path, before: dict[str, int]) -> set[str]:
+    return {Path(name).name for name, time in _times(folder).items() if before.get(name) != time}
+
+
+def test_raw_text_becomes_shards(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open(tmp_path / "raw/train.en", "a") as en, open(tmp_path / "raw/train.de", "a") as de:
+        en.write("same text here\nvery short\n")
+        de.write("same text here\na translation that is far too long for that\n")
+    assert main(["prepare", str(experiment)]) == 0
+    vocab = Vocab.load(tmp_path / "data/vocab.model")
+    assert len(vocab) == 120
+    for split, size in (("train", 200), ("valid", 20), ("test", 20)):
+        reader = ShardReader(tmp_path / "data", split, vocab.hash)
+        assert len(reader) == size
+        lines = (tmp_path / "raw" / f"{split}.de").read_text(encoding="utf-8").splitlines()
+        assert [vocab.decode(reader[i][1].tolist()) for i in range(size)] == lines[:size]
+    output = capsys.readouterr().out
+    for expected in ("kept 200 of 202", "1  ratio", "1  identical", "120 subwords", "tokens"):
+        assert expected in output
+
+
+def test_what_is_up_to_date_is_not_made_again(experiment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    command = ["prepare", str(experiment)]
+    assert main(command) == 0
+    before = _times(folder)
+    assert main(command) == 0
+    assert _changed(folder, before) == set()
+    assert main([*command, "data.shard_size=150"]) == 0
+    assert "train.0001.src.bin" in _changed(folder, before)
+    assert "vocab.model" not in _changed(folder, before)
+    before = _times(folder)
+    assert main([*command, "data.shard_size=150", "--force"]) == 0
+    assert set(before) == set(_times(folder))
+    assert _changed(folder, before) == {Path(name).name for name in before}
+
+
+def test_new_text_and_options_are_noticed(experiment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert main(["prepare", str(experiment)]) == 0
+    write_toy(tmp_path / "raw", 220, 20, seed=2)
+    assert main(["prepare", str(experiment)]) == 0
+    assert len(ShardReader(folder, "train", Vocab.load(folder / "vocab.model").hash)) == 220
+    assert main(["prepare", str(experiment), "data.vocab.size=110"]) == 0
+    vocab = Vocab.load(folder / "vocab.model")
+    assert len(vocab) == 110
+    assert len(ShardReader(folder, "test", vocab.hash)) == 20
+
+
+def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    mine = train_vocab([tmp_path / "raw/train.en", tmp_path / "raw/train.de"], folder / "m", 90)
+    mine.save(folder / "vocab.model")
+    assert main(["prepare", str(experiment), "--force"]) == 0
+    assert Vocab.load(folder / "vocab.model").hash == mine.hash
+    assert ShardReader(folder, "train", mine.hash).manifest.vocab_size == 90
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.raw.train=[]", "data.raw.train: missing"),
+        ("data.raw.test.target=none.de", "none.de: no such file"),
+        ("data.raw.test.target={raw}/train.de", "has 20, "),
+        ("data.vocab.size=90000", "data.vocab.size to at most"),
+        ("data.clean.min_words=100", "cleaning dropped all 200"),
+        ("data.target_lang=en", "both 'en'"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    experiment: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    override: str,
+    message: str,
+) -> None:
+    arguments = ["prepare", str(experiment), override.format(raw=tmp_path / "raw")]
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
