@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from typing import Any
 
-from worker import Block, Channel
+from worker import Channel, Stopwatch
 
 CHANNEL = Channel()  # before DeepSpeed is imported, which prints
 
@@ -36,7 +35,7 @@ class HeldBatches:
     def __init__(self, batches: BatchStream, criterion: NotedCriterion, accumulate: int) -> None:
         self._batches, self._criterion, self._accumulate = batches, criterion, accumulate
         self._left = self._asked = self._tokens = 0
-        self._begin = 0.0
+        self._watch = Stopwatch()
 
     def __next__(self) -> Batch:
         if self._left == 0:
@@ -48,13 +47,13 @@ class HeldBatches:
 
     def _wait(self) -> None:
         if self._asked:
-            seconds = time.perf_counter() - self._begin
-            CHANNEL.done(Block(self._asked, seconds, self._tokens, self._criterion.last_loss()))
+            loss = self._criterion.last_loss()
+            CHANNEL.done(self._watch.block(self._asked, self._tokens, loss))
         updates = CHANNEL.command()
         if updates is None:
             raise SystemExit(0)
         self._asked, self._left, self._tokens = updates, updates * self._accumulate, 0
-        self._begin = time.perf_counter()
+        self._watch = Stopwatch()
 
     def __iter__(self) -> HeldBatches:
         return self

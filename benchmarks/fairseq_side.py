@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import math
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from worker import Block, Channel
+from worker import Channel, Stopwatch
 
 
 class SentencesFromArrays:
@@ -159,9 +158,8 @@ def main() -> None:
     system = FairseqSystem(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     channel.ready(system.num_parameters, system.versions)
     while (updates := channel.command()) is not None:
-        begin = time.perf_counter()
-        target_tokens, loss = system.run(updates)
-        channel.done(Block(updates, time.perf_counter() - begin, target_tokens, loss))
+        watch = Stopwatch()
+        channel.done(watch.block(updates, *system.run(updates)))
 
 
 if __name__ == "__main__":

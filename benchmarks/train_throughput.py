@@ -47,7 +47,7 @@ class Plan:
         return self.warmup + self.rounds * self.updates
 
 
-QUICK = Plan(rounds=3, updates=5, warmup=2)
+QUICK = Plan(rounds=5, updates=3, warmup=2)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,8 +76,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument("--threads", type=int, default=2, help="of each system")
     parser.add_argument("--max-tokens", type=int, default=4096, help="of a batch, with padding")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--updates", type=int, default=8, help="of each system in each round")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--updates", type=int, default=4, help="of each system in each round")
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
     )
@@ -132,11 +132,13 @@ def _report(
             Spread.of([blocks[worker.name].speed for blocks in rounds]).text(),
             _ratio(rounds, worker.name, FAIRSEQ).text(2),
             _ratio(rounds, worker.name, DENSE).text(2),
+            Spread.of([blocks[worker.name].cpu_speed for blocks in rounds]).text(),
             f"{rounds[-1][worker.name].loss:.2f}",
         ]
         for worker in workers
     ]
-    header = ["system", "parameters", "target tokens/s", "to fairseq", "to dense", "last loss"]
+    header = ["system", "parameters", "target tokens/s", "to fairseq", "to dense"]
+    header += ["tokens per CPU second", "last loss"]
     text = "fetched text" if arguments.tsv is None else arguments.tsv.name
     versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
     body = (

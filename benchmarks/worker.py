@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,12 +26,20 @@ class Block:
     updates: int
     seconds: float
     target_tokens: int
-    loss: float  # of the last update, nats a target token, without label smoothing
+    cpu_seconds: float
+    """Processor time, of all threads."""
+    loss: float
+    """Of the last update, nats a target token, without label smoothing."""
 
     @property
     def speed(self) -> float:
         """Target tokens a second."""
         return self.target_tokens / self.seconds
+
+    @property
+    def cpu_speed(self) -> float:
+        """Target tokens a second of processor time: what is left to compare on a busy machine."""
+        return self.target_tokens / self.cpu_seconds
 
 
 class Worker:
@@ -92,6 +101,18 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class Stopwatch:
+    """Wall and processor time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def block(self, updates: int, target_tokens: int, loss: float) -> Block:
+        """Returns what was done in the meantime."""
+        seconds, cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return Block(updates, seconds, target_tokens, cpu_seconds, loss)
 
 
 class Channel:

@@ -46,6 +46,7 @@ from ds_seq.data.dataset import Batch, ParallelDataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import World
+from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import Share
 from ds_seq.interop.run_folder import CONFIG_FILE, VOCAB_FILE, find_checkpoint, load_run
 from ds_seq.models import build_model
@@ -145,8 +146,8 @@ def _check_vocab(folder: Path, task: Task) -> None:
     old, new = Vocab.load(folder / VOCAB_FILE).hash, task.vocab.hash
     if old != new:
         raise UserError(
-            f"{folder}: was trained with vocabulary {old[:12]}, the data have {new[:12]}; give --resume "
-            "the data of the run, or start another run with another name="
+            f"{folder}: was trained with vocabulary {old[:12]}, the data have {new[:12]}; "
+            "give --resume the data of the run, or start another run with another name="
         )
 
 
@@ -160,7 +161,12 @@ def _delete_run(folder: Path) -> None:
 
 
 def _valid_set(task: Task, config: ExperimentConfig) -> ParallelDataset | None:
-    return None if config.train.validate_every is None else task.dataset("valid")
+    if config.train.validate_every is None:
+        return None
+    if config.train.valid_bleu:
+        for pair in config.data.raw.valid:  # unreadable text is told now, not at a validation
+            read_parallel(pair.source, pair.target)
+    return task.dataset("valid")
 
 
 def _write_run_files(setup: _Setup, task: Task) -> None:

@@ -196,17 +196,22 @@ def split(units: Sequence[Unit], num_held_out: int, seed: int) -> dict[str, list
     order = iter(sorted(pages, key=_draw(seed)))
     splits: dict[str, list[Pair]] = {}
     held_out: set[str] = set()
-    taken: set[str] = set()
     for name in ("test", "valid"):
         pairs: list[Pair] = []
         while len(pairs) < num_held_out:
-            page = next(order)
-            taken.add(page)
+            page = next(order, None)
+            if page is None:
+                raise UserError(f"{len(pages):,} pages are too few to split by pages")
             pairs += [(unit.source, unit.target) for unit in pages[page]]
         splits[name] = pairs[:num_held_out]
         held_out.update(_skeleton(text) for pair in pairs for text in pair)
-    train = [(unit.source, unit.target) for unit in units if unit.page not in taken]
-    splits["train"] = [p for p in train if held_out.isdisjoint((_skeleton(p[0]), _skeleton(p[1])))]
+    # this removes the held-out pages, too: all of their sentences are in held_out
+    everything = [(unit.source, unit.target) for unit in units]
+    splits["train"] = [
+        pair for pair in everything if held_out.isdisjoint(_skeleton(text) for text in pair)
+    ]
+    if not splits["train"]:
+        raise UserError(f"{len(pages):,} pages are too few to split by pages")
     return splits
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ds_seq import distributed
 from ds_seq.data.dataset import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
@@ -150,7 +151,8 @@ class Engine:
             self.deepspeed.step()
         except Exception as error:
             if "minimum" in str(error) and "scale" in str(error):
-                raise UserError(_scale_advice(self.loss_scale)) from error
+                with distributed.shared_errors():  # all ranks overflow alike; one tells
+                    raise UserError(_scale_advice(self.loss_scale)) from error
             raise
         if not last:
             return None

@@ -11,6 +11,7 @@ until the last update, epoch or hour, until patience or SIGTERM ends the run:
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.metrics import LossSums
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.validation import Validator
+
+# SLURM warns with SIGTERM or SIGUSR1, a person with Ctrl-C
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Update(NamedTuple):
@@ -89,7 +93,7 @@ class Trainer:
         Returns:
             Why it ended, in words.
         """
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGUSR1)}
+        previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
             if self.update == 0 and self.config.sanity_validation_batches:
                 self.validator(self.config.sanity_validation_batches)
@@ -172,12 +176,13 @@ class Trainer:
         figures: dict[str, Any] = dict(self._window.reduce())
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(
-                f"the training loss is {loss} at update {self.update}; the last checkpoint is "
-                "intact. Lower optimizer.lr, lengthen scheduler.warmup_updates, or set "
-                "train.clip_norm"
-            )
+        if not math.isfinite(loss):
+            with distributed.shared_errors():  # all ranks see it; one tells
+                raise UserError(
+                    f"the training loss is {loss} at update {self.update}; the last checkpoint is "
+                    "intact. Lower optimizer.lr, lengthen scheduler.warmup_updates, or set "
+                    "train.clip_norm"
+                )
         figures.update(
             epoch=self.batches.epoch,
             lr=self.engine.schedule.lr,
@@ -247,6 +252,9 @@ class Trainer:
         return patience is not None and self.validations_without_progress >= patience
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Finish the update, save and end; a second Ctrl-C ends at once."""
+        if number == signal.SIGINT and self._signalled:
+            raise KeyboardInterrupt
         self._signalled = True
 
     def _any_signal(self) -> bool:
@@ -263,6 +271,7 @@ class Trainer:
             "skipped": self.skipped,
             "best_score": self.best_score,
             "validations_without_progress": self.validations_without_progress,
+            "validated_at": self._validated_at,
             "seconds": self._seconds(),
             "batches": dict(self.batches.state_dict()),
         }
@@ -272,7 +281,8 @@ class Trainer:
         self.update, self.skipped = state["update"], state["skipped"]
         self.best_score = state["best_score"]
         self.validations_without_progress = state["validations_without_progress"]
-        self._seconds_before = state["seconds"]
+        self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
+        self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
 
 

@@ -126,6 +126,13 @@ def test_too_little_text_says_so() -> None:
         sample.split(_units(), 100, 1)
 
 
+@pytest.mark.parametrize("num_pages", [1, 2])
+def test_too_few_pages_say_so(num_pages: int) -> None:
+    units = [Unit(str(n % num_pages), f"{c} text", c) for n, c in enumerate("abcdefghijklmnop")]
+    with pytest.raises(UserError, match=f"{num_pages} pages are too few"):
+        sample.split(units, 5, 1)
+
+
 def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt-get not found"):

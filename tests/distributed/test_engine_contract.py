@@ -1,0 +1,80 @@
+"""What we rely on inside DeepSpeed; a release that changes it fails here first, with a name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import deepspeed
+import pytest
+import torch.distributed as dist
+
+from ds_seq.models.build import build_seq2seq
+from ds_seq.moe.engine import (
+    connect_expert_parallel,
+    expert_data_parallel_group,
+    expert_parallel_group,
+)
+from ds_seq.moe.layer import MoeFeedForward
+from tests.distributed import spine
+from tests.distributed.harness import run_distributed
+
+
+def test_the_cpu_communication_helper_can_be_switched_off() -> None:
+    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+def _inspect(stage: int) -> dict[str, Any]:
+    engine = spine.make_engine(stage, 2)
+    spine.train(engine, range(1))
+    inner, wrapper = engine.deepspeed, engine.deepspeed.optimizer
+    experts = {id(p) for n, p in engine.module.named_parameters() if ".experts." in n}
+    groups = [group for group in inner.basic_optimizer.param_groups if group.get("moe")]
+    return {
+        "has_moe_layers": inner.has_moe_layers,
+        "expert_groups": len(groups),
+        "num_experts_parameters": len(experts),
+        "helper_compiled": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
+        "links": hasattr(wrapper, "_lazy_init_hp_params_optimizer_state"),
+        "slots": hasattr(wrapper, "_get_fp32_opt_state_partition"),
+        "group_sizes": (
+            dist.get_world_size(expert_parallel_group(2)),
+            dist.get_world_size(expert_data_parallel_group(2)),
+        ),
+    }
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_engine_sees_expert_parallelism(stage: int) -> None:
+    for seen in run_distributed(_inspect, 2, stage):
+        assert seen["has_moe_layers"] and seen["expert_groups"] > 0
+        assert seen["num_experts_parameters"] == 4 * 2  # w1, b1, w2, b2 of two layers
+        assert seen["helper_compiled"] is False
+        assert seen["links" if stage == 1 else "slots"]
+        assert seen["group_sizes"] == (2, 1)
+
+
+def _groups_of_four() -> tuple[list[int], list[int]]:
+    model = build_seq2seq(spine.model_config(), spine.VOCAB, 2, dist.get_rank() % 2)
+    connect_expert_parallel(model, 2)
+    layer = next(module for module in model.modules() if isinstance(module, MoeFeedForward))
+    assert layer.group is not None
+    return (
+        dist.get_process_group_ranks(layer.group),
+        dist.get_process_group_ranks(expert_data_parallel_group(2)),
+    )
+
+
+def test_experts_are_spread_over_neighbours_and_copied_across() -> None:
+    assert run_distributed(_groups_of_four, 4) == [
+        ([0, 1], [0, 2]),
+        ([0, 1], [1, 3]),
+        ([2, 3], [0, 2]),
+        ([2, 3], [1, 3]),
+    ]
+
+
+def test_an_unconnected_expert_parallel_layer_says_so() -> None:
+    model = build_seq2seq(spine.model_config(), spine.VOCAB, 2, 0)
+    batch = spine.batches(0)[0]
+    with pytest.raises(RuntimeError, match="connect_expert_parallel"):
+        model(batch.src, batch.tgt_in)

@@ -1,0 +1,67 @@
+"""What only a GPU can show; run with ``pytest -m gpu tests/gpu``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.models.build import build_seq2seq
+from ds_seq.moe.grouped import RowGroups, grouped_linear
+from tests.distributed import spine
+
+pytestmark = pytest.mark.gpu
+
+
+def _model(moe: MoeConfig | None) -> torch.nn.Module:
+    config = ModelConfig(
+        d_model=64,
+        ffn_dim=128,
+        num_heads=4,
+        encoder_layers=2,
+        decoder_layers=2,
+        dropout=0.0,
+        moe=moe,
+    )
+    return build_seq2seq(config, spine.VOCAB).eval()
+
+
+@pytest.mark.parametrize("moe", [None, MoeConfig(num_experts=4, top_k=2, capacity_factor=None)])
+def test_gpu_and_cpu_give_the_same_logits_and_gradients(moe: MoeConfig | None) -> None:
+    batch = spine.batches(0)[1]
+    results = []
+    for device in ("cpu", "cuda"):
+        model = _model(moe).to(device)
+        moved = batch.to(device)
+        logits = model(moved.src, moved.tgt_in, moved.tgt_out != 1, moved.num_tokens).logits
+        logits.square().mean().backward()
+        grads = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+        results.append((logits.detach().cpu(), grads))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_grouped_matmul_in_bf16_equals_a_loop_in_fp32() -> None:
+    counts = torch.tensor([5, 0, 40, 19], device="cuda")
+    x = torch.randn(64, 32, device="cuda")
+    weight, bias = torch.randn(4, 32, 48, device="cuda"), torch.randn(4, 1, 48, device="cuda")
+    exact = grouped_linear(x, weight, bias, RowGroups(counts))
+    rounded = grouped_linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), RowGroups(counts))
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.3)
+
+
+def test_moe_in_bf16_trains() -> None:
+    model = _model(MoeConfig(num_experts=4)).train().cuda().bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    batch = spine.batches(0)[1].to("cuda")
+    losses = []
+    for _ in range(30):
+        select = batch.tgt_out != 1
+        logits = model(batch.src, batch.tgt_in, select, batch.num_tokens).logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch.tgt_out[select])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
