@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import os
 import platform
 import statistics
@@ -96,12 +95,6 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def versions(packages: Sequence[str]) -> str:
-    """Returns ``name version`` of Python and of installed packages."""
-    found = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return ", ".join([f"Python {platform.python_version()}", *found])
-
-
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that every benchmark takes."""
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 3 minutes")
@@ -125,9 +118,11 @@ def finish(title: str, body: str, goals: Sequence[Goal], record: bool) -> int:
     verdicts = "\n".join(str(goal) for goal in goals)
     print(f"\n{body}\n\n{verdicts}", flush=True)
     if record:
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        # names of files, not their folders: the record is for everybody
+        command = " ".join(word.rpartition("/")[2] for word in sys.argv)
         entry = (
-            f"\n## {datetime.date.today().isoformat()} {title}\n\n`{command}` on {machine()}\n\n"
+            f"\n## {datetime.date.today().isoformat()} {title}\n\n`{command}` on {machine()}, "
+            f"Python {platform.python_version()}\n\n"
             f"{body}\n\n```\n{verdicts}\n```\n"
         )
         with RESULTS.open("a", encoding="utf-8") as file:

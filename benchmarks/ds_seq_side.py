@@ -114,7 +114,7 @@ class HeldTrainer(Trainer):
 
 def main() -> None:
     """Runs ``ds-seq train EXPERIMENT.yaml --overwrite``."""
-    train.Trainer = HeldTrainer  # type: ignore[misc]
+    train.Trainer = HeldTrainer  # type: ignore[attr-defined,assignment,misc]
     sys.exit(train.main([sys.argv[1], "--overwrite"]))
 
 

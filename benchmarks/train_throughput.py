@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +37,13 @@ class Plan:
         rounds: how often each system has its turn.
         updates: of each system in each round.
         warmup: updates of each system before the first round, not counted.
+        seconds: begin no round later than this, once there have been two.
     """
 
     rounds: int
     updates: int
     warmup: int
+    seconds: float = math.inf
 
     @property
     def total_updates(self) -> int:
@@ -47,7 +51,7 @@ class Plan:
         return self.warmup + self.rounds * self.updates
 
 
-QUICK = Plan(rounds=5, updates=3, warmup=2)
+QUICK = Plan(rounds=5, updates=3, warmup=2, seconds=90)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,10 +108,13 @@ def _commands(arguments: argparse.Namespace, plan: Plan, folder: Path) -> dict[s
 
 def _measure(workers: Sequence[Worker], plan: Plan) -> list[dict[str, Block]]:
     """Lets all take turns; returns what each did in each round."""
+    begin = time.monotonic()
     for worker in workers:
         worker.run(plan.warmup)
-    rounds = []
+    rounds: list[dict[str, Block]] = []
     for number in range(plan.rounds):
+        if number >= 2 and time.monotonic() - begin > plan.seconds:
+            break
         blocks = {worker.name: worker.run(plan.updates) for worker in workers}
         tokens = {block.target_tokens for block in blocks.values()}
         assert len(tokens) == 1, f"the systems did not see the same batches: {blocks}"
@@ -139,13 +146,18 @@ def _report(
     ]
     header = ["system", "parameters", "target tokens/s", "to fairseq", "to dense"]
     header += ["tokens per CPU second", "last loss"]
-    text = "fetched text" if arguments.tsv is None else arguments.tsv.name
+    text = "fetched text" if arguments.tsv is None else "text of --tsv"
+    everything = [block for blocks in rounds for block in blocks.values()]
+    share = sum(block.cpu_seconds for block in everything) / (
+        arguments.threads * sum(block.seconds for block in everything)
+    )
     versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
     body = (
         f"{table(header, rows)}\n\n"
-        f"Medians (and extremes) of {plan.rounds} rounds of {plan.updates} updates after "
+        f"Medians (and extremes) of {len(rounds)} rounds of {plan.updates} updates after "
         f"{plan.warmup} uncounted ones; fp32, {arguments.threads} threads, batches of at most "
-        f"{arguments.max_tokens:,} tokens, {text}; loss in nats a token.\n{versions}."
+        f"{arguments.max_tokens:,} tokens, {text}; loss in nats a token. "
+        f"Threads ran {share:.0%} of the time (less: a busy machine, a noisy result).\n{versions}."
     )
     goals = [
         Goal(f"{DENSE} to {FAIRSEQ}", _ratio(rounds, DENSE, FAIRSEQ).median, DENSE_GOAL, "x"),

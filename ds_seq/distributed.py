@@ -6,7 +6,9 @@ group. The only file besides `training/engine.py` that asks what kind of device 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from ds_seq.errors import EXIT_USER_ERROR, UserError
 
 _TIMEOUT = timedelta(minutes=30)
 _DEFAULT_PORT = 29500
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,11 @@ class World:
 def discover(environ: Mapping[str, str]) -> World:
     """Read rank and world size from the launcher's environment variables.
 
-    Asked in this order: ``deepspeed`` and ``torchrun`` (``RANK``), ``srun`` (``SLURM_PROCID``),
-    ``mpirun`` (``OMPI_COMM_WORLD_RANK`` or ``PMI_RANK``); none of them: one process. An ``sbatch``
-    script without ``srun`` is one process too: it has ``SLURM_PROCID`` but no step.
+    Asked in this order: ``deepspeed`` and ``torchrun`` (``RANK``), Open MPI's ``mpirun``
+    (``OMPI_COMM_WORLD_RANK``; within a SLURM step its processes have the step's ``SLURM_PROCID``,
+    all the same), ``srun`` (``SLURM_PROCID``), MPICH's ``mpirun`` (``PMI_RANK``, which ``srun`` may
+    set too); none of them: one process. An ``sbatch`` script without ``srun`` is one process too:
+    it has ``SLURM_PROCID`` but no step.
 
     Raises:
         UserError: variables of one launcher that contradict each other.
@@ -70,9 +75,11 @@ def discover(environ: Mapping[str, str]) -> World:
             env.get("MASTER_ADDR", "127.0.0.1"),
             _number(env, "MASTER_PORT", _DEFAULT_PORT),
         )
+    elif "OMPI_COMM_WORLD_RANK" in env:
+        world = _mpi_world(env)
     elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
         world = _slurm_world(env)
-    elif "OMPI_COMM_WORLD_RANK" in env or "PMI_RANK" in env:
+    elif "PMI_RANK" in env:
         world = _mpi_world(env)
     else:
         world = World()
@@ -171,6 +178,9 @@ def init(world: World) -> None:
     """Bring up the process group and tell DeepSpeed what kind of machine this is.
 
     NCCL on GPUs, gloo on CPUs. Does nothing when it is up already.
+
+    Raises:
+        UserError: the ranks cannot meet at the address and port they were given.
     """
     import_deepspeed()
     import deepspeed
@@ -195,7 +205,15 @@ def init(world: World) -> None:
         MASTER_ADDR=world.address,
         MASTER_PORT=str(world.port or free_port()),
     )
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+    try:
+        deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+    except dist.DistNetworkError as error:
+        raise UserError(
+            f"rank {world.rank} cannot meet the others at {world.address}:"
+            f"{os.environ['MASTER_PORT']} ({str(error).split(', name:')[0].strip()}); another run "
+            "may use that port: give the launcher another one (deepspeed --master_port, or "
+            "MASTER_PORT)"
+        ) from error
 
 
 def import_deepspeed() -> None:
@@ -218,6 +236,22 @@ def import_deepspeed() -> None:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep large freed blocks instead of handing them back to the kernel.
+
+    On a CPU every step frees and allocates the same hundreds of megabytes. glibc gives each large
+    block
+    back at once, and the kernel zeroes fresh pages for the next one: a sixth of the processor time
+    of a training step (`benchmarks/README.md`). Memory in use by the process then stays at its
+    peak. Does nothing for a process with a GPU, or on another C library.
+    """
+    if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(_M_MMAP_MAX, 0)  # no block of its own mapping, which could only be unmapped
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap
 
 
 def quiet_deepspeed() -> None:

@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq generate``; returns the exit code."""
     args = _parser().parse_args(argv)
     world = distributed.discover(os.environ)
+    distributed.keep_freed_memory()
     if world.size > 1:
         distributed.init(world)
         distributed.quiet_deepspeed()

@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq train``; returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
     world = distributed.discover(os.environ)
+    distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
     try:

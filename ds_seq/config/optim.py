@@ -47,7 +47,7 @@ class AdafactorConfig(Config):
         default=-0.8, lt=0.0, description="The second moment's decay at update t is 1 - t ** this."
     )
     clip_threshold: float = Field(
-        default=1.0, gt=0.0, description="Root mean square that an update is scaled down to."
+        default=1.0, ge=1.0, description="Root mean square that an update is scaled down to."
     )
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="Weight decay; norms and biases are spared."

@@ -69,8 +69,9 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        # the scale stays float32: a half-precision product of a loss scale would overflow
-        return torch.mul(grad, grads[0]).to(grad.dtype), None, None, None
+        # In place: the tensor is large and was made for this. A second backward through the same
+        # graph would find it changed, which autograd notices and refuses.
+        return grad.mul_(grads[0]), None, None, None
 
 
 def smoothed_cross_entropy(

@@ -4,6 +4,7 @@ people."""
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -48,7 +49,8 @@ class RunLog:
         if self._file is None:
             return
         line = {"kind": kind, "update": update, "time": round(time.time(), 1), **figures}
-        self._file.write(json.dumps(line) + "\n")
+        finite = {name: _finite(value) for name, value in line.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
         if self._writer is None:
             return
@@ -88,3 +90,10 @@ class RunLog:
             self._writer.close()
         if self._bar is not None:
             self._bar.close()
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither infinity nor NaN: null, which an overflowing gradient norm becomes."""
+    if isinstance(value, list):
+        return [_finite(element) for element in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

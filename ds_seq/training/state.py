@@ -22,7 +22,7 @@ WEIGHT = "weight"
 
 
 class FullState:
-    """The fp32 weights and the optimizer state behind an engine.
+    """The fp32 weights and the optimizer state behind an engine, between two of its updates.
 
     Args:
         engine: a ``DeepSpeedEngine`` that owns a torch optimizer.
@@ -34,6 +34,7 @@ class FullState:
         self._wrapper = engine.optimizer
         self._torch_optimizer: torch.optim.Optimizer = engine.basic_optimizer
         self._masters = _unfused_masters(self._wrapper)
+        self._linked = False
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Trainable parameters with their names, in the order of the model."""
@@ -116,8 +117,11 @@ class FullState:
         """ZeRO 1 and 2 tell parameters where their optimizer state lies only on demand.
 
         DeepSpeed does it once, after the step of its first parameter group, when the others have no
-        state yet; so the links are made anew here.
+        state yet; so the links are made anew here, once, for it takes a walk over all parameters.
         """
+        if self._linked:
+            return
+        self._linked = True
         if isinstance(self._wrapper, BF16_Optimizer):
             self._wrapper._lazy_init_hp_params_optimizer_state()
         elif self._stage in (1, 2):
@@ -126,6 +130,7 @@ class FullState:
 
     def make_state(self) -> None:
         """Give the optimizer its (zero) state where its first step would make it; for writing."""
+        self._linked = False
         for master in self._optimized():
             state = self._torch_optimizer.state[master]
             if state:

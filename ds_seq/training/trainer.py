@@ -95,8 +95,8 @@ class Trainer:
         """
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
-            if self.update == 0 and self.config.sanity_validation_batches:
-                self.validator(self.config.sanity_validation_batches)
+            if self.update == 0 and self.config.validate_every is not None:
+                self._rehearse_validation()
             self._start_window()
             reason = self._run()
             self._finish(validate=reason != "signal")
@@ -106,6 +106,10 @@ class Trainer:
                 signal.signal(number, handler)
             self.batches.close()
             self.log.close()
+
+    def _rehearse_validation(self) -> None:
+        if self.config.sanity_validation_batches:
+            self.validator(self.config.sanity_validation_batches)
 
     def _run(self) -> str:
         """Updates until one of the ends; returns which."""
@@ -176,13 +180,7 @@ class Trainer:
         figures: dict[str, Any] = dict(self._window.reduce())
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        if not math.isfinite(loss):
-            with distributed.shared_errors():  # all ranks see it; one tells
-                raise UserError(
-                    f"the training loss is {loss} at update {self.update}; the last checkpoint is "
-                    "intact. Lower optimizer.lr, lengthen scheduler.warmup_updates, or set "
-                    "train.clip_norm"
-                )
+        _require_finite("training", loss, self.update)
         figures.update(
             epoch=self.batches.epoch,
             lr=self.engine.schedule.lr,
@@ -212,6 +210,7 @@ class Trainer:
         """Validate, record, and judge; returns the score."""
         paused = time.monotonic()
         figures = self.validator()
+        _require_finite("validation", float(figures["loss"]), self.update)
         score = float(figures[self.config.best_metric])
         sign = 1.0 if self.config.best_metric == "bleu" else -1.0
         improved = self.best_score is None or sign * score > sign * self.best_score
@@ -284,6 +283,17 @@ class Trainer:
         self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
+
+
+def _require_finite(kind: str, loss: float, update: int) -> None:
+    """End a run that has diverged, before it replaces good checkpoints."""
+    if math.isfinite(loss):
+        return
+    with distributed.shared_errors():  # all ranks see it; one tells
+        raise UserError(
+            f"the {kind} loss is {loss} at update {update}; the last checkpoint is intact. Lower "
+            "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+        )
 
 
 def _seed_update(seed: int, update: int) -> None:

@@ -14,6 +14,8 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it, for seconds
+from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - so would the first engine
 
 from ds_seq.distributed import free_port
 

@@ -1,0 +1,51 @@
+"""Commands in forked processes: real ranks, without a second import of torch and DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from ds_seq import errors
+from ds_seq import generate as generate_command
+from ds_seq import train as train_command
+from tests.distributed.harness import run_distributed
+from tests.system.commands import Finished
+
+Main = Callable[[Sequence[str]], int]
+
+
+def train(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
+    """``ds-seq train`` on ``ranks`` processes; returns what each of them left."""
+    return _run(train_command.main, arguments, ranks, timeout)
+
+
+def generate(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
+    """``ds-seq generate`` likewise."""
+    return _run(generate_command.main, arguments, ranks, timeout)
+
+
+def _run(main: Main, arguments: Sequence[str | Path], ranks: int, timeout: float) -> list[Finished]:
+    argv = [str(argument) for argument in arguments]
+    return run_distributed(_captured, ranks, main, argv, timeout=timeout)
+
+
+def _captured(main: Main, argv: list[str]) -> Finished:
+    """Exit code and output, those of libraries and child processes included."""
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        for stream, file in ((sys.stdout, out), (sys.stderr, err)):
+            stream.flush()
+            os.dup2(file.fileno(), 1 if stream is sys.stdout else 2)
+        sys.stdout, sys.stderr = out, err  # pytest has put its own there
+        try:
+            code = errors.run_command(main, argv)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        texts = []
+        for file in (out, err):
+            file.flush()
+            file.seek(0)
+            texts.append(file.read())
+    return Finished(code, *texts)

@@ -1,0 +1,178 @@
+"""Who a process is under each launcher, and collectives where there is nobody else."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from ds_seq import distributed
+from ds_seq.distributed import World, discover
+from ds_seq.errors import UserError
+
+SRUN = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NTASKS": "8",
+    "SLURM_NTASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "alpha,beta",
+}
+MPIRUN = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+
+
+def test_without_a_launcher_there_is_one_process() -> None:
+    assert discover({"HOME": "/root"}) == World(rank=0, size=1)
+
+
+@pytest.mark.parametrize("local_size", ["LOCAL_SIZE", "LOCAL_WORLD_SIZE"])
+def test_deepspeed_and_torchrun(local_size: str) -> None:
+    env = {
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        local_size: "4",
+        "MASTER_ADDR": "node1",
+        "MASTER_PORT": "1234",
+    }
+    assert discover(env) == World(5, 8, 1, 4, "node1", 1234)
+
+
+def test_torchrun_within_a_slurm_job_counts() -> None:
+    """`srun -n 2 torchrun --nproc_per_node 4`: SLURM knows of two processes, there are eight."""
+    env = {**SRUN, "RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}
+    assert (discover(env).rank, discover(env).size) == (7, 8)
+
+
+def test_srun() -> None:
+    assert discover(SRUN) == World(5, 8, 1, 4, "alpha", 15000 + 123456 % 20000)
+
+
+def test_srun_takes_an_address_and_a_port_that_are_given() -> None:
+    world = discover({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "777"})
+    assert (world.address, world.port) == ("10.0.0.1", 777)
+
+
+def test_a_batch_script_without_srun_is_one_process() -> None:
+    without_step = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}
+    assert discover(without_step) == World()
+
+
+def _install_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = folder / "scontrol"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_the_first_host_of_a_list_in_brackets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install_scontrol(tmp_path, monkeypatch, '[ "$3" = "gpu[07-09]" ] && echo gpu07 && echo gpu08')
+    assert discover({**SRUN, "SLURM_STEP_NODELIST": "gpu[07-09]"}).address == "gpu07"
+
+
+@pytest.mark.parametrize("script", [None, "exit 1"])
+def test_a_list_that_nobody_can_read_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script is not None:
+        _install_scontrol(tmp_path, monkeypatch, script)
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
+        discover({**SRUN, "SLURM_STEP_NODELIST": "gpu[07-09]"})
+
+
+def test_mpirun_with_an_address_needs_no_mpi_library() -> None:
+    world = discover({**MPIRUN, "MASTER_ADDR": "node1", "MASTER_PORT": "1234"})
+    assert world == World(1, 2, 1, 2, "node1", 1234)
+
+
+def test_mpirun_within_a_slurm_step_counts() -> None:
+    env = {**SRUN, **MPIRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "MASTER_ADDR": "node1"}
+    assert (discover(env).rank, discover(env).size) == (1, 2)
+
+
+def test_mpich() -> None:
+    env = {
+        "PMI_RANK": "3",
+        "PMI_SIZE": "4",
+        "MPI_LOCALRANKID": "1",
+        "MPI_LOCALNRANKS": "2",
+        "MASTER_ADDR": "node1",
+    }
+    assert discover(env) == World(3, 4, 1, 2, "node1", 29500)
+
+
+def _fake_mpi(monkeypatch: pytest.MonkeyPatch, rank: int, told: list[object]) -> None:
+    """An MPI library of one function: what rank 0 says, all hear."""
+
+    def bcast(value: object, root: int) -> object:
+        if value is not None:
+            told.append(value)
+        return told[-1]
+
+    package, mpi = ModuleType("mpi4py"), ModuleType("mpi4py.MPI")
+    world = SimpleNamespace(Get_rank=lambda: rank, bcast=bcast)
+    vars(mpi)["COMM_WORLD"], vars(package)["MPI"] = world, mpi
+    monkeypatch.setitem(sys.modules, "mpi4py", package)
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
+
+
+def test_mpirun_agrees_on_a_meeting_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    worlds = []
+    for rank in ("0", "1"):
+        _fake_mpi(monkeypatch, int(rank), told)
+        worlds.append(discover({**MPIRUN, "OMPI_COMM_WORLD_RANK": rank}))
+    assert worlds[0].port == worlds[1].port > 0
+    assert worlds[0].address == worlds[1].address == "127.0.0.1"
+
+
+def test_mpirun_without_an_mpi_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(UserError, match="mpi4py cannot load MPI .* set MASTER_ADDR"):
+        discover(MPIRUN)
+
+
+CONTRADICTIONS = [
+    ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 does not fit a world of 2"),
+    ({**SRUN, "SLURM_NTASKS": "4"}, "rank 5 does not fit a world of 4"),
+    ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE is not set"),
+    ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a number"),
+]
+
+
+@pytest.mark.parametrize(("env", "message"), CONTRADICTIONS)
+def test_contradictions_are_told(env: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        discover(env)
+
+
+def test_collectives_of_one_process() -> None:
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.any_rank(True) and not distributed.any_rank(False)
+    assert distributed.gather_objects("mine") == ["mine"]
+    assert distributed.broadcast_object("mine") == "mine"
+    assert distributed.sum_over_ranks(torch.ones(2)).tolist() == [1.0, 1.0]
+    distributed.barrier()
+    with pytest.raises(UserError, match="mine"), distributed.shared_errors():
+        raise UserError("mine")
+
+
+def test_a_defect_is_not_taken_for_a_mistake_of_the_user() -> None:
+    with pytest.raises(KeyError), distributed.shared_errors():
+        raise KeyError("a defect")
+
+
+def test_a_free_port_can_be_listened_on() -> None:
+    assert 1024 <= distributed.free_port() < 65536

@@ -1,0 +1,136 @@
+"""Stand-ins for the parts around the trainer; each writes down what was asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_seq.config.train import TrainConfig
+from ds_seq.criterions.base import Loss
+from ds_seq.data.dataset import Batch
+from ds_seq.models.output import ModelOutput
+from ds_seq.training.engine import StepResult
+from ds_seq.training.trainer import Trainer
+
+
+def make_batch(num_tokens: int) -> Batch:
+    """One sentence of so many target tokens; none gives the empty batch."""
+    tokens = torch.full((1, max(num_tokens, 1)), 4 if num_tokens else 1)
+    return Batch(torch.zeros(1).long(), tokens, tokens, tokens, num_tokens, int(num_tokens > 0))
+
+
+class FakeEngine:
+    """An engine whose model is one number and whose loss is a token count."""
+
+    def __init__(self, accumulate: int = 1, results: list[StepResult] | None = None) -> None:
+        self.accumulate, self.results = accumulate, results or []
+        self.device = torch.device("cpu")
+        self.module = nn.Linear(1, 1)
+        self.schedule = SimpleNamespace(lr=0.5)
+        self.losses: list[float] = []
+        self.draws: list[float] = []
+        self.on_step: Callable[[int], object] = lambda update: None
+
+    def __call__(self, batch: Batch) -> ModelOutput:
+        assert self.module.training
+        self.draws.append(torch.rand(()).item())
+        return ModelOutput(torch.zeros(batch.num_tokens, 3), {}, [])
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.losses.append(loss.item())
+
+    def step(self) -> StepResult | None:
+        if len(self.losses) % self.accumulate:
+            return None
+        update = len(self.losses) // self.accumulate
+        self.on_step(update)
+        return self.results[update - 1] if self.results else StepResult(True, 2.0, 1.0)
+
+
+class FakeStream:
+    """Batches of given token counts, ``epochs`` times over."""
+
+    def __init__(self, tokens: list[int], epochs: int) -> None:
+        self.all = tokens * epochs
+        self.taken, self.epoch = 0, 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self.taken == len(self.all):
+            raise StopIteration
+        self.taken += 1
+        return make_batch(self.all[self.taken - 1])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.taken = state["taken"]
+
+    def close(self) -> None:
+        self.taken = len(self.all)
+
+
+class Scene:
+    """A trainer among stand-ins, and the events of its run in order."""
+
+    def __init__(
+        self,
+        tokens: list[int] | None = None,
+        epochs: int = 100,
+        accumulate: int = 1,
+        scores: list[float] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.scores = iter(scores or [float(n) for n in range(1, 1000)])
+        self.engine = FakeEngine(accumulate)
+        self.loss_per_token = 1.0
+        log = SimpleNamespace(
+            record=lambda kind, update, figures: self.events.append((kind, update, figures)),
+            advance=lambda update, brief=None: None,
+            say=lambda text: None,
+            close=lambda: self.events.append(("closed",)),
+        )
+        store = SimpleNamespace(save=self._save)
+        defaults = {"log_every": 1000, "validate_every": None, "save_every": 1000}
+        config = TrainConfig(**{**defaults, "max_updates": 4, **settings})  # type: ignore[arg-type]
+        parts: list[Any] = [
+            self.engine,
+            self._criterion,
+            FakeStream(tokens or [2], epochs),
+            self._validate,
+            store,
+            log,
+            config,
+        ]
+        self.trainer = Trainer(*parts)
+
+    def _criterion(self, output: ModelOutput, batch: Batch) -> Loss:
+        total = torch.tensor(self.loss_per_token * batch.num_tokens)
+        return Loss(total, {"nll": total})
+
+    def _validate(self, max_batches: int | None = None) -> dict[str, float]:
+        if max_batches is not None:
+            self.events.append(("rehearsal", max_batches))
+            return {}
+        score = next(self.scores)
+        return {"loss": score, "bleu": score}
+
+    def _save(
+        self, engine: FakeEngine, update: int, progress: dict[str, Any], score: float | None
+    ) -> Path:
+        self.progress = progress
+        self.events.append(("save", update, score))
+        return Path()
+
+    def of_kind(self, kind: str) -> list[tuple[Any, ...]]:
+        """The events of one kind, without its name."""
+        return [event[1:] for event in self.events if event[0] == kind]

@@ -1,0 +1,88 @@
+"""What a run tells, to programs and to people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from ds_seq.training.run_log import RunLog
+
+
+def read(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+
+
+def test_figures_go_to_both_logs(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, True, True, 10, 0)
+    log.record("train", 1, {"loss": 2.5, "moe/layer0/load": [0.25, 0.75]})
+    log.record("valid", 1, {"bleu": 31, "samples": "text", "moe/layer0/load": [0.5, 0.5]})
+    log.close()
+    train, valid = read(tmp_path)
+    assert train["kind"] == "train" and train["update"] == 1 and train["loss"] == 2.5
+    assert valid["samples"] == "text"
+    assert curves(tmp_path) == {
+        "train/loss": [(1, 2.5)],
+        "moe/layer0/load/0": [(1, 0.25)],
+        "moe/layer0/load/1": [(1, 0.75)],
+        "valid/bleu": [(1, 31.0)],
+        "valid/moe/layer0/load/0": [(1, 0.5)],
+        "valid/moe/layer0/load/1": [(1, 0.5)],
+    }
+
+
+def test_what_is_no_number_is_null_because_json_knows_no_infinity(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, True, False, 10, 0)
+    log.record("train", 1, {"grad_norm": float("inf"), "list": [1.0, float("nan")]})
+    log.close()
+    assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
+    (line,) = read(tmp_path)
+    assert line["grad_norm"] is None and line["list"] == [1.0, None]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_resumed_run_appends_and_replaces_what_lies_after_its_checkpoint(tmp_path: Path) -> None:
+    first = RunLog(tmp_path, True, True, 10, 0)
+    for update in (1, 2, 3):  # killed after 3, with a checkpoint of 1
+        first.record("train", update, {"loss": 5.0})
+    first.close()
+    second = RunLog(tmp_path, True, True, 10, 1)
+    second.record("train", 2, {"loss": 4.0})
+    second.close()
+    assert len(read(tmp_path)) == 4
+    assert curves(tmp_path)["train/loss"] == [(1, 5.0), (2, 4.0)]
+
+
+def test_other_ranks_write_and_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(tmp_path, False, True, 10, 0)
+    log.record("train", 1, {"loss": 1.0})
+    log.advance(1, {"loss": "1.0"})
+    log.say("hello")
+    log.close()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_without_a_terminal_there_are_lines_and_no_bar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(tmp_path, True, False, 10, 0)
+    log.advance(1)
+    log.advance(2, {"loss": "1.0", "lr": "5e-4"})
+    log.say("hello")
+    log.close()
+    captured = capsys.readouterr()
+    assert captured.err == "update 2 | loss 1.0 | lr 5e-4\nhello\n"
+    assert captured.out == ""

@@ -1,0 +1,160 @@
+"""The order of events of a training run, with a stand-in for the engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from ds_seq.errors import UserError
+from ds_seq.training.engine import StepResult
+from tests.unit.training.fakes import Scene
+
+VALIDATING: dict[str, Any] = {"validate_every": 2, "save_every": None}
+
+
+def test_the_loss_is_divided_by_the_tokens_of_the_whole_update() -> None:
+    scene = Scene(tokens=[2, 6, 0, 4], accumulate=2, max_updates=2)
+    assert scene.trainer.fit() == "max_updates"
+    # DeepSpeed divides by the accumulation; the sum over an update must be the mean over tokens
+    first, second = scene.engine.losses[:2], scene.engine.losses[2:]
+    assert first == pytest.approx([2 * 2 / 8, 6 * 2 / 8])
+    assert second == pytest.approx([0.0, 4 * 2 / 4])
+
+
+def test_logs_means_since_the_last_entry() -> None:
+    scene = Scene(tokens=[2, 6], max_updates=4, log_every=2)
+    scene.trainer.fit()
+    (update, figures), (later, _) = scene.of_kind("train")
+    assert (update, later) == (2, 4)
+    assert figures["tokens"] == 8 and figures["loss"] == pytest.approx(1.0)
+    assert figures["lr"] == 0.5 and figures["grad_norm"] == 2.0
+    assert figures["tokens_per_second"] > 0
+
+
+def test_validates_and_saves_when_due_and_at_the_end() -> None:
+    scene = Scene(max_updates=5, **VALIDATING)
+    scene.trainer.fit()
+    assert [update for update, _ in scene.of_kind("valid")] == [2, 4, 5]
+    assert scene.of_kind("save") == [(2, 1.0), (4, 2.0), (5, 3.0)]
+
+
+def test_a_last_update_that_was_validated_is_not_validated_again() -> None:
+    scene = Scene(max_updates=4, **VALIDATING)
+    scene.trainer.fit()
+    assert [update for update, _ in scene.of_kind("valid")] == [2, 4]
+    assert [update for update, _ in scene.of_kind("save")] == [2, 4]
+
+
+def test_saves_between_validations() -> None:
+    scene = Scene(max_updates=6, validate_every=4, save_every=3)
+    scene.trainer.fit()
+    assert dict(scene.of_kind("save")) == {3: None, 4: 1.0, 6: 2.0}
+
+
+def test_without_validation_nothing_is_rehearsed_or_validated() -> None:
+    scene = Scene(max_updates=3, sanity_validation_batches=2)
+    scene.trainer.fit()
+    assert not scene.of_kind("rehearsal") and not scene.of_kind("valid")
+    assert scene.of_kind("save") == [(3, None)]
+
+
+def test_the_rehearsal_comes_first_and_leaves_no_trace() -> None:
+    scene = Scene(max_updates=2, sanity_validation_batches=3, **VALIDATING)
+    scene.trainer.fit()
+    assert scene.events[0] == ("rehearsal", 3)
+    assert len(scene.of_kind("rehearsal")) == 1
+    assert scene.of_kind("save") == [(2, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores"),
+    [("bleu", [1.0, 5.0, 4.0, 5.0, 9.0]), ("loss", [5.0, 2.0, 3.0, 2.0, 1.0])],
+)
+def test_patience_counts_from_the_best(metric: str, scores: list[float]) -> None:
+    settings: dict[str, Any] = {
+        "validate_every": 1,
+        "save_every": None,
+        "best_metric": metric,
+        "patience": 2,
+    }
+    scene = Scene(max_updates=50, scores=scores, **settings)
+    assert scene.trainer.fit() == "patience"
+    assert scene.trainer.update == 4
+    assert scene.trainer.best_score == scores[1]
+
+
+def test_the_end_of_the_data_ends_the_run_and_an_incomplete_update_is_not_made() -> None:
+    scene = Scene(tokens=[2, 2, 2, 2, 2], epochs=1, accumulate=2, max_updates=50)
+    assert scene.trainer.fit() == "max_epochs"
+    assert scene.trainer.update == 2
+    assert scene.of_kind("save") == [(2, None)]
+
+
+def test_max_hours_ends_the_run_after_an_update() -> None:
+    scene = Scene(max_updates=50, max_hours=1e-9)
+    assert scene.trainer.fit() == "max_hours"
+    assert scene.of_kind("save") == [(1, None)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_without_a_validation(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    scene = Scene(max_updates=50, validate_every=20, save_every=None)
+    scene.engine.on_step = lambda update: os.kill(os.getpid(), number) if update == 2 else None
+    assert scene.trainer.fit() == "signal"
+    assert scene.trainer.update == 3, "it ends with the update that follows"
+    assert scene.of_kind("save") == [(3, None)] and not scene.of_kind("valid")
+    assert signal.getsignal(number) is before
+
+
+def test_skipped_updates_are_counted() -> None:
+    scene = Scene(max_updates=3, log_every=1)
+    scene.engine.results = [StepResult(applied, 1.0, 2.0) for applied in (False, True, False)]
+    scene.trainer.fit()
+    assert [figures["skipped_updates"] for _, figures in scene.of_kind("train")] == [1, 1, 2]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
+    scene = Scene(max_updates=50, log_every=2)
+    scene.loss_per_token = float("nan")
+    with pytest.raises(UserError, match=r"training loss is nan at update 2.*optimizer\.lr"):
+        scene.trainer.fit()
+    assert not scene.of_kind("save")
+    assert scene.events[-1] == ("closed",)
+
+
+def test_a_validation_loss_that_is_no_number_is_no_checkpoint() -> None:
+    scene = Scene(max_updates=50, scores=[1.0, float("inf")], **VALIDATING)
+    with pytest.raises(UserError, match="validation loss is inf at update 4"):
+        scene.trainer.fit()
+    assert scene.of_kind("save") == [(2, 1.0)]
+
+
+def test_a_resumed_run_goes_on_where_the_first_ended() -> None:
+    whole = Scene(tokens=[1, 2, 3, 4, 5, 6], max_updates=6, **VALIDATING)
+    whole.trainer.fit()
+    first = Scene(tokens=[1, 2, 3, 4, 5, 6], max_updates=4, **VALIDATING)
+    first.trainer.fit()
+    second = Scene(tokens=[1, 2, 3, 4, 5, 6], max_updates=6, scores=[3.0], **VALIDATING)
+    second.trainer.load_state_dict(first.progress)
+    second.trainer.fit()
+
+    # losses, and random numbers as dropout draws them
+    assert first.engine.losses + second.engine.losses == whole.engine.losses
+    assert first.engine.draws + second.engine.draws == whole.engine.draws
+    assert second.of_kind("save") == [(6, 3.0)]
+    assert not second.of_kind("rehearsal")
+    assert second.trainer.best_score == 3.0
+    assert second.progress["seconds"] >= first.progress["seconds"]
+
+
+def test_every_update_and_every_seed_draws_other_dropout() -> None:
+    draws = []
+    for seed in (1, 2):
+        scene = Scene(max_updates=3, seed=seed)
+        scene.trainer.fit()
+        draws += scene.engine.draws
+    assert len(set(draws)) == 6
