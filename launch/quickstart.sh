@@ -64,7 +64,8 @@ run=runs/$experiment$name_suffix
 raw=data/quickstart/raw
 if [ -n "$name_suffix" ]; then
     # A run of its own: the learning rate follows max_updates, so the long run must not continue it.
-    overrides+=("name=$experiment$name_suffix" train.max_updates=150 train.validate_every=75)
+    overrides+=("name=$experiment$name_suffix" train.max_updates=150 train.validate_every=75
+        scheduler.warmup_updates=50)
 fi
 
 step=0
