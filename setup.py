@@ -34,7 +34,7 @@ REQUIREMENTS = [
     "tensorboard",
     "tqdm",
 ]
-TEST = ["pytest>=8.3", "pytest-timeout"]
+TEST = ["psutil", "pytest>=8.3", "pytest-timeout"]
 DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
 setup(

@@ -37,7 +37,7 @@ from ds_seq.models.weights import (
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 
-_TEMPORARY = ".incomplete"
+_TEMPORARY, _REPLACED = ".incomplete", ".replaced"
 
 
 class CheckpointStore:
@@ -94,8 +94,7 @@ class CheckpointStore:
                     "files": {file: size for part in all_files for file, size in part.items()},
                 }
                 _write_json(temporary / META_FILE, meta)
-                _remove(final)
-                temporary.rename(final)
+                _replace(temporary, final)
                 self._register(name, score)
         self.index = distributed.broadcast_object(self.index)
         return final
@@ -104,6 +103,12 @@ class CheckpointStore:
         """Remove what a killed save has left."""
         for path in self.folder.glob(f"*{_TEMPORARY}"):
             _remove(path)
+        for path in self.folder.glob(f"*{_REPLACED}"):
+            whole = path.with_name(path.name.removesuffix(_REPLACED))
+            if whole.exists():
+                _remove(path)
+            else:  # killed between the two renames of `_replace`
+                path.rename(whole)
 
     def _register(self, name: str, score: float | None) -> None:
         last = [e for e in self.index["last"] if e["name"] != name]
@@ -116,7 +121,7 @@ class CheckpointStore:
         _write_json(self.folder / "index.json", self.index)
         kept = {entry["name"] for entries in self.index.values() for entry in entries}
         for path in self.folder.glob("update_*"):
-            if path.name not in kept and not path.name.endswith(_TEMPORARY):
+            if path.name not in kept and path.suffix not in (_TEMPORARY, _REPLACED):
                 _remove(path)
 
 
@@ -258,6 +263,16 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"{path}: cannot make the folder ({error.strerror})") from error
+
+
+def _replace(new: Path, final: Path) -> None:
+    """Rename ``new`` to ``final``; what was there goes only when the new one is in its place."""
+    old = final.with_name(final.name + _REPLACED)
+    if final.exists():
+        _remove(old)
+        final.rename(old)
+    new.rename(final)
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

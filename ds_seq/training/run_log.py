@@ -34,6 +34,7 @@ class RunLog:
         self._bar: Any = None
         if not active:
             return
+        _forget_after(folder / "metrics.jsonl", done_updates)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -90,6 +91,22 @@ class RunLog:
             self._writer.close()
         if self._bar is not None:
             self._bar.close()
+
+
+def _forget_after(path: Path, update: int) -> None:
+    """Drop the records of updates that a resumed run makes anew, and a line cut off by a crash."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["update"] <= update:
+                kept.append(line)
+        except ValueError:
+            continue
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _finite(value: Any) -> Any:

@@ -81,6 +81,7 @@ class Trainer:
         self.last_validation: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = time.monotonic()
+        self._lr = 0.0
         self._signalled = False
         self._saved_at = -1
         self._validated_at = -1
@@ -146,6 +147,7 @@ class Trainer:
     def _train_step(self, update: _Update) -> StepResult:
         """One update: forward and backward per batch; DeepSpeed steps after the last."""
         self.engine.module.train()
+        self._lr = self.engine.schedule.lr
         _seed_update(self.config.seed, self.update)
         # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want
         # that
@@ -164,6 +166,8 @@ class Trainer:
 
     def _periodic(self, result: StepResult) -> None:
         """What is due after this update: log, validate, save."""
+        if result.applied:  # an infinite norm has damaged the weights, which must not be saved
+            _require_finite("gradient norm", result.grad_norm, self.update)
         self._window_updates += 1
         if self.update % self.config.log_every == 0:
             self._log(result)
@@ -180,10 +184,10 @@ class Trainer:
         figures: dict[str, Any] = dict(self._window.reduce())
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        _require_finite("training", loss, self.update)
+        _require_finite("training loss", loss, self.update)
         figures.update(
             epoch=self.batches.epoch,
-            lr=self.engine.schedule.lr,
+            lr=self._lr,
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
@@ -210,7 +214,7 @@ class Trainer:
         """Validate, record, and judge; returns the score."""
         paused = time.monotonic()
         figures = self.validator()
-        _require_finite("validation", float(figures["loss"]), self.update)
+        _require_finite("validation loss", float(figures["loss"]), self.update)
         score = float(figures[self.config.best_metric])
         sign = 1.0 if self.config.best_metric == "bleu" else -1.0
         improved = self.best_score is None or sign * score > sign * self.best_score
@@ -285,13 +289,13 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
 
 
-def _require_finite(kind: str, loss: float, update: int) -> None:
+def _require_finite(kind: str, value: float, update: int) -> None:
     """End a run that has diverged, before it replaces good checkpoints."""
-    if math.isfinite(loss):
+    if math.isfinite(value):
         return
     with distributed.shared_errors():  # all ranks see it; one tells
         raise UserError(
-            f"the {kind} loss is {loss} at update {update}; the last checkpoint is intact. Lower "
+            f"the {kind} is {value} at update {update}; the last checkpoint is intact. Lower "
             "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
         )
 

@@ -154,8 +154,11 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "update_00000007.incomplete").mkdir(parents=True)
-    store = CheckpointStore(checkpoints, 1, 1, True)
-    store.discard_incomplete()
-    assert not list(checkpoints.iterdir())
+    (checkpoints / "update_00000008.replaced").mkdir()  # killed between two renames
+    (checkpoints / "update_00000009.replaced").mkdir()  # killed after them
+    (checkpoints / "update_00000009").mkdir()
+    CheckpointStore(checkpoints, 1, 1, True).discard_incomplete()
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["update_00000008", "update_00000009"]
     with pytest.raises(UserError, match="no finished checkpoint"):
         find_checkpoint(tmp_path, "last")
