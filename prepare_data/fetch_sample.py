@@ -13,6 +13,8 @@ from ds_seq.data import sample
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError, run_command
 
+_MOST_HELD_OUT = 1000
+
 
 def main(argv: Sequence[str]) -> int:
     """Fetches, aligns, splits and writes."""
@@ -28,13 +30,17 @@ def main(argv: Sequence[str]) -> int:
         "--tsv", type=Path, metavar="FILE", help="take these tab-separated pairs instead"
     )
     parser.add_argument(
-        "--held-out", type=int, default=1000, metavar="N", help="pairs in valid and in test"
+        "--held-out",
+        type=int,
+        metavar="N",
+        help=f"pairs in valid and in test (default: {_MOST_HELD_OUT:,}, a tenth of a smaller text)",
     )
     parser.add_argument("--seed", type=int, default=1, help="which pages are held out")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="ds_seq_sample_") as folder:
         units = _units(arguments.source, arguments.tsv, Path(folder))
-    _write(sample.split(units, arguments.held_out, arguments.seed), arguments.out)
+    held_out = arguments.held_out or min(_MOST_HELD_OUT, max(len(units) // 10, 1))
+    _write(sample.split(units, held_out, arguments.seed), arguments.out)
     return 0
 
 
