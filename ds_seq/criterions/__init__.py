@@ -11,10 +11,9 @@ from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation, Teacher
 from ds_seq.criterions.model_and_base import ModelAndBase
+from ds_seq.data.vocab import PAD_ID
 from ds_seq.moe.losses import GATE_LOSSES
 from ds_seq.plugins import find_plugin
-
-PAD_ID = 1
 
 __all__ = ["CRITERIONS", "Criterion", "Loss", "Teacher", "build_criterion"]
 

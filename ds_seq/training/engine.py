@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.data.dataset import Batch
+from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import expert_parallel_group, split_expert_groups
@@ -83,7 +84,7 @@ class Engine:
         config: dict[str, Any],
         *,
         expert_parallel: int = 1,
-        pad_id: int = 1,
+        pad_id: int = PAD_ID,
     ) -> None:
         optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
         self.schedule = UpdateSchedule(optimizer, schedule)
