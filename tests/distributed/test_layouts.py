@@ -11,8 +11,13 @@ from torch import Tensor
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
-LAYOUTS = [(1, 1), (2, 1), (2, 2)]
-STAGES = [0, 1, 2, 3]
+CASES = [(world, spread, stage) for world, spread in ((1, 1), (2, 1), (2, 2)) for stage in range(4)]
+CASES += [
+    (4, 2, 1),
+    (4, 2, 3),
+    (4, 4, 0),
+    (4, 4, 2),
+]  # experts both spread and copied, and more ranks
 Result = tuple[list[tuple[float, float, bool]], dict[str, Tensor]]
 
 
@@ -33,8 +38,7 @@ def reference() -> dict[str, Result]:
 _CLIPPED: dict[str, Any] = {"optimizer": spine.SGD, "clip": 0.25}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(("world", "expert_parallel"), LAYOUTS)
+@pytest.mark.parametrize(("world", "expert_parallel", "stage"), CASES)
 def test_same_losses_norms_and_weights_in_every_layout(
     world: int, expert_parallel: int, stage: int, reference: dict[str, Result]
 ) -> None:
