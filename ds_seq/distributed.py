@@ -7,12 +7,14 @@ group. The only file besides `training/engine.py` that asks what kind of device 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -256,9 +258,6 @@ def keep_freed_memory() -> None:
 
 def quiet_deepspeed() -> None:
     """Let DeepSpeed speak of warnings and errors only; its engine greets with pages of settings."""
-    import logging
-    import warnings
-
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)

@@ -40,12 +40,11 @@ from ds_seq.generation.text import (
     write_lines,
 )
 from ds_seq.generation.translate import Share, Translations, translate
-from ds_seq.interop.run_folder import LoadedRun, load_run
+from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MOST_NAMED_LINES = 10
 
 
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
             _check_arguments(args, world.size)
             device = world.device if args.device is None else _device(args.device)
             text = None if args.input is None else _read_input(args.input, args.reference)
-            dtype = None if args.dtype is None else _DTYPES[args.dtype]
+            dtype = None if args.dtype is None else DTYPES[args.dtype]
             run = load_run(args.run, args.checkpoint, device, dtype, args.expert_parallel)
             settings = _override(run.config, args).generation
             if text is None:
@@ -106,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
     add(
         "--dtype",
-        choices=_DTYPES,
+        choices=DTYPES,
         help="number format (default: as trained on a GPU, fp32 on a CPU)",
     )
     add("--expert-parallel", type=int, default=1, metavar="N",

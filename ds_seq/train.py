@@ -50,7 +50,7 @@ from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import Share
 from ds_seq.interop.run_folder import CONFIG_FILE, VOCAB_FILE, find_checkpoint, load_run
 from ds_seq.models import build_model
-from ds_seq.models.weights import load_weights
+from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
@@ -63,7 +63,7 @@ from ds_seq.training.state import full_shape
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import Validator
 
-_OLD_FILES = ("metrics.jsonl", "tensorboard", "checkpoints")
+_OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _set_up(args: argparse.Namespace, world: World) -> _Setup:
             "delete it, or another name="
         )
     checkpoint = None
-    if args.resume and (folder / "checkpoints" / "index.json").is_file():
+    if args.resume and (folder / CHECKPOINTS / INDEX_FILE).is_file():
         checkpoint = find_checkpoint(folder, "last")
     return _Setup(config, engine_config, folder, checkpoint, args.overwrite)
 
@@ -242,7 +242,7 @@ def _build(
         if world.is_first:
             _write_run_files(setup, task)
     store = CheckpointStore(
-        setup.folder / "checkpoints", train.keep_last, train.keep_best, train.best_metric == "bleu"
+        setup.folder / CHECKPOINTS, train.keep_last, train.keep_best, train.best_metric == "bleu"
     )
     if world.is_first:
         store.discard_incomplete()

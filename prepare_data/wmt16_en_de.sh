@@ -9,21 +9,10 @@
 set -euo pipefail
 out=${1:-data/wmt16_en_de/raw}
 
-for tool in curl tar sacrebleu; do
-    command -v "$tool" >/dev/null || { echo "$0: error: $tool is not installed" >&2; exit 2; }
-done
-mkdir -p "$out/archives" "$out/unpacked"
+# shellcheck source=prepare_data/download.sh
+. "$(dirname "${BASH_SOURCE[0]}")/download.sh"
 
-fetch() { # URL: download and unpack one archive
-    local archive="$out/archives/${1##*/}"
-    if [ ! -e "$archive" ]; then
-        curl -fL --retry 5 -C - --progress-bar -o "$archive.part" "$1" \
-            || { echo "$0: error: cannot download $1; check the network, then run this again" >&2; exit 2; }
-        mv "$archive.part" "$archive"
-    fi
-    tar -xf "$archive" -C "$out/unpacked"
-}
-
+need curl tar sacrebleu
 fetch http://www.statmt.org/europarl/v7/de-en.tgz
 fetch http://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz
 fetch http://data.statmt.org/wmt16/translation-task/training-parallel-nc-v11.tgz

@@ -20,12 +20,17 @@ from ds_seq.config.load import load_experiment
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import META_FILE, expert_offsets, load_weights
+from ds_seq.models.weights import (
+    CHECKPOINTS,
+    INDEX_FILE,
+    META_FILE,
+    expert_offsets,
+    load_weights,
+)
 
 CONFIG_FILE = "config.yaml"
 VOCAB_FILE = "vocab.model"
 EXPORT_FILE = "model.safetensors"
-INDEX_FILE = "index.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -97,7 +102,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    checkpoints = run / "checkpoints"
+    checkpoints = run / CHECKPOINTS
     if which in ("best", "last"):
         try:
             index = json.loads((checkpoints / INDEX_FILE).read_text(encoding="utf-8"))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from ds_seq.errors import UserError
 from ds_seq.moe.layer import MoeFeedForward
 
+CHECKPOINTS = "checkpoints"  # folder of a run
+INDEX_FILE = "index.json"  # in that folder: which checkpoint is the last, which are the best
 META_FILE = "checkpoint.json"
 FORMAT_VERSION = 1
 
@@ -111,17 +113,24 @@ class TensorFolder:
         tensor: Tensor = self._where[key].get_tensor(key)
         return tensor
 
+    def read_stacked(self, key: str, first_expert: int | None, num_experts: int) -> Tensor:
+        """The tensor ``key``, or its slices of ``num_experts`` experts as one where it has experts.
+
+        Raises:
+            UserError: one of them is missing.
+        """
+        if first_expert is None:
+            return self.read(key)
+        ids = range(first_expert, first_expert + num_experts)
+        return torch.stack([self.read(expert_key(key, expert)) for expert in ids])
+
     def read_parameter(self, name: str, shape: torch.Size, first_expert: int | None) -> Tensor:
         """A parameter of ``shape``; experts ``first_expert``, ... stacked where it holds experts.
 
         Raises:
             UserError: missing, or of another shape.
         """
-        if first_expert is None:
-            value = self.read(name)
-        else:
-            ids = range(first_expert, first_expert + shape[0])
-            value = torch.stack([self.read(expert_key(name, expert)) for expert in ids])
+        value = self.read_stacked(name, first_expert, shape[0])
         if value.shape != shape:
             raise UserError(
                 f"{self.folder}: {name} has shape {tuple(value.shape)}, the model wants "
@@ -143,15 +152,11 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         first = offsets.get(name)
         parameter.copy_(tensors.read_parameter(name, parameter.shape, first))
-        wanted.add(name)
-    foreign = sorted(
-        key for key in tensors.keys() if key not in wanted and key.rsplit(".", 1)[0] not in offsets
-    )
-    for name, first in offsets.items():
-        # experts beyond the model's own would be forgotten in silence otherwise
-        total = _num_experts(model, name)
-        foreign += [expert_key(name, total)] if expert_key(name, total) in tensors else []
-        assert first < total
+        if first is None:
+            wanted.add(name)
+        else:  # those of other ranks as well
+            wanted.update(expert_key(name, expert) for expert in range(_num_experts(model, name)))
+    foreign = sorted(tensors.keys() - wanted)
     if foreign:
         raise UserError(
             f"{folder}: has {foreign[0]!r}, which the model has not; "

@@ -20,7 +20,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from ds_seq import distributed
 from ds_seq.errors import UserError
 from ds_seq.models.weights import (
     FORMAT_VERSION,
+    INDEX_FILE,
     META_FILE,
     TensorFolder,
     expert_key,
@@ -57,8 +57,8 @@ class CheckpointStore:
         self.keep_last, self.keep_best = keep_last, keep_best
         self._sign = 1.0 if higher_is_better else -1.0
         self.index: dict[str, Any] = {"last": [], "best": []}
-        if (folder / "index.json").is_file():
-            self.index = _read_json(folder / "index.json")
+        if (folder / INDEX_FILE).is_file():
+            self.index = _read_json(folder / INDEX_FILE)
 
     def save(
         self, engine: Engine, update: int, progress: dict[str, Any], score: float | None
@@ -80,7 +80,8 @@ class CheckpointStore:
             if distributed.rank() == 0:
                 _remove(temporary)
                 _make_folder(temporary)
-        files = _write_tensors(engine, temporary)
+        state = FullState(engine.deepspeed)
+        files = _write_tensors(engine, state, temporary)
         all_files = distributed.gather_objects(files)
         with distributed.shared_errors():
             if all_files is not None:
@@ -88,7 +89,7 @@ class CheckpointStore:
                     "format_version": FORMAT_VERSION,
                     "update": update,
                     "written_by": _layout(engine),
-                    "optimizer": _optimizer_meta(engine),
+                    "optimizer": _optimizer_meta(engine, state),
                     "loss_scaler": engine.loss_scaler_state(),
                     "progress": progress,
                     "files": {file: size for part in all_files for file, size in part.items()},
@@ -118,7 +119,7 @@ class CheckpointStore:
             best.append({"name": name, "score": score})
             best.sort(key=lambda entry: -self._sign * float(entry["score"]))
         self.index = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
-        _write_json(self.folder / "index.json", self.index)
+        _write_json(self.folder / INDEX_FILE, self.index)
         kept = {entry["name"] for entries in self.index.values() for entry in entries}
         for path in self.folder.glob("update_*"):
             if path.name not in kept and path.suffix not in (_TEMPORARY, _REPLACED):
@@ -158,7 +159,8 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
         for key in written["state"]:
             slot = f"{key}/{name}"
             if has_state and _has(moments, slot, first):
-                state.write(parameter, key, _read_state(moments, slot, first, shape[0]))
+                # not by the parameter's shape: Adafactor's row and column sums have their own
+                state.write(parameter, key, moments.read_stacked(slot, first, shape[0]))
     if has_state:
         state.set_steps(float(written["steps"]))
     engine.schedule.set_updates(int(written["schedule_updates"]))
@@ -171,19 +173,13 @@ def _has(moments: TensorFolder, slot: str, first_expert: int | None) -> bool:
     return (slot if first_expert is None else expert_key(slot, first_expert)) in moments
 
 
-def _read_state(
-    moments: TensorFolder, slot: str, first_expert: int | None, num_local: int
-) -> Tensor:
-    """Not by the parameter's shape: Adafactor's row and column sums have shapes of their own."""
-    if first_expert is None:
-        return moments.read(slot)
-    ids = range(first_expert, first_expert + num_local)
-    return torch.stack([moments.read(expert_key(slot, expert)) for expert in ids])
+def _own_copy(value: Tensor) -> Tensor:
+    """On the CPU, in storage of its own: safetensors refuses tensors that share memory."""
+    return value.detach().to("cpu", copy=True).contiguous()
 
 
-def _write_tensors(engine: Engine, folder: Path) -> dict[str, int]:
+def _write_tensors(engine: Engine, state: FullState, folder: Path) -> dict[str, int]:
     """Gather every tensor in turn and write the share of this rank; returns file sizes."""
-    state = FullState(engine.deepspeed)
     offsets = expert_offsets(engine.module)
     kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     optimizer_state = state.state_names() if engine.schedule.updates else ()
@@ -196,12 +192,11 @@ def _write_tensors(engine: Engine, folder: Path) -> dict[str, int]:
                 continue
             target = kinds["weights" if key == WEIGHT else "optimizer"]
             slot = name if key == WEIGHT else f"{key}/{name}"
-            # clones of own storage: safetensors refuses tensors that share memory
             if first is None:
-                target[slot] = value.detach().cpu().clone().contiguous()
+                target[slot] = _own_copy(value)
             else:
                 for row in range(value.shape[0]):
-                    target[expert_key(slot, first + row)] = value[row].detach().cpu().clone()
+                    target[expert_key(slot, first + row)] = _own_copy(value[row])
     if distributed.rank() == 0:
         kinds["weights"].update(_frozen(engine))
     sizes = {}
@@ -239,8 +234,7 @@ def _layout(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _optimizer_meta(engine: Engine) -> dict[str, Any]:
-    state = FullState(engine.deepspeed)
+def _optimizer_meta(engine: Engine, state: FullState) -> dict[str, Any]:
     return {
         "name": type(engine.deepspeed.basic_optimizer).__name__,
         "steps": state.steps(),

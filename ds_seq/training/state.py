@@ -56,9 +56,18 @@ class FullState:
         states = self._torch_optimizer.state.values()
         return tuple(
             sorted(
-                {k for state in states for k, v in state.items() if _is_array(v) and k != "step"}
+                {
+                    k
+                    for state in states
+                    for k, v in state.items()
+                    if isinstance(v, Tensor) and k != "step"
+                }
             )
         )
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        """The fp32 tensor that stage 0 optimizes in place of ``parameter``; often itself."""
+        return self._masters.get(id(parameter), parameter)
 
     @property
     def _sliced(self) -> bool:
@@ -67,7 +76,7 @@ class FullState:
     def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
         """The whole tensor of ``parameter``; ``None`` if there is none yet. A collective."""
         if not self._sliced:
-            master = self._masters.get(id(parameter), parameter)
+            master = self._master(parameter)
             if name == WEIGHT:
                 return master.detach()
             value: Tensor | None = self._torch_optimizer.state.get(master, {}).get(name)
@@ -84,7 +93,7 @@ class FullState:
         made, so its rounded copies agree already.
         """
         if not self._sliced:
-            master = self._masters.get(id(parameter), parameter)
+            master = self._master(parameter)
             if name == WEIGHT:
                 master.data.copy_(value)
             else:
@@ -143,7 +152,7 @@ class FullState:
     def _optimized(self) -> list[Tensor]:
         """What the torch optimizer really updates: parameters, fp32 copies, or flat slices."""
         if not self._sliced:
-            return [self._masters.get(id(p), p) for _, p in self.parameters()]
+            return [self._master(parameter) for _, parameter in self.parameters()]
         if isinstance(self._wrapper, BF16_Optimizer):
             return list(self._wrapper.fp32_groups_flat_partition)
         if self._stage == 3:  # between steps its parameter groups are empty
@@ -167,10 +176,6 @@ def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:
         return {}
     pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
     return {id(p): master for half, full in pairs for p, master in zip(half, full, strict=True)}
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _shaped(value: Tensor | None, parameter: Any) -> Tensor | None:

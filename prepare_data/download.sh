@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sourced by the WMT recipes, which set `out`, the folder to write to.
+
+need() { # TOOL ...: end with a clear line if one of them is missing
+    local tool
+    for tool; do
+        command -v "$tool" >/dev/null || { echo "$0: error: $tool is not installed" >&2; exit 2; }
+    done
+}
+
+fetch() { # URL: download one archive, unless that is done, and unpack it
+    # shellcheck disable=SC2154 # out is set by the recipe
+    local archive="$out/archives/${1##*/}"
+    mkdir -p "$out/archives" "$out/unpacked"
+    if [ ! -e "$archive" ]; then
+        curl -fL --retry 5 -C - --progress-bar -o "$archive.part" "$1" \
+            || { echo "$0: error: cannot download $1; check the network, then run this again" >&2; exit 2; }
+        mv "$archive.part" "$archive"
+    fi
+    tar -xf "$archive" -C "$out/unpacked"
+}
