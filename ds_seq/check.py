@@ -63,7 +63,10 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
 
 def _notes(config: ExperimentConfig) -> list[str]:
     """What is allowed but seldom meant."""
-    if config.model.moe is None or not isinstance(config.criterion, CrossEntropyConfig):
+    moe = config.model.moe
+    if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
+        return []
+    if moe.router in ("sigmoid", "expert_choice"):  # balanced without a loss
         return []
     return [
         "",

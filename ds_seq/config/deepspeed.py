@@ -106,6 +106,7 @@ def engine_config(
         *_ownership_errors(ds_json),
         *_unknown_key_errors(ds_json, PASSED, OWNED_BELOW, ""),
         *_stage_errors(train, ds_json, moe),
+        *_broken_errors(train, ds_json),
     ]
     label = train.deepspeed or "the DeepSpeed JSON"
     lines = [f"{label}: {finding}" for finding in findings]
@@ -243,6 +244,48 @@ def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> 
             and stage < lowest
         ):
             yield f"zero_optimization.{key}: needs stage {lowest} at least, not {stage}"
+
+
+_OWN_ADAM_ONLY = (
+    ("fp16", "fp16_master_weights_and_grads"),
+    ("bf16", "bf16_master_weights_and_grads"),
+    ("bf16", "bf16_optimizer_states"),
+)
+
+
+def _broken_errors(train: TrainConfig, ds_json: Mapping[str, Any]) -> Iterator[str]:
+    """Settings with which DeepSpeed 0.19 computes or saves something else than it should."""
+    given = ds_json.get("zero_optimization")
+    zero = given if isinstance(given, Mapping) else {}
+    stage = zero_stage(ds_json)
+    spread = train.expert_parallel > 1
+    if stage in (1, 2) and zero.get("round_robin_gradients") is True:
+        yield (
+            "zero_optimization.round_robin_gradients: DeepSpeed then mixes parameters up when a "
+            "checkpoint reads them. Take it out"
+        )
+    for key in ("contiguous_gradients", "reduce_scatter"):
+        if spread and stage in (1, 2) and zero.get(key) is False:
+            yield (
+                f"zero_optimization.{key}: gradients of experts on several ranks "
+                f"(train.expert_parallel {train.expert_parallel}) need true. Take it out"
+            )
+    if spread and stage == MAX_STAGE and zero.get("zero_hpz_partition_size", 1) not in (1, AUTO):
+        yield (
+            "zero_optimization.zero_hpz_partition_size: not for experts on several ranks "
+            f"(train.expert_parallel {train.expert_parallel}). Take it out"
+        )
+    if stage == MAX_STAGE and zero.get("stage3_module_granularity_threshold", 0) not in (0, AUTO):
+        yield (
+            "zero_optimization.stage3_module_granularity_threshold: these models cannot be fetched "
+            "by larger parts. Take it out"
+        )
+    for section, key in _OWN_ADAM_ONLY:
+        below = ds_json.get(section)
+        if isinstance(below, Mapping) and below.get(key) is True:
+            yield f"{section}.{key}: works with DeepSpeed's own CPU Adam only. Take it out"
+    if stage > 1 and ds_json.get("gradient_predivide_factor", 1) not in (1, AUTO):
+        yield f"gradient_predivide_factor: is for stages 0 and 1, not {stage}. Take it out"
 
 
 def _optimizer_errors(config: ExperimentConfig, stage: int) -> list[str]:

@@ -68,6 +68,8 @@ class ExperimentConfig(Config):
     def _check_across_sections(self) -> ExperimentConfig:
         errors = [
             *self._expert_parallel_errors(),
+            *self._clip_errors(),
+            *self._language_errors(),
             *self._length_errors(),
             *self._schedule_errors(),
             *self._validation_errors(),
@@ -85,14 +87,32 @@ class ExperimentConfig(Config):
             return [
                 ("train.expert_parallel", f"{ranks}, but model.moe is null: a dense model needs 1")
             ]
-        if moe.num_experts % ranks:
+        uneven = [n for n in moe.counts if n % ranks]
+        if uneven:
             return [
                 (
                     "train.expert_parallel",
-                    f"{ranks} does not divide model.moe.num_experts {moe.num_experts}",
+                    f"{ranks} does not divide model.moe.num_experts {uneven[0]}",
                 )
             ]
         return []
+
+    def _clip_errors(self) -> list[tuple[str, str]]:
+        if self.train.sparse_clip and self.model.moe is None:
+            return [("train.sparse_clip", "is about experts, but model.moe is null; use false")]
+        return []
+
+    def _language_errors(self) -> list[tuple[str, str]]:
+        moe = self.model.moe
+        if moe is None or moe.router != "language" or self.data.vocab.user_symbols:
+            return []
+        return [
+            (
+                "model.moe.router",
+                "language needs tags that open the source lines; name them in "
+                "data.vocab.user_symbols, such as [<2de>, <2fr>]",
+            )
+        ]
 
     def _length_errors(self) -> list[tuple[str, str]]:
         errors = []

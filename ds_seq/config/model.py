@@ -11,75 +11,15 @@ from ds_seq.config.base import (
     EXTERNAL_PATTERN,
     Config,
     FieldErrors,
-    NonNegativeInt,
     PositiveInt,
     Probability,
 )
+from ds_seq.config.moe import STACKS, MoeConfig, Stack
 from ds_seq.config.presets import PRESETS, apply_preset
 from ds_seq.plugins import nearest
 
-Stack = Literal["encoder", "decoder"]
 # the tags of the other plug-in points come from their unions; all models share one class
 MODEL_NAMES = ("transformer",)
-
-
-class MoeConfig(Config):
-    """Mixture-of-Experts feed-forward: which layers have one and how tokens are routed."""
-
-    num_experts: PositiveInt = Field(default=8, description="Experts a layer, over all ranks.")
-    top_k: PositiveInt = Field(default=1, description="Experts a token visits.")
-    placement: Literal["encoder", "decoder", "both"] = Field(
-        default="both", description="The stacks that have experts."
-    )
-    every: PositiveInt = Field(
-        default=2, description="Every n-th layer has experts: layer i (from 0) if (i + 1) % n == 0."
-    )
-    capacity_factor: float | None = Field(
-        default=1.25,
-        gt=0.0,
-        description="In training an expert takes at most this times its even share of the tokens; "
-        "null drops none.",
-    )
-    eval_capacity_factor: float | None = Field(
-        default=None, gt=0.0, description="The same for validation and generation; null drops none."
-    )
-    min_capacity: NonNegativeInt = Field(
-        default=4, description="An expert takes at least this many tokens whatever the factor."
-    )
-    noise: Literal["none", "jitter", "gumbel"] = Field(
-        default="none",
-        description="Exploration of the gate in training: `jitter` scales its input by "
-        "U(0.99, 1.01), `gumbel` samples the choice.",
-    )
-    normalize_weights: bool | None = Field(
-        default=None,
-        description="Scale the weights of a token's experts to sum 1; null does if `top_k` > 1.",
-    )
-    residual: bool = Field(
-        default=False,
-        description="Residual MoE: a dense feed-forward beside the experts, in a learned mixture.",
-    )
-
-    @model_validator(mode="after")
-    def _check_routing(self) -> MoeConfig:
-        errors = []
-        if self.top_k > self.num_experts:
-            errors.append(("top_k", f"{self.top_k} is more than num_experts {self.num_experts}"))
-        if self.top_k == 1 and self.normalize_weights:
-            errors.append(
-                (
-                    "normalize_weights",
-                    "with top_k 1 every weight would be 1 and the gate could not learn; "
-                    "use false or null",
-                )
-            )
-        if errors:
-            raise FieldErrors(errors)
-        return self
-
-    def has_experts(self, stack: Stack, layer: int) -> bool:
-        """Whether layer ``layer`` (from 0) of ``stack`` has experts."""
-        return self.placement in (stack, "both") and (layer + 1) % self.every == 0
 
 
 class ModelConfig(Config):
@@ -185,19 +125,63 @@ class ModelConfig(Config):
             errors.append(
                 ("options", "only an external model (`package.module:Name`) takes options")
             )
-        if self.moe is not None and not self.num_moe_layers:
-            errors.append(
-                ("moe.every", f"no layer has experts: {self.moe.every} is more than the layers")
-            )
+        errors += self._moe_errors()
         if errors:
             raise FieldErrors(errors)
         return self
 
+    def _moe_errors(self) -> list[tuple[str, str]]:
+        if self.moe is None:
+            return []
+        for stack in STACKS:
+            outside = [i for i in self.moe_layers(stack) if i >= self._num_layers(stack)]
+            if outside:
+                return [
+                    (
+                        f"moe.layers.{stack}",
+                        f"{outside[0]}, but {stack}_layers is {self._num_layers(stack)} and layers "
+                        "are counted from 0",
+                    )
+                ]
+        if not self.num_moe_layers:
+            key = "moe.every" if self.moe.layers is None else "moe.layers"
+            reason = f"{self.moe.every} is more than the layers" if key == "moe.every" else "empty"
+            return [(key, f"no layer has experts: {reason}")]
+        counts = self.moe.num_experts
+        if isinstance(counts, list) and len(counts) != self.num_moe_layers:
+            where = ", ".join(f"{stack} {self.moe_layers(stack)}" for stack in STACKS)
+            return [
+                (
+                    "moe.num_experts",
+                    f"{len(counts)} counts for {self.num_moe_layers} MoE layers ({where})",
+                )
+            ]
+        return []
+
+    def _num_layers(self, stack: Stack) -> int:
+        return self.encoder_layers if stack == "encoder" else self.decoder_layers
+
+    def moe_layers(self, stack: Stack) -> list[int]:
+        """The layers (from 0) of ``stack`` that have experts."""
+        return [] if self.moe is None else self.moe.moe_layers(stack, self._num_layers(stack))
+
     @property
     def num_moe_layers(self) -> int:
         """How many layers have experts, over both stacks."""
+        return sum(len(self.moe_layers(stack)) for stack in STACKS)
+
+    @property
+    def experts_per_layer(self) -> list[int]:
+        """Number of experts of each MoE layer, those of the encoder first."""
         if self.moe is None:
+            return []
+        counts = self.moe.num_experts
+        return counts if isinstance(counts, list) else [counts] * self.num_moe_layers
+
+    def experts_in(self, stack: Stack, layer: int) -> int:
+        """Number of experts of layer ``layer`` (from 0) of ``stack``; 0 for a dense one."""
+        mine = self.moe_layers(stack)
+        if layer not in mine:
             return 0
-        encoder = sum(self.moe.has_experts("encoder", i) for i in range(self.encoder_layers))
-        decoder = sum(self.moe.has_experts("decoder", i) for i in range(self.decoder_layers))
-        return encoder + decoder
+        before = 0 if stack == "encoder" else len(self.moe_layers("encoder"))
+        return self.experts_per_layer[before + mine.index(layer)]

@@ -16,7 +16,7 @@ from ds_seq.config.base import (
 from ds_seq.plugins import nearest
 
 Smoothing = Literal["fairseq", "torch"]
-LOSS_NAMES = ("base", "load_balance", "router_z")
+LOSS_NAMES = ("base", "load_balance", "router_z", "budget")
 
 
 class CrossEntropyConfig(Config):

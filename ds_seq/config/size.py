@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ds_seq.config.model import ModelConfig, MoeConfig, Stack
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.moe import MoeConfig, Stack
 
 
 @dataclass(frozen=True)
@@ -38,21 +39,17 @@ def model_size(model: ModelConfig, vocab_size: int) -> ModelSize:
             # one norm before or after each sub-layer
             shared += attentions * (_attention(model.d_model) + _norm(model.d_model))
             shared += _norm(model.d_model)
-            one = _feed_forward(model)
-            moe = _moe_of(model, stack, layer)
-            if moe is None:
-                shared += one
+            num_experts = model.experts_in(stack, layer)
+            if model.moe is None or num_experts == 0:
+                shared += _feed_forward(model, model.ffn_dim)
                 continue
-            shared += _router(model, moe, one)
-            experts += moe.num_experts * one
-            active_experts += moe.top_k * one
+            one = _feed_forward(model, model.moe.ffn_dim or model.ffn_dim)
+            shared += _router(model, model.moe, num_experts) + _branch(model, model.moe)
+            experts += num_experts * one
+            active_experts += model.moe.top_k * one
         if model.norm_position == "pre":
             shared += _norm(model.d_model)
     return ModelSize(shared + experts, shared + active_experts, experts)
-
-
-def _moe_of(model: ModelConfig, stack: Stack, layer: int) -> MoeConfig | None:
-    return model.moe if model.moe is not None and model.moe.has_experts(stack, layer) else None
 
 
 def _embeddings(model: ModelConfig, vocab_size: int) -> int:
@@ -69,13 +66,26 @@ def _norm(d_model: int) -> int:
     return 2 * d_model
 
 
-def _feed_forward(model: ModelConfig) -> int:
+def _feed_forward(model: ModelConfig, ffn_dim: int) -> int:
     """One feed-forward or one expert, biases included; swiglu has two maps of D -> F."""
     up = 2 if model.activation == "swiglu" else 1
-    return up * (model.d_model + 1) * model.ffn_dim + (model.ffn_dim + 1) * model.d_model
+    return up * (model.d_model + 1) * ffn_dim + (ffn_dim + 1) * model.d_model
 
 
-def _router(model: ModelConfig, moe: MoeConfig, feed_forward: int) -> int:
-    gate = moe.num_experts * model.d_model
-    # residual MoE: a dense feed-forward and the map that mixes the two
-    return gate + (feed_forward + 2 * model.d_model + 2 if moe.residual else 0)
+def _router(model: ModelConfig, moe: MoeConfig, num_experts: int) -> int:
+    if moe.router == "cosine":  # a map to the small space, a row per expert, the temperature
+        dim = moe.router_dim or max(num_experts // 2, 16)
+        return dim * (model.d_model + num_experts) + 1
+    return num_experts * model.d_model
+
+
+def _branch(model: ModelConfig, moe: MoeConfig) -> int:
+    """The dense feed-forward beside the experts, with what mixes the two."""
+    width = moe.ffn_dim or model.ffn_dim
+    if moe.shared_experts:
+        return _feed_forward(model, moe.shared_experts * width)
+    if moe.residual:
+        return _feed_forward(model, width) + 2 * model.d_model + 2
+    if moe.conditional_budget is not None:
+        return _feed_forward(model, width) + model.d_model + 1
+    return 0

@@ -41,8 +41,27 @@ class TrainConfig(Config):
     clip_norm: NonNegativeFloat = Field(
         default=0.0, description="Largest norm of the gradient; 0 never clips."
     )
+    sparse_clip: bool = Field(
+        default=False,
+        description="In that norm the gradient of an expert counts 1 / sqrt(experts of its layer), "
+        "for it comes from so small a part of the tokens; all gradients are scaled alike.",
+    )
     seed: NonNegativeInt = Field(
         default=1, description="Seed of initialisation, dropout and batch order."
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="Run folder, exported folder or exported file whose weights the model starts "
+        "with; a dense feed-forward becomes every expert of the same layer (upcycling; exact with "
+        "`model.moe.normalize_weights: after_dropping`). Null draws them.",
+    )
+    init_checkpoint: str = Field(
+        default="best", description="Its checkpoint: `best`, `last`, a name or a path."
+    )
+    upcycle_noise: NonNegativeFloat = Field(
+        default=0.0,
+        description="Noise that tells upcycled experts apart, in standard deviations of each "
+        "matrix; 0 adds none.",
     )
     max_updates: PositiveInt = Field(default=100_000, description="Stop after this many updates.")
     max_epochs: PositiveInt | None = Field(
@@ -93,6 +112,10 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _check_validation(self) -> TrainConfig:
         errors = []
+        if self.upcycle_noise and self.init_from is None:
+            errors.append(("upcycle_noise", "is added to the weights of init_from, which is null"))
+        if self.sparse_clip and self.clip_norm == 0.0:
+            errors.append(("sparse_clip", "clips by clip_norm, which is 0 (never); give it a norm"))
         if self.validate_every is None:
             if self.save_every is None:
                 errors.append(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ds_seq.config.model import ModelConfig, MoeConfig, Stack
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.moe import MoeConfig, Stack
 from ds_seq.models.init import initialize
 from ds_seq.models.layers import TransformerDecoderLayer, TransformerEncoderLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -15,7 +16,15 @@ from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
+from ds_seq.moe.choice import SoftmaxChoice
+from ds_seq.moe.cosine import CosineGate
+from ds_seq.moe.expert_choice import ExpertChoiceGate
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.gate import Router, TopKGate
+from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.sigmoid import SigmoidGate
 
 
 def build_seq2seq(
@@ -74,6 +83,7 @@ class _Builder:
             output=self._output() if shared == "none" else None,
             pad_id=self.pad_id,
             max_positions=self.cfg.max_positions,
+            routes_by_tag=self.cfg.moe is not None and self.cfg.moe.router == "language",
         )
 
     def _embedding(self) -> TokenEmbedding:
@@ -142,35 +152,70 @@ class _Builder:
         return nn.LayerNorm(self.cfg.d_model) if self.cfg.norm_position == "pre" else None
 
     def _feed_forward(self, stack: Stack, index: int) -> nn.Module:
-        moe = self.cfg.moe
-        if moe is None or not moe.has_experts(stack, index):
-            return self._dense()
-        return self._sparse(moe)
+        num_experts = self.cfg.experts_in(stack, index)
+        if self.cfg.moe is None or num_experts == 0:
+            return self._dense(self.cfg.ffn_dim)
+        return self._sparse(self.cfg.moe, num_experts)
 
-    def _dense(self) -> FeedForward:
+    def _dense(self, ffn_dim: int) -> FeedForward:
         cfg = self.cfg
-        return FeedForward(cfg.d_model, cfg.ffn_dim, cfg.activation, cfg.activation_dropout)
+        return FeedForward(cfg.d_model, ffn_dim, cfg.activation, cfg.activation_dropout)
 
-    def _sparse(self, moe: MoeConfig) -> MoeFeedForward:
-        cfg = self.cfg
-        normalize = moe.top_k > 1 if moe.normalize_weights is None else moe.normalize_weights
-        layer = MoeFeedForward(
-            d_model=cfg.d_model,
-            ffn_dim=cfg.ffn_dim,
-            num_experts=moe.num_experts,
-            top_k=moe.top_k,
-            activation=cfg.activation,
-            dropout=cfg.activation_dropout,
-            expert_parallel=self.expert_parallel,
-            expert_parallel_rank=self.expert_parallel_rank,
-            capacity_factor=moe.capacity_factor,
-            eval_capacity_factor=moe.eval_capacity_factor,
-            min_capacity=moe.min_capacity,
-            noise=moe.noise,
-            normalize_weights=normalize,
-            residual=self._dense() if moe.residual else None,
-            layer_index=self.num_sparse_layers,
-            seed=self.seed,
-        )
+    def _sparse(self, moe: MoeConfig, num_experts: int) -> MoeFeedForward:
+        layer_index = self.num_sparse_layers
         self.num_sparse_layers += 1
-        return layer
+        return MoeFeedForward(
+            _router(moe, self.cfg.d_model, num_experts),
+            self._experts(moe, num_experts, layer_index),
+            capacity_factor=moe.capacity_factor if moe.has_capacity else None,
+            eval_capacity_factor=moe.eval_capacity_factor if moe.has_capacity else None,
+            min_capacity=moe.min_capacity,
+            drop=moe.drop,
+            normalize_weights=moe.normalization,
+            branch=self._branch(moe),
+            output_masking=moe.output_masking,
+        )
+
+    def _experts(self, moe: MoeConfig, num_experts: int, layer_index: int) -> Experts:
+        num_local, rest = divmod(num_experts, self.expert_parallel)
+        if rest:
+            raise ValueError(
+                f"expert_parallel={self.expert_parallel} must divide num_experts={num_experts}"
+            )
+        return Experts(
+            self.cfg.d_model,
+            moe.ffn_dim or self.cfg.ffn_dim,
+            num_local,
+            self.expert_parallel_rank * num_local,
+            self.cfg.activation,
+            self.cfg.activation_dropout,
+            self.seed * 1000 + layer_index,
+        )
+
+    def _branch(self, moe: MoeConfig) -> nn.Module | None:
+        d_model, width = self.cfg.d_model, moe.ffn_dim or self.cfg.ffn_dim
+        if moe.residual:
+            return ResidualBranch(self._dense(width), d_model)
+        if moe.shared_experts:
+            return SharedBranch(self._dense(moe.shared_experts * width))
+        if moe.conditional_budget is not None:
+            return ConditionalBranch(
+                self._dense(width), d_model, moe.conditional_budget, moe.conditional_dropout
+            )
+        return None
+
+
+def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
+    if moe.router == "expert_choice":
+        return ExpertChoiceGate(d_model, num_experts, moe.top_k, moe.capacity_factor or 1.0)
+    if moe.router == "language":
+        return LanguageGate(d_model, num_experts, moe.top_k, moe.load_balance)
+    if moe.router == "sigmoid":
+        rate, noise, balance = moe.bias_rate, moe.noise, moe.load_balance
+        return SigmoidGate(d_model, num_experts, moe.top_k, rate, noise, balance)
+    # scaled before tokens are dropped, a second weight is a share already when its lot is drawn
+    by_share = moe.normalization == "before_dropping"
+    choice = SoftmaxChoice(moe.top_k, moe.noise, moe.second_expert, by_share)
+    if moe.router == "cosine":
+        return CosineGate(d_model, num_experts, choice, moe.router_dim, moe.load_balance)
+    return TopKGate(d_model, num_experts, choice, moe.load_balance)

@@ -35,14 +35,20 @@ class DecoderCache:
         pasts: one for each layer call, in order.
         source_mask: (B, 1, 1, S), added to cross-attention scores, or None.
         paths: which decoded keys belong to which hypothesis; shared by `pasts`.
+        tag: (B, D) embedding of each sentence's language tag, or None.
     """
 
     def __init__(
-        self, pasts: list[LayerPast], source_mask: Tensor | None, paths: BeamPaths
+        self,
+        pasts: list[LayerPast],
+        source_mask: Tensor | None,
+        paths: BeamPaths,
+        tag: Tensor | None = None,
     ) -> None:
         self.pasts = pasts
         self.source_mask = source_mask
         self.paths = paths
+        self.tag = tag
 
     @property
     def length(self) -> int:
@@ -79,6 +85,8 @@ class DecoderCache:
         self.paths.keep_sentences(kept)
         if self.source_mask is not None:
             self.source_mask = self.source_mask.index_select(0, kept)
+        if self.tag is not None:
+            self.tag = self.tag.index_select(0, kept)
         for past in self.pasts:
             past.decoded.keep_sentences(kept)
             past.source = KeyValue(*(x.index_select(0, kept) for x in past.source))

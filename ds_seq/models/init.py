@@ -20,7 +20,7 @@ from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.positions import LearnedPositions
-from ds_seq.moe.gate import TopKGate
+from ds_seq.moe.gate import Router
 
 _ATTENTION_GAIN = 2**-0.5
 _OUTPUT = (0, 0.0)  # marks the map to the vocabulary, which is drawn like an embedding
@@ -89,7 +89,7 @@ def _draw_other(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=module.weight.size(1) ** -0.5)
         if isinstance(module, TokenEmbedding):
             module.weight[module.pad_id].zero_()
-    elif isinstance(module, nn.LayerNorm | TopKGate):
+    elif isinstance(module, nn.LayerNorm | Router):
         module.reset_parameters()
     elif next(module.parameters(recurse=False), None) is not None:
         raise TypeError(f"no initialisation is defined for {type(module).__name__}")

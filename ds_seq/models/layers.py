@@ -1,7 +1,7 @@
 """Encoder and decoder layers of the Transformer (Vaswani et al., 2017), made of injected parts.
 
-A feed-forward part is any module `part(x (B, T, D), mask (B, T) | None) -> (y, MoeAux | None)`:
-dense or sparse, a layer cannot tell.
+A feed-forward part is any module `part(x (B, T, D), mask (B, T) | None, tag (B, D) | None,
+with_aux)` that returns `(y, MoeAux | None)`: dense or sparse, a layer cannot tell.
 
 Shapes: B batch, S source length, T target length, K beam width, D model width.
 """
@@ -42,7 +42,11 @@ class TransformerEncoderLayer(nn.Module):
         self.feed_forward_residual = Residual(d_model, dropout, pre_norm)
 
     def forward(
-        self, x: Tensor, attention_mask: Tensor | None, token_mask: Tensor | None
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        token_mask: Tensor | None,
+        tag: Tensor | None = None,
     ) -> tuple[Tensor, MoeAux | None]:
         """Transform x.
 
@@ -51,6 +55,7 @@ class TransformerEncoderLayer(nn.Module):
             attention_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, S) bool, True at real tokens: what a sparse feed-forward routes; None
                 when all are real.
+            tag: (B, D) embedding of each sentence's language tag, for feed-forwards routed by it.
 
         Returns:
             (B, S, D), and losses and statistics of a sparse feed-forward.
@@ -58,7 +63,7 @@ class TransformerEncoderLayer(nn.Module):
         residual = self.self_attention_residual
         x = residual.leave(x, self.self_attention(residual.enter(x), attention_mask))
         residual = self.feed_forward_residual
-        y, aux = self.feed_forward(residual.enter(x), token_mask)
+        y, aux = self.feed_forward(residual.enter(x), token_mask, tag)
         return residual.leave(x, y), aux
 
 
@@ -97,6 +102,7 @@ class TransformerDecoderLayer(nn.Module):
         source: Tensor | None,
         source_mask: Tensor | None,
         token_mask: Tensor | None,
+        tag: Tensor | None = None,
         past: LayerPast | None = None,
     ) -> tuple[Tensor, MoeAux | None]:
         """Transform x: a whole target, or with `past` the newest token of each hypothesis.
@@ -106,10 +112,11 @@ class TransformerDecoderLayer(nn.Module):
             source: encoded source (B, S, D); None with `past`, which holds its projection.
             source_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, T) bool, True at real tokens, or None when all are real.
+            tag: (B, D) embedding of each sentence's language tag, for feed-forwards routed by it.
             past: what this call of the layer remembers of earlier steps; it is extended.
 
         Returns:
-            Like x, and losses and statistics of a sparse feed-forward.
+            Like x, and losses and statistics of a sparse feed-forward; None with `past`.
         """
         residual = self.self_attention_residual
         decoded = None if past is None else past.decoded
@@ -122,5 +129,5 @@ class TransformerDecoderLayer(nn.Module):
             memory = self.cross_attention.memory(source)
         x = residual.leave(x, self.cross_attention(residual.enter(x), memory, source_mask))
         residual = self.feed_forward_residual
-        y, aux = self.feed_forward(residual.enter(x), token_mask)
+        y, aux = self.feed_forward(residual.enter(x), token_mask, tag, past is None)
         return residual.leave(x, y), aux

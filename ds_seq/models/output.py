@@ -20,6 +20,8 @@ class EncoderOutput(NamedTuple):
     """(B, S, D)."""
     mask: Tensor
     """(B, S) bool, True at real tokens."""
+    tag: Tensor | None
+    """(B, D) embedding of the first source token, where feed-forwards are routed by it."""
     gate_losses: dict[str, Tensor]
     """See `ModelOutput`; of the encoder only."""
     moe_stats: list[RoutingStats]

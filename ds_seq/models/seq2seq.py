@@ -28,6 +28,7 @@ class Seq2SeqTransformer(nn.Module):
         output: scores hidden states (D -> V); None: `target_embedding` does (tied).
         pad_id: the padding token.
         max_positions: longest sequence the model is meant for, in tokens.
+        routes_by_tag: whether feed-forwards want the embedding of the tag that opens the source.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Seq2SeqTransformer(nn.Module):
         output: nn.Linear | None,
         pad_id: int,
         max_positions: int,
+        routes_by_tag: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -48,6 +50,7 @@ class Seq2SeqTransformer(nn.Module):
         self.output = output
         self.pad_id = pad_id
         self.max_positions = max_positions
+        self.routes_by_tag = routes_by_tag
 
     def forward(
         self,
@@ -75,6 +78,7 @@ class Seq2SeqTransformer(nn.Module):
             encoded.hidden,
             padding_mask(encoded.mask, encoded.hidden),
             tgt_in.ne(self.pad_id) if select is None else select,
+            encoded.tag,
         )
         if select is not None:
             hidden = _select_rows(hidden, select, num_selected)
@@ -89,8 +93,9 @@ class Seq2SeqTransformer(nn.Module):
         mask = src.ne(self.pad_id)
         embedding = self.source_embedding
         embedded = self.target_embedding(src) if embedding is None else embedding(src)
-        hidden, aux = self.encoder(embedded, padding_mask(mask, embedded), mask)
-        return EncoderOutput(hidden, mask, sum_aux(aux), [layer.stats for layer in aux])
+        tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
+        hidden, aux = self.encoder(embedded, padding_mask(mask, embedded), mask, tag)
+        return EncoderOutput(hidden, mask, tag, sum_aux(aux), [layer.stats for layer in aux])
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
         """Prepare step-by-step decoding.
@@ -104,7 +109,7 @@ class Seq2SeqTransformer(nn.Module):
             A cache at length 0. Cross-attention's keys and values are in it once per sentence.
         """
         mask = padding_mask(encoded.mask, encoded.hidden)
-        return self.decoder.start_cache(encoded.hidden, mask, beam, max_length)
+        return self.decoder.start_cache(encoded.hidden, mask, encoded.tag, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """Feed one token to each hypothesis and score the next.

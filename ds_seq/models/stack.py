@@ -77,7 +77,11 @@ class TransformerEncoder(_Stack):
     """A stack of `TransformerEncoderLayer`."""
 
     def forward(
-        self, x: Tensor, attention_mask: Tensor | None, token_mask: Tensor | None
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        token_mask: Tensor | None,
+        tag: Tensor | None = None,
     ) -> tuple[Tensor, list[MoeAux]]:
         """Encode embedded tokens.
 
@@ -85,18 +89,24 @@ class TransformerEncoder(_Stack):
             x: (B, S, D).
             attention_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, S) bool, True at real tokens, or None when all are real.
+            tag: (B, D) embedding of each sentence's language tag, or None.
 
         Returns:
             (B, S, D), and one `MoeAux` for each call of a sparse layer.
         """
-        return self._run(self._start(x, 0, x.size(1)), attention_mask, token_mask)
+        return self._run(self._start(x, 0, x.size(1)), attention_mask, token_mask, tag)
 
 
 class TransformerDecoder(_Stack):
     """A stack of `TransformerDecoderLayer`."""
 
     def forward(
-        self, x: Tensor, source: Tensor, source_mask: Tensor | None, token_mask: Tensor | None
+        self,
+        x: Tensor,
+        source: Tensor,
+        source_mask: Tensor | None,
+        token_mask: Tensor | None,
+        tag: Tensor | None = None,
     ) -> tuple[Tensor, list[MoeAux]]:
         """Decode a whole embedded target at once.
 
@@ -105,16 +115,22 @@ class TransformerDecoder(_Stack):
             source: encoded source (B, S, D).
             source_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, T) bool, True at real tokens, or None when all are real.
+            tag: (B, D) embedding of each sentence's language tag, or None.
 
         Returns:
             (B, T, D), and one `MoeAux` for each call of a sparse layer.
         """
-        return self._run(self._start(x, 0, x.size(1)), source, source_mask, token_mask)
+        return self._run(self._start(x, 0, x.size(1)), source, source_mask, token_mask, tag)
 
     def start_cache(
-        self, source: Tensor, source_mask: Tensor | None, beam: int, max_length: int
+        self,
+        source: Tensor,
+        source_mask: Tensor | None,
+        tag: Tensor | None,
+        beam: int,
+        max_length: int,
     ) -> DecoderCache:
-        """An empty cache for `beam` hypotheses of each encoded source (B, S, D)."""
+        """An empty cache for `beam` hypotheses of each encoded source (B, S, D), tag (B, D)."""
         paths = BeamPaths(source.size(0), beam, max_length, source)
         pasts = []
         for layer in self.layers:
@@ -122,12 +138,12 @@ class TransformerDecoder(_Stack):
             # contiguous once, or the matrix products of every step would copy
             memory = (x.contiguous() for x in layer.cross_attention.memory(source))
             pasts.append(LayerPast(KeyValueBuffer(paths), KeyValue(*memory)))
-        return DecoderCache(pasts, source_mask, paths)
+        return DecoderCache(pasts, source_mask, paths, tag)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
         """Decode the next embedded token (B, K, D) of every hypothesis; returns (B, K, D)."""
         cache.advance()
         x = self._start(x, cache.length - 1, 1)
         for layer, past in zip(self.layers, cache.pasts, strict=True):
-            x, _ = layer(x, None, cache.source_mask, None, past=past)
+            x, _ = layer(x, None, cache.source_mask, None, cache.tag, past=past)
         return self._finish(x)

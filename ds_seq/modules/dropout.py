@@ -10,6 +10,8 @@ checkpointing saves and restores govern them as usual.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if not training or p == 0.0:
         return x
     if x.device.type == "cpu":
-        return x * _cpu_noise(x, p)
+        return x * _cpu_noise(x, x.shape, p)
     return F.dropout(x, p)
 
 
@@ -32,12 +34,21 @@ def add_dropout(residual: Tensor, x: Tensor, p: float, training: bool) -> Tensor
     return residual + dropout(x, p, training)
 
 
-def _cpu_noise(x: Tensor, p: float) -> Tensor:
-    """Multipliers for `x`: 0 with probability `p`, else the inverse of the keep probability."""
+def dropout_noise(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+    """What `dropout` would multiply a tensor of `shape` with; dtype and device are those of
+    `like`."""
+    if like.device.type == "cpu":
+        return _cpu_noise(like, shape, p)
+    return F.dropout(like.new_ones(shape), p)
+
+
+def _cpu_noise(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+    """Multipliers: 0 with probability `p`, else the inverse of the keep probability."""
     dropped = round(p * _LEVELS)
     if dropped >= _LEVELS:
-        return torch.zeros_like(x)
-    words = torch.empty((x.numel() + _PER_WORD - 1) // _PER_WORD, dtype=torch.int64)
+        return like.new_zeros(shape)
+    size = math.prod(shape)
+    words = torch.empty((size + _PER_WORD - 1) // _PER_WORD, dtype=torch.int64)
     words.random_(-(2**63), None)  # the full range: every bit is random, the sign included
-    draws = words.view(torch.int16)[: x.numel()].view(x.shape)
-    return draws.ge(dropped - _LEVELS // 2).to(x.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+    draws = words.view(torch.int16)[:size].view(shape)
+    return draws.ge(dropped - _LEVELS // 2).to(like.dtype).mul_(_LEVELS / (_LEVELS - dropped))

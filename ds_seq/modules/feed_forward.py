@@ -51,12 +51,21 @@ class FeedForward(nn.Module):
         self.up = Linear(d_model, 2 * ffn_dim if activation == "swiglu" else ffn_dim)
         self.down = Linear(ffn_dim, d_model)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        tag: Tensor | None = None,
+        with_aux: bool = True,
+    ) -> tuple[Tensor, None]:
         """Transform x (B, T, D).
 
         Args:
             x: hidden states (B, T, D).
-            mask: (B, T) real tokens; unused, here so that a sparse layer can take this one's place.
+            mask: (B, T) real tokens; unused, as the rest is: a sparse layer can take this one's
+                place.
+            tag: (B, D) embeddings of language tags.
+            with_aux: whether a sparse layer should return its losses.
 
         Returns:
             The transformed states (B, T, D), and None where a sparse layer returns its losses.

@@ -43,15 +43,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _product(x, weight, bias)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
     """`linear` outside of autograd, for functions that bring their own gradient.
 
     Args:
         x: (R, I).
-        weight: (O, I); a transposed view costs nothing.
+        weight: (O, I); a transposed view costs little.
         bias: (O,) or None.
+        activation: `relu` applies it to the result, `none` nothing.
     """
-    return _product(x, weight, bias) if _serves(x, weight) else F.linear(x, weight, bias)
+    if _serves(x, weight):
+        return _product(x, weight, bias, activation)
+    y = F.linear(x, weight, bias)
+    return y.relu_() if activation == "relu" else y
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
@@ -66,9 +72,11 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
     """`x @ weight.T + bias`; `weight` may be a transposed view at no cost."""
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
     return out
 
 

@@ -10,7 +10,7 @@ Legend: ``M`` rows of the batch, ``N`` real tokens, ``K`` choices per token, ``R
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,51 +18,26 @@ from torch import Tensor
 
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import RowGroups
-from ds_seq.moe.losses import expert_counts
+from ds_seq.moe.plan import Plan
 
 
-class Plan(NamedTuple):
-    """Who goes where, for one forward."""
+def spread(plan: Plan, real: Tensor, num_rows: int) -> Plan:
+    """The same plan, its tokens told by their rows in the padded batch.
 
-    token: Tensor
-    """(R,) int64: the real token (0..N-1) of each routed row; rows are sorted by expert."""
-    assignment: Tensor
-    """(R,) int64: token * K + choice of each routed row."""
-    slot: Tensor
-    """(N, K) int64: the routed row of each assignment; 0 where it was dropped."""
-    kept: Tensor
-    """(N, K) bool: whether the assignment is carried out."""
-    counts: Tensor
-    """(E,) int64: rows per expert."""
-
-
-def make_plan(experts: Tensor, num_experts: int, capacity: int | None) -> Plan:
-    """Sort assignments by expert, first choices first, and drop those beyond ``capacity``.
-
-    Within one expert the places go to first choices before second ones, and to earlier tokens
-    before later ones (GShard's rule).
+    Experts then gather straight from the batch, and what comes back is summed straight into it: no
+    copy of the real tokens is made on either way.
 
     Args:
-        experts: (N, K) chosen experts.
-        num_experts: E.
-        capacity: places per expert; ``None`` drops nothing.
+        plan: over N real tokens.
+        real: (N,) their rows.
+        num_rows: M.
     """
-    num_tokens, top_k = experts.shape
-    by_choice = experts.t().reshape(-1)  # (K * N,): all first choices, then all second ones
-    sorted_experts, order = by_choice.sort(stable=True)
-    counts = expert_counts(by_choice, num_experts)
-    if capacity is not None:
-        first_row = counts.cumsum(0) - counts
-        place = torch.arange(order.numel(), device=order.device) - first_row[sorted_experts]
-        order = order[place < capacity]
-        counts = counts.clamp(max=capacity)
-    token, choice = order % max(num_tokens, 1), order // max(num_tokens, 1)
-    assignment = token * top_k + choice
-    rows = torch.arange(order.numel(), device=order.device)
-    slot = torch.zeros(num_tokens * top_k, dtype=torch.int64, device=order.device)
-    kept = torch.zeros(num_tokens * top_k, dtype=torch.bool, device=order.device)
-    slot[assignment], kept[assignment] = rows, True
-    return Plan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
+    top_k = plan.slot.shape[1]
+    token = real.index_select(0, plan.token)
+    choice = plan.assignment - plan.token * top_k
+    slot = plan.slot.new_zeros(num_rows, top_k).index_copy_(0, real, plan.slot)
+    kept = plan.kept.new_zeros(num_rows, top_k).index_copy_(0, real, plan.kept)
+    return Plan(token, token * top_k + choice, slot, kept, plan.counts)
 
 
 class _Scatter(torch.autograd.Function):
@@ -75,7 +50,10 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _sum_choices(grads[0], ctx.plan, ctx.plan.kept.to(grads[0].dtype)), None
+        plan: Plan = ctx.plan
+        all_kept = plan.token.numel() == plan.slot.numel()
+        weights = None if all_kept else plan.kept.to(grads[0].dtype)
+        return _sum_choices(grads[0], plan, weights), None
 
 
 class _Combine(torch.autograd.Function):
@@ -100,18 +78,20 @@ class _Combine(torch.autograd.Function):
         return grad_y, grad_weights.view_as(weights), None
 
 
-def _sum_choices(rows: Tensor, plan: Plan, weights: Tensor) -> Tensor:
-    """(N, D): sum over K of ``weights`` (N, K) times the routed rows of each token."""
+def _sum_choices(rows: Tensor, plan: Plan, weights: Tensor | None) -> Tensor:
+    """(N, D): sum over K of ``weights`` (N, K) times the routed rows of each token.
+
+    ``None`` weighs every row 1, where no assignment was dropped.
+    """
     num_tokens, top_k = plan.slot.shape
     if rows.shape[0] == 0:  # everything dropped, or no token at all: no row to point at
         return rows.new_zeros(num_tokens, rows.shape[1])
     picked = rows.index_select(0, plan.slot.reshape(-1))  # (N * K, D)
-    weighted = picked * weights.reshape(-1, 1)
-    return (
-        weighted.view(num_tokens, top_k, -1).sum(1).to(rows.dtype)
-        if top_k > 1
-        else weighted.to(rows.dtype)
-    )
+    if weights is not None:
+        picked = picked * weights.reshape(-1, 1)
+    if top_k > 1:
+        picked = picked.view(num_tokens, top_k, -1).sum(1)
+    return picked.to(rows.dtype)
 
 
 class _Permute(torch.autograd.Function):
@@ -152,16 +132,16 @@ def run_experts(
     """Send the rows of ``x`` to their experts and sum what comes back.
 
     Args:
-        x: (N, D) real tokens.
-        weights: (N, K) float32, 0 for dropped assignments.
-        plan: from `make_plan`.
+        x: (N, D) real tokens, or (M, D) rows of a batch.
+        weights: (N, K) or (M, K) float32, 0 for dropped assignments and padding.
+        plan: from `make_plan`; over rows of a batch from `spread`.
         experts: the experts of this rank.
         group: ranks over which the experts are spread; ``None`` when all are here. Every rank of
             the group must call this the same number of times, with any number of rows, none
             included.
 
     Returns:
-        (N, D) in the dtype of ``x``.
+        Like ``x``; padding gives zeros.
     """
     rows: Tensor = _Scatter.apply(x, plan)  # type: ignore[no-untyped-call]
     rows = (

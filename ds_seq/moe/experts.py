@@ -1,7 +1,9 @@
-"""What is computed: the feed-forward nets of all experts held by this rank, in grouped matmuls.
+"""What is computed: the feed-forward nets of all experts held by this rank.
 
-Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``E_local`` experts held
-    here.
+On GPUs in grouped matmuls, elsewhere expert by expert.
+
+Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``H`` = F, or 2F with
+    swiglu, ``E_local`` experts held here.
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.dropout import dropout
+from ds_seq.modules.dropout import dropout, dropout_noise
+from ds_seq.moe.expert_loop import ACTIVATIONS, expert_loop
 from ds_seq.moe.grouped import RowGroups, grouped_linear
-
-ACTIVATIONS = ("relu", "gelu", "swiglu")
 
 
 class Experts(nn.Module):
-    """``E_local`` feed-forward nets ``activation(x w1 + b1) w2 + b2``.
+    """``E_local`` feed-forward nets ``activation(x w1 + b1) w2^T + b2``.
 
-    With ``swiglu`` the first map gives gate and value side by side, as in the dense feed-forward.
+    Column f of an expert's w1 (D, H) and of its w2 (D, F) belong to hidden unit f: so the gradients
+    of both come out of products whose narrow factor is the one that oneDNN copies. With ``swiglu``
+    the first map gives gate and value, F columns each, as in the dense feed-forward.
 
     Args:
         d_model: D.
@@ -31,6 +34,9 @@ class Experts(nn.Module):
         dropout: on the hidden activations.
         seed: of the model and of the layer, see `expert_generator`.
     """
+
+    turned_since_format_1 = ("w2",)
+    """Parameters whose matrices lie the other way round in the first format of checkpoints."""
 
     def __init__(
         self,
@@ -52,14 +58,14 @@ class Experts(nn.Module):
         # biases keep the shape of a matrix per expert, so that an optimizer that factors its state
         # by rows and columns (Adafactor) never mixes experts
         self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
-        self.w2 = nn.Parameter(torch.empty(num_local, ffn_dim, d_model))
+        self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
         self.reset_parameters_by_expert()
 
     @torch.no_grad()
     def reset_parameters_by_expert(self) -> None:
         """Xavier-uniform weights, zero biases; a function of (seed, global expert index) alone."""
-        _, ffn_dim, d_model = self.w2.shape
+        _, d_model, ffn_dim = self.w2.shape
         for local in range(self.num_local):
             generator = expert_generator(self.seed, self.first_expert + local)
             # the bound of one map of D -> F, also where swiglu keeps two of them side by side
@@ -69,16 +75,28 @@ class Experts(nn.Module):
         self.b1.zero_()
         self.b2.zero_()
 
+    @property
+    def maps(self) -> tuple[Tensor, Tensor]:
+        """Views of the weights as dense layers have them: (E_local, H, D) and (E_local, D, F)."""
+        return self.w1.transpose(1, 2), self.w2
+
     def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Apply each expert to its rows of ``x`` (R, D); returns (R, D)."""
-        hidden = grouped_linear(x, self.w1, self.b1, groups)
+        if not groups.use_grouped_kernel(x):
+            noise = None
+            if self.training and self.dropout > 0.0:
+                noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
+            return expert_loop(
+                x, self.w1, self.b1, self.w2, self.b2, noise, self.activation, groups
+            )
+        hidden = grouped_linear(x, self.w1, self.b1, groups)  # (R, H)
         if self.activation == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
             hidden = F.silu(gate) * value
         else:
             hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
         hidden = dropout(hidden, self.dropout, self.training)
-        return grouped_linear(hidden, self.w2, self.b2, groups)
+        return grouped_linear(hidden, self.w2.transpose(1, 2), self.b2, groups)
 
 
 def expert_generator(seed: int, expert: int) -> torch.Generator:

@@ -1,26 +1,38 @@
-"""Routing policies: which experts a token visits, and with which weights.
+"""Who decides which experts a token visits: what all routers share, and the softmax router.
 
-Legend: ``N`` real tokens (padding is taken out before), ``D`` model, ``E`` experts, ``K`` experts
-per token, ``C`` capacity: the most assignments one expert accepts in one forward.
+The others are `ds_seq.moe.cosine`, `sigmoid`, `expert_choice` and `language`.
+
+Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
+``D`` model, ``E`` experts, ``K`` choices per token, ``C`` capacity: the most assignments one expert
+accepts in one forward.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.moe.losses import LOAD_BALANCE, ROUTER_Z, load_balance_loss, router_z_loss
+from ds_seq.distributed import sum_over_ranks, world_size
+from ds_seq.modules.linear import linear
+from ds_seq.moe.choice import Choice, SoftmaxChoice
+from ds_seq.moe.losses import (
+    LOAD_BALANCE,
+    ROUTER_Z,
+    expert_counts,
+    load_balance_loss,
+    router_z_loss,
+)
 
-NOISES = ("none", "jitter", "gumbel")
-JITTER = 0.01
+_FEW_ROWS = 64
+LOAD_BALANCES = ("rank", "global")
 
 
 class Routing(NamedTuple):
-    """The gate's answer for N tokens."""
+    """The router's answer for N tokens."""
 
     experts: Tensor
     """(N, K) int64: chosen experts, the preferred one first."""
@@ -29,74 +41,156 @@ class Routing(NamedTuple):
     probabilities: Tensor
     """(N, E) float32: the whole distribution, for losses and statistics."""
     losses: dict[str, Tensor]
+    """Scalar float32 by name, see `ds_seq.moe.losses`; the same names in every forward that wants
+    them."""
+    valid: Tensor | None = None
+    """(N, K) bool: False where a token has no such choice; that one never travels and weighs
+    nothing. ``None``: all are."""
 
 
-class TopKGate(nn.Module):
-    """Softmax over expert logits, best K (Shazeer et al. 2017; K=1: Switch, arXiv:2101.03961).
+class Router(nn.Module):
+    """Base of all routers: ``router(x, real, shape, tag) -> Routing``.
 
-    Logits, softmax and weights are float32 whatever the precision of the model: with half-precision
-    logits near-ties flip between the forward and a recomputed forward.
+    Logits, probabilities and weights are float32 whatever the precision of the model: with
+    half-precision logits near-ties flip between the forward and a recomputed forward.
 
     Args:
-        d_model: D.
         num_experts: E.
-        top_k: K.
-        noise: what makes training explore. ``jitter`` multiplies the gate's input by U(0.99, 1.01);
-            ``gumbel`` adds Gumbel noise to the logits for the choice, not for the weights.
-        normalize_weights: scale the K weights to sum 1. With K = 1 this must be off, or the weight
-            is the constant 1 and the gate learns nothing from the translation loss.
+        top_k: K, the experts a token visits.
+        load_balance: the tokens over which the loss ``load_balance`` wants balance. ``rank``: those
+            of this forward. ``global`` (arXiv:2501.11873), in training on several ranks: those of
+            this forward on all ranks. There the loss of a rank is ``E * sum_e P_e * f_e`` with
+            ``P_e`` the mean probability of expert e over the tokens of the rank, and ``f_e`` the
+            share of e in the choices of all ranks: one all-reduce of E counts, through which no
+            gradient flows. The mean over ranks, weighted by their tokens, is the loss of the joint
+            batch. Every rank must then run the same number of forwards, recomputed ones included.
+
+    Raises:
+        ValueError: K or the policy is out of range.
     """
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, noise: str, normalize_weights: bool
-    ) -> None:
+    expert_tensors: ClassVar[tuple[str, ...]]
+    """Names of its parameters and buffers with a row for each expert; pruning drops rows."""
+
+    def __init__(self, num_experts: int, top_k: int, load_balance: str = "rank") -> None:
         super().__init__()
-        if noise not in NOISES:
-            raise ValueError(f"noise={noise!r}: one of {', '.join(NOISES)}")
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k={top_k} must lie between 1 and num_experts={num_experts}")
-        self.num_experts, self.top_k = num_experts, top_k
-        self.noise, self.normalize_weights = noise, normalize_weights
-        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
-        self.reset_parameters()
+        if load_balance not in LOAD_BALANCES:
+            raise ValueError(f"load_balance={load_balance!r}: one of {', '.join(LOAD_BALANCES)}")
+        self.num_experts, self.top_k, self.load_balance = num_experts, top_k, load_balance
 
     def reset_parameters(self) -> None:
-        """Small enough that no expert starts as everybody's favourite."""
-        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        """Draw all parameters anew."""
+        raise NotImplementedError
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Routing:
+    def forward(
+        self,
+        x: Tensor,
+        real: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+        tag: Tensor | None = None,
+        with_losses: bool = True,
+    ) -> Routing:
         """Route the rows ``real`` of ``x``.
 
         Args:
             x: (M, D) hidden states, padding included.
-            real: (N,) int64 rows to route; ``None`` for all. Selecting among the (M, E) logits is
-                cheaper than selecting among the rows of ``x``.
+            real: (N,) int64 rows to route, in rising order; ``None`` for all. Selecting among the
+                (M, E) logits is cheaper than selecting among the rows of ``x``.
+            shape: (B, T), for routers that look at sentences; ``None``: one sentence.
+            tag: (B, D) embedding of the language tag of each sentence, or ``None``.
+            with_losses: False leaves them out, where nobody would look at them.
         """
-        inputs = x.float()
-        if self.training and self.noise == "jitter":
-            inputs = inputs * torch.empty_like(inputs).uniform_(1 - JITTER, 1 + JITTER)
-        logits = F.linear(inputs, self.weight.float())  # (M, E)
-        if real is not None:
-            logits = logits.index_select(0, real)  # (N, E)
-        probabilities = logits.softmax(-1)
-        if self.training and self.noise == "gumbel":
-            # log of an exponential variate is minus a Gumbel variate
-            noisy = logits.detach() - torch.empty_like(logits).exponential_().log()
-            experts = noisy.topk(self.top_k, dim=-1).indices
-            weights = probabilities.gather(-1, experts)
-        else:
-            weights, experts = probabilities.topk(self.top_k, dim=-1)
-        losses = {
-            LOAD_BALANCE: load_balance_loss(probabilities, experts[:, 0]),
-            ROUTER_Z: router_z_loss(logits),
-        }
-        return Routing(experts, weights, probabilities, losses)
+        raise NotImplementedError
+
+    def routing(self, choice: Choice, with_losses: bool) -> Routing:
+        """An answer with the losses of a choice that tokens made."""
+        losses = {}
+        if with_losses:
+            losses[LOAD_BALANCE] = self._load_balance(choice)
+            losses[ROUTER_Z] = router_z_loss(choice.log_partition)
+        return Routing(choice.experts, choice.weights, choice.probabilities, losses, choice.valid)
+
+    def _load_balance(self, choice: Choice) -> Tensor:
+        """First choices count; beyond two experts a token, all of them do (as in DeepSpeed)."""
+        chosen = choice.experts if self.top_k > 2 else choice.experts[:, 0]
+        counts = expert_counts(chosen, self.num_experts)  # (E,)
+        num_choices: int | Tensor = chosen.numel()
+        if self.load_balance == "global" and self.training and world_size() > 1:
+            counts = sum_over_ranks(counts.float())
+            num_choices = counts.sum().clamp(min=1.0)
+        return load_balance_loss(choice.probabilities, counts, num_choices)
 
     def extra_repr(self) -> str:
-        return (
-            f"num_experts={self.num_experts}, top_k={self.top_k}, noise={self.noise}, "
-            f"normalize_weights={self.normalize_weights}"
-        )
+        return f"num_experts={self.num_experts}, top_k={self.top_k}"
+
+
+class TopKGate(Router):
+    """Softmax over expert logits, best K (Shazeer et al. 2017; K=1: Switch, arXiv:2101.03961).
+
+    Args:
+        d_model: D.
+        num_experts: E.
+        choice: how many experts it takes, and how it explores.
+        load_balance: see `Router`.
+    """
+
+    expert_tensors = ("weight",)
+
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        choice: SoftmaxChoice,
+        load_balance: str = "rank",
+    ) -> None:
+        super().__init__(num_experts, choice.top_k, load_balance)
+        self.choice = choice
+        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """See `Router`."""
+        draw_directions(self.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        real: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+        tag: Tensor | None = None,
+        with_losses: bool = True,
+    ) -> Routing:
+        """See `Router`."""
+        inputs = self.choice.inputs(x, self.training)
+        logits = rows_of(project(inputs, self.weight), real)  # (N, E)
+        return self.routing(self.choice(logits, self.training), with_losses)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.choice}"
+
+
+def draw_directions(weight: Tensor) -> None:
+    """Draw a direction of the model (D) for each expert: ``weight`` (E, D).
+
+    Small enough that no expert starts as everybody's favourite.
+    """
+    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` (M, I) float32 times the transposed ``weight`` (O, I), in float32.
+
+    For the few rows of a decoding step calling the faster kernel takes longer than the product.
+    """
+    product = linear if x.shape[0] > _FEW_ROWS else F.linear
+    return product(x, weight.float())
+
+
+def rows_of(values: Tensor, real: Tensor | None) -> Tensor:
+    """The rows ``real`` (N,) of ``values`` (M, ...); ``None``: all of them."""
+    return values if real is None else values.index_select(0, real)
 
 
 def expert_capacity(
@@ -113,5 +207,10 @@ def expert_capacity(
 
 
 def normalized(weights: Tensor) -> Tensor:
-    """Scale the last dimension to sum 1; rows of zeros (all choices dropped) stay zeros."""
-    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    """Scale the last dimension to sum 1; rows of zeros (all choices dropped) stay zeros.
+
+    A single weight becomes 1 with the gradient of ``p / stop_gradient(p)``: its own would be 0, and
+    the gate would learn nothing from the loss of the translation.
+    """
+    total = weights.detach() if weights.shape[-1] == 1 else weights.sum(-1, keepdim=True)
+    return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,18 +1,13 @@
-"""One linear map per expert over rows that are sorted by expert.
+"""Rows that are sorted by expert, and one linear map per expert over them.
 
 Legend: ``R`` rows, ``E`` experts held here, ``I`` input width, ``O`` output width.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-from ds_seq.modules.linear import product
 
 
 class RowGroups:
@@ -46,60 +41,18 @@ class RowGroups:
         return bounds
 
 
-class _GroupedLinear(torch.autograd.Function):
-    """A matrix product per expert that has rows; none for the others."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.groups = groups
-        return _forward(x, weight, bias, groups)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        grad_x = [x.new_empty(0, x.shape[1])]
-        grad_weight = torch.empty_like(weight)
-        grad_bias = weight.new_empty(weight.shape[0], 1, weight.shape[2])
-        for expert, (start, end) in enumerate(ctx.groups.slices()):
-            if end == start:  # an idle expert has no gradient, and empty_like left it undefined
-                grad_weight[expert].zero_()
-                grad_bias[expert].zero_()
-                continue
-            rows = grad_y[start:end]
-            grad_x.append(product(rows, weight[expert]))
-            grad_weight[expert] = product(x[start:end].t(), rows.t())
-            torch.sum(rows, dim=0, keepdim=True, out=grad_bias[expert])
-        return torch.cat(grad_x), grad_weight, grad_bias, None
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
-    parts = [x.new_empty(0, weight.shape[2])]
-    for expert, (start, end) in enumerate(groups.slices()):
-        if end > start:
-            parts.append(product(x[start:end], weight[expert].t(), bias[expert, 0]))
-    return torch.cat(parts)
-
-
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
-    """``y[r] = x[r] @ weight[e] + bias[e]`` with e the expert of row r.
+    """``y[r] = x[r] @ weight[e] + bias[e]`` with e the expert of row r, in one kernel.
 
     Args:
-        x: (R, I), sorted by expert.
-        weight: (E, I, O).
+        x: (R, I), sorted by expert; see `RowGroups.use_grouped_kernel`.
+        weight: (E, I, O); a transposed view is as good.
         bias: (E, 1, O).
         groups: which rows are whose; the counts sum to R.
 
     Returns:
         (R, O).
     """
-    if groups.use_grouped_kernel(x):
-        rows = torch.repeat_interleave(
-            torch.arange(len(bias), device=x.device), groups.counts, output_size=x.shape[0]
-        )
-        return F.grouped_mm(x, weight, offs=groups.offsets) + bias[rows, 0]
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        result: Tensor = _GroupedLinear.apply(x, weight, bias, groups)  # type: ignore[no-untyped-call]
-        return result
-    return _forward(x, weight, bias, groups)
+    experts = torch.arange(len(bias), device=x.device)
+    of_row = torch.repeat_interleave(experts, groups.counts, output_size=x.shape[0])
+    return F.grouped_mm(x, weight, offs=groups.offsets) + bias[of_row, 0]

@@ -1,6 +1,7 @@
 """The Mixture-of-Experts feed-forward layer: gate, dispatch and experts put together.
 
-Legend: ``B`` batch, ``T`` length, ``D`` model, ``M`` = B * T, ``N`` real tokens, ``E`` experts.
+Legend: ``B`` batch, ``T`` length, ``D`` model, ``M`` = B * T, ``N`` real tokens, ``E`` experts,
+``K`` choices per token.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ds_seq.moe.dispatch import make_plan, run_experts
+from ds_seq.moe.branch import Losses
+from ds_seq.moe.dispatch import run_experts, spread
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.gate import TopKGate, expert_capacity, normalized
+from ds_seq.moe.gate import Router, Routing, expert_capacity, normalized
 from ds_seq.moe.output import MoeAux
+from ds_seq.moe.plan import DROPS, make_plan, priorities
 from ds_seq.moe.stats import routing_stats
+
+NORMALIZATIONS = ("none", "before_dropping", "after_dropping")
 
 
 class MoeFeedForward(nn.Module):
@@ -23,106 +28,113 @@ class MoeFeedForward(nn.Module):
     and hands this layer the group of ranks they are spread over.
 
     Args:
-        d_model: D.
-        ffn_dim: hidden width of each expert.
-        num_experts: E, over all ranks.
-        top_k: experts per token.
-        activation: of the experts: ``relu``, ``gelu`` or ``swiglu``.
-        dropout: on the experts' hidden activations.
-        expert_parallel: ranks over which the experts are spread; divides E.
-        expert_parallel_rank: which of them this is; it holds a contiguous run of experts.
+        router: who decides which experts a token visits, see `ds_seq.moe.gate`.
+        experts: those held by this rank, a contiguous run of the E that the router knows.
         capacity_factor: training capacity, see `expert_capacity`; ``None`` drops no token.
         eval_capacity_factor: the same in evaluation. Anything but ``None`` makes the translation of
             a sentence depend on its batch.
         min_capacity: lower bound of the capacity.
-        noise: see `TopKGate`.
-        normalize_weights: scale the weights of a token to sum 1, after dropping.
-        residual: a dense feed-forward that every token visits as well, mixed in by a learned
-            two-way softmax (PR-MoE, arXiv:2201.05596); ``None`` for none.
-        layer_index: position among the MoE layers; part of the experts' seed.
-        seed: of the model.
+        drop: who stays where an expert is full, see `ds_seq.moe.plan.priorities`.
+        normalize_weights: whether the weights of a token are scaled to sum 1, and whether the
+            dropped ones count: ``none``, ``before_dropping`` or ``after_dropping``.
+        branch: a dense feed-forward beside the experts, see `ds_seq.moe.branch`; ``None`` for none.
+        output_masking: in training, probability with which an expert's output for a token is left
+            out (NLLB, arXiv:2207.04672).
 
     Raises:
-        ValueError: if ``expert_parallel`` does not divide ``num_experts``.
+        ValueError: an unknown policy, or experts that do not divide those of the router.
     """
 
     def __init__(
         self,
+        router: Router,
+        experts: Experts,
         *,
-        d_model: int,
-        ffn_dim: int,
-        num_experts: int,
-        top_k: int = 1,
-        activation: str = "relu",
-        dropout: float = 0.0,
-        expert_parallel: int = 1,
-        expert_parallel_rank: int = 0,
         capacity_factor: float | None = None,
         eval_capacity_factor: float | None = None,
         min_capacity: int = 4,
-        noise: str = "none",
-        normalize_weights: bool = False,
-        residual: nn.Module | None = None,
-        layer_index: int = 0,
-        seed: int = 1,
+        drop: str = "position",
+        normalize_weights: str = "none",
+        branch: nn.Module | None = None,
+        output_masking: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_experts % expert_parallel:
+        if drop not in DROPS:
+            raise ValueError(f"drop={drop!r}: one of {', '.join(DROPS)}")
+        if normalize_weights not in NORMALIZATIONS:
             raise ValueError(
-                f"expert_parallel={expert_parallel} must divide num_experts={num_experts}"
+                f"normalize_weights={normalize_weights!r}: one of {', '.join(NORMALIZATIONS)}"
             )
-        self.num_experts, self.expert_parallel = num_experts, expert_parallel
+        self.num_experts, self.top_k = router.num_experts, router.top_k
+        if self.num_experts % experts.num_local:
+            raise ValueError(f"{experts.num_local} local experts do not divide {self.num_experts}")
+        self.expert_parallel = self.num_experts // experts.num_local
         self.capacity_factor, self.eval_capacity_factor = capacity_factor, eval_capacity_factor
-        self.min_capacity = min_capacity
+        self.min_capacity, self.drop = min_capacity, drop
+        self.normalize_weights, self.output_masking = normalize_weights, output_masking
         self.group: dist.ProcessGroup | None = None
-        self.gate = TopKGate(d_model, num_experts, top_k, noise, normalize_weights)
-        num_local = num_experts // expert_parallel
-        self.experts = Experts(
-            d_model,
-            ffn_dim,
-            num_local,
-            expert_parallel_rank * num_local,
-            activation,
-            dropout,
-            seed * 1000 + layer_index,
-        )
-        self.residual = residual
-        self.mix = None if residual is None else nn.Linear(d_model, 2)
+        self.gate: Router = router
+        self.experts, self.branch = experts, branch
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, MoeAux]:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        tag: Tensor | None = None,
+        with_aux: bool = True,
+    ) -> tuple[Tensor, MoeAux | None]:
         """Route and transform.
 
         Args:
             x: (B, T, D).
             mask: (B, T) bool, True = real token; ``None``: all are. Other rows come back as zeros
-                (plus the residual branch), take no capacity and count in no loss.
+                (plus the dense branch), take no capacity and count in no loss.
+            tag: (B, D) embedding of each sentence's language tag, for routers that ask for it.
+            with_aux: whether losses and statistics are wanted; a step of a search can spare them.
 
         Returns:
-            (B, T, D) and the layer's losses and statistics.
+            (B, T, D), and the layer's losses and statistics or ``None``.
         """
         flat = x.reshape(-1, x.shape[-1])  # (M, D)
         real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)  # (N,)
         if real is not None and real.numel() == flat.shape[0]:
             real = None
-        routing = self.gate(flat, real)
-        factor = self.capacity_factor if self.training else self.eval_capacity_factor
-        num_tokens, top_k = routing.experts.shape
-        capacity = expert_capacity(num_tokens, self.num_experts, top_k, factor, self.min_capacity)
-        plan = make_plan(routing.experts, self.num_experts, capacity)
-        weights = routing.weights if capacity is None else routing.weights * plan.kept
-        if self.gate.normalize_weights:
-            weights = normalized(weights)
-        tokens = flat if real is None else flat.index_select(0, real)  # (N, D)
-        out = run_experts(tokens, weights, plan, self.experts, self.expert_group())
-        if real is not None:
-            out = torch.zeros_like(flat).index_copy(0, real, out)  # (M, D)
+        routing: Routing = self.gate(flat, real, (x.shape[0], x.shape[1]), tag, with_aux)
+        out, num_kept = self._visit(flat, real, routing)
         out = out.view_as(x)
-        if self.residual is not None and self.mix is not None:
-            dense, _ = self.residual(x, mask)
-            share = self.mix(x).float().softmax(-1).to(x.dtype)  # (B, T, 2)
-            out = out * share[..., :1] + dense * share[..., 1:]
-        stats = routing_stats(routing.probabilities, routing.experts, plan.counts.sum())
-        return out, MoeAux(routing.losses, stats)
+        losses: Losses = routing.losses
+        if self.branch is not None:
+            out, more = self.branch(x, out, mask)
+            losses = {**losses, **more}
+        if not with_aux:
+            return out, None
+        return out, MoeAux(losses, routing_stats(routing, num_kept, losses))
+
+    def _visit(self, flat: Tensor, real: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
+        """Send the rows ``real`` of ``flat`` (M, D) to their experts; returns (M, D) and how many
+        assignments got a place."""
+        factor = self.capacity_factor if self.training else self.eval_capacity_factor
+        capacity = expert_capacity(
+            len(routing.experts), self.num_experts, self.top_k, factor, self.min_capacity
+        )
+        priority = None
+        if capacity is not None:
+            priority = priorities(routing, self.drop if self.training else _calm(self.drop))
+        plan = make_plan(routing.experts, self.num_experts, capacity, priority, routing.valid)
+        weights = routing.weights
+        if self.normalize_weights == "before_dropping":
+            weights = normalized(weights)
+        if capacity is not None or routing.valid is not None:
+            weights = weights * plan.kept
+        if self.normalize_weights == "after_dropping":
+            weights = normalized(weights)
+        if self.training and self.output_masking > 0.0:
+            weights = weights * (torch.rand_like(weights) >= self.output_masking)
+        if real is not None:
+            plan = spread(plan, real, len(flat))
+            weights = weights.new_zeros(len(flat), weights.shape[1]).index_copy(0, real, weights)
+        out = run_experts(flat, weights, plan, self.experts, self.expert_group())
+        return out, plan.counts.sum()
 
     def expert_group(self) -> dist.ProcessGroup | None:
         """The group the experts are spread over; ``None`` when all of them are here."""
@@ -133,5 +145,11 @@ class MoeFeedForward(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"num_experts={self.num_experts}, expert_parallel={self.expert_parallel}, "
-            f"capacity_factor={self.capacity_factor}"
+            f"capacity_factor={self.capacity_factor}, drop={self.drop}, "
+            f"normalize_weights={self.normalize_weights}"
         )
+
+
+def _calm(drop: str) -> str:
+    """The policy in evaluation, where nothing may be left to chance."""
+    return "position" if drop == "random" else drop

@@ -11,36 +11,57 @@ from torch import Tensor
 
 LOAD_BALANCE = "load_balance"
 ROUTER_Z = "router_z"
-GATE_LOSSES = (LOAD_BALANCE, ROUTER_Z)
+BUDGET = "budget"
+GATE_LOSSES = (LOAD_BALANCE, ROUTER_Z, BUDGET)
 
 
-def load_balance_loss(probabilities: Tensor, first_choice: Tensor) -> Tensor:
-    """``E * sum_e mean(p_e) * mean(chosen_e)``; 1.0 when both are uniform (GShard,
+def load_balance_loss(probabilities: Tensor, counts: Tensor, num_choices: int | Tensor) -> Tensor:
+    """``E * sum_e mean(p_e) * counts_e / num_choices``; 1.0 when one of the two is uniform (GShard,
     arXiv:2006.16668).
 
     Args:
-        probabilities: (N, E) softmax of the router, float32.
-        first_choice: (N,) expert of each token before any dropping.
+        probabilities: (N, E) of the router, float32.
+        counts: (E,) how often each expert was chosen, before any dropping, among ``num_choices``
+            choices: those of these tokens, or of more than these (the ones of other ranks).
+        num_choices: the sum of ``counts``.
 
     Returns:
         Scalar float32; 0 when there is no token.
     """
     num_tokens, num_experts = probabilities.shape
-    chosen = expert_counts(first_choice, num_experts).to(probabilities.dtype)
-    scale = num_experts / max(num_tokens, 1) ** 2
-    return scale * torch.dot(probabilities.sum(0), chosen)
+    scale = num_experts / max(num_tokens, 1)
+    loss = torch.dot(probabilities.sum(0), counts.to(probabilities.dtype)) * scale
+    return loss / (max(num_choices, 1) if isinstance(num_choices, int) else num_choices)
 
 
-def router_z_loss(logits: Tensor) -> Tensor:
+def router_z_loss(log_partition: Tensor) -> Tensor:
     """Mean of the squared log-partition of the router (ST-MoE, arXiv:2202.08906).
 
     Args:
-        logits: (N, E) router logits, float32.
+        log_partition: (N, 1) logarithm of the sum over experts of exp(logit), float32.
 
     Returns:
         Scalar float32; 0 when there is no token.
     """
-    return logits.logsumexp(-1).square().sum() / max(logits.shape[0], 1)
+    return log_partition.square().sum() / max(log_partition.shape[0], 1)
+
+
+def budget_loss(share: Tensor, mask: Tensor | None, budget: float) -> Tensor:
+    """Distance of the experts' mean share from a budget (CMR of NLLB, arXiv:2207.04672).
+
+    Args:
+        share: (B, T) float32, what each token takes from the experts, in [0, 1].
+        mask: (B, T) bool, True = real token; ``None``: all are.
+        budget: in (0, 1].
+
+    Returns:
+        Scalar float32; 0 when there is no token.
+    """
+    if mask is None:
+        return (share.mean() - budget).abs()
+    num_tokens = mask.sum()
+    mean = (share * mask).sum() / num_tokens.clamp(min=1)
+    return torch.where(num_tokens > 0, (mean - budget).abs(), mean * 0.0)
 
 
 def expert_counts(ids: Tensor, num_experts: int) -> Tensor:

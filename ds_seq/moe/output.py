@@ -24,6 +24,9 @@ class RoutingStats(NamedTuple):
     """() float32: sum over tokens of the entropy of the gate's distribution, in nats."""
     tokens: Tensor
     """() float32: tokens routed (padding is not)."""
+    losses: dict[str, Tensor]
+    """() float32 each: a loss of the layer times ``tokens``, so that sums over forwards and ranks
+    divide by the sum of the tokens."""
 
 
 class MoeAux(NamedTuple):

@@ -1,54 +1,81 @@
 """Routing statistics of one forward, and how statistics of several forwards become a report.
 
-Legend: ``E`` experts, ``N`` tokens, ``K`` experts per token.
+Legend: ``E`` experts, ``N`` tokens, ``K`` choices per token, ``L`` losses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from ds_seq.moe.losses import expert_counts
+from ds_seq.moe.gate import Routing
 from ds_seq.moe.output import RoutingStats
+
+_SINGLE = 3  # dropped, entropy, tokens
 
 
 @torch.no_grad()
-def routing_stats(probabilities: Tensor, experts: Tensor, num_kept: Tensor) -> RoutingStats:
-    """Count one forward.
+def routing_stats(routing: Routing, num_kept: Tensor, losses: Mapping[str, Tensor]) -> RoutingStats:
+    """Count one forward of one layer.
 
     Args:
-        probabilities: (N, E) of the gate.
-        experts: (N, K) chosen, before dropping.
-        num_kept: () how many of the N * K assignments were carried out.
+        routing: the gate's answer, before dropping. Choices that are not valid count nowhere.
+        num_kept: () how many of the valid choices were carried out.
+        losses: scalar losses of the layer by name, those of a dense branch included.
     """
-    load = expert_counts(experts, probabilities.shape[1]).float()
+    num_tokens, num_experts = routing.probabilities.shape
+    load = routing.probabilities.new_zeros(num_experts, dtype=torch.float32)  # (E,)
+    chosen = routing.experts.reshape(-1)  # (N * K,)
+    if routing.valid is None:
+        ones = load.new_ones(()).expand(chosen.shape)
+        num_choices: Tensor | int = chosen.numel()
+    else:
+        ones = routing.valid.reshape(-1).float()
+        num_choices = ones.sum()
+    flat = routing.probabilities.reshape(-1)
+    logs = flat.clamp(min=torch.finfo(flat.dtype).tiny).log()  # 0 log 0 = 0; twice as fast as entr
     return RoutingStats(
-        load=load,
-        dropped=experts.numel() - num_kept.float(),
-        entropy=torch.special.entr(probabilities).sum(),
-        tokens=load.new_full((), probabilities.shape[0]),
+        load=load.scatter_add_(0, chosen, ones),
+        dropped=num_choices - num_kept.float(),
+        entropy=-torch.dot(flat, logs),
+        tokens=load.new_full((), num_tokens),
+        losses={name: loss.detach().float() * num_tokens for name, loss in losses.items()},
     )
 
 
 def packed(stats: RoutingStats) -> Tensor:
-    """One vector (E + 3,) that can be summed over steps and ranks."""
-    return torch.cat([stats.load, torch.stack([stats.dropped, stats.entropy, stats.tokens])])
+    """One vector (E + 3 + L,) that can be summed over steps and ranks; losses sorted by name."""
+    losses = [stats.losses[name] for name in sorted(stats.losses)]
+    single = torch.stack([stats.dropped, stats.entropy, stats.tokens, *losses])
+    return torch.cat([stats.load, single])
 
 
-def report(total: Tensor) -> dict[str, float | list[float]]:
+def report(total: Tensor, losses: Sequence[str] = ()) -> dict[str, float | list[float]]:
     """Readable figures of a sum of `packed` vectors.
+
+    Args:
+        total: (E + 3 + L,).
+        losses: names of the L losses; the order does not matter.
 
     Returns:
         ``load``: share of the assignments per expert (sums to 1); ``dropped``: share of the
         assignments dropped; ``entropy``: mean entropy of the gate in nats; ``load_cv``: standard
-        deviation of the load over its mean (0 = balanced).
+        deviation of the load over its mean (0 = balanced); and each loss, as a mean over tokens.
     """
-    load, (dropped, entropy, tokens) = total[:-3].double(), total[-3:].double().tolist()
+    names = sorted(losses)
+    num_experts = total.numel() - _SINGLE - len(names)
+    load = total[:num_experts].double()  # (E,)
+    dropped, entropy, tokens, *sums = total[num_experts:].double().tolist()
     assignments = max(load.sum().item(), 1.0)
+    tokens = max(tokens, 1.0)
     share = load / assignments
-    return {
+    figures: dict[str, float | list[float]] = {
         "load": share.tolist(),
         "dropped": dropped / assignments,
-        "entropy": entropy / max(tokens, 1.0),
+        "entropy": entropy / tokens,
         "load_cv": (share.std(unbiased=False) / share.mean().clamp(min=1e-12)).item(),
     }
+    figures.update((name, value / tokens) for name, value in zip(names, sums, strict=True))
+    return figures

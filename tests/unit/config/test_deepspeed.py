@@ -164,6 +164,49 @@ def test_stages_for_experts(precision: str, stage: int, expert_parallel: int) ->
         assert zero_stage(engine_config(train, ds_json, moe=True)) == stage
 
 
+@pytest.mark.parametrize(
+    ("stages", "key", "value", "spread_only"),
+    [
+        ((1, 2), "round_robin_gradients", True, False),
+        ((1, 2), "contiguous_gradients", False, True),
+        ((1, 2), "reduce_scatter", False, True),
+        ((3,), "zero_hpz_partition_size", 2, True),
+        ((3,), "stage3_module_granularity_threshold", 1000, False),
+    ],
+)
+def test_what_deepspeed_does_wrong_is_refused_where_it_does(
+    stages: tuple[int, ...], key: str, value: Any, spread_only: bool
+) -> None:
+    spread = TrainConfig(deepspeed="zero.json", expert_parallel=2)
+    for stage in range(4):
+        ds_json = {"zero_optimization": {"stage": stage, key: value}}
+        harmless = {"zero_optimization": {"stage": stage, key: "auto"}}
+        engine_config(spread, harmless, moe=True)
+        for train in (spread, TRAIN):
+            if stage in stages and not (spread_only and train is TRAIN):
+                (line,) = complaints(ds_json, train, moe=True)
+                assert line.startswith(f"zero.json: zero_optimization.{key}: ")
+            else:
+                engine_config(train, ds_json, moe=True)
+
+
+@pytest.mark.parametrize("key", ["bf16_master_weights_and_grads", "bf16_optimizer_states"])
+def test_half_precision_masters_need_an_optimizer_that_we_do_not_use(key: str) -> None:
+    (line,) = complaints({"bf16": {key: True}})
+    assert line.startswith(f"zero.json: bf16.{key}: works with DeepSpeed's own CPU Adam only")
+    engine_config(TRAIN, {"bf16": {key: False}}, moe=False)
+
+
+def test_gradients_are_divided_beforehand_in_stages_that_can() -> None:
+    for stage in (0, 1):
+        ds_json = {"zero_optimization": {"stage": stage}, "gradient_predivide_factor": 2.0}
+        engine_config(TRAIN, ds_json, moe=False)
+    ds_json = {"zero_optimization": {"stage": 2}, "gradient_predivide_factor": 2.0}
+    assert complaints(ds_json) == [
+        "zero.json: gradient_predivide_factor: is for stages 0 and 1, not 2. Take it out"
+    ]
+
+
 def test_a_world_that_does_not_fit_is_refused_with_the_rest() -> None:
     train = TrainConfig(expert_parallel=2)
     engine_config(train, {}, moe=True, world_size=4)

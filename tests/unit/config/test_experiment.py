@@ -50,14 +50,11 @@ def test_every_option_has_a_description() -> None:
         ("train", {"valid_bleu": False}, "best_metric"),
         ("train", {"accumulate": 0}, "accumulate"),
         ("train", {"max_hours": 0}, "max_hours"),
+        ("train", {"sparse_clip": True}, "sparse_clip: clips by clip_norm, which is 0"),
         ("model", {"moe": None}, "expert_parallel: 2, but model.moe is null"),
         ("model", {"moe": {"num_experts": 3}}, "does not divide model.moe.num_experts 3"),
-        ("model", {"moe": {"top_k": 9}}, "top_k: 9 is more than num_experts 8"),
-        ("model", {"moe": {"top_k": 0}}, "top_k"),
-        ("model", {"moe": {"capacity_factor": 0}}, "capacity_factor"),
-        ("model", {"moe": {"eval_capacity_factor": -1}}, "eval_capacity_factor"),
-        ("model", {"moe": {"normalize_weights": True}}, "normalize_weights"),
-        ("model", {"moe": {"every": 7}}, "every: no layer has experts"),
+        ("model", {"moe": {"num_experts": [4, 4, 2, 4, 4, 5]}}, "model.moe.num_experts 5"),
+        ("model", {"moe": {"router": "language"}}, "router: language needs tags"),
         ("model", {"d_model": 100, "num_heads": 8}, "num_heads: 8 does not divide"),
         ("model", {"d_model": 24, "num_heads": 8, "positions": "rotary"}, "must be even, not 3"),
         ("model", {"d_model": 27, "num_heads": 3}, "d_model: sinusoidal"),
@@ -86,6 +83,13 @@ def test_bad_values_are_refused(
     with pytest.raises(ValidationError) as caught:
         make(**base)
     assert words in str(caught.value)
+
+
+def test_clipping_by_weighted_experts_needs_experts(make: MakeConfig) -> None:
+    train = {"sparse_clip": True, "clip_norm": 1.0}
+    make(model={"moe": {}}, train=train)
+    with pytest.raises(ValidationError, match="sparse_clip: is about experts, but model.moe is n"):
+        make(model={"moe": None}, train=train)
 
 
 def test_bleu_needs_a_raw_reference(minimal: dict[str, Any]) -> None:
@@ -123,31 +127,6 @@ def test_given_fields_win_over_the_preset() -> None:
     assert (model.d_model, model.ffn_dim, model.encoder_layers) == (32, 64, 2)
     assert model.moe is not None and model.moe.num_experts == 4
     assert ModelConfig.model_validate({"preset": "ds_moe_tiny", "moe": None}).moe is None
-
-
-@pytest.mark.parametrize(
-    ("placement", "every", "encoder", "decoder"),
-    [
-        ("encoder", 2, [1, 3], []),
-        ("decoder", 3, [], [2]),
-        ("both", 1, [0, 1, 2, 3], [0, 1, 2]),
-        ("both", 4, [3], []),
-    ],
-)
-def test_which_layers_have_experts(
-    placement: str, every: int, encoder: list[int], decoder: list[int]
-) -> None:
-    model = ModelConfig.model_validate(
-        {
-            "encoder_layers": 4,
-            "decoder_layers": 3,
-            "moe": {"placement": placement, "every": every},
-        }
-    )
-    assert model.moe is not None
-    assert [i for i in range(4) if model.moe.has_experts("encoder", i)] == encoder
-    assert [i for i in range(3) if model.moe.has_experts("decoder", i)] == decoder
-    assert model.num_moe_layers == len(encoder) + len(decoder)
 
 
 def test_plugin_sections_without_a_name_take_the_default(make: MakeConfig) -> None:

@@ -25,13 +25,27 @@ SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2,
         {"moe": {"num_experts": 4, "top_k": 2}},
         {"moe": {"num_experts": 3, "placement": "decoder", "every": 1, "residual": True}},
         {"moe": {"num_experts": 2, "placement": "encoder"}, "activation": "swiglu"},
+        {"moe": {"num_experts": 4, "ffn_dim": 20}},
+        {"moe": {"num_experts": [2, 4, 3], "layers": {"encoder": [1], "decoder": [0, 2]}}},
+        {"moe": {"router": "cosine"}},
+        {"moe": {"router": "cosine", "num_experts": [40, 4]}},
+        {"moe": {"router": "cosine", "router_dim": 5}},
+        {"moe": {"router": "sigmoid", "num_experts": 4}},
+        {"moe": {"router": "language", "num_experts": 4}},
+        {"moe": {"router": "expert_choice", "num_experts": 4, "placement": "encoder"}},
+        {"moe": {"shared_experts": 2, "ffn_dim": 5}, "activation": "swiglu"},
+        {"moe": {"residual": True, "ffn_dim": 5}},
+        {"moe": {"conditional_budget": 0.5}},
     ],
 )
 def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
     config = ModelConfig.model_validate({**SMALL, **fields})
     model = build_seq2seq(config, VOCAB)
     counted = sum(parameter.numel() for parameter in model.parameters())
-    assert model_size(config, VOCAB).total == counted
+    size = model_size(config, VOCAB)
+    assert size.total == counted
+    inside = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert size.experts == inside
 
 
 def test_a_dense_model_is_all_active() -> None:
@@ -50,3 +64,21 @@ def test_active_counts_top_k_experts_of_each_layer() -> None:
     assert sizes[1].active - sizes[0].active == 2 * per_expert
     assert sizes[2].active == sizes[2].total
     assert len({size.total for size in sizes}) == 1
+
+
+def test_what_stands_beside_the_experts_is_always_active() -> None:
+    def size(**moe: Any) -> ModelSize:
+        return model_size(ModelConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
+
+    plain, shared = size(num_experts=4), size(num_experts=4, shared_experts=2)
+    assert shared.experts == plain.experts
+    assert shared.active - plain.active == shared.total - plain.total > 0
+
+
+def test_a_pyramid_counts_each_layer_by_itself() -> None:
+    def size(counts: int | list[int]) -> ModelSize:
+        moe = {"num_experts": counts}
+        return model_size(ModelConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
+
+    assert size([2, 6]).experts == size(4).experts
+    assert size([2, 6]) == size([6, 2])

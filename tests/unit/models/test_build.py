@@ -8,7 +8,14 @@ import torch
 from ds_seq.models import build_seq2seq
 from ds_seq.models.init import initialize
 from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
+from ds_seq.moe.cosine import CosineGate
+from ds_seq.moe.expert_choice import ExpertChoiceGate
+from ds_seq.moe.gate import TopKGate
+from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.sigmoid import SigmoidGate
+from tests.unit.models.sections import ROUTERS
 
 VOCAB = 23
 MOE = {"num_experts": 4, "top_k": 2, "every": 1}
@@ -79,10 +86,111 @@ def test_a_sparse_model_starts_like_its_dense_twin(build):
     assert all(torch.equal(dense[name], sparse[name]) for name in common)
 
 
-def test_residual_moe_has_a_dense_branch(build):
-    model = build(moe={**MOE, "residual": True})
-    assert isinstance(model.encoder.layers[0].feed_forward.residual, FeedForward)
-    assert build(moe=MOE).encoder.layers[0].feed_forward.residual is None
+def layer_of(build, **moe):
+    """The first sparse layer of a model with these settings."""
+    model = build(moe={**MOE, **moe})
+    return next(part for part in model.modules() if isinstance(part, MoeFeedForward))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("softmax", TopKGate),
+        ("cosine", CosineGate),
+        ("sigmoid", SigmoidGate),
+        ("expert_choice", ExpertChoiceGate),
+        ("language", LanguageGate),
+    ],
+)
+def test_each_router_is_built_by_its_name(build, name, kind):
+    layer = layer_of(build, **ROUTERS[name])
+    assert type(layer.gate) is kind
+    assert (layer.gate.num_experts, layer.gate.top_k) == (4, 2)
+    if name != "expert_choice":
+        balanced = layer_of(build, **ROUTERS[name], load_balance="global")
+        assert (layer.gate.load_balance, balanced.gate.load_balance) == ("rank", "global")
+
+
+def test_settings_reach_the_routers(build):
+    chance = {"noise": "gumbel", "second_expert": "random"}
+    for name in ("softmax", "cosine"):
+        choice = layer_of(build, **{**ROUTERS[name], **chance}).gate.choice
+        assert (choice.top_k, choice.noise, choice.second_expert) == (2, "gumbel", "random")
+        assert not choice.second_by_share
+        before = {**ROUTERS[name], **chance, "normalize_weights": "before_dropping"}
+        assert layer_of(build, **before).gate.choice.second_by_share
+    assert layer_of(build, router="cosine", router_dim=3).gate.projection.shape == (3, 16)
+    sigmoid = layer_of(build, router="sigmoid", bias_rate=0.5, noise="jitter").gate
+    assert (sigmoid.bias_rate, sigmoid.noise) == (0.5, "jitter")
+
+
+def test_settings_reach_the_layer(build):
+    layer = layer_of(
+        build,
+        capacity_factor=1.5,
+        eval_capacity_factor=2.0,
+        min_capacity=7,
+        drop="random",
+        output_masking=0.2,
+        ffn_dim=10,
+    )
+    assert (layer.capacity_factor, layer.eval_capacity_factor) == (1.5, 2.0)
+    assert (layer.min_capacity, layer.drop, layer.output_masking) == (7, "random", 0.2)
+    assert layer.experts.b1.shape == (4, 1, 10)
+    assert layer_of(build, top_k=1).normalize_weights == "none"
+    assert layer_of(build, top_k=2).normalize_weights == "after_dropping"
+    assert layer_of(build, normalize_weights="before_dropping").normalize_weights == (
+        "before_dropping"
+    )
+
+
+def test_experts_that_choose_take_the_capacity_factor(build):
+    choosing = {"router": "expert_choice", "placement": "encoder"}
+    for factor, expected in ((1.5, 1.5), (None, 1.0)):
+        layer = layer_of(build, **choosing, capacity_factor=factor)
+        assert layer.gate.capacity_factor == expected
+        assert layer.capacity_factor is None
+    by_language = layer_of(build, router="language", capacity_factor=1.5)
+    assert by_language.capacity_factor is None, "the text says how many tokens a language has"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "width"),
+    [
+        ({}, None, None),
+        ({"residual": True}, ResidualBranch, 24),
+        ({"residual": True, "ffn_dim": 10}, ResidualBranch, 10),
+        ({"shared_experts": 3, "ffn_dim": 10}, SharedBranch, 30),
+        ({"conditional_budget": 0.4, "conditional_dropout": 0.1}, ConditionalBranch, 24),
+    ],
+)
+def test_a_dense_branch_beside_the_experts(build, settings, kind, width):
+    branch = layer_of(build, **settings).branch
+    if kind is None:
+        assert branch is None
+        return
+    assert type(branch) is kind
+    assert isinstance(branch.dense, FeedForward) and branch.dense.down.in_features == width
+    if kind is ConditionalBranch:
+        assert (branch.budget, branch.dropout) == (0.4, 0.1)
+
+
+def test_a_pyramid_has_a_count_for_each_layer(build):
+    layers = {"encoder": [1], "decoder": [2, 0]}
+    model = build(decoder_layers=3, moe={"num_experts": [2, 4, 6], "layers": layers})
+    assert {
+        name.removesuffix(".feed_forward"): model.get_submodule(name).num_experts
+        for name in sparse_layers(model)
+    } == {"encoder.layers.1": 2, "decoder.layers.0": 4, "decoder.layers.2": 6}
+
+
+def test_routers_of_a_model_are_drawn_each_for_itself(build):
+    for moe in ROUTERS.values():
+        model = build(moe=moe)
+        gates = [model.get_submodule(name).gate for name in sparse_layers(model)]
+        for name, parameter in gates[0].named_parameters():
+            other = gates[1].get_parameter(name)
+            assert parameter.numel() == 1 or not torch.equal(parameter, other), name
 
 
 def test_fused_maps_are_drawn_as_if_they_stood_alone(build):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ds_seq.models.stack import TransformerDecoder
+from tests.unit.models.sections import ROUTERS
 
 VOCAB, BEAM = 23, 3
 SHAPES = [
@@ -15,6 +16,9 @@ SHAPES = [
     {"positions": "learned", "norm_position": "pre"},
     {"positions": "rotary", "norm_position": "pre"},
     {"moe": {"num_experts": 4, "top_k": 1, "every": 1, "capacity_factor": 1.0}},
+    *({"moe": moe} for moe in ROUTERS.values()),
+    {"moe": {**ROUTERS["softmax"], "num_experts": [2, 4, 4, 3], "shared_experts": 1}},
+    {"moe": {**ROUTERS["language"], "conditional_budget": 0.5}},
 ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ds_seq.config.size import model_size
+from tests.unit.models.sections import ROUTERS
 
 PAD, VOCAB = 1, 23
 SHAPES = [
@@ -20,9 +21,25 @@ SHAPES = [
     )
 ]
 MOE = {"num_experts": 4, "top_k": 2, "every": 2, "capacity_factor": None}
+SPARSE = [
+    *ROUTERS.values(),
+    {**MOE, "residual": True},
+    {**MOE, "shared_experts": 2},
+    {**MOE, "conditional_budget": 0.5},
+]
+# all that is drawn, or dropped, in training
+CHANCES = [
+    {**MOE, "noise": "jitter", "output_masking": 0.3},
+    {**MOE, "noise": "gumbel", "capacity_factor": 0.5, "drop": "random", "min_capacity": 1},
+    {**MOE, "second_expert": "random"},
+    {**MOE, "second_expert": "sampled", "capacity_factor": 0.5, "drop": "probability"},
+    {**ROUTERS["cosine"], "noise": "gumbel"},
+    {**ROUTERS["sigmoid"], "noise": "jitter"},
+    {**MOE, "conditional_budget": 0.5, "conditional_dropout": 0.4},
+]
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, {"moe": MOE}])
+@pytest.mark.parametrize("shape", [*SHAPES, *({"moe": moe} for moe in SPARSE)])
 def test_a_row_does_not_depend_on_its_batch(build, pairs, shape):
     model = build(**shape).eval()
     logits = model(*pairs).logits
@@ -34,7 +51,7 @@ def test_a_row_does_not_depend_on_its_batch(build, pairs, shape):
         torch.testing.assert_close(alone, logits[row, : tgt.size(1)], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *({"moe": moe} for moe in SPARSE)])
 def test_more_padding_changes_nothing(build, pairs, shape):
     model = build(**shape).eval()
     padded = (torch.nn.functional.pad(side, (0, 5), value=PAD) for side in pairs)
@@ -81,7 +98,7 @@ def test_selected_rows_are_the_rows_of_all(build, pairs, know_count):
     torch.testing.assert_close(chosen, model(*pairs).logits[select])
 
 
-@pytest.mark.parametrize("moe", [None, MOE])
+@pytest.mark.parametrize("moe", [None, *SPARSE])
 def test_an_empty_batch_has_a_backward_pass_with_zero_gradients(build, moe):
     model = build(moe=moe)
     eos = torch.tensor([[2]])
@@ -99,8 +116,8 @@ def test_an_empty_batch_has_a_backward_pass_with_zero_gradients(build, moe):
         {**SHAPES[0], "share_embeddings": "all"},
         {**SHAPES[1], "share_embeddings": "decoder"},
         {**SHAPES[2], "share_embeddings": "none"},
-        {"moe": MOE},
-        {"moe": {**MOE, "residual": True}},
+        *({"moe": moe} for moe in SPARSE),
+        {"moe": {**MOE, "top_k": 1, "normalize_weights": "after_dropping"}},
     ],
 )
 def test_gradients_reach_every_parameter(build, pairs, shape):
@@ -113,7 +130,7 @@ def test_gradients_reach_every_parameter(build, pairs, shape):
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("moe", [None, MOE])
+@pytest.mark.parametrize("moe", [None, *SPARSE, *CHANCES])
 def test_checkpointing_changes_neither_loss_nor_gradients(build, pairs, moe):
     results = []
     for checkpointing in (False, True):
@@ -147,7 +164,7 @@ def test_dropout_acts_in_training_only(build, pairs):
         ),
         ("all", "post", "sinusoidal", "swiglu", None),
         ("all", "post", "rotary", "gelu", MOE),
-        ("all", "pre", "rotary", "swiglu", {**MOE, "residual": True}),
+        *(("all", "pre", "rotary", "swiglu", moe) for moe in SPARSE),
     ],
 )
 def test_parameters_are_as_many_as_the_config_says(

@@ -1,0 +1,254 @@
+"""The `model.moe` section: which layers have experts, and how tokens find theirs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ds_seq.config.base import (
+    Config,
+    FieldErrors,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Probability,
+)
+
+Stack = Literal["encoder", "decoder"]
+STACKS: tuple[Stack, Stack] = ("encoder", "decoder")
+Normalization = Literal["none", "before_dropping", "after_dropping"]
+
+
+class MoeLayersConfig(Config):
+    """Layers with experts, one by one, counted from 0."""
+
+    encoder: list[NonNegativeInt] = Field(
+        default_factory=list, description="Layers of the encoder that have experts."
+    )
+    decoder: list[NonNegativeInt] = Field(
+        default_factory=list, description="Layers of the decoder that have experts."
+    )
+
+
+class MoeConfig(Config):
+    """Mixture-of-Experts feed-forward: which layers have one and how tokens are routed."""
+
+    num_experts: PositiveInt | list[PositiveInt] = Field(
+        default=8,
+        description="Experts a layer, over all ranks; a list gives each MoE layer its own count "
+        "(pyramid), those of the encoder first.",
+    )
+    top_k: PositiveInt = Field(
+        default=1,
+        description="Experts a token visits; with `router: expert_choice` on average.",
+    )
+    placement: Literal["encoder", "decoder", "both"] = Field(
+        default="both", description="The stacks that have experts."
+    )
+    every: PositiveInt = Field(
+        default=2, description="Every n-th layer has experts: layer i (from 0) if (i + 1) % n == 0."
+    )
+    layers: MoeLayersConfig | None = Field(
+        default=None, description="The layers that have experts, in place of `every`."
+    )
+    ffn_dim: PositiveInt | None = Field(
+        default=None, description="Inner width of each expert; null is `model.ffn_dim`."
+    )
+    router: Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"] = Field(
+        default="softmax",
+        description="Who decides: `softmax` scores of the token; `cosine` similarity in a small "
+        "space (X-MoE); `sigmoid` scores with a bias that balances the load without a loss "
+        "(DeepSeek-V3); `expert_choice`, where experts pick tokens of each sentence (encoder "
+        "only); `language`, one choice a sentence by the tag that opens the source.",
+    )
+    router_dim: PositiveInt | None = Field(
+        default=None,
+        description="Width of the small space of `router: cosine`; null is half the number of "
+        "experts, at least 16.",
+    )
+    bias_rate: NonNegativeFloat = Field(
+        default=0.001,
+        description="How far the bias of `router: sigmoid` moves in an update, per expert.",
+    )
+    noise: Literal["none", "jitter", "gumbel"] = Field(
+        default="none",
+        description="Exploration of the gate in training: `jitter` scales its input by "
+        "U(0.99, 1.01), `gumbel` samples the choice.",
+    )
+    second_expert: Literal["always", "sampled", "random"] = Field(
+        default="always",
+        description="For `top_k` 2, in training: the second expert is the next best; drawn by "
+        "Gumbel noise; or kept with twice its weight as probability (GShard).",
+    )
+    normalize_weights: Normalization | None = Field(
+        default=None,
+        description="Scale the weights of a token's experts to sum 1, before or after tokens are "
+        "dropped; null does after dropping if `top_k` > 1. With `top_k` 1 the weight is then 1 "
+        "and the gate learns by a straight-through gradient.",
+    )
+    capacity_factor: float | None = Field(
+        default=1.25,
+        gt=0.0,
+        description="In training an expert takes at most this times its even share of the tokens; "
+        "null drops none. With `router: expert_choice` it takes exactly that many (null: 1), in "
+        "evaluation too; `router: language` drops none.",
+    )
+    eval_capacity_factor: float | None = Field(
+        default=None, gt=0.0, description="The same for validation and generation; null drops none."
+    )
+    min_capacity: NonNegativeInt = Field(
+        default=4, description="An expert takes at least this many tokens whatever the factor."
+    )
+    drop: Literal["position", "probability", "random"] = Field(
+        default="position",
+        description="Who stays where an expert is full: earlier tokens, tokens with a higher best "
+        "score, or a random choice (in training; else earlier tokens).",
+    )
+    residual: bool = Field(
+        default=False,
+        description="Residual MoE (PR-MoE): a dense feed-forward beside the experts, in a learned "
+        "mixture.",
+    )
+    shared_experts: NonNegativeInt = Field(
+        default=0,
+        description="Experts that every token visits, beside the routed ones (DeepSeekMoE); one "
+        "feed-forward of so many times the width of an expert.",
+    )
+    conditional_budget: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="Conditional MoE routing (NLLB): a gate chooses between a dense feed-forward "
+        "and the experts; the loss `budget` pulls the experts' share to this figure. Null: no.",
+    )
+    conditional_dropout: Probability = Field(
+        default=0.0,
+        description="In training, probability with which that gate sends a token to the dense "
+        "feed-forward alone.",
+    )
+    output_masking: Probability = Field(
+        default=0.0,
+        description="In training, probability with which the output of an expert that a token "
+        "chose is left out (NLLB's expert output masking).",
+    )
+    load_balance: Literal["rank", "global"] = Field(
+        default="rank",
+        description="Tokens over which the loss `load_balance` wants balance: those of each "
+        "rank's batch, or of all ranks (costs a small all-reduce a layer).",
+    )
+
+    @field_validator("num_experts", mode="before")
+    @classmethod
+    def _check_num_experts(cls, value: Any) -> Any:
+        counts = value if isinstance(value, list) else [value]
+        if not counts or any(type(n) is not int or n < 1 for n in counts):
+            raise ValueError(f"should be a whole number from 1, or a list of them, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_routing(self) -> MoeConfig:
+        errors = [*self._layer_errors(), *self._router_errors()]
+        least = min(self.counts)
+        if self.top_k > least:
+            errors.append(("top_k", f"{self.top_k} is more than num_experts {least}"))
+        branches = {
+            "residual": self.residual,
+            "shared_experts": self.shared_experts > 0,
+            "conditional_budget": self.conditional_budget is not None,
+        }
+        used = [name for name, is_used in branches.items() if is_used]
+        if len(used) > 1:
+            errors.append((used[1], f"stands beside {used[0]}: only one of them at a time"))
+        if self.conditional_dropout and self.conditional_budget is None:
+            errors.append(("conditional_dropout", "needs conditional_budget"))
+        if errors:
+            raise FieldErrors(errors)
+        return self
+
+    def _layer_errors(self) -> list[tuple[str, str]]:
+        if self.layers is None:
+            return []
+        errors = []
+        for stack in STACKS:
+            chosen = self._listed(stack)
+            if chosen and self.placement not in (stack, "both"):
+                errors.append((f"layers.{stack}", f"placement is {self.placement}; say both"))
+            if len(set(chosen)) < len(chosen):
+                errors.append((f"layers.{stack}", f"names a layer twice: {chosen}"))
+        return errors
+
+    def _router_errors(self) -> list[tuple[str, str]]:
+        errors = []
+        if self.router == "expert_choice":
+            in_decoder = self.placement != "encoder" and (
+                self.layers is None or bool(self.layers.decoder)
+            )
+            if in_decoder:
+                errors.append(
+                    (
+                        "router",
+                        "expert_choice looks at the whole sentence, which a decoder has not read "
+                        "yet; use placement encoder, or another router",
+                    )
+                )
+            if self.load_balance == "global":
+                errors.append(("load_balance", "experts that choose are balanced; use rank"))
+            if self.normalization != "none":
+                errors.append(
+                    (
+                        "normalize_weights",
+                        "each expert's own score is the weight of the tokens that it chose; use "
+                        "none",
+                    )
+                )
+        if not self.has_capacity and self.eval_capacity_factor is not None:
+            errors.append(
+                ("eval_capacity_factor", f"router {self.router} drops nothing; leave it null")
+            )
+        if self.second_expert != "always" and (
+            self.top_k != 2 or self.router not in ("softmax", "cosine")
+        ):
+            errors.append(
+                ("second_expert", f"{self.second_expert} needs top_k 2 and softmax or cosine")
+            )
+        if self.noise != "none" and self.router in ("expert_choice", "language"):
+            errors.append(("noise", f"router {self.router} takes none"))
+        if self.noise == "gumbel" and self.router == "sigmoid":
+            errors.append(("noise", "sigmoid scores are no distribution to sample; use jitter"))
+        if self.router_dim is not None and self.router != "cosine":
+            errors.append(("router_dim", f"is of router cosine, not of {self.router}"))
+        return errors
+
+    def _listed(self, stack: Stack) -> list[int]:
+        if self.layers is None:
+            return []
+        return self.layers.encoder if stack == "encoder" else self.layers.decoder
+
+    @property
+    def counts(self) -> list[int]:
+        """The counts as given, as a list."""
+        return self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether tokens can find an expert full: not where experts choose, nor by language, where
+        the text itself says how many tokens each expert gets."""
+        return self.router not in ("expert_choice", "language")
+
+    @property
+    def normalization(self) -> Normalization:
+        """`normalize_weights` with its default resolved."""
+        if self.normalize_weights is not None:
+            return self.normalize_weights
+        # an expert's own score is all the weight that its choice of a token has
+        chosen_by_token = self.router != "expert_choice"
+        return "after_dropping" if self.top_k > 1 and chosen_by_token else "none"
+
+    def moe_layers(self, stack: Stack, num_layers: int) -> list[int]:
+        """The layers (from 0) of a ``stack`` of ``num_layers`` that have experts."""
+        if self.placement not in (stack, "both"):
+            return []
+        if self.layers is not None:
+            return sorted(self._listed(stack))
+        return [i for i in range(num_layers) if (i + 1) % self.every == 0]

@@ -1,0 +1,70 @@
+"""Balance without a loss: the biases of sigmoid routers follow the load of their experts.
+
+Legend: ``E`` experts of a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.distributed import sum_over_ranks
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.output import RoutingStats
+from ds_seq.moe.sigmoid import SigmoidGate
+
+
+class BiasBalancer:
+    """Moves the biases of a model's `SigmoidGate` layers, once per update (arXiv:2408.15664).
+
+    The load is that of all micro-batches of the update on all ranks, before dropping. It stays on
+    the device: nothing is synchronised but the sum over ranks. All ranks therefore hold equal
+    biases, and the biases are the same for every layout of the ranks. Costs nothing for a model
+    without such routers.
+
+    Args:
+        model: with one MoE layer for each entry of its ``moe_stats``, in that order.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        layers = [part for part in model.modules() if isinstance(part, MoeFeedForward)]
+        self._num_layers = len(layers)
+        self._routers = [
+            (index, layer.gate)
+            for index, layer in enumerate(layers)
+            if isinstance(layer.gate, SigmoidGate)
+        ]
+        self._loads: list[Tensor] | None = None  # (E,) float32 of each router
+
+    @torch.no_grad()
+    def add(self, stats: list[RoutingStats]) -> None:
+        """Count one micro-batch of training.
+
+        Args:
+            stats: of each MoE layer, as the model returns them.
+        """
+        if not self._routers:
+            return
+        assert len(stats) == self._num_layers, "statistics of each MoE layer, once"
+        loads = [stats[index].load for index, _ in self._routers]
+        if self._loads is not None:
+            loads = [old + new for old, new in zip(self._loads, loads, strict=True)]
+        self._loads = loads
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move every bias one step against the load since the last update, and forget the load.
+
+        A collective if there are sigmoid routers: every rank calls it after each applied update.
+        """
+        if not self._routers or self._loads is None:
+            return
+        sizes = [load.numel() for load in self._loads]
+        totals = sum_over_ranks(torch.cat(self._loads))
+        for (_, router), load in zip(self._routers, torch.split(totals, sizes), strict=True):
+            router.bias_steps += (load.mean() - load).sign().to(torch.int64)
+        self._loads = None
+
+    def discard(self) -> None:
+        """Forget the load, after an update that was not applied."""
+        self._loads = None

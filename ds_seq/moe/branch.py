@@ -1,0 +1,100 @@
+"""Dense feed-forwards beside the experts, and how the two outputs become one.
+
+Legend: ``B`` batch, ``T`` length, ``D`` model.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.moe.losses import BUDGET, budget_loss
+
+Losses = dict[str, Tensor]
+
+
+class Branch(Protocol):
+    """``branch(x, routed, mask) -> (y, losses)``."""
+
+    def __call__(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
+        """Combine.
+
+        Args:
+            x: (B, T, D) input of the layer.
+            routed: (B, T, D) output of the experts.
+            mask: (B, T) bool, True = real token; ``None``: all are.
+
+        Returns:
+            (B, T, D), and scalar float32 losses by name.
+        """
+        ...
+
+
+class ResidualBranch(nn.Module):
+    """A learned two-way softmax mixes experts and dense feed-forward (PR-MoE, arXiv:2201.05596).
+
+    Args:
+        dense: a feed-forward.
+        d_model: D.
+    """
+
+    def __init__(self, dense: nn.Module, d_model: int) -> None:
+        super().__init__()
+        self.dense = dense
+        self.mix = nn.Linear(d_model, 2)
+
+    def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
+        """See `Branch`."""
+        dense, _ = self.dense(x, mask)
+        share = self.mix(x).float().softmax(-1).to(x.dtype)  # (B, T, 2)
+        return routed * share[..., :1] + dense * share[..., 1:], {}
+
+
+class SharedBranch(nn.Module):
+    """Experts that every token visits, as one wider feed-forward (DeepSeekMoE, arXiv:2401.06066).
+
+    Args:
+        dense: a feed-forward.
+    """
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
+        """See `Branch`."""
+        dense, _ = self.dense(x, mask)
+        return routed + dense, {}
+
+
+class ConditionalBranch(nn.Module):
+    """Conditional MoE routing (CMR; NLLB, arXiv:2207.04672): a sigmoid gate decides per token how
+    much of its output comes from the experts, under a budget.
+
+    Args:
+        dense: a feed-forward.
+        d_model: D.
+        budget: the mean share of the experts that the loss asks for.
+        dropout: in training, probability with which a token's share is set to 0.
+    """
+
+    def __init__(self, dense: nn.Module, d_model: int, budget: float, dropout: float) -> None:
+        super().__init__()
+        self.dense = dense
+        self.mix = nn.Linear(d_model, 1)
+        self.budget, self.dropout = budget, dropout
+
+    def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
+        """See `Branch`; the loss is ``budget``."""
+        dense, _ = self.dense(x, mask)
+        share = self.mix(x).float().sigmoid()  # (B, T, 1)
+        if self.training and self.dropout > 0.0:
+            share = share * (torch.rand_like(share) >= self.dropout)
+        loss = budget_loss(share.squeeze(-1), mask, self.budget)
+        share = share.to(x.dtype)
+        return routed * share + dense * (1.0 - share), {BUDGET: loss}
+
+    def extra_repr(self) -> str:
+        return f"budget={self.budget}, dropout={self.dropout}"

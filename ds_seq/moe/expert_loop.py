@@ -1,0 +1,185 @@
+"""The feed-forward nets of several experts, one after the other: what a CPU does best.
+
+One autograd function for the whole net: what is computed for an expert stays in the cache until the
+next step needs it, there is no tensor as wide as the hidden layer over all rows, and of the hidden
+layer only the part is kept from which the rest is cheap to recompute.
+
+Legend: ``R`` rows sorted by expert, ``R_e`` those of one expert, ``D`` model, ``F`` feed-forward
+    width, ``H`` = F, or 2F where the first map gives gate and value, ``E`` experts held here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ds_seq.modules.linear import product
+from ds_seq.moe.grouped import RowGroups
+
+
+class Activation(NamedTuple):
+    """An activation and its gradient, from the ``inner`` tensor (R_e, H) that the forward keeps."""
+
+    fused: str
+    """What the first product applies by itself: ``relu`` or ``none``."""
+    forward: Callable[[Tensor], Tensor]
+    """inner -> (R_e, F); may return its argument."""
+    backward: Callable[[Tensor, Tensor], Tensor]
+    """(gradient of the result (R_e, F), inner) -> gradient of the first product (R_e, H); may
+    overwrite the gradient."""
+
+
+def _relu_backward(grad: Tensor, inner: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, inner, 0, grad_input=grad)
+    return result
+
+
+def _gelu_backward(grad: Tensor, inner: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.gelu_backward(grad, inner)
+    return result
+
+
+def _swiglu(inner: Tensor) -> Tensor:
+    gate, value = inner.chunk(2, dim=-1)
+    return F.silu(gate).mul_(value)
+
+
+def _swiglu_backward(grad: Tensor, inner: Tensor) -> Tensor:
+    gate, value = inner.chunk(2, dim=-1)
+    grad_gate = torch.ops.aten.silu_backward(grad * value, gate)
+    return torch.cat([grad_gate, grad.mul_(F.silu(gate))], dim=-1)
+
+
+ACTIVATIONS = {
+    "relu": Activation("relu", lambda inner: inner, _relu_backward),
+    "gelu": Activation("none", F.gelu, _gelu_backward),
+    "swiglu": Activation("none", _swiglu, _swiglu_backward),
+}
+
+
+class _Net(NamedTuple):
+    """Parameters of all experts; see `Experts`."""
+
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+
+
+class _ExpertLoop(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        noise: Tensor | None,
+        activation: Activation,
+        groups: RowGroups,
+    ) -> Tensor:
+        inner: list[Tensor] = [x.new_empty(0)] * len(w1)
+        y = _forward(x, _Net(w1, b1, w2, b2), noise, activation, groups, inner)
+        ctx.save_for_backward(x, w1, w2, noise, *inner)
+        ctx.activation, ctx.groups = activation, groups
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, w2, noise, *inner = ctx.saved_tensors
+        activation: Activation = ctx.activation
+        grad_x = [x.new_empty(0, x.shape[1])]
+        grads = _empty_gradients(w1, w2) if ctx.needs_input_grad[1] else None  # may be frozen
+        for expert, (start, end) in enumerate(ctx.groups.slices()):
+            if start == end:  # idle: its gradient is nothing, and the tensors are not filled yet
+                for grad in grads or ():
+                    grad[expert].zero_()
+                continue
+            rows = slice(start, end)
+            grad = grad_y[rows]
+            grad_inner = product(grad, w2[expert].t())  # (R_e, F), of the hidden layer so far
+            hidden = activation.forward(inner[expert])
+            if noise is not None:
+                grad_inner.mul_(noise[rows])
+                hidden = hidden * noise[rows]
+            if grads is not None:
+                grads.w2[expert] = product(grad.t(), hidden.t())
+                torch.sum(grad, dim=0, keepdim=True, out=grads.b2[expert])
+            grad_inner = activation.backward(grad_inner, inner[expert])  # (R_e, H)
+            grad_x.append(product(grad_inner, w1[expert]))
+            if grads is not None:
+                grads.w1[expert] = product(x[rows].t(), grad_inner.t())
+                torch.sum(grad_inner, dim=0, keepdim=True, out=grads.b1[expert])
+        return (torch.cat(grad_x), *(grads or [None] * 4), None, None, None)
+
+
+def _empty_gradients(w1: Tensor, w2: Tensor) -> _Net:
+    return _Net(
+        torch.empty_like(w1),
+        w1.new_empty(w1.shape[0], 1, w1.shape[2]),
+        torch.empty_like(w2),
+        w2.new_empty(w2.shape[0], 1, w2.shape[1]),
+    )
+
+
+def _forward(
+    x: Tensor,
+    net: _Net,
+    noise: Tensor | None,
+    activation: Activation,
+    groups: RowGroups,
+    inner: list[Tensor] | None,
+) -> Tensor:
+    """All experts over their rows; keeps in ``inner`` what a backward needs."""
+    parts = [x.new_empty(0, x.shape[1])]  # rows are sorted by expert, so parts come in order
+    for expert, (start, end) in enumerate(groups.slices()):
+        if start == end:
+            continue
+        rows = slice(start, end)
+        up = product(x[rows], net.w1[expert].t(), net.b1[expert, 0], activation.fused)  # (R_e, H)
+        if inner is not None:
+            inner[expert] = up
+        hidden = activation.forward(up)  # (R_e, F)
+        if noise is not None:
+            hidden = hidden * noise[rows]
+        parts.append(product(hidden, net.w2[expert], net.b2[expert, 0]))
+    return torch.cat(parts)
+
+
+def expert_loop(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    noise: Tensor | None,
+    activation: str,
+    groups: RowGroups,
+) -> Tensor:
+    """``y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`` with e the expert of row r.
+
+    Args:
+        x: (R, D), sorted by expert.
+        w1: (E, D, H).
+        b1: (E, 1, H).
+        w2: (E, D, F).
+        b2: (E, 1, D).
+        noise: (R, F) multipliers of the hidden layer, for dropout; ``None`` for none.
+        activation: a key of `ACTIVATIONS`.
+        groups: which rows are whose; the counts sum to R.
+
+    Returns:
+        (R, D).
+    """
+    act = ACTIVATIONS[activation]
+    if torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad):
+        result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, act, groups)  # type: ignore[no-untyped-call]
+        return result
+    return _forward(x, _Net(w1, b1, w2, b2), noise, act, groups, None)

@@ -1,0 +1,69 @@
+"""Routing by language: all tokens of a sentence share the experts of its tag.
+
+Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
+``D`` model, ``E`` experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.moe.choice import Choice, SoftmaxChoice
+from ds_seq.moe.gate import Router, Routing, draw_directions, project
+
+
+class LanguageGate(Router):
+    """Softmax over the language tag that opens the source, best K (task-level routing,
+    arXiv:2110.03742).
+
+    Encoder and decoder ask the same tag, so a sentence needs K experts of each layer from its first
+    token to its last one: experts of other languages need not even be loaded.
+
+    Losses and statistics count tokens, not sentences.
+
+    Args:
+        d_model: D.
+        num_experts: E.
+        top_k: experts a sentence visits.
+        load_balance: see `Router`.
+    """
+
+    expert_tensors = ("weight",)
+
+    def __init__(
+        self, d_model: int, num_experts: int, top_k: int, load_balance: str = "rank"
+    ) -> None:
+        super().__init__(num_experts, top_k, load_balance)
+        self.choice = SoftmaxChoice(top_k)
+        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """See `Router`."""
+        draw_directions(self.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        real: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+        tag: Tensor | None = None,
+        with_losses: bool = True,
+    ) -> Routing:
+        """See `Router`.
+
+        Raises:
+            RuntimeError: there is no tag.
+        """
+        if tag is None:
+            raise RuntimeError(
+                "routing by language needs the embedding of each sentence's language tag (tag)"
+            )
+        by_sentence = self.choice(project(tag.float(), self.weight), self.training)
+        length = x.shape[0] // tag.shape[0]
+        rows = torch.arange(x.shape[0], device=x.device) if real is None else real
+        sentence = rows // length  # (N,)
+        assert by_sentence.valid is None
+        choice = Choice(*(each.index_select(0, sentence) for each in by_sentence[:4]))
+        return self.routing(choice, with_losses)

@@ -1,0 +1,98 @@
+"""The sigmoid router of DeepSeek-V3, whose load is balanced by a bias instead of a loss.
+
+Legend: ``M`` rows, padding included, ``N`` real tokens, ``D`` model, ``E`` experts, ``K`` choices
+per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.moe.choice import Choice, best, jittered
+from ds_seq.moe.gate import Router, Routing, draw_directions, project, rows_of
+
+NOISES = ("none", "jitter")
+
+
+class SigmoidGate(Router):
+    """Every expert scores a token on its own; the best K of score + bias (DeepSeek-V3,
+    arXiv:2412.19437; balance without a loss, arXiv:2408.15664).
+
+    The bias decides only who is chosen: weights are the scores without it. No gradient reaches it;
+    after each update `ds_seq.moe.balance.BiasBalancer` moves it by one step per expert, up for an
+    expert with less than its even share of the tokens and down for one with more. It is kept as a
+    number of steps, because a bias of bfloat16 would not see a step of 0.001 beside 0.5.
+
+    Losses and statistics take the scores scaled to sum 1 for probabilities; ``router_z`` takes the
+    logits as a softmax would.
+
+    Args:
+        d_model: D.
+        num_experts: E.
+        top_k: K.
+        bias_rate: the step.
+        noise: ``jitter`` multiplies the gate's input by U(0.99, 1.01) in training; ``none``.
+        load_balance: see `Router`.
+
+    Raises:
+        ValueError: another noise; these scores are no distribution that could be sampled.
+    """
+
+    expert_tensors = ("weight", "bias_steps")
+    bias_steps: Tensor
+    """(E,) int64: the bias in units of its step."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        top_k: int,
+        bias_rate: float = 0.001,
+        noise: str = "none",
+        load_balance: str = "rank",
+    ) -> None:
+        super().__init__(num_experts, top_k, load_balance)
+        if noise not in NOISES:
+            raise ValueError(f"noise={noise!r}: one of {', '.join(NOISES)}")
+        self.bias_rate, self.noise = bias_rate, noise
+        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
+        self.register_buffer("bias_steps", torch.zeros(num_experts, dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """See `Router`; the bias starts at 0."""
+        draw_directions(self.weight)
+        self.bias_steps.zero_()
+
+    @property
+    def bias(self) -> Tensor:
+        """(E,) float32."""
+        return self.bias_steps.float() * self.bias_rate
+
+    def forward(
+        self,
+        x: Tensor,
+        real: Tensor | None = None,
+        shape: tuple[int, int] | None = None,
+        tag: Tensor | None = None,
+        with_losses: bool = True,
+    ) -> Routing:
+        """See `Router`."""
+        inputs = x.float()
+        if self.training and self.noise == "jitter":
+            inputs = jittered(inputs)
+        logits = rows_of(project(inputs, self.weight), real)  # (N, E)
+        scores = logits.sigmoid()
+        experts = best(scores.detach() + self.bias, self.top_k)
+        tiny = torch.finfo(scores.dtype).tiny
+        choice = Choice(
+            experts=experts,
+            weights=scores.gather(-1, experts),
+            probabilities=scores / scores.sum(-1, keepdim=True).clamp(min=tiny),
+            log_partition=logits.logsumexp(-1, keepdim=True),
+        )
+        return self.routing(choice, with_losses)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bias_rate={self.bias_rate}, noise={self.noise}"

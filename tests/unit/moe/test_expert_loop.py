@@ -1,0 +1,104 @@
+"""The experts' autograd function against plain autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ds_seq.moe.expert_loop import ACTIVATIONS, expert_loop
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.grouped import RowGroups
+
+D_MODEL, FFN_DIM = 6, 5
+COUNTS = torch.tensor([3, 0, 4, 1])  # an idle expert among them
+
+
+def _net(activation: str, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    width = 2 * FFN_DIM if activation == "swiglu" else FFN_DIM
+    shapes = ((4, D_MODEL, width), (4, 1, width), (4, D_MODEL, FFN_DIM), (4, 1, D_MODEL))
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
+
+
+def _plain(x: Tensor, net: list[Tensor], noise: Tensor | None, activation: str) -> Tensor:
+    w1, b1, w2, b2 = net
+    of_row = torch.repeat_interleave(torch.arange(4), COUNTS)
+    hidden = torch.einsum("rd,rdh->rh", x, w1[of_row]) + b1[of_row, 0]
+    if activation == "swiglu":
+        gate, value = hidden.chunk(2, dim=-1)
+        hidden = F.silu(gate) * value
+    else:
+        hidden = F.relu(hidden) if activation == "relu" else F.gelu(hidden)
+    if noise is not None:
+        hidden = hidden * noise
+    return torch.einsum("rf,rdf->rd", hidden, w2[of_row]) + b2[of_row, 0]
+
+
+@pytest.mark.parametrize("with_noise", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_values_and_gradients_are_those_of_autograd(
+    activation: str, dtype: torch.dtype, with_noise: bool
+) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(8, D_MODEL, dtype=dtype, requires_grad=True)
+    noise = torch.rand(8, FFN_DIM, dtype=dtype).round() * 2 if with_noise else None
+    net, upstream = _net(activation, dtype), torch.randn(8, D_MODEL, dtype=dtype)
+    expected = _plain(x, net, noise, activation)
+    y = expert_loop(x, *net, noise, activation, RowGroups(COUNTS))
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
+    torch.testing.assert_close(y, expected, **tolerance)
+    ours = torch.autograd.grad(y, [x, *net], upstream)
+    theirs = torch.autograd.grad(expected, [x, *net], upstream)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, **tolerance)
+    with torch.no_grad():
+        alone = expert_loop(x, *net, noise, activation, RowGroups(COUNTS))
+    torch.testing.assert_close(alone, y, rtol=0, atol=0)
+
+
+def test_frozen_experts_pass_the_gradient_on() -> None:
+    x = torch.randn(8, D_MODEL, dtype=torch.float64, requires_grad=True)
+    net = [parameter.detach() for parameter in _net("gelu", torch.float64)]
+    (ours,) = torch.autograd.grad(expert_loop(x, *net, None, "gelu", RowGroups(COUNTS)).sum(), [x])
+    (theirs,) = torch.autograd.grad(_plain(x, net, None, "gelu").sum(), [x])
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_only_one_tensor_as_wide_as_the_hidden_layer_is_kept() -> None:
+    kept: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    net = _net("swiglu", torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        expert_loop(torch.randn(8, D_MODEL), *net, None, "swiglu", RowGroups(COUNTS))
+    activations = sum(kept) - net[0].numel() - net[2].numel()
+    assert activations == 8 * (D_MODEL + 2 * FFN_DIM)
+
+
+def test_experts_drop_hidden_units_in_training_only() -> None:
+    experts = Experts(D_MODEL, 64, 4, 0, "relu", 0.5, 3)
+    torch.nn.init.constant_(experts.b1, 1.0)
+    torch.nn.init.ones_(experts.w2)
+    torch.nn.init.zeros_(experts.w1)
+    x, groups = torch.zeros(8, D_MODEL), RowGroups(COUNTS)
+    torch.manual_seed(3)
+    noisy = experts(x, groups)
+    assert noisy.unique().numel() > 4 and (noisy % 2 == 0).all()  # kept units weigh 2 each
+    assert 40 < noisy.mean() < 90
+    torch.testing.assert_close(experts.eval()(x, groups), torch.full((8, D_MODEL), 64.0))
+
+
+def test_no_rows_at_all() -> None:
+    experts = Experts(D_MODEL, FFN_DIM, 4, 0, "relu", 0.0, 3)
+    x = torch.zeros(0, D_MODEL, requires_grad=True)
+    y = experts(x, RowGroups(torch.zeros(4, dtype=torch.int64)))
+    y.sum().backward()
+    assert y.shape == (0, D_MODEL)
+    for parameter in experts.parameters():
+        assert parameter.grad is not None and not parameter.grad.any()
