@@ -1,6 +1,7 @@
 """Translate text with a trained model: ``ds-seq generate RUN``, or this file under a launcher.
 
 ds-seq generate runs/x --input text.de --output text.en --reference reference.en
+ds-seq generate model.safetensors --input text.de
 deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de
 """
 
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", help="run folder, or a folder that `ds-seq export` made")
+    add("run", help="run folder, or a file or folder that `ds-seq export` made")
     add("--input", help="text, one sentence a line; - = standard input (default: data.raw.test)")
     add("--output", default=STANDARD, help="file for the translations (default: standard output)")
     add("--reference", help="raw reference text to score against")

@@ -49,6 +49,7 @@ from ds_seq.distributed import World
 from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import Share
 from ds_seq.interop.run_folder import CONFIG_FILE, VOCAB_FILE, find_checkpoint, load_run
+from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
 from ds_seq.moe.engine import connect_expert_parallel
@@ -58,6 +59,7 @@ from ds_seq.tasks import Task, build_limits, build_search, build_task
 from ds_seq.training.checkpoint import CheckpointStore, restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.metrics import load_table
+from ds_seq.training.moe_watch import layer_names
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainer import Trainer
@@ -223,7 +225,7 @@ def _build(
     """Model, engine and trainer; a collective."""
     config, train = setup.config, setup.config.train
     with distributed.shared_errors():
-        model = _model(setup, len(task.vocab), world)
+        model = _model(setup, task.vocab, world)
         batches = _train_batches(config, task, train_set, world)
         criterion = build_criterion(config.criterion, teacher)
     connect_expert_parallel(model, train.expert_parallel)
@@ -235,6 +237,7 @@ def _build(
         build_scheduler(config.scheduler, lr, train.max_updates),
         setup.engine_config,
         expert_parallel=train.expert_parallel,
+        sparse_clip=train.sparse_clip,
         pad_id=task.vocab.pad_id,
     )
     with distributed.shared_errors():
@@ -262,12 +265,14 @@ def _build(
     return trainer
 
 
-def _model(setup: _Setup, vocab_size: int, world: World) -> nn.Module:
+def _model(setup: _Setup, vocab: Vocab, world: World) -> nn.Module:
     train = setup.config.train
     part = world.rank % train.expert_parallel
-    model = build_model(setup.config.model, vocab_size, train.expert_parallel, part, train.seed)
+    model = build_model(setup.config.model, len(vocab), train.expert_parallel, part, train.seed)
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint)
+    elif train.init_from is not None:
+        start_from(model, setup.config, vocab)
     return model
 
 
@@ -342,12 +347,14 @@ def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: 
     )
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
+    elif train.init_from is not None:
+        trainer.log.say(f"starting with the weights of {train.init_from}")
 
 
 def _report(trainer: Trainer, folder: Path, reason: str) -> None:
     figures = trainer.last_validation
     if trainer.update and figures:
-        print(load_table(figures) or "", file=sys.stderr)
+        print(load_table(figures, layer_names(trainer.engine.module)) or "", file=sys.stderr)
         if "bleu" in figures:
             print(
                 f"valid BLEU {figures['bleu']:.2f} ({figures['bleu_signature']})", file=sys.stderr

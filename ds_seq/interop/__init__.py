@@ -1,2 +1,2 @@
-"""Models from disk and to disk: run folders, exported folders, and later other programs'
-formats."""
+"""Models from disk and to disk: run folders, exports, other runs' weights, pruned models; later
+other programs' formats."""

@@ -1,26 +1,45 @@
-"""``ds-seq export``: one folder with one weights file, for use on any machine, without
-DeepSpeed."""
+"""``ds-seq export``: one weights file, for use on any machine, without DeepSpeed.
+
+All experts of a layer are one tensor. Config and vocabulary go into the header of the file, or, if
+a folder is asked for, beside it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import base64
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import nn
 
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump
+from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
-from ds_seq.interop.run_folder import CONFIG_FILE, DTYPES, EXPORT_FILE, VOCAB_FILE, load_run
+from ds_seq.interop.run_folder import (
+    CONFIG_FILE,
+    CONFIG_KEY,
+    DTYPES,
+    EXPORT_FILE,
+    EXPORT_SUFFIX,
+    VOCAB_FILE,
+    VOCAB_KEY,
+    load_run,
+)
+from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, model_tensors
 
 
 def export(run: Path, out: Path, checkpoint: str = "best", dtype: str = "fp32") -> Path:
-    """Write config, vocabulary and all weights (experts stacked) of ``run`` to the folder ``out``.
+    """Write config, vocabulary and all weights (experts stacked) of ``run`` to ``out``.
 
     Args:
-        run: a run folder.
-        out: a new folder.
+        run: a run folder, or an earlier export.
+        out: a new file, if its name ends in ``.safetensors``; else a new folder.
         checkpoint: which state of the run.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
 
@@ -28,35 +47,77 @@ def export(run: Path, out: Path, checkpoint: str = "best", dtype: str = "fp32") 
         The weights file.
 
     Raises:
-        UserError: ``out`` exists, or ``run`` is not a usable run folder.
+        UserError: ``out`` exists, or ``run`` is not usable.
+    """
+    check_new(out)
+    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
+    return write_export(loaded.model, loaded.config, loaded.vocab, out)
+
+
+def check_new(out: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        UserError: ``out`` exists.
     """
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
-    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
+        raise UserError(f"{out}: exists already; name a new file or folder")
+
+
+def write_export(model: nn.Module, config: ExperimentConfig, vocab: Vocab, out: Path) -> Path:
+    """Write a whole model to the new file or folder ``out``, see `export`; returns the file.
+
+    It is written under another name and renamed, so that it is there whole or not at all.
+
+    Raises:
+        UserError: ``out`` exists or cannot be written.
+    """
+    check_new(out)
     temporary = out.with_name(out.name + ".incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove(temporary)
     try:
-        temporary.mkdir(parents=True)
-        tensors = {name: p.detach().contiguous() for name, p in loaded.model.named_parameters()}
-        save_file(tensors, str(temporary / EXPORT_FILE), metadata={"ds_seq": loaded.config.name})
-        for name in (CONFIG_FILE, VOCAB_FILE):
-            shutil.copyfile(run / name, temporary / name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == EXPORT_SUFFIX:
+            text = base64.b64encode(vocab.to_bytes()).decode("ascii")
+            header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
+            _save(model, temporary, header)
+        else:
+            temporary.mkdir()
+            _save(model, temporary / EXPORT_FILE, {"ds_seq": config.name})
+            (temporary / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
+            vocab.save(temporary / VOCAB_FILE)
         os.replace(temporary, out)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{out}: cannot write ({error.strerror})") from error
-    return out / EXPORT_FILE
+    except SafetensorError as error:  # its own type for a full disk
+        raise UserError(f"{out}: cannot write ({error}); is the disk full?") from error
+    finally:
+        _remove(temporary)
+    return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
+
+
+def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:
+    tensors = {name: value.detach().contiguous() for name, value in model_tensors(model)}
+    save_file(tensors, str(path), metadata={**header, FORMAT_KEY: str(FORMAT_VERSION)})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink()
 
 
 def main(argv: Sequence[str]) -> int:
     """Command line of ``ds-seq export``."""
     parser = argparse.ArgumentParser(
         prog="ds-seq export",
-        description="Write a trained model as one folder: config.yaml, vocab.model and "
-        "model.safetensors. `ds-seq generate FOLDER` takes it like a run folder.",
+        description="Write a trained model as one file that holds all: weights, experiment and "
+        "vocabulary. `ds-seq generate model.safetensors` needs nothing beside it. A name that does "
+        f"not end in {EXPORT_SUFFIX} gives a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
     )
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--out", type=Path, required=True, help="new folder to write")
+    parser.add_argument("run", type=Path, help="run folder, or an earlier export")
+    parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
     parser.add_argument("--checkpoint", default="best", help="best, last, a name or a path")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
     options = parser.parse_args(argv)

@@ -1,22 +1,28 @@
-"""Open a run folder, or a folder written by ``ds-seq export``, for translation.
+"""Open a trained model: a run folder, or what ``ds-seq export`` has made of one.
 
-Both hold ``config.yaml`` and ``vocab.model``; a run folder has checkpoints beside them, an exported
-one ``model.safetensors``. Nothing here imports DeepSpeed, unless experts are spread over ranks.
+A run folder holds ``config.yaml``, ``vocab.model`` and checkpoints; an exported folder the same two
+files and ``model.safetensors``; an exported file has config and vocabulary inside it. Nothing here
+imports DeepSpeed, unless experts are spread over ranks.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+import yaml
+from pydantic import ValidationError
 from torch import nn
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
+from ds_seq.config.messages import error_lines
+from ds_seq.config.yaml_file import parse_value
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
@@ -24,14 +30,30 @@ from ds_seq.models.weights import (
     CHECKPOINTS,
     INDEX_FILE,
     META_FILE,
-    expert_offsets,
-    load_weights,
+    TensorFile,
+    TensorFolder,
+    TensorSource,
+    fill,
 )
 
 CONFIG_FILE = "config.yaml"
 VOCAB_FILE = "vocab.model"
 EXPORT_FILE = "model.safetensors"
+EXPORT_SUFFIX = ".safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# in the header of an exported file
+CONFIG_KEY = "ds_seq.config"
+VOCAB_KEY = "ds_seq.vocab"
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A trained model on disk: what it is, and where its tensors are."""
+
+    config: ExperimentConfig
+    vocab: Vocab
+    weights: TensorSource
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,33 @@ class LoadedRun:
     """The checkpoint folder or file that the weights came from."""
 
 
+def open_run(run: str | Path, checkpoint: str = "best") -> StoredRun:
+    """Read all of ``run`` but its tensors.
+
+    Args:
+        run: a run folder, an exported folder or an exported file.
+        checkpoint: ``best``, ``last``, the name of a checkpoint or a path; ignored for exports,
+            which hold one.
+
+    Raises:
+        UserError: something is missing or damaged.
+    """
+    path = Path(run)
+    if path.is_file():
+        return _open_exported(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder or exported file")
+    for name in (CONFIG_FILE, VOCAB_FILE):
+        if not (path / name).is_file():
+            raise UserError(f"{path}: not a run folder ({name} is missing)")
+    config = load_experiment(path / CONFIG_FILE)
+    vocab = Vocab.load(path / VOCAB_FILE)
+    exported = path / EXPORT_FILE
+    if exported.is_file():
+        return StoredRun(config, vocab, TensorFile(exported))
+    return StoredRun(config, vocab, TensorFolder(find_checkpoint(path, checkpoint), "weights"))
+
+
 def load_run(
     run: str | Path,
     checkpoint: str = "best",
@@ -55,11 +104,11 @@ def load_run(
     """Build the model of ``run`` and load its weights.
 
     Args:
-        run: a run folder or an exported folder.
-        checkpoint: ``best``, ``last``, the name of a checkpoint or a path; ignored for an exported
-            folder.
+        run: see `open_run`.
+        checkpoint: likewise.
         device: where the model goes.
         dtype: its precision; ``None`` takes that of the training on a GPU, float32 on a CPU.
+            Whole numbers among its buffers stay whole numbers.
         expert_parallel: ranks to spread the experts over; a collective when more than 1.
 
     Returns:
@@ -68,23 +117,11 @@ def load_run(
     Raises:
         UserError: something is missing, damaged or does not fit together.
     """
-    folder = Path(run)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such run folder")
-    for name in (CONFIG_FILE, VOCAB_FILE):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: not a run folder ({name} is missing)")
-    config = load_experiment(folder / CONFIG_FILE)
-    vocab = Vocab.load(folder / VOCAB_FILE)
+    stored = open_run(run, checkpoint)
+    config = stored.config
     part = distributed.rank() % expert_parallel
-    model = build_model(config.model, len(vocab), expert_parallel, part, config.train.seed)
-    exported = folder / EXPORT_FILE
-    if exported.is_file():
-        source = exported
-        _load_exported(model, exported)
-    else:
-        source = find_checkpoint(folder, checkpoint)
-        load_weights(model, source)
+    model = build_model(config.model, len(stored.vocab), expert_parallel, part, config.train.seed)
+    fill(model, stored.weights)
     if expert_parallel > 1:
         from ds_seq.moe.engine import connect_expert_parallel
 
@@ -93,7 +130,7 @@ def load_run(
         on_gpu = torch.device(device).type == "cuda"
         dtype = DTYPES[config.train.precision] if on_gpu else torch.float32
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
-    return LoadedRun(config, vocab, model, source)
+    return LoadedRun(config, stored.vocab, model, stored.weights.path)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -118,24 +155,22 @@ def find_checkpoint(run: Path, which: str) -> Path:
     raise UserError(f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(known)}")
 
 
-@torch.no_grad()
-def _load_exported(model: nn.Module, path: Path) -> None:
-    """One file, all experts stacked; a rank that holds some of them reads only those."""
-    offsets = expert_offsets(model)
+def _open_exported(path: Path) -> StoredRun:
+    if path.suffix != EXPORT_SUFFIX:
+        raise UserError(f"{path}: neither a run folder nor a file that `ds-seq export` made")
+    weights = TensorFile(path)
+    header = weights.metadata()
+    if CONFIG_KEY not in header or VOCAB_KEY not in header:
+        raise UserError(
+            f"{path}: has no experiment and vocabulary in it; name the folder that holds it and "
+            f"them, or export again with --out NAME{EXPORT_SUFFIX}"
+        )
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            keys = set(file.keys())
-            for name, parameter in model.named_parameters():
-                if name not in keys:
-                    raise UserError(f"{path}: has no tensor {name!r}; it is of another model")
-                first = offsets.get(name)
-                part = file.get_slice(name)
-                value = part[:] if first is None else part[first : first + len(parameter)]
-                if value.shape != parameter.shape:
-                    raise UserError(
-                        f"{path}: {name} has shape {tuple(value.shape)}, the model wants "
-                        f"{tuple(parameter.shape)}"
-                    )
-                parameter.copy_(value)
-    except (SafetensorError, OSError) as error:
+        data = parse_value(header[CONFIG_KEY])
+        config = ExperimentConfig.model_validate(data)
+        model = base64.b64decode(header[VOCAB_KEY], validate=True)
+    except ValidationError as error:
+        raise UserError("\n".join(error_lines(error, data, lambda _: str(path)))) from None
+    except (yaml.YAMLError, binascii.Error) as error:
         raise UserError(f"{path}: damaged ({error}); export it again") from error
+    return StoredRun(config, Vocab(model, f"{path}: vocabulary"), weights)

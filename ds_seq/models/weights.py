@@ -1,27 +1,49 @@
 """Weights on disk: safetensors files that any number of ranks can read, whoever wrote them.
 
-A folder holds ``<kind>.<n>.safetensors`` files and a JSON file that lists them with their sizes.
-Dense tensors go by parameter name, experts by parameter name and global expert index
+A checkpoint is a folder of ``<kind>.<n>.safetensors`` files and a JSON file that lists them with
+their sizes. Dense tensors go by name, experts by name and global expert index
 (``encoder.layers.1.feed_forward.experts.w1.5``), so that every expert-parallel size finds its own.
+An export is one safetensors file in which the experts of a layer are one tensor. To a reader both
+are a `TensorSource`.
+
+What belongs to a model are its parameters and its persistent buffers, such as the counters of a
+router; see `model_tensors`.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ds_seq.errors import UserError
+from ds_seq.moe.experts import Experts
 from ds_seq.moe.layer import MoeFeedForward
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 INDEX_FILE = "index.json"  # in that folder: which checkpoint is the last, which are the best
 META_FILE = "checkpoint.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: some of the experts' matrices lie the other way round
+FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had none
+
+
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Everything that makes a model what it is, by name: parameters, then persistent buffers."""
+    yield from model.named_parameters()
+    yield from persistent_buffers(model)
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that are kept with the parameters; the same on every rank."""
+    kept = model.state_dict().keys()  # the one public place that knows which are
+    for name, buffer in model.named_buffers():
+        if name in kept:
+            yield name, buffer
 
 
 def expert_offsets(model: nn.Module) -> dict[str, int]:
@@ -53,13 +75,53 @@ def read_meta(folder: Path) -> dict[str, Any]:
         version, files = meta["format_version"], meta["files"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); use another checkpoint") from error
-    if version != FORMAT_VERSION or not isinstance(files, dict):
-        raise UserError(
-            f"{path}: checkpoint format {version}, this program reads {FORMAT_VERSION}; "
-            "use the version of ds_seq that wrote it"
-        )
+    if not isinstance(files, dict):
+        raise UserError(f"{path}: damaged (no list of files); use another checkpoint")
+    _check_version(path, version)
     result: dict[str, Any] = meta
     return result
+
+
+def _check_version(path: Path, version: object) -> None:
+    known = range(1, FORMAT_VERSION + 1)
+    if version not in known:
+        raise UserError(
+            f"{path}: checkpoint format {version}, this program reads "
+            f"{' and '.join(map(str, known))}; use the version of ds_seq that wrote it"
+        )
+
+
+class TensorSource(Protocol):
+    """Named tensors on disk, experts by their global index.
+
+    Attributes:
+        path: what to call it in messages.
+    """
+
+    path: Path
+
+    def keys(self) -> set[str]:
+        """All keys, in the source's own spelling of experts."""
+
+    def keys_of(self, name: str, num_experts: int | None) -> list[str]:
+        """The keys under which ``name`` lies, which has ``num_experts`` experts or none."""
+
+    def num_experts(self, name: str) -> int:
+        """How many experts of the tensor ``name`` there are; 0 if there is no such tensor."""
+
+    def read(self, key: str) -> Tensor:
+        """One tensor, on the CPU.
+
+        Raises:
+            UserError: there is none.
+        """
+
+    def read_stacked(self, name: str, first_expert: int | None, num_experts: int) -> Tensor:
+        """The tensor ``name``; where it has experts, ``num_experts`` of them from ``first_expert``.
+
+        Raises:
+            UserError: it, or one of them, is missing.
+        """
 
 
 class TensorFolder:
@@ -74,9 +136,11 @@ class TensorFolder:
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.folder = folder
+        self.path = folder
         self._where: dict[str, Any] = {}
-        sizes = {n: s for n, s in read_meta(folder)["files"].items() if n.split(".")[0] == kind}
+        meta = read_meta(folder)
+        self._version = int(meta["format_version"])
+        sizes = {n: s for n, s in meta["files"].items() if n.split(".")[0] == kind}
         for name, size in sorted(sizes.items()):
             path = folder / name
             if not path.is_file():
@@ -100,68 +164,173 @@ class TensorFolder:
         """All keys of this kind."""
         return set(self._where)
 
-    def read(self, key: str) -> Tensor:
-        """The tensor ``key``, on the CPU.
+    def keys_of(self, name: str, num_experts: int | None) -> list[str]:
+        """See `TensorSource.keys_of`."""
+        return [name] if num_experts is None else [expert_key(name, e) for e in range(num_experts)]
 
-        Raises:
-            UserError: there is none.
-        """
+    def num_experts(self, name: str) -> int:
+        """See `TensorSource.num_experts`."""
+        count = 0
+        while expert_key(name, count) in self._where:
+            count += 1
+        return count
+
+    def read(self, key: str) -> Tensor:
+        """See `TensorSource.read`."""
         if key not in self._where:
             raise UserError(
-                f"{self.folder}: has no tensor {key!r}; the checkpoint is of another model"
+                f"{self.path}: has no tensor {key!r}; the checkpoint is of another model"
             )
         tensor: Tensor = self._where[key].get_tensor(key)
         return tensor
 
-    def read_stacked(self, key: str, first_expert: int | None, num_experts: int) -> Tensor:
-        """The tensor ``key``, or its slices of ``num_experts`` experts as one where it has experts.
-
-        Raises:
-            UserError: one of them is missing.
-        """
+    def read_stacked(self, name: str, first_expert: int | None, num_experts: int) -> Tensor:
+        """See `TensorSource.read_stacked`."""
         if first_expert is None:
-            return self.read(key)
+            return self.read(name)
         ids = range(first_expert, first_expert + num_experts)
-        return torch.stack([self.read(expert_key(key, expert)) for expert in ids])
-
-    def read_parameter(self, name: str, shape: torch.Size, first_expert: int | None) -> Tensor:
-        """A parameter of ``shape``; experts ``first_expert``, ... stacked where it holds experts.
-
-        Raises:
-            UserError: missing, or of another shape.
-        """
-        value = self.read_stacked(name, first_expert, shape[0])
-        if value.shape != shape:
-            raise UserError(
-                f"{self.folder}: {name} has shape {tuple(value.shape)}, the model wants "
-                f"{tuple(shape)}; the checkpoint is of another model"
-            )
-        return value
+        rows = torch.stack([self.read(expert_key(name, expert)) for expert in ids])
+        return _turned(rows, name, self._version)
 
 
-@torch.no_grad()
+class TensorFile:
+    """Read access to one safetensors file, experts stacked.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it is missing, truncated or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        try:
+            self._file: Any = safe_open(str(path), framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged ({error}); export it again") from error
+        self._keys = set(self._file.keys())
+        version = self.metadata().get(FORMAT_KEY, "1")
+        self._version = int(version) if version.isdecimal() else 0
+        _check_version(path, self._version)
+
+    def metadata(self) -> dict[str, str]:
+        """What the writer has told beside the tensors."""
+        return dict(self._file.metadata() or {})
+
+    def keys(self) -> set[str]:
+        """See `TensorSource.keys`."""
+        return set(self._keys)
+
+    def keys_of(self, name: str, num_experts: int | None) -> list[str]:
+        """See `TensorSource.keys_of`."""
+        return [name]
+
+    def num_experts(self, name: str) -> int:
+        """See `TensorSource.num_experts`."""
+        return int(self._file.get_slice(name).get_shape()[0]) if name in self._keys else 0
+
+    def read(self, key: str) -> Tensor:
+        """See `TensorSource.read`."""
+        return self.read_stacked(key, None, 0)
+
+    def read_stacked(self, name: str, first_expert: int | None, num_experts: int) -> Tensor:
+        """See `TensorSource.read_stacked`; the other experts' bytes are not read."""
+        if name not in self._keys:
+            raise UserError(f"{self.path}: has no tensor {name!r}; it is of another model")
+        if first_expert is None:
+            whole: Tensor = self._file.get_tensor(name)
+            return whole
+        rows: Tensor = self._file.get_slice(name)[first_expert : first_expert + num_experts]
+        return _turned(rows, name, self._version)
+
+
+def _turned(experts: Tensor, name: str, version: int) -> Tensor:
+    """Experts of a file of ``version`` as they lie now."""
+    turned = tuple(f".experts.{part}" for part in Experts.turned_since_format_1)
+    return experts.mT.contiguous() if version == 1 and name.endswith(turned) else experts
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy the weights of a checkpoint folder into ``model``; nothing may be missing or left over.
 
     Raises:
         UserError: the folder is damaged or holds another model.
     """
-    tensors = TensorFolder(folder, "weights")
+    fill(model, TensorFolder(folder, "weights"))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) -> None:
+    """Copy all tensors of ``source`` into ``model``; nothing may be missing or left over.
+
+    A rank that holds some of the experts reads only those.
+
+    Args:
+        model: gets the tensors.
+        source: has them.
+        leave_out: names of modules that somebody else fills; the source may hold anything there.
+
+    Raises:
+        UserError: the source holds another model.
+    """
     offsets = expert_offsets(model)
-    wanted: set[str] = set()
-    for name, parameter in model.named_parameters():
+    elsewhere = tuple(f"{name}." for name in leave_out)
+    wanted = {key for key in source.keys() if key.startswith(elsewhere)}
+    for name, tensor in model_tensors(model):
+        if name.startswith(elsewhere):
+            continue
         first = offsets.get(name)
-        parameter.copy_(tensors.read_parameter(name, parameter.shape, first))
-        if first is None:
-            wanted.add(name)
-        else:  # those of other ranks as well
-            wanted.update(expert_key(name, expert) for expert in range(_num_experts(model, name)))
-    foreign = sorted(tensors.keys() - wanted)
+        total = None if first is None else _num_experts(model, name)
+        stored = 0 if first is None else source.num_experts(name)
+        if stored and stored != total:
+            raise UserError(
+                f"{source.path}: {name} has {stored} experts, the model wants {total}; "
+                "the checkpoint is of another model"
+            )
+        tensor.copy_(read_like(source, name, tensor.shape, tensor.dtype, first))
+        wanted.update(source.keys_of(name, total))
+    foreign = sorted(source.keys() - wanted)
     if foreign:
         raise UserError(
-            f"{folder}: has {foreign[0]!r}, which the model has not; "
+            f"{source.path}: has {foreign[0]!r}, which the model has not; "
             "the checkpoint is of another model"
         )
+
+
+def read_like(
+    source: TensorSource,
+    name: str,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    first_expert: int | None = None,
+) -> Tensor:
+    """The tensor ``name`` for one of ``shape`` and ``dtype``.
+
+    Floating-point formats may differ: the reader rounds. Whole numbers may not: a counter is no
+    rounded value.
+
+    Args:
+        source: where it lies.
+        name: of the tensor.
+        shape: of all of it; where it has experts, of those wanted.
+        dtype: of the tensor that it is for.
+        first_expert: global index of the first one wanted; ``None`` where it has no experts.
+
+    Raises:
+        UserError: missing, of another shape or of another kind of number.
+    """
+    value = source.read_stacked(name, first_expert, shape[0] if shape else 0)
+    problem = None
+    if value.shape != shape:
+        problem = f"has shape {tuple(value.shape)}, the model wants {tuple(shape)}"
+    elif value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
+        problem = f"holds {value.dtype}, the model wants {dtype}"
+    if problem is not None:
+        raise UserError(f"{source.path}: {name} {problem}; the checkpoint is of another model")
+    return value
 
 
 def _num_experts(model: nn.Module, name: str) -> int:

@@ -1,10 +1,10 @@
 """Checkpoints that load at every world size, expert-parallel size, ZeRO stage and precision.
 
 DeepSpeed's own checkpoints are cut by rank and reload at one layout, or after a conversion step.
-Ours hold whole tensors by name, fp32 weights and optimizer state alike, experts by global index.
-All ranks
-write a share: a parameter goes to one of the ranks that have it, in turn. A folder is written under
-a temporary name and renamed when it is complete, so it is there whole or not at all.
+Ours hold whole tensors by name, fp32 weights and optimizer state alike, experts by global index,
+and the model's persistent buffers as they are. All ranks write a share: a parameter goes to one of
+the ranks that have it, in turn; buffers, which all have, to the first. A folder is written under a
+temporary name and renamed when it is complete, so it is there whole or not at all.
 
     <run>/checkpoints/index.json                    which is the last, which are the best
     <run>/checkpoints/update_00001200/checkpoint.json
@@ -20,6 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,6 +33,8 @@ from ds_seq.models.weights import (
     TensorFolder,
     expert_key,
     expert_offsets,
+    persistent_buffers,
+    read_like,
     read_meta,
 )
 from ds_seq.training.engine import Engine
@@ -127,7 +130,9 @@ class CheckpointStore:
 
 
 def restore(engine: Engine, folder: Path) -> dict[str, Any]:
-    """Load optimizer, fp32 weights, schedule and loss scale; the model's weights are loaded before.
+    """Load optimizer, fp32 weights, schedule and loss scale.
+
+    The model's own weights are loaded before, those that are not trained and its buffers included.
 
     Args:
         engine: made around the model that `load_weights` has filled from ``folder``.
@@ -155,7 +160,7 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
         state.make_state()
     for name, parameter in state.parameters():
         shape, first = full_shape(parameter), offsets.get(name)
-        state.write(parameter, WEIGHT, weights.read_parameter(name, shape, first))
+        state.write(parameter, WEIGHT, read_like(weights, name, shape, torch.float32, first))
         for key in written["state"]:
             slot = f"{key}/{name}"
             if has_state and _has(moments, slot, first):
@@ -183,10 +188,11 @@ def _write_tensors(engine: Engine, state: FullState, folder: Path) -> dict[str, 
     offsets = expert_offsets(engine.module)
     kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
     optimizer_state = state.state_names() if engine.schedule.updates else ()
-    for index, (name, parameter) in enumerate(state.parameters()):
+    for index, (name, parameter) in enumerate(engine.module.named_parameters()):
         first = offsets.get(name)
         mine = _is_writer(index, spread=first is not None, engine=engine)
-        for key in (WEIGHT, *optimizer_state):
+        # a parameter that is not trained has no optimizer state, but belongs to the model
+        for key in (WEIGHT, *(optimizer_state if parameter.requires_grad else ())):
             value = state.read(parameter, key)  # a collective: every rank reads, one keeps
             if value is None or not mine:
                 continue
@@ -198,7 +204,8 @@ def _write_tensors(engine: Engine, state: FullState, folder: Path) -> dict[str, 
                 for row in range(value.shape[0]):
                     target[expert_key(slot, first + row)] = _own_copy(value[row])
     if distributed.rank() == 0:
-        kinds["weights"].update(_frozen(engine))
+        buffers = persistent_buffers(engine.module)
+        kinds["weights"].update({name: _own_copy(buffer) for name, buffer in buffers})
     sizes = {}
     with distributed.shared_errors():
         for kind, tensors in kinds.items():
@@ -207,15 +214,6 @@ def _write_tensors(engine: Engine, state: FullState, folder: Path) -> dict[str, 
                 _save_tensors(tensors, path)
                 sizes[path.name] = path.stat().st_size
     return sizes
-
-
-def _frozen(engine: Engine) -> dict[str, Tensor]:
-    """Parameters that are not trained have no optimizer state, but belong to the model."""
-    return {
-        name: parameter.detach().cpu().float().clone()
-        for name, parameter in engine.module.named_parameters()
-        if not parameter.requires_grad
-    }
 
 
 def _is_writer(index: int, spread: bool, engine: Engine) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
@@ -74,7 +75,12 @@ class FullState:
         return self._stage > 0
 
     def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """The whole tensor of ``parameter``; ``None`` if there is none yet. A collective."""
+        """The whole tensor of ``parameter``; ``None`` if there is none yet. A collective.
+
+        A parameter that is not trained has a weight, and nothing else.
+        """
+        if not parameter.requires_grad:
+            return self._frozen(parameter)
         if not self._sliced:
             master = self._master(parameter)
             if name == WEIGHT:
@@ -85,6 +91,13 @@ class FullState:
         if name == WEIGHT:
             return _shaped(safe_get_full_fp32_param(parameter), parameter)
         return _shaped(safe_get_full_optimizer_state(parameter, name), parameter)
+
+    def _frozen(self, parameter: nn.Parameter) -> Tensor:
+        """A weight of which the optimizer knows nothing: no fp32 copy, but sliced under stage 3."""
+        if self._stage < 3:
+            return _wide(parameter)
+        with GatheredParameters([parameter]):
+            return _wide(parameter).clone()
 
     def write(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         """Put this rank's share of the whole tensor in place. No collective.
@@ -176,6 +189,12 @@ def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:
         return {}
     pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
     return {id(p): master for half, full in pairs for p, master in zip(half, full, strict=True)}
+
+
+def _wide(parameter: nn.Parameter) -> Tensor:
+    """In fp32, but whole numbers as they are."""
+    value = parameter.detach()
+    return value.float() if value.is_floating_point() else value
 
 
 def _shaped(value: Tensor | None, parameter: Any) -> Tensor | None:

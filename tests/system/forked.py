@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from ds_seq import errors
+from ds_seq import cli, errors
 from ds_seq import generate as generate_command
 from ds_seq import train as train_command
 from tests.distributed.harness import run_distributed
@@ -25,6 +25,11 @@ def train(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list
 def generate(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
     """``ds-seq generate`` likewise."""
     return _run(generate_command.main, arguments, ranks, timeout)
+
+
+def command(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
+    """``ds-seq ARGUMENTS`` likewise."""
+    return _run(cli.main, arguments, ranks, timeout)
 
 
 def _run(main: Main, arguments: Sequence[str | Path], ranks: int, timeout: float) -> list[Finished]:

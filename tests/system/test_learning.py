@@ -112,9 +112,10 @@ class Block:
 
 sys.meta_path.insert(0, Block())
 from ds_seq.cli import main
-run, out, text, translations = sys.argv[1:]
-sys.exit(main(["export", run, "--out", out])
-         or main(["generate", out, "--input", text, "--output", translations]))
+run, text, *outs = sys.argv[1:]
+for out in outs:
+    assert main(["export", run, "--out", out]) == 0
+    assert main(["generate", out, "--input", text, "--output", out + ".de"]) == 0
 """
 
 
@@ -123,12 +124,13 @@ def test_an_exported_model_translates_alike_without_deepspeed(
 ) -> None:
     program, text = tmp_path / "program.py", lab.text("test.en")
     program.write_text(_WITHOUT_DEEPSPEED)
-    exported, ours, theirs = (tmp_path / name for name in ("exported", "ours", "theirs"))
-    run([*ds_seq()[:1], program, moe_run, exported, text, ours], timeout=60).check()
-    assert sorted(p.name for p in exported.iterdir()) == [
+    outs = [tmp_path / "folder", tmp_path / "one.safetensors"]
+    run([*ds_seq()[:1], program, moe_run, text, *outs], timeout=60).check()
+    assert sorted(p.name for p in outs[0].iterdir()) == [
         "config.yaml",
         "model.safetensors",
         "vocab.model",
     ]
-    generate(moe_run, "--input", text, "--output", theirs)[0].check()
-    assert ours.read_text() == theirs.read_text()
+    generate(moe_run, "--input", text, "--output", tmp_path / "theirs")[0].check()
+    for out in outs:
+        assert out.with_name(f"{out.name}.de").read_text() == (tmp_path / "theirs").read_text()

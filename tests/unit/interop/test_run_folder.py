@@ -1,4 +1,4 @@
-"""Run folders and exported folders, whole and damaged."""
+"""Run folders, exported folders and exported files, whole and damaged."""
 
 from __future__ import annotations
 
@@ -8,68 +8,31 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from ds_seq.config.data import DataConfig
-from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import dump
-from ds_seq.config.model import ModelConfig, MoeConfig
-from ds_seq.config.train import TrainConfig
-from ds_seq.data.vocab import train_vocab
+from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.export import export, main
-from ds_seq.interop.run_folder import find_checkpoint, load_run
+from ds_seq.interop.run_folder import (
+    CONFIG_KEY,
+    DTYPES,
+    VOCAB_KEY,
+    find_checkpoint,
+    load_run,
+    open_run,
+)
 from ds_seq.models import build_model
-from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets
-from tests.data.toy import write_toy
-
-SIZES = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-
-
-def _write_checkpoint(run: Path, update: int, model: nn.Module) -> str:
-    """A checkpoint as training leaves it, all by one rank."""
-    name = f"update_{update:08d}"
-    folder = run / "checkpoints" / name
-    folder.mkdir(parents=True)
-    offsets = expert_offsets(model)
-    tensors: dict[str, Tensor] = {}
-    for key, value in model.named_parameters():
-        if key in offsets:
-            rows = enumerate(value.detach())
-            tensors.update({expert_key(key, row): part.clone() for row, part in rows})
-        else:
-            tensors[key] = value.detach()
-    file = folder / "weights.0.safetensors"
-    save_file(tensors, str(file))
-    meta = {"format_version": FORMAT_VERSION, "files": {file.name: file.stat().st_size}}
-    (folder / "checkpoint.json").write_text(json.dumps(meta))
-    return name
+from ds_seq.models.weights import fill
+from tests.unit.interop.made import experiment, write_run
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory, vocab: Vocab) -> Path:
     """A run folder with two checkpoints of a small model with experts; not to be written to."""
-    folder = tmp_path_factory.mktemp("made")
-    write_toy(folder / "text", 200, 10)
-    run = folder / "run"
-    run.mkdir()
-    sides = [folder / "text" / "train.en", folder / "text" / "train.de"]
-    vocab = train_vocab(sides, run / "vocab.model", 130)
-    config = ExperimentConfig(
-        name="small",
-        data=DataConfig(source_lang="en", target_lang="de", dir="data"),
-        model=ModelConfig(**SIZES, moe=MoeConfig(num_experts=4)),  # type: ignore[arg-type]
-        train=TrainConfig(valid_bleu=False, best_metric="loss"),
-    )
-    (run / "config.yaml").write_text(dump(config), encoding="utf-8")
-    names = []
-    for update in (10, 20):
-        model = build_model(config.model, len(vocab), 1, 0, seed=update)
-        names.append(_write_checkpoint(run, update, model))
-    index = {"best": [{"name": names[0], "score": 2.0}], "last": [{"name": n} for n in names]}
-    (run / "checkpoints" / "index.json").write_text(json.dumps(index))
-    return run
+    config = experiment({"moe": {"num_experts": 4}})
+    models = {n: build_model(config.model, len(vocab), 1, 0, seed=n) for n in (10, 20)}
+    return write_run(tmp_path_factory.mktemp("made") / "run", config, vocab, models)
 
 
 @pytest.fixture
@@ -146,27 +109,91 @@ def test_an_exported_folder_holds_the_same_model(
         )
 
 
-def test_an_export_overwrites_nothing(original: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0.0), ("bf16", 0.02), ("fp16", 1e-3)])
+def test_an_exported_file_alone_holds_the_same_model(
+    original: Path, tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    file = tmp_path / "alone" / "small.v1.safetensors"
+    assert export(original, file, "last", dtype) == file
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    ours, theirs = load_run(file), load_run(original, "last")
+    assert ours.source == file
+    assert ours.config == theirs.config and ours.vocab.hash == theirs.vocab.hash
+    for name, value in theirs.model.named_parameters():
+        torch.testing.assert_close(
+            ours.model.get_parameter(name), value, rtol=tolerance, atol=tolerance
+        )
+    with safe_open(str(file), framework="pt") as stored:
+        experts = stored.get_slice("encoder.layers.1.feed_forward.experts.w1")
+        assert experts.get_shape()[0] == 4
+        kinds = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+        assert experts.get_dtype() == kinds[dtype]
+
+
+def test_an_export_can_be_exported_again(original: Path, tmp_path: Path) -> None:
+    file = export(original, tmp_path / "one.safetensors")
+    folder = export(file, tmp_path / "folder").parent
+    again = export(folder, tmp_path / "two.safetensors")
+    one, two = open_run(file), open_run(again)
+    assert one.config == two.config and one.vocab.hash == two.vocab.hash
+    assert one.weights.keys() == two.weights.keys()
+    assert all(torch.equal(one.weights.read(k), two.weights.read(k)) for k in one.weights.keys())
+
+
+def test_a_rank_reads_its_own_experts_of_an_exported_file(original: Path, tmp_path: Path) -> None:
+    stored = open_run(export(original, tmp_path / "one.safetensors"))
+    whole = load_run(original).model
+    for part in (0, 1):
+        model = build_model(stored.config.model, len(stored.vocab), 2, part)
+        fill(model, stored.weights)
+        ours = model.get_parameter("decoder.layers.1.feed_forward.experts.w2")
+        theirs = whole.get_parameter("decoder.layers.1.feed_forward.experts.w2")
+        assert torch.equal(ours, theirs[2 * part : 2 * part + 2])
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_an_export_overwrites_nothing(original: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / name
+    out.write_text("what was there")
     with pytest.raises(UserError, match="exists already"):
         export(original, out)
-    assert not list(out.iterdir())
+    assert out.read_text() == "what was there"
 
 
-def test_a_failed_export_leaves_nothing(original: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+def test_a_failed_export_leaves_nothing(
+    original: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        export(original, tmp_path / "file" / "out")
+        export(original, tmp_path / "file" / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def full_disk(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_text("a part")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("ds_seq.interop.export.save_file", full_disk)
+    with pytest.raises(
+        UserError, match=f"{name}: cannot write .No space left on device.; is the disk full"
+    ):
+        export(original, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_an_interrupted_export_is_no_export_and_is_replaced(original: Path, tmp_path: Path) -> None:
+    left = tmp_path / "out.safetensors.incomplete"
+    left.write_text("killed here")
+    export(original, tmp_path / "out.safetensors")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(("name", "file"), [("a", "a/model.safetensors"), ("b.safetensors",) * 2])
 def test_the_command_says_where_the_file_is(
-    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, file: str
 ) -> None:
-    out = tmp_path / "out"
-    assert main([str(original), "--out", str(out)]) == 0
-    assert capsys.readouterr().out.startswith(f"{out / 'model.safetensors'}: ")
+    assert main([str(original), "--out", str(tmp_path / name)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / file}: ")
 
 
 def test_damaged_exports(original: Path, tmp_path: Path) -> None:
@@ -184,3 +211,48 @@ def test_damaged_exports(original: Path, tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("ffn_dim: 24", "ffn_dim: 32"))
     with pytest.raises(UserError, match="has shape .* the model wants"):
         load_run(out)
+
+
+def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with pytest.raises(UserError, match="has no experiment and vocabulary in it; name the folder"):
+        load_run(export(original, folder))
+    with pytest.raises(UserError, match="config.yaml: neither a run folder nor a file"):
+        load_run(folder / "config.yaml")
+    file = export(original, tmp_path / "one.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:-10])
+    with pytest.raises(UserError, match=r"one\.safetensors: damaged"):
+        load_run(file)
+
+    with safe_open(str(export(original, tmp_path / "two.safetensors")), framework="pt") as stored:
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        header = dict(stored.metadata())
+    damages = [
+        (CONFIG_KEY, header[CONFIG_KEY].replace("top_k: 1", "top_k: 9"), "model.moe.top_k"),
+        (CONFIG_KEY, "model: [", "damaged"),
+        (VOCAB_KEY, header[VOCAB_KEY][:-3], "damaged"),
+        (VOCAB_KEY, header[VOCAB_KEY][:400], "vocabulary: is not a SentencePiece model"),
+    ]
+    for key, value, message in damages:
+        save_file(tensors, str(file), metadata={**header, key: value})
+        with pytest.raises(UserError, match=message) as raised:
+            load_run(file)
+        assert str(raised.value).startswith(str(file))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_counters_of_a_router_travel_unrounded(tmp_path: Path, vocab: Vocab, dtype: str) -> None:
+    config = experiment({"moe": {"num_experts": 4, "router": "sigmoid"}})
+    model = build_model(config.model, len(vocab))
+    steps = [2**40 + 1, -70_001, 0, 3]  # no float of 16 bits holds the first two
+    name = "encoder.layers.1.feed_forward.gate.bias_steps"
+    model.get_buffer(name).copy_(torch.tensor(steps))
+    run = write_run(tmp_path / "run", config, vocab, {1: model})
+    half = load_run(run, dtype=DTYPES[dtype])
+    files = [export(run, tmp_path / out, dtype=dtype) for out in ("folder", "one.safetensors")]
+    sources = (files[0].parent, files[1])
+    for loaded in (half, *(load_run(source, dtype=DTYPES[dtype]) for source in sources)):
+        buffer = loaded.model.get_buffer(name)
+        assert buffer.dtype == torch.int64 and buffer.tolist() == steps
+        assert next(loaded.model.parameters()).dtype == DTYPES[dtype]

@@ -1,0 +1,108 @@
+"""Buffers and parameters that no optimizer touches travel with a checkpoint in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ds_seq.interop.run_folder import find_checkpoint
+from ds_seq.models.build import build_seq2seq
+from ds_seq.models.weights import load_weights
+from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.engine import Engine
+from ds_seq.training.state import WEIGHT, FullState
+from tests.distributed import spine
+from tests.distributed.harness import run_distributed
+
+FROZEN = ("encoder.layers.0.feed_forward.up.weight", "encoder.layers.1.feed_forward.experts.w2")
+STEPS = [2**40 + 1, -3, 0, 7]  # no float of 32 bits holds the first
+SLICED = {"stage3_param_persistence_threshold": 0}  # stage 3 leaves small parameters whole
+
+
+def _prepare(net: nn.Module) -> None:
+    """A counter in one layer, and two parameters that are not trained."""
+    layer = net.get_submodule("encoder.layers.1.feed_forward")
+    layer.register_buffer("steps", torch.zeros(4, dtype=torch.int64))
+    for name in FROZEN:
+        net.get_parameter(name).requires_grad_(False)
+
+
+def _engine(stage: int, expert_parallel: int, options: dict[str, Any]) -> Engine:
+    zero = SLICED if stage == 3 else {}
+    return spine.make_engine(stage, expert_parallel, prepare=_prepare, zero=zero, **options)
+
+
+def _untrained(engine: Engine) -> dict[str, Tensor]:
+    """The counter and the frozen parameters, as this rank sees them."""
+    state, module = FullState(engine.deepspeed), engine.module
+    frozen = {name: state.read(module.get_parameter(name), WEIGHT) for name in FROZEN}
+    steps = module.get_buffer("encoder.layers.1.feed_forward.steps")
+    values = {**frozen, "steps": steps}
+    return {name: value.clone() for name, value in values.items() if value is not None}
+
+
+def _save(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Any:
+    engine = _engine(stage, spread, options)
+    engine.module.get_buffer("encoder.layers.1.feed_forward.steps").copy_(torch.tensor(STEPS))
+    if stage == 3:
+        partitioned: Any = engine.module.get_parameter(FROZEN[0])
+        assert partitioned.numel() == 0, "the test means to save a partitioned parameter"
+    spine.train(engine, range(2))
+    CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, 2, {}, None)
+    return spine.train(engine, range(2, 4)), _untrained(engine)
+
+
+def _go_on(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Any:
+    path = find_checkpoint(folder, "last")
+    engine = _engine(stage, spread, {**options, "checkpoint": path})
+    return spine.train(engine, range(2, 4)), _untrained(engine)
+
+
+def _on_disk(folder: Path) -> nn.Module:
+    whole = build_seq2seq(spine.model_config(), spine.VOCAB, seed=99)
+    _prepare(whole)
+    load_weights(whole, find_checkpoint(folder, "last"))
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "precision"),
+    [
+        ((2, 2, 3), (1, 1, 0), "fp32"),
+        ((2, 1, 3), (2, 2, 1), "fp32"),
+        ((2, 2, 0), (2, 2, 3), "fp32"),
+        ((2, 2, 3), (2, 1, 2), "bf16"),
+    ],
+)
+def test_untrained_state_travels_exactly(
+    tmp_path: Path, written: tuple[int, int, int], read: tuple[int, int, int], precision: str
+) -> None:
+    options = {"precision": precision}
+    world, spread, stage = written
+    expected = run_distributed(_save, world, tmp_path, stage, spread, options)
+    saved = _on_disk(tmp_path)
+    original = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
+    assert saved.get_buffer("encoder.layers.1.feed_forward.steps").tolist() == STEPS
+    for name in FROZEN:
+        value = original.get_parameter(name)
+        rounded = value.bfloat16().float() if precision == "bf16" else value
+        assert torch.equal(saved.get_parameter(name), rounded), name
+
+    world, spread, stage = read
+    resumed = run_distributed(_go_on, world, tmp_path, stage, spread, options)
+    tolerance = 1e-4 if precision == "fp32" else 2e-2
+    for (loss, _, _), (want, _, _) in zip(resumed[0][0], expected[0][0], strict=True):
+        assert loss == pytest.approx(want, rel=tolerance)
+    for rank, (_, values) in enumerate(resumed):
+        assert values["steps"].tolist() == STEPS
+        assert values["steps"].dtype == torch.int64
+        experts = values[FROZEN[1]]
+        first = rank % spread * len(experts)
+        for ours, name in ((values[FROZEN[0]], FROZEN[0]), (experts, FROZEN[1])):
+            want = saved.get_parameter(name)
+            want = want[first : first + len(experts)] if name == FROZEN[1] else want
+            assert torch.equal(ours, want), name

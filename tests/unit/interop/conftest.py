@@ -1,0 +1,25 @@
+"""One small text with a vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ds_seq.data.vocab import Vocab, train_vocab
+from tests.data.toy import write_toy
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``{train,valid,test}.{en,de}``."""
+    folder = tmp_path_factory.mktemp("text")
+    write_toy(folder, 200, 10)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vocab(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+    """130 subwords."""
+    file = tmp_path_factory.mktemp("vocab") / "vocab.model"
+    return train_vocab([text / "train.en", text / "train.de"], file, 130)

@@ -1,0 +1,66 @@
+"""Run folders as training leaves them, without a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ds_seq.config.data import DataConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.train import TrainConfig
+from ds_seq.data.vocab import Vocab
+from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets, model_tensors
+
+SIZES = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
+
+
+def experiment(model: Mapping[str, Any], **data: Any) -> ExperimentConfig:
+    """A small experiment; ``model`` and ``data`` are raw sections."""
+    section = {"source_lang": "en", "target_lang": "de", "dir": "data", **data}
+    lengths = {"max_source_length": 8, "max_target_length": 8}
+    return ExperimentConfig(
+        name="small",
+        data=DataConfig.model_validate({**lengths, **section}),
+        model=ModelConfig.model_validate({**SIZES, **model}),
+        train=TrainConfig(valid_bleu=False, best_metric="loss"),
+    )
+
+
+def write_checkpoint(run: Path, update: int, model: nn.Module) -> str:
+    """A checkpoint, all by one rank; returns its name."""
+    name = f"update_{update:08d}"
+    folder = run / "checkpoints" / name
+    folder.mkdir(parents=True)
+    offsets = expert_offsets(model)
+    tensors: dict[str, Tensor] = {}
+    for key, value in model_tensors(model):
+        if key in offsets:
+            rows = enumerate(value.detach())
+            tensors.update({expert_key(key, row): part.clone() for row, part in rows})
+        else:
+            tensors[key] = value.detach()
+    file = folder / "weights.0.safetensors"
+    save_file(tensors, str(file))
+    meta = {"format_version": FORMAT_VERSION, "files": {file.name: file.stat().st_size}}
+    (folder / "checkpoint.json").write_text(json.dumps(meta))
+    return name
+
+
+def write_run(
+    run: Path, config: ExperimentConfig, vocab: Vocab, models: Mapping[int, nn.Module]
+) -> Path:
+    """A run folder with one checkpoint for each of ``models``, by update; the first is the best."""
+    run.mkdir()
+    vocab.save(run / "vocab.model")
+    (run / "config.yaml").write_text(dump(config), encoding="utf-8")
+    names = [write_checkpoint(run, update, model) for update, model in models.items()]
+    index = {"best": [{"name": names[0], "score": 2.0}], "last": [{"name": n} for n in names]}
+    (run / "checkpoints" / "index.json").write_text(json.dumps(index))
+    return run
