@@ -29,7 +29,11 @@ COMMANDS: dict[str, Command] = {
     "train": Command("ds_seq.train:main", "shards -> run folder"),
     "generate": Command("ds_seq.generate:main", "run folder + text -> translations (and a score)"),
     "score": Command("ds_seq.generation.scoring:main", "translations + references -> BLEU, chrF"),
-    "export": Command("ds_seq.interop.export:main", "run folder -> one safetensors file"),
+    "export": Command("ds_seq.interop.export:main", "run folder -> one file that translates"),
+    "prune-experts": Command(
+        "ds_seq.interop.prune:main", "run folder + text -> smaller model for that kind of text"
+    ),
+    "moe-stats": Command("ds_seq.moe_stats:main", "run folder + shards -> load of the experts"),
 }
 
 

@@ -21,17 +21,23 @@ from ds_seq.errors import UserError
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 _SPECIAL_PIECES = {BOS_ID: "<s>", PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space, also before a line
 
 
 class Vocab:
     """Text <-> subword ids.
 
     An unknown character is decoded as SentencePiece's mark U+2047, so that a reader sees it;
-    ``<s>``, ``<pad>`` and ``</s>`` are left out of decoded text.
+    ``<s>``, ``<pad>`` and ``</s>`` are left out of decoded text. A line that opens with a user
+    symbol, such as the language tag ``<2de>``, has that symbol's id first.
 
     Args:
         model: bytes of a SentencePiece model file.
         name: what to call the model in error messages, normally its path.
+
+    Attributes:
+        user_symbol_ids: ids of the user symbols.
+        hash: tells vocabularies apart that do not give the same ids for the same text.
     """
 
     def __init__(self, model: bytes, name: str = "vocabulary") -> None:
@@ -49,7 +55,12 @@ class Vocab:
                 f"{list(_SPECIAL_PIECES.values())}; train the model with `ds-seq prepare` or "
                 "prepare_data/train_vocab.py"
             )
-        self.hash = hashlib.sha256(model).hexdigest()
+        self.user_symbol_ids = _user_symbol_ids(model)
+        space = self._processor.PieceToId(_SPACE)
+        self._space_id = None if space == UNK_ID or not self.user_symbol_ids else space
+        # Shards of before symbols came first are shards of another vocabulary.
+        rule = b"" if self._space_id is None else b"user symbols first"
+        self.hash = hashlib.sha256(model + rule).hexdigest()
 
     @classmethod
     def load(cls, path: str | Path) -> Vocab:
@@ -65,6 +76,10 @@ class Vocab:
     def save(self, path: str | Path) -> None:
         """Writes the model, unchanged to the byte; an existing file is replaced at once."""
         _write_atomically(Path(path), self._model)
+
+    def to_bytes(self) -> bytes:
+        """The model as `save` writes it."""
+        return self._model
 
     def __reduce__(self) -> tuple[type[Vocab], tuple[bytes, str]]:
         return Vocab, (self._model, self._name)
@@ -94,11 +109,19 @@ class Vocab:
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a sentence, without the end symbol."""
-        return list(self._processor.EncodeAsIds(text))
+        return self._symbol_first(list(self._processor.EncodeAsIds(text)))
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Like `encode`, for many lines at once."""
-        return list(self._processor.EncodeAsIds(list(lines)))
+        encoded: list[list[int]] = list(self._processor.EncodeAsIds(list(lines)))
+        if self._space_id is None:
+            return encoded
+        return [self._symbol_first(ids) for ids in encoded]
+
+    def _symbol_first(self, ids: list[int]) -> list[int]:
+        """Drops the piece of a lone space that SentencePiece puts before a user symbol."""
+        opens = len(ids) > 1 and ids[0] == self._space_id and ids[1] in self.user_symbol_ids
+        return ids[1:] if opens else ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns plain text for ids; special symbols but ``<unk>`` vanish."""
@@ -205,6 +228,49 @@ class _Sentences:
             elif (slot := self._random.randint(0, seen)) < self._sample_size:
                 sample[slot] = text
         return sample
+
+
+def _user_symbol_ids(model: bytes) -> frozenset[int]:
+    """Ids of the user symbols of a SentencePiece model, which its processor does not tell.
+
+    The model is a protocol buffer with the pieces as field 1, in the order of their ids. In a
+    piece, field 3 is its type.
+    """
+    user_defined = 4
+    if bytes([3 << 3, user_defined]) not in model:  # most vocabularies: nothing to look for
+        return frozenset()
+    pieces = (piece for number, piece in _proto_fields(model) if number == 1)
+    return frozenset(
+        index
+        for index, piece in enumerate(pieces)
+        if isinstance(piece, bytes) and (3, user_defined) in _proto_fields(piece)
+    )
+
+
+def _proto_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and content of each field of a protocol buffer message."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        number, kind = divmod(key, 8)
+        if kind == 0:
+            value, place = _varint(message, place)
+            yield number, value
+            continue
+        size = {1: 8, 5: 4}.get(kind, 0)
+        if kind == 2:
+            size, place = _varint(message, place)
+        yield number, message[place : place + size]
+        place += size
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """The number that starts at ``place``, seven bits a byte, and the place behind it."""
+    value = shift = 0
+    while message[place] >= 128:
+        value |= (message[place] & 127) << shift
+        place, shift = place + 1, shift + 7
+    return value | message[place] << shift, place + 1
 
 
 def _explain(message: str, size: int) -> str:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ds_seq import distributed
@@ -19,7 +18,9 @@ from ds_seq.data.dataset import Batch
 from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
-from ds_seq.moe.engine import expert_parallel_group, split_expert_groups
+from ds_seq.moe.engine import split_expert_groups
+from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
+from ds_seq.training.loss_scale import LossScale
 
 
 class StepResult(NamedTuple):
@@ -28,7 +29,7 @@ class StepResult(NamedTuple):
     applied: bool
     """False where fp16 gradients overflowed and the update was skipped, on all ranks alike."""
     grad_norm: float
-    """Global L2 norm before clipping."""
+    """Global L2 norm before clipping, each expert counted once; infinite where not applied."""
     loss_scale: float
     """1.0 without fp16."""
 
@@ -72,6 +73,7 @@ class Engine:
         schedule: update number -> learning rate.
         config: the dict of `ds_seq.config.deepspeed.engine_config`.
         expert_parallel: ranks that share the experts.
+        sparse_clip: let the gradient of an expert count 1 / sqrt(number of experts) in the norm.
         pad_id: target positions with this id have no logits.
     """
 
@@ -84,6 +86,7 @@ class Engine:
         config: dict[str, Any],
         *,
         expert_parallel: int = 1,
+        sparse_clip: bool = False,
         pad_id: int = PAD_ID,
     ) -> None:
         optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
@@ -94,16 +97,13 @@ class Engine:
         self.accumulate = int(config["gradient_accumulation_steps"])
         self.expert_parallel = expert_parallel
         self._pad_id = pad_id
-        self._plain = not (
-            self.deepspeed.zero_optimization()
-            or self.deepspeed.fp16_enabled()
-            or self.deepspeed.bfloat16_enabled()
-        )
-        self._norm: float | None = None
-        if self._plain:
-            # the engine's own averages the norms of all ranks: wrong where ranks hold different
-            # experts
-            self.deepspeed.clip_fp32_gradients = self._clip
+        self._scale = LossScale(self.deepspeed)
+        weights = sparse_clip_weights(model) if sparse_clip else {}
+        self._plain: PlainClipping | None = None
+        if self.deepspeed.optimizer is self.deepspeed.basic_optimizer:  # no wrapper: stage 0, fp32
+            self._plain = PlainClipping(self.deepspeed, weights, expert_parallel)
+        else:
+            correct_norm(self.deepspeed.optimizer, weights)
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Forward of a batch on `device`; logits are (N, V), a row per real target token."""
@@ -134,7 +134,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of ``loss``; DeepSpeed divides by ranks and accumulation steps."""
-        self.deepspeed.backward(loss)
+        self.deepspeed.backward(self._scale.scaled(loss))
 
     def step(self) -> StepResult | None:
         """After each backward; the update happens after the last one of the accumulation.
@@ -146,8 +146,8 @@ class Engine:
             UserError: the fp16 loss scale can fall no further.
         """
         last = self.deepspeed.is_gradient_accumulation_boundary()
-        if last and self._plain:
-            self._norm = self._global_norm()
+        if last and self._plain is not None:
+            self._plain.measure()
         try:
             self.deepspeed.step()
         except Exception as error:
@@ -157,72 +157,23 @@ class Engine:
             raise
         if not last:
             return None
-        norm = self._norm if self._plain else self.deepspeed.get_global_grad_norm()
+        self._scale.end_step()
+        norm = self._plain.norm if self._plain else self.deepspeed.get_global_grad_norm()
         applied = bool(self.deepspeed.was_step_applied())
         return StepResult(applied, float(norm) if norm is not None else 0.0, self.loss_scale)
 
     @property
     def loss_scale(self) -> float:
         """Current fp16 loss scale; 1.0 for other precisions."""
-        if not self.deepspeed.fp16_enabled():
-            return 1.0
-        return float(self.deepspeed.optimizer.loss_scale)
+        return self._scale.value
 
     def loss_scaler_state(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same loss scale."""
-        scaler = self._scaler()
-        return (
-            {}
-            if scaler is None
-            else {k: vars(scaler)[k] for k in _SCALER_STATE if k in vars(scaler)}
-        )
+        return self._scale.state()
 
     def load_loss_scaler_state(self, state: dict[str, Any]) -> None:
         """Undo of `loss_scaler_state`; ignored without fp16."""
-        scaler = self._scaler()
-        if scaler is not None:
-            for key in _SCALER_STATE:
-                if key in state and key in vars(scaler):
-                    setattr(scaler, key, state[key])
-
-    def _scaler(self) -> Any:
-        if not self.deepspeed.fp16_enabled():
-            return None
-        optimizer = self.deepspeed.optimizer
-        return optimizer.loss_scaler if self.zero_stage else optimizer.loss_scale_config
-
-    def _global_norm(self) -> float:
-        """Norm over dense gradients and the experts of all ranks, each expert counted once."""
-        dense: list[Tensor] = []
-        experts: list[Tensor] = []
-        for parameter in self.module.parameters():
-            if parameter.grad is not None:
-                is_expert = "group_name" in vars(parameter)
-                (experts if is_expert else dense).append(parameter.grad)
-        total = _squared_norm(dense)
-        if self.expert_parallel > 1:
-            # the ranks of this group hold different experts, and together all of them
-            spread = _squared_norm(experts, device=self.deepspeed.device)
-            dist.all_reduce(spread, group=expert_parallel_group(self.expert_parallel))
-            total = total + spread
-        return float(total.sqrt())
-
-    def _clip(self) -> None:
-        assert self._norm is not None
-        scale = self.deepspeed.gradient_clipping() / (self._norm + 1e-6)
-        if scale < 1.0:
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, scale)
-
-
-_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-def _squared_norm(tensors: list[Tensor], device: torch.device | str = "cpu") -> Tensor:
-    norms = list(torch._foreach_norm(tensors)) if tensors else []
-    if not norms:
-        return torch.zeros((), device=device)
-    return torch.stack(norms).float().square().sum()
+        self._scale.load_state(state)
 
 
 def _scale_advice(scale: float) -> str:

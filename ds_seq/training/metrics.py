@@ -7,7 +7,10 @@ Legend: ``E`` experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +19,10 @@ from ds_seq import distributed
 from ds_seq.data.dataset import Batch
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.stats import packed, report
+from ds_seq.training.heat_map import Panel
 
 Figures = dict[str, "float | list[float]"]
+_EXPERTS_A_LINE = 16
 
 
 class LossSums:
@@ -30,6 +35,7 @@ class LossSums:
     def __init__(self) -> None:
         self._parts: dict[str, Tensor] = {}
         self._layers: list[Tensor] = []
+        self._losses: list[list[str]] = []  # names of each layer's losses
         self._counts = [0, 0]  # target tokens, sentences
 
     def add(self, parts: Mapping[str, Tensor], stats: list[RoutingStats], batch: Batch) -> None:
@@ -37,9 +43,11 @@ class LossSums:
         for name, value in parts.items():
             self._parts[name] = self._parts[name] + value if name in self._parts else value
         layers = [packed(layer) for layer in stats]
+        losses = [sorted(layer.losses) for layer in stats]
         if self._layers:
+            assert losses == self._losses, "a layer has the same losses in every forward"
             layers = [a + b for a, b in zip(self._layers, layers, strict=True)]
-        self._layers = layers
+        self._layers, self._losses = layers, losses
         self._counts[0] += batch.num_tokens
         self._counts[1] += batch.num_sentences
 
@@ -48,7 +56,7 @@ class LossSums:
 
         Returns:
             The parts by name, ``ppl`` from ``nll``, ``tokens``, ``sentences``, and for MoE layer i
-            (from 0, encoder first) ``moe/layer<i>/{load,dropped,entropy,load_cv}``.
+            (from 0, encoder first) ``moe/layer<i>/{load,dropped,entropy,load_cv}`` and its losses.
         """
         names = sorted(self._parts)
         pieces = [torch.tensor(self._counts, dtype=torch.float64)]
@@ -62,35 +70,91 @@ class LossSums:
         if "nll" in figures:
             figures["ppl"] = math.exp(min(float(figures["nll"]), 700.0))  # type: ignore[arg-type]
         start = 2 + len(names)
-        for index, layer in enumerate(self._layers):
-            for key, figure in report(total[start : start + layer.numel()]).items():
+        for index, (layer, losses) in enumerate(zip(self._layers, self._losses, strict=True)):
+            for key, figure in report(total[start : start + layer.numel()], losses).items():
                 figures[f"moe/layer{index}/{key}"] = figure
             start += layer.numel()
         return figures
 
 
-def load_table(figures: Mapping[str, float | list[float] | str]) -> str:
-    """The share of tokens of each expert, a line per MoE layer, for people to read.
+def layer_figures(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The routing figures of ``figures``, one mapping for each MoE layer; none for a dense model.
+
+    Args:
+        figures: as `LossSums.reduce` gives them; others are left out.
+    """
+    layers: dict[int, dict[str, Any]] = {}
+    for name, value in figures.items():
+        if found := re.fullmatch(r"moe/layer(\d+)/(\w+)", name):
+            layers.setdefault(int(found[1]), {})[found[2]] = value
+    return [layers[index] for index in range(len(layers))]
+
+
+def load_panel(title: str, figures: Mapping[str, Any], names: Sequence[str] = ()) -> Panel | None:
+    """What `ds_seq.training.heat_map` draws of ``figures``; ``None`` for a dense model.
+
+    Args:
+        title: of the map.
+        figures: as `LossSums.reduce` gives them.
+        names: of the layers; missing ones are numbered.
+    """
+    loads = [layer["load"] for layer in layer_figures(figures)]
+    if not loads:
+        return None
+    shares = [[share * len(load) for share in load] for load in loads]
+    return Panel(title, _named(names, len(loads)), shares)
+
+
+def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """The share of tokens of each expert, for people to read: at most 100 columns.
 
     Args:
         figures: as `LossSums.reduce` gives them.
+        names: of the layers; missing ones are numbered.
 
     Returns:
-        Several lines; empty for a dense model.
+        Several lines, more than one for a layer of many experts; empty for a dense model.
     """
-    lines: list[str] = []
-    layer = 0
-    while f"moe/layer{layer}/load" in figures:
-        load = figures[f"moe/layer{layer}/load"]
-        assert isinstance(load, list)
-        dropped = float(figures[f"moe/layer{layer}/dropped"])  # type: ignore[arg-type]
-        if not lines:
-            heads = "".join(f"{expert:>7}" for expert in range(len(load)))
-            lines += [
-                "share of tokens per expert, in percent",
-                f"{'layer':<7}{heads}{'dropped':>9}",
-            ]
-        shares = "".join(f"{100 * share:7.1f}" for share in load)
-        lines.append(f"{layer:<7}{shares}{100 * dropped:9.1f}")
-        layer += 1
+    layers = layer_figures(figures)
+    if not layers:
+        return ""
+    labels = _named(names, len(layers))
+    margin = max(map(len, ("layer", *labels)))
+    most = max(len(layer["load"]) for layer in layers)
+    heads = "".join(f"{expert:>5}" for expert in range(min(most, _EXPERTS_A_LINE)))
+    lines = ["share of tokens per expert, in percent", f"{'layer':<{margin}}  dropped{heads}"]
+    for label, layer in zip(labels, layers, strict=True):
+        before = f"{label:<{margin}}{_percent(layer['dropped']):>9}"
+        for first in range(0, len(layer["load"]), _EXPERTS_A_LINE):
+            load = layer["load"][first : first + _EXPERTS_A_LINE]
+            before = before if first == 0 else f"{f'from {first}':>{margin + 9}}"
+            lines.append(before + "".join(f"{_percent(share):>5}" for share in load))
     return "\n".join(lines)
+
+
+def gate_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """What `LossSums.reduce` tells of each MoE layer beside `load_table`; empty when dense."""
+    layers = layer_figures(figures)
+    if not layers:
+        return ""
+    labels = _named(names, len(layers))
+    margin = max(map(len, ("layer", *labels)))
+    keys = [
+        key for key in dict.fromkeys(chain.from_iterable(layers)) if key not in ("load", "dropped")
+    ]
+    heads = ["experts", *keys]
+    lines = [f"{'layer':<{margin}}" + "".join(f"  {head:>7}" for head in heads)]
+    for label, layer in zip(labels, layers, strict=True):
+        cells = [str(len(layer["load"]))]
+        cells += [f"{layer[key]:.4f}" if key in layer else "" for key in keys]
+        row = (f"  {cell:>{max(7, len(head))}}" for cell, head in zip(cells, heads, strict=True))
+        lines.append(f"{label:<{margin}}" + "".join(row))
+    return "\n".join(lines)
+
+
+def _named(names: Sequence[str], count: int) -> list[str]:
+    return list(names) if len(names) == count else [str(index) for index in range(count)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share < 0.9995 else "100"

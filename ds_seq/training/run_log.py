@@ -1,5 +1,5 @@
-"""What a run tells: a line of JSON and TensorBoard scalars for programs, a progress bar for
-people."""
+"""What a run tells: a line of JSON for programs, TensorBoard curves and pictures and a progress bar
+for people."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from ds_seq.training.heat_map import Panel, draw_heat_map
 
 
 class RunLog:
@@ -63,6 +65,13 @@ class RunLog:
                         self._writer.add_scalar(f"{tag}/{index}", element, update)
             elif isinstance(value, int | float):
                 self._writer.add_scalar(tag, value, update)
+        self._writer.flush()
+
+    def picture(self, tag: str, update: int, panel: Panel | None) -> None:
+        """Add a heat map to the event files; nothing where there is none to draw."""
+        if self._writer is None or panel is None:
+            return
+        self._writer.add_image(tag, draw_heat_map([panel]), update, dataformats="HWC")
         self._writer.flush()
 
     def advance(self, update: int, brief: Mapping[str, str] | None = None) -> None:

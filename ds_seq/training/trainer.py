@@ -26,9 +26,11 @@ from ds_seq.criterions.base import Criterion
 from ds_seq.data.dataset import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.errors import UserError
+from ds_seq.moe.balance import BiasBalancer
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
-from ds_seq.training.metrics import LossSums
+from ds_seq.training.metrics import LossSums, load_panel
+from ds_seq.training.moe_watch import MoeWatch, layer_names
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.validation import Validator
 
@@ -85,6 +87,9 @@ class Trainer:
         self._signalled = False
         self._saved_at = -1
         self._validated_at = -1
+        self._layers = layer_names(engine.module)
+        self._watch = MoeWatch(self._layers)
+        self._balancer = BiasBalancer(engine.module)
         self._window = LossSums()
         self._window_start, self._window_updates = time.monotonic(), 0
 
@@ -161,7 +166,12 @@ class Trainer:
             result = self.engine.step()
             parts = {**loss.parts, "loss": loss.total.detach()}
             self._window.add(parts, output.moe_stats, batch)
+            self._balancer.add(output.moe_stats)
         assert result is not None, "the last micro-batch of an update steps"
+        if result.applied:
+            self._balancer.update()
+        else:
+            self._balancer.discard()
         return result
 
     def _periodic(self, result: StepResult) -> None:
@@ -204,6 +214,8 @@ class Trainer:
             "tokens/s": f"{figures['tokens_per_second']:,.0f}",
         }
         self.log.advance(self.update, {name: value for name, value in brief.items() if value})
+        for line in self._watch.observe(figures, self._window_updates):
+            self.log.say(f"update {self.update} | {line}")
         self._start_window()
 
     def _start_window(self) -> None:
@@ -223,6 +235,8 @@ class Trainer:
             self.best_score = score
         self.last_validation, self._validated_at = figures, self.update
         self.log.record("valid", self.update, figures)
+        panel = load_panel(f"validation after update {self.update}", figures, self._layers)
+        self.log.picture("valid/moe/load", self.update, panel)
         shown = [
             f"valid {name} {figures[name]:.2f}"
             for name in ("loss", "ppl", "bleu")
@@ -277,6 +291,7 @@ class Trainer:
             "validated_at": self._validated_at,
             "seconds": self._seconds(),
             "batches": dict(self.batches.state_dict()),
+            "moe_watch": self._watch.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -287,6 +302,8 @@ class Trainer:
         self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
+        if "moe_watch" in state:  # checkpoints of before it was kept have none
+            self._watch.load_state_dict(state["moe_watch"])
 
 
 def _require_finite(kind: str, value: float, update: int) -> None:

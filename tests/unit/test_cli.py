@@ -130,6 +130,12 @@ def test_check_refuses(argv: list[str], words: str, capsys: pytest.CaptureFixtur
 def test_check_warns_of_experts_that_nothing_balances(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", TINY_MOE, "criterion.name=cross_entropy"]) == 0
     assert "nothing balances the experts" in capsys.readouterr().out
+    for balanced in (
+        ["model.moe.router=sigmoid"],
+        ["model.moe={router: expert_choice, placement: encoder}"],
+    ):
+        assert cli.main(["check", TINY_MOE, "criterion.name=cross_entropy", *balanced]) == 0
+        assert "nothing balances" not in capsys.readouterr().out
 
 
 def test_check_of_an_external_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ RANKS: list[set[str]] = [
     {"criterions", "generation", "optim"},
     {"tasks"},
     {"training", "distill", "interop"},
-    {"train", "generate", "prepare", "check"},
+    {"train", "generate", "prepare", "check", "moe_stats"},
     {"cli"},
     {"__main__"},
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -52,6 +53,69 @@ def test_sample_depends_on_the_seed_alone(corpus: Path, tmp_path: Path) -> None:
 def test_user_symbols_are_never_split(corpus: Path, tmp_path: Path) -> None:
     vocab = train_vocab([corpus / "train.en"], tmp_path / "m", 80, user_symbols=["<2de>"])
     assert "<2de>" in vocab.pieces(vocab.encode("<2de> the man"))
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def tagged(
+    request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Vocab:
+    """A vocabulary with two user symbols."""
+    path = tmp_path_factory.mktemp("tagged") / "m"
+    return train_vocab([corpus / "train.en"], path, 80, request.param, user_symbols=["<2de>", "#x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "symbol"),
+    [
+        ("<2de> the man", "<2de>"),
+        ("<2de>the man", "<2de>"),
+        ("  <2de> x", "<2de>"),
+        ("<2de>", "<2de>"),
+        ("#x <2de>", "#x"),
+    ],
+)
+def test_a_user_symbol_that_opens_a_line_is_its_first_id(
+    tagged: Vocab, text: str, symbol: str
+) -> None:
+    ids = tagged.encode(text)
+    assert tagged.pieces(ids[:1]) == [symbol]
+    assert ids[0] in tagged.user_symbol_ids
+    assert tagged.decode(ids) == text.strip()
+    assert tagged.encode_lines([text, "the man", text]) == [ids, tagged.encode("the man"), ids]
+
+
+@pytest.mark.parametrize("text", ["the <2de> man", "the man", "", "漢<2de>", "2de>"])
+def test_other_lines_are_encoded_as_ever(tagged: Vocab, text: str, tmp_path: Path) -> None:
+    tagged.save(tmp_path / "m")
+    plain = spm.SentencePieceProcessor(model_file=str(tmp_path / "m"))
+    assert tagged.encode(text) == plain.EncodeAsIds(text) == tagged.encode_lines([text])[0]
+
+
+def test_the_rest_of_a_tagged_line_is_encoded_as_without_its_tag(tagged: Vocab) -> None:
+    ids = tagged.encode("<2de> the man sees")
+    assert ids[1:] == tagged.encode("the man sees")
+
+
+def test_user_symbols_are_known_by_their_ids(tagged: Vocab, vocab: Vocab) -> None:
+    assert set(tagged.pieces(sorted(tagged.user_symbol_ids))) == {"<2de>", "#x"}
+    assert pickle.loads(pickle.dumps(tagged)).user_symbol_ids == tagged.user_symbol_ids
+    assert vocab.user_symbol_ids == frozenset()
+
+
+def test_without_user_symbols_no_line_costs_anything(
+    vocab: Vocab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Vocab, "_symbol_first")
+    assert len(vocab.encode_lines(["the man", "the woman"])) == 2
+
+
+def test_shards_made_when_symbols_were_not_yet_first_are_refused(
+    tagged: Vocab, vocab: Vocab, tmp_path: Path
+) -> None:
+    for made, kept in ((vocab, True), (tagged, False)):
+        made.save(tmp_path / "m")
+        old_hash = hashlib.sha256((tmp_path / "m").read_bytes()).hexdigest()
+        assert (made.hash == old_hash) == kept
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Loss
 from ds_seq.data.dataset import Batch
 from ds_seq.models.output import ModelOutput
+from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import StepResult
 from ds_seq.training.trainer import Trainer
 
@@ -24,14 +25,28 @@ def make_batch(num_tokens: int) -> Batch:
     return Batch(torch.zeros(1).long(), tokens, tokens, tokens, num_tokens, int(num_tokens > 0))
 
 
+def make_stats(load: Sequence[float], dropped: float = 0.0, **losses: float) -> RoutingStats:
+    """Of a layer that routed each token to one expert; ``losses`` are means over its tokens."""
+    tokens = torch.tensor(float(sum(load)))
+    return RoutingStats(
+        torch.tensor(load).float(),
+        torch.tensor(dropped),
+        tokens * 0.5,
+        tokens,
+        {name: tokens * loss for name, loss in losses.items()},
+    )
+
+
 class FakeEngine:
     """An engine whose model is one number and whose loss is a token count."""
 
-    def __init__(self, accumulate: int = 1, results: list[StepResult] | None = None) -> None:
-        self.accumulate, self.results = accumulate, results or []
+    def __init__(self, accumulate: int = 1, module: nn.Module | None = None) -> None:
+        self.accumulate = accumulate
+        self.results: list[StepResult] = []
         self.device = torch.device("cpu")
-        self.module = nn.Linear(1, 1)
+        self.module = module or nn.Linear(1, 1)
         self.schedule = SimpleNamespace(lr=0.5)
+        self.stats: Callable[[Batch], list[RoutingStats]] = lambda batch: []
         self.losses: list[float] = []
         self.draws: list[float] = []
         self.on_step: Callable[[int], object] = lambda update: None
@@ -39,7 +54,7 @@ class FakeEngine:
     def __call__(self, batch: Batch) -> ModelOutput:
         assert self.module.training
         self.draws.append(torch.rand(()).item())
-        return ModelOutput(torch.zeros(batch.num_tokens, 3), {}, [])
+        return ModelOutput(torch.zeros(batch.num_tokens, 3), {}, self.stats(batch))
 
     def backward(self, loss: torch.Tensor) -> None:
         self.losses.append(loss.item())
@@ -87,16 +102,19 @@ class Scene:
         epochs: int = 100,
         accumulate: int = 1,
         scores: list[float] | None = None,
+        module: nn.Module | None = None,
         **settings: Any,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
         self.scores = iter(scores or [float(n) for n in range(1, 1000)])
-        self.engine = FakeEngine(accumulate)
+        self.engine = FakeEngine(accumulate, module)
         self.loss_per_token = 1.0
+        self.valid_figures: dict[str, Any] = {}
         log = SimpleNamespace(
             record=lambda kind, update, figures: self.events.append((kind, update, figures)),
+            picture=lambda tag, update, panel: self.events.append(("picture", tag, update, panel)),
             advance=lambda update, brief=None: None,
-            say=lambda text: None,
+            say=lambda text: self.events.append(("said", text)),
             close=lambda: self.events.append(("closed",)),
         )
         store = SimpleNamespace(save=self._save)
@@ -117,12 +135,12 @@ class Scene:
         total = torch.tensor(self.loss_per_token * batch.num_tokens)
         return Loss(total, {"nll": total})
 
-    def _validate(self, max_batches: int | None = None) -> dict[str, float]:
+    def _validate(self, max_batches: int | None = None) -> dict[str, Any]:
         if max_batches is not None:
             self.events.append(("rehearsal", max_batches))
             return {}
         score = next(self.scores)
-        return {"loss": score, "bleu": score}
+        return {"loss": score, "bleu": score, **self.valid_figures}
 
     def _save(
         self, engine: FakeEngine, update: int, progress: dict[str, Any], score: float | None

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
+from ds_seq.training.heat_map import Panel, draw_heat_map
 from ds_seq.training.run_log import RunLog
 
 
@@ -41,6 +42,18 @@ def test_figures_go_to_both_logs(tmp_path: Path) -> None:
     }
 
 
+def test_a_heat_map_becomes_an_image_of_the_event_files(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, True, True, 10, 0)
+    panel = Panel("load", ["0"], [[0.5, 1.5]])
+    log.picture("valid/moe/load", 4, panel)
+    log.picture("valid/moe/load", 5, None)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (image,) = events.Images("valid/moe/load")
+    assert (image.step, image.height, image.width) == (4, *draw_heat_map([panel]).shape[:2])
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_what_is_no_number_is_null_because_json_knows_no_infinity(tmp_path: Path) -> None:
     log = RunLog(tmp_path, True, False, 10, 0)
     log.record("train", 1, {"grad_norm": float("inf"), "list": [1.0, float("nan")]})
@@ -68,6 +81,7 @@ def test_other_ranks_write_and_say_nothing(
 ) -> None:
     log = RunLog(tmp_path, False, True, 10, 0)
     log.record("train", 1, {"loss": 1.0})
+    log.picture("load", 1, Panel("load", ["0"], [[1.0]]))
     log.advance(1, {"loss": "1.0"})
     log.say("hello")
     log.close()

@@ -7,10 +7,16 @@ import signal
 from typing import Any
 
 import pytest
+import torch
 
+from ds_seq.data.dataset import Batch
 from ds_seq.errors import UserError
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.output import RoutingStats
+from ds_seq.moe.sigmoid import SigmoidGate
 from ds_seq.training.engine import StepResult
-from tests.unit.training.fakes import Scene
+from tests.unit.training.fakes import Scene, make_stats
 
 VALIDATING: dict[str, Any] = {"validate_every": 2, "save_every": None}
 
@@ -158,3 +164,64 @@ def test_every_update_and_every_seed_draws_other_dropout() -> None:
         scene.trainer.fit()
         draws += scene.engine.draws
     assert len(set(draws)) == 6
+
+
+def collapse(scene: Scene) -> list[str]:
+    """Train with a layer of which one expert gets nothing; returns what is told of it."""
+    scene.engine.stats = lambda batch: [make_stats([1, 1]), make_stats([2, 0], router_z=0.5)]
+    scene.trainer.fit()
+    return [text for (text,) in scene.of_kind("said") if "collapses" in text]
+
+
+def test_a_collapsed_layer_is_told_in_the_log() -> None:
+    scene = Scene(epochs=2000, max_updates=800, log_every=50)
+    (line,) = collapse(scene)
+    assert line.startswith("update 500 | warning: layer 1 collapses: expert 1 got less than 1%")
+    _, figures = scene.of_kind("train")[-1]
+    assert figures["moe/layer1/router_z"] == pytest.approx(0.5)
+
+
+def test_the_watch_over_experts_survives_a_resume() -> None:
+    first = Scene(epochs=2000, max_updates=300, log_every=50)
+    assert not collapse(first)
+    second = Scene(epochs=2000, max_updates=600, log_every=50)
+    second.trainer.load_state_dict(first.progress)
+    (line,) = collapse(second)
+    assert line.startswith("update 500 | ")
+    older = {key: value for key, value in first.progress.items() if key != "moe_watch"}
+    third = Scene(epochs=2000, max_updates=301)
+    third.trainer.load_state_dict(older)
+    assert third.trainer.fit() == "max_updates"
+
+
+def test_each_validation_has_a_map_of_the_load() -> None:
+    scene = Scene(max_updates=4, **VALIDATING)
+    scene.valid_figures = {"moe/layer0/load": [0.25, 0.75], "moe/layer0/dropped": 0.0}
+    scene.trainer.fit()
+    pictures = scene.of_kind("picture")
+    assert [(tag, update) for tag, update, _ in pictures] == [
+        ("valid/moe/load", 2),
+        ("valid/moe/load", 4),
+    ]
+    assert [list(row) for row in pictures[0][2].shares] == [[0.5, 1.5]]
+
+
+def test_biases_of_sigmoid_routers_follow_the_load_of_whole_applied_updates() -> None:
+    gate = SigmoidGate(4, 3, 1)
+    layer = MoeFeedForward(gate, Experts(4, 4, 3, 0, "relu", 0.0, 1))
+    scene = Scene(tokens=[1, 2, 3, 4, 1, 2], accumulate=2, max_updates=3, module=layer)
+    scene.engine.results = [StepResult(applied, 1.0, 1.0) for applied in (True, False, True)]
+    # No micro-batch alone would move the biases as both do; and the skipped update is different.
+    loads = {1: [4.0, 0.0, 5.0], 2: [0.0, 9.0, 2.0], 3: [0.0, 0.0, 90.0], 4: [90.0, 0.0, 0.0]}
+    seen: list[list[int]] = []
+
+    def stats(batch: Batch) -> list[RoutingStats]:
+        assert layer.training
+        seen.append(gate.bias_steps.tolist())
+        return [make_stats(loads[batch.num_tokens])]
+
+    scene.engine.stats = stats
+    scene.trainer.fit()
+    step = [1, -1, -1]
+    assert seen == [[0, 0, 0], [0, 0, 0], step, step, step, step]
+    assert torch.equal(gate.bias_steps, 2 * torch.tensor(step))

@@ -1,0 +1,163 @@
+"""The load of experts as a picture: a row for each layer, a column for each expert.
+
+Drawn with Pillow, which TensorBoard needs anyway. Nothing here knows models or runs.
+Legend: ``E`` experts, ``H`` height and ``W`` width in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Pixels = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+STARVED = 0.01
+"""Below this part of the fair share an expert is as good as unused."""
+
+_PAGE, _INK, _STARVED_COLOUR = (255, 255, 255), (40, 40, 40), (60, 60, 60)
+# From little (blue) over the fair share (pale yellow) to much (red); told apart by readers who
+# mix up red and green. Colours stand for powers of two of the fair share.
+_SCALE: list[Colour] = [
+    (49, 54, 149),
+    (116, 173, 209),
+    (255, 255, 204),
+    (244, 109, 67),
+    (128, 0, 38),
+]
+_REACH = 3.0  # the scale ends at 1/8 and at 8 times the fair share
+_TICKS = ["1/8", "1/4", "1/2", "fair", "2", "4", "8"]
+_TEXT, _GAP, _CELL_HEIGHT = 12, 8, 22
+_WIDE, _NARROW = 40, 14  # width of a cell with a number in it, and without
+_MOST_WITH_NUMBERS = 16
+_BAR = 24 * (len(_TICKS) - 1)
+
+
+class Panel(NamedTuple):
+    """One map: layers from top to bottom."""
+
+    title: str
+    layers: Sequence[str]
+    """Name of each layer."""
+    shares: Sequence[Sequence[float]]
+    """For each layer the share of the tokens of each of its experts over the fair share, 1 / E.
+    Layers may have different numbers of experts; what a layer does not have stays blank."""
+
+
+def draw_heat_map(panels: Sequence[Panel]) -> Pixels:
+    """Draw maps side by side and below each other, with one scale for all.
+
+    Args:
+        panels: at least one, each with at least one layer.
+
+    Returns:
+        (H, W, 3) red, green and blue.
+    """
+    drawn = [_panel(panel) for panel in panels]
+    height = max(image.height for image in drawn)
+    width = max(image.width for image in drawn)
+    columns = max(1, round(math.sqrt(len(drawn) * height / width)))
+    rows = -(-len(drawn) // columns)
+    legend = _legend()
+    page = Image.new(
+        "RGB", (max(columns * width, legend.width), rows * height + legend.height), _PAGE
+    )
+    for index, image in enumerate(drawn):
+        row, column = divmod(index, columns)
+        page.paste(image, (column * width, row * height))
+    page.paste(legend, (0, rows * height))
+    return np.asarray(page)
+
+
+def save_picture(path: Path, pixels: Pixels) -> None:
+    """Write (H, W, 3) pixels as a PNG file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        Image.fromarray(pixels).save(temporary, "PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _panel(panel: Panel) -> Image.Image:
+    """Title, cells, names of the layers on the left, numbers of the experts below."""
+    font = _font()
+    num_experts = max(map(len, panel.shares))
+    with_numbers = num_experts <= _MOST_WITH_NUMBERS
+    cell = _WIDE if with_numbers else _NARROW
+    left = 2 * _GAP + max(_width(name) for name in ("layer", *panel.layers))
+    top = 3 * _GAP + 2 * _TEXT
+    bottom = top + _CELL_HEIGHT * len(panel.layers)
+    width = max(left + cell * num_experts, _width(panel.title) + _GAP) + 2 * _GAP
+    page = Image.new("RGB", (width, bottom + 2 * _TEXT + 3 * _GAP), _PAGE)
+    draw = ImageDraw.Draw(page)
+    draw.text((_GAP, _GAP), panel.title, _INK, font)
+    draw.text((left - _GAP, top - 4), "layer", _INK, font, anchor="rb")
+    for row, (name, shares) in enumerate(zip(panel.layers, panel.shares, strict=True)):
+        y = top + row * _CELL_HEIGHT
+        middle = y + _CELL_HEIGHT // 2
+        draw.text((left - _GAP, middle), name, _INK, font, anchor="rm")
+        for expert, (share, colour) in enumerate(zip(shares, _colours(shares), strict=True)):
+            x = left + expert * cell
+            box = (x, y, x + cell - 1, y + _CELL_HEIGHT - 1)
+            fill = (int(colour[0]), int(colour[1]), int(colour[2]))
+            draw.rectangle(box, fill, outline=_PAGE)
+            if with_numbers:
+                ink = _INK if sum(fill) > 380 else _PAGE
+                draw.text((x + cell // 2, middle), f"{share:.2f}", ink, font, anchor="mm")
+    step = 1 if with_numbers else 8
+    for expert in range(0, num_experts, step):
+        x = left + expert * cell + cell // 2
+        draw.text((x, bottom + 4), str(expert), _INK, font, anchor="ma")
+    draw.text((left, bottom + _TEXT + _GAP), "expert", _INK, font)
+    return page
+
+
+def _legend() -> Image.Image:
+    """The scale, with what its colours mean."""
+    font = _font()
+    words = "share of the tokens over the fair share"
+    starved = f"below {STARVED:g}: starved"
+    width = 8 * _GAP + _BAR + max(_width(words), _width(starved) + _TEXT + _GAP) + 2 * _GAP
+    page = Image.new("RGB", (width, 2 * (_TEXT + _GAP) + 2 * _GAP), _PAGE)
+    draw = ImageDraw.Draw(page)
+    left = 2 * _GAP
+    steps = 2.0 ** np.linspace(-_REACH, _REACH, _BAR)
+    bar = np.repeat(_colours(steps)[None], _TEXT, axis=0)  # (H, W, 3)
+    page.paste(Image.fromarray(bar), (left, 0))
+    for index, tick in enumerate(_TICKS):
+        x = left + index * _BAR // (len(_TICKS) - 1)
+        draw.text((x, _TEXT + 4), tick, _INK, font, anchor="ma")
+    left += _BAR + 3 * _GAP
+    draw.text((left, 0), words, _INK, font)
+    y = _TEXT + _GAP
+    draw.rectangle((left, y, left + _TEXT, y + _TEXT), _STARVED_COLOUR)
+    draw.text((left + _TEXT + _GAP, y), starved, _INK, font)
+    return page
+
+
+def _colours(shares: Sequence[float] | NDArray[np.float64]) -> Pixels:
+    """Colours (E, 3) of shares (E,) over the fair share."""
+    share = np.asarray(shares, np.float64)
+    place = np.log2(np.maximum(share, 1e-9)).clip(-_REACH, _REACH)
+    knots = np.linspace(-_REACH, _REACH, len(_SCALE))
+    channels = [np.interp(place, knots, [colour[c] for colour in _SCALE]) for c in range(3)]
+    colours = np.stack(channels, axis=-1).round().astype(np.uint8)
+    colours[share < STARVED] = _STARVED_COLOUR
+    return colours
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow brings it, so the picture is the same on every machine."""
+    return ImageFont.load_default(_TEXT)
+
+
+def _width(text: str) -> int:
+    return math.ceil(_font().getlength(text))

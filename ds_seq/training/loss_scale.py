@@ -1,0 +1,70 @@
+"""The fp16 loss scale, with two things of DeepSpeed 0.19 put right.
+
+- Without ZeRO the engine divides gradients by the scale but never multiplies the loss by it: every
+  gradient comes out smaller by the scale, and nothing is protected from underflow.
+- The scale grows in the middle of a step, before gradients are divided by it: the gradient of that
+  update comes out at half its size. Growth is held back here until the step is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+class LossScale:
+    """What the loss is multiplied by, so that fp16 gradients do not underflow; 1 elsewhere.
+
+    Args:
+        engine: a ``DeepSpeedEngine``.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._wrapper = engine.optimizer if engine.fp16_enabled() else None
+        self._forgotten = engine.fp16_enabled() and not engine.zero_optimization()
+        self._grows = False
+        if self._wrapper is not None:
+            self._update_scale = self._wrapper._update_scale
+            self._wrapper._update_scale = self._hold_growth
+
+    @property
+    def value(self) -> float:
+        """The scale of the coming backward pass."""
+        return 1.0 if self._wrapper is None else float(self._wrapper.loss_scale)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """``loss`` as the engine's backward wants it."""
+        return loss * self.value if self._forgotten else loss
+
+    def end_step(self) -> None:
+        """After the engine's step: let the scale grow, if it is time."""
+        if self._grows:
+            self._grows = False
+            self._update_scale(False)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same scale."""
+        own = self._own_state()
+        return {key: own[key] for key in _STATE if key in own}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Undo of `state`; ignored without fp16."""
+        own = self._own_state()
+        own.update({key: state[key] for key in _STATE if key in state and key in own})
+
+    def _own_state(self) -> dict[str, Any]:
+        if self._wrapper is None:
+            return {}
+        scaler = self._wrapper.loss_scale_config if self._forgotten else self._wrapper.loss_scaler
+        own: dict[str, Any] = vars(scaler)
+        return own
+
+    def _hold_growth(self, has_overflow: bool = False) -> None:
+        if has_overflow:  # this step is void, its gradients are thrown away
+            self._update_scale(True)
+        else:
+            self._grows = True
