@@ -25,6 +25,7 @@ REQUIREMENTS = [
     "deepspeed>=0.19.8,<0.20",
     "mpi4py",
     "numpy",
+    "pillow>=10.1",
     "pydantic>=2.7",
     "pyyaml",
     "sacrebleu",
@@ -49,7 +50,7 @@ setup(
     packages=find_packages(include=["ds_seq", "ds_seq.*"]),
     package_data={"ds_seq": ["py.typed"]},
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"test": TEST, "dev": DEV, "benchmarks": ["matplotlib"]},
     entry_points={"console_scripts": ["ds-seq = ds_seq.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -68,6 +68,21 @@ class Spread:
         return f"{mid} ({low}-{high})"
 
 
+@dataclass(frozen=True)
+class Section:
+    """What one part of a benchmark has to say.
+
+    Args:
+        title: its heading.
+        body: tables and remarks.
+        goals: its goals.
+    """
+
+    title: str
+    body: str
+    goals: Sequence[Goal] = ()
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns a Markdown table: first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -95,6 +110,11 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def command_line() -> str:
+    """Returns how this script was called: names of files, not their folders, for all to read."""
+    return " ".join(word.rpartition("/")[2] for word in sys.argv)
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that every benchmark takes."""
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 3 minutes")
@@ -118,11 +138,9 @@ def finish(title: str, body: str, goals: Sequence[Goal], record: bool) -> int:
     verdicts = "\n".join(str(goal) for goal in goals)
     print(f"\n{body}\n\n{verdicts}", flush=True)
     if record:
-        # names of files, not their folders: the record is for everybody
-        command = " ".join(word.rpartition("/")[2] for word in sys.argv)
         entry = (
-            f"\n## {datetime.date.today().isoformat()} {title}\n\n`{command}` on {machine()}, "
-            f"Python {platform.python_version()}\n\n"
+            f"\n## {datetime.date.today().isoformat()} {title}\n\n"
+            f"`{command_line()}` on {machine()}, Python {platform.python_version()}\n\n"
             f"{body}\n\n```\n{verdicts}\n```\n"
         )
         with RESULTS.open("a", encoding="utf-8") as file:

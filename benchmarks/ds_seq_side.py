@@ -1,22 +1,29 @@
-"""ds_seq's side of train_throughput.py: ``ds-seq train`` itself, made to wait between blocks.
+"""ds_seq's side of a benchmark: ``ds-seq train`` itself, made to wait between blocks of updates.
 
 Usage: ds_seq_side.py EXPERIMENT.yaml. All of the command runs as it does for a user; only the
-stream of batches is held up where a command's updates are done.
+stream of batches is held up where a command's updates are done. With several ranks the first one
+takes the commands and answers for all.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from worker import Channel, Stopwatch
+from worker import Block, Channel, Command, Stopwatch, Validation
 
 CHANNEL = Channel()  # before DeepSpeed is imported, which prints
 
+from ds_seq import distributed  # noqa: E402
+
+distributed.import_deepspeed()  # as ds_seq.train does, which is imported below
 
 import deepspeed  # noqa: E402
 import torch  # noqa: E402
+from communication import CommunicationClock  # noqa: E402
 
 from ds_seq import train  # noqa: E402
 from ds_seq.criterions.base import Criterion, Loss  # noqa: E402
@@ -24,6 +31,7 @@ from ds_seq.data.dataset import Batch  # noqa: E402
 from ds_seq.data.stream import BatchStream, StreamState  # noqa: E402
 from ds_seq.models.output import ModelOutput  # noqa: E402
 from ds_seq.training.trainer import Trainer  # noqa: E402
+from ds_seq.training.validation import Validator  # noqa: E402
 
 
 class HeldBatches:
@@ -32,8 +40,17 @@ class HeldBatches:
     An update's time ends when the trainer comes for the next batch.
     """
 
-    def __init__(self, batches: BatchStream, criterion: NotedCriterion, accumulate: int) -> None:
+    def __init__(
+        self,
+        batches: BatchStream,
+        criterion: NotedCriterion,
+        accumulate: int,
+        validator: Validator,
+        save: Callable[[], None],
+        clock: CommunicationClock | None,
+    ) -> None:
         self._batches, self._criterion, self._accumulate = batches, criterion, accumulate
+        self._validator, self._save, self._clock = validator, save, clock
         self._left = self._asked = self._tokens = 0
         self._watch = Stopwatch()
 
@@ -46,14 +63,36 @@ class HeldBatches:
         return batch
 
     def _wait(self) -> None:
+        """Report the finished block, and do as told until more updates are wanted."""
         if self._asked:
-            loss = self._criterion.last_loss()
-            CHANNEL.done(self._watch.block(self._asked, self._tokens, loss))
-        updates = CHANNEL.command()
-        if updates is None:
+            block = self._watch.block(self._asked, self._tokens, self._criterion.last_loss())
+            self._answer(_over_ranks(block, self._clock))
+        while (command := _next_command()) is not None and command.verb != "run":
+            if command.verb == "validate":
+                self._answer(self._validate())
+            else:
+                self._save()
+                self._answer(None)
+        if command is None:
             raise SystemExit(0)
+        updates = command.number
         self._asked, self._left, self._tokens = updates, updates * self._accumulate, 0
+        if self._clock is not None:
+            self._clock.read()
         self._watch = Stopwatch()
+
+    def _validate(self) -> Validation:
+        watch = Stopwatch()
+        figures = self._validator()
+        block = _over_ranks(watch.block(0, 0, math.nan), None)
+        bleu = float(figures["bleu"]) if "bleu" in figures else None
+        return Validation(
+            block.seconds, int(figures["tokens"]), block.cpu_seconds, float(figures["nll"]), bleu
+        )
+
+    def _answer(self, answer: Block | Validation | None) -> None:
+        if distributed.rank() == 0:
+            CHANNEL.done(answer)
 
     def __iter__(self) -> HeldBatches:
         return self
@@ -77,6 +116,30 @@ class HeldBatches:
         self._batches.close()
 
 
+def _next_command() -> Command | None:
+    """The parent's next command, on all ranks."""
+    command = CHANNEL.command() if distributed.rank() == 0 else None
+    answer: Command | None = distributed.broadcast_object(command)
+    return answer
+
+
+def _over_ranks(block: Block, clock: CommunicationClock | None) -> Block:
+    """Tokens and processor time of all ranks, means of their times in collectives."""
+    exchange, reduce = (0.0, 0.0) if clock is None else clock.read()
+    mine = [float(block.target_tokens), block.cpu_seconds, exchange, reduce]
+    tokens, cpu, exchange, reduce = distributed.sum_over_ranks(
+        torch.tensor(mine, dtype=torch.float64)
+    ).tolist()
+    ranks = distributed.world_size()
+    return replace(
+        block,
+        target_tokens=int(tokens),
+        cpu_seconds=cpu,
+        exchange_seconds=exchange / ranks,
+        reduce_seconds=reduce / ranks,
+    )
+
+
 class NotedCriterion:
     """Passes a criterion through and remembers what it last said."""
 
@@ -95,21 +158,31 @@ class NotedCriterion:
         if self._last is None:
             return math.nan
         loss, tokens = self._last
-        return float(loss.parts["nll"]) / tokens
+        return float(loss.parts["nll"]) / max(tokens, 1)
 
 
 class HeldTrainer(Trainer):
     """The trainer with its batches held up; says that it is ready when it is complete."""
 
     def __init__(
-        self, engine: Any, criterion: Criterion, batches: BatchStream, *others: Any
+        self,
+        engine: Any,
+        criterion: Criterion,
+        batches: BatchStream,
+        validator: Validator,
+        *others: Any,
+        **named: Any,
     ) -> None:
         noted = NotedCriterion(criterion)
-        held: Any = HeldBatches(batches, noted, engine.accumulate)
-        super().__init__(engine, noted, held, *others)
+        clock = CommunicationClock() if distributed.world_size() > 1 else None
+        held: Any = HeldBatches(
+            batches, noted, engine.accumulate, validator, lambda: self._save(None), clock
+        )
+        super().__init__(engine, noted, held, validator, *others, **named)
         num_parameters = sum(p.numel() for p in engine.module.parameters())
         versions = f"deepspeed {deepspeed.__version__}, torch {torch.__version__}"
-        CHANNEL.ready(num_parameters, versions)
+        if distributed.rank() == 0:
+            CHANNEL.ready(num_parameters, versions)
 
 
 def main() -> None:

@@ -157,9 +157,10 @@ def main() -> None:
     channel = Channel()
     system = FairseqSystem(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     channel.ready(system.num_parameters, system.versions)
-    while (updates := channel.command()) is not None:
+    while (command := channel.command()) is not None:
+        assert command.verb == "run", f"this system only trains: {command}"
         watch = Stopwatch()
-        channel.done(watch.block(updates, *system.run(updates)))
+        channel.done(watch.block(command.number, *system.run(command.number)))
 
 
 if __name__ == "__main__":

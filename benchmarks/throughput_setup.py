@@ -4,21 +4,18 @@ system."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments import Recipe
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import dump
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.vocab import Vocab
-from ds_seq.prepare import prepare
 
 VOCAB_SIZE = 8000
 MODEL = {
@@ -42,74 +39,23 @@ WARMUP_UPDATES = 4000
 SEED = 1
 
 
-def fetch_text(cache: Path, tsv: Path | None) -> Path:
-    """Returns the folder of the text, which is fetched unless the cache has it.
-
-    Args:
-        cache: where texts are kept.
-        tsv: source and target a line to take instead.
-    """
-    folder = cache / ("throughput" if tsv is None else f"throughput-{tsv.name.partition('.')[0]}")
-    if not (folder / "raw" / "train.de").exists():
-        script = Path(__file__).resolve().parent.parent / "prepare_data" / "fetch_sample.py"
-        source = [] if tsv is None else ["--tsv", str(tsv)]
-        command = [sys.executable, str(script), "--out", str(folder / "raw"), *source]
-        subprocess.run(command, check=True)
-    return folder
-
-
-def experiment(text: Path, run_dir: Path, max_tokens: int, moe: bool) -> ExperimentConfig:
-    """Returns the experiment of one of our two systems.
+def recipe(text: Path, max_tokens: int) -> Recipe:
+    """Returns what our two systems and fairseq share.
 
     Args:
         text: from `fetch_text`.
-        run_dir: where the run's files go.
         max_tokens: of a batch.
-        moe: with experts, or dense.
     """
-    cross_entropy = {"name": "cross_entropy", "label_smoothing": LABEL_SMOOTHING}
-    gate_losses = {"load_balance": 0.01, "router_z": 0.001}
-    raw = {"source": str(text / "raw" / "train.en"), "target": str(text / "raw" / "train.de")}
-    return ExperimentConfig.model_validate(
-        {
-            "name": "throughput",
-            "run_dir": str(run_dir),
-            "data": {
-                "source_lang": "en",
-                "target_lang": "de",
-                "dir": str(text),
-                "raw": {"train": raw},
-                "vocab": {"size": VOCAB_SIZE},
-            },
-            "model": {**MODEL, "moe": EXPERTS} if moe else MODEL,
-            "criterion": {
-                "name": "model_and_base",
-                "base": cross_entropy,
-                "loss_weights": gate_losses,
-            }
-            if moe
-            else cross_entropy,
-            "optimizer": OPTIMIZER,
-            "scheduler": {"name": "inverse_sqrt", "warmup_updates": WARMUP_UPDATES},
-            "train": {
-                "max_tokens": max_tokens,
-                "seed": SEED,
-                "validate_every": None,
-                "save_every": 10**9,
-                "valid_bleu": False,
-                "best_metric": "loss",
-                "sanity_validation_batches": 0,
-                "tensorboard": False,
-            },
-        }
+    return Recipe(
+        text=text,
+        shards=text,
+        vocab_size=VOCAB_SIZE,
+        model=MODEL,
+        train={"max_tokens": max_tokens, "seed": SEED},
+        optimizer=OPTIMIZER,
+        scheduler={"name": "inverse_sqrt", "warmup_updates": WARMUP_UPDATES},
+        label_smoothing=LABEL_SMOOTHING,
     )
-
-
-def write_experiment(config: ExperimentConfig, path: Path) -> Path:
-    """Prepares the experiment's data, unless that is done, and writes its file."""
-    prepare(config)
-    path.write_text(dump(config), encoding="utf-8")
-    return path
 
 
 def write_fairseq_setup(

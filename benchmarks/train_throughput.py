@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import Goal, Spread, add_common_arguments, finish, table
+from experiments import CACHE, fetch_text, write_experiment
 from fairseq_venv import make_fairseq_venv
-from throughput_setup import experiment, fetch_text, write_experiment, write_fairseq_setup
+from throughput_setup import EXPERTS, recipe, write_fairseq_setup
 from worker import Block, Worker
 
 HERE = Path(__file__).resolve().parent
-CACHE = Path.home() / ".cache" / "ds_seq"
 DENSE, MOE, FAIRSEQ = "ds_seq dense", "ds_seq MoE x8 top-1", "fairseq"
 DENSE_GOAL, MOE_GOAL = 1.3, 0.8
 
@@ -92,16 +92,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _commands(arguments: argparse.Namespace, plan: Plan, folder: Path) -> dict[str, list[str]]:
     """Makes everything that the systems need; returns how to start them."""
     python = make_fairseq_venv(arguments.cache / "fairseq-venv")
-    text = fetch_text(arguments.cache, arguments.tsv)
-    commands = {}
-    for name, key in ((DENSE, "dense"), (MOE, "moe")):
-        config = experiment(text, folder / key, arguments.max_tokens, name == MOE)
-        path = write_experiment(config, folder / f"{key}.yaml")
+    shared = recipe(fetch_text(arguments.cache, arguments.tsv), arguments.max_tokens)
+    configs, commands = {}, {}
+    for name, key, moe in ((DENSE, "dense", None), (MOE, "moe", EXPERTS)):
+        path = folder / f"{key}.yaml"
+        configs[name] = write_experiment(shared.experiment(folder / key, moe), path)
         commands[name] = [sys.executable, str(HERE / "ds_seq_side.py"), str(path)]
-        if name == DENSE:
-            dense = config
     setup = write_fairseq_setup(
-        dense, folder / "fairseq.json", plan.total_updates, arguments.threads
+        configs[DENSE], folder / "fairseq.json", plan.total_updates, arguments.threads
     )
     return {FAIRSEQ: [str(python), str(HERE / "fairseq_side.py"), str(setup)], **commands}
 

@@ -1,12 +1,14 @@
 """Child processes that train on command, so that several systems can take turns in one run.
 
-A child answers one JSON line when it is ready and one for every ``run N``; whatever it or its
-libraries print goes to a log file. Between two commands it blocks on its input and costs nothing.
+A child answers one JSON line when it is ready and one for every command (``run N``, ``validate``,
+``save``); whatever it or its libraries print goes to a log file. Between two commands it blocks on
+its input and costs nothing. A child may be several processes; the first one speaks for all.
 Standard library only: a child may run under another interpreter than the parent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,12 +18,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Command(NamedTuple):
+    """What a child is to do next."""
+
+    verb: str
+    """``run``, ``validate`` or ``save``."""
+    number: int = 0
+    """Updates to ``run``."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a number of consecutive updates took."""
+    """What a number of consecutive updates took, over all processes of the child."""
 
     updates: int
     seconds: float
@@ -30,6 +41,10 @@ class Block:
     """Processor time, of all threads."""
     loss: float
     """Of the last update, nats a target token, without label smoothing."""
+    exchange_seconds: float = 0.0
+    """In exchanges of rows between experts on several processes, waiting included; mean."""
+    reduce_seconds: float = 0.0
+    """In all other collectives, waiting included; mean over the processes."""
 
     @property
     def speed(self) -> float:
@@ -42,6 +57,25 @@ class Block:
         return self.target_tokens / self.cpu_seconds
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What a pass over the held-out text took and gave."""
+
+    seconds: float
+    target_tokens: int
+    cpu_seconds: float
+    """Processor time, of all threads and processes."""
+    loss: float
+    """Nats a target token, without label smoothing."""
+    bleu: float | None = None
+    """Of the translations, where the child makes any."""
+
+    @property
+    def speed(self) -> float:
+        """Target tokens a second."""
+        return self.target_tokens / self.seconds
+
+
 class Worker:
     """The parent's end of one child.
 
@@ -50,10 +84,17 @@ class Worker:
         command: the child's command line.
         log: where its output goes.
         environment: variables set for it on top of the inherited ones.
+        others: variables of further processes of the same child, such as their ranks; they take no
+            commands from here.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        others: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.name = name
         self._log = log
@@ -66,15 +107,41 @@ class Worker:
                 text=True,
                 env={**os.environ, **environment},
             )
-        answer = self._answer()
+            self._others = [
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env={**os.environ, **variables},
+                )
+                for variables in others
+            ]
+        try:
+            answer = self._answer()
+        except BaseException:
+            self._end(seconds=0)
+            raise
         self.num_parameters = int(answer["num_parameters"])
         self.versions = str(answer["versions"])
 
     def run(self, updates: int) -> Block:
         """Lets the child train and waits for it."""
+        return Block(**self._ask(Command("run", updates)))
+
+    def validate(self) -> Validation:
+        """Lets the child go over the held-out text and waits for it."""
+        return Validation(**self._ask(Command("validate")))
+
+    def save(self) -> None:
+        """Lets the child write a checkpoint."""
+        self._ask(Command("save"))
+
+    def _ask(self, command: Command) -> dict[str, Any]:
         assert self._process.stdin is not None
-        print(f"run {updates}", file=self._process.stdin, flush=True)
-        return Block(**self._answer())
+        with contextlib.suppress(BrokenPipeError):  # a dead child's last words say more
+            print(f"{command.verb} {command.number}", file=self._process.stdin, flush=True)
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -95,12 +162,19 @@ class Worker:
         trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._end(seconds=20)
+
+    def _end(self, seconds: float) -> None:
+        """Waits so long for all processes to leave by themselves."""
+        deadline = time.monotonic() + seconds
+        for process in [self._process, *self._others]:
+            try:
+                process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 class Stopwatch:
@@ -129,14 +203,14 @@ class Channel:
         """Say that training can begin."""
         self._answer({"num_parameters": num_parameters, "versions": versions})
 
-    def command(self) -> int | None:
-        """Wait for the next command; returns how many updates to do, or None at the end."""
-        line = sys.stdin.readline()
-        return int(line.removeprefix("run ")) if line else None
+    def command(self) -> Command | None:
+        """Wait for the next command; returns None at the end."""
+        words = sys.stdin.readline().split()
+        return Command(words[0], int(words[1])) if words else None
 
-    def done(self, block: Block) -> None:
+    def done(self, result: Block | Validation | None = None) -> None:
         """Report a finished command."""
-        self._answer(asdict(block))
+        self._answer({} if result is None else asdict(result))
 
     def _answer(self, answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=self._answers, flush=True)

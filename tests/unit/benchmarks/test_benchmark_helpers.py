@@ -16,7 +16,8 @@ from benchmarks.worker import Channel, Stopwatch
 channel = Channel()
 print("noise of a library")
 channel.ready(7, "child 1.0")
-while (updates := channel.command()) is not None:
+while (command := channel.command()) is not None:
+    updates = command.number
     if updates == 13:
         raise SystemExit("out of luck")
     channel.done(Stopwatch().block(updates, 10 * updates, 0.5))

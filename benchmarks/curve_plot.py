@@ -1,0 +1,70 @@
+"""Draws learning curves. matplotlib is an extra: ``pip install 'ds_seq[benchmarks]'``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from curves import Curve
+
+from ds_seq.errors import UserError
+
+_COLORS = ("#4c72b0", "#dd8452", "#55a868")
+_AXES = (("update", "updates", 1.0), ("seconds", "minutes of training", 60.0))
+
+
+def load_matplotlib() -> Any:
+    """Returns ``matplotlib.figure``, which draws without a window.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from matplotlib import figure
+    except ImportError as error:
+        raise UserError(
+            f"the plot needs matplotlib ({error}): pip install matplotlib, or leave it out with "
+            "--no-plot"
+        ) from error
+    return figure
+
+
+def plot_curves(
+    curves: Mapping[int, Mapping[str, Curve]], reference: str, title: str, path: Path
+) -> None:
+    """Draws validation BLEU over updates and over training time, side by side.
+
+    Args:
+        curves: by seed and system.
+        reference: the system whose best BLEU is marked.
+        title: over both.
+        path: the picture; its suffix names the format.
+    """
+    picture = load_matplotlib().Figure(figsize=(9, 3.8), layout="constrained")
+    panels = picture.subplots(1, len(_AXES), sharey=True)
+    systems = list(dict.fromkeys(name for by_system in curves.values() for name in by_system))
+    for panel, (axis, label, unit) in zip(panels, _AXES, strict=True):
+        for color, system in zip(_COLORS, systems, strict=False):
+            named = False
+            for by_system in curves.values():
+                if system not in by_system:
+                    continue
+                points = by_system[system].against(axis, "bleu")[1:]
+                xs, ys = [x / unit for x, _ in points], [y for _, y in points]
+                panel.plot(
+                    xs, ys, color=color, marker=".", label=None if named else system, alpha=0.85
+                )
+                named = True
+        for by_system in curves.values():
+            if reference in by_system:
+                best = by_system[reference].best_bleu.bleu
+                panel.axhline(best, color="grey", linestyle=":", linewidth=1)
+        panel.set_xlabel(label)
+        panel.set_xlim(left=0)
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("validation BLEU")
+    panels[0].legend(frameon=False)
+    picture.suptitle(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(path, dpi=130)

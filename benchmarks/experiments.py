@@ -1,0 +1,145 @@
+"""The experiments that benchmarks run: one text, and what the compared systems share."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.yaml_file import to_yaml
+from ds_seq.prepare import prepare
+
+CACHE = Path.home() / ".cache" / "ds_seq"
+NEVER = 10**9
+GATE_LOSSES = {"load_balance": 0.01, "router_z": 0.001}
+
+
+def fetch_text(cache: Path, tsv: Path | None) -> Path:
+    """Returns the folder of the text, which is fetched unless the cache has it.
+
+    Args:
+        cache: where texts are kept.
+        tsv: source and target a line to take instead.
+    """
+    folder = cache / ("throughput" if tsv is None else f"throughput-{tsv.name.partition('.')[0]}")
+    if not (folder / "raw" / "train.de").exists():
+        script = Path(__file__).resolve().parent.parent / "prepare_data" / "fetch_sample.py"
+        source = [] if tsv is None else ["--tsv", str(tsv)]
+        command = [sys.executable, str(script), "--out", str(folder / "raw"), *source]
+        subprocess.run(command, check=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All of an experiment but what the compared systems differ in.
+
+    Args:
+        text: from `fetch_text`.
+        shards: folder of vocabulary and shards; made where it does not exist.
+        vocab_size: subwords.
+        model: section ``model``, without experts.
+        train: section ``train``, on top of what keeps a run silent: no validation, no checkpoint.
+        optimizer: section ``optimizer``.
+        scheduler: section ``scheduler``.
+        splits: of the text, those that are used.
+        label_smoothing: of the cross entropy.
+        data: more of section ``data``.
+        generation: section ``generation``.
+        gate_losses: weights of the gates' losses.
+    """
+
+    text: Path
+    shards: Path
+    vocab_size: int
+    model: Mapping[str, Any]
+    train: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    splits: Sequence[str] = ("train",)
+    label_smoothing: float = 0.1
+    data: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    gate_losses: Mapping[str, float | None] = field(default_factory=lambda: GATE_LOSSES)
+
+    def experiment(self, run_dir: Path, moe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Returns the experiment of one system, as its file would have it.
+
+        Args:
+            run_dir: where its files go.
+            moe: section ``model.moe``; None is the dense model.
+        """
+        raw = {
+            split: {side: str(self.text / "raw" / f"{split}.{lang}") for side, lang in _SIDES}
+            for split in self.splits
+        }
+        cross_entropy: dict[str, Any] = {
+            "name": "cross_entropy",
+            "label_smoothing": self.label_smoothing,
+        }
+        with_gates = {"name": "model_and_base", "base": cross_entropy}
+        silent = {
+            "validate_every": None,
+            "save_every": NEVER,
+            "valid_bleu": False,
+            "best_metric": "loss",
+            "sanity_validation_batches": 0,
+            "tensorboard": False,
+        }
+        model, criterion = dict(self.model), cross_entropy
+        if moe is not None:
+            model["moe"] = dict(moe)
+            criterion = {**with_gates, "loss_weights": dict(self.gate_losses)}
+        return {
+            "name": run_dir.name,
+            "run_dir": str(run_dir),
+            "data": {
+                "source_lang": "en",
+                "target_lang": "de",
+                "dir": str(self.shards),
+                "raw": raw,
+                "vocab": {"size": self.vocab_size},
+                **self.data,
+            },
+            "model": model,
+            "criterion": criterion,
+            "optimizer": dict(self.optimizer),
+            "scheduler": dict(self.scheduler),
+            "train": {**silent, **self.train},
+            "generation": dict(self.generation),
+        }
+
+
+_SIDES = (("source", "en"), ("target", "de"))
+
+
+def write_experiment(
+    experiment: dict[str, Any], path: Path, overrides: Sequence[str] = ()
+) -> ExperimentConfig:
+    """Writes an experiment's file and prepares its data, unless that is done.
+
+    Args:
+        experiment: from `Recipe.experiment`.
+        path: of its file.
+        overrides: ``key=value``, laid over it as ``ds-seq train`` does.
+
+    Returns:
+        What the file says.
+
+    Raises:
+        UserError: something in it makes no sense.
+    """
+    path.write_text(to_yaml(experiment), encoding="utf-8")
+    config = load_experiment(path, overrides)
+    if overrides:
+        path.write_text(dump(config), encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress goes to stderr
+        prepare(config)
+    return config

@@ -1,0 +1,194 @@
+"""moe_overhead.py: beam search of the model with experts against the dense one, in one process.
+
+Legend: ``B`` sentences, ``S`` source length, ``K`` beam, ``N`` = B K hypotheses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from common import Goal, Section, Spread, table
+from experiments import Recipe, write_experiment
+from overhead_training import DENSE, EXPERTS, MOE
+from torch import Tensor
+from turns import take_turns
+
+from ds_seq.config.model import ModelConfig
+from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.shards import ShardReader
+from ds_seq.data.vocab import Vocab
+from ds_seq.errors import UserError
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.interop.run_folder import load_run
+from ds_seq.models.build import build_seq2seq
+from ds_seq.models.cache import DecoderCache
+from ds_seq.models.output import EncoderOutput
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+
+GENERATION_GOAL = 0.85
+BEAM = 5
+NO_END = 10**6  # tokens before the end symbol: more than the longest sentence may have
+
+
+@dataclass(frozen=True)
+class Translating:
+    """What is translated by what.
+
+    Attributes:
+        recipe: the experiment, without experts; gives the text and the sizes of untrained models.
+        folder: for files that nobody needs afterwards.
+        trained: run folders of a dense model and of one with experts, both with the vocabulary of
+            the recipe; None takes untrained models.
+        sentences: of the held-out text, so many.
+        batch: sentences of a batch.
+        threads: of this process.
+        rounds: most rounds.
+        seconds: begin no round later than this, once there have been two.
+    """
+
+    recipe: Recipe
+    folder: Path
+    trained: tuple[str, str] | None
+    sentences: int
+    batch: int
+    threads: int
+    rounds: int
+    seconds: float
+
+
+class ShuffledTokens:
+    """A model that is fed random tokens in place of those that the search chose.
+
+    An untrained model says the same few tokens again and again, and these would all visit the same
+    experts: less work than any real translation. The search itself goes on with the model's scores.
+
+    Args:
+        model: untrained.
+        vocab_size: tokens to draw from.
+    """
+
+    def __init__(self, model: Seq2SeqTransformer, vocab_size: int) -> None:
+        self._model, self._vocab_size = model, vocab_size
+        self._generator = torch.Generator()
+
+    def encode(self, src: Tensor) -> EncoderOutput:
+        """See `Seq2SeqTransformer`; the random tokens begin anew, alike for every model."""
+        self._generator.manual_seed(1)
+        return self._model.encode(src)
+
+    def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
+        """See `Seq2SeqTransformer`."""
+        return self._model.start_cache(encoded, beam, max_length)
+
+    def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
+        """See `Seq2SeqTransformer`; feeds others than ``tokens`` (N,)."""
+        drawn = torch.randint(4, self._vocab_size, tokens.shape, generator=self._generator)
+        return self._model.decode_step(drawn, cache)
+
+
+def generation_section(settings: Translating) -> Section:
+    """Sentences a second of a beam search in which both models do the same number of steps."""
+    config = write_experiment(
+        settings.recipe.experiment(settings.folder / "generation"),
+        settings.folder / "generation.yaml",
+    )
+    data = Path(config.data.dir)
+    vocab = Vocab.load(data / "vocab.model")
+    batches = _batches(settings, data, vocab)
+    models = _models(settings, vocab)
+    search = BeamSearch(
+        beam=BEAM,
+        max_len_a=1.0,
+        max_len_b=0,
+        min_len=NO_END,
+        bos_id=vocab.bos_id,
+        pad_id=vocab.pad_id,
+        eos_id=vocab.eos_id,
+    )
+    _check_lengths(search, models, batches[-1], vocab.pad_id)
+    sides = {name: _translation(search, model, batches) for name, model in models.items()}
+    rounds = take_turns(sides, settings.rounds, settings.seconds)
+    sentences = sum(len(src) for src in batches)
+    tokens = sum(int(src.ne(vocab.pad_id).sum()) for src in batches)
+    # a ratio of speeds is the inverse of one of times
+    ratios = {name: Spread.of(rounds.ratios(DENSE, name)) for name in sides}
+    rows = [
+        [
+            name,
+            Spread.of([sentences / s for s in rounds.seconds(name)]).text(1),
+            ratios[name].text(2),
+        ]
+        for name in sides
+    ]
+    which = "trained" if settings.trained else "untrained (fed random tokens)"
+    body = (
+        f"{table(['model', 'sentences/s', 'to dense'], rows)}\n\n"
+        f"Medians (and extremes) of {rounds.count} rounds: beam {BEAM}, {sentences:,} sentences of "
+        f"the held-out text in batches of {settings.batch}, {which} models, fp32, "
+        f"{settings.threads} threads, which ran {rounds.busy(settings.threads):.0%} of the time. "
+        "Both make the same steps: no translation may end before it has as many tokens as its "
+        f"source, {tokens / sentences:.1f} on average."
+    )
+    goal = Goal(f"{MOE} to dense, beam search", ratios[MOE].median, GENERATION_GOAL, "x")
+    return Section("Beam search", body, [goal])
+
+
+def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Tensor]:
+    """Sources (B, S) of similar length, spread evenly over the held-out text."""
+    dataset = ParallelDataset(ShardReader(data, "valid", vocab.hash))
+    count = min(settings.sentences, len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
+    by_length = chosen[np.argsort(-dataset.src_lengths[chosen], kind="stable")]
+    return [
+        dataset.collate(by_length[first : first + settings.batch], vocab.pad_id, vocab.eos_id).src
+        for first in range(0, count, settings.batch)
+    ]
+
+
+def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
+    """The two models that are compared, in evaluation mode."""
+    if settings.trained is not None:
+        runs = {
+            name: load_run(run) for name, run in zip((DENSE, MOE), settings.trained, strict=True)
+        }
+        for name, run in runs.items():
+            if run.vocab.hash != vocab.hash:
+                raise UserError(
+                    f"{run.source}: the {name} model was trained with another vocabulary than that "
+                    f"of the text; give --tsv and --vocab-size as for that run"
+                )
+        return {name: run.model for name, run in runs.items()}
+    sections: dict[str, Mapping[str, Any]] = {
+        name: settings.recipe.experiment(settings.folder / "untrained", moe)["model"]
+        for name, moe in ((DENSE, None), (MOE, EXPERTS))
+    }
+    return {
+        name: ShuffledTokens(_untrained(section, vocab), len(vocab))
+        for name, section in sections.items()
+    }
+
+
+def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
+    model = build_seq2seq(ModelConfig.model_validate(dict(section)), len(vocab))
+    return cast(Seq2SeqTransformer, model.requires_grad_(False).eval())
+
+
+def _translation(search: BeamSearch, model: Any, batches: Sequence[Tensor]) -> Callable[[], None]:
+    def translate() -> None:
+        for src in batches:
+            search.search(model, src)
+
+    return translate
+
+
+def _check_lengths(search: BeamSearch, models: Mapping[str, Any], src: Tensor, pad_id: int) -> None:
+    """Make sure that both models do the same work."""
+    wanted = src.ne(pad_id).sum(1).tolist()
+    for name, model in models.items():
+        found = [len(hypotheses[0].tokens) for hypotheses in search.search(model, src)]
+        assert found == wanted, f"{name}: translations of {found} tokens, not {wanted}"
