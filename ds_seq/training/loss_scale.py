@@ -1,9 +1,10 @@
-"""The fp16 loss scale, with two things of DeepSpeed 0.19 put right.
+"""The fp16 loss scale, with three things of DeepSpeed 0.19 put right.
 
 - Without ZeRO the engine divides gradients by the scale but never multiplies the loss by it: every
   gradient comes out smaller by the scale, and nothing is protected from underflow.
 - The scale grows in the middle of a step, before gradients are divided by it: the gradient of that
   update comes out at half its size. Growth is held back here until the step is over.
+- Without ZeRO a scale that can fall no further is no error: every update is skipped, for ever.
 """
 
 from __future__ import annotations
@@ -65,6 +66,14 @@ class LossScale:
 
     def _hold_growth(self, has_overflow: bool = False) -> None:
         if has_overflow:  # this step is void, its gradients are thrown away
+            self._check_can_fall()
             self._update_scale(True)
         else:
             self._grows = True
+
+    def _check_can_fall(self) -> None:
+        """Where ZeRO's own scaler raises, so do we without ZeRO."""
+        own = self._own_state()
+        is_dynamic = self._forgotten and own["dynamic_loss_scale"]
+        if is_dynamic and own["cur_scale"] <= own["min_loss_scale"]:
+            raise RuntimeError("the loss scale is at its minimum")

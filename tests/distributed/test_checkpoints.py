@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from ds_seq.config.moe import MoeConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import find_checkpoint
@@ -17,21 +18,49 @@ from ds_seq.training.checkpoint import CheckpointStore
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
-Steps = list[tuple[float, float, bool]]
+Steps = spine.Steps
+CLIPPED: dict[str, Any] = {"clip": 0.5, "optimizer": AdamConfig(lr=0.003)}
+PYRAMID = MoeConfig(num_experts=[4, 8], top_k=2, capacity_factor=None, every=1)
+TRAVELLER: dict[str, Any] = {**CLIPPED, "model": spine.small_model(moe=PYRAMID)}
+SAVED_AT, AFTER = 3, 10  # updates before and after a save
 
 
-def _save(folder: Path, stage: int, expert_parallel: int, options: dict[str, Any]) -> Steps:
-    """Three updates, a save, three more; returns the last three."""
-    engine = spine.make_engine(stage, expert_parallel, **options)
-    spine.train(engine, range(3))
-    CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, 3, {"update": 3}, None)
-    return spine.train(engine, range(3, 6))
+class Layout(NamedTuple):
+    """Of a run."""
+
+    world: int
+    expert_parallel: int
+    stage: int
+
+    def __str__(self) -> str:
+        return f"world{self.world}-ep{self.expert_parallel}-zero{self.stage}"
 
 
-def _go_on(folder: Path, stage: int, expert_parallel: int, options: dict[str, Any]) -> Steps:
+ROUTES = {
+    Layout(2, 2, 1): [Layout(1, 1, 0), Layout(2, 1, 2), Layout(4, 2, 3), Layout(4, 4, 1)],
+    Layout(2, 2, 3): [Layout(1, 1, 2), Layout(2, 1, 0), Layout(4, 2, 2), Layout(4, 4, 3)],
+    Layout(2, 2, 0): [Layout(2, 2, 0)],
+    Layout(2, 1, 2): [Layout(1, 1, 3)],
+    Layout(1, 1, 0): [Layout(2, 2, 3)],
+    Layout(4, 4, 2): [Layout(2, 2, 1), Layout(2, 2, 3)],
+}
+WAYS = [(written, read) for written, readers in ROUTES.items() for read in readers]
+WORLDS = (1, 2, 4)
+
+
+def _save(folder: Path, stage: int, spread: int, options: dict[str, Any], after: int = 3) -> Steps:
+    """Some updates, a save, ``after`` more; returns these."""
+    engine = spine.make_engine(stage, spread, **options)
+    spine.train(engine, range(SAVED_AT))
+    progress = {"update": SAVED_AT}
+    CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, SAVED_AT, progress, None)
+    return spine.train(engine, range(SAVED_AT, SAVED_AT + after))
+
+
+def _go_on(folder: Path, stage: int, spread: int, options: dict[str, Any], after: int = 3) -> Steps:
     path = find_checkpoint(folder, "last")
-    engine = spine.make_engine(stage, expert_parallel, checkpoint=path, **options)
-    return spine.train(engine, range(3, 6))
+    engine = spine.make_engine(stage, spread, checkpoint=path, **options)
+    return spine.train(engine, range(SAVED_AT, SAVED_AT + after))
 
 
 def _assert_close(ours: Steps, expected: Steps, tolerance: float) -> None:
@@ -41,38 +70,92 @@ def _assert_close(ours: Steps, expected: Steps, tolerance: float) -> None:
         assert applied == want_applied
 
 
-CLIPPED: dict[str, Any] = {"clip": 0.5, "optimizer": AdamConfig(lr=0.003)}
-# (world, expert_parallel, stage) that writes, and that reads
-ROUTES = [
-    ((2, 2, 1), (1, 1, 0)),
-    ((2, 2, 1), (2, 2, 3)),
-    ((2, 2, 3), (2, 1, 2)),
-    ((1, 1, 0), (2, 2, 1)),
-    ((2, 2, 0), (2, 2, 0)),
-    ((2, 1, 2), (1, 1, 3)),
-]
+def _write_all(root: Path, world: int) -> dict[Layout, Steps]:
+    return {
+        layout: _save(root / str(layout), layout.stage, layout.expert_parallel, TRAVELLER, AFTER)
+        for layout in ROUTES
+        if layout.world == world
+    }
 
 
-@pytest.mark.parametrize(("written", "read"), ROUTES)
+def _read_all(root: Path, world: int) -> dict[tuple[Layout, Layout], Steps]:
+    return {
+        (written, read): _go_on(
+            root / str(written), read.stage, read.expert_parallel, TRAVELLER, AFTER
+        )
+        for written, read in WAYS
+        if read.world == world
+    }
+
+
+class Journeys(NamedTuple):
+    """What became of every way."""
+
+    uninterrupted: dict[Layout, Steps]
+    resumed: dict[tuple[Layout, Layout], Steps]
+
+
+@pytest.fixture(scope="module")
+def journeys(tmp_path_factory: pytest.TempPathFactory) -> Journeys:
+    """All layouts that write, then all that read; those of one world size share processes."""
+    root, made = tmp_path_factory.mktemp("journeys"), Journeys({}, {})
+    for world in WORLDS:
+        made.uninterrupted.update(run_distributed(_write_all, world, root, world, timeout=90.0)[0])
+    for world in WORLDS:
+        made.resumed.update(run_distributed(_read_all, world, root, world, timeout=90.0)[0])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), WAYS, ids=[f"{written}-to-{read}" for written, read in WAYS]
+)
 def test_resuming_in_another_layout_is_exact(
-    tmp_path: Path, written: tuple[int, int, int], read: tuple[int, int, int]
+    written: Layout, read: Layout, journeys: Journeys
 ) -> None:
-    world, expert_parallel, stage = written
-    expected = run_distributed(_save, world, tmp_path, stage, expert_parallel, CLIPPED)[0]
-    world, expert_parallel, stage = read
-    resumed = run_distributed(_go_on, world, tmp_path, stage, expert_parallel, CLIPPED)[0]
-    _assert_close(resumed, expected, 1e-4)
+    expected = journeys.uninterrupted[written]
+    assert len(expected) == AFTER
+    assert abs(expected[0][0] - expected[-1][0]) > 1e-2  # there was something to learn
+    _assert_close(journeys.resumed[written, read], expected, 1e-4)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_half_precision_with_expert_parallelism_trains_and_resumes_exactly(
-    tmp_path: Path, precision: str, stage: int
+STATES: dict[str, tuple[int, dict[str, Any]]] = {
+    **{
+        f"{precision}-{stage}": (stage, {**CLIPPED, "precision": precision})
+        for precision in ("fp16", "bf16")
+        for stage in (1, 2, 3)
+    },
+    "momentum": (1, {"optimizer": SgdConfig(lr=0.1, momentum=0.9)}),
+    "sgd": (3, {"optimizer": SgdConfig(lr=0.1)}),
+    "adafactor": (0, {"optimizer": AdafactorConfig(lr=0.01)}),
+    "offload-2": (2, {**CLIPPED, "zero": {"offload_optimizer": {"device": "cpu"}}}),
+    "offload-3": (3, {**CLIPPED, "zero": {"offload_optimizer": {"device": "cpu"}}}),
+}
+
+
+def _there_and_back(root: Path) -> dict[str, tuple[Steps, Steps]]:
+    found = {}
+    for name, (stage, options) in STATES.items():
+        small = {"model": spine.small_model(), **options}
+        uninterrupted = _save(root / name, stage, 2, small)
+        found[name] = (uninterrupted, _go_on(root / name, stage, 2, small))
+    return found
+
+
+@pytest.fixture(scope="module")
+def there_and_back(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Steps, Steps]]:
+    """Name -> the updates after a save of the run that saved, and of one that resumed."""
+    root = tmp_path_factory.mktemp("states")
+    found: dict[str, tuple[Steps, Steps]]
+    found = run_distributed(_there_and_back, 2, root, timeout=90.0)[0]
+    return found
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_optimizer_and_precision_resumes_exactly(
+    name: str, there_and_back: dict[str, tuple[Steps, Steps]]
 ) -> None:
-    options = {"precision": precision, "clip": 0.5, "optimizer": AdamConfig(lr=0.003)}
-    expected = run_distributed(_save, 2, tmp_path, stage, 2, options)[0]
+    expected, resumed = there_and_back[name]
     assert all(loss == loss and loss < 10 for loss, _, _ in expected)
-    resumed = run_distributed(_go_on, 2, tmp_path, stage, 2, options)[0]
     _assert_close(resumed, expected, 1e-4)
 
 
@@ -81,24 +164,6 @@ def test_half_precision_without_zero(tmp_path: Path, precision: str) -> None:
     options = {"precision": precision, "clip": 0.5}
     expected = run_distributed(_save, 1, tmp_path, 0, 1, options)[0]
     resumed = run_distributed(_go_on, 1, tmp_path, 0, 1, options)[0]
-    _assert_close(resumed, expected, 1e-4)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "stage"),
-    [(SgdConfig(lr=0.1, momentum=0.9), 1), (SgdConfig(lr=0.1), 3), (AdafactorConfig(lr=0.01), 0)],
-)
-def test_other_optimizers_resume(tmp_path: Path, optimizer: Any, stage: int) -> None:
-    options = {"optimizer": optimizer}
-    expected = run_distributed(_save, 2, tmp_path, stage, 2, options)[0]
-    resumed = run_distributed(_go_on, 2, tmp_path, stage, 2, options)[0]
-    _assert_close(resumed, expected, 1e-4)
-
-
-def test_offloaded_optimizer_resumes(tmp_path: Path) -> None:
-    options = {**CLIPPED, "zero": {"offload_optimizer": {"device": "cpu"}}}
-    expected = run_distributed(_save, 2, tmp_path, 2, 2, options)[0]
-    resumed = run_distributed(_go_on, 2, tmp_path, 2, 2, options)[0]
     _assert_close(resumed, expected, 1e-4)
 
 

@@ -7,6 +7,10 @@ from typing import Any
 import deepspeed
 import pytest
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import (
@@ -18,9 +22,30 @@ from ds_seq.moe.layer import MoeFeedForward
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
+_ZERO_METHODS = (
+    "get_grad_norm_direct",
+    "complete_grad_norm_calculation_for_cpu_offload",
+    "_update_scale",
+)
+
 
 def test_the_cpu_communication_helper_can_be_switched_off() -> None:
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "methods"),
+    [
+        (DeepSpeedZeroOptimizer, _ZERO_METHODS),
+        (DeepSpeedZeroOptimizer_Stage3, _ZERO_METHODS),
+        (BF16_Optimizer, ("get_grads_for_norm",)),
+        (FP16_UnfusedOptimizer, ("unscale_and_clip_grads", "_update_scale")),
+    ],
+)
+def test_what_we_put_in_place_of_its_own_exists(wrapper: type, methods: tuple[str, ...]) -> None:
+    """`training/clipping.py` and `training/loss_scale.py` replace these on the wrapper."""
+    for name in methods:
+        assert callable(vars(wrapper).get(name)), f"{wrapper.__name__}.{name}"
 
 
 def _inspect(stage: int) -> dict[str, Any]:

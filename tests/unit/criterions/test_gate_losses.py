@@ -1,0 +1,73 @@
+"""Losses of gates on their way from the layers to the total of `model_and_base`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ds_seq.config.model import ModelConfig
+from ds_seq.criterions.base import Loss
+from ds_seq.criterions.cross_entropy import CrossEntropy
+from ds_seq.criterions.model_and_base import ModelAndBase
+from ds_seq.data.dataset import Batch
+from ds_seq.models.build import build_seq2seq
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.losses import GATE_LOSSES
+
+VOCAB = 19
+
+
+def make_model(**moe: Any) -> Seq2SeqTransformer:
+    sizes = {"d_model": 8, "ffn_dim": 12, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
+    section = {"num_experts": 3, "capacity_factor": None, "every": 1, **moe}
+    config = {**sizes, "dropout": 0.0, "moe": section}
+    return build_seq2seq(ModelConfig.model_validate(config), VOCAB)
+
+
+def make_batch(copies: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(2)
+    src, tgt = (torch.randint(4, VOCAB, (3, 5), generator=generator) for _ in range(2))
+    src[1, 3:], tgt[2, 2:] = 1, 1
+    src, tgt = src.repeat(copies, 1), tgt.repeat(copies, 1)
+    return Batch(torch.arange(len(src)), src, tgt, tgt, int((tgt != 1).sum()), len(src))
+
+
+def loss_of(model: Seq2SeqTransformer, batch: Batch, weights: dict[str, float]) -> Loss:
+    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq", 1), weights, GATE_LOSSES)
+    select = batch.tgt_out != 1
+    return criterion(model(batch.src, batch.tgt_in, select, batch.num_tokens), batch)
+
+
+@pytest.mark.parametrize("placement", ["encoder", "decoder", "both"])
+@pytest.mark.parametrize("name", GATE_LOSSES)
+def test_each_loss_of_each_layer_reaches_the_total(placement: str, name: str) -> None:
+    model = make_model(placement=placement, conditional_budget=0.4)
+    silent = dict.fromkeys(("base", *GATE_LOSSES), 0.0)
+    loss = loss_of(model, make_batch(), {**silent, name: 0.5})
+    torch.testing.assert_close(loss.total, 0.5 * loss.parts[name])
+    loss.total.backward()
+    layers = [part for part in model.modules() if isinstance(part, MoeFeedForward)]
+    assert len(layers) == (4 if placement == "both" else 2)
+    for layer in layers:
+        assert layer.branch is not None
+        learner = layer.branch.mix.weight if name == "budget" else layer.gate.weight
+        assert learner.grad is not None and learner.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid", "expert_choice"])
+def test_a_batch_twice_as_large_has_the_same_loss_per_token(router: str) -> None:
+    model = make_model(router=router, placement="encoder")
+    once, twice = (make_batch(copies) for copies in (1, 2))
+    weights = {"load_balance": 0.7, "router_z": 0.3}
+    per_token = [loss_of(model, b, weights).total / b.num_tokens for b in (once, twice)]
+    torch.testing.assert_close(*per_token)
+
+
+def test_experts_that_choose_have_no_load_balance_and_nobody_minds() -> None:
+    model = make_model(router="expert_choice", placement="encoder")
+    loss = loss_of(model, make_batch(), {"load_balance": 100.0, "router_z": 0.0})
+    assert "load_balance" not in loss.parts and "router_z" in loss.parts
+    torch.testing.assert_close(loss.total, loss.parts["ce"])
