@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.moe import MoeConfig
 from ds_seq.models.build import build_seq2seq
-from ds_seq.moe.grouped import RowGroups, grouped_linear
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.grouped import RowGroups
 from tests.distributed import spine
 
 pytestmark = pytest.mark.gpu
@@ -26,7 +30,18 @@ def _model(moe: MoeConfig | None) -> torch.nn.Module:
     return build_seq2seq(config, spine.VOCAB).eval()
 
 
-@pytest.mark.parametrize("moe", [None, MoeConfig(num_experts=4, top_k=2, capacity_factor=None)])
+MODELS = [
+    None,
+    MoeConfig(num_experts=4, top_k=2, capacity_factor=None),
+    MoeConfig(num_experts=[4, 2], capacity_factor=1.0, drop="probability", residual=True),
+    MoeConfig(num_experts=4, router="cosine", conditional_budget=0.5),
+    MoeConfig(num_experts=4, router="sigmoid", top_k=3, shared_experts=1),
+    MoeConfig(num_experts=4, router="expert_choice", placement="encoder"),
+    MoeConfig(num_experts=4, router="language"),
+]
+
+
+@pytest.mark.parametrize("moe", MODELS)
 def test_gpu_and_cpu_give_the_same_logits_and_gradients(moe: MoeConfig | None) -> None:
     batch = spine.batches(0)[1]
     results = []
@@ -42,13 +57,21 @@ def test_gpu_and_cpu_give_the_same_logits_and_gradients(moe: MoeConfig | None) -
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
 
 
-def test_grouped_matmul_in_bf16_equals_a_loop_in_fp32() -> None:
-    counts = torch.tensor([5, 0, 40, 19], device="cuda")
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+def test_grouped_matmuls_in_bf16_equal_the_loop_in_fp32(activation: str) -> None:
+    groups = RowGroups(torch.tensor([5, 0, 40, 19], device="cuda"))  # an idle expert among them
+    exact = Experts(32, 48, 4, 0, activation, 0.0, seed=1).cuda()
+    rounded = copy.deepcopy(exact).bfloat16()
     x = torch.randn(64, 32, device="cuda")
-    weight, bias = torch.randn(4, 32, 48, device="cuda"), torch.randn(4, 1, 48, device="cuda")
-    exact = grouped_linear(x, weight, bias, RowGroups(counts))
-    rounded = grouped_linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), RowGroups(counts))
-    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.3)
+    results = []
+    for experts, dtype in ((exact, torch.float32), (rounded, torch.bfloat16)):
+        rows = x.to(dtype).requires_grad_()
+        y = experts(rows, groups)
+        y.float().square().mean().backward()
+        results.append([y, rows.grad, *(p.grad for p in experts.parameters())])
+    assert groups.use_grouped_kernel(x.bfloat16()) and not groups.use_grouped_kernel(x)
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.1, atol=0.05)
 
 
 def test_moe_in_bf16_trains() -> None:
