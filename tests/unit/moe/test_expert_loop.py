@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.moe.expert_loop import ACTIVATIONS, expert_loop
+from ds_seq.moe.expert_loop import ACTIVATIONS, _window, expert_loop
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import RowGroups
 
@@ -102,3 +102,40 @@ def test_no_rows_at_all() -> None:
     assert y.shape == (0, D_MODEL)
     for parameter in experts.parameters():
         assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_windows_hold_the_rows_of_an_expert_and_have_few_sizes() -> None:
+    sizes = set()
+    for size in range(1, 600):
+        start = (7 * size) % (1000 - size)
+        window = _window(start, start + size, 1000)
+        rows = range(1000)[window.rows]
+        assert list(rows[window.own]) == list(range(start, start + size))
+        own, (before, behind) = window.own, window.strange
+        assert (before.start, before.stop, behind.start) == (0, own.start, own.stop)
+        assert behind.stop == len(rows) <= size * (1 + 1 / 16)
+        sizes.add(len(rows))
+    assert len(sizes) < 110
+    assert _window(0, 599, 600).rows == slice(0, 600)  # never more rows than there are
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_rows_of_neighbours_leave_no_trace(activation: str) -> None:
+    torch.manual_seed(4)
+    counts = torch.tensor([37, 61, 50])  # windows of 38, 62 and 52 rows
+    net = [p[:3].detach().requires_grad_() for p in _net(activation, torch.float64)]
+    x = torch.randn(148, D_MODEL, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn_like(x)
+    together = torch.autograd.grad(
+        expert_loop(x, *net, None, activation, RowGroups(counts)), [x, *net], upstream
+    )
+    alone: list[list[Tensor]] = []
+    for expert, (rows, grad) in enumerate(
+        zip(x.split(counts.tolist()), upstream.split(counts.tolist()), strict=True)
+    ):
+        mine = [p[expert : expert + 1].detach().requires_grad_() for p in net]
+        rows = rows.detach().requires_grad_()
+        y = expert_loop(rows, *mine, None, activation, RowGroups(counts[expert : expert + 1]))
+        alone.append(list(torch.autograd.grad(y, [rows, *mine], grad)))
+    for ours, theirs in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.cat(theirs))
