@@ -26,6 +26,7 @@ REQUIREMENTS = [
     "mpi4py",
     "numpy",
     "pillow>=10.1",
+    "protobuf",
     "pydantic>=2.7",
     "pyyaml",
     "sacrebleu",

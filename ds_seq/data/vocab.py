@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import sentencepiece as spm
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from ds_seq.data.text import decode_line, open_bytes
 from ds_seq.errors import UserError
@@ -231,46 +232,10 @@ class _Sentences:
 
 
 def _user_symbol_ids(model: bytes) -> frozenset[int]:
-    """Ids of the user symbols of a SentencePiece model, which its processor does not tell.
-
-    The model is a protocol buffer with the pieces as field 1, in the order of their ids. In a
-    piece, field 3 is its type.
-    """
-    user_defined = 4
-    if bytes([3 << 3, user_defined]) not in model:  # most vocabularies: nothing to look for
-        return frozenset()
-    pieces = (piece for number, piece in _proto_fields(model) if number == 1)
-    return frozenset(
-        index
-        for index, piece in enumerate(pieces)
-        if isinstance(piece, bytes) and (3, user_defined) in _proto_fields(piece)
-    )
-
-
-def _proto_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and content of each field of a protocol buffer message."""
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
-        number, kind = divmod(key, 8)
-        if kind == 0:
-            value, place = _varint(message, place)
-            yield number, value
-            continue
-        size = {1: 8, 5: 4}.get(kind, 0)
-        if kind == 2:
-            size, place = _varint(message, place)
-        yield number, message[place : place + size]
-        place += size
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """The number that starts at ``place``, seven bits a byte, and the place behind it."""
-    value = shift = 0
-    while message[place] >= 128:
-        value |= (message[place] & 127) << shift
-        place, shift = place + 1, shift + 7
-    return value | message[place] << shift, place + 1
+    """Ids of the user symbols of a SentencePiece model, which its processor does not tell."""
+    user_defined = ModelProto.SentencePiece.USER_DEFINED
+    pieces = ModelProto.FromString(model).pieces
+    return frozenset(index for index, piece in enumerate(pieces) if piece.type == user_defined)
 
 
 def _explain(message: str, size: int) -> str:

@@ -143,13 +143,23 @@ def run_experts(
     Returns:
         Like ``x``; padding gives zeros.
     """
-    rows: Tensor = _Scatter.apply(x, plan)  # type: ignore[no-untyped-call]
+    # in a step of a search, autograd's wrappers would take longer than what they wrap
+    records = torch.is_grad_enabled()
+    rows: Tensor = (
+        _Scatter.apply(x, plan)  # type: ignore[no-untyped-call]
+        if records
+        else x.index_select(0, plan.token)
+    )
     rows = (
         experts(rows, RowGroups(plan.counts))
         if group is None
         else _remote(rows, plan, experts, group)
     )
-    result: Tensor = _Combine.apply(rows, weights, plan)  # type: ignore[no-untyped-call]
+    result: Tensor = (
+        _Combine.apply(rows, weights, plan)  # type: ignore[no-untyped-call]
+        if records
+        else _sum_choices(rows, plan, weights)
+    )
     return result
 
 

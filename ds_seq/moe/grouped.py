@@ -21,10 +21,13 @@ class RowGroups:
 
     def __init__(self, counts: Tensor, sizes: list[int] | None = None) -> None:
         self.counts = counts
-        self.offsets = counts.cumsum(0).to(torch.int32)
         if sizes is None and counts.device.type == "cpu":
             sizes = counts.tolist()
         self.sizes = sizes
+
+    def offsets(self) -> Tensor:
+        """(E,) int32: the row behind the last one of each expert."""
+        return self.counts.cumsum(0).to(torch.int32)
 
     def use_grouped_kernel(self, x: Tensor) -> bool:
         """Whether torch's grouped matmul serves ``x``: bf16 on a GPU, rows of whole 16 bytes."""
@@ -55,4 +58,4 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -
     """
     experts = torch.arange(len(bias), device=x.device)
     of_row = torch.repeat_interleave(experts, groups.counts, output_size=x.shape[0])
-    return F.grouped_mm(x, weight, offs=groups.offsets) + bias[of_row, 0]
+    return F.grouped_mm(x, weight, offs=groups.offsets()) + bias[of_row, 0]

@@ -100,7 +100,7 @@ class MoeFeedForward(nn.Module):
         if real is not None and real.numel() == flat.shape[0]:
             real = None
         routing: Routing = self.gate(flat, real, (x.shape[0], x.shape[1]), tag, with_aux)
-        out, num_kept = self._visit(flat, real, routing)
+        out, counts = self._visit(flat, real, routing)
         out = out.view_as(x)
         losses: Losses = routing.losses
         if self.branch is not None:
@@ -108,11 +108,11 @@ class MoeFeedForward(nn.Module):
             losses = {**losses, **more}
         if not with_aux:
             return out, None
-        return out, MoeAux(losses, routing_stats(routing, num_kept, losses))
+        return out, MoeAux(losses, routing_stats(routing, counts.sum(), losses))
 
     def _visit(self, flat: Tensor, real: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         """Send the rows ``real`` of ``flat`` (M, D) to their experts; returns (M, D) and how many
-        assignments got a place."""
+        assignments got a place at each expert, (E,)."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         capacity = expert_capacity(
             len(routing.experts), self.num_experts, self.top_k, factor, self.min_capacity
@@ -134,7 +134,7 @@ class MoeFeedForward(nn.Module):
             plan = spread(plan, real, len(flat))
             weights = weights.new_zeros(len(flat), weights.shape[1]).index_copy(0, real, weights)
         out = run_experts(flat, weights, plan, self.experts, self.expert_group())
-        return out, plan.counts.sum()
+        return out, plan.counts
 
     def expert_group(self) -> dist.ProcessGroup | None:
         """The group the experts are spread over; ``None`` when all of them are here."""
