@@ -37,6 +37,19 @@ def fetch_text(cache: Path, tsv: Path | None) -> Path:
     return folder
 
 
+def model_section(layers: int, d_model: int, ffn_dim: int, dropout: float) -> dict[str, Any]:
+    """Section ``model`` of a dense pre-norm Transformer with as many layers on both sides."""
+    return {
+        "d_model": d_model,
+        "ffn_dim": ffn_dim,
+        "encoder_layers": layers,
+        "decoder_layers": layers,
+        "num_heads": max(d_model // 64, 1),
+        "dropout": dropout,
+        "norm_position": "pre",
+    }
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All of an experiment but what the compared systems differ in.

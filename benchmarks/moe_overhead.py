@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from common import Section, add_common_arguments, finish
-from experiments import CACHE, Recipe, fetch_text
+from experiments import CACHE, Recipe, fetch_text, model_section
 from overhead_generation import Translating, generation_section
 from overhead_growth import Growth, growth_section
 from overhead_layer import Shape, deepspeed_section, layer_section
@@ -124,15 +124,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
         shards=text / f"shards-{arguments.vocab_size}",
         splits=("train", "valid"),
         vocab_size=arguments.vocab_size,
-        model={
-            "d_model": arguments.d_model,
-            "ffn_dim": arguments.ffn_dim,
-            "encoder_layers": arguments.layers,
-            "decoder_layers": arguments.layers,
-            "num_heads": max(arguments.d_model // 64, 1),
-            "dropout": 0.1,
-            "norm_position": "pre",
-        },
+        model=model_section(arguments.layers, arguments.d_model, arguments.ffn_dim, 0.1),
         train={"max_tokens": arguments.max_tokens},
         optimizer=OPTIMIZER,
         scheduler={"name": "inverse_sqrt", "warmup_updates": 4000},

@@ -20,7 +20,7 @@ from typing import Any
 from common import add_common_arguments, command_line, machine
 from curve_plot import load_matplotlib, plot_curves
 from curves import Point, Record, curves_of
-from experiments import CACHE, NEVER, Recipe, fetch_text, write_experiment
+from experiments import CACHE, NEVER, Recipe, fetch_text, model_section, write_experiment
 from pays_report import DENSE, MOE, report
 from worker import Worker
 
@@ -149,15 +149,9 @@ def _recipe(arguments: argparse.Namespace, seed: int) -> Recipe:
         shards=text / f"shards-{arguments.vocab_size}",
         splits=("train", "valid"),
         vocab_size=arguments.vocab_size,
-        model={
-            "d_model": arguments.d_model,
-            "ffn_dim": arguments.ffn_dim,
-            "encoder_layers": arguments.layers,
-            "decoder_layers": arguments.layers,
-            "num_heads": max(arguments.d_model // 64, 1),
-            "dropout": arguments.dropout,
-            "norm_position": "pre",
-        },
+        model=model_section(
+            arguments.layers, arguments.d_model, arguments.ffn_dim, arguments.dropout
+        ),
         train={
             "max_tokens": arguments.max_tokens,
             "accumulate": arguments.accumulate,

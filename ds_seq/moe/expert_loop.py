@@ -91,8 +91,11 @@ class _Window(NamedTuple):
 _STEPS = 16  # window sizes in an octave: at most 1/16 of the rows are not an expert's own
 
 
-def _windows(groups: RowGroups, num_rows: int) -> list[_Window | None]:
-    """The window of each expert; ``None`` for an idle one."""
+_Windows = list[_Window | None]
+"""The window of each expert; ``None`` for an idle one."""
+
+
+def _windows(groups: RowGroups, num_rows: int) -> _Windows:
     return [
         _window(start, end, num_rows) if end > start else None for start, end in groups.slices()
     ]
@@ -126,12 +129,12 @@ class _ExpertLoop(torch.autograd.Function):
         b2: Tensor,
         noise: Tensor | None,
         activation: Activation,
-        groups: RowGroups,
+        windows: _Windows,
     ) -> Tensor:
         inner: list[Tensor] = [x.new_empty(0)] * len(w1)
-        y = _forward(x, _Net(w1, b1, w2, b2), noise, activation, groups, inner)
+        y = _forward(x, _Net(w1, b1, w2, b2), noise, activation, windows, inner)
         ctx.save_for_backward(x, w1, w2, noise, *inner)
-        ctx.activation, ctx.groups = activation, groups
+        ctx.activation, ctx.windows = activation, windows
         return y
 
     @staticmethod
@@ -141,7 +144,7 @@ class _ExpertLoop(torch.autograd.Function):
         activation: Activation = ctx.activation
         grad_x = [x.new_empty(0, x.shape[1])]
         grads = _empty_gradients(w1, w2) if ctx.needs_input_grad[1] else None  # may be frozen
-        for expert, window in enumerate(_windows(ctx.groups, len(x))):
+        for expert, window in enumerate(ctx.windows):
             if window is None:  # idle: its gradient is nothing, and the tensors are not filled yet
                 for grad in grads or ():
                     grad[expert].zero_()
@@ -177,12 +180,12 @@ def _forward(
     net: _Net,
     noise: Tensor | None,
     activation: Activation,
-    groups: RowGroups,
+    windows: _Windows,
     inner: list[Tensor] | None,
 ) -> Tensor:
     """All experts over their rows; keeps in ``inner`` what a backward needs."""
     parts = [x.new_empty(0, x.shape[1])]  # rows are sorted by expert, so parts come in order
-    for expert, window in enumerate(_windows(groups, len(x))):
+    for expert, window in enumerate(windows):
         if window is None:
             continue
         bias = net.b1[expert, 0]
@@ -222,8 +225,8 @@ def expert_loop(
     Returns:
         (R, D).
     """
-    act = ACTIVATIONS[activation]
+    act, windows = ACTIVATIONS[activation], _windows(groups, len(x))
     if torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad):
-        result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, act, groups)  # type: ignore[no-untyped-call]
+        result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, act, windows)  # type: ignore[no-untyped-call]
         return result
-    return _forward(x, _Net(w1, b1, w2, b2), noise, act, groups, None)
+    return _forward(x, _Net(w1, b1, w2, b2), noise, act, windows, None)

@@ -10,6 +10,7 @@ accepts in one forward.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ class Routing(NamedTuple):
     nothing. ``None``: all are."""
 
 
-class Router(nn.Module):
+class Router(nn.Module, ABC):
     """Base of all routers: ``router(x, real, shape, tag) -> Routing``.
 
     Logits, probabilities and weights are float32 whatever the precision of the model: with
@@ -80,10 +81,11 @@ class Router(nn.Module):
             raise ValueError(f"load_balance={load_balance!r}: one of {', '.join(LOAD_BALANCES)}")
         self.num_experts, self.top_k, self.load_balance = num_experts, top_k, load_balance
 
+    @abstractmethod
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(
         self,
         x: Tensor,
@@ -102,7 +104,6 @@ class Router(nn.Module):
             tag: (B, D) embedding of the language tag of each sentence, or ``None``.
             with_losses: False leaves them out, where nobody would look at them.
         """
-        raise NotImplementedError
 
     def routing(self, choice: Choice, with_losses: bool) -> Routing:
         """An answer with the losses of a choice that tokens made."""

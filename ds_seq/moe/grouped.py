@@ -11,19 +11,14 @@ from torch import Tensor
 
 
 class RowGroups:
-    """How R sorted rows fall to E experts: on the host for CPU kernels, on the device for the
-        others.
+    """How R sorted rows fall to E experts: on the device for kernels, on the host for loops.
 
     Args:
         counts: (E,) int64, rows of each expert.
-        sizes: the same on the host, where it is known without a synchronisation.
     """
 
-    def __init__(self, counts: Tensor, sizes: list[int] | None = None) -> None:
+    def __init__(self, counts: Tensor) -> None:
         self.counts = counts
-        if sizes is None and counts.device.type == "cpu":
-            sizes = counts.tolist()
-        self.sizes = sizes
 
     def offsets(self) -> Tensor:
         """(E,) int32: the row behind the last one of each expert."""
@@ -34,11 +29,9 @@ class RowGroups:
         return x.is_cuda and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0
 
     def slices(self) -> list[tuple[int, int]]:
-        """First and last row of each expert; synchronises when the sizes are not known yet."""
-        if self.sizes is None:
-            self.sizes = self.counts.tolist()
+        """First row of each expert and the one behind its last; waits for the device."""
         bounds, start = [], 0
-        for size in self.sizes:
+        for size in self.counts.tolist():
             bounds.append((start, start + size))
             start += size
         return bounds
