@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ds_seq.models.cache import LayerPast
+from ds_seq.models.output import LayerResult
 from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.residual import Residual
-from ds_seq.moe.output import MoeAux
 
 
 class TransformerEncoderLayer(nn.Module):
@@ -47,7 +47,8 @@ class TransformerEncoderLayer(nn.Module):
         attention_mask: Tensor | None,
         token_mask: Tensor | None,
         tag: Tensor | None = None,
-    ) -> tuple[Tensor, MoeAux | None]:
+        with_maps: bool = False,
+    ) -> LayerResult:
         """Transform x.
 
         Args:
@@ -56,15 +57,17 @@ class TransformerEncoderLayer(nn.Module):
             token_mask: (B, S) bool, True at real tokens: what a sparse feed-forward routes; None
                 when all are real.
             tag: (B, D) embedding of each sentence's language tag, for feed-forwards routed by it.
+            with_maps: whether the attention map is wanted, too.
 
         Returns:
-            (B, S, D), and losses and statistics of a sparse feed-forward.
+            Hidden states (B, S, D), and maps: that of self-attention.
         """
         residual = self.self_attention_residual
-        x = residual.leave(x, self.self_attention(residual.enter(x), attention_mask))
+        y, seen = self.self_attention(residual.enter(x), attention_mask, with_map=with_maps)
+        x = residual.leave(x, y)
         residual = self.feed_forward_residual
         y, aux = self.feed_forward(residual.enter(x), token_mask, tag)
-        return residual.leave(x, y), aux
+        return LayerResult(residual.leave(x, y), aux, (seen,) if with_maps else ())
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -104,7 +107,8 @@ class TransformerDecoderLayer(nn.Module):
         token_mask: Tensor | None,
         tag: Tensor | None = None,
         past: LayerPast | None = None,
-    ) -> tuple[Tensor, MoeAux | None]:
+        with_maps: bool = False,
+    ) -> LayerResult:
         """Transform x: a whole target, or with `past` the newest token of each hypothesis.
 
         Args:
@@ -114,20 +118,24 @@ class TransformerDecoderLayer(nn.Module):
             token_mask: (B, T) bool, True at real tokens, or None when all are real.
             tag: (B, D) embedding of each sentence's language tag, for feed-forwards routed by it.
             past: what this call of the layer remembers of earlier steps; it is extended.
+            with_maps: whether the attention maps are wanted, too; never with `past`.
 
         Returns:
-            Like x, and losses and statistics of a sparse feed-forward; None with `past`.
+            Hidden states like x; nothing of a sparse feed-forward with `past`; maps: those of
+            self-attention and cross-attention.
         """
         residual = self.self_attention_residual
         decoded = None if past is None else past.decoded
-        x = residual.leave(x, self.self_attention(residual.enter(x), None, decoded))
+        y, own = self.self_attention(residual.enter(x), None, decoded, with_maps)
+        x = residual.leave(x, y)
         residual = self.cross_attention_residual
         if past is not None:
             memory = past.source
         else:
             assert source is not None
             memory = self.cross_attention.memory(source)
-        x = residual.leave(x, self.cross_attention(residual.enter(x), memory, source_mask))
+        y, cross = self.cross_attention(residual.enter(x), memory, source_mask, with_maps)
+        x = residual.leave(x, y)
         residual = self.feed_forward_residual
         y, aux = self.feed_forward(residual.enter(x), token_mask, tag, past is None)
-        return residual.leave(x, y), aux
+        return LayerResult(residual.leave(x, y), aux, (own, cross) if with_maps else ())

@@ -6,11 +6,57 @@ Shapes: B batch, S source length, T target length, N selected rows, D model widt
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from ds_seq.moe.output import MoeAux, RoutingStats
+
+Detail = Literal["none", "hidden", "attention"]
+"""What a model returns beside its scores: nothing, the hidden states of all layers, or these and
+all attention maps."""
+
+
+class LayerOutputs(NamedTuple):
+    """What the layers of a model have seen and done, first layer first.
+
+    Tuples of tensors, because ZeRO-3's hooks look into tuples.
+    """
+
+    encoder: tuple[Tensor, ...]
+    """(B, S, D) each: what leaves an encoder layer, before the last norm of the stack."""
+    decoder: tuple[Tensor, ...]
+    """(B, T, D) each."""
+    encoder_attention: tuple[Tensor, ...] = ()
+    """(B, H, S, S) each: rows sum to 1; empty unless asked for."""
+    decoder_attention: tuple[Tensor, ...] = ()
+    """(B, H, T, T) each; 0 where a query sees the future."""
+    cross_attention: tuple[Tensor, ...] = ()
+    """(B, H, T, S) each."""
+
+
+class LayerResult(NamedTuple):
+    """What one layer returns."""
+
+    hidden: Tensor
+    """(B, L, D), L being S or T."""
+    aux: MoeAux | None
+    """Losses and statistics of a sparse feed-forward."""
+    maps: tuple[Tensor, ...]
+    """Attention maps (B, H, L, L) and, of a decoder layer, (B, H, T, S); () unless asked for."""
+
+
+class StackResult(NamedTuple):
+    """What a stack of layers returns."""
+
+    hidden: Tensor
+    """(B, L, D), after the last norm."""
+    aux: list[MoeAux]
+    """One for each call of a sparse layer."""
+    states: tuple[Tensor, ...]
+    """`LayerResult.hidden` of each layer; () unless asked for."""
+    maps: tuple[tuple[Tensor, ...], ...]
+    """`LayerResult.maps` of each layer; () unless asked for."""
 
 
 class EncoderOutput(NamedTuple):
@@ -26,6 +72,10 @@ class EncoderOutput(NamedTuple):
     """See `ModelOutput`; of the encoder only."""
     moe_stats: list[RoutingStats]
     """See `ModelOutput`; of the encoder only."""
+    states: tuple[Tensor, ...] = ()
+    """See `LayerOutputs.encoder`; () unless asked for."""
+    attention: tuple[Tensor, ...] = ()
+    """See `LayerOutputs.encoder_attention`."""
 
 
 class ModelOutput(NamedTuple):
@@ -37,6 +87,8 @@ class ModelOutput(NamedTuple):
     """Scalar fp32 losses by name, summed over MoE layers; empty for a dense model."""
     moe_stats: list[RoutingStats]
     """One for each MoE layer, encoder first; empty for a dense model."""
+    layers: LayerOutputs | None = None
+    """Where `Detail` asks for it."""
 
 
 def sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

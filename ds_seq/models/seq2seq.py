@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.models.cache import DecoderCache, padding_mask
-from ds_seq.models.output import EncoderOutput, ModelOutput, sum_aux, sum_losses
+from ds_seq.models.output import (
+    Detail,
+    EncoderOutput,
+    LayerOutputs,
+    ModelOutput,
+    StackResult,
+    sum_aux,
+    sum_losses,
+)
 from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
 from ds_seq.modules.embedding import TokenEmbedding
 
@@ -58,6 +66,7 @@ class Seq2SeqTransformer(nn.Module):
         tgt_in: Tensor,
         select: Tensor | None = None,
         num_selected: int | None = None,
+        detail: Detail = "none",
     ) -> ModelOutput:
         """Score a target given its source.
 
@@ -68,34 +77,50 @@ class Seq2SeqTransformer(nn.Module):
                 projection to the vocabulary, the dearest part of the model, skips all others.
             num_selected: how many rows `select` selects, if the caller knows: on a GPU it saves
                 waiting for the device to count them.
+            detail: what is wanted of the layers, of all rows; attention maps cost the fused
+                kernels.
 
         Returns:
-            Logits (B, T, V), or (N, V) in row-major order of `select`, and what sparse layers add.
+            Logits (B, T, V), or (N, V) in row-major order of `select`, what sparse layers add, and
+            what layers show.
         """
-        encoded = self.encode(src)
-        hidden, aux = self.decoder(
+        encoded = self.encode(src, detail)
+        decoded: StackResult = self.decoder(
             self.target_embedding(tgt_in),
             encoded.hidden,
             padding_mask(encoded.mask, encoded.hidden),
             tgt_in.ne(self.pad_id) if select is None else select,
             encoded.tag,
+            detail,
         )
+        hidden = decoded.hidden
         if select is not None:
             hidden = _select_rows(hidden, select, num_selected)
         return ModelOutput(
             self._project(hidden),
-            sum_losses([encoded.gate_losses, sum_aux(aux)]),
-            encoded.moe_stats + [layer.stats for layer in aux],
+            sum_losses([encoded.gate_losses, sum_aux(decoded.aux)]),
+            encoded.moe_stats + [layer.stats for layer in decoded.aux],
+            None if detail == "none" else _layer_outputs(encoded, decoded),
         )
 
-    def encode(self, src: Tensor) -> EncoderOutput:
-        """Encode source tokens (B, S)."""
+    def encode(self, src: Tensor, detail: Detail = "none") -> EncoderOutput:
+        """Encode source tokens (B, S); `detail` is what is wanted of the layers."""
         mask = src.ne(self.pad_id)
         embedding = self.source_embedding
         embedded = self.target_embedding(src) if embedding is None else embedding(src)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
-        hidden, aux = self.encoder(embedded, padding_mask(mask, embedded), mask, tag)
-        return EncoderOutput(hidden, mask, tag, sum_aux(aux), [layer.stats for layer in aux])
+        result: StackResult = self.encoder(
+            embedded, padding_mask(mask, embedded), mask, tag, detail
+        )
+        return EncoderOutput(
+            result.hidden,
+            mask,
+            tag,
+            sum_aux(result.aux),
+            [layer.stats for layer in result.aux],
+            result.states,
+            tuple(own for (own,) in result.maps),
+        )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
         """Prepare step-by-step decoding.
@@ -131,6 +156,16 @@ class Seq2SeqTransformer(nn.Module):
         else:
             logits = self.output(hidden)
         return logits
+
+
+def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs:
+    return LayerOutputs(
+        encoder=encoded.states,
+        decoder=decoded.states,
+        encoder_attention=encoded.attention,
+        decoder_attention=tuple(own for own, _ in decoded.maps),
+        cross_attention=tuple(cross for _, cross in decoded.maps),
+    )
 
 
 def _select_rows(hidden: Tensor, select: Tensor, num_selected: int | None) -> Tensor:

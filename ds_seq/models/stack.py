@@ -1,7 +1,9 @@
 """Encoder and decoder: positions, dropout, a stack of layers, and the last norm.
 
 Losses of sparse layers are collected call by call from return values, and what decoding remembers
-is kept call by call as well, so the same layer may stand in a stack more than once.
+is kept call by call as well, so the same layer may stand in a stack more than once. The same goes
+for hidden states and attention maps, where they are asked for: return values alone pass activation
+checkpointing and ZeRO-3 unharmed.
 
 Shapes: B batch, S source length, T target length, K beam width, D model width.
 """
@@ -9,7 +11,6 @@ Shapes: B batch, S source length, T target length, K beam width, D model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ds_seq.models.cache import DecoderCache, LayerPast
 from ds_seq.models.layers import TransformerDecoderLayer
+from ds_seq.models.output import Detail, LayerResult, StackResult
 from ds_seq.modules.attention import KeyValue
 from ds_seq.modules.dropout import dropout
 from ds_seq.modules.kv_cache import BeamPaths, KeyValueBuffer
@@ -54,20 +56,27 @@ class _Stack(nn.Module):
             x = self.positions(x, first_position, length)
         return dropout(x, self.dropout, self.training)
 
-    def _run(self, x: Tensor, *inputs: Tensor | None) -> tuple[Tensor, list[MoeAux]]:
+    def _run(self, x: Tensor, detail: Detail, *inputs: Tensor | None) -> StackResult:
         """Call every layer on x (B, T, D) and the inputs that all layers share."""
         recompute = self.checkpointing and torch.is_grad_enabled()
+        with_maps = detail == "attention"
         collected: list[MoeAux] = []
+        states: list[Tensor] = []
+        maps: list[tuple[Tensor, ...]] = []
         for layer in self.layers:
-            result: Any
+            result: LayerResult
             if recompute:
-                result = checkpoint(layer, x, *inputs, use_reentrant=False)
+                result = checkpoint(layer, x, *inputs, use_reentrant=False, with_maps=with_maps)
             else:
-                result = layer(x, *inputs)
-            x, aux = result
-            if aux is not None:
-                collected.append(aux)
-        return self._finish(x), collected
+                result = layer(x, *inputs, with_maps=with_maps)
+            x = result.hidden
+            if result.aux is not None:
+                collected.append(result.aux)
+            if detail != "none":
+                states.append(x)
+            if with_maps:
+                maps.append(result.maps)
+        return StackResult(self._finish(x), collected, tuple(states), tuple(maps))
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.final_norm is None else self.final_norm(x)
@@ -82,7 +91,8 @@ class TransformerEncoder(_Stack):
         attention_mask: Tensor | None,
         token_mask: Tensor | None,
         tag: Tensor | None = None,
-    ) -> tuple[Tensor, list[MoeAux]]:
+        detail: Detail = "none",
+    ) -> StackResult:
         """Encode embedded tokens.
 
         Args:
@@ -90,11 +100,9 @@ class TransformerEncoder(_Stack):
             attention_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, S) bool, True at real tokens, or None when all are real.
             tag: (B, D) embedding of each sentence's language tag, or None.
-
-        Returns:
-            (B, S, D), and one `MoeAux` for each call of a sparse layer.
+            detail: what is wanted of each layer; its map is that of self-attention.
         """
-        return self._run(self._start(x, 0, x.size(1)), attention_mask, token_mask, tag)
+        return self._run(self._start(x, 0, x.size(1)), detail, attention_mask, token_mask, tag)
 
 
 class TransformerDecoder(_Stack):
@@ -107,7 +115,8 @@ class TransformerDecoder(_Stack):
         source_mask: Tensor | None,
         token_mask: Tensor | None,
         tag: Tensor | None = None,
-    ) -> tuple[Tensor, list[MoeAux]]:
+        detail: Detail = "none",
+    ) -> StackResult:
         """Decode a whole embedded target at once.
 
         Args:
@@ -116,11 +125,10 @@ class TransformerDecoder(_Stack):
             source_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, T) bool, True at real tokens, or None when all are real.
             tag: (B, D) embedding of each sentence's language tag, or None.
-
-        Returns:
-            (B, T, D), and one `MoeAux` for each call of a sparse layer.
+            detail: what is wanted of each layer; its maps are those of self- and cross-attention.
         """
-        return self._run(self._start(x, 0, x.size(1)), source, source_mask, token_mask, tag)
+        x = self._start(x, 0, x.size(1))
+        return self._run(x, detail, source, source_mask, token_mask, tag)
 
     def start_cache(
         self,
@@ -145,5 +153,5 @@ class TransformerDecoder(_Stack):
         cache.advance()
         x = self._start(x, cache.length - 1, 1)
         for layer, past in zip(self.layers, cache.pasts, strict=True):
-            x, _ = layer(x, None, cache.source_mask, None, cache.tag, past=past)
+            x = layer(x, None, cache.source_mask, None, cache.tag, past=past).hidden
         return self._finish(x)

@@ -19,8 +19,8 @@ class BiasBalancer:
 
     The load is that of all micro-batches of the update on all ranks, before dropping. It stays on
     the device: nothing is synchronised but the sum over ranks. All ranks therefore hold equal
-    biases, and the biases are the same for every layout of the ranks. Costs nothing for a model
-    without such routers.
+    biases, and the biases are the same for every layout of the ranks. A router whose weight is not
+    trained keeps its biases. Costs nothing for a model without such routers.
 
     Args:
         model: with one MoE layer for each entry of its ``moe_stats``, in that order.
@@ -32,7 +32,7 @@ class BiasBalancer:
         self._routers = [
             (index, layer.gate)
             for index, layer in enumerate(layers)
-            if isinstance(layer.gate, SigmoidGate)
+            if isinstance(layer.gate, SigmoidGate) and layer.gate.weight.requires_grad
         ]
         self._loads: list[Tensor] | None = None  # (E,) float32 of each router
 

@@ -54,6 +54,21 @@ def connect_expert_parallel(model: nn.Module, expert_parallel: int) -> None:
             parameter.ds_zero_partition_group_name = name  # type: ignore[attr-defined]
 
 
+def unmark_frozen_experts(model: nn.Module) -> None:
+    """Take the markers away if no expert of ``model`` is trained; for ZeRO stages 0 to 2.
+
+    An engine that sees a marker insists on experts in the optimizer. Without one it still knows
+    experts by their attributes. Stage 3 does not insist, but needs markers to cut experts right.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MoeFeedForward)]
+    experts = (parameter for layer in layers for parameter in layer.experts.parameters())
+    if any(parameter.requires_grad for parameter in experts):
+        return
+    for layer in layers:
+        if hasattr(layer, "engine_marker"):
+            del layer.engine_marker
+
+
 def expert_parallel_group(expert_parallel: int) -> dist.ProcessGroup:
     """The ranks that together hold one copy of all experts, this rank among them."""
     name = _group_name(expert_parallel)

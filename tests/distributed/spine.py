@@ -19,6 +19,7 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.dataset import Batch
 from ds_seq.models.build import build_seq2seq
+from ds_seq.models.output import Detail
 from ds_seq.models.weights import load_weights, persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
@@ -100,6 +101,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     sections: dict[str, Any] | None = None,
     micro_batches: int = FEW,
     prepare: Callable[[nn.Module], object] | None = None,
+    detail: Detail = "none",
 ) -> Engine:
     """An engine as `ds_seq.train` makes it.
 
@@ -117,6 +119,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         sections: more sections of the DeepSpeed JSON.
         micro_batches: of an update over all ranks.
         prepare: may change the model when it is new.
+        detail: what the output shall hold of the model's layers.
     """
     train = TrainConfig(
         accumulate=micro_batches // distributed.world_size(),
@@ -149,6 +152,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         engine_config(train, json, moe=True),
         expert_parallel=expert_parallel,
         sparse_clip=sparse_clip,
+        detail=detail,
     )
     if checkpoint is not None:
         restore(engine, checkpoint)

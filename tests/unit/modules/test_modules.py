@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ds_seq.modules import attention, linear
-from ds_seq.modules.attention import KeyValue, SelfAttention, attend
+from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
 from ds_seq.modules.dropout import dropout
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
@@ -102,8 +102,24 @@ def test_attention_is_the_formula(mask_kind, queries):
             keep if mask_kind == "bool" else torch.zeros(keep.shape).masked_fill(~keep, -math.inf)
         )
     expected = (scores.softmax(-1) @ value).transpose(1, 2).reshape(2, queries, 16)
-    actual = attend(query, KeyValue(key, value), mask, causal=mask_kind == "causal")
+    causal = mask_kind == "causal"
+    actual = attend(query, KeyValue(key, value), mask, causal)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    actual, seen = attend_with_map(query, KeyValue(key, value), mask, causal)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen, scores.softmax(-1))
+
+
+def test_a_map_is_what_attention_was_before_dropout():
+    query, key = torch.randn(2, 50, 2, 4, 8, generator=generator())
+    memory = KeyValue(key, torch.eye(4).expand(50, 2, 4, 4))  # values that show the weights
+    torch.manual_seed(3)
+    used, seen = attend_with_map(query, memory, dropout=0.25)
+    used = used.unflatten(-1, (2, 4)).transpose(1, 2)  # (B, T, H S) -> (B, H, T, S)
+    dropped = used == 0
+    assert 0.2 < dropped.float().mean() < 0.3
+    torch.testing.assert_close(used[~dropped], seen[~dropped] / 0.75, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(seen.sum(-1), torch.ones(50, 2, 4))
 
 
 def test_both_attention_kernels_agree_around_the_switch(monkeypatch):
@@ -117,7 +133,8 @@ def test_self_attention_without_positions_ignores_order():
     layer = SelfAttention(8, 2, dropout=0.0, causal=False)
     x = torch.randn(2, 5, 8, generator=generator())
     order = torch.tensor([3, 1, 4, 0, 2])
-    torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], atol=1e-6, rtol=1e-5)
+    before, after = layer(x)[0], layer(x[:, order])[0]
+    torch.testing.assert_close(after, before[:, order], atol=1e-6, rtol=1e-5)
 
 
 def test_rotary_scores_depend_on_distance_only():
