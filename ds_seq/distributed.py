@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -298,14 +298,42 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Sum a float tensor over all ranks; the answer is where ``values`` was. A collective."""
     if world_size() == 1:
         return values
-    device = (
-        torch.device("cuda", torch.cuda.current_device()) if _on_nccl() else torch.device("cpu")
-    )
-    total = values.to(device)
+    total = values.to(_meeting_device())
     if total is values:
         total = values.clone()
     dist.all_reduce(total)
     return total.to(values.device)
+
+
+def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """All ranks' tensors: the first of each rank, in order of rank, then their second, ...
+
+    Two collectives, of lengths and of contents, which are padded to the longest rank's. Nothing is
+    pickled.
+
+    Args:
+        pieces: (C, n) each; as many on every rank, n at will.
+
+    Returns:
+        The same list on all ranks, where ``pieces`` were.
+    """
+    if world_size() == 1 or not pieces:
+        return list(pieces)
+    device = _meeting_device()
+    lengths = torch.tensor([piece.shape[1] for piece in pieces], device=device)
+    all_lengths = [torch.empty_like(lengths) for _ in range(world_size())]
+    dist.all_gather(all_lengths, lengths)
+    longest = int(torch.stack(all_lengths).sum(1).max())
+    mine = torch.cat(list(pieces), 1).to(device)
+    padded = mine.new_zeros(mine.shape[0], longest)
+    padded[:, : mine.shape[1]] = mine
+    everyone = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(everyone, padded)
+    split = [
+        all_of_rank[:, : int(of_rank.sum())].to(pieces[0].device).split(of_rank.tolist(), dim=1)
+        for all_of_rank, of_rank in zip(everyone, all_lengths, strict=True)
+    ]
+    return [piece for one_of_each_rank in zip(*split, strict=True) for piece in one_of_each_rank]
 
 
 def gather_objects(value: Any) -> list[Any] | None:
@@ -352,5 +380,7 @@ def shared_errors() -> Iterator[None]:
     sys.exit(EXIT_USER_ERROR)
 
 
-def _on_nccl() -> bool:
-    return dist.get_backend() == "nccl"
+def _meeting_device() -> torch.device:
+    """Where tensors must be for a collective."""
+    on_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

@@ -11,7 +11,12 @@ from ds_seq.config.base import Config, ExternalConfig, FieldErrors, plugin_tag
 from ds_seq.config.data import DataConfig
 from ds_seq.config.generate import GenerationConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.config.objective import CriterionConfig, CrossEntropyConfig
+from ds_seq.config.objective import (
+    CriterionConfig,
+    CrossEntropyConfig,
+    DistillationConfig,
+    ModelAndBaseConfig,
+)
 from ds_seq.config.optim import (
     AdamConfig,
     CosineConfig,
@@ -72,6 +77,7 @@ class ExperimentConfig(Config):
             *self._language_errors(),
             *self._length_errors(),
             *self._schedule_errors(),
+            *self._distillation_errors(),
             *self._validation_errors(),
         ]
         if errors:
@@ -145,6 +151,35 @@ class ExperimentConfig(Config):
                 f"the schedule ends at update {total}",
             )
         ]
+
+    def _distillation_errors(self) -> list[tuple[str, str]]:
+        criterion, where = self.criterion, "criterion"
+        if isinstance(criterion, ModelAndBaseConfig):
+            criterion, where = criterion.base, "criterion.base"
+        if not isinstance(criterion, DistillationConfig):
+            return []
+        errors = []
+        if criterion.strategy == "global_language_wise" and not self.data.vocab.user_symbols:
+            errors.append(
+                (
+                    f"{where}.strategy",
+                    "global_language_wise needs tags that open the source lines; name them in "
+                    "data.vocab.user_symbols, such as [<de>, <fr>]",
+                )
+            )
+        stacks = (("encoder", self.model.encoder_layers), ("decoder", self.model.decoder_layers))
+        for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
+            for stack, depth in stacks:
+                given = getattr(section, stack) if section is not None else None
+                if given and len(given) != depth:
+                    errors.append(
+                        (
+                            f"{where}.{name}.{stack}",
+                            f"names {len(given)} teacher layers, but model.{stack}_layers is "
+                            f"{depth}",
+                        )
+                    )
+        return errors
 
     def _validation_errors(self) -> list[tuple[str, str]]:
         if self.train.validate_every is None or not self.train.valid_bleu or self.data.raw.valid:

@@ -63,6 +63,11 @@ class TrainConfig(Config):
         description="Noise that tells upcycled experts apart, in standard deviations of each "
         "matrix; 0 adds none.",
     )
+    freeze: list[Literal["encoder", "embeddings"]] = Field(
+        default=[],
+        description="Parts that keep the weights they start with: `encoder`, `embeddings` (where "
+        "they are tied, the projection to the vocabulary with them).",
+    )
     max_updates: PositiveInt = Field(default=100_000, description="Stop after this many updates.")
     max_epochs: PositiveInt | None = Field(
         default=None, description="Stop after this many passes over the data."

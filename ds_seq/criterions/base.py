@@ -7,12 +7,14 @@ Legend: ``N`` real target tokens of the batch, ``V`` vocabulary.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ds_seq.data.dataset import Batch
-from ds_seq.models.output import ModelOutput
+from ds_seq.models.output import Detail, ModelOutput
 
 
 class Loss(NamedTuple):
@@ -25,12 +27,56 @@ class Loss(NamedTuple):
     means."""
 
 
-class Criterion(Protocol):
-    """``criterion(output, batch)``; ``output.logits`` is (N, V), one row per real target token."""
+class Criterion(ABC):
+    """``criterion(output, batch)``; ``output.logits`` is (N, V), one row per real target token.
 
+    Most criterions remember nothing. One that does is told what happens to its batches, and goes
+    into checkpoints.
+
+    Attributes:
+        training: False while a model is validated, which must leave no trace in a criterion.
+        detail: what the model's output must hold beside logits and gate losses.
+    """
+
+    training: bool = True
+    detail: Detail = "none"
+
+    @abstractmethod
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         """Compute the loss of one batch."""
-        ...
+
+    def train(self, mode: bool = True) -> None:
+        """Begin to train, or with False to validate."""
+        self.training = mode
+
+    def end_update(self, applied: bool) -> None:  # noqa: B027 - nothing to do is a fine default
+        """All batches of an update have been seen; a collective.
+
+        Args:
+            applied: False where fp16 gradients overflowed: the batches do not count.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What this rank adds to a checkpoint; no two ranks use the same name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - likewise
+        """Undo of `state`.
+
+        Args:
+            state: what all ranks of the run had added, maybe more or fewer than now.
+        """
+
+
+class PlainCriterion(Criterion):
+    """A criterion made of a function, such as a plug-in may be."""
+
+    def __init__(self, function: Callable[[ModelOutput, Batch], Loss]) -> None:
+        self._function = function
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        """See `Criterion.__call__`."""
+        return self._function(output, batch)
 
 
 def real_targets(batch: Batch, pad_id: int) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.data.dataset import Batch
 from ds_seq.errors import UserError
@@ -12,7 +14,7 @@ from ds_seq.models.output import ModelOutput
 BASE = "base"
 
 
-class ModelAndBase:
+class ModelAndBase(Criterion):
     """``w_base * base + num_tokens * sum_name(w_name * gate_loss_name)``.
 
     The base is a sum over tokens and gate losses are means over a batch; times the number of tokens
@@ -38,7 +40,7 @@ class ModelAndBase:
                 f"criterion.loss_weights: unknown loss {', '.join(map(repr, unknown))}; "
                 f"known: {', '.join(known)}"
             )
-        self.base = base
+        self.base, self.detail = base, base.detail
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
@@ -53,3 +55,20 @@ class ModelAndBase:
             if self.weights[name] != 0.0:
                 total = total + self.weights[name] * in_tokens
         return Loss(total, parts)
+
+    def train(self, mode: bool = True) -> None:
+        """See `Criterion.train`."""
+        super().train(mode)
+        self.base.train(mode)
+
+    def end_update(self, applied: bool) -> None:
+        """See `Criterion.end_update`."""
+        self.base.end_update(applied)
+
+    def state(self) -> dict[str, Tensor]:
+        """That of the base."""
+        return self.base.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """See `Criterion.load_state`."""
+        self.base.load_state(state)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_seq.data.shards import ShardReader, TokenBlock
+from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
+
+
+class TopTokens(NamedTuple):
+    """The most probable tokens of a teacher, one row per real target token, best first."""
+
+    ids: Tensor
+    """(N, K) int64."""
+    log_probs: Tensor
+    """(N, K) natural logarithms of their probabilities among all tokens; float32."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,8 @@ class Batch:
         num_tokens: tokens of ``tgt_out`` that are not padding.
         num_sentences: sentence pairs; 0 in an empty batch, whose tensors have one row of padding
             all the same.
+        teacher: what a cached teacher says, or None; its rows are the tokens of ``tgt_out`` that
+            are not padding, in row-major order.
     """
 
     indices: Tensor
@@ -38,6 +51,7 @@ class Batch:
     tgt_out: Tensor
     num_tokens: int
     num_sentences: int
+    teacher: TopTokens | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Returns the batch on a device."""
@@ -48,6 +62,9 @@ class Batch:
             self.tgt_out.to(device, non_blocking=non_blocking),
             self.num_tokens,
             self.num_sentences,
+            None
+            if self.teacher is None
+            else TopTokens(*(x.to(device, non_blocking=non_blocking) for x in self.teacher)),
         )
 
     def pin(self) -> Batch:
@@ -59,6 +76,7 @@ class Batch:
             self.tgt_out.pin_memory(),
             self.num_tokens,
             self.num_sentences,
+            None if self.teacher is None else TopTokens(*(x.pin_memory() for x in self.teacher)),
         )
 
 
@@ -73,6 +91,7 @@ class ParallelDataset:
         max_target_length: the same for the target.
 
     Attributes:
+        reader: as given.
         rows: (N,) numbers of the kept pairs in the reader, rising.
         src_lengths: (N,) lengths of the kept sources.
         tgt_lengths: (N,) lengths of the kept targets.
@@ -88,7 +107,8 @@ class ParallelDataset:
         max_source_length: int | None = None,
         max_target_length: int | None = None,
     ) -> None:
-        self._reader = reader
+        self.reader = reader
+        self._teacher: TeacherCache | None = None
         keep = np.ones(len(reader), bool)
         if max_source_length is not None:
             keep &= reader.src_lengths <= max_source_length
@@ -108,6 +128,15 @@ class ParallelDataset:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def attach(self, teacher: TeacherCache) -> None:
+        """Let every batch bring what a teacher once said about it, as `Batch.teacher`.
+
+        Raises:
+            UserError: it has not read all pairs of this dataset.
+        """
+        teacher.check_covers(self.src_lengths, self.tgt_lengths)
+        self._teacher = teacher
+
     def collate(
         self,
         indices: NDArray[np.integer] | Sequence[int],
@@ -125,10 +154,11 @@ class ParallelDataset:
             eos_id: id of the end symbol.
             pad_to_multiple: S and T are rounded up to multiples of this.
         """
-        if len(indices) == 0:
-            return _empty_batch(pad_id, eos_id)
         rows = self.rows[np.asarray(indices, np.int64)]
-        source, target = self._reader.gather(rows)
+        top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))
+        if len(rows) == 0:
+            return _empty_batch(pad_id, eos_id, top)
+        source, target = self.reader.gather(rows)
         src, _ = _pad(source, pad_id, pad_to_multiple)
         tgt_out, real = _pad(target, pad_id, pad_to_multiple)
         tgt_in = np.empty_like(tgt_out)
@@ -141,7 +171,12 @@ class ParallelDataset:
             torch.from_numpy(tgt_out),
             len(target.tokens),
             len(rows),
+            top,
         )
+
+
+def _tensors(ids: NDArray[np.int64], log_probs: NDArray[np.float32]) -> TopTokens:
+    return TopTokens(torch.from_numpy(ids), torch.from_numpy(log_probs))
 
 
 def _pad(
@@ -155,7 +190,7 @@ def _pad(
     return matrix, real
 
 
-def _empty_batch(pad_id: int, eos_id: int) -> Batch:
+def _empty_batch(pad_id: int, eos_id: int, teacher: TopTokens | None) -> Batch:
     return Batch(
         indices=torch.zeros(0, dtype=torch.int64),
         src=torch.tensor([[eos_id]]),
@@ -163,4 +198,5 @@ def _empty_batch(pad_id: int, eos_id: int) -> Batch:
         tgt_out=torch.tensor([[pad_id]]),
         num_tokens=0,
         num_sentences=0,
+        teacher=teacher,
     )

@@ -1,82 +1,26 @@
-"""Worked numbers and properties of the losses."""
+"""Cross entropy over batches, gate losses beside a base, and how criterions are made."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.criterions.base import Loss
-from ds_seq.criterions.cross_entropy import CrossEntropy, Smoothing, smoothed_cross_entropy
-from ds_seq.criterions.distillation import Distillation, kl_divergence
+from ds_seq.config.base import ExternalConfig
+from ds_seq.config.objective import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.criterions import build_criterion
+from ds_seq.criterions.base import Criterion, Loss
+from ds_seq.criterions.cross_entropy import CrossEntropy
+from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.model_and_base import ModelAndBase
+from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.dataset import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.losses import GATE_LOSSES
-
-PAD = 1
-
-
-def batch_of(targets: list[list[int]]) -> Batch:
-    tgt_out = torch.tensor(targets)
-    return Batch(
-        indices=torch.arange(len(targets)),
-        src=tgt_out,
-        tgt_in=tgt_out,
-        tgt_out=tgt_out,
-        num_tokens=int((tgt_out != PAD).sum()),
-        num_sentences=len(targets),
-    )
-
-
-def output_of(logits: Tensor, **gate_losses: float) -> ModelOutput:
-    return ModelOutput(logits, {k: torch.tensor(v) for k, v in gate_losses.items()}, [])
-
-
-@pytest.mark.parametrize(
-    ("form", "expected"), [("fairseq", (0.640190, 1.710335)), ("torch", (0.590190, 1.718668))]
-)
-def test_worked_numbers_of_both_smoothings(form: Smoothing, expected: tuple[float, float]) -> None:
-    rows = [([1.0, 2, 3, 4], 3), ([0.0, 0, 0, 1], 0)]
-    for (logits, target), value in zip(rows, expected, strict=True):
-        loss, nll = smoothed_cross_entropy(
-            torch.tensor([logits]), torch.tensor([target]), 0.1, form
-        )
-        assert loss.item() == pytest.approx(value, abs=1e-5)
-        assert nll.item() == pytest.approx(-F.log_softmax(torch.tensor(logits), -1)[target].item())
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 0.1])
-def test_value_and_gradient_equal_torch(epsilon: float) -> None:
-    logits = torch.randn(7, 11, requires_grad=True)
-    targets = torch.randint(11, (7,))
-    ours = smoothed_cross_entropy(logits, targets, epsilon, "torch")[0]
-    theirs = F.cross_entropy(logits, targets, label_smoothing=epsilon, reduction="sum")
-    torch.testing.assert_close(ours, theirs)
-    mine, reference = (torch.autograd.grad(3 * x, logits)[0] for x in (ours, theirs))
-    torch.testing.assert_close(mine, reference)
-
-
-def test_half_precision_logits_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ds_seq.criterions.cross_entropy._CHUNK_ELEMENTS", 33)
-    exact = torch.randn(10, 11).bfloat16().float().requires_grad_()
-    half = exact.detach().bfloat16().requires_grad_()
-    targets = torch.randint(11, (10,))
-    results = [smoothed_cross_entropy(x, targets, 0.1, "fairseq") for x in (exact, half)]
-    torch.testing.assert_close(results[0], results[1])
-    for loss, _ in results:
-        loss.backward()
-    assert half.grad is not None and exact.grad is not None
-    torch.testing.assert_close(half.grad.float(), exact.grad, rtol=1e-2, atol=1e-2)
-
-
-def test_no_row_at_all_has_zero_loss_and_a_gradient() -> None:
-    logits = torch.randn(0, 5, requires_grad=True)
-    loss, _ = smoothed_cross_entropy(logits, torch.zeros(0, dtype=torch.int64), 0.1, "fairseq")
-    loss.backward()
-    assert loss.item() == 0.0 and logits.grad is not None
+from tests.unit.criterions.made import PAD, batch_of, distillation, output_of, row_batch
 
 
 def test_padding_does_not_count() -> None:
@@ -86,28 +30,6 @@ def test_padding_does_not_count() -> None:
     torch.testing.assert_close(
         criterion(output_of(logits), padded).total, criterion(output_of(logits), plain).total
     )
-
-
-def test_distillation_worked_numbers() -> None:
-    student = torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64)
-    for teacher, value in (([1.0, 1, 2, 5], 0.215074), ([4.0, 3, 2, 1], 1.985305)):
-        assert kl_divergence(student, torch.tensor([teacher])).item() == pytest.approx(
-            value, abs=1e-5
-        )
-    with_temperature = kl_divergence(student, torch.tensor([[1.0, 1, 2, 5]]), temperature=2.0)
-    assert with_temperature.item() == pytest.approx(0.402989, abs=1e-5)
-
-
-def test_distillation_from_itself_has_no_kd_gradient() -> None:
-    logits = torch.randn(3, 6, requires_grad=True)
-    batch = batch_of([[4, 5, 3]])
-    criterion = Distillation(
-        CrossEntropy(0.0, "torch", PAD), lambda _: logits.detach(), 0.0, 1.0, temperature=1.5
-    )
-    loss = criterion(output_of(logits), batch)
-    loss.total.backward()
-    assert loss.parts["kd"].item() == pytest.approx(0.0, abs=1e-6) and logits.grad is not None
-    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-6)
 
 
 def combined(weights: dict[str, float | None], logits: Tensor, batch: Batch) -> Loss:
@@ -141,3 +63,83 @@ def test_total_per_token_does_not_change_when_the_batch_is_doubled() -> None:
 def test_an_unknown_loss_name_is_refused() -> None:
     with pytest.raises(UserError, match="'gate'; known: base, load_balance, router_z"):
         ModelAndBase(CrossEntropy(0.1, "fairseq", PAD), {"gate": 1.0}, GATE_LOSSES)
+
+
+def test_distillation_stands_beside_gate_losses() -> None:
+    torch.manual_seed(0)
+    logits, teacher = torch.randn(3, 7), torch.randn(3, 7)
+    batch = row_batch(3)
+    base = distillation(teacher, kd_weight=0.25, ce_weight=2.0)
+    loss = ModelAndBase(base, {"base": 0.5, "load_balance": 0.01}, GATE_LOSSES)(
+        output_of(logits, load_balance=1.5), batch
+    )
+    parts = loss.parts
+    expected = 0.5 * (2 * parts["ce"] + 0.25 * parts["kd"]) + 3 * 0.01 * 1.5
+    torch.testing.assert_close(loss.total, expected)
+    assert set(parts) == {"ce", "nll", "kd", "kd_tokens", "load_balance"}
+
+
+def test_what_a_base_remembers_and_asks_for_is_that_of_the_whole() -> None:
+    options: dict[str, Any] = {"strategy": "global_level", "queue_size": 4, "rate": 0.5}
+    base = distillation(hidden={}, **options)
+    whole = ModelAndBase(base, {}, GATE_LOSSES)
+    assert (base.detail, whole.detail) == ("hidden", "hidden")
+    assert ModelAndBase(distillation(attention={}), {}, GATE_LOSSES).detail == "attention"
+    assert ModelAndBase(CrossEntropy(0.1, "torch", PAD), {}, GATE_LOSSES).detail == "none"
+
+    whole = ModelAndBase(distillation(**options), {}, GATE_LOSSES)
+    outputs = output_of(torch.randn(3, 7))
+    for training, applied, count in ((True, True, 3), (False, True, 3), (True, False, 3)):
+        whole.train(training)
+        assert whole.training == training
+        whole(outputs, row_batch(3))
+        whole.end_update(applied)
+        assert len(whole.state()["queue.all"]) == count
+    other = ModelAndBase(distillation(**options), {}, GATE_LOSSES)
+    other.load_state(whole.state())
+    torch.testing.assert_close(other.state(), whole.state())
+
+
+class Doubled:
+    """What a plug-in may be: a thing that is called."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        return Loss(self.factor * output.logits.sum(), {})
+
+
+class Remembering(Criterion):
+    """Or a criterion."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        self.seen += 1
+        return Loss(output.logits.sum(), {})
+
+
+def test_a_plug_in_is_a_criterion_or_becomes_one() -> None:
+    plain = build_criterion(
+        ExternalConfig(name=f"{__name__}:Doubled", options={"factor": 2.0}), None
+    )
+    assert isinstance(plain, Criterion) and plain.detail == "none" and plain.state() == {}
+    plain.train(False)
+    plain.end_update(True)
+    plain.load_state({})
+    assert plain(output_of(torch.ones(2, 3)), row_batch(2)).total.item() == 12.0
+    own = build_criterion(ExternalConfig(name=f"{__name__}:Remembering", options={}), None)
+    assert type(own).__name__ == "Remembering"
+
+
+def test_a_config_becomes_its_criterion() -> None:
+    def teach(batch: Batch) -> TeacherOutput:
+        return TeacherOutput(torch.zeros(batch.num_tokens, 7))
+
+    config = DistillationConfig(teacher="run", strategy="global_language_wise")
+    assert isinstance(build_criterion(CrossEntropyConfig(), None), CrossEntropy)
+    whole = build_criterion(ModelAndBaseConfig(base=config), teach, [5, 4])
+    assert isinstance(whole, ModelAndBase) and isinstance(whole.base, Distillation)
+    assert set(whole.state()) == {"queue.4", "queue.5", "queue.all"}

@@ -1,0 +1,147 @@
+"""Layer-wise distillation: a student's layers imitate chosen layers of its teacher.
+
+Sums over real tokens, in fp32 whatever the precision of the models. A batch without sentences has a
+row all the same, in which nothing counts; its loss is 0 and has a gradient.
+
+Legend: ``B`` batch, ``S`` source length, ``T`` target length, ``L`` either, ``K`` keys, ``D``
+model, ``H`` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ds_seq.config.objective import AttentionConfig, HiddenConfig
+from ds_seq.data.dataset import Batch
+from ds_seq.models.layer_maps import copy_map, even_map, supervise_map
+from ds_seq.models.output import LayerOutputs
+
+_Stack = Literal["encoder", "decoder"]
+_Pair = tuple[Tensor, Tensor]
+
+_MAPS = {"supervise": supervise_map, "copy": copy_map, "even": even_map}
+# Smaller attention counts as this, so that its logarithm is finite, and the logarithm's gradient
+# too, times any loss scale.
+_FLOOR = 1e-24
+
+
+def hidden_loss(
+    student: LayerOutputs, teacher: LayerOutputs, batch: Batch, pad_id: int, config: HiddenConfig
+) -> Tensor:
+    """Squared error between hidden states (FitNets, arXiv:1412.6550), those of last layers too.
+
+    Sum over matched layers and real tokens (of the source for the encoder, of the target for the
+    decoder) of the mean over D of ``(s - t) ** 2``. With ``config.normalize`` every vector is first
+    brought to mean 0 and variance 1.
+
+    Args:
+        student: its hidden states take the gradient.
+        teacher: as wide as the student; takes none.
+        batch: what both have read.
+        pad_id: the padding token.
+        config: which layers, and how.
+
+    Returns:
+        () float32, a sum.
+
+    Raises:
+        ValueError: the student is deeper than the teacher, and no layers are named.
+    """
+
+    def distance(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
+        own, other = own.float(), other.float()
+        if config.normalize:
+            own, other = (F.layer_norm(x, x.shape[-1:]) for x in (own, other))
+        difference = (own - other).masked_fill(~real[..., None], 0.0)  # (B, L, D)
+        return difference.square().sum() / own.shape[-1]
+
+    source, target = _real_tokens(batch, pad_id)
+    encoder = _matched(config, "encoder", student.encoder, teacher.encoder)
+    decoder = _matched(config, "decoder", student.decoder, teacher.decoder)
+    return _sum(distance, encoder, source) + _sum(distance, decoder, target)
+
+
+def attention_loss(
+    student: LayerOutputs,
+    teacher: LayerOutputs,
+    batch: Batch,
+    pad_id: int,
+    config: AttentionConfig,
+) -> Tensor:
+    """Divergence between attention maps (as in MiniLM, arXiv:2002.10957).
+
+    Sum over kinds of attention, matched layers and real queries of the mean over heads of
+    ``KL(teacher || student)`` over the keys. Where the models have unequal numbers of heads, their
+    maps are first averaged over heads.
+
+    Args:
+        student: its maps take the gradient.
+        teacher: takes none.
+        batch: what both have read.
+        pad_id: the padding token.
+        config: which kinds and layers.
+
+    Returns:
+        () float32, a sum.
+
+    Raises:
+        ValueError: the student is deeper than the teacher, and no layers are named.
+    """
+    source, target = _real_tokens(batch, pad_id)
+    by_kind: dict[str, tuple[_Stack, Sequence[Tensor], Sequence[Tensor], Tensor]] = {
+        "encoder": ("encoder", student.encoder_attention, teacher.encoder_attention, source),
+        "decoder": ("decoder", student.decoder_attention, teacher.decoder_attention, target),
+        "cross": ("decoder", student.cross_attention, teacher.cross_attention, target),
+    }
+    total = torch.zeros((), device=target.device)
+    for kind, (stack, own, other, real) in by_kind.items():
+        if kind in config.kinds:
+            total = total + _sum(_divergence, _matched(config, stack, own, other), real)
+    return total
+
+
+def _divergence(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
+    """Of the maps (B, H, L, K) of one layer; what no query may see is 0 in both."""
+    own, other = own.float(), other.float()
+    if own.shape[1] != other.shape[1]:
+        own, other = (x.mean(dim=1, keepdim=True) for x in (own, other))
+    ratio = other.clamp(min=_FLOOR).log() - own.clamp(min=_FLOOR).log()
+    by_query = (other * ratio).sum(dim=-1).mean(dim=1)  # (B, L)
+    return by_query.masked_fill(~real, 0.0).sum()
+
+
+def _matched(
+    config: HiddenConfig | AttentionConfig,
+    stack: _Stack,
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+) -> Iterator[_Pair]:
+    """Student and teacher tensors of each matched layer."""
+    chosen = config.encoder if stack == "encoder" else config.decoder
+    if chosen is None:
+        chosen = _MAPS[config.match](len(teacher), len(student))
+    elif not chosen:  # the stack is left out
+        return
+    for own, layer in zip(student, chosen, strict=True):
+        yield own, teacher[layer].detach()
+
+
+def _sum(
+    term: Callable[[Tensor, Tensor, Tensor], Tensor], pairs: Iterator[_Pair], real: Tensor
+) -> Tensor:
+    total = torch.zeros((), device=real.device)
+    for own, other in pairs:
+        total = total + term(own, other, real)
+    return total
+
+
+def _real_tokens(batch: Batch, pad_id: int) -> tuple[Tensor, Tensor]:
+    """(B, S) and (B, T), True where a token counts: nowhere in a batch without sentences, though
+    its source is an end symbol."""
+    source = batch.src.ne(pad_id)
+    return source if batch.num_tokens else torch.zeros_like(source), batch.tgt_out.ne(pad_id)

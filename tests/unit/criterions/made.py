@@ -1,0 +1,110 @@
+"""Batches, outputs and criterions for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ds_seq.config.objective import DistillationConfig
+from ds_seq.criterions.distillation import Distillation
+from ds_seq.criterions.teacher import TeacherOutput
+from ds_seq.data.dataset import Batch, TopTokens
+from ds_seq.models.output import ModelOutput
+
+PAD = 1
+WORDS = 7  # vocabulary of `logits_with`
+
+
+def batch_of(targets: list[list[int]], tags: Sequence[int] | None = None) -> Batch:
+    """A batch of these targets; sources open with ``tags``."""
+    tgt_out = torch.tensor(targets)
+    src = tgt_out if tags is None else torch.tensor([[tag, 5, 2] for tag in tags])
+    return Batch(
+        indices=torch.arange(len(targets)),
+        src=src,
+        tgt_in=tgt_out,
+        tgt_out=tgt_out,
+        num_tokens=int((tgt_out != PAD).sum()),
+        num_sentences=len(targets),
+    )
+
+
+def row_batch(count: int, tag: int = 4) -> Batch:
+    """One sentence of ``count`` tokens, all of them word 3."""
+    return batch_of([[3] * max(count, 1)] if count else [[PAD]], [tag])
+
+
+def output_of(logits: Tensor, **gate_losses: float) -> ModelOutput:
+    return ModelOutput(logits, {k: torch.tensor(v) for k, v in gate_losses.items()}, [])
+
+
+def logits_with(nll: Sequence[float] | Tensor, word: int = 3) -> Tensor:
+    """(N, WORDS) scores with which ``word`` has these negative log-likelihoods."""
+    values = torch.as_tensor(nll, dtype=torch.float64)
+    others = ((values.exp() - 1) / (WORDS - 1)).log()
+    logits = others[:, None].repeat(1, WORDS)
+    logits[:, word] = 0.0
+    return logits.float()
+
+
+def distillation(
+    teacher: Tensor | TopTokens | None = None, tags: Sequence[int] = (), **options: Any
+) -> Distillation:
+    """A criterion whose teacher always says the same; None: evenly spread scores for any batch."""
+    config = DistillationConfig(teacher="run", **{"label_smoothing": 0.0, **options})
+
+    def teach(batch: Batch) -> TeacherOutput:
+        if isinstance(teacher, TopTokens):
+            return TeacherOutput(None, teacher)
+        scores = torch.zeros(batch.num_tokens, WORDS) if teacher is None else teacher
+        return TeacherOutput(scores)
+
+    return Distillation(config, teach, PAD, tags)
+
+
+def top_tokens(teacher: Tensor, k: int) -> TopTokens:
+    """What a cache keeps of a teacher's (N, V) scores."""
+    best = torch.log_softmax(teacher.float(), -1).topk(k)
+    return TopTokens(best.indices, best.values)
+
+
+def chosen(criterion: Distillation, nll: Sequence[float] | Tensor, batch: Batch) -> list[int]:
+    """Numbers of the tokens that are distilled: those whose scores the divergence pulls at."""
+    logits = logits_with(nll).requires_grad_()
+    loss = criterion(output_of(logits), batch)
+    loss.total.backward()
+    assert logits.grad is not None
+    rows: list[int] = logits.grad.abs().amax(1).gt(1e-6).nonzero().flatten().tolist()
+    assert loss.parts["kd_tokens"].item() == len(rows)
+    return rows
+
+
+def profiled(function: Callable[[], object]) -> Any:
+    """Run a function under torch's profiler, which sees every operation and every allocation."""
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True
+    ) as profiler:
+        function()
+    return profiler
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most memory that tensors made by a function held at a time."""
+    events = profiled(function).profiler.kineto_results.events()
+    sizes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    now = most = 0
+    for _, size in sorted(sizes, key=lambda pair: pair[0]):
+        now += size
+        most = max(most, now)
+    return most
+
+
+def softmax_elements(function: Callable[[], object]) -> int:
+    """Elements that went through a softmax."""
+    events = profiled(function).events()
+    shapes = [e.input_shapes[0] for e in events if e.name == "aten::_softmax"]
+    return sum(rows * columns for rows, columns in shapes)
