@@ -140,7 +140,7 @@ def _over_ranks(block: Block, clock: CommunicationClock | None) -> Block:
     )
 
 
-class NotedCriterion:
+class NotedCriterion(Criterion):
     """Passes a criterion through and remembers what it last said."""
 
     def __init__(self, criterion: Criterion) -> None:
@@ -152,6 +152,18 @@ class NotedCriterion:
         loss = self._criterion(output, batch)
         self._last = loss, batch.num_tokens
         return loss
+
+    def train(self, mode: bool = True) -> None:
+        """See `Criterion`."""
+        self._criterion.train(mode)
+
+    def end_update(self, applied: bool) -> None:
+        """See `Criterion`."""
+        self._criterion.end_update(applied)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """See `Criterion`."""
+        return self._criterion.state()
 
     def last_loss(self) -> float:
         """Nats a target token of the last batch, without smoothing and gate losses."""

@@ -34,7 +34,7 @@ from ds_seq.errors import UserError, run_command
 # modules below import DeepSpeed, whose first import prints failed probes of the compiler
 distributed.import_deepspeed()
 
-from torch import Tensor, nn
+from torch import nn
 
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
@@ -45,10 +45,17 @@ from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import Batch, ParallelDataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.data.vocab import Vocab
+from ds_seq.distill.teacher import (
+    CachedTeacher,
+    LiveTeacher,
+    Student,
+    attach_cache,
+    load_teacher,
+)
 from ds_seq.distributed import World
 from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import Share
-from ds_seq.interop.run_folder import CONFIG_FILE, VOCAB_FILE, find_checkpoint, load_run
+from ds_seq.interop.run_folder import CONFIG_FILE, EXPORT_FILE, VOCAB_FILE, find_checkpoint
 from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
@@ -56,8 +63,9 @@ from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.tasks import Task, build_limits, build_search, build_task
-from ds_seq.training.checkpoint import CheckpointStore, restore
+from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
+from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.metrics import load_table
 from ds_seq.training.moe_watch import layer_names
 from ds_seq.training.run_log import RunLog
@@ -91,12 +99,18 @@ def main(argv: Sequence[str]) -> int:
             setup = _set_up(args, world)
             task = build_task(setup.config.task, setup.config.data)
             train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
-            teacher = _teacher(setup.config, task, world)
+            cached = _cached_teacher(setup.config, train_set, valid_set)
             if setup.checkpoint is not None:
                 _check_vocab(setup.folder, task)
+        teacher = cached or _live_teacher(setup.config, task, world)
         trainer = _build(setup, task, train_set, valid_set, teacher, world)
         _announce(trainer, setup, train_set, world)
+        if teacher is not None:
+            trainer.log.say(teacher.describe())
+        check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
         reason = trainer.fit()
+        if check is not None:
+            check.verify()
         if world.is_first:
             _report(trainer, setup.folder, reason)
     finally:
@@ -132,6 +146,8 @@ def _set_up(args: argparse.Namespace, world: World) -> _Setup:
     config = load_experiment(args.experiment, args.overrides)
     engine_config = engine_config_for(config, world_size=world.size)
     folder = config.run_folder
+    if (folder / EXPORT_FILE).exists():
+        raise UserError(f"{folder}: holds an exported model; give the run another name=")
     has_run = any((folder / name).exists() for name in _OLD_FILES)
     if has_run and not (args.resume or args.overwrite):
         raise UserError(
@@ -191,27 +207,31 @@ def _write_run_files(setup: _Setup, task: Task) -> None:
         raise UserError(f"{folder}: cannot write the run folder ({error.strerror})") from error
 
 
-def _teacher(config: ExperimentConfig, task: Task, world: World) -> Teacher | None:
-    """The frozen model that the criterion asks for, on this rank's device."""
-    criterion = config.criterion
+def _distillation(config: ExperimentConfig) -> DistillationConfig | None:
+    """The criterion's distillation, wherever in it that stands."""
+    criterion: Any = config.criterion
     if isinstance(criterion, ModelAndBaseConfig):
-        criterion = criterion.base  # type: ignore[assignment]
-    if not isinstance(criterion, DistillationConfig):
+        criterion = criterion.base
+    return criterion if isinstance(criterion, DistillationConfig) else None
+
+
+def _cached_teacher(
+    config: ExperimentConfig, train_set: ParallelDataset, valid_set: ParallelDataset | None
+) -> CachedTeacher | None:
+    """Let all batches bring what the teacher once said, where the criterion wants that."""
+    criterion = _distillation(config)
+    if criterion is None or criterion.cache is None:
         return None
-    run = load_run(criterion.teacher, criterion.checkpoint, world.device)
-    if run.vocab.hash != task.vocab.hash:
-        raise UserError(
-            f"criterion.teacher: {criterion.teacher} has vocabulary {run.vocab.hash[:12]}, "
-            f"the data {task.vocab.hash[:12]}; teacher and student need the same one"
-        )
-    model, pad_id = run.model, task.vocab.pad_id
+    return attach_cache(criterion.cache, train_set, valid_set)
 
-    def teach(batch: Batch) -> Tensor:
-        select = batch.tgt_out != pad_id
-        logits: Tensor = model(batch.src, batch.tgt_in, select, batch.num_tokens).logits
-        return logits
 
-    return teach
+def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTeacher | None:
+    """The frozen models that the criterion asks for, on this rank's device; a collective."""
+    criterion, data = _distillation(config), config.data
+    if criterion is None:
+        return None
+    student = Student(config.model, max(data.max_source_length, data.max_target_length))
+    return load_teacher(criterion, task.vocab.hash, world.device, student)
 
 
 def _build(
@@ -227,7 +247,8 @@ def _build(
     with distributed.shared_errors():
         model = _model(setup, task.vocab, world)
         batches = _train_batches(config, task, train_set, world)
-        criterion = build_criterion(config.criterion, teacher)
+        tags = sorted(task.vocab.user_symbol_ids)
+        criterion = build_criterion(config.criterion, teacher, tags)
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
     engine = Engine(
@@ -239,9 +260,13 @@ def _build(
         expert_parallel=train.expert_parallel,
         sparse_clip=train.sparse_clip,
         pad_id=task.vocab.pad_id,
+        detail=criterion.detail,
     )
     with distributed.shared_errors():
-        progress = None if setup.checkpoint is None else restore(engine, setup.checkpoint)
+        progress = None
+        if setup.checkpoint is not None:
+            progress = restore(engine, setup.checkpoint)
+            criterion.load_state(criterion_state(setup.checkpoint))
         if world.is_first:
             _write_run_files(setup, task)
     store = CheckpointStore(
@@ -273,6 +298,7 @@ def _model(setup: _Setup, vocab: Vocab, world: World) -> nn.Module:
         load_weights(model, setup.checkpoint)
     elif train.init_from is not None:
         start_from(model, setup.config, vocab)
+    freeze(model, train.freeze)
     return model
 
 
@@ -349,6 +375,9 @@ def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: 
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
     elif train.init_from is not None:
         trainer.log.say(f"starting with the weights of {train.init_from}")
+    if train.freeze:
+        is_drawn = setup.checkpoint is None and train.init_from is None
+        trainer.log.say(describe_frozen(engine.module, train.freeze, is_drawn))
 
 
 def _report(trainer: Trainer, folder: Path, reason: str) -> None:

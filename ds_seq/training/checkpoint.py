@@ -10,6 +10,7 @@ temporary name and renamed when it is complete, so it is there whole or not at a
     <run>/checkpoints/update_00001200/checkpoint.json
                                      /weights.<rank>.safetensors
                                      /optimizer.<rank>.safetensors
+                                     /criterion.<rank>.safetensors   if it remembers anything
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,7 +67,12 @@ class CheckpointStore:
             self.index = _read_json(folder / INDEX_FILE)
 
     def save(
-        self, engine: Engine, update: int, progress: dict[str, Any], score: float | None
+        self,
+        engine: Engine,
+        update: int,
+        progress: dict[str, Any],
+        score: float | None,
+        criterion: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Path:
         """Write the state after ``update``. A collective.
 
@@ -73,6 +81,7 @@ class CheckpointStore:
             update: number of finished updates.
             progress: JSON-able state of everything else.
             score: validation score, if this state was validated.
+            criterion: what the criterion remembers; no two ranks give the same name.
 
         Returns:
             The checkpoint's folder.
@@ -84,7 +93,7 @@ class CheckpointStore:
                 _remove(temporary)
                 _make_folder(temporary)
         state = FullState(engine.deepspeed)
-        files = _write_tensors(engine, state, temporary)
+        files = _write_tensors(engine, state, criterion, temporary)
         all_files = distributed.gather_objects(files)
         with distributed.shared_errors():
             if all_files is not None:
@@ -174,6 +183,16 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     return progress
 
 
+def criterion_state(folder: Path) -> dict[str, Tensor]:
+    """What the criterion of all ranks had remembered; empty if nothing.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    stored = TensorFolder(folder, "criterion")
+    return {name: stored.read(name) for name in sorted(stored.keys())}
+
+
 def _has(moments: TensorFolder, slot: str, first_expert: int | None) -> bool:
     return (slot if first_expert is None else expert_key(slot, first_expert)) in moments
 
@@ -183,10 +202,16 @@ def _own_copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-def _write_tensors(engine: Engine, state: FullState, folder: Path) -> dict[str, int]:
+def _write_tensors(
+    engine: Engine, state: FullState, criterion: Mapping[str, Tensor], folder: Path
+) -> dict[str, int]:
     """Gather every tensor in turn and write the share of this rank; returns file sizes."""
     offsets = expert_offsets(engine.module)
-    kinds: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}}
+    kinds: dict[str, dict[str, Tensor]] = {
+        "weights": {},
+        "optimizer": {},
+        "criterion": {name: _own_copy(tensor) for name, tensor in criterion.items()},
+    }
     optimizer_state = state.state_names() if engine.schedule.updates else ()
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
         first = offsets.get(name)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
+from ds_seq.config.deepspeed import zero_stage
 from ds_seq.data.dataset import Batch
 from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
-from ds_seq.models.output import ModelOutput
-from ds_seq.moe.engine import split_expert_groups
+from ds_seq.models.output import Detail, ModelOutput
+from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.loss_scale import LossScale
 
@@ -75,9 +76,10 @@ class Engine:
         expert_parallel: ranks that share the experts.
         sparse_clip: let the gradient of an expert count 1 / sqrt(number of experts) in the norm.
         pad_id: target positions with this id have no logits.
+        detail: what the output must hold of the model's layers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (a builder: what the model is trained with, and how)
         self,
         model: nn.Module,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
@@ -88,7 +90,10 @@ class Engine:
         expert_parallel: int = 1,
         sparse_clip: bool = False,
         pad_id: int = PAD_ID,
+        detail: Detail = "none",
     ) -> None:
+        if zero_stage(config) < 3:
+            unmark_frozen_experts(model)
         optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
         self.schedule = UpdateSchedule(optimizer, schedule)
         self.deepspeed, *_ = deepspeed.initialize(
@@ -96,7 +101,7 @@ class Engine:
         )
         self.accumulate = int(config["gradient_accumulation_steps"])
         self.expert_parallel = expert_parallel
-        self._pad_id = pad_id
+        self._pad_id, self._detail = pad_id, detail
         self._scale = LossScale(self.deepspeed)
         weights = sparse_clip_weights(model) if sparse_clip else {}
         self._plain: PlainClipping | None = None
@@ -108,7 +113,10 @@ class Engine:
     def __call__(self, batch: Batch) -> ModelOutput:
         """Forward of a batch on `device`; logits are (N, V), a row per real target token."""
         select = batch.tgt_out != self._pad_id
-        output: ModelOutput = self.deepspeed(batch.src, batch.tgt_in, select, batch.num_tokens)
+        inputs = [batch.src, batch.tgt_in, select, batch.num_tokens]
+        if self._detail != "none":  # external models need not know of it
+            inputs.append(self._detail)
+        output: ModelOutput = self.deepspeed(*inputs)
         return output
 
     @property

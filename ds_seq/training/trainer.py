@@ -152,6 +152,7 @@ class Trainer:
     def _train_step(self, update: _Update) -> StepResult:
         """One update: forward and backward per batch; DeepSpeed steps after the last."""
         self.engine.module.train()
+        self.criterion.train()
         self._lr = self.engine.schedule.lr
         _seed_update(self.config.seed, self.update)
         # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want
@@ -168,6 +169,7 @@ class Trainer:
             self._window.add(parts, output.moe_stats, batch)
             self._balancer.add(output.moe_stats)
         assert result is not None, "the last micro-batch of an update steps"
+        self.criterion.end_update(result.applied)
         if result.applied:
             self._balancer.update()
         else:
@@ -248,7 +250,9 @@ class Trainer:
 
     def _save(self, score: float | None) -> None:
         paused = time.monotonic()
-        self.checkpoints.save(self.engine, self.update, self.state_dict(), score)
+        self.checkpoints.save(
+            self.engine, self.update, self.state_dict(), score, self.criterion.state()
+        )
         self._saved_at = self.update
         self._window_start += time.monotonic() - paused
 

@@ -56,6 +56,7 @@ class Validator:
         module = self._engine.module
         was_training = module.training
         module.eval()
+        self._criterion.train(False)
         try:
             figures = self._loss(max_batches)
             if self._score is not None:
@@ -63,6 +64,7 @@ class Validator:
                 figures.update(self._score(module, few or self._max_sentences))
         finally:
             module.train(was_training)
+            self._criterion.train(was_training)
         return figures
 
     def _loss(self, max_batches: int | None) -> dict[str, Any]:

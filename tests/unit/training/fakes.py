@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ds_seq.config.train import TrainConfig
-from ds_seq.criterions.base import Loss
+from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.data.dataset import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
@@ -93,6 +93,25 @@ class FakeStream:
         self.taken = len(self.all)
 
 
+class FakeCriterion(Criterion):
+    """As many nats a token as the scene says; writes down the hooks that are called."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        assert self.training
+        self._scene.events.append(("batch", batch.num_tokens))
+        total = torch.tensor(self._scene.loss_per_token * batch.num_tokens)
+        return Loss(total, {"nll": total})
+
+    def end_update(self, applied: bool) -> None:
+        self._scene.events.append(("end_update", applied))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"hooks": torch.tensor(len(self._scene.of_kind("end_update")))}
+
+
 class Scene:
     """A trainer among stand-ins, and the events of its run in order."""
 
@@ -122,7 +141,7 @@ class Scene:
         config = TrainConfig(**{**defaults, "max_updates": 4, **settings})  # type: ignore[arg-type]
         parts: list[Any] = [
             self.engine,
-            self._criterion,
+            FakeCriterion(self),
             FakeStream(tokens or [2], epochs),
             self._validate,
             store,
@@ -130,10 +149,6 @@ class Scene:
             config,
         ]
         self.trainer = Trainer(*parts)
-
-    def _criterion(self, output: ModelOutput, batch: Batch) -> Loss:
-        total = torch.tensor(self.loss_per_token * batch.num_tokens)
-        return Loss(total, {"nll": total})
 
     def _validate(self, max_batches: int | None = None) -> dict[str, Any]:
         if max_batches is not None:
@@ -143,9 +158,14 @@ class Scene:
         return {"loss": score, "bleu": score, **self.valid_figures}
 
     def _save(
-        self, engine: FakeEngine, update: int, progress: dict[str, Any], score: float | None
+        self,
+        engine: FakeEngine,
+        update: int,
+        progress: dict[str, Any],
+        score: float | None,
+        criterion: dict[str, torch.Tensor],
     ) -> Path:
-        self.progress = progress
+        self.progress, self.criterion_state = progress, criterion
         self.events.append(("save", update, score))
         return Path()
 

@@ -1,11 +1,18 @@
-"""The learning rate follows the updates that were applied."""
+"""The learning rate follows the updates that were applied; what a model is asked for."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
-from ds_seq.training.engine import UpdateSchedule
+from ds_seq.data.dataset import Batch
+from ds_seq.models.output import Detail
+from ds_seq.training import engine as engine_module
+from ds_seq.training.engine import Engine, UpdateSchedule
 
 
 def make_schedule() -> tuple[UpdateSchedule, torch.optim.Optimizer]:
@@ -36,3 +43,39 @@ def test_going_to_an_update_is_as_if_it_had_been_reached() -> None:
     schedule, optimizer = make_schedule()
     schedule.set_updates(41)
     assert rates(optimizer) == [0.1 * 42] * 2
+
+
+class Inner(SimpleNamespace):
+    """A DeepSpeed engine that writes down what its model is called with."""
+
+    optimizer, basic_optimizer = object(), object()
+
+    def fp16_enabled(self) -> bool:
+        return False
+
+    def zero_optimization(self) -> bool:
+        return False
+
+    def __call__(self, *inputs: Any) -> Any:
+        self.inputs = inputs
+
+
+@pytest.mark.parametrize(("detail", "more"), [("none", ()), ("hidden", ("hidden",))])
+def test_only_a_model_that_shall_show_its_layers_is_asked(
+    monkeypatch: pytest.MonkeyPatch, detail: Detail, more: tuple[str, ...]
+) -> None:
+    inner, tokens = Inner(), torch.tensor([[4, 2, 1]])
+    monkeypatch.setattr(engine_module.deepspeed, "initialize", lambda **parts: (inner,))
+    engine = Engine(
+        nn.Linear(1, 1),
+        lambda groups: torch.optim.SGD(groups, lr=0.1),
+        [{"params": [nn.Parameter(torch.zeros(1))]}],
+        lambda update: 0.1,
+        {"gradient_accumulation_steps": 1},
+        detail=detail,
+    )
+    engine(Batch(torch.arange(1), tokens, tokens, tokens, 2, 1))
+    src, tgt_in, select, num_tokens, *rest = inner.inputs
+    assert src is tokens and tgt_in is tokens and num_tokens == 2
+    assert select.tolist() == [[True, True, False]]
+    assert tuple(rest) == more

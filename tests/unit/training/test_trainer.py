@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from typing import Any
@@ -225,3 +226,18 @@ def test_biases_of_sigmoid_routers_follow_the_load_of_whole_applied_updates() ->
     step = [1, -1, -1]
     assert seen == [[0, 0, 0], [0, 0, 0], step, step, step, step]
     assert torch.equal(gate.bias_steps, 2 * torch.tensor(step))
+
+
+def test_a_criterion_hears_of_each_update_after_its_batches() -> None:
+    scene = Scene([3, 4], accumulate=2, max_updates=2)
+    scene.engine.results = [StepResult(True, 1.0, 1.0), StepResult(False, math.inf, 1.0)]
+    scene.trainer.fit()
+    heard = [event for event in scene.events if event[0] in ("batch", "end_update")]
+    batches = [("batch", 3), ("batch", 4)]
+    assert heard == [*batches, ("end_update", True), *batches, ("end_update", False)]
+
+
+def test_what_a_criterion_remembers_is_saved() -> None:
+    scene = Scene(max_updates=4, save_every=1000)
+    scene.trainer.fit()
+    assert scene.criterion_state["hooks"].item() == 4
