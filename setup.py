@@ -36,7 +36,8 @@ REQUIREMENTS = [
     "tensorboard",
     "tqdm",
 ]
-TEST = ["psutil", "pytest>=8.3", "pytest-timeout"]
+SUMMARISATION = ["rouge-score"]
+TEST = [*SUMMARISATION, "psutil", "pytest>=8.3", "pytest-timeout"]
 DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
 setup(
@@ -51,7 +52,12 @@ setup(
     packages=find_packages(include=["ds_seq", "ds_seq.*"]),
     package_data={"ds_seq": ["py.typed"]},
     install_requires=REQUIREMENTS,
-    extras_require={"test": TEST, "dev": DEV, "benchmarks": ["matplotlib"]},
+    extras_require={
+        "test": TEST,
+        "dev": DEV,
+        "benchmarks": ["matplotlib"],
+        "summarisation": SUMMARISATION,
+    },
     entry_points={"console_scripts": ["ds-seq = ds_seq.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -28,10 +28,19 @@ COMMANDS: dict[str, Command] = {
     "prepare": Command("ds_seq.prepare:main", "raw text -> clean text -> vocabulary -> shards"),
     "train": Command("ds_seq.train:main", "shards -> run folder"),
     "generate": Command("ds_seq.generate:main", "run folder + text -> translations (and a score)"),
+    "pseudo-label": Command(
+        "ds_seq.distill.pseudo_labels:main", "run folder + shards -> shards with its translations"
+    ),
     "score": Command("ds_seq.generation.scoring:main", "translations + references -> BLEU, chrF"),
     "export": Command("ds_seq.interop.export:main", "run folder -> one file that translates"),
     "prune-experts": Command(
         "ds_seq.interop.prune:main", "run folder + text -> smaller model for that kind of text"
+    ),
+    "make-student": Command(
+        "ds_seq.distill.make_student:main", "run folder -> smaller model of some of its layers"
+    ),
+    "teacher-cache": Command(
+        "ds_seq.distill.teacher_cache:main", "teacher + shards -> its answers, to train from"
     ),
     "moe-stats": Command("ds_seq.moe_stats:main", "run folder + shards -> load of the experts"),
 }

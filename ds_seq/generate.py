@@ -20,15 +20,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
-from pydantic import ValidationError
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generate import GenerationConfig
-from ds_seq.config.messages import error_lines
 from ds_seq.data.clean import normalise
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError, run_command
@@ -41,6 +39,13 @@ from ds_seq.generation.text import (
     write_lines,
 )
 from ds_seq.generation.translate import Share, Translations, translate
+from ds_seq.interop.command_line import (
+    add_model_arguments,
+    add_search_arguments,
+    check_expert_parallel,
+    parse_device,
+    search_settings,
+)
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.tasks import build_limits, build_search
@@ -68,11 +73,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
-            device = world.device if args.device is None else _device(args.device)
+            device = world.device if args.device is None else parse_device(args.device)
             text = None if args.input is None else _read_input(args.input, args.reference)
             dtype = None if args.dtype is None else DTYPES[args.dtype]
             run = load_run(args.run, args.checkpoint, device, dtype, args.expert_parallel)
-            settings = _override(run.config, args).generation
+            settings = search_settings(run.config, args)
             if text is None:
                 text = _read_test_split(run.config, args.reference)
             if text.reference == []:
@@ -96,26 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Translate text; with a reference, print BLEU and chrF with their signatures.",
         allow_abbrev=False,
     )
+    add_model_arguments(parser)
     add = parser.add_argument
-    add("run", help="run folder, or a file or folder that `ds-seq export` made")
     add("--input", help="text, one sentence a line; - = standard input (default: data.raw.test)")
     add("--output", default=STANDARD, help="file for the translations (default: standard output)")
     add("--reference", help="raw reference text to score against")
-    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
     add("--samples", type=int, default=0, help="sample translations to show (default: none)")
-    add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="number format (default: as trained on a GPU, fp32 on a CPU)",
-    )
-    add("--expert-parallel", type=int, default=1, metavar="N",
-        help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
-    search = parser.add_argument_group("search (default: what the experiment says)")
-    for name, field in GenerationConfig.model_fields.items():
-        search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=field.description)
-    # The deepspeed launcher puts it before all other arguments; the environment says the same.
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_search_arguments(parser)
     return parser
 
 
@@ -125,24 +117,8 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(
             f"--input -: {world_size} processes cannot share standard input; give a file"
         )
-    if args.expert_parallel < 1 or world_size % args.expert_parallel:
-        raise UserError(
-            f"--expert-parallel {args.expert_parallel}: does not divide the {world_size} "
-            "process(es); start more or ask for less"
-        )
+    check_expert_parallel(args.expert_parallel, world_size)
     check_writable(args.output)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"--device {name}: no such kind of device; say cpu, cuda or cuda:1"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch sees no GPU here; say --device cpu")
-    return device
 
 
 def _read_input(path: str, reference: str | None) -> _Text:
@@ -164,18 +140,6 @@ def _read_test_split(config: ExperimentConfig, reference: str | None) -> _Text:
     if reference is None:
         return _Text(text.source, text.target)
     return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
-
-
-def _override(config: ExperimentConfig, args: argparse.Namespace) -> ExperimentConfig:
-    """The experiment, its search as given on the command line."""
-    given = {name: vars(args)[name] for name in GenerationConfig.model_fields}
-    data: dict[str, Any] = config.model_dump(mode="json")
-    data["generation"] |= {name: value for name, value in given.items() if value is not None}
-    try:
-        return ExperimentConfig.model_validate(data)
-    except ValidationError as error:
-        messages = error_lines(error, data, lambda path: f"--{path[-1]}".replace("_", "-"))
-        raise UserError("\n".join(messages)) from None
 
 
 def _translate(

@@ -1,22 +1,26 @@
 """From lines of text to lines of translations, on one rank or shared out over many.
 
-Training-time validation and `ds-seq generate` both come through here.
+Training-time validation and `ds-seq generate` both come through `translate`; who has ids already
+cuts them with `cut_batches` and searches with `search_batches`.
 
 Shapes: B sentences, S source length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import gather_objects
 from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
+from ds_seq.generation.hypotheses import Hypothesis
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,71 @@ def translate(
     sentences, cut = _encode(vocab, lines, mine, limits.max_source_length)
     if progress is not None:
         progress(len(mine) - len(sentences))
+    lengths = np.array([len(sentence.ids) for sentence in sentences], np.int64)
     done: dict[int, str] = {}
-    for batch in _in_step(_batches(sentences, limits), share.any_rank):
-        src = _pad([sentence.ids for sentence in batch], vocab.pad_id).to(device)
-        found = search.search(model, src, share.any_rank)
-        for sentence, hypotheses in zip(batch, found, strict=True):
-            done[sentence.line] = _one_line(vocab.decode(hypotheses[0].tokens))
+    for batch, found in search_batches(
+        model,
+        search,
+        cut_batches(lengths, limits),
+        lambda i: sentences[i].ids,
+        device,
+        share.any_rank,
+    ):
+        for i, hypotheses in zip(batch, found, strict=True):
+            done[sentences[i].line] = _one_line(vocab.decode(hypotheses[0].tokens))
         if progress is not None:
             progress(len(batch))
     shares = [(done, cut)] if share.world_size == 1 else gather_objects((done, cut))
     return None if shares is None else _merge(shares, len(lines))
+
+
+def cut_batches(lengths: NDArray[np.integer], limits: BatchLimits) -> list[NDArray[np.int64]]:
+    """Cut sentences into batches of similar length.
+
+    Args:
+        lengths: (N,) tokens of each sentence, at least 1.
+        limits: size of the batches. A sentence larger than a batch goes alone.
+
+    Returns:
+        Numbers of the sentences of each batch, the longest first: memory runs out at once or never.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        width = int(lengths[order[start]])
+        size = max(1, min(limits.max_sentences, limits.max_tokens // width))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def search_batches(
+    model: Decodable[EncodedT, CacheT],
+    search: BeamSearch,
+    batches: Iterable[NDArray[np.int64]],
+    source: Callable[[int], list[int]],
+    device: torch.device,
+    any_rank: AnyRank | None = None,
+) -> Iterator[tuple[NDArray[np.int64], list[list[Hypothesis]]]]:
+    """Search batch by batch.
+
+    Args:
+        model: in evaluation mode.
+        search: how to search.
+        batches: numbers of the sentences of each batch, this process's only.
+        source: the ids of a sentence, its end symbol included.
+        device: where the model is.
+        any_rank: see `Share.any_rank`.
+
+    Yields:
+        Every batch with the hypotheses of its sentences, as `BeamSearch.search` gives them.
+    """
+    for batch in _in_step(batches, any_rank):
+        src = _pad([source(int(i)) for i in batch], search.pad_id).to(device)
+        found = search.search(model, src, any_rank)
+        if len(batch):
+            yield batch, found
 
 
 def _encode(
@@ -135,31 +194,16 @@ def _encode(
     return sentences, cut
 
 
-def _batches(sentences: list[_Sentence], limits: BatchLimits) -> Iterator[list[_Sentence]]:
-    """Batches of similar length, the longest first: memory runs out at once or never."""
-    batch: list[_Sentence] = []
-    for sentence in sorted(sentences, key=lambda s: -len(s.ids)):
-        width = len(batch[0].ids) if batch else 0
-        if batch and (
-            (len(batch) + 1) * width > limits.max_tokens or len(batch) == limits.max_sentences
-        ):
-            yield batch
-            batch = []
-        batch.append(sentence)
-    if batch:
-        yield batch
-
-
 def _in_step(
-    batches: Iterator[list[_Sentence]], any_rank: AnyRank | None
-) -> Iterator[list[_Sentence]]:
+    batches: Iterable[NDArray[np.int64]], any_rank: AnyRank | None
+) -> Iterator[NDArray[np.int64]]:
     """The batches; with `any_rank` followed by empty ones until every rank is through its own."""
     for batch in batches:
         if any_rank is not None:
             any_rank(True)
         yield batch
     while any_rank is not None and any_rank(False):
-        yield []
+        yield np.zeros(0, np.int64)
 
 
 def _pad(rows: list[list[int]], pad_id: int) -> Tensor:

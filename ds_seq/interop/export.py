@@ -10,7 +10,7 @@ import argparse
 import base64
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -64,15 +64,29 @@ def check_new(out: Path) -> None:
         raise UserError(f"{out}: exists already; name a new file or folder")
 
 
-def write_export(model: nn.Module, config: ExperimentConfig, vocab: Vocab, out: Path) -> Path:
+def write_export(
+    model: nn.Module,
+    config: ExperimentConfig,
+    vocab: Vocab,
+    out: Path,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
     """Write a whole model to the new file or folder ``out``, see `export`; returns the file.
 
     It is written under another name and renamed, so that it is there whole or not at all.
+
+    Args:
+        model: all of it, on one rank.
+        config: describes it.
+        vocab: belongs to it.
+        out: see `export`.
+        notes: more for the header of the weights file, by key.
 
     Raises:
         UserError: ``out`` exists or cannot be written.
     """
     check_new(out)
+    notes = notes or {}
     temporary = out.with_name(out.name + ".incomplete")
     _remove(temporary)
     try:
@@ -80,10 +94,10 @@ def write_export(model: nn.Module, config: ExperimentConfig, vocab: Vocab, out: 
         if out.suffix == EXPORT_SUFFIX:
             text = base64.b64encode(vocab.to_bytes()).decode("ascii")
             header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
-            _save(model, temporary, header)
+            _save(model, temporary, {**notes, **header})
         else:
             temporary.mkdir()
-            _save(model, temporary / EXPORT_FILE, {"ds_seq": config.name})
+            _save(model, temporary / EXPORT_FILE, {**notes, "ds_seq": config.name})
             (temporary / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
             vocab.save(temporary / VOCAB_FILE)
         os.replace(temporary, out)

@@ -11,7 +11,7 @@ Legend: ``E`` experts, ``B`` sentences, ``S`` and ``T`` source and target length
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -34,7 +34,7 @@ from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.weights import model_tensors
 from ds_seq.moe.cosine import CosineGate
-from ds_seq.moe.gate import Routing
+from ds_seq.moe.gate import Routing, rows_of
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, read_raw
@@ -60,8 +60,8 @@ class _Sums:
         self.usage = torch.zeros(num_experts, dtype=torch.float64)
         self.tokens = 0
 
-    def add(self, routing: Routing) -> None:
-        """Count one forward."""
+    def add(self, routing: Routing, rows: Tensor) -> None:
+        """Count one forward, whatever the rows were; see `listening`."""
         chosen = routing.experts if routing.valid is None else routing.experts[routing.valid]
         self.probability += routing.probabilities.sum(0).double().cpu()
         self.usage += torch.bincount(chosen.flatten(), minlength=len(self.usage)).double().cpu()
@@ -95,7 +95,8 @@ def importance(
         (E,) float64 for each layer with experts, by name.
     """
     sums = {name: _Sums(layer.num_experts) for name, layer in moe_layers(model).items()}
-    with _listening(model, sums), Progress("calibrate", len(pairs), "sentences") as progress:
+    hear = {name: heard.add for name, heard in sums.items()}
+    with listening(model, hear), Progress("calibrate", len(pairs), "sentences") as progress:
         for batch in _batches(pairs, limits):
             end = vocab.eos_id
             src = _padded([[*source, end] for source, _ in batch], vocab.pad_id, device)
@@ -106,16 +107,22 @@ def importance(
 
 
 @contextmanager
-def _listening(model: nn.Module, sums: Mapping[str, _Sums]) -> Iterator[None]:
-    """Let ``sums`` hear what the gates of the layers of that name decide."""
+def listening(
+    model: nn.Module, hear: Mapping[str, Callable[[Routing, Tensor], None]]
+) -> Iterator[None]:
+    """Within the block, tell what the gates of some layers decide.
 
-    def listener(heard: _Sums) -> Any:
-        return lambda module, inputs, routing: heard.add(routing)
+    Args:
+        model: has layers with experts.
+        hear: by name of the layer; called in every forward with the gate's answer for N tokens and
+            with what it has looked at, the (N, D) input of the layer.
+    """
 
-    handles = [
-        layer.gate.register_forward_hook(listener(sums[name]))
-        for name, layer in moe_layers(model).items()
-    ]
+    def hook(heard: Callable[[Routing, Tensor], None]) -> Any:
+        return lambda gate, inputs, routing: heard(routing, rows_of(inputs[0], inputs[1]))
+
+    layers = moe_layers(model)
+    handles = [layers[name].gate.register_forward_hook(hook(heard)) for name, heard in hear.items()]
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from ds_seq.moe.layer import MoeFeedForward
 _SHAPELESS = ("num_heads", "activation", "norm_position", "positions")
 
 
-class _Dense(NamedTuple):
+class DenseTensors(NamedTuple):
     """The tensors of a feed-forward, `down(activation(up(x)))`."""
 
     up: Tensor
@@ -105,7 +105,7 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
         dense = dense._replace(down=dense.down / 2, down_bias=dense.down_bias / 2)
         _copy_into_shared(_feed_forward(branch.dense), dense)
     elif isinstance(branch, ResidualBranch | ConditionalBranch):
-        _copy(_feed_forward(branch.dense), dense)
+        copy_into(_feed_forward(branch.dense), dense)
     else:
         assert branch is None, f"no upcycling is defined for {type(branch).__name__}"
     up, down = experts.maps
@@ -117,7 +117,7 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
         _add_noise(experts, noise)
 
 
-def _read(source: TensorSource, name: str, experts: Experts) -> _Dense:
+def _read(source: TensorSource, name: str, experts: Experts) -> DenseTensors:
     up, down = experts.maps
     shapes = {
         "up.weight": up.shape[1:],
@@ -125,7 +125,7 @@ def _read(source: TensorSource, name: str, experts: Experts) -> _Dense:
         "down.weight": down.shape[1:],
         "down.bias": down.shape[1:2],
     }
-    return _Dense(
+    return DenseTensors(
         *(
             read_like(source, f"{name}.{part}", shape, torch.float32).float()
             for part, shape in shapes.items()
@@ -138,14 +138,21 @@ def _feed_forward(module: nn.Module) -> FeedForward:
     return module
 
 
-def _copy(target: FeedForward, dense: _Dense) -> None:
+def tensors_of(module: nn.Module) -> DenseTensors:
+    """Those of a feed-forward."""
+    dense = _feed_forward(module)
+    return DenseTensors(dense.up.weight, dense.up.bias, dense.down.weight, dense.down.bias)
+
+
+def copy_into(target: FeedForward, dense: DenseTensors) -> None:
+    """Fill a feed-forward of the same size."""
     target.up.weight.copy_(dense.up)
     target.up.bias.copy_(dense.up_bias)
     target.down.weight.copy_(dense.down)
     target.down.bias.copy_(dense.down_bias)
 
 
-def _copy_into_shared(target: FeedForward, dense: _Dense) -> None:
+def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:
     """Fill the first F hidden units. The others keep what was drawn for their way in, but add
     nothing to the output yet: as copies they would learn the same for ever."""
     parts = 2 if target.activation == "swiglu" else 1

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ds_seq.generation import translate as translate_module
 from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.translate import BatchLimits, Share, Translations, translate
+from ds_seq.generation.translate import (
+    BatchLimits,
+    Share,
+    Translations,
+    cut_batches,
+    search_batches,
+    translate,
+)
 from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
 
 VOCAB = 9
@@ -95,6 +103,23 @@ def test_batches_are_full_but_within_limits() -> None:
         assert following.size(1) <= width
     padding = sum(int(src.eq(PAD).sum()) for src in model.batches)
     assert padding < 0.1 * sum(src.numel() for src in model.batches)
+
+
+def test_rounds_without_a_batch_are_not_told() -> None:
+    """A rank that is through takes part in the forwards of others, with nothing to show for it."""
+    sources = [[4, 5, EOS], [6, EOS], [7, 8, 4, EOS]]
+    batches = cut_batches(np.array([3, 2, 4]), BatchLimits(max_sentences=2))
+    # what the others say at the end of each search and after this rank's batches
+    others = iter([False, False, True, False, True, False, False])
+    model = Recorder()
+    told = [
+        (batch.tolist(), len(found))
+        for batch, found in search_batches(
+            model, SEARCH, batches, sources.__getitem__, CPU, lambda flag: flag or next(others)
+        )
+    ]
+    assert told == [([2, 0], 2), ([1], 1)]
+    assert len(model.batches) == 4 and next(others, None) is None
 
 
 def test_a_sentence_larger_than_a_batch_goes_alone() -> None:

@@ -1,0 +1,221 @@
+"""What a search has found so far, on disk: a file that only grows and survives a kill.
+
+A journal is a row of records, one for each batch, in little-endian words of 32 bits::
+
+    magic  n  h  t  checksum     sentences, hypotheses and tokens of the record; CRC-32 of the rest
+    rows     (n)                 number of each sentence
+    counts   (n)                 its hypotheses
+    lengths  (h)                 tokens of each hypothesis, end symbol included
+    scores   (h)                 float32
+    tokens   (t)
+
+A kill leaves at most one record that is not whole, the last. Whoever reads stops in front of it.
+
+Shapes: N sentences, H hypotheses, L tokens of some hypotheses.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.data.shards import TokenBlock
+from ds_seq.errors import UserError
+from ds_seq.generation.hypotheses import Hypothesis
+
+_WORD = np.dtype("<u4")
+_MAGIC = 0x4C50_5344
+_HEADER = 5
+
+Words = NDArray[np.uint32]
+
+
+class JournalWriter:
+    """Appends to a journal, which ends with a whole record or does not exist; see `repair`.
+
+    A context manager. No other process can append while it is open.
+
+    Args:
+        path: the file.
+        eos_id: put at the end of each hypothesis.
+    """
+
+    def __init__(self, path: Path, eos_id: int) -> None:
+        self._eos_id = eos_id
+        self._file = open(path, "ab")  # noqa: SIM115 (closed by __exit__)
+        _lock(self._file, path)
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def append(self, rows: NDArray[np.int64], found: Sequence[Sequence[Hypothesis]]) -> None:
+        """Record the hypotheses of a batch, (N,) sentences, the best first; a kill cannot undo it.
+
+        One write: a record of before a kill of this process is whole.
+        """
+        hypotheses = [hypothesis for several in found for hypothesis in several]
+        tokens = [token for h in hypotheses for token in (*h.tokens, self._eos_id)]
+        body = np.concatenate(
+            [
+                rows.astype(_WORD),
+                np.array([len(several) for several in found], _WORD),
+                np.array([len(h.tokens) + 1 for h in hypotheses], _WORD),
+                np.array([h.score for h in hypotheses], "<f4").view(_WORD),
+                np.array(tokens, _WORD),
+            ]
+        ).tobytes()
+        sizes = [_MAGIC, len(rows), len(hypotheses), len(tokens), zlib.crc32(body)]
+        self._file.write(np.array(sizes, _WORD).tobytes() + body)
+        self._file.flush()
+
+
+class _Record(NamedTuple):
+    """The parts of a record, as views of the file, and where its tokens start in it."""
+
+    rows: Words
+    counts: Words
+    lengths: Words
+    scores: NDArray[np.float32]
+    first_token: int
+
+
+class Labels(NamedTuple):
+    """Hypotheses of many sentences: sorted by sentence, those of one sentence the best first."""
+
+    rows: NDArray[np.int64]
+    """(H,) the number of its sentence."""
+    scores: NDArray[np.float32]
+    """(H,) `Hypothesis.score`."""
+    lengths: NDArray[np.int32]
+    """(H,) tokens, end symbol included."""
+    files: NDArray[np.int16]
+    """(H,) which journal holds its tokens, ..."""
+    starts: NDArray[np.int64]
+    """(H,) ... and from which word on."""
+
+    def take(self, chosen: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Labels:
+        """Some of them, in their order."""
+        rows, scores, lengths, files, starts = self
+        return Labels(rows[chosen], scores[chosen], lengths[chosen], files[chosen], starts[chosen])
+
+
+_NO_LABELS = Labels(
+    np.zeros(0, np.int64),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.int32),
+    np.zeros(0, np.int16),
+    np.zeros(0, np.int64),
+)
+
+
+class Journals:
+    """Several journals, memory-mapped; numbers about hypotheses are in memory, their tokens not.
+
+    Args:
+        paths: the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._words = [_map(path) for path in paths]
+
+    def sentences(self) -> NDArray[np.int64]:
+        """Numbers of all sentences that were searched, in any order."""
+        rows = [record.rows for words in self._words for record in _records(words)]
+        return np.concatenate([np.zeros(0, _WORD), *rows]).astype(np.int64)
+
+    def labels(self) -> Labels:
+        """All hypotheses."""
+        parts = [_NO_LABELS]
+        for number, words in enumerate(self._words):
+            parts += [_labels(record, number) for record in _records(words)]
+        labels = Labels(
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.files for part in parts]),
+            np.concatenate([part.starts for part in parts]),
+        )
+        return labels.take(np.argsort(labels.rows, kind="stable"))
+
+    def gather(self, labels: Labels) -> TokenBlock:
+        """Copy the tokens of some hypotheses, end symbols included."""
+        lengths = labels.lengths.astype(np.int64)
+        ends = np.cumsum(lengths)
+        starts = np.repeat(labels.starts - ends + lengths, lengths)
+        places = starts + np.arange(len(starts))  # (L,)
+        files = np.repeat(labels.files, lengths)
+        tokens = np.empty(len(places), _WORD)
+        for number in np.unique(labels.files):
+            here = files == number
+            tokens[here] = self._words[number][places[here]]
+        return TokenBlock(tokens, lengths)
+
+
+def repair(path: Path) -> None:
+    """Cut off what a kill has left behind the last whole record.
+
+    Raises:
+        UserError: somebody is still writing to the journal.
+    """
+    words = _map(path)
+    end = 0
+    for record in _records(words):
+        end = record.first_token + int(record.lengths.sum())
+    with open(path, "r+b") as file:
+        _lock(file, path)
+        file.truncate(end * _WORD.itemsize)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep others out until the file is closed, be it by a kill."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{path}: another process is writing to it; end that one first, or give another --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+
+
+def _map(path: Path) -> Words:
+    size = path.stat().st_size // _WORD.itemsize
+    return np.memmap(path, _WORD, "r", shape=(size,)) if size else np.zeros(0, _WORD)
+
+
+def _records(words: Words) -> Iterator[_Record]:
+    """The records of a journal up to the first that is not whole."""
+    start = 0
+    while start + _HEADER <= len(words):
+        magic, *counts, checksum = (int(word) for word in words[start : start + _HEADER])
+        n, h, t = counts
+        first = start + _HEADER
+        cuts = np.cumsum([0, n, n, h, h, t]) + first
+        body = words[first : cuts[-1]]
+        if magic != _MAGIC or cuts[-1] > len(words) or zlib.crc32(body.data) != checksum:
+            return
+        rows, counts_, lengths, scores = (words[a:b] for a, b in zip(cuts, cuts[1:5], strict=False))
+        yield _Record(rows, counts_, lengths, scores.view("<f4"), int(cuts[4]))
+        start = int(cuts[-1])
+
+
+def _labels(record: _Record, file: int) -> Labels:
+    """The hypotheses of a record, in the order of the record."""
+    lengths = record.lengths.astype(np.int32)
+    starts = record.first_token + np.cumsum(lengths, dtype=np.int64) - lengths
+    return Labels(
+        np.repeat(record.rows.astype(np.int64), record.counts),
+        record.scores,
+        lengths,
+        np.full(len(lengths), file, np.int16),
+        starts,
+    )

@@ -1,0 +1,153 @@
+"""A student out of some layers of its teacher: its experiment and its weights.
+
+Layers keep their experts, routers and branches. No part of a model depends on the place that a
+layer has in its stack, but for the config, which says where experts are and how many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.moe import STACKS, Stack
+from ds_seq.errors import UserError
+from ds_seq.models import build_model
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.weights import model_tensors
+from ds_seq.modules.feed_forward import FeedForward
+
+_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
+
+
+class CopiedLayers(NamedTuple):
+    """The teacher layers, from 0, that a student's layers are copies of."""
+
+    encoder: list[int]
+    decoder: list[int]
+
+    def of(self, stack: Stack) -> list[int]:
+        """Those of one stack."""
+        return self.encoder if stack == "encoder" else self.decoder
+
+
+def student_config(
+    teacher: ExperimentConfig, layers: CopiedLayers, dense: bool = False
+) -> ExperimentConfig:
+    """The experiment that describes a student: the teacher's, with a smaller model.
+
+    Args:
+        teacher: of the teacher.
+        layers: what the student is made of.
+        dense: layers with experts become dense ones.
+
+    Raises:
+        UserError: the dense layers would be of two widths.
+    """
+    data = teacher.model_dump(mode="json")
+    data["model"] |= {
+        "encoder_layers": len(layers.encoder),
+        "decoder_layers": len(layers.decoder),
+        "moe": None if dense else _moe_section(teacher.model, layers),
+    }
+    if dense:
+        data["model"]["ffn_dim"] = _dense_width(teacher.model, layers)
+    if data["model"]["moe"] is None:
+        data["train"] |= {"expert_parallel": 1, "sparse_clip": False}
+    for criterion in (data["criterion"], data["criterion"].get("base")):
+        _follow_layers(criterion or {}, layers)
+    return ExperimentConfig.model_validate(data)
+
+
+def _moe_section(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any] | None:
+    """`model.moe` with the experts where they are now; none are left: None."""
+    if model.moe is None:
+        return None
+    places: dict[str, list[int]] = {}
+    counts = []
+    for stack in STACKS:
+        found = [model.experts_in(stack, layer) for layer in layers.of(stack)]
+        places[stack] = [index for index, count in enumerate(found) if count]
+        counts += [count for count in found if count]
+    if not counts:
+        return None
+    num_experts = counts if len(set(counts)) > 1 else counts[0]
+    return {**model.moe.model_dump(mode="json"), "layers": places, "num_experts": num_experts}
+
+
+def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
+    """`model.ffn_dim` when no layer has experts any more."""
+    assert model.moe is not None
+    sparse = {stack: set(model.moe_layers(stack)) for stack in STACKS}
+    is_merged = {layer in sparse[stack] for stack in STACKS for layer in layers.of(stack)}
+    merged = (model.moe.ffn_dim or model.ffn_dim) * (1 + model.moe.shared_experts)
+    if is_merged == {True, False} and merged != model.ffn_dim:
+        places = ", ".join(f"{stack} {sorted(sparse[stack])}" for stack in STACKS)
+        raise UserError(
+            f"--dense: a layer with experts becomes {merged} wide, the others are {model.ffn_dim} "
+            f"(model.ffn_dim); copy only layers with experts ({places}) or only others, or leave "
+            "out --dense"
+        )
+    return merged if True in is_merged else model.ffn_dim
+
+
+def _follow_layers(criterion: dict[str, Any], layers: CopiedLayers) -> None:
+    """What the teacher's layers have imitated is what their copies imitate."""
+    for name in ("hidden", "attention"):
+        section = criterion.get(name) or {}
+        for stack in STACKS:
+            if section.get(stack):
+                section[stack] = [section[stack][layer] for layer in layers.of(stack)]
+
+
+@torch.no_grad()
+def make_student(
+    teacher: nn.Module,
+    config: ExperimentConfig,
+    vocab_size: int,
+    layers: CopiedLayers,
+    merged: Mapping[str, FeedForward] | None = None,
+) -> nn.Module:
+    """Copy a student out of its teacher; all that is in no layer is copied whole.
+
+    Args:
+        teacher: a model of this package; stays as it is.
+        config: of the student, see `student_config`.
+        vocab_size: number of tokens.
+        layers: what ``config`` was made for.
+        merged: by name in the teacher, what comes in the place of layers with experts.
+
+    Returns:
+        The student in evaluation mode, in float32 on the CPU.
+
+    Raises:
+        UserError: the teacher comes from elsewhere.
+    """
+    if not isinstance(teacher, Seq2SeqTransformer):
+        raise UserError(
+            f"model.name {config.model.name}: make-student does not know where the layers of "
+            f"{type(teacher).__name__} are; only a Transformer of ds_seq can be shrunk"
+        )
+    tensors = dict(model_tensors(teacher))
+    for name, dense in (merged or {}).items():
+        tensors |= {f"{name}.{part}": value for part, value in dense.named_parameters()}
+    student = build_model(config.model, vocab_size, seed=config.train.seed)
+    for name, tensor in model_tensors(student):
+        value = tensors[_source(name, layers)]
+        assert value.shape == tensor.shape, f"{name}: {value.shape} is not {tensor.shape}"
+        tensor.copy_(value)
+    return student.requires_grad_(False).eval()
+
+
+def _source(name: str, layers: CopiedLayers) -> str:
+    """Name in the teacher of a tensor of the student."""
+    match = _LAYER.match(name)
+    if match is None:
+        return name
+    stack: Stack = "encoder" if match[1] == "encoder" else "decoder"
+    return f"{stack}.layers.{layers.of(stack)[int(match[2])]}.{name[match.end() :]}"

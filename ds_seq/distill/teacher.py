@@ -1,0 +1,287 @@
+"""Teachers that run beside the student: trained models, frozen, one or several.
+
+Legend: ``N`` real target tokens of a batch, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq import distributed
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.moe import Stack
+from ds_seq.config.objective import DistillationConfig
+from ds_seq.criterions.teacher import TeacherOutput
+from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.teacher_cache import TeacherCache
+from ds_seq.data.vocab import PAD_ID
+from ds_seq.errors import UserError
+from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
+from ds_seq.models.layer_maps import copy_map, even_map, supervise_map
+from ds_seq.models.output import Detail, LayerOutputs
+
+# float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
+_CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
+_MAPS = {"supervise": supervise_map, "copy": copy_map, "even": even_map}
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a teacher has to suit.
+
+    Attributes:
+        model: the student.
+        max_length: longest sentence of either side that it learns from, in tokens.
+    """
+
+    model: ModelConfig
+    max_length: int
+
+
+class LiveTeacher:
+    """Frozen models that read a batch when they are called; several are an ensemble.
+
+    Args:
+        runs: the models, in evaluation mode.
+        description: one line for people.
+        detail: what their output holds beside the logits; of one model only.
+
+    Attributes:
+        runs: as given.
+    """
+
+    def __init__(
+        self, runs: Sequence[LoadedRun], description: str = "", detail: Detail = "none"
+    ) -> None:
+        assert len(runs) == 1 or detail == "none"
+        self.runs = runs
+        self._description, self._detail = description, detail
+
+    def describe(self) -> str:
+        """One line for people."""
+        return self._description
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """Logits (N, V) of one teacher, or log-probabilities (N, V) in float32 of several.
+
+        With experts or weights spread over ranks a collective, so that a batch without a sentence
+        is read as well.
+        """
+        first, *others = self.runs
+        logits, layers = self._read(first.model, batch)
+        if others:
+            total = _log_softmax(logits)
+            del logits  # so that no more than two (N, V) tensors are there at a time
+            for run in others:
+                _add_probabilities(total, self._read(run.model, batch)[0])
+            logits = total.sub_(math.log(len(self.runs)))
+        return TeacherOutput(logits, layers=layers)
+
+    def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LayerOutputs | None]:
+        inputs = [batch.src, batch.tgt_in, batch.tgt_out != PAD_ID, batch.num_tokens]
+        if self._detail != "none":  # external models need not know of it
+            inputs.append(self._detail)
+        output = model(*inputs)
+        return output.logits, output.layers
+
+
+class CachedTeacher:
+    """A teacher whose answers come with the batches.
+
+    Args:
+        cache: where they are from.
+    """
+
+    def __init__(self, cache: TeacherCache) -> None:
+        self._cache = cache
+
+    def __call__(self, batch: Batch) -> TeacherOutput:
+        """What `ParallelDataset.attach` has let the batch bring."""
+        return TeacherOutput(None, top=batch.teacher)
+
+    def describe(self) -> str:
+        """One line for people."""
+        return self._cache.describe()
+
+
+def attach_cache(
+    folder: str, train_set: ParallelDataset, valid_set: ParallelDataset | None
+) -> CachedTeacher:
+    """Let all batches bring what a teacher once said.
+
+    Args:
+        folder: what `ds-seq teacher-cache` has written.
+        train_set: the pairs to learn from.
+        valid_set: those to validate with; None if nobody does.
+
+    Raises:
+        UserError: the cache is missing, damaged, of other shards or lacks pairs, or its splits are
+            of different teachers.
+    """
+    cache = TeacherCache(folder, "train", train_set.reader)
+    train_set.attach(cache)
+    if valid_set is not None:
+        valid = TeacherCache(folder, "valid", valid_set.reader)
+        asked = [(made.manifest.top_k, made.manifest.teachers) for made in (cache, valid)]
+        if asked[0] != asked[1]:
+            raise UserError(
+                f"{folder}: train and valid were made with different teachers or --top-k; make "
+                "them with one `ds-seq teacher-cache` command"
+            )
+        valid_set.attach(valid)
+    return CachedTeacher(cache)
+
+
+def load_teacher(
+    criterion: DistillationConfig,
+    vocab_hash: str,
+    device: torch.device,
+    student: Student | None = None,
+) -> LiveTeacher:
+    """Open the teachers that ``criterion.teacher`` names and bring them to this rank; a collective.
+
+    Args:
+        criterion: names, precision, how they are spread, and what is asked of their layers.
+        vocab_hash: `Vocab.hash` that all of them must have.
+        device: of this rank.
+        student: whom to teach; None if nobody learns from it directly.
+
+    Raises:
+        UserError: a teacher is missing or damaged, does not suit the student or the vocabulary, or
+            cannot be spread as asked.
+    """
+    spread = criterion.teacher_expert_parallel
+    with distributed.shared_errors():
+        stored = [open_run(name, criterion.checkpoint) for name in criterion.teachers]
+        for name, run in zip(criterion.teachers, stored, strict=True):
+            _check(name, run, vocab_hash, spread)
+            if student is not None:
+                _check_student(name, run.config.model, student, criterion)
+    if spread > 1:  # a collective, so not where one rank may fail alone
+        from ds_seq.moe.engine import expert_parallel_group
+
+        expert_parallel_group(spread)
+    with distributed.shared_errors():
+        where = torch.device("cpu") if criterion.teacher_zero3 else device
+        runs = [
+            load_run(name, criterion.checkpoint, where, _dtype(criterion, run, device), spread)
+            for name, run in zip(criterion.teachers, stored, strict=True)
+        ]
+    description = _describe(runs, criterion)
+    if criterion.teacher_zero3:
+        from ds_seq.training.sharded import shard_for_reading
+
+        runs = [replace(run, model=shard_for_reading(run.model, device)) for run in runs]
+    return LiveTeacher(runs, description, _detail(criterion))
+
+
+def _dtype(criterion: DistillationConfig, run: StoredRun, device: torch.device) -> torch.dtype:
+    if criterion.teacher_precision is not None:
+        return DTYPES[criterion.teacher_precision]
+    return DTYPES[run.config.train.precision] if device.type == "cuda" else torch.float32
+
+
+def _detail(criterion: DistillationConfig) -> Detail:
+    if criterion.attention is not None:
+        return "attention"
+    return "none" if criterion.hidden is None else "hidden"
+
+
+def _describe(runs: Sequence[LoadedRun], criterion: DistillationConfig) -> str:
+    spread = ""
+    if criterion.teacher_zero3:
+        spread = f" over {distributed.world_size()} rank(s)"
+    elif criterion.teacher_expert_parallel > 1:
+        spread = f", experts over {criterion.teacher_expert_parallel} ranks"
+    names = []
+    for run in runs:
+        parameters = list(run.model.parameters())
+        size, kind = sum(p.numel() for p in parameters), str(parameters[0].dtype)
+        names.append(f"{run.source}, {size:,} parameters of {kind.split('.')[-1]}{spread}")
+    return "teacher " + "; ".join(names) + (" (averaged)" if len(names) > 1 else "")
+
+
+def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> None:
+    """Whether the teacher speaks the language of the data, and its experts can be dealt out."""
+    if run.vocab.hash != vocab_hash:
+        raise UserError(
+            f"teacher {name}: has vocabulary {run.vocab.hash[:12]}, the data {vocab_hash[:12]}; "
+            "teacher and student need the same one"
+        )
+    world_size, model = distributed.world_size(), run.config.model
+    if world_size % expert_parallel:
+        raise UserError(
+            f"teacher {name}: its experts cannot be spread over {expert_parallel} ranks, which do "
+            f"not divide the {world_size} process(es); start more or spread them over fewer"
+        )
+    for stack, depth in _depths(model):
+        for index in range(depth):
+            if (count := model.experts_in(stack, index)) % expert_parallel:
+                raise UserError(
+                    f"teacher {name}: {count} experts (layer {index} of the {stack}) cannot be "
+                    f"spread over {expert_parallel} ranks; take a divisor of {count}"
+                )
+
+
+def _check_student(
+    name: str, teacher: ModelConfig, student: Student, criterion: DistillationConfig
+) -> None:
+    """Whether the teacher can read all sentences and has the layers that are to be imitated."""
+    if teacher.max_positions < student.max_length:
+        raise UserError(
+            f"teacher {name}: reads {teacher.max_positions} tokens, but sentences may have "
+            f"{student.max_length}; lower data.max_source_length and data.max_target_length to "
+            f"{teacher.max_positions}"
+        )
+    if criterion.hidden is not None and teacher.d_model != student.model.d_model:
+        raise UserError(
+            f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "
+            "hidden states can only be compared at one width, so leave `hidden` out"
+        )
+    for label, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
+        if section is None:
+            continue
+        given = (section.encoder, section.decoder)
+        depths = zip(_depths(teacher), _depths(student.model), given, strict=True)
+        for (stack, deep), (_, shallow), layers in depths:
+            if layers is None:
+                try:
+                    _MAPS[section.match](deep, shallow)
+                except ValueError as error:
+                    raise UserError(f"teacher {name}: {label}, {stack}: {error}") from None
+            elif layers and max(layers) >= deep:
+                raise UserError(
+                    f"teacher {name}: {label}.{stack} asks for layer {max(layers)}, but its "
+                    f"{deep} layers are 0 to {deep - 1}"
+                )
+
+
+def _depths(model: ModelConfig) -> Iterator[tuple[Stack, int]]:
+    yield "encoder", model.encoder_layers
+    yield "decoder", model.decoder_layers
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities (N, V) in float32, in the place of ``logits`` where these are float32."""
+    total = logits.float()
+    for rows in row_blocks(total):
+        rows.copy_(rows.log_softmax(1))
+    return total
+
+
+def _add_probabilities(total: Tensor, logits: Tensor) -> None:
+    """Add the probabilities of (N, V) logits to those whose logarithms are in ``total`` (N, V)."""
+    for rows, more in zip(row_blocks(total), row_blocks(logits), strict=True):
+        torch.logaddexp(rows, more.log_softmax(1, dtype=torch.float32), out=rows)
+
+
+def row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Views (n, V) of a few rows each of a matrix (N, V)."""
+    numbers = _CPU_NUMBERS if matrix.device.type == "cpu" else _GPU_NUMBERS
+    return matrix.split(max(1, numbers // matrix.shape[1]))

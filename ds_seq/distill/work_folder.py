@@ -1,0 +1,125 @@
+"""The unfinished state of a labelling: what it was begun with, and what is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.data.shards import manifest_path
+from ds_seq.data.text import fingerprint
+from ds_seq.distill.journal import Journals, repair
+from ds_seq.errors import UserError
+from ds_seq.interop.run_folder import StoredRun
+
+Settings = Mapping[str, str | int | float]
+
+
+class WorkFolder:
+    """A folder in the new data folder, there until that is complete.
+
+    Args:
+        out: the new data folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._folder = out / "pseudo-labels.work"
+        self._settings = self._folder / "settings.json"
+
+    def check_new(self, data: Path) -> None:
+        """Refuse a new data folder that would touch other data.
+
+        Raises:
+            UserError: it is or lies in the old one, ``data``, or holds data and is no unfinished
+                labelling.
+        """
+        out, old = self._out.resolve(), data.resolve()
+        if out == old or old in out.parents:
+            raise UserError(f"--out {self._out}: lies in the data folder --data; give another one")
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {self._out}: is a file; give the name of a new folder")
+        holds_data = (out / "vocab.model").exists() or any(out.glob("*.manifest.json"))
+        if holds_data and not self._folder.exists():
+            raise UserError(f"--out {self._out}: holds data already; remove it or give another one")
+
+    def begin(self, settings: Settings, notes: Settings) -> NDArray[np.int64]:
+        """Begin, or go on with what was begun.
+
+        Args:
+            settings: what must be the same to go on.
+            notes: what is written down with them, for the reader.
+
+        Returns:
+            Numbers of the sentences that are done.
+
+        Raises:
+            UserError: begun with other settings, or another process is at it.
+        """
+        if self._settings.exists():
+            text = self._settings.read_text(encoding="utf-8")
+            self._compare(json.loads(text)["settings"], settings)
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary = self._settings.with_suffix(".tmp")
+            record = {"settings": settings, "notes": notes}
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, self._settings)
+        for journal in self._paths():
+            repair(journal)
+        return self.journals().sentences()
+
+    def _compare(self, old: Settings, new: Settings) -> None:
+        changed = [
+            f"{name} {_short(old.get(name, 'unknown'))}, now {_short(value)}"
+            for name, value in new.items()
+            if old.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"--out {self._out}: was begun with {'; '.join(changed)}; give what "
+                f"{self._settings} says to go on, or another --out"
+            )
+
+    def journal(self, rank: int) -> Path:
+        """The file to which a rank writes."""
+        return self._folder / f"journal.{rank:05d}"
+
+    def journals(self) -> Journals:
+        """What all ranks have written, in this run and before."""
+        return Journals(self._paths())
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("journal.*"))
+
+    def remove(self) -> None:
+        """Remove it; a kill on the way does not leave a part that looks like a whole."""
+        hidden = self._folder.with_name(f".{self._folder.name}.{os.getpid()}.tmp")
+        os.replace(self._folder, hidden)
+        shutil.rmtree(hidden)
+
+
+def teacher_fingerprint(run: StoredRun) -> str:
+    """SHA-256 of what a model computes with: its shape and its weights."""
+    digest = hashlib.sha256(run.config.model.model_dump_json().encode())
+    path = run.weights.path
+    for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
+        digest.update(fingerprint(file).encode())
+    return digest.hexdigest()
+
+
+def data_fingerprint(data: Path, split: str) -> str:
+    """SHA-256 of a split: its manifest holds those of its files."""
+    return fingerprint(manifest_path(data, split))
+
+
+def _short(value: object) -> str:
+    """A value in a message: of a checksum only the start."""
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 else text
