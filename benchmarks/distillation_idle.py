@@ -1,0 +1,34 @@
+"""A criterion that lets a teacher work and throws its answer away: the price of its forward."""
+
+from __future__ import annotations
+
+import torch
+
+from ds_seq.criterions.base import Criterion, Loss
+from ds_seq.criterions.cross_entropy import CrossEntropy
+from ds_seq.data.dataset import Batch
+from ds_seq.data.vocab import PAD_ID
+from ds_seq.interop.run_folder import load_run
+from ds_seq.models.output import ModelOutput
+
+
+class IdleTeacher(Criterion):
+    """Cross entropy, and the forward of a teacher.
+
+    Args:
+        teacher: run folder.
+        label_smoothing: of the cross entropy.
+    """
+
+    def __init__(self, teacher: str, label_smoothing: float) -> None:
+        self._model = load_run(teacher).model
+        self._base = CrossEntropy(label_smoothing, "fairseq", PAD_ID)
+
+    @torch.no_grad()
+    def _teach(self, batch: Batch) -> None:
+        self._model(batch.src, batch.tgt_in, batch.tgt_out != PAD_ID, batch.num_tokens)
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        """See `Criterion`."""
+        self._teach(batch)
+        return self._base(output, batch)
