@@ -18,13 +18,12 @@ from torch import Tensor
 
 from ds_seq.config.objective import AttentionConfig, HiddenConfig
 from ds_seq.data.dataset import Batch
-from ds_seq.models.layer_maps import copy_map, even_map, supervise_map
+from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 
 _Stack = Literal["encoder", "decoder"]
 _Pair = tuple[Tensor, Tensor]
 
-_MAPS = {"supervise": supervise_map, "copy": copy_map, "even": even_map}
 # Smaller attention counts as this, so that its logarithm is finite, and the logarithm's gradient
 # too, times any loss scale.
 _FLOOR = 1e-24
@@ -124,7 +123,7 @@ def _matched(
     """Student and teacher tensors of each matched layer."""
     chosen = config.encoder if stack == "encoder" else config.decoder
     if chosen is None:
-        chosen = _MAPS[config.match](len(teacher), len(student))
+        chosen = LAYER_MAPS[config.match](len(teacher), len(student))
     elif not chosen:  # the stack is left out
         return
     for own, layer in zip(student, chosen, strict=True):

@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,13 +44,13 @@ from ds_seq.interop.run_folder import (
     load_run,
     open_run,
 )
-from ds_seq.models.layer_maps import copy_map, even_map
+from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
 
 STUDENT_KEY = "ds_seq.student"
 """In the header of the weights file: JSON with the ``teacher``'s weights, the layers that those of
 ``encoder`` and ``decoder`` are copies of, and the share of each expert in layers ``merged``."""
 
-_MAPS: dict[str, Callable[[int, int], list[int]]] = {
+_MAPS: dict[str, LayerMap] = {
     "table": copy_map,
     "first": lambda teacher, student: list(range(student)),
     "even": even_map,

@@ -22,12 +22,11 @@ from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
-from ds_seq.models.layer_maps import copy_map, even_map, supervise_map
+from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import Detail, LayerOutputs
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
-_MAPS = {"supervise": supervise_map, "copy": copy_map, "even": even_map}
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def _check_student(
         for (stack, deep), (_, shallow), layers in depths:
             if layers is None:
                 try:
-                    _MAPS[section.match](deep, shallow)
+                    LAYER_MAPS[section.match](deep, shallow)
                 except ValueError as error:
                     raise UserError(f"teacher {name}: {label}, {stack}: {error}") from None
             elif layers and max(layers) >= deep:

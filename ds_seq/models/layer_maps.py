@@ -7,6 +7,9 @@ layer, from 0 and rising. As deep as the teacher: all its layers; without layers
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+LayerMap = Callable[[int, int], list[int]]
 _Table = dict[int, dict[int, list[int]]]  # teacher's depth -> student's depth -> teacher layers
 
 _COPIED: _Table = {
@@ -95,3 +98,11 @@ def _check(teacher: int, student: int) -> None:
             f"a student of {student} layers is deeper than its teacher of {teacher}, so its layers "
             "have no counterparts; name the teacher layers one by one"
         )
+
+
+LAYER_MAPS: dict[str, LayerMap] = {
+    "supervise": supervise_map,
+    "copy": copy_map,
+    "even": even_map,
+}
+"""By the name that an experiment has for them."""
