@@ -271,6 +271,20 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def joined() -> Iterator[World]:
+    """The processes of a command, together as long as the block runs; one alone joins nobody."""
+    world = discover(os.environ)
+    keep_freed_memory()
+    if world.size > 1:
+        init(world)
+        quiet_deepspeed()
+    try:
+        yield world
+    finally:
+        shutdown()
+
+
 def world_size() -> int:
     """Processes of the group; 1 where there is none."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -16,7 +16,6 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,12 +64,7 @@ class _Text:
 def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq generate``; returns the exit code."""
     args = _parser().parse_args(argv)
-    world = distributed.discover(os.environ)
-    distributed.keep_freed_memory()
-    if world.size > 1:
-        distributed.init(world)
-        distributed.quiet_deepspeed()
-    try:
+    with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
             device = world.device if args.device is None else parse_device(args.device)
@@ -90,8 +84,6 @@ def main(argv: Sequence[str]) -> int:
         if translations is not None:
             _report(translations, time.monotonic() - started, world.size)
             _finish(args, translations.lines, text, scorer)
-    finally:
-        distributed.shutdown()
     return 0
 
 

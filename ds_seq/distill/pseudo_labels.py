@@ -15,7 +15,6 @@ the same command goes on with the others.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -76,13 +75,8 @@ class _Job:
 def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq pseudo-label``; returns the exit code."""
     args = _parser().parse_args(argv)
-    world = distributed.discover(os.environ)
-    distributed.keep_freed_memory()
-    if world.size > 1:
-        distributed.init(world)
-        distributed.quiet_deepspeed()
     work = WorkFolder(Path(args.out))
-    try:
+    with distributed.joined() as world:
         done = None
         with distributed.shared_errors():
             _check_arguments(args, world.size)
@@ -94,8 +88,6 @@ def main(argv: Sequence[str]) -> int:
         seconds = _decode(args, job, work, done, world)
         if world.is_first:
             _finish(args, job, work, len(done), seconds, world.size)
-    finally:
-        distributed.shutdown()
     return 0
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -47,12 +46,7 @@ _DIGESTED = 8
 def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq teacher-cache``; returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
-    world = distributed.discover(os.environ)
-    distributed.keep_freed_memory()
-    if world.size > 1:
-        distributed.init(world)
-        distributed.quiet_deepspeed()
-    try:
+    with distributed.joined() as world:
         with distributed.shared_errors():
             args.out = args.out or _default_folder(args)
             readers = _open(args, world.size)
@@ -74,8 +68,6 @@ def main(argv: Sequence[str]) -> int:
             for split in splits:
                 split.writer.finish()
             _report(splits, tokens, time.monotonic() - started, world.size)
-    finally:
-        distributed.shutdown()
     return 0
 
 
