@@ -298,7 +298,7 @@ def quality_section(quality: Quality, results: Sequence[Result]) -> Section:
         f"subwords a side, beam {BEAM}; BLEU and chrF are sacreBLEU's, of detokenised text. "
         f"Teacher: 4 + 4 layers of width 192/768, {quality.teacher_updates:,} updates, its best by "
         f"validation BLEU. Students: {_ENCODER} + {_DECODER} layers of the same width, "
-        f"{quality.updates:,} updates of the same batches, the last state; "
+        f"{quality.updates:,} updates of at most 4,000 tokens, the last state; "
         f"{WORD_SEQ} and {GLOBAL} from a cache of the teacher's {TOP_K} best tokens; median (and "
         f"extremes) of seeds {', '.join(map(str, quality.seeds))}. *gain*: difference "
         f"of the means to {SCRATCH}; *spread*: largest less smallest BLEU over "
@@ -324,9 +324,9 @@ def plot_quality(results: Sequence[Result], path: Path) -> None:
         bleu = [result.bleu for result in group]
         color = {TEACHER: "#4c72b0", SCRATCH: "#8c8c8c"}.get(kind, "#dd8452")
         axes.barh(row, statistics.mean(bleu), color=color, alpha=0.75)
-        axes.plot(bleu, [row] * len(bleu), "k.", markersize=5)
+        axes.plot(bleu, [row - 0.22] * len(bleu), "k.", markersize=5)
         note = f"{group[0].parameters / 1e6:.1f}M, {group[0].speed:.0f} sentences/s"
-        axes.text(0.2, row, note, va="center", fontsize=8)
+        axes.text(0.2, row + 0.12, note, va="center", fontsize=8)
     axes.set_yticks(range(len(kinds)), list(reversed(kinds)))
     axes.set_xlabel("BLEU on the test set (bar: mean, dots: seeds)")
     axes.spines[["top", "right"]].set_visible(False)
