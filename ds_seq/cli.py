@@ -31,8 +31,9 @@ COMMANDS: dict[str, Command] = {
     "pseudo-label": Command(
         "ds_seq.distill.pseudo_labels:main", "run folder + shards -> shards with its translations"
     ),
-    "score": Command("ds_seq.generation.scoring:main", "translations + references -> BLEU, chrF"),
+    "score": Command("ds_seq.score:main", "translations + references -> BLEU, chrF, p-values"),
     "export": Command("ds_seq.interop.export:main", "run folder -> one file that translates"),
+    "average": Command("ds_seq.interop.average:main", "checkpoints -> their mean, as one model"),
     "prune-experts": Command(
         "ds_seq.interop.prune:main", "run folder + text -> smaller model for that kind of text"
     ),

@@ -20,6 +20,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from ds_seq.data.shards import TokenBlock
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
+from ds_seq.generation.rouge import build_rouge
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = ("bleu", "chrf", *ROUGE)
@@ -90,41 +91,14 @@ def _metric(name: str, target_lang: str) -> Metric:
         bleu = BLEU(trg_lang=target_lang, effective_order=True, force=True)
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
         raise UserError(f"{name}: cannot compare text in {target_lang!r}: {error}") from error
-    return _sentence_score(bleu) if name == "bleu" else _rouge(name, target_lang, bleu)
+    if name == "bleu":
+        return _sentence_score(bleu)
+    return build_rouge(name, target_lang, bleu.tokenizer)
 
 
 def _sentence_score(scorer: BLEU | CHRF) -> Metric:
     def score(hypothesis: str, reference: str) -> float:
         return float(scorer.sentence_score(hypothesis, [reference]).score)
-
-    return score
-
-
-class _Words:
-    """Words as BLEU splits them, in small letters."""
-
-    def __init__(self, bleu: BLEU) -> None:
-        self._split = bleu.tokenizer
-
-    def tokenize(self, text: str) -> list[str]:
-        words: str = self._split(text.lower())
-        return words.split()
-
-
-def _rouge(name: str, target_lang: str, bleu: BLEU) -> Metric:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise UserError(
-            f"{name}: needs the package rouge-score; install it with `pip install rouge-score`"
-        ) from None
-    if target_lang == "en":
-        scorer = RougeScorer([name], use_stemmer=True)
-    else:
-        scorer = RougeScorer([name], tokenizer=_Words(bleu))
-
-    def score(hypothesis: str, reference: str) -> float:
-        return 100.0 * float(scorer.score(reference, hypothesis)[name].fmeasure)
 
     return score
 

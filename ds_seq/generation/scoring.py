@@ -1,20 +1,28 @@
 """Corpus scores of detokenised translations, with the signatures that make them comparable.
 
 Post, 2018, "A Call for Clarity in Reporting BLEU Scores", https://arxiv.org/abs/1804.08771;
-Popovic, 2015, "chrF: character n-gram F-score for automatic MT evaluation".
+Popovic, 2015, "chrF: character n-gram F-score for automatic MT evaluation"; Popovic, 2017,
+"chrF++: words helping character n-grams"; Snover et al., 2006, "A Study of Translation Edit Rate
+with Targeted Human Annotation".
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.metrics.ter import TER
 
 from ds_seq.errors import UserError
-from ds_seq.generation.text import read_parallel
+
+TOKENISED = "tokenised_bleu"
+
+_LABELS = {TOKENISED: "tokenised BLEU (not comparable)"}
+"""Where our name for a score is not sacreBLEU's."""
 
 
 @dataclass(frozen=True)
@@ -22,65 +30,108 @@ class Score:
     """One score of a whole text.
 
     Attributes:
-        name: `bleu` or `chrf`.
-        value: from 0 to 100.
+        name: `bleu`, `chrf` and so on, for programs.
+        value: from 0 to 100 (TER may be more).
         signature: how it was computed, as sacreBLEU writes it.
-        text: name, signature, value and details in one line, as sacreBLEU writes them.
+        text: label, signature, value and details in one line, as sacreBLEU writes them.
+        label: the name for readers.
+        mean: of the score over bootstrap resamples of the sentences.
+        ci: half the width of the 95% confidence interval around `mean`.
+        p_value: of the difference to the first system, by a paired test.
     """
 
     name: str
     value: float
     signature: str
     text: str
+    label: str
+    mean: float | None = None
+    ci: float | None = None
+    p_value: float | None = None
 
     def __str__(self) -> str:
         return self.text
 
 
-class _CorpusScore(Protocol):
-    score: float
-
-    def format(self, width: int, score_only: bool, signature: str) -> str: ...
-
-
-class _Metric(Protocol):
-    def corpus_score(
-        self, hypotheses: Sequence[str], references: Sequence[Sequence[str]] | None
-    ) -> _CorpusScore: ...
-
-    def get_signature(self) -> object: ...
-
-
-def _bleu(target_lang: str) -> _Metric:
+def _bleu(target_lang: str) -> Metric:
     # force: text that ends in " ." is scored as it is; the warning would come at every validation
-    metric: _Metric = BLEU(trg_lang=target_lang, force=True)
-    return metric
+    return BLEU(trg_lang=target_lang, force=True)
 
 
-def _chrf(target_lang: str) -> _Metric:
-    metric: _Metric = CHRF()
-    return metric
+METRICS: dict[str, Callable[[str], Metric]] = {
+    "bleu": _bleu,
+    "chrf": lambda target_lang: CHRF(),
+    "chrf++": lambda target_lang: CHRF(word_order=2),
+    "ter": lambda target_lang: TER(),
+    TOKENISED: lambda target_lang: BLEU(tokenize="none", force=True),
+}
+DEFAULT_METRICS = ("bleu", "chrf")
 
 
-_METRICS: dict[str, Callable[[str], _Metric]] = {"bleu": _bleu, "chrf": _chrf}
-
-
-class Scorer:
-    """BLEU and chrF of a text.
+def build_metric(name: str, target_lang: str) -> Metric:
+    """The metric of that name in `METRICS`.
 
     Args:
+        name: one of `METRICS`.
         target_lang: language code; BLEU splits words of Chinese, Japanese and Korean in ways of
             their own.
 
     Raises:
         UserError: the words of that language need a package that is not installed.
     """
+    try:
+        return METRICS[name](target_lang)
+    except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
+        why = " ".join(str(error).split())  # sacreBLEU's advice has many lines
+        raise UserError(f"cannot score text in {target_lang!r}: {why}") from error
+
+
+def label(name: str, metrics_own: str) -> str:
+    """How readers see a metric: its own name, unless that would mislead."""
+    return _LABELS.get(name, metrics_own)
+
+
+def score_corpus(
+    name: str,
+    metric: Metric,
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    resamples: int | None = None,
+) -> Score:
+    """Score a text.
+
+    Args:
+        name: of the metric, for `Score.name`.
+        metric: computes the score.
+        hypotheses: one sentence each.
+        references: for each reference, as many sentences.
+        resamples: draw so many bootstrap resamples for a confidence interval; at least 2.
+    """
+    result = metric.corpus_score(hypotheses, references, n_bootstrap=resamples or 1)
+    result.name = label(name, result.name)
+    signature = str(metric.get_signature())
+    # the form that sacreBLEU's own command prints with `--format text`
+    text = result.format(width=2, score_only=False, signature=signature)
+    mean = ci = None
+    if resamples:
+        # The JSON form is the public way to these two; it leaves them out where the mean is 0.
+        fields = json.loads(result.format(width=12, signature=signature, is_json=True))
+        mean, ci = (float(fields.get(f"confidence_{key}", 0.0)) for key in ("mean", "var"))
+    return Score(name, float(result.score), signature, text, result.name, mean, ci)
+
+
+class Scorer:
+    """BLEU and chrF of a text.
+
+    Args:
+        target_lang: language code; see `build_metric`.
+
+    Raises:
+        UserError: the words of that language need a package that is not installed.
+    """
 
     def __init__(self, target_lang: str = "") -> None:
-        try:
-            self._metrics = {name: make(target_lang) for name, make in _METRICS.items()}
-        except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-            raise UserError(f"cannot score text in {target_lang!r}: {error}") from error
+        self._metrics = {name: build_metric(name, target_lang) for name in DEFAULT_METRICS}
 
     def __call__(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[Score]:
         """Score detokenised translations against raw text, one reference each.
@@ -95,30 +146,7 @@ class Scorer:
             )
         if not references:
             raise UserError("there is no text to score: translations and reference are empty")
-        scores = []
-        for name, metric in self._metrics.items():
-            result = metric.corpus_score(hypotheses, [references])
-            signature = str(metric.get_signature())
-            # the form that sacreBLEU's own command prints with `--format text`
-            text = result.format(width=2, score_only=False, signature=signature)
-            scores.append(Score(name, result.score, signature, text))
-        return scores
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq score``."""
-    parser = argparse.ArgumentParser(
-        prog="ds-seq score", description="BLEU and chrF of a translation, as sacreBLEU has them."
-    )
-    parser.add_argument(
-        "hypothesis", help="detokenised translation, one sentence a line; - = stdin"
-    )
-    parser.add_argument("reference", help="raw reference text, line by line the same")
-    parser.add_argument(
-        "--target-lang", default="", help="language code; matters for zh, ja and ko (default: none)"
-    )
-    args = parser.parse_args(argv)
-    hypotheses, references = read_parallel(args.hypothesis, args.reference)
-    for result in Scorer(args.target_lang)(hypotheses, references):
-        print(result)
-    return 0
+        return [
+            score_corpus(name, metric, hypotheses, [references])
+            for name, metric in self._metrics.items()
+        ]

@@ -1,0 +1,119 @@
+"""ROUGE and COMET of whole texts: means over sentences that sacreBLEU can resample."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from ds_seq.errors import UserError
+from ds_seq.generation import sentence_means
+from ds_seq.generation.rouge import ROUGE, sentence_lines
+from ds_seq.generation.scoring import Score, score_corpus
+from ds_seq.generation.sentence_means import comet_metric, rouge_metrics
+
+HYPOTHESES = ["Cats were jumping. The dog slept.", "It rained in Paris", "nothing alike"]
+REFERENCES = ["The dog was sleeping. A cat jumped.", "In Paris it rained a lot.", "quite different"]
+
+
+def rouge(
+    hypotheses: Sequence[str], *references: Sequence[str], language: str = "en"
+) -> dict[str, Score]:
+    return {
+        name: score_corpus(name, metric, hypotheses, references, resamples=20)
+        for name, metric in rouge_metrics(language).items()
+    }
+
+
+def test_the_mean_of_the_f_measures_of_the_package() -> None:
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    found = rouge(HYPOTHESES, REFERENCES)
+    assert list(found) == ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    rows = [
+        scorer.score(reference.replace(". ", ".\n"), hypothesis.replace(". ", ".\n"))
+        for hypothesis, reference in zip(HYPOTHESES, REFERENCES, strict=True)
+    ]
+    for name, score in found.items():
+        expected = 100 * sum(row[name].fmeasure for row in rows) / len(rows)
+        assert 0 < expected < 100
+        assert score.value == pytest.approx(expected)
+        assert score.mean == pytest.approx(expected, abs=30) and score.ci
+        assert "nrefs:1|bs:20|seed:" in score.signature
+        assert "stem:porter" in score.signature and "rouge-score-" in score.signature
+    # swapped sentences: seen as one sequence, half of the words are out of order
+    assert found["rougeLsum"].value > found["rougeL"].value + 5
+
+
+def test_of_several_references_the_closest_counts() -> None:
+    first, second, both = (
+        rouge(HYPOTHESES, *texts)["rougeL"]
+        for texts in ([REFERENCES], [HYPOTHESES], [REFERENCES, HYPOTHESES])
+    )
+    assert first.value < second.value == both.value == pytest.approx(100)
+    assert "nrefs:2" in both.signature
+
+
+def test_other_languages_keep_their_letters_and_are_not_stemmed() -> None:
+    score = rouge(["Это большой дом"], ["это Дом"], language="ru")["rouge1"]
+    assert score.value == pytest.approx(80)
+    assert "tok:13a-lower|stem:no" in score.signature
+    assert rouge(["cats"], ["cat"], language="de")["rouge1"].value == 0
+
+
+def test_without_a_language_it_does_not_guess() -> None:
+    with pytest.raises(UserError, match="--target-lang"):
+        rouge_metrics("")
+
+
+def test_where_sentences_end() -> None:
+    assert (
+        sentence_lines(" One. Two! “Three?” Four 3.5 x.y") == "One.\nTwo!\n“Three?”\nFour 3.5 x.y"
+    )
+    assert sentence_lines("a <n> b<n>c") == "a\nb\nc"
+    assert sentence_lines("一。二").split("\n") == ["一。", "二"]
+
+
+class FakeComet:
+    """Stands in for the package: a hypothesis is worth the share of the letters it has kept."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, str]] = []
+
+    def predict(self, texts: list[dict[str, str]], batch_size: int, gpus: int) -> SimpleNamespace:
+        self.seen = texts
+        return SimpleNamespace(scores=[len(row["mt"]) / len(row["ref"]) for row in texts])
+
+
+def test_comet_is_the_mean_of_what_the_package_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, module = FakeComet(), ModuleType("comet")
+    loaded = {"download_model": lambda name: f"/models/{name}"}
+    loaded["load_from_checkpoint"] = {"/models/a/b": fake}.__getitem__  # type: ignore[assignment]
+    vars(module).update(loaded)
+    monkeypatch.setitem(sys.modules, "comet", module)
+    monkeypatch.setattr(sentence_means, "version", lambda package: "1.2")
+    metric = comet_metric("a/b", ["s", "t"])
+    score = score_corpus("comet", metric, ["xx", "y"], [["xxxx", "yy"]])
+    assert score.value == pytest.approx(50)
+    assert fake.seen[1] == {"src": "t", "mt": "y", "ref": "yy"}
+    assert score.text == "COMET|nrefs:1|model:b|version:unbabel-comet-1.2 = 50.00"
+    with pytest.raises(UserError, match="cannot load the model 'c'"):
+        monkeypatch.setattr(module, "load_from_checkpoint", {}.__getitem__)
+        comet_metric("c", [])
+
+
+def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("comet", "rouge_score.rouge_scorer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="`pip install unbabel-comet`"):
+        comet_metric("a/b", [])
+    with pytest.raises(UserError, match="`pip install rouge-score`"):
+        rouge_metrics("en")
+
+
+def test_another_package_called_comet_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "comet", ModuleType("comet"))
+    with pytest.raises(UserError, match="`pip install unbabel-comet`"):
+        comet_metric("a/b", [])
