@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -269,6 +270,9 @@ def shutdown() -> None:
     """Leave the process group, so that no rank waits for one that has ended."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A thread of gloo lets go of its last tensors after the collective has returned. If the
+        # interpreter ends meanwhile, it aborts the process; sleeping lets it have Python's lock.
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -320,16 +324,12 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """All ranks' tensors: the first of each rank, in order of rank, then their second, ...
+    """All ranks' tensors, on all: the first of each, in order of rank, then their second, ...
 
-    Two collectives, of lengths and of contents, which are padded to the longest rank's. Nothing is
-    pickled.
+    Two collectives, of lengths and of contents, which are padded to the longest rank's.
 
     Args:
         pieces: (C, n) each; as many on every rank, n at will.
-
-    Returns:
-        The same list on all ranks, where ``pieces`` were.
     """
     if world_size() == 1 or not pieces:
         return list(pieces)
