@@ -1,4 +1,4 @@
-"""Batched beam search, with the semantics of fairseq's sequence generator.
+"""Batched beam search, with the semantics of fairseq's sequence generator; and sampling.
 
 Sutskever et al., 2014, "Sequence to Sequence Learning with Neural Networks",
 https://arxiv.org/abs/1409.3215; length penalty and n-gram blocking as fairseq has them.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from ds_seq.generation.hypotheses import ActiveBeams, Hypothesis
+from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
+from ds_seq.generation.sampling import ActiveSamples, Sampling
 from ds_seq.generation.top_k import top_k
 from ds_seq.generation.vetoes import block_repeated_ngrams
 
@@ -61,15 +63,23 @@ class BeamSearch:
 
     Per sentence and step the 2 K best continuations are looked at. Those among the best K that
     end are finished; the best K that do not end go on. A sentence is done when K hypotheses are
-    finished. A finished one scores ``sum of log-probabilities / length ** length_penalty``, its
-    end symbol included in both.
+    finished. A finished one scores the sum of its log-probabilities over what `LengthPenalty`
+    makes of its length, its end symbol included in both.
 
     The result for a sentence does not depend on its batch: limits are computed from its own
     length (fairseq takes the width of the padded batch).
 
+    With `sampling` nothing is searched: `num_best` translations are drawn, independently, under the
+    same limits and vetoes. They score like hypotheses of a search, by the probabilities that were
+    there before the truncation, and are given in the order of the draws.
+
     Attributes:
         beam: K; 1 is greedy search.
         length_penalty: exponent of the length; higher favours longer translations.
+        length_penalty_form: see `LengthPenalty`.
+        unk_penalty: taken from the log-probability of the unknown symbol, at least 0: sums of
+            log-probabilities must not grow, or searches could not stop early.
+        temperature: divides the logits; above 1 for flatter probabilities, below for steeper.
         max_len_a: a translation has at most ``max_len_a * x + max_len_b`` tokens and an end
             symbol, for a source of x tokens with its end symbol.
         max_len_b: see `max_len_a`.
@@ -77,33 +87,57 @@ class BeamSearch:
         no_repeat_ngram: no n-gram of this many tokens occurs twice; 0 allows all.
         num_best: how many hypotheses are returned. A search stops as soon as none that is still
             open can become one of them, so asking for fewer saves steps.
+        sampling: how to draw, instead of searching with a beam.
         max_positions: tokens that the decoder can take, end symbol included; None = any number.
         bos_id: never generated.
         pad_id: never generated; marks padding in the source.
         eos_id: ends a hypothesis, and is the first input of the decoder.
+        unk_id: the unknown symbol.
     """
 
     beam: int = 5
     length_penalty: float = 1.0
+    length_penalty_form: LengthPenaltyForm = "fairseq"
+    unk_penalty: float = 0.0
+    temperature: float = 1.0
     max_len_a: float = 1.2
     max_len_b: int = 10
     min_len: int = 1
     no_repeat_ngram: int = 0
     num_best: int = 1
+    sampling: Sampling | None = None
     max_positions: int | None = None
     bos_id: int = 0
     pad_id: int = 1
     eos_id: int = 2
+    unk_id: int = 3
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_best <= self.beam:
+        if not 1 <= self.num_best <= self.width:
             raise ValueError(f"num_best={self.num_best} is not between 1 and beam={self.beam}")
         if min(self.max_len_a, self.max_len_b, self.min_len, self.no_repeat_ngram) < 0:
             raise ValueError(f"negative limit in {self}")
+        if self.unk_penalty < 0:
+            raise ValueError(f"unk_penalty={self.unk_penalty} is negative")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} is not above 0")
+
+    @property
+    def width(self) -> int:
+        """Hypotheses of a sentence that the model decodes side by side."""
+        return self.beam if self.sampling is None else self.num_best
+
+    @property
+    def _penalty(self) -> LengthPenalty:
+        return LengthPenalty(self.length_penalty, self.length_penalty_form)
 
     @torch.no_grad()
     def search(
-        self, model: Decodable[EncodedT, CacheT], src: Tensor, any_rank: AnyRank | None = None
+        self,
+        model: Decodable[EncodedT, CacheT],
+        src: Tensor,
+        any_rank: AnyRank | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
         """Search translations of a batch.
 
@@ -114,10 +148,13 @@ class BeamSearch:
                 parallelism, ZeRO-3): every rank then makes as many steps as the slowest, with a
                 spare hypothesis when its own search is over. `src` may then be of shape (0, S),
                 on a rank that has no sentence but must take part.
+            numbers: of the sentences (B,) in the whole input, to which the random numbers of
+                `sampling` belong; default 0 to B - 1.
 
         Returns:
             For each sentence the `num_best` best hypotheses, the best first. There may be fewer
-            where `beam` hypotheses do not exist; there is at least one.
+            where `beam` hypotheses do not exist; there is at least one. With `sampling`, always
+            `num_best` in the order of the draws.
         """
         num_sentences = len(src)
         if num_sentences == 0:
@@ -126,18 +163,29 @@ class BeamSearch:
             src = src.new_full((1, 1), self.eos_id)
         limits = self._length_limits(src)
         max_length = int(limits.max()) + 1
-        cache = model.start_cache(model.encode(src), self.beam, max_length)
+        cache = model.start_cache(model.encode(src), self.width, max_length)
         spare = None if any_rank is None else _SpareSearch(self, model, cache, src, max_length)
-        beams = ActiveBeams(num_sentences, self.beam, limits[:num_sentences], self.num_best)
+        beams = self._start(limits[:num_sentences], numbers)
         scratch = _Scratch()
         while beams.active if any_rank is None else any_rank(beams.active):
             if beams.active:
                 tokens = beams.last_tokens(self.eos_id)
                 logits = model.decode_step(tokens, cache)
+                if self.temperature != 1.0:
+                    logits = logits.float() / self.temperature
                 self._advance(beams, scratch.log_softmax(logits), cache)
             elif spare is not None:
                 spare.step()
+        if isinstance(beams, ActiveSamples):
+            return beams.results(self.eos_id, self._penalty)
         return beams.results()
+
+    def _start(self, limits: Tensor, numbers: Sequence[int] | None) -> ActiveBeams | ActiveSamples:
+        """The empty hypotheses of all sentences, given their limits (B,)."""
+        if self.sampling is None:
+            return ActiveBeams(len(limits), self.beam, limits, self.num_best)
+        sentences = range(len(limits)) if numbers is None else numbers
+        return ActiveSamples(self.sampling, sentences, self.num_best, limits)
 
     def _length_limits(self, src: Tensor) -> Tensor:
         """Most tokens before the end symbol, for each sentence: (B,) int64."""
@@ -147,14 +195,19 @@ class BeamSearch:
         most = None if self.max_positions is None else max(self.max_positions - 1, 1)
         return limits.clamp(min=1, max=most)
 
-    def _advance(self, beams: ActiveBeams, log_probs: Tensor, cache: Cache) -> None:
+    def _advance(self, beams: ActiveBeams | ActiveSamples, log_probs: Tensor, cache: Cache) -> None:
         """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
         end_scores = log_probs[:, self.eos_id].clone()  # (N,)
         self._veto(beams, log_probs)
+        if isinstance(beams, ActiveSamples):
+            kept = beams.draw(log_probs, end_scores, self.eos_id)
+            if kept is not None and beams.active:
+                cache.keep_sentences(kept)
+            return
         # (N, C'): the C best of a sentence are among the C best of each of its hypotheses
         scores, tokens = top_k(log_probs, min(2 * self.beam, log_probs.size(1)))
         scores = self._end_at_limit(beams, scores, tokens, end_scores)
-        kept, rows = beams.select(scores, tokens, self.eos_id, self.length_penalty)
+        kept, rows = beams.select(scores, tokens, self.eos_id, self._penalty)
         if not beams.active:
             return
         if kept is not None:
@@ -162,12 +215,14 @@ class BeamSearch:
         if self.beam > 1:
             cache.reorder(rows)
 
-    def _veto(self, beams: ActiveBeams, log_probs: Tensor) -> None:
-        """Rule out tokens in place; the others' log-probabilities stay as they are."""
+    def _veto(self, beams: ActiveBeams | ActiveSamples, log_probs: Tensor) -> None:
+        """Rule out tokens and punish the unknown one, in place; the others stay as they are."""
         log_probs[:, self.pad_id] = _NEVER
         log_probs[:, self.bos_id] = _NEVER
         if beams.length < self.min_len:
             log_probs[:, self.eos_id] = _NEVER
+        if self.unk_penalty > 0:
+            log_probs[:, self.unk_id] -= self.unk_penalty
         if self.no_repeat_ngram > 0:
             block_repeated_ngrams(log_probs, beams.tokens.flatten(0, 1), self.no_repeat_ngram)
 
@@ -186,7 +241,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
     """Steps without meaning, for a rank whose search is over while others go on.
 
     Args:
-        search: gives beam and end symbol.
+        search: gives width and end symbol.
         model: makes the steps.
         cache: of the real search, at length 0.
         src: source of the real search, for its device.
@@ -206,7 +261,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         self._fresh.keep_sentences(src.new_zeros(1))
         self._cache = copy.deepcopy(self._fresh)
         self._model = model
-        self._tokens = src.new_full((search.beam,), search.eos_id)
+        self._tokens = src.new_full((search.width,), search.eos_id)
         self._max_length = max_length
         self._steps = 0
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ds_seq.generation.penalties import LengthPenalty
+
 _NEVER = -math.inf
 
 
@@ -22,7 +24,7 @@ class Hypothesis:
 
     Attributes:
         tokens: ids, without the end symbol.
-        score: sum of log-probabilities / length ** length penalty, the end symbol included.
+        score: sum of log-probabilities, divided as `LengthPenalty` says; the end symbol included.
         token_scores: log-probability of each token and of the end symbol.
     """
 
@@ -89,7 +91,7 @@ class ActiveBeams:
         return self.tokens[:, :, -1].flatten()
 
     def select(
-        self, scores: Tensor, tokens: Tensor, end: int, length_penalty: float
+        self, scores: Tensor, tokens: Tensor, end: int, length_penalty: LengthPenalty
     ) -> tuple[Tensor | None, Tensor]:
         """Choose among continuations: some finish, the best others become the open hypotheses.
 
@@ -97,7 +99,7 @@ class ActiveBeams:
             scores: (N, C') log-probabilities of continuations of each hypothesis.
             tokens: (N, C') their tokens.
             end: the token that finishes a hypothesis.
-            length_penalty: exponent of the length in the score of a finished hypothesis.
+            length_penalty: divides the score of a finished hypothesis.
 
         Returns:
             The sentences (A',) of the A that are not finished yet, or None when that is all; and
@@ -125,10 +127,10 @@ class ActiveBeams:
         return self._keep(kept, origins.gather(1, best))
 
     def _finish(
-        self, ending: Tensor, totals: Tensor, origins: Tensor, length_penalty: float
+        self, ending: Tensor, totals: Tensor, origins: Tensor, length_penalty: LengthPenalty
     ) -> None:
         """Put aside the candidates (A, K) marked in `ending`."""
-        scores = (totals / (self.length + 1) ** length_penalty).masked_fill(~ending, _NEVER)
+        scores = (totals / length_penalty.divisor(self.length + 1)).masked_fill(~ending, _NEVER)
         rows, columns = ending.nonzero(as_tuple=True)  # (H,) each
         parents = origins[rows, columns]
         past = self._totals[rows, parents]  # (H, L + 1), from the empty sum on
@@ -143,17 +145,17 @@ class ActiveBeams:
         self._num_finished += ending.sum(1)
         self._best_scores = torch.cat([self._best_scores, scores], dim=1).topk(self._num_best)[0]
 
-    def _decided(self, open_totals: Tensor, length_penalty: float) -> Tensor:
+    def _decided(self, open_totals: Tensor, length_penalty: LengthPenalty) -> Tensor:
         """Which sentences (A,) need no more steps.
 
         Those with K finished hypotheses; and those whose best open hypothesis, with the sum
         `open_totals` (A,), could not even win if it went on at no cost: sums only fall. What a
         sum is divided by grows with the length when the penalty is positive.
         """
-        if length_penalty > 0:
-            reach = open_totals / (self.limits + 1) ** length_penalty
+        if length_penalty.exponent > 0:
+            reach = open_totals / length_penalty.divisor(self.limits + 1)
         else:
-            reach = open_totals / (self.length + 2) ** length_penalty
+            reach = open_totals / length_penalty.divisor(self.length + 2)
         return (self._num_finished >= self._beam) | (self._best_scores[:, -1] >= reach)
 
     def _extend(self, origins: Tensor, tokens: Tensor, totals: Tensor) -> None:

@@ -1,7 +1,8 @@
 """From lines of text to lines of translations, on one rank or shared out over many.
 
-Training-time validation and `ds-seq generate` both come through `translate`; who has ids already
-cuts them with `cut_batches` and searches with `search_batches`.
+Training-time validation comes through `translate`; `ds-seq generate`, which may want more than the
+best text, through the two halves of it, `search_lines` and `gather_lines`. Who has ids already cuts
+them with `cut_batches` and searches with `search_batches`.
 
 Shapes: B sentences, S source length.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import gather_objects
 from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
 from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.generation.output import plain_text
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,20 @@ class Translations(NamedTuple):
     """Numbers of the input lines, from 1, that were too long and translated only in part."""
 
 
-class _Sentence(NamedTuple):
-    """A line that is to be translated."""
+class Found(NamedTuple):
+    """What was found for a line."""
 
     line: int
-    ids: list[int]
+    """Its number in the input, from 0."""
+    hypotheses: list[Hypothesis]
+    """At least one, the best first; a line without text has an empty one of score 0."""
+    cut: bool
+    """Whether it was too long and searched only in part."""
+
+
+_NO_TEXT = [Hypothesis([], 0.0, [])]
+
+AnswerT = TypeVar("AnswerT")
 
 
 def translate(
@@ -107,27 +118,78 @@ def translate(
     Returns:
         The translations on rank 0, None on other ranks.
     """
+    found = search_lines(model, vocab, lines, search, limits, device, share)
+    gathered = gather_lines(
+        found, lambda one: plain_text(vocab, one.hypotheses[0].tokens), share, progress
+    )
+    return None if gathered is None else Translations(*gathered)
+
+
+def search_lines(
+    model: Decodable[EncodedT, CacheT],
+    vocab: Vocab,
+    lines: Sequence[str],
+    search: BeamSearch,
+    limits: BatchLimits,
+    device: torch.device,
+    share: Share = ALONE,
+) -> Iterator[list[Found]]:
+    """Search this process's share of lines of text; see `translate` for the arguments.
+
+    Yields:
+        What was found for the lines of a batch; at first for all lines without text.
+    """
     by_length = sorted(range(len(lines)), key=lambda line: len(lines[line]))
     mine = by_length[share.rank :: share.world_size]
-    sentences, cut = _encode(vocab, lines, mine, limits.max_source_length)
-    if progress is not None:
-        progress(len(mine) - len(sentences))
-    lengths = np.array([len(sentence.ids) for sentence in sentences], np.int64)
-    done: dict[int, str] = {}
+    sources, cut = _encode(vocab, lines, mine, limits.max_source_length)
+    yield [Found(line, _NO_TEXT, False) for line in mine if line not in sources]
+    numbers = np.array(list(sources), np.int64)
+    lengths = np.array([len(ids) for ids in sources.values()], np.int64)
+    batches = [numbers[batch] for batch in cut_batches(lengths, limits)]
     for batch, found in search_batches(
-        model,
-        search,
-        cut_batches(lengths, limits),
-        lambda i: sentences[i].ids,
-        device,
-        share.any_rank,
+        model, search, batches, sources.__getitem__, device, share.any_rank
     ):
-        for i, hypotheses in zip(batch, found, strict=True):
-            done[sentences[i].line] = _one_line(vocab.decode(hypotheses[0].tokens))
+        yield [
+            Found(line, hypotheses, line in cut)
+            for line, hypotheses in zip(batch.tolist(), found, strict=True)
+        ]
+
+
+def gather_lines(
+    found: Iterable[list[Found]],
+    answer: Callable[[Found], AnswerT],
+    share: Share = ALONE,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[list[AnswerT], list[int]] | None:
+    """Bring the answers of all ranks into the order of the input.
+
+    Args:
+        found: what `search_lines` yields.
+        answer: what is to be kept of a line; made where it was searched.
+        share: as for `search_lines`.
+        progress: called with the number of lines that this rank has done since the last call.
+
+    Returns:
+        On rank 0 an answer for each line, and the numbers, from 1, of the lines that were cut;
+        None on other ranks.
+    """
+    done: dict[int, AnswerT] = {}
+    cut: list[int] = []
+    for batch in found:
+        for one in batch:
+            done[one.line] = answer(one)
+            if one.cut:
+                cut.append(one.line + 1)
         if progress is not None:
             progress(len(batch))
     shares = [(done, cut)] if share.world_size == 1 else gather_objects((done, cut))
-    return None if shares is None else _merge(shares, len(lines))
+    if shares is None:
+        return None
+    merged: dict[int, AnswerT] = {}
+    for answers, _ in shares:
+        merged |= answers
+    in_order = [merged[line] for line in range(len(merged))]
+    return in_order, sorted(number for _, numbers in shares for number in numbers)
 
 
 def cut_batches(lengths: NDArray[np.integer], limits: BatchLimits) -> list[NDArray[np.int64]]:
@@ -164,7 +226,8 @@ def search_batches(
     Args:
         model: in evaluation mode.
         search: how to search.
-        batches: numbers of the sentences of each batch, this process's only.
+        batches: numbers of the sentences of each batch, this process's only. Sampling draws by
+            them: they are to be numbers in the whole input, not in this process's share.
         source: the ids of a sentence, its end symbol included.
         device: where the model is.
         any_rank: see `Share.any_rank`.
@@ -174,24 +237,24 @@ def search_batches(
     """
     for batch in _in_step(batches, any_rank):
         src = _pad([source(int(i)) for i in batch], search.pad_id).to(device)
-        found = search.search(model, src, any_rank)
+        found = search.search(model, src, any_rank, batch.tolist())
         if len(batch):
             yield batch, found
 
 
 def _encode(
     vocab: Vocab, lines: Sequence[str], mine: list[int], max_length: int
-) -> tuple[list[_Sentence], list[int]]:
-    """Ids of those lines of `mine` that hold any text, and the numbers of those that were cut."""
-    sentences, cut = [], []
+) -> tuple[dict[int, list[int]], set[int]]:
+    """Ids of those lines of `mine` that hold any text, and which of these were cut."""
+    sources, cut = {}, set()
     for line, ids in zip(mine, vocab.encode_lines([lines[i] for i in mine]), strict=True):
         if not ids:
             continue
         if len(ids) >= max_length:
-            cut.append(line + 1)
+            cut.add(line)
             ids = ids[: max_length - 1]
-        sentences.append(_Sentence(line, [*ids, vocab.eos_id]))
-    return sentences, cut
+        sources[line] = [*ids, vocab.eos_id]
+    return sources, cut
 
 
 def _in_step(
@@ -211,17 +274,3 @@ def _pad(rows: list[list[int]], pad_id: int) -> Tensor:
     width = max(map(len, rows), default=1)
     padded = [row + [pad_id] * (width - len(row)) for row in rows]
     return torch.tensor(padded, dtype=torch.int64).view(len(rows), width)
-
-
-def _one_line(text: str) -> str:
-    """The text without line breaks: a vocabulary of bytes can spell them."""
-    return " ".join(text.replace("\r", "\n").split("\n")).strip()
-
-
-def _merge(shares: Sequence[tuple[dict[int, str], list[int]]], num_lines: int) -> Translations:
-    """Put what the ranks have done into the order of the input."""
-    merged = [""] * num_lines
-    for done, _ in shares:
-        for line, text in done.items():
-            merged[line] = text
-    return Translations(merged, sorted(number for _, cut in shares for number in cut))

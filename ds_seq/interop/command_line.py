@@ -39,6 +39,16 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=field.description)
 
 
+def check_n_best(n_best: int, settings: GenerationConfig) -> None:
+    """Refuse to ask a search for more hypotheses than it has; draws may be any number."""
+    if n_best < 1:
+        raise UserError(f"--n-best {n_best}: at least 1 hypothesis is needed")
+    if n_best > settings.beam and not settings.sampling:
+        raise UserError(
+            f"--n-best {n_best}: the search keeps {settings.beam} hypotheses; raise --beam"
+        )
+
+
 def check_expert_parallel(size: int, world_size: int) -> None:
     """Refuse a number of ranks that experts cannot be spread over."""
     if size < 1 or world_size % size:

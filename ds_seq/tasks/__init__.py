@@ -11,6 +11,7 @@ from ds_seq.config.experiment import TaskConfig, TranslationConfig
 from ds_seq.config.generate import GenerationConfig
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
@@ -52,17 +53,28 @@ def build_task(config: TaskConfig, data: DataConfig) -> Task:
 
 def build_search(config: GenerationConfig, vocab: Vocab, max_positions: int) -> BeamSearch:
     """The search that a config describes, for a decoder of at most ``max_positions`` tokens."""
+    sampling = Sampling(
+        top_k=config.sampling_top_k,
+        top_p=config.sampling_top_p,
+        epsilon=config.sampling_epsilon,
+        seed=config.seed,
+    )
     return BeamSearch(
         beam=config.beam,
         length_penalty=config.length_penalty,
+        length_penalty_form=config.length_penalty_form,
+        unk_penalty=config.unk_penalty,
+        temperature=config.temperature,
         max_len_a=config.max_len_a,
         max_len_b=config.max_len_b,
         min_len=config.min_len,
         no_repeat_ngram=config.no_repeat_ngram,
+        sampling=sampling if config.sampling else None,
         max_positions=max_positions,
         bos_id=vocab.bos_id,
         pad_id=vocab.pad_id,
         eos_id=vocab.eos_id,
+        unk_id=vocab.unk_id,
     )
 
 

@@ -150,13 +150,15 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[lis
         seen: list[list[int]] = []
         left = [batches]
 
-        def search(self: BeamSearch, model: object, src: Tensor, any_rank: None) -> object:
+        def search(
+            self: BeamSearch, model: object, src: Tensor, any_rank: None, numbers: list[int]
+        ) -> object:
             if left[0] is not None:
                 if left[0] == 0:
                     raise Stop
                 left[0] -= 1
             seen.extend([[i for i in row if i != 1] for row in src.tolist()])
-            return real(self, model, src, any_rank)  # type: ignore[arg-type]
+            return real(self, model, src, any_rank, numbers)  # type: ignore[arg-type]
 
         monkeypatch.setattr(BeamSearch, "search", search)
         return seen

@@ -147,5 +147,8 @@ class WordVocab:
         known = {f"w{i}": i for i in range(4, self.size)}
         return [[known.get(word, UNK) for word in line.split()] for line in lines]
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        return ["<unk>" if i == UNK else f"w{i}" for i in ids]
+
     def decode(self, ids: list[int]) -> str:
         return " ".join(f"w{i}" for i in ids)

@@ -12,6 +12,7 @@ import pytest
 
 from ds_seq import generate
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.generate import GenerationConfig
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from tests.unit.generation.table_model import TableModel, WordVocab
 
@@ -97,6 +98,41 @@ def test_search_options_override_the_experiment(
     assert lengths == {0, 4}
 
 
+def test_n_best_lists_with_scores_of_the_best(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--samples", 1) == 0
+    plain = capsys.readouterr()
+    assert call("--samples", 1, "--n-best", 3, "--format", "tsv") == 0
+    listed = capsys.readouterr()
+    rows = [row.split("\t") for row in listed.out.splitlines()]
+    assert [row[0] for row in rows] == list("1112333444")
+    assert [rows[i][2] for i in (0, 3, 4, 7)] == plain.out.splitlines()
+    assert [w for w in listed.err.splitlines() if "BLEU|" in w or "translation  " in w] == [
+        w for w in plain.err.splitlines() if "BLEU|" in w or "translation  " in w
+    ]
+
+
+def test_more_samples_than_the_beam_is_wide(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--sampling", "true", "--n-best", 9, "--format", "tsv") == 0
+    rows = [row.split("\t") for row in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows] == [*"1" * 9, "2", *"3" * 9, *"4" * 9]
+    assert len({row[2] for row in rows[:9]}) > 4
+
+
+def test_reference_lines_only_with_a_reference(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = []
+    for more in ([], ["--reference", folder / "ref"]):
+        assert call("--input", folder / "in", "--format", "fairseq", *more) == 0
+        marks.append([row[:3] for row in capsys.readouterr().out.splitlines()])
+    assert marks[0] == [f"{kind}-{line}" for line in range(4) for kind in "SHDP"]
+    assert marks[1] == [f"{kind}-{line}" for line in range(4) for kind in "STHDP"]
+
+
 def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "in").write_text("w4\n" + "w5 " * 5000 + "\n")
     assert call("--input", folder / "in") == 0
@@ -118,6 +154,18 @@ def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str
         (["--input", "bad"], "bad: line 2: invalid UTF-8"),
         (["--output", "missing/out"], "there is no folder missing"),
         (["--output", "."], "is a folder"),
+        (["--n-best", "2"], "--n-best 2: --format text has one translation a line"),
+        (["--n-best", "6", "--format", "tsv"], "the search keeps 5 hypotheses; raise --beam"),
+        (["--n-best", "0"], "--n-best 0: at least 1"),
+        (["--unk-penalty", "-1"], "unk-penalty"),
+        (["--sampling", "maybe"], "--sampling"),
+        (["--sampling-top-k", "3"], "sampling_top_k: has no effect without sampling: true"),
+        (
+            ["--sampling", "true", "--sampling-top-k", "3", "--sampling-top-p", "0.5"],
+            "sampling_top_p: does not go together with sampling_top_k",
+        ),
+        (["--temperature", "0"], "temperature"),
+        (["--length-penalty-form", "marian"], "length-penalty-form"),
         (["--device", "abacus"], "--device abacus"),
         (["--expert-parallel", "2"], "--expert-parallel 2"),
         (["--input", "empty", "--reference", "empty"], "the text is empty"),
@@ -152,7 +200,7 @@ def test_empty_input_gives_empty_output(folder: Path) -> None:
 
 def test_arguments_of_the_search_are_those_of_the_config() -> None:
     actions = {action.dest: action for action in generate._parser()._actions}
-    for name, field in generate.GenerationConfig.model_fields.items():
+    for name, field in GenerationConfig.model_fields.items():
         assert actions[name].help == field.description
     assert actions["local_rank"].help == argparse.SUPPRESS
 

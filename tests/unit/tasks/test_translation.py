@@ -15,6 +15,7 @@ from ds_seq.data.shards import ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.scoring import Scorer
 from ds_seq.generation.translate import ALONE, BatchLimits, translate
 from ds_seq.tasks import build_limits, build_search, build_task
@@ -149,15 +150,42 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
     given = {
         "beam": 3,
         "length_penalty": 0.5,
+        "length_penalty_form": "gnmt",
+        "unk_penalty": 1.5,
+        "temperature": 0.7,
         "max_len_a": 2.0,
         "max_len_b": 7,
         "min_len": 2,
         "no_repeat_ngram": 4,
+        "sampling": True,
+        "sampling_top_k": 6,
+        "seed": 8,
         "max_tokens": 99,
         "max_sentences": 5,
     }
+    alone = {"sampling_top_p": 1.0, "sampling_epsilon": 0.0}
     generation = GenerationConfig(**given)  # type: ignore[arg-type]
-    assert given == generation.model_dump(), "a new field: give it a value above"
+    assert given | alone == generation.model_dump(), "a new field: give it a value above"
     found = vars(build_search(generation, vocab, 50)) | vars(build_limits(generation, 50))
-    assert {name: found[name] for name in given} == given
+    assert found.pop("sampling") == Sampling(top_k=6, seed=8)
+    apart = {"sampling", "sampling_top_k", "seed"}
+    assert {name: found[name] for name in given if name not in apart} == {
+        name: value for name, value in given.items() if name not in apart
+    }
     assert found["max_positions"] == found["max_source_length"] == 50
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"sampling": True, "sampling_top_p": 0.7}, Sampling(top_p=0.7)),
+        ({"sampling": True, "sampling_epsilon": 0.1}, Sampling(epsilon=0.1)),
+    ],
+)
+def test_sampling_from_a_config(
+    config: DataConfig, given: dict[str, float], expected: Sampling | None
+) -> None:
+    vocab = Vocab.load(f"{config.dir}/vocab.model")
+    generation = GenerationConfig(**given)  # type: ignore[arg-type]
+    assert build_search(generation, vocab, 50).sampling == expected
