@@ -47,6 +47,7 @@ from ds_seq.interop.command_line import (
     add_model_arguments,
     add_search_arguments,
     check_expert_parallel,
+    check_n_best,
     parse_device,
     search_settings,
 )
@@ -124,8 +125,6 @@ def _parser() -> argparse.ArgumentParser:
 def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
     """Find what is wrong with the arguments before anything costs time."""
     check_expert_parallel(args.expert_parallel, world_size)
-    if args.n_best < 1:
-        raise UserError(f"--n-best {args.n_best}: at least 1 hypothesis is needed")
     if args.best_metric is not None and args.n_best < 2:
         raise UserError("--best-metric: there is nothing to choose from; add --n-best 5, say")
     if not 0 <= args.original < float("inf"):
@@ -139,10 +138,7 @@ def _plan(args: argparse.Namespace, world: World) -> _Job:
     device = world.device if args.device is None else parse_device(args.device)
     run = open_run(args.run, args.checkpoint)
     settings = search_settings(run.config, args)
-    if args.n_best > settings.beam:
-        raise UserError(
-            f"--n-best {args.n_best}: the search keeps {settings.beam} hypotheses; raise --beam"
-        )
+    check_n_best(args.n_best, settings)
     reader = ShardReader(args.data, args.split, run.vocab.hash)
     least = {name: vars(args)[f"min_{name}"] for name in METRICS}
     filters = Filters(
