@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ds_seq.data.text import fingerprint
 from ds_seq.errors import UserError
@@ -71,10 +72,7 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Writes JSON, in one step: a reader sees the old file, the new one or none."""
-        text = json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -126,6 +124,13 @@ class Manifest:
                 )
         if problems:
             raise UserError("\n".join(problems))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` in one step: a reader sees the old file, the new one or none."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _explain_missing(path: Path) -> str:

@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq.data.manifest import write_json
 from ds_seq.data.shards import ShardReader, id_dtype
 from ds_seq.errors import UserError
 
@@ -105,10 +106,7 @@ class CacheManifest:
 
     def write(self, path: Path) -> None:
         """Write JSON, in one step."""
-        text = json.dumps({"version": FORMAT_VERSION, **asdict(self)}, indent=1)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> CacheManifest:

@@ -37,8 +37,12 @@ from ds_seq.data.vocab import EOS_ID, PAD_ID
 from ds_seq.distill.teacher import LiveTeacher, load_teacher, row_blocks
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.interop.command_line import check_expert_parallel, parse_device
-from ds_seq.interop.run_folder import DTYPES, EXPORT_SUFFIX
+from ds_seq.interop.command_line import (
+    add_loading_arguments,
+    check_expert_parallel,
+    parse_device,
+)
+from ds_seq.interop.run_folder import EXPORT_SUFFIX
 
 _DIGESTED = 8
 
@@ -292,20 +296,5 @@ def _parser() -> argparse.ArgumentParser:
         default=1 << 20,
         help="target tokens of a part, which is what a kill can cost (default: %(default)s)",
     )
-    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
-    add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
-    add(
-        "--dtype",
-        choices=DTYPES,
-        help="number format of the teacher (default: as trained on a GPU, fp32 on a CPU)",
-    )
-    add(
-        "--expert-parallel",
-        type=int,
-        default=1,
-        metavar="N",
-        help="spread the experts over N processes (default: all experts on each)",
-    )
-    # The deepspeed launcher puts it before all other arguments; the environment says the same.
-    add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_loading_arguments(parser)
     return parser

@@ -16,9 +16,14 @@ from ds_seq.interop.run_folder import DTYPES
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, where and how precise: the run itself and four options."""
+    """Which model, where and how precise: the run itself and `add_loading_arguments`."""
+    parser.add_argument("run", help="run folder, or a file or folder that `ds-seq export` made")
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """How trained models are loaded: four options, and what a launcher adds."""
     add = parser.add_argument
-    add("run", help="run folder, or a file or folder that `ds-seq export` made")
     add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
     add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
     add(
