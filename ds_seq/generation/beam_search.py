@@ -12,16 +12,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ds_seq.generation.hypotheses import ActiveBeams, Hypothesis
+from ds_seq.generation.guides import Guide, GuideMaker, Plain, SelectionMaker
+from ds_seq.generation.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.generation.sampling import ActiveSamples, Sampling
-from ds_seq.generation.top_k import top_k
 from ds_seq.generation.vetoes import block_repeated_ngrams
 
 _NEVER = -math.inf
@@ -88,6 +88,8 @@ class BeamSearch:
         num_best: how many hypotheses are returned. A search stops as soon as none that is still
             open can become one of them, so asking for fewer saves steps.
         sampling: how to draw, instead of searching with a beam.
+        selection: how continuations are ranked in a search with a beam.
+        guides: what else rules out tokens.
         max_positions: tokens that the decoder can take, end symbol included; None = any number.
         bos_id: never generated.
         pad_id: never generated; marks padding in the source.
@@ -106,6 +108,8 @@ class BeamSearch:
     no_repeat_ngram: int = 0
     num_best: int = 1
     sampling: Sampling | None = None
+    selection: SelectionMaker = field(default_factory=Plain)
+    guides: tuple[GuideMaker, ...] = ()
     max_positions: int | None = None
     bos_id: int = 0
     pad_id: int = 1
@@ -165,27 +169,30 @@ class BeamSearch:
         max_length = int(limits.max()) + 1
         cache = model.start_cache(model.encode(src), self.width, max_length)
         spare = None if any_rank is None else _SpareSearch(self, model, cache, src, max_length)
-        beams = self._start(limits[:num_sentences], numbers)
+        sentences = range(num_sentences) if numbers is None else numbers
+        hypotheses = self._start(limits[:num_sentences], sentences)
+        guides = [
+            maker.start(sentences, self.width, limits[:num_sentences]) for maker in self.guides
+        ]
         scratch = _Scratch()
-        while beams.active if any_rank is None else any_rank(beams.active):
-            if beams.active:
-                tokens = beams.last_tokens(self.eos_id)
-                logits = model.decode_step(tokens, cache)
+        while hypotheses.active if any_rank is None else any_rank(hypotheses.active):
+            if hypotheses.active:
+                logits = model.decode_step(hypotheses.last_tokens(), cache)
                 if self.temperature != 1.0:
                     logits = logits.float() / self.temperature
-                self._advance(beams, scratch.log_softmax(logits), cache)
+                self._advance(hypotheses, scratch.log_softmax(logits), guides, cache)
             elif spare is not None:
                 spare.step()
-        if isinstance(beams, ActiveSamples):
-            return beams.results(self.eos_id, self._penalty)
-        return beams.results()
+        return hypotheses.results()
 
-    def _start(self, limits: Tensor, numbers: Sequence[int] | None) -> ActiveBeams | ActiveSamples:
-        """The empty hypotheses of all sentences, given their limits (B,)."""
-        if self.sampling is None:
-            return ActiveBeams(len(limits), self.beam, limits, self.num_best)
-        sentences = range(len(limits)) if numbers is None else numbers
-        return ActiveSamples(self.sampling, sentences, self.num_best, limits)
+    def _start(self, limits: Tensor, numbers: Sequence[int]) -> Active:
+        """The empty hypotheses of the sentences `numbers` (B,), with limits (B,)."""
+        if self.sampling is not None:
+            return ActiveSamples(
+                self.sampling, numbers, self.num_best, limits, self.eos_id, self._penalty
+            )
+        selection = self.selection.start(numbers, self.width, limits)
+        return ActiveBeams(limits, self.beam, self.num_best, self.eos_id, self._penalty, selection)
 
     def _length_limits(self, src: Tensor) -> Tensor:
         """Most tokens before the end symbol, for each sentence: (B,) int64."""
@@ -195,46 +202,34 @@ class BeamSearch:
         most = None if self.max_positions is None else max(self.max_positions - 1, 1)
         return limits.clamp(min=1, max=most)
 
-    def _advance(self, beams: ActiveBeams | ActiveSamples, log_probs: Tensor, cache: Cache) -> None:
+    def _advance(
+        self, hypotheses: Active, log_probs: Tensor, guides: Sequence[Guide], cache: Cache
+    ) -> None:
         """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
         end_scores = log_probs[:, self.eos_id].clone()  # (N,)
-        self._veto(beams, log_probs)
-        if isinstance(beams, ActiveSamples):
-            kept = beams.draw(log_probs, end_scores, self.eos_id)
-            if kept is not None and beams.active:
-                cache.keep_sentences(kept)
+        self._veto(hypotheses, log_probs)
+        for guide in guides:
+            guide.restrict(log_probs, hypotheses.tokens)
+        step = hypotheses.advance(log_probs, end_scores)
+        if not hypotheses.active:
             return
-        # (N, C'): the C best of a sentence are among the C best of each of its hypotheses
-        scores, tokens = top_k(log_probs, min(2 * self.beam, log_probs.size(1)))
-        scores = self._end_at_limit(beams, scores, tokens, end_scores)
-        kept, rows = beams.select(scores, tokens, self.eos_id, self._penalty)
-        if not beams.active:
-            return
-        if kept is not None:
-            cache.keep_sentences(kept)
-        if self.beam > 1:
-            cache.reorder(rows)
+        if step.kept is not None:
+            cache.keep_sentences(step.kept)
+        if step.rows is not None and self.width > 1:
+            cache.reorder(step.rows)
+        for guide in guides:
+            guide.follow(step.past_rows, step.tokens)
 
-    def _veto(self, beams: ActiveBeams | ActiveSamples, log_probs: Tensor) -> None:
+    def _veto(self, hypotheses: Active, log_probs: Tensor) -> None:
         """Rule out tokens and punish the unknown one, in place; the others stay as they are."""
         log_probs[:, self.pad_id] = _NEVER
         log_probs[:, self.bos_id] = _NEVER
-        if beams.length < self.min_len:
+        if hypotheses.length < self.min_len:
             log_probs[:, self.eos_id] = _NEVER
         if self.unk_penalty > 0:
             log_probs[:, self.unk_id] -= self.unk_penalty
         if self.no_repeat_ngram > 0:
-            block_repeated_ngrams(log_probs, beams.tokens.flatten(0, 1), self.no_repeat_ngram)
-
-    def _end_at_limit(
-        self, beams: ActiveBeams, scores: Tensor, tokens: Tensor, end_scores: Tensor
-    ) -> Tensor:
-        """Leave only the end symbol to hypotheses (N, C') that are as long as they may be."""
-        at_limit = beams.limits.le(beams.length).repeat_interleave(self.beam)[:, None]  # (N, 1)
-        only_end = torch.full_like(scores, _NEVER)
-        only_end[:, 0] = end_scores
-        tokens[:, :1].masked_fill_(at_limit, self.eos_id)
-        return torch.where(at_limit, only_end, scores)
+            block_repeated_ngrams(log_probs, hypotheses.tokens.flatten(0, 1), self.no_repeat_ngram)
 
 
 class _SpareSearch(Generic[EncodedT, CacheT]):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ds_seq.generation.guides import Selection
 from ds_seq.generation.penalties import LengthPenalty
 
 _NEVER = -math.inf
@@ -46,30 +47,95 @@ class _Finished(NamedTuple):
     """(H, L + 1) running sums of log-probabilities."""
 
 
+def fill_holes(done: Tensor) -> Tensor:
+    """The sentences (A',) that are not `done` (A,), in an order in which few change their places.
+
+    The last ones take the places of those that leave; the others stay where they are.
+    """
+    left = done.logical_not()
+    count = int(left.sum())
+    kept = torch.arange(count, device=done.device)
+    kept[done[:count]] = left[count:].nonzero().squeeze(1) + count
+    return kept
+
+
+class Step(NamedTuple):
+    """What became of the A sentences with N hypotheses in a step: A', with N'."""
+
+    kept: Tensor | None
+    """(A',) the sentences that are not finished; None when none has finished."""
+    rows: Tensor | None
+    """(N',) the hypotheses that the new ones continue, counted among the kept sentences; None when
+    each continues itself."""
+    past_rows: Tensor
+    """(N',) the same, counted among all hypotheses of before."""
+    tokens: Tensor
+    """(N',) the newest tokens."""
+
+
+class Active(Protocol):
+    """The hypotheses of those sentences of a batch that are not finished."""
+
+    length: int
+    """L."""
+    tokens: Tensor
+    """(A, K, L)."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any."""
+
+    def last_tokens(self) -> Tensor:
+        """The newest token of each (N,), or the end symbol before the first."""
+
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+        """Give each one more token.
+
+        Args:
+            log_probs: (N, V) of the next token, -inf where it is ruled out.
+            end_scores: (N,) of the end symbol, where nothing else is possible.
+        """
+
+    def results(self) -> list[list[Hypothesis]]:
+        """The wanted hypotheses of each of the B sentences."""
+
+
 class ActiveBeams:
     """The K open hypotheses of each unfinished sentence.
 
     At first only one hypothesis of a sentence is possible: all are empty, and equal.
 
     Args:
-        num_sentences: B.
-        beam: K.
         limits: (B,) most tokens of a hypothesis before the end symbol.
+        beam: K.
         num_best: how many hypotheses are wanted for a sentence.
+        end: the token that finishes a hypothesis.
+        penalty: divides the score of a finished hypothesis.
+        selection: ranks continuations.
 
     Attributes:
         length: L.
         tokens: (A, K, L).
-        limits: (A,).
     """
 
-    def __init__(self, num_sentences: int, beam: int, limits: Tensor, num_best: int) -> None:
-        device = limits.device
+    def __init__(
+        self,
+        limits: Tensor,
+        beam: int,
+        num_best: int,
+        end: int,
+        penalty: LengthPenalty,
+        selection: Selection,
+    ) -> None:
+        num_sentences, device = len(limits), limits.device
         self.length = 0
         self.tokens = torch.empty(num_sentences, beam, 0, dtype=torch.int64, device=device)
-        self.limits = limits
+        self._limits = limits
         self._beam = beam
         self._num_best = num_best
+        self._end = end
+        self._penalty = penalty
+        self._selection = selection
         self._num_sentences = num_sentences
         # (A, K, L + 1) running sums of log-probabilities, from an empty sum on
         self._totals = torch.full((num_sentences, beam, 1), _NEVER, device=device)
@@ -84,53 +150,57 @@ class ActiveBeams:
         """Whether there is a sentence that is not finished."""
         return len(self._sentences) > 0
 
-    def last_tokens(self, start: int) -> Tensor:
-        """The newest token of each hypothesis (N,), or `start` before the first."""
+    def last_tokens(self) -> Tensor:
+        """The newest token of each hypothesis (N,), or the end symbol before the first."""
         if self.length == 0:
-            return self.tokens.new_full((len(self._sentences) * self._beam,), start)
+            return self.tokens.new_full((len(self._sentences) * self._beam,), self._end)
         return self.tokens[:, :, -1].flatten()
 
-    def select(
-        self, scores: Tensor, tokens: Tensor, end: int, length_penalty: LengthPenalty
-    ) -> tuple[Tensor | None, Tensor]:
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
         """Choose among continuations: some finish, the best others become the open hypotheses.
 
         Args:
-            scores: (N, C') log-probabilities of continuations of each hypothesis.
-            tokens: (N, C') their tokens.
-            end: the token that finishes a hypothesis.
-            length_penalty: divides the score of a finished hypothesis.
-
-        Returns:
-            The sentences (A',) of the A that are not finished yet, or None when that is all; and
-            the hypotheses (A' K,) of these that the new ones continue.
+            log_probs: (N, V) of the next token, -inf where it is ruled out.
+            end_scores: (N,) of the end symbol, where nothing else is possible.
         """
-        beam, width = self._beam, tokens.size(1)
-        totals = self._totals[:, :, -1, None] + scores.view(-1, beam, width)  # (A, K, C')
+        # the C best of a sentence are among the C best of each of its hypotheses
+        scores, tokens = self._selection.propose(log_probs, min(2 * self._beam, log_probs.size(1)))
+        scores = self._end_at_limit(scores, tokens, end_scores)
+        totals = self._totals[:, :, -1, None] + scores.view(-1, self._beam, scores.size(1))
         # A hypothesis without probability, or a model that answers NaN, never wins.
-        totals = totals.nan_to_num_(nan=_NEVER, neginf=_NEVER).flatten(1)
-        totals, chosen = totals.topk(min(2 * beam, totals.size(1)), dim=1)  # (A, C)
-        origins = chosen // width
-        tokens = tokens.view(-1, beam * width).gather(1, chosen)
-        ends = tokens == end
+        totals = totals.nan_to_num_(nan=_NEVER, neginf=_NEVER)  # (A, K, C')
+        return self._select(*self._selection.choose(totals, tokens.view(totals.shape)))
+
+    def _end_at_limit(self, scores: Tensor, tokens: Tensor, end_scores: Tensor) -> Tensor:
+        """Leave only the end symbol to hypotheses (N, C') that are as long as they may be."""
+        at_limit = self._limits.le(self.length).repeat_interleave(self._beam)[:, None]  # (N, 1)
+        only_end = torch.full_like(scores, _NEVER)
+        only_end[:, 0] = end_scores
+        tokens[:, :1].masked_fill_(at_limit, self._end)
+        return torch.where(at_limit, only_end, scores)
+
+    def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> Step:
+        """Finish and go on with candidates, each (A, C), in the order of preference."""
+        beam = self._beam
+        ends = tokens == self._end
         ending = ends[:, :beam] & totals[:, :beam].isfinite()  # (A, K)
         room = beam - self._num_finished[:, None]
         ending &= ending.cumsum(1) <= room
-        open_totals, best = totals.masked_fill(ends, _NEVER).topk(beam, dim=1)  # (A, K)
-        hopeless = open_totals[:, 0] == _NEVER
+        # the first K in their order that go on; an end is no hypothesis to go on with
+        best = ends.to(torch.uint8).sort(dim=1, stable=True)[1][:, :beam]  # (A, K)
+        open_totals = totals.masked_fill(ends, _NEVER).gather(1, best)
+        best_open = open_totals.amax(1)
+        hopeless = best_open == _NEVER
         kept = None
         if (ending.any(1) | hopeless).any():  # the one wait for the device in a usual step
-            self._finish(ending, totals[:, :beam], origins[:, :beam], length_penalty)
-            done = hopeless | self._decided(open_totals[:, 0], length_penalty)
-            kept = (~done).nonzero().squeeze(1)
+            self._finish(ending, totals[:, :beam], origins[:, :beam])
+            kept = fill_holes(hopeless | self._decided(best_open))
         self._extend(origins.gather(1, best), tokens.gather(1, best), open_totals)
         return self._keep(kept, origins.gather(1, best))
 
-    def _finish(
-        self, ending: Tensor, totals: Tensor, origins: Tensor, length_penalty: LengthPenalty
-    ) -> None:
+    def _finish(self, ending: Tensor, totals: Tensor, origins: Tensor) -> None:
         """Put aside the candidates (A, K) marked in `ending`."""
-        scores = (totals / length_penalty.divisor(self.length + 1)).masked_fill(~ending, _NEVER)
+        scores = (totals / self._penalty.divisor(self.length + 1)).masked_fill(~ending, _NEVER)
         rows, columns = ending.nonzero(as_tuple=True)  # (H,) each
         parents = origins[rows, columns]
         past = self._totals[rows, parents]  # (H, L + 1), from the empty sum on
@@ -145,17 +215,17 @@ class ActiveBeams:
         self._num_finished += ending.sum(1)
         self._best_scores = torch.cat([self._best_scores, scores], dim=1).topk(self._num_best)[0]
 
-    def _decided(self, open_totals: Tensor, length_penalty: LengthPenalty) -> Tensor:
+    def _decided(self, open_totals: Tensor) -> Tensor:
         """Which sentences (A,) need no more steps.
 
         Those with K finished hypotheses; and those whose best open hypothesis, with the sum
         `open_totals` (A,), could not even win if it went on at no cost: sums only fall. What a
         sum is divided by grows with the length when the penalty is positive.
         """
-        if length_penalty.exponent > 0:
-            reach = open_totals / length_penalty.divisor(self.limits + 1)
+        if self._penalty.exponent > 0:
+            reach = open_totals / self._penalty.divisor(self._limits + 1)
         else:
-            reach = open_totals / length_penalty.divisor(self.length + 2)
+            reach = open_totals / self._penalty.divisor(self.length + 2)
         return (self._num_finished >= self._beam) | (self._best_scores[:, -1] >= reach)
 
     def _extend(self, origins: Tensor, tokens: Tensor, totals: Tensor) -> None:
@@ -167,20 +237,22 @@ class ActiveBeams:
         self._totals = torch.cat([past_totals, totals[:, :, None]], dim=2)
         self.length += 1
 
-    def _keep(self, kept: Tensor | None, origins: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Drop the sentences that are not in `kept`; see `select` for the answer."""
-        if kept is not None and len(kept) == len(self._sentences):
-            kept = None
-        if kept is not None:
-            self.tokens = self.tokens.index_select(0, kept)
-            self.limits = self.limits.index_select(0, kept)
-            self._totals = self._totals.index_select(0, kept)
-            self._sentences = self._sentences.index_select(0, kept)
-            self._num_finished = self._num_finished.index_select(0, kept)
-            self._best_scores = self._best_scores.index_select(0, kept)
-            origins = origins.index_select(0, kept)
+    def _keep(self, kept: Tensor | None, origins: Tensor) -> Step:
+        """Drop the sentences that are not in `kept`."""
         first_rows = torch.arange(len(origins), device=origins.device)[:, None] * self._beam
-        return kept, (first_rows + origins).flatten()
+        if kept is None:
+            rows = (first_rows + origins).flatten()
+            return Step(None, rows, rows, self.tokens[:, :, -1].flatten())
+        self.tokens = self.tokens.index_select(0, kept)
+        self._limits = self._limits.index_select(0, kept)
+        self._totals = self._totals.index_select(0, kept)
+        self._sentences = self._sentences.index_select(0, kept)
+        self._num_finished = self._num_finished.index_select(0, kept)
+        self._best_scores = self._best_scores.index_select(0, kept)
+        origins = origins.index_select(0, kept)
+        rows = (first_rows[: len(kept)] + origins).flatten()
+        past_rows = (first_rows.index_select(0, kept) + origins).flatten()
+        return Step(kept, rows, past_rows, self.tokens[:, :, -1].flatten())
 
     def results(self) -> list[list[Hypothesis]]:
         """The wanted finished hypotheses of each of the B sentences, the best first."""

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.generation.hypotheses import Hypothesis, Step, fill_holes
 from ds_seq.generation.penalties import LengthPenalty
 from ds_seq.generation.top_k import top_k
 
@@ -109,19 +109,28 @@ class ActiveSamples:
         sentences: B numbers of the sentences in the whole input.
         num_samples: K.
         limits: (B,) most tokens of a sample before the end symbol.
+        end: the end symbol.
+        penalty: divides the scores.
 
     Attributes:
         length: L.
         tokens: (A, K, L).
-        limits: (A,).
     """
 
     def __init__(
-        self, sampling: Sampling, sentences: Sequence[int], num_samples: int, limits: Tensor
+        self,
+        sampling: Sampling,
+        sentences: Sequence[int],
+        num_samples: int,
+        limits: Tensor,
+        end: int,
+        penalty: LengthPenalty,
     ) -> None:
         self.length = 0
         self.tokens = limits.new_empty(len(sentences), num_samples, 0)
-        self.limits = limits
+        self._limits = limits
+        self._end = end
+        self._penalty = penalty
         self._sampling = sampling
         self._places = torch.arange(len(sentences), device=limits.device)  # (A,) in the batch
         self._ended = limits.new_zeros(len(sentences), num_samples, dtype=torch.bool)  # (A, K)
@@ -140,37 +149,38 @@ class ActiveSamples:
         """Whether there is a sentence that is not finished."""
         return len(self._places) > 0
 
-    def last_tokens(self, start: int) -> Tensor:
-        """The newest token of each sample (N,), or `start` before the first."""
+    def last_tokens(self) -> Tensor:
+        """The newest token of each sample (N,), or the end symbol before the first."""
         if self.length == 0:
-            return self.tokens.new_full((self._ended.numel(),), start)
+            return self.tokens.new_full((self._ended.numel(),), self._end)
         return self.tokens[:, :, -1].flatten()
 
-    def draw(self, log_probs: Tensor, end_scores: Tensor, end: int) -> Tensor | None:
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
         """Give each sample one more token; those that have ended go on without meaning.
 
         Args:
             log_probs: (N, V) of the next token, -inf where it is ruled out.
-            end_scores: (N,) of the end symbol where nothing else is possible.
-            end: the end symbol.
-
-        Returns:
-            The sentences (A',) of the A that are not finished yet, or None when that is all.
+            end_scores: (N,) of the end symbol, where nothing else is possible.
         """
         shape = self._ended.shape
         chosen, possible = self._choose(log_probs)
         scores = log_probs.gather(1, chosen[:, None]).squeeze(1).masked_fill(~possible, _NEVER)
-        at_limit = self.limits.le(self.length)[:, None]  # (A, 1)
+        at_limit = self._limits.le(self.length)[:, None]  # (A, 1)
         ending = at_limit | ~possible.view(shape)
         scores = torch.where(at_limit, end_scores.view(shape), scores.view(shape))
-        tokens = chosen.view(shape).masked_fill(ending, end)
+        tokens = chosen.view(shape).masked_fill(ending, self._end)
         scores = scores.nan_to_num(nan=_NEVER, neginf=_NEVER)
         self.tokens = torch.cat([self.tokens, tokens[:, :, None]], dim=2)
         self._scores = torch.cat([self._scores, scores[:, :, None]], dim=2)
-        self._ended = self._ended | tokens.eq(end)
+        self._ended = self._ended | tokens.eq(self._end)
         self.length += 1
+        rows = torch.arange(tokens.numel(), device=tokens.device)
         done = self._ended.all(1)
-        return self._keep(done) if done.any() else None
+        if not done.any():
+            return Step(None, None, rows, tokens.flatten())
+        kept = self._keep(done)
+        rows = rows.view(shape).index_select(0, kept)
+        return Step(kept, None, rows.flatten(), self.tokens[:, :, -1].flatten())
 
     def _choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """A token (N,) for each row of (N, V), and whether any is possible (N,)."""
@@ -189,13 +199,13 @@ class ActiveSamples:
     def _keep(self, done: Tensor) -> Tensor:
         """Put the sentences marked in `done` (A,) aside; returns the others."""
         self._finished.append((self._places[done], self.tokens[done], self._scores[done]))
-        kept = (~done).nonzero().squeeze(1)
+        kept = fill_holes(done)
         self.tokens, self._scores = self.tokens[kept], self._scores[kept]
-        self.limits, self._places = self.limits[kept], self._places[kept]
+        self._limits, self._places = self._limits[kept], self._places[kept]
         self._ended, self._numbers = self._ended[kept], self._numbers[kept]
         return kept
 
-    def results(self, end: int, penalty: LengthPenalty) -> list[list[Hypothesis]]:
+    def results(self) -> list[list[Hypothesis]]:
         """The samples of each of the B sentences, in the order in which they are numbered."""
         found: dict[int, list[Hypothesis]] = {}
         for places, tokens, scores in self._finished:
@@ -203,7 +213,7 @@ class ActiveSamples:
                 places.tolist(), tokens.tolist(), scores.tolist(), strict=True
             ):
                 found[place] = [
-                    _hypothesis(*sample, end, penalty)
+                    _hypothesis(*sample, self._end, self._penalty)
                     for sample in zip(drawn, drawn_scores, strict=True)
                 ]
         return [found[place] for place in range(len(found))]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.modules.attention import KeyValue
-from ds_seq.modules.kv_cache import BeamPaths, KeyValueBuffer, is_identity
+from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer, is_identity
 
 
 @dataclass
@@ -77,19 +77,23 @@ class DecoderCache:
     def keep_sentences(self, kept: Tensor) -> None:
         """Keep some sentences with all their hypotheses.
 
+        Nothing is copied but the sentences that change their places: cheapest where those that
+        leave are replaced by the last ones.
+
         Args:
             kept: (B',) int64 indices of sentences; they become sentences 0 .. B' - 1.
         """
         if is_identity(kept, self.paths.num_rows // self.beam):
             return
-        self.paths.keep_sentences(kept)
         if self.source_mask is not None:
             self.source_mask = self.source_mask.index_select(0, kept)
         if self.tag is not None:
             self.tag = self.tag.index_select(0, kept)
+        moves = Kept.of(kept)
+        self.paths.keep_sentences(moves)
         for past in self.pasts:
-            past.decoded.keep_sentences(kept)
-            past.source = KeyValue(*(x.index_select(0, kept) for x in past.source))
+            past.decoded.keep_sentences(moves)
+            past.source = KeyValue(*map(moves.apply, past.source))
 
 
 def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:

@@ -1,22 +1,49 @@
-"""Keys and values of what beam search has decoded so far, never moved when hypotheses are.
+"""Keys and values of what beam search has decoded so far, hardly ever moved when hypotheses are.
 
 A hypothesis of beam search is a path through a tree: when the beam is re-ordered, its past lies
 in other rows. Instead of copying keys and values into the new order, every key stays where it was
 written, all hypotheses of a sentence look at all keys of that sentence, and a small mask tells
 which of them lie on the path of which hypothesis. The mask is all that a re-ordering touches.
 
+Hypotheses of a sentence soon descend from one of its earlier hypotheses, so most keys are on
+nobody's path any more. Whenever the room is used up, these are dropped: a sentence then holds
+little more than one key a position, where K separate rows would hold K.
+
 Shapes: B sentences, K beam width, N = B K hypotheses (row n belongs to sentence n // K), H heads,
-Dh width of a head, L decoded length, C capacity (positions).
+Dh width of a head, C columns in use (keys of a sentence, those of all its hypotheses), R room
+(columns).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_INITIAL_CAPACITY = 32
+_STEPS_OF_ROOM = 16
+"""Steps between two looks for keys that nobody needs, at least."""
+
+
+class Kept(NamedTuple):
+    """Sentences that stay in a batch: `count` of them, those at `origins` moved to `places`."""
+
+    count: int
+    places: Tensor
+    origins: Tensor
+
+    @classmethod
+    def of(cls, kept: Tensor) -> Kept:
+        """From the numbers (B',) of the sentences that become sentences 0 .. B' - 1."""
+        places = (kept != torch.arange(len(kept), device=kept.device)).nonzero().squeeze(1)
+        return cls(len(kept), places, kept.index_select(0, places))
+
+    def apply(self, rows: Tensor) -> Tensor:
+        """The rows (B, ...) of these sentences, (B', ...), in the same memory."""
+        if len(self.places):
+            rows.index_copy_(0, self.places, rows.index_select(0, self.origins))
+        return rows[: self.count]
 
 
 def is_identity(rows: Tensor, count: int) -> bool:
@@ -29,22 +56,13 @@ def is_identity(rows: Tensor, count: int) -> bool:
     return torch.equal(rows, torch.arange(count))
 
 
-def _grown(buffer: Tensor, dim: int, size: int) -> Tensor:
-    """A larger buffer with the old contents in front along `dim`."""
-    shape = list(buffer.shape)
-    shape[dim] = size
-    larger = buffer.new_empty(shape)
-    larger.narrow(dim, 0, buffer.size(dim)).copy_(buffer)
-    return larger
-
-
 class BeamPaths:
-    """Which of the keys written so far belong to which hypothesis; shared by all layers.
+    """Which of the keys in memory belong to which hypothesis; shared by all layers.
 
     Args:
         num_sentences: B.
         beam: K.
-        max_length: positions that will ever be asked for; bounds the capacity.
+        max_length: positions that will ever be asked for; bounds the room.
         like: gives dtype and device.
     """
 
@@ -52,11 +70,15 @@ class BeamPaths:
         self.beam = beam
         self.max_length = max_length
         self.length = 0
-        self.capacity = min(_INITIAL_CAPACITY, max_length)
+        self.used = 0
+        self.room = min(_STEPS_OF_ROOM, max_length) * beam
         self.mask: Tensor | None = None
+        self.generation = 0
+        """How often keys have changed their places; a buffer of an earlier one must follow."""
+        self._live: Tensor | None = None
         blocked = like.new_full((beam, beam), -math.inf).fill_diagonal_(0.0)
         self._newest = blocked.repeat(num_sentences, 1)  # (N, K): each sees its own key only
-        self._paths = self._newest.new_empty(num_sentences * beam, self.capacity * beam)
+        self._paths = self._newest.new_empty(num_sentences * beam, self.room)
 
     @property
     def num_rows(self) -> int:
@@ -67,37 +89,69 @@ class BeamPaths:
         """Open one more position, in which every hypothesis sees the key that it writes."""
         if self.length == self.max_length:
             raise ValueError(f"the cache was made for {self.max_length} positions")
-        if self.length == self.capacity:
-            self.capacity = min(2 * self.capacity, self.max_length)
-            self._paths = _grown(self._paths, 1, self.capacity * self.beam)
-        used = self.length * self.beam
-        self._paths[:, used : used + self.beam] = self._newest
+        if self.used == self.room:
+            self._make_room()
+        start = self.used
+        self.used += self.beam
+        self._paths[:, start : self.used] = self._newest
         self.length += 1
         if self.beam > 1:  # a single hypothesis sees everything: no mask
-            rows = self._paths[:, : used + self.beam]
-            self.mask = rows.view(-1, 1, self.beam, used + self.beam)  # (B, 1, K, L K)
+            rows = self._paths[:, : self.used]
+            self.mask = rows.view(-1, 1, self.beam, self.used)  # (B, 1, K, C)
+
+    def _make_room(self) -> None:
+        """Drop the keys on nobody's path, and add room for some more steps."""
+        used = self.used
+        self._live = None
+        if self.beam > 1:
+            live = (self._paths.view(-1, self.beam, used) == 0).any(1)  # (B, C)
+            used = int(live.sum(1).max())
+            # the living in their order first; where there are fewer, some that nobody looks at
+            self._live = live.sort(dim=1, descending=True, stable=True)[1][:, :used]  # (B, C')
+        # As a share of what there is, or long outputs would be copied too often.
+        steps = max(_STEPS_OF_ROOM, used // (8 * self.beam))
+        self.room = used + min(steps, self.max_length - self.length) * self.beam
+        paths = self._paths.new_empty(self.num_rows, self.room)
+        if self._live is None:
+            paths[:, :used] = self._paths
+        else:
+            columns = self._live.repeat_interleave(self.beam, 0)  # (N, C')
+            paths[:, :used] = self._paths.gather(1, columns)
+        self._paths = paths
+        self.used = used
+        self.generation += 1
+
+    def follow(self, buffer: Tensor) -> Tensor:
+        """Keys or values (B, H, R, Dh) of the generation before, where they are now."""
+        larger = buffer.new_empty(*buffer.shape[:2], self.room, buffer.size(3))
+        if self._live is None:
+            larger[:, :, : buffer.size(2)] = buffer
+        else:
+            index = self._live[:, None, :, None].expand(-1, buffer.size(1), -1, buffer.size(3))
+            torch.gather(buffer, 2, index, out=larger[:, :, : index.size(2)])
+        return larger
 
     def reorder(self, rows: Tensor) -> None:
         """Hypothesis n continues what hypothesis rows[n] of the same sentence was."""
         if self.beam > 1 and not is_identity(rows, self.num_rows):
-            used = self._paths[:, : self.length * self.beam]
+            used = self._paths[:, : self.used]
             used.copy_(used.index_select(0, rows))
 
-    def keep_sentences(self, kept: Tensor) -> None:
-        """Keep the sentences `kept` (B'), in that order."""
-        rows = (kept[:, None] * self.beam + torch.arange(self.beam, device=kept.device)).flatten()
-        self._newest = self._newest.index_select(0, rows)
-        self._paths = self._paths.index_select(0, rows)
+    def keep_sentences(self, kept: Kept) -> None:
+        """Keep some of the sentences."""
+        self._newest = self._newest[: kept.count * self.beam]  # all sentences have the same
+        self._paths = kept.apply(self._paths.view(-1, self.beam, self.room)).flatten(0, 1)
         self.mask = None
 
 
 class KeyValueBuffer:
-    """Keys and values of one self-attention call, for all hypotheses; grows geometrically."""
+    """Keys and values of one self-attention call, for all hypotheses."""
 
     def __init__(self, paths: BeamPaths) -> None:
         self._paths = paths
         self._key: Tensor | None = None
         self._value: Tensor | None = None
+        self._generation = 0
 
     @property
     def length(self) -> int:
@@ -106,25 +160,24 @@ class KeyValueBuffer:
 
     @property
     def mask(self) -> Tensor | None:
-        """(B, 1, K, L K), added to scores; None when everything may be seen."""
+        """(B, 1, K, C), added to scores; None when everything may be seen."""
         return self._paths.mask
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the newest keys and values (B, H, K, Dh); return all of them (B, H, L K, Dh)."""
-        beam, capacity = self._paths.beam, self._paths.capacity * self._paths.beam
+        """Store the newest keys and values (B, H, K, Dh); return all of them (B, H, C, Dh)."""
+        paths = self._paths
         if self._key is None or self._value is None:
-            shape = (*key.shape[:2], capacity, key.size(-1))
+            shape = (*key.shape[:2], paths.room, key.size(-1))
             self._key, self._value = key.new_empty(shape), value.new_empty(shape)
-        elif self._key.size(2) < capacity:
-            self._key = _grown(self._key, 2, capacity)
-            self._value = _grown(self._value, 2, capacity)
-        stop = self._paths.length * beam
-        self._key[:, :, stop - beam : stop] = key
-        self._value[:, :, stop - beam : stop] = value
-        return self._key[:, :, :stop], self._value[:, :, :stop]
+        elif self._generation != paths.generation:
+            self._key, self._value = paths.follow(self._key), paths.follow(self._value)
+        self._generation = paths.generation
+        start = paths.used - paths.beam
+        self._key[:, :, start : paths.used] = key
+        self._value[:, :, start : paths.used] = value
+        return self._key[:, :, : paths.used], self._value[:, :, : paths.used]
 
-    def keep_sentences(self, kept: Tensor) -> None:
-        """Keep the sentences `kept` (B'), in that order."""
+    def keep_sentences(self, kept: Kept) -> None:
+        """Keep some of the sentences."""
         if self._key is not None and self._value is not None:
-            self._key = self._key.index_select(0, kept)
-            self._value = self._value.index_select(0, kept)
+            self._key, self._value = kept.apply(self._key), kept.apply(self._value)

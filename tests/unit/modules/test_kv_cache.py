@@ -1,0 +1,98 @@
+"""What the cache of beam search holds, moves and forgets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
+
+HEADS, WIDTH = 2, 3
+
+
+class Reference:
+    """Every hypothesis with a copy of its own past, moved whenever hypotheses move."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.past = torch.empty(num_rows, 0, HEADS, WIDTH)
+
+    def append(self, key: torch.Tensor) -> None:
+        """Keys (B, H, K, Dh) of the newest tokens."""
+        rows = key.transpose(1, 2).flatten(0, 1)[:, None]
+        self.past = torch.cat([self.past, rows], dim=1)
+
+
+def seen(keys: torch.Tensor, mask: torch.Tensor | None, beam: int) -> list[torch.Tensor]:
+    """What each hypothesis sees of the keys (B, H, C, Dh), in their order."""
+    rows = []
+    for row in range(len(keys) * beam):
+        own = keys[row // beam].transpose(0, 1)
+        if mask is None:
+            rows.append(own)
+        else:
+            rows.append(own[mask[row // beam, 0, row % beam] == 0])
+    return rows
+
+
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam):
+    generator = torch.Generator().manual_seed(beam)
+    num_sentences, length = 6, 70
+    paths = BeamPaths(num_sentences, beam, length, torch.empty(0))
+    buffer = KeyValueBuffer(paths)
+    expected = Reference(num_sentences * beam)
+    for step in range(length):
+        paths.advance()
+        key = torch.randn(num_sentences, HEADS, beam, WIDTH, generator=generator)
+        keys, values = buffer.append(key, -key)
+        expected.append(key)
+        assert torch.equal(values, -keys)
+        for found, own in zip(seen(keys, paths.mask, beam), expected.past, strict=True):
+            assert torch.equal(found, own)
+        if step in (5, 30, 31):
+            kept = torch.randperm(num_sentences, generator=generator)[:-1]
+            moves = Kept.of(kept)
+            paths.keep_sentences(moves)
+            buffer.keep_sentences(moves)
+            by_sentence = expected.past.view(num_sentences, beam, *expected.past.shape[1:])
+            expected.past = by_sentence[kept].flatten(0, 1)
+            num_sentences -= 1
+        # mostly one winner, as in real searches
+        rows = torch.randint(0, min(beam, 2), (num_sentences, beam), generator=generator)
+        rows = (rows + beam * torch.arange(num_sentences)[:, None]).flatten()
+        paths.reorder(rows)
+        expected.past = expected.past[rows]
+    assert paths.num_rows == num_sentences * beam
+
+
+def test_keys_on_no_path_are_dropped():
+    """Hypotheses with a common past need one key a position and not one for each of them."""
+    beam, length = 5, 400
+    paths = BeamPaths(3, beam, length, torch.empty(0))
+    buffer = KeyValueBuffer(paths)
+    for _ in range(length):
+        paths.advance()
+        buffer.append(*2 * (torch.zeros(3, HEADS, beam, WIDTH),))
+        paths.reorder(torch.arange(3).repeat_interleave(beam) * beam)
+    assert paths.room <= 1.25 * length + 16 * beam
+
+
+def test_room_grows_to_what_can_be_used_and_no_further():
+    paths = BeamPaths(1, 1, 40, torch.empty(0))
+    rooms = set()
+    for _ in range(40):
+        paths.advance()
+        rooms.add(paths.room)
+    assert max(rooms) == 40
+    with pytest.raises(ValueError, match="40 positions"):
+        paths.advance()
+
+
+def test_sentences_that_stay_in_place_are_not_copied():
+    rows = torch.arange(12.0).view(6, 2)
+    before = rows.data_ptr()
+    kept = Kept.of(torch.tensor([0, 5, 2, 3]))
+    assert kept.places.tolist() == [1]
+    result = kept.apply(rows)
+    assert result.data_ptr() == before
+    assert result[:, 0].tolist() == [0.0, 10.0, 4.0, 6.0]
