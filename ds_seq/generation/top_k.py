@@ -1,9 +1,15 @@
 """The few best of very many.
 
-Shapes: N rows, V columns, G width of a group of columns, M = V / G groups.
+The k largest of many numbers lie in the k groups with the largest maxima. Maxima are found at the
+speed of memory; only what is in those groups is then sorted.
+
+Shapes: N rows, V columns, G width of a group of columns, M = V / G groups, A sentences, K rows of
+each (N = A K), C how many are wanted.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -13,9 +19,6 @@ _GROUP = 64
 
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`torch.topk` along the last dimension, two to three times as fast on wide rows on a CPU.
-
-    The k largest of a row lie in the k groups with the largest maxima. Maxima are found at the
-    speed of memory; only what is in those groups is then sorted.
 
     Args:
         values: (N, V), contiguous.
@@ -35,3 +38,44 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     chosen = values.view(-1, _GROUP).index_select(0, (first_group + groups).flatten())  # (N k, G)
     best, places = chosen.view(num_rows, k * _GROUP).topk(k, dim=1)
     return best, groups.gather(1, places // _GROUP) * _GROUP + places % _GROUP
+
+
+def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest of `values + offsets` among all rows of a sentence.
+
+    Two to five times as fast on a CPU as the largest of each row first: a sentence has one short
+    list to sort, not K.
+
+    Args:
+        values: (N, V), contiguous.
+        offsets: (A, K) added to each row.
+        count: C; at most K V.
+
+    Returns:
+        The sums, which of the K rows they are from, and their columns: (A, C) each, the largest
+        first. Of equal sums at the margin any may be chosen.
+    """
+    num_sentences, num_rows = offsets.shape
+    width = values.size(1)
+    num_groups = width // _GROUP
+    if num_rows * num_groups < 2 * count:
+        sums = (values.view(num_sentences, num_rows, width) + offsets[:, :, None]).flatten(1)
+        best, chosen = sums.topk(count, dim=1)
+        return best, chosen // width, chosen % width
+    whole = num_groups * _GROUP
+    maxima = values[:, :whole].unflatten(1, (num_groups, _GROUP)).amax(2)  # (N, M)
+    if whole < width:  # what is left over is a group, too
+        maxima = torch.cat([maxima, values[:, whole:].amax(1, keepdim=True)], dim=1)
+        num_groups += 1
+    maxima = maxima.view(num_sentences, num_rows, num_groups) + offsets[:, :, None]
+    groups = maxima.flatten(1).topk(count, dim=1, sorted=False)[1]  # (A, C)
+    rows = groups // num_groups
+    columns = (groups % num_groups * _GROUP)[:, :, None] + torch.arange(
+        _GROUP, device=values.device
+    )  # (A, C, G)
+    first_rows = torch.arange(num_sentences, device=values.device)[:, None] * num_rows
+    starts = ((first_rows + rows) * width)[:, :, None]
+    sums = values.view(-1).take(starts + columns.clamp(max=width - 1))
+    sums = sums.masked_fill_(columns >= width, -math.inf) + offsets.gather(1, rows)[:, :, None]
+    best, places = sums.flatten(1).topk(count, dim=1)
+    return best, rows.gather(1, places // _GROUP), columns.flatten(1).gather(1, places)

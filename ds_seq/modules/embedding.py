@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.linear import linear
+from ds_seq.modules.linear import linear, pack
 
 
 class TokenEmbedding(nn.Module):
@@ -27,11 +27,17 @@ class TokenEmbedding(nn.Module):
         pad_id: its row gets no gradient from looking up.
     """
 
+    _packed: Tensor | None = None
+
     def __init__(self, vocab_size: int, d_model: int, pad_id: int) -> None:
         super().__init__()
         self.pad_id = pad_id
         self.scale = math.sqrt(d_model)
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+
+    def pack(self) -> None:
+        """Keep a packed copy for `project`; see `ds_seq.modules.linear.pack`."""
+        self._packed = pack(self.weight)
 
     def forward(self, x: Tensor, project: bool = False) -> Tensor:
         """Look up token ids, or score hidden states against every token.
@@ -44,5 +50,5 @@ class TokenEmbedding(nn.Module):
             Scaled embeddings (B, T, D), or logits (..., V).
         """
         if project:
-            return linear(x, self.weight)
+            return linear(x, self.weight, packed=self._packed)
         return F.embedding(x, self.weight, padding_idx=self.pad_id) * self.scale

@@ -22,15 +22,19 @@ _HAS_ONEDNN = (
     and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+_HAS_PACKING = _HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None
+) -> Tensor:
     """`x @ weight.T + bias`, as `torch.nn.functional.linear`.
 
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,) or None.
+        packed: what `pack` has made of the weight; used where no gradient is wanted.
 
     Returns:
         (..., O).
@@ -40,11 +44,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         result: Tensor = _OneDnnLinear.apply(x, weight, bias)
         return result
-    return _product(x, weight, bias)
+    return _product(x, weight if packed is None else packed, bias)
+
+
+def pack(weight: Tensor) -> Tensor | None:
+    """A copy of a weight (O, I) in the order in which oneDNN reads it, or None without oneDNN.
+
+    Otherwise every product puts the weight in that order first: with 640 rows that is 5 % of the
+    time, with 20 rows a third, with 5 rows more than half (512 x 2048, one thread). The copy does
+    not follow the weight when that changes.
+    """
+    if not _HAS_PACKING or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+    return packed
 
 
 def product(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    packed: Tensor | None = None,
 ) -> Tensor:
     """`linear` outside of autograd, for functions that bring their own gradient.
 
@@ -53,9 +74,10 @@ def product(
         weight: (O, I); a transposed view costs little.
         bias: (O,) or None.
         activation: `relu` applies it to the result, `none` nothing.
+        packed: what `pack` has made of the weight.
     """
     if _serves(x, weight):
-        return _product(x, weight, bias, activation)
+        return _product(x, weight if packed is None else packed, bias, activation)
     y = F.linear(x, weight, bias)
     return y.relu_() if activation == "relu" else y
 
@@ -115,6 +137,12 @@ class _OneDnnLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the kernel of `linear`."""
 
+    _packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Keep a packed copy of the weight, which is not to change any more; see `pack`."""
+        self._packed = pack(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., I) to (..., O)."""
-        return linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias, self._packed)

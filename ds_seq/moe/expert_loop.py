@@ -16,7 +16,7 @@ Legend: ``R`` rows sorted by expert, ``R_e`` those of one expert's window, ``D``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,16 @@ class _Net(NamedTuple):
     b1: Tensor
     w2: Tensor
     b2: Tensor
+
+
+class Packed(NamedTuple):
+    """Both maps of an expert as `ds_seq.modules.linear.pack` makes them."""
+
+    up: Tensor | None
+    down: Tensor | None
+
+
+_NOT_PACKED = Packed(None, None)
 
 
 class _Window(NamedTuple):
@@ -182,21 +192,23 @@ def _forward(
     activation: Activation,
     windows: _Windows,
     inner: list[Tensor] | None,
+    packed: Sequence[Packed] | None = None,
 ) -> Tensor:
     """All experts over their rows; keeps in ``inner`` what a backward needs."""
     parts = [x.new_empty(0, x.shape[1])]  # rows are sorted by expert, so parts come in order
     for expert, window in enumerate(windows):
         if window is None:
             continue
-        bias = net.b1[expert, 0]
-        kept = product(x[window.rows], net.w1[expert].t(), bias, activation.fused)  # (R_e, H)
+        maps = _NOT_PACKED if packed is None else packed[expert]
+        w1, b1, w2, b2 = (of_all[expert] for of_all in net)
+        kept = product(x[window.rows], w1.t(), b1[0], activation.fused, maps.up)  # (R_e, H)
         if inner is not None:
             # zeros in the inner layer are zeros in the hidden one: strange rows add no gradient
             inner[expert] = _clear(kept, window)
         hidden = activation.forward(kept)  # (R_e, F)
         if noise is not None:
             hidden = hidden * noise[window.rows]
-        parts.append(product(hidden, net.w2[expert], net.b2[expert, 0])[window.own])
+        parts.append(product(hidden, w2, b2[0], packed=maps.down)[window.own])
     return torch.cat(parts)
 
 
@@ -209,6 +221,7 @@ def expert_loop(
     noise: Tensor | None,
     activation: str,
     groups: RowGroups,
+    packed: Sequence[Packed] | None = None,
 ) -> Tensor:
     """``y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`` with e the expert of row r.
 
@@ -221,6 +234,7 @@ def expert_loop(
         noise: (R, F) multipliers of the hidden layer, for dropout; ``None`` for none.
         activation: a key of `ACTIVATIONS`.
         groups: which rows are whose; the counts sum to R.
+        packed: of each expert, used where no gradient is wanted.
 
     Returns:
         (R, D).
@@ -229,4 +243,4 @@ def expert_loop(
     if torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad):
         result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, act, windows)  # type: ignore[no-untyped-call]
         return result
-    return _forward(x, _Net(w1, b1, w2, b2), noise, act, windows, None)
+    return _forward(x, _Net(w1, b1, w2, b2), noise, act, windows, None, packed)

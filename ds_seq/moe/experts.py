@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.dropout import dropout, dropout_noise
-from ds_seq.moe.expert_loop import ACTIVATIONS, expert_loop
+from ds_seq.modules.linear import pack
+from ds_seq.moe.expert_loop import ACTIVATIONS, Packed, expert_loop
 from ds_seq.moe.grouped import RowGroups, grouped_linear
 
 
@@ -37,6 +38,8 @@ class Experts(nn.Module):
 
     turned_since_format_1 = ("w2",)
     """Parameters whose matrices lie the other way round in the first format of checkpoints."""
+
+    _packed: list[Packed] | None = None
 
     def __init__(
         self,
@@ -75,6 +78,10 @@ class Experts(nn.Module):
         self.b1.zero_()
         self.b2.zero_()
 
+    def pack(self) -> None:
+        """Keep packed copies of all maps; see `ds_seq.modules.linear.pack`."""
+        self._packed = [Packed(pack(up), pack(down)) for up, down in zip(*self.maps, strict=True)]
+
     @property
     def maps(self) -> tuple[Tensor, Tensor]:
         """Views of the weights as dense layers have them: (E_local, H, D) and (E_local, D, F)."""
@@ -87,7 +94,15 @@ class Experts(nn.Module):
             if self.training and self.dropout > 0.0:
                 noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
             return expert_loop(
-                x, self.w1, self.b1, self.w2, self.b2, noise, self.activation, groups
+                x,
+                self.w1,
+                self.b1,
+                self.w2,
+                self.b2,
+                noise,
+                self.activation,
+                groups,
+                self._packed,
             )
         hidden = grouped_linear(x, self.w1, self.b1, groups)  # (R, H)
         if self.activation == "swiglu":

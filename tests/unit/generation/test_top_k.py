@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ds_seq.generation.top_k import top_k
+from ds_seq.generation.top_k import top_continuations, top_k
 
 
 @pytest.mark.parametrize("width", [6, 64, 640, 8000, 8001])
@@ -21,3 +21,23 @@ def test_same_as_torch(width: int, k: int) -> None:
     assert torch.equal(best, values.topk(k, dim=1)[0])
     assert torch.equal(values.gather(1, columns), best)
     assert all(len(set(row)) == k for row in columns.tolist())
+
+
+@pytest.mark.parametrize("width", [6, 64, 640, 4000, 4001, 4063])
+@pytest.mark.parametrize("beam", [1, 5])
+def test_the_best_continuations_of_a_sentence(width: int, beam: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    sentences, count = 7, 2 * beam
+    values = torch.randn(sentences * beam, width, generator=generator)
+    values[0, :-5] = -math.inf
+    values[beam] = torch.arange(width)  # all in the last group
+    values[beam + 1] = torch.arange(width).remainder(64)  # each group's largest is the same
+    offsets = torch.randn(sentences, beam, generator=generator)
+    offsets[2, 1:] = -math.inf  # as before the first step
+    best, rows, columns = top_continuations(values, offsets, count)
+    sums = values.view(sentences, beam, width) + offsets[:, :, None]
+    assert torch.equal(best, sums.flatten(1).topk(count, dim=1)[0])
+    assert (columns < width).all()
+    places = rows * width + columns
+    assert torch.equal(sums.flatten(1).gather(1, places), best)
+    assert all(len(set(row)) == count for row in places.tolist())
