@@ -6,8 +6,8 @@ written, all hypotheses of a sentence look at all keys of that sentence, and a s
 which of them lie on the path of which hypothesis. The mask is all that a re-ordering touches.
 
 Hypotheses of a sentence soon descend from one of its earlier hypotheses, so most keys are on
-nobody's path any more. Whenever the room is used up, these are dropped: a sentence then holds
-little more than one key a position, where K separate rows would hold K.
+nobody's path any more. Whenever the room is used up, the newer ones of these are dropped: a
+sentence then holds little more than one key a position, where K separate rows would hold K.
 
 Shapes: B sentences, K beam width, N = B K hypotheses (row n belongs to sentence n // K), H heads,
 Dh width of a head, C columns in use (keys of a sentence, those of all its hypotheses), R room
@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 _STEPS_OF_ROOM = 16
-"""Steps between two looks for keys that nobody needs, at least."""
+"""For so many steps there is room at first."""
+_STEPS_OF_DOUBT = 8
+"""What is as new as that may still die; and for so many steps there is room after each look."""
 
 
 class Kept(NamedTuple):
@@ -75,7 +77,9 @@ class BeamPaths:
         self.mask: Tensor | None = None
         self.generation = 0
         """How often keys have changed their places; a buffer of an earlier one must follow."""
-        self._live: Tensor | None = None
+        self._live: Tensor | None = None  # (B, count) what is to be at column _start and behind it
+        self._start = 0
+        self._settled = 0  # columns before this one are not looked at any more
         blocked = like.new_full((beam, beam), -math.inf).fill_diagonal_(0.0)
         self._newest = blocked.repeat(num_sentences, 1)  # (N, K): each sees its own key only
         self._paths = self._newest.new_empty(num_sentences * beam, self.room)
@@ -89,7 +93,7 @@ class BeamPaths:
         """Open one more position, in which every hypothesis sees the key that it writes."""
         if self.length == self.max_length:
             raise ValueError(f"the cache was made for {self.max_length} positions")
-        if self.used == self.room:
+        if self.used + self.beam > self.room:
             self._make_room()
         start = self.used
         self.used += self.beam
@@ -100,39 +104,45 @@ class BeamPaths:
             self.mask = rows.view(-1, 1, self.beam, self.used)  # (B, 1, K, C)
 
     def _make_room(self) -> None:
-        """Drop the keys on nobody's path, and add room for some more steps."""
+        """Drop keys on nobody's path; add room where too little comes of that."""
         used = self.used
         self._live = None
         if self.beam > 1:
-            live = (self._paths.view(-1, self.beam, used) == 0).any(1)  # (B, C)
-            used = int(live.sum(1).max())
+            recent = self._paths[:, self._settled : used].view(-1, self.beam, used - self._settled)
+            live = (recent == 0).any(1)  # (B, C - settled)
+            count = int(live.sum(1).max())
             # the living in their order first; where there are fewer, some that nobody looks at
-            self._live = live.sort(dim=1, descending=True, stable=True)[1][:, :used]  # (B, C')
-        # As a share of what there is, or long outputs would be copied too often.
-        steps = max(_STEPS_OF_ROOM, used // (8 * self.beam))
-        self.room = used + min(steps, self.max_length - self.length) * self.beam
-        paths = self._paths.new_empty(self.num_rows, self.room)
-        if self._live is None:
-            paths[:, :used] = self._paths
-        else:
-            columns = self._live.repeat_interleave(self.beam, 0)  # (N, C')
-            paths[:, :used] = self._paths.gather(1, columns)
-        self._paths = paths
-        self.used = used
+            order = live.sort(dim=1, descending=True, stable=True)[1][:, :count]
+            self._start, self._live = self._settled, order + self._settled
+            columns = self._live.repeat_interleave(self.beam, 0)  # (N, count)
+            self.used = self._start + count
+            self._paths[:, self._start : self.used] = self._paths.gather(1, columns)
+            # Of the newest, many are going to die: look at them once more the next time.
+            self._settled = max(self._settled, self.used - _STEPS_OF_DOUBT * self.beam)
+        ahead = (self.max_length - self.length) * self.beam  # all that can still come
+        if self.room - self.used < min(_STEPS_OF_DOUBT * self.beam, ahead):
+            wanted = max(self.room * 3 // 2, self.used + _STEPS_OF_ROOM * self.beam)
+            self.room = min(wanted, self.used + ahead)
+            self._paths = self._with_room(self._paths[:, None, :, None]).flatten(1)
         self.generation += 1
 
     def follow(self, buffer: Tensor) -> Tensor:
         """Keys or values (B, H, R, Dh) of the generation before, where they are now."""
+        if self._live is not None:
+            num_sentences, num_heads, room, width = buffer.shape
+            # whole rows by their numbers: ten times as fast as `gather` by element
+            firsts = torch.arange(num_sentences * num_heads, device=buffer.device) * room
+            rows = firsts.view(num_sentences, num_heads, 1) + self._live[:, None]  # (B, H, count)
+            chosen = buffer.view(-1, width).index_select(0, rows.flatten())
+            end = self._start + rows.size(2)
+            buffer[:, :, self._start : end] = chosen.view(*rows.shape, width)
+        return buffer if buffer.size(2) == self.room else self._with_room(buffer)
+
+    def _with_room(self, buffer: Tensor) -> Tensor:
+        """A copy of (B, H, R, Dh) with more columns."""
         num_sentences, num_heads, room, width = buffer.shape
         larger = buffer.new_empty(num_sentences, num_heads, self.room, width)
-        if self._live is None:
-            larger[:, :, :room] = buffer
-            return larger
-        # whole rows by their numbers: ten times as fast as `gather` by element
-        firsts = torch.arange(num_sentences * num_heads, device=buffer.device) * room
-        rows = firsts.view(num_sentences, num_heads, 1) + self._live[:, None]  # (B, H, C)
-        chosen = buffer.view(-1, width).index_select(0, rows.flatten())
-        larger[:, :, : rows.size(2)] = chosen.view(*rows.shape, width)
+        larger[:, :, :room] = buffer
         return larger
 
     def reorder(self, rows: Tensor) -> None:

@@ -26,25 +26,29 @@ _HAS_PACKING = _HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight
 
 
 def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    packed: Tensor | None = None,
 ) -> Tensor:
-    """`x @ weight.T + bias`, as `torch.nn.functional.linear`.
+    """`x @ weight.T + bias`, as `torch.nn.functional.linear`, and an activation.
 
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,) or None.
+        activation: `relu` applies it to the result, `none` nothing.
         packed: what `pack` has made of the weight; used where no gradient is wanted.
 
     Returns:
         (..., O).
     """
-    if not _serves(x, weight):
-        return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        result: Tensor = _OneDnnLinear.apply(x, weight, bias)
-        return result
-    return _product(x, weight if packed is None else packed, bias)
+        serves = _serves(x, weight)
+        y: Tensor = (_OneDnnLinear.apply if serves else F.linear)(x, weight, bias)
+        return F.relu(y) if activation == "relu" else y
+    return product(x, weight, bias, activation, packed)
 
 
 def pack(weight: Tensor) -> Tensor | None:
@@ -70,7 +74,7 @@ def product(
     """`linear` outside of autograd, for functions that bring their own gradient.
 
     Args:
-        x: (R, I).
+        x: (..., I).
         weight: (O, I); a transposed view costs little.
         bias: (O,) or None.
         activation: `relu` applies it to the result, `none` nothing.
@@ -143,6 +147,6 @@ class Linear(nn.Linear):
         """Keep a packed copy of the weight, which is not to change any more; see `pack`."""
         self._packed = pack(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., I) to (..., O)."""
-        return linear(x, self.weight, self.bias, self._packed)
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        """Map x (..., I) to (..., O); `activation` may be `relu`."""
+        return linear(x, self.weight, self.bias, activation, self._packed)
