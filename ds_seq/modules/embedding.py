@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.linear import linear, pack
+from ds_seq.modules.linear import linear
+from ds_seq.modules.packed import Packed, pack
 
 
 class TokenEmbedding(nn.Module):
@@ -27,7 +28,7 @@ class TokenEmbedding(nn.Module):
         pad_id: its row gets no gradient from looking up.
     """
 
-    _packed: Tensor | None = None
+    _packed: Packed | None = None
 
     def __init__(self, vocab_size: int, d_model: int, pad_id: int) -> None:
         super().__init__()
@@ -35,9 +36,9 @@ class TokenEmbedding(nn.Module):
         self.scale = math.sqrt(d_model)
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
 
-    def pack(self) -> None:
-        """Keep a packed copy for `project`; see `ds_seq.modules.linear.pack`."""
-        self._packed = pack(self.weight)
+    def pack(self, int8: bool = False) -> None:
+        """Use a packed copy to score with from now on; see `ds_seq.modules.packed`."""
+        self._packed = pack(self.weight, None, int8)
 
     def forward(self, x: Tensor, project: bool = False) -> Tensor:
         """Look up token ids, or score hidden states against every token.

@@ -17,12 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-_HAS_PACKING = _HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+from ds_seq.modules.packed import HAS_ONEDNN, Packed, pack
 
 
 def linear(
@@ -30,7 +25,7 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str = "none",
-    packed: Tensor | None = None,
+    packed: Packed | None = None,
 ) -> Tensor:
     """`x @ weight.T + bias`, as `torch.nn.functional.linear`, and an activation.
 
@@ -39,7 +34,7 @@ def linear(
         weight: (O, I).
         bias: (O,) or None.
         activation: `relu` applies it to the result, `none` nothing.
-        packed: what `pack` has made of the weight; used where no gradient is wanted.
+        packed: what `pack` has made of weight and bias; used where no gradient is wanted.
 
     Returns:
         (..., O).
@@ -51,25 +46,12 @@ def linear(
     return product(x, weight, bias, activation, packed)
 
 
-def pack(weight: Tensor) -> Tensor | None:
-    """A copy of a weight (O, I) in the order in which oneDNN reads it, or None without oneDNN.
-
-    Otherwise every product puts the weight in that order first: with 640 rows that is 5 % of the
-    time, with 20 rows a third, with 5 rows more than half (512 x 2048, one thread). The copy does
-    not follow the weight when that changes.
-    """
-    if not _HAS_PACKING or weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return None
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
-    return packed
-
-
 def product(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     activation: str = "none",
-    packed: Tensor | None = None,
+    packed: Packed | None = None,
 ) -> Tensor:
     """`linear` outside of autograd, for functions that bring their own gradient.
 
@@ -78,10 +60,12 @@ def product(
         weight: (O, I); a transposed view costs little.
         bias: (O,) or None.
         activation: `relu` applies it to the result, `none` nothing.
-        packed: what `pack` has made of the weight.
+        packed: what `pack` has made of weight and bias.
     """
+    if packed is not None and x.numel() > 0:
+        return packed(x, activation)
     if _serves(x, weight):
-        return _product(x, weight if packed is None else packed, bias, activation)
+        return _product(x, weight, bias, activation)
     y = F.linear(x, weight, bias)
     return y.relu_() if activation == "relu" else y
 
@@ -89,7 +73,7 @@ def product(
 def _serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN should compute the product: fp32 on an x86 CPU, and not nothing at all."""
     return (
-        _HAS_ONEDNN
+        HAS_ONEDNN
         and x.dtype == torch.float32
         and weight.dtype == torch.float32
         and x.device.type == "cpu"
@@ -141,11 +125,11 @@ class _OneDnnLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the kernel of `linear`."""
 
-    _packed: Tensor | None = None
+    _packed: Packed | None = None
 
-    def pack(self) -> None:
-        """Keep a packed copy of the weight, which is not to change any more; see `pack`."""
-        self._packed = pack(self.weight)
+    def pack(self, int8: bool = False) -> None:
+        """Use a packed copy from now on; see `ds_seq.modules.packed`."""
+        self._packed = pack(self.weight, self.bias, int8)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         """Map x (..., I) to (..., O); `activation` may be `relu`."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ds_seq.modules.linear import product
+from ds_seq.modules.packed import Packed
 from ds_seq.moe.grouped import RowGroups
 
 
@@ -77,14 +78,14 @@ class _Net(NamedTuple):
     b2: Tensor
 
 
-class Packed(NamedTuple):
-    """Both maps of an expert as `ds_seq.modules.linear.pack` makes them."""
+class PackedNet(NamedTuple):
+    """Both maps of an expert as `ds_seq.modules.packed` makes them."""
 
-    up: Tensor | None
-    down: Tensor | None
+    up: Packed | None
+    down: Packed | None
 
 
-_NOT_PACKED = Packed(None, None)
+_NOT_PACKED = PackedNet(None, None)
 
 
 class _Window(NamedTuple):
@@ -192,7 +193,7 @@ def _forward(
     activation: Activation,
     windows: _Windows,
     inner: list[Tensor] | None,
-    packed: Sequence[Packed] | None = None,
+    packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
     """All experts over their rows; keeps in ``inner`` what a backward needs."""
     parts = [x.new_empty(0, x.shape[1])]  # rows are sorted by expert, so parts come in order
@@ -221,7 +222,7 @@ def expert_loop(
     noise: Tensor | None,
     activation: str,
     groups: RowGroups,
-    packed: Sequence[Packed] | None = None,
+    packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
     """``y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`` with e the expert of row r.
 

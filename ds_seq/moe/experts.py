@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.dropout import dropout, dropout_noise
-from ds_seq.modules.linear import pack
-from ds_seq.moe.expert_loop import ACTIVATIONS, Packed, expert_loop
+from ds_seq.modules.packed import pack
+from ds_seq.moe.expert_loop import ACTIVATIONS, PackedNet, expert_loop
 from ds_seq.moe.grouped import RowGroups, grouped_linear
 
 
@@ -39,7 +39,7 @@ class Experts(nn.Module):
     turned_since_format_1 = ("w2",)
     """Parameters whose matrices lie the other way round in the first format of checkpoints."""
 
-    _packed: list[Packed] | None = None
+    _packed: list[PackedNet] | None = None
 
     def __init__(
         self,
@@ -78,9 +78,12 @@ class Experts(nn.Module):
         self.b1.zero_()
         self.b2.zero_()
 
-    def pack(self) -> None:
-        """Keep packed copies of all maps; see `ds_seq.modules.linear.pack`."""
-        self._packed = [Packed(pack(up), pack(down)) for up, down in zip(*self.maps, strict=True)]
+    def pack(self, int8: bool = False) -> None:
+        """Use packed copies of all maps from now on; see `ds_seq.modules.packed`."""
+        nets = zip(*self.maps, self.b1, self.b2, strict=True)
+        self._packed = [
+            PackedNet(pack(up, b1[0], int8), pack(down, b2[0], int8)) for up, down, b1, b2 in nets
+        ]
 
     @property
     def maps(self) -> tuple[Tensor, Tensor]:

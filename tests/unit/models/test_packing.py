@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ds_seq.models.packing import pack_weights
-from ds_seq.modules.linear import Linear, pack
+from ds_seq.modules.linear import Linear
+from ds_seq.modules.packed import pack
 from ds_seq.moe.experts import Experts
 from tests.unit.models.sections import ROUTERS
 
@@ -17,7 +18,7 @@ SHAPES = [
     {"moe": ROUTERS["softmax"], "activation": "swiglu"},
 ]
 needs_packing = pytest.mark.skipif(
-    pack(torch.ones(4, 4)) is None, reason="this processor has no oneDNN kernels to pack for"
+    pack(torch.ones(4, 4), None) is None, reason="this processor has no oneDNN kernels to pack for"
 )
 
 
@@ -49,3 +50,40 @@ def test_every_map_is_packed_but_gradients_see_the_weights(build, pairs, shape):
     changed = model(pairs.src, pairs.tgt).logits
     torch.testing.assert_close(packed, before, atol=1e-5, rtol=1e-5)
     assert (changed - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_eight_bits_say_nearly_the_same(build, pairs, shape):
+    model = build(**shape).eval()
+    with torch.no_grad():
+        expected = model(pairs.src, pairs.tgt).logits
+        pack_weights(model, int8=True)
+        rounded = model(pairs.src, pairs.tgt).logits
+    error = (rounded - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.1
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_eight_bits_are_right_to_a_step(activation):
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(24, 40, generator=generator)
+    weight[3] = 0.0
+    bias, x = torch.randn(24, generator=generator), torch.randn(5, 7, 40, generator=generator)
+    rounded = pack(weight, bias, int8=True)
+    assert rounded is not None
+    exact = torch.nn.functional.linear(x, weight, bias)
+    if activation == "relu":
+        exact = exact.relu()
+    # half a step of each factor, summed over the inputs as independent errors
+    step = (
+        x.abs().max() / 127 * weight.norm(dim=1)
+        + weight.abs().amax(1) / 127 * x.norm(dim=-1)[..., None]
+    )
+    assert ((rounded(x, activation) - exact).abs() <= 3 * step).all()
+    torch.testing.assert_close(rounded(x, activation)[..., 3], exact[..., 3])
+
+
+def test_eight_bits_need_single_precision_on_a_cpu():
+    with pytest.raises(ValueError, match="8 bits"):
+        pack(torch.ones(4, 4, dtype=torch.bfloat16), None, int8=True)
+    assert pack(torch.ones(4, 4, dtype=torch.bfloat16), None) is None
