@@ -11,6 +11,7 @@ Shapes: R rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,9 @@ HAS_ONEDNN = (
 """Whether PyTorch's oneDNN serves fp32 products on this processor."""
 
 _HAS_PACKING = HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-_HAS_INT8 = "x86" in torch.backends.quantized.supported_engines
+_HAS_INT8 = hasattr(torch, "quantize_per_channel") and (
+    "x86" in torch.backends.quantized.supported_engines
+)
 
 
 class _Float:
@@ -56,7 +59,10 @@ class _Int8:
         # an output without any weight needs a scale, too
         scales = (weight.abs().amax(1) / 127.0).clamp(min=1e-12).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        with warnings.catch_warnings():
+            # PyTorch is going to drop tensors of 8 bits; the kernels take nothing else as yet
+            warnings.simplefilter("ignore", UserWarning)
+            rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self._weight = torch.ops.quantized.linear_prepack(rounded, bias)
         # without the instructions for 8 bits, sums of two products overflow 16 bits
         self._reduce_range = not torch.cpu._is_vnni_supported()
