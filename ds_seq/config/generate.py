@@ -37,6 +37,10 @@ class GenerationConfig(Config):
         allow_inf_nan=False,
         description="Divides the logits before the softmax; above 1 flattens, below 1 sharpens.",
     )
+    ensemble: Literal["probabilities", "log_probabilities"] = Field(
+        default="probabilities",
+        description="Of what the mean is taken where several models translate together.",
+    )
     max_len_a: NonNegativeFloat = Field(
         default=1.2, description="Longest translation is max_len_a * source length + max_len_b."
     )
@@ -48,6 +52,20 @@ class GenerationConfig(Config):
     )
     no_repeat_ngram: NonNegativeInt = Field(
         default=0, description="No n-gram of this size occurs twice in a translation; 0 allows all."
+    )
+    diverse_groups: PositiveInt = Field(
+        default=1,
+        description="Groups of equal size into which the beam is split; each avoids the tokens of "
+        "those before it (diverse beam search).",
+    )
+    diverse_strength: NonNegativeFloat = Field(
+        default=0.5,
+        description="What a token costs a group for each time that groups before it have taken it.",
+    )
+    diverse_siblings: NonNegativeFloat = Field(
+        default=0.0,
+        description="What a continuation costs for each better one of the same hypothesis; "
+        "0: nothing.",
     )
     sampling: bool = Field(
         default=False,
@@ -74,9 +92,31 @@ class GenerationConfig(Config):
         description="Random numbers of sampling; the same for any batches and number of processes.",
     )
     max_tokens: PositiveInt = Field(
-        default=4096, description="Size of a batch: sentences times the longest source."
+        default=8192, description="Size of a batch: sentences times the longest source."
     )
-    max_sentences: PositiveInt = Field(default=128, description="Most sentences of a batch.")
+    max_sentences: PositiveInt = Field(default=256, description="Most sentences of a batch.")
+
+    @model_validator(mode="after")
+    def _check_diversity(self) -> GenerationConfig:
+        if self.beam % self.diverse_groups and not self.sampling:
+            message = f"{self.diverse_groups} groups do not divide a beam of {self.beam}"
+            raise FieldErrors([("diverse_groups", message)])
+        kinds = {
+            "diverse_groups": self.diverse_groups > 1,
+            "diverse_siblings": self.diverse_siblings > 0,
+        }
+        used = [name for name, is_used in kinds.items() if is_used]
+        if used and self.sampling:
+            message = "does not go together with sampling: true, which searches nothing"
+            raise FieldErrors([(name, message) for name in used])
+        if len(used) > 1:
+            message = "does not go together with diverse_groups; leave one of them out"
+            raise FieldErrors([("diverse_siblings", message)])
+        if self.diverse_strength != 0.5 and self.diverse_groups == 1:
+            raise FieldErrors(
+                [("diverse_strength", "has no effect without diverse_groups above 1")]
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_sampling(self) -> GenerationConfig:

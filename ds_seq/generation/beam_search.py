@@ -54,7 +54,10 @@ class Decodable(Protocol[EncodedT, CacheT]):
         """Prepare for at most `max_length` steps with `beam` hypotheses a sentence."""
 
     def decode_step(self, tokens: Tensor, cache: CacheT) -> Tensor:
-        """Feed one token to each hypothesis (N,); return logits of the next (N, V)."""
+        """Feed one token to each hypothesis (N,); return logits of the next (N, V).
+
+        The search overwrites them.
+        """
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ class BeamSearch:
         num_best: how many hypotheses are returned. A search stops as soon as none that is still
             open can become one of them, so asking for fewer saves steps.
         sampling: how to draw, instead of searching with a beam.
-        selection: how continuations are ranked in a search with a beam.
-        guides: what else rules out tokens.
+        selection: which continuations a search with a beam looks at, and which it prefers.
+        guides: what else rules out tokens. Length limits give way to them, and n-gram blocking
+            where they leave a single token.
         max_positions: tokens that the decoder can take, end symbol included; None = any number.
         bos_id: never generated.
         pad_id: never generated; marks padding in the source.
@@ -125,6 +129,8 @@ class BeamSearch:
             raise ValueError(f"unk_penalty={self.unk_penalty} is negative")
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} is not above 0")
+        if self.sampling is not None and self.selection != Plain():
+            raise ValueError(f"sampling does not go together with selection={self.selection}")
 
     @property
     def width(self) -> int:
@@ -165,51 +171,62 @@ class BeamSearch:
             if any_rank is None:
                 return []
             src = src.new_full((1, 1), self.eos_id)
-        limits = self._length_limits(src)
+        sentences = range(num_sentences) if numbers is None else numbers
+        limits = self._length_limits(src, sentences)
         max_length = int(limits.max()) + 1
         cache = model.start_cache(model.encode(src), self.width, max_length)
         spare = None if any_rank is None else _SpareSearch(self, model, cache, src, max_length)
-        sentences = range(num_sentences) if numbers is None else numbers
-        hypotheses = self._start(limits[:num_sentences], sentences)
-        guides = [
-            maker.start(sentences, self.width, limits[:num_sentences]) for maker in self.guides
-        ]
-        scratch = _Scratch()
+        hypotheses, guides = self._start(limits[:num_sentences], sentences)
         while hypotheses.active if any_rank is None else any_rank(hypotheses.active):
             if hypotheses.active:
                 logits = model.decode_step(hypotheses.last_tokens(), cache)
-                if self.temperature != 1.0:
-                    logits = logits.float() / self.temperature
-                self._advance(hypotheses, scratch.log_softmax(logits), guides, cache)
+                self._advance(hypotheses, self._log_probs(logits), guides, cache)
             elif spare is not None:
                 spare.step()
         return hypotheses.results()
 
-    def _start(self, limits: Tensor, numbers: Sequence[int]) -> Active:
-        """The empty hypotheses of the sentences `numbers` (B,), with limits (B,)."""
+    def _start(self, limits: Tensor, numbers: Sequence[int]) -> tuple[Active, list[Guide]]:
+        """Empty hypotheses of the sentences `numbers` (B,), with limits (B,), and their guides."""
+        guides = [maker.start(numbers, self.width, limits) for maker in self.guides]
+        end, penalty = self.eos_id, self._penalty
         if self.sampling is not None:
             return ActiveSamples(
-                self.sampling, numbers, self.num_best, limits, self.eos_id, self._penalty
-            )
+                self.sampling, numbers, self.num_best, limits, end, penalty
+            ), guides
         selection = self.selection.start(numbers, self.width, limits)
-        return ActiveBeams(limits, self.beam, self.num_best, self.eos_id, self._penalty, selection)
+        beams = ActiveBeams(limits, self.beam, self.num_best, end, penalty, selection)
+        return beams, [*guides, selection]
 
-    def _length_limits(self, src: Tensor) -> Tensor:
+    def _length_limits(self, src: Tensor, numbers: Sequence[int]) -> Tensor:
         """Most tokens before the end symbol, for each sentence: (B,) int64."""
         lengths = src.ne(self.pad_id).sum(1)
         # double precision: in single, 1.2 * 5 falls short of 6
         limits = (lengths.double() * self.max_len_a + self.max_len_b).long()
+        makers = (*self.guides, self.selection)
+        rooms = [sum(maker.room(number) for maker in makers) for number in numbers]
+        if any(rooms):
+            limits = limits.maximum(limits.new_tensor(rooms))
         most = None if self.max_positions is None else max(self.max_positions - 1, 1)
         return limits.clamp(min=1, max=most)
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities (N, V) in single precision, in the memory of the logits if possible.
+
+        On a CPU most of the time of a large log-softmax goes into fetching fresh memory pages.
+        """
+        logits = logits.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return torch.log_softmax(logits, dim=-1, out=logits)
 
     def _advance(
         self, hypotheses: Active, log_probs: Tensor, guides: Sequence[Guide], cache: Cache
     ) -> None:
         """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
-        end_scores = log_probs[:, self.eos_id].clone()  # (N,)
-        self._veto(hypotheses, log_probs)
         for guide in guides:
             guide.restrict(log_probs, hypotheses.tokens)
+        end_scores = log_probs[:, self.eos_id].clone()  # (N,)
+        self._veto(hypotheses, log_probs)
         step = hypotheses.advance(log_probs, end_scores)
         if not hypotheses.active:
             return
@@ -229,7 +246,10 @@ class BeamSearch:
         if self.unk_penalty > 0:
             log_probs[:, self.unk_id] -= self.unk_penalty
         if self.no_repeat_ngram > 0:
-            block_repeated_ngrams(log_probs, hypotheses.tokens.flatten(0, 1), self.no_repeat_ngram)
+            # what guides leave no alternative to is taken, repeated or not
+            forced = log_probs.isfinite().sum(1) == 1 if self.guides else None  # (N,)
+            tokens = hypotheses.tokens.flatten(0, 1)
+            block_repeated_ngrams(log_probs, tokens, self.no_repeat_ngram, forced)
 
 
 class _SpareSearch(Generic[EncodedT, CacheT]):
@@ -267,21 +287,3 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
             self._steps = 0
         self._model.decode_step(self._tokens, self._cache)
         self._steps += 1
-
-
-class _Scratch:
-    """Memory for log-probabilities, kept from step to step.
-
-    On a CPU most of the time of a large log-softmax goes into fetching fresh memory pages.
-    """
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-
-    def log_softmax(self, logits: Tensor) -> Tensor:
-        """Single-precision log-probabilities of logits (N, V); valid until the next call."""
-        if self._buffer is None:  # N only shrinks from here on
-            self._buffer = torch.empty_like(logits, dtype=torch.float32)
-        out = self._buffer[: len(logits)]
-        torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
-        return out

@@ -7,13 +7,15 @@ decoded length, V vocabulary.
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ds_seq.generation.top_k import top_k
+from ds_seq.generation.top_k import top_continuations, top_k
 
 
 class Guide(Protocol):
@@ -71,24 +73,13 @@ class Choice(NamedTuple):
 class Selection(Guide, Protocol):
     """Decides which continuations are looked at, and which are preferred."""
 
-    def propose(self, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Pick continuations of each hypothesis.
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
+        """The continuations that come into question.
 
         Args:
-            log_probs: (N, V), contiguous.
-            count: how many are enough for plain beam search.
-
-        Returns:
-            Log-probabilities and tokens, (N, C') each; the best in the first column, so that
-            there is one at least.
-        """
-
-    def choose(self, totals: Tensor, tokens: Tensor) -> Choice:
-        """Order the candidates of each sentence.
-
-        Args:
-            totals: (A, K, C') sums of log-probabilities up to each continuation, or -inf.
-            tokens: (A, K, C') the tokens that `propose` picked, or the end symbol.
+            log_probs: (N, V) of the next token, contiguous; -inf where it is ruled out.
+            totals: (A, K) sums of log-probabilities of the hypotheses so far, -inf for those
+                that are impossible.
         """
 
 
@@ -127,13 +118,48 @@ class PlainSelection:
     def follow(self, rows: Tensor, tokens: Tensor) -> None:
         """Remembers nothing."""
 
-    def propose(self, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` best: the 2 K best of a sentence are among the 2 K best of each."""
-        return top_k(log_probs, min(count, log_probs.size(1)))
-
-    def choose(self, totals: Tensor, tokens: Tensor) -> Choice:
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
         """The 2 K best."""
-        return best_candidates(totals, totals, tokens, 2 * totals.size(1))
+        count = min(2 * totals.size(1), totals.size(1) * log_probs.size(1))
+        return Choice(*top_continuations(log_probs, totals, count))
+
+
+class RankedSelection(ABC):
+    """Base of selections that look at a few continuations of every hypothesis."""
+
+    def restrict(self, log_probs: Tensor, tokens: Tensor) -> None:  # noqa: B027
+        """Rules nothing out."""
+
+    def follow(self, rows: Tensor, tokens: Tensor) -> None:  # noqa: B027
+        """Remembers nothing."""
+
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
+        """What `rank` makes of what `propose` picks."""
+        scores, tokens = self.propose(log_probs, min(2 * totals.size(1), log_probs.size(1)))
+        sums = totals[:, :, None] + scores.view(*totals.shape, -1)  # (A, K, C')
+        sums = sums.nan_to_num_(nan=-math.inf, neginf=-math.inf)
+        return self.rank(sums, tokens.view(sums.shape))
+
+    def propose(self, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Pick continuations of each hypothesis; here the best: plain beam search needs no more.
+
+        Args:
+            log_probs: (N, V).
+            count: C, or V if that is less.
+
+        Returns:
+            Log-probabilities and tokens, (N, C') each, the best `count` first.
+        """
+        return top_k(log_probs, count)
+
+    @abstractmethod
+    def rank(self, totals: Tensor, tokens: Tensor) -> Choice:
+        """Order the candidates of each sentence.
+
+        Args:
+            totals: (A, K, C') sums of log-probabilities up to each continuation, or -inf.
+            tokens: (A, K, C') the tokens that `propose` picked.
+        """
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,19 @@ class Hypothesis:
         tokens: ids, without the end symbol.
         score: sum of log-probabilities, divided as `LengthPenalty` says; the end symbol included.
         token_scores: log-probability of each token and of the end symbol.
+        alignment: the source token that each token looks at, if asked for; see `alignment.Aligner`.
+        utility: expected utility from 0 to 100, if chosen by it; see `mbr.MinimumRisk`.
     """
 
     tokens: list[int]
     score: float
     token_scores: list[float] = field(repr=False)
+    alignment: list[int] | None = field(default=None, repr=False)
+    utility: float | None = None
 
 
 class _Finished(NamedTuple):
-    """Hypotheses that finished in the same step."""
+    """Hypotheses that finished in the same step, but those that are not among the best so far."""
 
     sentences: Tensor
     """(H,) numbers of their sentences in the batch."""
@@ -131,6 +135,7 @@ class ActiveBeams:
         self.length = 0
         self.tokens = torch.empty(num_sentences, beam, 0, dtype=torch.int64, device=device)
         self._limits = limits
+        self._least_limit = int(limits.min()) if num_sentences else 0
         self._beam = beam
         self._num_best = num_best
         self._end = end
@@ -160,24 +165,14 @@ class ActiveBeams:
         """Choose among continuations: some finish, the best others become the open hypotheses.
 
         Args:
-            log_probs: (N, V) of the next token, -inf where it is ruled out.
+            log_probs: (N, V) of the next token, -inf where it is ruled out; it is changed.
             end_scores: (N,) of the end symbol, where nothing else is possible.
         """
-        # the C best of a sentence are among the C best of each of its hypotheses
-        scores, tokens = self._selection.propose(log_probs, min(2 * self._beam, log_probs.size(1)))
-        scores = self._end_at_limit(scores, tokens, end_scores)
-        totals = self._totals[:, :, -1, None] + scores.view(-1, self._beam, scores.size(1))
-        # A hypothesis without probability, or a model that answers NaN, never wins.
-        totals = totals.nan_to_num_(nan=_NEVER, neginf=_NEVER)  # (A, K, C')
-        return self._select(*self._selection.choose(totals, tokens.view(totals.shape)))
-
-    def _end_at_limit(self, scores: Tensor, tokens: Tensor, end_scores: Tensor) -> Tensor:
-        """Leave only the end symbol to hypotheses (N, C') that are as long as they may be."""
-        at_limit = self._limits.le(self.length).repeat_interleave(self._beam)[:, None]  # (N, 1)
-        only_end = torch.full_like(scores, _NEVER)
-        only_end[:, 0] = end_scores
-        tokens[:, :1].masked_fill_(at_limit, self._end)
-        return torch.where(at_limit, only_end, scores)
+        if self.length >= self._least_limit:
+            at_limit = self._limits.le(self.length).repeat_interleave(self._beam)  # (N,)
+            log_probs.masked_fill_(at_limit[:, None], _NEVER)
+            log_probs[:, self._end] = end_scores.where(at_limit, log_probs[:, self._end])
+        return self._select(*self._selection.candidates(log_probs, self._totals[:, :, -1]))
 
     def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> Step:
         """Finish and go on with candidates, each (A, C), in the order of preference."""
@@ -201,7 +196,9 @@ class ActiveBeams:
     def _finish(self, ending: Tensor, totals: Tensor, origins: Tensor) -> None:
         """Put aside the candidates (A, K) marked in `ending`."""
         scores = (totals / self._penalty.divisor(self.length + 1)).masked_fill(~ending, _NEVER)
-        rows, columns = ending.nonzero(as_tuple=True)  # (H,) each
+        # Only those that may be wanted in the end; of equal ones the earlier is.
+        wanted = scores > self._best_scores[:, -1:]
+        rows, columns = wanted.nonzero(as_tuple=True)  # (H,) each
         parents = origins[rows, columns]
         past = self._totals[rows, parents]  # (H, L + 1), from the empty sum on
         self._finished.append(

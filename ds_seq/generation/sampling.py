@@ -184,7 +184,8 @@ class ActiveSamples:
 
     def _choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """A token (N,) for each row of (N, V), and whether any is possible (N,)."""
-        probs = log_probs.exp().nan_to_num_(nan=0.0)
+        # relative to the best one: guides may leave only tokens whose probability underflows
+        probs = (log_probs - log_probs.amax(1, keepdim=True)).exp_().nan_to_num_(nan=0.0)
         self._sampling.truncate(probs)
         # Running sums in the order of the ids, not of the probabilities: there, a last digit that
         # depends on the batch could swap two tokens and change the draw by much more than itself.

@@ -53,14 +53,15 @@ def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tens
 
     Returns:
         The sums, which of the K rows they are from, and their columns: (A, C) each, the largest
-        first. Of equal sums at the margin any may be chosen.
+        first. Of equal sums at the margin any may be chosen. Rows of NaN count, and
+        are given, as -inf.
     """
     num_sentences, num_rows = offsets.shape
     width = values.size(1)
     num_groups = width // _GROUP
     if num_rows * num_groups < 2 * count:
         sums = (values.view(num_sentences, num_rows, width) + offsets[:, :, None]).flatten(1)
-        best, chosen = sums.topk(count, dim=1)
+        best, chosen = _without_nan(sums).topk(count, dim=1)
         return best, chosen // width, chosen % width
     whole = num_groups * _GROUP
     maxima = values[:, :whole].unflatten(1, (num_groups, _GROUP)).amax(2)  # (N, M)
@@ -68,7 +69,7 @@ def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tens
         maxima = torch.cat([maxima, values[:, whole:].amax(1, keepdim=True)], dim=1)
         num_groups += 1
     maxima = maxima.view(num_sentences, num_rows, num_groups) + offsets[:, :, None]
-    groups = maxima.flatten(1).topk(count, dim=1, sorted=False)[1]  # (A, C)
+    groups = _without_nan(maxima).flatten(1).topk(count, dim=1, sorted=False)[1]  # (A, C)
     rows = groups // num_groups
     columns = (groups % num_groups * _GROUP)[:, :, None] + torch.arange(
         _GROUP, device=values.device
@@ -77,5 +78,10 @@ def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tens
     starts = ((first_rows + rows) * width)[:, :, None]
     sums = values.view(-1).take(starts + columns.clamp(max=width - 1))
     sums = sums.masked_fill_(columns >= width, -math.inf) + offsets.gather(1, rows)[:, :, None]
-    best, places = sums.flatten(1).topk(count, dim=1)
+    best, places = _without_nan(sums).flatten(1).topk(count, dim=1)
     return best, rows.gather(1, places // _GROUP), columns.flatten(1).gather(1, places)
+
+
+def _without_nan(sums: Tensor) -> Tensor:
+    """The sums, changed in place: `topk` would take NaN for the largest."""
+    return sums.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

@@ -11,6 +11,8 @@ from ds_seq.config.experiment import TaskConfig, TranslationConfig
 from ds_seq.config.generate import GenerationConfig
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.generation.guides import Plain, SelectionMaker
 from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.plugins import find_plugin
@@ -70,12 +72,19 @@ def build_search(config: GenerationConfig, vocab: Vocab, max_positions: int) -> 
         min_len=config.min_len,
         no_repeat_ngram=config.no_repeat_ngram,
         sampling=sampling if config.sampling else None,
+        selection=_build_selection(config, vocab),
         max_positions=max_positions,
         bos_id=vocab.bos_id,
         pad_id=vocab.pad_id,
         eos_id=vocab.eos_id,
         unk_id=vocab.unk_id,
     )
+
+
+def _build_selection(config: GenerationConfig, vocab: Vocab) -> SelectionMaker:
+    if config.diverse_groups > 1:
+        return DiverseGroups(config.diverse_groups, config.diverse_strength, vocab.eos_id)
+    return DiverseSiblings(config.diverse_siblings) if config.diverse_siblings > 0 else Plain()
 
 
 def build_limits(config: GenerationConfig, max_positions: int) -> BatchLimits:

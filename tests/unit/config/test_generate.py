@@ -17,6 +17,8 @@ from ds_seq.config.generate import GenerationConfig
         {"sampling": True, "sampling_top_k": 5},
         {"sampling": True, "sampling_top_p": 0.9, "sampling_top_k": 0},
         {"sampling": True, "sampling_epsilon": 0.01, "sampling_top_p": 1.0},
+        {"beam": 6, "diverse_groups": 3, "diverse_strength": 0.0},
+        {"beam": 1, "diverse_siblings": 0.7},
         {"seed": 4, "temperature": 0.5, "length_penalty_form": "gnmt", "unk_penalty": 3},
     ],
 )
@@ -40,6 +42,21 @@ def test_what_goes_together(given: dict[str, Any]) -> None:
         ),
         ({"sampling": True, "sampling_top_p": 0.0}, "sampling_top_p"),
         ({"sampling": True, "sampling_epsilon": 1.0}, "sampling_epsilon"),
+        ({"diverse_groups": 0}, "diverse_groups"),
+        ({"diverse_groups": 2}, "diverse_groups: 2 groups do not divide a beam of 5"),
+        ({"diverse_strength": 1.0}, "diverse_strength: has no effect without diverse_groups"),
+        (
+            {"diverse_groups": 5, "diverse_siblings": 1.0},
+            "diverse_siblings: does not go together with diverse_groups",
+        ),
+        (
+            {"diverse_groups": 5, "sampling": True},
+            "diverse_groups: does not go together with sampling",
+        ),
+        (
+            {"diverse_siblings": 0.5, "sampling": True},
+            "diverse_siblings: does not go together with sampling",
+        ),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"temperature": 0.0}, "temperature"),

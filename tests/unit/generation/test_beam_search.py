@@ -152,6 +152,14 @@ def test_limit_below_min_len_still_ends() -> None:
     assert len(found[0].tokens) == 4
 
 
+def test_a_limit_below_min_len_is_that_of_its_sentence() -> None:
+    search = BeamSearch(beam=2, num_best=2, min_len=6, max_len_a=1, max_len_b=0)
+    src = pad([[5, 4, EOS], [3, 8, 7, 4, 5, 6, 6, 4, EOS]])
+    short, long = search.search(TableModel(VOCAB, end_bias=9.0), src)
+    assert {len(h.tokens) for h in short} == {3}
+    assert min(len(h.tokens) for h in long) >= 6
+
+
 def repeats(tokens: list[int], size: int) -> bool:
     grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
     return len(grams) != len(set(grams))

@@ -41,3 +41,15 @@ def test_the_best_continuations_of_a_sentence(width: int, beam: int) -> None:
     places = rows * width + columns
     assert torch.equal(sums.flatten(1).gather(1, places), best)
     assert all(len(set(row)) == count for row in places.tolist())
+
+
+@pytest.mark.parametrize("width", [6, 640, 4001])
+def test_rows_of_nan_never_win(width: int) -> None:
+    values = torch.randn(6, width, generator=torch.Generator().manual_seed(width))
+    values[1:3], values[3:] = math.nan, math.nan
+    without = values.nan_to_num(nan=-math.inf)
+    found = top_continuations(values, torch.zeros(2, 3), 4)
+    for part, expected in zip(found, top_continuations(without, torch.zeros(2, 3), 4), strict=True):
+        assert torch.equal(part, expected)
+    assert found[0][0].isfinite().all()
+    assert found[0][1].eq(-math.inf).all()

@@ -15,6 +15,8 @@ from ds_seq.data.shards import ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.generation.guides import Plain, SelectionMaker
 from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.scoring import Scorer
 from ds_seq.generation.translate import ALONE, BatchLimits, translate
@@ -162,17 +164,36 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
         "seed": 8,
         "max_tokens": 99,
         "max_sentences": 5,
+        "ensemble": "log_probabilities",
     }
-    alone = {"sampling_top_p": 1.0, "sampling_epsilon": 0.0}
+    alone = {"sampling_top_p": 1.0, "sampling_epsilon": 0.0, "diverse_siblings": 0.0}
+    alone |= {"diverse_groups": 1, "diverse_strength": 0.5}
     generation = GenerationConfig(**given)  # type: ignore[arg-type]
     assert given | alone == generation.model_dump(), "a new field: give it a value above"
     found = vars(build_search(generation, vocab, 50)) | vars(build_limits(generation, 50))
     assert found.pop("sampling") == Sampling(top_k=6, seed=8)
-    apart = {"sampling", "sampling_top_k", "seed"}
+    apart = {"sampling", "sampling_top_k", "seed", "ensemble"}  # the last is of the models
     assert {name: found[name] for name in given if name not in apart} == {
         name: value for name, value in given.items() if name not in apart
     }
     assert found["max_positions"] == found["max_source_length"] == 50
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, Plain()),
+        ({"diverse_siblings": 0.3}, DiverseSiblings(0.3)),
+        ({"beam": 4, "diverse_groups": 2}, DiverseGroups(2, 0.5, end=2)),
+        ({"beam": 4, "diverse_groups": 4, "diverse_strength": 2.0}, DiverseGroups(4, 2.0, end=2)),
+    ],
+)
+def test_diversity_from_a_config(
+    config: DataConfig, given: dict[str, float], expected: SelectionMaker
+) -> None:
+    vocab = Vocab.load(f"{config.dir}/vocab.model")
+    generation = GenerationConfig(**given)  # type: ignore[arg-type]
+    assert build_search(generation, vocab, 50).selection == expected
 
 
 @pytest.mark.parametrize(

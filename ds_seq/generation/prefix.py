@@ -1,0 +1,73 @@
+"""Translations that begin as they are told to.
+
+Shapes: B sentences, A sentences not finished yet, K width of the search, N = A K hypotheses, P
+longest prefix of a batch, L decoded length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_FREE = -1
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Each translation opens with given tokens, and goes on as the model likes.
+
+    The tokens are part of the hypothesis, of its length and of its score, which has the model's own
+    probabilities for them. No limit and no n-gram blocking holds against them. A language tag that
+    a multilingual model was trained to begin its translations with is a prefix of one token.
+
+    Attributes:
+        own: the prefix of each sentence of the whole input, without end symbol; it may be empty.
+            None: no sentence has one of its own.
+        common: tokens with which all translations open, before that.
+    """
+
+    own: Sequence[Sequence[int]] | None = None
+    common: Sequence[int] = ()
+
+    def room(self, number: int) -> int:
+        """As many tokens as the prefix has."""
+        return len(self._prefix(number))
+
+    def start(self, numbers: Sequence[int], width: int, limits: Tensor) -> _PrefixGuide:
+        """The prefixes of a batch."""
+        prefixes = [self._prefix(number) for number in numbers]
+        longest = max(map(len, prefixes), default=0)
+        rows = [[*prefix, *[_FREE] * (longest - len(prefix))] for prefix in prefixes]
+        table = torch.tensor(rows, dtype=torch.int64, device=limits.device)
+        return _PrefixGuide(table.view(len(prefixes), longest), width)
+
+    def _prefix(self, number: int) -> list[int]:
+        return [*self.common, *(() if self.own is None else self.own[number])]
+
+
+class _PrefixGuide:
+    """Args: prefixes (B, P), followed by `_FREE`; and K."""
+
+    def __init__(self, prefixes: Tensor, width: int) -> None:
+        self._prefixes = prefixes  # (A, P)
+        self._width = width
+        self._length = 0
+
+    def restrict(self, log_probs: Tensor, tokens: Tensor) -> None:
+        if self._length >= self._prefixes.size(1):
+            return
+        forced = self._prefixes[:, self._length].repeat_interleave(self._width)  # (N,)
+        rows = forced.ne(_FREE).nonzero().squeeze(1)
+        columns = forced[rows]
+        scores = log_probs[rows, columns]
+        log_probs[rows] = -math.inf
+        log_probs[rows, columns] = scores
+
+    def follow(self, rows: Tensor, tokens: Tensor) -> None:
+        self._length += 1
+        if self._length < self._prefixes.size(1):
+            self._prefixes = self._prefixes[rows[:: self._width] // self._width]
