@@ -28,6 +28,8 @@ COMMANDS: dict[str, Command] = {
     "prepare": Command("ds_seq.prepare:main", "raw text -> clean text -> vocabulary -> shards"),
     "train": Command("ds_seq.train:main", "shards -> run folder"),
     "generate": Command("ds_seq.generate:main", "run folder + text -> translations (and a score)"),
+    "interactive": Command("ds_seq.interactive:main", "run folder -> translations as you type"),
+    "rescore": Command("ds_seq.rescore:main", "run folder + text + translations -> their scores"),
     "pseudo-label": Command(
         "ds_seq.distill.pseudo_labels:main", "run folder + shards -> shards with its translations"
     ),

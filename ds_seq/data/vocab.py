@@ -133,6 +133,27 @@ class Vocab:
         """Returns the pieces behind ids, special symbols included."""
         return [self._processor.IdToPiece(int(i)) for i in ids]
 
+    def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
+        """Returns the pieces that the ids of `encode_lines` stand for, spelt as in the text.
+
+        They differ from `pieces` where the vocabulary knows none: what it does not know is written
+        out, with the spaces marked as in the others.
+        """
+        split: list[list[str]] = list(self._processor.EncodeAsPieces(list(lines)))
+        if self._space_id is None:
+            return split
+        return [pieces[1:] if self._symbol_second(pieces) else pieces for pieces in split]
+
+    def _symbol_second(self, pieces: list[str]) -> bool:
+        """Whether `_symbol_first` drops the first of these pieces."""
+        ids = [int(self._processor.PieceToId(piece)) for piece in pieces[:2]]
+        return len(self._symbol_first(ids)) < len(ids)
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """Returns plain text for pieces such as `split_lines` and `pieces` give."""
+        text: str = self._processor.DecodePieces(list(pieces))
+        return text
+
 
 def train_vocab(  # noqa: PLR0913  (a builder: one argument for each choice of the trainer)
     files: Sequence[str | Path],

@@ -35,7 +35,7 @@ RANKS: list[set[str]] = [
     {"tasks"},
     {"training", "interop"},
     {"distill"},
-    {"train", "generate", "prepare", "check", "moe_stats", "score"},
+    {"train", "generate", "interactive", "rescore", "prepare", "check", "moe_stats", "score"},
     {"cli"},
     {"__main__"},
 ]

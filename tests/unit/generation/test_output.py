@@ -12,7 +12,7 @@ import torch
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat, plain_text
-from ds_seq.generation.translate import BatchLimits, gather_lines, search_lines
+from ds_seq.generation.translate import BatchLimits, gather_lines, plan_lines, search_plan
 from tests.unit.generation.table_model import UNK, TableModel, WordVocab
 
 VOCAB = WordVocab(9)
@@ -97,7 +97,8 @@ def test_lines_keep_their_order_and_place(form: OutputFormat, rows: int) -> None
     search = BeamSearch(beam=3, num_best=3)
     limits = BatchLimits(max_sentences=1)
     writer = LineWriter(form, VOCAB, lines, lines)
-    found = search_lines(TableModel(9), VOCAB, lines, search, limits, torch.device("cpu"))
+    plan = plan_lines(VOCAB, lines, limits)
+    found = search_plan(TableModel(9), plan, search, torch.device("cpu"))
     gathered = gather_lines(found, lambda one: writer(one.line, one.hypotheses))
     assert gathered is not None
     output = "\n".join(gathered[0]).split("\n")

@@ -1,0 +1,152 @@
+"""Forced decoding: what a model thinks of given translations, in one pass and without a search.
+
+Shapes: B sentences, H heads, S source length, T target length with the end symbol, N real target
+tokens of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.generation.penalties import LengthPenalty
+from ds_seq.models.output import Detail, ModelOutput
+
+_ROWS = 256
+"""Rows that are normalised at a time: a second tensor as large as the logits is never there."""
+
+
+class Scorable(Protocol):
+    """The part of a model that forced decoding needs; see `ds_seq.models.seq2seq`."""
+
+    def __call__(
+        self,
+        src: Tensor,
+        tgt_in: Tensor,
+        select: Tensor | None = None,
+        num_selected: int | None = None,
+        detail: Detail = "none",
+    ) -> ModelOutput:
+        """Score target tokens (B, T) given source tokens (B, S)."""
+
+
+class Pair(NamedTuple):
+    """A sentence and a translation of it, as ids."""
+
+    source: Sequence[int]
+    """With the end symbol."""
+    target: Sequence[int]
+    """Without."""
+
+
+class _Batch(NamedTuple):
+    src: Tensor
+    """(B, S)."""
+    tgt_in: Tensor
+    """(B, T), the end symbol first."""
+    tgt_out: Tensor
+    """(B, T), the end symbol last."""
+    real: Tensor
+    """(B, T) bool, True where `tgt_out` is not padding."""
+    lengths: list[int]
+    """Real tokens of each row."""
+
+
+@torch.no_grad()
+def score_pairs(
+    model: Scorable, search: BeamSearch, pairs: Sequence[Pair], device: torch.device
+) -> list[Hypothesis]:
+    """Score translations as a search would have scored them, had it found them.
+
+    Length penalty, temperature and the penalty of the unknown symbol count as in `search`. Its
+    limits and vetoes do not: whatever is given has a score.
+
+    Args:
+        model: in evaluation mode.
+        search: the search whose scores are wanted.
+        pairs: one batch.
+        device: where the model is.
+    """
+    if not pairs:
+        return []
+    batch = _collate(pairs, search, device)
+    # padding is neither routed, where there are experts, nor projected to the vocabulary
+    output = model(batch.src, batch.tgt_in, batch.real, sum(batch.lengths))
+    targets = batch.tgt_out[batch.real]  # (N,)
+    scores = torch.cat(
+        [
+            _log_probs(logits, rows, search)
+            for logits, rows in zip(output.logits.split(_ROWS), targets.split(_ROWS), strict=True)
+        ]
+    )
+    penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
+    found = []
+    for pair, own in zip(pairs, scores.split(batch.lengths), strict=True):
+        total = float(own.double().sum())
+        found.append(Hypothesis(list(pair.target), total / penalty.divisor(len(own)), own.tolist()))
+    return found
+
+
+def _log_probs(logits: Tensor, targets: Tensor, search: BeamSearch) -> Tensor:
+    """Log-probabilities (n,) of targets (n,), given logits (n, V)."""
+    if search.temperature != 1.0:
+        logits = logits.float() / search.temperature
+    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    scores = log_probs.gather(1, targets[:, None]).squeeze(1)
+    return scores - search.unk_penalty * targets.eq(search.unk_id)
+
+
+@torch.no_grad()
+def attention_maps(
+    model: Scorable,
+    search: BeamSearch,
+    pairs: Sequence[Pair],
+    device: torch.device,
+    layer: int | None = None,
+) -> list[Tensor]:
+    """What each token of a translation looks at in its source, when it is predicted.
+
+    Args:
+        model: in evaluation mode.
+        search: knows the special symbols.
+        pairs: one batch, not empty.
+        device: where the model is.
+        layer: call of a decoder layer, from 0; None = the last.
+
+    Returns:
+        For each pair the mean over heads of the cross-attention, (T - 1, S) float32: without the
+        row that predicts the end.
+
+    Raises:
+        IndexError: there is no such layer.
+    """
+    batch = _collate(pairs, search, device)
+    output = model(batch.src, batch.tgt_in, batch.real, sum(batch.lengths), "attention")
+    assert output.layers is not None
+    maps = output.layers.cross_attention[-1 if layer is None else layer].mean(1)  # (B, T, S)
+    return [
+        seen[: len(pair.target), : len(pair.source)]
+        for pair, seen in zip(pairs, maps.cpu(), strict=True)
+    ]
+
+
+def _collate(pairs: Sequence[Pair], search: BeamSearch, device: torch.device) -> _Batch:
+    end = [search.eos_id]
+    src = _pad([list(pair.source) for pair in pairs], search.pad_id)
+    tgt_in = _pad([end + list(pair.target) for pair in pairs], search.pad_id)
+    tgt_out = _pad([list(pair.target) + end for pair in pairs], search.pad_id)
+    lengths = [len(pair.target) + 1 for pair in pairs]
+    real = torch.arange(tgt_out.size(1)) < torch.tensor(lengths)[:, None]
+    src, tgt_in, tgt_out, real = (x.to(device) for x in (src, tgt_in, tgt_out, real))
+    return _Batch(src, tgt_in, tgt_out, real, lengths)
+
+
+def _pad(rows: list[list[int]], pad_id: int) -> Tensor:
+    """Rows of ids as one tensor, (B, T)."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.int64)
