@@ -37,7 +37,8 @@ REQUIREMENTS = [
     "tqdm",
 ]
 SUMMARISATION = ["rouge-score"]
-TEST = [*SUMMARISATION, "psutil", "pytest>=8.3", "pytest-timeout"]
+CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
+TEST = [*SUMMARISATION, *CTRANSLATE2, "psutil", "pytest>=8.3", "pytest-timeout"]
 DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
 setup(
@@ -56,6 +57,7 @@ setup(
         "test": TEST,
         "dev": DEV,
         "benchmarks": ["matplotlib"],
+        "ctranslate2": CTRANSLATE2,
         "summarisation": SUMMARISATION,
     },
     entry_points={"console_scripts": ["ds-seq = ds_seq.cli:main"]},

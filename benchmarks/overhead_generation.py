@@ -28,6 +28,7 @@ from ds_seq.interop.run_folder import load_run
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput
+from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 
 GENERATION_GOAL = 0.85
@@ -162,6 +163,7 @@ def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
                     f"{run.source}: the {name} model was trained with another vocabulary than that "
                     f"of the text; give --tsv and --vocab-size as for that run"
                 )
+            pack_weights(run.model)  # as `ds-seq generate` does
         return {name: run.model for name, run in runs.items()}
     sections: dict[str, Mapping[str, Any]] = {
         name: settings.recipe.experiment(settings.folder / "untrained", moe)["model"]
@@ -175,7 +177,8 @@ def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
 
 def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
     model = build_seq2seq(ModelConfig.model_validate(dict(section)), len(vocab))
-    return cast(Seq2SeqTransformer, model.requires_grad_(False).eval())
+    pack_weights(model.requires_grad_(False).eval())
+    return cast(Seq2SeqTransformer, model)
 
 
 def _translation(search: BeamSearch, model: Any, batches: Sequence[Tensor]) -> Callable[[], None]:

@@ -1,7 +1,7 @@
 """``ds-seq export``: one weights file, for use on any machine, without DeepSpeed.
 
 All experts of a layer are one tensor. Config and vocabulary go into the header of the file, or, if
-a folder is asked for, beside it.
+a folder is asked for, beside it. ``--format ctranslate2`` makes a folder for that runtime instead.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import argparse
 import base64
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -21,6 +23,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
+from ds_seq.interop.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
 from ds_seq.interop.run_folder import (
     CONFIG_FILE,
     CONFIG_KEY,
@@ -30,11 +33,20 @@ from ds_seq.interop.run_folder import (
     VOCAB_FILE,
     VOCAB_KEY,
     load_run,
+    open_run,
 )
-from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, model_tensors
+from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
+
+ExportFormat = Literal["safetensors", "ctranslate2"]
 
 
-def export(run: Path, out: Path, checkpoint: str = "best", dtype: str = "fp32") -> Path:
+def export(
+    run: Path,
+    out: Path,
+    checkpoint: str = "best",
+    dtype: str = "fp32",
+    form: ExportFormat = "safetensors",
+) -> Path:
     """Write config, vocabulary and all weights (experts stacked) of ``run`` to ``out``.
 
     Args:
@@ -42,6 +54,8 @@ def export(run: Path, out: Path, checkpoint: str = "best", dtype: str = "fp32") 
         out: a new file, if its name ends in ``.safetensors``; else a new folder.
         checkpoint: which state of the run.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
+        form: ``safetensors`` for ds_seq; ``ctranslate2`` for that runtime, always a folder, see
+            `ds_seq.interop.ctranslate2`.
 
     Returns:
         The weights file.
@@ -50,8 +64,23 @@ def export(run: Path, out: Path, checkpoint: str = "best", dtype: str = "fp32") 
         UserError: ``out`` exists, or ``run`` is not usable.
     """
     check_new(out)
+    if form == "ctranslate2":
+        return _export_to_ctranslate2(run, out, checkpoint, dtype)
     loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
     return write_export(loaded.model, loaded.config, loaded.vocab, out)
+
+
+def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
+    if out.suffix == EXPORT_SUFFIX:
+        raise UserError(
+            f"--out {out}: --format ctranslate2 makes a folder; name it without {EXPORT_SUFFIX}"
+        )
+    converter = CTranslate2Converter(open_run(run, checkpoint).config)
+    loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
+    with _new_path(out) as folder:
+        folder.mkdir()
+        converter.save(loaded.model, loaded.vocab, folder, dtype)
+    return out / WEIGHTS_FILE
 
 
 def check_new(out: Path) -> None:
@@ -85,21 +114,30 @@ def write_export(
     Raises:
         UserError: ``out`` exists or cannot be written.
     """
-    check_new(out)
     notes = notes or {}
+    with _new_path(out) as path:
+        if out.suffix == EXPORT_SUFFIX:
+            text = base64.b64encode(vocab.to_bytes()).decode("ascii")
+            header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
+            _save(model, path, {**notes, **header})
+        else:
+            path.mkdir()
+            header = {"ds_seq": config.name, VOCAB_HASH_KEY: vocab.hash}
+            _save(model, path / EXPORT_FILE, {**notes, **header})
+            (path / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
+            vocab.save(path / VOCAB_FILE)
+    return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
+
+
+@contextmanager
+def _new_path(out: Path) -> Iterator[Path]:
+    """Another name to write under, which becomes ``out`` when all is written, or vanishes."""
+    check_new(out)
     temporary = out.with_name(out.name + ".incomplete")
     _remove(temporary)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == EXPORT_SUFFIX:
-            text = base64.b64encode(vocab.to_bytes()).decode("ascii")
-            header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
-            _save(model, temporary, {**notes, **header})
-        else:
-            temporary.mkdir()
-            _save(model, temporary / EXPORT_FILE, {**notes, "ds_seq": config.name})
-            (temporary / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
-            vocab.save(temporary / VOCAB_FILE)
+        yield temporary
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(f"{out}: cannot write ({error.strerror})") from error
@@ -107,7 +145,6 @@ def write_export(
         raise UserError(f"{out}: cannot write ({error}); is the disk full?") from error
     finally:
         _remove(temporary)
-    return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
 
 
 def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:
@@ -134,7 +171,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
     parser.add_argument("--checkpoint", default="best", help="best, last, a name or a path")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
+    parser.add_argument("--format", choices=get_args(ExportFormat), default="safetensors",
+        help="safetensors, for ds-seq; ctranslate2, a folder for that runtime (needs the package "
+        "ctranslate2)")  # fmt: skip
     options = parser.parse_args(argv)
-    path = export(options.run, options.out, options.checkpoint, options.dtype)
+    path = export(options.run, options.out, options.checkpoint, options.dtype, options.format)
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0

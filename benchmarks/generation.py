@@ -1,0 +1,346 @@
+#!/usr/bin/env python3
+"""Speed of translating: ds_seq, fairseq and CTranslate2 with the same weights and sentences.
+
+Every system runs in a process of its own, with the batch size that suits it best, and they take
+turns: all sentences of one, all of the next, for several rounds. Ratios are taken within a round.
+All may give the same translations: no limit of length is near, none rules an end symbol out.
+Translations that are not ours are listed, each with our scores of both and the cause:
+
+- near-tie: the two scores are closer than 1e-3;
+- rounding: with our model in float64 we find theirs, so it was a near-tie on the way;
+- limit: theirs is as long as it may be, and CTranslate2 cuts such a translation without an end;
+- REAL: none of these; the goal is that there are none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sacrebleu
+import torch
+from common import Goal, Section, Spread, add_common_arguments, finish, table
+from experiments import CACHE, fetch_text
+from fairseq_venv import make_fairseq_venv
+from generation_growth import Growing, length_section
+from generation_half import Halving, half_section
+from generation_models import large_run, recipe, small_run
+from overhead_generation import Translating, generation_section
+from parity_sides import Found, Ours, Setting, Subject
+from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
+from safetensors.torch import save_file
+from worker import Block, Worker
+
+from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.shards import ShardReader
+from ds_seq.errors import run_command
+from ds_seq.interop.export import export
+from ds_seq.interop.run_folder import LoadedRun, load_run
+
+HERE = Path(__file__).resolve().parent
+OURS, FAIRSEQ, CTRANSLATE2 = "ds_seq", "fairseq", "CTranslate2"
+IN_BYTES = {f"{OURS} int8": OURS, f"{CTRANSLATE2} int8": CTRANSLATE2}  # linear maps in 8 bits
+FAIRSEQ_GOAL, CTRANSLATE2_GOAL = 2.0, 0.8
+BEAM = 5
+MOST = 100  # tokens of a translation: more than any here needs
+NEAR = 1e-3
+NEAR_TIE, ROUNDING, LIMIT, REAL = "near-tie", "rounding", "limit", "REAL"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        sentences: for the small and the large model.
+        rounds: most rounds.
+        seconds: for each model, begin no round later than this, once there have been two.
+    """
+
+    sentences: tuple[int, int]
+    rounds: int
+    seconds: float
+
+
+QUICK = Plan((300, 24), rounds=3, seconds=15)
+FULL = Plan((1000, 100), rounds=7, seconds=100)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints, records; returns the exit status."""
+    arguments = _parse(argv)
+    plan = QUICK if arguments.quick else FULL
+    small = arguments.run or small_run(arguments.cache, arguments.tsv)
+    sections = []
+    with tempfile.TemporaryDirectory(prefix="ds_seq_generation_") as folder:
+        for name in arguments.only:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            sections.append(SECTIONS[name](arguments, plan, small, Path(folder)))
+    body = "\n\n".join(f"### {section.title}\n\n{section.body}" for section in sections)
+    goals = [goal for section in sections for goal in section.goals]
+    return finish("Speed of translating", body, goals, arguments.record)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--threads", type=int, default=2, help="of each system")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--run", type=Path, help="a trained dense run as the small model; default: trains it, once"
+    )
+    parser.add_argument(
+        "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
+    )
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, models, fairseq")
+    return parser.parse_args(argv)
+
+
+def _small(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    return _compared(arguments, plan, small, folder / "small", plan.sentences[0])
+
+
+def _large(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    return _compared(arguments, plan, large_run(small), folder / "large", plan.sentences[1])
+
+
+def _experts(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    section = generation_section(
+        Translating(
+            recipe(fetch_text(arguments.cache, arguments.tsv)),
+            folder,
+            None,
+            plan.sentences[0],
+            batch=64,
+            threads=arguments.threads,
+            rounds=plan.rounds,
+            seconds=plan.seconds / 2,
+        )
+    )
+    return Section("Experts", section.body, section.goals)
+
+
+def _length(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    return length_section(Growing(small, arguments.threads, plan.rounds, plan.seconds / 2))
+
+
+def _half(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
+    if not torch.cuda.is_available():
+        return Section("Half precision", "Left out: this machine has no GPU.")
+    device = torch.device("cuda")
+    return half_section(Halving(large_run(small), device, 1000, plan.rounds, plan.seconds / 2))
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace, Plan, Path, Path], Section]] = {
+    "small": _small,
+    "large": _large,
+    "experts": _experts,
+    "length": _length,
+    "half": _half,
+}
+
+
+def _compared(
+    arguments: argparse.Namespace, plan: Plan, path: Path, folder: Path, count: int
+) -> Section:
+    """All systems with one model."""
+    folder.mkdir()
+    run = load_run(path)
+    sources, references = _text(run, count)
+    python = str(make_fairseq_venv(arguments.cache / "fairseq-venv"))
+    job = _job(arguments.threads, path, run, sources, folder)
+    threads = str(arguments.threads)
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # fairseq 0.12 is older than that guard
+    }
+    systems = {name: name for name in (OURS, FAIRSEQ, CTRANSLATE2)} | IN_BYTES
+    answers = {name: folder / f"{name}.answer.json" for name in systems}
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for name, system in systems.items():
+            own = folder / f"{name}.json"
+            mine = {"system": system, "int8": name in IN_BYTES, "answer": str(answers[name])}
+            own.write_text(json.dumps(job | mine), encoding="utf-8")
+            interpreter = python if system == FAIRSEQ else sys.executable
+            command = [interpreter, str(HERE / "generation_sides.py"), str(own)]
+            worker = Worker(name, command, folder / f"{name}.log", environment)
+            workers.append(stack.enter_context(worker))
+        rounds = _measure(workers, plan)
+        for worker in workers:
+            worker.save()
+    found = {
+        name: [Found(*one) for one in json.loads(answer.read_text(encoding="utf-8"))]
+        for name, answer in answers.items()
+    }
+    return _section(run, (sources, references), workers, rounds, found)
+
+
+def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
+    """Sentences spread over the run's test text, or over its validation text.
+
+    A model that was hardly trained repeats itself endlessly now and then. These sentences are left
+    out: it depends on the limits of a system, which are different, what becomes of them.
+
+    Returns:
+        Ids of sources, without end symbols, and references.
+    """
+    data = run.config.data
+    reader = ShardReader(Path(data.dir), "test" if data.raw.test else "valid", run.vocab.hash)
+    dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
+    tried = dataset.rows[:: max(len(dataset.rows) // (count + count // 8), 1)]
+    pairs = [dataset.reader[int(row)] for row in tried]
+    sources = [src.tolist() for src, _ in pairs]
+    found = Ours(Subject(run.model, run.config.model, len(run.vocab))).search(
+        sources, Setting(BEAM, 1.0)
+    )
+    ending = [i for i, ids in enumerate(sources) if len(found[i][0].tokens) < len(ids) + 10][:count]
+    return [sources[i][:-1] for i in ending], [run.vocab.decode(pairs[i][1]) for i in ending]
+
+
+def _job(
+    threads: int, path: Path, run: LoadedRun, sources: list[list[int]], folder: Path
+) -> dict[str, Any]:
+    """What the children are told; writes the model as each of them reads it."""
+    export(path, folder / "ctranslate2", form="ctranslate2")
+    weights = folder / "fairseq.safetensors"
+    save_file(fairseq_weights(run.model, run.config.model), weights)
+    return {
+        "threads": threads,
+        "beam": BEAM,
+        "most": MOST,
+        "sources": sources,
+        "choose_from": 2,  # every second sentence is enough to choose the batches by
+        "run": str(path),
+        "ctranslate2": str(folder / "ctranslate2"),
+        "num_parameters": sum(p.numel() for p in run.model.parameters()),
+        "fairseq": {
+            "flags": fairseq_flags(run.config.model),
+            "vocab_size": len(run.vocab),
+            "first_position": FIRST_POSITION,
+            "double": False,
+            "weights": str(weights),
+        },
+    }
+
+
+def _measure(workers: Sequence[Worker], plan: Plan) -> list[dict[str, Block]]:
+    """Lets all take turns; returns what each did in each round."""
+    rounds: list[dict[str, Block]] = []
+    spent = 0.0
+    for number in range(plan.rounds):
+        if number >= 2 and spent > plan.seconds:
+            break
+        blocks = {worker.name: worker.run(1) for worker in workers}
+        speeds = ", ".join(f"{n} {b.updates / b.seconds:,.1f}" for n, b in blocks.items())
+        print(f"round {number + 1}: sentences/s: {speeds}", file=sys.stderr, flush=True)
+        rounds.append(blocks)
+        spent += sum(block.seconds for block in blocks.values())
+    return rounds
+
+
+def _section(
+    run: LoadedRun,
+    text: tuple[list[list[int]], list[str]],
+    workers: Sequence[Worker],
+    rounds: Sequence[dict[str, Block]],
+    answers: dict[str, list[Found]],
+) -> Section:
+    sources, references = text
+    rows = []
+    for worker in workers:
+        name, found = worker.name, answers[worker.name]
+        blocks = [each[name] for each in rounds]
+        rows.append(
+            [
+                name,
+                Spread.of([block.updates / block.seconds for block in blocks]).text(1),
+                _ratio(rounds, name, FAIRSEQ).text(2),
+                _ratio(rounds, name, CTRANSLATE2).text(2),
+                f"{statistics.median(block.updates / block.cpu_seconds for block in blocks):,.1f}",
+                f"{_same(answers[OURS], found)} of {len(sources)}",
+                f"{_bleu(run, found, references):.2f}",
+            ]
+        )
+    header = ["system", "sentences/s", "to fairseq", "to CTranslate2"]
+    header += ["sentences per CPU second", "translations as ours", "BLEU"]
+    differences = [
+        f"{name}, {one}"
+        for name in (FAIRSEQ, CTRANSLATE2)
+        for one in _differences(run, sources, answers[OURS], answers[name])
+    ]
+    versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
+    model, tokens = run.config.model, sum(len(found.tokens) for found in answers[OURS])
+    body = (
+        f"{table(header, rows)}\n\n"
+        f"Medians (and extremes) of {len(rounds)} rounds: {len(sources)} sentences of "
+        f"{sum(map(len, sources)) / len(sources):.1f} tokens, translations of "
+        f"{tokens / len(sources):.1f}; beam {BEAM}, float32 but for the last two. {versions}."
+        + "".join(f"\n- {one}" for one in differences)
+    )
+    title = (
+        f"{model.encoder_layers} + {model.decoder_layers} layers, width {model.d_model}, "
+        f"vocabulary {len(run.vocab):,}"
+    )
+    goals = [
+        Goal(f"{OURS} to {to}, width {model.d_model}", _ratio(rounds, OURS, to).median, bound, "x")
+        for to, bound in ((FAIRSEQ, FAIRSEQ_GOAL), (CTRANSLATE2, CTRANSLATE2_GOAL))
+    ]
+    real = sum(one.endswith(REAL) for one in differences)
+    goals.append(Goal("differences without a cause", real, 0, at_least=False))
+    return Section(title, body, goals)
+
+
+def _same(ours: list[Found], theirs: list[Found]) -> int:
+    return sum(a.tokens == b.tokens for a, b in zip(ours, theirs, strict=True))
+
+
+def _bleu(run: LoadedRun, found: list[Found], references: list[str]) -> float:
+    lines = [run.vocab.decode(one.tokens) for one in found]
+    return float(sacrebleu.corpus_bleu(lines, [references]).score)
+
+
+def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str) -> Spread:
+    return Spread.of([blocks[to].seconds / blocks[system].seconds for blocks in rounds])
+
+
+def _differences(
+    run: LoadedRun, sources: list[list[int]], ours: list[Found], theirs: list[Found]
+) -> list[str]:
+    """Sentences that another system translates in another way, and why."""
+    subject = Subject(run.model, run.config.model, len(run.vocab), MOST)
+    single, found = Ours(subject), []
+    double = None
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        if mine.tokens == other.tokens:
+            continue
+        double = double or Ours(subject, double=True)
+        source = [*sources[number], run.vocab.eos_id]
+        score = statistics.mean(single.force(source, other.tokens))
+        exact = double.search([source], Setting(BEAM, 1.0))[0][0].tokens
+        cause = REAL
+        if abs(score - mine.score) < NEAR:
+            cause = NEAR_TIE
+        elif exact == other.tokens:
+            cause = ROUNDING
+        elif len(other.tokens) > MOST:
+            cause = LIMIT
+        found.append(
+            f"sentence {number}: our score of ours {mine.score:.6f}, of theirs {score:.6f}; {cause}"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

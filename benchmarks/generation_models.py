@@ -1,0 +1,67 @@
+"""generation.py: the models that translate, a small trained one and a large one made of it.
+
+An untrained model gives translations of any length, and training a large one takes hours. The
+large model computes the same as the small one: it costs what its size costs, and its translations
+are as long as real ones.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments import Recipe, fetch_text, model_section, write_experiment
+from widening import grow
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.interop.export import write_export
+from ds_seq.interop.run_folder import load_run
+from ds_seq.models.build import build_seq2seq
+
+UPDATES = 800  # of the small model: enough for translations of sensible lengths
+SMALL = model_section(layers=2, d_model=128, ffn_dim=512, dropout=0.1)
+LAYERS, WIDTH, HEADS, INNER = 6, 512, 8, 2048  # of the large model
+VOCAB_SIZE = 4000
+
+
+def recipe(text: Path) -> Recipe:
+    """Returns the small model's experiment, given the folder of the text."""
+    return Recipe(
+        text=text,
+        shards=text / "generation-shards",
+        vocab_size=VOCAB_SIZE,
+        model=SMALL,
+        train={"max_tokens": 2048, "max_updates": UPDATES},
+        optimizer={"name": "adam", "lr": 2e-3, "betas": [0.9, 0.98]},
+        scheduler={"name": "inverse_sqrt", "warmup_updates": 200},
+        splits=("train", "valid", "test"),
+    )
+
+
+def small_run(cache: Path, tsv: Path | None) -> Path:
+    """Returns the folder of the trained run, which is trained unless the cache has it."""
+    text = fetch_text(cache, tsv)
+    run_dir = text / "generation-run"
+    if not (run_dir / "checkpoints" / "index.json").exists():
+        path = text / "generation-run.yaml"
+        write_experiment(recipe(text).experiment(run_dir), path)
+        command = [sys.executable, "-m", "ds_seq", "train", str(path), "--overwrite"]
+        subprocess.run(command, check=True)
+    return run_dir
+
+
+def large_run(small: Path) -> Path:
+    """Returns the folder of the large model that is as the small one, made unless it is there."""
+    out = small.with_name("generation-large")
+    if not out.exists():
+        run = load_run(small)
+        sizes = {"d_model": WIDTH, "ffn_dim": INNER, "num_heads": HEADS}
+        layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
+        # rows of sines depend on the width: the small model's are taken along as trained ones
+        model = run.config.model.model_dump() | sizes | layers | {"positions": "learned"}
+        config = ExperimentConfig.model_validate(run.config.model_dump() | {"model": model})
+        large = build_seq2seq(config.model, len(run.vocab)).requires_grad_(False).eval()
+        grow(run.model, large)
+        write_export(large, config, run.vocab, out)
+    return out

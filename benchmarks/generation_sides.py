@@ -1,0 +1,212 @@
+"""generation.py: one system in a process of its own, which translates when it is told to.
+
+Usage: generation_sides.py JOB.json, under the interpreter that the system needs. `run` translates
+all sentences, `save` writes what was found.
+
+Legend: ``B`` sentences, ``S`` source length.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from worker import Channel, Stopwatch
+
+Found = tuple[list[int], float]
+"""Ids without the end symbol, and a score."""
+
+EOS, PAD = 2, 1
+TOKENS = 4096  # of a batch, at most
+
+
+class System(Protocol):
+    """What translates."""
+
+    num_parameters: int
+    versions: str
+    choices: list[Any]
+    """Ways to cut batches and to use threads, of which the quickest is measured."""
+
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
+        """The best translation of every source, which has no end symbol."""
+
+
+class Ours:
+    """`ds_seq`, as ``ds-seq generate`` searches: packed weights, a batch a thread at a time.
+
+    Args:
+        job: from `generation.py`.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import torch
+
+        from ds_seq.generation.beam_search import BeamSearch
+        from ds_seq.interop.run_folder import load_run
+        from ds_seq.models.packing import pack_weights
+
+        torch.set_num_threads(job["threads"])
+        self._model: Any = load_run(job["run"]).model
+        self.num_parameters = sum(p.numel() for p in self._model.parameters())
+        pack_weights(self._model, int8=job["int8"])
+        self._search = BeamSearch(
+            beam=job["beam"], max_len_a=0, max_len_b=job["most"], min_len=0, max_positions=1024
+        )
+        self.versions = f"torch {torch.__version__}"
+        workers = {1, job["threads"]}
+        self.choices = [(n, size) for n in sorted(workers) for size in (32, 64, 128)]
+
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
+        """See `System`; a choice is batches at a time and the sentences of a batch."""
+        import numpy as np
+        import torch
+
+        from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+
+        workers, size = choice
+        limits = BatchLimits(max_tokens=TOKENS, max_sentences=size)
+        batches = cut_batches(np.array([len(ids) + 1 for ids in sources]), limits)
+        answer: list[Found] = [([], 0.0)] * len(sources)
+        for batch, found in search_batches(
+            self._model,
+            self._search,
+            batches,
+            lambda i: [*sources[i], EOS],
+            torch.device("cpu"),
+            workers=workers,
+        ):
+            for sentence, hypotheses in zip(batch.tolist(), found, strict=True):
+                answer[sentence] = (hypotheses[0].tokens, hypotheses[0].score)
+        return answer
+
+
+class Fairseq:
+    """fairseq's generator, in batches of similar length.
+
+    Args:
+        job: from `generation.py`.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import fairseq
+        import torch
+        from fairseq.sequence_generator import SequenceGenerator
+        from parity_fairseq_side import build
+
+        torch.set_num_threads(job["threads"])
+        self._model, dictionary = build(job["fairseq"], Path(job["fairseq"]["weights"]))
+        self._generator = SequenceGenerator(
+            [self._model], dictionary, beam_size=job["beam"], max_len_a=0, max_len_b=job["most"],
+            min_len=0,
+        )  # fmt: skip
+        self.num_parameters = sum(p.numel() for p in self._model.parameters())
+        self.versions = f"fairseq {fairseq.__version__}, torch {torch.__version__}"
+        self.choices = [32, 64, 128]
+
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
+        """See `System`; a choice is the sentences of a batch."""
+        import torch
+
+        order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
+        answer: list[Found] = [([], 0.0)] * len(sources)
+        for first in range(0, len(order), choice):
+            batch = order[first : first + choice]
+            rows = [[*sources[i], EOS] for i in batch]
+            lengths = torch.tensor([len(row) for row in rows])
+            width = int(lengths.max())
+            # padding on the left, which is what fairseq itself makes
+            src = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])  # (B, S)
+            sample = {"net_input": {"src_tokens": src, "src_lengths": lengths}}
+            for i, found in zip(
+                batch, self._generator.generate([self._model], sample), strict=True
+            ):
+                answer[i] = (found[0]["tokens"].tolist()[:-1], float(found[0]["score"]))
+        return answer
+
+
+class CTranslate2:
+    """CTranslate2, with one worker of all threads or a worker a thread.
+
+    Args:
+        job: from `generation.py`.
+    """
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        import ctranslate2
+
+        folder, threads = Path(job["ctranslate2"]), job["threads"]
+        vocabulary = (folder / "shared_vocabulary.json").read_text(encoding="utf-8")
+        self._pieces: list[str] = json.loads(vocabulary)
+        self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+        self._translators = {
+            workers: ctranslate2.Translator(
+                str(folder), inter_threads=workers, intra_threads=threads // workers,
+                compute_type="int8" if job["int8"] else "float32",
+            )
+            for workers in sorted({1, threads})
+        }  # fmt: skip
+        self._options = {
+            "beam_size": job["beam"],
+            "max_decoding_length": job["most"] + 1,  # counts the end symbol
+            "min_decoding_length": 0,
+            "return_scores": True,
+        }
+        self.num_parameters = job["num_parameters"]
+        self.versions = f"CTranslate2 {ctranslate2.__version__}"
+        sizes = [(16, "examples"), (32, "examples"), (64, "examples"), (1024, "tokens")]
+        self.choices = [(workers, *size) for workers in self._translators for size in sizes]
+
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
+        """See `System`; a choice is workers, size of batches and what it counts."""
+        workers, size, unit = choice
+        found = self._translators[workers].translate_batch(
+            [[self._pieces[i] for i in ids] for ids in sources],
+            max_batch_size=size,
+            batch_type=unit,
+            **self._options,
+        )
+        return [([self._ids[p] for p in one.hypotheses[0]], one.scores[0]) for one in found]
+
+
+SYSTEMS: dict[str, Callable[[dict[str, Any]], System]] = {
+    "ds_seq": Ours,
+    "fairseq": Fairseq,
+    "CTranslate2": CTranslate2,
+}
+
+
+def main() -> None:
+    """Serves the commands of `generation.py`."""
+    channel = Channel()  # before libraries that print are imported
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    sources: list[list[int]] = job["sources"]
+    system = SYSTEMS[job["system"]](job)
+    some = sources[:: job["choose_from"]]
+    system.translate(some[:8], system.choices[0])  # the first call is not like the others
+    choice = min(system.choices, key=lambda each: _seconds(system, some, each))
+    channel.ready(system.num_parameters, f"{system.versions}, batches of {choice}")
+    found: list[Found] = []
+    while (command := channel.command()) is not None:
+        if command.verb == "save":
+            Path(job["answer"]).write_text(json.dumps(found), encoding="utf-8")
+            channel.done()
+        else:
+            watch = Stopwatch()
+            found = system.translate(sources, choice)
+            tokens = sum(len(ids) for ids, _ in found)
+            channel.done(watch.block(len(sources), tokens, math.nan))
+
+
+def _seconds(system: System, sources: list[list[int]], choice: Any) -> float:
+    watch = Stopwatch()
+    system.translate(sources, choice)
+    return watch.block(0, 0, math.nan).seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""A dense model as CTranslate2 has it, for ``ds-seq export --format ctranslate2``.
+
+CTranslate2 (https://opennmt.net/CTranslate2/) is a fast runtime for Transformers. It takes lists
+of pieces, not text: the folder holds our vocabulary, too, to make pieces of text and back. In
+Python::
+
+    pieces = sentencepiece.SentencePieceProcessor("NAME/vocab.model")
+    translator = ctranslate2.Translator("NAME")
+    found = translator.translate_batch([pieces.encode("some text", out_type=str)], beam_size=5)
+    print(pieces.decode(found[0].hypotheses[0]))
+
+Its limits are its own: `max_decoding_length` tokens for any source, and a translation that
+reaches them stays without an end symbol, where ours is given one.
+
+Legend: D model width, P positions.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump
+from ds_seq.config.model import MODEL_NAMES, ModelConfig
+from ds_seq.data.vocab import Vocab
+from ds_seq.errors import UserError
+from ds_seq.interop.run_folder import VOCAB_FILE
+from ds_seq.models.layers import TransformerDecoderLayer, TransformerEncoderLayer
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
+from ds_seq.modules.attention import CrossAttention, SelfAttention
+from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.modules.residual import Residual
+
+WEIGHTS_FILE = "model.bin"
+EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
+
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swiglu": "SWISH"}
+_ALL_OF_A_HEAD = 0  # CTranslate2's sign for turning all features of a head
+
+
+class CTranslate2Converter:
+    """Writes models as CTranslate2 reads them.
+
+    Args:
+        config: of the run. What CTranslate2 has no counterpart for is refused here, before the
+            weights are read.
+
+    Raises:
+        UserError: CTranslate2 has no such model, or is not installed.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        _check_convertible(config.model)
+        try:
+            specs = import_module("ctranslate2.specs")
+        except ImportError as error:
+            raise UserError(
+                "--format ctranslate2: needs the package ctranslate2; install it with "
+                "`pip install ctranslate2`"
+            ) from error
+        self._specs: Any = specs
+        self._experiment = config
+        self._config = config.model
+
+    def save(self, model: nn.Module, vocab: Vocab, folder: Path, dtype: str = "fp32") -> None:
+        """Write a model into a folder, with its vocabulary and experiment.
+
+        Args:
+            model: what the config describes, all of it, in float32.
+            vocab: of both languages.
+            folder: exists and is empty.
+            dtype: ``fp32``, ``fp16`` or ``bf16``, on disk. CTranslate2 can also convert when it
+                loads, down to 8 bits (its `compute_type`).
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        spec = self._specification(cast(Seq2SeqTransformer, model))
+        pieces = vocab.pieces(range(len(vocab)))
+        spec.register_source_vocabulary(pieces)
+        spec.register_target_vocabulary(pieces)
+        spec.validate()
+        spec.optimize(quantization=_DTYPES[dtype])
+        spec.save(str(folder))
+        vocab.save(folder / VOCAB_FILE)
+        (folder / EXPERIMENT_FILE).write_text(dump(self._experiment), encoding="utf-8")
+
+    def _specification(self, model: Seq2SeqTransformer) -> Any:
+        """All that CTranslate2 wants to know but the vocabularies."""
+        specs, config = self._specs, self._config
+        options: dict[str, Any] = {
+            "num_heads": config.num_heads,
+            "pre_norm": config.norm_position == "pre",
+            "activation": specs.Activation[_ACTIVATIONS[config.activation]],
+            "ffn_glu": config.activation == "swiglu",
+        }
+        if config.positions == "rotary":
+            options |= {"rotary_dim": _ALL_OF_A_HEAD, "rotary_interleave": False}
+        encoder = specs.TransformerEncoderSpec(config.encoder_layers, **options)
+        decoder = specs.TransformerDecoderSpec(
+            config.decoder_layers,
+            alignment_heads=config.num_heads,  # `return_attention`: the mean of the last layer's
+            **options,
+        )
+        target = model.target_embedding
+        source = target if model.source_embedding is None else model.source_embedding
+        output = target.weight if model.output is None else model.output.weight
+        self._stack(encoder, model.encoder)
+        self._stack(decoder, model.decoder)
+        encoder.embeddings[0].weight = _value(source.weight)
+        encoder.scale_embeddings = source.scale
+        decoder.embeddings.weight = _value(target.weight)
+        decoder.scale_embeddings = target.scale
+        decoder.projection.weight = _value(output)
+        for part, layer in zip(encoder.layer, model.encoder.layers, strict=True):
+            self._encoder_layer(part, cast(TransformerEncoderLayer, layer))
+        for part, layer in zip(decoder.layer, model.decoder.layers, strict=True):
+            self._decoder_layer(part, cast(TransformerDecoderLayer, layer))
+        spec = specs.TransformerSpec(encoder, decoder)
+        spec.config.decoder_start_token = spec.config.eos_token
+        spec.config.add_source_eos = True
+        spec.config.layer_norm_epsilon = _epsilon(model)
+        return spec
+
+    def _stack(self, spec: Any, stack: TransformerEncoder | TransformerDecoder) -> None:
+        """Positions and last norm."""
+        if stack.positions is not None:  # else they are turned in attention
+            spec.position_encodings.encodings = _position_rows(
+                stack.positions, self._config.max_positions, self._config.d_model
+            )
+        if stack.final_norm is not None:
+            _norm(spec.layer_norm, stack.final_norm)
+
+    def _encoder_layer(self, spec: Any, layer: TransformerEncoderLayer) -> None:
+        _self_attention(spec.self_attention, layer.self_attention, layer.self_attention_residual)
+        self._feed_forward(spec.ffn, layer.feed_forward, layer.feed_forward_residual)
+
+    def _decoder_layer(self, spec: Any, layer: TransformerDecoderLayer) -> None:
+        _self_attention(spec.self_attention, layer.self_attention, layer.self_attention_residual)
+        _cross_attention(spec.attention, layer.cross_attention, layer.cross_attention_residual)
+        self._feed_forward(spec.ffn, layer.feed_forward, layer.feed_forward_residual)
+
+    def _feed_forward(self, spec: Any, module: nn.Module, residual: Residual) -> None:
+        part = cast(FeedForward, module)  # `_check_convertible` has refused all others
+        if self._config.activation == "swiglu":  # gate and value are one matrix of ours
+            gates, values = part.up.weight.chunk(2)
+            gate_biases, value_biases = part.up.bias.chunk(2)
+            spec.linear_0.weight, spec.linear_0.bias = _value(gates), _value(gate_biases)
+            spec.linear_0_noact.weight = _value(values)
+            spec.linear_0_noact.bias = _value(value_biases)
+        else:
+            _linear(spec.linear_0, part.up)
+        _linear(spec.linear_1, part.down)
+        _norm(spec.layer_norm, residual.norm)
+
+
+def _check_convertible(config: ModelConfig) -> None:
+    if config.name not in MODEL_NAMES:
+        raise UserError(
+            f"model.name: CTranslate2 cannot know {config.name!r}; use --format safetensors"
+        )
+    if config.moe is not None:
+        raise UserError(
+            "model.moe: CTranslate2 has no experts in an encoder-decoder; use --format "
+            "safetensors, or make a dense student (`ds-seq make-student`)"
+        )
+
+
+def _self_attention(spec: Any, part: SelfAttention, residual: Residual) -> None:
+    _linear(spec.linear[0], part.qkv)
+    _linear(spec.linear[1], part.output)
+    _norm(spec.layer_norm, residual.norm)
+
+
+def _cross_attention(spec: Any, part: CrossAttention, residual: Residual) -> None:
+    _linear(spec.linear[0], part.query)
+    _linear(spec.linear[1], part.key_value)
+    _linear(spec.linear[2], part.output)
+    _norm(spec.layer_norm, residual.norm)
+
+
+def _linear(spec: Any, part: nn.Linear) -> None:
+    spec.weight, spec.bias = _value(part.weight), _value(part.bias)
+
+
+def _norm(spec: Any, part: nn.LayerNorm) -> None:
+    spec.gamma, spec.beta = _value(part.weight), _value(part.bias)
+
+
+def _value(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _position_rows(positions: nn.Module, count: int, width: int) -> Tensor:
+    """The vectors (P, D) that are added to embedded tokens."""
+    with torch.no_grad():
+        rows: Tensor = positions(torch.zeros(1, count, width), 0, count)[0]
+    return _value(rows)
+
+
+def _epsilon(model: nn.Module) -> float:
+    """That of all layer norms, which CTranslate2 has only one of."""
+    found = {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)}
+    (epsilon,) = found
+    return epsilon
