@@ -3,6 +3,8 @@
 ds-seq generate runs/x --input text.de --output text.en --reference reference.en
 ds-seq generate model.safetensors --input text.de
 ds-seq generate runs/x --input text.de --format jsonl --n-best 5
+ds-seq generate runs/x runs/y --input text.de        # both models decide about every token
+zcat text.de.gz | ds-seq generate runs/x --input -   # translations come as the text comes
 deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de
 """
 
@@ -17,20 +19,22 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
-import torch
-
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.clean import normalise
-from ds_seq.data.progress import Progress
+from ds_seq.config.generate import GenerationConfig
+from ds_seq.distill.work_folder import teacher_fingerprint
+from ds_seq.distributed import World
 from ds_seq.errors import UserError, run_command
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.output import FORMATS, LineWriter, OutputFormat, plain_text
+from ds_seq.generation.ensemble import Ensemble
+from ds_seq.generation.output import FORMATS
+from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
+from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
 from ds_seq.generation.scoring import Scorer
 from ds_seq.generation.text import (
     STANDARD,
@@ -39,44 +43,57 @@ from ds_seq.generation.text import (
     read_lines,
     write_lines,
 )
-from ds_seq.generation.translate import (
-    BatchLimits,
-    Found,
-    Share,
-    gather_lines,
-    search_lines,
+from ds_seq.generation.translate import LONG_LINES, Share
+from ds_seq.generation.workers import MOST_WORKERS, default_workers
+from ds_seq.interop.after_search import (
+    add_result_arguments,
+    build_steps,
+    check_result_arguments,
+    num_hypotheses,
+    result_conditions,
 )
 from ds_seq.interop.command_line import (
-    add_model_arguments,
+    add_loading_arguments,
     add_search_arguments,
     check_expert_parallel,
-    check_n_best,
+    load_model,
     parse_device,
     search_settings,
 )
-from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
+from ds_seq.interop.run_folder import LoadedRun, StoredRun
+from ds_seq.interop.search_files import Steering, add_steering_arguments, read_steering
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.weights import TensorFile, TensorFolder
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
 
 _MOST_NAMED_LINES = 10
+_BUFFER_SIZE = 512
+_BATCH_SIZE = {"max_tokens", "max_sentences"}
+"""Fields of `GenerationConfig` that may change when an unfinished run goes on."""
 
 
-@dataclass(frozen=True)
-class _Text:
+class _Text(NamedTuple):
     """What is to be translated, and what to compare with."""
 
     source: list[str]
     reference: list[str] | None
 
 
-class _Line(NamedTuple):
-    """What becomes of a line of the input."""
+@dataclass(frozen=True)
+class _Job:
+    """What to translate with, and how; the same on every rank but for the device."""
 
-    best: str
-    """The text of the best translation."""
-    output: str
-    """What is written, in the format that was asked for."""
+    args: argparse.Namespace
+    runs: list[LoadedRun]
+    settings: GenerationConfig
+    steering: Steering
+    translator: Translator
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The first run's experiment, whose word counts for all but the models themselves."""
+        return self.runs[0].config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -85,28 +102,21 @@ def main(argv: Sequence[str]) -> int:
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
-            device = world.device if args.device is None else parse_device(args.device)
-            text = None if args.input is None else _read_input(args.input, args.reference)
-            dtype = None if args.dtype is None else DTYPES[args.dtype]
-            run = load_run(args.run, args.checkpoint, device, dtype, args.expert_parallel)
-            settings = search_settings(run.config, args)
-            check_n_best(args.n_best, settings)
-            if text is None:
-                text = _read_test_split(run.config, args.reference)
-            if text.reference == []:
-                raise UserError("there is nothing to translate and score: the text is empty")
-            scorer = Scorer(run.config.data.target_lang)
-        collective = args.expert_parallel > 1
-        share = Share(world.rank, world.size, distributed.any_rank if collective else None)
-        max_positions = run.config.model.max_positions
-        search = replace(build_search(settings, run.vocab, max_positions), num_best=args.n_best)
-        limits = build_limits(settings, max_positions)
-        started = time.monotonic()
-        translated = _translate(run, text, args.format, search, limits, device, share)
-        if translated is not None:
-            lines, cut = translated
-            _report(len(lines), cut, time.monotonic() - started, world.size)
-            _finish(args, lines, text, scorer)
+            text = None if args.input is None or _streams(args) else _read_input(args)
+            job = _load(args, world)
+            if args.input is None:
+                text = _read_test_split(job.config, args.reference)
+            if text is not None:
+                job.steering.check_counts(text.source)
+            scorer = None
+            if text is not None and text.reference is not None:
+                if not text.reference:
+                    raise UserError("there is nothing to translate and score: the text is empty")
+                scorer = Scorer(job.config.data.target_lang)
+        if text is None:
+            _stream(job)
+        else:
+            _translate(job, text, scorer, world)
     return 0
 
 
@@ -116,10 +126,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Translate text; with a reference, print BLEU and chrF with their signatures.",
         allow_abbrev=False,
     )
-    add_model_arguments(parser)
     add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN",
+        help="run folder, or a file or folder that `ds-seq export` made; several of one "
+        "vocabulary translate together")  # fmt: skip
+    add_loading_arguments(parser)
     add("--input", help="text, one sentence a line; - = standard input (default: data.raw.test)")
-    add("--output", default=STANDARD, help="file for the translations (default: standard output)")
+    add("--output", default=STANDARD,
+        help="file for the translations; what is done so far is in OUTPUT.partial (default: "
+        "standard output)")  # fmt: skip
+    add("--resume", action="store_true", help="go on with the unfinished OUTPUT.partial, if any")
     add("--reference", help="raw reference text to score against")
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
@@ -127,7 +143,18 @@ def _parser() -> argparse.ArgumentParser:
         help="text: the best translation; tsv: line number, score, translation; jsonl: one object "
         "a line of the input; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
         "(default: %(default)s)")  # fmt: skip
+    add("--long-lines", choices=LONG_LINES, default="truncate",
+        help="what becomes of a line longer than the model can take: its start is translated, its "
+        "line of the output is empty, or the text is refused (default: %(default)s)")  # fmt: skip
+    add("--workers", type=int, metavar="N",
+        help="batches that a process searches at a time, on a CPU with its threads shared out "
+        f"(default: one for each thread, at most {MOST_WORKERS}; on a GPU 1)")  # fmt: skip
+    add("--buffer-size", type=int, metavar="N",
+        help="from standard input to standard output: translate N lines at a time (default: "
+        f"{_BUFFER_SIZE}; 1 where the input is typed)")  # fmt: skip
     add("--samples", type=int, default=0, help="sample translations to show (default: none)")
+    add_result_arguments(parser)
+    add_steering_arguments(parser)
     add_search_arguments(parser)
     return parser
 
@@ -143,13 +170,41 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
             f"--n-best {args.n_best}: --format text has one translation a line; add --format tsv, "
             "jsonl or fairseq"
         )
+    if args.resume and args.output == STANDARD:
+        raise UserError("--resume: what went to standard output is gone; add --output FILE")
+    if args.workers is not None:
+        if args.workers < 1:
+            raise UserError(f"--workers {args.workers}: at least 1 is needed")
+        if args.workers > 1 and args.expert_parallel > 1:
+            raise UserError(
+                f"--workers {args.workers}: with --expert-parallel all processes search in step; "
+                "leave it out"
+            )
+    if args.buffer_size is not None:
+        if args.buffer_size < 1:
+            raise UserError(f"--buffer-size {args.buffer_size}: at least 1 line is needed")
+        if not _streams(args):
+            raise UserError(
+                "--buffer-size: serves --input - without --output, --reference, --prefix, "
+                "--constraints and --samples, which wait for the whole text; leave it out"
+            )
+    check_result_arguments(args)
     check_expert_parallel(args.expert_parallel, world_size)
     check_writable(args.output)
 
 
-def _read_input(path: str, reference: str | None) -> _Text:
-    source = read_lines(path)
-    return _Text(source, None if reference is None else _read_reference(source, path, reference))
+def _streams(args: argparse.Namespace) -> bool:
+    """Whether translations are written while the text still comes."""
+    per_line = (args.reference, args.prefix, args.constraints)
+    waits = any(path is not None for path in per_line) or args.samples > 0
+    return args.input == STANDARD and args.output == STANDARD and not waits
+
+
+def _read_input(args: argparse.Namespace) -> _Text:
+    source = read_lines(args.input)
+    if args.reference is None:
+        return _Text(source, None)
+    return _Text(source, _read_reference(source, args.input, args.reference))
 
 
 def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
@@ -168,53 +223,144 @@ def _read_test_split(config: ExperimentConfig, reference: str | None) -> _Text:
     return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
 
 
-def _translate(
-    run: LoadedRun,
-    text: _Text,
-    form: OutputFormat,
-    search: BeamSearch,
-    limits: BatchLimits,
-    device: torch.device,
-    share: Share,
-) -> tuple[list[_Line], list[int]] | None:
-    """Translate this process's share, with a progress bar on the first; see `gather_lines`."""
-    nfkc = run.config.data.clean.nfkc
-    lines = [normalise(line, nfkc) for line in text.source]
-    reference = None
-    if text.reference is not None:
-        reference = [normalise(line, nfkc) for line in text.reference]
-    writer = LineWriter(form, run.vocab, lines, reference)
+def _load(args: argparse.Namespace, world: World) -> _Job:
+    """Load the models, and see that they and the arguments fit together."""
+    steering = read_steering(args)
+    device = world.device if args.device is None else parse_device(args.device)
+    runs = [
+        load_model(name, args.checkpoint, args.dtype, device, args.expert_parallel)
+        for name in args.runs
+    ]
+    first = runs[0]
+    for name, run in zip(args.runs, runs, strict=True):
+        if run.vocab.hash != first.vocab.hash:
+            raise UserError(
+                f"{name}: has another vocabulary than {args.runs[0]}; models that translate "
+                "together need the same one"
+            )
+    settings = search_settings(first.config, args)
+    num_best = num_hypotheses(args, settings)
+    max_positions = min(run.config.model.max_positions for run in runs)
+    search = replace(build_search(settings, first.vocab, max_positions), num_best=num_best)
+    limits = build_limits(settings, max_positions)
+    # or external models with the same methods
+    models = [cast(Seq2SeqTransformer, run.model) for run in runs]
+    translator = Translator(
+        model=models[0] if len(models) == 1 else Ensemble(models, settings.ensemble),
+        vocab=first.vocab,
+        nfkc=first.config.data.clean.nfkc,
+        search=steering.steer(search, first.vocab, first.config.data.clean.nfkc),
+        limits=limits,
+        long_lines=args.long_lines,
+        form=args.format,
+        device=device,
+        workers=default_workers(device) if args.workers is None else args.workers,
+        steps=build_steps(args, runs, search, limits, device),
+        align=args.align,
+        replace_unk=args.replace_unk,
+    )
+    return _Job(args, runs, settings, steering, translator)
 
-    def answer(found: Found) -> _Line:
-        best = plain_text(run.vocab, found.hypotheses[0].tokens)
-        return _Line(best, best if form == "text" else writer(found.line, found.hypotheses))
 
-    model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
-    found = search_lines(model, run.vocab, lines, search, limits, device, share)
-    if share.rank != 0:
-        return gather_lines(found, answer, share)
-    with Progress("translate", share.size(len(lines)), "sentences") as progress:
-        return gather_lines(found, answer, share, progress)
+def _stream(job: _Job) -> None:
+    """Translate standard input as it comes."""
+    size = job.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
+    done = translate_stream(job.translator, size)
+    _report(job.args, done.num_lines, 0, done.cut, done.seconds, 1)
 
 
-def _report(count: int, cut: list[int], seconds: float, world_size: int) -> None:
+def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> None:
+    """Translate a whole text, this process's share of it; the first one tells of all."""
+    args = job.args
+    any_rank = distributed.any_rank if args.expert_parallel > 1 else None
+    share = Share(world.rank, world.size, any_rank)
+    partial = None if args.output == STANDARD else PartialOutput(Path(args.output))
+    done: list[int] = []
+    with distributed.shared_errors():
+        reading = job.translator.read(text.source)
+        if partial is not None and world.is_first:
+            done = partial.begin(_conditions(job, text), args.resume)
+    done = distributed.broadcast_object(done)
+    with distributed.shared_errors():
+        store = MemoryStore() if partial is None else partial.store(world.rank)
+    started = time.monotonic()
+    lines = translate_share(job.translator, reading, text.reference, share, done, store)
+    if lines is None:
+        return
+    if len(lines) != len(text.source):
+        raise UserError(
+            f"{args.output}: {len(text.source) - len(lines):,} of {len(text.source):,} lines are "
+            "missing; all processes need the same file system"
+        )
+    cut = [line.number for line in lines if line.cut]
+    _report(args, len(lines), len(done), cut, time.monotonic() - started, world.size)
+    _finish(args, lines, text, scorer)
+    if partial is not None:
+        partial.remove()
+
+
+def _conditions(job: _Job, text: _Text) -> Settings:
+    """All on which the output depends, for a run that goes on with what another has begun."""
+    args = job.args
+    on_gpu = job.translator.device.type == "cuda"
+    written = [] if args.format != "fairseq" or text.reference is None else text.reference
+    return {
+        "input": _digest(text.source),
+        "reference": _digest(written),
+        "model": ",".join(map(_fingerprint, job.runs)),
+        "dtype": args.dtype or (job.config.train.precision if on_gpu else "fp32"),
+        "format": args.format,
+        "n-best": args.n_best,
+        **result_conditions(args),
+        "long-lines": args.long_lines,
+        **{name: _digest(lines) for name, lines in job.steering.conditions.items()},
+        **{
+            name.replace("_", "-"): value
+            for name, value in job.settings.model_dump(exclude=_BATCH_SIZE).items()
+        },
+    }
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _fingerprint(run: LoadedRun) -> str:
+    path = run.source
+    weights = TensorFile(path) if path.is_file() else TensorFolder(path, "weights")
+    return teacher_fingerprint(StoredRun(run.config, run.vocab, weights))
+
+
+def _report(
+    args: argparse.Namespace,
+    count: int,
+    before: int,
+    cut: list[int],
+    seconds: float,
+    world_size: int,
+) -> None:
     """Say on stderr how fast it went, and what was not translated as a whole."""
+    now = count - before
     print(
-        f"translated {count:,} sentences in {seconds:.1f} s "
-        f"({count / max(seconds, 1e-9):,.1f} sentences/s, {world_size} process(es))",
+        f"translated {now:,} sentences in {seconds:.1f} s "
+        f"({now / max(seconds, 1e-9):,.1f} sentences/s, {world_size} process(es))"
+        + (f"; {before:,} were done before" if before else ""),
         file=sys.stderr,
     )
     if cut:
-        named = ", ".join(map(str, cut[:_MOST_NAMED_LINES]))
+        named = ", ".join(str(number + 1) for number in cut[:_MOST_NAMED_LINES])
         more = ", ..." if len(cut) > _MOST_NAMED_LINES else ""
+        fate = "left out" if args.long_lines == "skip" else "cut"
         print(
-            f"ds-seq: warning: {len(cut)} sentence(s) longer than the model can take were cut; "
+            f"ds-seq: warning: {len(cut)} sentence(s) longer than the model can take were {fate}; "
             f"line(s) {named}{more}",
             file=sys.stderr,
         )
 
 
-def _finish(args: argparse.Namespace, lines: list[_Line], text: _Text, scorer: Scorer) -> None:
+def _finish(
+    args: argparse.Namespace, lines: list[Line], text: _Text, scorer: Scorer | None
+) -> None:
     """Write the output; show samples and scores, on stderr where stdout is the output."""
     write_lines(args.output, [line.output for line in lines])
     stream = sys.stderr if args.output == STANDARD else sys.stdout
@@ -222,7 +368,7 @@ def _finish(args: argparse.Namespace, lines: list[_Line], text: _Text, scorer: S
     reference = text.reference
     if args.samples > 0:
         print(format_samples(text.source, translations, reference, args.samples), file=stream)
-    if reference is not None:
+    if scorer is not None and reference is not None:
         for result in scorer(translations, reference):
             print(result, file=stream)
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 Report = Callable[[int], None]  # told how many more items are done
 _PLAIN_SECONDS = 30.0
+_LARGE = 100_000
 
 
 def ignore(amount: int) -> None:
@@ -33,7 +34,13 @@ class Progress:
         self._done = 0
         self._started = self._printed = time.monotonic()
         self._bar = (
-            tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, dynamic_ncols=True)
+            tqdm(
+                total=total,
+                desc=title,
+                unit=f" {unit}",
+                unit_scale=total is None or total >= _LARGE,  # 1.23M, not 1230000
+                dynamic_ncols=True,
+            )
             if sys.stderr.isatty()
             else None
         )

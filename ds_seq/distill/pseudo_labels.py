@@ -43,15 +43,17 @@ from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+from ds_seq.generation.workers import default_workers
 from ds_seq.interop.command_line import (
     add_model_arguments,
     add_search_arguments,
     check_expert_parallel,
     check_n_best,
+    load_model,
     parse_device,
     search_settings,
 )
-from ds_seq.interop.run_folder import DTYPES, StoredRun, load_run, open_run
+from ds_seq.interop.run_folder import StoredRun, open_run
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.tasks import build_limits, build_search
 
@@ -193,8 +195,8 @@ def _decode(
     mine = batches[world.rank :: world.size]
     with distributed.shared_errors():
         # by its path: "best" may be another one by now, if the teacher is still being trained
-        checkpoint, dtype = str(job.run.weights.path), DTYPES[job.dtype]
-        run = load_run(args.run, checkpoint, job.device, dtype, args.expert_parallel)
+        checkpoint = str(job.run.weights.path)
+        run = load_model(args.run, checkpoint, job.dtype, job.device, args.expert_parallel)
         writer = JournalWriter(work.journal(world.rank), run.vocab.eos_id)
     model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
     any_rank = distributed.any_rank if args.expert_parallel > 1 else None
@@ -202,7 +204,13 @@ def _decode(
     bar = Progress("pseudo-label", sum(map(len, mine)), "sentences") if world.is_first else None
     with writer, bar or nullcontext():
         for batch, found in search_batches(
-            model, job.search, mine, lambda row: reader[row][0].tolist(), job.device, any_rank
+            model,
+            job.search,
+            mine,
+            lambda row: reader[row][0].tolist(),
+            job.device,
+            any_rank,
+            default_workers(job.device),
         ):
             writer.append(batch, found)
             if bar is not None:

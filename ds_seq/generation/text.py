@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from ds_seq.data.text import decode_line, open_bytes
@@ -12,6 +13,7 @@ from ds_seq.errors import UserError
 
 STANDARD = "-"
 """Names standard input or output instead of a file."""
+_STANDARD_INPUT = Path("standard input")
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -24,7 +26,7 @@ def read_lines(path: str | Path) -> list[str]:
         UserError: there is no such file, or a line is not UTF-8 (named by its number).
     """
     if str(path) == STANDARD:
-        content, name = sys.stdin.buffer.read(), Path("standard input")
+        content, name = sys.stdin.buffer.read(), _STANDARD_INPUT
     else:
         name = Path(path)
         if not name.exists():
@@ -37,20 +39,59 @@ def read_lines(path: str | Path) -> list[str]:
     return [decode_line(row.rstrip(b"\r"), name, number) for number, row in enumerate(rows, 1)]
 
 
+def read_buffers(size: int) -> Iterator[list[str]]:
+    """Read standard input as it comes, ``size`` lines at a time; the last buffer may be shorter.
+
+    Raises:
+        UserError: a line is not UTF-8 (named by its number).
+    """
+    first = 1
+    while rows := list(islice(sys.stdin.buffer, size)):
+        yield [
+            decode_line(row.rstrip(b"\r\n"), _STANDARD_INPUT, number)
+            for number, row in enumerate(rows, first)
+        ]
+        first += len(rows)
+
+
 def write_lines(path: str | Path, lines: Sequence[str]) -> None:
-    """Write a text file, or to standard output for ``-``; the file appears whole or not at all."""
+    """Write a text file, or to standard output for ``-``; the file appears whole or not at all.
+
+    Raises:
+        UserError: it cannot be written, because the disk is full, say.
+    """
     content = "".join(f"{line}\n" for line in lines).encode()
     if str(path) == STANDARD:
-        sys.stdout.buffer.write(content)
-        sys.stdout.flush()
+        _write_standard(content)
         return
     file = Path(path)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, file)
+    except OSError as error:
+        raise explain_unwritable(file, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_standard(content: bytes) -> None:
+    """Write to standard output at once, so that a reader at the other end of a pipe sees it."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail once more when the interpreter ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        raise explain_unwritable("standard output", error) from None
+
+
+def explain_unwritable(path: str | Path, error: OSError) -> UserError:
+    """What to tell of a failed write."""
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def check_writable(path: str | Path) -> None:
@@ -60,6 +101,8 @@ def check_writable(path: str | Path) -> None:
     file = Path(path)
     if file.is_dir():
         raise UserError(f"{file}: is a folder; give the name of a file")
+    if file.exists() and not file.is_file():  # it would be replaced, not written to
+        raise UserError(f"{file}: is a device or a pipe; leave --output out and redirect to it")
     folder = file.parent
     if not folder.is_dir():
         raise UserError(f"{file}: there is no folder {folder}; make it first")

@@ -1,17 +1,20 @@
 """From lines of text to lines of translations, on one rank or shared out over many.
 
-Training-time validation comes through `translate`; `ds-seq generate`, which may want more than the
-best text, through the two halves of it, `search_lines` and `gather_lines`. Who has ids already cuts
-them with `cut_batches` and searches with `search_batches`.
+Training-time validation comes through `translate`; `ds-seq generate`, which wants more than the
+best text and keeps what is done, through its parts `plan_lines` and `search_plan`. Who has ids
+already cuts them with `cut_batches` and searches with `search_batches`.
+
+Batches are cut from the whole input and dealt out to the ranks, so that their content, and with it
+each digit of a score, is the same for any number of ranks.
 
 Shapes: B sentences, S source length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -20,9 +23,18 @@ from torch import Tensor
 
 from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import gather_objects
+from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
 from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.generation.memory import Room, try_search
 from ds_seq.generation.output import plain_text
+from ds_seq.generation.workers import map_in_threads
+
+LongLines = Literal["truncate", "skip", "error"]
+"""What becomes of a line that is longer than the model can take."""
+LONG_LINES: tuple[str, ...] = get_args(LongLines)
+
+_ENCODED_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,14 @@ class BatchLimits:
         max_source_length: tokens of a source, end symbol included; longer ones are cut.
     """
 
-    max_tokens: int = 4096
-    max_sentences: int = 128
+    max_tokens: int = 8192
+    max_sentences: int = 256
     max_source_length: int = 1024
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the lines this process translates.
+    """Which part of the work this process does.
 
     Attributes:
         rank: number of this process among those that share the work.
@@ -55,10 +67,6 @@ class Share:
     rank: int = 0
     world_size: int = 1
     any_rank: AnyRank | None = None
-
-    def size(self, num_lines: int) -> int:
-        """How many of `num_lines` lines are this process's."""
-        return len(range(self.rank, num_lines, self.world_size))
 
 
 ALONE = Share()
@@ -79,12 +87,49 @@ class Found(NamedTuple):
 
     line: int
     """Its number in the input, from 0."""
+    source: list[int]
+    """The ids that were searched for, end symbol included; none for a line without text."""
     hypotheses: list[Hypothesis]
     """At least one, the best first; a line without text has an empty one of score 0."""
     cut: bool
-    """Whether it was too long and searched only in part."""
+    """Whether it was too long, and searched only in part or not at all."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be searched, all of it or a process's part.
+
+    Attributes:
+        batches: numbers of the lines of each batch, the longest first.
+        silent: numbers of the lines for which nothing is searched.
+        sources: ids of all lines that are searched, end symbols included.
+        long: numbers of all lines that are too long.
+    """
+
+    batches: list[NDArray[np.int64]]
+    silent: list[int]
+    sources: dict[int, NDArray[np.int32]]
+    long: frozenset[int]
+
+    @property
+    def num_lines(self) -> int:
+        """How many lines there are."""
+        return len(self.silent) + sum(map(len, self.batches))
+
+    def part(self, share: Share, done: Collection[int] = ()) -> Plan:
+        """A process's part of what is not done yet, given the numbers of the lines that are."""
+        finished = np.array(list(done), np.int64)
+        left = [batch[np.isin(batch, finished, invert=True)] for batch in self.batches]
+        left = [batch for batch in left if len(batch)]
+        silent = sorted({*self.silent}.difference(done))
+        mine = slice(share.rank, None, share.world_size)
+        return Plan(left[mine], silent[mine], self.sources, self.long)
+
+
+_Searched = tuple[NDArray[np.int64], list[list[Hypothesis]]]
+"""Numbers of sentences, and what was found for each."""
+
+_MOST_SHARE = 8  # a batch holds at most this part of the sentences, but 32 in any case
 _NO_TEXT = [Hypothesis([], 0.0, [])]
 
 AnswerT = TypeVar("AnswerT")
@@ -102,8 +147,8 @@ def translate(
 ) -> Translations | None:
     """Translate lines of text.
 
-    Lines are sorted by length and dealt out to the ranks in turn, so that all have about the same
-    work. Each rank sorts its share into batches of similar length.
+    Lines are sorted by length and cut into batches, which are dealt out to the ranks in turn, so
+    that all have about the same work.
 
     Args:
         model: in evaluation mode.
@@ -118,39 +163,69 @@ def translate(
     Returns:
         The translations on rank 0, None on other ranks.
     """
-    found = search_lines(model, vocab, lines, search, limits, device, share)
+    plan = plan_lines(vocab, lines, limits).part(share)
+    found = search_plan(model, plan, search, device, share.any_rank)
     gathered = gather_lines(
         found, lambda one: plain_text(vocab, one.hypotheses[0].tokens), share, progress
     )
     return None if gathered is None else Translations(*gathered)
 
 
-def search_lines(
-    model: Decodable[EncodedT, CacheT],
+def plan_lines(
     vocab: Vocab,
     lines: Sequence[str],
-    search: BeamSearch,
     limits: BatchLimits,
+    long_lines: LongLines = "truncate",
+    first: int = 0,
+) -> Plan:
+    """Make ids of lines, and cut these into batches.
+
+    Args:
+        vocab: makes subwords of text.
+        lines: text.
+        limits: size of batches and of sentences; a batch is an eighth of the lines at most.
+        long_lines: what becomes of lines longer than `limits` allow.
+        first: number of the first of these lines in the whole input, from 0.
+
+    Raises:
+        UserError: a line is too long and `long_lines` says that this is an error.
+    """
+    sources, long = _encode(vocab, lines, limits.max_source_length, long_lines, first)
+    numbers = np.array(list(sources), np.int64)
+    lengths = np.array([len(ids) for ids in sources.values()], np.int64)
+    # enough batches for searches side by side, however many there are
+    most = min(limits.max_sentences, max(len(numbers) // _MOST_SHARE, 32))
+    limits = replace(limits, max_sentences=most)
+    batches = [numbers[batch] for batch in cut_batches(lengths, limits)]
+    silent = [line for line in range(first, first + len(lines)) if line not in sources]
+    return Plan(batches, silent, sources, long)
+
+
+def search_plan(
+    model: Decodable[EncodedT, CacheT],
+    plan: Plan,
+    search: BeamSearch,
     device: torch.device,
-    share: Share = ALONE,
+    any_rank: AnyRank | None = None,
+    workers: int = 1,
 ) -> Iterator[list[Found]]:
-    """Search this process's share of lines of text; see `translate` for the arguments.
+    """Search what was planned; see `search_batches` for the other arguments.
 
     Yields:
         What was found for the lines of a batch; at first for all lines without text.
     """
-    by_length = sorted(range(len(lines)), key=lambda line: len(lines[line]))
-    mine = by_length[share.rank :: share.world_size]
-    sources, cut = _encode(vocab, lines, mine, limits.max_source_length)
-    yield [Found(line, _NO_TEXT, False) for line in mine if line not in sources]
-    numbers = np.array(list(sources), np.int64)
-    lengths = np.array([len(ids) for ids in sources.values()], np.int64)
-    batches = [numbers[batch] for batch in cut_batches(lengths, limits)]
+    if plan.silent:
+        yield [Found(line, [], _NO_TEXT, line in plan.long) for line in plan.silent]
+
+    def source(line: int) -> list[int]:
+        ids: list[int] = plan.sources[line].tolist()
+        return ids
+
     for batch, found in search_batches(
-        model, search, batches, sources.__getitem__, device, share.any_rank
+        model, search, plan.batches, source, device, any_rank, workers
     ):
         yield [
-            Found(line, hypotheses, line in cut)
+            Found(line, source(line), hypotheses, line in plan.long)
             for line, hypotheses in zip(batch.tolist(), found, strict=True)
         ]
 
@@ -164,9 +239,9 @@ def gather_lines(
     """Bring the answers of all ranks into the order of the input.
 
     Args:
-        found: what `search_lines` yields.
+        found: what `search_plan` yields.
         answer: what is to be kept of a line; made where it was searched.
-        share: as for `search_lines`.
+        share: as for `translate`.
         progress: called with the number of lines that this rank has done since the last call.
 
     Returns:
@@ -216,11 +291,12 @@ def cut_batches(lengths: NDArray[np.integer], limits: BatchLimits) -> list[NDArr
 def search_batches(
     model: Decodable[EncodedT, CacheT],
     search: BeamSearch,
-    batches: Iterable[NDArray[np.int64]],
+    batches: Sequence[NDArray[np.int64]],
     source: Callable[[int], list[int]],
     device: torch.device,
     any_rank: AnyRank | None = None,
-) -> Iterator[tuple[NDArray[np.int64], list[list[Hypothesis]]]]:
+    workers: int = 1,
+) -> Iterator[_Searched]:
     """Search batch by batch.
 
     Args:
@@ -231,30 +307,64 @@ def search_batches(
         source: the ids of a sentence, its end symbol included.
         device: where the model is.
         any_rank: see `Share.any_rank`.
+        workers: how many batches are searched at a time, see `ds_seq.generation.workers`; with
+            `any_rank` always one.
 
     Yields:
-        Every batch with the hypotheses of its sentences, as `BeamSearch.search` gives them.
+        Batches with the hypotheses of their sentences, as `BeamSearch.search` gives them. A batch
+        for which memory does not suffice comes in parts.
+
+    Raises:
+        UserError: memory does not suffice for one sentence, or for a batch under `any_rank`: the
+            other ranks are in the middle of theirs and cannot go back.
     """
-    for batch in _in_step(batches, any_rank):
-        src = _pad([source(int(i)) for i in batch], search.pad_id).to(device)
-        found = search.search(model, src, any_rank, batch.tolist())
-        if len(batch):
-            yield batch, found
+    room = Room()
+
+    def search_batch(batch: NDArray[np.int64]) -> list[_Searched]:
+        """One batch, in parts where memory does not suffice for all of it."""
+        done: list[_Searched] = []
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop()
+            rows = [source(int(i)) for i in part]
+            size = len(rows) * max(map(len, rows), default=0)
+            if any_rank is None and len(part) > 1 and not room.holds(size):
+                waiting += np.array_split(part, 2)[::-1]
+                continue
+            src = _pad(rows, search.pad_id).to(device)
+            found = try_search(model, search, src, any_rank, part.tolist())
+            if found is None:
+                room.overflow(part, size, any_rank)
+                waiting.append(part)
+            elif len(part):
+                done.append((part, found))
+        return done
+
+    # a collective wants all ranks to search their batches in the same order
+    at_once = 1 if any_rank is not None else min(workers, max(len(batches), 1))
+    for parts in map_in_threads(search_batch, _in_step(batches, any_rank), at_once):
+        yield from parts
 
 
 def _encode(
-    vocab: Vocab, lines: Sequence[str], mine: list[int], max_length: int
-) -> tuple[dict[int, list[int]], set[int]]:
-    """Ids of those lines of `mine` that hold any text, and which of these were cut."""
-    sources, cut = {}, set()
-    for line, ids in zip(mine, vocab.encode_lines([lines[i] for i in mine]), strict=True):
-        if not ids:
-            continue
-        if len(ids) >= max_length:
-            cut.add(line)
-            ids = ids[: max_length - 1]
-        sources[line] = [*ids, vocab.eos_id]
-    return sources, cut
+    vocab: Vocab, lines: Sequence[str], max_length: int, long_lines: LongLines, first: int
+) -> tuple[dict[int, NDArray[np.int32]], frozenset[int]]:
+    """Ids of the lines that are to be searched, and which lines are too long; by number."""
+    sources, long = {}, set()
+    for start in range(0, len(lines), _ENCODED_AT_ONCE):
+        block = lines[start : start + _ENCODED_AT_ONCE]
+        for line, ids in enumerate(vocab.encode_lines(block), first + start):
+            if len(ids) >= max_length:
+                long.add(line)
+                if long_lines == "error":
+                    raise UserError(
+                        f"line {line + 1}: has {len(ids):,} tokens, the model takes "
+                        f"{max_length - 1:,}; shorten it, or say --long-lines truncate or skip"
+                    )
+                ids = [] if long_lines == "skip" else ids[: max_length - 1]
+            if ids:
+                sources[line] = np.array([*ids, vocab.eos_id], np.int32)
+    return sources, frozenset(long)
 
 
 def _in_step(

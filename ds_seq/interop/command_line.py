@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +11,13 @@ from pydantic import ValidationError
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generate import GenerationConfig
-from ds_seq.config.messages import error_lines
+from ds_seq.config.messages import findings
 from ds_seq.errors import UserError
-from ds_seq.interop.run_folder import DTYPES
+from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
+from ds_seq.models.packing import pack_weights
+
+INT8 = "int8"
+"""Among the number formats of `add_loading_arguments`: weights of 8 bits, see `pack_weights`."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +33,9 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
     add(
         "--dtype",
-        choices=DTYPES,
-        help="number format (default: as trained on a GPU, fp32 on a CPU)",
+        choices=[*DTYPES, INT8],
+        help="number format; int8 rounds the weights, on a CPU only (default: as trained on a GPU, "
+        "fp32 on a CPU)",
     )
     add("--expert-parallel", type=int, default=1, metavar="N",
         help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
@@ -37,11 +43,38 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
-def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of `GenerationConfig`."""
+def load_model(
+    run: str, checkpoint: str, dtype: str | None, device: torch.device, expert_parallel: int = 1
+) -> LoadedRun:
+    """Load a model that is to be called very often; its weights are packed.
+
+    Args:
+        run: see `load_run`.
+        checkpoint: likewise.
+        dtype: what ``--dtype`` of `add_loading_arguments` says.
+        device: where the model goes.
+        expert_parallel: see `load_run`.
+
+    Raises:
+        UserError: see `load_run`; or ``--dtype int8`` where there are no kernels for it.
+    """
+    precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
+    loaded = load_run(run, checkpoint, device, precision, expert_parallel)
+    try:
+        pack_weights(loaded.model, dtype == INT8)
+    except ValueError as error:
+        raise UserError(f"--dtype {dtype}: {error}; choose another one") from None
+    return loaded
+
+
+def add_search_arguments(
+    parser: argparse.ArgumentParser, names: Sequence[str] = tuple(GenerationConfig.model_fields)
+) -> None:
+    """One option for each field of `GenerationConfig`, or for some of them."""
     search = parser.add_argument_group("search (default: what the experiment says)")
-    for name, field in GenerationConfig.model_fields.items():
-        search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=field.description)
+    for name in names:
+        description = GenerationConfig.model_fields[name].description
+        search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=description)
 
 
 def check_n_best(n_best: int, settings: GenerationConfig) -> None:
@@ -78,11 +111,18 @@ def parse_device(name: str) -> torch.device:
 
 def search_settings(config: ExperimentConfig, args: argparse.Namespace) -> GenerationConfig:
     """The search of an experiment, changed as the command line says."""
-    given = {name: vars(args)[name] for name in GenerationConfig.model_fields}
+    given = {
+        name: value
+        for name, value in vars(args).items()
+        if name in GenerationConfig.model_fields and value is not None
+    }
     data: dict[str, Any] = config.model_dump(mode="json")
-    data["generation"] |= {name: value for name, value in given.items() if value is not None}
+    data["generation"] |= given
     try:
         return ExperimentConfig.model_validate(data).generation
     except ValidationError as error:
-        messages = error_lines(error, data, lambda path: f"--{path[-1]}".replace("_", "-"))
+        # the option names the key, so that the key itself would say it twice
+        messages = [
+            f"--{path[-1]}: ".replace("_", "-") + message for path, message in findings(error, data)
+        ]
         raise UserError("\n".join(messages)) from None

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ds_seq import generate
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generate import GenerationConfig
-from ds_seq.errors import EXIT_USER_ERROR, run_command
+from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
+from ds_seq.generation.output import FORMATS
 from tests.unit.generation.table_model import TableModel, WordVocab
 
 VOCAB = 9
@@ -25,6 +30,7 @@ class Run:
     config: ExperimentConfig
     vocab: WordVocab
     model: TableModel
+    source: Path
 
 
 @pytest.fixture
@@ -43,11 +49,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         }
     )
 
-    def load(run: str, checkpoint: str, *args: object) -> Run:
-        assert (run, checkpoint) == ("the_run", "best")
-        return Run(config, WordVocab(VOCAB), TableModel(VOCAB))
+    weights = tmp_path / "weights.safetensors"
+    save_file({"table": torch.zeros(1)}, weights, {"ds_seq.format": "1"})
 
-    monkeypatch.setattr(generate, "load_run", load)
+    def load(run: str, checkpoint: str, *args: object) -> Run:
+        assert checkpoint == "best"
+        assert run in ("the_run", "other_run", "strange_run")
+        vocab = WordVocab(VOCAB)
+        if run == "strange_run":
+            vocab.hash = "of other words"
+        seed = 7 if run == "other_run" else 0
+        return Run(config, vocab, TableModel(VOCAB, seed), weights)
+
+    monkeypatch.setattr(generate, "load_model", load)
     return tmp_path
 
 
@@ -143,11 +157,110 @@ def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str
     ]
 
 
+def test_long_lines_may_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "in").write_text("w4\n" + "w5 " * 5000 + "\nw6\n")
+    assert call("--input", folder / "in", "--long-lines", "skip") == 0
+    out, err = capsys.readouterr()
+    assert [bool(line) for line in out.splitlines()] == [True, False, True]
+    assert "1 sentence(s) longer than the model can take were left out; line(s) 2" in err
+
+
+def feed(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("sampling", ["false", "true"])
+def test_a_stream_says_what_a_file_says(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    sampling: str,
+) -> None:
+    """Numbers of lines, and random numbers, go on from buffer to buffer."""
+    more = ["--format", form, "--sampling", sampling]
+    assert call("--input", folder / "in", *more) == 0
+    expected = capsys.readouterr().out
+    for size in (1, 3, 100):
+        feed(monkeypatch, LINES)
+        assert call("--input", "-", "--buffer-size", size, *more) == 0
+        assert capsys.readouterr().out == expected
+    feed(monkeypatch, LINES)
+    assert call("--input", "-", "--output", folder / "out", *more) == 0
+    assert (folder / "out").read_text() == expected
+
+
+def test_a_stream_tells_long_lines_of_all_buffers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed(monkeypatch, ["w4", "w5 " * 50, "", "w6 " * 12])
+    assert call("--input", "-", "--buffer-size", 2) == 0
+    assert "2 sentence(s) longer than the model can take were cut; line(s) 2, 4" in (
+        capsys.readouterr().err
+    )
+    feed(monkeypatch, ["w4", "w5", "", "w6 " * 12])
+    arguments = ["--input", "-", "--buffer-size", 2, "--long-lines", "error"]
+    assert call(*arguments) == EXIT_USER_ERROR
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2 and "line 4: has 12 tokens" in err
+
+
+def test_several_runs_translate_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = []
+    for runs in (["the_run"], ["other_run"], ["the_run", "other_run"], ["other_run", "the_run"]):
+        arguments = [*runs, "--input", str(folder / "in"), "--format", "tsv"]
+        assert run_command(generate.main, arguments) == 0
+        scores.append([row.split("\t")[1] for row in capsys.readouterr().out.splitlines()])
+    assert scores[2] == scores[3]
+    assert scores[0] != scores[2] != scores[1]
+    by_logs = [*arguments, "--ensemble", "log_probabilities"]
+    assert run_command(generate.main, by_logs) == 0
+    by_logs_scores = [row.split("\t")[1] for row in capsys.readouterr().out.splitlines()]
+    assert by_logs_scores != scores[2]
+    assert run_command(generate.main, ["the_run", "strange_run"]) == EXIT_USER_ERROR
+    assert "strange_run: has another vocabulary than the_run" in capsys.readouterr().err
+
+
+def test_a_failed_run_is_gone_on_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is done is not searched again, and another text is not mixed with it."""
+    files = ["--input", folder / "in", "--output", folder / "out", "--max-sentences", 1]
+    assert call(*files) == 0
+    expected = (folder / "out").read_text()
+    (folder / "out").unlink()
+    searched: list[int] = []
+    encode = TableModel.encode
+
+    def encode_few(model: TableModel, src: torch.Tensor) -> torch.Tensor:
+        searched.append(src.size(1))
+        if len(searched) == 2:
+            raise UserError("no more")
+        return encode(model, src)
+
+    monkeypatch.setattr(TableModel, "encode", encode_few)
+    assert call(*files) == EXIT_USER_ERROR
+    assert not (folder / "out").exists()
+    text = (folder / "in").read_text()
+    (folder / "in").write_text(text.replace("w4", "w5"))
+    capsys.readouterr()
+    assert call(*files, "--resume") == EXIT_USER_ERROR
+    assert "was begun with another input (" in capsys.readouterr().err
+    (folder / "in").write_text(text)
+    assert call(*files, "--resume", "--max-sentences", 2) == 0
+    assert (folder / "out").read_text() == expected
+    assert searched[2:] == [3, 2]  # of the batches (4, 3) and (2) all but the longest sentence
+    assert "translated 2 sentences" in capsys.readouterr().err
+    assert not (folder / "out.partial").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--beam", "0"], "beam"),
-        (["--beam", "many"], "beam"),
+        (["--beam", "0"], "error: --beam: should be greater"),
+        (["--beam", "many"], "error: --beam: should be a valid integer"),
         (["--input", "nowhere"], "nowhere: no such file"),
         (["--input", "in", "--reference", "short"], "in has 4 lines but short has 1"),
         (["--reference", "short"], "has 4 lines but short has 1"),
@@ -157,17 +270,25 @@ def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str
         (["--n-best", "2"], "--n-best 2: --format text has one translation a line"),
         (["--n-best", "6", "--format", "tsv"], "the search keeps 5 hypotheses; raise --beam"),
         (["--n-best", "0"], "--n-best 0: at least 1"),
-        (["--unk-penalty", "-1"], "unk-penalty"),
-        (["--sampling", "maybe"], "--sampling"),
-        (["--sampling-top-k", "3"], "sampling_top_k: has no effect without sampling: true"),
+        (["--unk-penalty", "-1"], "error: --unk-penalty: should be"),
+        (["--sampling", "maybe"], "error: --sampling: should be a valid boolean"),
+        (
+            ["--sampling-top-k", "3"],
+            "error: --sampling-top-k: has no effect without sampling: true",
+        ),
         (
             ["--sampling", "true", "--sampling-top-k", "3", "--sampling-top-p", "0.5"],
-            "sampling_top_p: does not go together with sampling_top_k",
+            "error: --sampling-top-p: does not go together with sampling_top_k",
         ),
-        (["--temperature", "0"], "temperature"),
-        (["--length-penalty-form", "marian"], "length-penalty-form"),
+        (["--temperature", "0"], "error: --temperature: should be"),
+        (["--length-penalty-form", "marian"], "error: --length-penalty-form: should be"),
         (["--device", "abacus"], "--device abacus"),
         (["--expert-parallel", "2"], "--expert-parallel 2"),
+        (["--resume", "--output", "-"], "--resume: what went to standard output is gone"),
+        (["--buffer-size", "0", "--input", "-"], "--buffer-size 0: at least 1 line"),
+        (["--buffer-size", "5"], "--buffer-size: serves --input - without --output"),
+        (["--input", "long", "--long-lines", "error"], "line 2: has 12 tokens, the model takes 11"),
+        (["--output", "fifo"], "fifo: is a device or a pipe"),
         (["--input", "empty", "--reference", "empty"], "the text is empty"),
     ],
 )
@@ -182,7 +303,9 @@ def test_bad_input_gets_one_line(
     (folder / "short").write_text("w4\n")
     (folder / "bad").write_bytes(b"w4\nw\xff\n")
     (folder / "empty").write_text("")
+    (folder / "long").write_text("w4\n" + "w4 " * 12 + "\n")
     (folder / "out").write_text("old")
+    os.mkfifo(folder / "fifo")
     output = [] if "--output" in arguments else ["--output", "out"]
     assert call(*arguments, *output) == EXIT_USER_ERROR
     captured = capsys.readouterr()
@@ -190,6 +313,7 @@ def test_bad_input_gets_one_line(
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("ds-seq: error: ") and message in captured.err
     assert (folder / "out").read_text() == "old"
+    assert not list(folder.glob("*.partial"))
 
 
 def test_empty_input_gives_empty_output(folder: Path) -> None:

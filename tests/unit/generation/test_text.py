@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from ds_seq.errors import UserError
-from ds_seq.generation.text import check_writable, read_lines, read_parallel, write_lines
+from ds_seq.generation.text import (
+    check_writable,
+    read_buffers,
+    read_lines,
+    read_parallel,
+    write_lines,
+)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -45,6 +51,18 @@ def test_standard_input_and_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
     write_lines("-", ["ä", ""])
     assert out.getvalue() == "ä\n\n".encode()
+
+
+def test_standard_input_comes_in_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a\r\n\nb\u2028c\nd\ne".encode()
+    for size, expected in ((2, [["a", ""], ["b\u2028c", "d"], ["e"]]), (5, None), (9, None)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        assert list(read_buffers(size)) == (expected or [["a", "", "b\u2028c", "d", "e"]])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\nc\n\xff\n")))
+    buffers = read_buffers(2)
+    assert next(buffers) == ["a", "b"]
+    with pytest.raises(UserError, match="standard input: line 4: invalid UTF-8"):
+        next(buffers)
 
 
 def test_invalid_utf8_is_named_by_file_and_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -9,14 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from ds_seq.errors import UserError
 from ds_seq.generation import translate as translate_module
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import (
     BatchLimits,
+    LongLines,
     Share,
     Translations,
     cut_batches,
+    plan_lines,
     search_batches,
+    search_plan,
     translate,
 )
 from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
@@ -25,6 +30,7 @@ VOCAB = 9
 CPU = torch.device("cpu")
 SEARCH = BeamSearch(beam=2)
 LIMITS = BatchLimits()
+SMALL = BatchLimits(max_tokens=20)
 
 
 def draw_lines(count: int, seed: int = 0) -> list[str]:
@@ -134,7 +140,7 @@ def test_progress_counts_every_line_of_the_share() -> None:
     translate(
         TableModel(VOCAB), WordVocab(VOCAB), lines, SEARCH, limits, CPU, progress=counts.append
     )
-    assert sum(counts) == len(lines) == Share().size(len(lines))
+    assert sum(counts) == len(lines)
     assert len(counts) > 4
 
 
@@ -145,6 +151,7 @@ def test_shares_of_all_ranks_make_the_whole(
     """The ranks one after the other, as if their answers were gathered."""
     lines, expected = draw_lines(num_lines), run(draw_lines(num_lines))
     shares: list[object] = []
+    dealt: list[list[list[list[int]]]] = []
 
     def gather(mine: object) -> list[object] | None:
         shares.append(mine)
@@ -154,10 +161,51 @@ def test_shares_of_all_ranks_make_the_whole(
     answers = []
     for rank in range(3):
         model, share = Recorder(), Share(rank, 3)
-        args = (WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU, share)
+        args = (WordVocab(VOCAB), lines, SEARCH, SMALL, CPU, share)
         answers.append(translate(model, *args))
-        assert sum(map(len, model.batches)) == share.size(num_lines)
+        dealt.append([src.tolist() for src in model.batches])
     assert answers == [None, None, expected]
+    # the same batches, so that a score is the same to the last digit
+    in_turn = [batch for row in itertools.zip_longest(*dealt) for batch in row if batch is not None]
+    alone = Recorder()
+    translate(alone, WordVocab(VOCAB), lines, SEARCH, SMALL, CPU)
+    assert in_turn == [src.tolist() for src in alone.batches]
+
+
+def test_what_is_done_is_left_out_and_the_rest_shared() -> None:
+    lines = ["", *draw_lines(20), "", "w4 w5 w6"]
+    plan = plan_lines(WordVocab(VOCAB), lines, SMALL, first=100)
+    whole = [list(batch) for batch in plan.batches]
+    assert sorted(sum(whole, plan.silent)) == list(range(100, 100 + len(lines)))
+    assert plan.silent == [100, 121] and plan.num_lines == len(lines)
+    done = [100, *whole[1], whole[2][0], 122]
+    parts = [plan.part(Share(rank, 3), done) for rank in range(3)]
+    left = [number for part in parts for number in sum(map(list, part.batches), part.silent)]
+    assert sorted([*left, *done]) == list(range(100, 100 + len(lines)))
+    for part in parts:
+        assert all(any(set(batch) <= set(old) for old in whole) for batch in part.batches)
+        assert part.num_lines <= len(left) / 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("long_lines", "searched"), [("truncate", [0, 1, 2]), ("skip", [0, 2]), ("error", None)]
+)
+def test_long_lines(long_lines: LongLines, searched: list[int] | None) -> None:
+    lines = ["w4", "w5 " * 10, "w6 " * 9]  # 10 with the end symbol
+    limits = BatchLimits(max_source_length=10)
+    if searched is None:
+        with pytest.raises(
+            UserError, match=r"^line 12: has 10 tokens, the model takes 9; .*--long"
+        ):
+            plan_lines(WordVocab(VOCAB), lines, limits, long_lines, first=10)
+        return
+    plan = plan_lines(WordVocab(VOCAB), lines, limits, long_lines)
+    found = sorted(sum(search_plan(TableModel(VOCAB), plan, SEARCH, CPU), []))
+    assert [one.line for one in found] == [0, 1, 2]
+    assert [one.cut for one in found] == [False, True, False]
+    assert [one.line for one in found if one.source] == searched
+    assert [one.line for one in found if one.hypotheses[0].tokens] == searched
+    assert all(len(one.source) <= 10 for one in found)
 
 
 def test_translations_never_hold_a_line_break() -> None:

@@ -1,0 +1,84 @@
+"""What to do when memory runs out in the middle of a search."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ds_seq.errors import UserError
+from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
+from ds_seq.generation.hypotheses import Hypothesis
+
+# On a CPU there is no class of error for it: what PyTorch's allocator and what oneDNN says.
+_SIGNS = ("DefaultCPUAllocator", "could not create a primitive")
+
+
+def try_search(
+    model: Decodable[EncodedT, CacheT],
+    search: BeamSearch,
+    src: Tensor,
+    any_rank: AnyRank | None,
+    numbers: list[int],
+) -> list[list[Hypothesis]] | None:
+    """Search a batch; see `BeamSearch.search` for the arguments.
+
+    Returns:
+        What that returns, or None if memory did not suffice. All that was allocated is free by
+        then: the tensors hang on the traceback of the error, which ends here.
+    """
+    try:
+        return search.search(model, src, any_rank, numbers)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return None
+
+
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _SIGNS)
+
+
+class Room:
+    """How large a batch may be, learnt from those that were too large.
+
+    Batches have about the same size: without it, each would fail before it is split.
+    """
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+
+    def holds(self, size: int) -> bool:
+        """Whether a batch of so many tokens, padding included, is worth a try."""
+        return self._most is None or size <= self._most
+
+    def overflow(self, batch: NDArray[np.int64], size: int, any_rank: AnyRank | None) -> None:
+        """Memory did not suffice for a batch; half of it may do.
+
+        Args:
+            batch: numbers of its sentences in the whole input.
+            size: its tokens, padding included.
+            any_rank: see `BeamSearch.search`.
+
+        Raises:
+            UserError: there is nothing to split, or other ranks are in the middle of the same
+                search and cannot go back.
+        """
+        if any_rank is not None:
+            raise UserError(
+                f"out of memory with a batch of {len(batch)} sentence(s), {size:,} tokens, which "
+                "cannot be split while experts are spread over processes; lower --max-tokens "
+                "or --beam"
+            )
+        if len(batch) == 1:
+            raise UserError(
+                f"line {batch[0] + 1}: out of memory with this sentence of {size:,} tokens alone; "
+                "shorten it, or lower --beam or --max-len-a"
+            )
+        half = -(-len(batch) // 2) * (size // len(batch))
+        # searches in other threads may have learnt more meanwhile
+        self._most = half if self._most is None else min(self._most, half)
+        torch.cuda.empty_cache()  # blocks of the wrong size; does nothing without a GPU
