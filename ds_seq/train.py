@@ -270,7 +270,11 @@ def _build(
         if world.is_first:
             _write_run_files(setup, task)
     store = CheckpointStore(
-        setup.folder / CHECKPOINTS, train.keep_last, train.keep_best, train.best_metric == "bleu"
+        setup.folder / CHECKPOINTS,
+        train.keep_last,
+        train.keep_best,
+        train.best_metric == "bleu",
+        task.vocab.hash,
     )
     if world.is_first:
         store.discard_incomplete()

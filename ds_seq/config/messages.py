@@ -28,10 +28,14 @@ def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
         origin: where a key was written, such as `my.yaml:12`.
     """
     return [
-        f"{origin(path)}: {_dotted(path)}: {message}"
-        for details in error.errors()
-        for path, message in _findings(details, data)
+        f"{origin(path)}: {_dotted(path)}: {message}" for path, message in findings(error, data)
     ]
+
+
+def findings(error: ValidationError, data: Any) -> Iterator[tuple[KeyPath, str]]:
+    """The key and what is wrong with it, for each finding; see `error_lines` for the arguments."""
+    for details in error.errors():
+        yield from _findings(details, data)
 
 
 def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import lzma
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from ds_seq.errors import UserError
 
 _OPENERS: dict[str, Callable[..., object]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _BLOCK = 1 << 20
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class PairPath(NamedTuple):
@@ -40,13 +43,43 @@ class LineBlock(NamedTuple):
     target: list[bytes]
 
 
+class _Decompressed(io.RawIOBase):
+    """What a compressed file holds; damage, which shows only in reading, is a `UserError`."""
+
+    def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
+        self._file, self._path = file, path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._file.readinto(buffer)
+        except _DAMAGED as error:
+            raise UserError(
+                f"{self._path}: cannot be decompressed ({error}); it is damaged or not complete"
+            ) from None
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 def open_bytes(path: Path) -> BinaryIO:
-    """Opens a text file for reading bytes; ``.gz``, ``.xz`` and ``.bz2`` are decompressed."""
+    """Opens a text file for reading bytes; ``.gz``, ``.xz`` and ``.bz2`` are decompressed.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read; from the calls that read, also
+            where a compressed file is damaged.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a folder, a text file is needed")
-    opener = _OPENERS.get(path.suffix, open)
+    opener = _OPENERS.get(path.suffix)
     try:
-        return cast(BinaryIO, opener(path, "rb"))
+        if opener is None:
+            return open(path, "rb")
+        file = cast(io.BufferedIOBase, opener(path, "rb"))
+        return io.BufferedReader(_Decompressed(file, path), _BLOCK)
     except FileNotFoundError:
         raise UserError(_explain_missing(path)) from None
     except OSError as error:

@@ -90,7 +90,8 @@ def _metric(name: str, target_lang: str) -> Metric:
         # force: text that ends in " ." is scored as it is, without a warning for each sentence
         bleu = BLEU(trg_lang=target_lang, effective_order=True, force=True)
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-        raise UserError(f"{name}: cannot compare text in {target_lang!r}: {error}") from error
+        why = " ".join(str(error).split())  # sacreBLEU's advice has many lines
+        raise UserError(f"{name}: cannot compare text in {target_lang!r}: {why}") from error
     if name == "bleu":
         return _sentence_score(bleu)
     return build_rouge(name, target_lang, bleu.tokenizer)

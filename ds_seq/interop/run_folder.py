@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -22,6 +24,7 @@ from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.messages import error_lines
+from ds_seq.config.model import ModelConfig
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
@@ -30,10 +33,12 @@ from ds_seq.models.weights import (
     CHECKPOINTS,
     INDEX_FILE,
     META_FILE,
+    VOCAB_HASH_KEY,
     TensorFile,
     TensorFolder,
     TensorSource,
     fill,
+    read_meta,
 )
 
 CONFIG_FILE = "config.yaml"
@@ -72,14 +77,16 @@ def open_run(run: str | Path, checkpoint: str = "best") -> StoredRun:
 
     Args:
         run: a run folder, an exported folder or an exported file.
-        checkpoint: ``best``, ``last``, the name of a checkpoint or a path; ignored for exports,
-            which hold one.
+        checkpoint: ``best``, ``last``, the name of a checkpoint or a path. Of an export, which
+            holds one state, ``best`` and ``last`` are that. A folder with checkpoints is a run,
+            even if somebody exported it into itself.
 
     Raises:
-        UserError: something is missing or damaged.
+        UserError: something is missing or damaged, or an export is asked for another checkpoint.
     """
     path = Path(run)
     if path.is_file():
+        _check_only_state(path, checkpoint)
         return _open_exported(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder or exported file")
@@ -89,9 +96,14 @@ def open_run(run: str | Path, checkpoint: str = "best") -> StoredRun:
     config = load_experiment(path / CONFIG_FILE)
     vocab = Vocab.load(path / VOCAB_FILE)
     exported = path / EXPORT_FILE
-    if exported.is_file():
-        return StoredRun(config, vocab, TensorFile(exported))
-    return StoredRun(config, vocab, TensorFolder(find_checkpoint(path, checkpoint), "weights"))
+    if exported.is_file() and not (path / CHECKPOINTS).is_dir():
+        _check_only_state(path, checkpoint)
+        file = TensorFile(exported)
+        _check_vocab(path, vocab, exported, file.metadata())
+        return StoredRun(config, vocab, file)
+    folder = find_checkpoint(path, checkpoint)
+    _check_vocab(path, vocab, folder, read_meta(folder))
+    return StoredRun(config, vocab, TensorFolder(folder, "weights"))
 
 
 def load_run(
@@ -119,6 +131,7 @@ def load_run(
     """
     stored = open_run(run, checkpoint)
     config = stored.config
+    _check_spread(stored.weights.path, config.model, expert_parallel)
     part = distributed.rank() % expert_parallel
     model = build_model(config.model, len(stored.vocab), expert_parallel, part, config.train.seed)
     fill(model, stored.weights)
@@ -131,6 +144,16 @@ def load_run(
         dtype = DTYPES[config.train.precision] if on_gpu else torch.float32
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
     return LoadedRun(config, stored.vocab, model, stored.weights.path)
+
+
+def _check_spread(path: Path, model: ModelConfig, expert_parallel: int) -> None:
+    """Refuse a number of ranks over which the experts cannot be spread evenly."""
+    for count in [] if model.moe is None else model.moe.counts:
+        if count % expert_parallel:
+            raise UserError(
+                f"{path}: {count} experts of a layer cannot be spread over {expert_parallel} "
+                f"ranks; ask for a divisor of {count} (--expert-parallel)"
+            )
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -153,6 +176,28 @@ def find_checkpoint(run: Path, which: str) -> Path:
             return path
     known = sorted(p.parent.name for p in checkpoints.glob(f"update_*/{META_FILE}"))
     raise UserError(f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(known)}")
+
+
+def _check_vocab(run: Path, vocab: Vocab, weights: Path, notes: Mapping[str, Any]) -> None:
+    """Refuse another vocabulary than that of the training: one as large gives plausible nonsense.
+
+    Older weights do not say which it was.
+    """
+    trained_with = notes.get(VOCAB_HASH_KEY, vocab.hash)
+    if trained_with != vocab.hash:
+        raise UserError(
+            f"{run / VOCAB_FILE}: is vocabulary {vocab.hash[:12]}, but {weights} was trained with "
+            f"{trained_with[:12]}; put that one back"
+        )
+
+
+def _check_only_state(path: Path, checkpoint: str) -> None:
+    """Refuse to look for a certain checkpoint in an export."""
+    if checkpoint not in ("best", "last"):
+        raise UserError(
+            f"{path}: is an export, which holds one state and no checkpoint {checkpoint!r}; "
+            "ask for the best or name the run folder"
+        )
 
 
 def _open_exported(path: Path) -> StoredRun:

@@ -28,6 +28,7 @@ from ds_seq.moe.layer import MoeFeedForward
 CHECKPOINTS = "checkpoints"  # folder of a run
 INDEX_FILE = "index.json"  # in that folder: which checkpoint is the last, which are the best
 META_FILE = "checkpoint.json"
+VOCAB_HASH_KEY = "ds_seq.vocab_hash"  # in META_FILE and in the header of an exported file
 FORMAT_VERSION = 2  # 1: some of the experts' matrices lie the other way round
 FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had none
 

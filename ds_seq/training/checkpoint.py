@@ -33,6 +33,7 @@ from ds_seq.models.weights import (
     FORMAT_VERSION,
     INDEX_FILE,
     META_FILE,
+    VOCAB_HASH_KEY,
     TensorFolder,
     expert_key,
     expert_offsets,
@@ -54,12 +55,19 @@ class CheckpointStore:
         keep_last: how many of the most recent ones stay.
         keep_best: how many of the best ones stay.
         higher_is_better: of the score.
+        vocab_hash: of the vocabulary, so that checkpoints are not used with another one.
     """
 
     def __init__(
-        self, folder: Path, keep_last: int, keep_best: int, higher_is_better: bool
+        self,
+        folder: Path,
+        keep_last: int,
+        keep_best: int,
+        higher_is_better: bool,
+        vocab_hash: str | None = None,
     ) -> None:
         self.folder = folder
+        self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
         self.keep_last, self.keep_best = keep_last, keep_best
         self._sign = 1.0 if higher_is_better else -1.0
         self.index: dict[str, Any] = {"last": [], "best": []}
@@ -98,6 +106,7 @@ class CheckpointStore:
         with distributed.shared_errors():
             if all_files is not None:
                 meta = {
+                    **self._notes,
                     "format_version": FORMAT_VERSION,
                     "update": update,
                     "written_by": _layout(engine),

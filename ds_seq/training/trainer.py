@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -235,6 +235,8 @@ class Trainer:
         self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
         if improved:
             self.best_score = score
+        if not self.last_validation:
+            self._say_signatures(figures)
         self.last_validation, self._validated_at = figures, self.update
         self.log.record("valid", self.update, figures)
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
@@ -247,6 +249,12 @@ class Trainer:
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
         self._window_start += time.monotonic() - paused  # tokens/s is of training alone
         return score
+
+    def _say_signatures(self, figures: Mapping[str, Any]) -> None:
+        """How scores are computed: without that nobody could compare them with others."""
+        for name in figures:
+            if (signature := figures.get(f"{name}_signature")) is not None:
+                self.log.say(f"valid {name} is of detokenised text, signature {signature}")
 
     def _save(self, score: float | None) -> None:
         paused = time.monotonic()

@@ -47,10 +47,31 @@ def _count(recompute: bool, load_balance: str) -> dict[str, Counter[str]]:
     return found
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("load_balance", ["rank", "global"])
+def _count_nothing() -> Counter[str]:
+    net = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
+    batch = spine.batches(0)[distributed.rank()]
+    return _collectives(lambda: net(batch.src, batch.tgt_in).logits.sum().backward())
+
+
+CASES = [(recompute, balance) for recompute in (False, True) for balance in ("rank", "global")]
+
+
+def _count_all() -> tuple[dict[tuple[bool, str], dict[str, Counter[str]]], Counter[str]]:
+    return {case: _count(*case) for case in CASES}, _count_nothing()
+
+
+Counted = list[tuple[dict[tuple[bool, str], dict[str, Counter[str]]], Counter[str]]]
+
+
+@pytest.fixture(scope="module")
+def counted() -> Counted:
+    """By rank: of each case, and of experts that are all here."""
+    return run_distributed(_count_all, 2)
+
+
+@pytest.mark.parametrize(("recompute", "load_balance"), CASES)
 def test_a_moe_layer_exchanges_counts_and_rows_and_nothing_else(
-    recompute: bool, load_balance: str
+    recompute: bool, load_balance: str, counted: Counted
 ) -> None:
     exchanges = {"alltoall_base_": 3 * NUM_LAYERS}
     # a joint load balance is asked for, and costs one more
@@ -58,17 +79,12 @@ def test_a_moe_layer_exchanges_counts_and_rows_and_nothing_else(
     backward = {"alltoall_base_": 2 * NUM_LAYERS}
     if recompute:  # a forward in the backward
         backward = {"alltoall_base_": 5 * NUM_LAYERS, **balance}
-    for found in run_distributed(_count, 2, recompute, load_balance):
+    for cases, _ in counted:
+        found = cases[recompute, load_balance]
         assert found["training"] == {**exchanges, **balance}
         assert found["evaluation"] == exchanges
         assert found["backward"] == backward
 
 
-def _count_nothing() -> Counter[str]:
-    net = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
-    batch = spine.batches(0)[distributed.rank()]
-    return _collectives(lambda: net(batch.src, batch.tgt_in).logits.sum().backward())
-
-
-def test_experts_that_are_all_here_need_no_exchange() -> None:
-    assert run_distributed(_count_nothing, 2) == [Counter(), Counter()]
+def test_experts_that_are_all_here_need_no_exchange(counted: Counted) -> None:
+    assert [nothing for _, nothing in counted] == [Counter(), Counter()]

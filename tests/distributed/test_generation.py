@@ -1,14 +1,17 @@
-"""Translation by two ranks: same answer as by one, and no rank waits for a forward in vain."""
+"""Translation by many ranks: same answer as by one, and no rank waits for a forward in vain.
+
+The processes start once and go through all cases, one after the other.
+"""
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.translate import ALONE, BatchLimits, Share, Translations, translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
@@ -17,9 +20,10 @@ from tests.distributed.harness import run_distributed
 from tests.unit.generation.table_model import TableCache, TableModel, WordVocab
 
 SEARCH = BeamSearch(beam=2, max_len_a=2, max_len_b=3)
+DRAW = BeamSearch(max_len_a=2, max_len_b=3, sampling=Sampling(top_k=5))
 LIMITS = BatchLimits(max_tokens=30)  # a few batches, not the same number on both ranks
 CPU = torch.device("cpu")
-TIMEOUT = 60.0
+COUNTS = (0, 1, 2, 3, 9)  # with 4 ranks most have nothing of the first ones
 
 
 def lines(count: int) -> list[str]:
@@ -50,35 +54,63 @@ def share(collective: bool) -> Share:
     return Share(distributed.rank(), distributed.world_size(), any_rank)
 
 
-def translate_table(num_lines: int, collective: bool) -> Translations | None:
+def translate_table(
+    search: BeamSearch, num_lines: int, collective: bool, part: Share
+) -> Translations | None:
     model = CollectiveModel(19) if collective else TableModel(19)
-    return translate(model, WordVocab(19), lines(num_lines), SEARCH, LIMITS, CPU, share(collective))
+    return translate(model, WordVocab(19), lines(num_lines), search, LIMITS, CPU, part)
 
 
-@pytest.mark.parametrize("collective", [False, True])
-@pytest.mark.parametrize("num_lines", [0, 1, 2, 9])
-def test_two_ranks_translate_as_one(num_lines: int, collective: bool) -> None:
-    alone = translate(TableModel(19), WordVocab(19), lines(num_lines), SEARCH, LIMITS, CPU, ALONE)
-    found = run_distributed(translate_table, 2, num_lines, collective, timeout=TIMEOUT)
-    assert found == [alone, None]
-    assert alone is not None
-    assert len(alone.lines) == num_lines
-
-
-def translate_moe(expert_parallel: int) -> Translations | None:
+def translate_moe(search: BeamSearch, expert_parallel: int, part: Share) -> Translations | None:
+    """A model with experts on `expert_parallel` ranks."""
     rank = distributed.rank() % expert_parallel
     model = build_seq2seq(spine.model_config(), 19, expert_parallel, rank, seed=5).eval()
     connect_expert_parallel(model, expert_parallel)
-    return translate(
-        model, WordVocab(19), lines(7), SEARCH, LIMITS, CPU, share(expert_parallel > 1)
-    )
+    return translate(model, WordVocab(19), lines(7), search, LIMITS, CPU, part)
 
 
-@pytest.mark.parametrize("expert_parallel", [1, 2])
-def test_experts_on_two_ranks_translate_as_on_one(expert_parallel: int) -> None:
-    model = build_seq2seq(spine.model_config(), 19, seed=5).eval()
-    alone = translate(model, WordVocab(19), lines(7), SEARCH, LIMITS, CPU)
-    assert run_distributed(translate_moe, 2, expert_parallel, timeout=TIMEOUT) == [alone, None]
+Answers = dict[str, Translations | None]
+
+
+def translate_all(spread: tuple[int, ...]) -> Answers:
+    """What this rank answers in each case; with experts spread over so many ranks."""
+    answers: Answers = {}
+    for name, search in {"search": SEARCH, "draw": DRAW}.items():
+        for count in COUNTS if search is SEARCH else COUNTS[-1:]:
+            for collective in (False, True):
+                key = f"{name} {count} lines"
+                found = translate_table(search, count, collective, share(collective))
+                answers[f"{key}, {'collective' if collective else 'alone'}"] = found
+        for ranks in spread:
+            answers[f"{name} experts on {ranks}"] = translate_moe(search, ranks, share(ranks > 1))
+    return answers
+
+
+def expected(key: str) -> Translations | None:
+    """The answer of one process."""
+    search = SEARCH if key.startswith("search") else DRAW
+    if "experts" in key:
+        return translate_moe(search, 1, ALONE)
+    return translate_table(search, int(key.split()[1]), False, ALONE)
+
+
+def check(answers: list[Answers], num_cases: int) -> None:
+    first, *others = answers
+    assert len(first) == num_cases
+    for key, found in first.items():
+        alone = expected(key)
+        assert found == alone, key
+        assert alone is not None and (len(alone.lines) > 1 or "lines" in key)
+    for other in others:
+        assert other == dict.fromkeys(first)
+
+
+def test_two_ranks_translate_as_one() -> None:
+    check(run_distributed(translate_all, 2, (1, 2)), 16)
+
+
+def test_four_ranks_translate_as_one() -> None:
+    check(run_distributed(translate_all, 4, (1, 2, 4)), 18)
 
 
 def translate_with_spread_weights() -> Translations | None:
@@ -91,5 +123,5 @@ def translate_with_spread_weights() -> Translations | None:
 def test_zero_3_translates_as_one_process() -> None:
     model = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5).eval()
     alone = translate(model, WordVocab(19), lines(5), SEARCH, LIMITS, CPU)
-    found = run_distributed(translate_with_spread_weights, 2, timeout=TIMEOUT)
+    found = run_distributed(translate_with_spread_weights, 2)
     assert found == [alone, None]

@@ -103,10 +103,14 @@ def _overflow_for_ever(stage: int) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_loss_scale_that_can_fall_no_further_ends_the_run(stage: int) -> None:
-    [message] = run_distributed(_overflow_for_ever, 1, stage)
-    assert message.startswith("fp16: gradients overflow even at loss scale 4, so training diverges")
+def _overflow_for_ever_in_all() -> list[str]:
+    return [_overflow_for_ever(stage) for stage in range(4)]
+
+
+def test_a_loss_scale_that_can_fall_no_further_ends_the_run() -> None:
+    [messages] = run_distributed(_overflow_for_ever_in_all, 1)
+    start = "fp16: gradients overflow even at loss scale 4, so training diverges"
+    assert [message.startswith(start) for message in messages] == [True] * 4, messages
 
 
 class Seen(NamedTuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ds_seq import distributed
 from ds_seq.interop.run_folder import find_checkpoint
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.weights import load_weights
@@ -62,6 +63,67 @@ def _go_on(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> An
     return spine.train(engine, range(2, 4)), _untrained(engine)
 
 
+class Case(NamedTuple):
+    """Who writes a checkpoint and who reads it: (ranks, expert parallel, stage) each."""
+
+    written: tuple[int, int, int]
+    read: tuple[int, int, int]
+    precision: str
+
+
+CASES = (
+    Case((2, 2, 3), (1, 1, 0), "fp32"),
+    Case((2, 1, 3), (2, 2, 1), "fp32"),
+    Case((2, 2, 0), (2, 2, 3), "fp32"),
+    Case((2, 2, 3), (2, 1, 2), "bf16"),
+)
+
+
+def _save_all(folder: Path) -> list[Any]:
+    found = []
+    for index, case in enumerate(CASES):
+        _, spread, stage = case.written
+        options = {"precision": case.precision}
+        found.append(_save(folder / str(index), stage, spread, options))
+    return found
+
+
+def _go_on_all(folder: Path) -> dict[int, Any]:
+    """Of the cases that are read by so many ranks as these are."""
+    found = {}
+    for index, case in enumerate(CASES):
+        world, spread, stage = case.read
+        if world == distributed.world_size():
+            options = {"precision": case.precision}
+            found[index] = _go_on(folder / str(index), stage, spread, options)
+    return found
+
+
+class Travelled(NamedTuple):
+    """What came of the cases."""
+
+    folder: Path
+    """With a folder for each, by number."""
+    written: list[list[Any]]
+    """By rank and case, what the training that wrote it went on to."""
+    read: list[list[Any]]
+    """By case and rank, what one that goes on from the disk does."""
+
+
+@pytest.fixture(scope="module")
+def travelled(tmp_path_factory: pytest.TempPathFactory) -> Travelled:
+    """All cases, by processes that start once to write and once to read."""
+    folder = tmp_path_factory.mktemp("travelled")
+    for index in range(len(CASES)):
+        (folder / str(index)).mkdir()
+    written = run_distributed(_save_all, 2, folder)
+    by_rank = [*run_distributed(_go_on_all, 1, folder), *run_distributed(_go_on_all, 2, folder)]
+    read = [
+        [answers[index] for answers in by_rank if index in answers] for index in range(len(CASES))
+    ]
+    return Travelled(folder, written, read)
+
+
 def _on_disk(folder: Path) -> nn.Module:
     whole = build_seq2seq(spine.model_config(), spine.VOCAB, seed=99)
     _prepare(whole)
@@ -69,22 +131,10 @@ def _on_disk(folder: Path) -> nn.Module:
     return whole
 
 
-@pytest.mark.parametrize(
-    ("written", "read", "precision"),
-    [
-        ((2, 2, 3), (1, 1, 0), "fp32"),
-        ((2, 1, 3), (2, 2, 1), "fp32"),
-        ((2, 2, 0), (2, 2, 3), "fp32"),
-        ((2, 2, 3), (2, 1, 2), "bf16"),
-    ],
-)
-def test_untrained_state_travels_exactly(
-    tmp_path: Path, written: tuple[int, int, int], read: tuple[int, int, int], precision: str
-) -> None:
-    options = {"precision": precision}
-    world, spread, stage = written
-    expected = run_distributed(_save, world, tmp_path, stage, spread, options)
-    saved = _on_disk(tmp_path)
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_untrained_state_travels_exactly(travelled: Travelled, index: int) -> None:
+    precision = CASES[index].precision
+    saved = _on_disk(travelled.folder / str(index))
     original = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
     assert saved.get_buffer("encoder.layers.1.feed_forward.steps").tolist() == STEPS
     for name in FROZEN:
@@ -92,10 +142,12 @@ def test_untrained_state_travels_exactly(
         rounded = value.bfloat16().float() if precision == "bf16" else value
         assert torch.equal(saved.get_parameter(name), rounded), name
 
-    world, spread, stage = read
-    resumed = run_distributed(_go_on, world, tmp_path, stage, spread, options)
+    world, spread, _ = CASES[index].read
+    resumed = travelled.read[index]
+    assert len(resumed) == world
     tolerance = 1e-4 if precision == "fp32" else 2e-2
-    for (loss, _, _), (want, _, _) in zip(resumed[0][0], expected[0][0], strict=True):
+    expected = travelled.written[0][index][0]
+    for (loss, _, _), (want, _, _) in zip(resumed[0][0], expected, strict=True):
         assert loss == pytest.approx(want, rel=tolerance)
     for rank, (_, values) in enumerate(resumed):
         assert values["steps"].tolist() == STEPS

@@ -40,16 +40,32 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+STAGES = (1, 3)
+
+
+def _train_all(file: Path) -> dict[int, Any]:
+    return {stage: _train(file, 2, stage) for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def together(dense: Path) -> dict[int, Any]:
+    """What two processes make of it, by stage."""
+    found: dict[int, Any] = run_distributed(_train_all, 2, dense)[0]
+    return found
+
+
 @pytest.fixture(scope="module")
 def alone(dense: Path) -> Any:
     """What one process makes of it, without ZeRO."""
     return run_distributed(_train, 1, dense, 1, 0)[0]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_experts_on_two_ranks_are_upcycled_as_on_one(dense: Path, alone: Any, stage: int) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_experts_on_two_ranks_are_upcycled_as_on_one(
+    together: dict[int, Any], alone: Any, stage: int
+) -> None:
     start, steps, end = alone
-    our_start, our_steps, our_end = run_distributed(_train, 2, dense, 2, stage)[0]
+    our_start, our_steps, our_end = together[stage]
     assert our_start.keys() == start.keys()
     for name, value in start.items():
         assert torch.equal(our_start[name], value), name

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ds_seq.data.vocab import Vocab
+from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.export import export, main
 from ds_seq.interop.run_folder import (
@@ -194,6 +194,57 @@ def test_the_command_says_where_the_file_is(
 ) -> None:
     assert main([str(original), "--out", str(tmp_path / name)]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / file}: ")
+
+
+@pytest.mark.parametrize("which", ["best", "last", "update_00000020"])
+def test_a_run_with_an_export_inside_still_has_its_checkpoints(run: Path, which: str) -> None:
+    export(run, run / "model.safetensors", "best" if which == "last" else "last")
+    stored = open_run(run, which)
+    assert stored.weights.path == find_checkpoint(run, which)
+    shutil.rmtree(run / "checkpoints")
+    if which == "update_00000020":
+        with pytest.raises(UserError, match="is an export, .* no checkpoint 'update_00000020'"):
+            open_run(run, which)
+    else:
+        assert open_run(run, which).weights.path == run / "model.safetensors"
+
+
+def test_the_vocabulary_of_the_training_is_wanted(run: Path, text: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    export(run, exported)
+    note = run / "checkpoints" / "update_00000010" / "checkpoint.json"
+    old = Vocab.load(run / "vocab.model")
+    note.write_text(json.dumps({**json.loads(note.read_text()), "ds_seq.vocab_hash": old.hash}))
+    assert open_run(run).vocab.hash == open_run(exported).vocab.hash == old.hash
+    for folder in (run, exported):  # another one, as large
+        train_vocab([text / "train.en", *[text / "train.de"] * 2], folder / "vocab.model", len(old))
+        with pytest.raises(UserError, match="put that one back") as refused:
+            open_run(folder)
+        assert str(refused.value).startswith(f"{folder / 'vocab.model'}: is vocabulary ")
+    assert len(open_run(run, "last").vocab) == len(old)  # an older checkpoint does not say
+
+
+def test_an_exported_file_has_one_state(original: Path, tmp_path: Path) -> None:
+    file = export(original, tmp_path / "one.safetensors")
+    assert open_run(file, "last").weights.path == open_run(file, "best").weights.path == file
+    with pytest.raises(UserError, match=f"{file}: is an export, .* no checkpoint 'update_7'"):
+        open_run(file, "update_7")
+
+
+@pytest.mark.parametrize(("counts", "uneven", "ranks"), [(4, 4, 3), ([4, 6], 6, 4)])
+def test_experts_that_cannot_be_spread_are_refused_before_the_model_is_built(
+    tmp_path: Path,
+    vocab: Vocab,
+    monkeypatch: pytest.MonkeyPatch,
+    counts: int | list[int],
+    uneven: int,
+    ranks: int,
+) -> None:
+    config = experiment({"moe": {"num_experts": counts}})
+    folder = write_run(tmp_path / "run", config, vocab, {1: build_model(config.model, len(vocab))})
+    monkeypatch.setattr("ds_seq.interop.run_folder.build_model", None)
+    with pytest.raises(UserError, match=f"{uneven} experts .* spread over {ranks} ranks"):
+        load_run(folder, expert_parallel=ranks)
 
 
 def test_damaged_exports(original: Path, tmp_path: Path) -> None:

@@ -55,6 +55,23 @@ def test_a_last_update_that_was_validated_is_not_validated_again() -> None:
     assert [update for update, _ in scene.of_kind("save")] == [2, 4]
 
 
+def test_the_first_validation_says_the_signatures() -> None:
+    scene = Scene(max_updates=6, sanity_validation_batches=1, **VALIDATING)
+    scene.valid_figures = {
+        "chrf": 3.0,
+        "bleu_signature": "nrefs:1|a",
+        "chrf_signature": "nrefs:1|b",
+    }
+    scene.trainer.fit()
+    said = [text for (text,) in scene.of_kind("said") if "signature" in text]
+    assert said == [
+        "valid bleu is of detokenised text, signature nrefs:1|a",
+        "valid chrf is of detokenised text, signature nrefs:1|b",
+    ]
+    first = scene.events.index(("said", said[0]))
+    assert [event[0] for event in scene.events[:first]].count("batch") == 2
+
+
 def test_saves_between_validations() -> None:
     scene = Scene(max_updates=6, validate_every=4, save_every=3)
     scene.trainer.fit()
