@@ -30,7 +30,7 @@ model:
 optimizer: {{name: adamw, lr: 5e-3, betas: [0.9, 0.98]}}
 scheduler: {{name: inverse_sqrt, warmup_updates: 60}}
 train:
-  {{max_tokens: 1000, clip_norm: 1.0, max_updates: 200, log_every: 20, validate_every: 100}}
+  {{max_tokens: 1000, clip_norm: 1.0, max_updates: 160, log_every: 20, validate_every: 80}}
 generation: {{beam: 2}}
 """
 _MOE = """\

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ds_seq.models.weights import VOCAB_HASH_KEY
+
 TINY = ("model.d_model=16", "model.ffn_dim=32", "train.max_tokens=4000", "train.tensorboard=false")
 """Updates that take no time; an epoch has a few of them."""
 NO_VALIDATION = ("train.validate_every=null", "train.save_every=1000")
@@ -45,6 +47,14 @@ def losses(run: Path) -> dict[int, float]:
 def checkpoints(run: Path) -> list[int]:
     """Updates of which there is a checkpoint."""
     return sorted(int(p.name.removeprefix("update_")) for p in run.glob("checkpoints/update_*"))
+
+
+def forget_vocab(run: Path) -> None:
+    """Make checkpoints of an older kind, which do not say what vocabulary they belong to."""
+    for meta in run.glob("checkpoints/*/checkpoint.json"):
+        notes = json.loads(meta.read_text())
+        del notes[VOCAB_HASH_KEY]
+        meta.write_text(json.dumps(notes))
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from tests.system.commands import Finished, ds_seq, started
 from tests.system.forked import command, train
-from tests.system.runs import NO_VALIDATION, TINY, Lab, losses, records, snapshot
+from tests.system.runs import NO_VALIDATION, TINY, Lab, forget_vocab, losses, records, snapshot
 from tests.system.test_bad_input import assert_refused
 
 STUDENT = (*TINY, "name=student", "train.max_updates=4", "train.log_every=1")
@@ -170,6 +170,7 @@ def test_a_teacher_that_does_not_fit_is_refused(lab: Lab, dense_run: Path, tmp_p
     with (other / "vocab.model").open("ab") as file:
         # an unknown field at the end of the model: other bytes, another hash
         file.write(b"\xa2\x06\x01x")
+    forget_vocab(other)
     cases = [
         (["criterion.teacher=/nowhere/run"], ["/nowhere/run: no such run folder"]),
         ([f"criterion.teacher={other}"], [f"teacher {other}: has vocabulary"]),

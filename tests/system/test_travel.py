@@ -11,7 +11,7 @@ import pytest
 
 from tests.system.commands import Finished, ds_seq, run
 from tests.system.forked import command, generate, train
-from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, records, snapshot
+from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, forget_vocab, records, snapshot
 
 SETTINGS = (*TINY, *NO_VALIDATION, "train.log_every=1", "model.dropout=0")
 # an upcycled model is the dense one if no token is dropped and weights sum to 1
@@ -70,6 +70,7 @@ def test_a_start_that_is_not_possible(lab: Lab, dense_run: Path, tmp_path: Path)
         ds_seq("prepare", lab.dense, f"data.dir={tmp_path}/data", "data.vocab.size=200"), 60
     ).check()
     shutil.copyfile(tmp_path / "data" / "vocab.model", other / "vocab.model")
+    forget_vocab(other)
     kept = Path(shutil.copytree(dense_run, tmp_path / "kept"))
     before = snapshot(kept)
     for more, expected in (
