@@ -41,6 +41,7 @@ from worker import Block, Worker
 
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
+from ds_seq.distributed import keep_freed_memory
 from ds_seq.errors import run_command
 from ds_seq.interop.export import export
 from ds_seq.interop.run_folder import LoadedRun, load_run
@@ -77,6 +78,7 @@ FULL = Plan((1000, 100), rounds=7, seconds=100)
 def main(argv: Sequence[str]) -> int:
     """Measures, prints, records; returns the exit status."""
     arguments = _parse(argv)
+    keep_freed_memory()  # as every command of ds-seq does
     plan = QUICK if arguments.quick else FULL
     small = arguments.run or small_run(arguments.cache, arguments.tsv)
     sections = []
@@ -121,7 +123,7 @@ def _experts(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Pat
             folder,
             None,
             plan.sentences[0],
-            batch=64,
+            batch=128,
             threads=arguments.threads,
             rounds=plan.rounds,
             seconds=plan.seconds / 2,

@@ -46,10 +46,12 @@ class Ours:
     def __init__(self, job: dict[str, Any]) -> None:
         import torch
 
+        from ds_seq.distributed import keep_freed_memory
         from ds_seq.generation.beam_search import BeamSearch
         from ds_seq.interop.run_folder import load_run
         from ds_seq.models.packing import pack_weights
 
+        keep_freed_memory()  # as every command of ds-seq does
         torch.set_num_threads(job["threads"])
         self._model: Any = load_run(job["run"]).model
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
@@ -59,7 +61,7 @@ class Ours:
         )
         self.versions = f"torch {torch.__version__}"
         workers = {1, job["threads"]}
-        self.choices = [(n, size) for n in sorted(workers) for size in (32, 64, 128)]
+        self.choices = [(n, size) for n in sorted(workers) for size in (64, 128, 256)]
 
     def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
         """See `System`; a choice is batches at a time and the sentences of a batch."""

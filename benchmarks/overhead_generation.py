@@ -24,6 +24,7 @@ from ds_seq.data.shards import ShardReader
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.workers import default_workers, map_in_threads
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.cache import DecoderCache
@@ -182,9 +183,12 @@ def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
 
 
 def _translation(search: BeamSearch, model: Any, batches: Sequence[Tensor]) -> Callable[[], None]:
+    workers = default_workers(torch.device("cpu"))
+
     def translate() -> None:
-        for src in batches:
-            search.search(model, src)
+        # side by side, as `ds-seq generate` does
+        searches = map_in_threads(lambda src: search.search(model, src), batches, workers)
+        assert len(list(searches)) == len(batches)
 
     return translate
 
