@@ -51,7 +51,7 @@ OURS, FAIRSEQ, CTRANSLATE2 = "ds_seq", "fairseq", "CTranslate2"
 IN_BYTES = {f"{OURS} int8": OURS, f"{CTRANSLATE2} int8": CTRANSLATE2}  # linear maps in 8 bits
 FAIRSEQ_GOAL, CTRANSLATE2_GOAL = 2.0, 0.8
 BEAM = 5
-MOST = 100  # tokens of a translation: more than any here needs
+MOST = 60  # tokens of a translation: more than any here needs
 NEAR = 1e-3
 NEAR_TIE, ROUNDING, LIMIT, REAL = "near-tie", "rounding", "limit", "REAL"
 

@@ -61,7 +61,7 @@ class Ours:
         )
         self.versions = f"torch {torch.__version__}"
         workers = {1, job["threads"]}
-        self.choices = [(n, size) for n in sorted(workers) for size in (64, 128, 256)]
+        self.choices = [(n, size) for n in sorted(workers) for size in (32, 64, 128, 256)]
 
     def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
         """See `System`; a choice is batches at a time and the sentences of a batch."""
