@@ -16,17 +16,16 @@ Shapes: N sentences, H hypotheses, L tokens of some hypotheses.
 
 from __future__ import annotations
 
-import fcntl
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.shards import TokenBlock
-from ds_seq.errors import UserError
+from ds_seq.data.unfinished import lock
 from ds_seq.generation.hypotheses import Hypothesis
 
 _WORD = np.dtype("<u4")
@@ -49,7 +48,7 @@ class JournalWriter:
     def __init__(self, path: Path, eos_id: int) -> None:
         self._eos_id = eos_id
         self._file = open(path, "ab")  # noqa: SIM115 (closed by __exit__)
-        _lock(self._file, path)
+        lock(self._file, path, "--out")
 
     def __enter__(self) -> JournalWriter:
         return self
@@ -171,20 +170,8 @@ def repair(path: Path) -> None:
     for record in _records(words):
         end = record.first_token + int(record.lengths.sum())
     with open(path, "r+b") as file:
-        _lock(file, path)
+        lock(file, path, "--out")
         file.truncate(end * _WORD.itemsize)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep others out until the file is closed, be it by a kill."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{path}: another process is writing to it; end that one first, or give another --out"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def _map(path: Path) -> Words:

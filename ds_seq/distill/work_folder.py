@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from ds_seq.data.shards import manifest_path
 from ds_seq.data.text import fingerprint
+from ds_seq.data.unfinished import remove_folder
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import StoredRun
@@ -99,10 +99,8 @@ class WorkFolder:
         return sorted(self._folder.glob("journal.*"))
 
     def remove(self) -> None:
-        """Remove it; a kill on the way does not leave a part that looks like a whole."""
-        hidden = self._folder.with_name(f".{self._folder.name}.{os.getpid()}.tmp")
-        os.replace(self._folder, hidden)
-        shutil.rmtree(hidden)
+        """Remove it."""
+        remove_folder(self._folder)
 
 
 def teacher_fingerprint(run: StoredRun) -> str:

@@ -11,20 +11,21 @@ it is cut off before the work goes on.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from ds_seq import distributed
+from ds_seq.data.unfinished import lock, remove_folder
 from ds_seq.errors import UserError
 from ds_seq.generation.text import explain_unwritable
 
 Settings = Mapping[str, str | int | float]
+
+_OPTION = "--output"
 
 
 class Line(NamedTuple):
@@ -143,10 +144,8 @@ class PartialOutput:
         return sorted(self.folder.glob("journal.*"))
 
     def remove(self) -> None:
-        """Remove the folder; a kill on the way leaves nothing that looks like it."""
-        hidden = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        os.replace(self.folder, hidden)
-        shutil.rmtree(hidden)
+        """Remove the folder."""
+        remove_folder(self.folder)
 
 
 class JournalStore:
@@ -160,7 +159,7 @@ class JournalStore:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `gather`)
         except OSError as error:
             raise explain_unwritable(path, error) from None
-        _lock(self._file, path)
+        lock(self._file, path, _OPTION)
 
     def add(self, lines: Sequence[Line]) -> None:
         """See `Store`.
@@ -192,21 +191,8 @@ class JournalStore:
 def _repair(journal: Path) -> None:
     """Cut off what a kill has left behind the last whole record."""
     with open(journal, "r+b") as file:
-        _lock(file, journal)
+        lock(file, journal, _OPTION)
         file.truncate(max((end for _, end in _records(file)), default=0))
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep others out until the file is closed, be it by a kill."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{path}: another process is writing to it; end that one first, or give another "
-            "--output"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[list[Line], int]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-from torch import Tensor
 
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
+from tests.unit.generation.search_checks import VOCAB, draw_sources, pad
 from tests.unit.generation.table_model import (
     BOS,
     EOS,
@@ -19,21 +17,6 @@ from tests.unit.generation.table_model import (
     normalised,
     slow_beam_search,
 )
-
-VOCAB = 9
-
-
-def draw_sources(count: int, seed: int = 0) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [
-        [draw.randrange(3, VOCAB) for _ in range(draw.randrange(1, 9))] + [EOS]
-        for _ in range(count)
-    ]
-
-
-def pad(sources: list[list[int]]) -> Tensor:
-    width = max(map(len, sources))
-    return torch.tensor([source + [PAD] * (width - len(source)) for source in sources])
 
 
 def same(left: Hypothesis, right: Hypothesis) -> bool:
