@@ -266,7 +266,7 @@ def _stream(job: _Job) -> None:
     """Translate standard input as it comes."""
     size = job.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
     done = translate_stream(job.translator, size)
-    _report(job.args, done.num_lines, 0, done.cut, done.seconds, 1)
+    _report(job.args, done.num_lines, 0, done.remarkable, done.seconds, 1)
 
 
 def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> None:
@@ -292,8 +292,7 @@ def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> N
             f"{args.output}: {len(text.source) - len(lines):,} of {len(text.source):,} lines are "
             "missing; all processes need the same file system"
         )
-    cut = [line.number for line in lines if line.cut]
-    _report(args, len(lines), len(done), cut, time.monotonic() - started, world.size)
+    _report(args, len(lines), len(done), lines, time.monotonic() - started, world.size)
     _finish(args, lines, text, scorer)
     if partial is not None:
         partial.remove()
@@ -335,7 +334,7 @@ def _report(
     args: argparse.Namespace,
     count: int,
     before: int,
-    cut: list[int],
+    lines: Sequence[Line],
     seconds: float,
     world_size: int,
 ) -> None:
@@ -347,15 +346,20 @@ def _report(
         + (f"; {before:,} were done before" if before else ""),
         file=sys.stderr,
     )
-    if cut:
-        named = ", ".join(str(number + 1) for number in cut[:_MOST_NAMED_LINES])
-        more = ", ..." if len(cut) > _MOST_NAMED_LINES else ""
-        fate = "left out" if args.long_lines == "skip" else "cut"
-        print(
-            f"ds-seq: warning: {len(cut)} sentence(s) longer than the model can take were {fate}; "
-            f"line(s) {named}{more}",
-            file=sys.stderr,
-        )
+    fate = "left out" if args.long_lines == "skip" else "cut"
+    _warn(f"sentence(s) longer than the model can take were {fate}", [x for x in lines if x.cut])
+    _warn(
+        "sentence(s) have no translation that all options allow; they are empty",
+        [line for line in lines if line.impossible],
+    )
+
+
+def _warn(what: str, lines: Sequence[Line]) -> None:
+    """Say something on stderr about lines, if there are any."""
+    if lines:
+        named = ", ".join(str(line.number + 1) for line in lines[:_MOST_NAMED_LINES])
+        more = ", ..." if len(lines) > _MOST_NAMED_LINES else ""
+        print(f"ds-seq: warning: {len(lines)} {what}; line(s) {named}{more}", file=sys.stderr)
 
 
 def _finish(

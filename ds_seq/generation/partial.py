@@ -3,7 +3,7 @@
 On disk it lies beside the output, in ``OUTPUT.partial``: ``settings.json`` says what was begun, and
 a journal of each rank holds a record for each batch that is done, a line of text::
 
-    checksum [[number, best, output or null, cut], ...]
+    checksum [[number, best, output or null, cut, impossible], ...]
 
 with a CRC-32 in hexadecimal and JSON. A kill leaves at most one record that is not whole, the last;
 it is cut off before the work goes on.
@@ -39,6 +39,8 @@ class Line(NamedTuple):
     """What is written for it, in the format that was asked for: one line or several."""
     cut: bool
     """Whether it was too long, and translated only in part or not at all."""
+    impossible: bool = False
+    """Whether nothing was found that all rules allow."""
 
 
 class Store(Protocol):
@@ -169,8 +171,8 @@ class JournalStore:
         """
         body = json.dumps(
             [
-                [number, best, None if output == best else output, cut]
-                for number, best, output, cut in lines
+                [number, best, None if output == best else output, cut, impossible]
+                for number, best, output, cut, impossible in lines
             ]
         ).encode()
         record = b"%08x %b\n" % (zlib.crc32(body), body)
@@ -205,8 +207,8 @@ def _records(file: BinaryIO) -> Iterator[tuple[list[Line], int]]:
         end += len(row)
         yield (
             [
-                Line(number, best, best if output is None else output, cut)
-                for number, best, output, cut in json.loads(body)
+                Line(number, best, best if output is None else output, cut, impossible)
+                for number, best, output, cut, impossible in json.loads(body)
             ],
             end,
         )

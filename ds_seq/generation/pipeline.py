@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -121,6 +122,7 @@ class Translator:
                 write.text(found.line, found.hypotheses[0]),
                 write(found.line, found.hypotheses),
                 found.cut,
+                found.hypotheses[0].score == -math.inf,
             )
             for found in batch
         ]
@@ -178,8 +180,8 @@ class Streamed(NamedTuple):
     """What `translate_stream` has done."""
 
     num_lines: int
-    cut: list[int]
-    """Numbers of those that were too long, from 0."""
+    remarkable: list[Line]
+    """Those of which something is to be said: too long, or impossible to translate."""
     seconds: float
     """Without those spent waiting for the text."""
 
@@ -187,13 +189,13 @@ class Streamed(NamedTuple):
 def translate_stream(translator: Translator, size: int) -> Streamed:
     """Translate standard input to standard output, `size` lines at a time."""
     count, seconds = 0, 0.0
-    cut: list[int] = []
+    remarkable: list[Line] = []
     for buffer in read_buffers(size):
         started = time.monotonic()
         reading = translator.read(buffer, first=count)
         lines = sorted(line for batch in translator.translate(reading) for line in batch)
         write_lines(STANDARD, [line.output for line in lines])
-        cut += [line.number for line in lines if line.cut]
+        remarkable += [line for line in lines if line.cut or line.impossible]
         count += len(buffer)
         seconds += time.monotonic() - started
-    return Streamed(count, cut, seconds)
+    return Streamed(count, remarkable, seconds)

@@ -143,6 +143,9 @@ class WordVocab:
     def __init__(self, size: int) -> None:
         self.size = size
 
+    def __len__(self) -> int:
+        return self.size
+
     def encode_lines(self, lines: list[str]) -> list[list[int]]:
         known = {f"w{i}": i for i in range(4, self.size)}
         return [[known.get(word, UNK) for word in line.split()] for line in lines]

@@ -157,6 +157,27 @@ def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str
     ]
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_no_translation_can_meet_is_told(
+    streams: bool,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every output on the list is shorter than a translation may be."""
+    (folder / "allowed").write_text("w4\nw5 w6\n")
+    (folder / "in").write_text("w4\n\nw5\n")
+    feed(monkeypatch, ["w4", "", "w5"])
+    given = "-" if streams else folder / "in"
+    assert call("--input", given, "--allowed", folder / "allowed", "--min-len", 3) == 0
+    out, err = capsys.readouterr()
+    assert out == "\n\n\n"
+    assert [line for line in err.splitlines() if "warning" in line] == [
+        "ds-seq: warning: 2 sentence(s) have no translation that all options allow; they are "
+        "empty; line(s) 1, 3"
+    ]
+
+
 def test_long_lines_may_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "in").write_text("w4\n" + "w5 " * 5000 + "\nw6\n")
     assert call("--input", folder / "in", "--long-lines", "skip") == 0

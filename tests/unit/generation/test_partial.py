@@ -17,7 +17,7 @@ LINES = [
     Line(3, "ä \u2028 b", "ä \u2028 b", False),
     Line(0, "", "", True),
     Line(7, "x", "S-7\tx\nH-7\t-0.1\tx", False),
-    Line(2, "\ud800", "\ud800", False),
+    Line(2, "\ud800", "\ud800", False, True),
 ]
 
 
