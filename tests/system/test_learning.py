@@ -51,6 +51,7 @@ def test_a_model_with_experts_learns_and_translates_alike_on_any_layout(
     assert texts == texts[:1] * 3
 
 
+@pytest.mark.slow  # tests/distributed has the same through torch's launcher
 def test_two_processes_of_the_launcher_translate_in_the_order_of_the_input(
     lab: Lab, moe_run: Path, tmp_path: Path
 ) -> None:
