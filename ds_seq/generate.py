@@ -41,6 +41,7 @@ from ds_seq.generation.text import (
     check_counts,
     check_writable,
     read_lines,
+    warn_of_lines,
     write_lines,
 )
 from ds_seq.generation.translate import LONG_LINES, Share
@@ -67,7 +68,6 @@ from ds_seq.models.weights import TensorFile, TensorFolder
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
 
-_MOST_NAMED_LINES = 10
 _BUFFER_SIZE = 512
 _BATCH_SIZE = {"max_tokens", "max_sentences"}
 """Fields of `GenerationConfig` that may change when an unfinished run goes on."""
@@ -347,19 +347,14 @@ def _report(
         file=sys.stderr,
     )
     fate = "left out" if args.long_lines == "skip" else "cut"
-    _warn(f"sentence(s) longer than the model can take were {fate}", [x for x in lines if x.cut])
-    _warn(
-        "sentence(s) have no translation that all options allow; they are empty",
-        [line for line in lines if line.impossible],
+    warn_of_lines(
+        f"sentence(s) longer than the model can take were {fate}",
+        [line.number + 1 for line in lines if line.cut],
     )
-
-
-def _warn(what: str, lines: Sequence[Line]) -> None:
-    """Say something on stderr about lines, if there are any."""
-    if lines:
-        named = ", ".join(str(line.number + 1) for line in lines[:_MOST_NAMED_LINES])
-        more = ", ..." if len(lines) > _MOST_NAMED_LINES else ""
-        print(f"ds-seq: warning: {len(lines)} {what}; line(s) {named}{more}", file=sys.stderr)
+    warn_of_lines(
+        "sentence(s) have no translation that all options allow; they are empty",
+        [line.number + 1 for line in lines if line.impossible],
+    )
 
 
 def _finish(

@@ -32,6 +32,7 @@ from ds_seq.generation.text import (
     check_counts,
     check_writable,
     read_lines,
+    warn_of_lines,
     write_lines,
 )
 from ds_seq.generation.translate import BatchLimits, cut_batches
@@ -55,7 +56,6 @@ _OPTIONS = (
 )
 """Fields of the experiment's `generation` that a score depends on, and the size of a batch."""
 _NO_TEXT = Hypothesis([], 0.0, [])
-_MOST_NAMED_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -242,14 +242,7 @@ def _report(found: Sequence[Hypothesis], cut: Sequence[int], seconds: float) -> 
         f"log-probability {total:.3f}, perplexity {perplexity}",
         file=sys.stderr,
     )
-    if cut:
-        named = ", ".join(map(str, cut[:_MOST_NAMED_LINES]))
-        more = ", ..." if len(cut) > _MOST_NAMED_LINES else ""
-        print(
-            f"ds-seq: warning: {len(cut)} source line(s) longer than the model can take were cut; "
-            f"line(s) {named}{more}",
-            file=sys.stderr,
-        )
+    warn_of_lines("source line(s) longer than the model can take were cut", cut)
 
 
 def _exp(value: float) -> float:

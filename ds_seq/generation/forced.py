@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ds_seq.data.padding import pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenalty
@@ -137,16 +138,10 @@ def attention_maps(
 
 def _collate(pairs: Sequence[Pair], search: BeamSearch, device: torch.device) -> _Batch:
     end = [search.eos_id]
-    src = _pad([list(pair.source) for pair in pairs], search.pad_id)
-    tgt_in = _pad([end + list(pair.target) for pair in pairs], search.pad_id)
-    tgt_out = _pad([list(pair.target) + end for pair in pairs], search.pad_id)
+    src = pad_rows([pair.source for pair in pairs], search.pad_id)
+    tgt_in = pad_rows([[*end, *pair.target] for pair in pairs], search.pad_id)
+    tgt_out = pad_rows([[*pair.target, *end] for pair in pairs], search.pad_id)
     lengths = [len(pair.target) + 1 for pair in pairs]
     real = torch.arange(tgt_out.size(1)) < torch.tensor(lengths)[:, None]
     src, tgt_in, tgt_out, real = (x.to(device) for x in (src, tgt_in, tgt_out, real))
     return _Batch(src, tgt_in, tgt_out, real, lengths)
-
-
-def _pad(rows: list[list[int]], pad_id: int) -> Tensor:
-    """Rows of ids as one tensor, (B, T)."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.int64)

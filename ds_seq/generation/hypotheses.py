@@ -189,7 +189,8 @@ class ActiveBeams:
         kept = None
         if (ending.any(1) | hopeless).any():  # the one wait for the device in a usual step
             self._finish(ending, totals[:, :beam], origins[:, :beam])
-            kept = fill_holes(hopeless | self._decided(best_open))
+            done = hopeless | self._decided(best_open)
+            kept = fill_holes(done) if done.any() else None  # an end alone moves nothing
         self._extend(origins.gather(1, best), tokens.gather(1, best), open_totals)
         return self._keep(kept, origins.gather(1, best))
 

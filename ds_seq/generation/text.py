@@ -13,6 +13,8 @@ from ds_seq.errors import UserError
 
 STANDARD = "-"
 """Names standard input or output instead of a file."""
+
+_MOST_NAMED_LINES = 10
 _STANDARD_INPUT = Path("standard input")
 
 
@@ -126,3 +128,11 @@ def check_counts(
             f"{source} has {len(sources):,} lines but {target} has {len(targets):,}; "
             "line n of one must be the translation of line n of the other"
         )
+
+
+def warn_of_lines(what: str, numbers: Sequence[int]) -> None:
+    """Say something on stderr about lines, by their numbers from 1, if there are any."""
+    if numbers:
+        named = ", ".join(map(str, numbers[:_MOST_NAMED_LINES]))
+        more = ", ..." if len(numbers) > _MOST_NAMED_LINES else ""
+        print(f"ds-seq: warning: {len(numbers)} {what}; line(s) {named}{more}", file=sys.stderr)

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ds_seq.data.padding import pad_rows
 from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import gather_objects
 from ds_seq.errors import UserError
@@ -331,7 +331,7 @@ def search_batches(
             if any_rank is None and len(part) > 1 and not room.holds(size):
                 waiting += np.array_split(part, 2)[::-1]
                 continue
-            src = _pad(rows, search.pad_id).to(device)
+            src = pad_rows(rows, search.pad_id).to(device)
             found = try_search(model, search, src, any_rank, part.tolist())
             if found is None:
                 room.overflow(part, size, any_rank)
@@ -377,10 +377,3 @@ def _in_step(
         yield batch
     while any_rank is not None and any_rank(False):
         yield np.zeros(0, np.int64)
-
-
-def _pad(rows: list[list[int]], pad_id: int) -> Tensor:
-    """Rows of ids as one tensor (B, S); (0, 1) for no rows."""
-    width = max(map(len, rows), default=1)
-    padded = [row + [pad_id] * (width - len(row)) for row in rows]
-    return torch.tensor(padded, dtype=torch.int64).view(len(rows), width)

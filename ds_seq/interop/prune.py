@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.clean import normalise
+from ds_seq.data.padding import pad_rows
 from ds_seq.data.progress import Progress
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
@@ -99,8 +100,8 @@ def importance(
     with listening(model, hear), Progress("calibrate", len(pairs), "sentences") as progress:
         for batch in _batches(pairs, limits):
             end = vocab.eos_id
-            src = _padded([[*source, end] for source, _ in batch], vocab.pad_id, device)
-            tgt_in = _padded([[end, *target] for _, target in batch], vocab.pad_id, device)
+            src = pad_rows([[*source, end] for source, _ in batch], vocab.pad_id).to(device)
+            tgt_in = pad_rows([[end, *target] for _, target in batch], vocab.pad_id).to(device)
             model(src, tgt_in, tgt_in != vocab.pad_id)
             progress(len(batch))
     return {name: layer.importance() for name, layer in sums.items()}
@@ -147,12 +148,6 @@ def _batches(pairs: Sequence[Ids], limits: BatchLimits) -> Iterator[list[Ids]]:
 
 def _length(pair: Ids) -> int:
     return max(map(len, pair))
-
-
-def _padded(rows: list[list[int]], pad_id: int, device: torch.device) -> Tensor:
-    """(B, longest) int64."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
 
 
 def best_experts(importance: Mapping[str, Tensor], keep: Sequence[int]) -> dict[str, list[int]]:
