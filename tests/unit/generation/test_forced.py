@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, attention_maps, score_pairs
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenaltyForm
 from ds_seq.generation.sampling import Sampling
-from ds_seq.models.build import build_seq2seq
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from tests.unit.generation.small_model import make_model
 
-VOCAB, PAD, EOS, UNK = 19, 1, 2, 3
+PAD, EOS, UNK = 1, 2, 3
 CPU = torch.device("cpu")
 SOURCES = [[5, 9, 12, 4, 7, 7, EOS], [8, 6, EOS], [EOS], [10, 11, 12, 13, EOS]]
 MODELS = [
@@ -25,17 +24,6 @@ MODELS = [
     MoeConfig(num_experts=4, top_k=2),
     MoeConfig(num_experts=4, top_k=1, router="sigmoid"),
 ]
-
-
-def make_model(moe: MoeConfig | None) -> Seq2SeqTransformer:
-    config = ModelConfig(
-        d_model=16, ffn_dim=24, num_heads=2, encoder_layers=2, decoder_layers=3, moe=moe
-    )
-    model = build_seq2seq(config, VOCAB, seed=3).eval()
-    with torch.no_grad():  # an untrained model says nearly the same everywhere
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    return model
 
 
 def padded(rows: list[list[int]]) -> Tensor:
@@ -62,7 +50,7 @@ def test_scores_are_those_of_the_search(
     temperature: float,
 ) -> None:
     """All hypotheses in one batch, with padding on both sides."""
-    model = make_model(moe)
+    model = make_model(moe, 3)
     beams = BeamSearch(
         beam=4,
         num_best=4,
@@ -88,7 +76,7 @@ def test_scores_are_those_of_the_search(
 
 @pytest.mark.parametrize("moe", MODELS, ids=["dense", "softmax", "sigmoid"])
 def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
-    model, search = make_model(moe), BeamSearch()
+    model, search = make_model(moe, 3), BeamSearch()
     pairs = [Pair(source, [4 + i] * (3 * i)) for i, source in enumerate(SOURCES)]
     together = score_pairs(model, search, pairs, CPU)
     for pair, mate in zip(pairs, together, strict=True):
@@ -98,7 +86,7 @@ def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
 
 def test_many_rows_are_normalised_in_parts_alike() -> None:
     """More target tokens than are normalised at a time."""
-    model, search = make_model(None), BeamSearch()
+    model, search = make_model(None, 3), BeamSearch()
     pair = Pair(SOURCES[0], [4 + i % 11 for i in range(40)])
     alone, *others = score_pairs(model, search, [pair] * 16, CPU)
     assert len(alone.token_scores) == 41
@@ -107,11 +95,11 @@ def test_many_rows_are_normalised_in_parts_alike() -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert score_pairs(make_model(None), BeamSearch(), [], CPU) == []
+    assert score_pairs(make_model(None, 3), BeamSearch(), [], CPU) == []
 
 
 def test_maps_are_those_of_the_layer_without_padding() -> None:
-    model, search = make_model(None), BeamSearch()
+    model, search = make_model(None, 3), BeamSearch()
     pairs = [Pair(source, [4 + i] * (2 + i)) for i, source in enumerate(SOURCES)]
     every = [attention_maps(model, search, pairs, CPU, layer) for layer in (0, 1, 2)]
     last = attention_maps(model, search, pairs, CPU)

@@ -5,23 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.models.build import build_seq2seq
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from tests.unit.generation.small_model import VOCAB, make_model
 
-VOCAB, PAD, EOS = 19, 1, 2
-
-
-def make_model(moe: MoeConfig | None) -> Seq2SeqTransformer:
-    config = ModelConfig(
-        d_model=16, ffn_dim=24, num_heads=2, encoder_layers=2, decoder_layers=2, moe=moe
-    )
-    model = build_seq2seq(config, VOCAB, seed=3).eval()
-    with torch.no_grad():  # an untrained model says nearly the same everywhere
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    return model
+PAD, EOS = 1, 2
 
 
 @pytest.mark.parametrize("moe", [None, MoeConfig(num_experts=4, top_k=2)], ids=["dense", "moe"])
