@@ -25,8 +25,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A part may import parts of earlier rows only, never one of its own row.
 RANKS: list[set[str]] = [
     {"__init__", "errors"},
+    {"names"},
     {"plugins", "distributed"},
     {"config"},
+    {"text"},
     {"data"},
     {"modules"},
     {"moe"},
@@ -42,7 +44,7 @@ RANKS: list[set[str]] = [
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 
 # These take plain values, although config stands below them.
-CONFIG_FREE = ("data", "modules", "moe", "generation", "models")
+CONFIG_FREE = ("text", "data", "modules", "moe", "generation", "models")
 CONFIG_ALLOWED = {"models/build.py", "models/__init__.py"}
 
 DEEPSPEED_ALLOWED = {"distributed.py", "moe/engine.py"}

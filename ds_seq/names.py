@@ -1,0 +1,4 @@
+"""Closed sets of words that both the config and the parts use, each written once.
+
+Imports neither torch nor pydantic, so that every part may read it and `ds-seq check` stays quick.
+"""

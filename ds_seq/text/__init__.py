@@ -1,0 +1,1 @@
+"""Text and tokens: the tokenizer protocol and the tokenizers behind it."""
