@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,7 +53,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        remove(temporary)
+        with suppress(OSError):  # whatever it is, it has been raised above
+            remove(temporary)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
