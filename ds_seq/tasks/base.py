@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.batch import Batch
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, Share
