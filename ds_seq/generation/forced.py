@@ -72,9 +72,8 @@ def score_pairs(
     )
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
     found = []
-    for pair, own in zip(
-        pairs, scores.split([len(pair.target) + 1 for pair in pairs]), strict=True
-    ):
+    lengths = [len(pair.target) + 1 for pair in pairs]  # with the end symbol
+    for pair, own in zip(pairs, scores.split(lengths), strict=True):
         total = float(own.double().sum())
         found.append(Hypothesis(list(pair.target), total / penalty.divisor(len(own)), own.tolist()))
     return found

@@ -55,9 +55,9 @@ class TableModel:
         self.steps = 0
         self.training = False
 
-    def encode(self, src: Tensor) -> Tensor:
-        places = torch.arange(src.size(1)) + 3
-        return (src.ne(PAD) * (src + 1) * places * places).sum(1) % _ROWS
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        places = torch.arange(source.size(1)) + 3
+        return (source_mask * (source + 1) * places * places).sum(1) % _ROWS
 
     def start_cache(self, encoded: Tensor, beam: int, max_length: int) -> TableCache:
         rows = torch.zeros(len(encoded) * beam, dtype=torch.int64)
