@@ -9,6 +9,7 @@ import torch
 
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
+from tests.batches import padded
 from tests.unit.generation.search_checks import pad
 from tests.unit.generation.table_model import EOS, PAD, UNK, TableModel, all_hypotheses
 
@@ -105,9 +106,11 @@ def test_a_low_temperature_does_not_overflow_half_precision() -> None:
     exact.table = 1000 * model.table.float()
     assert math.isinf((model.table / 1e-3).max())
     exact_search, cold_search = BeamSearch(beam=2), BeamSearch(beam=2, temperature=1e-3)
-    src = torch.tensor([SOURCE, [5, EOS, PAD]])
+    src = padded(torch.tensor([SOURCE, [5, EOS, PAD]]))
     for (a,), (b,) in zip(
-        exact_search.search(exact, *src), cold_search.search(model, *src), strict=True
+        exact_search.search(exact, *src),
+        cold_search.search(model, *src),
+        strict=True,
     ):
         assert (a.tokens, a.score) == (b.tokens, pytest.approx(b.score, rel=1e-4))
 
