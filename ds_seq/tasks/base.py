@@ -32,7 +32,10 @@ class Task(Protocol):
     def collate(
         self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
     ) -> Batch:
-        """The padded batch of some examples; of none, the empty batch."""
+        """The batch of some examples, to train on or to validate with; of none, the empty batch.
+
+        What it puts into `Batch.inputs` is what the model is called with.
+        """
 
     def evaluate(
         self,

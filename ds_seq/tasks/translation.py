@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.data.clean import normalise
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
@@ -97,7 +97,7 @@ class TranslationTask:
 
     def collate(
         self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
-    ) -> Batch:
+    ) -> Batch[Seq2SeqInputs]:
         """See `Task.collate`."""
         return dataset.collate(indices, self.vocab.symbols)
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ds_seq.text.tokenizer import Symbols
+
 BOS, PAD, EOS, UNK = range(4)
 _ROWS = 499
 
@@ -138,6 +140,7 @@ class WordVocab:
     """A vocabulary of the words w3, w4, ...; another word is `<unk>`, as is its id."""
 
     bos_id, pad_id, eos_id, unk_id = BOS, PAD, EOS, UNK
+    symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=EOS, bos=BOS)
     hash = "of words"
 
     def __init__(self, size: int) -> None:
