@@ -35,6 +35,7 @@ REQUIREMENTS = [
     "sentencepiece",
     "tensorboard",
     "tqdm",
+    "typing-extensions>=4.12",
 ]
 SUMMARISATION = ["rouge-score"]
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with

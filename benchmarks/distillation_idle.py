@@ -6,8 +6,7 @@ import torch
 
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
-from ds_seq.data.dataset import Batch
-from ds_seq.data.vocab import PAD_ID
+from ds_seq.data.batch import Batch
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models.output import ModelOutput
 
@@ -22,11 +21,11 @@ class IdleTeacher(Criterion):
 
     def __init__(self, teacher: str, label_smoothing: float) -> None:
         self._model = load_run(teacher).model
-        self._base = CrossEntropy(label_smoothing, "fairseq", PAD_ID)
+        self._base = CrossEntropy(label_smoothing, "fairseq")
 
     @torch.no_grad()
     def _teach(self, batch: Batch) -> None:
-        self._model(batch.src, batch.tgt_in, batch.tgt_out != PAD_ID, batch.num_tokens)
+        self._model(batch.inputs)
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         """See `Criterion`."""

@@ -27,7 +27,7 @@ from communication import CommunicationClock  # noqa: E402
 
 from ds_seq import train  # noqa: E402
 from ds_seq.criterions.base import Criterion, Loss  # noqa: E402
-from ds_seq.data.dataset import Batch  # noqa: E402
+from ds_seq.data.batch import Batch  # noqa: E402
 from ds_seq.data.stream import BatchStream, StreamState  # noqa: E402
 from ds_seq.models.output import ModelOutput  # noqa: E402
 from ds_seq.training.trainer import Trainer  # noqa: E402

@@ -96,7 +96,7 @@ def _search(model: Any, src: torch.Tensor, length: int) -> Callable[[], None]:
     )
 
     def translate() -> None:
-        found = search.search(model, src)
+        found = search.search(model, src, torch.ones_like(src, dtype=torch.bool))
         assert all(len(one[0].tokens) == length for one in found)
 
     return translate

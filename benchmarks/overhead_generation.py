@@ -20,6 +20,7 @@ from turns import take_turns
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.padding import Padded
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
@@ -78,10 +79,10 @@ class ShuffledTokens:
         self._model, self._vocab_size = model, vocab_size
         self._generator = torch.Generator()
 
-    def encode(self, src: Tensor) -> EncoderOutput:
+    def encode(self, source: Tensor, source_mask: Tensor) -> EncoderOutput:
         """See `Seq2SeqTransformer`; the random tokens begin anew, alike for every model."""
         self._generator.manual_seed(1)
-        return self._model.encode(src)
+        return self._model.encode(source, source_mask)
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
         """See `Seq2SeqTransformer`."""
@@ -112,11 +113,11 @@ def generation_section(settings: Translating) -> Section:
         pad_id=vocab.pad_id,
         eos_id=vocab.eos_id,
     )
-    _check_lengths(search, models, batches[-1], vocab.pad_id)
+    _check_lengths(search, models, batches[-1])
     sides = {name: _translation(search, model, batches) for name, model in models.items()}
     rounds = take_turns(sides, settings.rounds, settings.seconds)
-    sentences = sum(len(src) for src in batches)
-    tokens = sum(int(src.ne(vocab.pad_id).sum()) for src in batches)
+    sentences = sum(len(batch.ids) for batch in batches)
+    tokens = sum(int(batch.mask.sum()) for batch in batches)
     # a ratio of speeds is the inverse of one of times
     ratios = {name: Spread.of(rounds.ratios(DENSE, name)) for name in sides}
     rows = [
@@ -140,16 +141,15 @@ def generation_section(settings: Translating) -> Section:
     return Section("Beam search", body, [goal])
 
 
-def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Tensor]:
+def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Padded]:
     """Sources (B, S) of similar length, spread evenly over the held-out text."""
     dataset = ParallelDataset(ShardReader(data, "valid", vocab.hash))
     count = min(settings.sentences, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
     by_length = chosen[np.argsort(-dataset.src_lengths[chosen], kind="stable")]
-    return [
-        dataset.collate(by_length[first : first + settings.batch], vocab.pad_id, vocab.eos_id).src
-        for first in range(0, count, settings.batch)
-    ]
+    parts = (by_length[first : first + settings.batch] for first in range(0, count, settings.batch))
+    batches = (dataset.collate(part, vocab.symbols).inputs for part in parts)
+    return [Padded(batch.source, batch.source_mask) for batch in batches]
 
 
 def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
@@ -182,20 +182,20 @@ def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
     return cast(Seq2SeqTransformer, model)
 
 
-def _translation(search: BeamSearch, model: Any, batches: Sequence[Tensor]) -> Callable[[], None]:
+def _translation(search: BeamSearch, model: Any, batches: Sequence[Padded]) -> Callable[[], None]:
     workers = default_workers(torch.device("cpu"))
 
     def translate() -> None:
         # side by side, as `ds-seq generate` does
-        searches = map_in_threads(lambda src: search.search(model, src), batches, workers)
+        searches = map_in_threads(lambda batch: search.search(model, *batch), batches, workers)
         assert len(list(searches)) == len(batches)
 
     return translate
 
 
-def _check_lengths(search: BeamSearch, models: Mapping[str, Any], src: Tensor, pad_id: int) -> None:
+def _check_lengths(search: BeamSearch, models: Mapping[str, Any], batch: Padded) -> None:
     """Make sure that both models do the same work."""
-    wanted = src.ne(pad_id).sum(1).tolist()
+    wanted = batch.mask.sum(1).tolist()
     for name, model in models.items():
-        found = [len(hypotheses[0].tokens) for hypotheses in search.search(model, src)]
+        found = [len(hypotheses[0].tokens) for hypotheses in search.search(model, *batch)]
         assert found == wanted, f"{name}: translations of {found} tokens, not {wanted}"

@@ -22,10 +22,14 @@ from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
 from safetensors.torch import save_file
 
 from ds_seq.config.model import ModelConfig
+from ds_seq.data.batch import seq2seq_batch
+from ds_seq.data.shards import TokenBlock
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+from ds_seq.text.tokenizer import Symbols
 
 EOS = 2
+SYMBOLS = Symbols(pad=1, eos=EOS, unk=3, start=EOS)
 MAX_LEN_A, MAX_LEN_B = 1.2, 10
 BATCH = 64  # sentences
 
@@ -105,11 +109,10 @@ class Ours:
     @torch.no_grad()
     def force(self, source: list[int], tokens: list[int]) -> list[float]:
         """Returns the log-probability of every token (T,) and of the end symbol."""
-        target = torch.tensor([[*tokens, EOS]])
-        logits = self._model(torch.tensor([source]), torch.tensor([[EOS, *tokens]])).logits
-        scores: list[float] = (
-            logits.log_softmax(-1).gather(2, target[:, :, None]).flatten().tolist()
-        )
+        sides = (TokenBlock.of([side]) for side in (source, [*tokens, EOS]))
+        batch = seq2seq_batch(*sides, SYMBOLS)
+        log_probs = self._model(batch.inputs).logits.log_softmax(-1)  # (T + 1, V)
+        scores: list[float] = log_probs.gather(1, batch.real_labels[:, None]).flatten().tolist()
         return scores
 
 

@@ -111,15 +111,13 @@ def _measure(
     device: torch.device,
 ) -> list[_Measured]:
     """Run the model over each group; the first result is that of all of them together."""
-    pad_id, eos_id = run.vocab.pad_id, run.vocab.eos_id
     batches = {name: _batches(run, dataset, places, max_batches) for name, places in groups.items()}
     total, parts = LossSums(), {name: LossSums() for name in groups}
     with Progress("moe-stats", sum(map(len, batches.values())), "batches") as progress:
         for name, sums in parts.items():
             for indices in batches[name]:
-                batch = dataset.collate(indices, pad_id, eos_id).to(device)
-                real = batch.tgt_out.ne(pad_id)
-                output = run.model(batch.src, batch.tgt_in, real, batch.num_tokens)
+                batch = dataset.collate(indices, run.vocab.symbols).to(device)
+                output = run.model(batch.inputs)
                 for sink in (total, sums):
                     sink.add({}, output.moe_stats, batch)
                 progress(1)

@@ -26,6 +26,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ds_seq import distributed
@@ -41,8 +42,9 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.objective import DistillationConfig, ModelAndBaseConfig
 from ds_seq.criterions import Teacher, build_criterion
+from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.data.vocab import Vocab
 from ds_seq.distill.teacher import (
@@ -259,8 +261,7 @@ def _build(
         setup.engine_config,
         expert_parallel=train.expert_parallel,
         sparse_clip=train.sparse_clip,
-        pad_id=task.vocab.pad_id,
-        detail=criterion.detail,
+        capture=criterion.capture,
     )
     with distributed.shared_errors():
         progress = None
@@ -321,10 +322,8 @@ def _train_batches(
         accumulate=train.accumulate,
     )
     return BatchStream(
-        dataset,
+        partial(task.collate, dataset),
         sampler,
-        pad_id=task.vocab.pad_id,
-        eos_id=task.vocab.eos_id,
         num_prefetch=train.num_prefetch,
         pin=world.device.type == "cuda",
         max_epochs=train.max_epochs,

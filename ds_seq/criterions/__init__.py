@@ -12,7 +12,6 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
-from ds_seq.data.vocab import PAD_ID
 from ds_seq.moe.losses import GATE_LOSSES
 from ds_seq.plugins import find_plugin
 
@@ -22,14 +21,14 @@ __all__ = ["CRITERIONS", "Criterion", "Loss", "Teacher", "TeacherOutput", "build
 def _cross_entropy(
     config: CrossEntropyConfig, teacher: Teacher | None, tags: Collection[int]
 ) -> Criterion:
-    return CrossEntropy(config.label_smoothing, config.smoothing, PAD_ID)
+    return CrossEntropy(config.label_smoothing, config.smoothing)
 
 
 def _distillation(
     config: DistillationConfig, teacher: Teacher | None, tags: Collection[int]
 ) -> Criterion:
     assert teacher is not None, "train.py loads what criterion.teacher or criterion.cache names"
-    return Distillation(config, teacher, PAD_ID, tags)
+    return Distillation(config, teacher, tags)
 
 
 def _model_and_base(

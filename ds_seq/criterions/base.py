@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ds_seq.data.dataset import Batch
-from ds_seq.models.output import Detail, ModelOutput
+from ds_seq.data.batch import Batch
+from ds_seq.models.output import Capture, ModelOutput
 
 
 class Loss(NamedTuple):
@@ -35,11 +35,11 @@ class Criterion(ABC):
 
     Attributes:
         training: False while a model is validated, which must leave no trace in a criterion.
-        detail: what the model's output must hold beside logits and gate losses.
+        capture: what the model's output must hold besides logits and gate losses.
     """
 
     training: bool = True
-    detail: Detail = "none"
+    capture: Capture = "none"
 
     @abstractmethod
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
@@ -77,8 +77,3 @@ class PlainCriterion(Criterion):
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         """See `Criterion.__call__`."""
         return self._function(output, batch)
-
-
-def real_targets(batch: Batch, pad_id: int) -> Tensor:
-    """(N,) targets of the batch in the order of the rows of ``logits``."""
-    return batch.tgt_out[batch.tgt_out != pad_id]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ds_seq.config.objective import Smoothing
-from ds_seq.criterions.base import Criterion, Loss, real_targets
+from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.token_loss import TokenTargets, smoothing_weights, token_loss
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 
 
@@ -37,13 +37,12 @@ class CrossEntropy(Criterion):
     """Label-smoothed cross entropy; parts ``ce`` (what is optimised) and ``nll`` (perplexity's
     log)."""
 
-    def __init__(self, label_smoothing: float, smoothing: Smoothing, pad_id: int) -> None:
-        self.label_smoothing, self.smoothing, self.pad_id = label_smoothing, smoothing, pad_id
+    def __init__(self, label_smoothing: float, smoothing: Smoothing) -> None:
+        self.label_smoothing, self.smoothing = label_smoothing, smoothing
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         """Sum over the real target tokens of ``batch``."""
-        targets = real_targets(batch, self.pad_id)
         loss, nll = smoothed_cross_entropy(
-            output.logits, targets, self.label_smoothing, self.smoothing
+            output.logits, batch.real_labels, self.label_smoothing, self.smoothing
         )
         return Loss(loss, {"ce": loss.detach(), "nll": nll})

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.objective import DistillationConfig
-from ds_seq.criterions.base import Criterion, Loss, real_targets
+from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.criterions.selection import BatchGate, Gate, QueueGate
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
 from ds_seq.criterions.token_loss import Distil, TokenTargets, smoothing_weights, token_loss
-from ds_seq.data.dataset import Batch, TopTokens
+from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.output import ModelOutput
 
 
@@ -31,20 +31,19 @@ class Distillation(Criterion):
     Args:
         config: weights, strategy, divergence and layers.
         teacher: called once a batch, without gradients.
-        pad_id: of what is no real token.
         tags: ids of the tokens that name a source's language.
     """
 
     def __init__(
-        self, config: DistillationConfig, teacher: Teacher, pad_id: int, tags: Collection[int] = ()
+        self, config: DistillationConfig, teacher: Teacher, tags: Collection[int] = ()
     ) -> None:
-        self._config, self._teacher, self._pad_id = config, teacher, pad_id
+        self._config, self._teacher = config, teacher
         self._weights = config.weights
         self._gate = _gate(config, tags)
         if config.attention is not None:
-            self.detail = "attention"
+            self.capture = "attention"
         elif config.hidden is not None:
-            self.detail = "hidden"
+            self.capture = "hidden"
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         """Sum over the real target tokens of ``batch``."""
@@ -94,12 +93,12 @@ class Distillation(Criterion):
 
         def select(nll: Tensor) -> Tensor:
             assert gate is not None
-            return gate.select(nll, batch, self._pad_id)
+            return gate.select(nll, batch)
 
         found = token_loss(
             logits,
             TokenTargets(
-                real_targets(batch, self._pad_id),
+                batch.real_labels,
                 teacher,
                 None if gate is None else select,
             ),
@@ -116,12 +115,12 @@ class Distillation(Criterion):
         if hidden is None and attention is None:
             return {}
         own, other = output.layers, said.layers
-        assert own is not None and other is not None, "both were asked for `detail`"
+        assert own is not None and other is not None, "both were asked to capture them"
         losses = {}
         if hidden is not None:
-            losses["hidden"] = hidden_loss(own, other, batch, self._pad_id, hidden)
+            losses["hidden"] = hidden_loss(own, other, batch, hidden)
         if attention is not None:
-            losses["attention"] = attention_loss(own, other, batch, self._pad_id, attention)
+            losses["attention"] = attention_loss(own, other, batch, attention)
         return losses
 
 

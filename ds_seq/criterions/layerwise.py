@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ds_seq.config.objective import AttentionConfig, HiddenConfig
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 
@@ -30,7 +30,7 @@ _FLOOR = 1e-24
 
 
 def hidden_loss(
-    student: LayerOutputs, teacher: LayerOutputs, batch: Batch, pad_id: int, config: HiddenConfig
+    student: LayerOutputs, teacher: LayerOutputs, batch: Batch[Seq2SeqInputs], config: HiddenConfig
 ) -> Tensor:
     """Squared error between hidden states (FitNets, arXiv:1412.6550), those of last layers too.
 
@@ -42,7 +42,6 @@ def hidden_loss(
         student: its hidden states take the gradient.
         teacher: as wide as the student; takes none.
         batch: what both have read.
-        pad_id: the padding token.
         config: which layers, and how.
 
     Returns:
@@ -59,7 +58,7 @@ def hidden_loss(
         difference = (own - other).masked_fill(~real[..., None], 0.0)  # (B, L, D)
         return difference.square().sum() / own.shape[-1]
 
-    source, target = _real_tokens(batch, pad_id)
+    source, target = _real_tokens(batch)
     encoder = _matched(config, "encoder", student.encoder, teacher.encoder)
     decoder = _matched(config, "decoder", student.decoder, teacher.decoder)
     return _sum(distance, encoder, source) + _sum(distance, decoder, target)
@@ -68,8 +67,7 @@ def hidden_loss(
 def attention_loss(
     student: LayerOutputs,
     teacher: LayerOutputs,
-    batch: Batch,
-    pad_id: int,
+    batch: Batch[Seq2SeqInputs],
     config: AttentionConfig,
 ) -> Tensor:
     """Divergence between attention maps (as in MiniLM, arXiv:2002.10957).
@@ -82,7 +80,6 @@ def attention_loss(
         student: its maps take the gradient.
         teacher: takes none.
         batch: what both have read.
-        pad_id: the padding token.
         config: which kinds and layers.
 
     Returns:
@@ -91,7 +88,7 @@ def attention_loss(
     Raises:
         ValueError: the student is deeper than the teacher, and no layers are named.
     """
-    source, target = _real_tokens(batch, pad_id)
+    source, target = _real_tokens(batch)
     by_kind: dict[str, tuple[_Stack, Sequence[Tensor], Sequence[Tensor], Tensor]] = {
         "encoder": ("encoder", student.encoder_attention, teacher.encoder_attention, source),
         "decoder": ("decoder", student.decoder_attention, teacher.decoder_attention, target),
@@ -139,8 +136,8 @@ def _sum(
     return total
 
 
-def _real_tokens(batch: Batch, pad_id: int) -> tuple[Tensor, Tensor]:
+def _real_tokens(batch: Batch[Seq2SeqInputs]) -> tuple[Tensor, Tensor]:
     """(B, S) and (B, T), True where a token counts: nowhere in a batch without sentences, though
     its source is an end symbol."""
-    source = batch.src.ne(pad_id)
-    return source if batch.num_tokens else torch.zeros_like(source), batch.tgt_out.ne(pad_id)
+    source = batch.inputs.source_mask
+    return source if batch.num_tokens else torch.zeros_like(source), batch.mask

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ds_seq.criterions.base import Criterion, Loss
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 
@@ -40,7 +40,7 @@ class ModelAndBase(Criterion):
                 f"criterion.loss_weights: unknown loss {', '.join(map(repr, unknown))}; "
                 f"known: {', '.join(known)}"
             )
-        self.base, self.detail = base, base.detail
+        self.base, self.capture = base, base.capture
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 
 _COMMON = "all"  # the queue of sentences without a tag
 
@@ -50,13 +50,12 @@ class Gate(ABC):
     training: bool = True
 
     @abstractmethod
-    def select(self, nll: Tensor, batch: Batch, pad_id: int) -> Tensor:
+    def select(self, nll: Tensor, batch: Batch) -> Tensor:
         """Judge the tokens of a batch.
 
         Args:
             nll: (N,) float32 negative log-likelihood of each real target token.
             batch: their sentences.
-            pad_id: of what is not a real token.
 
         Returns:
             (M,) int64 numbers of the hard ones, rising.
@@ -79,7 +78,7 @@ class BatchGate(Gate):
     def __init__(self, rate: float) -> None:
         self._rate = rate
 
-    def select(self, nll: Tensor, batch: Batch, pad_id: int) -> Tensor:
+    def select(self, nll: Tensor, batch: Batch) -> Tensor:
         """See `Gate.select`."""
         return (nll >= hardest(nll, self._rate)).nonzero().squeeze(1)
 
@@ -110,9 +109,9 @@ class QueueGate(Gate):
         self._gates = torch.full((len(self._names),), -math.inf)  # of the queues after it
         self._pending: list[tuple[Tensor, Tensor]] = []  # losses and languages, by micro-batch
 
-    def select(self, nll: Tensor, batch: Batch, pad_id: int) -> Tensor:
+    def select(self, nll: Tensor, batch: Batch) -> Tensor:
         """See `Gate.select`. An empty queue finds every token hard."""
-        languages = self._languages(batch, pad_id, len(nll))
+        languages = self._languages(batch, nll)
         if not self._shared and self.training:
             self._append(self._now, nll, languages)
             gates = self._gates_of(self._now, set(languages.tolist()))
@@ -169,15 +168,14 @@ class QueueGate(Gate):
         self._now, self._pending = list(self._queues), []
         self._gates = self._gates_of(self._queues, set(range(len(self._names))))
 
-    def _languages(self, batch: Batch, pad_id: int, num_tokens: int) -> Tensor:
-        """(N,) number of the queue of each real target token."""
-        tags, first = self._tags.to(batch.src.device), batch.src[:, 0].contiguous()
-        if len(tags) == 0:
-            return first.new_zeros(num_tokens)
+    def _languages(self, batch: Batch, nll: Tensor) -> Tensor:
+        """(N,) number of the queue of each real target token, on the device of nll (N,)."""
+        if len(self._tags) == 0:
+            return torch.zeros(len(nll), dtype=torch.int64, device=nll.device)
+        tags, first = self._tags.to(nll.device), batch.inputs.source[:, 0].contiguous()
         index = torch.searchsorted(tags, first).clamp(max=len(tags) - 1)
         index = torch.where(tags[index] == first, index, len(tags))
-        lengths = (batch.tgt_out != pad_id).sum(1)
-        return index.repeat_interleave(lengths, output_size=num_tokens)
+        return index.repeat_interleave(batch.mask.sum(1), output_size=len(nll))
 
     def _append(self, queues: list[Tensor], nll: Tensor, languages: Tensor) -> None:
         """Put new values behind the old ones, and let go of the oldest."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ds_seq.data.dataset import Batch, TopTokens
+from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.output import LayerOutputs
 
 

@@ -1,83 +1,27 @@
-"""Sentence pairs as padded tensors.
+"""The sentence pairs of a split, and batches of them.
 
-Shapes: B sentences, S source length, T target length; padding is always on the right.
+Shapes: B sentences, S source length, T target length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ds_seq.data.shards import ShardReader, TokenBlock
+from ds_seq.data.batch import (
+    Batch,
+    Seq2SeqInputs,
+    TopTokens,
+    empty_seq2seq_batch,
+    seq2seq_batch,
+)
+from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
-
-
-class TopTokens(NamedTuple):
-    """The most probable tokens of a teacher, one row per real target token, best first."""
-
-    ids: Tensor
-    """(N, K) int64."""
-    log_probs: Tensor
-    """(N, K) natural logarithms of their probabilities among all tokens; float32."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A batch of sentence pairs.
-
-    Attributes:
-        indices: (B,) int64, number of each pair in its shards, which is its line in the text.
-        src: (B, S) int64, source ids, each sentence with the end symbol.
-        tgt_in: (B, T) int64, input of the decoder: the end symbol, then the target without its
-            last token.
-        tgt_out: (B, T) int64, what the decoder is to say: the target with the end symbol.
-        num_tokens: tokens of ``tgt_out`` that are not padding.
-        num_sentences: sentence pairs; 0 in an empty batch, whose tensors have one row of padding
-            all the same.
-        teacher: what a cached teacher says, or None; its rows are the tokens of ``tgt_out`` that
-            are not padding, in row-major order.
-    """
-
-    indices: Tensor
-    src: Tensor
-    tgt_in: Tensor
-    tgt_out: Tensor
-    num_tokens: int
-    num_sentences: int
-    teacher: TopTokens | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """Returns the batch on a device."""
-        return Batch(
-            self.indices.to(device, non_blocking=non_blocking),
-            self.src.to(device, non_blocking=non_blocking),
-            self.tgt_in.to(device, non_blocking=non_blocking),
-            self.tgt_out.to(device, non_blocking=non_blocking),
-            self.num_tokens,
-            self.num_sentences,
-            None
-            if self.teacher is None
-            else TopTokens(*(x.to(device, non_blocking=non_blocking) for x in self.teacher)),
-        )
-
-    def pin(self) -> Batch:
-        """Returns the batch in page-locked memory, from which a GPU copies in the background."""
-        return Batch(
-            self.indices.pin_memory(),
-            self.src.pin_memory(),
-            self.tgt_in.pin_memory(),
-            self.tgt_out.pin_memory(),
-            self.num_tokens,
-            self.num_sentences,
-            None if self.teacher is None else TopTokens(*(x.pin_memory() for x in self.teacher)),
-        )
+from ds_seq.text.tokenizer import Symbols
 
 
 class ParallelDataset:
@@ -140,63 +84,24 @@ class ParallelDataset:
     def collate(
         self,
         indices: NDArray[np.integer] | Sequence[int],
-        pad_id: int,
-        eos_id: int,
+        symbols: Symbols,
         pad_to_multiple: int = 1,
-    ) -> Batch:
+    ) -> Batch[Seq2SeqInputs]:
         """Builds the batch of some pairs.
 
         Args:
-            indices: (B,) pair numbers of this dataset. None at all give the empty batch: one
-                source that is nothing but the end symbol and one target that is nothing but
-                padding, with which a rank without work takes part in a collective forward.
-            pad_id: id of the padding symbol.
-            eos_id: id of the end symbol.
+            indices: (B,) pair numbers of this dataset. None at all give the empty batch, see
+                `empty_seq2seq_batch`.
+            symbols: of the vocabulary.
             pad_to_multiple: S and T are rounded up to multiples of this.
         """
         rows = self.rows[np.asarray(indices, np.int64)]
         top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))
         if len(rows) == 0:
-            return _empty_batch(pad_id, eos_id, top)
+            return empty_seq2seq_batch(symbols, top)
         source, target = self.reader.gather(rows)
-        src, _ = _pad(source, pad_id, pad_to_multiple)
-        tgt_out, real = _pad(target, pad_id, pad_to_multiple)
-        tgt_in = np.empty_like(tgt_out)
-        tgt_in[:, 0] = eos_id
-        tgt_in[:, 1:] = np.where(real[:, 1:], tgt_out[:, :-1], pad_id)
-        return Batch(
-            torch.from_numpy(rows),
-            torch.from_numpy(src),
-            torch.from_numpy(tgt_in),
-            torch.from_numpy(tgt_out),
-            len(target.tokens),
-            len(rows),
-            top,
-        )
+        return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), top, pad_to_multiple)
 
 
 def _tensors(ids: NDArray[np.int64], log_probs: NDArray[np.float32]) -> TopTokens:
     return TopTokens(torch.from_numpy(ids), torch.from_numpy(log_probs))
-
-
-def _pad(
-    block: TokenBlock, pad_id: int, multiple: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Returns the sentences as a matrix (B, L) and where it holds tokens (B, L)."""
-    width = -(-int(block.lengths.max()) // multiple) * multiple
-    real = np.arange(width) < block.lengths[:, None]
-    matrix = np.full(real.shape, pad_id, np.int64)
-    matrix[real] = block.tokens
-    return matrix, real
-
-
-def _empty_batch(pad_id: int, eos_id: int, teacher: TopTokens | None) -> Batch:
-    return Batch(
-        indices=torch.zeros(0, dtype=torch.int64),
-        src=torch.tensor([[eos_id]]),
-        tgt_in=torch.tensor([[eos_id]]),
-        tgt_out=torch.tensor([[pad_id]]),
-        num_tokens=0,
-        num_sentences=0,
-        teacher=teacher,
-    )

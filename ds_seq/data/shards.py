@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
@@ -36,6 +37,13 @@ class TokenBlock(NamedTuple):
 
     tokens: NDArray[np.integer]
     lengths: NDArray[np.integer]
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sequence[int]]) -> TokenBlock:
+        """The block of a list of sentences."""
+        lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+        tokens = np.fromiter(chain.from_iterable(sentences), np.int64, int(lengths.sum()))
+        return cls(tokens, lengths)
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:

@@ -6,17 +6,23 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import Batch, ParallelDataset
 
 _log = logging.getLogger(__name__)
 _STOP_POLL_SECONDS = 0.2
+
+Collate = Callable[[NDArray[np.integer]], Batch]
+"""From the numbers (B,) of some examples to their batch; of none, the empty batch."""
 
 
 class StreamState(TypedDict):
@@ -40,30 +46,24 @@ class BatchStream:
     count in `state_dict`, and an exception in it is raised where the next batch is asked for.
 
     Args:
-        dataset: where the pairs come from.
-        sampler: made with the lengths of ``dataset``.
-        pad_id: id of the padding symbol.
-        eos_id: id of the end symbol.
+        collate: makes the batches, normally `Task.collate` of a dataset; called in the background.
+        sampler: says which examples are a batch.
         num_prefetch: batches made ahead; 0 makes each when it is asked for, without a thread.
         pin: put batches into page-locked memory (needs CUDA).
-        pad_to_multiple: see `ParallelDataset.collate`.
         max_epochs: end after so many epochs; None = never.
     """
 
     def __init__(
         self,
-        dataset: ParallelDataset,
+        collate: Collate,
         sampler: TokenBatchSampler,
         *,
-        pad_id: int,
-        eos_id: int,
         num_prefetch: int = 4,
         pin: bool = False,
-        pad_to_multiple: int = 1,
         max_epochs: int | None = None,
     ) -> None:
         self._sampler = sampler
-        self._source = _Source(dataset, sampler, pad_id, eos_id, pin, pad_to_multiple, max_epochs)
+        self._source = _Source(collate, sampler, pin, max_epochs)
         self._num_prefetch = num_prefetch
         self._batches: Iterator[Batch] | _Prefetcher | None = None
         self._go_to(epoch=1, done=0)
@@ -147,12 +147,9 @@ class BatchStream:
 class _Source(NamedTuple):
     """All that it takes to make batches; holds no reference to the stream."""
 
-    dataset: ParallelDataset
+    collate: Collate
     sampler: TokenBatchSampler
-    pad_id: int
-    eos_id: int
     pin: bool
-    pad_to_multiple: int
     max_epochs: int | None
 
     def batches(self, first_epoch: int, done: int) -> Iterator[Batch]:
@@ -160,9 +157,7 @@ class _Source(NamedTuple):
             if self.max_epochs is not None and epoch > self.max_epochs:
                 return
             for indices in self.sampler.epoch(epoch, done):
-                batch = self.dataset.collate(
-                    indices, self.pad_id, self.eos_id, self.pad_to_multiple
-                )
+                batch = self.collate(indices)
                 yield batch.pin() if self.pin else batch
             done = 0
 

@@ -19,6 +19,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from ds_seq.data.text import decode_line, open_bytes
 from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Symbols
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 _SPECIAL_PIECES = {BOS_ID: "<s>", PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
@@ -107,6 +108,11 @@ class Vocab:
     def unk_id(self) -> int:
         """Id of every character that the vocabulary does not know."""
         return UNK_ID
+
+    @property
+    def symbols(self) -> Symbols:
+        """The ids above as values; the end symbol starts the decoder."""
+        return Symbols(pad=PAD_ID, eos=EOS_ID, unk=UNK_ID, start=EOS_ID, bos=BOS_ID)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a sentence, without the end symbol."""

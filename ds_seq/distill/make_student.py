@@ -26,8 +26,9 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.moe import STACKS, Stack
 from ds_seq.config.objective import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.distill.merge_experts import ExpertUse, measure_use, merge_experts
@@ -220,7 +221,7 @@ def _measure(
         if layer in layers.of(stack)
     ]
     batches = (batch.to(device) for batch in _batches(run, sample))
-    return measure_use(run.model, batches, names, run.vocab.pad_id) if names else {}
+    return measure_use(run.model, batches, names) if names else {}
 
 
 def _batches(run: LoadedRun, sample: _Sample) -> Iterator[Batch]:
@@ -230,7 +231,7 @@ def _batches(run: LoadedRun, sample: _Sample) -> Iterator[Batch]:
     sampler = TokenBatchSampler(*lengths, train.max_tokens, train.max_sentences, shuffle=False)
     with Progress("measure experts", len(pairs)) as progress:
         for indices in sampler.epoch(0):
-            yield dataset.collate(pairs[indices], run.vocab.pad_id, run.vocab.eos_id)
+            yield dataset.collate(pairs[indices], run.vocab.symbols)
             progress(len(indices))
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.interop.prune import listening, moe_layers
 from ds_seq.interop.upcycle import DenseTensors, copy_into, tensors_of
 from ds_seq.modules.feed_forward import FeedForward
@@ -48,7 +48,7 @@ class ExpertUse(NamedTuple):
 
 @torch.inference_mode()
 def measure_use(
-    model: nn.Module, batches: Iterable[Batch], names: Collection[str], pad_id: int
+    model: nn.Module, batches: Iterable[Batch], names: Collection[str]
 ) -> dict[str, ExpertUse]:
     """How much a model uses each of its experts on some text.
 
@@ -56,7 +56,6 @@ def measure_use(
         model: in evaluation mode.
         batches: at least one, on the model's device.
         names: of the layers with experts that are asked for, see `moe_layers`.
-        pad_id: id of the padding symbol.
 
     Returns:
         The use by layer.
@@ -65,7 +64,7 @@ def measure_use(
     heard = {name: _Listener(layers[name]) for name in names}
     with listening(model, {name: listener.add for name, listener in heard.items()}):
         for batch in batches:
-            model(batch.src, batch.tgt_in, batch.tgt_out != pad_id, batch.num_tokens)
+            model(batch.inputs)
     return {name: listener.use() for name, listener in heard.items()}
 
 

@@ -17,13 +17,13 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.config.moe import Stack
 from ds_seq.config.objective import DistillationConfig
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.batch import Batch
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.teacher_cache import TeacherCache
-from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
 from ds_seq.models.layer_maps import LAYER_MAPS
-from ds_seq.models.output import Detail, LayerOutputs
+from ds_seq.models.output import Capture, LayerOutputs
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
@@ -48,18 +48,18 @@ class LiveTeacher:
     Args:
         runs: the models, in evaluation mode.
         description: one line for people.
-        detail: what their output holds beside the logits; of one model only.
+        capture: what their output holds besides the logits; of one model only.
 
     Attributes:
         runs: as given.
     """
 
     def __init__(
-        self, runs: Sequence[LoadedRun], description: str = "", detail: Detail = "none"
+        self, runs: Sequence[LoadedRun], description: str = "", capture: Capture = "none"
     ) -> None:
-        assert len(runs) == 1 or detail == "none"
+        assert len(runs) == 1 or capture == "none"
         self.runs = runs
-        self._description, self._detail = description, detail
+        self._description, self._capture = description, capture
 
     def describe(self) -> str:
         """One line for people."""
@@ -83,10 +83,7 @@ class LiveTeacher:
         return TeacherOutput(logits, layers=layers)
 
     def _read(self, model: nn.Module, batch: Batch) -> tuple[Tensor, LayerOutputs | None]:
-        inputs = [batch.src, batch.tgt_in, batch.tgt_out != PAD_ID, batch.num_tokens]
-        if self._detail != "none":  # external models need not know of it
-            inputs.append(self._detail)
-        output = model(*inputs)
+        output = model(batch.inputs, self._capture)
         return output.logits, output.layers
 
 
@@ -177,7 +174,7 @@ def load_teacher(
         from ds_seq.training.sharded import shard_for_reading
 
         runs = [replace(run, model=shard_for_reading(run.model, device)) for run in runs]
-    return LiveTeacher(runs, description, _detail(criterion))
+    return LiveTeacher(runs, description, _capture(criterion))
 
 
 def _dtype(criterion: DistillationConfig, run: StoredRun, device: torch.device) -> torch.dtype:
@@ -186,7 +183,7 @@ def _dtype(criterion: DistillationConfig, run: StoredRun, device: torch.device) 
     return DTYPES[run.config.train.precision] if device.type == "cuda" else torch.float32
 
 
-def _detail(criterion: DistillationConfig) -> Detail:
+def _capture(criterion: DistillationConfig) -> Capture:
     if criterion.attention is not None:
         return "attention"
     return "none" if criterion.hidden is None else "hidden"

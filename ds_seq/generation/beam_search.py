@@ -23,6 +23,7 @@ from ds_seq.generation.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.generation.sampling import ActiveSamples, Sampling
 from ds_seq.generation.vetoes import block_repeated_ngrams
+from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
 
@@ -47,8 +48,8 @@ CacheT = TypeVar("CacheT", bound=Cache)
 class Decodable(Protocol[EncodedT, CacheT]):
     """The part of a model that the search needs; see `ds_seq.models.seq2seq`."""
 
-    def encode(self, src: Tensor) -> EncodedT:
-        """Encode source tokens (B, S)."""
+    def encode(self, source: Tensor, source_mask: Tensor) -> EncodedT:
+        """Encode source tokens (B, S); the mask is True at real ones."""
 
     def start_cache(self, encoded: EncodedT, beam: int, max_length: int) -> CacheT:
         """Prepare for at most `max_length` steps with `beam` hypotheses a sentence."""
@@ -96,7 +97,7 @@ class BeamSearch:
             where they leave a single token.
         max_positions: tokens that the decoder can take, end symbol included; None = any number.
         bos_id: never generated.
-        pad_id: never generated; marks padding in the source.
+        pad_id: never generated.
         eos_id: ends a hypothesis, and is the first input of the decoder.
         unk_id: the unknown symbol.
     """
@@ -133,6 +134,11 @@ class BeamSearch:
             raise ValueError(f"sampling does not go together with selection={self.selection}")
 
     @property
+    def symbols(self) -> Symbols:
+        """The ids above; the end symbol starts the decoder."""
+        return Symbols(self.pad_id, self.eos_id, self.unk_id, start=self.eos_id, bos=self.bos_id)
+
+    @property
     def width(self) -> int:
         """Hypotheses of a sentence that the model decodes side by side."""
         return self.beam if self.sampling is None else self.num_best
@@ -145,7 +151,8 @@ class BeamSearch:
     def search(
         self,
         model: Decodable[EncodedT, CacheT],
-        src: Tensor,
+        source: Tensor,
+        source_mask: Tensor,
         any_rank: AnyRank | None = None,
         numbers: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
@@ -153,10 +160,11 @@ class BeamSearch:
 
         Args:
             model: in evaluation mode.
-            src: source ids (B, S), each with the end symbol, padding on the right.
+            source: ids (B, S), each sentence with the end symbol, padding on the right.
+            source_mask: (B, S) bool, True at real tokens.
             any_rank: to be given when a forward pass is a collective of all ranks (expert
                 parallelism, ZeRO-3): every rank then makes as many steps as the slowest, with a
-                spare hypothesis when its own search is over. `src` may then be of shape (0, S),
+                spare hypothesis when its own search is over. `source` may then be of shape (0, S),
                 on a rank that has no sentence but must take part.
             numbers: of the sentences (B,) in the whole input, to which the random numbers of
                 `sampling` belong; default 0 to B - 1.
@@ -166,16 +174,17 @@ class BeamSearch:
             where `beam` hypotheses do not exist; there is at least one. With `sampling`, always
             `num_best` in the order of the draws.
         """
-        num_sentences = len(src)
+        num_sentences = len(source)
         if num_sentences == 0:
             if any_rank is None:
                 return []
-            src = src.new_full((1, 1), self.eos_id)
+            source = source.new_full((1, 1), self.eos_id)
+            source_mask = torch.ones_like(source, dtype=torch.bool)
         sentences = range(num_sentences) if numbers is None else numbers
-        limits = self._length_limits(src, sentences)
+        limits = self._length_limits(source_mask, sentences)
         max_length = int(limits.max()) + 1
-        cache = model.start_cache(model.encode(src), self.width, max_length)
-        spare = None if any_rank is None else _SpareSearch(self, model, cache, src, max_length)
+        cache = model.start_cache(model.encode(source, source_mask), self.width, max_length)
+        spare = None if any_rank is None else _SpareSearch(self, model, cache, source, max_length)
         hypotheses, guides = self._start(limits[:num_sentences], sentences)
         while hypotheses.active if any_rank is None else any_rank(hypotheses.active):
             if hypotheses.active:
@@ -197,9 +206,9 @@ class BeamSearch:
         beams = ActiveBeams(limits, self.beam, self.num_best, end, penalty, selection)
         return beams, [*guides, selection]
 
-    def _length_limits(self, src: Tensor, numbers: Sequence[int]) -> Tensor:
+    def _length_limits(self, source_mask: Tensor, numbers: Sequence[int]) -> Tensor:
         """Most tokens before the end symbol, for each sentence: (B,) int64."""
-        lengths = src.ne(self.pad_id).sum(1)
+        lengths = source_mask.sum(1)
         # double precision: in single, 1.2 * 5 falls short of 6
         limits = (lengths.double() * self.max_len_a + self.max_len_b).long()
         makers = (*self.guides, self.selection)
@@ -259,7 +268,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         search: gives width and end symbol.
         model: makes the steps.
         cache: of the real search, at length 0.
-        src: source of the real search, for its device.
+        source: of the real search, for its device.
         max_length: steps for which the cache was made.
     """
 
@@ -268,15 +277,15 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         search: BeamSearch,
         model: Decodable[EncodedT, CacheT],
         cache: CacheT,
-        src: Tensor,
+        source: Tensor,
         max_length: int,
     ) -> None:
         # A copy, because starting another cache may be a collective too (ZeRO-3).
         self._fresh = copy.deepcopy(cache)
-        self._fresh.keep_sentences(src.new_zeros(1))
+        self._fresh.keep_sentences(source.new_zeros(1))
         self._cache = copy.deepcopy(self._fresh)
         self._model = model
-        self._tokens = src.new_full((search.width,), search.eos_id)
+        self._tokens = source.new_full((search.width,), search.eos_id)
         self._max_length = max_length
         self._steps = 0
 

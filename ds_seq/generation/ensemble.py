@@ -52,9 +52,9 @@ class Ensemble(Generic[EncodedT, CacheT]):
         self._models = tuple(models)
         self._mean = mean
 
-    def encode(self, src: Tensor) -> tuple[EncodedT, ...]:
-        """Encode source tokens (B, S) with every model."""
-        return tuple(model.encode(src) for model in self._models)
+    def encode(self, source: Tensor, source_mask: Tensor) -> tuple[EncodedT, ...]:
+        """Encode source tokens (B, S) with every model; the mask is True at real ones."""
+        return tuple(model.encode(source, source_mask) for model in self._models)
 
     def start_cache(
         self, encoded: tuple[EncodedT, ...], beam: int, max_length: int

@@ -12,11 +12,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import Batch, Seq2SeqInputs, seq2seq_batch
+from ds_seq.data.shards import TokenBlock
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenalty
-from ds_seq.models.output import Detail, ModelOutput
+from ds_seq.models.output import Capture, ModelOutput
 
 _ROWS = 256
 """Rows that are normalised at a time: a second tensor as large as the logits is never there."""
@@ -27,13 +28,10 @@ class Scorable(Protocol):
 
     def __call__(
         self,
-        src: Tensor,
-        tgt_in: Tensor,
-        select: Tensor | None = None,
-        num_selected: int | None = None,
-        detail: Detail = "none",
+        inputs: Seq2SeqInputs,
+        capture: Capture = "none",
     ) -> ModelOutput:
-        """Score target tokens (B, T) given source tokens (B, S)."""
+        """Score target tokens given source tokens."""
 
 
 class Pair(NamedTuple):
@@ -43,19 +41,6 @@ class Pair(NamedTuple):
     """With the end symbol."""
     target: Sequence[int]
     """Without."""
-
-
-class _Batch(NamedTuple):
-    src: Tensor
-    """(B, S)."""
-    tgt_in: Tensor
-    """(B, T), the end symbol first."""
-    tgt_out: Tensor
-    """(B, T), the end symbol last."""
-    real: Tensor
-    """(B, T) bool, True where `tgt_out` is not padding."""
-    lengths: list[int]
-    """Real tokens of each row."""
 
 
 @torch.no_grad()
@@ -77,17 +62,18 @@ def score_pairs(
         return []
     batch = _collate(pairs, search, device)
     # padding is neither routed, where there are experts, nor projected to the vocabulary
-    output = model(batch.src, batch.tgt_in, batch.real, sum(batch.lengths))
-    targets = batch.tgt_out[batch.real]  # (N,)
+    output = model(batch.inputs)
+    labels = batch.real_labels  # (N,)
     scores = torch.cat(
         [
             _log_probs(logits, rows, search)
-            for logits, rows in zip(output.logits.split(_ROWS), targets.split(_ROWS), strict=True)
+            for logits, rows in zip(output.logits.split(_ROWS), labels.split(_ROWS), strict=True)
         ]
     )
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
     found = []
-    for pair, own in zip(pairs, scores.split(batch.lengths), strict=True):
+    lengths = [len(pair.target) + 1 for pair in pairs]  # with the end symbol
+    for pair, own in zip(pairs, scores.split(lengths), strict=True):
         total = float(own.double().sum())
         found.append(Hypothesis(list(pair.target), total / penalty.divisor(len(own)), own.tolist()))
     return found
@@ -127,7 +113,7 @@ def attention_maps(
         IndexError: there is no such layer.
     """
     batch = _collate(pairs, search, device)
-    output = model(batch.src, batch.tgt_in, batch.real, sum(batch.lengths), "attention")
+    output = model(batch.inputs, "attention")
     assert output.layers is not None
     maps = output.layers.cross_attention[-1 if layer is None else layer].mean(1)  # (B, T, S)
     return [
@@ -136,12 +122,9 @@ def attention_maps(
     ]
 
 
-def _collate(pairs: Sequence[Pair], search: BeamSearch, device: torch.device) -> _Batch:
-    end = [search.eos_id]
-    src = pad_rows([pair.source for pair in pairs], search.pad_id)
-    tgt_in = pad_rows([[*end, *pair.target] for pair in pairs], search.pad_id)
-    tgt_out = pad_rows([[*pair.target, *end] for pair in pairs], search.pad_id)
-    lengths = [len(pair.target) + 1 for pair in pairs]
-    real = torch.arange(tgt_out.size(1)) < torch.tensor(lengths)[:, None]
-    src, tgt_in, tgt_out, real = (x.to(device) for x in (src, tgt_in, tgt_out, real))
-    return _Batch(src, tgt_in, tgt_out, real, lengths)
+def _collate(
+    pairs: Sequence[Pair], search: BeamSearch, device: torch.device
+) -> Batch[Seq2SeqInputs]:
+    source = TokenBlock.of([pair.source for pair in pairs])
+    target = TokenBlock.of([[*pair.target, search.eos_id] for pair in pairs])
+    return seq2seq_batch(source, target, search.symbols).to(device)

@@ -18,7 +18,8 @@ _SIGNS = ("DefaultCPUAllocator", "could not create a primitive")
 def try_search(
     model: Decodable[EncodedT, CacheT],
     search: BeamSearch,
-    src: Tensor,
+    source: Tensor,
+    source_mask: Tensor,
     any_rank: AnyRank | None,
     numbers: list[int],
 ) -> list[list[Hypothesis]] | None:
@@ -29,7 +30,7 @@ def try_search(
         then: the tensors hang on the traceback of the error, which ends here.
     """
     try:
-        return search.search(model, src, any_rank, numbers)
+        return search.search(model, source, source_mask, any_rank, numbers)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -331,8 +331,8 @@ def search_batches(
             if any_rank is None and len(part) > 1 and not room.holds(size):
                 waiting += np.array_split(part, 2)[::-1]
                 continue
-            src = pad_rows(rows, search.pad_id).to(device)
-            found = try_search(model, search, src, any_rank, part.tolist())
+            source_ids, mask = pad_rows(rows, search.pad_id).to(device)
+            found = try_search(model, search, source_ids, mask, any_rank, part.tolist())
             if found is None:
                 room.overflow(part, size, any_rank)
                 waiting.append(part)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.data.batch import seq2seq_batch
 from ds_seq.data.clean import normalise
-from ds_seq.data.padding import pad_rows
 from ds_seq.data.progress import Progress
+from ds_seq.data.shards import TokenBlock
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.scoring import Score, Scorer
@@ -88,7 +89,7 @@ def importance(
     Args:
         model: in evaluation mode, on ``device``.
         pairs: sentences with their translations; at least one token.
-        vocab: for its padding and end symbols.
+        vocab: for its symbols.
         limits: size of batches and of sentences.
         device: where the model is.
 
@@ -99,10 +100,11 @@ def importance(
     hear = {name: heard.add for name, heard in sums.items()}
     with listening(model, hear), Progress("calibrate", len(pairs), "sentences") as progress:
         for batch in _batches(pairs, limits):
-            end = vocab.eos_id
-            src = pad_rows([[*source, end] for source, _ in batch], vocab.pad_id).to(device)
-            tgt_in = pad_rows([[end, *target] for _, target in batch], vocab.pad_id).to(device)
-            model(src, tgt_in, tgt_in != vocab.pad_id)
+            source, target = (
+                TokenBlock.of([[*ids, vocab.symbols.eos] for ids in side])
+                for side in zip(*batch, strict=True)
+            )
+            model(seq2seq_batch(source, target, vocab.symbols).to(device).inputs)
             progress(len(batch))
     return {name: layer.importance() for name, layer in sums.items()}
 

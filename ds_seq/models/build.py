@@ -81,7 +81,6 @@ class _Builder:
             target_embedding=self._embedding(),
             source_embedding=None if shared == "all" else self._embedding(),
             output=self._output() if shared == "none" else None,
-            pad_id=self.pad_id,
             max_positions=self.cfg.max_positions,
             routes_by_tag=self.cfg.moe is not None and self.cfg.moe.router == "language",
         )

@@ -1,6 +1,6 @@
 """What models return. Plain named tuples: ZeRO-3's hooks look into tuples and dicts only.
 
-Shapes: B batch, S source length, T target length, N selected rows, D model width, V vocabulary.
+Shapes: B batch, S source length, T target length, N real labels, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ds_seq.moe.output import MoeAux, RoutingStats
 
-Detail = Literal["none", "hidden", "attention"]
-"""What a model returns beside its scores: nothing, the hidden states of all layers, or these and
-all attention maps."""
+Capture = Literal["none", "hidden", "attention"]
+"""What a model returns of its layers in addition to its scores: nothing, the hidden states of all
+layers, or these and all attention maps."""
 
 
 class LayerOutputs(NamedTuple):
@@ -82,13 +82,13 @@ class ModelOutput(NamedTuple):
     """Scores of the target, and what the gates of a sparse model want to say."""
 
     logits: Tensor
-    """(B, T, V), or (N, V) when rows were selected."""
+    """(N, V): a row for each real label, in row-major order; see `ds_seq.data.batch.Batch.mask`."""
     gate_losses: dict[str, Tensor]
     """Scalar fp32 losses by name, summed over MoE layers; empty for a dense model."""
     moe_stats: list[RoutingStats]
     """One for each MoE layer, encoder first; empty for a dense model."""
     layers: LayerOutputs | None = None
-    """Where `Detail` asks for it."""
+    """Where `Capture` asks for it."""
 
 
 def sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

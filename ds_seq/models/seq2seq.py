@@ -2,7 +2,7 @@
 
 Tensors are batch-first, padding is on the right, masks are True at real tokens.
 
-Shapes: B batch, S source length, T target length, K beam width, N rows, D model width,
+Shapes: B batch, S source length, T target length, K beam width, N scored rows, D model width,
 V vocabulary.
 """
 
@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ds_seq.models.cache import DecoderCache, padding_mask
+from ds_seq.data.batch import Seq2SeqInputs
+from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import (
-    Detail,
+    Capture,
     EncoderOutput,
     LayerOutputs,
     ModelOutput,
@@ -23,6 +24,7 @@ from ds_seq.models.output import (
 )
 from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
 from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.masks import padding_mask
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -34,7 +36,6 @@ class Seq2SeqTransformer(nn.Module):
         target_embedding: looks target tokens up.
         source_embedding: looks source tokens up; None: `target_embedding` does.
         output: scores hidden states (D -> V); None: `target_embedding` does (tied).
-        pad_id: the padding token.
         max_positions: longest sequence the model is meant for, in tokens.
         routes_by_tag: whether feed-forwards want the embedding of the tag that opens the source.
     """
@@ -46,7 +47,6 @@ class Seq2SeqTransformer(nn.Module):
         target_embedding: TokenEmbedding,
         source_embedding: TokenEmbedding | None,
         output: nn.Linear | None,
-        pad_id: int,
         max_positions: int,
         routes_by_tag: bool = False,
     ) -> None:
@@ -56,65 +56,58 @@ class Seq2SeqTransformer(nn.Module):
         self.target_embedding = target_embedding
         self.source_embedding = source_embedding
         self.output = output
-        self.pad_id = pad_id
         self.max_positions = max_positions
         self.routes_by_tag = routes_by_tag
 
-    def forward(
-        self,
-        src: Tensor,
-        tgt_in: Tensor,
-        select: Tensor | None = None,
-        num_selected: int | None = None,
-        detail: Detail = "none",
-    ) -> ModelOutput:
+    def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
 
         Args:
-            src: source tokens (B, S).
-            tgt_in: target tokens (B, T), shifted right by one.
-            select: (B, T) bool, the rows to be scored (those whose target is not padding); the
-                projection to the vocabulary, the dearest part of the model, skips all others.
-            num_selected: how many rows `select` selects, if the caller knows: on a GPU it saves
-                waiting for the device to count them.
-            detail: what is wanted of the layers, of all rows; attention maps cost the fused
+            inputs: source and target. Only the rows of its `target_mask` are scored: the projection
+                to the vocabulary, the dearest part of the model, skips all others.
+            capture: what is wanted of the layers, of all rows; attention maps cost the fused
                 kernels.
 
         Returns:
-            Logits (B, T, V), or (N, V) in row-major order of `select`, what sparse layers add, and
-            what layers show.
+            Logits (N, V) in row-major order of the rows that are scored, what sparse layers add,
+            and what layers show.
         """
-        encoded = self.encode(src, detail)
+        encoded = self.encode(inputs.source, inputs.source_mask, capture)
         decoded: StackResult = self.decoder(
-            self.target_embedding(tgt_in),
+            self.target_embedding(inputs.target),
             encoded.hidden,
             padding_mask(encoded.mask, encoded.hidden),
-            tgt_in.ne(self.pad_id) if select is None else select,
+            inputs.target_mask,
             encoded.tag,
-            detail,
+            capture,
         )
-        hidden = decoded.hidden
-        if select is not None:
-            hidden = _select_rows(hidden, select, num_selected)
+        hidden = _select_rows(decoded.hidden, inputs.target_mask, inputs.num_targets)
         return ModelOutput(
             self._project(hidden),
             sum_losses([encoded.gate_losses, sum_aux(decoded.aux)]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
-            None if detail == "none" else _layer_outputs(encoded, decoded),
+            None if capture == "none" else _layer_outputs(encoded, decoded),
         )
 
-    def encode(self, src: Tensor, detail: Detail = "none") -> EncoderOutput:
-        """Encode source tokens (B, S); `detail` is what is wanted of the layers."""
-        mask = src.ne(self.pad_id)
+    def encode(
+        self, source: Tensor, source_mask: Tensor, capture: Capture = "none"
+    ) -> EncoderOutput:
+        """Encode a source.
+
+        Args:
+            source: tokens (B, S).
+            source_mask: (B, S) bool, True at real tokens.
+            capture: what is wanted of the layers.
+        """
         embedding = self.source_embedding
-        embedded = self.target_embedding(src) if embedding is None else embedding(src)
+        embedded = self.target_embedding(source) if embedding is None else embedding(source)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         result: StackResult = self.encoder(
-            embedded, padding_mask(mask, embedded), mask, tag, detail
+            embedded, padding_mask(source_mask, embedded), source_mask, tag, capture
         )
         return EncoderOutput(
             result.hidden,
-            mask,
+            source_mask,
             tag,
             sum_aux(result.aux),
             [layer.stats for layer in result.aux],
@@ -168,11 +161,11 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
     )
 
 
-def _select_rows(hidden: Tensor, select: Tensor, num_selected: int | None) -> Tensor:
-    """Rows of hidden (B, T, D) where `select` (B, T) is True, as (N, D)."""
-    flat, chosen = hidden.flatten(0, 1), select.flatten()
-    if num_selected is None:
-        rows = chosen.nonzero().squeeze(1)
-    else:
-        rows = torch.nonzero_static(chosen, size=num_selected).squeeze(1)
-    return flat if len(rows) == len(flat) else flat.index_select(0, rows)
+def _select_rows(hidden: Tensor, mask: Tensor, count: int) -> Tensor:
+    """The `count` rows of hidden (B, T, D) where the mask (B, T) is True, as (N, D)."""
+    flat = hidden.flatten(0, 1)
+    if count == len(flat):
+        return flat
+    # on a GPU, counting would wait for the device
+    rows = torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
+    return flat.index_select(0, rows)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ds_seq.models.cache import DecoderCache, LayerPast
 from ds_seq.models.layers import TransformerDecoderLayer
-from ds_seq.models.output import Detail, LayerResult, StackResult
+from ds_seq.models.output import Capture, LayerResult, StackResult
 from ds_seq.modules.attention import KeyValue
 from ds_seq.modules.dropout import dropout
 from ds_seq.modules.kv_cache import BeamPaths, KeyValueBuffer
@@ -56,10 +56,10 @@ class _Stack(nn.Module):
             x = self.positions(x, first_position, length)
         return dropout(x, self.dropout, self.training)
 
-    def _run(self, x: Tensor, detail: Detail, *inputs: Tensor | None) -> StackResult:
+    def _run(self, x: Tensor, capture: Capture, *inputs: Tensor | None) -> StackResult:
         """Call every layer on x (B, T, D) and the inputs that all layers share."""
         recompute = self.checkpointing and torch.is_grad_enabled()
-        with_maps = detail == "attention"
+        with_maps = capture == "attention"
         collected: list[MoeAux] = []
         states: list[Tensor] = []
         maps: list[tuple[Tensor, ...]] = []
@@ -72,7 +72,7 @@ class _Stack(nn.Module):
             x = result.hidden
             if result.aux is not None:
                 collected.append(result.aux)
-            if detail != "none":
+            if capture != "none":
                 states.append(x)
             if with_maps:
                 maps.append(result.maps)
@@ -91,7 +91,7 @@ class TransformerEncoder(_Stack):
         attention_mask: Tensor | None,
         token_mask: Tensor | None,
         tag: Tensor | None = None,
-        detail: Detail = "none",
+        capture: Capture = "none",
     ) -> StackResult:
         """Encode embedded tokens.
 
@@ -100,9 +100,9 @@ class TransformerEncoder(_Stack):
             attention_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, S) bool, True at real tokens, or None when all are real.
             tag: (B, D) embedding of each sentence's language tag, or None.
-            detail: what is wanted of each layer; its map is that of self-attention.
+            capture: what is wanted of each layer; its map is that of self-attention.
         """
-        return self._run(self._start(x, 0, x.size(1)), detail, attention_mask, token_mask, tag)
+        return self._run(self._start(x, 0, x.size(1)), capture, attention_mask, token_mask, tag)
 
 
 class TransformerDecoder(_Stack):
@@ -115,7 +115,7 @@ class TransformerDecoder(_Stack):
         source_mask: Tensor | None,
         token_mask: Tensor | None,
         tag: Tensor | None = None,
-        detail: Detail = "none",
+        capture: Capture = "none",
     ) -> StackResult:
         """Decode a whole embedded target at once.
 
@@ -125,10 +125,10 @@ class TransformerDecoder(_Stack):
             source_mask: (B, 1, 1, S) added to scores, or None.
             token_mask: (B, T) bool, True at real tokens, or None when all are real.
             tag: (B, D) embedding of each sentence's language tag, or None.
-            detail: what is wanted of each layer; its maps are those of self- and cross-attention.
+            capture: what is wanted of each layer; its maps are those of self- and cross-attention.
         """
         x = self._start(x, 0, x.size(1))
-        return self._run(x, detail, source, source_mask, token_mask, tag)
+        return self._run(x, capture, source, source_mask, token_mask, tag)
 
     def start_cache(
         self,

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.batch import Batch
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, Share
@@ -31,7 +32,10 @@ class Task(Protocol):
     def collate(
         self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
     ) -> Batch:
-        """The padded batch of some examples; of none, the empty batch."""
+        """The batch of some examples, to train on or to validate with; of none, the empty batch.
+
+        What it puts into `Batch.inputs` is what the model is called with.
+        """
 
     def evaluate(
         self,

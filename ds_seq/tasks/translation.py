@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.data.clean import normalise
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import broadcast_object
@@ -96,9 +97,9 @@ class TranslationTask:
 
     def collate(
         self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
-    ) -> Batch:
+    ) -> Batch[Seq2SeqInputs]:
         """See `Task.collate`."""
-        return dataset.collate(indices, self.vocab.pad_id, self.vocab.eos_id)
+        return dataset.collate(indices, self.vocab.symbols)
 
     def evaluate(
         self,

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.deepspeed import zero_stage
-from ds_seq.data.dataset import Batch
-from ds_seq.data.vocab import PAD_ID
+from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
-from ds_seq.models.output import Detail, ModelOutput
+from ds_seq.models.output import Capture, ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.loss_scale import LossScale
@@ -75,8 +74,7 @@ class Engine:
         config: the dict of `ds_seq.config.deepspeed.engine_config`.
         expert_parallel: ranks that share the experts.
         sparse_clip: let the gradient of an expert count 1 / sqrt(number of experts) in the norm.
-        pad_id: target positions with this id have no logits.
-        detail: what the output must hold of the model's layers.
+        capture: what the output must hold of the model's layers.
     """
 
     def __init__(  # noqa: PLR0913  (a builder: what the model is trained with, and how)
@@ -89,8 +87,7 @@ class Engine:
         *,
         expert_parallel: int = 1,
         sparse_clip: bool = False,
-        pad_id: int = PAD_ID,
-        detail: Detail = "none",
+        capture: Capture = "none",
     ) -> None:
         if zero_stage(config) < 3:
             unmark_frozen_experts(model)
@@ -101,7 +98,7 @@ class Engine:
         )
         self.accumulate = int(config["gradient_accumulation_steps"])
         self.expert_parallel = expert_parallel
-        self._pad_id, self._detail = pad_id, detail
+        self._capture = capture
         self._scale = LossScale(self.deepspeed)
         weights = sparse_clip_weights(model) if sparse_clip else {}
         self._plain: PlainClipping | None = None
@@ -112,11 +109,7 @@ class Engine:
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Forward of a batch on `device`; logits are (N, V), a row per real target token."""
-        select = batch.tgt_out != self._pad_id
-        inputs = [batch.src, batch.tgt_in, select, batch.num_tokens]
-        if self._detail != "none":  # external models need not know of it
-            inputs.append(self._detail)
-        output: ModelOutput = self.deepspeed(*inputs)
+        output: ModelOutput = self.deepspeed(batch.inputs, self._capture)
         return output
 
     @property

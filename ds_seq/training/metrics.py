@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.stats import packed, report
 from ds_seq.training.heat_map import Panel

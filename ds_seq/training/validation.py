@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ds_seq.criterions.base import Criterion
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.training.engine import Engine
 from ds_seq.training.metrics import LossSums
 

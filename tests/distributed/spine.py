@@ -17,9 +17,9 @@ from ds_seq.config.optim import AdamConfig, SgdConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.output import Detail
+from ds_seq.models.output import Capture
 from ds_seq.models.weights import load_weights, persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
@@ -30,6 +30,7 @@ from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.checkpoint import restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState, full_shape
+from tests.batches import batch_of
 
 VOCAB = 23
 SIZES = ((2, 5), (3, 7), (1, 3), (4, 4), (2, 2), (1, 9), (3, 3), (2, 6))  # sentences, length
@@ -79,10 +80,7 @@ def batches(update: int, count: int = FEW) -> list[Batch]:
         src[0, length - 1 :], tgt[0, length - 2 :] = 1, 1  # padding
         if index in (3, count - 1) and update % 2:
             src, tgt = torch.tensor([[2]]), torch.tensor([[1]])
-        tgt_in = torch.cat([torch.full_like(tgt[:, :1], 2), tgt[:, :-1]], dim=1)
-        made.append(
-            Batch(torch.arange(len(src)), src, tgt_in, tgt, int((tgt != 1).sum()), len(src))
-        )
+        made.append(batch_of(src, tgt))
     return made
 
 
@@ -101,7 +99,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     sections: dict[str, Any] | None = None,
     micro_batches: int = FEW,
     prepare: Callable[[nn.Module], object] | None = None,
-    detail: Detail = "none",
+    capture: Capture = "none",
 ) -> Engine:
     """An engine as `ds_seq.train` makes it.
 
@@ -119,7 +117,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         sections: more sections of the DeepSpeed JSON.
         micro_batches: of an update over all ranks.
         prepare: may change the model when it is new.
-        detail: what the output shall hold of the model's layers.
+        capture: what the output shall hold of the model's layers.
     """
     train = TrainConfig(
         accumulate=micro_batches // distributed.world_size(),
@@ -152,7 +150,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         engine_config(train, json, moe=True),
         expert_parallel=expert_parallel,
         sparse_clip=sparse_clip,
-        detail=detail,
+        capture=capture,
     )
     if checkpoint is not None:
         restore(engine, checkpoint)
@@ -218,8 +216,7 @@ def emulate(
         total = torch.zeros(())
         own.zero_grad(set_to_none=False)
         for batch in everyone:
-            select = batch.tgt_out != 1
-            output = net(batch.src, batch.tgt_in, select, batch.num_tokens)
+            output = net(batch.inputs)
             loss = criterion(output, batch)
             balancer.add(output.moe_stats)
             (loss.total / tokens).backward()

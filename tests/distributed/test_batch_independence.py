@@ -18,6 +18,7 @@ from ds_seq.generation.translate import BatchLimits, translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.sigmoid import SigmoidGate
+from tests.batches import inputs_of
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_generation import CPU, SEARCH, share
@@ -68,7 +69,7 @@ def _together(net: nn.Module, pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor
         nn.utils.rnn.pad_sequence(list(s), batch_first=True, padding_value=1) for s in sides
     )
     with torch.no_grad():
-        logits = net(src, tgt, tgt != 1).logits
+        logits = net(inputs_of(src, tgt)).logits
     return list(logits.split([len(target) for _, target in pairs]))
 
 

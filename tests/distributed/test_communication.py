@@ -36,7 +36,7 @@ def _count(recompute: bool, load_balance: str) -> dict[str, Counter[str]]:
     losses: list[torch.Tensor] = []
 
     def forward() -> None:
-        output = net(batch.src, batch.tgt_in)
+        output = net(batch.inputs)
         losses.append(output.logits.square().mean() + sum(output.gate_losses.values()))
 
     found = {"training": _collectives(forward)}
@@ -50,7 +50,7 @@ def _count(recompute: bool, load_balance: str) -> dict[str, Counter[str]]:
 def _count_nothing() -> Counter[str]:
     net = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
     batch = spine.batches(0)[distributed.rank()]
-    return _collectives(lambda: net(batch.src, batch.tgt_in).logits.sum().backward())
+    return _collectives(lambda: net(batch.inputs).logits.sum().backward())
 
 
 CASES = [(recompute, balance) for recompute in (False, True) for balance in ("rank", "global")]

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.criterions.selection import QueueGate
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
+from tests.batches import batch_of
 from tests.distributed.harness import run_distributed
 
 PAD, UPDATES, FEW = 1, 6, 4
@@ -31,7 +32,7 @@ def _batch(update: int, index: int) -> tuple[Tensor, Batch]:
     nll = torch.rand(sum(lengths), generator=generator)
     if update == 2 and len(nll):
         nll[0] = float("nan")
-    return nll, Batch(torch.arange(rows), source, target, target, len(nll), len(lengths))
+    return nll, batch_of(source, target)
 
 
 def _run(tags: tuple[int, ...]) -> tuple[Picked, dict[str, Tensor]]:
@@ -40,7 +41,7 @@ def _run(tags: tuple[int, ...]) -> tuple[Picked, dict[str, Tensor]]:
     for update in range(UPDATES):
         for index in range(distributed.rank(), FEW, distributed.world_size()):
             nll, batch = _batch(update, index)
-            picked[update, index] = gate.select(nll, batch, PAD).tolist()
+            picked[update, index] = gate.select(nll, batch).tolist()
         gate.end_update(applied=update != 3)
     return picked, gate.state()
 

@@ -107,4 +107,4 @@ def test_an_unconnected_expert_parallel_layer_says_so() -> None:
     model = build_seq2seq(spine.model_config(), spine.VOCAB, 2, 0)
     batch = spine.batches(0)[0]
     with pytest.raises(RuntimeError, match="connect_expert_parallel"):
-        model(batch.src, batch.tgt_in)
+        model(batch.inputs)

@@ -35,9 +35,9 @@ def lines(count: int) -> list[str]:
 class CollectiveModel(TableModel):
     """Every forward waits for all ranks, as with expert parallelism; all must do the same one."""
 
-    def encode(self, src: Tensor) -> Tensor:
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
         self.meet(1.0)
-        return super().encode(src)
+        return super().encode(source, source_mask)
 
     def decode_step(self, tokens: Tensor, cache: TableCache) -> Tensor:
         self.meet(2.0)

@@ -47,14 +47,14 @@ def _gradients_of_one_process(joint: bool) -> dict[str, Tensor]:
         gate.sum_over_ranks = note
         counts.clear()
         for batch in group:
-            net(batch.src, batch.tgt_in, batch.tgt_out != 1)
+            net(batch.inputs)
         layers = len(counts) // WORLD
         summed = [sum(counts[layer::layers], torch.zeros(4)) for layer in range(layers)]
         for index, batch in enumerate(group):
             own = counts[index * layers : (index + 1) * layers]
             answers = iter(summed if joint else own)
             gate.sum_over_ranks = lambda values, answers=answers: next(answers)
-            output = net(batch.src, batch.tgt_in, batch.tgt_out != 1)
+            output = net(batch.inputs)
             (criterion(output, batch).total / tokens).backward()
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 

@@ -13,7 +13,7 @@ from ds_seq import distributed
 from ds_seq.config.model import ModelConfig, MoeConfig
 from ds_seq.config.objective import AttentionConfig, HiddenConfig
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
 from ds_seq.models.weights import persistent_buffers
@@ -77,14 +77,14 @@ def _total(loss: Callable[[ModelOutput, Batch], Any]) -> Callable[[ModelOutput, 
 
     @torch.no_grad()
     def teach(batch: Batch) -> Any:
-        return teacher(batch.src, batch.tgt_in, detail="attention").layers
+        return teacher(batch.inputs, "attention").layers
 
     def total(output: ModelOutput, batch: Batch) -> Tensor:
         assert output.layers is not None
         pair = (output.layers, teach(batch))
-        hidden = hidden_loss(*pair, batch, PAD, HiddenConfig(normalize=True))
+        hidden = hidden_loss(*pair, batch, HiddenConfig(normalize=True))
         value: Tensor = loss(output, batch).total + hidden
-        return value + attention_loss(*pair, batch, PAD, AttentionConfig())
+        return value + attention_loss(*pair, batch, AttentionConfig())
 
     return total
 
@@ -97,7 +97,7 @@ def _spread(case: Case) -> Outcome:
         optimizer=spine.SGD,
         precision=case.precision,
         prepare=lambda net: freeze(net, case.parts),
-        detail="attention",
+        capture="attention",
     )
     check = FrozenCheck(engine.module)
     losses = _train(engine)
@@ -152,8 +152,7 @@ def _plain(case: Case) -> Outcome:
         tokens, summed = sum(batch.num_tokens for batch in everyone), 0.0
         own.zero_grad()
         for batch in everyone:
-            select = batch.tgt_out != PAD
-            output = net(batch.src, batch.tgt_in, select, batch.num_tokens, "attention")
+            output = net(batch.inputs, "attention")
             loss = total(output, batch)
             balancer.add(output.moe_stats)
             (loss / tokens).backward()

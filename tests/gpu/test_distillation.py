@@ -10,7 +10,7 @@ import torch
 from ds_seq.config.objective import DistillationConfig, Divergence, Strategy
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.dataset import Batch, TopTokens
+from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
 from tests.distributed import spine
@@ -27,7 +27,7 @@ def results_of(
     generator = torch.Generator().manual_seed(1)
     parts, gradient = {}, torch.zeros(0)
     answers: list[TeacherOutput] = []
-    criterion = Distillation(config, lambda batch: answers[-1], pad_id=1, tags=TAGS)
+    criterion = Distillation(config, lambda batch: answers[-1], TAGS)
     for batch in spine.batches(0)[:2]:
         shape = batch.num_tokens, spine.VOCAB
         logits, scores = (3 * torch.randn(shape, generator=generator) for _ in range(2))
@@ -79,16 +79,15 @@ def test_hidden_states_and_maps_in_bf16() -> None:
     )
 
     def teach(batch: Batch) -> TeacherOutput:
-        output = teacher(batch.src, batch.tgt_in, batch.tgt_out != 1, batch.num_tokens, "attention")
+        output = teacher(batch.inputs, "attention")
         return TeacherOutput(output.logits, layers=output.layers)
 
-    criterion = Distillation(config, teach, pad_id=1)
+    criterion = Distillation(config, teach)
     optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
     batch = spine.batches(0)[0].to("cuda")
     totals = []
     for _ in range(20):
-        inputs = batch.src, batch.tgt_in, batch.tgt_out != 1, batch.num_tokens
-        loss = criterion(student(*inputs, "attention"), batch)
+        loss = criterion(student(batch.inputs, "attention"), batch)
         totals.append(loss.total.item())
         optimizer.zero_grad()
         (loss.total / batch.num_tokens).backward()

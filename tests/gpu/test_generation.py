@@ -13,6 +13,7 @@ import torch
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.moe import MoeConfig
+from ds_seq.data.padding import pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.constraints import Constraints
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
@@ -60,9 +61,7 @@ def make(moe: MoeConfig | None, dtype: torch.dtype, device: str) -> Seq2SeqTrans
 
 
 def search(kind: BeamSearch, model: Seq2SeqTransformer, device: str) -> list[list[Hypothesis]]:
-    width = max(map(len, SOURCES))
-    src = torch.tensor([source + [1] * (width - len(source)) for source in SOURCES])
-    return kind.search(model, src.to(device))
+    return kind.search(model, *pad_rows(SOURCES, 1).to(torch.device(device)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

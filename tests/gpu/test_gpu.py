@@ -48,7 +48,7 @@ def test_gpu_and_cpu_give_the_same_logits_and_gradients(moe: MoeConfig | None) -
     for device in ("cpu", "cuda"):
         model = _model(moe).to(device)
         moved = batch.to(device)
-        logits = model(moved.src, moved.tgt_in, moved.tgt_out != 1, moved.num_tokens).logits
+        logits = model(moved.inputs).logits
         logits.square().mean().backward()
         grads = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
         results.append((logits.detach().cpu(), grads))
@@ -80,9 +80,8 @@ def test_moe_in_bf16_trains() -> None:
     batch = spine.batches(0)[1].to("cuda")
     losses = []
     for _ in range(30):
-        select = batch.tgt_out != 1
-        logits = model(batch.src, batch.tgt_in, select, batch.num_tokens).logits
-        loss = torch.nn.functional.cross_entropy(logits.float(), batch.tgt_out[select])
+        logits = model(batch.inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch.real_labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -14,6 +14,7 @@ from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
 from ds_seq.rescore import main
+from tests.batches import inputs_of
 from tests.data.toy import toy_pairs, write_toy
 from tests.unit.interop.made import experiment, write_run
 
@@ -66,7 +67,7 @@ def expected(lab: Path, name: str) -> list[list[float]]:
             found.append([])
             continue
         tgt_in = torch.tensor([[run.vocab.eos_id, *target]])
-        logits = run.model(torch.tensor([[*source, run.vocab.eos_id]]), tgt_in).logits[0]
+        logits = run.model(inputs_of(torch.tensor([[*source, run.vocab.eos_id]]), tgt_in)).logits
         scores = logits.double().log_softmax(-1)
         found.append([float(scores[n, t]) for n, t in enumerate([*target, run.vocab.eos_id])])
     return found

@@ -12,28 +12,22 @@ from torch.profiler import ProfilerActivity, profile
 from ds_seq.config.objective import DistillationConfig
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.dataset import Batch, TopTokens
+from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens
 from ds_seq.models.output import ModelOutput
+from tests import batches
 
 PAD = 1
 WORDS = 7  # vocabulary of `logits_with`
 
 
-def batch_of(targets: list[list[int]], tags: Sequence[int] | None = None) -> Batch:
+def batch_of(targets: list[list[int]], tags: Sequence[int] | None = None) -> Batch[Seq2SeqInputs]:
     """A batch of these targets; sources open with ``tags``."""
-    tgt_out = torch.tensor(targets)
-    src = tgt_out if tags is None else torch.tensor([[tag, 5, 2] for tag in tags])
-    return Batch(
-        indices=torch.arange(len(targets)),
-        src=src,
-        tgt_in=tgt_out,
-        tgt_out=tgt_out,
-        num_tokens=int((tgt_out != PAD).sum()),
-        num_sentences=len(targets),
-    )
+    labels = torch.tensor(targets)
+    source = labels if tags is None else torch.tensor([[tag, 5, 2] for tag in tags])
+    return batches.batch_of(source, labels)
 
 
-def row_batch(count: int, tag: int = 4) -> Batch:
+def row_batch(count: int, tag: int = 4) -> Batch[Seq2SeqInputs]:
     """One sentence of ``count`` tokens, all of them word 3."""
     return batch_of([[3] * max(count, 1)] if count else [[PAD]], [tag])
 
@@ -63,7 +57,7 @@ def distillation(
         scores = torch.zeros(batch.num_tokens, WORDS) if teacher is None else teacher
         return TeacherOutput(scores)
 
-    return Distillation(config, teach, PAD, tags)
+    return Distillation(config, teach, tags)
 
 
 def top_tokens(teacher: Tensor, k: int) -> TopTokens:

@@ -16,7 +16,7 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.losses import GATE_LOSSES
@@ -24,7 +24,7 @@ from tests.unit.criterions.made import PAD, batch_of, distillation, output_of, r
 
 
 def test_padding_does_not_count() -> None:
-    criterion = CrossEntropy(0.1, "fairseq", PAD)
+    criterion = CrossEntropy(0.1, "fairseq")
     logits = torch.randn(3, 6)
     padded, plain = batch_of([[4, 5, PAD, PAD], [3, PAD, PAD, PAD]]), batch_of([[4, 5, 3]])
     torch.testing.assert_close(
@@ -33,13 +33,13 @@ def test_padding_does_not_count() -> None:
 
 
 def combined(weights: dict[str, float | None], logits: Tensor, batch: Batch) -> Loss:
-    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq", PAD), weights, GATE_LOSSES)
+    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq"), weights, GATE_LOSSES)
     return criterion(output_of(logits, load_balance=1.5, router_z=0.25), batch)
 
 
 def test_gate_losses_are_weighted_by_name_and_logged_unweighted() -> None:
     logits, batch = torch.randn(3, 6), batch_of([[4, 5, 3]])
-    base = CrossEntropy(0.1, "fairseq", PAD)(output_of(logits), batch).total
+    base = CrossEntropy(0.1, "fairseq")(output_of(logits), batch).total
     everything = combined({}, logits, batch)
     torch.testing.assert_close(everything.total, base + 3 * (1.5 + 0.25))
     weighted = combined({"load_balance": 0.01, "router_z": None, "base": 2.0}, logits, batch)
@@ -62,7 +62,7 @@ def test_total_per_token_does_not_change_when_the_batch_is_doubled() -> None:
 
 def test_an_unknown_loss_name_is_refused() -> None:
     with pytest.raises(UserError, match="'gate'; known: base, load_balance, router_z"):
-        ModelAndBase(CrossEntropy(0.1, "fairseq", PAD), {"gate": 1.0}, GATE_LOSSES)
+        ModelAndBase(CrossEntropy(0.1, "fairseq"), {"gate": 1.0}, GATE_LOSSES)
 
 
 def test_distillation_stands_beside_gate_losses() -> None:
@@ -83,9 +83,9 @@ def test_what_a_base_remembers_and_asks_for_is_that_of_the_whole() -> None:
     options: dict[str, Any] = {"strategy": "global_level", "queue_size": 4, "rate": 0.5}
     base = distillation(hidden={}, **options)
     whole = ModelAndBase(base, {}, GATE_LOSSES)
-    assert (base.detail, whole.detail) == ("hidden", "hidden")
-    assert ModelAndBase(distillation(attention={}), {}, GATE_LOSSES).detail == "attention"
-    assert ModelAndBase(CrossEntropy(0.1, "torch", PAD), {}, GATE_LOSSES).detail == "none"
+    assert (base.capture, whole.capture) == ("hidden", "hidden")
+    assert ModelAndBase(distillation(attention={}), {}, GATE_LOSSES).capture == "attention"
+    assert ModelAndBase(CrossEntropy(0.1, "torch"), {}, GATE_LOSSES).capture == "none"
 
     whole = ModelAndBase(distillation(**options), {}, GATE_LOSSES)
     outputs = output_of(torch.randn(3, 7))
@@ -125,7 +125,7 @@ def test_a_plug_in_is_a_criterion_or_becomes_one() -> None:
     plain = build_criterion(
         ExternalConfig(name=f"{__name__}:Doubled", options={"factor": 2.0}), None
     )
-    assert isinstance(plain, Criterion) and plain.detail == "none" and plain.state() == {}
+    assert isinstance(plain, Criterion) and plain.capture == "none" and plain.state() == {}
     plain.train(False)
     plain.end_update(True)
     plain.load_state({})

@@ -15,10 +15,9 @@ from ds_seq.criterions.base import Loss
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.dataset import Batch, TopTokens
+from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from tests.unit.criterions.made import (
-    PAD,
     WORDS,
     batch_of,
     chosen,
@@ -106,7 +105,7 @@ def test_the_teacher_is_not_differentiated_and_does_not_pull_at_its_equal() -> N
         return TeacherOutput(logits)
 
     config = DistillationConfig(teacher="run", temperature=1.5, **KD_ONLY)
-    loss = Distillation(config, teach, PAD)(output_of(student), batch)
+    loss = Distillation(config, teach)(output_of(student), batch)
     loss.total.backward()
     assert loss.parts["kd"].item() == pytest.approx(0.0, abs=1e-5) and weights.grad is None
     assert student.grad is not None
@@ -126,7 +125,7 @@ def test_total_per_token_does_not_change_when_the_batch_is_doubled(
             criterion = distillation(
                 teacher.repeat(copies, 1), strategy=strategy, rate=0.35, shared_queue=shared
             )
-            several = batch_of(batch.tgt_out.tolist() * copies, [4] * copies)
+            several = batch_of(batch.labels.tolist() * copies, [4] * copies)
             loss = criterion(output_of(student.repeat(copies, 1)), several)
             per_token.append(loss.total / several.num_tokens)
         torch.testing.assert_close(*per_token)
@@ -139,7 +138,7 @@ def test_accumulation_changes_nothing(strategy: str) -> None:
     for cuts in ((0, 9), (0, 2, 2, 7, 9)):  # an empty batch among them
         said = [teacher]
         config = DistillationConfig(teacher="run", strategy=strategy, rate=0.4)  # type: ignore[arg-type]
-        criterion = Distillation(config, lambda batch, said=said: TeacherOutput(said[0]), PAD)
+        criterion = Distillation(config, lambda batch, said=said: TeacherOutput(said[0]))
         for _ in range(2):  # the first update fills the queue
             total, leaf = torch.zeros(()), student.clone().requires_grad_()
             for start, end in pairwise(cuts):
@@ -212,7 +211,7 @@ def test_without_a_queue_there_is_nothing_to_save(strategy: str) -> None:
 
 def cached(**options: Any) -> Distillation:
     config = DistillationConfig(cache="folder", label_smoothing=0.0, **options)
-    return Distillation(config, lambda batch: TeacherOutput(None, batch.teacher), PAD)
+    return Distillation(config, lambda batch: TeacherOutput(None, batch.teacher))
 
 
 @pytest.mark.parametrize("strategy", ["word_seq_level", "batch_level", "global_level"])
@@ -248,7 +247,7 @@ def test_a_batch_that_nobody_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def layer_outputs(batch: Batch, seed: int) -> LayerOutputs:
     generator = torch.Generator().manual_seed(seed)
-    (rows, source), target = batch.src.shape, batch.tgt_out.shape[1]
+    (rows, source), target = batch.inputs.source.shape, batch.labels.shape[1]
 
     def made(*shape: int) -> tuple[Tensor, ...]:
         return tuple(torch.randn(*shape, generator=generator) for _ in range(2))
@@ -273,12 +272,12 @@ def test_layers_are_weighted_and_logged(weight: float | None) -> None:
     config = DistillationConfig.model_validate(
         {"teacher": "run", "hidden": {"weight": weight}, "attention": {"weight": 0.5}}
     )
-    criterion = Distillation(config, lambda _: TeacherOutput(teacher, layers=other), PAD)
-    assert criterion.detail == "attention"
+    criterion = Distillation(config, lambda _: TeacherOutput(teacher, layers=other))
+    assert criterion.capture == "attention"
     loss = criterion(ModelOutput(student.requires_grad_(), {}, [], own), batch)
     assert config.hidden is not None and config.attention is not None
-    hidden = hidden_loss(own, other, batch, PAD, config.hidden)
-    attention = attention_loss(own, other, batch, PAD, config.attention)
+    hidden = hidden_loss(own, other, batch, config.hidden)
+    attention = attention_loss(own, other, batch, config.attention)
     torch.testing.assert_close(loss.parts["hidden"], hidden.detach())
     torch.testing.assert_close(loss.parts["attention"], attention.detach())
     tokens = loss.parts["ce"] + loss.parts["kd"]
@@ -299,7 +298,7 @@ def test_half_precision_learns_from_a_teacher_for_200_updates(strategy: str) -> 
     config = DistillationConfig.model_validate(
         {"teacher": "run", "strategy": strategy, "queue_size": 100, "temperature": 2.0}
     )
-    criterion = Distillation(config, lambda _: TeacherOutput(teacher[words].half()), PAD, [4])
+    criterion = Distillation(config, lambda _: TeacherOutput(teacher[words].half()), [4])
     optimizer = torch.optim.Adam([table], lr=0.05)
     distances = []
     for _ in range(200):

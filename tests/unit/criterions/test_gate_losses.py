@@ -11,11 +11,12 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.criterions.base import Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.losses import GATE_LOSSES
+from tests.batches import batch_of
 
 VOCAB = 19
 
@@ -32,13 +33,12 @@ def make_batch(copies: int = 1) -> Batch:
     src, tgt = (torch.randint(4, VOCAB, (3, 5), generator=generator) for _ in range(2))
     src[1, 3:], tgt[2, 2:] = 1, 1
     src, tgt = src.repeat(copies, 1), tgt.repeat(copies, 1)
-    return Batch(torch.arange(len(src)), src, tgt, tgt, int((tgt != 1).sum()), len(src))
+    return batch_of(src, tgt)
 
 
 def loss_of(model: Seq2SeqTransformer, batch: Batch, weights: dict[str, float]) -> Loss:
-    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq", 1), weights, GATE_LOSSES)
-    select = batch.tgt_out != 1
-    return criterion(model(batch.src, batch.tgt_in, select, batch.num_tokens), batch)
+    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq"), weights, GATE_LOSSES)
+    return criterion(model(batch.inputs), batch)
 
 
 @pytest.mark.parametrize("placement", ["encoder", "decoder", "both"])

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ds_seq.config.objective import AttentionConfig, HiddenConfig
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.models.output import LayerOutputs
+from ds_seq.text.tokenizer import Symbols
+from tests import batches
 
 PAD, EOS = 1, 2
 KINDS = ("encoder", "decoder", "cross")
@@ -24,12 +26,10 @@ def batch_of(source: Sequence[int], target: Sequence[int]) -> Batch:
     src, tgt = (torch.full((len(lengths), max(lengths)), 5) for lengths in (source, target))
     for row, lengths in enumerate(zip(source, target, strict=True)):
         src[row, lengths[0] :], tgt[row, lengths[1] :] = PAD, PAD
-    return Batch(torch.arange(len(src)), src, tgt, tgt, sum(target), len(src))
+    return batches.batch_of(src, tgt)
 
 
-EMPTY = Batch(
-    torch.zeros(0, dtype=torch.int64), *(torch.tensor([[i]]) for i in (EOS, EOS, PAD)), 0, 0
-)
+EMPTY = empty_seq2seq_batch(Symbols(pad=PAD, eos=EOS, unk=3, start=EOS))
 
 
 def made(
@@ -37,8 +37,8 @@ def made(
 ) -> LayerOutputs:
     """Random layers that fit a batch: maps are 0 where nothing may be seen."""
     generator = torch.Generator().manual_seed(seed)
-    rows, source, target = *batch.src.shape, batch.tgt_out.shape[1]
-    padding = (batch.src == PAD)[:, None, None]
+    rows, source, target = *batch.inputs.source.shape, batch.labels.shape[1]
+    padding = ~batch.inputs.source_mask[:, None, None]
     future = torch.ones(target, target).triu(1).bool()
 
     def states(depth: int, length: int) -> tuple[Tensor, ...]:
@@ -96,8 +96,8 @@ def both_losses(
     attention = AttentionConfig(**options)  # type: ignore[arg-type]
     return torch.stack(
         [
-            hidden_loss(student, teacher, batch, PAD, hidden),
-            attention_loss(student, teacher, batch, PAD, attention),
+            hidden_loss(student, teacher, batch, hidden),
+            attention_loss(student, teacher, batch, attention),
         ]
     )
 
@@ -110,10 +110,10 @@ def one_layer(encoder: list[float], decoder: list[float]) -> LayerOutputs:
 def test_hidden_worked_numbers() -> None:
     batch = batch_of([1], [1])
     student, teacher = one_layer([1, 2, 3, 5], [0, 0]), one_layer([1, 0, 0, 4], [3, 4])
-    loss = hidden_loss(student, teacher, batch, PAD, HiddenConfig())
+    loss = hidden_loss(student, teacher, batch, HiddenConfig())
     assert loss.item() == pytest.approx((4 + 9 + 1) / 4 + (9 + 16) / 2)
     student, teacher = one_layer([1, 3], [5, 5]), one_layer([40, -20], [8, 6])
-    loss = hidden_loss(student, teacher, batch, PAD, HiddenConfig(normalize=True))
+    loss = hidden_loss(student, teacher, batch, HiddenConfig(normalize=True))
     # brought to mean 0 and variance 1: (-1, 1) beside (1, -1), (0, 0) beside (1, -1)
     assert loss.item() == pytest.approx(4 + 1, rel=1e-4)
 
@@ -128,9 +128,9 @@ def test_attention_worked_numbers() -> None:
     expected = {"encoder": 2 * 0.1308123, "decoder": 0.1438410, "cross": 0.0}
     for kind, value in expected.items():
         config = AttentionConfig(kinds=[kind])  # type: ignore[list-item]
-        loss = attention_loss(own, other, batch, PAD, config)
+        loss = attention_loss(own, other, batch, config)
         assert loss.item() == pytest.approx(value, abs=1e-6), kind
-    loss = attention_loss(own, other, batch, PAD, AttentionConfig())
+    loss = attention_loss(own, other, batch, AttentionConfig())
     assert loss.item() == pytest.approx(sum(expected.values()), abs=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_attention_is_a_mean_over_heads_and_unequal_heads_are_averaged_first() -
 
     def loss(own: Tensor, other: Tensor) -> float:
         pair = (LayerOutputs((), (), (x,)) for x in (own, other))
-        return attention_loss(*pair, batch, PAD, config).item()
+        return attention_loss(*pair, batch, config).item()
 
     assert loss(flat, heads) == pytest.approx(2 * 0.1308123, abs=1e-6)
     assert loss(flat[:, :1], heads) == pytest.approx(0.0, abs=1e-6)
@@ -165,7 +165,7 @@ def test_a_sentence_counts_alike_alone_and_among_others(normalize: bool) -> None
     torch.testing.assert_close(together, alone)
     padded = (rows_of(layers, [2, 0, 1], 11, 9) for layers in (student, teacher))
     wide = batch_of([5, 7, 2, 11], [1, 3, 6, 9])
-    cut = Batch(wide.indices[:3], wide.src[:3], wide.tgt_in[:3], wide.tgt_out[:3], 10, 3)
+    cut = batches.batch_of(wide.inputs.source[:3], wide.labels[:3])
     torch.testing.assert_close(both_losses(*padded, cut, normalize), alone)
 
 
@@ -245,7 +245,7 @@ def reference(
     student: LayerOutputs, teacher: LayerOutputs, batch: Batch, normalize: bool
 ) -> Tensor:
     """Both losses of stacks of equal depth as the formulas say, token by token in float64."""
-    source, target = batch.src != PAD, batch.tgt_out != PAD
+    source, target = batch.inputs.source_mask, batch.mask
     hidden = torch.zeros((), dtype=torch.float64)
     attention = torch.zeros((), dtype=torch.float64)
     reals = (source, target, source, target, target)
@@ -296,7 +296,7 @@ def test_half_precision_overflows_nowhere(dtype: torch.dtype) -> None:
         assert losses.isfinite().all()
     maps = with_grad(big)
     loss_scale = 2.0**24
-    (attention_loss(maps, teacher, batch, PAD, AttentionConfig()) * loss_scale).backward()
+    (attention_loss(maps, teacher, batch, AttentionConfig()) * loss_scale).backward()
     assert all(x.grad.isfinite().all() for group in maps[2:] for x in group)
     exact = both_losses(with_grad(big), teacher, batch)
     torch.testing.assert_close(both_losses(half, teacher, batch), exact, rtol=1e-2, atol=0)

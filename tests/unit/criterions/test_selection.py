@@ -17,7 +17,7 @@ NAN, INF = math.nan, math.inf
 def judge(gate: BatchGate | QueueGate, values: list[float], tag: int = 4) -> list[float]:
     """The losses of the tokens that a gate selects of one sentence."""
     nll = torch.tensor(values)
-    picked: list[float] = nll[gate.select(nll, row_batch(len(values), tag), PAD)].tolist()
+    picked: list[float] = nll[gate.select(nll, row_batch(len(values), tag))].tolist()
     return [round(value, 6) for value in picked]
 
 
@@ -47,7 +47,7 @@ def test_padding_is_neither_counted_nor_selected() -> None:
     batch = batch_of([[4, 5, PAD, PAD], [3, PAD, PAD, PAD]])
     nll = torch.tensor([2.0, 1.0, 3.0])
     for gate in (BatchGate(0.25), QueueGate(0.25, 9, shared=False)):
-        assert gate.select(nll, batch, PAD).tolist() == [2]
+        assert gate.select(nll, batch).tolist() == [2]
 
 
 def test_the_gate_is_exact_for_any_count_and_rate() -> None:
@@ -160,7 +160,7 @@ def test_an_empty_batch_is_no_trouble(shared: bool) -> None:
     update(gate, [1, 2], tag=4)
     assert update(gate, []) == []
     assert queue(gate, "4") == [1, 2]
-    assert BatchGate(0.5).select(torch.zeros(0), row_batch(0), PAD).tolist() == []
+    assert BatchGate(0.5).select(torch.zeros(0), row_batch(0)).tolist() == []
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -168,7 +168,7 @@ def test_every_language_has_its_queue_and_its_gate(shared: bool) -> None:
     gate = QueueGate(0.5, 4, shared, tags=[9, 6])
     # sentences of 3, 1, 2 and 1 tokens in languages 6, 9, none, 6
     batch = batch_of([[3, 3, 2], [2, PAD, PAD], [3, 2, PAD], [2, PAD, PAD]], [6, 9, 5, 6])
-    gate.select(torch.tensor([1.0, 2, 3, 50, 70, 80, 4]), batch, PAD)
+    gate.select(torch.tensor([1.0, 2, 3, 50, 70, 80, 4]), batch)
     gate.end_update(True)
     prefix = "" if shared else "rank0."
     state = {name: values.tolist() for name, values in gate.state().items()}
@@ -179,7 +179,7 @@ def test_every_language_has_its_queue_and_its_gate(shared: bool) -> None:
     }
     gate.training = False  # judged by the queues as they stand: gates 3, 50 and 80
     nll = torch.tensor([2.9, 3, 51, 50, 79, 81, 3.1])
-    assert gate.select(nll, batch, PAD).tolist() == [1, 2, 3, 5, 6]
+    assert gate.select(nll, batch).tolist() == [1, 2, 3, 5, 6]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -191,11 +191,11 @@ def test_saved_and_restored_it_goes_on_as_if_nothing_had_happened(shared: bool) 
         return [(torch.rand(9, generator=generator), tag) for tag in (6, 9, 4, 6)]
 
     for nll, tag in batches():
-        gates[0].select(nll, row_batch(9, tag), PAD)
+        gates[0].select(nll, row_batch(9, tag))
         gates[0].end_update(True)
     gates[1].load_state({name: values.clone() for name, values in gates[0].state().items()})
     for nll, tag in batches():
-        picked = [gate.select(nll, row_batch(9, tag), PAD).tolist() for gate in gates]
+        picked = [gate.select(nll, row_batch(9, tag)).tolist() for gate in gates]
         assert picked[0] == picked[1] and 0 < len(picked[0]) < 9
         for gate in gates:
             gate.end_update(True)

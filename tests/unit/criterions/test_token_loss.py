@@ -20,7 +20,7 @@ from ds_seq.criterions.token_loss import (
     smoothing_weights,
     token_loss,
 )
-from ds_seq.data.dataset import TopTokens
+from ds_seq.data.batch import TopTokens
 from tests.unit.criterions.made import top_tokens
 
 DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "js", "tv")

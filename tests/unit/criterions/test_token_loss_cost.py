@@ -9,7 +9,7 @@ from torch import Tensor
 from ds_seq.config.objective import Divergence
 from ds_seq.criterions import token_loss as module
 from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
-from ds_seq.data.dataset import TopTokens
+from ds_seq.data.batch import TopTokens
 from tests.unit.criterions.made import peak_bytes, softmax_elements, top_tokens
 
 

@@ -11,30 +11,32 @@ import torch
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Symbols
 
 PAD, EOS = 1, 2
+SYMBOLS = Symbols(pad=PAD, eos=EOS, unk=3, start=EOS)
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
 def test_rows_hold_sentences_and_padding_on_the_right(reader: ShardReader, multiple: int) -> None:
     dataset = ParallelDataset(reader)
     wanted = np.array([250, 3, 81, 80, 3])
-    batch = dataset.collate(wanted, PAD, EOS, multiple)
+    batch = dataset.collate(wanted, SYMBOLS, multiple)
     assert batch.indices.tolist() == wanted.tolist()
     assert batch.num_sentences == 5
-    assert batch.num_tokens == int((batch.tgt_out != PAD).sum())
+    assert batch.num_tokens == int(batch.mask.sum())
     for row, index in enumerate(wanted):
         source, target = (side.tolist() for side in reader[index])
         for matrix, ids in (
-            (batch.src, source),
-            (batch.tgt_out, target),
-            (batch.tgt_in, [EOS, *target[:-1]]),
+            (batch.inputs.source, source),
+            (batch.labels, target),
+            (batch.inputs.target, [EOS, *target[:-1]]),
         ):
             assert matrix.dtype == torch.int64
             assert matrix[row].tolist() == ids + [PAD] * (matrix.shape[1] - len(ids))
             assert matrix.shape[1] % multiple == 0
     width = max(len(reader[i][0]) for i in wanted)
-    assert width <= batch.src.shape[1] < width + multiple
+    assert width <= batch.inputs.source.shape[1] < width + multiple
 
 
 def test_pairs_beyond_the_limits_are_left_out_and_counted(reader: ShardReader) -> None:
@@ -45,8 +47,8 @@ def test_pairs_beyond_the_limits_are_left_out_and_counted(reader: ShardReader) -
     assert dataset.num_left_out == len(reader) - len(dataset)
     assert dataset.rows.tolist() == np.flatnonzero(fits).tolist()
     assert dataset.src_lengths.tolist() == reader.src_lengths[fits].tolist()
-    batch = dataset.collate([len(dataset) - 1], PAD, EOS)
-    assert batch.src[0].tolist() == reader[int(np.flatnonzero(fits)[-1])][0].tolist()
+    batch = dataset.collate([len(dataset) - 1], SYMBOLS)
+    assert batch.inputs.source[0].tolist() == reader[int(np.flatnonzero(fits)[-1])][0].tolist()
     assert batch.indices.tolist() == [np.flatnonzero(fits)[-1]], "the number is that of the line"
 
 
@@ -56,15 +58,14 @@ def test_limits_that_leave_nothing_name_the_keys(reader: ShardReader) -> None:
 
 
 def test_empty_batch_has_a_row_but_no_token(shards: Path) -> None:
-    batch = ParallelDataset(ShardReader(shards, "train")).collate([], PAD, EOS)
-    assert batch.src.tolist() == [[EOS]]
-    assert batch.tgt_in.tolist() == [[EOS]]
-    assert batch.tgt_out.tolist() == [[PAD]]
+    batch = ParallelDataset(ShardReader(shards, "train")).collate([], SYMBOLS)
+    assert batch.inputs.source.tolist() == batch.inputs.target.tolist() == [[EOS]]
+    assert batch.labels.tolist() == [[PAD]]
     assert (batch.num_tokens, batch.num_sentences, len(batch.indices)) == (0, 0, 0)
 
 
 def test_batch_moves_as_a_whole(reader: ShardReader) -> None:
-    batch = ParallelDataset(reader).collate([1, 2], PAD, EOS).to("meta")
-    tensors = (batch.indices, batch.src, batch.tgt_in, batch.tgt_out)
+    batch = ParallelDataset(reader).collate([1, 2], SYMBOLS).to("meta")
+    tensors = (batch.indices, *batch.inputs[:4], batch.labels, batch.mask)
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.num_sentences == 2

@@ -7,14 +7,18 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.stream import BatchStream
+from ds_seq.text.tokenizer import Symbols
 
+SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 MAX_TOKENS = 150
 
 
@@ -41,7 +45,10 @@ def _stream(
         accumulate=accumulate,
     )
     return BatchStream(
-        dataset, sampler, pad_id=1, eos_id=2, num_prefetch=num_prefetch, max_epochs=max_epochs
+        partial(dataset.collate, symbols=SYMBOLS),
+        sampler,
+        num_prefetch=num_prefetch,
+        max_epochs=max_epochs,
     )
 
 
@@ -154,11 +161,11 @@ class _BrokenDataset(ParallelDataset):
 
     calls = 0
 
-    def collate(self, *arguments: object) -> Batch:  # type: ignore[override]
+    def collate(self, *arguments: object, **more: object) -> Batch:  # type: ignore[override]
         self.calls += 1
         if self.calls == 3:
             raise OSError("disk gone")
-        return super().collate(*arguments)  # type: ignore[arg-type]
+        return super().collate(*arguments, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_prefetch", [0, 4])

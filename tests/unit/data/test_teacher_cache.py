@@ -23,8 +23,10 @@ from ds_seq.data.teacher_cache import (
     plan_cache,
 )
 from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Symbols
 
-PAD, EOS, TOP_K, MANY = 1, 2, 3, 10**6
+TOP_K, MANY = 3, 10**6
+SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 TEACHER = TeacherRecord("runs/big", "runs/big/checkpoints/update_1", "torch.float32", "ab12")
 
 
@@ -105,19 +107,19 @@ def test_a_batch_brings_a_row_for_each_real_token(reader: ShardReader, cache: Pa
     dataset = ParallelDataset(reader, None, limit)
     assert dataset.num_left_out
     dataset.attach(TeacherCache(cache, "train", reader))
-    batch = dataset.collate([5, 0, len(dataset) - 1, 7], PAD, EOS)
+    batch = dataset.collate([5, 0, len(dataset) - 1, 7], SYMBOLS)
     assert batch.teacher is not None
     ids, log_probs = batch.teacher
     assert ids.shape == log_probs.shape == (batch.num_tokens, TOP_K)
-    assert ids[:, 0].tolist() == batch.tgt_out[batch.tgt_out != PAD].tolist()
+    assert ids[:, 0].tolist() == batch.real_labels.tolist()
     moved = batch.to("meta").teacher
     assert moved is not None and all(tensor.device.type == "meta" for tensor in moved)
-    empty = dataset.collate([], PAD, EOS).teacher
+    empty = dataset.collate([], SYMBOLS).teacher
     assert empty is not None and empty.ids.shape == empty.log_probs.shape == (0, TOP_K)
 
 
 def test_without_a_cache_there_is_no_answer(reader: ShardReader) -> None:
-    assert ParallelDataset(reader).collate([0], PAD, EOS).teacher is None
+    assert ParallelDataset(reader).collate([0], SYMBOLS).teacher is None
 
 
 def test_what_is_not_finished_is_no_cache(reader: ShardReader, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ds_seq.interop.prune import moe_layers
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.weights import model_tensors
+from tests.batches import inputs_of
 from tests.unit.interop.made import experiment
 
 VOCAB = 40
@@ -73,7 +74,7 @@ def _logits(model: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     src, tgt = (torch.randint(4, VOCAB, (3, n), generator=generator) for n in (7, 6))
     src[1, 4:] = tgt[2, 3:] = 1
-    logits: Tensor = model(src, tgt, tgt != 1).logits
+    logits: Tensor = model(inputs_of(src, tgt)).logits
     return logits
 
 

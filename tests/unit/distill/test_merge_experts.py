@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.distill.merge_experts import ExpertUse, measure_use, merge_experts
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.layer import MoeFeedForward
+from tests.batches import batch_of
 from tests.unit.moe.made import FFN, ROUTERS, D, E, dense_twin, make_layer, right_padded
 
 PAD = 1
@@ -150,9 +151,8 @@ class _OneLayer(nn.Module):
         self.layer, self.vectors = layer, vectors
         self.seen: list[Tensor] = []
 
-    def forward(self, src: Tensor, tgt_in: Tensor, real: Tensor, num_tokens: int) -> None:
-        x = self.vectors[src]
-        mask = src != PAD
+    def forward(self, inputs: Seq2SeqInputs) -> None:
+        x, mask = self.vectors[inputs.source], inputs.source_mask
         self.seen.append(self.layer(x, mask, x[:, 0])[0][mask])
 
 
@@ -165,11 +165,11 @@ def _measure(layer: MoeFeedForward, inputs: list[Tensor]) -> ExpertUse:
         src = torch.arange(start, start + x.shape[0] * x.shape[1]).view(x.shape[:2])
         start += src.numel()
         batches.append(_batch(src))
-    return measure_use(model, batches, ["layer"], PAD)["layer"]
+    return measure_use(model, batches, ["layer"])["layer"]
 
 
 def _batch(src: Tensor) -> Batch:
-    return Batch(torch.arange(len(src)), src, src, src, int((src != PAD).sum()), len(src))
+    return batch_of(src, src)
 
 
 def _batches() -> Iterator[Batch]:
@@ -207,7 +207,7 @@ def test_use_is_what_the_outputs_were_multiplied_with(
         _scrambled(made.mix, 40)
     _telling(layer)
     model = _OneLayer(layer, 2 * _random(9, 30, D)).eval()
-    use = measure_use(model, _batches(), ["layer"], PAD)["layer"]
+    use = measure_use(model, _batches(), ["layer"])["layer"]
     seen = torch.cat(model.seen).double().mean(0)  # (D,) over all real tokens
     torch.testing.assert_close(use.experts, seen[:E], rtol=1e-5, atol=1e-6)
     expected = 0.0 if branch in (None, "shared") else float(seen[-1])
@@ -221,7 +221,7 @@ def test_use_does_not_depend_on_the_batches() -> None:
     layer = make_layer("softmax", top_k=2)
     _scrambled(layer.gate)
     model = _OneLayer(layer, _random(9, 30, D)).eval()
-    together = measure_use(model, _batches(), ["layer"], PAD)["layer"]
-    alone = [_batch(row[row != PAD][None]) for batch in _batches() for row in batch.src]
-    apart = measure_use(model, alone, ["layer"], PAD)["layer"]
+    together = measure_use(model, _batches(), ["layer"])["layer"]
+    alone = [_batch(row[row != PAD][None]) for batch in _batches() for row in batch.inputs.source]
+    apart = measure_use(model, alone, ["layer"])["layer"]
     torch.testing.assert_close(apart.experts, together.experts, rtol=1e-6, atol=1e-9)

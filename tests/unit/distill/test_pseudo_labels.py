@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from ds_seq.config.generate import GenerationConfig
+from ds_seq.data.padding import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill import pseudo_labels
@@ -90,7 +90,7 @@ def searched(lab: Path, num_best: int) -> list[list[Hypothesis]]:
     settings = GenerationConfig(beam=3, max_len_a=0, max_len_b=9)
     search = replace(build_search(settings, run.vocab, MAX_POSITIONS), num_best=num_best)
     sources = [source for source, _ in pairs(lab / "data")]
-    return [search.search(run.model, torch.tensor([source]))[0] for source in sources]  # type: ignore[arg-type]
+    return [search.search(run.model, *pad_rows([source], 1))[0] for source in sources]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_best", [1, 3])
@@ -150,15 +150,13 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[lis
         seen: list[list[int]] = []
         left = [batches]
 
-        def search(
-            self: BeamSearch, model: object, src: Tensor, any_rank: None, numbers: list[int]
-        ) -> object:
+        def search(self: BeamSearch, model: object, src: Tensor, *more: object) -> object:
             if left[0] is not None:
                 if left[0] == 0:
                     raise Stop
                 left[0] -= 1
             seen.extend([[i for i in row if i != 1] for row in src.tolist()])
-            return real(self, model, src, any_rank, numbers)  # type: ignore[arg-type]
+            return real(self, model, src, *more)  # type: ignore[arg-type]
 
         monkeypatch.setattr(BeamSearch, "search", search)
         return seen

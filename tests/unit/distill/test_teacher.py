@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ds_seq.config.objective import DistillationConfig
 from ds_seq.criterions import build_criterion
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill import teacher as teacher_module
 from ds_seq.distill.teacher import LiveTeacher, Student, load_teacher
@@ -19,7 +19,9 @@ from ds_seq.errors import UserError
 from ds_seq.interop.export import export
 from ds_seq.interop.run_folder import LoadedRun, load_run
 from ds_seq.models import build_model
-from ds_seq.models.output import LayerOutputs, ModelOutput
+from ds_seq.models.output import Capture, LayerOutputs, ModelOutput
+from ds_seq.text.tokenizer import Symbols
+from tests.batches import batch_of
 from tests.data.toy import toy_pairs
 from tests.unit.interop.made import experiment, write_run
 
@@ -64,14 +66,13 @@ def batch(seed: int = 0, rows: int = 4, length: int = 7) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     src, tgt = torch.randint(4, 130, (2, rows, length), generator=generator)
     src[0, 4:], tgt[1, 3:] = 1, 1
-    tgt_in = torch.cat([torch.full_like(tgt[:, :1], 2), tgt[:, :-1]], dim=1)
-    return Batch(torch.arange(rows), src, tgt_in, tgt, int((tgt != 1).sum()), rows)
+    return batch_of(src, tgt)
 
 
 def direct(lab: Lab, name: str, item: Batch) -> Tensor:
     """The model's own answer."""
     model = load_run(lab.folder / name).model
-    logits: Tensor = model(item.src, item.tgt_in)[0][item.tgt_out != 1]
+    logits: Tensor = model(item.inputs).logits
     return logits
 
 
@@ -147,27 +148,27 @@ def test_an_ensemble_of_half_precision_is_averaged_in_fp32(lab: Lab) -> None:
     assert not torch.equal(said, expected)
 
 
-@pytest.mark.parametrize("detail", ["hidden", "attention"])
-def test_layers_are_shown_when_they_are_asked_for(lab: Lab, detail: str) -> None:
-    asked: dict[str, Any] = {detail: {}}
+@pytest.mark.parametrize("capture", ["hidden", "attention"])
+def test_layers_are_shown_when_they_are_asked_for(lab: Lab, capture: str) -> None:
+    asked: dict[str, Any] = {capture: {}}
     layers = lab.load("dense", **asked)(batch()).layers
     assert layers is not None and len(layers.encoder) == 3 and len(layers.decoder) == 2
-    assert bool(layers.encoder_attention) == (detail == "attention")
+    assert bool(layers.encoder_attention) == (capture == "attention")
 
 
 def test_a_batch_without_sentences_is_read_all_the_same() -> None:
-    empty = Batch(
-        torch.zeros(0), torch.tensor([[2]]), torch.tensor([[2]]), torch.tensor([[1]]), 0, 0
-    )
+    empty = empty_seq2seq_batch(Symbols(pad=1, eos=2, unk=3, start=2))
     model = Fixed(torch.zeros(0, 5))
     said = fixed(model, model)(empty).logits
     assert len(model.calls) == 2 and said is not None and said.shape == (0, 5)
 
 
-def test_a_model_that_knows_nothing_of_layers_can_be_a_teacher() -> None:
-    model = Fixed(torch.zeros(1, 5))
-    fixed(model)(batch())
-    assert len(model.calls[0]) == 4
+@pytest.mark.parametrize("capture", ["none", "hidden"])
+def test_a_model_is_handed_the_inputs_and_what_to_capture(capture: Capture) -> None:
+    model, item = Fixed(torch.zeros(1, 5)), batch()
+    fixed(model, capture=capture)(item)
+    ((inputs, asked),) = model.calls
+    assert inputs is item.inputs and asked == capture
 
 
 def test_a_teacher_learns_nothing(lab: Lab) -> None:
@@ -180,7 +181,7 @@ def test_a_teacher_learns_nothing(lab: Lab) -> None:
     losses = []
     for step in range(5):
         item = batch(step % 2)
-        output = student(item.src, item.tgt_in, item.tgt_out != 1, item.num_tokens)
+        output = student(item.inputs)
         loss = criterion(output, item).total
         optimizer.zero_grad()
         (loss / item.num_tokens).backward()

@@ -15,8 +15,9 @@ from torch import Tensor
 from ds_seq import cli
 from ds_seq.config.objective import DistillationConfig
 from ds_seq.criterions import build_criterion
+from ds_seq.data.batch import Batch
 from ds_seq.data.binarize import binarize
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.data.vocab import Vocab, train_vocab
@@ -24,6 +25,7 @@ from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, load_teacher
 from ds_seq.distill.teacher_cache import main, top_tokens
 from ds_seq.models import build_model
 from ds_seq.models.output import ModelOutput
+from ds_seq.text.tokenizer import Symbols
 from tests.data.toy import write_toy
 from tests.unit.interop.made import experiment, write_run
 
@@ -80,7 +82,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 
 
 def batch_of(dataset: ParallelDataset, pairs: list[int]) -> Batch:
-    return dataset.collate(pairs, 1, 2)
+    return dataset.collate(pairs, Symbols(pad=1, eos=2, unk=3, start=2))
 
 
 def kept(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
-from torch import Tensor
 
+from ds_seq.data.padding import Padded, pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from tests.unit.generation.table_model import EOS, PAD, TableModel, normalised
@@ -23,9 +22,8 @@ def draw_sources(count: int, seed: int = 0) -> list[list[int]]:
     ]
 
 
-def pad(sources: list[list[int]]) -> Tensor:
-    width = max(map(len, sources))
-    return torch.tensor([source + [PAD] * (width - len(source)) for source in sources])
+def pad(sources: list[list[int]]) -> Padded:
+    return pad_rows(sources, PAD)
 
 
 def alike(left: list[Hypothesis], right: list[Hypothesis]) -> bool:
@@ -48,13 +46,13 @@ def check_scores(
 
 def check_batches(model: TableModel, sources: list[list[int]], search: BeamSearch) -> None:
     """A sentence must get the same in any batch, at any place in it."""
-    together = search.search(model, pad(sources))
+    together = search.search(model, *pad(sources))
     numbers = list(range(len(sources)))
     random.Random(0).shuffle(numbers)
-    mixed = search.search(model, pad([sources[n] for n in numbers]), numbers=numbers)
+    mixed = search.search(model, *pad([sources[n] for n in numbers]), numbers=numbers)
     for number, found in zip(numbers, mixed, strict=True):
         assert alike(found, together[number])
-        (alone,) = search.search(model, torch.tensor([sources[number]]), numbers=[number])
+        (alone,) = search.search(model, *pad([sources[number]]), numbers=[number])
         assert alike(alone, together[number])
 
 

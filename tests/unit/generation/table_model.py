@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ds_seq.text.tokenizer import Symbols
+
 BOS, PAD, EOS, UNK = range(4)
 _ROWS = 499
 
@@ -55,9 +57,9 @@ class TableModel:
         self.steps = 0
         self.training = False
 
-    def encode(self, src: Tensor) -> Tensor:
-        places = torch.arange(src.size(1)) + 3
-        return (src.ne(PAD) * (src + 1) * places * places).sum(1) % _ROWS
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        places = torch.arange(source.size(1)) + 3
+        return (source_mask * (source + 1) * places * places).sum(1) % _ROWS
 
     def start_cache(self, encoded: Tensor, beam: int, max_length: int) -> TableCache:
         rows = torch.zeros(len(encoded) * beam, dtype=torch.int64)
@@ -138,6 +140,7 @@ class WordVocab:
     """A vocabulary of the words w3, w4, ...; another word is `<unk>`, as is its id."""
 
     bos_id, pad_id, eos_id, unk_id = BOS, PAD, EOS, UNK
+    symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=EOS, bos=BOS)
     hash = "of words"
 
     def __init__(self, size: int) -> None:

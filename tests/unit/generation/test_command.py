@@ -255,11 +255,11 @@ def test_a_failed_run_is_gone_on_with(
     searched: list[int] = []
     encode = TableModel.encode
 
-    def encode_few(model: TableModel, src: torch.Tensor) -> torch.Tensor:
-        searched.append(src.size(1))
+    def encode_few(model: TableModel, source: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        searched.append(source.size(1))
         if len(searched) == 2:
             raise UserError("no more")
-        return encode(model, src)
+        return encode(model, source, mask)
 
     monkeypatch.setattr(TableModel, "encode", encode_few)
     assert call(*files) == EXIT_USER_ERROR

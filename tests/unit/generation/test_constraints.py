@@ -76,7 +76,7 @@ def test_wide_beam_finds_all_that_contain_them(order: ConstraintOrder, phrases: 
             max_len_b=limit,
             selection=Constraints([[], phrases], order, EOS),
         )
-        _, found = search.search(model, pad(sources))
+        _, found = search.search(model, *pad(sources))
         everything = all_hypotheses(model, sources[1], 1, limit, 1.0)
         expected = sorted((h for h in everything if contains(h[1], phrases, order)), reverse=True)
         assert [h.tokens for h in found] == [tokens for _, tokens in expected]
@@ -96,9 +96,9 @@ def test_narrow_beams_contain_them_too(order: ConstraintOrder, beam: int, end_bi
         max_len_b=5,
         selection=Constraints(phrases, order, EOS),
     )
-    found = search.search(model, pad(sources))
+    found = search.search(model, *pad(sources))
     plain = BeamSearch(beam=beam, num_best=beam, max_len_a=0.5, max_len_b=5)
-    without = plain.search(model, pad(sources))
+    without = plain.search(model, *pad(sources))
     for own, ours, free in zip(phrases, found, without, strict=True):
         assert all(contains(h.tokens, own, order) for h in ours)
         assert own or alike(ours, free)
@@ -114,7 +114,7 @@ def test_limits_give_way_to_the_phrases(order: ConstraintOrder) -> None:
     search = BeamSearch(
         beam=2, max_len_a=0, max_len_b=2, selection=Constraints([phrases], order, EOS)
     )
-    ((best,),) = search.search(TableModel(VOCAB, seed=2), torch.tensor([[5, EOS]]))
+    ((best,),) = search.search(TableModel(VOCAB, seed=2), *pad([[5, EOS]]))
     assert len(best.tokens) == 6
     assert contains(best.tokens, phrases, order)
 
@@ -128,7 +128,7 @@ def test_phrases_may_overlap_in_any_order() -> None:
         max_len_b=7,
         selection=Constraints([phrases], "any", EOS),
     )
-    (found,) = search.search(model, torch.tensor([[4, EOS]]))
+    (found,) = search.search(model, *pad([[4, EOS]]))
     assert all(contains(h.tokens, phrases, "any") for h in found)
     assert min(len(h.tokens) for h in found) == 3
 
@@ -182,7 +182,7 @@ def test_a_prefix_goes_together_with_phrases() -> None:
         guides=(Prefixes([[8, 4]]),),
         selection=Constraints([phrases], "given", EOS),
     )
-    ((best,),) = search.search(model, torch.tensor([[5, EOS]]))
+    ((best,),) = search.search(model, *pad([[5, EOS]]))
     assert best.tokens[:2] == [8, 4]
     assert contains(best.tokens, phrases, "given")
     assert len(best.tokens) <= 5
@@ -192,7 +192,7 @@ def test_where_it_is_impossible_the_score_says_so() -> None:
     search = BeamSearch(
         beam=3, no_repeat_ngram=1, selection=Constraints([[[4], [4]], [[5]]], "any", EOS)
     )
-    (first,), (second,) = search.search(TableModel(VOCAB), pad([[5, EOS], [6, 4, EOS]]))
+    (first,), (second,) = search.search(TableModel(VOCAB), *pad([[5, EOS], [6, 4, EOS]]))
     assert first.score == float("-inf")
     assert not first.tokens
     assert 5 in second.tokens

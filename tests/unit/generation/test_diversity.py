@@ -84,7 +84,7 @@ def check_definition(
 ) -> None:
     model, sources = TableModel(VOCAB, seed=1), draw_sources(12, seed=2)
     search = BeamSearch(beam=beam, num_best=beam, max_len_a=0, max_len_b=LIMIT, selection=selection)
-    found = search.search(model, pad(sources))
+    found = search.search(model, *pad(sources))
     for source, own in zip(sources, found, strict=True):
         expected = sorted(((s / len(t), t[:-1]) for s, t in slow(model, source)), reverse=True)
         assert [h.tokens for h in own] == [tokens for _, tokens in expected]
@@ -119,17 +119,17 @@ def test_without_diversity_it_is_plain_beam_search(selection: SelectionMaker) ->
     model, src = TableModel(VOCAB, seed=3), pad(draw_sources(15))
     for beam in (1, 5):
         plain = BeamSearch(beam=beam, num_best=beam)
-        found = BeamSearch(beam=beam, num_best=beam, selection=selection).search(model, src)
-        assert all(map(alike, found, plain.search(model, src)))
+        found = BeamSearch(beam=beam, num_best=beam, selection=selection).search(model, *src)
+        assert all(map(alike, found, plain.search(model, *src)))
 
 
 def test_groups_without_strength_are_searches_of_their_own() -> None:
     model, src = TableModel(VOCAB, seed=3, end_bias=-9), pad(draw_sources(8))
-    narrow = BeamSearch(beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, src)
+    narrow = BeamSearch(beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, *src)
     search = BeamSearch(
         beam=6, num_best=6, max_len_a=0, max_len_b=7, selection=DiverseGroups(3, 0.0, EOS)
     )
-    for own, expected in zip(search.search(model, src), narrow, strict=True):
+    for own, expected in zip(search.search(model, *src), narrow, strict=True):
         assert [h.tokens for h in own] == [h.tokens for h in expected for _ in range(3)]
 
 
@@ -144,15 +144,15 @@ def test_groups_begin_differently() -> None:
             max_len_b=6,
             selection=DiverseGroups(3, strength, EOS),
         )
-        found = search.search(model, src)
+        found = search.search(model, *src)
         assert {len({h.tokens[0] for h in own}) for own in found} == {different}
 
 
 def test_hypotheses_do_differ() -> None:
     model, src = TableModel(VOCAB, seed=1), pad(draw_sources(12, seed=2))
-    plain = BeamSearch(beam=4, num_best=4).search(model, src)
+    plain = BeamSearch(beam=4, num_best=4).search(model, *src)
     for selection in (DiverseSiblings(3.0), DiverseGroups(2, 4.0, EOS)):
-        found = BeamSearch(beam=4, num_best=4, selection=selection).search(model, src)
+        found = BeamSearch(beam=4, num_best=4, selection=selection).search(model, *src)
         assert not all(map(alike, found, plain))
         assert distinct(found) > 24
 
@@ -163,15 +163,15 @@ def test_a_model_that_answers_nan_gives_empty_translations() -> None:
     sources = draw_sources(12)
     for selection in (DiverseSiblings(0.5), DiverseGroups(2, 0.5, EOS)):
         search = BeamSearch(beam=2, selection=selection)
-        for (best,) in search.search(model, pad(sources)):
+        for (best,) in search.search(model, *pad(sources)):
             assert (best.score == -float("inf")) == (not best.tokens)
         model.table[:] = float("nan")
-        assert all(not best.tokens for (best,) in search.search(model, pad(sources)))
+        assert all(not best.tokens for (best,) in search.search(model, *pad(sources)))
 
 
 def test_what_makes_no_sense_is_refused() -> None:
     search = BeamSearch(beam=5, selection=DiverseGroups(2, 0.5, EOS))
     with pytest.raises(ValueError, match="2 groups"):
-        search.search(TableModel(VOCAB), pad(draw_sources(2)))
+        search.search(TableModel(VOCAB), *pad(draw_sources(2)))
     with pytest.raises(ValueError, match="sampling"):
         BeamSearch(sampling=Sampling(), selection=DiverseSiblings(0.5))

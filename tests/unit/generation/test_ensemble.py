@@ -29,10 +29,10 @@ def mean_of(models: list[TableModel], mean: EnsembleMean) -> TableModel:
 def test_an_ensemble_is_the_model_of_the_mean(mean: EnsembleMean, num_models: int) -> None:
     models = [TableModel(VOCAB, seed) for seed in range(num_models)]
     src = pad(draw_sources(12))
-    found = SEARCH.search(Ensemble(models, mean), src)
-    expected = SEARCH.search(mean_of(models, mean), src)
+    found = SEARCH.search(Ensemble(models, mean), *src)
+    expected = SEARCH.search(mean_of(models, mean), *src)
     assert all(map(alike, found, expected))
-    first = SEARCH.search(models[0], src)
+    first = SEARCH.search(models[0], *src)
     assert not all(map(alike, found, first))
     assert distinct(found) > 24
 
@@ -40,9 +40,9 @@ def test_an_ensemble_is_the_model_of_the_mean(mean: EnsembleMean, num_models: in
 @pytest.mark.parametrize("mean", ["probabilities", "log_probabilities"])
 def test_one_model_twice_is_that_model(mean: EnsembleMean) -> None:
     model, src = TableModel(VOCAB), pad(draw_sources(8))
-    expected = SEARCH.search(model, src)
+    expected = SEARCH.search(model, *src)
     for copies in (1, 2):
-        assert all(map(alike, SEARCH.search(Ensemble([model] * copies, mean), src), expected))
+        assert all(map(alike, SEARCH.search(Ensemble([model] * copies, mean), *src), expected))
 
 
 def test_what_one_model_excludes_is_out_only_with_log_probabilities() -> None:
@@ -51,7 +51,7 @@ def test_what_one_model_excludes_is_out_only_with_log_probabilities() -> None:
     never.table[:, 5] = -float("inf")
     src = pad(draw_sources(4))
     used = {
-        mean: any(5 in h.tokens for found in SEARCH.search(Ensemble([sure, never], mean), src)
+        mean: any(5 in h.tokens for found in SEARCH.search(Ensemble([sure, never], mean), *src)
                   for h in found)
         for mean in ("probabilities", "log_probabilities")
     }  # fmt: skip
@@ -61,9 +61,9 @@ def test_what_one_model_excludes_is_out_only_with_log_probabilities() -> None:
 def test_ranks_that_wait_for_each_other_may_use_one() -> None:
     models, src = [TableModel(VOCAB, 0), TableModel(VOCAB, 1)], pad(draw_sources(3))
     search, others = BeamSearch(beam=2), iter(range(50))
-    expected = search.search(Ensemble(models), src)
+    expected = search.search(Ensemble(models), *src)
     found = search.search(
-        Ensemble(models), src, lambda flag: flag or next(others, None) is not None
+        Ensemble(models), *src, lambda flag: flag or next(others, None) is not None
     )
     assert all(map(alike, found, expected))
 

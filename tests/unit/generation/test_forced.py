@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from ds_seq.config.model import MoeConfig
+from ds_seq.data.padding import pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, attention_maps, score_pairs
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenaltyForm
 from ds_seq.generation.sampling import Sampling
+from tests.batches import score
 from tests.unit.generation.small_model import make_model
 
 PAD, EOS, UNK = 1, 2, 3
@@ -24,11 +25,6 @@ MODELS = [
     MoeConfig(num_experts=4, top_k=2),
     MoeConfig(num_experts=4, top_k=1, router="sigmoid"),
 ]
-
-
-def padded(rows: list[list[int]]) -> Tensor:
-    width = max(map(len, rows))
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
 
 
 def same(one: Hypothesis, other: Hypothesis) -> None:
@@ -63,7 +59,7 @@ def test_scores_are_those_of_the_search(
     )
     # draws go where no search does, the unknown symbol included
     for search in (beams, replace(beams, sampling=Sampling(), num_best=8)):
-        found = search.search(model, padded(SOURCES))
+        found = search.search(model, *pad_rows(SOURCES, PAD))
         pairs, expected = [], []
         for source, hypotheses in zip(SOURCES, found, strict=True):
             pairs += [Pair(source, hypothesis.tokens) for hypothesis in hypotheses]
@@ -105,7 +101,7 @@ def test_maps_are_those_of_the_layer_without_padding() -> None:
     last = attention_maps(model, search, pairs, CPU)
     for i, pair in enumerate(pairs):
         src, tgt = torch.tensor([pair.source]), torch.tensor([[EOS, *pair.target]])
-        layers = model(src, tgt, detail="attention").layers
+        layers = score(model, src, tgt, "attention").layers
         assert layers is not None
         for layer in range(3):
             seen = every[layer][i]

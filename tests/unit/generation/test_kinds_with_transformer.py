@@ -18,6 +18,7 @@ from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.trie import AllowedOutputs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from tests.batches import padded, score
 
 VOCAB, PAD, EOS = 19, 1, 2
 PREFIXES = [[4, 5, 6], [], [7], [8, 8], [9, 4, 4, 4]]
@@ -60,7 +61,7 @@ def forced(
     target = torch.tensor([[*tokens, EOS]])
     tgt_in = torch.tensor([[EOS, *tokens]])
     with torch.no_grad():
-        said = [m(row[row != PAD][None], tgt_in).logits.log_softmax(-1) for m in models]
+        said = [score(m, row[row != PAD][None], tgt_in).logits.log_softmax(-1) for m in models]
     stacked = torch.stack(said)
     together = stacked.exp().mean(0).log() if mean == "probabilities" else stacked.mean(0)
     return together.log_softmax(-1).gather(2, target[:, :, None]).flatten()
@@ -69,7 +70,7 @@ def forced(
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
 def test_scores_are_those_of_one_full_forward(search: BeamSearch) -> None:
     model, src, generated = make_model(3), make_sources(), set()
-    for row, found in zip(src, search.search(model, src), strict=True):
+    for row, found in zip(src, search.search(model, *padded(src)), strict=True):
         assert len(found) == search.num_best
         for hypothesis in found:
             torch.testing.assert_close(
@@ -86,14 +87,14 @@ def test_scores_are_those_of_one_full_forward(search: BeamSearch) -> None:
 def test_ranks_may_run_out_of_sentences(search: BeamSearch) -> None:
     """One goes on for others when it is through, another has nothing from the start."""
     model, src = make_model(3), make_sources()
-    expected = search.search(model, src)
+    expected = search.search(model, *padded(src))
     for rows, answer in ((src, expected), (src[:0, :1], [])):
         others = iter(range(30))
 
         def any_rank(flag: bool, others: Iterator[int] = others) -> bool:
             return flag or next(others, None) is not None
 
-        found = search.search(model, rows, any_rank)
+        found = search.search(model, *padded(rows), any_rank)
         assert [[h.tokens for h in own] for own in found] == [
             [h.tokens for h in own] for own in answer
         ]
@@ -104,7 +105,7 @@ def test_ranks_may_run_out_of_sentences(search: BeamSearch) -> None:
 def test_ensembles_of_dense_and_sparse_models(mean: EnsembleMean) -> None:
     models = [make_model(3), make_model(4, MoeConfig(num_experts=4)), make_model(5)]
     src, search = make_sources(), BeamSearch(beam=4, num_best=3)
-    for row, found in zip(src, search.search(Ensemble(models, mean), src), strict=True):
+    for row, found in zip(src, search.search(Ensemble(models, mean), *padded(src)), strict=True):
         for hypothesis in found:
             torch.testing.assert_close(
                 torch.tensor(hypothesis.token_scores),

@@ -47,14 +47,14 @@ class SmallModel(TableModel):
         self.tried: list[int] = []
         self.garbage: weakref.ref[Tensor] | None = None
 
-    def encode(self, src: Tensor) -> Tensor:
-        self.tried.append(len(src))
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        self.tried.append(len(source))
         assert self.garbage is None or self.garbage() is None, "still holds what did not suffice"
         large = torch.zeros(3)
-        if len(src) > self.room:
+        if len(source) > self.room:
             self.garbage = weakref.ref(large)
             self.fail()
-        return super().encode(src)
+        return super().encode(source, source_mask)
 
 
 def plan(max_sentences: int) -> Plan:

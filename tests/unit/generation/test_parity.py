@@ -23,6 +23,8 @@ from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from tests.batches import padded
+from tests.unit.generation.search_checks import pad
 from tests.unit.generation.table_model import TableModel, slow_beam_search
 
 RECORDED = Path(__file__).resolve().parents[2] / "data" / "fairseq_search.safetensors"
@@ -78,7 +80,7 @@ def ours(beam: int, length_penalty: float, num_best: int) -> list[list[Hypothesi
         max_len_b=recorded().max_len_b,
         num_best=num_best,
     )
-    return search.search(recorded().model, recorded().tensors["sources"].long())
+    return search.search(recorded().model, *padded(recorded().tensors["sources"].long()))
 
 
 @pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
@@ -127,9 +129,9 @@ def test_all_candidates_may_continue_one_hypothesis() -> None:
     for source in sources:
         model = TableModel(11, seed=source[0])
         model.table *= 0.2
-        first_row = (7 * EOS + int(model.encode(torch.tensor([source]))) + 1) % len(model.table)
+        first_row = (7 * EOS + int(model.encode(*pad([source]))) + 1) % len(model.table)
         model.table[first_row, 5] += 20
         search = BeamSearch(beam=beam, num_best=beam, max_len_a=0, max_len_b=limit)
-        (found,) = search.search(model, torch.tensor([source]))
+        (found,) = search.search(model, *pad([source]))
         expected = slow_beam_search(model, source, beam, limit, length_penalty=1.0)
         assert [h.tokens for h in found] == [tokens for _, tokens in expected]

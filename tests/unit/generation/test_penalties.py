@@ -9,6 +9,8 @@ import torch
 
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
+from tests.batches import padded
+from tests.unit.generation.search_checks import pad
 from tests.unit.generation.table_model import EOS, PAD, UNK, TableModel, all_hypotheses
 
 SOURCE = [4, 3, EOS]
@@ -24,7 +26,7 @@ def search(model: TableModel, **settings: float | str) -> list[tuple[float, list
         max_len_b=LIMIT,
         **settings,  # type: ignore[arg-type]
     )
-    (found,) = wide.search(model, torch.tensor([SOURCE]))
+    (found,) = wide.search(model, *pad([SOURCE]))
     return [(hypothesis.score, hypothesis.tokens) for hypothesis in found]
 
 
@@ -70,7 +72,7 @@ def test_searches_that_stop_early_still_find_the_best(exponent: float) -> None:
             model = TableModel(9, seed)
             model.table *= 2
             some = BeamSearch(4, exponent, "gnmt", max_len_a=0, max_len_b=8, num_best=num_best)
-            best.append(some.search(model, torch.tensor([SOURCE]))[0][0])
+            best.append(some.search(model, *pad([SOURCE]))[0][0])
         wrong += best[0].tokens != best[1].tokens
     assert wrong == 0
 
@@ -104,9 +106,11 @@ def test_a_low_temperature_does_not_overflow_half_precision() -> None:
     exact.table = 1000 * model.table.float()
     assert math.isinf((model.table / 1e-3).max())
     exact_search, cold_search = BeamSearch(beam=2), BeamSearch(beam=2, temperature=1e-3)
-    src = torch.tensor([SOURCE, [5, EOS, PAD]])
+    src = padded(torch.tensor([SOURCE, [5, EOS, PAD]]))
     for (a,), (b,) in zip(
-        exact_search.search(exact, src), cold_search.search(model, src), strict=True
+        exact_search.search(exact, *src),
+        cold_search.search(model, *src),
+        strict=True,
     ):
         assert (a.tokens, a.score) == (b.tokens, pytest.approx(b.score, rel=1e-4))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.prefix import Prefixes
@@ -33,7 +32,7 @@ def test_wide_beam_finds_all_that_begin_so(length_penalty: float) -> None:
         max_len_b=4,
         guides=(Prefixes(prefixes),),
     )
-    found = search.search(model, pad(sources))
+    found = search.search(model, *pad(sources))
     for source, prefix, hypotheses in zip(sources, prefixes, found, strict=True):
         expected = sorted(
             (h for h in all_hypotheses(model, source, 1, 4, length_penalty)
@@ -49,7 +48,7 @@ def test_limits_give_way_to_the_prefix_and_hold_after_it() -> None:
     model, prefix = TableModel(VOCAB, end_bias=-9.0), [4, 5, 6, 7, 8]
     for limit in (2, 7):
         search = BeamSearch(beam=3, max_len_a=0, max_len_b=limit, guides=(Prefixes([prefix]),))
-        ((best,),) = search.search(model, torch.tensor([[5, EOS]]))
+        ((best,),) = search.search(model, *pad([[5, EOS]]))
         assert best.tokens[:5] == prefix
         assert len(best.tokens) == max(limit, 5)
         assert best.score == pytest.approx(normalised(model.forced([5, EOS], best.tokens), 1.0))
@@ -60,7 +59,7 @@ def test_a_prefix_may_repeat_what_the_rest_may_not() -> None:
     search = BeamSearch(
         beam=3, max_len_a=0, max_len_b=20, no_repeat_ngram=2, guides=(Prefixes([prefix] * 6),)
     )
-    for (best,) in search.search(model, pad(draw_sources(6))):
+    for (best,) in search.search(model, *pad(draw_sources(6))):
         assert best.tokens[:4] == prefix
         pairs = list(zip(best.tokens, best.tokens[1:], strict=False))
         assert len(pairs) > 8
@@ -70,8 +69,8 @@ def test_a_prefix_may_repeat_what_the_rest_may_not() -> None:
 def test_every_sentence_has_its_own() -> None:
     model, sources = TableModel(VOCAB, seed=1), draw_sources(len(PREFIXES))
     search = BeamSearch(beam=3, num_best=3, guides=(Prefixes(PREFIXES),))
-    found = search.search(model, pad(sources))
-    plain = BeamSearch(beam=3, num_best=3).search(model, pad(sources))
+    found = search.search(model, *pad(sources))
+    plain = BeamSearch(beam=3, num_best=3).search(model, *pad(sources))
     for prefix, own, free in zip(PREFIXES, found, plain, strict=True):
         assert all(h.tokens[: len(prefix)] == prefix for h in own)
         assert prefix or alike(own, free)
@@ -88,7 +87,7 @@ def test_sentences_may_end_before_the_prefixes_of_others() -> None:
     ]
     prefixes = [[min(token, VOCAB - 1) for token in prefix] for prefix in prefixes]
     search = BeamSearch(beam=2, guides=(Prefixes(prefixes),))
-    for prefix, (best,) in zip(prefixes, search.search(model, pad(sources)), strict=True):
+    for prefix, (best,) in zip(prefixes, search.search(model, *pad(sources)), strict=True):
         assert best.tokens[: len(prefix)] == prefix
         assert len(best.tokens) <= len(prefix) + 1
     check_batches(model, sources, search)
@@ -100,7 +99,7 @@ def test_samples_begin_so_too() -> None:
     search = BeamSearch(
         num_best=4, sampling=Sampling(top_p=0.9, seed=5), guides=(Prefixes(PREFIXES),)
     )
-    found = search.search(model, pad(sources))
+    found = search.search(model, *pad(sources))
     for prefix, own in zip(PREFIXES, found, strict=True):
         assert all(h.tokens[: len(prefix)] == prefix for h in own)
     check_scores(model, sources, found, 1.0)
@@ -113,7 +112,7 @@ def test_all_may_open_alike() -> None:
     src = pad(sources)
     joined = BeamSearch(beam=3, guides=(Prefixes([[8, 4, *own] for own in PREFIXES]),))
     search = BeamSearch(beam=3, guides=(Prefixes(PREFIXES, [8, 4]),))
-    assert all(map(alike, search.search(model, src), joined.search(model, src)))
-    everywhere = BeamSearch(beam=3, guides=(Prefixes(common=[8]),)).search(model, src)
+    assert all(map(alike, search.search(model, *src), joined.search(model, *src)))
+    everywhere = BeamSearch(beam=3, guides=(Prefixes(common=[8]),)).search(model, *src)
     assert all(best.tokens[0] == 8 for (best,) in everywhere)
     check_batches(model, sources, search)

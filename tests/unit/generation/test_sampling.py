@@ -87,7 +87,7 @@ def test_frequencies_are_the_models_probabilities(sampling: Sampling) -> None:
     model = TableModel(7, seed=1)
     model.table /= 2
     expected = distribution(model, sampling, 3)
-    (found,) = sampler(8000, sampling, 3).search(model, torch.tensor([SOURCE]))
+    (found,) = sampler(8000, sampling, 3).search(model, *pad([SOURCE]))
     assert len(found) == 8000
     assert distance(found, expected) < 0.04
     assert {tuple(h.tokens) for h in found} <= set(expected)
@@ -100,7 +100,7 @@ def test_temperature_changes_the_distribution() -> None:
     model, divided = TableModel(7, seed=1), TableModel(7, seed=1)
     divided.table /= 2.5
     search = sampler(6000, Sampling(), 2, temperature=2.5)
-    (found,) = search.search(model, torch.tensor([SOURCE]))
+    (found,) = search.search(model, *pad([SOURCE]))
     assert distance(found, distribution(divided, Sampling(), 2)) < 0.04
     assert distance(found, distribution(model, Sampling(), 2)) > 0.1
 
@@ -162,8 +162,8 @@ def test_a_nucleus_of_very_many_tokens() -> None:
 
 def test_only_the_most_probable_is_greedy_search() -> None:
     model, src = TableModel(VOCAB), pad(draw_sources(8))
-    greedy = BeamSearch(beam=1).search(model, src)
-    only = BeamSearch(sampling=Sampling(top_k=1)).search(model, src)
+    greedy = BeamSearch(beam=1).search(model, *src)
+    only = BeamSearch(sampling=Sampling(top_k=1)).search(model, *src)
     assert [h.tokens for (h,) in only] == [h.tokens for (h,) in greedy]
     assert [h.score for (h,) in only] == pytest.approx([h.score for (h,) in greedy])
 
@@ -172,7 +172,7 @@ def test_scores_are_those_of_forced_decoding() -> None:
     """By the whole distribution, not by the truncated one."""
     model, sources = TableModel(VOCAB), draw_sources(6)
     search = sampler(4, Sampling(top_k=2), 9, length_penalty=0.7)
-    for source, found in zip(sources, search.search(model, pad(sources)), strict=True):
+    for source, found in zip(sources, search.search(model, *pad(sources)), strict=True):
         for hypothesis in found:
             forced = model.forced(source, hypothesis.tokens)
             assert hypothesis.token_scores == pytest.approx(forced, abs=1e-4)
@@ -182,23 +182,23 @@ def test_scores_are_those_of_forced_decoding() -> None:
 def test_draws_do_not_depend_on_the_batch() -> None:
     model, sources = TableModel(VOCAB), draw_sources(10)
     search = replace(SAMPLING, num_best=3)
-    together = search.search(model, pad(sources))
-    backwards = search.search(model, pad(sources[::-1]), numbers=range(9, -1, -1))[::-1]
+    together = search.search(model, *pad(sources))
+    backwards = search.search(model, *pad(sources[::-1]), numbers=range(9, -1, -1))[::-1]
     for number, source in enumerate(sources):
-        (alone,) = search.search(model, torch.tensor([source]), numbers=[number])
+        (alone,) = search.search(model, *pad([source]), numbers=[number])
         assert together[number] == backwards[number] == alone
-    single = SAMPLING.search(model, pad(sources))
+    single = SAMPLING.search(model, *pad(sources))
     assert [found[:1] for found in together] == single
 
 
 def test_sentences_samples_and_seeds_differ() -> None:
     model = TableModel(VOCAB, end_bias=-9.0)
     search = replace(SAMPLING, num_best=20)
-    twice = search.search(model, torch.tensor([SOURCE, SOURCE]))
-    again = replace(search, sampling=Sampling(seed=4)).search(model, torch.tensor([SOURCE]))
+    twice = search.search(model, *pad([SOURCE, SOURCE]))
+    again = replace(search, sampling=Sampling(seed=4)).search(model, *pad([SOURCE]))
     drawn = [tuple(h.tokens) for found in (*twice, *again) for h in found]
     assert len(set(drawn)) == 60
-    assert search.search(model, torch.tensor([SOURCE, SOURCE])) == twice
+    assert search.search(model, *pad([SOURCE, SOURCE])) == twice
 
 
 def test_random_numbers_are_uniform_and_unrelated() -> None:
@@ -221,10 +221,10 @@ def test_extreme_numbers_draw_nothing_impossible(
     monkeypatch.setattr(Sampling, "numbers", lambda self, line, k, n: [number] * n)
     model, source = TableModel(VOCAB), [5, 4, EOS]
     model.table[:, VOCAB - 2 :] -= 200.0  # probability 0 in single precision
-    (found,) = sampler(1, Sampling(), 6, min_len=6).search(model, torch.tensor([source]))
+    (found,) = sampler(1, Sampling(), 6, min_len=6).search(model, *pad([source]))
     assert found[0].tokens == [UNK if number == 0 else VOCAB - 3] * 6
-    (best,) = BeamSearch(beam=1).search(model, torch.tensor([source]))
-    (drawn,) = BeamSearch(sampling=Sampling(top_k=1)).search(model, torch.tensor([source]))
+    (best,) = BeamSearch(beam=1).search(model, *pad([source]))
+    (drawn,) = BeamSearch(sampling=Sampling(top_k=1)).search(model, *pad([source]))
     assert drawn[0].tokens == best[0].tokens
 
 
@@ -257,7 +257,7 @@ def test_limits_and_vetoes_hold() -> None:
     model.table[:, [BOS, PAD]] += 9.0
     search = sampler(9, Sampling(), 7, min_len=3, no_repeat_ngram=2, unk_penalty=math.inf)
     lengths = set()
-    for found in search.search(model, pad(sources)):
+    for found in search.search(model, *pad(sources)):
         for hypothesis in found:
             assert not {BOS, PAD, EOS, UNK} & set(hypothesis.tokens)
             assert not repeats(hypothesis.tokens, 2)
@@ -268,7 +268,7 @@ def test_limits_and_vetoes_hold() -> None:
 def test_a_limit_is_the_sentences_own() -> None:
     model, sources = TableModel(VOCAB, end_bias=-30.0), draw_sources(8)
     search = BeamSearch(sampling=Sampling(), max_len_a=1, max_len_b=1, min_len=50)
-    for source, (hypothesis,) in zip(sources, search.search(model, pad(sources)), strict=True):
+    for source, (hypothesis,) in zip(sources, search.search(model, *pad(sources)), strict=True):
         assert len(hypothesis.tokens) == len(source) + 1
 
 
@@ -276,7 +276,7 @@ def test_a_limit_is_the_sentences_own() -> None:
 def test_a_model_without_probabilities_gives_empty_translations(value: float) -> None:
     model = TableModel(VOCAB)
     model.table[:] = value
-    found = replace(SAMPLING, num_best=2).search(model, pad(draw_sources(3)))
+    found = replace(SAMPLING, num_best=2).search(model, *pad(draw_sources(3)))
     assert found == [[Hypothesis([], -math.inf, [-math.inf])] * 2] * 3
 
 
@@ -284,10 +284,10 @@ def test_a_model_without_probabilities_gives_empty_translations(value: float) ->
 def test_a_finished_rank_goes_on_without_changing_its_result(extra: int) -> None:
     model, src = TableModel(VOCAB), pad(draw_sources(5))
     search = replace(SAMPLING, num_best=2)
-    expected = search.search(model, src)
+    expected = search.search(model, *src)
     others = iter(range(extra))
     model.steps = 0
-    found = search.search(model, src, lambda flag: flag or next(others, None) is not None)
+    found = search.search(model, *src, lambda flag: flag or next(others, None) is not None)
     assert found == expected
     steps = max(len(h.token_scores) for samples in found for h in samples)
     assert model.steps == steps + extra
@@ -295,9 +295,9 @@ def test_a_finished_rank_goes_on_without_changing_its_result(extra: int) -> None
 
 def test_a_rank_without_sentences_takes_part() -> None:
     model, others = TableModel(VOCAB), iter(range(7))
-    nothing = torch.empty(0, 1, dtype=torch.int64)
+    nothing = pad([])
     search = replace(SAMPLING, num_best=2)
-    assert search.search(model, nothing, lambda flag: flag or next(others, None) is not None) == []
+    assert search.search(model, *nothing, lambda flag: flag or next(others, None) is not None) == []
     assert model.steps == 7
 
 
@@ -318,6 +318,6 @@ def test_impossible_truncations_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_more_samples_than_the_beam_is_wide() -> None:
-    assert len(replace(SAMPLING, beam=1, num_best=3).search(TableModel(9), pad([SOURCE]))[0]) == 3
+    assert len(replace(SAMPLING, beam=1, num_best=3).search(TableModel(9), *pad([SOURCE]))[0]) == 3
     with pytest.raises(ValueError, match="num_best"):
         replace(SAMPLING, num_best=0)

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.model import ModelConfig
+from ds_seq.data.padding import Padded, pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import TransformerDecoder
+from tests.batches import score
 from tests.unit.models.sections import ROUTERS
 
 BOS, PAD, EOS, UNK = range(4)
@@ -57,14 +59,13 @@ def model(request: pytest.FixtureRequest) -> Seq2SeqTransformer:
     return make_model(request.param)
 
 
-def pad(sources: list[list[int]]) -> Tensor:
-    width = max(map(len, sources))
-    return torch.tensor([source + [PAD] * (width - len(source)) for source in sources])
+def pad(sources: list[list[int]]) -> Padded:
+    return pad_rows(sources, PAD)
 
 
 def next_log_probs(model: Seq2SeqTransformer, source: list[int], tokens: list[int]) -> Tensor:
     """Of each token (T + 1, V), after each prefix of a hypothesis of T tokens."""
-    logits = model(torch.tensor([source]), torch.tensor([[EOS, *tokens]])).logits[0]
+    logits = score(model, torch.tensor([source]), torch.tensor([[EOS, *tokens]])).logits[0]
     return logits.double().log_softmax(-1)
 
 
@@ -76,7 +77,7 @@ def forced(model: Seq2SeqTransformer, source: list[int], tokens: list[int]) -> l
 def test_a_beam_of_one_takes_the_best_token_of_each_step(model: Seq2SeqTransformer) -> None:
     search = BeamSearch(beam=1, max_len_a=0.5, max_len_b=6, min_len=2)
     lengths = set()
-    for source, (hypothesis,) in zip(SOURCES, search.search(model, pad(SOURCES)), strict=True):
+    for source, (hypothesis,) in zip(SOURCES, search.search(model, *pad(SOURCES)), strict=True):
         tokens: list[int] = []
         for step in range(int(0.5 * len(source)) + 6):
             scores = next_log_probs(model, source, tokens)[-1]
@@ -110,13 +111,13 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
         tgt_in = torch.cat([everything.new_full((len(everything), 1), EOS), everything], dim=1)
         target = torch.cat([everything, everything.new_full((len(everything), 1), EOS)], dim=1)
         src = torch.tensor([source]).expand(len(everything), -1)
-        log_probs = model(src, tgt_in).logits.double().log_softmax(-1)
+        log_probs = score(model, src, tgt_in).logits.double().log_softmax(-1)
         totals = log_probs.gather(2, target[:, :, None]).flatten(1).sum(1)
         scores = totals / penalty.divisor(length + 1)
         expected += list(zip(scores.tolist(), everything.tolist(), strict=True))
     for num_best in (1, 8, 84):
         search = BeamSearch(84, exponent, form, max_len_a=0, max_len_b=limit, num_best=num_best)
-        ((*found,),) = search.search(model, torch.tensor([source]))
+        ((*found,),) = search.search(model, *pad([source]))
         best = sorted(expected, reverse=True)[:num_best]
         assert [h.tokens for h in found] == [tokens for _, tokens in best]
         assert [h.score for h in found] == pytest.approx([s for s, _ in best], abs=1e-4)
@@ -129,7 +130,7 @@ def test_scores_are_those_of_a_full_forward(
     search = BeamSearch(beam=4, num_best=4, max_len_a=0.5, max_len_b=7, **settings)
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
     generated = set()
-    for source, found in zip(SOURCES, search.search(model, pad(SOURCES)), strict=True):
+    for source, found in zip(SOURCES, search.search(model, *pad(SOURCES)), strict=True):
         assert len(found) == 4
         for hypothesis in found:
             scores = forced(model, source, hypothesis.tokens)
@@ -143,7 +144,7 @@ def test_scores_are_those_of_a_full_forward(
 def test_a_result_is_its_sentences_own(model: Seq2SeqTransformer) -> None:
     """Alone, in any order, beside a much longer one, beside itself."""
     search = BeamSearch(beam=3, num_best=3, max_len_a=0.5, max_len_b=7)
-    alone = [search.search(model, torch.tensor([source]))[0] for source in SOURCES]
+    alone = [search.search(model, *pad([source]))[0] for source in SOURCES]
     long = [4 + n % 13 for n in range(40)] + [EOS]
     batches = [
         ([0, 1, 2, 3, 4], []),
@@ -153,7 +154,7 @@ def test_a_result_is_its_sentences_own(model: Seq2SeqTransformer) -> None:
         ([2, 2, 2], []),
     ]
     for numbers, mates in batches:
-        found = search.search(model, pad([*(SOURCES[i] for i in numbers), *mates]))
+        found = search.search(model, *pad([*(SOURCES[i] for i in numbers), *mates]))
         for number, hypotheses in zip(numbers, found, strict=False):
             expected = alone[number]
             assert [h.tokens for h in hypotheses] == [h.tokens for h in expected]

@@ -91,9 +91,9 @@ class Recorder(TableModel):
         super().__init__(VOCAB)
         self.batches: list[Tensor] = []
 
-    def encode(self, src: Tensor) -> Tensor:
-        self.batches.append(src)
-        return super().encode(src)
+    def encode(self, source: Tensor, source_mask: Tensor) -> Tensor:
+        self.batches.append(source)
+        return super().encode(source, source_mask)
 
 
 def test_batches_are_full_but_within_limits() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.prefix import Prefixes
@@ -43,7 +42,7 @@ def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
         max_len_b=2,  # gives way
         guides=(AllowedOutputs(outputs, VOCAB, EOS),),
     )
-    for source, found in zip(sources, search.search(model, pad(sources)), strict=True):
+    for source, found in zip(sources, search.search(model, *pad(sources)), strict=True):
         expected = sorted(
             ((normalised(model.forced(source, o), length_penalty), o) for o in outputs),
             reverse=True,
@@ -55,7 +54,7 @@ def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
 def test_narrow_beam_stays_in_the_list() -> None:
     model, sources, outputs = TableModel(VOCAB, seed=1), draw_sources(12), draw_outputs(200, 8)
     search = BeamSearch(beam=3, num_best=2, guides=(AllowedOutputs(outputs, VOCAB, EOS),))
-    found = search.search(model, pad(sources))
+    found = search.search(model, *pad(sources))
     assert all(h.tokens in outputs for hypotheses in found for h in hypotheses)
     check_scores(model, sources, found, 1.0)
     check_batches(model, sources, search)
@@ -66,7 +65,7 @@ def test_samples_stay_in_the_list() -> None:
     model, sources, outputs = TableModel(VOCAB, seed=1), draw_sources(6), draw_outputs(60, 6)
     guides = (AllowedOutputs(outputs, VOCAB, EOS),)
     search = BeamSearch(num_best=8, sampling=Sampling(), guides=guides)
-    found = search.search(model, pad(sources))
+    found = search.search(model, *pad(sources))
     assert all(h.tokens in outputs for hypotheses in found for h in hypotheses)
     check_scores(model, sources, found, 1.0)
     assert distinct(found) > 12
@@ -78,14 +77,14 @@ def test_a_prefix_chooses_from_the_list() -> None:
     search = BeamSearch(
         beam=4, num_best=4, guides=(Prefixes([[4, 6]]), AllowedOutputs(outputs, VOCAB, EOS))
     )
-    (found,) = search.search(model, torch.tensor([source]))
+    (found,) = search.search(model, *pad([source]))
     assert sorted(h.tokens for h in found) == [[4, 6], [4, 6, 7]]
 
 
 def test_where_nothing_is_left_the_score_says_so() -> None:
     guides = (Prefixes([[7]]), AllowedOutputs([[4, 5], [5]], VOCAB, EOS))
     for search in (BeamSearch(guides=guides), BeamSearch(sampling=Sampling(), guides=guides)):
-        ((best,),) = search.search(TableModel(VOCAB), torch.tensor([[5, EOS]]))
+        ((best,),) = search.search(TableModel(VOCAB), *pad([[5, EOS]]))
         assert best.score == float("-inf")
 
 

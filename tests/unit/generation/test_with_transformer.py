@@ -7,6 +7,7 @@ import torch
 
 from ds_seq.config.model import MoeConfig
 from ds_seq.generation.beam_search import BeamSearch
+from tests.batches import padded, score
 from tests.unit.generation.small_model import VOCAB, make_model
 
 PAD, EOS = 1, 2
@@ -21,13 +22,13 @@ def test_scores_are_those_of_one_full_forward(moe: MoeConfig | None) -> None:
         src[row, length:] = PAD
     search = BeamSearch(beam=4, num_best=4, max_len_a=0, max_len_b=12, no_repeat_ngram=3)
     generated = set()
-    for row, found in zip(src, search.search(model, src), strict=True):
+    for row, found in zip(src, search.search(model, *padded(src)), strict=True):
         assert len(found) == 4
         for hypothesis in found:
             target = torch.tensor([[*hypothesis.tokens, EOS]])
             tgt_in = torch.tensor([[EOS, *hypothesis.tokens]])
             with torch.no_grad():
-                logits = model(row[row != PAD][None], tgt_in).logits
+                logits = score(model, row[row != PAD][None], tgt_in).logits
             expected = logits.log_softmax(-1).gather(2, target[:, :, None]).flatten()
             torch.testing.assert_close(
                 torch.tensor(hypothesis.token_scores), expected, atol=2e-4, rtol=1e-4

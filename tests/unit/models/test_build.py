@@ -15,6 +15,7 @@ from ds_seq.moe.gate import TopKGate
 from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.sigmoid import SigmoidGate
+from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
 
 VOCAB = 23
@@ -44,13 +45,13 @@ def test_sparse_layers_stand_where_the_config_puts_them(build, placement, every,
 
 def test_gate_losses_and_statistics_come_from_every_sparse_layer(build, pairs):
     dense, sparse = build(), build(moe=MOE)
-    assert dense(*pairs).gate_losses == {}
-    assert dense(*pairs).moe_stats == []
-    output = sparse(*pairs)
+    assert score(dense, *pairs).gate_losses == {}
+    assert score(dense, *pairs).moe_stats == []
+    output = score(sparse, *pairs)
     assert [stats.load.sum().item() for stats in output.moe_stats] == [
         2 * (side != 1).sum().item() for side in pairs for _ in range(2)
     ]
-    encoder_part = sparse.encode(pairs.src).gate_losses
+    encoder_part = encode(sparse, pairs.src).gate_losses
     assert output.gate_losses.keys() == encoder_part.keys() != set()
     assert all(output.gate_losses[name] > encoder_part[name] for name in encoder_part)
 

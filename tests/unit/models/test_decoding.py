@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ds_seq.models.stack import TransformerDecoder
+from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
 
 VOCAB, BEAM = 23, 3
@@ -34,8 +35,8 @@ def test_cached_decoding_is_the_full_forward(build, pairs, shape, beam):
     src = pairs.src.repeat_interleave(beam, 0)
     tgt = torch.randint(4, VOCAB, (len(src), length), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        expected = model(src, tgt).logits
-        cache = model.start_cache(model.encode(pairs.src), beam, max_length=length)
+        expected = score(model, src, tgt).logits
+        cache = model.start_cache(encode(model, pairs.src), beam, max_length=length)
         for step in range(length):
             assert_same(model.decode_step(tgt[:, step], cache), expected[:, step])
             assert cache.length == step + 1
@@ -49,13 +50,13 @@ def test_beams_that_move_and_sentences_that_end(build, pairs, shape):
     src = pairs.src
     history = torch.empty(len(src) * BEAM, 0, dtype=torch.int64)
     with torch.inference_mode():
-        cache = model.start_cache(model.encode(src), BEAM, max_length=40)
+        cache = model.start_cache(encode(model, src), BEAM, max_length=40)
         for step in range(36):
             tokens = torch.randint(4, VOCAB, (len(history),), generator=generator)
             history = torch.cat([history, tokens[:, None]], dim=1)
             logits = model.decode_step(tokens, cache)
             if step % 5 == 4:
-                full = model(src.repeat_interleave(BEAM, 0), history).logits[:, -1]
+                full = score(model, src.repeat_interleave(BEAM, 0), history).logits[:, -1]
                 assert_same(logits, full)
             if step in (3, 20):
                 kept = torch.tensor([0, 2, 3] if step == 3 else [2, 1])
@@ -78,8 +79,8 @@ def test_a_layer_called_twice_has_two_pasts(build, pairs):
     ).eval()
     tgt = pairs.tgt.clamp(min=4)
     with torch.inference_mode():
-        expected = model(pairs.src, tgt).logits
-        cache = model.start_cache(model.encode(pairs.src), 1, max_length=tgt.size(1))
+        expected = score(model, pairs.src, tgt).logits
+        cache = model.start_cache(encode(model, pairs.src), 1, max_length=tgt.size(1))
         for step in range(tgt.size(1)):
             assert_same(model.decode_step(tgt[:, step], cache), expected[:, step])
 
@@ -87,7 +88,7 @@ def test_a_layer_called_twice_has_two_pasts(build, pairs):
 def test_a_copied_cache_goes_its_own_way(build, pairs):
     model = build().eval()
     with torch.inference_mode():
-        cache = model.start_cache(model.encode(pairs.src), BEAM, max_length=8)
+        cache = model.start_cache(encode(model, pairs.src), BEAM, max_length=8)
         first = torch.randint(4, VOCAB - 1, (4 * BEAM,))
         model.decode_step(first, cache)
         copied = copy.deepcopy(cache)
@@ -95,7 +96,7 @@ def test_a_copied_cache_goes_its_own_way(build, pairs):
         copied.reorder(torch.arange(4 * BEAM).view(4, BEAM).flip(1).flatten())
         logits = model.decode_step(first, cache)
         both = torch.stack([first, first], dim=1)
-        expected = model(pairs.src.repeat_interleave(BEAM, 0), both).logits[:, 1]
+        expected = score(model, pairs.src.repeat_interleave(BEAM, 0), both).logits[:, 1]
     assert_same(logits, expected)
     assert (cache.length, copied.length) == (2, 2)
 
@@ -103,7 +104,7 @@ def test_a_copied_cache_goes_its_own_way(build, pairs):
 def test_a_cache_has_an_end(build, pairs):
     model = build().eval()
     with torch.inference_mode():
-        cache = model.start_cache(model.encode(pairs.src), 1, max_length=2)
+        cache = model.start_cache(encode(model, pairs.src), 1, max_length=2)
         for _ in range(2):
             model.decode_step(torch.full((4,), 2), cache)
         with pytest.raises(ValueError, match="2 positions"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ds_seq.modules.positions import RotaryPositions
+from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
 
 PAD, VOCAB = 1, 23
@@ -35,13 +36,13 @@ def everything(layers):
     return [tensor for group in layers for tensor in group]
 
 
-@pytest.mark.parametrize("detail", ["hidden", "attention"])
+@pytest.mark.parametrize("capture", ["hidden", "attention"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_asking_changes_no_score(build, pairs, shape, detail):
+def test_asking_changes_no_score(build, pairs, shape, capture):
     for mode in (True, False):
         model = build(encoder_layers=3, **shape).train(mode)
         for src, tgt in (tuple(pairs), long_pairs()):
-            plain, seen = model(src, tgt), model(src, tgt, detail=detail)
+            plain, seen = score(model, src, tgt), score(model, src, tgt, capture=capture)
             real = tgt != PAD
             torch.testing.assert_close(seen.logits[real], plain.logits[real], atol=1e-6, rtol=1e-5)
             torch.testing.assert_close(seen.gate_losses, plain.gate_losses)
@@ -50,9 +51,9 @@ def test_asking_changes_no_score(build, pairs, shape, detail):
 
 def test_only_what_is_asked_for_is_returned(build, pairs):
     model = build(encoder_layers=3, decoder_layers=2)
-    hidden = model(*pairs, detail="hidden").layers
+    hidden = score(model, *pairs, capture="hidden").layers
     assert [len(group) for group in hidden] == [3, 2, 0, 0, 0]
-    both = model(*pairs, detail="attention").layers
+    both = score(model, *pairs, capture="attention").layers
     assert [len(group) for group in both] == [3, 2, 3, 2, 2]
     rows, source, target = *pairs.src.shape, pairs.tgt.size(1)
     shapes = [(rows, source, 16), (rows, target, 16)]
@@ -64,13 +65,13 @@ def test_only_what_is_asked_for_is_returned(build, pairs):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_states_are_what_leaves_each_layer(build, pairs, norm):
     model = build(norm_position=norm, encoder_layers=3, decoder_layers=3).eval()
-    layers = model(*pairs, detail="hidden").layers
+    layers = score(model, *pairs, capture="hidden").layers
     mask = pairs.src != PAD
     added = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)[:, None, None]
     for index in (1, 2):
         ours = model.encoder.layers[index](layers.encoder[index - 1], added, mask).hidden
         torch.testing.assert_close(ours, layers.encoder[index])
-    encoded = model.encode(pairs.src).hidden
+    encoded = encode(model, pairs.src).hidden
     for index in (1, 2):
         ours = model.decoder.layers[index](layers.decoder[index - 1], encoded, added, None).hidden
         torch.testing.assert_close(ours, layers.decoder[index])
@@ -79,14 +80,15 @@ def test_states_are_what_leaves_each_layer(build, pairs, norm):
     assert torch.equal(finish(layers.encoder[2]), encoded)
     finish = model.decoder.final_norm or (lambda x: x)
     logits = model.target_embedding(finish(layers.decoder[2]), project=True)
-    torch.testing.assert_close(logits, model(*pairs).logits)
+    everywhere = torch.ones_like(pairs.tgt, dtype=torch.bool)
+    torch.testing.assert_close(logits, score(model, *pairs, target_mask=everywhere).logits)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_maps_are_distributions_over_what_may_be_seen(build, pairs, shape):
     model = build(**shape)
     for src, tgt in (tuple(pairs), long_pairs()):
-        layers = model(src, tgt, detail="attention").layers
+        layers = score(model, src, tgt, capture="attention").layers
         padding = (src == PAD)[:, None, None]
         future = torch.ones(tgt.size(1), tgt.size(1)).triu(1).bool()
         for maps, hidden in (
@@ -104,7 +106,7 @@ def test_maps_are_distributions_over_what_may_be_seen(build, pairs, shape):
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
 def test_maps_are_the_softmax_of_the_scores(build, pairs, positions):
     model = build(positions=positions, norm_position="post").eval()
-    layers = model(*pairs, detail="attention").layers
+    layers = score(model, *pairs, capture="attention").layers
     rows = pairs.src != PAD
     attention = model.decoder.layers[1].self_attention
     x = layers.decoder[0]
@@ -124,7 +126,7 @@ def test_maps_are_the_softmax_of_the_scores(build, pairs, positions):
         part.unflatten(-1, (2, 8)).transpose(1, 2)
         for part in (
             layer.cross_attention.query(x),
-            layer.cross_attention.key_value(model.encode(pairs.src).hidden).chunk(2, dim=-1)[0],
+            layer.cross_attention.key_value(encode(model, pairs.src).hidden).chunk(2, dim=-1)[0],
         )
     )
     scores = query @ key.transpose(-1, -2) / math.sqrt(8)
@@ -133,7 +135,7 @@ def test_maps_are_the_softmax_of_the_scores(build, pairs, positions):
 
 
 def test_maps_are_float32_and_states_have_the_models_precision(build, pairs):
-    layers = build().bfloat16()(*pairs, detail="attention").layers
+    layers = score(build().bfloat16(), *pairs, capture="attention").layers
     assert {state.dtype for state in layers.encoder + layers.decoder} == {torch.bfloat16}
     maps = layers.encoder_attention + layers.decoder_attention + layers.cross_attention
     assert {seen.dtype for seen in maps} == {torch.float32}
@@ -143,13 +145,13 @@ def test_maps_are_float32_and_states_have_the_models_precision(build, pairs):
 
 def test_dropout_leaves_the_maps_alone_and_not_the_layer(build, pairs):
     model = build(attention_dropout=0.5).train()
-    one, two = (model(*pairs, detail="attention").layers for _ in range(2))
+    one, two = (score(model, *pairs, capture="attention").layers for _ in range(2))
     assert torch.equal(one.encoder_attention[0], two.encoder_attention[0])
     assert torch.equal(one.decoder_attention[0], two.decoder_attention[0])
     assert not torch.equal(one.encoder[0], two.encoder[0])
     assert not torch.equal(one.decoder[0], two.decoder[0])
     with torch.no_grad():
-        still = model.eval()(*pairs, detail="attention").layers
+        still = score(model.eval(), *pairs, capture="attention").layers
     torch.testing.assert_close(one.encoder_attention[0], still.encoder_attention[0])
 
 
@@ -161,7 +163,7 @@ def test_checkpointing_shows_the_same_and_has_the_same_gradients(build, pairs, m
             activation_checkpointing=checkpointing, dropout=0.2, attention_dropout=0.3, moe=moe
         )
         torch.manual_seed(5)
-        output = model(*pairs, detail="attention")
+        output = score(model, *pairs, capture="attention")
         loss = output.logits.square().mean()
         for index, tensor in enumerate(everything(output.layers)):
             loss = loss + (index + 1) * tensor.square().mean()
@@ -182,7 +184,7 @@ def test_checkpointing_shows_the_same_and_has_the_same_gradients(build, pairs, m
 )
 def test_gradients_of_what_layers_show_reach_the_last_layers(build, pairs, group, parts):
     model = build()
-    tensors = model(*pairs, detail="attention").layers[group]
+    tensors = score(model, *pairs, capture="attention").layers[group]
     tensors[-1].square().sum().backward()
     for part in parts:
         for parameter in model.get_submodule(part).parameters():
@@ -193,15 +195,15 @@ def test_gradients_of_what_layers_show_reach_the_last_layers(build, pairs, group
 def test_a_layer_that_is_called_twice_shows_itself_twice(build, pairs):
     model = build().eval()
     model.encoder.layers[1] = model.encoder.layers[0]
-    layers = model(*pairs, detail="attention").layers
+    layers = score(model, *pairs, capture="attention").layers
     assert not torch.equal(layers.encoder[0], layers.encoder[1])
     assert not torch.equal(layers.encoder_attention[0], layers.encoder_attention[1])
 
 
 def test_encoding_shows_the_same(build, pairs):
     model = build().eval()
-    layers = model(*pairs, detail="attention").layers
-    encoded = model.encode(pairs.src, "attention")
+    layers = score(model, *pairs, capture="attention").layers
+    encoded = encode(model, pairs.src, "attention")
     torch.testing.assert_close(encoded.states, layers.encoder)
     torch.testing.assert_close(encoded.attention, layers.encoder_attention)
-    assert model.encode(pairs.src).states == () == model.encode(pairs.src, "hidden").attention
+    assert encode(model, pairs.src).states == () == encode(model, pairs.src, "hidden").attention

@@ -9,6 +9,7 @@ from ds_seq.models.packing import pack_weights
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.packed import pack
 from ds_seq.moe.experts import Experts
+from tests.batches import score
 from tests.unit.models.sections import ROUTERS
 
 SHAPES = [
@@ -26,10 +27,10 @@ needs_packing = pytest.mark.skipif(
 def test_a_packed_model_says_the_same(build, pairs, shape):
     model = build(**shape).eval()
     with torch.no_grad():
-        expected = model(pairs.src, pairs.tgt).logits
+        expected = score(model, pairs.src, pairs.tgt).logits
         pack_weights(model)
         torch.testing.assert_close(
-            model(pairs.src, pairs.tgt).logits, expected, atol=1e-5, rtol=1e-5
+            score(model, pairs.src, pairs.tgt).logits, expected, atol=1e-5, rtol=1e-5
         )
 
 
@@ -38,7 +39,7 @@ def test_a_packed_model_says_the_same(build, pairs, shape):
 def test_every_map_is_packed_but_gradients_see_the_weights(build, pairs, shape):
     model = build(**shape).eval()
     with torch.no_grad():
-        before = model(pairs.src, pairs.tgt).logits
+        before = score(model, pairs.src, pairs.tgt).logits
         pack_weights(model)
         for module in model.modules():  # behind the back of the copies
             if isinstance(module, Linear):
@@ -46,8 +47,8 @@ def test_every_map_is_packed_but_gradients_see_the_weights(build, pairs, shape):
             elif isinstance(module, Experts):
                 module.w1.mul_(3.0)
                 module.w2.mul_(3.0)
-        packed = model(pairs.src, pairs.tgt).logits
-    changed = model(pairs.src, pairs.tgt).logits
+        packed = score(model, pairs.src, pairs.tgt).logits
+    changed = score(model, pairs.src, pairs.tgt).logits
     torch.testing.assert_close(packed, before, atol=1e-5, rtol=1e-5)
     assert (changed - before).abs().max() > 0.1
 
@@ -56,9 +57,9 @@ def test_every_map_is_packed_but_gradients_see_the_weights(build, pairs, shape):
 def test_eight_bits_say_nearly_the_same(build, pairs, shape):
     model = build(**shape).eval()
     with torch.no_grad():
-        expected = model(pairs.src, pairs.tgt).logits
+        expected = score(model, pairs.src, pairs.tgt).logits
         pack_weights(model, int8=True)
-        rounded = model(pairs.src, pairs.tgt).logits
+        rounded = score(model, pairs.src, pairs.tgt).logits
     error = (rounded - expected).norm() / expected.norm()
     assert 1e-4 < error < 0.1
 

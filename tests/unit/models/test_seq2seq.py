@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ds_seq.config.size import model_size
+from tests.batches import encode, inputs_of, score
 from tests.unit.models.sections import ROUTERS
 
 PAD, VOCAB = 1, 23
@@ -42,12 +43,14 @@ CHANCES = [
 @pytest.mark.parametrize("shape", [*SHAPES, *({"moe": moe} for moe in SPARSE)])
 def test_a_row_does_not_depend_on_its_batch(build, pairs, shape):
     model = build(**shape).eval()
-    logits = model(*pairs).logits
+    logits = score(model, *pairs).logits
     order = torch.tensor([2, 0, 3, 1])
-    torch.testing.assert_close(model(pairs.src[order], pairs.tgt[order]).logits, logits[order])
+    torch.testing.assert_close(
+        score(model, pairs.src[order], pairs.tgt[order]).logits, logits[order]
+    )
     for row in range(len(order)):
         src, tgt = (side[row][side[row] != PAD][None] for side in pairs)
-        alone = model(src, tgt).logits[0]
+        alone = score(model, src, tgt).logits[0]
         torch.testing.assert_close(alone, logits[row, : tgt.size(1)], atol=1e-5, rtol=1e-5)
 
 
@@ -56,27 +59,30 @@ def test_more_padding_changes_nothing(build, pairs, shape):
     model = build(**shape).eval()
     padded = (torch.nn.functional.pad(side, (0, 5), value=PAD) for side in pairs)
     real = pairs.tgt != PAD
-    expected = model(*pairs).logits[real]
-    actual = model(*padded).logits[:, : pairs.tgt.size(1)][real]
+    expected = score(model, *pairs).logits[real]
+    actual = score(model, *padded).logits[:, : pairs.tgt.size(1)][real]
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_what_stands_at_padded_places_is_never_read(build, pairs):
     model = build().eval()
     real = pairs.tgt != PAD
-    before = model(*pairs).logits[real]
+    before = score(model, *pairs).logits[real]
     with torch.no_grad():
         model.target_embedding.weight[PAD] = 100.0
     # the embedding is tied, so the score of the padding token itself may change
     others = torch.arange(VOCAB) != PAD
-    torch.testing.assert_close(model(*pairs).logits[real][:, others], before[:, others])
+    torch.testing.assert_close(score(model, *pairs).logits[real][:, others], before[:, others])
 
 
 def test_the_future_is_not_seen_and_the_past_is(build, pairs):
     model = build().eval()
     changed = pairs.tgt.clone()
     changed[:, 3] = 4 + (changed[:, 3] + 1) % (VOCAB - 4)
-    before, after = (model(pairs.src, tgt).logits for tgt in (pairs.tgt, changed))
+    everywhere = torch.ones_like(changed, dtype=torch.bool)
+    before, after = (
+        score(model, pairs.src, tgt, target_mask=everywhere).logits for tgt in (pairs.tgt, changed)
+    )
     torch.testing.assert_close(before[:, :3], after[:, :3])
     assert (before[:, 3:] - after[:, 3:]).abs().amax(dim=(1, 2)).min() > 1e-4
 
@@ -84,25 +90,43 @@ def test_the_future_is_not_seen_and_the_past_is(build, pairs):
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 def test_the_order_of_the_source_matters(build, pairs, positions):
     model = build(positions=positions).eval()
-    before, after = (model(src, pairs.tgt).logits for src in (pairs.src, pairs.src.flip(1)))
+    before, after = (score(model, src, pairs.tgt).logits for src in (pairs.src, pairs.src.flip(1)))
     assert (before - after).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("know_count", [True, False])
-def test_selected_rows_are_the_rows_of_all(build, pairs, know_count):
+def test_scored_rows_are_the_rows_of_all(build, pairs):
     model = build()
-    select = pairs.tgt != PAD
-    count = int(select.sum()) if know_count else None
-    chosen = model(*pairs, select, count).logits
-    assert chosen.shape == (int(select.sum()), VOCAB)
-    torch.testing.assert_close(chosen, model(*pairs).logits[select])
+    everywhere = torch.ones_like(pairs.tgt, dtype=torch.bool)
+    every = model(inputs_of(*pairs, everywhere)).logits
+    assert every.shape == (pairs.tgt.numel(), VOCAB)
+    for mask in (pairs.tgt != PAD, pairs.tgt % 2 == 0):
+        scored = model(inputs_of(*pairs, mask)).logits
+        assert 0 < len(scored) == int(mask.sum()) < len(every)
+        torch.testing.assert_close(scored, every[mask.flatten()])
+
+
+def test_padding_is_what_the_mask_says_and_no_id(build, pairs):
+    """Another id at padded places, and the padding's id at a real one."""
+    model = build().eval()
+    inputs = inputs_of(*pairs)
+    expected = model(inputs).logits
+    others = (side.masked_fill(side == PAD, 9) for side in pairs)
+    source, target = others
+    replaced = inputs._replace(source=source, target=target)
+    torch.testing.assert_close(model(replaced).logits, expected)
+    source = pairs.src.clone()
+    source[0, 2] = PAD
+    mask = torch.ones_like(source[:1], dtype=torch.bool)
+    seen = model.encode(source[:1], mask).hidden
+    hidden = model.encode(source[:1], source[:1] != PAD).hidden
+    assert (seen[0, :2] - hidden[0, :2]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("moe", [None, *SPARSE])
 def test_an_empty_batch_has_a_backward_pass_with_zero_gradients(build, moe):
     model = build(moe=moe)
     eos = torch.tensor([[2]])
-    output = model(eos, eos, torch.tensor([[False]]))
+    output = model(inputs_of(eos, eos, torch.tensor([[False]])))
     assert output.logits.shape == (0, VOCAB)
     (output.logits.sum() + 0.0 * sum(output.gate_losses.values())).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -122,7 +146,7 @@ def test_an_empty_batch_has_a_backward_pass_with_zero_gradients(build, moe):
 )
 def test_gradients_reach_every_parameter(build, pairs, shape):
     model = build(**shape)
-    output = model(*pairs)
+    output = score(model, *pairs)
     logits = output.logits[pairs.tgt != PAD]
     (logits.square().sum() + sum(output.gate_losses.values(), torch.tensor(0.0))).backward()
     for name, parameter in model.named_parameters():
@@ -142,7 +166,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(build, pairs, moe):
             moe=moe,
         )
         torch.manual_seed(5)
-        output = model(*pairs)
+        output = score(model, *pairs)
         loss = output.logits.square().mean() + sum(output.gate_losses.values(), torch.tensor(0.0))
         loss.backward()
         results.append((loss, [p.grad for p in model.parameters()]))
@@ -151,9 +175,9 @@ def test_checkpointing_changes_neither_loss_nor_gradients(build, pairs, moe):
 
 def test_dropout_acts_in_training_only(build, pairs):
     model = build(dropout=0.3)
-    assert not torch.equal(model(*pairs).logits, model(*pairs).logits)
+    assert not torch.equal(score(model, *pairs).logits, score(model, *pairs).logits)
     model.eval()
-    assert torch.equal(model(*pairs).logits, model(*pairs).logits)
+    assert torch.equal(score(model, *pairs).logits, score(model, *pairs).logits)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +210,14 @@ def test_sharing_embeddings_shares_them(build, pairs):
         """Whether the source side and the scores follow a change of the target's table."""
         model = build(share_embeddings=share).eval()
         token = int(pairs.src[0, 0])
-        source = model.encode(pairs.src[:1, :1]).hidden
+        source = encode(model, pairs.src[:1, :1]).hidden
         unrelated = pairs.tgt[:1, :1].clone().fill_(4 if token != 4 else 5)
-        scores = model(pairs.src[1:2] * 0 + 6, unrelated).logits
+        scores = score(model, pairs.src[1:2] * 0 + 6, unrelated).logits
         with torch.no_grad():
             model.target_embedding.weight[token] += torch.randn(16)
         return (
-            not torch.equal(source, model.encode(pairs.src[:1, :1]).hidden),
-            not torch.equal(scores, model(pairs.src[1:2] * 0 + 6, unrelated).logits),
+            not torch.equal(source, encode(model, pairs.src[:1, :1]).hidden),
+            not torch.equal(scores, score(model, pairs.src[1:2] * 0 + 6, unrelated).logits),
         )
 
     assert moved("none") == (False, False)
@@ -204,6 +228,6 @@ def test_sharing_embeddings_shares_them(build, pairs):
 def test_decoding_before_training_leaves_training_possible(build, pairs):
     model = build(positions="rotary")
     with torch.inference_mode():
-        cache = model.start_cache(model.encode(pairs.src), beam=2, max_length=4)
+        cache = model.start_cache(encode(model, pairs.src), beam=2, max_length=4)
         model.decode_step(torch.full((8,), 2), cache)
-    model(*pairs).logits.sum().backward()
+    score(model, *pairs).logits.sum().backward()

@@ -59,9 +59,9 @@ def test_dataset_and_batches(tmp_path: Path) -> None:
     dataset = task.dataset("train")
     assert (len(dataset), dataset.num_left_out) == (2, 1)
     batch = task.collate(dataset, [1, 0])
-    assert batch.src.tolist() == [[8, EOS, PAD], [4, 5, EOS]]
-    assert batch.tgt_out.tolist() == [[7, 7, 7, EOS], [6, EOS, PAD, PAD]]
-    assert batch.tgt_in[0].tolist() == [EOS, 7, 7, 7]
+    assert batch.inputs.source.tolist() == [[8, EOS, PAD], [4, 5, EOS]]
+    assert batch.labels.tolist() == [[7, 7, 7, EOS], [6, EOS, PAD, PAD]]
+    assert batch.inputs.target[0].tolist() == [EOS, 7, 7, 7]
     assert task.collate(dataset, []).num_tokens == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,19 @@ from torch import nn
 
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion, Loss
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import StepResult
 from ds_seq.training.trainer import Trainer
+from tests.batches import batch_of
 
 
 def make_batch(num_tokens: int) -> Batch:
     """One sentence of so many target tokens; none gives the empty batch."""
     tokens = torch.full((1, max(num_tokens, 1)), 4 if num_tokens else 1)
-    return Batch(torch.zeros(1).long(), tokens, tokens, tokens, num_tokens, int(num_tokens > 0))
+    batch = batch_of(tokens, tokens)
+    return batch if num_tokens else replace(batch, num_sentences=0)
 
 
 def make_stats(load: Sequence[float], dropped: float = 0.0, **losses: float) -> RoutingStats:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from ds_seq.data.dataset import Batch
-from ds_seq.models.output import Detail
+from ds_seq.models.output import Capture
 from ds_seq.training import engine as engine_module
 from ds_seq.training.engine import Engine, UpdateSchedule
+from tests.batches import batch_of
 
 
 def make_schedule() -> tuple[UpdateSchedule, torch.optim.Optimizer]:
@@ -60,9 +60,9 @@ class Inner(SimpleNamespace):
         self.inputs = inputs
 
 
-@pytest.mark.parametrize(("detail", "more"), [("none", ()), ("hidden", ("hidden",))])
-def test_only_a_model_that_shall_show_its_layers_is_asked(
-    monkeypatch: pytest.MonkeyPatch, detail: Detail, more: tuple[str, ...]
+@pytest.mark.parametrize("capture", ["none", "hidden"])
+def test_a_model_is_handed_the_inputs_and_what_to_capture(
+    monkeypatch: pytest.MonkeyPatch, capture: Capture
 ) -> None:
     inner, tokens = Inner(), torch.tensor([[4, 2, 1]])
     monkeypatch.setattr(engine_module.deepspeed, "initialize", lambda **parts: (inner,))
@@ -72,10 +72,9 @@ def test_only_a_model_that_shall_show_its_layers_is_asked(
         [{"params": [nn.Parameter(torch.zeros(1))]}],
         lambda update: 0.1,
         {"gradient_accumulation_steps": 1},
-        detail=detail,
+        capture=capture,
     )
-    engine(Batch(torch.arange(1), tokens, tokens, tokens, 2, 1))
-    src, tgt_in, select, num_tokens, *rest = inner.inputs
-    assert src is tokens and tgt_in is tokens and num_tokens == 2
-    assert select.tolist() == [[True, True, False]]
-    assert tuple(rest) == more
+    batch = batch_of(tokens, tokens)
+    engine(batch)
+    inputs, asked = inner.inputs
+    assert inputs is batch.inputs and asked == capture

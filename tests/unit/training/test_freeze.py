@@ -16,6 +16,7 @@ from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.losses import GATE_LOSSES
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.freeze import FrozenCheck, Part, describe_frozen, freeze, frozen_parameters
+from tests.batches import encode, score
 
 VOCAB = 23
 MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None, "router": "sigmoid"}
@@ -32,7 +33,7 @@ def build(**options: Any) -> Seq2SeqTransformer:
 def forward(model: Seq2SeqTransformer) -> Any:
     generator = torch.Generator().manual_seed(1)
     src, tgt = (torch.randint(4, VOCAB, (3, 5), generator=generator) for _ in range(2))
-    return model(src, tgt)
+    return score(model, src, tgt)
 
 
 TABLES = ["encoder.positions.", "decoder.positions.", "target_embedding.", "source_embedding."]
@@ -84,7 +85,7 @@ def test_a_frozen_encoder_and_embeddings_say_the_same_for_ever() -> None:
     model = build(share_embeddings="all", moe=MOE)
     freeze(model, ["encoder", "embeddings"])
     src = torch.tensor([[5, 6, 7]])
-    before = model.eval().encode(src).hidden
+    before = encode(model.eval(), src).hidden
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     balancer, model = BiasBalancer(model), model.train()
     for _ in range(3):
@@ -93,7 +94,7 @@ def test_a_frozen_encoder_and_embeddings_say_the_same_for_ever() -> None:
         balancer.add(output.moe_stats)
         optimizer.step()
         balancer.update()
-    assert torch.equal(model.eval().encode(src).hidden, before)
+    assert torch.equal(encode(model.eval(), src).hidden, before)
 
 
 def test_balancing_biases_of_a_frozen_router_stay_and_others_move() -> None:

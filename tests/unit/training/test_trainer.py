@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.layer import MoeFeedForward

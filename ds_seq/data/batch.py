@@ -1,0 +1,166 @@
+"""Batches: what a model reads, what it shall say, and where that counts.
+
+The only place that shifts targets and puts the start symbol before them.
+
+Shapes: B sentences, S source length, T target length, N real target tokens, K tokens of a teacher;
+padding is always on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Generic, NamedTuple
+
+import torch
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from ds_seq.data.padding import pad_block
+from ds_seq.data.shards import TokenBlock
+from ds_seq.text.tokenizer import Symbols
+
+
+class TopTokens(NamedTuple):
+    """The most probable tokens of a teacher, one row per real target token, best first."""
+
+    ids: Tensor
+    """(N, K) int64."""
+    log_probs: Tensor
+    """(N, K) natural logarithms of their probabilities among all tokens; float32."""
+
+
+class Seq2SeqInputs(NamedTuple):
+    """What an encoder-decoder reads."""
+
+    source: Tensor
+    """(B, S) int64, each sentence with the end symbol."""
+    source_mask: Tensor
+    """(B, S) bool, True at real tokens."""
+    target: Tensor
+    """(B, T) int64, input of the decoder: the start symbol, then the labels but their last."""
+    target_mask: Tensor
+    """(B, T) bool, True at the rows that are scored."""
+    num_targets: int
+    """How many those are: a device that knows it need not be waited for."""
+
+
+InputsT = TypeVar("InputsT", bound="tuple[Any, ...]", default=Any)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[InputsT]):
+    """A batch of examples.
+
+    Attributes:
+        indices: (B,) int64, number of each example in its data.
+        inputs: what the model reads: a named tuple of tensors and plain values, the first argument
+            of the model.
+        labels: (B, T) int64, what the model shall say.
+        mask: (B, T) bool, True at real labels: the one definition of "real". Row n of the model's
+            logits (N, V) belongs to the n-th of them in row-major order.
+        num_tokens: N, the real labels.
+        num_sentences: examples; 0 in an empty batch, whose tensors have one row of padding all the
+            same.
+        teacher: the answer of a cached teacher, or None; a row per real label.
+    """
+
+    indices: Tensor
+    inputs: InputsT
+    labels: Tensor
+    mask: Tensor
+    num_tokens: int
+    num_sentences: int
+    teacher: TopTokens | None = None
+
+    @cached_property
+    def real_labels(self) -> Tensor:
+        """(N,) the real labels in row-major order."""
+        if not self.labels.is_cuda:
+            return self.labels[self.mask]
+        # indexing with a mask would wait for the device to count
+        rows = torch.nonzero_static(self.mask.flatten(), size=self.num_tokens).squeeze(1)
+        return self.labels.flatten().index_select(0, rows)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch[InputsT]:
+        """Returns the batch on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin(self) -> Batch[InputsT]:
+        """Returns the batch in page-locked memory, from which a GPU copies in the background."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch[InputsT]:
+        """Move every tensor; one that stands in two places, such as the mask, is moved once."""
+        moved: dict[int, Tensor] = {}
+
+        def once(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if id(value) not in moved:
+                moved[id(value)] = move(value)
+            return moved[id(value)]
+
+        return replace(
+            self,
+            indices=once(self.indices),
+            inputs=type(self.inputs)(*map(once, self.inputs)),
+            labels=once(self.labels),
+            mask=once(self.mask),
+            teacher=None if self.teacher is None else TopTokens(*map(once, self.teacher)),
+        )
+
+
+def seq2seq_batch(
+    source: TokenBlock,
+    target: TokenBlock,
+    symbols: Symbols,
+    indices: Tensor | None = None,
+    teacher: TopTokens | None = None,
+    pad_to_multiple: int = 1,
+) -> Batch[Seq2SeqInputs]:
+    """The batch of some sentence pairs, at least one.
+
+    Args:
+        source: sentences, each with the end symbol.
+        target: their translations, likewise.
+        symbols: with what to pad, and to start the decoder.
+        indices: (B,) numbers of the pairs; default 0 to B - 1.
+        teacher: see `Batch.teacher`.
+        pad_to_multiple: S and T are rounded up to multiples of this.
+    """
+    source_ids, source_mask = pad_block(source, symbols.pad, pad_to_multiple)
+    labels, mask = pad_block(target, symbols.pad, pad_to_multiple)
+    shifted = torch.full_like(labels, symbols.start)
+    shifted[:, 1:] = labels[:, :-1].masked_fill(~mask[:, 1:], symbols.pad)
+    num_tokens, num_sentences = len(target.tokens), len(target.lengths)
+    return Batch(
+        torch.arange(num_sentences) if indices is None else indices,
+        Seq2SeqInputs(source_ids, source_mask, shifted, mask, num_tokens),
+        labels,
+        mask,
+        num_tokens,
+        num_sentences,
+        teacher,
+    )
+
+
+def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> Batch[Seq2SeqInputs]:
+    """The batch of no pair, with which a rank without work takes part in a collective forward.
+
+    It has one source that is nothing but the end symbol, and one target that is nothing but
+    padding.
+    """
+    mask = torch.tensor([[False]])
+    source = torch.tensor([[symbols.eos]])
+    start = torch.tensor([[symbols.start]])
+    return Batch(
+        indices=torch.zeros(0, dtype=torch.int64),
+        inputs=Seq2SeqInputs(source, torch.ones_like(source, dtype=torch.bool), start, mask, 0),
+        labels=torch.tensor([[symbols.pad]]),
+        mask=mask,
+        num_tokens=0,
+        num_sentences=0,
+        teacher=teacher,
+    )

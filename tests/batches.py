@@ -1,0 +1,59 @@
+"""What models read, made of bare tensors, for tests that know the padding by its id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.data.batch import Batch, Seq2SeqInputs
+from ds_seq.data.padding import Padded
+from ds_seq.models.output import Capture, EncoderOutput, ModelOutput
+
+PAD, EOS = 1, 2
+
+
+def padded(source: Tensor) -> Padded:
+    """Tokens (B, S) with their mask."""
+    return Padded(source, source != PAD)
+
+
+def inputs_of(source: Tensor, target: Tensor, target_mask: Tensor | None = None) -> Seq2SeqInputs:
+    """Inputs of source tokens (B, S) and shifted target tokens (B, T).
+
+    All targets but padding are scored, unless `target_mask` (B, T) says which.
+    """
+    mask = target != PAD if target_mask is None else target_mask
+    return Seq2SeqInputs(*padded(source), target, mask, int(mask.sum()))
+
+
+def batch_of(source: Tensor, labels: Tensor, indices: Tensor | None = None) -> Batch[Seq2SeqInputs]:
+    """The batch of source tokens (B, S) and labels (B, T); the end symbol starts the decoder."""
+    mask = labels != PAD
+    target = torch.cat([torch.full_like(labels[:, :1], EOS), labels[:, :-1]], dim=1)
+    inputs = inputs_of(source, target, mask)
+    indices = torch.arange(len(source)) if indices is None else indices
+    return Batch(indices, inputs, labels, mask, inputs.num_targets, len(source))
+
+
+def score(
+    model: nn.Module,
+    source: Tensor,
+    target: Tensor,
+    capture: Capture = "none",
+    target_mask: Tensor | None = None,
+) -> ModelOutput:
+    """A model's output for `inputs_of` the same, with logits (B, T, V): 0 where none was scored."""
+    inputs = inputs_of(source, target, target_mask)
+    output: ModelOutput = model(inputs, capture)
+    assert len(output.logits) == inputs.num_targets
+    logits = output.logits.new_zeros(*target.shape, output.logits.size(-1))
+    logits[inputs.target_mask] = output.logits
+    return output._replace(logits=logits)
+
+
+def encode(model: Any, source: Tensor, capture: Capture = "none") -> EncoderOutput:
+    """Source tokens (B, S), encoded."""
+    encoded: EncoderOutput = model.encode(*padded(source), capture)
+    return encoded
