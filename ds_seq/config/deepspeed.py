@@ -130,7 +130,21 @@ def engine_config(
     }
     for section in ("fp16", "bf16"):
         engine[section] = {**engine.get(section, {}), "enabled": train.precision == section}
+    _save_launches(engine, world_size)
     return engine
+
+
+def _save_launches(engine: JsonObject, world_size: int | None) -> None:
+    """Leave out what costs a step many small kernels and serves nothing here.
+
+    DeepSpeed asks every bf16 gradient by itself whether it is finite: 2,400 of the 2,850 operators
+    of a step of 197 parameters. The trainer asks the norm of all, which says the same, and stops.
+    One rank has no communication to overlap, but waits for its stream at every bucket.
+    """
+    if engine["bf16"]["enabled"]:
+        engine["bf16"].setdefault("check_grad_overflow", False)
+    if world_size == 1 and zero_stage(engine) in (1, 2):
+        engine["zero_optimization"] = {**engine["zero_optimization"], "overlap_comm": False}
 
 
 def zero_stage(ds_json: Mapping[str, Any]) -> int:

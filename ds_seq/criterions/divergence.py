@@ -27,7 +27,7 @@ class Softmax(NamedTuple):
     """A distribution over columns, in both forms that a loss needs."""
 
     scores: Tensor
-    """(R, V) float32."""
+    """(R, V), in the dtype they were given in."""
     probs: Tensor
     """(R, V) their softmax."""
     log_sum: Tensor
@@ -58,10 +58,11 @@ def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
     third of what a logarithm or exponential of every element costs.
 
     Args:
-        scores: (R, V) float32.
+        scores: (R, V), any floating dtype; kept as they are. Half precision is good enough for the
+            values that a loss reads of them, but not for arithmetic between scores.
         out: (R, V) float32 takes the probabilities; None makes a new tensor.
     """
-    probs = torch.softmax(scores, -1) if out is None else torch.softmax(scores, -1, out=out)
+    probs = torch.softmax(scores, -1, dtype=torch.float32, out=out)
     return Softmax(scores, probs, scores.amax(-1, True) - probs.amax(-1, True).log_())
 
 

@@ -139,8 +139,10 @@ def load_run(
         from ds_seq.moe.engine import connect_expert_parallel
 
         connect_expert_parallel(model, expert_parallel)
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        distributed.avoid_cudnn_attention()
     if dtype is None:
-        on_gpu = torch.device(device).type == "cuda"
         dtype = DTYPES[config.train.precision] if on_gpu else torch.float32
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
     return LoadedRun(config, stored.vocab, model, stored.weights.path)

@@ -92,7 +92,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
         """Apply each expert to its rows of ``x`` (R, D); returns (R, D)."""
-        if not groups.use_grouped_kernel(x):
+        if not groups.use_grouped_kernel(x, self.w1, self.w2):
             noise = None
             if self.training and self.dropout > 0.0:
                 noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)

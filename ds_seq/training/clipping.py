@@ -7,6 +7,8 @@
   tokens, to count 1 / sqrt(E) in the norm. `correct_norm` gives every wrapper of DeepSpeed around
   the optimizer these weights. The coefficient that follows from the norm still multiplies all
   gradients alike.
+- ZeRO 1 and 2 take the norm of one gradient after the other, each through a float64 copy: on a GPU
+  several hundred kernels, which the step waits to see launched. There a few do (`_weigh_zero`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from ds_seq.moe.engine import expert_parallel_group
@@ -97,7 +100,7 @@ def correct_norm(wrapper: Any, weights: NormWeights) -> None:
         _correct_unfused(wrapper, weights)
     elif weights and isinstance(wrapper, BF16_Optimizer):
         _weigh_bf16(wrapper, weights)
-    elif weights:
+    elif weights or (isinstance(wrapper, DeepSpeedZeroOptimizer) and torch.cuda.is_available()):
         _weigh_zero(wrapper, weights)
 
 
@@ -154,7 +157,10 @@ def _weigh_bf16(wrapper: Any, weights: NormWeights) -> None:
 
 def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
     """ZeRO 1, 2 and 3: the norm of a group is taken of its gradients or, with an offloaded
-    optimizer, of norms noted when they arrived. Both are weighted on their way in."""
+    optimizer, of norms noted when they arrived. Both are weighted on their way in.
+
+    The norm of a vector of norms is the norm of everything, so DeepSpeed is handed that one vector.
+    """
     direct, offloaded = (
         wrapper.get_grad_norm_direct,
         wrapper.complete_grad_norm_calculation_for_cpu_offload,
@@ -165,8 +171,15 @@ def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
     ) -> Tensor:
         # stages 1 and 2 append zeros that belong to no parameter, and mark them
         own = [g for g in gradients if "_zero_padding" not in vars(g)]
-        norms = [_norm(g) * weights.get(id(p), 1.0) for g, p in zip(own, params, strict=True)]
-        result: Tensor = direct(norms, params, norm_type)
+        if len(own) != len(params):
+            raise RuntimeError(f"{len(own)} gradients for {len(params)} parameters")
+        if own:
+            norms = torch.stack(torch._foreach_norm(own, 2, torch.float32))
+            if weights:
+                factors = [weights.get(id(p), 1.0) for p in params]
+                norms = norms * torch.tensor(factors, device=norms.device)
+            own, params = [norms], params[:1]
+        result: Tensor = direct(own, params, norm_type)
         return result
 
     def complete_grad_norm_calculation_for_cpu_offload(params: list[nn.Parameter]) -> Tensor:

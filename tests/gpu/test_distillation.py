@@ -35,7 +35,7 @@ def results_of(
         top = TopTokens(best.indices.to(device), best.values.to(device))
         own = scores.to(device, dtype) if top_k is None else None
         answers.append(TeacherOutput(own, None if top_k is None else top))
-        student = logits.to(device, dtype).requires_grad_()
+        student = logits.to(device, dtype, copy=True).requires_grad_()
         loss = criterion(ModelOutput(student, {}, []), batch.to(device))
         loss.total.backward()
         criterion.end_update(True)

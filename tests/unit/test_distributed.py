@@ -176,3 +176,19 @@ def test_a_defect_is_not_taken_for_a_mistake_of_the_user() -> None:
 
 def test_a_free_port_can_be_listened_on() -> None:
     assert 1024 <= distributed.free_port() < 65536
+
+
+@pytest.mark.parametrize(("choice", "enabled"), [(None, False), ("0", True), ("1", True)])
+def test_cudnn_attention_is_left_out_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, choice: str | None, enabled: bool
+) -> None:
+    monkeypatch.delenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", raising=False)
+    if choice is not None:
+        monkeypatch.setenv("TORCH_CUDNN_SDPA_DEPRIORITIZED", choice)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        distributed.avoid_cudnn_attention()
+        assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

@@ -48,7 +48,25 @@ def test_precision_is_switched_and_its_tuning_kept(precision: str) -> None:
     tuning = {"initial_scale_power": 9, "min_loss_scale": 1}
     engine = engine_config(train, {"fp16": tuning}, moe=False)
     assert engine["fp16"] == {**tuning, "enabled": precision == "fp16"}
-    assert engine["bf16"] == {"enabled": precision == "bf16"}
+    ours = {"check_grad_overflow": False} if precision == "bf16" else {}
+    assert engine["bf16"] == {"enabled": precision == "bf16", **ours}
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_who_wants_each_bf16_gradient_checked_gets_it(check: bool) -> None:
+    train = TrainConfig(precision="bf16")
+    engine = engine_config(train, {"bf16": {"check_grad_overflow": check}}, moe=False)
+    assert engine["bf16"] == {"enabled": True, "check_grad_overflow": check}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("world_size", [None, 1, 2])
+def test_one_rank_overlaps_no_communication(stage: int, world_size: int | None) -> None:
+    given = {"zero_optimization": {"stage": stage, "overlap_comm": True}}
+    engine = engine_config(TrainConfig(), given, moe=False, world_size=world_size)
+    expected = not (world_size == 1 and stage in (1, 2))
+    assert engine["zero_optimization"]["overlap_comm"] is expected
+    assert given["zero_optimization"]["overlap_comm"] is True
 
 
 @pytest.mark.parametrize("key", OWNED)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ds_seq.config.objective import Divergence, Smoothing
 from ds_seq.criterions import token_loss as module
-from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
+from ds_seq.criterions.cross_entropy import cross_entropy, smoothed_cross_entropy
 from ds_seq.criterions.token_loss import (
     Distil,
     TokenLoss,
@@ -57,6 +57,53 @@ def test_value_and_gradient_equal_torch(epsilon: float) -> None:
     torch.testing.assert_close(ours, theirs)
     mine, reference = (torch.autograd.grad(3 * x, logits)[0] for x in (ours, theirs))
     torch.testing.assert_close(mine, reference)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("one_pass", [False, True], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("form", ["fairseq", "torch"])
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_the_fused_loss_equals_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, epsilon: float, form: Smoothing, one_pass: bool
+) -> None:
+    monkeypatch.setattr(module, "_in_one_pass", lambda block: one_pass)
+    generator = torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(29, 17, generator=generator)).requires_grad_()
+    targets = torch.randint(17, (29,), generator=generator)
+    ours, nll = smoothed_cross_entropy(logits, targets, epsilon, form)
+    plain = cross_entropy(logits, targets, epsilon, form)
+    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=0)
+    torch.testing.assert_close(nll, cross_entropy(logits, targets, 0.0, form), rtol=1e-6, atol=0)
+    found, expected = (torch.autograd.grad(2 * loss, logits)[0] for loss in (ours, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("ce_weight", [1.0, 0.3, 3000.0, 0.0])
+@pytest.mark.parametrize("teacher", [False, True])
+def test_one_pass_writes_the_gradient_that_three_do(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ce_weight: float, teacher: bool
+) -> None:
+    """What a GPU does; with a teacher of selected rows too, whose pull is added later."""
+    results = []
+    for one_pass in (False, True):
+        monkeypatch.setattr(module, "_in_one_pass", lambda block, one_pass=one_pass: one_pass)
+        generator = torch.Generator().manual_seed(1)
+        logits, scores = (4 * torch.randn(13, 17, generator=generator) for _ in range(2))
+        student = logits.to(dtype).requires_grad_()
+        tokens = torch.randint(17, (13,), generator=generator)
+        targets = TokenTargets(tokens)
+        if teacher:
+            targets = TokenTargets(tokens, scores, lambda nll: torch.tensor(EVERY_OTHER))
+        loss = token_loss(student, targets, smoothing_weights(0.1, 17, "fairseq"), ce_weight)
+        loss.total.backward(torch.tensor(1e-2))
+        assert student.grad is not None
+        results.append([torch.stack(loss), student.grad.float()])
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=0)
+    rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-5)
+    atol = rounding * 1e-2 * max(ce_weight, 1.0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=rounding, atol=atol)
 
 
 # student [1, 2, 3, 4]: teacher, then forward KL, Jensen-Shannon, total variation

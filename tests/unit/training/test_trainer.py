@@ -150,6 +150,14 @@ def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     assert scene.events[-1] == ("closed",)
 
 
+def test_a_gradient_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
+    scene = Scene(max_updates=50, log_every=10, save_every=2)
+    scene.engine.results = [StepResult(True, norm, 1.0) for norm in (1.0, float("inf"), 1.0)]
+    with pytest.raises(UserError, match=r"gradient norm is inf at update 2.*optimizer\.lr"):
+        scene.trainer.fit()
+    assert not scene.of_kind("save")
+
+
 def test_a_validation_loss_that_is_no_number_is_no_checkpoint() -> None:
     scene = Scene(max_updates=50, scores=[1.0, float("inf")], **VALIDATING)
     with pytest.raises(UserError, match="validation loss is inf at update 4"):
