@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from ds_seq.config.base import Config, ExternalConfig, FieldErrors, plugin_tag
-from ds_seq.config.data import DataConfig
-from ds_seq.config.generate import GenerationConfig
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.objective import (
+from ds_seq.config.base import Config, FieldErrors
+from ds_seq.config.criterion import (
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
     ModelAndBaseConfig,
 )
+from ds_seq.config.data import DataConfig
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.model import ModelConfig, TransformerConfig
 from ds_seq.config.optim import (
     AdamConfig,
     CosineConfig,
@@ -26,20 +26,9 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SchedulerConfig,
 )
+from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
-
-
-class TranslationConfig(Config):
-    """Translation between two languages."""
-
-    name: Literal["translation"] = Field(default="translation", description="This task.")
-
-
-TaskConfig = Annotated[
-    Annotated[TranslationConfig, Tag("translation")] | Annotated[ExternalConfig, Tag("external")],
-    Discriminator(plugin_tag("translation")),
-]
 
 
 class ExperimentConfig(Config):
@@ -51,7 +40,7 @@ class ExperimentConfig(Config):
     run_dir: str | None = Field(default=None, description="Run folder; null is `runs/<name>`.")
     data: DataConfig = Field(description="Languages, raw files and shards.")
     task: TaskConfig = Field(default_factory=TranslationConfig, description="What is learned.")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="The model.")
+    model: ModelConfig = Field(default_factory=TransformerConfig, description="The model.")
     criterion: CriterionConfig = Field(
         default_factory=CrossEntropyConfig, description="What training minimises."
     )
@@ -167,10 +156,9 @@ class ExperimentConfig(Config):
                     "data.vocab.user_symbols, such as [<de>, <fr>]",
                 )
             )
-        stacks = (("encoder", self.model.encoder_layers), ("decoder", self.model.decoder_layers))
         for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
-            for stack, depth in stacks:
-                given = getattr(section, stack) if section is not None else None
+            for stack in self.model.stacks if section is not None else ():
+                given, depth = section.layers_of(stack), self.model.layers_of(stack)
                 if given and len(given) != depth:
                     errors.append(
                         (

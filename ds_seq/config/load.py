@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.messages import error_lines
+from ds_seq.config.schema import has_short_form
 from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
 from ds_seq.errors import UserError
 
@@ -39,7 +40,10 @@ class _Tree:
             path = (*at, key)
             self._origins[path] = origins.get(path, str(self.file))
             old = below.get(key)
+            if isinstance(value, dict):
+                old = _as_section(old, path)
             if isinstance(old, dict) and isinstance(value, dict) and not _other_plugin(old, value):
+                below[key] = old
                 self._merge(old, value, path, origins)
             else:
                 below[key] = value
@@ -57,6 +61,11 @@ class _Tree:
             if path[:length] in self._origins:
                 return self._origins[path[:length]]
         return str(self.file)
+
+
+def _as_section(value: Any, path: KeyPath) -> Any:
+    """A name that stands for its section as that section, so that more can be said of it."""
+    return {"name": value} if isinstance(value, str) and has_short_form(path) else value
 
 
 def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -131,8 +140,8 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
             problems.append(f"command line: {dotted}: {text!r} is not a YAML value; quote it?")
             continue
         section = data
-        for key in keys[:-1]:
-            inner = section.get(key)
+        for depth, key in enumerate(keys[:-1], start=1):
+            inner = _as_section(section.get(key), keys[:depth])
             section[key] = inner if isinstance(inner, dict) else {}
             section = section[key]
         section[keys[-1]] = value

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ds_seq.config.objective import Smoothing
 from ds_seq.criterions.base import Criterion, Loss, real_targets
 from ds_seq.criterions.token_loss import TokenTargets, smoothing_weights, token_loss
 from ds_seq.data.dataset import Batch
 from ds_seq.models.output import ModelOutput
+from ds_seq.names import Smoothing
 
 
 def smoothed_cross_entropy(

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ds_seq.config.objective import Divergence, Smoothing
 from ds_seq.criterions.divergence import Pull, Softmax, diverge, softmax_rows
 from ds_seq.data.dataset import TopTokens
+from ds_seq.names import Divergence, Smoothing
 
 # Logits at a time: on a CPU 1 MB for the cache of each thread, which is also enough that the calls
 # themselves cost little.

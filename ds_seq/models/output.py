@@ -6,15 +6,14 @@ Shapes: B batch, S source length, T target length, N selected rows, D model widt
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ds_seq.moe.output import MoeAux, RoutingStats
+from ds_seq.names import Capture
 
-Detail = Literal["none", "hidden", "attention"]
-"""What a model returns beside its scores: nothing, the hidden states of all layers, or these and
-all attention maps."""
+Detail = Capture
 
 
 class LayerOutputs(NamedTuple):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.config.model import ModelConfig, MoeConfig
-from ds_seq.config.objective import AttentionConfig, HiddenConfig
+from ds_seq.config.criterion import AttentionConfig, HiddenConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.dataset import Batch
 from ds_seq.models.build import build_seq2seq
@@ -40,7 +40,7 @@ class Case(NamedTuple):
     precision: str = "fp32"
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> TransformerConfig:
         """Of the student."""
         moe = MoeConfig.model_validate({**MOE, **self.model.get("moe", {})})
         return spine.model_config(**{**self.model, "moe": moe})

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.experiment import ExperimentConfig, check_world
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.presets import PRESETS
 from ds_seq.config.optim import AdamConfig
-from ds_seq.config.presets import PRESETS
 from ds_seq.config.schema import plugin_names, sections
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
@@ -110,9 +110,9 @@ def test_a_split_may_be_one_pair_or_several(make: MakeConfig) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_build_and_twins_differ_by_their_experts_only(preset: str) -> None:
-    model = ModelConfig(preset=preset)
+    model = TransformerConfig(preset=preset)
     if preset.startswith("ds_moe_"):
-        twin = ModelConfig(preset=preset.removeprefix("ds_moe_"))
+        twin = TransformerConfig(preset=preset.removeprefix("ds_moe_"))
         assert model.moe is not None
         assert twin.moe is None
         assert model.model_copy(update={"moe": None, "preset": None}) == twin.model_copy(
@@ -121,12 +121,12 @@ def test_presets_build_and_twins_differ_by_their_experts_only(preset: str) -> No
 
 
 def test_given_fields_win_over_the_preset() -> None:
-    model = ModelConfig.model_validate(
+    model = TransformerConfig.model_validate(
         {"preset": "ds_moe_tiny", "d_model": 32, "moe": {"num_experts": 4}}
     )
     assert (model.d_model, model.ffn_dim, model.encoder_layers) == (32, 64, 2)
     assert model.moe is not None and model.moe.num_experts == 4
-    assert ModelConfig.model_validate({"preset": "ds_moe_tiny", "moe": None}).moe is None
+    assert TransformerConfig.model_validate({"preset": "ds_moe_tiny", "moe": None}).moe is None
 
 
 def test_plugin_sections_without_a_name_take_the_default(make: MakeConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.config.size import ModelSize, model_size
 from ds_seq.models.build import build_seq2seq
 
@@ -39,7 +39,7 @@ SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2,
     ],
 )
 def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
-    config = ModelConfig.model_validate({**SMALL, **fields})
+    config = TransformerConfig.model_validate({**SMALL, **fields})
     model = build_seq2seq(config, VOCAB)
     counted = sum(parameter.numel() for parameter in model.parameters())
     size = model_size(config, VOCAB)
@@ -49,14 +49,15 @@ def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
 
 
 def test_a_dense_model_is_all_active() -> None:
-    size = model_size(ModelConfig.model_validate(SMALL), VOCAB)
+    size = model_size(TransformerConfig.model_validate(SMALL), VOCAB)
     assert size == ModelSize(total=size.total, active=size.total, experts=0)
 
 
 def test_active_counts_top_k_experts_of_each_layer() -> None:
     sizes = [
         model_size(
-            ModelConfig.model_validate({**SMALL, "moe": {"num_experts": 6, "top_k": top_k}}), VOCAB
+            TransformerConfig.model_validate({**SMALL, "moe": {"num_experts": 6, "top_k": top_k}}),
+            VOCAB,
         )
         for top_k in (1, 2, 6)
     ]
@@ -68,7 +69,7 @@ def test_active_counts_top_k_experts_of_each_layer() -> None:
 
 def test_what_stands_beside_the_experts_is_always_active() -> None:
     def size(**moe: Any) -> ModelSize:
-        return model_size(ModelConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
+        return model_size(TransformerConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
 
     plain, shared = size(num_experts=4), size(num_experts=4, shared_experts=2)
     assert shared.experts == plain.experts
@@ -78,7 +79,7 @@ def test_what_stands_beside_the_experts_is_always_active() -> None:
 def test_a_pyramid_counts_each_layer_by_itself() -> None:
     def size(counts: int | list[int]) -> ModelSize:
         moe = {"num_experts": counts}
-        return model_size(ModelConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
+        return model_size(TransformerConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
 
     assert size([2, 6]).experts == size(4).experts
     assert size([2, 6]) == size([6, 2])

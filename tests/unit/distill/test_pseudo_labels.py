@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill import pseudo_labels

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.dataset import Batch
 from ds_seq.data.vocab import Vocab, train_vocab

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.moe.losses import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.freeze import FrozenCheck, Part, describe_frozen, freeze, frozen_parameters
 
@@ -23,7 +23,7 @@ MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None, "route
 
 def build(**options: Any) -> Seq2SeqTransformer:
     sizes = {"d_model": 8, "ffn_dim": 12, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
-    config = ModelConfig.model_validate(
+    config = TransformerConfig.model_validate(
         {**sizes, "dropout": 0.0, "max_positions": 16, "positions": "learned", **options}
     )
     return build_seq2seq(config, VOCAB)
