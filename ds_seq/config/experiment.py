@@ -157,7 +157,9 @@ class ExperimentConfig(Config):
                 )
             )
         for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
-            for stack in self.model.stacks if section is not None else ():
+            if section is None:
+                continue
+            for stack in self.model.stacks:
                 given, depth = section.layers_of(stack), self.model.layers_of(stack)
                 if given and len(given) != depth:
                     errors.append(

@@ -52,8 +52,9 @@ def section_classes(annotation: Any, tag: str = NO_TAG) -> dict[str, type[Config
 
 
 def sections(config: type[Config] = ExperimentConfig, path: str = "") -> Iterator[Section]:
-    """All sections below ``config``, itself first, in the order of the schema."""
-    yield from _walk(Section(path, NO_TAG, config))
+    """All sections below ``config``, itself first, in the order of the schema, each once."""
+    # variants of one section may share what lies below them
+    yield from dict.fromkeys(_walk(Section(path, NO_TAG, config)))
 
 
 def _walk(section: Section) -> Iterator[Section]:
@@ -64,6 +65,11 @@ def _walk(section: Section) -> Iterator[Section]:
             by_class.setdefault(config, []).append(tag)
         for config, tags in by_class.items():
             yield from _walk(Section(section.path_of(name), ",".join(tags), config))
+
+
+def defining_class(config: type[Config], field: str) -> type:
+    """The class, ``config`` itself or one it is made of, that declares ``field``."""
+    return next(base for base in config.__mro__ if field in vars(base).get("__annotations__", {}))
 
 
 def paths_of_key(key: str) -> list[str]:

@@ -29,4 +29,4 @@ NormConfig = Annotated[LayerNormConfig, SHORT_FORM]
 class NormFields(Config):
     """The norm of all sub-layers, and the last one of a stack."""
 
-    norm: NormConfig = Field(default="layer", description="Kind of norm.")
+    norm: NormConfig = Field(default=LayerNormConfig(), description="Kind of norm.")

@@ -75,7 +75,7 @@ class PositionFields(Config):
     """Kind of positions, and how many there are."""
 
     positions: PositionsConfig = Field(
-        default="sinusoidal",
+        default=SinusoidalConfig(),
         description="How the model knows the order of the tokens.",
     )
     max_positions: PositiveInt = Field(

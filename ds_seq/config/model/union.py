@@ -11,10 +11,10 @@ from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 
 
 class ExternalModelConfig(TransformerFields):
-    """A model that lives outside ds_seq.
+    """A model that lives outside ds_seq; takes all options of the Transformer as well.
 
-    All fields of the Transformer can be given, and its builder decides which it reads. What the
-    rest of the system asks of it is `max_positions`, `moe` and the depth of the stacks.
+    Its builder decides which of them it reads. What the rest of the system asks of it is
+    `max_positions`, `moe` and the depth of the stacks, so that these alone have to be true.
     """
 
     name: ExternalName = Field(
