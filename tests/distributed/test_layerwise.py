@@ -18,10 +18,11 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
 from ds_seq.models.weights import persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
+from ds_seq.names import FrozenPart
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
-from ds_seq.training.freeze import FrozenCheck, Part, freeze, frozen_parameters
+from ds_seq.training.freeze import FrozenCheck, freeze, frozen_parameters
 from ds_seq.training.state import WEIGHT, FullState
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
@@ -35,7 +36,7 @@ class Case(NamedTuple):
 
     stage: int
     expert_parallel: int
-    parts: tuple[Part, ...]
+    parts: tuple[FrozenPart, ...]
     model: dict[str, Any]
     precision: str = "fp32"
 

@@ -208,11 +208,23 @@ def test_a_key_in_the_wrong_place_is_told_its_home(
         ("model.moe=3", "model.moe: should be a section"),
         ("model.preset=[1]", "model.preset"),
         ("model.preset=tinny", "model.preset: no preset 'tinny' (did you mean 'tiny'?)"),
-        ("model.name=transfomer", "model.name: no model 'transfomer' (did you mean 'transformer'?)"),
+        (
+            "model.name=transfomer",
+            "model.name: no model 'transfomer' (did you mean 'transformer'?)",
+        ),
         ("model=transformer", "model: should be a section"),
-        ("model.positions=rotery", "model.positions: no positions 'rotery' (did you mean 'rotary'?)"),
-        ("model.positions.name=rotery", "model.positions.name: no positions 'rotery' (did you mean"),
-        ("model.positions=3", "model.positions: no positions '3'; there are sinusoidal, learned, rot"),
+        (
+            "model.positions=rotery",
+            "model.positions: no positions 'rotery' (did you mean 'rotary'?)",
+        ),
+        (
+            "model.positions.name=rotery",
+            "model.positions.name: no positions 'rotery' (did you mean",
+        ),
+        (
+            "model.positions=3",
+            "model.positions: no positions '3'; there are sinusoidal, learned, rot",
+        ),
         ("model.positions=", "model.positions: no positions"),
         ("model.positions={name: rotary, base: 3}", "model.positions.base: unknown key"),
         ("model.norm=lyer", "model.norm: should be 'layer', not 'lyer' (did you mean 'layer'?)"),

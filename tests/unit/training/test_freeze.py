@@ -13,9 +13,9 @@ from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.names import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES, FrozenPart
 from ds_seq.optim.param_groups import parameter_groups
-from ds_seq.training.freeze import FrozenCheck, Part, describe_frozen, freeze, frozen_parameters
+from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze, frozen_parameters
 
 VOCAB = 23
 MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None, "router": "sigmoid"}
@@ -50,7 +50,7 @@ TABLES = ["encoder.positions.", "decoder.positions.", "target_embedding.", "sour
 )
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_parts_are_frozen_and_nothing_else(
-    parts: list[Part], prefixes: list[str], share: str, norm: str
+    parts: list[FrozenPart], prefixes: list[str], share: str, norm: str
 ) -> None:
     model = build(share_embeddings=share, norm_position=norm)
     freeze(model, parts)
@@ -66,7 +66,7 @@ def test_the_parts_are_frozen_and_nothing_else(
 @pytest.mark.parametrize("parts", [["encoder"], ["embeddings"], ["encoder", "embeddings"]])
 @pytest.mark.parametrize("moe", [None, MOE, {**MOE, "router": "softmax"}])
 def test_gradients_reach_what_is_not_frozen_and_no_more(
-    parts: list[Part], moe: dict[str, Any] | None
+    parts: list[FrozenPart], moe: dict[str, Any] | None
 ) -> None:
     model = build(moe=moe, share_embeddings="none", activation_checkpointing=True)
     freeze(model, parts)
