@@ -25,7 +25,6 @@ from pays_report import DENSE, MOE, report
 from worker import Worker
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.size import model_size
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError, run_command
 
@@ -226,7 +225,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What the report has to know of the runs."""
     vocab_size = len(Vocab.load(f"{configs[DENSE].data.dir}/vocab.model"))
-    sizes = {name: model_size(config.model, vocab_size) for name, config in configs.items()}
+    sizes = {name: config.model.num_params(vocab_size) for name, config in configs.items()}
     model = configs[MOE].model
     title = (
         f"{model.encoder_layers} + {model.decoder_layers} layers, width "

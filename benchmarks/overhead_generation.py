@@ -18,7 +18,7 @@ from overhead_training import DENSE, EXPERTS, MOE
 from torch import Tensor
 from turns import take_turns
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.padding import Padded
 from ds_seq.data.shards import ShardReader
@@ -177,7 +177,7 @@ def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
 
 
 def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
-    model = build_seq2seq(ModelConfig.model_validate(dict(section)), len(vocab))
+    model = build_seq2seq(TransformerConfig.model_validate(dict(section)), len(vocab))
     pack_weights(model.requires_grad_(False).eval())
     return cast(Seq2SeqTransformer, model)
 

@@ -15,7 +15,7 @@ from profiled import operator_seconds, peak_activation_bytes
 from torch import Tensor
 from turns import take_turns
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.config.optim import AdamConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.optim import build_optimizer
@@ -67,7 +67,7 @@ class Update:
     def __post_init__(self) -> None:
         growth = self.growth
         moe = {"num_experts": self.num_experts, "top_k": 1, "placement": "encoder", "every": 2}
-        config = ModelConfig.model_validate(
+        config = TransformerConfig.model_validate(
             {
                 "d_model": growth.d_model,
                 "ffn_dim": growth.ffn_dim,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from turns import Rounds, take_turns
 
 from ds_seq import distributed
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 
 LAYER_GOALS = {8: 1.25, 64: 1.8}
@@ -56,7 +56,7 @@ def feed_forward(d_model: int, ffn_dim: int, num_experts: int | None) -> nn.Modu
         num_experts: E; None is the dense one.
     """
     moe = {"num_experts": num_experts, "top_k": 1, "placement": "encoder", "every": 1}
-    config = ModelConfig.model_validate(
+    config = TransformerConfig.model_validate(
         {
             "d_model": d_model,
             "ffn_dim": ffn_dim,

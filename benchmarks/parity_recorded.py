@@ -19,7 +19,7 @@ from parity_sides import EOS, Answer, Fairseq, Setting, Subject
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 
 FILE = Path(__file__).resolve().parent.parent / "tests" / "data" / "fairseq_search.safetensors"
@@ -42,7 +42,7 @@ _GAIN = 1.6  # an untrained model says nearly the same everywhere
 
 def tiny() -> Subject:
     """Returns an untrained model whose answers differ from sentence to sentence."""
-    config = ModelConfig.model_validate(_SIZES)
+    config = TransformerConfig.model_validate(_SIZES)
     model = build_seq2seq(config, VOCAB, seed=_SEED).requires_grad_(False).eval()
     for parameter in model.parameters():
         parameter.mul_(_GAIN)

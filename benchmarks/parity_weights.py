@@ -45,7 +45,7 @@ def fairseq_flags(config: ModelConfig) -> list[str]:
     Raises:
         UserError: fairseq has no such model.
     """
-    if config.moe is not None or config.positions == "rotary" or config.activation == "swiglu":
+    if config.moe is not None or config.positions.name == "rotary" or config.activation == "swiglu":
         raise UserError(
             "model: fairseq's transformer has no experts, rotary positions or swiglu; compare a "
             "dense model with sinusoidal or learned positions and relu or gelu"
@@ -58,7 +58,7 @@ def fairseq_flags(config: ModelConfig) -> list[str]:
         flags += [f"--{side}-ffn-embed-dim", str(config.ffn_dim)]
         flags += [f"--{side}-attention-heads", str(config.num_heads)]
         flags += [f"--{side}-normalize-before"] * (config.norm_position == "pre")
-        flags += [f"--{side}-learned-pos"] * (config.positions == "learned")
+        flags += [f"--{side}-learned-pos"] * (config.positions.name == "learned")
     shared = {"all": ["--share-all-embeddings"], "none": []}
     return flags + shared.get(config.share_embeddings, ["--share-decoder-input-output-embed"])
 

@@ -6,13 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
-from ds_seq.config.model import MODEL_NAMES
-from ds_seq.config.objective import CrossEntropyConfig
 from ds_seq.config.options import options_table
-from ds_seq.config.size import model_size
 from ds_seq.errors import UserError
 
 
@@ -78,9 +76,9 @@ def _notes(config: ExperimentConfig) -> list[str]:
 
 def _size_lines(config: ExperimentConfig) -> list[str]:
     model, vocab_size = config.model, config.data.vocab.size
-    if model.name not in MODEL_NAMES:
+    size = model.num_params(vocab_size)
+    if size is None:
         return [f"not known for the external model {model.name}"]
-    size = model_size(model, vocab_size)
     lines = [
         f"total   {size.total:>16,}   with a vocabulary of {vocab_size:,}",
         f"active  {size.active:>16,}   met by one token",
@@ -88,7 +86,8 @@ def _size_lines(config: ExperimentConfig) -> list[str]:
     if model.moe is not None:
         ranks = config.train.expert_parallel
         on_rank = size.total - size.experts + size.experts // ranks
-        dense = model_size(model.model_copy(update={"moe": None}), vocab_size)
+        dense = model.model_copy(update={"moe": None}).num_params(vocab_size)
+        assert dense is not None
         lines += [
             f"experts {size.experts:>16,}   {model.num_moe_layers} layers x "
             f"{model.moe.num_experts} experts",

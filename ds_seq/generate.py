@@ -27,7 +27,7 @@ from typing import NamedTuple, cast
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.distill.work_folder import teacher_fingerprint
 from ds_seq.distributed import World
 from ds_seq.errors import UserError, run_command
@@ -44,7 +44,7 @@ from ds_seq.generation.text import (
     warn_of_lines,
     write_lines,
 )
-from ds_seq.generation.translate import LONG_LINES, Share
+from ds_seq.generation.translate import Share
 from ds_seq.generation.workers import MOST_WORKERS, default_workers
 from ds_seq.interop.after_search import (
     add_result_arguments,
@@ -65,6 +65,7 @@ from ds_seq.interop.run_folder import LoadedRun, StoredRun
 from ds_seq.interop.search_files import Steering, add_steering_arguments, read_steering
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.weights import TensorFile, TensorFolder
+from ds_seq.names import LONG_LINES
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
 

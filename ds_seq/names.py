@@ -2,3 +2,56 @@
 
 Imports neither torch nor pydantic, so that every part may read it and `ds-seq check` stays quick.
 """
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+# The model: its stacks, feed-forwards, and what a caller may ask of its layers.
+Stack = Literal["encoder", "decoder"]
+STACKS: tuple[Stack, ...] = get_args(Stack)
+"""All stacks that a model can have, in the order in which a batch passes them."""
+FrozenPart = Literal["encoder", "embeddings"]
+Activation = Literal["relu", "gelu", "swiglu"]
+GATED_ACTIVATIONS: frozenset[Activation] = frozenset({"swiglu"})
+"""Those with two maps of the input, of which one is multiplied with the other."""
+Capture = Literal["none", "hidden", "attention"]
+"""What a model returns in addition to its scores: nothing, the hidden states of all layers, or
+these and all attention maps."""
+AttentionKind = Literal["encoder", "decoder", "cross"]
+
+# Experts.
+RouterName = Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"]
+Noise = Literal["none", "jitter", "gumbel"]
+NOISES: tuple[Noise, ...] = get_args(Noise)
+SecondExpert = Literal["always", "sampled", "random"]
+SECOND_EXPERTS: tuple[SecondExpert, ...] = get_args(SecondExpert)
+Drop = Literal["position", "probability", "random"]
+DROPS: tuple[Drop, ...] = get_args(Drop)
+Normalization = Literal["none", "before_dropping", "after_dropping"]
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
+LoadBalance = Literal["rank", "global"]
+LOAD_BALANCES: tuple[LoadBalance, ...] = get_args(LoadBalance)
+
+# Losses.
+BASE = "base"
+"""The criterion on the translations, among the losses that `model_and_base` weighs."""
+LOAD_BALANCE = "load_balance"
+ROUTER_Z = "router_z"
+BUDGET = "budget"
+GATE_LOSSES = (LOAD_BALANCE, ROUTER_Z, BUDGET)
+Smoothing = Literal["fairseq", "torch"]
+Strategy = Literal[
+    "word_level", "word_seq_level", "batch_level", "global_level", "global_language_wise"
+]
+Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
+LayerMatch = Literal["supervise", "copy", "even"]
+
+# Search.
+LengthPenaltyForm = Literal["fairseq", "gnmt"]
+EnsembleMean = Literal["probabilities", "log_probabilities"]
+LongLines = Literal["truncate", "skip", "error"]
+LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
+"""What happens to a line that is longer than a model can read."""

@@ -37,10 +37,10 @@ distributed.import_deepspeed()
 
 from torch import nn
 
+from ds_seq.config.criterion import DistillationConfig, ModelAndBaseConfig
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
-from ds_seq.config.objective import DistillationConfig, ModelAndBaseConfig
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.data.padding import Padded
-from ds_seq.models.output import Capture, EncoderOutput, ModelOutput
+from ds_seq.models.output import EncoderOutput, ModelOutput
+from ds_seq.names import Capture
 
 PAD, EOS = 1, 2
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 EXTERNAL_TAG = "external"
 
@@ -21,8 +29,33 @@ class Config(BaseModel):
     """Base of all sections: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, protected_namespaces=()
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        protected_namespaces=(),
+        defer_build=True,
     )
+
+
+class NamedConfig(Config):
+    """A section whose `name` alone may stand for it: `positions: rotary`.
+
+    Annotate the field that holds it with `SHORT_FORM`. It is written out in that form as well if it
+    has nothing but a name.
+    """
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        fields = serialize(self)
+        return fields["name"] if set(type(self).model_fields) == {"name"} else fields
+
+
+def _section_of_name(value: Any) -> Any:
+    return value if isinstance(value, Mapping | Config) else {"name": value}
+
+
+SHORT_FORM = BeforeValidator(_section_of_name)
+"""Marks a field whose section may be given by its name alone."""
 
 
 class FieldErrors(ValueError):
@@ -57,7 +90,7 @@ def plugin_tag(default: str) -> Callable[[Any], str | None]:
 
     def tag(value: Any) -> str | None:
         if isinstance(value, Config):
-            value = value.model_dump(include={"name"})
+            value = vars(value)
         if not isinstance(value, Mapping):
             return None
         name = value.get("name", default)

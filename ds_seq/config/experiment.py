@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, model_validator
 
-from ds_seq.config.base import Config, ExternalConfig, FieldErrors, plugin_tag
-from ds_seq.config.data import DataConfig
-from ds_seq.config.generate import GenerationConfig
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.objective import (
+from ds_seq.config.base import Config, FieldErrors
+from ds_seq.config.criterion import (
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
     ModelAndBaseConfig,
 )
+from ds_seq.config.data import DataConfig
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.model import ModelConfig, TransformerConfig
 from ds_seq.config.optim import (
     AdamConfig,
     CosineConfig,
@@ -26,20 +27,15 @@ from ds_seq.config.optim import (
     PolynomialConfig,
     SchedulerConfig,
 )
+from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
 
+Check = Callable[[], list[tuple[str, str]]]
 
-class TranslationConfig(Config):
-    """Translation between two languages."""
-
-    name: Literal["translation"] = Field(default="translation", description="This task.")
-
-
-TaskConfig = Annotated[
-    Annotated[TranslationConfig, Tag("translation")] | Annotated[ExternalConfig, Tag("external")],
-    Discriminator(plugin_tag("translation")),
-]
+STAND_INS = "stand_ins"
+"""Key in the context of a validation: sections of which something else stands there, for what was
+given is wrong; no check may read them."""
 
 
 class ExperimentConfig(Config):
@@ -51,7 +47,7 @@ class ExperimentConfig(Config):
     run_dir: str | None = Field(default=None, description="Run folder; null is `runs/<name>`.")
     data: DataConfig = Field(description="Languages, raw files and shards.")
     task: TaskConfig = Field(default_factory=TranslationConfig, description="What is learned.")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="The model.")
+    model: ModelConfig = Field(default_factory=TransformerConfig, description="The model.")
     criterion: CriterionConfig = Field(
         default_factory=CrossEntropyConfig, description="What training minimises."
     )
@@ -70,16 +66,19 @@ class ExperimentConfig(Config):
         return Path(self.run_dir) if self.run_dir is not None else Path("runs") / self.name
 
     @model_validator(mode="after")
-    def _check_across_sections(self) -> ExperimentConfig:
-        errors = [
-            *self._expert_parallel_errors(),
-            *self._clip_errors(),
-            *self._language_errors(),
-            *self._length_errors(),
-            *self._schedule_errors(),
-            *self._distillation_errors(),
-            *self._validation_errors(),
-        ]
+    def _check_across_sections(self, info: ValidationInfo) -> ExperimentConfig:
+        stand_ins = (info.context or {}).get(STAND_INS, frozenset())
+        checks: tuple[tuple[set[str], Check], ...] = (
+            ({"train", "model"}, self._expert_parallel_errors),
+            ({"train", "model"}, self._clip_errors),
+            ({"model", "data"}, self._language_errors),
+            ({"model", "data"}, self._position_errors),
+            ({"train", "data"}, self._batch_errors),
+            ({"scheduler", "train"}, self._schedule_errors),
+            ({"criterion", "model", "data"}, self._distillation_errors),
+            ({"train", "data"}, self._validation_errors),
+        )
+        errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
         if errors:
             raise FieldErrors(errors)
         return self
@@ -120,22 +119,27 @@ class ExperimentConfig(Config):
             )
         ]
 
-    def _length_errors(self) -> list[tuple[str, str]]:
-        errors = []
-        positions, tokens = self.model.max_positions, self.train.max_tokens
-        for side, length in (
-            ("max_source_length", self.data.max_source_length),
-            ("max_target_length", self.data.max_target_length),
-        ):
-            if length > positions:
-                errors.append(
-                    (f"data.{side}", f"{length} is more than model.max_positions {positions}")
-                )
-            if length > tokens:
-                errors.append(
-                    ("train.max_tokens", f"{tokens} holds no sentence of data.{side} {length}")
-                )
-        return errors
+    def _lengths(self) -> dict[str, int]:
+        return {
+            "data.max_source_length": self.data.max_source_length,
+            "data.max_target_length": self.data.max_target_length,
+        }
+
+    def _position_errors(self) -> list[tuple[str, str]]:
+        positions = self.model.max_positions
+        return [
+            (key, f"{length} is more than model.max_positions {positions}")
+            for key, length in self._lengths().items()
+            if length > positions
+        ]
+
+    def _batch_errors(self) -> list[tuple[str, str]]:
+        tokens = self.train.max_tokens
+        return [
+            ("train.max_tokens", f"{tokens} holds no sentence of {key} {length}")
+            for key, length in self._lengths().items()
+            if length > tokens
+        ]
 
     def _schedule_errors(self) -> list[tuple[str, str]]:
         scheduler = self.scheduler
@@ -167,10 +171,11 @@ class ExperimentConfig(Config):
                     "data.vocab.user_symbols, such as [<de>, <fr>]",
                 )
             )
-        stacks = (("encoder", self.model.encoder_layers), ("decoder", self.model.decoder_layers))
         for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
-            for stack, depth in stacks:
-                given = getattr(section, stack) if section is not None else None
+            if section is None:
+                continue
+            for stack in self.model.stacks:
+                given, depth = section.layers_of(stack), self.model.layers_of(stack)
                 if given and len(given) != depth:
                     errors.append(
                         (

@@ -5,19 +5,23 @@ Precedence: override on the command line, experiment file, its `extends` parent,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.experiment import STAND_INS, ExperimentConfig
 from ds_seq.config.messages import error_lines
+from ds_seq.config.schema import has_short_form
 from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
 from ds_seq.errors import UserError
 
 EXTENDS = "extends"
+
+_REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "x", "dir": "x"}}
+"""Something valid for all that has no default."""
 
 
 class _Tree:
@@ -39,7 +43,10 @@ class _Tree:
             path = (*at, key)
             self._origins[path] = origins.get(path, str(self.file))
             old = below.get(key)
+            if isinstance(value, dict):
+                old = _as_section(old, path)
             if isinstance(old, dict) and isinstance(value, dict) and not _other_plugin(old, value):
+                below[key] = old
                 self._merge(old, value, path, origins)
             else:
                 below[key] = value
@@ -57,6 +64,11 @@ class _Tree:
             if path[:length] in self._origins:
                 return self._origins[path[:length]]
         return str(self.file)
+
+
+def _as_section(value: Any, path: KeyPath) -> Any:
+    """A name that stands for its section as that section, so that more can be said of it."""
+    return {"name": value} if isinstance(value, str) and has_short_form(path) else value
 
 
 def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
@@ -84,12 +96,34 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
-        raise UserError("\n".join(error_lines(error, tree.data, tree.origin))) from None
+        lines = [
+            line
+            for found in (error, *_errors_between(tree.data, error))
+            for line in error_lines(found, tree.data, tree.origin)
+        ]
+        raise UserError("\n".join(lines)) from None
     found = _find_near(config.train.deepspeed, file)
     if found is None:
         return config
     train = config.train.model_copy(update={"deepspeed": str(found)})
     return config.model_copy(update={"train": train})
+
+
+def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[ValidationError]:
+    """What does not go together, of sections that are right by themselves.
+
+    pydantic checks a whole when all its parts are right; so that is done once more, with something
+    valid in the place of each wrong part.
+    """
+    wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
+    if not wrong:
+        return []  # it is these checks that have failed
+    sound = {key: value for key, value in data.items() if key not in wrong}
+    try:
+        ExperimentConfig.model_validate({**_REQUIRED, **sound}, context={STAND_INS: wrong})
+    except ValidationError as further:
+        return [further]
+    return []
 
 
 def dump(config: ExperimentConfig) -> str:
@@ -131,8 +165,8 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
             problems.append(f"command line: {dotted}: {text!r} is not a YAML value; quote it?")
             continue
         section = data
-        for key in keys[:-1]:
-            inner = section.get(key)
+        for depth, key in enumerate(keys[:-1], start=1):
+            inner = _as_section(section.get(key), keys[:depth])
             section[key] = inner if isinstance(inner, dict) else {}
             section = section[key]
         section[keys[-1]] = value

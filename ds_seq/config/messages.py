@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticUndefined
 
 from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors
+from ds_seq.config.customary import customary
 from ds_seq.config.deepspeed_keys import OWNED, PASSED
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.schema import NO_TAG, paths_of_key, section_classes
+from ds_seq.config.schema import NO_TAG, has_short_form, paths_of_key, section_classes
 from ds_seq.config.yaml_file import KeyPath
 from ds_seq.plugins import nearest
 
@@ -40,6 +41,8 @@ def findings(error: ValidationError, data: Any) -> Iterator[tuple[KeyPath, str]]
 
 def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]:
     path, owner = _locate(details["loc"], data)
+    if path[-1:] == ("name",) and has_short_form(path[:-1]) and not _is_section(path[:-1], data):
+        path = path[:-1]
     kind, context = details["type"], details.get("ctx", {})
     cause = context.get("error")
     if kind == "extra_forbidden":
@@ -47,11 +50,13 @@ def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]
     elif kind == "missing":
         yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
     elif kind == "union_tag_invalid":
-        known = [tag for tag in _quoted(context["expected_tags"]) if tag != EXTERNAL_TAG]
+        tags = _quoted(context["expected_tags"])
+        known = [tag for tag in tags if tag != EXTERNAL_TAG]
+        outside = ", or `package.module:Name`" if EXTERNAL_TAG in tags else ""
         yield (
-            (*path, "name"),
+            (*path, "name") if _is_section(path, data) else path,
             f"no {path[-1]} {context['tag']!r}{nearest(context['tag'], known)}; there are "
-            f"{', '.join(known)}, or `package.module:Name`",
+            f"{', '.join(known)}{outside}",
         )
     elif kind in ("union_tag_not_found", "model_type"):
         yield path, f"should be a section (`key: value` lines), not {details['input']!r}"
@@ -97,6 +102,13 @@ def _locate(location: KeyPath, data: Any) -> tuple[KeyPath, type[Config]]:
     return tuple(path), owner
 
 
+def _is_section(path: KeyPath, data: Any) -> bool:
+    """Whether a mapping was written at ``path``, and not the name that stands for one."""
+    for key in path:
+        data = _child(data, key)
+    return isinstance(data, dict)
+
+
 def _child(node: Any, key: str | int) -> Any:
     if isinstance(node, dict):
         return node.get(key)
@@ -107,14 +119,19 @@ def _child(node: Any, key: str | int) -> Any:
 
 def _hint(path: KeyPath, owner: type[Config]) -> str:
     """What an unknown key was probably meant to be, or where it belongs."""
-    key = str(path[-1])
+    key = str(path[-1]).replace("-", "_")
     elsewhere = paths_of_key(key)
     if _dotted(path) in elsewhere:
-        return f"; {owner.model_fields['name'].default or 'an external plug-in'} does not take it"
+        if key == "options":
+            return f"; only an external {path[-2]} (`package.module:Name`) takes options"
+        default = owner.model_fields["name"].default
+        is_external = default is PydanticUndefined
+        return f"; {'an external plug-in' if is_external else default} does not take it"
     if len(elsewhere) in (1, 2):
         return f"; it belongs to {' or '.join(elsewhere)}"
-    if key in OWNED:
-        return f"; ds_seq's name for it is {OWNED[key]}"
+    ours = customary(key, _dotted(path[:-1])) or OWNED.get(key)
+    if ours is not None:
+        return f"; ds_seq's name for it is {ours}"
     for group, below in PASSED.items():
         if key == group or (isinstance(below, dict) and key in below):
             return "; it belongs to the DeepSpeed JSON that train.deepspeed names"

@@ -6,23 +6,32 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ds_seq.config.schema import Section, section_classes, sections
+from pydantic.fields import FieldInfo
+
+from ds_seq.config.schema import (
+    Section,
+    defining_class,
+    is_short_form,
+    section_classes,
+    sections,
+)
 
 _INTRODUCTION = """\
 # Options of an experiment file
 
 Written by `ds-seq check --options`. Keys are dotted as on the command line
 (`ds-seq train EXP.yaml train.max_tokens=8192`). `[name]` behind a section means: where its `name`
-is that. What is not here (ZeRO, offloading, loss scaling, profiling) belongs to the DeepSpeed JSON
-that `train.deepspeed` names.
+is that; `external` stands for `package.module:Name`. What is not here (ZeRO, offloading, loss
+scaling, profiling) belongs to the DeepSpeed JSON that `train.deepspeed` names.
 """
 
 
 def options_table() -> str:
     """Markdown: one table a section, one row an option."""
     parts = [_INTRODUCTION]
+    written: set[tuple[str, type]] = set()
     for section in sections():
-        rows = list(_rows(section))
+        rows = list(_rows(section, written))
         if rows:
             title = section.path or "experiment"
             variant = f"[{section.variant}]" if section.variant else ""
@@ -41,20 +50,35 @@ def options_table() -> str:
     return "\n".join(parts)
 
 
-def _rows(section: Section) -> Iterator[str]:
+def _rows(section: Section, written: set[tuple[str, type]]) -> Iterator[str]:
+    """The rows of a section, without those that another variant of it has from the same class."""
     schema = section.config.model_json_schema()
     definitions = schema.get("$defs", {})
     for name, field in section.config.model_fields.items():
         if section_classes(field.annotation) and "default" not in schema["properties"][name]:
             continue  # a section of its own below; `moe`, which may be null, is an option too
+        origin = (section.path_of(name), defining_class(section.config, name))
+        if origin in written:
+            continue
+        written.add(origin)
         described = schema["properties"][name]
         default = "required" if field.is_required() else _code(_default(field, described))
-        cells = (f"`{section.path_of(name)}`", _type(described, definitions), default)
+        kind = _type(described, definitions)
+        if is_short_form(field):
+            kind, default = _names(field), _code(field.default.name)
+        cells = (f"`{section.path_of(name)}`", kind, default)
         meaning = str(field.description).replace("|", "\\|")
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} | {meaning} |"
 
 
-def _default(field: Any, described: Mapping[str, Any]) -> Any:
+def _names(field: FieldInfo) -> str:
+    """The names that stand for a section."""
+    classes = section_classes(field.annotation).values()
+    names = [config.model_fields["name"].default for config in classes]
+    return ", ".join(f"`{name}`" for name in names) + " or section"
+
+
+def _default(field: FieldInfo, described: Mapping[str, Any]) -> Any:
     return (
         described["default"]
         if "default" in described

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Tag
+from pydantic.fields import FieldInfo
 
-from ds_seq.config.base import EXTERNAL_TAG, Config
+from ds_seq.config.base import EXTERNAL_TAG, SHORT_FORM, Config
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.model import MODEL_NAMES
 
 NO_TAG = ""
 
@@ -52,8 +52,9 @@ def section_classes(annotation: Any, tag: str = NO_TAG) -> dict[str, type[Config
 
 
 def sections(config: type[Config] = ExperimentConfig, path: str = "") -> Iterator[Section]:
-    """All sections below ``config``, itself first, in the order of the schema."""
-    yield from _walk(Section(path, NO_TAG, config))
+    """All sections below ``config``, itself first, in the order of the schema, each once."""
+    # variants of one section may share what lies below them
+    yield from dict.fromkeys(_walk(Section(path, NO_TAG, config)))
 
 
 def _walk(section: Section) -> Iterator[Section]:
@@ -66,6 +67,11 @@ def _walk(section: Section) -> Iterator[Section]:
             yield from _walk(Section(section.path_of(name), ",".join(tags), config))
 
 
+def defining_class(config: type[Config], field: str) -> type:
+    """The class, ``config`` itself or one it is made of, that declares ``field``."""
+    return next(base for base in config.__mro__ if field in vars(base).get("__annotations__", {}))
+
+
 def paths_of_key(key: str) -> list[str]:
     """Dotted paths of all fields named ``key``, each once."""
     found = (section.path_of(key) for section in sections() if key in section.config.model_fields)
@@ -75,7 +81,26 @@ def paths_of_key(key: str) -> list[str]:
 def plugin_names() -> Mapping[str, frozenset[str]]:
     """The names each plug-in point knows, external ones apart; the tables in code must agree."""
     points = {}
-    for point in ("task", "criterion", "optimizer", "scheduler"):
+    for point in ("model", "task", "criterion", "optimizer", "scheduler"):
         tags = section_classes(ExperimentConfig.model_fields[point].annotation)
         points[point] = frozenset(tags) - {EXTERNAL_TAG}
-    return {"model": frozenset(MODEL_NAMES), **points}
+    return points
+
+
+def has_short_form(path: tuple[str | int, ...]) -> bool:
+    """Whether the section at ``path`` may be given by its name alone."""
+    return _dotted(path) in {
+        section.path_of(name)
+        for section in sections()
+        for name, field in section.config.model_fields.items()
+        if is_short_form(field)
+    }
+
+
+def is_short_form(field: FieldInfo) -> bool:
+    """Whether the section in ``field`` may be given by its name alone."""
+    return any(item is SHORT_FORM for item in field.metadata)
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))

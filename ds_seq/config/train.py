@@ -13,8 +13,7 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
 )
-
-Precision = Literal["fp32", "bf16", "fp16"]
+from ds_seq.names import FrozenPart, Precision
 
 
 class TrainConfig(Config):
@@ -63,7 +62,7 @@ class TrainConfig(Config):
         description="Noise that tells upcycled experts apart, in standard deviations of each "
         "matrix; 0 adds none.",
     )
-    freeze: list[Literal["encoder", "embeddings"]] = Field(
+    freeze: list[FrozenPart] = Field(
         default=[],
         description="Parts that keep the weights they start with: `encoder`, `embeddings` (where "
         "they are tied, the projection to the vocabulary with them).",

@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.objective import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
 from ds_seq.criterions.base import Criterion, Loss, PlainCriterion
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
-from ds_seq.moe.losses import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES
 from ds_seq.plugins import find_plugin
 
 __all__ = ["CRITERIONS", "Criterion", "Loss", "Teacher", "TeacherOutput", "build_criterion"]

@@ -14,7 +14,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ds_seq.data.batch import Batch
-from ds_seq.models.output import Capture, ModelOutput
+from ds_seq.models.output import ModelOutput
+from ds_seq.names import Capture
 
 
 class Loss(NamedTuple):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_seq.config.objective import Smoothing
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.token_loss import TokenTargets, smoothing_weights, token_loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
+from ds_seq.names import Smoothing
 
 
 def cross_entropy(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.criterions.selection import BatchGate, Gate, QueueGate

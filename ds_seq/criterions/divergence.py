@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.config.objective import Divergence
+from ds_seq.names import Divergence
 
 # Below what float16 can hold. A teacher's score of minus infinity becomes this, so that 0 times the
 # logarithm of 0 is 0.

@@ -10,18 +10,17 @@ model, ``H`` heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.config.objective import AttentionConfig, HiddenConfig
+from ds_seq.config.criterion import AttentionConfig, HiddenConfig
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
+from ds_seq.names import Stack
 
-_Stack = Literal["encoder", "decoder"]
 _Pair = tuple[Tensor, Tensor]
 
 # Smaller attention counts as this, so that its logarithm is finite, and the logarithm's gradient
@@ -89,7 +88,7 @@ def attention_loss(
         ValueError: the student is deeper than the teacher, and no layers are named.
     """
     source, target = _real_tokens(batch)
-    by_kind: dict[str, tuple[_Stack, Sequence[Tensor], Sequence[Tensor], Tensor]] = {
+    by_kind: dict[str, tuple[Stack, Sequence[Tensor], Sequence[Tensor], Tensor]] = {
         "encoder": ("encoder", student.encoder_attention, teacher.encoder_attention, source),
         "decoder": ("decoder", student.decoder_attention, teacher.decoder_attention, target),
         "cross": ("decoder", student.cross_attention, teacher.cross_attention, target),
@@ -113,7 +112,7 @@ def _divergence(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
 
 def _matched(
     config: HiddenConfig | AttentionConfig,
-    stack: _Stack,
+    stack: Stack,
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
 ) -> Iterator[_Pair]:

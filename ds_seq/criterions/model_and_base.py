@@ -10,8 +10,7 @@ from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
-
-BASE = "base"
+from ds_seq.names import BASE
 
 
 class ModelAndBase(Criterion):

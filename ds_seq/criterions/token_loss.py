@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ds_seq.config.objective import Divergence, Smoothing
 from ds_seq.criterions.divergence import Pull, Softmax, diverge, softmax_rows
 from ds_seq.criterions.logit_gradient import LogitGradient, multiply_in_place
 from ds_seq.data.batch import TopTokens
+from ds_seq.names import Divergence, Smoothing
 
 # Logits at a time: on a CPU 1 MB for the cache of each thread, which is also enough that the calls
 # themselves cost little.

@@ -22,10 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
+from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import STACKS, Stack
-from ds_seq.config.objective import CrossEntropyConfig, ModelAndBaseConfig
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
@@ -46,6 +45,7 @@ from ds_seq.interop.run_folder import (
     open_run,
 )
 from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
+from ds_seq.names import STACKS, Stack
 
 STUDENT_KEY = "ds_seq.student"
 """In the header of the weights file: JSON with the ``teacher``'s weights, the layers that those of
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     notes = {STUDENT_KEY: json.dumps(record)}
     path = write_export(student.to(DTYPES[options.dtype]), config, run.vocab, options.out, notes)
     for stack in STACKS:
-        of_depth = f"of {_depth(run.config.model, stack)}"
+        of_depth = f"of {run.config.model.layers_of(stack)}"
         print(f"{stack:10}  layers {' '.join(map(str, layers.of(stack)))}  {of_depth}")
     for name, values in shares.items():
         print(f"{name}  {' '.join(f'{share:.1%}' for share in values)}")
@@ -136,8 +136,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
     """The layers that the command line asks for."""
-    depths = {"encoder": options.encoder_layers, "decoder": options.decoder_layers}
-    lists = {"encoder": options.encoder_copy, "decoder": options.decoder_copy}
+    given_options = vars(options)
+    depths = {stack: given_options[f"{stack}_layers"] for stack in STACKS}
+    lists = {stack: given_options[f"{stack}_copy"] for stack in STACKS}
     if not options.dense and all(value is None for value in (*depths.values(), *lists.values())):
         raise UserError(
             "there is nothing to shrink: give --encoder-layers, --decoder-layers or a list of "
@@ -145,7 +146,7 @@ def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
         )
     chosen = []
     for stack in STACKS:
-        depth, text, limit = depths[stack], lists[stack], _depth(model, stack)
+        depth, text, limit = depths[stack], lists[stack], model.layers_of(stack)
         given = limit if depth is None else depth
         if not 1 <= given <= limit:
             raise UserError(
@@ -159,10 +160,6 @@ def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
             )
         chosen.append(layers)
     return CopiedLayers(*chosen)
-
-
-def _depth(model: ModelConfig, stack: Stack) -> int:
-    return model.encoder_layers if stack == "encoder" else model.decoder_layers
 
 
 def _ids(stack: Stack, text: str, limit: int) -> list[int]:

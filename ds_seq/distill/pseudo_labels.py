@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.distill.assembly import Sources, Summary, assemble, copy_rest, workers_for

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import STACKS, Stack
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.weights import model_tensors
 from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.names import STACKS, Stack
 
-_LAYER = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
+_LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 
 
 class CopiedLayers(NamedTuple):
@@ -51,8 +51,7 @@ def student_config(
     """
     data = teacher.model_dump(mode="json")
     data["model"] |= {
-        "encoder_layers": len(layers.encoder),
-        "decoder_layers": len(layers.decoder),
+        **{f"{stack}_layers": len(layers.of(stack)) for stack in STACKS},
         "moe": None if dense else _moe_section(teacher.model, layers),
     }
     if dense:
@@ -149,5 +148,5 @@ def _source(name: str, layers: CopiedLayers) -> str:
     match = _LAYER.match(name)
     if match is None:
         return name
-    stack: Stack = "encoder" if match[1] == "encoder" else "decoder"
+    stack = cast(Stack, match[1])
     return f"{stack}.layers.{layers.of(stack)[int(match[2])]}.{name[match.end() :]}"

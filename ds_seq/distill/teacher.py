@@ -6,16 +6,15 @@ Legend: ``N`` real target tokens of a batch, ``V`` vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import Stack
-from ds_seq.config.objective import DistillationConfig
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch
 from ds_seq.data.dataset import ParallelDataset
@@ -23,7 +22,8 @@ from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
 from ds_seq.models.layer_maps import LAYER_MAPS
-from ds_seq.models.output import Capture, LayerOutputs
+from ds_seq.models.output import LayerOutputs
+from ds_seq.names import Capture
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
@@ -216,8 +216,8 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
             f"teacher {name}: its experts cannot be spread over {expert_parallel} ranks, which do "
             f"not divide the {world_size} process(es); start more or spread them over fewer"
         )
-    for stack, depth in _depths(model):
-        for index in range(depth):
+    for stack in model.stacks:
+        for index in range(model.layers_of(stack)):
             if (count := model.experts_in(stack, index)) % expert_parallel:
                 raise UserError(
                     f"teacher {name}: {count} experts (layer {index} of the {stack}) cannot be "
@@ -243,9 +243,9 @@ def _check_student(
     for label, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
         if section is None:
             continue
-        given = (section.encoder, section.decoder)
-        depths = zip(_depths(teacher), _depths(student.model), given, strict=True)
-        for (stack, deep), (_, shallow), layers in depths:
+        for stack in student.model.stacks:
+            deep, shallow = teacher.layers_of(stack), student.model.layers_of(stack)
+            layers = section.layers_of(stack)
             if layers is None:
                 try:
                     LAYER_MAPS[section.match](deep, shallow)
@@ -256,11 +256,6 @@ def _check_student(
                     f"teacher {name}: {label}.{stack} asks for layer {max(layers)}, but its "
                     f"{deep} layers are 0 to {deep - 1}"
                 )
-
-
-def _depths(model: ModelConfig) -> Iterator[tuple[Stack, int]]:
-    yield "encoder", model.encoder_layers
-    yield "decoder", model.decoder_layers
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.batch import TopTokens
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset

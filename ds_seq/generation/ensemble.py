@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from ds_seq.generation.beam_search import CacheT, Decodable, EncodedT
-
-EnsembleMean = Literal["probabilities", "log_probabilities"]
+from ds_seq.names import EnsembleMean
 
 
 @dataclass

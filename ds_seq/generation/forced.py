@@ -17,7 +17,8 @@ from ds_seq.data.shards import TokenBlock
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenalty
-from ds_seq.models.output import Capture, ModelOutput
+from ds_seq.models.output import ModelOutput
+from ds_seq.names import Capture
 
 _ROWS = 256
 """Rows that are normalised at a time: a second tensor as large as the logits is never there."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import overload
 
 from torch import Tensor
 
-LengthPenaltyForm = Literal["fairseq", "gnmt"]
+from ds_seq.names import LengthPenaltyForm
 
 
 @dataclass(frozen=True)

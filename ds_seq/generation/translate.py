@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +29,7 @@ from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.memory import Room, try_search
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.workers import map_in_threads
-
-LongLines = Literal["truncate", "skip", "error"]
-"""What becomes of a line that is longer than the model can take."""
-LONG_LINES: tuple[str, ...] = get_args(LongLines)
+from ds_seq.names import LongLines
 
 _ENCODED_AT_ONCE = 4096
 

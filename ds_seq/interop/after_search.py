@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.beam_search import BeamSearch

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.messages import findings
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run

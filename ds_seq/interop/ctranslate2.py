@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
-from ds_seq.config.model import MODEL_NAMES, ModelConfig
+from ds_seq.config.model import ModelConfig, TransformerConfig
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import VOCAB_FILE
@@ -36,6 +36,7 @@ from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
 from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.residual import Residual
+from ds_seq.names import GATED_ACTIVATIONS
 
 WEIGHTS_FILE = "model.bin"
 EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
@@ -57,7 +58,7 @@ class CTranslate2Converter:
     """
 
     def __init__(self, config: ExperimentConfig) -> None:
-        _check_convertible(config.model)
+        model = _convertible(config.model)
         try:
             specs = import_module("ctranslate2.specs")
         except ImportError as error:
@@ -67,7 +68,7 @@ class CTranslate2Converter:
             ) from error
         self._specs: Any = specs
         self._experiment = config
-        self._config = config.model
+        self._config = model
 
     def save(self, model: nn.Module, vocab: Vocab, folder: Path, dtype: str = "fp32") -> None:
         """Write a model into a folder, with its vocabulary and experiment.
@@ -99,9 +100,9 @@ class CTranslate2Converter:
             "num_heads": config.num_heads,
             "pre_norm": config.norm_position == "pre",
             "activation": specs.Activation[_ACTIVATIONS[config.activation]],
-            "ffn_glu": config.activation == "swiglu",
+            "ffn_glu": config.activation in GATED_ACTIVATIONS,
         }
-        if config.positions == "rotary":
+        if config.positions.name == "rotary":
             options |= {"rotary_dim": _ALL_OF_A_HEAD, "rotary_interleave": False}
         encoder = specs.TransformerEncoderSpec(config.encoder_layers, **options)
         decoder = specs.TransformerDecoderSpec(
@@ -148,8 +149,8 @@ class CTranslate2Converter:
         self._feed_forward(spec.ffn, layer.feed_forward, layer.feed_forward_residual)
 
     def _feed_forward(self, spec: Any, module: nn.Module, residual: Residual) -> None:
-        part = cast(FeedForward, module)  # `_check_convertible` has refused all others
-        if self._config.activation == "swiglu":  # gate and value are one matrix of ours
+        part = cast(FeedForward, module)  # `_convertible` has refused all others
+        if self._config.activation in GATED_ACTIVATIONS:  # gate and value are one matrix of ours
             gates, values = part.up.weight.chunk(2)
             gate_biases, value_biases = part.up.bias.chunk(2)
             spec.linear_0.weight, spec.linear_0.bias = _value(gates), _value(gate_biases)
@@ -161,8 +162,8 @@ class CTranslate2Converter:
         _norm(spec.layer_norm, residual.norm)
 
 
-def _check_convertible(config: ModelConfig) -> None:
-    if config.name not in MODEL_NAMES:
+def _convertible(config: ModelConfig) -> TransformerConfig:
+    if not isinstance(config, TransformerConfig):
         raise UserError(
             f"model.name: CTranslate2 cannot know {config.name!r}; use --format safetensors"
         )
@@ -171,6 +172,7 @@ def _check_convertible(config: ModelConfig) -> None:
             "model.moe: CTranslate2 has no experts in an encoder-decoder; use --format "
             "safetensors, or make a dense student (`ds-seq make-student`)"
         )
+    return config
 
 
 def _self_attention(spec: Any, part: SelfAttention, residual: Residual) -> None:

@@ -28,7 +28,7 @@ from ds_seq.moe.experts import Experts, expert_generator
 from ds_seq.moe.layer import MoeFeedForward
 
 # of a model, without a trace in the shapes of its tensors
-_SHAPELESS = ("num_heads", "activation", "norm_position", "positions")
+_SHAPELESS = ("num_heads", "activation", "norm_position", "norm", "positions")
 
 
 class DenseTensors(NamedTuple):

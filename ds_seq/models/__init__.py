@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -12,9 +13,7 @@ from ds_seq.plugins import find_plugin
 
 __all__ = ["MODELS", "build_model"]
 
-MODELS: dict[str, Callable[[ModelConfig, int, int, int, int], nn.Module]] = {
-    "transformer": build_seq2seq
-}
+MODELS: dict[str, Callable[[Any, int, int, int, int], nn.Module]] = {"transformer": build_seq2seq}
 
 
 def build_model(

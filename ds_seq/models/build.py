@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import MoeConfig, Stack
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.models.init import initialize
 from ds_seq.models.layers import TransformerDecoderLayer, TransformerEncoderLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -25,10 +24,11 @@ from ds_seq.moe.gate import Router, TopKGate
 from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.names import Stack
 
 
 def build_seq2seq(
-    cfg: ModelConfig,
+    cfg: TransformerConfig,
     vocab_size: int,
     expert_parallel: int = 1,
     expert_parallel_rank: int = 0,
@@ -49,6 +49,9 @@ def build_seq2seq(
     # Parts draw on construction what `initialize` replaces: keep the global random state out of it.
     with torch.random.fork_rng(devices=[]):
         model = _Builder(cfg, vocab_size, expert_parallel, expert_parallel_rank, seed, pad_id)()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = cfg.norm.eps
     initialize(model, seed)
     return model
 
@@ -58,7 +61,7 @@ class _Builder:
 
     def __init__(
         self,
-        cfg: ModelConfig,
+        cfg: TransformerConfig,
         vocab_size: int,
         expert_parallel: int,
         expert_parallel_rank: int,
@@ -134,16 +137,15 @@ class _Builder:
 
     def _self_attention(self, causal: bool) -> SelfAttention:
         cfg = self.cfg
-        rotary = (
-            RotaryPositions(cfg.d_model // cfg.num_heads) if cfg.positions == "rotary" else None
-        )
+        turned = cfg.positions.name == "rotary"
+        rotary = RotaryPositions(cfg.d_model // cfg.num_heads) if turned else None
         return SelfAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout, causal, rotary)
 
     def _positions(self) -> nn.Module | None:
         cfg = self.cfg
-        if cfg.positions == "sinusoidal":
+        if cfg.positions.name == "sinusoidal":
             return SinusoidalPositions(cfg.d_model)
-        if cfg.positions == "learned":
+        if cfg.positions.name == "learned":
             return LearnedPositions(cfg.max_positions, cfg.d_model)
         return None  # rotary: inside self-attention
 

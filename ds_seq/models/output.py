@@ -6,15 +6,11 @@ Shapes: B batch, S source length, T target length, N real labels, D model width,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ds_seq.moe.output import MoeAux, RoutingStats
-
-Capture = Literal["none", "hidden", "attention"]
-"""What a model returns of its layers in addition to its scores: nothing, the hidden states of all
-layers, or these and all attention maps."""
 
 
 class LayerOutputs(NamedTuple):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import (
-    Capture,
     EncoderOutput,
     LayerOutputs,
     ModelOutput,
@@ -25,6 +24,7 @@ from ds_seq.models.output import (
 from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.masks import padding_mask
+from ds_seq.names import Capture
 
 
 class Seq2SeqTransformer(nn.Module):

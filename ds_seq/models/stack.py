@@ -18,11 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ds_seq.models.cache import DecoderCache, LayerPast
 from ds_seq.models.layers import TransformerDecoderLayer
-from ds_seq.models.output import Capture, LayerResult, StackResult
+from ds_seq.models.output import LayerResult, StackResult
 from ds_seq.modules.attention import KeyValue
 from ds_seq.modules.dropout import dropout
 from ds_seq.modules.kv_cache import BeamPaths, KeyValueBuffer
 from ds_seq.moe.output import MoeAux
+from ds_seq.names import Capture
 
 
 class _Stack(nn.Module):

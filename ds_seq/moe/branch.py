@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ds_seq.moe.losses import BUDGET, budget_loss
+from ds_seq.moe.losses import budget_loss
+from ds_seq.names import BUDGET
 
 Losses = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NOISES = ("none", "jitter", "gumbel")
-SECOND_EXPERTS = ("always", "sampled", "random")
+from ds_seq.names import NOISES, SECOND_EXPERTS
+
 _JITTER = 0.01
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ds_seq.moe.choice import best
 from ds_seq.moe.gate import Router, Routing, draw_directions, project, rows_of
-from ds_seq.moe.losses import ROUTER_Z, router_z_loss
+from ds_seq.moe.losses import router_z_loss
+from ds_seq.names import ROUTER_Z
 
 
 class ExpertChoiceGate(Router):

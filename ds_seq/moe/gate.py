@@ -21,15 +21,13 @@ from ds_seq.distributed import sum_over_ranks, world_size
 from ds_seq.modules.linear import linear
 from ds_seq.moe.choice import Choice, SoftmaxChoice
 from ds_seq.moe.losses import (
-    LOAD_BALANCE,
-    ROUTER_Z,
     expert_counts,
     load_balance_loss,
     router_z_loss,
 )
+from ds_seq.names import LOAD_BALANCE, LOAD_BALANCES, ROUTER_Z
 
 _FEW_ROWS = 64
-LOAD_BALANCES = ("rank", "global")
 
 
 class Routing(NamedTuple):

@@ -15,10 +15,9 @@ from ds_seq.moe.dispatch import run_experts, spread
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.gate import Router, Routing, expert_capacity, normalized
 from ds_seq.moe.output import MoeAux
-from ds_seq.moe.plan import DROPS, make_plan, priorities
+from ds_seq.moe.plan import make_plan, priorities
 from ds_seq.moe.stats import routing_stats
-
-NORMALIZATIONS = ("none", "before_dropping", "after_dropping")
+from ds_seq.names import DROPS, NORMALIZATIONS
 
 
 class MoeFeedForward(nn.Module):

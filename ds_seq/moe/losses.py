@@ -9,11 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LOAD_BALANCE = "load_balance"
-ROUTER_Z = "router_z"
-BUDGET = "budget"
-GATE_LOSSES = (LOAD_BALANCE, ROUTER_Z, BUDGET)
-
 
 def load_balance_loss(probabilities: Tensor, counts: Tensor, num_choices: int | Tensor) -> Tensor:
     """``E * sum_e mean(p_e) * counts_e / num_choices``; 1.0 when one of the two is uniform (GShard,

@@ -14,8 +14,6 @@ from torch import Tensor
 from ds_seq.moe.gate import Routing
 from ds_seq.moe.losses import expert_counts
 
-DROPS = ("position", "probability", "random")
-
 
 class Plan(NamedTuple):
     """Who goes where, for one forward."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig
-from ds_seq.config.experiment import TaskConfig, TranslationConfig
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings

@@ -17,8 +17,9 @@ from ds_seq import distributed
 from ds_seq.config.deepspeed import zero_stage
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
-from ds_seq.models.output import Capture, ModelOutput
+from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
+from ds_seq.names import Capture
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.loss_scale import LossScale
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from typing import Literal
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
@@ -14,12 +13,11 @@ from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.weights import persistent_buffers
 from ds_seq.modules.positions import LearnedPositions
+from ds_seq.names import FrozenPart
 from ds_seq.training.state import full_shape
 
-Part = Literal["encoder", "embeddings"]
 
-
-def freeze(model: nn.Module, parts: Collection[Part]) -> None:
+def freeze(model: nn.Module, parts: Collection[FrozenPart]) -> None:
     """Stop parts of a model from learning; before optimizer and engine are made.
 
     - ``encoder``: the layers of the encoder, its learned positions and its last norm, but not the
@@ -46,7 +44,7 @@ def freeze(model: nn.Module, parts: Collection[Part]) -> None:
         module.requires_grad_(False)
 
 
-def _modules(model: Seq2SeqTransformer, parts: Collection[Part]) -> Iterator[nn.Module]:
+def _modules(model: Seq2SeqTransformer, parts: Collection[FrozenPart]) -> Iterator[nn.Module]:
     if "encoder" in parts:
         yield model.encoder
     if "embeddings" in parts:
@@ -63,7 +61,7 @@ def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def describe_frozen(model: nn.Module, parts: Collection[Part], is_drawn: bool) -> str:
+def describe_frozen(model: nn.Module, parts: Collection[FrozenPart], is_drawn: bool) -> str:
     """What is frozen, in one line.
 
     Args:

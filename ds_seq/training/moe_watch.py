@@ -9,12 +9,14 @@ from typing import Any
 from torch import nn
 
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.names import STACKS
 from ds_seq.training.heat_map import STARVED
 from ds_seq.training.metrics import layer_figures
 
 PATIENCE = 500
 """Updates during which an expert may be starved before it is told."""
 
+_PLACE = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 _MOST_NAMED = 8
 _ADVICE = (
     "raise criterion.loss_weights.load_balance (criterion model_and_base has it), or try "
@@ -32,7 +34,7 @@ def layer_names(model: nn.Module) -> list[str]:
     names = []
     for path, module in model.named_modules():
         if isinstance(module, MoeFeedForward):
-            place = re.search(r"(encoder|decoder)\.layers\.(\d+)\.", path + ".")
+            place = _PLACE.search(path + ".")
             names.append(f"{place[1]} {place[2]}" if place else path)
     return names
 

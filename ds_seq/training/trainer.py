@@ -23,7 +23,7 @@ import torch
 from ds_seq import distributed
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
-from ds_seq.data.dataset import Batch
+from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer

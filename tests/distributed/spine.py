@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.deepspeed import engine_config
-from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.config.optim import AdamConfig, SgdConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.output import Capture
 from ds_seq.models.weights import load_weights, persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.moe.losses import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES, Capture
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.checkpoint import restore
@@ -52,14 +51,14 @@ class Result(NamedTuple):
     """After the last update; the counters of routers among them."""
 
 
-def model_config(**changes: Any) -> ModelConfig:
+def model_config(**changes: Any) -> TransformerConfig:
     """Two layers a side, experts in the second ones; dropless: every layout routes alike."""
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None)
     sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-    return ModelConfig(**{**sizes, "dropout": 0.0, "moe": moe, **changes})  # type: ignore[arg-type]
+    return TransformerConfig(**{**sizes, "dropout": 0.0, "moe": moe, **changes})  # type: ignore[arg-type]
 
 
-def small_model(**changes: Any) -> ModelConfig:
+def small_model(**changes: Any) -> TransformerConfig:
     """One layer a side, both with experts: what an engine does to it, in half the time."""
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None, every=1)
     return model_config(**{"encoder_layers": 1, "decoder_layers": 1, "moe": moe, **changes})
@@ -94,7 +93,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     sparse_clip: bool = False,
     decay: float = 0.01,
     checkpoint: Path | None = None,
-    model: ModelConfig | None = None,
+    model: TransformerConfig | None = None,
     zero: dict[str, Any] | None = None,
     sections: dict[str, Any] | None = None,
     micro_batches: int = FEW,
@@ -201,7 +200,7 @@ def emulate(
     optimizer: Any = SGD,
     clip: float = 0.0,
     sparse_clip: bool = False,
-    model: ModelConfig | None = None,
+    model: TransformerConfig | None = None,
     micro_batches: int = FEW,
     loss_weights: dict[str, float] = LOSS_WEIGHTS,
 ) -> Result:

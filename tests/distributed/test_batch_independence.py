@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.generation.translate import BatchLimits, translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import find_checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.models.build import build_seq2seq
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed

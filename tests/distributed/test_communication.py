@@ -10,7 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ds_seq import distributed
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
 from tests.distributed import spine

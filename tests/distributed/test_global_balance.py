@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe import gate
 from tests.distributed import spine

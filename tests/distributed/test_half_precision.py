@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.gate import Routing

@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.config.model import ModelConfig, MoeConfig
-from ds_seq.config.objective import AttentionConfig, HiddenConfig
+from ds_seq.config.criterion import AttentionConfig, HiddenConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
 from ds_seq.models.weights import persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
+from ds_seq.names import FrozenPart
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
-from ds_seq.training.freeze import FrozenCheck, Part, freeze, frozen_parameters
+from ds_seq.training.freeze import FrozenCheck, freeze, frozen_parameters
 from ds_seq.training.state import WEIGHT, FullState
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
@@ -35,12 +36,12 @@ class Case(NamedTuple):
 
     stage: int
     expert_parallel: int
-    parts: tuple[Part, ...]
+    parts: tuple[FrozenPart, ...]
     model: dict[str, Any]
     precision: str = "fp32"
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> TransformerConfig:
         """Of the student."""
         moe = MoeConfig.model_validate({**MOE, **self.model.get("moe", {})})
         return spine.model_config(**{**self.model, "moe": moe})

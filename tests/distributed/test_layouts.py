@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill.teacher import load_teacher

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from ds_seq.config.objective import DistillationConfig, Divergence, Strategy
+from ds_seq.config.criterion import DistillationConfig, Divergence, Strategy
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch, TopTokens

@@ -11,8 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.data.padding import pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.constraints import Constraints
@@ -46,7 +45,7 @@ KINDS = {
 
 
 def make(moe: MoeConfig | None, dtype: torch.dtype, device: str) -> Seq2SeqTransformer:
-    config = ModelConfig(
+    config = TransformerConfig(
         d_model=32,
         ffn_dim=64,
         num_heads=4,

@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import RowGroups
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 
 def _model(moe: MoeConfig | None) -> torch.nn.Module:
-    config = ModelConfig(
+    config = TransformerConfig(
         d_model=64,
         ffn_dim=128,
         num_heads=4,

@@ -15,7 +15,8 @@ from ds_seq.config.experiment import TranslationConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.data.batch import Batch
 from ds_seq.data.dataset import ParallelDataset
-from ds_seq.models.output import Capture, ModelOutput
+from ds_seq.models.output import ModelOutput
+from ds_seq.names import Capture
 from ds_seq.tasks import Task, build_task
 from tests.system import forked
 from tests.system.runs import TINY, Lab, losses, records

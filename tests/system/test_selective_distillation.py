@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 
 import pytest
 
-from ds_seq.config.objective import Strategy
+from ds_seq.config.criterion import Strategy
 from tests.data.toy import toy_pairs
 from tests.system.commands import ds_seq, run
 from tests.system.forked import train

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.widening import grow
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 
@@ -23,7 +23,9 @@ VOCAB = 40
 
 def built(section: dict[str, object]) -> Seq2SeqTransformer:
     """A model in which every parameter matters."""
-    model = build_seq2seq(ModelConfig.model_validate(section), VOCAB).requires_grad_(False).eval()
+    model = (
+        build_seq2seq(TransformerConfig.model_validate(section), VOCAB).requires_grad_(False).eval()
+    )
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
         parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 
 
 @pytest.mark.parametrize(

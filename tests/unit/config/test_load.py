@@ -190,6 +190,7 @@ def test_all_mistakes_are_told_at_once_with_line_and_hint(write: WriteFile) -> N
         ("zero_optimization.stage=2", "it belongs to the DeepSpeed JSON"),
         ("train.overlap_comm=true", "it belongs to the DeepSpeed JSON"),
         ("optimizer.momentum=0.9", "adamw does not take it"),
+        ("model.options={a: 1}", "options: unknown key; only an external model (`package.mod"),
         ("criterion.base={name: cross_entropy}", "criterion.base: unknown key"),
     ],
 )
@@ -206,6 +207,30 @@ def test_a_key_in_the_wrong_place_is_told_its_home(
         ("optimizer=adam", "optimizer: should be a section"),
         ("model.moe=3", "model.moe: should be a section"),
         ("model.preset=[1]", "model.preset"),
+        ("model.preset=tinny", "model.preset: no preset 'tinny' (did you mean 'tiny'?)"),
+        (
+            "model.name=transfomer",
+            "model.name: no model 'transfomer' (did you mean 'transformer'?)",
+        ),
+        ("model=transformer", "model: should be a section"),
+        (
+            "model.positions=rotery",
+            "model.positions: no positions 'rotery' (did you mean 'rotary'?)",
+        ),
+        (
+            "model.positions.name=rotery",
+            "model.positions.name: no positions 'rotery' (did you mean",
+        ),
+        (
+            "model.positions=3",
+            "model.positions: no positions '3'; there are sinusoidal, learned, rot",
+        ),
+        ("model.positions=", "model.positions: no positions"),
+        ("model.positions={name: rotary, base: 3}", "model.positions.base: unknown key"),
+        ("model.norm=lyer", "model.norm: should be 'layer', not 'lyer' (did you mean 'layer'?)"),
+        ("model.norm.name=lyer", "model.norm.name: should be 'layer', not 'lyer' (did you mean"),
+        ("model.norm.eps=0", "model.norm.eps: should be greater than 0, not 0"),
+        ("model.norm.epss=1", "model.norm.epss: unknown key (did you mean 'eps'?)"),
         ("name=a b", "name: 'a b' does not fit"),
         ("criterion.name=a:b:c", "criterion.name: 'a:b:c' does not fit"),
         ("optimizer.betas=[0.9, 2]", "optimizer.betas[1]"),

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from tests.unit.config.fixture_types import MakeConfig
 
 ENCODER = {"placement": "encoder"}
@@ -20,9 +19,9 @@ RECIPES = [
 ]
 
 
-def model(moe: dict[str, Any], **fields: Any) -> ModelConfig:
+def model(moe: dict[str, Any], **fields: Any) -> TransformerConfig:
     sizes = {"encoder_layers": 4, "decoder_layers": 3}
-    return ModelConfig.model_validate({**sizes, "moe": moe, **fields})
+    return TransformerConfig.model_validate({**sizes, "moe": moe, **fields})
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_a_list_gives_each_layer_its_count() -> None:
 
 
 def test_a_dense_model_has_none() -> None:
-    config = ModelConfig()
+    config = TransformerConfig()
     assert (config.num_moe_layers, config.experts_per_layer) == (0, [])
     assert config.experts_in("encoder", 1) == 0
 
@@ -173,7 +172,7 @@ def test_what_cannot_be_is_refused(moe: dict[str, Any], words: str) -> None:
     ],
 )
 def test_what_goes_together(moe: dict[str, Any]) -> None:
-    assert ModelConfig.model_validate(model(moe).model_dump(mode="json")) == model(moe)
+    assert TransformerConfig.model_validate(model(moe).model_dump(mode="json")) == model(moe)
 
 
 @pytest.mark.parametrize(
@@ -214,4 +213,4 @@ def test_the_readme_has_a_recipe_for_every_router() -> None:
 
 @pytest.mark.parametrize("line", RECIPES)
 def test_recipes_of_the_readme_are_valid(line: str) -> None:
-    assert ModelConfig.model_validate(yaml.safe_load(line)).moe is not None
+    assert TransformerConfig.model_validate(yaml.safe_load(line)).moe is not None

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.size import ModelSize, model_size
+from ds_seq.config.model import ModelSize, TransformerConfig
 from ds_seq.models.build import build_seq2seq
 
 VOCAB = 11
@@ -39,25 +38,25 @@ SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2,
     ],
 )
 def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
-    config = ModelConfig.model_validate({**SMALL, **fields})
+    config = TransformerConfig.model_validate({**SMALL, **fields})
     model = build_seq2seq(config, VOCAB)
     counted = sum(parameter.numel() for parameter in model.parameters())
-    size = model_size(config, VOCAB)
+    size = config.num_params(VOCAB)
     assert size.total == counted
     inside = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     assert size.experts == inside
 
 
 def test_a_dense_model_is_all_active() -> None:
-    size = model_size(ModelConfig.model_validate(SMALL), VOCAB)
+    size = TransformerConfig.model_validate(SMALL).num_params(VOCAB)
     assert size == ModelSize(total=size.total, active=size.total, experts=0)
 
 
 def test_active_counts_top_k_experts_of_each_layer() -> None:
     sizes = [
-        model_size(
-            ModelConfig.model_validate({**SMALL, "moe": {"num_experts": 6, "top_k": top_k}}), VOCAB
-        )
+        TransformerConfig.model_validate(
+            {**SMALL, "moe": {"num_experts": 6, "top_k": top_k}}
+        ).num_params(VOCAB)
         for top_k in (1, 2, 6)
     ]
     per_expert = sizes[0].experts // (6 * 2)  # two of the five layers have experts
@@ -68,7 +67,7 @@ def test_active_counts_top_k_experts_of_each_layer() -> None:
 
 def test_what_stands_beside_the_experts_is_always_active() -> None:
     def size(**moe: Any) -> ModelSize:
-        return model_size(ModelConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
+        return TransformerConfig.model_validate({**SMALL, "moe": moe}).num_params(VOCAB)
 
     plain, shared = size(num_experts=4), size(num_experts=4, shared_experts=2)
     assert shared.experts == plain.experts
@@ -78,7 +77,7 @@ def test_what_stands_beside_the_experts_is_always_active() -> None:
 def test_a_pyramid_counts_each_layer_by_itself() -> None:
     def size(counts: int | list[int]) -> ModelSize:
         moe = {"num_experts": counts}
-        return model_size(ModelConfig.model_validate({**SMALL, "moe": moe}), VOCAB)
+        return TransformerConfig.model_validate({**SMALL, "moe": moe}).num_params(VOCAB)
 
     assert size([2, 6]).experts == size(4).experts
     assert size([2, 6]) == size([6, 2])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.objective import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
@@ -19,7 +19,7 @@ from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
-from ds_seq.moe.losses import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES
 from tests.unit.criterions.made import PAD, batch_of, distillation, output_of, row_batch
 
 

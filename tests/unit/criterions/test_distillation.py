@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions.base import Loss
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.criterions.base import Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
@@ -15,7 +15,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.moe.losses import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES
 from tests.batches import batch_of
 
 VOCAB = 19
@@ -25,7 +25,7 @@ def make_model(**moe: Any) -> Seq2SeqTransformer:
     sizes = {"d_model": 8, "ffn_dim": 12, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     section = {"num_experts": 3, "capacity_factor": None, "every": 1, **moe}
     config = {**sizes, "dropout": 0.0, "moe": section}
-    return build_seq2seq(ModelConfig.model_validate(config), VOCAB)
+    return build_seq2seq(TransformerConfig.model_validate(config), VOCAB)
 
 
 def make_batch(copies: int = 1) -> Batch:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.config.objective import Divergence, Smoothing
+from ds_seq.config.criterion import Divergence, Smoothing
 from ds_seq.criterions import token_loss as module
 from ds_seq.criterions.cross_entropy import cross_entropy, smoothed_cross_entropy
 from ds_seq.criterions.token_loss import (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.objective import Divergence
+from ds_seq.config.criterion import Divergence
 from ds_seq.criterions import token_loss as module
 from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
 from ds_seq.data.batch import TopTokens

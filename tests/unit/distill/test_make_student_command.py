@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 
 from ds_seq import cli
+from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.load import load_experiment
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.objective import ModelAndBaseConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill.make_student import STUDENT_KEY
@@ -61,7 +61,7 @@ def _record(file: Path) -> dict[str, Any]:
     return record
 
 
-def _depths(model: ModelConfig) -> tuple[int, int]:
+def _depths(model: TransformerConfig) -> tuple[int, int]:
     return model.encoder_layers, model.decoder_layers
 
 

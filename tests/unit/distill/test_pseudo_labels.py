@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.padding import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab

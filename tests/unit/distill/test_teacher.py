@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.data.vocab import Vocab, train_vocab
@@ -19,7 +19,8 @@ from ds_seq.errors import UserError
 from ds_seq.interop.export import export
 from ds_seq.interop.run_folder import LoadedRun, load_run
 from ds_seq.models import build_model
-from ds_seq.models.output import Capture, LayerOutputs, ModelOutput
+from ds_seq.models.output import LayerOutputs, ModelOutput
+from ds_seq.names import Capture
 from ds_seq.text.tokenizer import Symbols
 from tests.batches import batch_of
 from tests.data.toy import toy_pairs

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import cli
-from ds_seq.config.objective import DistillationConfig
+from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.binarize import binarize

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ds_seq.config.model import ModelConfig
-from ds_seq.config.moe import MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 
@@ -13,7 +12,7 @@ VOCAB = 19
 
 
 def make_model(moe: MoeConfig | None, decoder_layers: int = 2) -> Seq2SeqTransformer:
-    config = ModelConfig(
+    config = TransformerConfig(
         d_model=16,
         ffn_dim=24,
         num_heads=2,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
@@ -34,7 +34,9 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
 
 
 def aligner(vocab: Vocab, layer: int | None = None, limits: BatchLimits | None = None) -> Aligner:
-    config = ModelConfig(d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=2)
+    config = TransformerConfig(
+        d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=2
+    )
     model = build_seq2seq(config, len(vocab), seed=6).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ds_seq import generate
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
 from ds_seq.generation.output import FORMATS
 from tests.unit.generation.table_model import TableModel, WordVocab

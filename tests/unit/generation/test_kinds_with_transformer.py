@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.constraints import Constraints
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
@@ -36,7 +36,7 @@ SEARCHES = {
 
 
 def make_model(seed: int, moe: MoeConfig | None = None) -> Seq2SeqTransformer:
-    config = ModelConfig(
+    config = TransformerConfig(
         d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=2, moe=moe
     )
     model = build_seq2seq(config, VOCAB, seed=seed).eval()

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.models.build import build_seq2seq
@@ -52,7 +52,7 @@ def recorded() -> Recorded:
     with safe_open(RECORDED, "pt") as file:
         notes = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-    config = ModelConfig.model_validate(json.loads(notes["config"]))
+    config = TransformerConfig.model_validate(json.loads(notes["config"]))
     model = build_seq2seq(config, int(notes["vocab_size"])).eval()
     weights = {
         name.removeprefix("model."): tensor

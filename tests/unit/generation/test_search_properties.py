@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.data.padding import Padded, pad_rows
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
@@ -40,7 +40,7 @@ SOURCES = [
 
 def make_model(kind: str, vocab: int = VOCAB) -> Seq2SeqTransformer:
     sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-    config = ModelConfig.model_validate({**sizes, "max_positions": 64, **KINDS[kind]})
+    config = TransformerConfig.model_validate({**sizes, "max_positions": 64, **KINDS[kind]})
     model = build_seq2seq(config, vocab, seed=3).eval()
     if kind == "repeated_layer":  # first, second, first: three calls of two layers
         first, second = model.decoder.layers

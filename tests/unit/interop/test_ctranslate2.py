@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ds_seq.config.load import load_experiment
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.ctranslate2 import EXPERIMENT_FILE
@@ -39,7 +39,7 @@ EOS = 2
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
 
 
-def outspoken(config: ModelConfig, size: int) -> Seq2SeqTransformer:
+def outspoken(config: TransformerConfig, size: int) -> Seq2SeqTransformer:
     """A model whose every parameter matters; a fresh one has biases 0 and says much the same."""
     model = build_seq2seq(config, size).requires_grad_(False).eval()
     generator = torch.Generator().manual_seed(3)

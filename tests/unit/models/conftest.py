@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.models import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 
@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
     tgt: Tensor
 
 
-def small_config(**options: Any) -> ModelConfig:
+def small_config(**options: Any) -> TransformerConfig:
     """Two layers a stack, width 16, no dropout, unless `options` say otherwise."""
     sizes = {
         "d_model": 16,
@@ -34,11 +34,11 @@ def small_config(**options: Any) -> ModelConfig:
         "dropout": 0.0,
         "max_positions": 64,
     }
-    return ModelConfig.model_validate({**sizes, **options})
+    return TransformerConfig.model_validate({**sizes, **options})
 
 
 @pytest.fixture
-def config() -> Callable[..., ModelConfig]:
+def config() -> Callable[..., TransformerConfig]:
     """`config(**options)`: a small model's config."""
     return small_config
 

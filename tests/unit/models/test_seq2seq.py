@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 
-from ds_seq.config.size import model_size
 from tests.batches import encode, inputs_of, score
 from tests.unit.models.sections import ROUTERS
 
@@ -202,7 +201,7 @@ def test_parameters_are_as_many_as_the_config_says(
         "moe": moe,
     }
     counted = sum(parameter.numel() for parameter in build(**options).parameters())
-    assert counted == model_size(config(**options), VOCAB).total
+    assert counted == config(**options).num_params(VOCAB).total
 
 
 def test_sharing_embeddings_shares_them(build, pairs):

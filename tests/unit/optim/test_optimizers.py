@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.model import ModelConfig, MoeConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
@@ -32,7 +32,7 @@ SETTINGS = {
 
 def model() -> nn.Module:
     sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-    config = ModelConfig(**sizes, moe=MoeConfig(num_experts=4))  # type: ignore[arg-type]
+    config = TransformerConfig(**sizes, moe=MoeConfig(num_experts=4))  # type: ignore[arg-type]
     return build_seq2seq(config, 30)
 
 

@@ -9,8 +9,8 @@ import torch
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig
-from ds_seq.config.experiment import TranslationConfig
-from ds_seq.config.generate import GenerationConfig
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.task import TranslationConfig
 from ds_seq.data.shards import ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ds_seq.models.output import Capture
+from ds_seq.names import Capture
 from ds_seq.training import engine as engine_module
 from ds_seq.training.engine import Engine, UpdateSchedule
 from tests.batches import batch_of

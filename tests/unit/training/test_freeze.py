@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.moe.losses import GATE_LOSSES
+from ds_seq.names import GATE_LOSSES, FrozenPart
 from ds_seq.optim.param_groups import parameter_groups
-from ds_seq.training.freeze import FrozenCheck, Part, describe_frozen, freeze, frozen_parameters
+from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze, frozen_parameters
 from tests.batches import encode, score
 
 VOCAB = 23
@@ -24,7 +24,7 @@ MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None, "route
 
 def build(**options: Any) -> Seq2SeqTransformer:
     sizes = {"d_model": 8, "ffn_dim": 12, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
-    config = ModelConfig.model_validate(
+    config = TransformerConfig.model_validate(
         {**sizes, "dropout": 0.0, "max_positions": 16, "positions": "learned", **options}
     )
     return build_seq2seq(config, VOCAB)
@@ -51,7 +51,7 @@ TABLES = ["encoder.positions.", "decoder.positions.", "target_embedding.", "sour
 )
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_the_parts_are_frozen_and_nothing_else(
-    parts: list[Part], prefixes: list[str], share: str, norm: str
+    parts: list[FrozenPart], prefixes: list[str], share: str, norm: str
 ) -> None:
     model = build(share_embeddings=share, norm_position=norm)
     freeze(model, parts)
@@ -67,7 +67,7 @@ def test_the_parts_are_frozen_and_nothing_else(
 @pytest.mark.parametrize("parts", [["encoder"], ["embeddings"], ["encoder", "embeddings"]])
 @pytest.mark.parametrize("moe", [None, MOE, {**MOE, "router": "softmax"}])
 def test_gradients_reach_what_is_not_frozen_and_no_more(
-    parts: list[Part], moe: dict[str, Any] | None
+    parts: list[FrozenPart], moe: dict[str, Any] | None
 ) -> None:
     model = build(moe=moe, share_embeddings="none", activation_checkpointing=True)
     freeze(model, parts)

@@ -7,7 +7,7 @@ import json
 import pytest
 from torch import nn
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.training.moe_watch import MoeWatch, layer_names
 
@@ -36,7 +36,7 @@ def test_a_starved_expert_is_told_once_after_so_many_updates() -> None:
 def test_the_options_it_names_exist() -> None:
     moe = {"num_experts": 2, "noise": "jitter"}
     for router in ("softmax", "sigmoid"):
-        ModelConfig.model_validate({"moe": {**moe, "router": router}})
+        TransformerConfig.model_validate({"moe": {**moe, "router": router}})
 
 
 @pytest.mark.parametrize(("share", "starved"), [(0.0099, True), (0.0101, False)])
@@ -98,7 +98,7 @@ def test_a_resumed_run_counts_on(split: int) -> None:
 
 def test_layers_are_called_by_stack_and_number() -> None:
     sizes = {"d_model": 8, "ffn_dim": 8, "num_heads": 2, "encoder_layers": 4, "decoder_layers": 3}
-    config = ModelConfig.model_validate({**sizes, "moe": {"num_experts": 2}})
+    config = TransformerConfig.model_validate({**sizes, "moe": {"num_experts": 2}})
     model = build_seq2seq(config, 11, seed=1, pad_id=1)
     assert layer_names(model) == ["encoder 1", "encoder 3", "decoder 1"]
     assert layer_names(nn.Sequential(model.encoder.layers[1].feed_forward)) == ["0"]

@@ -16,18 +16,23 @@ from ds_seq.config.base import (
     Probability,
     plugin_tag,
 )
+from ds_seq.names import (
+    BASE,
+    GATE_LOSSES,
+    AttentionKind,
+    Divergence,
+    LayerMatch,
+    Precision,
+    Smoothing,
+    Stack,
+    Strategy,
+)
 from ds_seq.plugins import nearest
 
-Smoothing = Literal["fairseq", "torch"]
-Strategy = Literal[
-    "word_level", "word_seq_level", "batch_level", "global_level", "global_language_wise"
-]
-Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
-Precision = Literal["fp32", "bf16", "fp16"]
 Weight = NonNegativeFloat | None
 _Name = Annotated[str, StringConstraints(min_length=1)]
 TeacherNames = _Name | Annotated[list[_Name], Field(min_length=1)]
-LOSS_NAMES = ("base", "load_balance", "router_z", "budget")
+_LOSS_NAMES = (BASE, *GATE_LOSSES)
 
 
 class CrossEntropyConfig(Config):
@@ -47,7 +52,7 @@ class _MatchConfig(Config):
     """Which layer of the teacher each layer of the student imitates."""
 
     weight: Weight = Field(default=1.0, description="Weight of this term; null or 0 only logs it.")
-    match: Literal["supervise", "copy", "even"] = Field(
+    match: LayerMatch = Field(
         default="supervise",
         description="Teacher layers by table: `supervise` takes those that stand at the ends of "
         "equal parts, `copy` those that `ds-seq make-student` copies, `even` is evenly spaced.",
@@ -60,6 +65,10 @@ class _MatchConfig(Config):
     decoder: list[NonNegativeInt] | None = Field(
         default=None, description="The same for the decoder."
     )
+
+    def layers_of(self, stack: Stack) -> list[int] | None:
+        """The teacher layers given for ``stack``; None leaves them to `match`."""
+        return self.encoder if stack == "encoder" else self.decoder
 
 
 class HiddenConfig(_MatchConfig):
@@ -74,7 +83,7 @@ class HiddenConfig(_MatchConfig):
 class AttentionConfig(_MatchConfig):
     """Layer-wise distillation: divergence between attention maps, mean over heads and queries."""
 
-    kinds: list[Literal["encoder", "decoder", "cross"]] = Field(
+    kinds: list[AttentionKind] = Field(
         default=["encoder", "decoder", "cross"],
         min_length=1,
         description="Maps that are compared: self-attention of the `encoder` and the `decoder`, "
@@ -240,7 +249,7 @@ class ModelAndBaseConfig(Config):
     loss_weights: dict[str, float | None] = Field(
         default_factory=dict,
         description="Weights by loss: "
-        + ", ".join(f"`{name}`" for name in LOSS_NAMES)
+        + ", ".join(f"`{name}`" for name in _LOSS_NAMES)
         + ". A missing one counts 1; null or 0 leaves the loss out of the total, but it is logged.",
     )
 
@@ -252,10 +261,10 @@ class ModelAndBaseConfig(Config):
     @field_validator("loss_weights")
     @classmethod
     def _check_names(cls, weights: dict[str, float | None]) -> dict[str, float | None]:
-        unknown = [name for name in weights if name not in LOSS_NAMES]
+        unknown = [name for name in weights if name not in _LOSS_NAMES]
         if unknown:
-            hints = ", ".join(f"{name!r}{nearest(name, LOSS_NAMES)}" for name in unknown)
-            raise ValueError(f"no loss {hints}; there are {', '.join(LOSS_NAMES)}")
+            hints = ", ".join(f"{name!r}{nearest(name, _LOSS_NAMES)}" for name in unknown)
+            raise ValueError(f"no loss {hints}; there are {', '.join(_LOSS_NAMES)}")
         return weights
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import (
@@ -14,6 +12,7 @@ from ds_seq.config.base import (
     PositiveInt,
     Probability,
 )
+from ds_seq.names import EnsembleMean, LengthPenaltyForm
 
 
 class GenerationConfig(Config):
@@ -24,7 +23,7 @@ class GenerationConfig(Config):
         default=1.0,
         description="Scores are log-probability / length ** this; more favours long translations.",
     )
-    length_penalty_form: Literal["fairseq", "gnmt"] = Field(
+    length_penalty_form: LengthPenaltyForm = Field(
         default="fairseq",
         description="What is raised to length_penalty: the length, or (5 + length) / 6 (GNMT).",
     )
@@ -37,7 +36,7 @@ class GenerationConfig(Config):
         allow_inf_nan=False,
         description="Divides the logits before the softmax; above 1 flattens, below 1 sharpens.",
     )
-    ensemble: Literal["probabilities", "log_probabilities"] = Field(
+    ensemble: EnsembleMean = Field(
         default="probabilities",
         description="Of what the mean is taken where several models translate together.",
     )

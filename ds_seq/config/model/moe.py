@@ -14,10 +14,17 @@ from ds_seq.config.base import (
     PositiveInt,
     Probability,
 )
-
-Stack = Literal["encoder", "decoder"]
-STACKS: tuple[Stack, Stack] = ("encoder", "decoder")
-Normalization = Literal["none", "before_dropping", "after_dropping"]
+from ds_seq.config.model.stack import StackFields
+from ds_seq.names import (
+    STACKS,
+    Drop,
+    LoadBalance,
+    Noise,
+    Normalization,
+    RouterName,
+    SecondExpert,
+    Stack,
+)
 
 
 class MoeLayersConfig(Config):
@@ -55,7 +62,7 @@ class MoeConfig(Config):
     ffn_dim: PositiveInt | None = Field(
         default=None, description="Inner width of each expert; null is `model.ffn_dim`."
     )
-    router: Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"] = Field(
+    router: RouterName = Field(
         default="softmax",
         description="Who decides: `softmax` scores of the token; `cosine` similarity in a small "
         "space (X-MoE); `sigmoid` scores with a bias that balances the load without a loss "
@@ -71,12 +78,12 @@ class MoeConfig(Config):
         default=0.001,
         description="How far the bias of `router: sigmoid` moves in an update, per expert.",
     )
-    noise: Literal["none", "jitter", "gumbel"] = Field(
+    noise: Noise = Field(
         default="none",
         description="Exploration of the gate in training: `jitter` scales its input by "
         "U(0.99, 1.01), `gumbel` samples the choice.",
     )
-    second_expert: Literal["always", "sampled", "random"] = Field(
+    second_expert: SecondExpert = Field(
         default="always",
         description="For `top_k` 2, in training: the second expert is the next best; drawn by "
         "Gumbel noise; or kept with twice its weight as probability (GShard).",
@@ -100,7 +107,7 @@ class MoeConfig(Config):
     min_capacity: NonNegativeInt = Field(
         default=4, description="An expert takes at least this many tokens whatever the factor."
     )
-    drop: Literal["position", "probability", "random"] = Field(
+    drop: Drop = Field(
         default="position",
         description="Who stays where an expert is full: earlier tokens, tokens with a higher best "
         "score, or a random choice (in training; else earlier tokens).",
@@ -132,7 +139,7 @@ class MoeConfig(Config):
         description="In training, probability with which the output of an expert that a token "
         "chose is left out (NLLB's expert output masking).",
     )
-    load_balance: Literal["rank", "global"] = Field(
+    load_balance: LoadBalance = Field(
         default="rank",
         description="Tokens over which the loss `load_balance` wants balance: those of each "
         "rank's batch, or of all ranks (costs a small all-reduce a layer).",
@@ -252,3 +259,86 @@ class MoeConfig(Config):
         if self.layers is not None:
             return sorted(self._listed(stack))
         return [i for i in range(num_layers) if (i + 1) % self.every == 0]
+
+    def num_params(self, d_model: int, num_experts: int) -> int:
+        """Parameters of the router and of what mixes the dense branch with the experts."""
+        mixing = 0
+        if self.residual:  # a weight for each of the two, with biases
+            mixing = 2 * d_model + 2
+        elif self.conditional_budget is not None:
+            mixing = d_model + 1
+        if self.router == "cosine":  # a map to the small space, a row per expert, the temperature
+            dim = self.router_dim or max(num_experts // 2, 16)
+            return dim * (d_model + num_experts) + 1 + mixing
+        return num_experts * d_model + mixing
+
+    def dense_width(self, expert_width: int) -> int:
+        """Inner width of the dense feed-forward beside experts of ``expert_width``; 0: none."""
+        if self.shared_experts:
+            return self.shared_experts * expert_width
+        is_mixed = self.residual or self.conditional_budget is not None
+        return expert_width if is_mixed else 0
+
+
+class MoeFields(StackFields):
+    """Where a model has experts, and how many."""
+
+    moe: MoeConfig | None = Field(
+        default=None, description="Mixture-of-Experts feed-forwards; null is a dense model."
+    )
+
+    def moe_errors(self) -> list[tuple[str, str]]:
+        """What does not go together, as (field, message)."""
+        if self.moe is None:
+            return []
+        for stack in self.stacks:
+            depth = self.layers_of(stack)
+            outside = [i for i in self.moe_layers(stack) if i >= depth]
+            if outside:
+                return [
+                    (
+                        f"moe.layers.{stack}",
+                        f"{outside[0]}, but {stack}_layers is {depth} and layers are counted from "
+                        "0",
+                    )
+                ]
+        if not self.num_moe_layers:
+            key = "moe.every" if self.moe.layers is None else "moe.layers"
+            reason = f"{self.moe.every} is more than the layers" if key == "moe.every" else "empty"
+            return [(key, f"no layer has experts: {reason}")]
+        counts = self.moe.num_experts
+        if isinstance(counts, list) and len(counts) != self.num_moe_layers:
+            where = ", ".join(f"{stack} {self.moe_layers(stack)}" for stack in self.stacks)
+            return [
+                (
+                    "moe.num_experts",
+                    f"{len(counts)} counts for {self.num_moe_layers} MoE layers ({where})",
+                )
+            ]
+        return []
+
+    def moe_layers(self, stack: Stack) -> list[int]:
+        """The layers (from 0) of ``stack`` that have experts."""
+        return [] if self.moe is None else self.moe.moe_layers(stack, self.layers_of(stack))
+
+    @property
+    def num_moe_layers(self) -> int:
+        """How many layers have experts, over all stacks."""
+        return sum(len(self.moe_layers(stack)) for stack in self.stacks)
+
+    @property
+    def experts_per_layer(self) -> list[int]:
+        """Number of experts of each MoE layer, those of the encoder first."""
+        if self.moe is None:
+            return []
+        counts = self.moe.num_experts
+        return counts if isinstance(counts, list) else [counts] * self.num_moe_layers
+
+    def experts_in(self, stack: Stack, layer: int) -> int:
+        """Number of experts of layer ``layer`` (from 0) of ``stack``; 0 for a dense one."""
+        layers = self.moe_layers(stack)
+        if layer not in layers:
+            return 0
+        earlier = self.stacks[: self.stacks.index(stack)]
+        before = sum(len(self.moe_layers(other)) for other in earlier)
+        return self.experts_per_layer[before + layers.index(layer)]

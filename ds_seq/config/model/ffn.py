@@ -1,0 +1,27 @@
+"""The feed-forwards of a model, dense ones and experts alike."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ds_seq.config.base import Config, PositiveInt, Probability
+from ds_seq.names import GATED_ACTIVATIONS, Activation
+
+
+class FfnFields(Config):
+    """Width and activation."""
+
+    ffn_dim: PositiveInt = Field(
+        default=2048, description="Inner width of the feed-forwards and of each expert."
+    )
+    activation: Activation = Field(
+        default="relu", description="Activation of the feed-forwards and of the experts."
+    )
+    activation_dropout: Probability = Field(
+        default=0.0, description="Dropout after the activation of the feed-forwards."
+    )
+
+    def ffn_params(self, d_model: int, width: int) -> int:
+        """Parameters of one feed-forward or expert of inner width ``width``, biases included."""
+        up = 2 if self.activation in GATED_ACTIVATIONS else 1  # a gated one has two maps D -> F
+        return up * (d_model + 1) * width + (width + 1) * d_model

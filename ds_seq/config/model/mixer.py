@@ -1,0 +1,30 @@
+"""What lets the tokens of a sentence see one another: attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from ds_seq.config.base import Config, PositiveInt, Probability
+from ds_seq.names import Stack
+
+MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
+"""A decoder layer looks at its own tokens and at the source."""
+
+
+class MixerFields(Config):
+    """Multi-head attention."""
+
+    num_heads: PositiveInt = Field(default=8, description="Attention heads.")
+    attention_dropout: Probability = Field(default=0.0, description="Dropout on attention weights.")
+
+    def mixer_errors(self, d_model: int) -> list[tuple[str, str]]:
+        """What does not go together, as (field, message)."""
+        if d_model % self.num_heads:
+            return [("num_heads", f"{self.num_heads} does not divide model.d_model {d_model}")]
+        return []
+
+    def mixer_params(self, d_model: int) -> int:
+        """Parameters of one attention: maps of queries, keys, values and output, with biases."""
+        return 4 * (d_model * d_model + d_model)

@@ -1,0 +1,122 @@
+"""The encoder-decoder Transformer: all axes together, and what they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ds_seq.config.base import FieldErrors
+from ds_seq.config.model.embedding import EmbeddingFields
+from ds_seq.config.model.ffn import FfnFields
+from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
+from ds_seq.config.model.moe import MoeFields
+from ds_seq.config.model.norm import NormFields
+from ds_seq.config.model.positions import PositionFields
+from ds_seq.config.model.presets import PresetFields
+from ds_seq.config.model.residual import ResidualFields
+from ds_seq.config.model.stack import StackFields
+from ds_seq.names import Stack
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """How many parameters a model has.
+
+    Attributes:
+        total: all of them.
+        active: those that one token meets: K of each layer's E experts count.
+        experts: those inside experts; they are what expert parallelism divides over ranks.
+    """
+
+    total: int
+    active: int
+    experts: int = 0
+
+    def __add__(self, other: ModelSize) -> ModelSize:
+        return ModelSize(
+            self.total + other.total, self.active + other.active, self.experts + other.experts
+        )
+
+
+# Fields come in the order of the bases from the last to the first.
+class TransformerFields(
+    MoeFields,
+    EmbeddingFields,
+    PositionFields,
+    NormFields,
+    ResidualFields,
+    FfnFields,
+    MixerFields,
+    StackFields,
+    PresetFields,
+):
+    """What can be said of a model that is made of the axes; external models may use it, too."""
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> TransformerFields:
+        errors = self.field_errors()
+        if errors:
+            raise FieldErrors(errors)
+        return self
+
+    def field_errors(self) -> list[tuple[str, str]]:
+        """What does not go together, as (field, message)."""
+        return self.moe_errors()
+
+
+class TransformerConfig(TransformerFields):
+    """An encoder-decoder Transformer."""
+
+    name: Literal["transformer"] = Field(default="transformer", description="This model.")
+
+    def field_errors(self) -> list[tuple[str, str]]:
+        """What does not go together, as (field, message)."""
+        return [
+            *self.mixer_errors(self.d_model),
+            *self.positions.errors(self.d_model, self.num_heads),
+            *self.moe_errors(),
+        ]
+
+    def num_params(self, vocab_size: int) -> ModelSize:
+        """Count the parameters without building the model.
+
+        Args:
+            vocab_size: number of tokens, the same on both sides.
+        """
+        size = _dense(self.embedding_params(self.d_model, vocab_size))
+        for stack in self.stacks:
+            size += self._stack_size(stack)
+        return size
+
+    def _stack_size(self, stack: Stack) -> ModelSize:
+        depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
+        norms = self.residual_params(depth * (mixers + 1), self.norm.num_params(self.d_model))
+        size = _dense(
+            depth * mixers * self.mixer_params(self.d_model)
+            + norms
+            + self.positions.num_params(self.d_model, self.max_positions)
+        )
+        for layer in range(depth):
+            size += self._ffn_size(self.experts_in(stack, layer))
+        return size
+
+    def _ffn_size(self, num_experts: int) -> ModelSize:
+        """A dense feed-forward, or experts with all that belongs to them."""
+        if self.moe is None or num_experts == 0:
+            return _dense(self.ffn_params(self.d_model, self.ffn_dim))
+        width = self.moe.ffn_dim or self.ffn_dim
+        expert = self.ffn_params(self.d_model, width)
+        experts = ModelSize(
+            num_experts * expert, self.moe.top_k * expert, experts=num_experts * expert
+        )
+        dense_width = self.moe.dense_width(width)
+        branch = self.ffn_params(self.d_model, dense_width) if dense_width else 0
+        beside = branch + self.moe.num_params(self.d_model, num_experts)
+        return experts + _dense(beside)
+
+
+def _dense(count: int) -> ModelSize:
+    """The size of a part that every token meets."""
+    return ModelSize(count, count)
