@@ -151,6 +151,30 @@ def test_functions_are_short() -> None:
     assert not wrong, f"more than {MAX_FUNCTION_LINES} lines:\n" + "\n".join(wrong)
 
 
+def closed_sets(path: Path) -> Iterator[tuple[str, ...]]:
+    """The words of each `Literal` of several words, and of each constant tuple of such."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        words: ast.expr | None = None
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            words = node.slice if node.value.id == "Literal" else None
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            words = node.value if node.targets[0].id.isupper() else None
+        if isinstance(words, ast.Tuple):
+            values = [word.value for word in words.elts if isinstance(word, ast.Constant)]
+            if len(values) == len(words.elts) > 1:
+                yield tuple(map(str, values))
+
+
+def test_a_closed_set_of_words_is_spelled_once() -> None:
+    """What the config and a part both use stands in `names.py`."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for path in SOURCES:
+        for words in closed_sets(path):
+            places.setdefault(words, []).append(relative(path))
+    assert len(places) > 20
+    assert not {words: files for words, files in places.items() if len(files) > 1}
+
+
 def test_no_getattr_with_a_default() -> None:
     """A default hides a misspelt name; a typed attribute or a Protocol does not."""
     wrong = [

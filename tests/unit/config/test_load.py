@@ -210,20 +210,20 @@ def test_a_key_in_the_wrong_place_is_told_its_home(
         ("model.preset=tinny", "model.preset: no preset 'tinny' (did you mean 'tiny'?)"),
         (
             "model.name=transfomer",
-            "model.name: no model 'transfomer' (did you mean 'transformer'?)",
+            "model.name: no model 'transfomer' (did you mean 'transf",
         ),
         ("model=transformer", "model: should be a section"),
         (
             "model.positions=rotery",
-            "model.positions: no positions 'rotery' (did you mean 'rotary'?)",
+            "model.positions: no positions 'rotery' (did you mean 'rot",
         ),
         (
             "model.positions.name=rotery",
-            "model.positions.name: no positions 'rotery' (did you mean",
+            "model.positions.name: no positions 'rotery' (did you",
         ),
         (
             "model.positions=3",
-            "model.positions: no positions '3'; there are sinusoidal, learned, rot",
+            "model.positions: no positions '3'; there are sinusoidal, le",
         ),
         ("model.positions=", "model.positions: no positions"),
         ("model.positions={name: rotary, base: 3}", "model.positions.base: unknown key"),
@@ -247,6 +247,34 @@ def test_odd_overrides(experiment: Path, override: str, words: str) -> None:
     (line,) = complaints(experiment, override)
     assert line.startswith("command line: ")
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        # a mistake elsewhere hides nothing
+        (["optimizer.lr=x"], ["optimizer.lr", "train.expert_parallel", "data.max_source_length"]),
+        (["modell=3"], ["modell", "train.expert_parallel", "data.max_source_length"]),
+        # a mistake in a section silences what is said of that section together with others
+        (["train.seed=x"], ["train.seed", "data.max_source_length"]),
+        (["data.dir=3"], ["data.dir", "train.expert_parallel"]),
+        (["model.norm=lyer"], ["model.norm"]),
+        (["data.dir=3", "model.norm=lyer"], ["data.dir", "model.norm"]),
+        ([], ["train.expert_parallel", "data.max_source_length"]),
+    ],
+)
+def test_sound_sections_are_checked_against_one_another_beside_broken_ones(
+    write: WriteFile, experiment: Path, overrides: list[str], expected: list[str]
+) -> None:
+    path = write(
+        "child.yaml",
+        "extends: small.yaml\n"
+        "data: {max_source_length: 2000}\n"
+        "model: {moe: {num_experts: 3}}\n"
+        "train: {expert_parallel: 2}\n",
+    )
+    lines = complaints(path, *overrides)
+    assert sorted(line.split(": ")[1] for line in lines) == sorted(expected)
 
 
 def test_checks_between_sections_name_the_line_to_change(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 
 from ds_seq.config.model import ModelSize, TransformerConfig
 from ds_seq.models.build import build_seq2seq
+from ds_seq.moe.layer import MoeFeedForward
 
 VOCAB = 11
 SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2, "ffn_dim": 12}
@@ -35,7 +37,28 @@ SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2,
         {"moe": {"shared_experts": 2, "ffn_dim": 5}, "activation": "swiglu"},
         {"moe": {"residual": True, "ffn_dim": 5}},
         {"moe": {"conditional_budget": 0.5}},
+        {"norm": {"name": "layer", "eps": 1e-3}},
+        {"num_heads": 4, "encoder_layers": 1, "decoder_layers": 1},
+        *(
+            {"norm_position": norm, "share_embeddings": share, "positions": kind, "activation": act}
+            for norm, share, kind, act in product(
+                ("pre", "post"),
+                ("none", "decoder", "all"),
+                ("sinusoidal", "learned", "rotary"),
+                ("relu", "gelu", "swiglu"),
+            )
+        ),
+        *(
+            {"moe": {"num_experts": 4, "router": router, "placement": "encoder", **branch}}
+            | {"activation": act}
+            for router, branch, act in product(
+                ("softmax", "cosine", "sigmoid", "expert_choice", "language"),
+                ({}, {"residual": True}, {"shared_experts": 3}, {"conditional_budget": 0.2}),
+                ("relu", "swiglu"),
+            )
+        ),
     ],
+    ids=str,
 )
 def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
     config = TransformerConfig.model_validate({**SMALL, **fields})
@@ -45,6 +68,13 @@ def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
     assert size.total == counted
     inside = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     assert size.experts == inside
+    layers = [module for module in model.modules() if isinstance(module, MoeFeedForward)]
+    idle = sum(  # what one token does not meet
+        sum(p.numel() for p in layer.experts.parameters()) * (count - config.moe.top_k) // count
+        for layer, count in zip(layers, config.experts_per_layer, strict=True)
+        if config.moe is not None
+    )
+    assert size.active == counted - idle
 
 
 def test_a_dense_model_is_all_active() -> None:
