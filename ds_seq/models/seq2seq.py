@@ -21,8 +21,10 @@ from ds_seq.models.output import (
     sum_aux,
     sum_losses,
 )
-from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
+from ds_seq.models.stack import Stack
+from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.moe.layer import MoeFeedForward
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -41,8 +43,8 @@ class Seq2SeqTransformer(nn.Module):
 
     def __init__(
         self,
-        encoder: TransformerEncoder,
-        decoder: TransformerDecoder,
+        encoder: Stack,
+        decoder: Stack,
         target_embedding: TokenEmbedding,
         source_embedding: TokenEmbedding | None,
         output: nn.Linear | None,
@@ -87,10 +89,9 @@ class Seq2SeqTransformer(nn.Module):
         encoded = self.encode(src, detail)
         decoded: StackResult = self.decoder(
             self.target_embedding(tgt_in),
-            encoded.hidden,
-            padding_mask(encoded.mask, encoded.hidden),
-            tgt_in.ne(self.pad_id) if select is None else select,
-            encoded.tag,
+            _decoder_context(encoded)._replace(
+                token_mask=tgt_in.ne(self.pad_id) if select is None else select
+            ),
             detail,
         )
         hidden = decoded.hidden
@@ -109,9 +110,8 @@ class Seq2SeqTransformer(nn.Module):
         embedding = self.source_embedding
         embedded = self.target_embedding(src) if embedding is None else embedding(src)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
-        result: StackResult = self.encoder(
-            embedded, padding_mask(mask, embedded), mask, tag, detail
-        )
+        context = Context(mask, attention_mask=padding_mask(mask, embedded), tag=tag)
+        result: StackResult = self.encoder(embedded, context, detail)
         return EncoderOutput(
             result.hidden,
             mask,
@@ -119,7 +119,7 @@ class Seq2SeqTransformer(nn.Module):
             sum_aux(result.aux),
             [layer.stats for layer in result.aux],
             result.states,
-            tuple(own for (own,) in result.maps),
+            _maps(result, "self_attention"),
         )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
@@ -133,8 +133,8 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             A cache at length 0. Cross-attention's keys and values are in it once per sentence.
         """
-        mask = padding_mask(encoded.mask, encoded.hidden)
-        return self.decoder.start_cache(encoded.hidden, mask, encoded.tag, beam, max_length)
+        context = _decoder_context(encoded)
+        return self.decoder.start_cache(context, encoded.hidden, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """Feed one token to each hypothesis and score the next.
@@ -148,6 +148,10 @@ class Seq2SeqTransformer(nn.Module):
         """
         embedded = self.target_embedding(tokens.view(-1, cache.beam))  # (B, K, D)
         return self._project(self.decoder.step(embedded, cache).flatten(0, 1))
+
+    def moe_calls(self) -> list[MoeFeedForward]:
+        """The sparse feed-forwards in the order of `ModelOutput.moe_stats`: once per call."""
+        return [*self.encoder.moe_calls(), *self.decoder.moe_calls()]
 
     def _project(self, hidden: Tensor) -> Tensor:
         logits: Tensor
@@ -163,9 +167,19 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
         encoder=encoded.states,
         decoder=decoded.states,
         encoder_attention=encoded.attention,
-        decoder_attention=tuple(own for own, _ in decoded.maps),
-        cross_attention=tuple(cross for _, cross in decoded.maps),
+        decoder_attention=_maps(decoded, "self_attention"),
+        cross_attention=_maps(decoded, "cross_attention"),
     )
+
+
+def _decoder_context(encoded: EncoderOutput) -> Context:
+    mask = padding_mask(encoded.mask, encoded.hidden)
+    return Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
+
+
+def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
+    """Those of one sub-layer, of all layers that have it."""
+    return tuple(maps[name] for maps in result.maps if name in maps)
 
 
 def _select_rows(hidden: Tensor, select: Tensor, num_selected: int | None) -> Tensor:
