@@ -18,6 +18,8 @@ from ds_seq.models.sublayer import SubLayer
 from ds_seq.modules.body import Body, BodyOutput, Context, Past
 from ds_seq.modules.kv_cache import BeamPaths
 from ds_seq.modules.residual import Residual
+from ds_seq.moe.calls import moe_calls
+from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.output import MoeAux
 
 
@@ -56,6 +58,11 @@ class TransformerLayer(nn.Module):
             if output.map is not None:
                 maps[name] = output.map
         return LayerResult(x, tuple(aux), maps)
+
+    def moe_calls(self) -> list[MoeFeedForward]:
+        """The sparse feed-forwards in the order of `LayerResult.aux`: once per call."""
+        bodies = (cast(nn.Module, body) for _, _, body in self._sublayers())
+        return [sparse for body in bodies for sparse in moe_calls(body)]
 
     def start_pasts(self, context: Context, paths: BeamPaths) -> list[Past | None]:
         """What one call of the layer is going to remember, one entry per sub-layer.

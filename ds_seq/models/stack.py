@@ -108,12 +108,7 @@ class Stack(nn.Module):
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """The sparse feed-forwards in the order of `StackResult.aux`: once per call."""
-        return [
-            module
-            for layer in self._layers()
-            for module in layer.modules()
-            if isinstance(module, MoeFeedForward)
-        ]
+        return [sparse for layer in self._layers() for sparse in layer.moe_calls()]
 
     def _layers(self) -> Sequence[TransformerLayer]:
         return cast(Sequence[TransformerLayer], self.layers)

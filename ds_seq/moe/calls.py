@@ -11,7 +11,7 @@ from ds_seq.moe.layer import MoeFeedForward
 
 @runtime_checkable
 class OffersMoeCalls(Protocol):
-    """A model that knows in which order, and how often, it calls its sparse layers."""
+    """A model or a part of one that knows in which order and how often it calls sparse layers."""
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """One entry for each of its `moe_stats`; a layer called twice stands here twice."""

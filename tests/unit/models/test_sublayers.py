@@ -42,7 +42,7 @@ class DecayState:
 
 
 class Decay(nn.Module):
-    """A recurrent mixer: s_t = decay * s_(t-1) + map(x_t), which stands for retention or an LSTM."""
+    """A recurrent mixer, s_t = decay * s_(t-1) + map(x_t); stands for retention or an LSTM."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,9 @@ def layer_of(**bodies: Body) -> TransformerLayer:
 
 
 def test_parameters_are_called_after_the_sublayers() -> None:
-    layer = layer_of(self_attention=SelfAttention(D, 2, 0.0, False), adapter=FeedForward(D, 4, "relu", 0.0))
+    layer = layer_of(
+        self_attention=SelfAttention(D, 2, 0.0, False), adapter=FeedForward(D, 4, "relu", 0.0)
+    )
     assert [name for name, _ in layer.named_children()] == [
         "self_attention",
         "self_attention_residual",
