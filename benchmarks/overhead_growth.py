@@ -18,6 +18,7 @@ from turns import take_turns
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.optim import AdamConfig
 from ds_seq.models.build import build_seq2seq
+from ds_seq.modules.body import Context
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 
@@ -93,8 +94,9 @@ class Update:
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Returns the encoded sentences and the gates' losses."""
-        out, aux = self.encoder(self._x, None, None)
-        return out, GATE_LOSS_WEIGHT * sum(sum(layer.losses.values()) for layer in aux)
+        result = self.encoder(self._x, Context())
+        gate_losses = sum(sum(layer.losses.values()) for layer in result.aux)
+        return result.hidden, GATE_LOSS_WEIGHT * gate_losses
 
     def backward(self, out: Tensor, gate_loss: Tensor) -> None:
         """Gradients of the embedded sentences and of all parameters."""

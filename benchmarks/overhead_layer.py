@@ -20,6 +20,7 @@ from turns import Rounds, take_turns
 from ds_seq import distributed
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
+from ds_seq.modules.body import BodyOutput
 
 LAYER_GOALS = {8: 1.25, 64: 1.8}
 GATE_LOSS_WEIGHT = 0.01
@@ -100,9 +101,9 @@ def step_of(layer: nn.Module, d_model: int, tokens: int) -> Callable[[], None]:
 def _call(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Output and sum of the gate's losses, of our layers or of DeepSpeed's."""
     result = layer(x)
-    if len(result) == 3:  # DeepSpeed: output, loss, counts
+    if not isinstance(result, BodyOutput):  # DeepSpeed: output, loss, counts
         return result[0], result[1]
-    out, aux = result
+    out, aux, _ = result
     return out, None if aux is None else sum(aux.losses.values())
 
 
@@ -153,7 +154,7 @@ def _name(num_experts: int) -> str:
 def _shares(layer: nn.Module, shape: Shape) -> str:
     """Fewest and most tokens of an expert."""
     x = torch.randn(1, shape.tokens, shape.d_model, generator=torch.Generator().manual_seed(1))
-    _, aux = layer(x)
+    aux = layer(x).aux
     if aux is None:
         return ""
     load = aux.stats.load

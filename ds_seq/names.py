@@ -14,8 +14,8 @@ Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 """All stacks that a model can have, in the order in which a batch passes them."""
 FrozenPart = Literal["encoder", "embeddings"]
-Activation = Literal["relu", "gelu", "swiglu"]
-GATED_ACTIVATIONS: frozenset[Activation] = frozenset({"swiglu"})
+ActivationName = Literal["relu", "gelu", "swiglu"]
+GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset({"swiglu"})
 """Those with two maps of the input, of which one is multiplied with the other."""
 Capture = Literal["none", "hidden", "attention"]
 """What a model returns in addition to its scores: nothing, the hidden states of all layers, or

@@ -10,7 +10,7 @@ feed-forward; experts that were drawn apart have hidden units in orders of their
 has to mend the rest.
 
 Legend: ``N`` tokens, ``K`` choices per token, ``E`` experts, ``D`` model, ``F`` width of an expert,
-``H`` = F, or 2F with swiglu.
+``H`` = F, or 2F with a gated activation.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ds_seq.data.batch import Batch
 from ds_seq.interop.prune import listening, moe_layers
 from ds_seq.interop.upcycle import DenseTensors, copy_into, tensors_of
+from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts
@@ -153,7 +154,7 @@ def _average(parts: list[DenseTensors], weights: list[float]) -> DenseTensors:
 
 def _side_by_side(one: DenseTensors, other: DenseTensors, activation: str) -> DenseTensors:
     """The feed-forward with the hidden units of both: its output is the sum of theirs."""
-    parts = 2 if activation == "swiglu" else 1  # all gates come before all values
+    parts = find_activation(activation).num_parts  # all gates come before all values
 
     def rows(a: Tensor, b: Tensor) -> Tensor:
         pairs = zip(a.chunk(parts), b.chunk(parts), strict=True)

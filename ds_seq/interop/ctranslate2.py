@@ -30,18 +30,19 @@ from ds_seq.config.model import ModelConfig, TransformerConfig
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import VOCAB_FILE
-from ds_seq.models.layers import TransformerDecoderLayer, TransformerEncoderLayer
+from ds_seq.models.layer import TransformerLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
+from ds_seq.models.stack import Stack
+from ds_seq.modules.activations import ACTIVATIONS
 from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.residual import Residual
-from ds_seq.names import GATED_ACTIVATIONS
 
 WEIGHTS_FILE = "model.bin"
 EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# of the inner vector, or of the gate where there is one
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swiglu": "SWISH"}
 _ALL_OF_A_HEAD = 0  # CTranslate2's sign for turning all features of a head
 
@@ -100,7 +101,7 @@ class CTranslate2Converter:
             "num_heads": config.num_heads,
             "pre_norm": config.norm_position == "pre",
             "activation": specs.Activation[_ACTIVATIONS[config.activation]],
-            "ffn_glu": config.activation in GATED_ACTIVATIONS,
+            "ffn_glu": ACTIVATIONS[config.activation].is_gated,
         }
         if config.positions.name == "rotary":
             options |= {"rotary_dim": _ALL_OF_A_HEAD, "rotary_interleave": False}
@@ -121,16 +122,16 @@ class CTranslate2Converter:
         decoder.scale_embeddings = target.scale
         decoder.projection.weight = _value(output)
         for part, layer in zip(encoder.layer, model.encoder.layers, strict=True):
-            self._encoder_layer(part, cast(TransformerEncoderLayer, layer))
+            self._layer(part, cast(TransformerLayer, layer))
         for part, layer in zip(decoder.layer, model.decoder.layers, strict=True):
-            self._decoder_layer(part, cast(TransformerDecoderLayer, layer))
+            self._layer(part, cast(TransformerLayer, layer))
         spec = specs.TransformerSpec(encoder, decoder)
         spec.config.decoder_start_token = spec.config.eos_token
         spec.config.add_source_eos = True
         spec.config.layer_norm_epsilon = _epsilon(model)
         return spec
 
-    def _stack(self, spec: Any, stack: TransformerEncoder | TransformerDecoder) -> None:
+    def _stack(self, spec: Any, stack: Stack) -> None:
         """Positions and last norm."""
         if stack.positions is not None:  # else they are turned in attention
             spec.position_encodings.encodings = _position_rows(
@@ -139,18 +140,21 @@ class CTranslate2Converter:
         if stack.final_norm is not None:
             _norm(spec.layer_norm, stack.final_norm)
 
-    def _encoder_layer(self, spec: Any, layer: TransformerEncoderLayer) -> None:
-        _self_attention(spec.self_attention, layer.self_attention, layer.self_attention_residual)
-        self._feed_forward(spec.ffn, layer.feed_forward, layer.feed_forward_residual)
+    def _layer(self, spec: Any, layer: TransformerLayer) -> None:
+        """Sub-layer by sub-layer; `_check_convertible` has refused all but these."""
+        for name in layer.names:
+            body = layer.get_submodule(name)
+            residual = cast(Residual, layer.get_submodule(f"{name}_residual"))
+            if isinstance(body, SelfAttention):
+                _self_attention(spec.self_attention, body, residual)
+            elif isinstance(body, CrossAttention):
+                _cross_attention(spec.attention, body, residual)
+            else:
+                assert isinstance(body, FeedForward)
+                self._feed_forward(spec.ffn, body, residual)
 
-    def _decoder_layer(self, spec: Any, layer: TransformerDecoderLayer) -> None:
-        _self_attention(spec.self_attention, layer.self_attention, layer.self_attention_residual)
-        _cross_attention(spec.attention, layer.cross_attention, layer.cross_attention_residual)
-        self._feed_forward(spec.ffn, layer.feed_forward, layer.feed_forward_residual)
-
-    def _feed_forward(self, spec: Any, module: nn.Module, residual: Residual) -> None:
-        part = cast(FeedForward, module)  # `_convertible` has refused all others
-        if self._config.activation in GATED_ACTIVATIONS:  # gate and value are one matrix of ours
+    def _feed_forward(self, spec: Any, part: FeedForward, residual: Residual) -> None:
+        if ACTIVATIONS[self._config.activation].is_gated:  # gate and value are one matrix of ours
             gates, values = part.up.weight.chunk(2)
             gate_biases, value_biases = part.up.bias.chunk(2)
             spec.linear_0.weight, spec.linear_0.bias = _value(gates), _value(gate_biases)
@@ -166,6 +170,10 @@ def _convertible(config: ModelConfig) -> TransformerConfig:
     if not isinstance(config, TransformerConfig):
         raise UserError(
             f"model.name: CTranslate2 cannot know {config.name!r}; use --format safetensors"
+        )
+    if config.activation not in _ACTIVATIONS:
+        raise UserError(
+            f"model.activation: CTranslate2 has no {config.activation!r}; use --format safetensors"
         )
     if config.moe is not None:
         raise UserError(
@@ -192,7 +200,8 @@ def _linear(spec: Any, part: nn.Linear) -> None:
     spec.weight, spec.bias = _value(part.weight), _value(part.bias)
 
 
-def _norm(spec: Any, part: nn.LayerNorm) -> None:
+def _norm(spec: Any, part: nn.Module) -> None:
+    assert isinstance(part, nn.LayerNorm)
     spec.gamma, spec.beta = _value(part.weight), _value(part.bias)
 
 

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2212.05055. With weights that sum to 1 over the experts of
 (``normalize_weights``), the model starts as the dense one exactly. Without, an expert's output is
 scaled by the gate's probability, and the start is a worse one.
 
-Legend: ``D`` model, ``F`` feed-forward width (the fused ``2F`` with swiglu), ``E_local`` experts
+Legend: ``D`` model, ``F`` feed-forward width (the fused ``2F`` with a gate), ``E_local`` experts
 held here.
 """
 
@@ -22,6 +22,7 @@ from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import open_run
 from ds_seq.models.weights import TensorSource, fill, read_like
+from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts, expert_generator
@@ -155,7 +156,7 @@ def copy_into(target: FeedForward, dense: DenseTensors) -> None:
 def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:
     """Fill the first F hidden units. The others keep what was drawn for their way in, but add
     nothing to the output yet: as copies they would learn the same for ever."""
-    parts = 2 if target.activation == "swiglu" else 1
+    parts = find_activation(target.activation).num_parts
     for mine, theirs in (
         (target.up.weight, dense.up),
         (target.up.bias, dense.up_bias),

@@ -1,53 +1,36 @@
 """The state of a batch of beam searches in the decoder.
 
 Shapes: B sentences, S source length, K beam width, N = B K hypotheses (row n belongs to sentence
-n // K), H heads, Dh width of a head, L decoded length.
+n // K), L decoded length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from ds_seq.modules.attention import KeyValue
-from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer, is_identity
-
-
-@dataclass
-class LayerPast:
-    """What one *call* of a decoder layer remembers.
-
-    A layer that is called several times in a stack has several pasts, one for each call.
-    """
-
-    decoded: KeyValueBuffer
-    """Keys and values of the decoded tokens."""
-    source: KeyValue
-    """Keys and values of the encoded source (B, H, S, Dh), once per sentence."""
+from ds_seq.modules.body import Context, Past
+from ds_seq.modules.kv_cache import BeamPaths, Kept, is_identity
 
 
 class DecoderCache:
     """Everything that `decode_step` needs of the earlier steps.
 
     Args:
-        pasts: one for each layer call, in order.
-        source_mask: (B, 1, 1, S), added to cross-attention scores, or None.
+        pasts: of each *call* of a layer, in order, one entry per sub-layer: a layer that is called
+            several times in a stack remembers each call for itself. None: nothing to remember.
+        context: what the layers may read besides the hidden states, the same in every step.
         paths: which decoded keys belong to which hypothesis; shared by `pasts`.
-        tag: (B, D) embedding of each sentence's language tag, or None.
     """
 
     def __init__(
-        self,
-        pasts: list[LayerPast],
-        source_mask: Tensor | None,
-        paths: BeamPaths,
-        tag: Tensor | None = None,
+        self, pasts: Sequence[Sequence[Past | None]], context: Context, paths: BeamPaths
     ) -> None:
         self.pasts = pasts
-        self.source_mask = source_mask
+        self.context = context
         self.paths = paths
-        self.tag = tag
+        self._remembering = [past for call in pasts for past in call if past is not None]
 
     @property
     def length(self) -> int:
@@ -66,12 +49,15 @@ class DecoderCache:
     def reorder(self, rows: Tensor) -> None:
         """Let hypothesis n continue hypothesis `rows[n]`.
 
-        Keys and values stay where they are; see `ds_seq.modules.kv_cache`.
+        Keys and values stay where they are (see `ds_seq.modules.kv_cache`); the states of
+        recurrent bodies move.
 
         Args:
             rows: (N,) int64; `rows[n] // K == n // K`: hypotheses never leave their sentence.
         """
         self.paths.reorder(rows)
+        for past in self._remembering:
+            past.reorder(rows)
 
     def keep_sentences(self, kept: Tensor) -> None:
         """Keep some sentences with all their hypotheses.
@@ -84,12 +70,10 @@ class DecoderCache:
         """
         if is_identity(kept, self.paths.num_rows // self.beam):
             return
-        if self.source_mask is not None:
-            self.source_mask = self.source_mask.index_select(0, kept)
-        if self.tag is not None:
-            self.tag = self.tag.index_select(0, kept)
+        masks_and_tag = self.context.source_mask, self.context.tag
+        source_mask, tag = (x if x is None else x.index_select(0, kept) for x in masks_and_tag)
+        self.context = self.context._replace(source_mask=source_mask, tag=tag)
         moves = Kept.of(kept)
         self.paths.keep_sentences(moves)
-        for past in self.pasts:
-            past.decoded.keep_sentences(moves)
-            past.source = KeyValue(*map(moves.apply, past.source))
+        for past in self._remembering:
+            past.keep_sentences(moves)

@@ -36,10 +36,11 @@ class LayerResult(NamedTuple):
 
     hidden: Tensor
     """(B, L, D), L being S or T."""
-    aux: MoeAux | None
-    """Losses and statistics of a sparse feed-forward."""
-    maps: tuple[Tensor, ...]
-    """Attention maps (B, H, L, L) and, of a decoder layer, (B, H, T, S); () unless asked for."""
+    aux: tuple[MoeAux, ...]
+    """Losses and statistics of sparse sub-layers, in the order of their calls."""
+    maps: dict[str, Tensor]
+    """Attention maps by sub-layer: `self_attention` (B, H, L, L), `cross_attention` (B, H, T, S);
+    empty unless asked for."""
 
 
 class StackResult(NamedTuple):
@@ -51,7 +52,7 @@ class StackResult(NamedTuple):
     """One for each call of a sparse layer."""
     states: tuple[Tensor, ...]
     """`LayerResult.hidden` of each layer; () unless asked for."""
-    maps: tuple[tuple[Tensor, ...], ...]
+    maps: tuple[dict[str, Tensor], ...]
     """`LayerResult.maps` of each layer; () unless asked for."""
 
 

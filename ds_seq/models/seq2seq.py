@@ -21,9 +21,11 @@ from ds_seq.models.output import (
     sum_aux,
     sum_losses,
 )
-from ds_seq.models.stack import TransformerDecoder, TransformerEncoder
+from ds_seq.models.stack import Stack
+from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.masks import padding_mask
+from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
 
@@ -42,8 +44,8 @@ class Seq2SeqTransformer(nn.Module):
 
     def __init__(
         self,
-        encoder: TransformerEncoder,
-        decoder: TransformerDecoder,
+        encoder: Stack,
+        decoder: Stack,
         target_embedding: TokenEmbedding,
         source_embedding: TokenEmbedding | None,
         output: nn.Linear | None,
@@ -75,10 +77,7 @@ class Seq2SeqTransformer(nn.Module):
         encoded = self.encode(inputs.source, inputs.source_mask, capture)
         decoded: StackResult = self.decoder(
             self.target_embedding(inputs.target),
-            encoded.hidden,
-            padding_mask(encoded.mask, encoded.hidden),
-            inputs.target_mask,
-            encoded.tag,
+            _decoder_context(encoded)._replace(token_mask=inputs.target_mask),
             capture,
         )
         hidden = _select_rows(decoded.hidden, inputs.target_mask, inputs.num_targets)
@@ -102,9 +101,9 @@ class Seq2SeqTransformer(nn.Module):
         embedding = self.source_embedding
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
-        result: StackResult = self.encoder(
-            embedded, padding_mask(source_mask, embedded), source_mask, tag, capture
-        )
+        attention_mask = padding_mask(source_mask, embedded)
+        context = Context(source_mask, attention_mask=attention_mask, tag=tag)
+        result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
             result.hidden,
             source_mask,
@@ -112,7 +111,7 @@ class Seq2SeqTransformer(nn.Module):
             sum_aux(result.aux),
             [layer.stats for layer in result.aux],
             result.states,
-            tuple(own for (own,) in result.maps),
+            _maps(result, "self_attention"),
         )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
@@ -126,8 +125,8 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             A cache at length 0. Cross-attention's keys and values are in it once per sentence.
         """
-        mask = padding_mask(encoded.mask, encoded.hidden)
-        return self.decoder.start_cache(encoded.hidden, mask, encoded.tag, beam, max_length)
+        context = _decoder_context(encoded)
+        return self.decoder.start_cache(context, encoded.hidden, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
         """Feed one token to each hypothesis and score the next.
@@ -141,6 +140,10 @@ class Seq2SeqTransformer(nn.Module):
         """
         embedded = self.target_embedding(tokens.view(-1, cache.beam))  # (B, K, D)
         return self._project(self.decoder.step(embedded, cache).flatten(0, 1))
+
+    def moe_calls(self) -> list[MoeFeedForward]:
+        """The sparse feed-forwards in the order of `ModelOutput.moe_stats`: once per call."""
+        return [*self.encoder.moe_calls(), *self.decoder.moe_calls()]
 
     def _project(self, hidden: Tensor) -> Tensor:
         logits: Tensor
@@ -156,8 +159,8 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
         encoder=encoded.states,
         decoder=decoded.states,
         encoder_attention=encoded.attention,
-        decoder_attention=tuple(own for own, _ in decoded.maps),
-        cross_attention=tuple(cross for _, cross in decoded.maps),
+        decoder_attention=_maps(decoded, "self_attention"),
+        cross_attention=_maps(decoded, "cross_attention"),
     )
 
 
@@ -169,3 +172,13 @@ def _select_rows(hidden: Tensor, mask: Tensor, count: int) -> Tensor:
     # on a GPU, counting would wait for the device
     rows = torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
     return flat.index_select(0, rows)
+
+
+def _decoder_context(encoded: EncoderOutput) -> Context:
+    mask = padding_mask(encoded.mask, encoded.hidden)
+    return Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
+
+
+def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
+    """Those of one sub-layer, of all layers that have it."""
+    return tuple(maps[name] for maps in result.maps if name in maps)

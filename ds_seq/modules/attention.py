@@ -19,14 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.dropout import dropout as drop_out
-from ds_seq.modules.kv_cache import KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import RotaryPositions
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
 _FUSED_MIN_QUERIES = 12
+
+_GAIN = 2**-0.5  # queries, keys and values start smaller than other maps, as in fairseq
+_NO_CONTEXT = Context()
 
 
 class KeyValue(NamedTuple):
@@ -48,6 +52,8 @@ def attend(
     if short and query.device.type == "cpu":
         out = _masked(_scores(query, memory), mask).softmax(dim=-1) @ memory.value
     else:
+        if causal and mask is not None:  # the kernel takes either
+            mask, causal = _causal_too(mask, _future(query, memory)), False
         out = F.scaled_dot_product_attention(
             query, *memory, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
@@ -69,8 +75,7 @@ def attend_with_map(
     """
     scores = _masked(_scores(query, memory).float(), mask)
     if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, -math.inf)
+        scores = scores.masked_fill(_future(query, memory), -math.inf)
     weights = scores.softmax(dim=-1)
     used = drop_out(weights, dropout, training=True).to(query.dtype)
     return _merge_heads(used @ memory.value), weights
@@ -85,6 +90,21 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return scores
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def _future(query: Tensor, memory: KeyValue) -> Tensor:
+    """(T, S) bool, True where a query would see what comes after it."""
+    shape = query.size(-2), memory.key.size(-2)
+    return torch.ones(shape, dtype=torch.bool, device=query.device).triu(1)
+
+
+def _causal_too(mask: Tensor, future: Tensor) -> Tensor:
+    return mask & ~future if mask.dtype == torch.bool else mask.masked_fill(future, -math.inf)
+
+
+def _biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """A mask, and a bias that is added to the scores as well."""
+    return mask if bias is None else _masked(bias, mask)
 
 
 def _merge_heads(x: Tensor) -> Tensor:
@@ -115,44 +135,55 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
-        self.qkv = Linear(d_model, 3 * d_model)
+        self.qkv = Linear(d_model, 3 * d_model, parts=3, gain=_GAIN)
         self.output = Linear(d_model, d_model)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        past: KeyValueBuffer | None = None,
-        with_map: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Attend.
 
         Args:
-            x: hidden states (B, T, D); with `past`, the newest token of each of K hypotheses of
-                a sentence (B, K, D).
-            mask: see the top of the file. With `causal`, and padding on the right, real tokens
-                never see padding, so none is needed.
-            past: keys and values of the earlier steps, to be extended by this one.
-            with_map: whether the map is wanted, too; never with `past`.
+            x: hidden states (B, T, D).
+            context: its mask and position bias. With `causal`, and padding on the right, real
+                tokens never see padding, so no mask is needed.
 
         Returns:
-            (B, T, D), or (B, K, D) with `past`; and the map (B, H, T, T), see `attend_with_map`,
-            or None.
+            (B, T, D); and the map (B, H, T, T), see `attend_with_map`, where it is wanted.
         """
+        query, key, value = self._project(x, 0, x.size(1))
+        memory = KeyValue(key, value)
+        mask = _biased(context.attention_mask, context.position_bias)
+        dropout = self.dropout if self.training else 0.0
+        if context.with_maps:
+            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout)
+            return BodyOutput(self.output(attended), map=seen)
+        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout)))
+
+    def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
+        """Keys and values of the tokens decoded so far: none as yet."""
+        return KeyValueBuffer(paths)
+
+    def step(self, x: Tensor, past: KeyValueBuffer, context: Context = _NO_CONTEXT) -> Tensor:
+        """Attend with the newest token of each hypothesis.
+
+        Args:
+            x: (B, K, D).
+            past: keys and values of the earlier steps, to be extended by this one.
+            context: its position bias.
+
+        Returns:
+            (B, K, D).
+        """
+        # All hypotheses stand at the same position, so one row of angles is broadcast.
+        query, key, value = self._project(x, past.length, 1)
+        memory = KeyValue(*past.append(key, value))
+        mask = _biased(past.mask, context.position_bias)
+        return self.output(attend(query, memory, mask))
+
+    def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, T, Dh) of x (B, T, D), turned by their positions."""
         # (B, T, 3 D) -> (3, B, H, T, Dh)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if past is not None:
-            # All hypotheses stand at the same position, so one row of angles is broadcast.
-            query, key, value = self._rotate(qkv, past.length, 1)
-            memory = KeyValue(*past.append(key, value))
-            return self.output(attend(query, memory, past.mask)), None
-        query, key, value = self._rotate(qkv, 0, x.size(1))
-        memory = KeyValue(key, value)
-        dropout = self.dropout if self.training else 0.0
-        if with_map:
-            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout)
-            return self.output(attended), seen
-        return self.output(attend(query, memory, mask, self.causal, dropout)), None
+        return self._rotate(qkv, start, length)
 
     def _rotate(self, qkv: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         if self.rotary is None:
@@ -163,11 +194,25 @@ class SelfAttention(nn.Module):
         return query, key, value
 
 
+class SourcePast:
+    """Keys and values (B, H, S, Dh) of the encoded source, once per sentence."""
+
+    def __init__(self, memory: KeyValue) -> None:
+        self.memory = memory
+
+    def reorder(self, rows: Tensor) -> None:
+        """Nothing to do: hypotheses never leave their sentence."""
+
+    def keep_sentences(self, kept: Kept) -> None:
+        """Keep some of the sentences."""
+        self.memory = KeyValue(*map(kept.apply, self.memory))
+
+
 class CrossAttention(nn.Module):
     """The target attends to the encoded source.
 
-    `memory` projects the source once; `forward` may then be called any number of times. In beam
-    search the K hypotheses of a sentence are its T queries, so nothing is repeated K times.
+    In a search the source is projected once, and the K hypotheses of a sentence are its T queries,
+    so nothing is repeated K times.
 
     Args:
         d_model: D, a multiple of `num_heads`.
@@ -179,34 +224,45 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = Linear(d_model, d_model)
-        self.key_value = Linear(d_model, 2 * d_model)
+        self.query = Linear(d_model, d_model, gain=_GAIN)
+        self.key_value = Linear(d_model, 2 * d_model, parts=2, gain=_GAIN)
         self.output = Linear(d_model, d_model)
 
-    def memory(self, encoded: Tensor) -> KeyValue:
+    def forward(self, x: Tensor, context: Context) -> BodyOutput:
+        """Attend.
+
+        Args:
+            x: queries (B, T, D).
+            context: its source and source mask.
+
+        Returns:
+            (B, T, D); and the map (B, H, T, S), see `attend_with_map`, where it is wanted.
+        """
+        assert context.source is not None, "cross-attention needs an encoded source"
+        memory, mask = self._memory(context.source), context.source_mask
+        query = self._query(x)
+        dropout = self.dropout if self.training else 0.0
+        if context.with_maps:
+            attended, seen = attend_with_map(query, memory, mask, dropout=dropout)
+            return BodyOutput(self.output(attended), map=seen)
+        return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
+
+    def start_past(self, context: Context, paths: BeamPaths) -> SourcePast:
+        """The projected source."""
+        assert context.source is not None, "cross-attention needs an encoded source"
+        # contiguous once, or the matrix products of every step would copy
+        return SourcePast(KeyValue(*(x.contiguous() for x in self._memory(context.source))))
+
+    def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
+        """Attend with the newest token of each hypothesis, x (B, K, D); returns (B, K, D)."""
+        return self.output(attend(self._query(x), past.memory, context.source_mask))
+
+    def _memory(self, encoded: Tensor) -> KeyValue:
         """Keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""
         # (B, S, 2 D) -> (2, B, H, S, Dh)
         projected = self.key_value(encoded).unflatten(-1, (2, self.num_heads, -1))
         return KeyValue(*projected.permute(2, 0, 3, 1, 4).unbind(0))
 
-    def forward(
-        self, x: Tensor, memory: KeyValue, mask: Tensor | None = None, with_map: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            x: queries (B, T, D).
-            memory: what they look at.
-            mask: (B, 1, 1, S), see the top of the file.
-            with_map: whether the map is wanted, too.
-
-        Returns:
-            (B, T, D), and the map (B, H, T, S), see `attend_with_map`, or None.
-        """
+    def _query(self, x: Tensor) -> Tensor:
         # (B, T, D) -> (B, H, T, Dh)
-        query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        dropout = self.dropout if self.training else 0.0
-        if with_map:
-            attended, seen = attend_with_map(query, memory, mask, dropout=dropout)
-            return self.output(attended), seen
-        return self.output(attend(query, memory, mask, dropout=dropout)), None
+        return self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -36,6 +36,12 @@ class TokenEmbedding(nn.Module):
         self.scale = math.sqrt(d_model)
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
 
+    def draw_parameters(self) -> None:
+        """Normal with deviation D ** -0.5, the padding row zero. See `ds_seq.models.init`."""
+        nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
+        with torch.no_grad():
+            self.weight[self.pad_id].zero_()
+
     def pack(self, int8: bool = False) -> None:
         """Use a packed copy to score with from now on; see `ds_seq.modules.packed`."""
         self._packed = pack(self.weight, None, int8)

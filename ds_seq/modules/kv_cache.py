@@ -77,6 +77,7 @@ class BeamPaths:
         self.mask: Tensor | None = None
         self.generation = 0
         """How often keys have changed their places; a buffer of an earlier one must follow."""
+        self._positions: Tensor | None = None  # (B, R) int64, where somebody asks for them
         self._live: Tensor | None = None  # (B, count) what is to be at column _start and behind it
         self._start = 0
         self._settled = 0  # columns before this one are not looked at any more
@@ -89,6 +90,27 @@ class BeamPaths:
         """N."""
         return len(self._newest)
 
+    def track_positions(self) -> None:
+        """Keep the positions of keys, too; to be asked for before the first step."""
+        if self.length:
+            raise ValueError("positions of keys must be asked for before the first step")
+        num_sentences = self.num_rows // self.beam
+        zeros = torch.zeros(num_sentences, self.room, dtype=torch.int64)
+        self._positions = zeros.to(self._paths.device)
+
+    @property
+    def key_positions(self) -> Tensor:
+        """(B, C) int64: the position at which the key in each column was written.
+
+        Columns that `mask` hides from all hypotheses may hold any earlier position.
+
+        Raises:
+            ValueError: nobody has called `track_positions`.
+        """
+        if self._positions is None:
+            raise ValueError("call track_positions before the first step")
+        return self._positions[:, : self.used]
+
     def advance(self) -> None:
         """Open one more position, in which every hypothesis sees the key that it writes."""
         if self.length == self.max_length:
@@ -98,6 +120,8 @@ class BeamPaths:
         start = self.used
         self.used += self.beam
         self._paths[:, start : self.used] = self._newest
+        if self._positions is not None:
+            self._positions[:, start : self.used] = self.length
         self.length += 1
         if self.beam > 1:  # a single hypothesis sees everything: no mask
             rows = self._paths[:, : self.used]
@@ -117,6 +141,9 @@ class BeamPaths:
             columns = self._live.repeat_interleave(self.beam, 0)  # (N, count)
             self.used = self._start + count
             self._paths[:, self._start : self.used] = self._paths.gather(1, columns)
+            if self._positions is not None:
+                moved = self._positions.gather(1, self._live)
+                self._positions[:, self._start : self.used] = moved
             # Of the newest, many are going to die: look at them once more the next time.
             self._settled = max(self._settled, self.used - _STEPS_OF_DOUBT * self.beam)
         ahead = (self.max_length - self.length) * self.beam  # all that can still come
@@ -124,6 +151,8 @@ class BeamPaths:
             wanted = max(self.room * 3 // 2, self.used + _STEPS_OF_ROOM * self.beam)
             self.room = min(wanted, self.used + ahead)
             self._paths = self._with_room(self._paths[:, None, :, None]).flatten(1)
+            if self._positions is not None:
+                self._positions = self._with_room(self._positions[:, None, :, None]).flatten(1)
         self.generation += 1
 
     def follow(self, buffer: Tensor) -> Tensor:
@@ -155,6 +184,8 @@ class BeamPaths:
         """Keep some of the sentences."""
         self._newest = self._newest[: kept.size * self.beam]  # all sentences have the same
         self._paths = kept.apply(self._paths.view(-1, self.beam, self.room)).flatten(0, 1)
+        if self._positions is not None:
+            self._positions = kept.apply(self._positions)
         self.mask = None
 
 
@@ -177,6 +208,11 @@ class KeyValueBuffer:
         """(B, 1, K, C), added to scores; None when everything may be seen."""
         return self._paths.mask
 
+    @property
+    def key_positions(self) -> Tensor:
+        """(B, C) int64 positions of the keys, see `BeamPaths.key_positions`."""
+        return self._paths.key_positions
+
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the newest keys and values (B, H, K, Dh); return all of them (B, H, C, Dh)."""
         paths = self._paths
@@ -190,6 +226,9 @@ class KeyValueBuffer:
         self._key[:, :, start : paths.used] = key
         self._value[:, :, start : paths.used] = value
         return self._key[:, :, : paths.used], self._value[:, :, : paths.used]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Nothing to do: keys stay where they are, and `BeamPaths` says whose they are."""
 
     def keep_sentences(self, kept: Kept) -> None:
         """Keep some of the sentences."""

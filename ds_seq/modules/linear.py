@@ -123,9 +123,41 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` with the kernel of `linear`."""
+    """`torch.nn.Linear` with the kernel of `linear`, which knows how it is drawn.
+
+    Args:
+        in_features: I.
+        out_features: O.
+        bias: whether there is one.
+        parts: how many maps of equal width it is; each is drawn as if it stood alone.
+        gain: of Xavier's uniform distribution.
+        deviation: draw a normal distribution of this deviation instead, or None.
+    """
 
     _packed: Packed | None = None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        parts: int = 1,
+        gain: float = 1.0,
+        deviation: float | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.parts, self.gain, self.deviation = parts, gain, deviation
+
+    def draw_parameters(self) -> None:
+        """Draw the weight anew; the bias becomes zero. See `ds_seq.models.init`."""
+        if self.deviation is not None:
+            nn.init.normal_(self.weight, std=self.deviation)
+        else:
+            for part in self.weight.chunk(self.parts, dim=0):
+                nn.init.xavier_uniform_(part, self.gain)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def pack(self, int8: bool = False) -> None:
         """Use a packed copy from now on; see `ds_seq.modules.packed`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,10 @@ class LearnedPositions(nn.Module):
         self.max_positions = max_positions
         self.weight = nn.Parameter(torch.empty(max_positions, d_model))
 
+    def draw_parameters(self) -> None:
+        """Normal with deviation D ** -0.5. See `ds_seq.models.init`."""
+        nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
+
     def forward(self, x: Tensor, start: int, length: int) -> Tensor:
         """Add rows `start .. start + length - 1` to x (B, length, D); length 1 is broadcast."""
         if start + length > self.max_positions:
@@ -114,3 +119,20 @@ class RotaryPositions(nn.Module):
         cos, sin = self._table.rows(start, length, x).chunk(2, dim=-1)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class PositionKind(NamedTuple):
+    """Where a model learns of positions: in what is added to tokens, or inside self-attention."""
+
+    rows: Callable[[int, int], nn.Module] | None = None
+    """(width D, most positions) -> module called like `SinusoidalPositions`, or None."""
+    rotary: Callable[[int], RotaryPositions] | None = None
+    """Width of a head -> what turns queries and keys, or None."""
+
+
+POSITIONS: dict[str, PositionKind] = {
+    "sinusoidal": PositionKind(rows=lambda width, _: SinusoidalPositions(width)),
+    "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
+    "rotary": PositionKind(rotary=RotaryPositions),
+}
+"""By the name that an experiment has for them."""

@@ -1,4 +1,4 @@
-"""The residual connection around a sub-layer, with its layer norm and dropout."""
+"""The residual connection around a sub-layer, with its norm and dropout."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Residual(nn.Module):
     `leave` after it.
 
     Args:
-        d_model: width of the normalised dimension.
+        norm: normalizes the last dimension.
         dropout: probability of dropping an element of f's output in training.
-        pre_norm: normalise f's input instead of the sum (Xiong et al., 2020).
+        pre_norm: normalize f's input instead of the sum (Xiong et al., 2020).
     """
 
-    def __init__(self, d_model: int, dropout: float, pre_norm: bool) -> None:
+    def __init__(self, norm: nn.Module, dropout: float, pre_norm: bool) -> None:
         super().__init__()
         self.dropout = dropout
         self.pre_norm = pre_norm
-        self.norm = nn.LayerNorm(d_model)
+        self.norm = norm
 
     def enter(self, x: Tensor) -> Tensor:
         """What the sub-layer sees of x (B, T, D)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.distributed import sum_over_ranks
-from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.calls import moe_calls
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.sigmoid import SigmoidGate
 
@@ -20,19 +20,21 @@ class BiasBalancer:
     The load is that of all micro-batches of the update on all ranks, before dropping. It stays on
     the device: nothing is synchronised but the sum over ranks. All ranks therefore hold equal
     biases, and the biases are the same for every layout of the ranks. A router whose weight is not
-    trained keeps its biases. Costs nothing for a model without such routers.
+    trained keeps its biases. The load of a layer that is called several times in a forward is that
+    of all its calls. Costs nothing for a model without such routers.
 
     Args:
-        model: with one MoE layer for each entry of its ``moe_stats``, in that order.
+        model: whose ``moe_stats`` have an entry for each call of a MoE layer, see
+            `ds_seq.moe.calls`.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = [part for part in model.modules() if isinstance(part, MoeFeedForward)]
-        self._num_layers = len(layers)
-        self._routers = [
-            (index, layer.gate)
-            for index, layer in enumerate(layers)
-            if isinstance(layer.gate, SigmoidGate) and layer.gate.weight.requires_grad
+        calls = [layer.gate for layer in moe_calls(model)]
+        self._num_calls = len(calls)
+        self._routers = [  # each with the places of its calls
+            (gate, [index for index, called in enumerate(calls) if called is gate])
+            for gate in dict.fromkeys(calls)
+            if isinstance(gate, SigmoidGate) and gate.weight.requires_grad
         ]
         self._loads: list[Tensor] | None = None  # (E,) float32 of each router
 
@@ -41,12 +43,14 @@ class BiasBalancer:
         """Count one micro-batch of training.
 
         Args:
-            stats: of each MoE layer, as the model returns them.
+            stats: of each call of a MoE layer, as the model returns them.
         """
         if not self._routers:
             return
-        assert len(stats) == self._num_layers, "statistics of each MoE layer, once"
-        loads = [stats[index].load for index, _ in self._routers]
+        assert len(stats) == self._num_calls, "statistics of each MoE layer, once per call"
+        loads = [
+            torch.stack([stats[call].load for call in calls]).sum(0) for _, calls in self._routers
+        ]
         if self._loads is not None:
             loads = [old + new for old, new in zip(self._loads, loads, strict=True)]
         self._loads = loads
@@ -61,7 +65,7 @@ class BiasBalancer:
             return
         sizes = [load.numel() for load in self._loads]
         totals = sum_over_ranks(torch.cat(self._loads))
-        for (_, router), load in zip(self._routers, torch.split(totals, sizes), strict=True):
+        for (router, _), load in zip(self._routers, torch.split(totals, sizes), strict=True):
             router.bias_steps += (load.mean() - load).sign().to(torch.int64)
         self._loads = None
 

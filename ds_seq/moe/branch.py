@@ -48,7 +48,7 @@ class ResidualBranch(nn.Module):
 
     def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
         """See `Branch`."""
-        dense, _ = self.dense(x, mask)
+        dense = self.dense(x).y
         share = self.mix(x).float().softmax(-1).to(x.dtype)  # (B, T, 2)
         return routed * share[..., :1] + dense * share[..., 1:], {}
 
@@ -66,7 +66,7 @@ class SharedBranch(nn.Module):
 
     def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
         """See `Branch`."""
-        dense, _ = self.dense(x, mask)
+        dense = self.dense(x).y
         return routed + dense, {}
 
 
@@ -89,7 +89,7 @@ class ConditionalBranch(nn.Module):
 
     def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
         """See `Branch`; the loss is ``budget``."""
-        dense, _ = self.dense(x, mask)
+        dense = self.dense(x).y
         share = self.mix(x).float().sigmoid()  # (B, T, 1)
         if self.training and self.dropout > 0.0:
             share = share * (torch.rand_like(share) >= self.dropout)

@@ -55,9 +55,9 @@ class CosineGate(Router):
         self.embeddings = nn.Parameter(torch.empty(num_experts, router_dim))
         # one row, not a scalar: optimizers and ZeRO cut parameters along their first dimension
         self.log_temperature = nn.Parameter(torch.empty(1))
-        self.reset_parameters()
+        self.draw_parameters()
 
-    def reset_parameters(self) -> None:
+    def draw_parameters(self) -> None:
         """Experts as far apart as the small space lets them be; temperature 0.07."""
         draw_directions(self.projection)
         nn.init.orthogonal_(self.embeddings)

@@ -41,9 +41,9 @@ class ExpertChoiceGate(Router):
         super().__init__(num_experts, top_k)
         self.capacity_factor = capacity_factor
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
-        self.reset_parameters()
+        self.draw_parameters()
 
-    def reset_parameters(self) -> None:
+    def draw_parameters(self) -> None:
         """See `Router`."""
         draw_directions(self.weight)
 

@@ -16,57 +16,17 @@ Legend: ``R`` rows sorted by expert, ``R_e`` those of one expert's window, ``D``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ds_seq.modules.activations import Activation, find_activation
 from ds_seq.modules.linear import product
 from ds_seq.modules.packed import Packed
 from ds_seq.moe.grouped import RowGroups
-
-
-class Activation(NamedTuple):
-    """An activation and its gradient, from the ``inner`` tensor (R_e, H) that the forward keeps."""
-
-    fused: str
-    """What the first product applies by itself: ``relu`` or ``none``."""
-    forward: Callable[[Tensor], Tensor]
-    """inner -> (R_e, F); may return its argument."""
-    backward: Callable[[Tensor, Tensor], Tensor]
-    """(gradient of the result (R_e, F), inner) -> gradient of the first product (R_e, H); may
-    overwrite the gradient."""
-
-
-def _relu_backward(grad: Tensor, inner: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.threshold_backward.grad_input(grad, inner, 0, grad_input=grad)
-    return result
-
-
-def _gelu_backward(grad: Tensor, inner: Tensor) -> Tensor:
-    result: Tensor = torch.ops.aten.gelu_backward(grad, inner)
-    return result
-
-
-def _swiglu(inner: Tensor) -> Tensor:
-    gate, value = inner.chunk(2, dim=-1)
-    return F.silu(gate).mul_(value)
-
-
-def _swiglu_backward(grad: Tensor, inner: Tensor) -> Tensor:
-    gate, value = inner.chunk(2, dim=-1)
-    grad_gate = torch.ops.aten.silu_backward(grad * value, gate)
-    return torch.cat([grad_gate, grad.mul_(F.silu(gate))], dim=-1)
-
-
-ACTIVATIONS = {
-    "relu": Activation("relu", lambda inner: inner, _relu_backward),
-    "gelu": Activation("none", F.gelu, _gelu_backward),
-    "swiglu": Activation("none", _swiglu, _swiglu_backward),
-}
 
 
 class _Net(NamedTuple):
@@ -162,7 +122,7 @@ class _ExpertLoop(torch.autograd.Function):
                 continue
             grad, kept = grad_y[window.rows], inner[expert]
             grad_inner = product(grad, w2[expert].t())  # (R_e, F), of the hidden layer so far
-            hidden = activation.forward(kept)
+            hidden = activation.rest(kept)
             if noise is not None:
                 grad_inner.mul_(noise[window.rows])
                 hidden = hidden * noise[window.rows]
@@ -206,7 +166,7 @@ def _forward(
         if inner is not None:
             # zeros in the inner layer are zeros in the hidden one: strange rows add no gradient
             inner[expert] = _clear(kept, window)
-        hidden = activation.forward(kept)  # (R_e, F)
+        hidden = activation.rest(kept)  # (R_e, F)
         if noise is not None:
             hidden = hidden * noise[window.rows]
         parts.append(product(hidden, w2, b2[0], packed=maps.down)[window.own])
@@ -233,14 +193,14 @@ def expert_loop(
         w2: (E, D, F).
         b2: (E, 1, D).
         noise: (R, F) multipliers of the hidden layer, for dropout; ``None`` for none.
-        activation: a key of `ACTIVATIONS`.
+        activation: see `ds_seq.modules.activations`.
         groups: which rows are whose; the counts sum to R.
         packed: of each expert, used where no gradient is wanted.
 
     Returns:
         (R, D).
     """
-    act, windows = ACTIVATIONS[activation], _windows(groups, len(x))
+    act, windows = find_activation(activation), _windows(groups, len(x))
     if torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad):
         result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, act, windows)  # type: ignore[no-untyped-call]
         return result

@@ -3,18 +3,18 @@
 On GPUs in grouped matmuls, elsewhere expert by expert.
 
 Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``H`` = F, or 2F with
-    swiglu, ``E_local`` experts held here.
+    a gated activation, ``E_local`` experts held here.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ds_seq.modules.activations import find_activation
 from ds_seq.modules.dropout import dropout, dropout_noise
 from ds_seq.modules.packed import pack
-from ds_seq.moe.expert_loop import ACTIVATIONS, PackedNet, expert_loop
+from ds_seq.moe.expert_loop import PackedNet, expert_loop
 from ds_seq.moe.grouped import RowGroups, grouped_linear
 
 
@@ -22,8 +22,8 @@ class Experts(nn.Module):
     """``E_local`` feed-forward nets ``activation(x w1 + b1) w2^T + b2``.
 
     Column f of an expert's w1 (D, H) and of its w2 (D, F) belong to hidden unit f: so the gradients
-    of both come out of products whose narrow factor is the one that oneDNN copies. With ``swiglu``
-    the first map gives gate and value, F columns each, as in the dense feed-forward.
+    of both come out of products whose narrow factor is the one that oneDNN copies. With a gated
+    activation the first map gives gate and value, F columns each, as in the dense feed-forward.
 
     Args:
         d_model: D.
@@ -31,9 +31,12 @@ class Experts(nn.Module):
         num_local: E_local.
         first_expert: global index of the first expert held here. Every expert draws its parameters
             from (seed, layer, global index), so that a model starts the same in every layout.
-        activation: ``relu``, ``gelu`` or ``swiglu``.
+        activation: see `ds_seq.modules.activations`.
         dropout: on the hidden activations.
         seed: of the model and of the layer, see `expert_generator`.
+
+    Raises:
+        ValueError: there is no such activation.
     """
 
     turned_since_format_1 = ("w2",)
@@ -52,26 +55,25 @@ class Experts(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}: one of {', '.join(ACTIVATIONS)}")
+        self._activation = find_activation(activation)
         self.num_local, self.first_expert = num_local, first_expert
         self.activation, self.dropout, self.seed = activation, dropout, seed
-        up_dim = 2 * ffn_dim if activation == "swiglu" else ffn_dim
+        up_dim = self._activation.num_parts * ffn_dim
         self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
         # biases keep the shape of a matrix per expert, so that an optimizer that factors its state
         # by rows and columns (Adafactor) never mixes experts
         self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
-        self.reset_parameters_by_expert()
+        self.draw_parameters()
 
     @torch.no_grad()
-    def reset_parameters_by_expert(self) -> None:
+    def draw_parameters(self) -> None:
         """Xavier-uniform weights, zero biases; a function of (seed, global expert index) alone."""
         _, d_model, ffn_dim = self.w2.shape
         for local in range(self.num_local):
             generator = expert_generator(self.seed, self.first_expert + local)
-            # the bound of one map of D -> F, also where swiglu keeps two of them side by side
+            # the bound of one map of D -> F, also where a gate needs two of them side by side
             bound = (6.0 / (d_model + ffn_dim)) ** 0.5
             self.w1[local].uniform_(-bound, bound, generator=generator)
             self.w2[local].uniform_(-bound, bound, generator=generator)
@@ -108,11 +110,7 @@ class Experts(nn.Module):
                 self._packed,
             )
         hidden = grouped_linear(x, self.w1, self.b1, groups)  # (R, H)
-        if self.activation == "swiglu":
-            gate, value = hidden.chunk(2, dim=-1)
-            hidden = F.silu(gate) * value
-        else:
-            hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
+        hidden = self._activation.function(hidden)  # (R, F)
         hidden = dropout(hidden, self.dropout, self.training)
         return grouped_linear(hidden, self.w2.transpose(1, 2), self.b2, groups)
 

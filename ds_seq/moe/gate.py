@@ -80,7 +80,7 @@ class Router(nn.Module, ABC):
         self.num_experts, self.top_k, self.load_balance = num_experts, top_k, load_balance
 
     @abstractmethod
-    def reset_parameters(self) -> None:
+    def draw_parameters(self) -> None:
         """Draw all parameters anew."""
 
     @abstractmethod
@@ -147,9 +147,9 @@ class TopKGate(Router):
         super().__init__(num_experts, choice.top_k, load_balance)
         self.choice = choice
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
-        self.reset_parameters()
+        self.draw_parameters()
 
-    def reset_parameters(self) -> None:
+    def draw_parameters(self) -> None:
         """See `Router`."""
         draw_directions(self.weight)
 

@@ -37,9 +37,9 @@ class LanguageGate(Router):
         super().__init__(num_experts, top_k, load_balance)
         self.choice = SoftmaxChoice(top_k)
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
-        self.reset_parameters()
+        self.draw_parameters()
 
-    def reset_parameters(self) -> None:
+    def draw_parameters(self) -> None:
         """See `Router`."""
         draw_directions(self.weight)
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody
 from ds_seq.moe.branch import Losses
 from ds_seq.moe.dispatch import run_experts, spread
 from ds_seq.moe.experts import Experts
@@ -19,8 +20,10 @@ from ds_seq.moe.plan import make_plan, priorities
 from ds_seq.moe.stats import routing_stats
 from ds_seq.names import DROPS, NORMALIZATIONS
 
+_NO_CONTEXT = Context()
 
-class MoeFeedForward(nn.Module):
+
+class MoeFeedForward(TokenwiseBody):
     """A feed-forward layer of which each token uses ``top_k`` out of ``num_experts``.
 
     It knows nothing of DeepSpeed; `ds_seq.moe.engine` tells the engine which parameters are experts
@@ -75,30 +78,25 @@ class MoeFeedForward(nn.Module):
         self.gate: Router = router
         self.experts, self.branch = experts, branch
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        tag: Tensor | None = None,
-        with_aux: bool = True,
-    ) -> tuple[Tensor, MoeAux | None]:
+    def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Route and transform.
 
         Args:
             x: (B, T, D).
-            mask: (B, T) bool, True = real token; ``None``: all are. Other rows come back as zeros
-                (plus the dense branch), take no capacity and count in no loss.
-            tag: (B, D) embedding of each sentence's language tag, for routers that ask for it.
-            with_aux: whether losses and statistics are wanted; a step of a search can spare them.
+            context: its token mask: rows that are not real come back as zeros (plus the dense
+                branch), take no capacity and count in no loss. Its language tags, for routers that
+                ask for them. And whether losses and statistics are wanted.
 
         Returns:
-            (B, T, D), and the layer's losses and statistics or ``None``.
+            (B, T, D), and the layer's losses and statistics (`MoeAux`) if they are wanted.
         """
+        mask, with_aux = context.token_mask, context.with_aux
         flat = x.reshape(-1, x.shape[-1])  # (M, D)
         real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)  # (N,)
         if real is not None and real.numel() == flat.shape[0]:
             real = None
-        routing: Routing = self.gate(flat, real, (x.shape[0], x.shape[1]), tag, with_aux)
+        shape = (x.shape[0], x.shape[1])
+        routing: Routing = self.gate(flat, real, shape, context.tag, with_aux)
         out, counts = self._visit(flat, real, routing)
         out = out.view_as(x)
         losses: Losses = routing.losses
@@ -106,8 +104,8 @@ class MoeFeedForward(nn.Module):
             out, more = self.branch(x, out, mask)
             losses = {**losses, **more}
         if not with_aux:
-            return out, None
-        return out, MoeAux(losses, routing_stats(routing, counts.sum(), losses))
+            return BodyOutput(out)
+        return BodyOutput(out, MoeAux(losses, routing_stats(routing, counts.sum(), losses)))
 
     def _visit(self, flat: Tensor, real: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         """Send the rows ``real`` of ``flat`` (M, D) to their experts; returns (M, D) and how many

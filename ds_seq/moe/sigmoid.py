@@ -58,9 +58,9 @@ class SigmoidGate(Router):
         self.bias_rate, self.noise = bias_rate, noise
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
         self.register_buffer("bias_steps", torch.zeros(num_experts, dtype=torch.int64))
-        self.reset_parameters()
+        self.draw_parameters()
 
-    def reset_parameters(self) -> None:
+    def draw_parameters(self) -> None:
         """See `Router`; the bias starts at 0."""
         draw_directions(self.weight)
         self.bias_steps.zero_()

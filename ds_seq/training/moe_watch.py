@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.calls import moe_calls
 from ds_seq.names import STACKS
 from ds_seq.training.heat_map import STARVED
 from ds_seq.training.metrics import layer_figures
@@ -29,13 +30,17 @@ def layer_names(model: nn.Module) -> list[str]:
 
     Returns:
         Such as ``encoder 1`` (from 0, as in the experiment file), or the path of a module that lies
-        elsewhere; empty for a dense model.
+        elsewhere; ``encoder 1 (call 2)`` for the second call of a layer; empty for a dense model.
     """
+    paths = {module: path for path, module in model.named_modules()}  # a module's first path
+    calls: Counter[str] = Counter()
     names = []
-    for path, module in model.named_modules():
-        if isinstance(module, MoeFeedForward):
-            place = _PLACE.search(path + ".")
-            names.append(f"{place[1]} {place[2]}" if place else path)
+    for layer in moe_calls(model):
+        path = paths[layer]
+        place = _PLACE.search(path + ".")
+        name = f"{place[1]} {place[2]}" if place else path
+        calls[path] += 1
+        names.append(f"{name} (call {calls[path]})" if calls[path] > 1 else name)
     return names
 
 

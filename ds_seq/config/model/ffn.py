@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from ds_seq.config.base import Config, PositiveInt, Probability
-from ds_seq.names import GATED_ACTIVATIONS, Activation
+from ds_seq.names import GATED_ACTIVATIONS, ActivationName
 
 
 class FfnFields(Config):
@@ -14,7 +14,7 @@ class FfnFields(Config):
     ffn_dim: PositiveInt = Field(
         default=2048, description="Inner width of the feed-forwards and of each expert."
     )
-    activation: Activation = Field(
+    activation: ActivationName = Field(
         default="relu", description="Activation of the feed-forwards and of the experts."
     )
     activation_dropout: Probability = Field(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.distill.merge_experts import ExpertUse, measure_use, merge_experts
+from ds_seq.modules.body import Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.layer import MoeFeedForward
@@ -153,7 +154,7 @@ class _OneLayer(nn.Module):
 
     def forward(self, inputs: Seq2SeqInputs) -> None:
         x, mask = self.vectors[inputs.source], inputs.source_mask
-        self.seen.append(self.layer(x, mask, x[:, 0])[0][mask])
+        self.seen.append(self.layer(x, Context(mask, tag=x[:, 0]))[0][mask])
 
 
 def _measure(layer: MoeFeedForward, inputs: list[Tensor]) -> ExpertUse:

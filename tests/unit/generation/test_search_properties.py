@@ -16,7 +16,7 @@ from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.stack import TransformerDecoder
+from ds_seq.models.stack import Stack
 from tests.batches import score
 from tests.unit.models.sections import ROUTERS
 
@@ -44,9 +44,7 @@ def make_model(kind: str, vocab: int = VOCAB) -> Seq2SeqTransformer:
     model = build_seq2seq(config, vocab, seed=3).eval()
     if kind == "repeated_layer":  # first, second, first: three calls of two layers
         first, second = model.decoder.layers
-        decoder = TransformerDecoder(
-            [first, second, first], model.decoder.positions, None, 0.0, False
-        )
+        decoder = Stack([first, second, first], model.decoder.positions, None, 0.0, False)
         model.decoder = decoder.eval()
     with torch.no_grad():  # an untrained model says nearly the same everywhere
         for parameter in model.parameters():

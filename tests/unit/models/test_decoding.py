@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from ds_seq.models.stack import TransformerDecoder
+from ds_seq.models.stack import Stack
 from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
 
@@ -74,9 +74,7 @@ def test_beams_that_move_and_sentences_that_end(build, pairs, shape):
 def test_a_layer_called_twice_has_two_pasts(build, pairs):
     model = build().eval()
     layer = model.decoder.layers[0]
-    model.decoder = TransformerDecoder(
-        [layer] * 3, model.decoder.positions, None, 0.0, False
-    ).eval()
+    model.decoder = Stack([layer] * 3, model.decoder.positions, None, 0.0, False).eval()
     tgt = pairs.tgt.clamp(min=4)
     with torch.inference_mode():
         expected = score(model, pairs.src, tgt).logits

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ds_seq.modules.body import Context
 from ds_seq.modules.positions import RotaryPositions
 from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
@@ -68,12 +69,14 @@ def test_states_are_what_leaves_each_layer(build, pairs, norm):
     layers = score(model, *pairs, capture="hidden").layers
     mask = pairs.src != PAD
     added = torch.zeros(mask.shape).masked_fill(~mask, -math.inf)[:, None, None]
+    context = Context(mask, attention_mask=added)
     for index in (1, 2):
-        ours = model.encoder.layers[index](layers.encoder[index - 1], added, mask).hidden
+        ours = model.encoder.layers[index](layers.encoder[index - 1], context).hidden
         torch.testing.assert_close(ours, layers.encoder[index])
     encoded = encode(model, pairs.src).hidden
+    context = Context(source=encoded, source_mask=added)
     for index in (1, 2):
-        ours = model.decoder.layers[index](layers.decoder[index - 1], encoded, added, None).hidden
+        ours = model.decoder.layers[index](layers.decoder[index - 1], context).hidden
         torch.testing.assert_close(ours, layers.decoder[index])
     # the last one, too, and before the last norm
     finish = model.encoder.final_norm or (lambda x: x)

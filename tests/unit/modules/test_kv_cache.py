@@ -66,6 +66,44 @@ def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam, length):
     assert paths.num_rows == num_sentences * beam
 
 
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_keys_keep_their_positions(beam):
+    """Keys and values hold the position at which they were written; columns must agree."""
+    generator = torch.Generator().manual_seed(beam)
+    num_sentences, length = 6, 70
+    paths = BeamPaths(num_sentences, beam, length, torch.empty(0))
+    paths.track_positions()
+    buffer = KeyValueBuffer(paths)
+    for step in range(length):
+        paths.advance()
+        key = torch.full((num_sentences, HEADS, beam, WIDTH), float(step))
+        keys, _ = buffer.append(key, key)
+        columns = keys[:, 0, :, 0].long()
+        visible = torch.ones_like(columns, dtype=torch.bool)
+        if paths.mask is not None:
+            visible = (paths.mask[:, 0] == 0).any(1)
+        assert torch.equal(buffer.key_positions[visible], columns[visible])
+        if step in (5, 30, 31):
+            moves = Kept.of(torch.randperm(num_sentences, generator=generator)[:-1])
+            paths.keep_sentences(moves)
+            buffer.keep_sentences(moves)
+            num_sentences -= 1
+        rows = torch.randint(0, min(beam, 2), (num_sentences, beam), generator=generator)
+        paths.reorder((rows + beam * torch.arange(num_sentences)[:, None]).flatten())
+    assert paths.generation > 2
+    if beam > 1:
+        assert paths.used < length * beam
+
+
+def test_positions_are_kept_only_where_they_are_asked_for():
+    paths = BeamPaths(2, 2, 8, torch.empty(0))
+    with pytest.raises(ValueError, match="track_positions before the first step"):
+        _ = paths.key_positions
+    paths.advance()
+    with pytest.raises(ValueError, match="before the first step"):
+        paths.track_positions()
+
+
 def test_keys_on_no_path_are_dropped():
     """Hypotheses with a common past need one key a position and not one for each of them."""
     beam, length = 5, 400

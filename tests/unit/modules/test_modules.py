@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ds_seq.modules import attention, linear
 from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
+from ds_seq.modules.body import Context
 from ds_seq.modules.dropout import dropout
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
@@ -204,3 +205,30 @@ def test_identity_rows_are_recognised():
     assert is_identity(torch.arange(4), 4)
     assert not is_identity(torch.arange(4), 5)
     assert not is_identity(torch.tensor([0, 2, 1, 3]), 4)
+
+
+@pytest.mark.parametrize("length", [5, 20])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_position_bias_is_added_to_the_scores(length, causal, padded):
+    """With and without a mask, in either kernel, and with the map as without."""
+    layer = SelfAttention(8, 2, dropout=0.0, causal=causal).eval()
+    x = torch.randn(3, length, 8, generator=generator())
+    bias = torch.randn(2, length, length, generator=generator())
+    mask = None
+    if padded:
+        mask = torch.zeros(3, 1, 1, length)
+        mask[1, ..., -2:] = -math.inf
+    context = Context(attention_mask=mask, position_bias=bias)
+    query, key, value = (
+        part.unflatten(-1, (2, 4)).transpose(1, 2) for part in layer.qkv(x).chunk(3, dim=-1)
+    )
+    scores = query @ key.transpose(-1, -2) / 2 + bias
+    if causal:
+        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -math.inf)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    expected = layer.output((weights @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(layer(x, context).y, expected, atol=1e-5, rtol=1e-5)
+    output = layer(x, context._replace(with_maps=True))
+    torch.testing.assert_close(output.y, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.map, weights, atol=1e-6, rtol=1e-5)

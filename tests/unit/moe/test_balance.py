@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from ds_seq.config.model import ModelConfig
+from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.layer import MoeFeedForward
 from tests.unit.moe.made import D, make_layer
@@ -95,3 +97,43 @@ def test_nothing_is_kept_for_models_without_sigmoid_routers() -> None:
     balancer.discard()
     assert balancer._loads is None
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+
+
+def test_a_router_follows_the_load_of_all_its_calls() -> None:
+    """A layer that is called three times learns from the sum: no call alone would move it so."""
+    config = ModelConfig.model_validate(
+        {
+            **{"d_model": D, "ffn_dim": 8, "num_heads": 2, "dropout": 0.0},
+            **{"encoder_layers": 2, "decoder_layers": 1},
+            "moe": {"num_experts": 3, "every": 2, "placement": "encoder", "router": "sigmoid"},
+        }
+    )
+    model = build_seq2seq(config, 11, seed=1, pad_id=1).train()
+    dense, sparse = model.encoder.layers
+    model.encoder.layers = nn.ModuleList([sparse, dense, sparse, sparse])
+    layer = sparse.feed_forward
+    balancer, optimizer = BiasBalancer(model), torch.optim.SGD(model.parameters(), 0.1)
+    src, tgt = torch.tensor([[5, 6, 7, 2], [8, 9, 2, 1]]), torch.tensor([[2, 4, 5], [2, 6, 1]])
+    for _ in range(3):
+        optimizer.zero_grad()
+        output = model(src, tgt, tgt != 1)
+        assert len(output.moe_stats) == 3
+        before = torch.tensor(steps_of(layer))
+        balancer.add(output.moe_stats)
+        (output.logits.square().mean() + sum(output.gate_losses.values())).backward()
+        optimizer.step()
+        balancer.update()
+        total = sum(stats.load for stats in output.moe_stats)
+        moved = torch.tensor(steps_of(layer)) - before
+        assert torch.equal(moved, (total.mean() - total).sign().long())
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+    loads = ([5.0, 0.0, 4.0], [0.0, 7.0, 2.0], [1.0, 1.0, 1.0])  # together 6, 8, 7
+    before = torch.tensor(steps_of(layer))
+    balancer.add(
+        [
+            each._replace(load=torch.tensor(load))
+            for each, load in zip(output.moe_stats, loads, strict=True)
+        ]
+    )
+    balancer.update()
+    assert (torch.tensor(steps_of(layer)) - before).tolist() == [1, -1, 0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ds_seq.modules.body import Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from tests.unit.moe.made import D, make_layer, right_padded
@@ -78,8 +79,8 @@ def test_a_branch_reaches_every_token_whatever_the_experts_drop(kind: str) -> No
     layer = make_layer(branch=branch, capacity_factor=0.1, min_capacity=0).train()
     alone = make_layer(capacity_factor=0.1, min_capacity=0).train()
     x, _, mask = inputs()
-    y, aux = layer(x, mask)
-    routed = alone(x, mask)[0]
+    y, aux, _ = layer(x, Context(mask))
+    routed = alone(x, Context(mask))[0]
     assert aux.stats.dropped.item() > 0 and (routed == 0).all(-1).any()
     torch.testing.assert_close(y, branch(x, routed, mask)[0])
     (y.square().sum() + sum(aux.losses.values())).backward()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.moe.expert_loop import ACTIVATIONS, _window, expert_loop
+from ds_seq.modules.activations import ACTIVATIONS
+from ds_seq.moe.expert_loop import _window, expert_loop
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import RowGroups
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ds_seq.modules.body import Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch
 from ds_seq.moe.experts import Experts
@@ -45,7 +46,7 @@ def test_one_expert_is_a_dense_feed_forward(activation: str, normalize: str) -> 
     x, mask, _ = batch()
     expected = dense_twin(layer.experts, 0)(x)[0]
     torch.testing.assert_close(layer(x)[0], expected)
-    torch.testing.assert_close(layer(x, mask)[0], expected * mask.unsqueeze(-1))
+    torch.testing.assert_close(layer(x, Context(mask))[0], expected * mask.unsqueeze(-1))
 
 
 @pytest.mark.parametrize("router", ["softmax", "cosine", "sigmoid"])
@@ -66,7 +67,7 @@ def test_output_and_gradients_are_those_of_the_weighted_sum(
     layer = make_layer(router, top_k, normalize_weights=normalize).double()
     x, mask, tag = (each.double() if each.is_floating_point() else each for each in batch())
     x.requires_grad_()
-    y = layer(x, mask, tag)[0]
+    y = layer(x, Context(mask, tag=tag))[0]
 
     answer = layer.gate(x.reshape(-1, D), mask.reshape(-1).nonzero().squeeze(1), x.shape[:2], tag)
     weights = answer.weights
@@ -116,7 +117,7 @@ def test_losses_and_statistics_can_be_left_out(kind: str) -> None:
     branch = ConditionalBranch(FeedForward(D, FFN, "relu", 0.0), D, 0.5, 0.0)
     layer = make_layer(branch=None if kind == "plain" else branch).eval()
     x, mask, _ = batch()
-    whole, (brief, aux) = layer(x, mask)[0], layer(x, mask, with_aux=False)
+    whole, (brief, aux, _) = layer(x, Context(mask))[0], layer(x, Context(mask, with_aux=False))
     assert aux is None
     assert torch.equal(brief, whole)
 
@@ -134,12 +135,12 @@ def test_in_evaluation_a_sentence_does_not_depend_on_its_batch(
     layer = make_layer(router, top_k, seed=seed, capacity_factor=0.25, min_capacity=1, **options)
     layer.eval()
     x, mask, tag = batch(seed)
-    together, aux = layer(x, mask, tag)
+    together, aux, _ = layer(x, Context(mask, tag=tag))
     assert aux.stats.dropped.item() == 0
     wider = nn.functional.pad(torch.where(mask.unsqueeze(-1), x, 7.0), (0, 0, 0, 3), value=-5.0)
-    padded = layer(wider, nn.functional.pad(mask, (0, 3)), tag)[0]
+    padded = layer(wider, Context(nn.functional.pad(mask, (0, 3)), tag=tag))[0]
     for row, length in enumerate(LENGTHS):
-        alone = layer(x[row : row + 1, :length], None, tag[row : row + 1])[0][0]
+        alone = layer(x[row : row + 1, :length], Context(tag=tag[row : row + 1]))[0][0]
         torch.testing.assert_close(together[row, :length], alone)
         torch.testing.assert_close(padded[row, :length], alone)
 
@@ -149,9 +150,9 @@ def test_in_evaluation_a_sentence_does_not_depend_on_its_batch(
 def test_padding_takes_no_place_and_counts_nowhere(router: str, drop: str) -> None:
     layer = make_layer(router, 2, capacity_factor=0.75, min_capacity=1, drop=drop).train()
     x, mask, tag = batch()
-    y, aux = layer(x, mask, tag)
+    y, aux, _ = layer(x, Context(mask, tag=tag))
     garbage = torch.where(mask.unsqueeze(-1), x, torch.full_like(x, 50.0))
-    other, other_aux = layer(garbage, mask, tag)
+    other, other_aux, _ = layer(garbage, Context(mask, tag=tag))
     torch.testing.assert_close(y, other)
     torch.testing.assert_close(aux.losses, other_aux.losses)
     torch.testing.assert_close(aux.stats._asdict(), other_aux.stats._asdict())
@@ -166,7 +167,7 @@ def test_padding_takes_no_place_and_counts_nowhere(router: str, drop: str) -> No
 def test_no_token_at_all(router: str) -> None:
     layer = make_layer(router, capacity_factor=1.0).train()
     x = torch.randn(1, 2, D, requires_grad=True)
-    y, aux = layer(x, torch.zeros(1, 2, dtype=torch.bool), torch.randn(1, D))
+    y, aux, _ = layer(x, Context(torch.zeros(1, 2, dtype=torch.bool), tag=torch.randn(1, D)))
     (y.sum() + sum(aux.losses.values())).backward()
     assert torch.equal(y, torch.zeros_like(y)) and x.grad is not None
     assert all(not p.grad.any() for p in layer.parameters() if p.grad is not None)
@@ -177,7 +178,7 @@ def test_no_token_at_all(router: str) -> None:
 
 def test_capacity_drops_the_last_tokens_of_a_full_expert() -> None:
     layer = golden_layer(capacity_factor=1.0, min_capacity=0)
-    y, aux = layer(LOGITS.unsqueeze(0))
+    y, aux, _ = layer(LOGITS.unsqueeze(0))
     assert (y[0].sum(-1) > 0).tolist() == [True, True, True, False, True, False]
     assert aux.stats.dropped.item() == 2
     assert aux.stats.load.tolist() == [4, 1, 0, 1]
@@ -186,7 +187,7 @@ def test_capacity_drops_the_last_tokens_of_a_full_expert() -> None:
 
 def test_top_2_weights_of_the_worked_example() -> None:
     layer = golden_layer(2, capacity_factor=1.0, min_capacity=0, normalize_weights="after_dropping")
-    y, aux = layer(LOGITS.unsqueeze(0))
+    y, aux, _ = layer(LOGITS.unsqueeze(0))
     # tokens 2 and 5 lose one of their two experts; the other one gets all the weight
     expected = torch.tensor(
         [
@@ -275,7 +276,7 @@ def test_a_second_expert_that_is_left_out_by_chance(normalize: str, alone: float
     )
     probabilities = torch.tensor([0.5, 0.3, 0.1, 0.1])
     torch.manual_seed(0)
-    y, aux = layer(probabilities.log().expand(1, 2000, 4))
+    y, aux, _ = layer(probabilities.log().expand(1, 2000, 4))
     left_out = y[0, :, 1] == 0
     expected_share = 1 - 2 * (0.375 if by_share else 0.3)
     assert left_out.float().mean().item() == pytest.approx(expected_share, abs=0.04)

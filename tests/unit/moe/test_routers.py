@@ -168,11 +168,11 @@ def test_reset_draws_everything_anew(name: str) -> None:
         for parameter in router.parameters():
             parameter.fill_(math.nan)
     before = torch.random.get_rng_state()
-    router.reset_parameters()
+    router.draw_parameters()
     assert all(torch.isfinite(parameter).all() for parameter in router.parameters())
     first = {part: value.clone() for part, value in router.state_dict().items()}
     torch.random.set_rng_state(before)
-    router.reset_parameters()
+    router.draw_parameters()
     assert all(torch.equal(first[part], value) for part, value in router.state_dict().items())
 
 

@@ -1,0 +1,32 @@
+"""Embeddings, the projection to the vocabulary, and which of these tables are one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from ds_seq.config.model import TransformerConfig
+from ds_seq.modules.embedding import TokenEmbedding
+from ds_seq.modules.linear import Linear
+
+
+class Tables(NamedTuple):
+    """See `ds_seq.models.seq2seq.Seq2SeqTransformer`."""
+
+    target: TokenEmbedding
+    source: TokenEmbedding | None
+    """None: the target's."""
+    output: nn.Linear | None
+    """None: the target's."""
+
+
+def make_tables(cfg: TransformerConfig, vocab_size: int, pad_id: int) -> Tables:
+    """Those of an encoder-decoder."""
+    shared, width = cfg.share_embeddings, cfg.d_model
+    target = TokenEmbedding(vocab_size, width, pad_id)
+    source = None if shared == "all" else TokenEmbedding(vocab_size, width, pad_id)
+    output = None
+    if shared == "none":  # drawn like an embedding, in whose place it stands
+        output = Linear(width, vocab_size, bias=False, deviation=width**-0.5)
+    return Tables(target, source, output)

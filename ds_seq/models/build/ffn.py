@@ -1,0 +1,114 @@
+"""Feed-forwards: dense ones, and those with experts."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.modules.body import Body
+from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
+from ds_seq.moe.choice import SoftmaxChoice
+from ds_seq.moe.cosine import CosineGate
+from ds_seq.moe.expert_choice import ExpertChoiceGate
+from ds_seq.moe.experts import Experts
+from ds_seq.moe.gate import Router, TopKGate
+from ds_seq.moe.language import LanguageGate
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.names import Stack
+
+
+def routes_by_tag(cfg: TransformerConfig) -> bool:
+    """Whether some feed-forward wants the embedding of the source's language tag."""
+    return cfg.moe is not None and cfg.moe.router == "language"
+
+
+class FeedForwards:
+    """Makes the feed-forwards of a model, layer by layer; counts the sparse ones it has made.
+
+    Args:
+        cfg: what the model is.
+        expert_parallel: over how many ranks the experts of a layer are spread.
+        expert_parallel_rank: which of them this process is.
+        seed: of the model.
+    """
+
+    def __init__(
+        self, cfg: TransformerConfig, expert_parallel: int, expert_parallel_rank: int, seed: int
+    ) -> None:
+        self.cfg = cfg
+        self.expert_parallel = expert_parallel
+        self.expert_parallel_rank = expert_parallel_rank
+        self.seed = seed
+        self.num_sparse_layers = 0
+
+    def make(self, stack: Stack, index: int) -> Body:
+        """The feed-forward of layer `index` of a stack; called in the order of the layers."""
+        num_experts = self.cfg.experts_in(stack, index)
+        if self.cfg.moe is None or num_experts == 0:
+            return self._dense(self.cfg.ffn_dim)
+        return self._sparse(self.cfg.moe, num_experts)
+
+    def _dense(self, ffn_dim: int) -> FeedForward:
+        cfg = self.cfg
+        return FeedForward(cfg.d_model, ffn_dim, cfg.activation, cfg.activation_dropout)
+
+    def _sparse(self, moe: MoeConfig, num_experts: int) -> MoeFeedForward:
+        layer_index = self.num_sparse_layers
+        self.num_sparse_layers += 1
+        return MoeFeedForward(
+            _router(moe, self.cfg.d_model, num_experts),
+            self._experts(moe, num_experts, layer_index),
+            capacity_factor=moe.capacity_factor if moe.has_capacity else None,
+            eval_capacity_factor=moe.eval_capacity_factor if moe.has_capacity else None,
+            min_capacity=moe.min_capacity,
+            drop=moe.drop,
+            normalize_weights=moe.normalization,
+            branch=self._branch(moe),
+            output_masking=moe.output_masking,
+        )
+
+    def _experts(self, moe: MoeConfig, num_experts: int, layer_index: int) -> Experts:
+        num_local, rest = divmod(num_experts, self.expert_parallel)
+        if rest:
+            raise ValueError(
+                f"expert_parallel={self.expert_parallel} must divide num_experts={num_experts}"
+            )
+        return Experts(
+            self.cfg.d_model,
+            moe.ffn_dim or self.cfg.ffn_dim,
+            num_local,
+            self.expert_parallel_rank * num_local,
+            self.cfg.activation,
+            self.cfg.activation_dropout,
+            self.seed * 1000 + layer_index,
+        )
+
+    def _branch(self, moe: MoeConfig) -> nn.Module | None:
+        d_model, width = self.cfg.d_model, moe.ffn_dim or self.cfg.ffn_dim
+        if moe.residual:
+            return ResidualBranch(self._dense(width), d_model)
+        if moe.shared_experts:
+            return SharedBranch(self._dense(moe.shared_experts * width))
+        if moe.conditional_budget is not None:
+            return ConditionalBranch(
+                self._dense(width), d_model, moe.conditional_budget, moe.conditional_dropout
+            )
+        return None
+
+
+def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
+    if moe.router == "expert_choice":
+        return ExpertChoiceGate(d_model, num_experts, moe.top_k, moe.capacity_factor or 1.0)
+    if moe.router == "language":
+        return LanguageGate(d_model, num_experts, moe.top_k, moe.load_balance)
+    if moe.router == "sigmoid":
+        rate, noise, balance = moe.bias_rate, moe.noise, moe.load_balance
+        return SigmoidGate(d_model, num_experts, moe.top_k, rate, noise, balance)
+    # scaled before tokens are dropped, a second weight is a share already when its lot is drawn
+    by_share = moe.normalization == "before_dropping"
+    choice = SoftmaxChoice(moe.top_k, moe.noise, moe.second_expert, by_share)
+    if moe.router == "cosine":
+        return CosineGate(d_model, num_experts, choice, moe.router_dim, moe.load_balance)
+    return TopKGate(d_model, num_experts, choice, moe.load_balance)

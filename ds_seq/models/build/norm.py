@@ -1,0 +1,13 @@
+"""Norms: every one of a model is of one kind."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ds_seq.config.model import TransformerConfig
+from ds_seq.modules.norm import NORMS
+
+
+def make_norm(cfg: TransformerConfig) -> nn.Module:
+    """A norm of hidden states."""
+    return NORMS[cfg.norm.name](cfg.d_model, cfg.norm.eps)

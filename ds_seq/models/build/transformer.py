@@ -1,0 +1,96 @@
+"""The encoder-decoder: axes put together."""
+
+from __future__ import annotations
+
+import torch
+
+from ds_seq.config.model import TransformerConfig
+from ds_seq.models.build.embedding import make_tables
+from ds_seq.models.build.ffn import FeedForwards, routes_by_tag
+from ds_seq.models.build.mixer import make_cross_mixer, make_self_mixer
+from ds_seq.models.build.positions import make_rows
+from ds_seq.models.build.residual import make_final_norm, make_residual
+from ds_seq.models.init import initialize
+from ds_seq.models.layer import TransformerLayer
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.stack import Stack
+from ds_seq.models.sublayer import SubLayer
+from ds_seq.modules.body import Body
+
+
+def build_seq2seq(
+    cfg: TransformerConfig,
+    vocab_size: int,
+    expert_parallel: int = 1,
+    expert_parallel_rank: int = 0,
+    seed: int = 1,
+    pad_id: int = 1,
+) -> Seq2SeqTransformer:
+    """Build and initialize a Transformer.
+
+    Args:
+        cfg: what the model is.
+        vocab_size: number of tokens, the same on both sides.
+        expert_parallel: over how many ranks the experts of a layer are spread.
+        expert_parallel_rank: which of them this process is.
+        seed: decides all parameters; the dense ones are equal for any `expert_parallel`, and an
+            expert is equal wherever it lives.
+        pad_id: the padding token.
+    """
+    feed_forwards = FeedForwards(cfg, expert_parallel, expert_parallel_rank, seed)
+    # Parts draw on construction what `initialize` replaces: keep the global random state out of it.
+    with torch.random.fork_rng(devices=[]):
+        tables = make_tables(cfg, vocab_size, pad_id)
+        model = Seq2SeqTransformer(
+            encoder=_encoder(cfg, feed_forwards),
+            decoder=_decoder(cfg, feed_forwards),
+            target_embedding=tables.target,
+            source_embedding=tables.source,
+            output=tables.output,
+            max_positions=cfg.max_positions,
+            routes_by_tag=routes_by_tag(cfg),
+        )
+    initialize(model, seed)
+    return model
+
+
+def _encoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
+    return _stack(
+        cfg,
+        [
+            _layer(
+                cfg,
+                self_attention=make_self_mixer(cfg, causal=False),
+                feed_forward=feed_forwards.make("encoder", index),
+            )
+            for index in range(cfg.encoder_layers)
+        ],
+    )
+
+
+def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
+    return _stack(
+        cfg,
+        [
+            _layer(
+                cfg,
+                self_attention=make_self_mixer(cfg, causal=True),
+                cross_attention=make_cross_mixer(cfg),
+                feed_forward=feed_forwards.make("decoder", index),
+            )
+            for index in range(cfg.decoder_layers)
+        ],
+    )
+
+
+def _layer(cfg: TransformerConfig, **bodies: Body) -> TransformerLayer:
+    """Each body in a residual, in this order."""
+    return TransformerLayer(
+        {name: SubLayer(make_residual(cfg), body) for name, body in bodies.items()}
+    )
+
+
+def _stack(cfg: TransformerConfig, layers: list[TransformerLayer]) -> Stack:
+    return Stack(
+        layers, make_rows(cfg), make_final_norm(cfg), cfg.dropout, cfg.activation_checkpointing
+    )
