@@ -2,3 +2,6 @@
 
 Imports neither torch nor pydantic, so that every part may read it and `ds-seq check` stays quick.
 """
+
+TOKENIZER_NAMES = ("sentencepiece",)
+"""Values of `data.vocab.name` besides `package.module:Name`."""

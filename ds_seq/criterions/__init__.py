@@ -12,9 +12,9 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
-from ds_seq.data.vocab import PAD_ID
 from ds_seq.moe.losses import GATE_LOSSES
 from ds_seq.plugins import find_plugin
+from ds_seq.text.sentencepiece_training import PAD_ID
 
 __all__ = ["CRITERIONS", "Criterion", "Loss", "Teacher", "TeacherOutput", "build_criterion"]
 

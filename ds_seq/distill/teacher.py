@@ -19,11 +19,11 @@ from ds_seq.config.objective import DistillationConfig
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.dataset import Batch, ParallelDataset
 from ds_seq.data.teacher_cache import TeacherCache
-from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import Detail, LayerOutputs
+from ds_seq.text.sentencepiece_training import PAD_ID
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
@@ -147,7 +147,7 @@ def load_teacher(
 
     Args:
         criterion: names, precision, how they are spread, and what is asked of their layers.
-        vocab_hash: `Vocab.hash` that all of them must have.
+        vocab_hash: `Tokenizers.fingerprint` that all of them must have.
         device: of this rank.
         student: whom to teach; None if nobody learns from it directly.
 
@@ -208,9 +208,9 @@ def _describe(runs: Sequence[LoadedRun], criterion: DistillationConfig) -> str:
 
 def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> None:
     """Whether the teacher speaks the language of the data, and its experts can be dealt out."""
-    if run.vocab.hash != vocab_hash:
+    if (fingerprint := run.tokenizers.fingerprint) != vocab_hash:
         raise UserError(
-            f"teacher {name}: has vocabulary {run.vocab.hash[:12]}, the data {vocab_hash[:12]}; "
+            f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
             "teacher and student need the same one"
         )
     world_size, model = distributed.world_size(), run.config.model

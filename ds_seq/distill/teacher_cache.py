@@ -33,7 +33,6 @@ from ds_seq.data.dataset import ParallelDataset, TopTokens
 from ds_seq.data.progress import Progress, Report, ignore
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.teacher_cache import CacheWriter, TeacherRecord, plan_cache, token_places
-from ds_seq.data.vocab import EOS_ID, PAD_ID
 from ds_seq.distill.teacher import LiveTeacher, load_teacher, row_blocks
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
@@ -138,7 +137,8 @@ class _Asker:
         return top_tokens(self._forward(dataset, pairs), k)
 
     def _forward(self, dataset: ParallelDataset, pairs: NDArray[np.integer]) -> Tensor:
-        batch = dataset.collate(pairs, PAD_ID, EOS_ID).to(self._device)
+        symbols = self._teacher.runs[0].tokenizers.symbols
+        batch = dataset.collate(pairs, symbols.pad, symbols.eos).to(self._device)
         logits = self._teacher(batch).logits
         assert logits is not None
         return logits

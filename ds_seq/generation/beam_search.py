@@ -23,6 +23,7 @@ from ds_seq.generation.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.generation.sampling import ActiveSamples, Sampling
 from ds_seq.generation.vetoes import block_repeated_ngrams
+from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
 
@@ -95,12 +96,10 @@ class BeamSearch:
         guides: what else rules out tokens. Length limits give way to them, and n-gram blocking
             where they leave a single token.
         max_positions: tokens that the decoder can take, end symbol included; None = any number.
-        bos_id: never generated.
-        pad_id: never generated; marks padding in the source.
-        eos_id: ends a hypothesis, and is the first input of the decoder.
-        unk_id: the unknown symbol.
+        symbols: of the target; `Symbols.pad` marks padding in the source, too.
     """
 
+    symbols: Symbols
     beam: int = 5
     length_penalty: float = 1.0
     length_penalty_form: LengthPenaltyForm = "fairseq"
@@ -115,10 +114,6 @@ class BeamSearch:
     selection: SelectionMaker = field(default_factory=Plain)
     guides: tuple[GuideMaker, ...] = ()
     max_positions: int | None = None
-    bos_id: int = 0
-    pad_id: int = 1
-    eos_id: int = 2
-    unk_id: int = 3
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_best <= self.width:
@@ -170,7 +165,7 @@ class BeamSearch:
         if num_sentences == 0:
             if any_rank is None:
                 return []
-            src = src.new_full((1, 1), self.eos_id)
+            src = src.new_full((1, 1), self.symbols.eos)
         sentences = range(num_sentences) if numbers is None else numbers
         limits = self._length_limits(src, sentences)
         max_length = int(limits.max()) + 1
@@ -188,18 +183,17 @@ class BeamSearch:
     def _start(self, limits: Tensor, numbers: Sequence[int]) -> tuple[Active, list[Guide]]:
         """Empty hypotheses of the sentences `numbers` (B,), with limits (B,), and their guides."""
         guides = [maker.start(numbers, self.width, limits) for maker in self.guides]
-        end, penalty = self.eos_id, self._penalty
+        symbols, penalty = self.symbols, self._penalty
         if self.sampling is not None:
-            return ActiveSamples(
-                self.sampling, numbers, self.num_best, limits, end, penalty
-            ), guides
+            samples = ActiveSamples(self.sampling, numbers, self.num_best, limits, symbols, penalty)
+            return samples, guides
         selection = self.selection.start(numbers, self.width, limits)
-        beams = ActiveBeams(limits, self.beam, self.num_best, end, penalty, selection)
+        beams = ActiveBeams(limits, self.beam, self.num_best, symbols, penalty, selection)
         return beams, [*guides, selection]
 
     def _length_limits(self, src: Tensor, numbers: Sequence[int]) -> Tensor:
         """Most tokens before the end symbol, for each sentence: (B,) int64."""
-        lengths = src.ne(self.pad_id).sum(1)
+        lengths = src.ne(self.symbols.pad).sum(1)
         # double precision: in single, 1.2 * 5 falls short of 6
         limits = (lengths.double() * self.max_len_a + self.max_len_b).long()
         makers = (*self.guides, self.selection)
@@ -225,7 +219,7 @@ class BeamSearch:
         """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
         for guide in guides:
             guide.restrict(log_probs, hypotheses.tokens)
-        end_scores = log_probs[:, self.eos_id].clone()  # (N,)
+        end_scores = log_probs[:, self.symbols.eos].clone()  # (N,)
         self._veto(hypotheses, log_probs)
         step = hypotheses.advance(log_probs, end_scores)
         if not hypotheses.active:
@@ -239,12 +233,12 @@ class BeamSearch:
 
     def _veto(self, hypotheses: Active, log_probs: Tensor) -> None:
         """Rule out tokens and punish the unknown one, in place; the others stay as they are."""
-        log_probs[:, self.pad_id] = _NEVER
-        log_probs[:, self.bos_id] = _NEVER
+        for token in self.symbols.never_generated:
+            log_probs[:, token] = _NEVER
         if hypotheses.length < self.min_len:
-            log_probs[:, self.eos_id] = _NEVER
+            log_probs[:, self.symbols.eos] = _NEVER
         if self.unk_penalty > 0:
-            log_probs[:, self.unk_id] -= self.unk_penalty
+            log_probs[:, self.symbols.unk] -= self.unk_penalty
         if self.no_repeat_ngram > 0:
             # what guides leave no alternative to is taken, repeated or not
             forced = log_probs.isfinite().sum(1) == 1 if self.guides else None  # (N,)
@@ -256,7 +250,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
     """Steps without meaning, for a rank whose search is over while others go on.
 
     Args:
-        search: gives width and end symbol.
+        search: gives width and start symbol.
         model: makes the steps.
         cache: of the real search, at length 0.
         src: source of the real search, for its device.
@@ -276,7 +270,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         self._fresh.keep_sentences(src.new_zeros(1))
         self._cache = copy.deepcopy(self._fresh)
         self._model = model
-        self._tokens = src.new_full((search.width,), search.eos_id)
+        self._tokens = src.new_full((search.width,), search.symbols.start)
         self._max_length = max_length
         self._steps = 0
 

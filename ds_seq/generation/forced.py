@@ -17,6 +17,7 @@ from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenalty
 from ds_seq.models.output import Detail, ModelOutput
+from ds_seq.text.tokenizer import Symbols
 
 _ROWS = 256
 """Rows that are normalised at a time: a second tensor as large as the logits is never there."""
@@ -49,7 +50,7 @@ class _Batch(NamedTuple):
     src: Tensor
     """(B, S)."""
     tgt_in: Tensor
-    """(B, T), the end symbol first."""
+    """(B, T), the start symbol first."""
     tgt_out: Tensor
     """(B, T), the end symbol last."""
     real: Tensor
@@ -75,7 +76,7 @@ def score_pairs(
     """
     if not pairs:
         return []
-    batch = _collate(pairs, search, device)
+    batch = _collate(pairs, search.symbols, device)
     # padding is neither routed, where there are experts, nor projected to the vocabulary
     output = model(batch.src, batch.tgt_in, batch.real, sum(batch.lengths))
     targets = batch.tgt_out[batch.real]  # (N,)
@@ -99,13 +100,13 @@ def _log_probs(logits: Tensor, targets: Tensor, search: BeamSearch) -> Tensor:
         logits = logits.float() / search.temperature
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     scores = log_probs.gather(1, targets[:, None]).squeeze(1)
-    return scores - search.unk_penalty * targets.eq(search.unk_id)
+    return scores - search.unk_penalty * targets.eq(search.symbols.unk)
 
 
 @torch.no_grad()
 def attention_maps(
     model: Scorable,
-    search: BeamSearch,
+    symbols: Symbols,
     pairs: Sequence[Pair],
     device: torch.device,
     layer: int | None = None,
@@ -114,7 +115,7 @@ def attention_maps(
 
     Args:
         model: in evaluation mode.
-        search: knows the special symbols.
+        symbols: of the target; `Symbols.pad` pads the source, too.
         pairs: one batch, not empty.
         device: where the model is.
         layer: call of a decoder layer, from 0; None = the last.
@@ -126,7 +127,7 @@ def attention_maps(
     Raises:
         IndexError: there is no such layer.
     """
-    batch = _collate(pairs, search, device)
+    batch = _collate(pairs, symbols, device)
     output = model(batch.src, batch.tgt_in, batch.real, sum(batch.lengths), "attention")
     assert output.layers is not None
     maps = output.layers.cross_attention[-1 if layer is None else layer].mean(1)  # (B, T, S)
@@ -136,11 +137,10 @@ def attention_maps(
     ]
 
 
-def _collate(pairs: Sequence[Pair], search: BeamSearch, device: torch.device) -> _Batch:
-    end = [search.eos_id]
-    src = pad_rows([pair.source for pair in pairs], search.pad_id)
-    tgt_in = pad_rows([[*end, *pair.target] for pair in pairs], search.pad_id)
-    tgt_out = pad_rows([[*pair.target, *end] for pair in pairs], search.pad_id)
+def _collate(pairs: Sequence[Pair], symbols: Symbols, device: torch.device) -> _Batch:
+    src = pad_rows([pair.source for pair in pairs], symbols.pad)
+    tgt_in = pad_rows([[symbols.start, *pair.target] for pair in pairs], symbols.pad)
+    tgt_out = pad_rows([[*pair.target, symbols.eos] for pair in pairs], symbols.pad)
     lengths = [len(pair.target) + 1 for pair in pairs]
     real = torch.arange(tgt_out.size(1)) < torch.tensor(lengths)[:, None]
     src, tgt_in, tgt_out, real = (x.to(device) for x in (src, tgt_in, tgt_out, real))

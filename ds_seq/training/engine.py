@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.deepspeed import zero_stage
 from ds_seq.data.dataset import Batch
-from ds_seq.data.vocab import PAD_ID
 from ds_seq.errors import UserError
 from ds_seq.models.output import Detail, ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
+from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.loss_scale import LossScale
 
