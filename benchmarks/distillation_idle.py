@@ -7,9 +7,9 @@ import torch
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.data.dataset import Batch
-from ds_seq.data.vocab import PAD_ID
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models.output import ModelOutput
+from ds_seq.text.sentencepiece_training import PAD_ID
 
 
 class IdleTeacher(Criterion):

@@ -21,7 +21,6 @@ from turns import take_turns
 from ds_seq.config.model import ModelConfig
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.workers import default_workers, map_in_threads
@@ -31,6 +30,7 @@ from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 GENERATION_GOAL = 0.85
 BEAM = 5
@@ -100,23 +100,21 @@ def generation_section(settings: Translating) -> Section:
         settings.folder / "generation.yaml",
     )
     data = Path(config.data.dir)
-    vocab = Vocab.load(data / "vocab.model")
+    vocab = SentencePieceTokenizer.load(data / "vocab.model")
     batches = _batches(settings, data, vocab)
     models = _models(settings, vocab)
     search = BeamSearch(
+        vocab.symbols,
         beam=BEAM,
         max_len_a=1.0,
         max_len_b=0,
         min_len=NO_END,
-        bos_id=vocab.bos_id,
-        pad_id=vocab.pad_id,
-        eos_id=vocab.eos_id,
     )
-    _check_lengths(search, models, batches[-1], vocab.pad_id)
+    _check_lengths(search, models, batches[-1], vocab.symbols.pad)
     sides = {name: _translation(search, model, batches) for name, model in models.items()}
     rounds = take_turns(sides, settings.rounds, settings.seconds)
     sentences = sum(len(src) for src in batches)
-    tokens = sum(int(src.ne(vocab.pad_id).sum()) for src in batches)
+    tokens = sum(int(src.ne(vocab.symbols.pad).sum()) for src in batches)
     # a ratio of speeds is the inverse of one of times
     ratios = {name: Spread.of(rounds.ratios(DENSE, name)) for name in sides}
     rows = [
@@ -140,26 +138,28 @@ def generation_section(settings: Translating) -> Section:
     return Section("Beam search", body, [goal])
 
 
-def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Tensor]:
+def _batches(settings: Translating, data: Path, vocab: SentencePieceTokenizer) -> list[Tensor]:
     """Sources (B, S) of similar length, spread evenly over the held-out text."""
-    dataset = ParallelDataset(ShardReader(data, "valid", vocab.hash))
+    dataset = ParallelDataset(ShardReader(data, "valid", vocab.fingerprint))
     count = min(settings.sentences, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
     by_length = chosen[np.argsort(-dataset.src_lengths[chosen], kind="stable")]
     return [
-        dataset.collate(by_length[first : first + settings.batch], vocab.pad_id, vocab.eos_id).src
+        dataset.collate(
+            by_length[first : first + settings.batch], vocab.symbols.pad, vocab.symbols.eos
+        ).src
         for first in range(0, count, settings.batch)
     ]
 
 
-def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
+def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, Any]:
     """The two models that are compared, in evaluation mode."""
     if settings.trained is not None:
         runs = {
             name: load_run(run) for name, run in zip((DENSE, MOE), settings.trained, strict=True)
         }
         for name, run in runs.items():
-            if run.vocab.hash != vocab.hash:
+            if run.tokenizers.fingerprint != vocab.fingerprint:
                 raise UserError(
                     f"{run.source}: the {name} model was trained with another vocabulary than that "
                     f"of the text; give --tsv and --vocab-size as for that run"
@@ -176,7 +176,7 @@ def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
     }
 
 
-def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
+def _untrained(section: Mapping[str, Any], vocab: SentencePieceTokenizer) -> Seq2SeqTransformer:
     model = build_seq2seq(ModelConfig.model_validate(dict(section)), len(vocab))
     pack_weights(model.requires_grad_(False).eval())
     return cast(Seq2SeqTransformer, model)

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from ds_seq.config.model import ModelConfig
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 EOS = 2
 MAX_LEN_A, MAX_LEN_B = 1.2, 10
@@ -84,6 +85,7 @@ class Ours:
     def search(self, sources: Sequence[list[int]], setting: Setting) -> Answer:
         """Returns what is found for sources that end with the end symbol."""
         search = BeamSearch(
+            SentencePieceTokenizer.symbols,
             beam=setting.beam,
             length_penalty=setting.length_penalty,
             max_len_a=MAX_LEN_A,

@@ -45,7 +45,7 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 
 # These take plain values, although config stands below them.
 CONFIG_FREE = ("text", "data", "modules", "moe", "generation", "models")
-CONFIG_ALLOWED = {"models/build.py", "models/__init__.py"}
+CONFIG_ALLOWED = {"models/build.py", "models/__init__.py", "text/build.py"}
 
 DEEPSPEED_ALLOWED = {"distributed.py", "moe/engine.py"}
 DEEPSPEED_ALLOWED_FOLDERS = ("training/",)
