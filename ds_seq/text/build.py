@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ds_seq.config.data import DataConfig
+from ds_seq.errors import UserError
 from ds_seq.plugins import find_plugin
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Tokenizer, TokenizerKind, Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file
 
@@ -27,14 +29,14 @@ def train_tokenizer(data: DataConfig, files: Sequence[Path]) -> Tokenizer:
     Raises:
         UserError: there is none of that name, or the text does not suffice.
     """
-    vocab = data.vocab
-    return _kind(data).train(
+    tokenizer = _kind(data).train(
         files,
-        size=vocab.size,
-        user_symbols=vocab.user_symbols,
+        size=data.vocab.size,
+        user_symbols=data.vocab.user_symbols,
         normalizer=build_normalizer(data),
         **_options(data),
     )
+    return _checked(tokenizer, data.vocab.name)
 
 
 def load_tokenizers(data: DataConfig, path: str | Path) -> Tokenizers:
@@ -57,12 +59,20 @@ def read_tokenizers(data: DataConfig, content: bytes, name: str) -> Tokenizers:
     Raises:
         UserError: it is of another kind.
     """
-    kind, normalizer = _kind(data), build_normalizer(data)
-    return Tokenizers.shared(kind.from_bytes(content, normalizer=normalizer, name=name))
+    normalizer = build_normalizer(data)
+    tokenizer = _kind(data).from_bytes(content, normalizer=normalizer, name=name)
+    return Tokenizers.shared(_checked(tokenizer, name))
 
 
 def _kind(data: DataConfig) -> TokenizerKind[Tokenizer]:
     return find_plugin("data.vocab", data.vocab.name, TOKENIZERS)
+
+
+def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """Refuse padding that models would take for a word: its id is fixed in them."""
+    if (pad := tokenizer.symbols.pad) != PAD_ID:
+        raise UserError(f"{name}: pads with id {pad}; models know no padding but id {PAD_ID}")
+    return tokenizer
 
 
 def _options(data: DataConfig) -> dict[str, Any]:
