@@ -15,7 +15,7 @@ from tests.system.forked import command, generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab
 
 TOKENIZER = (
-    "data.vocab={name: tests.data.characters:CharacterTokenizer, size: 200, "
+    "data.vocab={name: tests.data.characters:CharacterTokenizer, size: 200, model_type: unigram, "
     "user_symbols: [<2de>], options: {upper: true}}"
 )
 LONG = ("data.max_source_length=128", "data.max_target_length=128", "model.max_positions=128")
