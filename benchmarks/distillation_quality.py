@@ -21,14 +21,14 @@ from turns import take_turns
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.yaml_file import to_yaml
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.scoring import Scorer
-from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import translate
 from ds_seq.interop.run_folder import CONFIG_FILE, LoadedRun, find_checkpoint, load_run
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.tasks import build_limits, build_search
+from ds_seq.text.lines import read_parallel
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 TEACHER, SCRATCH = "teacher", "from scratch"
 WORD_SEQ, GLOBAL = "word_seq_level", "global_level"
@@ -251,7 +251,7 @@ def _results(quality: Quality) -> list[Result]:
 
 def _short_test(quality: Quality) -> _Test:
     """The pairs of the test set that are as short as those that were learned from."""
-    vocab = Vocab.load(quality.folder / "shards" / "vocab.model")
+    vocab = SentencePieceTokenizer.load(quality.folder / "shards" / "vocab.model")
     raw = quality.text / "raw"
     pairs = list(zip(*read_parallel(str(raw / "test.en"), str(raw / "test.de")), strict=True))
     short = [p for p in pairs if all(len(vocab.encode(side)) < MOST_TOKENS for side in p)]
@@ -260,10 +260,10 @@ def _short_test(quality: Quality) -> _Test:
 
 def _translate(run: LoadedRun, sources: Sequence[str]) -> list[str]:
     positions = run.config.model.max_positions
-    search = build_search(run.config.generation, run.vocab, positions)
+    search = build_search(run.config.generation, run.tokenizers.symbols, positions)
     limits = build_limits(run.config.generation, positions)
     model = cast(Seq2SeqTransformer, run.model)
-    done = translate(model, run.vocab, sources, search, limits, torch.device("cpu"))
+    done = translate(model, run.tokenizers, sources, search, limits, torch.device("cpu"))
     assert done is not None, "one process gets all translations"
     return done.lines
 

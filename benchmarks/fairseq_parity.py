@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         run = load_run(arguments.run or _train(arguments.cache, arguments.tsv))
         sources = _sources(run, 100 if arguments.quick else arguments.sentences)
-        subject = Subject(run.model, run.config.model, len(run.vocab))
+        subject = Subject(run.model, run.config.model, run.tokenizers.size)
         fairseq = Fairseq(python, subject, arguments.threads)
         comparisons, differences = _compare(subject, fairseq, sources)
     except UserError as error:
@@ -124,7 +124,9 @@ def _sources(run: LoadedRun, count: int) -> list[list[int]]:
     folder, data = Path(run.config.data.dir), run.config.data
     split = "test" if data.raw.test else "valid"
     dataset = ParallelDataset(
-        ShardReader(folder, split, run.vocab.hash), data.max_source_length, data.max_target_length
+        ShardReader(folder, split, run.tokenizers.fingerprint),
+        data.max_source_length,
+        data.max_target_length,
     )
     return [dataset.reader[int(row)][0].tolist() for row in dataset.rows[:count]]
 
@@ -165,8 +167,8 @@ def _body(
     remarks = (
         f"{len(sources)} sentences, {sum(map(len, sources)) / len(sources):.1f} tokens on average; "
         f"{model.encoder_layers} + {model.decoder_layers} layers, width {model.d_model}, "
-        f"vocabulary {len(run.vocab):,}; float32; {versions}. fairseq in batches of equally long "
-        "sources, ours in padded ones."
+        f"vocabulary {run.tokenizers.size:,}; float32; {versions}. fairseq in batches of equally "
+        "long sources, ours in padded ones."
     )
     listed = "".join(f"\n- {difference}" for difference in differences)
     return f"{table(header, rows)}\n\n{remarks}" + (f"\n{listed}" if listed else "")

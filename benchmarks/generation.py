@@ -199,16 +199,20 @@ def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
         Ids of sources, without end symbols, and references.
     """
     data = run.config.data
-    reader = ShardReader(Path(data.dir), "test" if data.raw.test else "valid", run.vocab.hash)
+    reader = ShardReader(
+        Path(data.dir), "test" if data.raw.test else "valid", run.tokenizers.fingerprint
+    )
     dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
     tried = dataset.rows[:: max(len(dataset.rows) // (count + count // 8), 1)]
     pairs = [dataset.reader[int(row)] for row in tried]
     sources = [src.tolist() for src, _ in pairs]
-    found = Ours(Subject(run.model, run.config.model, len(run.vocab))).search(
+    found = Ours(Subject(run.model, run.config.model, run.tokenizers.size)).search(
         sources, Setting(BEAM, 1.0)
     )
     ending = [i for i, ids in enumerate(sources) if len(found[i][0].tokens) < len(ids) + 10][:count]
-    return [sources[i][:-1] for i in ending], [run.vocab.decode(pairs[i][1]) for i in ending]
+    return [sources[i][:-1] for i in ending], [
+        run.tokenizers.target.decode(pairs[i][1]) for i in ending
+    ]
 
 
 def _job(
@@ -229,7 +233,7 @@ def _job(
         "num_parameters": sum(p.numel() for p in run.model.parameters()),
         "fairseq": {
             "flags": fairseq_flags(run.config.model),
-            "vocab_size": len(run.vocab),
+            "vocab_size": run.tokenizers.size,
             "first_position": FIRST_POSITION,
             "double": False,
             "weights": str(weights),
@@ -293,7 +297,7 @@ def _section(
     )
     title = (
         f"{model.encoder_layers} + {model.decoder_layers} layers, width {model.d_model}, "
-        f"vocabulary {len(run.vocab):,}"
+        f"vocabulary {run.tokenizers.size:,}"
     )
     goals = [
         Goal(f"{OURS} to {to}, width {model.d_model}", _ratio(rounds, OURS, to).median, bound, "x")
@@ -309,7 +313,7 @@ def _same(ours: list[Found], theirs: list[Found]) -> int:
 
 
 def _bleu(run: LoadedRun, found: list[Found], references: list[str]) -> float:
-    lines = [run.vocab.decode(one.tokens) for one in found]
+    lines = [run.tokenizers.target.decode(one.tokens) for one in found]
     return float(sacrebleu.corpus_bleu(lines, [references]).score)
 
 
@@ -321,14 +325,14 @@ def _differences(
     run: LoadedRun, sources: list[list[int]], ours: list[Found], theirs: list[Found]
 ) -> list[str]:
     """Sentences that another system translates in another way, and why."""
-    subject = Subject(run.model, run.config.model, len(run.vocab), MOST)
+    subject = Subject(run.model, run.config.model, run.tokenizers.size, MOST)
     single, found = Ours(subject), []
     double = None
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         if mine.tokens == other.tokens:
             continue
         double = double or Ours(subject, double=True)
-        source = [*sources[number], run.vocab.eos_id]
+        source = [*sources[number], run.tokenizers.symbols.eos]
         score = statistics.mean(single.force(source, other.tokens))
         exact = double.search([source], Setting(BEAM, 1.0))[0][0].tokens
         cause = REAL

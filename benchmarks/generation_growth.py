@@ -18,6 +18,7 @@ from turns import take_turns
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models.packing import pack_weights
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 LENGTHS = (32, 64, 128, 256, 512)
 BEAM, SENTENCES, SOURCE = 5, 16, 24
@@ -92,7 +93,12 @@ def length_section(settings: Growing) -> Section:
 
 def _search(model: Any, src: torch.Tensor, length: int) -> Callable[[], None]:
     search = BeamSearch(
-        beam=BEAM, max_len_a=0, max_len_b=length, min_len=length, max_positions=LENGTHS[-1] + 1
+        SentencePieceTokenizer.symbols,
+        beam=BEAM,
+        max_len_a=0,
+        max_len_b=length,
+        min_len=length,
+        max_positions=LENGTHS[-1] + 1,
     )
 
     def translate() -> None:

@@ -83,10 +83,14 @@ def half_section(settings: Halving) -> Section:
 def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     """Sources with their end symbols, and references as text."""
     data = run.config.data
-    reader = ShardReader(Path(data.dir), "test" if data.raw.test else "valid", run.vocab.hash)
+    reader = ShardReader(
+        Path(data.dir), "test" if data.raw.test else "valid", run.tokenizers.fingerprint
+    )
     dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
     pairs = [reader[int(row)] for row in dataset.rows[:count]]
-    return [src.tolist() for src, _ in pairs], [run.vocab.decode(tgt) for _, tgt in pairs]
+    return [src.tolist() for src, _ in pairs], [
+        run.tokenizers.target.decode(tgt) for _, tgt in pairs
+    ]
 
 
 def _translation(
@@ -97,7 +101,9 @@ def _translation(
     found: dict[str, list[str]],
 ) -> Callable[[], None]:
     """Translates all; what was found stands in ``found[name]`` afterwards."""
-    search = BeamSearch(beam=BEAM, max_positions=run.config.model.max_positions)
+    search = BeamSearch(
+        run.tokenizers.symbols, beam=BEAM, max_positions=run.config.model.max_positions
+    )
     batches = cut_batches(np.array([len(ids) for ids in sources]), BatchLimits(16384, 512))
     model: Any = run.model
 
@@ -107,7 +113,7 @@ def _translation(
             model, search, batches, sources.__getitem__, settings.device
         ):
             for sentence, hypotheses in zip(batch.tolist(), results, strict=True):
-                lines[sentence] = run.vocab.decode(hypotheses[0].tokens)
+                lines[sentence] = run.tokenizers.target.decode(hypotheses[0].tokens)
         found[name] = lines
 
     return translate

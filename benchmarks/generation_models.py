@@ -61,7 +61,7 @@ def large_run(small: Path) -> Path:
         # rows of sines depend on the width: the small model's are taken along as trained ones
         model = run.config.model.model_dump() | sizes | layers | {"positions": "learned"}
         config = ExperimentConfig.model_validate(run.config.model_dump() | {"model": model})
-        large = build_seq2seq(config.model, len(run.vocab)).requires_grad_(False).eval()
+        large = build_seq2seq(config.model, run.tokenizers.size).requires_grad_(False).eval()
         grow(run.model, large)
-        write_export(large, config, run.vocab, out)
+        write_export(large, config, run.tokenizers, out)
     return out

@@ -50,6 +50,7 @@ class Ours:
         from ds_seq.generation.beam_search import BeamSearch
         from ds_seq.interop.run_folder import load_run
         from ds_seq.models.packing import pack_weights
+        from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
         keep_freed_memory()  # as every command of ds-seq does
         torch.set_num_threads(job["threads"])
@@ -57,7 +58,12 @@ class Ours:
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
         pack_weights(self._model, int8=job["int8"])
         self._search = BeamSearch(
-            beam=job["beam"], max_len_a=0, max_len_b=job["most"], min_len=0, max_positions=1024
+            SentencePieceTokenizer.symbols,
+            beam=job["beam"],
+            max_len_a=0,
+            max_len_b=job["most"],
+            min_len=0,
+            max_positions=1024,
         )
         self.versions = f"torch {torch.__version__}"
         workers = {1, job["threads"]}

@@ -25,8 +25,8 @@ from pays_report import DENSE, MOE, report
 from worker import Worker
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError, run_command
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 HERE = Path(__file__).resolve().parent
 PLOTS = HERE / "plots"
@@ -224,7 +224,7 @@ def _settings(
     arguments: argparse.Namespace, configs: Mapping[str, ExperimentConfig]
 ) -> dict[str, Any]:
     """What the report has to know of the runs."""
-    vocab_size = len(Vocab.load(f"{configs[DENSE].data.dir}/vocab.model"))
+    vocab_size = len(SentencePieceTokenizer.load(f"{configs[DENSE].data.dir}/vocab.model"))
     sizes = {name: config.model.num_params(vocab_size) for name, config in configs.items()}
     model = configs[MOE].model
     title = (

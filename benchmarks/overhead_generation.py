@@ -22,7 +22,6 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.padding import Padded
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.workers import default_workers, map_in_threads
@@ -32,6 +31,7 @@ from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 GENERATION_GOAL = 0.85
 BEAM = 5
@@ -101,17 +101,15 @@ def generation_section(settings: Translating) -> Section:
         settings.folder / "generation.yaml",
     )
     data = Path(config.data.dir)
-    vocab = Vocab.load(data / "vocab.model")
+    vocab = SentencePieceTokenizer.load(data / "vocab.model")
     batches = _batches(settings, data, vocab)
     models = _models(settings, vocab)
     search = BeamSearch(
+        vocab.symbols,
         beam=BEAM,
         max_len_a=1.0,
         max_len_b=0,
         min_len=NO_END,
-        bos_id=vocab.bos_id,
-        pad_id=vocab.pad_id,
-        eos_id=vocab.eos_id,
     )
     _check_lengths(search, models, batches[-1])
     sides = {name: _translation(search, model, batches) for name, model in models.items()}
@@ -141,9 +139,9 @@ def generation_section(settings: Translating) -> Section:
     return Section("Beam search", body, [goal])
 
 
-def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Padded]:
+def _batches(settings: Translating, data: Path, vocab: SentencePieceTokenizer) -> list[Padded]:
     """Sources (B, S) of similar length, spread evenly over the held-out text."""
-    dataset = ParallelDataset(ShardReader(data, "valid", vocab.hash))
+    dataset = ParallelDataset(ShardReader(data, "valid", vocab.fingerprint))
     count = min(settings.sentences, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
     by_length = chosen[np.argsort(-dataset.src_lengths[chosen], kind="stable")]
@@ -152,14 +150,14 @@ def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Padded]:
     return [Padded(batch.source, batch.source_mask) for batch in batches]
 
 
-def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
+def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, Any]:
     """The two models that are compared, in evaluation mode."""
     if settings.trained is not None:
         runs = {
             name: load_run(run) for name, run in zip((DENSE, MOE), settings.trained, strict=True)
         }
         for name, run in runs.items():
-            if run.vocab.hash != vocab.hash:
+            if run.tokenizers.fingerprint != vocab.fingerprint:
                 raise UserError(
                     f"{run.source}: the {name} model was trained with another vocabulary than that "
                     f"of the text; give --tsv and --vocab-size as for that run"
@@ -176,7 +174,7 @@ def _models(settings: Translating, vocab: Vocab) -> dict[str, Any]:
     }
 
 
-def _untrained(section: Mapping[str, Any], vocab: Vocab) -> Seq2SeqTransformer:
+def _untrained(section: Mapping[str, Any], vocab: SentencePieceTokenizer) -> Seq2SeqTransformer:
     model = build_seq2seq(TransformerConfig.model_validate(dict(section)), len(vocab))
     pack_weights(model.requires_grad_(False).eval())
     return cast(Seq2SeqTransformer, model)

@@ -26,6 +26,7 @@ from ds_seq.data.batch import seq2seq_batch
 from ds_seq.data.shards import TokenBlock
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols
 
 EOS = 2
@@ -88,6 +89,7 @@ class Ours:
     def search(self, sources: Sequence[list[int]], setting: Setting) -> Answer:
         """Returns what is found for sources that end with the end symbol."""
         search = BeamSearch(
+            SentencePieceTokenizer.symbols,
             beam=setting.beam,
             length_penalty=setting.length_penalty,
             max_len_a=MAX_LEN_A,

@@ -15,7 +15,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 VOCAB_SIZE = 8000
 MODEL = {
@@ -93,8 +93,8 @@ def write_fairseq_setup(
 def _write_batches(config: ExperimentConfig, path: Path, num_updates: int) -> int:
     """Writes sentences and batches as plain arrays; returns the size of the vocabulary."""
     folder = Path(config.data.dir)
-    vocab = Vocab.load(folder / "vocab.model")
-    reader = ShardReader(folder, "train", vocab.hash)
+    vocab = SentencePieceTokenizer.load(folder / "vocab.model")
+    reader = ShardReader(folder, "train", vocab.fingerprint)
     dataset = ParallelDataset(reader, config.data.max_source_length, config.data.max_target_length)
     sampler = TokenBatchSampler(
         dataset.src_lengths, dataset.tgt_lengths, config.train.max_tokens, seed=config.train.seed

@@ -36,14 +36,6 @@ from ds_seq.generation.output import FORMATS
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
 from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
 from ds_seq.generation.scoring import Scorer
-from ds_seq.generation.text import (
-    STANDARD,
-    check_counts,
-    check_writable,
-    read_lines,
-    warn_of_lines,
-    write_lines,
-)
 from ds_seq.generation.translate import Share
 from ds_seq.generation.workers import MOST_WORKERS, default_workers
 from ds_seq.interop.after_search import (
@@ -68,6 +60,14 @@ from ds_seq.models.weights import TensorFile, TensorFolder
 from ds_seq.names import LONG_LINES
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
+from ds_seq.text.lines import (
+    STANDARD,
+    check_counts,
+    check_writable,
+    read_lines,
+    warn_of_lines,
+    write_lines,
+)
 
 _BUFFER_SIZE = 512
 _BATCH_SIZE = {"max_tokens", "max_sentences"}
@@ -234,7 +234,7 @@ def _load(args: argparse.Namespace, world: World) -> _Job:
     ]
     first = runs[0]
     for name, run in zip(args.runs, runs, strict=True):
-        if run.vocab.hash != first.vocab.hash:
+        if run.tokenizers.fingerprint != first.tokenizers.fingerprint:
             raise UserError(
                 f"{name}: has another vocabulary than {args.runs[0]}; models that translate "
                 "together need the same one"
@@ -242,21 +242,21 @@ def _load(args: argparse.Namespace, world: World) -> _Job:
     settings = search_settings(first.config, args)
     num_best = num_hypotheses(args, settings)
     max_positions = min(run.config.model.max_positions for run in runs)
-    search = replace(build_search(settings, first.vocab, max_positions), num_best=num_best)
+    search = build_search(settings, first.tokenizers.symbols, max_positions)
+    search = replace(search, num_best=num_best)
     limits = build_limits(settings, max_positions)
     # or external models with the same methods
     models = [cast(Seq2SeqTransformer, run.model) for run in runs]
     translator = Translator(
         model=models[0] if len(models) == 1 else Ensemble(models, settings.ensemble),
-        vocab=first.vocab,
-        nfkc=first.config.data.clean.nfkc,
-        search=steering.steer(search, first.vocab, first.config.data.clean.nfkc),
+        tokenizers=first.tokenizers,
+        search=steering.steer(search, first.tokenizers.target),
         limits=limits,
         long_lines=args.long_lines,
         form=args.format,
         device=device,
         workers=default_workers(device) if args.workers is None else args.workers,
-        steps=build_steps(args, runs, search, limits, device),
+        steps=build_steps(args, runs, limits, device),
         align=args.align,
         replace_unk=args.replace_unk,
     )
@@ -328,7 +328,7 @@ def _digest(lines: Sequence[str]) -> str:
 def _fingerprint(run: LoadedRun) -> str:
     path = run.source
     weights = TensorFile(path) if path.is_file() else TensorFolder(path, "weights")
-    return teacher_fingerprint(StoredRun(run.config, run.vocab, weights))
+    return teacher_fingerprint(StoredRun(run.config, run.tokenizers, weights))
 
 
 def _report(

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import cast
 
 from ds_seq import distributed
-from ds_seq.data.text import decode_line
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
-from ds_seq.generation.text import STANDARD, write_lines
 from ds_seq.generation.translate import search_plan
 from ds_seq.interop.command_line import (
     add_model_arguments,
@@ -36,6 +34,7 @@ from ds_seq.interop.command_line import (
 )
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.tasks import build_limits, build_search
+from ds_seq.text.lines import STANDARD, decode_line, write_lines
 
 _PROMPT = "> "
 _USUAL_WIDTH = 80
@@ -71,7 +70,7 @@ class _Speaker:
             return []
         (batch,) = search_plan(own.model, reading.plan, own.search, own.device)
         (found,) = self.aligner(batch)
-        write = LineWriter(own.form, own.vocab, reading.lines, align=True)
+        write = LineWriter(own.form, own.tokenizers, reading.lines, align=True)
         rows = []
         if found.cut:
             rows.append(
@@ -173,15 +172,15 @@ def _load(args: argparse.Namespace) -> _Speaker:
     settings = search_settings(run.config, args)
     check_n_best(args.n_best, settings)
     max_positions = run.config.model.max_positions
-    search = replace(build_search(settings, run.vocab, max_positions), num_best=args.n_best)
+    search = build_search(settings, run.tokenizers.symbols, max_positions)
+    search = replace(search, num_best=args.n_best)
     limits = build_limits(settings, max_positions)
     model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
-    nfkc = run.config.data.clean.nfkc
     translator = Translator(
-        model, run.vocab, nfkc, search, limits, long_lines="truncate", form="text", device=device
+        model, run.tokenizers, search, limits, long_lines="truncate", form="text", device=device
     )
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
-    return _Speaker(translator, Aligner([model], run.vocab, search, limits, device), width)
+    return _Speaker(translator, Aligner([model], run.tokenizers, limits, device), width)
 
 
 def _typed(terminal: bool) -> Iterator[bytes]:

@@ -23,10 +23,10 @@ from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
-from ds_seq.generation.text import check_writable
 from ds_seq.interop.run_folder import LoadedRun, load_run
+from ds_seq.text.lines import check_writable
+from ds_seq.text.tokenizer import Tokenizer
 from ds_seq.training.heat_map import draw_heat_map, save_picture
 from ds_seq.training.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
 from ds_seq.training.moe_watch import layer_names
@@ -57,10 +57,10 @@ def main(argv: Sequence[str]) -> int:
     names = layer_names(run.model)
     if not names:
         raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
-    reader = ShardReader(args.data, args.split, run.vocab.hash)
+    reader = ShardReader(args.data, args.split, run.tokenizers.fingerprint)
     data = run.config.data
     dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
-    groups = languages(reader, dataset.rows, run.vocab)
+    groups = languages(reader, dataset.rows, run.tokenizers.source)
     measured = _measure(run, dataset, groups, args.max_batches, device)
     if args.out is not None:
         _draw(args.out, measured, names)
@@ -72,20 +72,20 @@ def main(argv: Sequence[str]) -> int:
 
 
 def languages(
-    reader: ShardReader, rows: NDArray[np.integer], vocab: Vocab
+    reader: ShardReader, rows: NDArray[np.integer], tokenizer: Tokenizer
 ) -> dict[str, NDArray[np.int64]]:
     """Sort sentences by the tag that opens their source.
 
     Args:
         reader: the shards.
         rows: (N,) numbers of sentences in ``reader``.
-        vocab: its user symbols are tags.
+        tokenizer: of the source.
 
     Returns:
         Places in ``rows`` by tag. One group of all where no sentence has a tag.
     """
     everything = np.arange(len(rows))
-    if not vocab.user_symbol_ids:
+    if not tokenizer.tag_ids:
         return {_ALL: everything}
     first = np.empty(len(rows), np.int64)  # (N,) first token
     for start in range(0, len(rows), _CHUNK):
@@ -93,12 +93,12 @@ def languages(
         ends = np.cumsum(source.lengths)
         first[start : start + _CHUNK] = source.tokens[ends - source.lengths]
     groups = {}
-    for tag in sorted(vocab.user_symbol_ids):
+    for tag in sorted(tokenizer.tag_ids):
         if len(places := np.flatnonzero(first == tag)):
-            groups[vocab.pieces([tag])[0]] = places
+            groups[tokenizer.pieces([tag])[0]] = places
     if not groups:
         return {_ALL: everything}
-    untagged = np.flatnonzero(~np.isin(first, list(vocab.user_symbol_ids)))
+    untagged = np.flatnonzero(~np.isin(first, list(tokenizer.tag_ids)))
     return groups | ({_UNTAGGED: untagged} if len(untagged) else {})
 
 
@@ -111,12 +111,13 @@ def _measure(
     device: torch.device,
 ) -> list[_Measured]:
     """Run the model over each group; the first result is that of all of them together."""
+    symbols = run.tokenizers.symbols
     batches = {name: _batches(run, dataset, places, max_batches) for name, places in groups.items()}
     total, parts = LossSums(), {name: LossSums() for name in groups}
     with Progress("moe-stats", sum(map(len, batches.values())), "batches") as progress:
         for name, sums in parts.items():
             for indices in batches[name]:
-                batch = dataset.collate(indices, run.vocab.symbols).to(device)
+                batch = dataset.collate(indices, symbols).to(device)
                 output = run.model(batch.inputs)
                 for sink in (total, sums):
                     sink.add({}, output.moe_stats, batch)

@@ -55,3 +55,7 @@ EnsembleMean = Literal["probabilities", "log_probabilities"]
 LongLines = Literal["truncate", "skip", "error"]
 LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 """What happens to a line that is longer than a model can read."""
+
+# Text.
+TOKENIZER_NAMES = ("sentencepiece",)
+"""Values of `data.vocab.name` besides `package.module:Name`."""

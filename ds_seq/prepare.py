@@ -2,9 +2,9 @@
 
 Everything lands in ``data.dir``::
 
-    clean/train.de ...    normalised and filtered text; valid and test are only normalised
+    clean/train.de ...    normalized and filtered text; valid and test are only normalized
     clean/train.json ...  what the text was made from, and what was dropped
-    vocab.model           joint SentencePiece model of the clean training text
+    vocab.model           joint tokenizer of the clean training text
     vocab.json            what the model was made from
     train.0000.src.bin ...  shards, see `ds_seq.data.shards`
 
@@ -28,12 +28,15 @@ from ds_seq.config.data import DataConfig, SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.data.binarize import binarize, is_current
-from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalise_corpus
+from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.text import PairPath, count_pairs, fingerprint
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
+from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
+from ds_seq.text.lines import PairPath, count_pairs, fingerprint
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 PAIRS_PER_WORKER = 100_000  # below this, starting a process takes longer than it saves
 
@@ -71,9 +74,9 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         for split, files in raw.items()
         if files
     }
-    vocab = _make_vocab(data, texts["train"], force)
+    tokenizers = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
-        _make_shards(data, split, text, vocab, force)
+        _make_shards(data, split, text, tokenizers, force)
 
 
 def _pair(split: SplitConfig) -> PairPath:
@@ -106,10 +109,11 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
-            options = CleanOptions(**data.clean.model_dump())
+            limits = data.clean.model_dump(exclude={"nfkc"})
+            options = CleanOptions(build_normalizer(data), **limits)
             report = clean(raw, text, options, _workers(data, total), progress)
         else:
-            report = CleanReport(normalise_corpus(raw, text, data.clean.nfkc, progress))
+            report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
     step.record({"kept": report.kept, **asdict(report)})
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
@@ -120,48 +124,47 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     return text
 
 
-def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Vocab:
-    """Returns the vocabulary in the data folder, training it if there is none or an older one."""
-    path = Path(data.dir) / "vocab.model"
-    options = data.vocab.model_dump()
+def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
+    """Returns the tokenizers in the data folder, training them if there are none or older ones."""
+    path = Path(data.dir) / VOCAB_FILE
+    ours = data.vocab.name in TOKENIZER_NAMES
+    # without what other kinds have, as in records of before there were any
+    options = data.vocab.model_dump(exclude={"name", "options"} if ours else None)
     step = _Step(path.with_name("vocab.json"), list(text), options, [path])
     if path.exists():
         if not step.made_outputs():
-            vocab = Vocab.load(path)
-            print(f"vocabulary: using {path} as it is ({len(vocab):,} subwords); it was put there")
-            return vocab
+            tokenizers = load_tokenizers(data, path)
+            size = f"{tokenizers.size:,} subwords"
+            print(f"vocabulary: using {path} as it is ({size}); it was put there")
+            return tokenizers
         if not force and step.result_of_last_time() is not None:
-            vocab = Vocab.load(path)
-            print(f"vocabulary: {path} is up to date, {len(vocab):,} subwords")
-            return vocab
+            tokenizers = load_tokenizers(data, path)
+            print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
+            return tokenizers
+    kind = data.vocab.model_type if ours else data.vocab.name
     print(
-        f"vocabulary: training {data.vocab.size:,} {data.vocab.model_type} subwords on "
+        f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
         f"{text.source} and {text.target} (large texts take minutes)",
         flush=True,
     )
-    vocab = train_vocab(
-        text,
-        path,
-        data.vocab.size,
-        data.vocab.model_type,
-        data.vocab.character_coverage,
-        data.vocab.input_sentence_size,
-        user_symbols=data.vocab.user_symbols,
-    )
-    step.record({"size": len(vocab)})
-    print(f"vocabulary: {len(vocab):,} subwords -> {path}")
-    return vocab
+    tokenizers = Tokenizers.shared(train_tokenizer(data, list(text)))
+    save_tokenizer(tokenizers.target, path)
+    step.record({"size": tokenizers.size})
+    print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
+    return tokenizers
 
 
-def _make_shards(data: DataConfig, split: str, text: PairPath, vocab: Vocab, force: bool) -> None:
-    if not force and is_current(data.dir, split, vocab, text, data.shard_size):
+def _make_shards(
+    data: DataConfig, split: str, text: PairPath, tokenizers: Tokenizers, force: bool
+) -> None:
+    if not force and is_current(data.dir, split, tokenizers, text, data.shard_size):
         print(f"{split}: shards are up to date")
         unknown = ""
     else:
         total = count_pairs([text])
         with Progress(f"binarizing {split}", total) as progress:
             report = binarize(
-                vocab,
+                tokenizers,
                 text.source,
                 text.target,
                 data.dir,
@@ -176,7 +179,7 @@ def _make_shards(data: DataConfig, split: str, text: PairPath, vocab: Vocab, for
             report.tgt_unknown / report.manifest.tgt_tokens,
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
-    reader = ShardReader(data.dir, split, vocab.hash)
+    reader = ShardReader(data.dir, split, tokenizers.fingerprint)
     too_long = (reader.src_lengths > data.max_source_length) | (
         reader.tgt_lengths > data.max_target_length
     )

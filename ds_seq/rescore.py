@@ -20,21 +20,11 @@ import numpy as np
 import torch
 
 from ds_seq import distributed
-from ds_seq.data.clean import normalise
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, Scorable, score_pairs
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat
-from ds_seq.generation.text import (
-    STANDARD,
-    check_counts,
-    check_writable,
-    read_lines,
-    warn_of_lines,
-    write_lines,
-)
 from ds_seq.generation.translate import BatchLimits, cut_batches
 from ds_seq.interop.command_line import (
     add_model_arguments,
@@ -44,6 +34,15 @@ from ds_seq.interop.command_line import (
     search_settings,
 )
 from ds_seq.tasks import build_limits, build_search
+from ds_seq.text.lines import (
+    STANDARD,
+    check_counts,
+    check_writable,
+    read_lines,
+    warn_of_lines,
+    write_lines,
+)
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 _FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
 _OPTIONS = (
@@ -74,7 +73,7 @@ class _Row(NamedTuple):
     line: int
     """Of the source, from 0."""
     text: str
-    """Normalised."""
+    """Normalized."""
     where: int
     """Line of the file that it stands in, from 1."""
 
@@ -100,13 +99,12 @@ def main(argv: Sequence[str]) -> int:
             run = load_model(args.run, args.checkpoint, args.dtype, device)
             settings = search_settings(run.config, args)
             max_positions = run.config.model.max_positions
-            nfkc = run.config.data.clean.nfkc
-            rows = _rows(args, source, target, nfkc)
-            source = [normalise(line, nfkc) for line in source]
-            work = _encode(run.vocab, source, rows, args.hypotheses, max_positions)
+            rows = _rows(args, source, target, run.tokenizers.target)
+            source = [run.tokenizers.source.normalize(line) for line in source]
+            work = _encode(run.tokenizers, source, rows, args.hypotheses, max_positions)
             scorer = _Scorer(
                 cast(Scorable, run.model),
-                build_search(settings, run.vocab, max_positions),
+                build_search(settings, run.tokenizers.symbols, max_positions),
                 build_limits(settings, max_positions),
                 device,
             )
@@ -114,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         scored = _score(scorer, work.pairs, world.rank, world.size)
         if scored is not None:
             found = [scored.get(number, _NO_TEXT) for number in range(len(rows))]
-            writer = LineWriter(args.format, run.vocab, source)
+            writer = LineWriter(args.format, run.tokenizers, source)
             by_line = groupby(zip(rows, found, strict=True), key=lambda pair: pair[0].line)
             output = [writer(line, [one for _, one in group]) for line, group in by_line]
             write_lines(args.output, output)
@@ -161,7 +159,10 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _rows(
-    args: argparse.Namespace, source: Sequence[str], target: Sequence[str], nfkc: bool
+    args: argparse.Namespace,
+    source: Sequence[str],
+    target: Sequence[str],
+    tokenizer: Tokenizer,
 ) -> list[_Row]:
     """The translations, those of a line of the source one after the other.
 
@@ -170,7 +171,7 @@ def _rows(
     """
     if args.hypotheses_format == "text":
         check_counts(source, args.source, target, args.hypotheses)
-        return [_Row(n, normalise(text, nfkc), n + 1) for n, text in enumerate(target)]
+        return [_Row(n, tokenizer.normalize(text), n + 1) for n, text in enumerate(target)]
     rows: list[_Row] = []
     for where, row in enumerate(target, 1):
         number, *others = row.split("\t")
@@ -184,12 +185,16 @@ def _rows(
                 f"{args.hypotheses}: line {where}: line {number} of the source comes after line "
                 f"{rows[-1].line + 1}; sort by line numbers"
             )
-        rows.append(_Row(int(number) - 1, normalise(others[1], nfkc), where))
+        rows.append(_Row(int(number) - 1, tokenizer.normalize(others[1]), where))
     return rows
 
 
 def _encode(
-    vocab: Vocab, source: Sequence[str], rows: Sequence[_Row], name: str, max_positions: int
+    tokenizers: Tokenizers,
+    source: Sequence[str],
+    rows: Sequence[_Row],
+    name: str,
+    max_positions: int,
 ) -> _Work:
     """Ids of both sides, the source cut as ``ds-seq generate`` cuts it.
 
@@ -197,8 +202,9 @@ def _encode(
         UserError: a translation is longer than the model can take: part of it has no score.
     """
     work = _Work({}, [])
-    sources = vocab.encode_lines(source)
-    targets = vocab.encode_lines([row.text for row in rows])
+    end = tokenizers.source.symbols.eos
+    sources = tokenizers.source.encode_lines(source)
+    targets = tokenizers.target.encode_lines([row.text for row in rows])
     for number, (row, own) in enumerate(zip(rows, targets, strict=True)):
         ids = sources[row.line]
         if len(own) >= max_positions:
@@ -207,7 +213,7 @@ def _encode(
                 f"{max_positions - 1:,}; shorten or remove it"
             )
         if ids or own:
-            work.pairs[number] = Pair([*ids[: max_positions - 1], vocab.eos_id], own)
+            work.pairs[number] = Pair([*ids[: max_positions - 1], end], own)
     work.cut.extend(n for n, ids in enumerate(sources, 1) if len(ids) >= max_positions)
     return work
 

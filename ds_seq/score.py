@@ -18,7 +18,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.scoring import DEFAULT_METRICS, METRICS, TOKENISED, Score, build_metric
 from ds_seq.generation.sentence_means import comet_metric, rouge_metrics
 from ds_seq.generation.significance import DEFAULT_SEED, SAMPLES, Resampling, score_systems
-from ds_seq.generation.text import STANDARD, check_counts, read_lines
+from ds_seq.text.lines import STANDARD, check_counts, read_lines
 
 _NAMES = [*(name for name in METRICS if name != TOKENISED), "rouge", "comet"]
 _COMET_MODEL = "Unbabel/wmt22-comet-da"

@@ -46,7 +46,6 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.stream import BatchStream
-from ds_seq.data.vocab import Vocab
 from ds_seq.distill.teacher import (
     CachedTeacher,
     LiveTeacher,
@@ -55,9 +54,8 @@ from ds_seq.distill.teacher import (
     load_teacher,
 )
 from ds_seq.distributed import World
-from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import Share
-from ds_seq.interop.run_folder import CONFIG_FILE, EXPORT_FILE, VOCAB_FILE, find_checkpoint
+from ds_seq.interop.run_folder import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
@@ -65,6 +63,8 @@ from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.tasks import Task, build_limits, build_search, build_task
+from ds_seq.text.lines import read_parallel
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze
@@ -164,7 +164,7 @@ def _set_up(args: argparse.Namespace, world: World) -> _Setup:
 
 def _check_vocab(folder: Path, task: Task) -> None:
     """Refuse to go on with other subwords: the same ids would mean other things."""
-    old, new = Vocab.load(folder / VOCAB_FILE).hash, task.vocab.hash
+    old, new = open_tokenizers(folder).fingerprint, task.tokenizers.fingerprint
     if old != new:
         raise UserError(
             f"{folder}: was trained with vocabulary {old[:12]}, the data have {new[:12]}; "
@@ -204,7 +204,7 @@ def _write_run_files(setup: _Setup, task: Task) -> None:
         (folder / "deepspeed.json").write_text(
             json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"
         )
-        task.vocab.save(folder / VOCAB_FILE)
+        save_tokenizer(task.tokenizers.target, folder / VOCAB_FILE)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the run folder ({error.strerror})") from error
 
@@ -233,7 +233,7 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
     if criterion is None:
         return None
     student = Student(config.model, max(data.max_source_length, data.max_target_length))
-    return load_teacher(criterion, task.vocab.hash, world.device, student)
+    return load_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
 
 
 def _build(
@@ -247,9 +247,9 @@ def _build(
     """Model, engine and trainer; a collective."""
     config, train = setup.config, setup.config.train
     with distributed.shared_errors():
-        model = _model(setup, task.vocab, world)
+        model = _model(setup, task, world)
         batches = _train_batches(config, task, train_set, world)
-        tags = sorted(task.vocab.user_symbol_ids)
+        tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
@@ -275,7 +275,7 @@ def _build(
         train.keep_last,
         train.keep_best,
         train.best_metric == "bleu",
-        task.vocab.hash,
+        task.tokenizers.fingerprint,
     )
     if world.is_first:
         store.discard_incomplete()
@@ -295,14 +295,14 @@ def _build(
     return trainer
 
 
-def _model(setup: _Setup, vocab: Vocab, world: World) -> nn.Module:
-    train = setup.config.train
+def _model(setup: _Setup, task: Task, world: World) -> nn.Module:
+    train, size = setup.config.train, task.tokenizers.size
     part = world.rank % train.expert_parallel
-    model = build_model(setup.config.model, len(vocab), train.expert_parallel, part, train.seed)
+    model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint)
     elif train.init_from is not None:
-        start_from(model, setup.config, vocab)
+        start_from(model, setup.config, task.tokenizers.fingerprint)
     freeze(model, train.freeze)
     return model
 
@@ -351,7 +351,7 @@ def _valid_batches(
 def _scorer(config: ExperimentConfig, task: Task, engine: Engine, world: World) -> Any:
     """Translate and score the validation text with the generation's own code."""
     positions = config.model.max_positions
-    search = build_search(config.generation, task.vocab, positions)
+    search = build_search(config.generation, task.symbols, positions)
     limits = build_limits(config.generation, positions)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     share = Share(world.rank, world.size, any_rank)

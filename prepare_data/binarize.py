@@ -11,9 +11,10 @@ from pathlib import Path
 from ds_seq.data.binarize import binarize
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import DEFAULT_SHARD_SIZE
-from ds_seq.data.text import PairPath, count_pairs
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import run_command
+from ds_seq.text.lines import PairPath, count_pairs
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     total = count_pairs([PairPath(arguments.source, arguments.target)])
     with Progress(f"binarizing {arguments.split}", total) as progress:
         report = binarize(
-            Vocab.load(arguments.vocab),
+            Tokenizers.shared(SentencePieceTokenizer.load(arguments.vocab)),
             arguments.source,
             arguments.target,
             arguments.out,

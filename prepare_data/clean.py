@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ds_seq.data.clean import CleanOptions, clean
 from ds_seq.data.progress import Progress
-from ds_seq.data.text import PairPath, count_pairs
 from ds_seq.errors import run_command
+from ds_seq.text.lines import PairPath, count_pairs
+from ds_seq.text.normalize import Normalizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     inputs = [PairPath(arguments.source, arguments.target)]
     options = CleanOptions(
-        arguments.nfkc,
+        Normalizer(arguments.nfkc),
         arguments.min_words,
         arguments.max_words,
         arguments.max_ratio,

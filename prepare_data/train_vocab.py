@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq.data.vocab import train_vocab
 from ds_seq.errors import run_command
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,17 +34,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
     arguments = parser.parse_args(argv)
     print("training (large texts take minutes)", file=sys.stderr)
-    vocab = train_vocab(
+    tokenizer = SentencePieceTokenizer.train(
         arguments.files,
-        arguments.out,
-        arguments.size,
-        arguments.type,
-        arguments.character_coverage,
-        arguments.sentences,
-        arguments.seed,
-        arguments.symbols,
+        size=arguments.size,
+        user_symbols=arguments.symbols,
+        model_type=arguments.type,
+        character_coverage=arguments.character_coverage,
+        input_sentence_size=arguments.sentences,
+        seed=arguments.seed,
     )
-    print(f"{len(vocab):,} subwords -> {arguments.out}")
+    tokenizer.save(arguments.out)
+    print(f"{len(tokenizer):,} subwords -> {arguments.out}")
     return 0
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ds_seq.config.base import Config, FieldErrors, NonNegativeInt, PositiveInt
+from ds_seq.config.base import (
+    EXTERNAL_PATTERN,
+    Config,
+    FieldErrors,
+    NonNegativeInt,
+    PositiveInt,
+)
+from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.plugins import nearest
 
 
 class SplitConfig(Config):
@@ -61,7 +70,17 @@ class CleanConfig(Config):
 
 
 class VocabConfig(Config):
-    """The joint SentencePiece model of source and target."""
+    """The joint tokenizer of source and target, as a rule a SentencePiece model."""
+
+    name: str = Field(
+        default="sentencepiece",
+        description="`sentencepiece`, or `package.module:Name` of a kind of tokenizer, which gets "
+        "`size` and `user_symbols` too.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Free-form options to train an external tokenizer; others take none.",
+    )
 
     size: int = Field(
         default=32000, ge=8, description="Number of subwords, special symbols included."
@@ -81,6 +100,31 @@ class VocabConfig(Config):
     user_symbols: list[str] = Field(
         default_factory=list, description="Strings that are always one subword, such as `<2de>`."
     )
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name not in TOKENIZER_NAMES and not re.match(EXTERNAL_PATTERN, name):
+            raise ValueError(
+                f"no tokenizer {name!r}{nearest(name, TOKENIZER_NAMES)}; there are "
+                f"{', '.join(TOKENIZER_NAMES)}, or `package.module:Name`"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _check_options(self) -> VocabConfig:
+        if self.name in TOKENIZER_NAMES:
+            if self.options:
+                message = "only an external tokenizer (`package.module:Name`) takes options"
+                raise FieldErrors([("options", message)])
+            return self
+        fields = type(self).model_fields
+        own = ("model_type", "character_coverage", "input_sentence_size")
+        foreign = [name for name in own if vars(self)[name] != fields[name].default]
+        if foreign:
+            message = f"belongs to sentencepiece; give {self.name} its own in data.vocab.options"
+            raise FieldErrors([(name, message) for name in foreign])
+        return self
 
 
 class DataConfig(Config):

@@ -1,11 +1,9 @@
-"""From raw parallel text to batches of tokens: cleaning, vocabulary, shards, token batches, stream.
+"""From raw parallel text to batches of tokens: cleaning, shards, token batches, stream.
 
 The modules, in the order in which a sentence meets them:
 
-* ``text``: reads parallel text files line by line and complains with file and line.
-* ``clean``: normalises and filters a training corpus.
-* ``vocab``: the SentencePiece vocabulary.
-* ``binarize``: text and vocabulary -> shards.
+* ``clean``: normalizes and filters a training corpus.
+* ``binarize``: text and tokenizers (`ds_seq.text`) -> shards.
 * ``shards``: the file format, writer and memory-mapped reader side by side.
 * ``batching``: which sentences form which batch, on which rank.
 * ``dataset``: padded tensors for such a batch.

@@ -1,4 +1,4 @@
-"""Text and vocabulary -> shards."""
+"""Text and tokenizers -> shards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ds_seq.data.manifest import Manifest
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import DEFAULT_SHARD_SIZE, ShardWriter, TokenBlock, manifest_path
-from ds_seq.data.text import LineBlock, PairPath, decode_lines, fingerprint, read_blocks
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
+from ds_seq.text.lines import LineBlock, PairPath, decode_lines, fingerprint, read_blocks
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 _BLOCK_LINES = 10_000
 
@@ -30,7 +30,7 @@ class BinarizeReport(NamedTuple):
 
 
 def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
-    vocab: Vocab,
+    tokenizers: Tokenizers,
     source: str | Path,
     target: str | Path,
     folder: str | Path,
@@ -47,7 +47,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
     workers: they only encode, and one process writes.
 
     Args:
-        vocab: gives the ids; its hash goes into the manifest.
+        tokenizers: give the ids; their fingerprint goes into the manifest.
         source: source text, one sentence a line.
         target: target text of as many lines.
         folder: where the shards go; see `ds_seq.data.shards`.
@@ -67,22 +67,22 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
     with ShardWriter(
         folder,
         split,
-        vocab_hash=vocab.hash,
-        vocab_size=len(vocab),
+        vocab_hash=tokenizers.fingerprint,
+        vocab_size=tokenizers.size,
         languages=languages,
         shard_size=shard_size,
         inputs=[fingerprint(side) for side in path],
     ) as writer:
-        for pair in map_in_order(_encode_block, vocab, blocks, workers):
+        for pair in map_in_order(_encode_block, tokenizers, blocks, workers):
             writer.add_block(*pair)
-            for side, block in enumerate(pair):
-                unknown[side] += int((block.tokens == vocab.unk_id).sum())
+            for side, (block, tokenizer) in enumerate(zip(pair, tokenizers, strict=True)):
+                unknown[side] += int((block.tokens == tokenizer.symbols.unk).sum())
             progress(len(pair[0].lengths))
     return BinarizeReport(Manifest.read(manifest_path(folder, split)), *unknown)
 
 
 def is_current(
-    folder: str | Path, split: str, vocab: Vocab, text: PairPath, shard_size: int
+    folder: str | Path, split: str, tokenizers: Tokenizers, text: PairPath, shard_size: int
 ) -> bool:
     """Tells whether `binarize` would write again what is there already."""
     path = manifest_path(folder, split)
@@ -94,22 +94,22 @@ def is_current(
     except UserError:
         return False
     return (
-        manifest.vocab_hash == vocab.hash
+        manifest.vocab_hash == tokenizers.fingerprint
         and manifest.inputs == tuple(fingerprint(side) for side in text)
         and manifest.shards[0].pairs == min(shard_size, manifest.pairs)
     )
 
 
-def _encode_block(vocab: Vocab, block: LineBlock) -> tuple[TokenBlock, TokenBlock]:
+def _encode_block(tokenizers: Tokenizers, block: LineBlock) -> tuple[TokenBlock, TokenBlock]:
     source, target = ([line.strip() for line in side] for side in decode_lines(block))
     check_no_empty_line(block, source, target)
-    return _encode(vocab, source), _encode(vocab, target)
+    return _encode(tokenizers.source, source), _encode(tokenizers.target, target)
 
 
-def _encode(vocab: Vocab, lines: Sequence[str]) -> TokenBlock:
-    sentences = vocab.encode_lines(lines)
+def _encode(tokenizer: Tokenizer, lines: Sequence[str]) -> TokenBlock:
+    sentences = tokenizer.encode_lines(lines)
     for ids in sentences:
-        ids.append(vocab.eos_id)
+        ids.append(tokenizer.symbols.eos)
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
     tokens = np.fromiter(chain.from_iterable(sentences), np.uint32, int(lengths.sum()))
     return TokenBlock(tokens, lengths)

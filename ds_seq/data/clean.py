@@ -1,4 +1,4 @@
-"""Cleaning of parallel text: normalisation, filters, counts of what was dropped and why.
+"""Cleaning of parallel text: normalization, filters, counts of what was dropped and why.
 
 Text streams through in blocks. Only the hashes of pairs seen so far stay in memory, 8 bytes each.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,25 +18,23 @@ from numpy.typing import NDArray
 
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
-from ds_seq.data.text import LineBlock, PairPath, decode_lines, read_blocks
 from ds_seq.errors import UserError
+from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks
+from ds_seq.text.normalize import Normalizer
 
 BLOCK_LINES = 20_000
 REASONS = ("invalid_utf8", "empty", "too_short", "too_long", "ratio", "identical", "duplicate")
 
-# Characters without width and control characters that are not white space. The joiners U+200C
-# and U+200D stay: Persian and the scripts of India need them.
-_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff]")
 # Han and Kana are written without spaces; each such sign counts as a word.
 _SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
 class CleanOptions:
-    """What to normalise and what to drop.
+    """How to normalize and what to drop.
 
     Attributes:
-        nfkc: apply Unicode's NFKC (folds full-width letters, ligatures, superscripts ...).
+        normalizer: makes the text uniform first.
         min_words: drop pairs with a side shorter than this.
         max_words: drop pairs with a side longer than this.
         max_ratio: drop pairs of which one side has more than so many times the other's words.
@@ -45,7 +42,7 @@ class CleanOptions:
         drop_duplicates: keep only the first of equal pairs.
     """
 
-    nfkc: bool = False
+    normalizer: Normalizer = Normalizer()
     min_words: int = 1
     max_words: int = 250
     max_ratio: float = 3.0
@@ -66,14 +63,6 @@ class CleanReport:
         return self.total - sum(self.dropped.values())
 
 
-def normalise(text: str, nfkc: bool = False) -> str:
-    """Removes invisible characters and makes every run of white space one space."""
-    text = _INVISIBLE.sub("", text)
-    if nfkc:
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.split())
-
-
 def count_words(text: str) -> int:
     """Counts words between spaces; each sign of Chinese or Japanese counts as one, too."""
     words = len(text.split())
@@ -81,7 +70,7 @@ def count_words(text: str) -> int:
 
 
 def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | None:
-    """Returns which of `REASONS` speaks against a normalised pair taken by itself, if any."""
+    """Returns which of `REASONS` speaks against a normalized pair taken by itself, if any."""
     if not source or not target:
         return "empty"
     shorter, longer = sorted((count_words(source), count_words(target)))
@@ -135,10 +124,13 @@ def clean(
     return report
 
 
-def normalise_corpus(
-    inputs: Sequence[PairPath], output: PairPath, nfkc: bool = False, progress: Report = ignore
+def normalize_corpus(
+    inputs: Sequence[PairPath],
+    output: PairPath,
+    normalizer: Normalizer,
+    progress: Report = ignore,
 ) -> int:
-    """Writes all pairs of the inputs normalised, for text to validate or test on.
+    """Writes all pairs of the inputs normalized, for text to validate or test on.
 
     Line n of the output belongs to line n of the inputs: nothing is dropped, and a line that
     cannot be used is an error with file and number. Returns the number of pairs.
@@ -146,9 +138,7 @@ def normalise_corpus(
     total = 0
     with _PairWriter(output) as writer:
         for block in read_blocks(inputs, BLOCK_LINES):
-            source, target = (
-                [normalise(text, nfkc) for text in side] for side in decode_lines(block)
-            )
+            source, target = ([normalizer(text) for text in side] for side in decode_lines(block))
             check_no_empty_line(block, source, target)
             writer.write(list(zip(source, target, strict=True)))
             total += len(source)
@@ -183,8 +173,8 @@ def _clean_block(options: CleanOptions, block: LineBlock) -> _Cleaned:
     dropped: Counter[str] = Counter()
     for source_line, target_line in zip(block.source, block.target, strict=True):
         try:
-            source = normalise(source_line.decode("utf-8"), options.nfkc)
-            target = normalise(target_line.decode("utf-8"), options.nfkc)
+            source = options.normalizer(source_line.decode("utf-8"))
+            target = options.normalizer(target_line.decode("utf-8"))
         except UnicodeDecodeError:
             dropped["invalid_utf8"] += 1
             continue

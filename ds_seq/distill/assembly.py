@@ -20,15 +20,15 @@ from ds_seq.data.manifest import Manifest
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import ShardReader, ShardWriter, TokenBlock, manifest_path
-from ds_seq.data.vocab import Vocab
 from ds_seq.distill.filters import Filters, Judge, Similarity, compare
 from ds_seq.distill.journal import Journals, Labels
 from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 _CHUNK = 10_000  # sentences that are worked on at a time
 _CHUNKS_PER_WORKER = 4  # fewer do not pay for the start of another process
 _SEED = 1  # of the choice among the original pairs
-VOCAB_FILE = "vocab.model"
 
 
 @dataclass
@@ -75,12 +75,12 @@ class Sources(NamedTuple):
     Attributes:
         reader: the old split.
         journals: the hypotheses for its sources.
-        vocab: of both.
+        tokenizers: of both.
     """
 
     reader: ShardReader
     journals: Journals
-    vocab: Vocab
+    tokenizers: Tokenizers
 
 
 def assemble(
@@ -111,15 +111,15 @@ def assemble(
     Raises:
         UserError: there is no pair to write.
     """
-    reader, journals, vocab = sources
+    reader, journals, tokenizers = sources
     labels = journals.labels()
     summary = Summary(hypotheses=len(labels.rows))
     chosen = _choose_originals(len(reader), original)
     with ShardWriter(
         folder,
         split,
-        vocab_hash=vocab.hash,
-        vocab_size=len(vocab),
+        vocab_hash=tokenizers.fingerprint,
+        vocab_size=tokenizers.size,
         languages=reader.manifest.languages,
         shard_size=shard_size,
     ) as writer:
@@ -186,9 +186,9 @@ def _pass_by_metrics(
     workers: int,
 ) -> Iterator[Labels]:
     """Apply the filters that compare the hypotheses with references."""
-    reader, journals, vocab = sources
+    reader, journals, tokenizers = sources
     target_lang = reader.manifest.languages[1]
-    judge = Judge(vocab, Similarity(filters.metrics, target_lang))
+    judge = Judge(tokenizers.target, Similarity(filters.metrics, target_lang))
     waiting: deque[Labels] = deque()  # workers are a few chunks ahead
 
     def texts() -> Iterator[tuple[TokenBlock, TokenBlock]]:
@@ -237,11 +237,11 @@ def workers_for(num_sentences: int) -> int:
     return min(cores, 1 + num_sentences // (_CHUNK * _CHUNKS_PER_WORKER))
 
 
-def copy_rest(data: Path, out: Path, split: str, vocab: Vocab) -> None:
+def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
     """Put into a new data folder what it takes from the old one: vocabulary and other splits."""
     for leftover in out.glob(".*.tmp"):  # of an assembly that was killed
         leftover.unlink()
-    vocab.save(out / VOCAB_FILE)
+    save_tokenizer(tokenizer, out / VOCAB_FILE)
     suffix = ".manifest.json"
     for path in sorted(data.glob(f"*{suffix}")):
         other = path.name.removesuffix(suffix)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
 
 from ds_seq.data.shards import TokenBlock
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.rouge import build_rouge
+from ds_seq.text.tokenizer import Tokenizer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = ("bleu", "chrf", *ROUGE)
@@ -107,13 +107,13 @@ def _sentence_score(scorer: BLEU | CHRF) -> Metric:
 class Judge(NamedTuple):
     """What a process needs to compare ids."""
 
-    vocab: Vocab
+    tokenizer: Tokenizer
     similarity: Similarity
 
 
 def compare(judge: Judge, pair: tuple[TokenBlock, TokenBlock]) -> NDArray[np.float64]:
     """Metrics of hypotheses and as many references: (H, number of metrics)."""
-    texts = [[judge.vocab.decode(ids) for ids in _sentences(block)] for block in pair]
+    texts = [[judge.tokenizer.decode(ids) for ids in _sentences(block)] for block in pair]
     values = [judge.similarity(*both) for both in zip(*texts, strict=True)]
     return np.array(values, np.float64).reshape(len(values), len(judge.similarity.metrics))
 

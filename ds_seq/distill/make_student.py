@@ -81,11 +81,12 @@ def main(argv: Sequence[str]) -> int:
     use = {} if sample is None else _measure(run, sample, layers, device)
     experts = moe_layers(run.model)
     merged = {name: merge_experts(experts[name], found) for name, found in use.items()}
-    student = make_student(run.model, config, len(run.vocab), layers, merged)
+    student = make_student(run.model, config, run.tokenizers.size, layers, merged)
     shares = {name: found.shares.tolist() for name, found in use.items()}
     record = {"teacher": str(run.source), **layers._asdict(), "merged": shares}
     notes = {STUDENT_KEY: json.dumps(record)}
-    path = write_export(student.to(DTYPES[options.dtype]), config, run.vocab, options.out, notes)
+    student.to(DTYPES[options.dtype])
+    path = write_export(student, config, run.tokenizers, options.out, notes)
     for stack in STACKS:
         of_depth = f"of {run.config.model.layers_of(stack)}"
         print(f"{stack:10}  layers {' '.join(map(str, layers.of(stack)))}  {of_depth}")
@@ -197,7 +198,7 @@ def _sample(options: argparse.Namespace, stored: StoredRun) -> _Sample | None:
         raise UserError("--dense measures how much each expert is used: give --data SHARDS as well")
     if options.max_tokens_measured < 1:
         raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
-    reader = ShardReader(options.data, options.split, stored.vocab.hash)
+    reader = ShardReader(options.data, options.split, stored.tokenizers.fingerprint)
     data = stored.config.data
     dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
     tokens = int(dataset.tgt_lengths.sum())
@@ -228,7 +229,7 @@ def _batches(run: LoadedRun, sample: _Sample) -> Iterator[Batch]:
     sampler = TokenBatchSampler(*lengths, train.max_tokens, train.max_sentences, shuffle=False)
     with Progress("measure experts", len(pairs)) as progress:
         for indices in sampler.epoch(0):
-            yield dataset.collate(pairs[indices], run.vocab.symbols)
+            yield dataset.collate(pairs[indices], run.tokenizers.symbols)
             progress(len(indices))
 
 

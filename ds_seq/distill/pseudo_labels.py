@@ -141,7 +141,7 @@ def _plan(args: argparse.Namespace, world: World) -> _Job:
     run = open_run(args.run, args.checkpoint)
     settings = search_settings(run.config, args)
     check_n_best(args.n_best, settings)
-    reader = ShardReader(args.data, args.split, run.vocab.hash)
+    reader = ShardReader(args.data, args.split, run.tokenizers.fingerprint)
     least = {name: vars(args)[f"min_{name}"] for name in METRICS}
     filters = Filters(
         args.min_score,
@@ -151,7 +151,8 @@ def _plan(args: argparse.Namespace, world: World) -> _Job:
     )
     Similarity(filters.metrics, reader.manifest.languages[1])  # needs what is not installed?
     max_positions = run.config.model.max_positions
-    search = replace(build_search(settings, run.vocab, max_positions), num_best=args.n_best)
+    search = build_search(settings, run.tokenizers.symbols, max_positions)
+    search = replace(search, num_best=args.n_best)
     trained = run.config.train.precision if device.type == "cuda" else "fp32"
     return _Job(
         run,
@@ -197,7 +198,7 @@ def _decode(
         # by its path: "best" may be another one by now, if the teacher is still being trained
         checkpoint = str(job.run.weights.path)
         run = load_model(args.run, checkpoint, job.dtype, job.device, args.expert_parallel)
-        writer = JournalWriter(work.journal(world.rank), run.vocab.eos_id)
+        writer = JournalWriter(work.journal(world.rank), run.tokenizers.target.symbols.eos)
     model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
     any_rank = distributed.any_rank if args.expert_parallel > 1 else None
     started = time.monotonic()
@@ -242,8 +243,8 @@ def _finish(
         flush=True,
     )
     out = Path(args.out)
-    copy_rest(Path(args.data), out, args.split, job.run.vocab)
-    sources = Sources(job.reader, work.journals(), job.run.vocab)
+    copy_rest(Path(args.data), out, args.split, job.run.tokenizers.target)
+    sources = Sources(job.reader, work.journals(), job.run.tokenizers)
     with Progress("writing shards", num_done * args.n_best, "hypotheses") as progress:
         summary = assemble(
             sources,

@@ -144,7 +144,7 @@ def load_teacher(
 
     Args:
         criterion: names, precision, how they are spread, and what is asked of their layers.
-        vocab_hash: `Vocab.hash` that all of them must have.
+        vocab_hash: `Tokenizers.fingerprint` that all of them must have.
         device: of this rank.
         student: whom to teach; None if nobody learns from it directly.
 
@@ -205,9 +205,9 @@ def _describe(runs: Sequence[LoadedRun], criterion: DistillationConfig) -> str:
 
 def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> None:
     """Whether the teacher speaks the language of the data, and its experts can be dealt out."""
-    if run.vocab.hash != vocab_hash:
+    if (fingerprint := run.tokenizers.fingerprint) != vocab_hash:
         raise UserError(
-            f"teacher {name}: has vocabulary {run.vocab.hash[:12]}, the data {vocab_hash[:12]}; "
+            f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
             "teacher and student need the same one"
         )
     world_size, model = distributed.world_size(), run.config.model

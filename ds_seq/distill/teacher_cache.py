@@ -138,7 +138,8 @@ class _Asker:
         return top_tokens(self._forward(dataset, pairs), k)
 
     def _forward(self, dataset: ParallelDataset, pairs: NDArray[np.integer]) -> Tensor:
-        batch = dataset.collate(pairs, self._teacher.runs[0].vocab.symbols).to(self._device)
+        symbols = self._teacher.runs[0].tokenizers.symbols
+        batch = dataset.collate(pairs, symbols).to(self._device)
         logits = self._teacher(batch).logits
         assert logits is not None
         return logits

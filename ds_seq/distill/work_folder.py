@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.shards import manifest_path
-from ds_seq.data.text import fingerprint
 from ds_seq.data.unfinished import remove_folder
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import StoredRun
+from ds_seq.text.lines import fingerprint
+from ds_seq.text.vocab_file import VOCAB_FILE
 
 Settings = Mapping[str, str | int | float]
 
@@ -45,7 +46,7 @@ class WorkFolder:
             raise UserError(f"--out {self._out}: lies in the data folder --data; give another one")
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {self._out}: is a file; give the name of a new folder")
-        holds_data = (out / "vocab.model").exists() or any(out.glob("*.manifest.json"))
+        holds_data = (out / VOCAB_FILE).exists() or any(out.glob("*.manifest.json"))
         if holds_data and not self._folder.exists():
             raise UserError(f"--out {self._out}: holds data already; remove it or give another one")
 

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, Scorable, attention_maps
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.translate import BatchLimits, Found, cut_batches
+from ds_seq.text.tokenizer import Tokenizers
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,14 @@ class Aligner:
 
     Attributes:
         models: in evaluation mode; a pass must not be a collective of several ranks.
-        vocab: knows the language tags.
-        search: knows the special symbols.
+        tokenizers: know the language tags of the source and the special symbols.
         limits: size of the batches.
         device: where the model is.
         layer: call of a decoder layer, from 0; None = the last.
     """
 
     models: Sequence[Scorable]
-    vocab: Vocab
-    search: BeamSearch
+    tokenizers: Tokenizers
     limits: BatchLimits
     device: torch.device
     layer: int | None = None
@@ -56,7 +53,7 @@ class Aligner:
         Raises:
             UserError: there is none of that number.
         """
-        probe = [Pair([self.search.eos_id], [])]
+        probe = [Pair([self.tokenizers.source.symbols.eos], [])]
         try:
             self._maps(probe)
         except IndexError:
@@ -94,14 +91,15 @@ class Aligner:
     def _maps(self, pairs: list[Pair]) -> list[Tensor]:
         """The sum over models of the attention maps (T, S) of each pair."""
         maps = [
-            attention_maps(model, self.search, pairs, self.device, self.layer)
+            attention_maps(model, self.tokenizers.symbols, pairs, self.device, self.layer)
             for model in self.models
         ]
         return [torch.stack(seen).sum(0) for seen in zip(*maps, strict=True)]
 
     def _hard(self, pair: Pair, seen: Tensor) -> list[int]:
         """The heaviest place of each row of (T, S), which is changed."""
-        tagged = len(pair.source) > 2 and pair.source[0] in self.vocab.user_symbol_ids
+        tags = self.tokenizers.source.tag_ids
+        tagged = len(pair.source) > 2 and pair.source[0] in tags
         seen[:, -1] = -math.inf
         if tagged:
             seen[:, 0] = -math.inf

@@ -96,12 +96,10 @@ class BeamSearch:
         guides: what else rules out tokens. Length limits give way to them, and n-gram blocking
             where they leave a single token.
         max_positions: tokens that the decoder can take, end symbol included; None = any number.
-        bos_id: never generated.
-        pad_id: never generated.
-        eos_id: ends a hypothesis, and is the first input of the decoder.
-        unk_id: the unknown symbol.
+        symbols: of the target.
     """
 
+    symbols: Symbols
     beam: int = 5
     length_penalty: float = 1.0
     length_penalty_form: LengthPenaltyForm = "fairseq"
@@ -116,10 +114,6 @@ class BeamSearch:
     selection: SelectionMaker = field(default_factory=Plain)
     guides: tuple[GuideMaker, ...] = ()
     max_positions: int | None = None
-    bos_id: int = 0
-    pad_id: int = 1
-    eos_id: int = 2
-    unk_id: int = 3
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_best <= self.width:
@@ -132,11 +126,6 @@ class BeamSearch:
             raise ValueError(f"temperature={self.temperature} is not above 0")
         if self.sampling is not None and self.selection != Plain():
             raise ValueError(f"sampling does not go together with selection={self.selection}")
-
-    @property
-    def symbols(self) -> Symbols:
-        """The ids above; the end symbol starts the decoder."""
-        return Symbols(self.pad_id, self.eos_id, self.unk_id, start=self.eos_id, bos=self.bos_id)
 
     @property
     def width(self) -> int:
@@ -178,7 +167,7 @@ class BeamSearch:
         if num_sentences == 0:
             if any_rank is None:
                 return []
-            source = source.new_full((1, 1), self.eos_id)
+            source = source.new_full((1, 1), self.symbols.eos)
             source_mask = torch.ones_like(source, dtype=torch.bool)
         sentences = range(num_sentences) if numbers is None else numbers
         limits = self._length_limits(source_mask, sentences)
@@ -197,13 +186,12 @@ class BeamSearch:
     def _start(self, limits: Tensor, numbers: Sequence[int]) -> tuple[Active, list[Guide]]:
         """Empty hypotheses of the sentences `numbers` (B,), with limits (B,), and their guides."""
         guides = [maker.start(numbers, self.width, limits) for maker in self.guides]
-        end, penalty = self.eos_id, self._penalty
+        symbols, penalty = self.symbols, self._penalty
         if self.sampling is not None:
-            return ActiveSamples(
-                self.sampling, numbers, self.num_best, limits, end, penalty
-            ), guides
+            samples = ActiveSamples(self.sampling, numbers, self.num_best, limits, symbols, penalty)
+            return samples, guides
         selection = self.selection.start(numbers, self.width, limits)
-        beams = ActiveBeams(limits, self.beam, self.num_best, end, penalty, selection)
+        beams = ActiveBeams(limits, self.beam, self.num_best, symbols, penalty, selection)
         return beams, [*guides, selection]
 
     def _length_limits(self, source_mask: Tensor, numbers: Sequence[int]) -> Tensor:
@@ -234,7 +222,7 @@ class BeamSearch:
         """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
         for guide in guides:
             guide.restrict(log_probs, hypotheses.tokens)
-        end_scores = log_probs[:, self.eos_id].clone()  # (N,)
+        end_scores = log_probs[:, self.symbols.eos].clone()  # (N,)
         self._veto(hypotheses, log_probs)
         step = hypotheses.advance(log_probs, end_scores)
         if not hypotheses.active:
@@ -248,12 +236,12 @@ class BeamSearch:
 
     def _veto(self, hypotheses: Active, log_probs: Tensor) -> None:
         """Rule out tokens and punish the unknown one, in place; the others stay as they are."""
-        log_probs[:, self.pad_id] = _NEVER
-        log_probs[:, self.bos_id] = _NEVER
+        for token in self.symbols.never_generated:
+            log_probs[:, token] = _NEVER
         if hypotheses.length < self.min_len:
-            log_probs[:, self.eos_id] = _NEVER
+            log_probs[:, self.symbols.eos] = _NEVER
         if self.unk_penalty > 0:
-            log_probs[:, self.unk_id] -= self.unk_penalty
+            log_probs[:, self.symbols.unk] -= self.unk_penalty
         if self.no_repeat_ngram > 0:
             # what guides leave no alternative to is taken, repeated or not
             forced = log_probs.isfinite().sum(1) == 1 if self.guides else None  # (N,)
@@ -265,7 +253,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
     """Steps without meaning, for a rank whose search is over while others go on.
 
     Args:
-        search: gives width and end symbol.
+        search: gives width and start symbol.
         model: makes the steps.
         cache: of the real search, at length 0.
         source: of the real search, for its device.
@@ -285,7 +273,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         self._fresh.keep_sentences(source.new_zeros(1))
         self._cache = copy.deepcopy(self._fresh)
         self._model = model
-        self._tokens = source.new_full((search.width,), search.eos_id)
+        self._tokens = source.new_full((search.width,), search.symbols.start)
         self._max_length = max_length
         self._steps = 0
 

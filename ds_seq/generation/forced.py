@@ -19,6 +19,7 @@ from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenalty
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
+from ds_seq.text.tokenizer import Symbols
 
 _ROWS = 256
 """Rows that are normalised at a time: a second tensor as large as the logits is never there."""
@@ -61,7 +62,7 @@ def score_pairs(
     """
     if not pairs:
         return []
-    batch = _collate(pairs, search, device)
+    batch = _collate(pairs, search.symbols, device)
     # padding is neither routed, where there are experts, nor projected to the vocabulary
     output = model(batch.inputs)
     labels = batch.real_labels  # (N,)
@@ -86,13 +87,13 @@ def _log_probs(logits: Tensor, targets: Tensor, search: BeamSearch) -> Tensor:
         logits = logits.float() / search.temperature
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     scores = log_probs.gather(1, targets[:, None]).squeeze(1)
-    return scores - search.unk_penalty * targets.eq(search.unk_id)
+    return scores - search.unk_penalty * targets.eq(search.symbols.unk)
 
 
 @torch.no_grad()
 def attention_maps(
     model: Scorable,
-    search: BeamSearch,
+    symbols: Symbols,
     pairs: Sequence[Pair],
     device: torch.device,
     layer: int | None = None,
@@ -101,7 +102,7 @@ def attention_maps(
 
     Args:
         model: in evaluation mode.
-        search: knows the special symbols.
+        symbols: of the target; `Symbols.pad` pads the source, too.
         pairs: one batch, not empty.
         device: where the model is.
         layer: call of a decoder layer, from 0; None = the last.
@@ -113,7 +114,7 @@ def attention_maps(
     Raises:
         IndexError: there is no such layer.
     """
-    batch = _collate(pairs, search, device)
+    batch = _collate(pairs, symbols, device)
     output = model(batch.inputs, "attention")
     assert output.layers is not None
     maps = output.layers.cross_attention[-1 if layer is None else layer].mean(1)  # (B, T, S)
@@ -123,9 +124,7 @@ def attention_maps(
     ]
 
 
-def _collate(
-    pairs: Sequence[Pair], search: BeamSearch, device: torch.device
-) -> Batch[Seq2SeqInputs]:
+def _collate(pairs: Sequence[Pair], symbols: Symbols, device: torch.device) -> Batch[Seq2SeqInputs]:
     source = TokenBlock.of([pair.source for pair in pairs])
-    target = TokenBlock.of([[*pair.target, search.eos_id] for pair in pairs])
-    return seq2seq_batch(source, target, search.symbols).to(device)
+    target = TokenBlock.of([[*pair.target, symbols.eos] for pair in pairs])
+    return seq2seq_batch(source, target, symbols).to(device)

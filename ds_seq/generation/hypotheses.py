@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ds_seq.generation.guides import Selection
 from ds_seq.generation.penalties import LengthPenalty
+from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
 
@@ -90,7 +91,7 @@ class Active(Protocol):
         """Whether there is any."""
 
     def last_tokens(self) -> Tensor:
-        """The newest token of each (N,), or the end symbol before the first."""
+        """The newest token of each (N,), or the start symbol before the first."""
 
     def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
         """Give each one more token.
@@ -113,7 +114,7 @@ class ActiveBeams:
         limits: (B,) most tokens of a hypothesis before the end symbol.
         beam: K.
         num_best: how many hypotheses are wanted for a sentence.
-        end: the token that finishes a hypothesis.
+        symbols: one finishes a hypothesis, one is what the model is given before the first token.
         penalty: divides the score of a finished hypothesis.
         selection: ranks continuations.
 
@@ -127,7 +128,7 @@ class ActiveBeams:
         limits: Tensor,
         beam: int,
         num_best: int,
-        end: int,
+        symbols: Symbols,
         penalty: LengthPenalty,
         selection: Selection,
     ) -> None:
@@ -138,7 +139,7 @@ class ActiveBeams:
         self._least_limit = int(limits.min()) if num_sentences else 0
         self._beam = beam
         self._num_best = num_best
-        self._end = end
+        self._start, self._end = symbols.start, symbols.eos
         self._penalty = penalty
         self._selection = selection
         self._num_sentences = num_sentences
@@ -156,9 +157,9 @@ class ActiveBeams:
         return len(self._sentences) > 0
 
     def last_tokens(self) -> Tensor:
-        """The newest token of each hypothesis (N,), or the end symbol before the first."""
+        """The newest token of each hypothesis (N,), or the start symbol before the first."""
         if self.length == 0:
-            return self.tokens.new_full((len(self._sentences) * self._beam,), self._end)
+            return self.tokens.new_full((len(self._sentences) * self._beam,), self._start)
         return self.tokens[:, :, -1].flatten()
 
     def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ds_seq.data.vocab import Vocab
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.words import (
     pharaoh,
@@ -20,6 +19,7 @@ from ds_seq.generation.words import (
     target_words,
     word_pairs,
 )
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
@@ -50,9 +50,9 @@ class LineWriter:
 
     Attributes:
         form: one of the above.
-        vocab: makes text and pieces of ids.
-        source: lines of the input, as the model reads them.
-        reference: their translations, where there are any.
+        tokenizers: make text and pieces of ids.
+        source: lines of the input, normalized.
+        reference: their translations, normalized, where there are any.
         first: number of the first of these lines in the whole input, from 0.
         align: whether alignments are written; hypotheses have them then.
         replace_unk: whether unknown pieces of the text give way to what they look at; see
@@ -60,7 +60,7 @@ class LineWriter:
     """
 
     form: OutputFormat
-    vocab: Vocab
+    tokenizers: Tokenizers
     source: Sequence[str]
     reference: Sequence[str] | None = None
     first: int = 0
@@ -84,23 +84,24 @@ class LineWriter:
     def text(self, line: int, hypothesis: Hypothesis) -> str:
         """The plain text of a hypothesis of that line."""
         if not self.replace_unk:
-            return plain_text(self.vocab, hypothesis.tokens)
-        return plain_line(self.vocab.join(self._spelt(line, hypothesis)))
+            return plain_text(self.tokenizers.target, hypothesis.tokens)
+        return plain_line(self.tokenizers.target.join(self._spelt(line, hypothesis)))
 
     def words(self, line: int, hypothesis: Hypothesis) -> list[tuple[int, int]]:
         """Pairs of words, source and target, that a hypothesis of that line aligns."""
         return word_pairs(
             hypothesis.alignment or [],
-            source_words(self.vocab, self.source[line - self.first]),
-            target_words(self.vocab, self._spelt(line, hypothesis)),
+            source_words(self.tokenizers.source, self.source[line - self.first]),
+            target_words(self.tokenizers.target, self._spelt(line, hypothesis)),
         )
 
     def _spelt(self, line: int, hypothesis: Hypothesis) -> list[str]:
         """The pieces of which the text of a hypothesis is made."""
         if not self.replace_unk:
-            return self.vocab.pieces(hypothesis.tokens)
+            return self.tokenizers.target.pieces(hypothesis.tokens)
         source = self.source[line - self.first]
-        return replace_unknown(self.vocab, hypothesis.tokens, hypothesis.alignment or [], source)
+        alignment = hypothesis.alignment or []
+        return replace_unknown(self.tokenizers, hypothesis.tokens, alignment, source)
 
     def _table(self, line: int, hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
         for hypothesis in hypotheses:
@@ -126,15 +127,18 @@ class LineWriter:
         return found
 
     def _rows(self, line: int, hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
-        (ids,) = self.vocab.encode_lines([self.source[line - self.first]])
-        yield f"S-{line}\t{self._pieces(ids)}"
+        reader, writer = self.tokenizers
+        (ids,) = reader.encode_lines([self.source[line - self.first]])
+        yield f"S-{line}\t{' '.join(reader.pieces(ids))}"
         if self.reference is not None:
-            (ids,) = self.vocab.encode_lines([self.reference[line - self.first]])
+            (ids,) = writer.encode_lines([self.reference[line - self.first]])
             # fairseq marks what a reference says and no model can, so that it never counts as right
-            yield f"T-{line}\t{self._pieces(ids, unknown='<<unk>>')}"
+            known = zip(ids, writer.pieces(ids), strict=True)
+            pieces = ["<<unk>>" if i == writer.symbols.unk else piece for i, piece in known]
+            yield f"T-{line}\t{' '.join(pieces)}"
         for hypothesis in hypotheses:
             score = _base_2(hypothesis.score)
-            yield f"H-{line}\t{score}\t{self._pieces(hypothesis.tokens)}"
+            yield f"H-{line}\t{score}\t{' '.join(writer.pieces(hypothesis.tokens))}"
             yield f"D-{line}\t{score}\t{self.text(line, hypothesis)}"
             scores = " ".join(f"{_base_2(score):.4f}" for score in hypothesis.token_scores)
             yield f"P-{line}\t{scores}"
@@ -142,17 +146,10 @@ class LineWriter:
                 pairs = [(seen, place) for place, seen in enumerate(hypothesis.alignment or [])]
                 yield f"A-{line}\t{pharaoh(pairs)}"
 
-    def _pieces(self, ids: Sequence[int], unknown: str | None = None) -> str:
-        pieces = self.vocab.pieces(ids)
-        if unknown is not None:
-            unk_id = self.vocab.unk_id
-            pieces = [unknown if i == unk_id else p for i, p in zip(ids, pieces, strict=True)]
-        return " ".join(pieces)
 
-
-def plain_text(vocab: Vocab, ids: Sequence[int]) -> str:
+def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids without line breaks."""
-    return plain_line(vocab.decode(ids))
+    return plain_line(tokenizer.decode(ids))
 
 
 def _base_2(score: float) -> float:

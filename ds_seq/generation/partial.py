@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from ds_seq import distributed
 from ds_seq.data.unfinished import lock, remove_folder
 from ds_seq.errors import UserError
-from ds_seq.generation.text import explain_unwritable
+from ds_seq.text.lines import explain_unwritable
 
 Settings = Mapping[str, str | int | float]
 

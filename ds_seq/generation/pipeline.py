@@ -11,14 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ds_seq.data.clean import normalise
 from ds_seq.data.progress import Progress, ignore
-from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import shared_errors
 from ds_seq.generation.beam_search import BeamSearch, Decodable
 from ds_seq.generation.output import LineWriter, OutputFormat
 from ds_seq.generation.partial import Line, Store
-from ds_seq.generation.text import STANDARD, read_buffers, write_lines
 from ds_seq.generation.translate import (
     BatchLimits,
     Found,
@@ -28,6 +25,8 @@ from ds_seq.generation.translate import (
     plan_lines,
     search_plan,
 )
+from ds_seq.text.lines import STANDARD, read_buffers, write_lines
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 Step = Callable[[list[Found]], list[Found]]
 """Adds something to what was found for the lines of a batch, or chooses among it."""
@@ -39,8 +38,7 @@ class Translator:
 
     Attributes:
         model: in evaluation mode.
-        vocab: makes subwords of text, and text of subwords.
-        nfkc: whether text is brought into this form of Unicode first, as for training.
+        tokenizers: make ids of text, and text of ids.
         search: how to search.
         limits: size of batches and of sentences.
         long_lines: what becomes of lines that are too long.
@@ -53,8 +51,7 @@ class Translator:
     """
 
     model: Decodable[Any, Any]
-    vocab: Vocab
-    nfkc: bool
+    tokenizers: Tokenizers
     search: BeamSearch
     limits: BatchLimits
     long_lines: LongLines
@@ -75,8 +72,8 @@ class Translator:
         Raises:
             UserError: a line is too long, and that is an error.
         """
-        lines = self._normalised(text)
-        plan = plan_lines(self.vocab, lines, self.limits, self.long_lines, first)
+        lines = _normalized(self.tokenizers.source, text)
+        plan = plan_lines(self.tokenizers.source, lines, self.limits, self.long_lines, first)
         return Reading(lines, plan, first)
 
     def translate(
@@ -95,10 +92,10 @@ class Translator:
             share: of this process.
         """
         if reference is not None:
-            reference = self._normalised(reference)
+            reference = _normalized(self.tokenizers.target, reference)
         write = LineWriter(
             self.form,
-            self.vocab,
+            self.tokenizers,
             reading.lines,
             reference,
             reading.first,
@@ -127,15 +124,16 @@ class Translator:
             for found in batch
         ]
 
-    def _normalised(self, lines: Sequence[str]) -> list[str]:
-        return [normalise(line, self.nfkc) for line in lines]
+
+def _normalized(tokenizer: Tokenizer, lines: Sequence[str]) -> list[str]:
+    return [tokenizer.normalize(line) for line in lines]
 
 
 class Reading(NamedTuple):
     """A text as the model reads it."""
 
     lines: list[str]
-    """Normalised."""
+    """Normalized."""
     plan: Plan
     """What is to be searched."""
     first: int

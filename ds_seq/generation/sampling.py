@@ -23,6 +23,7 @@ from torch import Tensor
 from ds_seq.generation.hypotheses import Hypothesis, Step, fill_holes
 from ds_seq.generation.penalties import LengthPenalty
 from ds_seq.generation.top_k import top_k
+from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
 _USUAL_NUCLEUS = 256
@@ -109,7 +110,7 @@ class ActiveSamples:
         sentences: B numbers of the sentences in the whole input.
         num_samples: K.
         limits: (B,) most tokens of a sample before the end symbol.
-        end: the end symbol.
+        symbols: one ends a sample, one is what the model is given before the first token.
         penalty: divides the scores.
 
     Attributes:
@@ -123,13 +124,13 @@ class ActiveSamples:
         sentences: Sequence[int],
         num_samples: int,
         limits: Tensor,
-        end: int,
+        symbols: Symbols,
         penalty: LengthPenalty,
     ) -> None:
         self.length = 0
         self.tokens = limits.new_empty(len(sentences), num_samples, 0)
         self._limits = limits
-        self._end = end
+        self._start, self._end = symbols.start, symbols.eos
         self._penalty = penalty
         self._sampling = sampling
         self._places = torch.arange(len(sentences), device=limits.device)  # (A,) in the batch
@@ -150,9 +151,9 @@ class ActiveSamples:
         return len(self._places) > 0
 
     def last_tokens(self) -> Tensor:
-        """The newest token of each sample (N,), or the end symbol before the first."""
+        """The newest token of each sample (N,), or the start symbol before the first."""
         if self.length == 0:
-            return self.tokens.new_full((self._ended.numel(),), self._end)
+            return self.tokens.new_full((self._ended.numel(),), self._start)
         return self.tokens[:, :, -1].flatten()
 
     def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:

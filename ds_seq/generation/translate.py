@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq.data.padding import pad_rows
-from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import gather_objects
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
@@ -30,6 +29,7 @@ from ds_seq.generation.memory import Room, try_search
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.workers import map_in_threads
 from ds_seq.names import LongLines
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 _ENCODED_AT_ONCE = 4096
 
@@ -134,7 +134,7 @@ AnswerT = TypeVar("AnswerT")
 
 def translate(
     model: Decodable[EncodedT, CacheT],
-    vocab: Vocab,
+    tokenizers: Tokenizers,
     lines: Sequence[str],
     search: BeamSearch,
     limits: BatchLimits,
@@ -149,7 +149,7 @@ def translate(
 
     Args:
         model: in evaluation mode.
-        vocab: makes subwords of text, and text of subwords.
+        tokenizers: the source's makes ids of text, the target's makes text of ids.
         lines: the whole input, the same on every rank; a line without text gives an empty line.
         search: how to search.
         limits: size of batches and of sentences.
@@ -160,16 +160,19 @@ def translate(
     Returns:
         The translations on rank 0, None on other ranks.
     """
-    plan = plan_lines(vocab, lines, limits).part(share)
+    plan = plan_lines(tokenizers.source, lines, limits).part(share)
     found = search_plan(model, plan, search, device, share.any_rank)
     gathered = gather_lines(
-        found, lambda one: plain_text(vocab, one.hypotheses[0].tokens), share, progress
+        found,
+        lambda one: plain_text(tokenizers.target, one.hypotheses[0].tokens),
+        share,
+        progress,
     )
     return None if gathered is None else Translations(*gathered)
 
 
 def plan_lines(
-    vocab: Vocab,
+    tokenizer: Tokenizer,
     lines: Sequence[str],
     limits: BatchLimits,
     long_lines: LongLines = "truncate",
@@ -178,7 +181,7 @@ def plan_lines(
     """Make ids of lines, and cut these into batches.
 
     Args:
-        vocab: makes subwords of text.
+        tokenizer: of the source.
         lines: text.
         limits: size of batches and of sentences; a batch is an eighth of the lines at most.
         long_lines: what becomes of lines longer than `limits` allow.
@@ -187,7 +190,7 @@ def plan_lines(
     Raises:
         UserError: a line is too long and `long_lines` says that this is an error.
     """
-    sources, long = _encode(vocab, lines, limits.max_source_length, long_lines, first)
+    sources, long = _encode(tokenizer, lines, limits.max_source_length, long_lines, first)
     numbers = np.array(list(sources), np.int64)
     lengths = np.array([len(ids) for ids in sources.values()], np.int64)
     # enough batches for searches side by side, however many there are
@@ -328,7 +331,7 @@ def search_batches(
             if any_rank is None and len(part) > 1 and not room.holds(size):
                 waiting += np.array_split(part, 2)[::-1]
                 continue
-            source_ids, mask = pad_rows(rows, search.pad_id).to(device)
+            source_ids, mask = pad_rows(rows, search.symbols.pad).to(device)
             found = try_search(model, search, source_ids, mask, any_rank, part.tolist())
             if found is None:
                 room.overflow(part, size, any_rank)
@@ -344,13 +347,13 @@ def search_batches(
 
 
 def _encode(
-    vocab: Vocab, lines: Sequence[str], max_length: int, long_lines: LongLines, first: int
+    tokenizer: Tokenizer, lines: Sequence[str], max_length: int, long_lines: LongLines, first: int
 ) -> tuple[dict[int, NDArray[np.int32]], frozenset[int]]:
     """Ids of the lines that are to be searched, and which lines are too long; by number."""
     sources, long = {}, set()
     for start in range(0, len(lines), _ENCODED_AT_ONCE):
         block = lines[start : start + _ENCODED_AT_ONCE]
-        for line, ids in enumerate(vocab.encode_lines(block), first + start):
+        for line, ids in enumerate(tokenizer.encode_lines(block), first + start):
             if len(ids) >= max_length:
                 long.add(line)
                 if long_lines == "error":
@@ -360,7 +363,7 @@ def _encode(
                     )
                 ids = [] if long_lines == "skip" else ids[: max_length - 1]
             if ids:
-                sources[line] = np.array([*ids, vocab.eos_id], np.int32)
+                sources[line] = np.array([*ids, tokenizer.symbols.eos], np.int32)
     return sources, frozenset(long)
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ds_seq.data.vocab import Vocab
-
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # in pieces
+from ds_seq.text.tokenizer import SPACE, Tokenizer, Tokenizers
 
 
 def plain_line(text: str) -> str:
@@ -19,28 +17,28 @@ def plain_line(text: str) -> str:
     return " ".join(text.replace("\r", "\n").split("\n")).strip()
 
 
-def source_words(vocab: Vocab, line: str) -> list[int | None]:
-    """The word of the line, from 0, that each of its ids is part of.
+def source_words(tokenizer: Tokenizer, line: str) -> list[int | None]:
+    """The word of a normalized line, from 0, that each of its ids is part of.
 
     A piece that is nothing but a space belongs to the word after it. There is None only where a
     line has no word.
     """
-    words = vocab.split_lines(line.split())
+    words = tokenizer.split_lines(line.split())
     owners = [word for word, pieces in enumerate(words) for _ in range(sum(map(_signs, pieces)))]
     found: list[int | None] = []
     place = 0
-    for piece in vocab.split_lines([line])[0]:
+    for piece in tokenizer.split_lines([line])[0]:
         found.append(owners[min(place, len(owners) - 1)] if owners else None)
         place += _signs(piece)
     return found
 
 
-def target_words(vocab: Vocab, pieces: Sequence[str]) -> list[int | None]:
-    """The word of ``vocab.join(pieces)`` that each piece ends in; None where it adds no sign."""
+def target_words(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[int | None]:
+    """The word of the joined pieces that each piece ends in; None where it adds no sign."""
     found: list[int | None] = []
     before = 0
     for count in range(1, len(pieces) + 1):
-        words = vocab.join(pieces[:count]).split()
+        words = tokenizer.join(pieces[:count]).split()
         signs = sum(map(len, words))
         found.append(len(words) - 1 if signs > before else None)
         before = signs
@@ -71,7 +69,7 @@ def pharaoh(pairs: Sequence[tuple[int, int]]) -> str:
 
 
 def replace_unknown(
-    vocab: Vocab, tokens: Sequence[int], alignment: Sequence[int], line: str
+    tokenizers: Tokenizers, tokens: Sequence[int], alignment: Sequence[int], line: str
 ) -> list[str]:
     """The pieces of a translation, with what it looks at in place of each unknown piece.
 
@@ -80,21 +78,22 @@ def replace_unknown(
     https://arxiv.org/abs/1410.8206).
 
     Args:
-        vocab: of the tokens.
+        tokenizers: of source and translation.
         tokens: ids of the translation.
         alignment: place of the source piece of each token.
-        line: the source.
+        line: the source, normalized.
     """
-    pieces = vocab.pieces(tokens)
-    if vocab.unk_id not in tokens:
+    reader, unknown = tokenizers.source, tokenizers.target.symbols.unk
+    pieces = tokenizers.target.pieces(tokens)
+    if unknown not in tokens:
         return pieces
-    (ids,), (spelt,) = vocab.encode_lines([line]), vocab.split_lines([line])
-    words, owners = line.split(), source_words(vocab, line)
+    (ids,), (spelt,) = reader.encode_lines([line]), reader.split_lines([line])
+    words, owners = line.split(), source_words(reader, line)
     for place, (token, seen) in enumerate(zip(tokens, alignment, strict=True)):
-        if token != vocab.unk_id or seen >= len(ids):
+        if token != unknown or seen >= len(ids):
             continue
         owner = owners[seen]
-        if ids[seen] == vocab.unk_id:
+        if ids[seen] == reader.symbols.unk:
             pieces[place] = spelt[seen]
         elif owner is not None:
             pieces[place] = words[owner]
@@ -103,4 +102,4 @@ def replace_unknown(
 
 def _signs(piece: str) -> int:
     """How many characters of a piece are no space."""
-    return len(piece.replace(_SPACE, ""))
+    return len(piece.replace(SPACE, ""))

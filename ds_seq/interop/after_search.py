@@ -11,7 +11,6 @@ import torch
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Scorable
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
@@ -94,7 +93,6 @@ def result_conditions(args: argparse.Namespace) -> dict[str, str | int]:
 def build_steps(
     args: argparse.Namespace,
     runs: Sequence[LoadedRun],
-    search: BeamSearch,
     limits: BatchLimits,
     device: torch.device,
 ) -> tuple[Step, ...]:
@@ -109,13 +107,13 @@ def build_steps(
         utility = build_utility(args.mbr, first.config.data.target_lang)
 
         def text(hypothesis: Hypothesis) -> str:
-            return plain_text(first.vocab, hypothesis.tokens)
+            return plain_text(first.tokenizers.target, hypothesis.tokens)
 
         steps.append(MinimumRisk(utility, text, args.n_best))
     if args.align or args.replace_unk:
         layer = None if args.align_layer is None else args.align_layer - 1
         models = [cast(Scorable, run.model) for run in runs]
-        aligner = Aligner(models, first.vocab, search, limits, device, layer)
+        aligner = Aligner(models, first.tokenizers, limits, device, layer)
         aligner.check()
         steps.append(aligner)
     return tuple(steps)

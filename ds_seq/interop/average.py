@@ -127,7 +127,7 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
     first = runs[0]
     for other in runs[1:]:
         _check_same(first, other)
-    model = build_model(first.config.model, len(first.vocab), seed=first.config.train.seed)
+    model = build_model(first.config.model, first.tokenizers.size, seed=first.config.train.seed)
     fill_with_mean(model, [run.weights for run in runs])
     return model
 
@@ -189,10 +189,11 @@ def _check_same(first: StoredRun, other: StoredRun) -> None:
             f"{other.weights.path}: {key} is {theirs}, but {ours} in {first.weights.path}; "
             "only weights of the same model have a mean"
         )
-    if first.vocab.hash != other.vocab.hash:
+    ours, theirs = first.tokenizers.fingerprint, other.tokenizers.fingerprint
+    if ours != theirs:
         raise UserError(
-            f"{other.weights.path}: has vocabulary {other.vocab.hash[:12]}, but "
-            f"{first.weights.path} has {first.vocab.hash[:12]}; only weights with the same "
+            f"{other.weights.path}: has vocabulary {theirs[:12]}, but "
+            f"{first.weights.path} has {ours[:12]}; only weights with the same "
             "vocabulary have a mean"
         )
 
@@ -300,7 +301,8 @@ def main(argv: Sequence[str]) -> int:
     parts = _parts(options)
     model = average([part.run for part in parts]).to(DTYPES[options.dtype])
     first = parts[0].run
-    path = write_export(model, first.config, first.vocab, options.out, {NOTE_KEY: _note(parts)})
+    notes = {NOTE_KEY: _note(parts)}
+    path = write_export(model, first.config, first.tokenizers, options.out, notes)
     print("\n".join(map(_line, parts)))
     print(f"{path}: mean of {len(parts)}, {path.stat().st_size / 1e6:,.1f} MB")
     return 0

@@ -27,9 +27,7 @@ from torch import Tensor, nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import ModelConfig, TransformerConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
-from ds_seq.interop.run_folder import VOCAB_FILE
 from ds_seq.models.layer import TransformerLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
@@ -37,6 +35,8 @@ from ds_seq.modules.activations import ACTIVATIONS
 from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.residual import Residual
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 WEIGHTS_FILE = "model.bin"
 EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
@@ -71,12 +71,14 @@ class CTranslate2Converter:
         self._experiment = config
         self._config = model
 
-    def save(self, model: nn.Module, vocab: Vocab, folder: Path, dtype: str = "fp32") -> None:
+    def save(
+        self, model: nn.Module, tokenizers: Tokenizers, folder: Path, dtype: str = "fp32"
+    ) -> None:
         """Write a model into a folder, with its vocabulary and experiment.
 
         Args:
             model: what the config describes, all of it, in float32.
-            vocab: of both languages.
+            tokenizers: of source and target; both sides share one.
             folder: exists and is empty.
             dtype: ``fp32``, ``fp16`` or ``bf16``, on disk. CTranslate2 can also convert when it
                 loads, down to 8 bits (its `compute_type`).
@@ -85,13 +87,14 @@ class CTranslate2Converter:
             OSError: the folder cannot be written.
         """
         spec = self._specification(cast(Seq2SeqTransformer, model))
-        pieces = vocab.pieces(range(len(vocab)))
+        pieces = tokenizers.target.pieces(range(len(tokenizers.target)))
         spec.register_source_vocabulary(pieces)
         spec.register_target_vocabulary(pieces)
+        spec.config.decoder_start_token = pieces[tokenizers.symbols.start]
         spec.validate()
         spec.optimize(quantization=_DTYPES[dtype])
         spec.save(str(folder))
-        vocab.save(folder / VOCAB_FILE)
+        save_tokenizer(tokenizers.target, folder / VOCAB_FILE)
         (folder / EXPERIMENT_FILE).write_text(dump(self._experiment), encoding="utf-8")
 
     def _specification(self, model: Seq2SeqTransformer) -> Any:
@@ -126,7 +129,6 @@ class CTranslate2Converter:
         for part, layer in zip(decoder.layer, model.decoder.layers, strict=True):
             self._layer(part, cast(TransformerLayer, layer))
         spec = specs.TransformerSpec(encoder, decoder)
-        spec.config.decoder_start_token = spec.config.eos_token
         spec.config.add_source_eos = True
         spec.config.layer_norm_epsilon = _epsilon(model)
         return spec

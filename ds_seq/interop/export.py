@@ -21,7 +21,6 @@ from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
 from ds_seq.interop.run_folder import (
@@ -30,12 +29,13 @@ from ds_seq.interop.run_folder import (
     DTYPES,
     EXPORT_FILE,
     EXPORT_SUFFIX,
-    VOCAB_FILE,
     VOCAB_KEY,
     load_run,
     open_run,
 )
 from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 ExportFormat = Literal["safetensors", "ctranslate2"]
 
@@ -67,7 +67,7 @@ def export(
     if form == "ctranslate2":
         return _export_to_ctranslate2(run, out, checkpoint, dtype)
     loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
-    return write_export(loaded.model, loaded.config, loaded.vocab, out)
+    return write_export(loaded.model, loaded.config, loaded.tokenizers, out)
 
 
 def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
@@ -79,7 +79,7 @@ def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) ->
     loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
     with _new_path(out) as folder:
         folder.mkdir()
-        converter.save(loaded.model, loaded.vocab, folder, dtype)
+        converter.save(loaded.model, loaded.tokenizers, folder, dtype)
     return out / WEIGHTS_FILE
 
 
@@ -96,7 +96,7 @@ def check_new(out: Path) -> None:
 def write_export(
     model: nn.Module,
     config: ExperimentConfig,
-    vocab: Vocab,
+    tokenizers: Tokenizers,
     out: Path,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
@@ -107,7 +107,7 @@ def write_export(
     Args:
         model: all of it, on one rank.
         config: describes it.
-        vocab: belongs to it.
+        tokenizers: belong to it; both sides share one.
         out: see `export`.
         notes: more for the header of the weights file, by key.
 
@@ -117,15 +117,15 @@ def write_export(
     notes = notes or {}
     with _new_path(out) as path:
         if out.suffix == EXPORT_SUFFIX:
-            text = base64.b64encode(vocab.to_bytes()).decode("ascii")
+            text = base64.b64encode(tokenizers.target.to_bytes()).decode("ascii")
             header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
             _save(model, path, {**notes, **header})
         else:
             path.mkdir()
-            header = {"ds_seq": config.name, VOCAB_HASH_KEY: vocab.hash}
+            header = {"ds_seq": config.name, VOCAB_HASH_KEY: tokenizers.fingerprint}
             _save(model, path / EXPORT_FILE, {**notes, **header})
             (path / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
-            vocab.save(path / VOCAB_FILE)
+            save_tokenizer(tokenizers.target, path / VOCAB_FILE)
     return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
 
 

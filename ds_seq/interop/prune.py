@@ -22,13 +22,10 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import seq2seq_batch
-from ds_seq.data.clean import normalise
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import TokenBlock
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.scoring import Score, Scorer
-from ds_seq.generation.text import check_counts, read_lines, read_parallel
 from ds_seq.generation.translate import BatchLimits, translate
 from ds_seq.interop.export import check_new, write_export
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
@@ -40,6 +37,9 @@ from ds_seq.moe.gate import Routing, rows_of
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, read_raw
+from ds_seq.text.lines import check_counts, read_lines, read_parallel
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.tokenizer import Symbols
 
 Ids = tuple[list[int], list[int]]
 """Source and target of a sentence, without end symbols."""
@@ -82,14 +82,18 @@ def moe_layers(model: nn.Module) -> dict[str, MoeFeedForward]:
 
 @torch.inference_mode()
 def importance(
-    model: nn.Module, pairs: Sequence[Ids], vocab: Vocab, limits: BatchLimits, device: torch.device
+    model: nn.Module,
+    pairs: Sequence[Ids],
+    symbols: Symbols,
+    limits: BatchLimits,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """How important each expert is for a text.
 
     Args:
         model: in evaluation mode, on ``device``.
         pairs: sentences with their translations; at least one token.
-        vocab: for its symbols.
+        symbols: of the target; `Symbols.eos` ends the source, too.
         limits: size of batches and of sentences.
         device: where the model is.
 
@@ -101,10 +105,10 @@ def importance(
     with listening(model, hear), Progress("calibrate", len(pairs), "sentences") as progress:
         for batch in _batches(pairs, limits):
             source, target = (
-                TokenBlock.of([[*ids, vocab.symbols.eos] for ids in side])
+                TokenBlock.of([[*ids, symbols.eos] for ids in side])
                 for side in zip(*batch, strict=True)
             )
-            model(seq2seq_batch(source, target, vocab.symbols).to(device).inputs)
+            model(seq2seq_batch(source, target, symbols).to(device).inputs)
             progress(len(batch))
     return {name: layer.importance() for name, layer in sums.items()}
 
@@ -273,14 +277,15 @@ def main(argv: Sequence[str]) -> int:
     texts = _read(options, run.config)
     scorer = Scorer(run.config.data.target_lang)
     pairs = _pairs(run, texts, device)
-    found = importance(run.model, pairs, run.vocab, _limits(run.config), device)
+    found = importance(run.model, pairs, run.tokenizers.symbols, _limits(run.config), device)
     kept = best_experts(found, keep)
-    smaller, config = prune(run.model, run.config, len(run.vocab), kept)
+    smaller, config = prune(run.model, run.config, run.tokenizers.size, kept)
     before = _score(run, texts, scorer, device, "translate, all experts")
     smaller.to(device)
-    pruned = LoadedRun(config, run.vocab, smaller, options.out)
+    pruned = LoadedRun(config, run.tokenizers, smaller, options.out)
     after = _score(pruned, texts, scorer, device, "translate, pruned")
-    path = write_export(smaller.to("cpu", DTYPES[options.dtype]), config, run.vocab, options.out)
+    smaller.to("cpu", DTYPES[options.dtype])
+    path = write_export(smaller, config, run.tokenizers, options.out)
     print("\n".join(_report(found, kept)))
     old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, smaller))
     print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
@@ -315,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace, config: ExperimentConfig) -> _Texts:
     calibration = read_lines(options.calibration)
-    if not any(map(normalise, calibration)):
+    if not any(map(Normalizer(), calibration)):
         raise UserError(f"{options.calibration}: has no text to calibrate on")
     target = None
     if options.calibration_target is not None:
@@ -337,15 +342,12 @@ def _read(options: argparse.Namespace, config: ExperimentConfig) -> _Texts:
 
 def _pairs(run: LoadedRun, texts: _Texts, device: torch.device) -> list[Ids]:
     """The calibration text as ids; lines without text are left out."""
-    nfkc = run.config.data.clean.nfkc
     target = texts.calibration_target
     if target is None:
         target = _translations(run, texts.calibration, device, "translate the calibration text")
-    sides = [
-        run.vocab.encode_lines([normalise(line, nfkc) for line in side])
-        for side in (texts.calibration, target)
-    ]
-    return [(source, output) for source, output in zip(*sides, strict=True) if source]
+    sources = run.tokenizers.source.encode_lines(texts.calibration)
+    targets = run.tokenizers.target.encode_lines(target)
+    return [(source, output) for source, output in zip(sources, targets, strict=True) if source]
 
 
 def _limits(config: ExperimentConfig) -> BatchLimits:
@@ -356,12 +358,11 @@ def _translations(
     run: LoadedRun, lines: Sequence[str], device: torch.device, label: str
 ) -> list[str]:
     config = run.config
-    search = build_search(config.generation, run.vocab, config.model.max_positions)
-    clean = [normalise(line, config.data.clean.nfkc) for line in lines]
+    search = build_search(config.generation, run.tokenizers.symbols, config.model.max_positions)
     model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
     with Progress(label, len(lines), "sentences") as progress:
         found = translate(
-            model, run.vocab, clean, search, _limits(config), device, progress=progress
+            model, run.tokenizers, lines, search, _limits(config), device, progress=progress
         )
     assert found is not None, "one process has all lines"
     return found.lines

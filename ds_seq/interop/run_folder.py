@@ -26,7 +26,6 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.messages import error_lines
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.yaml_file import parse_value
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.weights import (
@@ -40,9 +39,11 @@ from ds_seq.models.weights import (
     fill,
     read_meta,
 )
+from ds_seq.text.build import load_tokenizers, read_tokenizers
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE
 
 CONFIG_FILE = "config.yaml"
-VOCAB_FILE = "vocab.model"
 EXPORT_FILE = "model.safetensors"
 EXPORT_SUFFIX = ".safetensors"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,7 +58,7 @@ class StoredRun:
     """A trained model on disk: what it is, and where its tensors are."""
 
     config: ExperimentConfig
-    vocab: Vocab
+    tokenizers: Tokenizers
     weights: TensorSource
 
 
@@ -66,7 +67,7 @@ class LoadedRun:
     """A trained model with what it takes to use it."""
 
     config: ExperimentConfig
-    vocab: Vocab
+    tokenizers: Tokenizers
     model: nn.Module
     source: Path
     """The checkpoint folder or file that the weights came from."""
@@ -94,16 +95,25 @@ def open_run(run: str | Path, checkpoint: str = "best") -> StoredRun:
         if not (path / name).is_file():
             raise UserError(f"{path}: not a run folder ({name} is missing)")
     config = load_experiment(path / CONFIG_FILE)
-    vocab = Vocab.load(path / VOCAB_FILE)
+    tokenizers = load_tokenizers(config.data, path / VOCAB_FILE)
     exported = path / EXPORT_FILE
     if exported.is_file() and not (path / CHECKPOINTS).is_dir():
         _check_only_state(path, checkpoint)
         file = TensorFile(exported)
-        _check_vocab(path, vocab, exported, file.metadata())
-        return StoredRun(config, vocab, file)
+        _check_vocab(path, tokenizers, exported, file.metadata())
+        return StoredRun(config, tokenizers, file)
     folder = find_checkpoint(path, checkpoint)
-    _check_vocab(path, vocab, folder, read_meta(folder))
-    return StoredRun(config, vocab, TensorFolder(folder, "weights"))
+    _check_vocab(path, tokenizers, folder, read_meta(folder))
+    return StoredRun(config, tokenizers, TensorFolder(folder, "weights"))
+
+
+def open_tokenizers(run: Path) -> Tokenizers:
+    """Read the tokenizers of a run folder or an exported folder, of the kind that its config names.
+
+    Raises:
+        UserError: one of the two files is missing or damaged.
+    """
+    return load_tokenizers(load_experiment(run / CONFIG_FILE).data, run / VOCAB_FILE)
 
 
 def load_run(
@@ -124,7 +134,7 @@ def load_run(
         expert_parallel: ranks to spread the experts over; a collective when more than 1.
 
     Returns:
-        The model in evaluation mode, with config and vocabulary.
+        The model in evaluation mode, with config and tokenizers.
 
     Raises:
         UserError: something is missing, damaged or does not fit together.
@@ -133,7 +143,8 @@ def load_run(
     config = stored.config
     _check_spread(stored.weights.path, config.model, expert_parallel)
     part = distributed.rank() % expert_parallel
-    model = build_model(config.model, len(stored.vocab), expert_parallel, part, config.train.seed)
+    size = stored.tokenizers.size
+    model = build_model(config.model, size, expert_parallel, part, config.train.seed)
     fill(model, stored.weights)
     if expert_parallel > 1:
         from ds_seq.moe.engine import connect_expert_parallel
@@ -145,7 +156,7 @@ def load_run(
     if dtype is None:
         dtype = DTYPES[config.train.precision] if on_gpu else torch.float32
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
-    return LoadedRun(config, stored.vocab, model, stored.weights.path)
+    return LoadedRun(config, stored.tokenizers, model, stored.weights.path)
 
 
 def _check_spread(path: Path, model: ModelConfig, expert_parallel: int) -> None:
@@ -180,15 +191,18 @@ def find_checkpoint(run: Path, which: str) -> Path:
     raise UserError(f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(known)}")
 
 
-def _check_vocab(run: Path, vocab: Vocab, weights: Path, notes: Mapping[str, Any]) -> None:
+def _check_vocab(
+    run: Path, tokenizers: Tokenizers, weights: Path, notes: Mapping[str, Any]
+) -> None:
     """Refuse another vocabulary than that of the training: one as large gives plausible nonsense.
 
     Older weights do not say which it was.
     """
-    trained_with = notes.get(VOCAB_HASH_KEY, vocab.hash)
-    if trained_with != vocab.hash:
+    fingerprint = tokenizers.fingerprint
+    trained_with = notes.get(VOCAB_HASH_KEY, fingerprint)
+    if trained_with != fingerprint:
         raise UserError(
-            f"{run / VOCAB_FILE}: is vocabulary {vocab.hash[:12]}, but {weights} was trained with "
+            f"{run / VOCAB_FILE}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
             f"{trained_with[:12]}; put that one back"
         )
 
@@ -215,9 +229,10 @@ def _open_exported(path: Path) -> StoredRun:
     try:
         data = parse_value(header[CONFIG_KEY])
         config = ExperimentConfig.model_validate(data)
-        model = base64.b64decode(header[VOCAB_KEY], validate=True)
+        content = base64.b64decode(header[VOCAB_KEY], validate=True)
     except ValidationError as error:
         raise UserError("\n".join(error_lines(error, data, lambda _: str(path)))) from None
     except (yaml.YAMLError, binascii.Error) as error:
         raise UserError(f"{path}: damaged ({error}); export it again") from error
-    return StoredRun(config, Vocab(model, f"{path}: vocabulary"), weights)
+    tokenizers = read_tokenizers(config.data, content, f"{path}: vocabulary")
+    return StoredRun(config, tokenizers, weights)

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, get_args
 
-from ds_seq.data.clean import normalise
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.constraints import ConstraintOrder, Constraints
 from ds_seq.generation.guides import GuideMaker, Plain
 from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.text import read_lines
 from ds_seq.generation.trie import AllowedOutputs
+from ds_seq.text.lines import read_lines
+from ds_seq.text.tokenizer import Tokenizer
 
 _ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
 
@@ -84,27 +83,26 @@ class Steering:
                     f"{len(source):,}; line n must belong to line n, an empty one asks for nothing"
                 )
 
-    def steer(self, search: BeamSearch, vocab: Vocab, nfkc: bool) -> BeamSearch:
+    def steer(self, search: BeamSearch, tokenizer: Tokenizer) -> BeamSearch:
         """The search with all that is asked for.
 
         Args:
             search: as the experiment and its options say.
-            vocab: makes tokens of text.
-            nfkc: whether text is brought into this form of Unicode first.
+            tokenizer: of the target.
 
         Raises:
             UserError: something cannot be said with this vocabulary or in this length, or does not
                 go together with the search.
         """
-        reader = _Reader(vocab, nfkc, search.max_positions)
+        reader = _Reader(tokenizer, search.max_positions)
         guides: list[GuideMaker] = []
         if self.prefix is not None or self.target_tag is not None:
-            common = [] if self.target_tag is None else [_tag_id(self.target_tag, vocab)]
+            common = [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
             own = None if self.prefix is None else list(reader.prefixes(self.prefix, len(common)))
             guides.append(Prefixes(own, common))
         if self.allowed is not None:
             outputs = reader.outputs(self.allowed)
-            guides.append(AllowedOutputs(outputs, len(vocab), vocab.eos_id))
+            guides.append(AllowedOutputs(outputs, len(tokenizer), search.symbols.eos))
         steered = replace(search, guides=(*search.guides, *guides))
         if self.constraints is None:
             return steered
@@ -115,7 +113,7 @@ class Steering:
                 "one of them out"
             )
         phrases = list(reader.phrases(self.constraints))
-        return replace(steered, selection=Constraints(phrases, self.order, vocab.eos_id))
+        return replace(steered, selection=Constraints(phrases, self.order, search.symbols.eos))
 
 
 def read_steering(args: argparse.Namespace) -> Steering:
@@ -142,9 +140,9 @@ def _read(option: str, path: str | None) -> _File | None:
     return None if path is None else _File(option, path, read_lines(path))
 
 
-def _tag_id(tag: str, vocab: Vocab) -> int:
-    ids = vocab.encode(tag)
-    if len(ids) != 1 or ids[0] == vocab.unk_id:
+def _tag_id(tag: str, tokenizer: Tokenizer) -> int:
+    ids = tokenizer.encode(tag)
+    if len(ids) != 1 or ids[0] == tokenizer.symbols.unk:
         raise UserError(
             f"--target-tag {tag}: is not one symbol of the vocabulary; name one of "
             "data.vocab.user_symbols"
@@ -156,8 +154,7 @@ def _tag_id(tag: str, vocab: Vocab) -> int:
 class _Reader:
     """Makes tokens of the lines of files."""
 
-    vocab: Vocab
-    nfkc: bool
+    tokenizer: Tokenizer
     max_positions: int | None
 
     def prefixes(self, file: _File, taken: int) -> Iterator[list[int]]:
@@ -186,10 +183,10 @@ class _Reader:
 
     def _encode(self, file: _File, texts: Iterable[tuple[int, str]]) -> list[list[int]]:
         """Tokens of numbered texts, every one of which the vocabulary must know."""
-        numbered = [(number, normalise(text, self.nfkc)) for number, text in texts]
-        encoded = self.vocab.encode_lines([text for _, text in numbered])
+        numbered = [(number, self.tokenizer.normalize(text)) for number, text in texts]
+        encoded = self.tokenizer.encode_lines([text for _, text in numbered])
         for (number, text), ids in zip(numbered, encoded, strict=True):
-            if self.vocab.unk_id in ids:
+            if self.tokenizer.symbols.unk in ids:
                 raise UserError(
                     f"--{file.option} {file.path}:{number}: {text!r} has characters that the "
                     "vocabulary does not know, so that no translation can have them"

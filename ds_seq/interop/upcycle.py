@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import open_run
 from ds_seq.models.weights import TensorSource, fill, read_like
@@ -45,7 +44,7 @@ class DenseTensors(NamedTuple):
     """(D,)."""
 
 
-def start_from(model: nn.Module, config: ExperimentConfig, vocab: Vocab) -> None:
+def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> None:
     """Fill a new model with the weights of the run ``train.init_from``.
 
     Every rank reads what it holds. The gates of upcycled layers stay as they were drawn.
@@ -53,7 +52,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, vocab: Vocab) -> None
     Args:
         model: as built from ``config``, on the CPU.
         config: names the other run and its checkpoint.
-        vocab: of this run's data.
+        fingerprint: `Tokenizers.fingerprint` of this run's data.
 
     Raises:
         UserError: no such run, another vocabulary, or a model that does not fit.
@@ -61,10 +60,11 @@ def start_from(model: nn.Module, config: ExperimentConfig, vocab: Vocab) -> None
     train = config.train
     assert train.init_from is not None
     stored = open_run(train.init_from, train.init_checkpoint)
-    if stored.vocab.hash != vocab.hash:
+    theirs = stored.tokenizers.fingerprint
+    if theirs != fingerprint:
         raise UserError(
-            f"train.init_from: {train.init_from} has vocabulary {stored.vocab.hash[:12]}, the data "
-            f"{vocab.hash[:12]}; both need the same one"
+            f"train.init_from: {train.init_from} has vocabulary {theirs[:12]}, the data "
+            f"{fingerprint[:12]}; both need the same one"
         )
     transfer(model, stored.weights, train.upcycle_noise)
     _check_shapeless(train.init_from, stored.config.model, config.model)

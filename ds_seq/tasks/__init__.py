@@ -9,7 +9,6 @@ from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import Plain, SelectionMaker
@@ -18,6 +17,9 @@ from ds_seq.generation.translate import BatchLimits
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
 from ds_seq.tasks.translation import RawSplit, TranslationTask
+from ds_seq.text.build import load_tokenizers
+from ds_seq.text.tokenizer import Symbols
+from ds_seq.text.vocab_file import VOCAB_FILE
 
 __all__ = ["TASKS", "Task", "TranslationTask", "build_limits", "build_search", "build_task"]
 
@@ -26,7 +28,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
     return TranslationTask(
         data_dir=data.dir,
-        vocab=Vocab.load(f"{data.dir}/vocab.model"),
+        tokenizers=load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}"),
         raw={
             split: [RawSplit(pair.source, pair.target) for pair in pairs]
             for split, pairs in raw.items()
@@ -34,7 +36,6 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
-        nfkc=data.clean.nfkc,
     )
 
 
@@ -53,8 +54,14 @@ def build_task(config: TaskConfig, data: DataConfig) -> Task:
     return make(config, data)
 
 
-def build_search(config: GenerationConfig, vocab: Vocab, max_positions: int) -> BeamSearch:
-    """The search that a config describes, for a decoder of at most ``max_positions`` tokens."""
+def build_search(config: GenerationConfig, symbols: Symbols, max_positions: int) -> BeamSearch:
+    """The search that a config describes.
+
+    Args:
+        config: the section `generation`.
+        symbols: of the target.
+        max_positions: tokens that the decoder can take.
+    """
     sampling = Sampling(
         top_k=config.sampling_top_k,
         top_p=config.sampling_top_p,
@@ -62,6 +69,7 @@ def build_search(config: GenerationConfig, vocab: Vocab, max_positions: int) -> 
         seed=config.seed,
     )
     return BeamSearch(
+        symbols=symbols,
         beam=config.beam,
         length_penalty=config.length_penalty,
         length_penalty_form=config.length_penalty_form,
@@ -72,18 +80,14 @@ def build_search(config: GenerationConfig, vocab: Vocab, max_positions: int) -> 
         min_len=config.min_len,
         no_repeat_ngram=config.no_repeat_ngram,
         sampling=sampling if config.sampling else None,
-        selection=_build_selection(config, vocab),
+        selection=_build_selection(config, symbols.eos),
         max_positions=max_positions,
-        bos_id=vocab.bos_id,
-        pad_id=vocab.pad_id,
-        eos_id=vocab.eos_id,
-        unk_id=vocab.unk_id,
     )
 
 
-def _build_selection(config: GenerationConfig, vocab: Vocab) -> SelectionMaker:
+def _build_selection(config: GenerationConfig, end: int) -> SelectionMaker:
     if config.diverse_groups > 1:
-        return DiverseGroups(config.diverse_groups, config.diverse_strength, vocab.eos_id)
+        return DiverseGroups(config.diverse_groups, config.diverse_strength, end)
     return DiverseSiblings(config.diverse_siblings) if config.diverse_siblings > 0 else Plain()
 
 

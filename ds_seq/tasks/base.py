@@ -12,19 +12,23 @@ from torch import nn
 
 from ds_seq.data.batch import Batch
 from ds_seq.data.dataset import ParallelDataset
-from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, Share
+from ds_seq.text.tokenizer import Symbols, Tokenizers
 
 
 class Task(Protocol):
     """What is learned.
 
     Attributes:
-        vocab: between text and ids.
+        tokenizers: between text and ids.
     """
 
-    vocab: Vocab
+    tokenizers: Tokenizers
+
+    @property
+    def symbols(self) -> Symbols:
+        """The symbols that batches are made with: those of the target."""
 
     def dataset(self, split: str) -> ParallelDataset:
         """The binarized examples of a split."""

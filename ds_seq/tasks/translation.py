@@ -12,17 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.clean import normalise
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.scoring import Scorer
-from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.text.lines import read_parallel
+from ds_seq.text.tokenizer import Symbols, Tokenizers
 
 _NUM_SAMPLES = 5
 
@@ -64,42 +63,44 @@ class TranslationTask:
 
     Args:
         data_dir: folder of the shards.
-        vocab: what the shards were made with.
+        tokenizers: what the shards were made with.
         raw: files of raw text by split.
         target_lang: language code of the target side.
         max_source_length: longest source to learn from in tokens, end symbol included.
         max_target_length: longest target likewise.
-        nfkc: whether text was NFKC-normalised when it was prepared.
     """
 
     def __init__(
         self,
         data_dir: str | Path,
-        vocab: Vocab,
+        tokenizers: Tokenizers,
         raw: Mapping[str, Sequence[RawSplit]],
         target_lang: str,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
-        nfkc: bool = False,
     ) -> None:
-        self.vocab = vocab
+        self.tokenizers = tokenizers
         self._data_dir = data_dir
         self._raw = raw
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
-        self._nfkc = nfkc
+
+    @property
+    def symbols(self) -> Symbols:
+        """See `Task.symbols`."""
+        return self.tokenizers.symbols
 
     def dataset(self, split: str) -> ParallelDataset:
         """The sentence pairs of a split; its shards must fit the vocabulary."""
-        reader = ShardReader(self._data_dir, split, self.vocab.hash)
+        reader = ShardReader(self._data_dir, split, self.tokenizers.fingerprint)
         return ParallelDataset(reader, self._max_source_length, self._max_target_length)
 
     def collate(
         self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
     ) -> Batch[Seq2SeqInputs]:
         """See `Task.collate`."""
-        return dataset.collate(indices, self.vocab.symbols)
+        return dataset.collate(indices, self.symbols)
 
     def evaluate(
         self,
@@ -115,12 +116,17 @@ class TranslationTask:
         scorer = Scorer(self._target_lang)  # first, so that all ranks fail alike if it does
         text = read_raw(split, self._raw[split])
         sources, references = text.source[:max_sentences], text.target[:max_sentences]
-        lines = [normalise(line, self._nfkc) for line in sources]
         was_training = model.training
         model.eval()
         try:
             translations = translate(
-                cast(Seq2SeqTransformer, model), self.vocab, lines, search, limits, device, share
+                cast(Seq2SeqTransformer, model),
+                self.tokenizers,
+                sources,
+                search,
+                limits,
+                device,
+                share,
             )
         finally:
             model.train(was_training)

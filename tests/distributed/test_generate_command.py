@@ -18,12 +18,13 @@ import pytest
 import torch
 
 from ds_seq import distributed
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import run_command
 from ds_seq.generate import main
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.distributed.harness import run_distributed
 from tests.system.commands import run, script
 from tests.unit.interop.made import experiment, write_run
@@ -98,7 +99,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
     return Work(folder, runs)
 
 
-def _write_model(folder: Path, vocab: Vocab, section: dict[str, Any]) -> Path:
+def _write_model(folder: Path, vocab: SentencePieceTokenizer, section: dict[str, Any]) -> Path:
     config = experiment(section)
     model = build_model(config.model, len(vocab), seed=3)
     with torch.no_grad():  # an untrained model says nearly the same everywhere

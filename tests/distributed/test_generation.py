@@ -17,10 +17,10 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
-from tests.unit.generation.table_model import TableCache, TableModel, WordVocab
+from tests.unit.generation.table_model import SYMBOLS, TableCache, TableModel, words
 
-SEARCH = BeamSearch(beam=2, max_len_a=2, max_len_b=3)
-DRAW = BeamSearch(max_len_a=2, max_len_b=3, sampling=Sampling(top_k=5))
+SEARCH = BeamSearch(SYMBOLS, beam=2, max_len_a=2, max_len_b=3)
+DRAW = BeamSearch(SYMBOLS, max_len_a=2, max_len_b=3, sampling=Sampling(top_k=5))
 LIMITS = BatchLimits(max_tokens=30)  # a few batches, not the same number on both ranks
 CPU = torch.device("cpu")
 COUNTS = (0, 1, 2, 3, 9)  # with 4 ranks most have nothing of the first ones
@@ -58,7 +58,7 @@ def translate_table(
     search: BeamSearch, num_lines: int, collective: bool, part: Share
 ) -> Translations | None:
     model = CollectiveModel(19) if collective else TableModel(19)
-    return translate(model, WordVocab(19), lines(num_lines), search, LIMITS, CPU, part)
+    return translate(model, words(19), lines(num_lines), search, LIMITS, CPU, part)
 
 
 def translate_moe(search: BeamSearch, expert_parallel: int, part: Share) -> Translations | None:
@@ -66,7 +66,7 @@ def translate_moe(search: BeamSearch, expert_parallel: int, part: Share) -> Tran
     rank = distributed.rank() % expert_parallel
     model = build_seq2seq(spine.model_config(), 19, expert_parallel, rank, seed=5).eval()
     connect_expert_parallel(model, expert_parallel)
-    return translate(model, WordVocab(19), lines(7), search, LIMITS, CPU, part)
+    return translate(model, words(19), lines(7), search, LIMITS, CPU, part)
 
 
 Answers = dict[str, Translations | None]
@@ -117,11 +117,11 @@ def translate_with_spread_weights() -> Translations | None:
     engine = spine.make_engine(3, 1)
     assert engine.forward_is_collective
     module = engine.module.eval()
-    return translate(module, WordVocab(19), lines(5), SEARCH, LIMITS, CPU, share(True))
+    return translate(module, words(19), lines(5), SEARCH, LIMITS, CPU, share(True))
 
 
 def test_zero_3_translates_as_one_process() -> None:
     model = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5).eval()
-    alone = translate(model, WordVocab(19), lines(5), SEARCH, LIMITS, CPU)
+    alone = translate(model, words(19), lines(5), SEARCH, LIMITS, CPU)
     found = run_distributed(translate_with_spread_weights, 2)
     assert found == [alone, None]

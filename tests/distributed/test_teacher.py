@@ -12,11 +12,13 @@ from torch import Tensor
 from ds_seq import distributed
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.binarize import binarize
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill.teacher import load_teacher
 from ds_seq.distill.teacher_cache import main
 from ds_seq.models.build import build_seq2seq
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.unit.interop.made import experiment, write_run
@@ -45,12 +47,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     folder = tmp_path_factory.mktemp("lab")
     write_toy(folder / "text", 40, 5)
     sides = folder / "text" / "train.en", folder / "text" / "train.de"
-    vocab: Vocab = train_vocab(sides, folder / "vocab.model", 130)
-    binarize(vocab, *sides, folder / "data", "train", languages=("en", "de"))
+    vocab: SentencePieceTokenizer = train_vocab(sides, folder / "vocab.model", 130)
+    binarize(Tokenizers.shared(vocab), *sides, folder / "data", "train", languages=("en", "de"))
     config = experiment({"max_positions": 90, "moe": {"num_experts": 4, "capacity_factor": None}})
     model = build_seq2seq(config.model, len(vocab), seed=3)
     write_run(folder / "run", config, vocab, {1: model})
-    return Lab(folder, vocab.hash)
+    return Lab(folder, vocab.fingerprint)
 
 
 def _listen(lab: Lab, more: dict[str, Any]) -> Said:

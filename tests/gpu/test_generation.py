@@ -24,12 +24,13 @@ from ds_seq.generation.trie import AllowedOutputs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from tests.unit.generation.table_model import SYMBOLS
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
 VOCAB, END, LENGTH = 101, 2, 40
-PLAIN = BeamSearch(beam=4, num_best=4, max_len_a=0, max_len_b=LENGTH)
+PLAIN = BeamSearch(SYMBOLS, beam=4, num_best=4, max_len_a=0, max_len_b=LENGTH)
 SOURCES = [[5, 6, 7, 8, END], [9, 10, END], [11, 12, 13, END]]
 KINDS = {
     "plain": PLAIN,

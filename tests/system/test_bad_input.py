@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ds_seq.data.vocab import Vocab, train_vocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.data.vocabulary import train_vocab
 from tests.system.commands import Finished, deepspeed, ds_seq, run
 from tests.system.forked import generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, snapshot
@@ -215,11 +216,13 @@ def test_generating_from_a_run_without_a_checkpoint(lab: Lab, copied_run: Path) 
 def test_generating_with_another_vocabulary(lab: Lab, copied_run: Path) -> None:
     """It has as many words, so that the weights would fit."""
     sides = [lab.text("train.en"), lab.text("train.de"), lab.text("train.de")]
-    old = Vocab.load(copied_run / "vocab.model")
+    old = SentencePieceTokenizer.load(copied_run / "vocab.model")
     new = train_vocab(sides, copied_run / "vocab.model", len(old), "bpe")
-    assert len(new) == len(old) and new.hash != old.hash
+    assert len(new) == len(old) and new.fingerprint != old.fingerprint
     finished = generate(copied_run, "--input", lab.text("test.en"))[0]
-    assert_refused(finished, str(copied_run / "vocab.model"), "was trained with", old.hash[:12])
+    assert_refused(
+        finished, str(copied_run / "vocab.model"), "was trained with", old.fingerprint[:12]
+    )
 
 
 def test_generating_from_invalid_utf8(small_run: Path, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.interop.export import export
 from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.system.commands import Finished, ds_seq, run
 from tests.system.forked import generate
 from tests.system.runs import snapshot
@@ -52,10 +53,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(folder)
 
 
-def _other_words(run: Path, sides: list[Path], vocab: Vocab) -> None:
+def _other_words(run: Path, sides: list[Path], vocab: SentencePieceTokenizer) -> None:
     """Put a vocabulary in its place that is as large."""
     other = train_vocab([*sides, sides[1]], run / "vocab.model", len(vocab))
-    assert len(other) == len(vocab) and other.hash != vocab.hash
+    assert len(other) == len(vocab) and other.fingerprint != vocab.fingerprint
 
 
 def _write_texts(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.data.vocab import Vocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.system.forked import generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab
 
@@ -69,7 +69,7 @@ def test_all_formats_say_the_same(run: Path, text: tuple[Path, Path]) -> None:
         scores = found["token_scores"]
         assert found["score"] == pytest.approx(sum(scores) / max(len(scores), 1), abs=1e-5)
 
-    vocab = Vocab.load(run / "vocab.model")
+    vocab = SentencePieceTokenizer.load(run / "vocab.model")
     kinds = {kind: [row for row in rows if row[0].startswith(f"{kind}-")] for kind in "STHDP"}
     for kind, name in (("S", text[0]), ("T", text[1])):
         assert [row[0] for row in kinds[kind]] == [f"{kind}-{line}" for line in range(LINES)]

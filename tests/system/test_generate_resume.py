@@ -18,11 +18,11 @@ from typing import IO, Any
 import pytest
 import torch
 
-from ds_seq.data.vocab import train_vocab
 from ds_seq.generate import main
 from ds_seq.generation.partial import JournalStore, Line
 from ds_seq.models import build_model
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.distributed.harness import run_distributed
 from tests.system.commands import REPOSITORY, ds_seq, run
 from tests.system.forked import generate

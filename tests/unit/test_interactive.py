@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ds_seq.data.vocab import train_vocab
 from ds_seq.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_command
 from ds_seq.generate import main as generate
 from ds_seq.interactive import interlinear, main
 from ds_seq.models import build_model
 from tests.data.toy import toy_pairs, write_toy
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 HELLO = "Type a sentence and press Enter; Ctrl-D ends."

@@ -13,11 +13,13 @@ from PIL import Image
 
 from ds_seq.data.binarize import binarize
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
 from ds_seq.moe_stats import languages, main
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import toy_pairs
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 TAGS = ["<2de>", "<2xx>", "<2yy>"]
@@ -25,14 +27,14 @@ LIMITS = {"max_source_length": 90, "max_target_length": 90}
 MOE = {"num_experts": [3, 5], "router": "softmax", "top_k": 2}
 
 
-def make_shards(folder: Path, vocab: Vocab, sources: list[str]) -> Path:
+def make_shards(folder: Path, vocab: SentencePieceTokenizer, sources: list[str]) -> Path:
     """A data folder with a split ``valid``."""
     folder.mkdir()
     text = [target for _, target in toy_pairs(len(sources), seed=4)]
     for name, lines in (("src", sources), ("tgt", text)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     sides = folder / "src", folder / "tgt"
-    binarize(vocab, *sides, folder, "valid", languages=("en", "de"))
+    binarize(Tokenizers.shared(vocab), *sides, folder, "valid", languages=("en", "de"))
     return folder
 
 
@@ -79,14 +81,14 @@ def test_figures_are_those_of_one_forward_over_everything(
     lab: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = answer(capsys, lab / "moe", "--data", lab / "plain")
-    vocab = Vocab.load(lab / "vocab.model")
+    vocab = SentencePieceTokenizer.load(lab / "vocab.model")
     reader = ShardReader(lab / "plain", "valid")
     config = experiment({"moe": MOE}, **LIMITS)
     model = build_model(config.model, len(vocab), 1, 0, seed=3).eval()
     loads = [torch.zeros(3), torch.zeros(5)]
     for index in range(len(reader)):
         source, target = (torch.from_numpy(side.astype(np.int64))[None] for side in reader[index])
-        shifted = torch.cat([torch.tensor([[vocab.eos_id]]), target[:, :-1]], dim=1)
+        shifted = torch.cat([torch.tensor([[vocab.symbols.eos]]), target[:, :-1]], dim=1)
         for load, stats in zip(loads, model(source, shifted).moe_stats, strict=True):
             load += stats.load
     assert [layer["name"] for layer in result["layers"]] == ["encoder 1", "decoder 1"]
@@ -104,7 +106,10 @@ def test_each_language_has_its_table_and_all_together_make_the_whole(
     counts = {name: part["sentences"] for name, part in parts.items()}
     assert counts == {"<2de>": 15, "<2yy>": 15, "without a tag": 30}
     assert result["target_tokens"] == sum(part["target_tokens"] for part in parts.values())
-    vocab, reader = Vocab.load(lab / "vocab.model"), ShardReader(lab / "tagged", "valid")
+    vocab, reader = (
+        SentencePieceTokenizer.load(lab / "vocab.model"),
+        ShardReader(lab / "tagged", "valid"),
+    )
     groups = languages(reader, np.arange(len(reader)), vocab)
     for name, part in parts.items():
         assert part["target_tokens"] == reader.tgt_lengths[groups[name]].sum()
@@ -117,7 +122,10 @@ def test_each_language_has_its_table_and_all_together_make_the_whole(
 
 
 def test_sentences_are_sorted_by_the_tag_that_opens_them(lab: Path) -> None:
-    vocab, reader = Vocab.load(lab / "vocab.model"), ShardReader(lab / "tagged", "valid")
+    vocab, reader = (
+        SentencePieceTokenizer.load(lab / "vocab.model"),
+        ShardReader(lab / "tagged", "valid"),
+    )
     rows = np.arange(1, len(reader))  # as where a sentence too long was left out
     groups = languages(reader, rows, vocab)
     assert sorted(np.concatenate(list(groups.values()))) == list(range(len(rows)))

@@ -9,8 +9,9 @@ import yaml
 
 from ds_seq.cli import main
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab, train_vocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def test_raw_text_becomes_shards(
         en.write("same text here\nvery short\n")
         de.write("same text here\na translation that is far too long for that\n")
     assert main(["prepare", str(experiment)]) == 0
-    vocab = Vocab.load(tmp_path / "data/vocab.model")
+    vocab = SentencePieceTokenizer.load(tmp_path / "data/vocab.model")
     assert len(vocab) == 120
     for split, size in (("train", 200), ("valid", 20), ("test", 20)):
-        reader = ShardReader(tmp_path / "data", split, vocab.hash)
+        reader = ShardReader(tmp_path / "data", split, vocab.fingerprint)
         assert len(reader) == size
         lines = (tmp_path / "raw" / f"{split}.de").read_text(encoding="utf-8").splitlines()
         assert [vocab.decode(reader[i][1].tolist()) for i in range(size)] == lines[:size]
@@ -85,11 +86,18 @@ def test_new_text_and_options_are_noticed(experiment: Path, tmp_path: Path) -> N
     assert main(["prepare", str(experiment)]) == 0
     write_toy(tmp_path / "raw", 220, 20, seed=2)
     assert main(["prepare", str(experiment)]) == 0
-    assert len(ShardReader(folder, "train", Vocab.load(folder / "vocab.model").hash)) == 220
+    assert (
+        len(
+            ShardReader(
+                folder, "train", SentencePieceTokenizer.load(folder / "vocab.model").fingerprint
+            )
+        )
+        == 220
+    )
     assert main(["prepare", str(experiment), "data.vocab.size=110"]) == 0
-    vocab = Vocab.load(folder / "vocab.model")
+    vocab = SentencePieceTokenizer.load(folder / "vocab.model")
     assert len(vocab) == 110
-    assert len(ShardReader(folder, "test", vocab.hash)) == 20
+    assert len(ShardReader(folder, "test", vocab.fingerprint)) == 20
 
 
 def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Path) -> None:
@@ -98,8 +106,8 @@ def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Pat
     mine = train_vocab([tmp_path / "raw/train.en", tmp_path / "raw/train.de"], folder / "m", 90)
     mine.save(folder / "vocab.model")
     assert main(["prepare", str(experiment), "--force"]) == 0
-    assert Vocab.load(folder / "vocab.model").hash == mine.hash
-    assert ShardReader(folder, "train", mine.hash).manifest.vocab_size == 90
+    assert SentencePieceTokenizer.load(folder / "vocab.model").fingerprint == mine.fingerprint
+    assert ShardReader(folder, "train", mine.fingerprint).manifest.vocab_size == 90
 
 
 @pytest.mark.parametrize(

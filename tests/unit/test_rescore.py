@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
 from ds_seq.rescore import main
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import inputs_of
 from tests.data.toy import toy_pairs, write_toy
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 PAIRS = toy_pairs(12, seed=8)
@@ -62,14 +63,18 @@ def expected(lab: Path, name: str) -> list[list[float]]:
     found = []
     sides = [(lab / side).read_text().splitlines() for side in ("src", "tgt")]
     for row in zip(*sides, strict=True):
-        source, target = (run.vocab.encode(" ".join(text.split())) for text in row)
+        source, target = (run.tokenizers.source.encode(" ".join(text.split())) for text in row)
         if not source and not target:
             found.append([])
             continue
-        tgt_in = torch.tensor([[run.vocab.eos_id, *target]])
-        logits = run.model(inputs_of(torch.tensor([[*source, run.vocab.eos_id]]), tgt_in)).logits
+        tgt_in = torch.tensor([[run.tokenizers.symbols.eos, *target]])
+        logits = run.model(
+            inputs_of(torch.tensor([[*source, run.tokenizers.symbols.eos]]), tgt_in)
+        ).logits
         scores = logits.double().log_softmax(-1)
-        found.append([float(scores[n, t]) for n, t in enumerate([*target, run.vocab.eos_id])])
+        found.append(
+            [float(scores[n, t]) for n, t in enumerate([*target, run.tokenizers.symbols.eos])]
+        )
     return found
 
 
@@ -82,7 +87,7 @@ def test_scores_are_sums_of_log_probabilities_over_the_penalty(
     assert call(lab / name, *texts(lab), *options) == 0
     answers = [json.loads(line) for line in out.read_text().splitlines()]
     assert [answer["line"] for answer in answers] == [*range(1, 13)]
-    vocab = Vocab.load(lab / "m")
+    vocab = SentencePieceTokenizer.load(lab / "m")
     for answer, scores, text in zip(
         answers, wanted, (lab / "tgt").read_text().splitlines(), strict=True
     ):
@@ -117,7 +122,7 @@ def test_options_of_the_score(lab: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_long_source_is_cut_and_reported(
     lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vocab = Vocab.load(lab / "m")
+    vocab = SentencePieceTokenizer.load(lab / "m")
     text = "\u263a"
     while len(vocab.encode(text)) < MAX_POSITIONS - 1:
         text += "a" if text[-1] == "\u263a" else "\u263a"

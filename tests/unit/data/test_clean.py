@@ -14,12 +14,12 @@ from ds_seq.data.clean import (
     CleanReport,
     clean,
     count_words,
-    normalise,
-    normalise_corpus,
+    normalize_corpus,
     reason_to_drop,
 )
-from ds_seq.data.text import PairPath
 from ds_seq.errors import UserError
+from ds_seq.text.lines import PairPath
+from ds_seq.text.normalize import Normalizer
 
 
 def _text(folder: Path, name: str, source: bytes, target: bytes) -> PairPath:
@@ -44,12 +44,12 @@ def _lines(path: PairPath) -> list[tuple[str, str]]:
     ],
 )
 def test_normalise(text: str, expected: str) -> None:
-    assert normalise(text) == expected
-    assert normalise(expected) == expected, "doing it twice changes nothing more"
+    assert Normalizer()(text) == expected
+    assert Normalizer()(expected) == expected, "doing it twice changes nothing more"
 
 
 def test_nfkc_folds_compatible_forms() -> None:
-    assert normalise("ﬁne ２", nfkc=True) == "fine 2"
+    assert Normalizer(nfkc=True)("ﬁne ２") == "fine 2"
 
 
 def test_words_of_scripts_without_spaces() -> None:
@@ -166,7 +166,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_held_out_text_keeps_every_line(tmp_path: Path) -> None:
     raw = _text(tmp_path, "raw", b"a \na \nx\n", b"a\na\n1 2 3 4 5 6 7 8 9\n")
     output = PairPath(tmp_path / "s", tmp_path / "t")
-    assert normalise_corpus([raw], output) == 3
+    assert normalize_corpus([raw], output, Normalizer()) == 3
     assert _lines(output) == [("a", "a"), ("a", "a"), ("x", "1 2 3 4 5 6 7 8 9")]
 
 
@@ -179,4 +179,4 @@ def test_held_out_text_with_a_bad_line_names_it(
 ) -> None:
     raw = _text(tmp_path, "raw", b"a\nb\n", target)
     with pytest.raises(UserError, match=message):
-        normalise_corpus([raw], PairPath(tmp_path / "s", tmp_path / "t"))
+        normalize_corpus([raw], PairPath(tmp_path / "s", tmp_path / "t"), Normalizer())

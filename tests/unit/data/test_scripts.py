@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import run_command
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "prepare_data"
 
@@ -31,7 +31,7 @@ def test_scripts_lead_from_text_to_shards(corpus: Path, tmp_path: Path) -> None:
     assert _run("train_vocab", *clean, "--out", model, "--size", 130) == 0
     options = ["--vocab", model, "--out", tmp_path, "--split", "train", "--languages", "en", "de"]
     assert _run("binarize", *clean, *options) == 0
-    reader = ShardReader(tmp_path, "train", Vocab.load(model).hash)
+    reader = ShardReader(tmp_path, "train", SentencePieceTokenizer.load(model).fingerprint)
     assert reader.manifest.languages == ("en", "de")
     assert len(reader) == 300
 

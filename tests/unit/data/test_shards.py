@@ -11,9 +11,10 @@ import pytest
 from ds_seq.data import binarize as binarize_module
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.shards import ShardReader, ShardWriter, id_dtype
-from ds_seq.data.text import PairPath
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
+from ds_seq.text.lines import PairPath
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 
 
 def _write(folder: Path, pairs: list[tuple[list[int], list[int]]], size: int = 100) -> None:
@@ -58,21 +59,23 @@ def test_ids_take_no_more_room_than_the_vocabulary_asks_for() -> None:
     assert id_dtype(65_536) == np.uint32
 
 
-def test_shards_hold_the_text(reader: ShardReader, vocab: Vocab, corpus: Path) -> None:
+def test_shards_hold_the_text(
+    reader: ShardReader, vocab: SentencePieceTokenizer, corpus: Path
+) -> None:
     for side, name in enumerate(("train.en", "train.de")):
         lines = (corpus / name).read_text(encoding="utf-8").splitlines()
         assert [vocab.decode(reader[i][side].tolist()) for i in range(len(reader))] == lines
-        assert all(reader[i][side][-1] == vocab.eos_id for i in range(len(reader)))
+        assert all(reader[i][side][-1] == vocab.symbols.eos for i in range(len(reader)))
     assert len(reader.manifest.shards) == 4
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(
-    corpus: Path, vocab: Vocab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, vocab: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binarize_module, "_BLOCK_LINES", 50)
     for workers in (1, 3):
         binarize(
-            vocab,
+            Tokenizers.shared(vocab),
             corpus / "train.en",
             corpus / "train.de",
             tmp_path / str(workers),
@@ -100,7 +103,7 @@ def test_writing_again_leaves_no_old_shard(tmp_path: Path) -> None:
 
 
 def test_is_current_notices_every_change(
-    corpus: Path, shards: Path, vocab: Vocab, tmp_path: Path
+    corpus: Path, shards: Path, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     text = PairPath(corpus / "train.en", corpus / "train.de")
     folder = _copy(shards, tmp_path / "copy")
@@ -119,8 +122,8 @@ def test_missing_folder_and_split_are_told_apart(shards: Path, tmp_path: Path) -
         ShardReader(shards, "valid")
 
 
-def test_foreign_vocabulary_names_both_hashes(shards: Path, vocab: Vocab) -> None:
-    with pytest.raises(UserError, match=f"{vocab.hash}.*foreign"):
+def test_foreign_vocabulary_names_both_hashes(shards: Path, vocab: SentencePieceTokenizer) -> None:
+    with pytest.raises(UserError, match=f"{vocab.fingerprint}.*foreign"):
         ShardReader(shards, "train", "foreign")
 
 
@@ -169,7 +172,12 @@ def test_damaged_manifest_is_refused(shards: Path, tmp_path: Path, content: str)
     ],
 )
 def test_bad_text_leaves_older_shards_alone(
-    shards: Path, vocab: Vocab, tmp_path: Path, source: bytes, target: bytes, message: str
+    shards: Path,
+    vocab: SentencePieceTokenizer,
+    tmp_path: Path,
+    source: bytes,
+    target: bytes,
+    message: str,
 ) -> None:
     (tmp_path / "source").write_bytes(source)
     (tmp_path / "target").write_bytes(target)
@@ -177,7 +185,7 @@ def test_bad_text_leaves_older_shards_alone(
     before = _snapshot(folder)
     with pytest.raises(UserError, match=message):
         binarize(
-            vocab,
+            Tokenizers.shared(vocab),
             tmp_path / "source",
             tmp_path / "target",
             folder,
@@ -187,17 +195,24 @@ def test_bad_text_leaves_older_shards_alone(
     assert _snapshot(folder) == before
 
 
-def test_missing_text_is_named(vocab: Vocab, tmp_path: Path) -> None:
+def test_missing_text_is_named(vocab: SentencePieceTokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source: no such file"):
-        binarize(vocab, tmp_path / "source", tmp_path / "t", tmp_path, "x", languages=("a", "b"))
+        binarize(
+            Tokenizers.shared(vocab),
+            tmp_path / "source",
+            tmp_path / "t",
+            tmp_path,
+            "x",
+            languages=("a", "b"),
+        )
 
 
-def test_lines_end_at_newlines_only(vocab: Vocab, tmp_path: Path) -> None:
+def test_lines_end_at_newlines_only(vocab: SentencePieceTokenizer, tmp_path: Path) -> None:
     """U+2028 and U+0085 are line ends for Python, but not for who aligned the text."""
     (tmp_path / "source").write_text("one\u2028two\nthree\n", encoding="utf-8", newline="")
     (tmp_path / "target").write_text("eins\r\nzwei\x85drei", encoding="utf-8", newline="")
     report = binarize(
-        vocab,
+        Tokenizers.shared(vocab),
         tmp_path / "source",
         tmp_path / "target",
         tmp_path / "out",

@@ -17,7 +17,6 @@ from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.binarize import binarize
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill.make_student import STUDENT_KEY
 from ds_seq.distill.shrink import CopiedLayers, make_student, student_config
 from ds_seq.interop.prune import moe_layers
@@ -26,7 +25,10 @@ from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import model_tensors
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 
@@ -38,7 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sides = folder / "text" / "train.en", folder / "text" / "train.de"
     vocab = train_vocab(sides, folder / "vocab.model", 130)
     (folder / "data").mkdir()
-    binarize(vocab, *sides, folder / "data", "train", languages=("en", "de"))
+    binarize(Tokenizers.shared(vocab), *sides, folder / "data", "train", languages=("en", "de"))
     lengths = {"max_source_length": 90, "max_target_length": 90}
     moe = {"num_experts": [2, 3, 4, 4, 3, 2], "top_k": 2}
     for name, section in (("dense", None), ("moe", moe)):
@@ -77,7 +79,7 @@ def test_the_folder_is_the_experiment_of_the_fine_tuning(
     }  # fmt: skip
     layers = CopiedLayers([0, 2, 5], [0, 5])
     config = student_config(teacher.config, layers)
-    expected = make_student(teacher.model, config, len(teacher.vocab), layers)
+    expected = make_student(teacher.model, config, teacher.tokenizers.size, layers)
     tensors = dict(model_tensors(student.model))
     assert all(torch.equal(tensors[name], value) for name, value in model_tensors(expected))
     counts = [sum(p.numel() for p in run.model.parameters()) for run in (teacher, student)]
@@ -90,8 +92,8 @@ def test_the_folder_is_the_experiment_of_the_fine_tuning(
     tuning = load_experiment(*_read_command(tune))
     assert tuning == student.config and tuning.train.init_from == str(out)
     assert tuning.data == teacher.config.data and tuning.criterion == teacher.config.criterion
-    started = build_model(tuning.model, len(teacher.vocab), seed=9)
-    start_from(started, tuning, teacher.vocab)
+    started = build_model(tuning.model, teacher.tokenizers.size, seed=9)
+    start_from(started, tuning, teacher.tokenizers.fingerprint)
     assert all(torch.equal(tensors[name], value) for name, value in model_tensors(started))
     taught = load_experiment(*_read_command(teach)).criterion.model_dump()
     assert taught["name"] == "distillation" and taught["teacher"] == str(lab / "dense")
@@ -192,8 +194,15 @@ def test_the_sentences_measured_are_from_all_over_the_data(lab: Path, tmp_path: 
             lines = (lab / "text" / f"train.{side}").read_text().splitlines(keepends=True)
             lines[100:] = lines[:1] * 50 if changed else lines[100:]
             (folder / side).write_text("".join(lines))
-        vocab = Vocab.load(lab / "vocab.model")
-        binarize(vocab, folder / "en", folder / "de", folder, "train", languages=("en", "de"))
+        vocab = SentencePieceTokenizer.load(lab / "vocab.model")
+        binarize(
+            Tokenizers.shared(vocab),
+            folder / "en",
+            folder / "de",
+            folder,
+            "train",
+            languages=("en", "de"),
+        )
         dense = ("--dense", "--data", folder, "--max-tokens-measured", 100)
         assert _call(lab / "moe", "--out", folder / "out", *dense) == 0
         shares.append(_record(folder / "out" / "model.safetensors")["merged"])
@@ -218,7 +227,13 @@ def test_bad_input_is_one_line_and_writes_nothing(
     other = tmp_path / "other"
     other.mkdir()
     sides = lab / "text" / "train.de", lab / "text" / "train.en"
-    binarize(Vocab(_other_vocab(lab, tmp_path)), *sides, other, "train", languages=("de", "en"))
+    binarize(
+        Tokenizers.shared(SentencePieceTokenizer(_other_vocab(lab, tmp_path))),
+        *sides,
+        other,
+        "train",
+        languages=("de", "en"),
+    )
     data = ("--data", str(lab / "data"))
     cases: list[tuple[str, tuple[str, ...], str]] = [
         ("dense", (), "nothing to shrink"),

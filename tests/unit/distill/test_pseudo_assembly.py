@@ -12,14 +12,16 @@ import pytest
 
 from ds_seq.data.binarize import binarize
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill import assembly
 from ds_seq.distill.assembly import Sources, Summary, assemble, copy_rest
 from ds_seq.distill.filters import Filters
 from ds_seq.distill.journal import Journals, JournalWriter
 from ds_seq.errors import UserError
 from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import toy_pairs
+from tests.data.vocabulary import train_vocab
 
 NUM_PAIRS = 40
 Pairs = list[tuple[list[int], list[int]]]
@@ -38,13 +40,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocab = train_vocab(texts, folder / "vocab.model", 120)
     for split in ("train", "valid"):
         source, target = (folder.parent / f"{split}.{language}" for language in ("en", "de"))
-        binarize(vocab, source, target, folder, split, languages=("en", "de"), shard_size=7)
+        binarize(
+            Tokenizers.shared(vocab),
+            source,
+            target,
+            folder,
+            split,
+            languages=("en", "de"),
+            shard_size=7,
+        )
     return folder
 
 
 @pytest.fixture
-def vocab(data: Path) -> Vocab:
-    return Vocab.load(data / "vocab.model")
+def vocab(data: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.load(data / "vocab.model")
 
 
 @pytest.fixture
@@ -56,12 +66,12 @@ Found = dict[int, list[tuple[str, float]]]
 """Text and score of the hypotheses of some sentences."""
 
 
-def journals(folder: Path, vocab: Vocab, found: Found) -> Journals:
+def journals(folder: Path, vocab: SentencePieceTokenizer, found: Found) -> Journals:
     """Two journals that hold these hypotheses in no particular order of sentences."""
     rows = sorted(found, key=lambda row: row * 7 % NUM_PAIRS)
     paths = [folder / "journal.0", folder / "journal.1"]
     for path, mine in zip(paths, (rows[::2], rows[1::2]), strict=True):
-        with JournalWriter(path, vocab.eos_id) as writer:
+        with JournalWriter(path, vocab.symbols.eos) as writer:
             for row in mine:
                 several = [Hypothesis(vocab.encode(text), s, []) for text, s in found[row]]
                 writer.append(np.array([row]), [several])
@@ -71,16 +81,16 @@ def journals(folder: Path, vocab: Vocab, found: Found) -> Journals:
 def made(
     folder: Path,
     reader: ShardReader,
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     found: Found,
     filters: Filters = Filters(),  # noqa: B008 (frozen)
     original: float = 0.0,
 ) -> tuple[Pairs, Summary]:
     """The pairs that are written, and what is said about them."""
     folder.mkdir(exist_ok=True)
-    sources = Sources(reader, journals(folder, vocab, found), vocab)
+    sources = Sources(reader, journals(folder, vocab, found), Tokenizers.shared(vocab))
     summary = assemble(sources, filters, original, folder, "train", shard_size=9)
-    return pairs(ShardReader(folder, "train", vocab.hash)), summary
+    return pairs(ShardReader(folder, "train", vocab.fingerprint)), summary
 
 
 def pairs(reader: ShardReader) -> Pairs:
@@ -91,17 +101,19 @@ def pairs(reader: ShardReader) -> Pairs:
     ]
 
 
-def labels(reader: ShardReader, vocab: Vocab, wanted: Sequence[tuple[int, str]]) -> Pairs:
+def labels(
+    reader: ShardReader, vocab: SentencePieceTokenizer, wanted: Sequence[tuple[int, str]]
+) -> Pairs:
     """The pairs that these sentences and texts make."""
-    return [(reader[row][0].tolist(), [*vocab.encode(t), vocab.eos_id]) for row, t in wanted]
+    return [(reader[row][0].tolist(), [*vocab.encode(t), vocab.symbols.eos]) for row, t in wanted]
 
 
-def gold(reader: ShardReader, vocab: Vocab, row: int) -> str:
+def gold(reader: ShardReader, vocab: SentencePieceTokenizer, row: int) -> str:
     return vocab.decode(reader[row][1].tolist())
 
 
 def test_hypotheses_become_pairs_by_sentence_and_rank(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     found: Found = {
         row: [(f"{gold(reader, vocab, row)} {n}", -n - 0.5) for n in range(1 + row % 3)]
@@ -120,7 +132,7 @@ def test_hypotheses_become_pairs_by_sentence_and_rank(
 
 
 def test_the_score_is_compared_with_its_edge(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     below, edge = np.nextafter(np.float32(-0.75), np.float32(-1)), -0.75
     found: Found = {0: [("a", -0.5), ("b", edge)], 3: [("c", float(below))], 4: [("d", -0.1)]}
@@ -131,7 +143,7 @@ def test_the_score_is_compared_with_its_edge(
 
 
 def test_empty_hypotheses_never_become_labels(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     found: Found = {0: [("", -0.1), ("b", -0.2)], 1: [("", -float("inf"))]}
     written, summary = made(tmp_path, reader, vocab, found, Filters(max_ratio=1e9))
@@ -141,14 +153,14 @@ def test_empty_hypotheses_never_become_labels(
 
 
 def test_the_ratio_of_lengths_goes_both_ways(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     size = len(reader[0][0]) - 1  # without the end symbol, as all lengths here
     lengths = ((size - 1) // 2, size, 2 * size, 2 * size + 1)
     found = [Hypothesis([9] * length, -0.1, []) for length in lengths]
-    with JournalWriter(tmp_path / "j", vocab.eos_id) as writer:
+    with JournalWriter(tmp_path / "j", vocab.symbols.eos) as writer:
         writer.append(np.array([0]), [found])
-    sources = Sources(reader, Journals([tmp_path / "j"]), vocab)
+    sources = Sources(reader, Journals([tmp_path / "j"]), Tokenizers.shared(vocab))
     summary = assemble(sources, Filters(max_ratio=2.0), 0.0, tmp_path, "train", 9)
     assert ShardReader(tmp_path, "train").tgt_lengths.tolist() == [size + 1, 2 * size + 1]
     assert summary.dropped["--max-ratio"] == 2
@@ -156,7 +168,7 @@ def test_the_ratio_of_lengths_goes_both_ways(
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "rouge1", "rouge2", "rougeL"])
 def test_similarity_to_the_reference(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab, metric: str
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer, metric: str
 ) -> None:
     """Each sentence has its own reference: what is perfect for one is dropped for another."""
     texts = [gold(reader, vocab, row) for row in range(4)]
@@ -170,7 +182,7 @@ def test_similarity_to_the_reference(
 
 
 def test_the_hypothesis_that_is_closest_to_the_reference(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     texts = [gold(reader, vocab, row) for row in range(3)]
     half = " ".join(texts[1].split()[:3])
@@ -187,7 +199,7 @@ def test_the_hypothesis_that_is_closest_to_the_reference(
 
 
 def test_the_closest_is_sought_among_those_that_pass(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     words = gold(reader, vocab, 0).split()
     other, close = " ".join(words[:4]), " ".join(words[::-1])
@@ -202,7 +214,7 @@ def test_the_closest_is_sought_among_those_that_pass(
 
 
 def test_a_hypothesis_is_counted_where_it_first_fails(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     found: Found = {0: [("was", -9.0), ("was", -0.5), (gold(reader, vocab, 0), -0.5)]}
     filters = Filters(min_score=-1.0, min_metric={"bleu": 50.0, "chrf": 50.0})
@@ -214,7 +226,7 @@ def test_a_hypothesis_is_counted_where_it_first_fails(
 def test_neither_chunks_nor_processes_change_a_byte(
     tmp_path: Path,
     reader: ShardReader,
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     monkeypatch: pytest.MonkeyPatch,
     metrics: dict[str, float],
 ) -> None:
@@ -226,7 +238,11 @@ def test_neither_chunks_nor_processes_change_a_byte(
     expected = made(tmp_path / "a", reader, vocab, found, filters, 0.5)
     monkeypatch.setattr(assembly, "_CHUNK", 3)
     progress: list[int] = []
-    sources = Sources(reader, Journals([tmp_path / "a" / f"journal.{n}" for n in (0, 1)]), vocab)
+    sources = Sources(
+        reader,
+        Journals([tmp_path / "a" / f"journal.{n}" for n in (0, 1)]),
+        Tokenizers.shared(vocab),
+    )
     (tmp_path / "b").mkdir()
     workers = 2 if metrics else 1
     assemble(sources, filters, 0.5, tmp_path / "b", "train", 9, workers, progress=progress.append)
@@ -240,7 +256,7 @@ def test_neither_chunks_nor_processes_change_a_byte(
     ("times", "count"), [(0.0, 0), (0.5, 20), (1.0, 40), (1.25, 50), (2.0, 80)]
 )
 def test_original_pairs_are_mixed_in(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab, times: float, count: int
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer, times: float, count: int
 ) -> None:
     found: Found = {3: [("was", -1.0)]}
     written, summary = made(tmp_path / "a", reader, vocab, found, original=times)
@@ -257,7 +273,7 @@ def test_original_pairs_are_mixed_in(
 
 
 def test_where_nothing_is_left_nothing_is_written(
-    tmp_path: Path, reader: ShardReader, vocab: Vocab
+    tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     found: Found = {0: [("was", -2.0)], 1: [("", -1.0)]}
     with pytest.raises(
@@ -271,7 +287,11 @@ def test_where_nothing_is_left_nothing_is_written(
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_the_rest_is_taken_over(
-    data: Path, tmp_path: Path, vocab: Vocab, monkeypatch: pytest.MonkeyPatch, linked: bool
+    data: Path,
+    tmp_path: Path,
+    vocab: SentencePieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    linked: bool,
 ) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.EXDEV, "another device")
@@ -281,7 +301,7 @@ def test_the_rest_is_taken_over(
     (tmp_path / ".valid.manifest.json.123.tmp").write_text("half a ")
     for _ in range(2):  # as after a kill
         copy_rest(data, tmp_path, "train", vocab)
-        valid = ShardReader(tmp_path, "valid", vocab.hash)
+        valid = ShardReader(tmp_path, "valid", vocab.fingerprint)
         assert pairs(valid) == pairs(ShardReader(data, "valid"))
         names = {path.name for path in data.iterdir() if not path.name.startswith("train.")}
         assert {path.name for path in tmp_path.iterdir()} == names

@@ -15,7 +15,6 @@ from torch import Tensor
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.padding import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill import pseudo_labels
 from ds_seq.distill.pseudo_labels import main
 from ds_seq.distill.work_folder import WorkFolder
@@ -25,7 +24,9 @@ from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
 from ds_seq.tasks import build_search
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import toy_pairs
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 NUM_PAIRS = 30
@@ -35,16 +36,18 @@ SEARCH = ("--beam", "3", "--max-len-a", "0", "--max-len-b", "9", "--max-sentence
 Pairs = list[tuple[list[int], list[int]]]
 
 
-def write_split(folder: Path, split: str, vocab: Vocab, count: int, seed: int) -> None:
+def write_split(
+    folder: Path, split: str, vocab: SentencePieceTokenizer, count: int, seed: int
+) -> None:
     """Shards of generated text; ``train`` has sources empty, as long as can be, and one longer."""
-    options = {"vocab_hash": vocab.hash, "vocab_size": len(vocab), "languages": ("en", "de")}
+    options = {"vocab_hash": vocab.fingerprint, "vocab_size": len(vocab), "languages": ("en", "de")}
     with ShardWriter(folder, split, shard_size=11, **options) as writer:  # type: ignore[arg-type]
         for number, texts in enumerate(toy_pairs(count, seed)):
             source, target = map(vocab.encode, texts)
             if split == "train":
                 lengths = {EMPTY: 0, LONG: MAX_POSITIONS - 1, LONGEST: MAX_POSITIONS}
                 source = (source * 9)[: lengths.get(number, len(source))]
-            writer.add([*source, vocab.eos_id], [*target, vocab.eos_id])
+            writer.add([*source, vocab.symbols.eos], [*target, vocab.symbols.eos])
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,9 @@ def label(lab: Path, out: Path, *arguments: object) -> int:
 
 
 def pairs(folder: Path, split: str = "train") -> Pairs:
-    reader = ShardReader(folder, split, Vocab.load(folder / "vocab.model").hash)
+    reader = ShardReader(
+        folder, split, SentencePieceTokenizer.load(folder / "vocab.model").fingerprint
+    )
     reader.check(full=True)
     return [(reader[n][0].tolist(), reader[n][1].tolist()) for n in range(len(reader))]
 
@@ -88,7 +93,9 @@ def searched(lab: Path, num_best: int) -> list[list[Hypothesis]]:
     """What the search of `ds-seq generate` finds for each source, one by one."""
     run = load_run(lab / "run")
     settings = GenerationConfig(beam=3, max_len_a=0, max_len_b=9)
-    search = replace(build_search(settings, run.vocab, MAX_POSITIONS), num_best=num_best)
+    search = replace(
+        build_search(settings, run.tokenizers.symbols, MAX_POSITIONS), num_best=num_best
+    )
     sources = [source for source, _ in pairs(lab / "data")]
     return [search.search(run.model, *pad_rows([source], 1))[0] for source in sources]  # type: ignore[arg-type]
 
@@ -304,7 +311,13 @@ def test_other_weights_or_data_under_the_same_name_are_noticed(
     shutil.copytree(lab / "other", tmp_path / "run")
     assert label(tmp_path, begun) == EXIT_USER_ERROR
     assert "begun with teacher " in capsys.readouterr().err
-    write_split(tmp_path / "data", "train", Vocab.load(lab / "data" / "vocab.model"), NUM_PAIRS, 3)
+    write_split(
+        tmp_path / "data",
+        "train",
+        SentencePieceTokenizer.load(lab / "data" / "vocab.model"),
+        NUM_PAIRS,
+        3,
+    )
     shutil.rmtree(tmp_path / "run")
     shutil.copytree(lab / "run", tmp_path / "run")
     assert label(tmp_path, begun) == EXIT_USER_ERROR

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch, empty_seq2seq_batch
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill import teacher as teacher_module
 from ds_seq.distill.teacher import LiveTeacher, Student, load_teacher
 from ds_seq.errors import UserError
@@ -21,9 +20,11 @@ from ds_seq.interop.run_folder import LoadedRun, load_run
 from ds_seq.models import build_model
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.names import Capture
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols
 from tests.batches import batch_of
 from tests.data.toy import toy_pairs
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 CPU = torch.device("cpu")
@@ -37,13 +38,13 @@ MODELS: dict[str, dict[str, Any]] = {
 
 class Lab(NamedTuple):
     folder: Path
-    vocab: Vocab
+    vocab: SentencePieceTokenizer
 
     def settings(self, *names: str, **more: Any) -> DistillationConfig:
         return DistillationConfig(teacher=[str(self.folder / name) for name in names], **more)
 
     def load(self, *names: str, student: Student | None = None, **more: Any) -> LiveTeacher:
-        return load_teacher(self.settings(*names, **more), self.vocab.hash, CPU, student)
+        return load_teacher(self.settings(*names, **more), self.vocab.fingerprint, CPU, student)
 
     def student(self, max_length: int = 8, **model: Any) -> Student:
         return Student(experiment(model).model, max_length)
@@ -110,7 +111,7 @@ def test_a_teacher_says_what_its_model_says(lab: Lab, name: str) -> None:
 def test_an_exported_file_is_a_teacher(lab: Lab, tmp_path: Path) -> None:
     export(lab.folder / "moe", tmp_path / "moe.safetensors")
     settings = DistillationConfig(teacher=str(tmp_path / "moe.safetensors"))
-    said = load_teacher(settings, lab.vocab.hash, CPU)(batch()).logits
+    said = load_teacher(settings, lab.vocab.fingerprint, CPU)(batch()).logits
     assert said is not None
     torch.testing.assert_close(said, direct(lab, "moe", batch()), rtol=0, atol=1e-5)
 
@@ -174,7 +175,7 @@ def test_a_model_is_handed_the_inputs_and_what_to_capture(capture: Capture) -> N
 
 def test_a_teacher_learns_nothing(lab: Lab) -> None:
     settings = lab.settings("dense", "moe", "other", strategy="batch_level")
-    teacher = load_teacher(settings, lab.vocab.hash, CPU)
+    teacher = load_teacher(settings, lab.vocab.fingerprint, CPU)
     before = [{n: p.clone() for n, p in r.model.state_dict().items()} for r in teacher.runs]
     student = build_model(experiment({"dropout": 0.1}).model, len(lab.vocab), 1, 0, seed=9).train()
     criterion = build_criterion(settings, teacher)
@@ -244,9 +245,9 @@ def test_experts_that_cannot_be_dealt_out_are_refused(
         lab.load("moe", teacher_expert_parallel=2)
     monkeypatch.setattr(teacher_module.distributed, "world_size", lambda: 4)
     with pytest.raises(UserError, match=r"2 experts \(layer 1 of the encoder\)"):
-        teacher_module._check("x", _stored(lab, "moe"), lab.vocab.hash, 4)
-    teacher_module._check("x", _stored(lab, "moe"), lab.vocab.hash, 2)
-    teacher_module._check("x", _stored(lab, "dense"), lab.vocab.hash, 4)
+        teacher_module._check("x", _stored(lab, "moe"), lab.vocab.fingerprint, 4)
+    teacher_module._check("x", _stored(lab, "moe"), lab.vocab.fingerprint, 2)
+    teacher_module._check("x", _stored(lab, "dense"), lab.vocab.fingerprint, 4)
 
 
 def _stored(lab: Lab, name: str) -> Any:

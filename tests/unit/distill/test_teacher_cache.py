@@ -20,13 +20,14 @@ from ds_seq.data.binarize import binarize
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import TeacherCache
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, load_teacher
 from ds_seq.distill.teacher_cache import main, top_tokens
 from ds_seq.models import build_model
 from ds_seq.models.output import ModelOutput
-from ds_seq.text.tokenizer import Symbols
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Symbols, Tokenizers
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 CPU, TOP_K, PAIRS = torch.device("cpu"), 5, 60
@@ -34,7 +35,7 @@ CPU, TOP_K, PAIRS = torch.device("cpu"), 5, 60
 
 class Lab(NamedTuple):
     folder: Path
-    vocab: Vocab
+    vocab: SentencePieceTokenizer
 
     @property
     def data(self) -> Path:
@@ -51,7 +52,7 @@ class Lab(NamedTuple):
 
     def live(self, *names: str) -> LiveTeacher:
         settings = DistillationConfig(teacher=[str(self.folder / name) for name in names])
-        return load_teacher(settings, self.vocab.hash, CPU)
+        return load_teacher(settings, self.vocab.fingerprint, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     vocab = train_vocab([text / "train.en", text / "train.de"], folder / "vocab.model", 130)
     for split in ("train", "valid"):
         sides = text / f"{split}.en", text / f"{split}.de"
-        binarize(vocab, *sides, folder / "data", split, languages=("en", "de"), shard_size=25)
+        binarize(
+            Tokenizers.shared(vocab),
+            *sides,
+            folder / "data",
+            split,
+            languages=("en", "de"),
+            shard_size=25,
+        )
     longest = ParallelDataset(ShardReader(folder / "data", "train")).tgt_lengths.max()
     # a learned position is there or not; others go on for ever
     short = {"max_positions": int(longest) - 3, "positions": "learned"}

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ds_seq.text.tokenizer import Symbols
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.tokenizer import Symbols, Tokenizers
 
 BOS, PAD, EOS, UNK = range(4)
+SYMBOLS = Symbols(pad=PAD, eos=EOS, unk=UNK, start=EOS, bos=BOS)
 _ROWS = 499
 
 
@@ -136,8 +138,8 @@ def slow_beam_search(
     raise AssertionError(math.inf)
 
 
-class WordVocab:
-    """A vocabulary of the words w3, w4, ...; another word is `<unk>`, as is its id."""
+class WordTokenizer:
+    """A tokenizer of the words w3, w4, ...; another word is `<unk>`, as is its id."""
 
     bos_id, pad_id, eos_id, unk_id = BOS, PAD, EOS, UNK
     symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=EOS, bos=BOS)
@@ -149,12 +151,32 @@ class WordVocab:
     def __len__(self) -> int:
         return self.size
 
-    def encode_lines(self, lines: list[str]) -> list[list[int]]:
-        known = {f"w{i}": i for i in range(4, self.size)}
-        return [[known.get(word, UNK) for word in line.split()] for line in lines]
+    def normalize(self, text: str) -> str:
+        return Normalizer()(text)
 
-    def pieces(self, ids: list[int]) -> list[str]:
+    def encode(self, text: str) -> list[int]:
+        return self.encode_lines([text])[0]
+
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        known = {f"w{i}": i for i in range(4, self.size)}
+        return [[known.get(word, UNK) for word in self.normalize(x).split()] for x in lines]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
         return ["<unk>" if i == UNK else f"w{i}" for i in ids]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return " ".join(f"w{i}" for i in ids)
+
+    def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
+        return [line.split() for line in lines]
+
+    def join(self, pieces: Sequence[str]) -> str:
+        return " ".join(pieces)
+
+    def to_bytes(self) -> bytes:
+        return str(self.size).encode()
+
+
+def words(size: int) -> Tokenizers:
+    """A `WordTokenizer` for both sides."""
+    return Tokenizers.shared(WordTokenizer(size))

@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, attention_maps
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.translate import BatchLimits, Found
 from ds_seq.models.build import build_seq2seq
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 
 CPU = torch.device("cpu")
 HOUSES = "wir sehen das alte Haus und den Hund im Wald und das neue Haus"
@@ -26,14 +27,16 @@ LINES = ["<2de> I see", "a \u2665 in (\u263a), now", "", "I hear 7 dogs"]
 
 
 @pytest.fixture(scope="module")
-def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     folder = tmp_path_factory.mktemp("words")
     write_toy(folder, 200, 10)
     sides = [folder / "train.en", folder / "train.de"]
     return train_vocab(sides, Path(folder / "m"), 130, user_symbols=["<2de>"])
 
 
-def aligner(vocab: Vocab, layer: int | None = None, limits: BatchLimits | None = None) -> Aligner:
+def aligner(
+    vocab: SentencePieceTokenizer, layer: int | None = None, limits: BatchLimits | None = None
+) -> Aligner:
     config = TransformerConfig(
         d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=2
     )
@@ -41,17 +44,17 @@ def aligner(vocab: Vocab, layer: int | None = None, limits: BatchLimits | None =
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)
-    return Aligner([model], vocab, BeamSearch(), limits or BatchLimits(), CPU, layer)
+    return Aligner([model], Tokenizers.shared(vocab), limits or BatchLimits(), CPU, layer)
 
 
-def found(vocab: Vocab) -> list[Found]:
+def found(vocab: SentencePieceTokenizer) -> list[Found]:
     """Two hypotheses of each line; one has nothing but its end, another unknown pieces."""
     batch = []
     for line, ids in enumerate(vocab.encode_lines(LINES)):
         texts = ["die H\u00e4user \u2665 alt", ""] if line % 2 else [HOUSES, "\u263a"]
         hypotheses = [Hypothesis(vocab.encode(text), -float(n), []) for n, text in enumerate(texts)]
         if ids:
-            batch.append(Found(line, [*ids, vocab.eos_id], hypotheses, line == 3))
+            batch.append(Found(line, [*ids, vocab.symbols.eos], hypotheses, line == 3))
         else:
             batch.append(Found(line, [], [Hypothesis([], 0.0, [])], False))
     return batch
@@ -59,7 +62,7 @@ def found(vocab: Vocab) -> list[Found]:
 
 @pytest.mark.parametrize("layer", [None, 0, 1])
 def test_a_token_looks_at_the_heaviest_piece_that_is_neither_tag_nor_end(
-    vocab: Vocab, layer: int | None
+    vocab: SentencePieceTokenizer, layer: int | None
 ) -> None:
     align = aligner(vocab, layer)
     batch = align(found(vocab))
@@ -71,7 +74,7 @@ def test_a_token_looks_at_the_heaviest_piece_that_is_neither_tag_nor_end(
                 assert hypothesis.alignment == []
                 continue
             pairs = [Pair(one.source, hypothesis.tokens)]
-            (seen,) = attention_maps(align.models[0], align.search, pairs, CPU, layer)
+            (seen,) = attention_maps(align.models[0], align.tokenizers.symbols, pairs, CPU, layer)
             for row, place in zip(seen, hypothesis.alignment, strict=True):
                 ranked = row.argsort(descending=True).tolist()
                 end, tag = len(one.source) - 1, 0 if one.line == 0 else -1
@@ -81,7 +84,7 @@ def test_a_token_looks_at_the_heaviest_piece_that_is_neither_tag_nor_end(
     assert overruled["tag"] > 0 and overruled["end"] > 0
 
 
-def test_nothing_else_changes_and_batches_do_not_matter(vocab: Vocab) -> None:
+def test_nothing_else_changes_and_batches_do_not_matter(vocab: SentencePieceTokenizer) -> None:
     batch = found(vocab)
     whole = aligner(vocab)(batch)
     alone = aligner(vocab, limits=BatchLimits(max_sentences=1))
@@ -98,46 +101,48 @@ def test_nothing_else_changes_and_batches_do_not_matter(vocab: Vocab) -> None:
             )
 
 
-def test_a_layer_that_is_not_there_is_refused(vocab: Vocab) -> None:
+def test_a_layer_that_is_not_there_is_refused(vocab: SentencePieceTokenizer) -> None:
     for layer in (None, 0, 1):
         aligner(vocab, layer).check()
     with pytest.raises(UserError, match="--align-layer 3: the decoder has fewer layers"):
         aligner(vocab, 2).check()
 
 
-def test_alignments_in_all_formats(vocab: Vocab) -> None:
+def test_alignments_in_all_formats(vocab: SentencePieceTokenizer) -> None:
     source = "We see \u263aa now"
     (spelt,) = vocab.split_lines([source])
     tokens = vocab.encode("wir \u2665 alt")
     places = [0] * len(tokens)  # wir -> We
-    unknown = tokens.index(vocab.unk_id)
+    unknown = tokens.index(vocab.symbols.unk)
     places[unknown] = spelt.index("\u263a")
     places[unknown + 1 :] = [len(spelt) - 1] * (len(tokens) - unknown - 1)  # alt -> now
     hypothesis = Hypothesis(tokens, -1.0, [-1.0] * (len(tokens) + 1), places)
     for replace_unk, text in ((False, "wir \u2047 alt"), (True, "wir \u263a alt")):
         options = {"align": True, "replace_unk": replace_unk}
-        row = LineWriter("tsv", vocab, [source], **options)(0, [hypothesis])
+        row = LineWriter("tsv", Tokenizers.shared(vocab), [source], **options)(0, [hypothesis])
         _, _, written, pairs = row.split("\t")
         assert written.split() == text.split()
         assert pairs == "0-0 2-1 3-2"
-        (answer,) = json.loads(LineWriter("jsonl", vocab, [source], **options)(0, [hypothesis]))[
-            "hypotheses"
-        ]
+        (answer,) = json.loads(
+            LineWriter("jsonl", Tokenizers.shared(vocab), [source], **options)(0, [hypothesis])
+        )["hypotheses"]
         assert (answer["text"], answer["alignment"]) == (written, pairs)
         rows = dict(
             row.split("\t", 1)
-            for row in LineWriter("fairseq", vocab, [source], **options)(0, [hypothesis]).split(
-                "\n"
-            )
+            for row in LineWriter("fairseq", Tokenizers.shared(vocab), [source], **options)(
+                0, [hypothesis]
+            ).split("\n")
         )
         assert rows["D-0"].split("\t")[1] == written
         # pieces, as in the lines S and H, which stay what the model has read and found
         assert rows["A-0"] == " ".join(f"{seen}-{n}" for n, seen in enumerate(places))
         assert rows["H-0"].split("\t")[1].split()[unknown] == "<unk>"
-    assert "alignment" not in LineWriter("jsonl", vocab, [source])(0, [hypothesis])
+    assert "alignment" not in LineWriter("jsonl", Tokenizers.shared(vocab), [source])(
+        0, [hypothesis]
+    )
 
 
-def test_words_are_those_of_the_text_that_is_written(vocab: Vocab) -> None:
+def test_words_are_those_of_the_text_that_is_written(vocab: SentencePieceTokenizer) -> None:
     """What is unknown stands alone, and what takes its place is part of a word."""
     source = "We see \u263aa now"
     (spelt,) = vocab.split_lines([source])
@@ -147,6 +152,8 @@ def test_words_are_those_of_the_text_that_is_written(vocab: Vocab) -> None:
         (False, "wir \u2047 alt", [(2, 0), (2, 1), (2, 2)]),
         (True, "wir\u263aalt", [(2, 0)]),
     ):
-        writer = LineWriter("text", vocab, [source], align=True, replace_unk=replace_unk)
+        writer = LineWriter(
+            "text", Tokenizers.shared(vocab), [source], align=True, replace_unk=replace_unk
+        )
         assert writer.text(0, hypothesis) == text
         assert writer.words(0, hypothesis) == pairs

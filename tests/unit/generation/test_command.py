@@ -19,7 +19,8 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
 from ds_seq.generation.output import FORMATS
-from tests.unit.generation.table_model import TableModel, WordVocab
+from ds_seq.text.tokenizer import Tokenizers
+from tests.unit.generation.table_model import TableModel, WordTokenizer
 
 VOCAB = 9
 LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
@@ -28,7 +29,7 @@ LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
 @dataclass
 class Run:
     config: ExperimentConfig
-    vocab: WordVocab
+    tokenizers: Tokenizers
     model: TableModel
     source: Path
 
@@ -55,11 +56,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def load(run: str, checkpoint: str, *args: object) -> Run:
         assert checkpoint == "best"
         assert run in ("the_run", "other_run", "strange_run")
-        vocab = WordVocab(VOCAB)
+        vocab = WordTokenizer(VOCAB)
         if run == "strange_run":
-            vocab.hash = "of other words"
+            vocab.fingerprint = "of other words"
         seed = 7 if run == "other_run" else 0
-        return Run(config, vocab, TableModel(VOCAB, seed), weights)
+        return Run(config, Tokenizers.shared(vocab), TableModel(VOCAB, seed), weights)
 
     monkeypatch.setattr(generate, "load_model", load)
     return tmp_path

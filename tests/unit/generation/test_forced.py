@@ -16,6 +16,7 @@ from ds_seq.generation.penalties import LengthPenaltyForm
 from ds_seq.generation.sampling import Sampling
 from tests.batches import score
 from tests.unit.generation.small_model import make_model
+from tests.unit.generation.table_model import SYMBOLS
 
 PAD, EOS, UNK = 1, 2, 3
 CPU = torch.device("cpu")
@@ -48,6 +49,7 @@ def test_scores_are_those_of_the_search(
     """All hypotheses in one batch, with padding on both sides."""
     model = make_model(moe, 3)
     beams = BeamSearch(
+        SYMBOLS,
         beam=4,
         num_best=4,
         max_len_a=0,
@@ -72,7 +74,7 @@ def test_scores_are_those_of_the_search(
 
 @pytest.mark.parametrize("moe", MODELS, ids=["dense", "softmax", "sigmoid"])
 def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
-    model, search = make_model(moe, 3), BeamSearch()
+    model, search = make_model(moe, 3), BeamSearch(SYMBOLS)
     pairs = [Pair(source, [4 + i] * (3 * i)) for i, source in enumerate(SOURCES)]
     together = score_pairs(model, search, pairs, CPU)
     for pair, mate in zip(pairs, together, strict=True):
@@ -82,7 +84,7 @@ def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
 
 def test_many_rows_are_normalised_in_parts_alike() -> None:
     """More target tokens than are normalised at a time."""
-    model, search = make_model(None, 3), BeamSearch()
+    model, search = make_model(None, 3), BeamSearch(SYMBOLS)
     pair = Pair(SOURCES[0], [4 + i % 11 for i in range(40)])
     alone, *others = score_pairs(model, search, [pair] * 16, CPU)
     assert len(alone.token_scores) == 41
@@ -91,14 +93,14 @@ def test_many_rows_are_normalised_in_parts_alike() -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert score_pairs(make_model(None, 3), BeamSearch(), [], CPU) == []
+    assert score_pairs(make_model(None, 3), BeamSearch(SYMBOLS), [], CPU) == []
 
 
 def test_maps_are_those_of_the_layer_without_padding() -> None:
-    model, search = make_model(None, 3), BeamSearch()
+    model, _ = make_model(None, 3), BeamSearch(SYMBOLS)
     pairs = [Pair(source, [4 + i] * (2 + i)) for i, source in enumerate(SOURCES)]
-    every = [attention_maps(model, search, pairs, CPU, layer) for layer in (0, 1, 2)]
-    last = attention_maps(model, search, pairs, CPU)
+    every = [attention_maps(model, SYMBOLS, pairs, CPU, layer) for layer in (0, 1, 2)]
+    last = attention_maps(model, SYMBOLS, pairs, CPU)
     for i, pair in enumerate(pairs):
         src, tgt = torch.tensor([pair.source]), torch.tensor([[EOS, *pair.target]])
         layers = score(model, src, tgt, "attention").layers
@@ -111,4 +113,4 @@ def test_maps_are_those_of_the_layer_without_padding() -> None:
         assert torch.equal(last[i], every[2][i])
     assert not torch.allclose(every[0][0], every[1][0], atol=1e-3)
     with pytest.raises(IndexError):
-        attention_maps(model, search, pairs, CPU, 3)
+        attention_maps(model, SYMBOLS, pairs, CPU, 3)

@@ -17,11 +17,11 @@ from ds_seq.generation.translate import (
     plan_lines,
     search_plan,
 )
-from tests.unit.generation.table_model import TableModel, WordVocab
+from tests.unit.generation.table_model import SYMBOLS, TableModel, WordTokenizer
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH = BeamSearch(beam=2)
+SEARCH = BeamSearch(SYMBOLS, beam=2)
 LINES = [f"w{4 + i % 5} w{4 + i // 5}" for i in range(25)]
 
 
@@ -58,7 +58,7 @@ class SmallModel(TableModel):
 
 
 def plan(max_sentences: int) -> Plan:
-    return plan_lines(WordVocab(VOCAB), LINES, BatchLimits(max_sentences=max_sentences))
+    return plan_lines(WordTokenizer(VOCAB), LINES, BatchLimits(max_sentences=max_sentences))
 
 
 @pytest.mark.parametrize("fail", [too_much_of_the_host, too_much_of_a_device, too_much_of_python])

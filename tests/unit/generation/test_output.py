@@ -13,9 +13,10 @@ from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat, plain_text
 from ds_seq.generation.translate import BatchLimits, gather_lines, plan_lines, search_plan
-from tests.unit.generation.table_model import UNK, TableModel, WordVocab
+from ds_seq.text.tokenizer import Tokenizers
+from tests.unit.generation.table_model import SYMBOLS, UNK, TableModel, WordTokenizer, words
 
-VOCAB = WordVocab(9)
+VOCAB = words(9)
 SOURCE = ["w4 w5", "", "w6 odd"]
 REFERENCE = ["w7", "", "odd w8 w8"]
 TWO = [Hypothesis([7, UNK], -0.5, [-0.25, -1.0, -0.125]), Hypothesis([8], -0.75, [-1.5, 0.0])]
@@ -94,10 +95,10 @@ def test_without_reference_there_is_no_line_of_it() -> None:
 def test_lines_keep_their_order_and_place(form: OutputFormat, rows: int) -> None:
     """Three hypotheses of two lines and one of the empty line between them."""
     lines = ["w4 w5 w6 w7", "", "w8"]
-    search = BeamSearch(beam=3, num_best=3)
+    search = BeamSearch(SYMBOLS, beam=3, num_best=3)
     limits = BatchLimits(max_sentences=1)
     writer = LineWriter(form, VOCAB, lines, lines)
-    plan = plan_lines(VOCAB, lines, limits)
+    plan = plan_lines(VOCAB.source, lines, limits)
     found = search_plan(TableModel(9), plan, search, torch.device("cpu"))
     gathered = gather_lines(found, lambda one: writer(one.line, one.hypotheses))
     assert gathered is not None
@@ -122,10 +123,10 @@ def test_lines_keep_their_order_and_place(form: OutputFormat, rows: int) -> None
 
 
 def test_a_field_never_holds_a_tab_nor_a_text_a_line_break() -> None:
-    class ByteVocab(WordVocab):
+    class Bytes(WordTokenizer):
         def decode(self, ids: list[int]) -> str:
             return "a\tb\nc\r\n"
 
-    assert plain_text(ByteVocab(9), [4]) == "a\tb c"
-    writer = LineWriter("tsv", ByteVocab(9), SOURCE)
+    assert plain_text(Bytes(9), [4]) == "a\tb c"
+    writer = LineWriter("tsv", Tokenizers.shared(Bytes(9)), SOURCE)
     assert writer(0, TWO[1:]) == "1\t-0.750000\ta b c"

@@ -10,7 +10,7 @@ import pytest
 
 from ds_seq.errors import UserError
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
-from ds_seq.generation.text import write_lines
+from ds_seq.text.lines import write_lines
 
 SETTINGS: Settings = {"input": "abc", "beam": 5, "length-penalty": 0.7}
 LINES = [

@@ -14,16 +14,26 @@ from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.translate import BatchLimits, Share, translate
-from tests.unit.generation.table_model import BOS, EOS, PAD, UNK, TableModel, WordVocab, normalised
+from tests.unit.generation.table_model import (
+    BOS,
+    EOS,
+    PAD,
+    SYMBOLS,
+    UNK,
+    TableModel,
+    normalised,
+    words,
+)
 from tests.unit.generation.test_beam_search import VOCAB, draw_sources, pad, repeats
 from tests.unit.generation.test_translate import draw_lines
 
 SOURCE = [4, 3, EOS]
-SAMPLING = BeamSearch(sampling=Sampling(seed=3), max_len_a=0, max_len_b=12)
+SAMPLING = BeamSearch(SYMBOLS, sampling=Sampling(seed=3), max_len_a=0, max_len_b=12)
 
 
 def sampler(count: int, sampling: Sampling, limit: int, **settings: float) -> BeamSearch:
     return BeamSearch(
+        SYMBOLS,
         num_best=count,
         sampling=sampling,
         max_len_a=0,
@@ -162,8 +172,8 @@ def test_a_nucleus_of_very_many_tokens() -> None:
 
 def test_only_the_most_probable_is_greedy_search() -> None:
     model, src = TableModel(VOCAB), pad(draw_sources(8))
-    greedy = BeamSearch(beam=1).search(model, *src)
-    only = BeamSearch(sampling=Sampling(top_k=1)).search(model, *src)
+    greedy = BeamSearch(SYMBOLS, beam=1).search(model, *src)
+    only = BeamSearch(SYMBOLS, sampling=Sampling(top_k=1)).search(model, *src)
     assert [h.tokens for (h,) in only] == [h.tokens for (h,) in greedy]
     assert [h.score for (h,) in only] == pytest.approx([h.score for (h,) in greedy])
 
@@ -223,8 +233,8 @@ def test_extreme_numbers_draw_nothing_impossible(
     model.table[:, VOCAB - 2 :] -= 200.0  # probability 0 in single precision
     (found,) = sampler(1, Sampling(), 6, min_len=6).search(model, *pad([source]))
     assert found[0].tokens == [UNK if number == 0 else VOCAB - 3] * 6
-    (best,) = BeamSearch(beam=1).search(model, *pad([source]))
-    (drawn,) = BeamSearch(sampling=Sampling(top_k=1)).search(model, *pad([source]))
+    (best,) = BeamSearch(SYMBOLS, beam=1).search(model, *pad([source]))
+    (drawn,) = BeamSearch(SYMBOLS, sampling=Sampling(top_k=1)).search(model, *pad([source]))
     assert drawn[0].tokens == best[0].tokens
 
 
@@ -234,7 +244,7 @@ def test_draws_do_not_depend_on_batches_and_ranks(
 ) -> None:
     """The ranks one after the other, as if their answers were gathered."""
     lines = ["", *draw_lines(13), "", *draw_lines(3)]
-    model, vocab, cpu = TableModel(VOCAB), WordVocab(VOCAB), torch.device("cpu")
+    model, vocab, cpu = TableModel(VOCAB), words(VOCAB), torch.device("cpu")
     whole = translate(model, vocab, lines, SAMPLING, BatchLimits(), cpu)
     shares: list[object] = []
 
@@ -267,7 +277,7 @@ def test_limits_and_vetoes_hold() -> None:
 
 def test_a_limit_is_the_sentences_own() -> None:
     model, sources = TableModel(VOCAB, end_bias=-30.0), draw_sources(8)
-    search = BeamSearch(sampling=Sampling(), max_len_a=1, max_len_b=1, min_len=50)
+    search = BeamSearch(SYMBOLS, sampling=Sampling(), max_len_a=1, max_len_b=1, min_len=50)
     for source, (hypothesis,) in zip(sources, search.search(model, *pad(sources)), strict=True):
         assert len(hypothesis.tokens) == len(source) + 1
 

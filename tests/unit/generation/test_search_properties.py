@@ -18,6 +18,7 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
 from tests.batches import score
+from tests.unit.generation.table_model import SYMBOLS
 from tests.unit.models.sections import ROUTERS
 
 BOS, PAD, EOS, UNK = range(4)
@@ -73,7 +74,7 @@ def forced(model: Seq2SeqTransformer, source: list[int], tokens: list[int]) -> l
 
 
 def test_a_beam_of_one_takes_the_best_token_of_each_step(model: Seq2SeqTransformer) -> None:
-    search = BeamSearch(beam=1, max_len_a=0.5, max_len_b=6, min_len=2)
+    search = BeamSearch(SYMBOLS, beam=1, max_len_a=0.5, max_len_b=6, min_len=2)
     lengths = set()
     for source, (hypothesis,) in zip(SOURCES, search.search(model, *pad(SOURCES)), strict=True):
         tokens: list[int] = []
@@ -114,7 +115,9 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
         scores = totals / penalty.divisor(length + 1)
         expected += list(zip(scores.tolist(), everything.tolist(), strict=True))
     for num_best in (1, 8, 84):
-        search = BeamSearch(84, exponent, form, max_len_a=0, max_len_b=limit, num_best=num_best)
+        search = BeamSearch(
+            SYMBOLS, 84, exponent, form, max_len_a=0, max_len_b=limit, num_best=num_best
+        )
         ((*found,),) = search.search(model, *pad([source]))
         best = sorted(expected, reverse=True)[:num_best]
         assert [h.tokens for h in found] == [tokens for _, tokens in best]
@@ -125,7 +128,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
 def test_scores_are_those_of_a_full_forward(
     model: Seq2SeqTransformer, settings: dict[str, Any]
 ) -> None:
-    search = BeamSearch(beam=4, num_best=4, max_len_a=0.5, max_len_b=7, **settings)
+    search = BeamSearch(SYMBOLS, beam=4, num_best=4, max_len_a=0.5, max_len_b=7, **settings)
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
     generated = set()
     for source, found in zip(SOURCES, search.search(model, *pad(SOURCES)), strict=True):
@@ -141,7 +144,7 @@ def test_scores_are_those_of_a_full_forward(
 
 def test_a_result_is_its_sentences_own(model: Seq2SeqTransformer) -> None:
     """Alone, in any order, beside a much longer one, beside itself."""
-    search = BeamSearch(beam=3, num_best=3, max_len_a=0.5, max_len_b=7)
+    search = BeamSearch(SYMBOLS, beam=3, num_best=3, max_len_a=0.5, max_len_b=7)
     alone = [search.search(model, *pad([source]))[0] for source in SOURCES]
     long = [4 + n % 13 for n in range(40)] + [EOS]
     batches = [

@@ -24,11 +24,12 @@ from ds_seq.generation.translate import (
     search_plan,
     translate,
 )
-from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
+from ds_seq.text.tokenizer import Tokenizers
+from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH = BeamSearch(beam=2)
+SEARCH = BeamSearch(SYMBOLS, beam=2)
 LIMITS = BatchLimits()
 SMALL = BatchLimits(max_tokens=20)
 
@@ -42,7 +43,7 @@ def draw_lines(count: int, seed: int = 0) -> list[str]:
 
 
 def run(lines: list[str], limits: BatchLimits = LIMITS) -> Translations:
-    translations = translate(TableModel(VOCAB), WordVocab(VOCAB), lines, SEARCH, limits, CPU)
+    translations = translate(TableModel(VOCAB), words(VOCAB), lines, SEARCH, limits, CPU)
     assert translations is not None
     return translations
 
@@ -99,7 +100,7 @@ class Recorder(TableModel):
 def test_batches_are_full_but_within_limits() -> None:
     model, lines = Recorder(), draw_lines(60)
     limits = BatchLimits(max_tokens=40, max_sentences=7)
-    translate(model, WordVocab(VOCAB), lines, SEARCH, limits, CPU)
+    translate(model, words(VOCAB), lines, SEARCH, limits, CPU)
     sizes = [src.shape for src in model.batches]
     assert all(rows * width <= 40 and rows <= 7 for rows, width in sizes)
     assert sum(rows for rows, _ in sizes) == len(lines)
@@ -137,9 +138,7 @@ def test_progress_counts_every_line_of_the_share() -> None:
     counts: list[int] = []
     lines = ["", *draw_lines(9)]
     limits = BatchLimits(max_sentences=2)
-    translate(
-        TableModel(VOCAB), WordVocab(VOCAB), lines, SEARCH, limits, CPU, progress=counts.append
-    )
+    translate(TableModel(VOCAB), words(VOCAB), lines, SEARCH, limits, CPU, progress=counts.append)
     assert sum(counts) == len(lines)
     assert len(counts) > 4
 
@@ -161,20 +160,20 @@ def test_shares_of_all_ranks_make_the_whole(
     answers = []
     for rank in range(3):
         model, share = Recorder(), Share(rank, 3)
-        args = (WordVocab(VOCAB), lines, SEARCH, SMALL, CPU, share)
+        args = (words(VOCAB), lines, SEARCH, SMALL, CPU, share)
         answers.append(translate(model, *args))
         dealt.append([src.tolist() for src in model.batches])
     assert answers == [None, None, expected]
     # the same batches, so that a score is the same to the last digit
     in_turn = [batch for row in itertools.zip_longest(*dealt) for batch in row if batch is not None]
     alone = Recorder()
-    translate(alone, WordVocab(VOCAB), lines, SEARCH, SMALL, CPU)
+    translate(alone, words(VOCAB), lines, SEARCH, SMALL, CPU)
     assert in_turn == [src.tolist() for src in alone.batches]
 
 
 def test_what_is_done_is_left_out_and_the_rest_shared() -> None:
     lines = ["", *draw_lines(20), "", "w4 w5 w6"]
-    plan = plan_lines(WordVocab(VOCAB), lines, SMALL, first=100)
+    plan = plan_lines(WordTokenizer(VOCAB), lines, SMALL, first=100)
     whole = [list(batch) for batch in plan.batches]
     assert sorted(sum(whole, plan.silent)) == list(range(100, 100 + len(lines)))
     assert plan.silent == [100, 121] and plan.num_lines == len(lines)
@@ -197,9 +196,9 @@ def test_long_lines(long_lines: LongLines, searched: list[int] | None) -> None:
         with pytest.raises(
             UserError, match=r"^line 12: has 10 tokens, the model takes 9; .*--long"
         ):
-            plan_lines(WordVocab(VOCAB), lines, limits, long_lines, first=10)
+            plan_lines(WordTokenizer(VOCAB), lines, limits, long_lines, first=10)
         return
-    plan = plan_lines(WordVocab(VOCAB), lines, limits, long_lines)
+    plan = plan_lines(WordTokenizer(VOCAB), lines, limits, long_lines)
     found = sorted(sum(search_plan(TableModel(VOCAB), plan, SEARCH, CPU), []))
     assert [one.line for one in found] == [0, 1, 2]
     assert [one.cut for one in found] == [False, True, False]
@@ -209,11 +208,11 @@ def test_long_lines(long_lines: LongLines, searched: list[int] | None) -> None:
 
 
 def test_translations_never_hold_a_line_break() -> None:
-    class ByteVocab(WordVocab):
+    class Bytes(WordTokenizer):
         def decode(self, ids: list[int]) -> str:
             return "a\nb\r\nc\n"
 
     args = (SEARCH, LIMITS, CPU)
-    translations = translate(TableModel(VOCAB), ByteVocab(VOCAB), ["w4"], *args)
+    translations = translate(TableModel(VOCAB), Tokenizers.shared(Bytes(VOCAB)), ["w4"], *args)
     assert translations is not None
     assert translations.lines == ["a b  c"]

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.generation.words import (
     pharaoh,
     replace_unknown,
@@ -14,7 +13,10 @@ from ds_seq.generation.words import (
     target_words,
     word_pairs,
 )
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 
 # the normalisation of SentencePiece makes a space inside of the word with an accent of its own,
 # and none of the two hearts
@@ -24,7 +26,7 @@ TAGS = "a" + " <2de>" * 3 + " b c"
 
 
 @pytest.fixture(scope="module")
-def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+def vocab(tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     folder = tmp_path_factory.mktemp("words")
     write_toy(folder, 200, 10)
     sides = [folder / "train.en", folder / "train.de"]
@@ -32,16 +34,16 @@ def vocab(tmp_path_factory: pytest.TempPathFactory) -> Vocab:
 
 
 @pytest.mark.parametrize("line", ["Hello", HARD, "<2de> We see", "a <2de> b", "", "\u263a"])
-def test_split_lines_spells_what_encode_counts(vocab: Vocab, line: str) -> None:
+def test_split_lines_spells_what_encode_counts(vocab: SentencePieceTokenizer, line: str) -> None:
     (ids,), (pieces,) = vocab.encode_lines([line]), vocab.split_lines([line])
     assert len(ids) == len(pieces)
     for token, known, spelt in zip(ids, vocab.pieces(ids), pieces, strict=True):
-        assert (known == spelt) == (token != vocab.unk_id)
+        assert (known == spelt) == (token != vocab.symbols.unk)
     assert vocab.join(vocab.pieces(ids)) == vocab.decode(ids)
 
 
 @pytest.mark.parametrize("line", ["Hello", HARD, "<2de> We see", TAGS, "x " * 30])
-def test_words_of_a_source_hold_their_pieces(vocab: Vocab, line: str) -> None:
+def test_words_of_a_source_hold_their_pieces(vocab: SentencePieceTokenizer, line: str) -> None:
     words = line.split()
     (pieces,) = vocab.split_lines([line])
     owners = source_words(vocab, line)
@@ -53,13 +55,13 @@ def test_words_of_a_source_hold_their_pieces(vocab: Vocab, line: str) -> None:
         assert "".join(own).replace("\u2581", "") == alone.replace("\u2581", "")
 
 
-def test_a_line_without_words_has_none(vocab: Vocab) -> None:
+def test_a_line_without_words_has_none(vocab: SentencePieceTokenizer) -> None:
     assert source_words(vocab, "") == []
     assert set(source_words(vocab, "  ")) <= {None}
 
 
 @pytest.mark.parametrize("line", ["Hello", HARD, "a <2de> b", "\u263a\u263a x \u263a"])
-def test_words_of_a_target_are_those_of_its_text(vocab: Vocab, line: str) -> None:
+def test_words_of_a_target_are_those_of_its_text(vocab: SentencePieceTokenizer, line: str) -> None:
     ids = vocab.encode(line)
     for pieces in (vocab.pieces(ids), vocab.split_lines([line])[0]):
         text = vocab.join(pieces)
@@ -81,27 +83,37 @@ def test_pairs_come_once_and_in_order() -> None:
     assert pharaoh([]) == ""
 
 
-def unknown_at(vocab: Vocab, source: str, seen: str) -> list[int]:
+def unknown_at(vocab: SentencePieceTokenizer, source: str, seen: str) -> list[int]:
     """An alignment of `known unknown known` whose unknown piece looks at the piece ``seen``."""
     (pieces,) = vocab.split_lines([source])
     return [0, pieces.index(seen), 0]
 
 
-def test_an_unknown_piece_is_replaced_by_what_it_looks_at(vocab: Vocab) -> None:
+def test_an_unknown_piece_is_replaced_by_what_it_looks_at(vocab: SentencePieceTokenizer) -> None:
     (known,) = vocab.encode("a")[-1:]
     mark = vocab.encode("\u263a")[0]  # the piece of a lone space
     assert vocab.pieces([mark]) == ["\u2581"]
-    tokens = [known, vocab.unk_id, known]
+    tokens = [known, vocab.symbols.unk, known]
     source = "We see \u263aa now"
     # an unknown piece is copied alone, without the letter after it
-    pieces = replace_unknown(vocab, tokens, unknown_at(vocab, source, "\u263a"), source)
+    pieces = replace_unknown(
+        Tokenizers.shared(vocab), tokens, unknown_at(vocab, source, "\u263a"), source
+    )
     assert pieces == [*vocab.pieces([known]), "\u263a", *vocab.pieces([known])]
     # of a known piece, the whole word
     (spelt,) = vocab.split_lines([source])
     last = len(spelt) - 1
-    assert replace_unknown(vocab, tokens, [0, last, 0], source)[1] == "now"
-    text = vocab.join(replace_unknown(vocab, [known, mark, *tokens[1:]], [0, 0, last, 0], source))
+    assert replace_unknown(Tokenizers.shared(vocab), tokens, [0, last, 0], source)[1] == "now"
+    text = vocab.join(
+        replace_unknown(
+            Tokenizers.shared(vocab), [known, mark, *tokens[1:]], [0, 0, last, 0], source
+        )
+    )
     assert text.split() == [vocab.decode([known]), "now" + vocab.decode([known])]
     # the end of the sentence has no word; neither is there anything to replace here
-    assert replace_unknown(vocab, tokens, [0, len(spelt), 0], source)[1] == "<unk>"
-    assert replace_unknown(vocab, [known] * 3, [0, last, 0], source) == vocab.pieces([known] * 3)
+    assert (
+        replace_unknown(Tokenizers.shared(vocab), tokens, [0, len(spelt), 0], source)[1] == "<unk>"
+    )
+    assert replace_unknown(
+        Tokenizers.shared(vocab), [known] * 3, [0, last, 0], source
+    ) == vocab.pieces([known] * 3)

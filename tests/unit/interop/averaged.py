@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.models import build_model
 from ds_seq.models.weights import model_tensors
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.unit.interop.made import write_run
 
 MOE = {"num_experts": 4, "router": "sigmoid"}
@@ -22,7 +22,7 @@ BIAS = "encoder.layers.1.feed_forward.gate.bias_steps"
 UPDATES = (10, 20, 30)
 
 
-def make_states(config: ExperimentConfig, vocab: Vocab) -> list[nn.Module]:
+def make_states(config: ExperimentConfig, vocab: SentencePieceTokenizer) -> list[nn.Module]:
     """A model after each of `UPDATES`; all tensors differ, counters and norms included."""
     models = []
     for update in UPDATES:
@@ -37,7 +37,7 @@ def make_states(config: ExperimentConfig, vocab: Vocab) -> list[nn.Module]:
 
 
 def write_states(
-    run: Path, config: ExperimentConfig, vocab: Vocab, models: Sequence[nn.Module]
+    run: Path, config: ExperimentConfig, vocab: SentencePieceTokenizer, models: Sequence[nn.Module]
 ) -> Path:
     """A run folder with these states and their losses: the second is the best, then the third."""
     write_run(run, config, vocab, dict(zip(UPDATES, models, strict=True)))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.data.vocab import Vocab, train_vocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vocab(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Vocab:
+def vocab(text: Path, tmp_path_factory: pytest.TempPathFactory) -> SentencePieceTokenizer:
     """130 subwords."""
     file = tmp_path_factory.mktemp("vocab") / "vocab.model"
     return train_vocab([text / "train.en", text / "train.de"], file, 130)

@@ -15,8 +15,8 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.train import TrainConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets, model_tensors
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 SIZES = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
 
@@ -54,7 +54,10 @@ def write_checkpoint(run: Path, update: int, model: nn.Module) -> str:
 
 
 def write_run(
-    run: Path, config: ExperimentConfig, vocab: Vocab, models: Mapping[int, nn.Module]
+    run: Path,
+    config: ExperimentConfig,
+    vocab: SentencePieceTokenizer,
+    models: Mapping[int, nn.Module],
 ) -> Path:
     """A run folder with one checkpoint for each of ``models``, by update; the first is the best."""
     run.mkdir()

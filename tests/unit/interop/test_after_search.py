@@ -10,24 +10,24 @@ import pytest
 import torch
 from sacrebleu.metrics.chrf import CHRF
 
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.generate import main
 from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.unit.interop.made import experiment, write_run
 
 LINES = ["the old house", "", "a \u263a dog", "seven"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, vocab: Vocab) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, vocab: SentencePieceTokenizer) -> Path:
     """A model that often says that a piece is unknown."""
     config = experiment({"max_positions": 40})
     model = build_model(config.model, len(vocab), 1, 0, seed=3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)
-        model.target_embedding.weight[vocab.unk_id] *= -3
+        model.target_embedding.weight[vocab.symbols.unk] *= -3
     return write_run(tmp_path_factory.mktemp("made") / "run", config, vocab, {10: model})
 
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.interop.average import NOTE_KEY, average, mean, named_part
 from ds_seq.interop.export import export
 from ds_seq.interop.run_folder import DTYPES, load_run, open_run
@@ -29,6 +28,7 @@ from ds_seq.models.weights import (
     expert_offsets,
     model_tensors,
 )
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.unit.interop.averaged import (
     BIAS,
     MOE,
@@ -50,7 +50,7 @@ def config() -> ExperimentConfig:
 
 
 @pytest.fixture(scope="module")
-def models(config: ExperimentConfig, vocab: Vocab) -> list[nn.Module]:
+def models(config: ExperimentConfig, vocab: SentencePieceTokenizer) -> list[nn.Module]:
     """Three states of it."""
     return make_states(config, vocab)
 
@@ -59,7 +59,7 @@ def models(config: ExperimentConfig, vocab: Vocab) -> list[nn.Module]:
 def original(
     tmp_path_factory: pytest.TempPathFactory,
     config: ExperimentConfig,
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     models: list[nn.Module],
 ) -> Path:
     """A run folder with the three; not to be changed."""
@@ -159,7 +159,10 @@ def test_checkpoints_runs_and_exports_mix(
     loaded = load_run(out)
     assert_mean(loaded.model, [models[i] for i in (0, 1, 0, 2)])
     stored = open_run(original)
-    assert loaded.vocab.hash == stored.vocab.hash and loaded.config == stored.config
+    assert (
+        loaded.tokenizers.fingerprint == stored.tokenizers.fingerprint
+        and loaded.config == stored.config
+    )
     assert capsys.readouterr().out.splitlines()[:-1] == [
         f"{checkpoint(original, 10)}  update 10  loss 2.5",
         f"{checkpoint(original, 20)}  update 20  loss 1.5",
@@ -219,7 +222,7 @@ def test_the_index_says_which_are_the_last_and_the_best(
 
 
 def test_settings_of_the_training_may_differ(
-    original: Path, vocab: Vocab, models: list[nn.Module], tmp_path: Path
+    original: Path, vocab: SentencePieceTokenizer, models: list[nn.Module], tmp_path: Path
 ) -> None:
     settings = {"dropout": 0.3, "attention_dropout": 0.1, "activation_checkpointing": True}
     other = experiment({"moe": MOE, **settings})

@@ -13,12 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.average import average
 from ds_seq.interop.export import export
 from ds_seq.interop.run_folder import open_run
 from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.averaged import (
     BIAS,
     MOE,
@@ -31,7 +33,7 @@ from tests.unit.interop.made import experiment, write_run
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, vocab: Vocab) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory, vocab: SentencePieceTokenizer) -> Path:
     """A run folder with three checkpoints; not to be changed."""
     config = experiment({"moe": MOE})
     folder = tmp_path_factory.mktemp("made") / "run"
@@ -144,7 +146,7 @@ def test_a_damaged_index(
 )
 def test_other_models_are_refused_by_name(
     original: Path,
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     section: dict[str, object],
@@ -162,10 +164,12 @@ def test_other_models_are_refused_by_name(
 def test_another_vocabulary_is_refused(original: Path, text: Path, tmp_path: Path) -> None:
     stored = open_run(original)
     texts, file = [text / "train.en", text / "train.de"], tmp_path / "vocab.model"
-    other = train_vocab(texts, file, len(stored.vocab), user_symbols=["<2de>"])
-    assert len(other) == len(stored.vocab)
-    with pytest.raises(UserError, match=f"has vocabulary {other.hash[:12]}, but .*same vocabulary"):
-        average([stored, replace(stored, vocab=other)])
+    other = train_vocab(texts, file, stored.tokenizers.size, user_symbols=["<2de>"])
+    assert len(other) == stored.tokenizers.size
+    with pytest.raises(
+        UserError, match=f"has vocabulary {other.fingerprint[:12]}, but .*same vocabulary"
+    ):
+        average([stored, replace(stored, tokenizers=Tokenizers.shared(other))])
 
 
 def _foreign(tensors: dict[str, Tensor]) -> None:

@@ -16,12 +16,12 @@ from torch import nn
 
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.ctranslate2 import EXPERIMENT_FILE
 from ds_seq.interop.export import export, main
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.unit.interop.made import experiment, write_run
 
 VARIANTS = {
@@ -48,7 +48,9 @@ def outspoken(config: TransformerConfig, size: int) -> Seq2SeqTransformer:
     return model
 
 
-def made(folder: Path, vocab: Vocab, section: dict[str, Any]) -> tuple[nn.Module, Path]:
+def made(
+    folder: Path, vocab: SentencePieceTokenizer, section: dict[str, Any]
+) -> tuple[nn.Module, Path]:
     """A model and its run folder."""
     config = experiment({"max_positions": 64, **section})
     model = outspoken(config.model, len(vocab))
@@ -66,13 +68,13 @@ def forced(model: nn.Module, source: list[int], target: list[int]) -> list[float
     return scores.flatten().tolist()
 
 
-def scores(found: ctranslate2.Translator, vocab: Vocab) -> list[list[float]]:
+def scores(found: ctranslate2.Translator, vocab: SentencePieceTokenizer) -> list[list[float]]:
     """CTranslate2's log-probabilities of the sentences, as translations of the reversed list."""
     pieces = [vocab.pieces(ids) for ids in vocab.encode_lines(SENTENCES)]
     return [scored.log_probs for scored in found.score_batch(pieces[::-1], pieces)]
 
 
-def our_scores(model: nn.Module, vocab: Vocab) -> list[list[float]]:
+def our_scores(model: nn.Module, vocab: SentencePieceTokenizer) -> list[list[float]]:
     """What `scores` should be."""
     ids = vocab.encode_lines(SENTENCES)
     pairs = zip(ids[::-1], ids, strict=True)
@@ -80,7 +82,9 @@ def our_scores(model: nn.Module, vocab: Vocab) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("section", VARIANTS.values(), ids=VARIANTS)
-def test_scores_are_ours(section: dict[str, Any], vocab: Vocab, tmp_path: Path) -> None:
+def test_scores_are_ours(
+    section: dict[str, Any], vocab: SentencePieceTokenizer, tmp_path: Path
+) -> None:
     model, run = made(tmp_path, vocab, section)
     export(run, tmp_path / "out", form="ctranslate2")
     found = scores(opened(tmp_path / "out"), vocab)
@@ -90,7 +94,7 @@ def test_scores_are_ours(section: dict[str, Any], vocab: Vocab, tmp_path: Path) 
 
 @pytest.mark.parametrize("section", VARIANTS.values(), ids=VARIANTS)
 def test_what_it_finds_step_by_step_scores_as_much_here(
-    section: dict[str, Any], vocab: Vocab, tmp_path: Path
+    section: dict[str, Any], vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     model, run = made(tmp_path, vocab, section)
     export(run, tmp_path / "out", form="ctranslate2")
@@ -107,12 +111,15 @@ def test_what_it_finds_step_by_step_scores_as_much_here(
 
 
 def test_the_command_makes_a_folder_with_vocabulary_and_experiment(
-    vocab: Vocab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vocab: SentencePieceTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, run = made(tmp_path, vocab, {})
     assert main([str(run), "--out", str(tmp_path / "out"), "--format", "ctranslate2"]) == 0
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out' / 'model.bin'}: ")
-    assert Vocab.load(tmp_path / "out" / "vocab.model").hash == vocab.hash
+    assert (
+        SentencePieceTokenizer.load(tmp_path / "out" / "vocab.model").fingerprint
+        == vocab.fingerprint
+    )
     assert load_experiment(tmp_path / "out" / EXPERIMENT_FILE) == load_experiment(
         run / "config.yaml"
     )
@@ -120,7 +127,9 @@ def test_the_command_makes_a_folder_with_vocabulary_and_experiment(
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_half_precision_is_half_the_size(dtype: str, vocab: Vocab, tmp_path: Path) -> None:
+def test_half_precision_is_half_the_size(
+    dtype: str, vocab: SentencePieceTokenizer, tmp_path: Path
+) -> None:
     model, run = made(tmp_path, vocab, {"d_model": 64, "ffn_dim": 128})
     single = export(run, tmp_path / "single", form="ctranslate2").stat().st_size
     half = export(run, tmp_path / "half", dtype=dtype, form="ctranslate2").stat().st_size
@@ -140,7 +149,7 @@ def test_half_precision_is_half_the_size(dtype: str, vocab: Vocab, tmp_path: Pat
     ],
 )
 def test_what_it_cannot_be_is_refused_before_loading(
-    section: dict[str, Any], out: str, message: str, vocab: Vocab, tmp_path: Path
+    section: dict[str, Any], out: str, message: str, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     run = write_run(tmp_path / "run", experiment(section), vocab, {1: nn.Linear(1, 1)})
     with pytest.raises(UserError, match=message):
@@ -149,7 +158,7 @@ def test_what_it_cannot_be_is_refused_before_loading(
 
 
 def test_without_the_package_it_says_what_to_install(
-    vocab: Vocab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vocab: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, run = made(tmp_path, vocab, {})
     monkeypatch.setitem(sys.modules, "ctranslate2.specs", None)
@@ -158,7 +167,9 @@ def test_without_the_package_it_says_what_to_install(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_made_leaves_nothing(vocab: Vocab, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_leaves_nothing(
+    vocab: SentencePieceTokenizer, tmp_path: Path
+) -> None:
     _, run = made(tmp_path, vocab, {})
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):

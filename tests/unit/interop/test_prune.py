@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.interop.prune import best_experts, importance, moe_layers, parse_keep, prune
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
 from ds_seq.models.weights import model_tensors
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.unit.interop.made import experiment, write_run
 
 CPU = torch.device("cpu")
@@ -28,13 +28,13 @@ ENCODER, DECODER = "encoder.layers.1.feed_forward", "decoder.layers.1.feed_forwa
 
 
 def _model(
-    vocab: Vocab, moe: dict[str, Any] | None = None, **model: Any
+    vocab: SentencePieceTokenizer, moe: dict[str, Any] | None = None, **model: Any
 ) -> tuple[nn.Module, ExperimentConfig]:
     config = experiment({"moe": {**MOE, **(moe or {})}, "dropout": 0.0, **model})
     return build_model(config.model, len(vocab), seed=4).eval(), config
 
 
-def _pairs(vocab: Vocab, count: int) -> list[tuple[list[int], list[int]]]:
+def _pairs(vocab: SentencePieceTokenizer, count: int) -> list[tuple[list[int], list[int]]]:
     generator = torch.Generator().manual_seed(count)
     lengths = torch.randint(1, 9, (count, 2), generator=generator).tolist()
     return [
@@ -48,11 +48,15 @@ def _logits(model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> l
         return [model(torch.tensor([[*s, 2]]), torch.tensor([[2, *t]])).logits for s, t in pairs]
 
 
-def _important(model: nn.Module, vocab: Vocab, pairs: Any, **limits: int) -> dict[str, Tensor]:
-    return importance(model, pairs, vocab, BatchLimits(**limits), CPU)
+def _important(
+    model: nn.Module, vocab: SentencePieceTokenizer, pairs: Any, **limits: int
+) -> dict[str, Tensor]:
+    return importance(model, pairs, vocab.symbols, BatchLimits(**limits), CPU)
 
 
-def test_importance_is_mean_probability_times_share_of_tokens(vocab: Vocab) -> None:
+def test_importance_is_mean_probability_times_share_of_tokens(
+    vocab: SentencePieceTokenizer,
+) -> None:
     model, _ = _model(vocab, {"num_experts": 4, "top_k": 2})
     pair = _pairs(vocab, 1)[0]
     heard = []
@@ -69,7 +73,7 @@ def test_importance_is_mean_probability_times_share_of_tokens(vocab: Vocab) -> N
             assert float(values[expert]) == pytest.approx(mean * share)
 
 
-def test_importance_does_not_depend_on_the_batches(vocab: Vocab) -> None:
+def test_importance_does_not_depend_on_the_batches(vocab: SentencePieceTokenizer) -> None:
     model, _ = _model(vocab)
     pairs = _pairs(vocab, 12)
     together = _important(model, vocab, pairs)
@@ -79,7 +83,7 @@ def test_importance_does_not_depend_on_the_batches(vocab: Vocab) -> None:
     assert not any(layer.gate._forward_hooks for layer in moe_layers(model).values())
 
 
-def test_sentences_are_cut_to_what_the_model_can_take(vocab: Vocab) -> None:
+def test_sentences_are_cut_to_what_the_model_can_take(vocab: SentencePieceTokenizer) -> None:
     model, _ = _model(vocab, positions="learned", max_positions=8)
     long = [([5] * 30, [6] * 30)]
     found = _important(model, vocab, long, max_source_length=8)
@@ -93,7 +97,9 @@ def test_best_experts_are_the_most_important_in_their_old_order() -> None:
     assert kept == {"a": [1, 3], "b": [0, 1, 3]}
 
 
-def test_dropping_experts_that_no_token_chooses_changes_nothing(vocab: Vocab) -> None:
+def test_dropping_experts_that_no_token_chooses_changes_nothing(
+    vocab: SentencePieceTokenizer,
+) -> None:
     model, config = _model(vocab, {"num_experts": 12})
     pairs = _pairs(vocab, 3)
     found = _important(model, vocab, pairs)
@@ -120,7 +126,9 @@ ROUTERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_every_router_scores_the_experts_that_stay_as_before(vocab: Vocab, name: str) -> None:
+def test_every_router_scores_the_experts_that_stay_as_before(
+    vocab: SentencePieceTokenizer, name: str
+) -> None:
     moe = {"normalize_weights": None, **ROUTERS[name]}
     symbols = {"vocab": {"user_symbols": ["<2de>"]}} if name == "language" else {}
     config = experiment({"moe": {**MOE, **moe}, "dropout": 0.0}, **symbols)
@@ -147,13 +155,15 @@ def test_every_router_scores_the_experts_that_stay_as_before(vocab: Vocab, name:
         torch.testing.assert_close(ours, rescaled, rtol=1e-4, atol=1e-6)
 
 
-def test_cosine_routers_of_unlike_width_cannot_be_pruned(vocab: Vocab) -> None:
+def test_cosine_routers_of_unlike_width_cannot_be_pruned(vocab: SentencePieceTokenizer) -> None:
     model, config = _model(vocab, {"router": "cosine", "num_experts": [8, 40]})
     with pytest.raises(UserError, match=r"router_dim: is null, so the routers are \[16, 20\] wide"):
         prune(model, config, len(vocab), {ENCODER: [0], DECODER: [1]})
 
 
-def test_keeping_all_is_the_same_model_and_leaves_the_old_one_alone(vocab: Vocab) -> None:
+def test_keeping_all_is_the_same_model_and_leaves_the_old_one_alone(
+    vocab: SentencePieceTokenizer,
+) -> None:
     model, config = _model(vocab)
     before = {name: value.clone() for name, value in model_tensors(model)}
     everything = {name: list(range(6)) for name in (ENCODER, DECODER)}
@@ -165,7 +175,7 @@ def test_keeping_all_is_the_same_model_and_leaves_the_old_one_alone(vocab: Vocab
 
 
 def test_a_pruned_model_forgets_an_expert_parallelism_that_its_counts_do_not_allow(
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
 ) -> None:
     model, config = _model(vocab)
     train = config.train.model_copy(update={"expert_parallel": 2})
@@ -188,7 +198,7 @@ def test_a_pruned_model_forgets_an_expert_parallelism_that_its_counts_do_not_all
         ("", "give a number"),
     ],
 )
-def test_counts_that_cannot_be_kept(vocab: Vocab, keep: str, message: str) -> None:
+def test_counts_that_cannot_be_kept(vocab: SentencePieceTokenizer, keep: str, message: str) -> None:
     model, config = _model(vocab, {"top_k": 2})
     assert parse_keep("2, 6", model, config) == [2, 6]
     assert parse_keep("3", model, config) == [3, 3]
@@ -197,7 +207,7 @@ def test_counts_that_cannot_be_kept(vocab: Vocab, keep: str, message: str) -> No
 
 
 @pytest.fixture
-def run(tmp_path: Path, text: Path, vocab: Vocab) -> Path:
+def run(tmp_path: Path, text: Path, vocab: SentencePieceTokenizer) -> Path:
     """A run folder that knows its test text."""
     test = {"source": str(text / "test.en"), "target": str(text / "test.de")}
     config = experiment({"moe": MOE, "max_positions": 40}, raw={"test": test})
@@ -253,7 +263,11 @@ def test_targets_and_test_text_of_ones_own_and_a_folder(
 
 
 def test_bad_input_is_one_line_and_writes_nothing(
-    run: Path, text: Path, tmp_path: Path, vocab: Vocab, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    text: Path,
+    tmp_path: Path,
+    vocab: SentencePieceTokenizer,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     blank, taken = tmp_path / "blank.en", tmp_path / "taken"
     blank.write_text("\n  \n\u200b\n")

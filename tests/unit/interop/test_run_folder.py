@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.export import export, main
 from ds_seq.interop.run_folder import (
@@ -24,11 +23,13 @@ from ds_seq.interop.run_folder import (
 )
 from ds_seq.models import build_model
 from ds_seq.models.weights import fill
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory, vocab: Vocab) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory, vocab: SentencePieceTokenizer) -> Path:
     """A run folder with two checkpoints of a small model with experts; not to be written to."""
     config = experiment({"moe": {"num_experts": 4}})
     models = {n: build_model(config.model, len(vocab), 1, 0, seed=n) for n in (10, 20)}
@@ -48,7 +49,7 @@ def run(original: Path, tmp_path: Path) -> Path:
 def test_checkpoints_by_name(original: Path, which: str, update: int) -> None:
     loaded = load_run(original, which)
     assert loaded.source == original / "checkpoints" / f"update_{update:08d}"
-    expected = build_model(loaded.config.model, len(loaded.vocab), 1, 0, seed=update)
+    expected = build_model(loaded.config.model, loaded.tokenizers.size, 1, 0, seed=update)
     for name, value in loaded.model.named_parameters():
         assert torch.equal(value, expected.get_parameter(name)), name
     assert not loaded.model.training
@@ -102,7 +103,7 @@ def test_an_exported_folder_holds_the_same_model(
         "vocab.model",
     ]
     ours, theirs = load_run(out), load_run(original, "last")
-    assert ours.source == file and ours.vocab.hash == theirs.vocab.hash
+    assert ours.source == file and ours.tokenizers.fingerprint == theirs.tokenizers.fingerprint
     for name, value in theirs.model.named_parameters():
         torch.testing.assert_close(
             ours.model.get_parameter(name), value, rtol=tolerance, atol=tolerance
@@ -118,7 +119,10 @@ def test_an_exported_file_alone_holds_the_same_model(
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     ours, theirs = load_run(file), load_run(original, "last")
     assert ours.source == file
-    assert ours.config == theirs.config and ours.vocab.hash == theirs.vocab.hash
+    assert (
+        ours.config == theirs.config
+        and ours.tokenizers.fingerprint == theirs.tokenizers.fingerprint
+    )
     for name, value in theirs.model.named_parameters():
         torch.testing.assert_close(
             ours.model.get_parameter(name), value, rtol=tolerance, atol=tolerance
@@ -135,7 +139,7 @@ def test_an_export_can_be_exported_again(original: Path, tmp_path: Path) -> None
     folder = export(file, tmp_path / "folder").parent
     again = export(folder, tmp_path / "two.safetensors")
     one, two = open_run(file), open_run(again)
-    assert one.config == two.config and one.vocab.hash == two.vocab.hash
+    assert one.config == two.config and one.tokenizers.fingerprint == two.tokenizers.fingerprint
     assert one.weights.keys() == two.weights.keys()
     assert all(torch.equal(one.weights.read(k), two.weights.read(k)) for k in one.weights.keys())
 
@@ -144,7 +148,7 @@ def test_a_rank_reads_its_own_experts_of_an_exported_file(original: Path, tmp_pa
     stored = open_run(export(original, tmp_path / "one.safetensors"))
     whole = load_run(original).model
     for part in (0, 1):
-        model = build_model(stored.config.model, len(stored.vocab), 2, part)
+        model = build_model(stored.config.model, stored.tokenizers.size, 2, part)
         fill(model, stored.weights)
         ours = model.get_parameter("decoder.layers.1.feed_forward.experts.w2")
         theirs = whole.get_parameter("decoder.layers.1.feed_forward.experts.w2")
@@ -213,15 +217,21 @@ def test_the_vocabulary_of_the_training_is_wanted(run: Path, text: Path, tmp_pat
     exported = tmp_path / "exported"
     export(run, exported)
     note = run / "checkpoints" / "update_00000010" / "checkpoint.json"
-    old = Vocab.load(run / "vocab.model")
-    note.write_text(json.dumps({**json.loads(note.read_text()), "ds_seq.vocab_hash": old.hash}))
-    assert open_run(run).vocab.hash == open_run(exported).vocab.hash == old.hash
+    old = SentencePieceTokenizer.load(run / "vocab.model")
+    note.write_text(
+        json.dumps({**json.loads(note.read_text()), "ds_seq.vocab_hash": old.fingerprint})
+    )
+    assert (
+        open_run(run).tokenizers.fingerprint
+        == open_run(exported).tokenizers.fingerprint
+        == old.fingerprint
+    )
     for folder in (run, exported):  # another one, as large
         train_vocab([text / "train.en", *[text / "train.de"] * 2], folder / "vocab.model", len(old))
         with pytest.raises(UserError, match="put that one back") as refused:
             open_run(folder)
         assert str(refused.value).startswith(f"{folder / 'vocab.model'}: is vocabulary ")
-    assert len(open_run(run, "last").vocab) == len(old)  # an older checkpoint does not say
+    assert open_run(run, "last").tokenizers.size == len(old)  # an older checkpoint does not say
 
 
 def test_an_exported_file_has_one_state(original: Path, tmp_path: Path) -> None:
@@ -234,7 +244,7 @@ def test_an_exported_file_has_one_state(original: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("counts", "uneven", "ranks"), [(4, 4, 3), ([4, 6], 6, 4)])
 def test_experts_that_cannot_be_spread_are_refused_before_the_model_is_built(
     tmp_path: Path,
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     monkeypatch: pytest.MonkeyPatch,
     counts: int | list[int],
     uneven: int,
@@ -293,7 +303,9 @@ def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_counters_of_a_router_travel_unrounded(tmp_path: Path, vocab: Vocab, dtype: str) -> None:
+def test_counters_of_a_router_travel_unrounded(
+    tmp_path: Path, vocab: SentencePieceTokenizer, dtype: str
+) -> None:
     config = experiment({"moe": {"num_experts": 4, "router": "sigmoid"}})
     model = build_model(config.model, len(vocab))
     steps = [2**40 + 1, -70_001, 0, 3]  # no float of 16 bits holds the first two

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ds_seq import generate
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 LINES = ["a dog", "I see", "", "dogs in a wood"]
@@ -80,7 +81,7 @@ def test_a_tag_needs_no_text_beforehand(
 def test_a_tag_takes_its_place_of_the_length(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    vocab = Vocab.load(run / "vocab.model")
+    vocab = SentencePieceTokenizer.load(run / "vocab.model")
     texts = ["a " * 11 + letter for letter in "abcdefghijklmnopqrstuvwxyz"]
     text = next(text for text in texts if len(vocab.encode(text)) == 23)
     (folder / "prefix").write_text(f"{text}\n\n\n\n")
@@ -118,7 +119,7 @@ def test_phrases(run: Path, folder: Path, order: str) -> None:
         call(run, folder, "--constraints", folder / "phrases", "--constraint-order", order,
              "--format", "jsonl", "--n-best", 3) == 0
     )  # fmt: skip
-    vocab = Vocab.load(run / "vocab.model")
+    vocab = SentencePieceTokenizer.load(run / "vocab.model")
     for own, line in zip(phrases, translations(folder), strict=True):
         answer = json.loads(line)
         for hypothesis in answer["hypotheses"]:
@@ -130,7 +131,9 @@ def test_phrases(run: Path, folder: Path, order: str) -> None:
                 place = 0
                 for phrase in own:
                     place = text.index(phrase, place) + len(phrase)
-    assert vocab.unk_id not in vocab.encode("Kind die Frau der kauft")  # or it would prove little
+    assert vocab.symbols.unk not in vocab.encode(
+        "Kind die Frau der kauft"
+    )  # or it would prove little
 
 
 def test_allowed_outputs(run: Path, folder: Path) -> None:

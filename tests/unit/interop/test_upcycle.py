@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.interop.export import export
 from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import expert_offsets
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 NORMALIZED = {"num_experts": 4, "top_k": 1, "normalize_weights": "after_dropping"}
@@ -34,7 +35,9 @@ def _scrambled(model: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def dense_run(tmp_path: Path, vocab: Vocab) -> Callable[..., tuple[Path, nn.Module]]:
+def dense_run(
+    tmp_path: Path, vocab: SentencePieceTokenizer
+) -> Callable[..., tuple[Path, nn.Module]]:
     """`dense_run(**model)`: a run folder and the model in it."""
 
     def make(**model: Any) -> tuple[Path, nn.Module]:
@@ -52,14 +55,14 @@ def _settings(run: Path, model: dict[str, Any], **train: Any) -> ExperimentConfi
 
 
 def _started(
-    config: ExperimentConfig, vocab: Vocab, expert_parallel: int = 1, part: int = 0
+    config: ExperimentConfig, vocab: SentencePieceTokenizer, expert_parallel: int = 1, part: int = 0
 ) -> nn.Module:
     model = build_model(config.model, len(vocab), expert_parallel, part, seed=7)
-    start_from(model, config, vocab)
+    start_from(model, config, vocab.fingerprint)
     return model
 
 
-def _logits(model: nn.Module, vocab: Vocab) -> Tensor:
+def _logits(model: nn.Module, vocab: SentencePieceTokenizer) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     src = torch.randint(4, len(vocab), (3, 6), generator=generator)
     tgt = torch.randint(4, len(vocab), (3, 5), generator=generator)
@@ -84,7 +87,7 @@ def _logits(model: nn.Module, vocab: Vocab) -> Tensor:
 )
 def test_an_upcycled_model_starts_as_the_dense_one(
     dense_run: Callable[..., tuple[Path, nn.Module]],
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     moe: dict[str, Any],
     activation: str,
 ) -> None:
@@ -98,7 +101,7 @@ def test_an_upcycled_model_starts_as_the_dense_one(
 
 
 def test_without_normalisation_the_start_is_another(
-    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: Vocab
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
 ) -> None:
     run, dense = dense_run()
     for moe in ({"num_experts": 4, "top_k": 1}, {**TWO, "normalize_weights": "none"}):
@@ -109,7 +112,7 @@ def test_without_normalisation_the_start_is_another(
 
 @pytest.mark.parametrize("shared", [1, 2])
 def test_routed_and_shared_experts_both_learn(
-    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: Vocab, shared: int
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer, shared: int
 ) -> None:
     run, _ = dense_run()
     model = _started(_settings(run, {"moe": {**TWO, "shared_experts": shared}}), vocab)
@@ -124,7 +127,7 @@ def test_routed_and_shared_experts_both_learn(
 
 
 def test_experts_are_equal_without_noise_and_the_gate_is_fresh(
-    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: Vocab
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
 ) -> None:
     run, dense = dense_run()
     config = _settings(run, {"moe": TWO})
@@ -140,7 +143,7 @@ def test_experts_are_equal_without_noise_and_the_gate_is_fresh(
 
 
 def test_noise_is_in_units_of_each_matrix_and_the_same_in_every_layout(
-    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: Vocab
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
 ) -> None:
     run, _ = dense_run()
     plain = _started(_settings(run, {"moe": TWO}), vocab)
@@ -168,7 +171,7 @@ def test_noise_is_in_units_of_each_matrix_and_the_same_in_every_layout(
 @pytest.mark.parametrize("moe", [None, TWO])
 @pytest.mark.parametrize("kind", ["run", "folder", "file"])
 def test_the_same_architecture_starts_where_the_other_run_ended(
-    tmp_path: Path, vocab: Vocab, moe: dict[str, Any] | None, kind: str
+    tmp_path: Path, vocab: SentencePieceTokenizer, moe: dict[str, Any] | None, kind: str
 ) -> None:
     config = experiment({"moe": moe})
     models = {n: _scrambled(build_model(config.model, len(vocab), seed=n)) for n in (10, 20)}
@@ -199,7 +202,7 @@ REFUSED = [
 @pytest.mark.parametrize(("model", "message"), REFUSED)
 def test_models_that_do_not_fit(
     dense_run: Callable[..., tuple[Path, nn.Module]],
-    vocab: Vocab,
+    vocab: SentencePieceTokenizer,
     model: dict[str, Any],
     message: str,
 ) -> None:
@@ -209,7 +212,7 @@ def test_models_that_do_not_fit(
     assert str(run) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_experts_do_not_become_a_dense_model(tmp_path: Path, vocab: Vocab) -> None:
+def test_experts_do_not_become_a_dense_model(tmp_path: Path, vocab: SentencePieceTokenizer) -> None:
     config = experiment({"moe": TWO})
     run = write_run(tmp_path / "old", config, vocab, {1: build_model(config.model, len(vocab))})
     with pytest.raises(UserError, match="has no tensor 'encoder.layers.1.feed_forward.up.weight'"):

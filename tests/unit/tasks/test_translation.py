@@ -12,7 +12,6 @@ from ds_seq.config.data import DataConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TranslationConfig
 from ds_seq.data.shards import ShardWriter
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
@@ -22,11 +21,13 @@ from ds_seq.generation.scoring import Scorer
 from ds_seq.generation.translate import ALONE, BatchLimits, translate
 from ds_seq.tasks import build_limits, build_search, build_task
 from ds_seq.tasks.translation import RawSplit, TranslationTask, format_samples, read_raw
-from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.data.vocabulary import train_vocab
+from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH, LIMITS = BeamSearch(beam=2), BatchLimits()
+SEARCH, LIMITS = BeamSearch(SYMBOLS, beam=2), BatchLimits()
 
 
 def write(path: Path, lines: list[str]) -> str:
@@ -42,12 +43,12 @@ def raw(tmp_path: Path) -> RawSplit:
 
 def make_task(folder: Path, raw: RawSplit | None = None) -> TranslationTask:
     files = {"train": [], "valid": [] if raw is None else [raw]}
-    return TranslationTask(folder, WordVocab(VOCAB), files, "en", 4, 5)  # type: ignore[arg-type]
+    return TranslationTask(folder, words(VOCAB), files, "en", 4, 5)
 
 
-def write_shards(folder: Path, vocab_hash: str = WordVocab.hash) -> None:
+def write_shards(folder: Path, vocab_hash: str = WordTokenizer.fingerprint) -> None:
     options = {"vocab_size": VOCAB, "languages": ("de", "en")}
-    with ShardWriter(folder, "train", vocab_hash=vocab_hash, **options) as writer:  # type: ignore[arg-type]
+    with ShardWriter(folder, "train", vocab_hash=vocab_hash, **options) as writer:
         writer.add([4, 5, EOS], [6, EOS])
         writer.add([4, 5, 6, 7, EOS], [6, EOS])  # longer than make_task allows
         writer.add([8, EOS], [7, 7, 7, EOS])
@@ -73,9 +74,9 @@ def test_shards_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
 
 def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: RawSplit) -> None:
     model = TableModel(VOCAB).train()
-    figures = make_task(tmp_path, raw).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+    figures = make_task(tmp_path, raw).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)
     lines = ["w4 w5", "w6", "w7 w8 w4"]
-    expected = translate(model, WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU)  # type: ignore[arg-type]
+    expected = translate(model, words(VOCAB), lines, SEARCH, LIMITS, CPU)
     assert expected is not None
     bleu, chrf = Scorer("en")(expected.lines, read_raw("valid", [raw]).target)
     assert (figures["bleu"], figures["chrf"]) == (bleu.value, chrf.value)
@@ -87,22 +88,22 @@ def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: RawSpli
 def test_translations_that_are_the_reference_score_100(tmp_path: Path, raw: RawSplit) -> None:
     lines = [f"w{n} w{m}" for n in range(4, VOCAB) for m in range(4, VOCAB)]
     model = TableModel(VOCAB)
-    found = translate(model, WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU)  # type: ignore[arg-type]
+    found = translate(model, words(VOCAB), lines, SEARCH, LIMITS, CPU)
     assert found is not None
     perfect = RawSplit(write(tmp_path / "s", lines), write(tmp_path / "t", found.lines))
-    figures = make_task(tmp_path, perfect).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+    figures = make_task(tmp_path, perfect).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)
     assert figures["bleu"] == pytest.approx(100.0)
 
 
 def test_evaluation_of_the_first_sentences_only(tmp_path: Path, raw: RawSplit) -> None:
     task, model = make_task(tmp_path, raw), TableModel(VOCAB)
-    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, max_sentences=2)  # type: ignore[arg-type]
+    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, max_sentences=2)
     assert str(figures["samples"]).count("source") == 2
 
 
 def test_a_split_without_raw_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.raw\.train"):
-        make_task(tmp_path).evaluate(TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+        make_task(tmp_path).evaluate(TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE)
 
 
 def test_several_files_are_one_text(raw: RawSplit) -> None:
@@ -127,14 +128,14 @@ def config(tmp_path: Path) -> DataConfig:
     train_vocab([text], tmp_path / "vocab.model", 20, num_threads=1)
     pair = {"source": text, "target": text}
     languages = {"source_lang": "de", "target_lang": "en"}
-    return DataConfig(**languages, dir=str(tmp_path), raw={"valid": pair})  # type: ignore[arg-type]
+    return DataConfig(**languages, dir=str(tmp_path), raw={"valid": pair})
 
 
 def test_task_from_a_config(config: DataConfig) -> None:
     task = build_task(TranslationConfig(), config)
     assert isinstance(task, TranslationTask)
-    model = TableModel(len(task.vocab))
-    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)  # type: ignore[arg-type]
+    model = TableModel(task.tokenizers.size)
+    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)
     assert 0 <= float(figures["bleu"]) < 100
 
 
@@ -148,7 +149,7 @@ def external_task(data: DataConfig, answer: int) -> tuple[DataConfig, int]:
 
 
 def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
-    vocab = Vocab.load(f"{config.dir}/vocab.model")
+    vocab = SentencePieceTokenizer.load(f"{config.dir}/vocab.model")
     given = {
         "beam": 3,
         "length_penalty": 0.5,
@@ -168,9 +169,9 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
     }
     alone = {"sampling_top_p": 1.0, "sampling_epsilon": 0.0, "diverse_siblings": 0.0}
     alone |= {"diverse_groups": 1, "diverse_strength": 0.5}
-    generation = GenerationConfig(**given)  # type: ignore[arg-type]
+    generation = GenerationConfig(**given)
     assert given | alone == generation.model_dump(), "a new field: give it a value above"
-    found = vars(build_search(generation, vocab, 50)) | vars(build_limits(generation, 50))
+    found = vars(build_search(generation, vocab.symbols, 50)) | vars(build_limits(generation, 50))
     assert found.pop("sampling") == Sampling(top_k=6, seed=8)
     apart = {"sampling", "sampling_top_k", "seed", "ensemble"}  # the last is of the models
     assert {name: found[name] for name in given if name not in apart} == {
@@ -191,9 +192,9 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
 def test_diversity_from_a_config(
     config: DataConfig, given: dict[str, float], expected: SelectionMaker
 ) -> None:
-    vocab = Vocab.load(f"{config.dir}/vocab.model")
-    generation = GenerationConfig(**given)  # type: ignore[arg-type]
-    assert build_search(generation, vocab, 50).selection == expected
+    vocab = SentencePieceTokenizer.load(f"{config.dir}/vocab.model")
+    generation = GenerationConfig(**given)
+    assert build_search(generation, vocab.symbols, 50).selection == expected
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,6 @@ def test_diversity_from_a_config(
 def test_sampling_from_a_config(
     config: DataConfig, given: dict[str, float], expected: Sampling | None
 ) -> None:
-    vocab = Vocab.load(f"{config.dir}/vocab.model")
-    generation = GenerationConfig(**given)  # type: ignore[arg-type]
-    assert build_search(generation, vocab, 50).sampling == expected
+    vocab = SentencePieceTokenizer.load(f"{config.dir}/vocab.model")
+    generation = GenerationConfig(**given)
+    assert build_search(generation, vocab.symbols, 50).sampling == expected

@@ -108,7 +108,7 @@ def test_layers_are_called_by_stack_and_number() -> None:
 
 def test_each_call_of_a_layer_has_a_name() -> None:
     sizes = {"d_model": 8, "ffn_dim": 8, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-    config = ModelConfig.model_validate({**sizes, "moe": {"num_experts": 2}})
+    config = TransformerConfig.model_validate({**sizes, "moe": {"num_experts": 2}})
     model = build_seq2seq(config, 11, seed=1, pad_id=1)
     dense, sparse = model.encoder.layers
     model.encoder.layers = nn.ModuleList([sparse, dense, sparse, sparse])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ds_seq.errors import UserError
-from ds_seq.generation.text import (
+from ds_seq.text.lines import (
     check_writable,
     read_buffers,
     read_lines,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.data.text import PairPath, count_pairs, open_bytes, read_blocks
 from ds_seq.errors import UserError
+from ds_seq.text.lines import PairPath, count_pairs, open_bytes, read_blocks
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,

@@ -9,42 +9,50 @@ from pathlib import Path
 import pytest
 import sentencepiece as spm
 
-from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.data.vocabulary import train_vocab
 
 
-def test_special_symbols_have_the_ids_of_fairseq(vocab: Vocab) -> None:
-    ids = [vocab.bos_id, vocab.pad_id, vocab.eos_id, vocab.unk_id]
+def test_special_symbols_have_the_ids_of_fairseq(vocab: SentencePieceTokenizer) -> None:
+    ids = [vocab.symbols.bos, vocab.symbols.pad, vocab.symbols.eos, vocab.symbols.unk]
     assert ids == [0, 1, 2, 3]
     assert vocab.pieces(ids) == ["<s>", "<pad>", "</s>", "<unk>"]
 
 
-def test_text_survives_encoding(vocab: Vocab, corpus: Path) -> None:
+def test_text_survives_encoding(vocab: SentencePieceTokenizer, corpus: Path) -> None:
     lines = (corpus / "valid.de").read_text(encoding="utf-8").splitlines()
     assert [vocab.decode(vocab.encode(line)) for line in lines] == lines
     assert vocab.encode_lines(lines) == [vocab.encode(line) for line in lines]
 
 
-def test_decoding_skips_special_symbols_but_shows_unknown_ones(vocab: Vocab) -> None:
+def test_decoding_skips_special_symbols_but_shows_unknown_ones(
+    vocab: SentencePieceTokenizer,
+) -> None:
     ids = vocab.encode("the man")
     assert vocab.decode([0, *ids, 2, 1, 1]) == "the man"
-    assert vocab.unk_id in vocab.encode("漢")
+    assert vocab.symbols.unk in vocab.encode("漢")
     assert "⁇" in vocab.decode(vocab.encode("漢"))
 
 
-def test_hash_tells_models_apart_and_survives_copies(vocab: Vocab, tmp_path: Path) -> None:
+def test_hash_tells_models_apart_and_survives_copies(
+    vocab: SentencePieceTokenizer, tmp_path: Path
+) -> None:
     vocab.save(tmp_path / "copy.model")
-    assert Vocab.load(tmp_path / "copy.model").hash == vocab.hash
-    assert pickle.loads(pickle.dumps(vocab)).hash == vocab.hash
+    assert SentencePieceTokenizer.load(tmp_path / "copy.model").fingerprint == vocab.fingerprint
+    assert pickle.loads(pickle.dumps(vocab)).fingerprint == vocab.fingerprint
     (tmp_path / "text").write_text("other words altogether\n")
-    assert train_vocab([tmp_path / "text"], tmp_path / "other.model", 16).hash != vocab.hash
+    assert (
+        train_vocab([tmp_path / "text"], tmp_path / "other.model", 16).fingerprint
+        != vocab.fingerprint
+    )
 
 
 def test_sample_depends_on_the_seed_alone(corpus: Path, tmp_path: Path) -> None:
     def train(seed: int) -> str:
         return train_vocab(
             [corpus / "train.en"], tmp_path / "m", 60, input_sentence_size=40, seed=seed
-        ).hash
+        ).fingerprint
 
     assert train(1) == train(1)
     assert len({train(seed) for seed in range(1, 5)}) > 1
@@ -58,7 +66,7 @@ def test_user_symbols_are_never_split(corpus: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def tagged(
     request: pytest.FixtureRequest, corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Vocab:
+) -> SentencePieceTokenizer:
     """A vocabulary with two user symbols."""
     path = tmp_path_factory.mktemp("tagged") / "m"
     return train_vocab([corpus / "train.en"], path, 80, request.param, user_symbols=["<2de>", "#x"])
@@ -75,47 +83,53 @@ def tagged(
     ],
 )
 def test_a_user_symbol_that_opens_a_line_is_its_first_id(
-    tagged: Vocab, text: str, symbol: str
+    tagged: SentencePieceTokenizer, text: str, symbol: str
 ) -> None:
     ids = tagged.encode(text)
     assert tagged.pieces(ids[:1]) == [symbol]
-    assert ids[0] in tagged.user_symbol_ids
+    assert ids[0] in tagged.tag_ids
     assert tagged.decode(ids) == text.strip()
     assert tagged.encode_lines([text, "the man", text]) == [ids, tagged.encode("the man"), ids]
 
 
 @pytest.mark.parametrize("text", ["the <2de> man", "the man", "", "漢<2de>", "2de>"])
-def test_other_lines_are_encoded_as_ever(tagged: Vocab, text: str, tmp_path: Path) -> None:
+def test_other_lines_are_encoded_as_ever(
+    tagged: SentencePieceTokenizer, text: str, tmp_path: Path
+) -> None:
     tagged.save(tmp_path / "m")
     plain = spm.SentencePieceProcessor(model_file=str(tmp_path / "m"))
     assert tagged.encode(text) == plain.EncodeAsIds(text) == tagged.encode_lines([text])[0]
 
 
-def test_the_rest_of_a_tagged_line_is_encoded_as_without_its_tag(tagged: Vocab) -> None:
+def test_the_rest_of_a_tagged_line_is_encoded_as_without_its_tag(
+    tagged: SentencePieceTokenizer,
+) -> None:
     ids = tagged.encode("<2de> the man sees")
     assert ids[1:] == tagged.encode("the man sees")
 
 
-def test_user_symbols_are_known_by_their_ids(tagged: Vocab, vocab: Vocab) -> None:
-    assert set(tagged.pieces(sorted(tagged.user_symbol_ids))) == {"<2de>", "#x"}
-    assert pickle.loads(pickle.dumps(tagged)).user_symbol_ids == tagged.user_symbol_ids
-    assert vocab.user_symbol_ids == frozenset()
+def test_user_symbols_are_known_by_their_ids(
+    tagged: SentencePieceTokenizer, vocab: SentencePieceTokenizer
+) -> None:
+    assert set(tagged.pieces(sorted(tagged.tag_ids))) == {"<2de>", "#x"}
+    assert pickle.loads(pickle.dumps(tagged)).tag_ids == tagged.tag_ids
+    assert vocab.tag_ids == frozenset()
 
 
 def test_without_user_symbols_no_line_costs_anything(
-    vocab: Vocab, monkeypatch: pytest.MonkeyPatch
+    vocab: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(Vocab, "_symbol_first")
+    monkeypatch.delattr(SentencePieceTokenizer, "_symbol_first")
     assert len(vocab.encode_lines(["the man", "the woman"])) == 2
 
 
 def test_shards_made_when_symbols_were_not_yet_first_are_refused(
-    tagged: Vocab, vocab: Vocab, tmp_path: Path
+    tagged: SentencePieceTokenizer, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     for made, kept in ((vocab, True), (tagged, False)):
         made.save(tmp_path / "m")
         old_hash = hashlib.sha256((tmp_path / "m").read_bytes()).hexdigest()
-        assert (made.hash == old_hash) == kept
+        assert (made.fingerprint == old_hash) == kept
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
@@ -142,10 +156,10 @@ def test_invalid_utf8_names_file_and_line(tmp_path: Path) -> None:
 
 def test_missing_damaged_and_foreign_models_are_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such vocabulary"):
-        Vocab.load(tmp_path / "none")
+        SentencePieceTokenizer.load(tmp_path / "none")
     (tmp_path / "damaged").write_bytes(b"nonsense")
     with pytest.raises(UserError, match="not a SentencePiece model"):
-        Vocab.load(tmp_path / "damaged")
+        SentencePieceTokenizer.load(tmp_path / "damaged")
     spm.SentencePieceTrainer.Train(
         input=str(corpus / "train.en"),
         model_prefix=str(tmp_path / "foreign"),
@@ -153,4 +167,4 @@ def test_missing_damaged_and_foreign_models_are_refused(corpus: Path, tmp_path: 
         minloglevel=2,
     )
     with pytest.raises(UserError, match="first four pieces"):
-        Vocab.load(tmp_path / "foreign.model")
+        SentencePieceTokenizer.load(tmp_path / "foreign.model")

@@ -1,0 +1,172 @@
+"""SentencePiece models with fairseq's order of special symbols.
+
+Kudo and Richardson, 2018, "SentencePiece: A simple and language independent subword tokenizer
+and detokenizer for Neural Text Processing", https://arxiv.org/abs/1808.06226
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece as spm
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+from ds_seq.errors import UserError
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.sentencepiece_training import BOS_ID, EOS_ID, PAD_ID, UNK_ID, train_model
+from ds_seq.text.tokenizer import SPACE, Symbols
+from ds_seq.text.vocab_file import read_vocab_file, save_tokenizer
+
+_SPECIAL_PIECES = {BOS_ID: "<s>", PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
+
+
+class SentencePieceTokenizer:
+    """Text <-> subword ids; a `Tokenizer`.
+
+    An unknown character is decoded as SentencePiece's mark U+2047, so that a reader sees it;
+    ``<s>``, ``<pad>`` and ``</s>`` are left out of decoded text. A line that opens with a user
+    symbol, such as the language tag ``<2de>``, has that symbol's id first.
+
+    Args:
+        model: bytes of a SentencePiece model file.
+        name: what to call the model in error messages, normally its path.
+        normalizer: normalizes text before it is encoded.
+
+    Attributes:
+        symbols: fairseq's: ``</s>`` also starts the decoder's input, ``<s>`` is never used.
+        fingerprint: differs between models that do not give the same ids for the same text.
+        tag_ids: ids of the user symbols.
+
+    Raises:
+        UserError: it is not such a model, or the special symbols are not in fairseq's order.
+    """
+
+    symbols = Symbols(pad=PAD_ID, eos=EOS_ID, unk=UNK_ID, start=EOS_ID, bos=BOS_ID)
+
+    def __init__(
+        self, model: bytes, name: str = "vocabulary", normalizer: Normalizer | None = None
+    ) -> None:
+        self._model = model
+        self._name = name
+        self._normalizer = Normalizer() if normalizer is None else normalizer
+        self._processor = spm.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise UserError(f"{name}: is not a SentencePiece model; train it again") from None
+        found = {i: self._processor.IdToPiece(i) for i in range(min(4, len(self)))}
+        if found != _SPECIAL_PIECES:
+            raise UserError(
+                f"{name}: the first four pieces are {list(found.values())}, but must be "
+                f"{list(_SPECIAL_PIECES.values())}; train the model with `ds-seq prepare` or "
+                "prepare_data/train_vocab.py"
+            )
+        self.tag_ids = _user_symbol_ids(model)
+        space = self._processor.PieceToId(SPACE)
+        self._space_id = None if space == UNK_ID or not self.tag_ids else space
+        # Shards of before symbols came first are shards of another vocabulary.
+        rule = b"" if self._space_id is None else b"user symbols first"
+        self.fingerprint = hashlib.sha256(model + rule).hexdigest()
+
+    @classmethod
+    def train(
+        cls,
+        files: Sequence[str | Path],
+        *,
+        size: int,
+        user_symbols: Sequence[str] = (),
+        normalizer: Normalizer | None = None,
+        **options: Any,
+    ) -> SentencePieceTokenizer:
+        """See `TokenizerKind.train`; the options are those of `train_model`."""
+        model = train_model(files, size, user_symbols=user_symbols, **options)
+        return cls(model, normalizer=normalizer)
+
+    @classmethod
+    def from_bytes(
+        cls, content: bytes, *, normalizer: Normalizer | None = None, name: str = "vocabulary"
+    ) -> SentencePieceTokenizer:
+        """See `TokenizerKind.from_bytes`; the bytes are those of a SentencePiece model file."""
+        return cls(content, name, normalizer)
+
+    @classmethod
+    def load(cls, path: str | Path, normalizer: Normalizer | None = None) -> SentencePieceTokenizer:
+        """Reads a SentencePiece model file."""
+        return cls(read_vocab_file(path), str(path), normalizer)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model, unchanged to the byte; an existing file is replaced at once."""
+        save_tokenizer(self, path)
+
+    def to_bytes(self) -> bytes:
+        """The model as `save` writes it."""
+        return self._model
+
+    def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes, str, Normalizer]]:
+        return SentencePieceTokenizer, (self._model, self._name, self._normalizer)
+
+    def __len__(self) -> int:
+        return int(self._processor.GetPieceSize())
+
+    def normalize(self, text: str) -> str:
+        """See `Tokenizer.normalize`."""
+        return self._normalizer(text)
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return self._symbol_first(list(self._processor.EncodeAsIds(self.normalize(text))))
+
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Like `encode`, for many lines at once."""
+        encoded: list[list[int]] = list(self._processor.EncodeAsIds(self._normalized(lines)))
+        if self._space_id is None:
+            return encoded
+        return [self._symbol_first(ids) for ids in encoded]
+
+    def _normalized(self, lines: Sequence[str]) -> list[str]:
+        return [self._normalizer(line) for line in lines]
+
+    def _symbol_first(self, ids: list[int]) -> list[int]:
+        """Drops the piece of a lone space that SentencePiece puts before a user symbol."""
+        opens = len(ids) > 1 and ids[0] == self._space_id and ids[1] in self.tag_ids
+        return ids[1:] if opens else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns plain text for ids; special symbols but ``<unk>`` vanish."""
+        text: str = self._processor.DecodeIds([int(i) for i in ids if i > EOS_ID])
+        return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Returns the pieces behind ids, special symbols included."""
+        return [self._processor.IdToPiece(int(i)) for i in ids]
+
+    def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
+        """Returns the pieces that the ids of `encode_lines` stand for, spelt as in the text.
+
+        They differ from `pieces` where the vocabulary knows none: what it does not know is written
+        out, with the spaces marked as in the others.
+        """
+        split: list[list[str]] = list(self._processor.EncodeAsPieces(self._normalized(lines)))
+        if self._space_id is None:
+            return split
+        return [pieces[1:] if self._symbol_second(pieces) else pieces for pieces in split]
+
+    def _symbol_second(self, pieces: list[str]) -> bool:
+        """Whether `_symbol_first` drops the first of these pieces."""
+        ids = [int(self._processor.PieceToId(piece)) for piece in pieces[:2]]
+        return len(self._symbol_first(ids)) < len(ids)
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """Returns plain text for pieces such as `split_lines` and `pieces` give."""
+        text: str = self._processor.DecodePieces(list(pieces))
+        return text
+
+
+def _user_symbol_ids(model: bytes) -> frozenset[int]:
+    """Ids of the user symbols of a SentencePiece model, which its processor does not tell."""
+    user_defined = ModelProto.SentencePiece.USER_DEFINED
+    pieces = ModelProto.FromString(model).pieces
+    return frozenset(index for index, piece in enumerate(pieces) if piece.type == user_defined)

@@ -1,0 +1,36 @@
+"""The file `vocab.model`, which holds the bytes of a tokenizer of whatever kind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Tokenizer
+
+VOCAB_FILE = "vocab.model"
+"""Name of the file in folders of shards, runs and exports."""
+
+
+def read_vocab_file(path: str | Path) -> bytes:
+    """Read the bytes of a tokenizer.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such vocabulary; make it with `ds-seq prepare` or "
+            "prepare_data/train_vocab.py"
+        ) from None
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
+    """Write the bytes of a tokenizer; an existing file is replaced at once."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(tokenizer.to_bytes())
+    os.replace(temporary, path)

@@ -1,0 +1,124 @@
+"""What holds for symbols, pairs of tokenizers and the table of their kinds."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from ds_seq.config.data import DataConfig, VocabConfig
+from ds_seq.errors import UserError
+from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.text.build import TOKENIZERS, load_tokenizers, read_tokenizers, train_tokenizer
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Symbols, Tokenizers
+from tests.data.characters import CharacterTokenizer
+from tests.data.vocabulary import train_vocab
+
+CHARACTERS = {"name": "tests.data.characters:CharacterTokenizer", "options": {"upper": False}}
+
+
+def section(**vocab: object) -> DataConfig:
+    return DataConfig.model_validate(
+        {"source_lang": "en", "target_lang": "de", "dir": "d", "vocab": vocab}
+    )
+
+
+def test_symbols_that_no_hypothesis_may_hold() -> None:
+    assert Symbols(pad=1, eos=2, unk=3, start=2, bos=0).never_generated == {0, 1}
+    assert Symbols(pad=1, eos=2, unk=3, start=2).never_generated == {1}
+    assert Symbols(pad=0, eos=1, unk=2, start=0).never_generated == {0}
+    assert Symbols(pad=1, eos=2, unk=3, start=7).never_generated == {1, 7}
+
+
+def test_a_shared_tokenizer_has_its_own_fingerprint(
+    vocab: SentencePieceTokenizer, corpus: Path, tmp_path: Path
+) -> None:
+    other = train_vocab([corpus / "train.en"], tmp_path / "m", 90)
+    model = vocab.to_bytes()
+    assert Tokenizers.shared(vocab).fingerprint == vocab.fingerprint
+    assert vocab.fingerprint == hashlib.sha256(model).hexdigest()
+    folding = SentencePieceTokenizer(model, normalizer=Normalizer(nfkc=True))
+    assert folding.fingerprint == vocab.fingerprint, "as before a tokenizer normalized"
+    pairs = [Tokenizers(a, b) for a in (vocab, other) for b in (vocab, other)]
+    assert len({pair.fingerprint for pair in pairs}) == 4
+    assert [pair.size for pair in pairs] == [130, 130, 130, 90]
+
+
+def test_sides_that_pad_differently_are_refused(vocab: SentencePieceTokenizer) -> None:
+    strange = CharacterTokenizer(["a"], 0, Normalizer())
+    strange.symbols = Symbols(pad=5, eos=2, unk=3, start=2)
+    assert Tokenizers(vocab, CharacterTokenizer(["a"], 0, Normalizer())).symbols.eos == 0
+    with pytest.raises(ValueError, match="padded with id 5, the target with 1"):
+        assert Tokenizers(strange, vocab).symbols
+
+
+@pytest.mark.parametrize("nfkc", [False, True])
+def test_normalizing_twice_changes_nothing(nfkc: bool) -> None:
+    normalize = Normalizer(nfkc)
+    for sign in map(chr, range(sys.maxunicode + 1)):
+        odd = unicodedata.category(sign) in ("Cc", "Cf", "Mn", "Zs", "Zl", "Zp")
+        if odd or unicodedata.normalize("NFKC", sign) != sign:
+            once = normalize(f"a {sign}\u0301 {sign}b{sign}")
+            assert normalize(once) == once
+
+
+def test_text_is_normalized_before_it_is_encoded(vocab: SentencePieceTokenizer) -> None:
+    folding = SentencePieceTokenizer(vocab.to_bytes(), normalizer=Normalizer(nfkc=True))
+    raw, clean = " the\u00a0 m\u200ban ", "the man"
+    assert vocab.normalize(raw) == clean
+    assert vocab.encode(raw) == vocab.encode(clean) == vocab.encode_lines([raw])[0]
+    assert vocab.split_lines([raw]) == vocab.split_lines([clean])
+    assert folding.normalize("ﬁnds") == "finds" and vocab.normalize("ﬁnds") == "ﬁnds"
+
+
+def test_every_name_in_the_config_has_an_implementation() -> None:
+    assert set(TOKENIZERS) == set(TOKENIZER_NAMES)
+
+
+def test_kinds_are_trained_and_read_again_by_their_names(corpus: Path, tmp_path: Path) -> None:
+    files = [corpus / "train.en", corpus / "train.de"]
+    for vocab, kind in (({}, SentencePieceTokenizer), (CHARACTERS, CharacterTokenizer)):
+        data = section(size=130, user_symbols=["<2de>"], **vocab)
+        trained = train_tokenizer(data, files)
+        (tmp_path / "vocab.model").write_bytes(trained.to_bytes())
+        for read in (
+            load_tokenizers(data, tmp_path / "vocab.model"),
+            read_tokenizers(data, trained.to_bytes(), "vocabulary"),
+        ):
+            assert read.source is read.target
+            assert isinstance(read.target, kind)
+            assert read.fingerprint == trained.fingerprint
+            assert read.target.encode("<2de> the man") == trained.encode("<2de> the man")
+            assert trained.encode("<2de> the man")[0] in read.target.tag_ids
+
+
+def test_a_config_normalizes(vocab: SentencePieceTokenizer) -> None:
+    data = section().model_copy(update={"clean": {"nfkc": True}})
+    data = DataConfig.model_validate(data.model_dump())
+    assert read_tokenizers(data, vocab.to_bytes(), "x").source.normalize("ﬁne") == "fine"
+
+
+def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    symbols = Symbols(pad=0, eos=1, unk=2, start=1)
+    monkeypatch.setattr(CharacterTokenizer, "symbols", symbols)
+    with pytest.raises(UserError, match="file: pads with id 0; models know no padding but id 1"):
+        read_tokenizers(section(**CHARACTERS), b'[["a"], 0]', "file")
+
+
+@pytest.mark.parametrize(
+    ("vocab", "message"),
+    [
+        ({"name": "sentencpiece"}, r"no tokenizer 'sentencpiece' \(did you mean 'sentencepiece'"),
+        ({"options": {"a": 1}}, "only an external tokenizer"),
+        ({**CHARACTERS, "model_type": "bpe"}, "belongs to sentencepiece; give tests.data"),
+    ],
+)
+def test_what_does_not_belong_to_a_kind_is_refused(vocab: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        VocabConfig.model_validate(vocab)
