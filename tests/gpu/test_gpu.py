@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
 
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq import distributed
+from ds_seq.config.model import ModelConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.grouped import RowGroups
+from ds_seq.moe.grouped import RowGroups, grouped_linear
 from tests.distributed import spine
 
 pytestmark = pytest.mark.gpu
@@ -68,9 +71,49 @@ def test_grouped_matmuls_in_bf16_equal_the_loop_in_fp32(activation: str) -> None
         y = experts(rows, groups)
         y.float().square().mean().backward()
         results.append([y, rows.grad, *(p.grad for p in experts.parameters())])
-    assert groups.use_grouped_kernel(x.bfloat16()) and not groups.use_grouped_kernel(x)
+    weights = rounded.w1, rounded.w2
+    assert groups.use_grouped_kernel(x.bfloat16(), *weights)
+    assert not groups.use_grouped_kernel(x, exact.w1, exact.w2)
     for ours, theirs in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_widths_that_the_grouped_kernel_refuses_go_through_the_loop(activation: str) -> None:
+    groups = RowGroups(torch.tensor([5, 0, 40, 19], device="cuda"))
+    experts = Experts(32, 100, 4, 0, activation, 0.0, seed=1).cuda().bfloat16()
+    x = torch.randn(64, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    assert not groups.use_grouped_kernel(x, experts.w1, experts.w2)
+    experts(x, groups).sum().backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("counts", [[700, 0, 1900, 1496], [4096, 0, 0, 0], [0, 0, 0, 0]])
+def test_gradient_of_a_bias_per_expert_is_the_sum_of_the_rows_of_each(counts: list[int]) -> None:
+    groups, rows = RowGroups(torch.tensor(counts, device="cuda")), sum(counts)
+    generator = torch.Generator("cuda").manual_seed(1)
+    shapes = (rows, 64), (4, 64, 96), (4, 1, 96), (rows, 96)
+    x, weight, bias, upstream = (
+        torch.randn(shape, device="cuda", generator=generator).bfloat16() for shape in shapes
+    )
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    y = grouped_linear(x, weight, bias, groups)
+    grad_x, grad_weight, grad_bias = torch.autograd.grad(y, inputs, upstream)
+    for expert, (start, end) in enumerate(groups.slices()):
+        exact = upstream[start:end].double().sum(0)
+        torch.testing.assert_close(grad_bias[expert, 0].double(), exact, rtol=5e-3, atol=1e-3)
+        if end > start:
+            own = upstream[start:end].float()
+            of_x = own @ weight[expert].detach().float().t()
+            of_weight = x[start:end].detach().float().t() @ own
+            torch.testing.assert_close(grad_x[start:end].float(), of_x, rtol=2e-2, atol=0.1)
+            torch.testing.assert_close(grad_weight[expert].float(), of_weight, rtol=2e-2, atol=0.5)
+
+
+def test_attention_of_cudnn_is_left_out_once_the_device_is_set_up() -> None:
+    distributed.avoid_cudnn_attention()
+    chosen = "TORCH_CUDNN_SDPA_DEPRIORITIZED" in os.environ
+    assert chosen or not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_moe_in_bf16_trains() -> None:

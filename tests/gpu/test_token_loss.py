@@ -1,0 +1,90 @@
+"""The loss of tokens on a GPU against the plain one in float64, and what it takes of memory."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+
+from ds_seq.config.objective import Divergence, Smoothing
+from ds_seq.criterions import token_loss as module
+from ds_seq.criterions.cross_entropy import cross_entropy, smoothed_cross_entropy
+from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
+
+pytestmark = pytest.mark.gpu
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of each element
+WORDS = 1000
+
+
+def _made(dtype: torch.dtype, rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator("cuda").manual_seed(1)
+    logits = 3 * torch.randn(rows, WORDS, device="cuda", generator=generator)
+    tokens = torch.randint(WORDS, (rows,), device="cuda", generator=generator)
+    return logits.to(dtype), tokens
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", get_args(Smoothing))
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize("rows_at_a_time", [7, 300])
+def test_cross_entropy_equals_the_plain_one_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    form: Smoothing,
+    epsilon: float,
+    rows_at_a_time: int,
+) -> None:
+    monkeypatch.setattr(module, "_GPU_ELEMENTS", rows_at_a_time * WORDS)
+    logits, tokens = _made(dtype)
+    ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    loss, nll = smoothed_cross_entropy(ours, tokens, epsilon, form)
+    expected = cross_entropy(exact, tokens, epsilon, form)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    plain = cross_entropy(logits.double(), tokens, 0.0, form)
+    torch.testing.assert_close(nll.double(), plain, rtol=1e-5, atol=0)
+    factor = 2.0**17 / len(tokens)  # as with a loss scale, and beyond float16 in the sum
+    (loss * factor).backward()
+    (expected * factor).backward()
+    assert ours.grad is not None and exact.grad is not None
+    assert ours.grad.dtype == dtype
+    rounding = ROUNDING[dtype]
+    # beside probabilities of almost 1 an element counts in steps of what was subtracted
+    torch.testing.assert_close(
+        ours.grad.double() / factor, exact.grad / factor, rtol=rounding, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+@pytest.mark.parametrize("selected", [False, True])
+@pytest.mark.parametrize("weights", [(0.0, 1.0), (0.4, 0.6)])
+def test_with_a_teacher_a_gpu_gives_what_a_cpu_gives(
+    dtype: torch.dtype, divergence: Divergence, selected: bool, weights: tuple[float, float]
+) -> None:
+    logits, tokens = _made(dtype, 40)
+    scores = logits.roll(1, 0)
+    results = []
+    for device in ("cuda", "cpu"):
+        student = logits.to(device, copy=True).requires_grad_()
+        select = (lambda nll: torch.arange(0, 40, 3, device=nll.device)) if selected else None
+        targets = TokenTargets(tokens.to(device), scores.to(device), select)
+        distil = Distil(weights[1], divergence)
+        loss = token_loss(student, targets, (0.9, 1e-4), weights[0], distil)
+        loss.total.backward()
+        assert student.grad is not None
+        results.append((torch.stack(loss).detach().cpu(), student.grad.float().cpu()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=2 * ROUNDING[dtype], atol=1e-5)
+
+
+def test_memory_is_the_gradient_and_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_GPU_ELEMENTS", 100 * WORDS)
+    logits, tokens = _made(torch.bfloat16, 20_000)
+    logits.requires_grad_()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    smoothed_cross_entropy(logits, tokens, 0.1, "fairseq")[0].backward()
+    gradient = 2 * logits.numel()
+    assert torch.cuda.max_memory_allocated() - before < gradient + 100 * WORDS * 4 * 8
