@@ -1,7 +1,7 @@
 """Model sections as earlier versions wrote them, in the form of today.
 
-A run folder keeps its whole experiment in `config.yaml` and must load in later versions. Fields that
-were renamed or moved since then are translated here, before the section is checked.
+A run folder keeps its whole experiment in `config.yaml` and must load in later versions. Fields
+that were renamed or moved since then are translated here, before the section is checked.
 """
 
 from __future__ import annotations
