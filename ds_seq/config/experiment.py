@@ -34,8 +34,8 @@ from ds_seq.errors import UserError
 Check = Callable[[], list[tuple[str, str]]]
 
 STAND_INS = "stand_ins"
-"""Key in the context of a validation: sections of which something else stands there, for what was
-given is wrong; no check may read them."""
+"""Key in the context of a validation: names of sections that were invalid and are replaced by valid
+ones, so that no check between sections may read them."""
 
 
 class ExperimentConfig(Config):

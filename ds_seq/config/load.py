@@ -21,7 +21,7 @@ from ds_seq.errors import UserError
 EXTENDS = "extends"
 
 _REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "x", "dir": "x"}}
-"""Something valid for all that has no default."""
+"""Valid values for all keys without a default."""
 
 
 class _Tree:
@@ -110,10 +110,10 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 
 
 def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[ValidationError]:
-    """What does not go together, of sections that are right by themselves.
+    """Run the checks between sections that are valid by themselves.
 
-    pydantic checks a whole when all its parts are right; so that is done once more, with something
-    valid in the place of each wrong part.
+    pydantic skips them as soon as any section is invalid, so the experiment is validated once more
+    with something valid in place of each invalid section.
     """
     wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
     if not wrong:

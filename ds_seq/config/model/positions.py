@@ -31,7 +31,7 @@ class LearnedConfig(NamedConfig):
     name: Literal["learned"] = Field(default="learned", description="These positions.")
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """Nothing stands in their way."""
+        """Any width will do."""
         return []
 
     def num_params(self, d_model: int, max_positions: int) -> int:

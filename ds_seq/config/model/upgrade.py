@@ -1,7 +1,7 @@
 """Model sections as earlier versions wrote them, in the form of today.
 
-A run folder keeps its whole experiment in `config.yaml`, and has to load and translate for as long
-as it lies there. What a section was called, or where it stood, is therefore put right here.
+A run folder keeps its whole experiment in `config.yaml` and must load in later versions. Fields
+that were renamed or moved since then are translated here, before the section is checked.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-EXTERNAL_SIGN = ":"
-
 
 def upgraded(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The same section, without what is no longer there.
+    """Return the section in the form of today.
 
     Args:
-        section: of `model`, as in a file; not yet checked.
+        section: `model` as in a file, not yet checked.
     """
     new = dict(section)
-    # every model had options, and all but external ones none
-    if not new.get("options", True) and EXTERNAL_SIGN not in str(new.get("name", "")):
+    # once all models had `options`, empty unless the model was external (`package.module:Name`)
+    if new.get("options", "absent") in ({}, None) and ":" not in str(new.get("name", "")):
         del new["options"]
     return new
