@@ -90,7 +90,10 @@ class CTranslate2Converter:
         pieces = tokenizers.target.pieces(range(len(tokenizers.target)))
         spec.register_source_vocabulary(pieces)
         spec.register_target_vocabulary(pieces)
-        spec.config.decoder_start_token = pieces[tokenizers.symbols.start]
+        symbols = tokenizers.symbols
+        spec.config.decoder_start_token = pieces[symbols.start]
+        spec.config.eos_token = pieces[symbols.eos]
+        spec.config.unk_token = pieces[symbols.unk]
         spec.validate()
         spec.optimize(quantization=_DTYPES[dtype])
         spec.save(str(folder))

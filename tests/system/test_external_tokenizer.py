@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ TOKENIZER = (
     "data.vocab={name: tests.data.characters:CharacterTokenizer, size: 200, model_type: unigram, "
     "user_symbols: [<2de>], options: {upper: true}}"
 )
+NO_SCORES = ("train.valid_bleu=false", "train.best_metric=loss")
 LONG = ("data.max_source_length=128", "data.max_target_length=128", "model.max_positions=128")
 
 
@@ -25,16 +27,16 @@ LONG = ("data.max_source_length=128", "data.max_target_length=128", "model.max_p
 def settings(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """Overrides of an experiment with characters, whose shards are there."""
     folder = tmp_path_factory.mktemp("characters")
-    settings = (TOKENIZER, *LONG, f"data.dir={folder}/data", f"run_dir={folder}/run")
+    settings = (TOKENIZER, *LONG, *NO_SCORES, f"data.dir={folder}/data", f"run_dir={folder}/run")
     command("prepare", lab.dense, *settings)[0].check()
-    return (*settings, *TINY, *NO_VALIDATION)
+    return settings
 
 
 @pytest.fixture(scope="module")
 def run(lab: Lab, settings: tuple[str, ...]) -> Path:
     """A run of two updates."""
-    train(lab.dense, *settings, "train.max_updates=2", "data.raw.valid=[]")[0].check()
-    return Path(settings[4].removeprefix("run_dir="))
+    train(lab.dense, *settings, *TINY, *NO_VALIDATION, "train.max_updates=2")[0].check()
+    return Path(settings[-1].removeprefix("run_dir="))
 
 
 def translated(source: Path, text: Path) -> Finished:
@@ -59,16 +61,19 @@ def test_a_run_and_its_exports_translate_alike(lab: Lab, run: Path, tmp_path: Pa
 
 
 def test_training_goes_on_with_it(lab: Lab, run: Path, settings: tuple[str, ...]) -> None:
-    more = (*settings, "train.max_updates=3", "data.raw.valid=[]", "--resume")
+    more = (*settings, *TINY, *NO_VALIDATION, "train.max_updates=3", "--resume")
     assert "resuming at update 2 of 3" in train(lab.dense, *more)[0].check().err
 
 
-def test_what_is_up_to_date_is_not_made_again(lab: Lab, settings: tuple[str, ...]) -> None:
-    assert "is up to date" in command("prepare", lab.dense, *settings[:4])[0].check().out
+def test_what_is_up_to_date_is_not_made_again(
+    lab: Lab, settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    again = command("prepare", lab.dense, *settings)[0].check().out
+    assert again.count("vocab.model is up to date") == 1 and again.count("shards are up to") == 3
+    shutil.copytree(settings[-2].removeprefix("data.dir="), tmp_path / "data")
     other = TOKENIZER.replace("upper: true", "upper: false")
-    made = command("prepare", lab.dense, *settings[:4], other, "data.raw.test=[]")[0].check().out
-    assert "training 200 tests.data.characters:CharacterTokenizer subwords" in made
-    command("prepare", lab.dense, *settings[:4])[0].check()  # as it was
+    made = command("prepare", lab.dense, *settings, other, f"data.dir={tmp_path}/data")[0].check()
+    assert "training 200 tests.data.characters:CharacterTokenizer subwords" in made.out
 
 
 def test_a_vocabulary_of_another_kind_is_refused(

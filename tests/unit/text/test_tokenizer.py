@@ -99,8 +99,7 @@ def test_kinds_are_trained_and_read_again_by_their_names(corpus: Path, tmp_path:
 
 
 def test_a_config_normalizes(vocab: SentencePieceTokenizer) -> None:
-    data = section().model_copy(update={"clean": {"nfkc": True}})
-    data = DataConfig.model_validate(data.model_dump())
+    data = DataConfig.model_validate({**section().model_dump(), "clean": {"nfkc": True}})
     assert read_tokenizers(data, vocab.to_bytes(), "x").source.normalize("ﬁne") == "fine"
 
 
