@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it, for seconds
 from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - so would the first engine
 
-from ds_seq.distributed import free_port
+from tests.ports import free_port
 
 
 def run_distributed(
@@ -66,6 +67,7 @@ def _worker(
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    gc.freeze()  # DeepSpeed collects garbage often: let it not walk through all that was inherited
     os.setsid()  # one signal then reaches whatever the function itself starts
     os.environ.update(
         RANK=str(rank),
