@@ -14,11 +14,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import deepspeed
 import torch
 import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it, for seconds
 from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - so would the first engine
 
 from tests.ports import free_port
+
+# DeepSpeed finds out, with a compiler, which of its C++ parts can be built: here once, and not in
+# every process that is forked.
+deepspeed.ops.__compatible_ops__  # noqa: B018
 
 
 def run_distributed(
