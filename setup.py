@@ -39,7 +39,15 @@ REQUIREMENTS = [
 ]
 SUMMARISATION = ["rouge-score"]
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
-TEST = [*SUMMARISATION, *CTRANSLATE2, "psutil", "pytest>=8.3", "pytest-timeout"]
+TEST = [
+    *SUMMARISATION,
+    *CTRANSLATE2,
+    "filelock",
+    "psutil",
+    "pytest>=8.3",
+    "pytest-timeout",
+    "pytest-xdist>=3.5",
+]
 DEV = [*TEST, "ruff", "mypy", "types-PyYAML", "types-tqdm", "pre-commit"]
 
 setup(

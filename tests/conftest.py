@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ _LAUNCHER_NAMES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCA
 _LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "MASTER_", "CROSS_")
 
 _MPIRUN_MISSING = pytest.StashKey[int]()
+_DESELECTED = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,10 +48,42 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = without
 
 
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Count them: of a worker's tests that are left out, pytest-xdist says nothing."""
+    stash = items[0].config.stash
+    stash[_DESELECTED] = stash.get(_DESELECTED, 0) + len(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare each later collection of garbage the walk through all modules and tests."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist tells what it left out to the process that writes the summary."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        stash = session.config.stash
+        output["ds_seq_left_out"] = (stash.get(_DESELECTED, 0), stash.get(_MPIRUN_MISSING, 0))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collects all tests, so that the report of one is enough."""
+    left_out = getattr(node, "workeroutput", {}).get("ds_seq_left_out")
+    if left_out is not None:  # None: it crashed
+        node.config.stash[_DESELECTED], node.config.stash[_MPIRUN_MISSING] = left_out
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say which tests this machine could not run."""
+    left_out = config.stash.get(_DESELECTED, 0)
+    if left_out and "deselected" not in terminalreporter.stats:
+        terminalreporter.write_line(f"{left_out} deselected by -m, -k or a missing mpirun")
     count = config.stash.get(_MPIRUN_MISSING, 0)
     if count:
         terminalreporter.write_line(

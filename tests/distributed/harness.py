@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import os
 import pickle
@@ -13,11 +14,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import deepspeed
 import torch
 import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it, for seconds
 from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - so would the first engine
 
-from ds_seq.distributed import free_port
+from tests.ports import free_port
+
+# DeepSpeed finds out, with a compiler, which of its C++ parts can be built: here once, and not in
+# every process that is forked.
+deepspeed.ops.__compatible_ops__  # noqa: B018
 
 
 def run_distributed(
@@ -66,6 +72,7 @@ def _worker(
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    gc.freeze()  # DeepSpeed collects garbage often: let it not walk through all that was inherited
     os.setsid()  # one signal then reaches whatever the function itself starts
     os.environ.update(
         RANK=str(rank),

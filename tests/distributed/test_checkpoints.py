@@ -22,7 +22,7 @@ Steps = spine.Steps
 CLIPPED: dict[str, Any] = {"clip": 0.5, "optimizer": AdamConfig(lr=0.003)}
 PYRAMID = MoeConfig(num_experts=[4, 8], top_k=2, capacity_factor=None, every=1)
 TRAVELLER: dict[str, Any] = {**CLIPPED, "model": spine.small_model(moe=PYRAMID)}
-SAVED_AT, AFTER = 3, 10  # updates before and after a save
+SAVED_AT, AFTER = 3, 6  # updates before and after a save
 
 
 class Layout(NamedTuple):

@@ -26,6 +26,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.distributed.harness import run_distributed
+from tests.ports import free_port
 from tests.system.commands import run, script
 from tests.unit.interop.made import experiment, write_run
 
@@ -239,7 +240,7 @@ def test_four_processes_of_a_launcher(work: Work, alone: Path, tmp_path: Path) -
     """Two groups of two ranks, each with all experts."""
     case = Case("many", spread=2)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "4"]
-    port = ["--master_port", str(distributed.free_port())]
+    port = ["--master_port", str(free_port())]
     command = [*launcher, *port, script("generate")]
     finished = run([*command, *work.arguments(case, tmp_path / "out", 2)], 60).check()
     assert (tmp_path / "out").read_bytes() == (alone / Case("many").name).read_bytes()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 
-from ds_seq.distributed import free_port
+from tests.ports import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent

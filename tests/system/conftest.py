@@ -1,10 +1,17 @@
-"""One generated corpus, one dense run and one Mixture-of-Experts run, which many tests look at."""
+"""One generated corpus, one dense run and one Mixture-of-Experts run, which many tests look at.
+
+They are made once per test session, also when several workers share it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.data.toy import write_toy
 from tests.system.commands import REPOSITORY, Finished, deepspeed, ds_seq, run
@@ -43,22 +50,39 @@ train: {{deepspeed: {repository}/configs/ds_config/zero1.json, expert_parallel: 
 """
 
 
-@pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A folder with text, experiment files and shards; ``ds-seq prepare`` has made the latter."""
-    folder = tmp_path_factory.mktemp("lab")
+def _once(folder: Path, name: str, make: Callable[[], Finished]) -> Finished:
+    """What ``make`` returns; of workers side by side one calls it and the others wait for that."""
+    note = folder / f"{name}.json"
+    with FileLock(folder / f"{name}.lock"):
+        if not note.is_file():
+            note.write_text(json.dumps(make()), encoding="utf-8")
+        return Finished(*json.loads(note.read_text(encoding="utf-8")))
+
+
+def _prepare(folder: Path) -> Finished:
     write_toy(folder / "text", train=2000, held_out=100)
     for name, text in {"dense": _DENSE, "moe": _MOE}.items():
         content = text.format(folder=folder, repository=REPOSITORY)
         (folder / f"{name}.yaml").write_text(content, encoding="utf-8")
-    run(ds_seq("prepare", folder / "dense.yaml"), timeout=60).check()
-    return Lab(folder)
+    return run(ds_seq("prepare", folder / "dense.yaml"), timeout=60).check()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A folder with text, experiment files and shards; ``ds-seq prepare`` has made the latter."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    lab = Lab(folder / "lab")
+    lab.folder.mkdir(exist_ok=True)
+    _once(lab.folder, "prepare", lambda: _prepare(lab.folder))
+    return lab
 
 
 @pytest.fixture(scope="session")
 def dense_training(lab: Lab) -> Finished:
     """What the dense training printed."""
-    return run(ds_seq("train", lab.dense), timeout=150)
+    return _once(lab.folder, "dense", lambda: run(ds_seq("train", lab.dense), timeout=150))
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +95,7 @@ def dense_run(lab: Lab, dense_training: Finished) -> Path:
 @pytest.fixture(scope="session")
 def moe_training(lab: Lab) -> Finished:
     """What the Mixture-of-Experts training printed."""
-    return run(deepspeed("train", lab.moe), timeout=150)
+    return _once(lab.folder, "moe", lambda: run(deepspeed("train", lab.moe), timeout=150))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.distributed import free_port
+from tests.ports import free_port
 from tests.system.commands import (
     Running,
     deepspeed,
