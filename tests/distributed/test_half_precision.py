@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.config.model import MoeConfig
 from ds_seq.config.deepspeed import engine_config
+from ds_seq.config.model import MoeConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq

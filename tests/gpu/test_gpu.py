@@ -8,9 +8,8 @@ import os
 import pytest
 import torch
 
-from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq import distributed
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import RowGroups, grouped_linear
