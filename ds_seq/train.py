@@ -53,6 +53,7 @@ from ds_seq.distill.teacher import (
     load_teacher,
 )
 from ds_seq.distributed import World
+from ds_seq.generation.metric import Metric
 from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import Share
 from ds_seq.interop.run_folder import CONFIG_FILE, EXPORT_FILE, VOCAB_FILE, find_checkpoint
@@ -66,12 +67,12 @@ from ds_seq.tasks import Task, build_limits, build_search, build_task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze
-from ds_seq.training.metrics import load_table
+from ds_seq.training.metrics import load_table, metric_lines
 from ds_seq.training.moe_watch import layer_names
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainer import Trainer
-from ds_seq.training.validation import Validator
+from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 
@@ -182,7 +183,7 @@ def _delete_run(folder: Path) -> None:
 def _valid_set(task: Task, config: ExperimentConfig) -> ParallelDataset | None:
     if config.train.validate_every is None:
         return None
-    if config.train.valid_bleu:
+    if config.validation.metrics:
         for pair in config.data.raw.valid:  # unreadable text is told now, not at a validation
             read_parallel(pair.source, pair.target)
     return task.dataset("valid")
@@ -249,6 +250,8 @@ def _build(
         batches = _train_batches(config, task, train_set, world)
         tags = sorted(task.vocab.user_symbol_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
+        names = [] if train.validate_every is None else config.validation.metrics
+        metrics, best = choose_metrics(task, names, config.validation.best)
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
     engine = Engine(
@@ -273,22 +276,21 @@ def _build(
         setup.folder / CHECKPOINTS,
         train.keep_last,
         train.keep_best,
-        train.best_metric == "bleu",
+        best.higher_is_better,
         task.vocab.hash,
     )
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
     log = RunLog(setup.folder, world.is_first, train.tensorboard, train.max_updates, done)
-    score = _scorer(config, task, engine, world) if train.valid_bleu else None
     validator = Validator(
         engine,
         criterion,
         lambda: _valid_batches(config, task, valid_set, world),
-        score,
-        train.valid_max_sentences,
+        _scorer(config, task, metrics, engine, world),
+        config.validation.max_sentences,
     )
-    trainer = Trainer(engine, criterion, batches, validator, store, log, train)
+    trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
         trainer.load_state_dict(progress)
     return trainer
@@ -349,19 +351,17 @@ def _valid_batches(
         yield task.collate(dataset, indices)
 
 
-def _scorer(config: ExperimentConfig, task: Task, engine: Engine, world: World) -> Any:
-    """Translate and score the validation text with the generation's own code."""
+def _scorer(
+    config: ExperimentConfig, task: Task, metrics: Sequence[Metric], engine: Engine, world: World
+) -> Score | None:
+    """Score the validation split with the generation's own code; None without a metric."""
     positions = config.model.max_positions
     search = build_search(config.generation, task.vocab, positions)
     limits = build_limits(config.generation, positions)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
-    share = Share(world.rank, world.size, any_rank)
-
-    def score(model: nn.Module, max_sentences: int | None) -> dict[str, Any]:
-        device = engine.device
-        return dict(task.evaluate(model, "valid", search, limits, device, share, max_sentences))
-
-    return score
+    return score_by(
+        task, metrics, search, limits, engine.device, Share(world.rank, world.size, any_rank)
+    )
 
 
 def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: World) -> None:
@@ -388,10 +388,8 @@ def _report(trainer: Trainer, folder: Path, reason: str) -> None:
     figures = trainer.last_validation
     if trainer.update and figures:
         print(load_table(figures, layer_names(trainer.engine.module)) or "", file=sys.stderr)
-        if "bleu" in figures:
-            print(
-                f"valid BLEU {figures['bleu']:.2f} ({figures['bleu_signature']})", file=sys.stderr
-            )
+        for line in metric_lines(figures):
+            print(line, file=sys.stderr)
     print(f"stopped at update {trainer.update} ({reason}); run folder {folder}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors
 from ds_seq.config.deepspeed_keys import OWNED, PASSED
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.schema import NO_TAG, paths_of_key, section_classes
+from ds_seq.config.upgrade import MOVED
 from ds_seq.config.yaml_file import KeyPath
 from ds_seq.plugins import nearest
 
@@ -108,6 +109,8 @@ def _child(node: Any, key: str | int) -> Any:
 def _hint(path: KeyPath, owner: type[Config]) -> str:
     """What an unknown key was probably meant to be, or where it belongs."""
     key = str(path[-1])
+    if path in MOVED:
+        return f"; it is {_dotted(MOVED[path][0])} now; give that alone"
     elsewhere = paths_of_key(key)
     if _dotted(path) in elsewhere:
         return f"; {owner.model_fields['name'].default or 'an external plug-in'} does not take it"

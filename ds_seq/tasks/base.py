@@ -1,4 +1,4 @@
-"""What the trainer asks of a task: data, batches, and a figure for how good a model is."""
+"""What the trainer asks of a task: data, batches, and figures for how good a model is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from ds_seq.data.dataset import Batch, ParallelDataset
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.metric import Metric
 from ds_seq.generation.translate import BatchLimits, Share
 
 
@@ -33,6 +34,14 @@ class Task(Protocol):
     ) -> Batch:
         """The padded batch of some examples; of none, the empty batch."""
 
+    def metric(self, name: str) -> Metric:
+        """The metric that the name means here: one that ships with ds_seq, an external one or,
+        where the task has any, one of its own.
+
+        Raises:
+            UserError: the task cannot give what that metric compares, or there is none of the name.
+        """
+
     def evaluate(
         self,
         model: nn.Module,
@@ -41,9 +50,10 @@ class Task(Protocol):
         limits: BatchLimits,
         device: torch.device,
         share: Share,
+        metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """Generate for the raw text of a split and score the result.
+        """Generate for a split and score the result.
 
         Args:
             model: has the methods of `Decodable`; its mode is set and put back.
@@ -52,9 +62,10 @@ class Task(Protocol):
             limits: size of batches and of sentences.
             device: where the model is.
             share: this process's part; with several processes a collective of all of them.
+            metrics: what to measure, as `metric` gives them.
             max_sentences: only so many, from the start of the text; None = all.
 
         Returns:
-            Scores by name, their signatures as ``<name>_signature``, and a few ``samples`` as
-            text; the same on every rank.
+            Scores by name, for each of them a ``<name>_signature``, which may be empty, and a few
+            ``samples`` as text; the same on every rank.
         """

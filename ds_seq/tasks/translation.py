@@ -18,7 +18,7 @@ from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.scoring import Scorer
+from ds_seq.generation.metric import TEXT, Metric, find_metric, measure
 from ds_seq.generation.text import read_parallel
 from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -59,7 +59,7 @@ def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
 
 
 class TranslationTask:
-    """Learns from shards, is judged by BLEU and chrF against raw references.
+    """Learns from shards, is judged by metrics of text against raw references.
 
     Args:
         data_dir: folder of the shards.
@@ -100,6 +100,15 @@ class TranslationTask:
         """See `Task.collate`."""
         return dataset.collate(indices, self.vocab.pad_id, self.vocab.eos_id)
 
+    def metric(self, name: str) -> Metric:
+        """See `Task.metric`; all compare text."""
+        metric = find_metric(name, self._target_lang, "validation.metrics")
+        if metric.needs != TEXT:
+            raise UserError(
+                f"validation.metrics: {name} compares {metric.needs}, but translation gives {TEXT}"
+            )
+        return metric
+
     def evaluate(
         self,
         model: nn.Module,
@@ -108,10 +117,10 @@ class TranslationTask:
         limits: BatchLimits,
         device: torch.device,
         share: Share,
+        metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """See `Task.evaluate`: ``bleu`` and ``chrf`` of detokenised text."""
-        scorer = Scorer(self._target_lang)  # first, so that all ranks fail alike if it does
+        """See `Task.evaluate`; what is measured is detokenised text."""
         text = read_raw(split, self._raw[split])
         sources, references = text.source[:max_sentences], text.target[:max_sentences]
         lines = [normalise(line, self._nfkc) for line in sources]
@@ -125,7 +134,7 @@ class TranslationTask:
             model.train(was_training)
         figures: dict[str, float | str] = {}
         if translations is not None:
-            for result in scorer(translations.lines, references):
+            for result in measure(metrics, translations.lines, references):
                 figures[result.name] = result.value
                 figures[f"{result.name}_signature"] = result.signature
             figures["samples"] = format_samples(sources, translations.lines, references)

@@ -17,6 +17,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.sigmoid import SigmoidGate
 from ds_seq.training.engine import StepResult
+from ds_seq.training.validation import BestBy
 from tests.unit.training.fakes import Scene, make_stats
 
 VALIDATING: dict[str, Any] = {"validate_every": 2, "save_every": None}
@@ -94,17 +95,15 @@ def test_the_rehearsal_comes_first_and_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "scores"),
-    [("bleu", [1.0, 5.0, 4.0, 5.0, 9.0]), ("loss", [5.0, 2.0, 3.0, 2.0, 1.0])],
+    ("best", "scores"),
+    [
+        (BestBy("bleu", True), [1.0, 5.0, 4.0, 5.0, 9.0]),
+        (BestBy("loss", False), [5.0, 2.0, 3.0, 2.0, 1.0]),
+    ],
 )
-def test_patience_counts_from_the_best(metric: str, scores: list[float]) -> None:
-    settings: dict[str, Any] = {
-        "validate_every": 1,
-        "save_every": None,
-        "best_metric": metric,
-        "patience": 2,
-    }
-    scene = Scene(max_updates=50, scores=scores, **settings)
+def test_patience_counts_from_the_best(best: BestBy, scores: list[float]) -> None:
+    settings: dict[str, Any] = {"validate_every": 1, "save_every": None, "patience": 2}
+    scene = Scene(max_updates=50, scores=scores, best=best, **settings)
     assert scene.trainer.fit() == "patience"
     assert scene.trainer.update == 4
     assert scene.trainer.best_score == scores[1]
