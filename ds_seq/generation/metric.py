@@ -43,8 +43,8 @@ class Metric:
         name: key of the figure in logs and files.
         higher_is_better: its direction.
         compute: measures a text.
-        needs: what it compares; `text` is detokenised hypotheses and raw references. What else there
-            is depends on the task.
+        needs: what it compares; `text` is detokenised hypotheses and raw references. A task may
+            have other things to compare.
         label: the name for readers; empty is `name`.
         corpus: the same as a metric of sacreBLEU, which can draw resamples; None where there is
             none.
@@ -86,8 +86,8 @@ class Metric:
 def no_resamples(name: str) -> str:
     """Why a metric has no confidence interval."""
     return (
-        f"{name}: has no resamples, so neither --confidence nor --paired; leave one out, or give its "
-        "`Metric` a `corpus`"
+        f"{name}: has no resamples, so neither --confidence nor --paired; leave one out, or give "
+        "its `Metric` a `corpus`"
     )
 
 

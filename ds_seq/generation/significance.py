@@ -85,9 +85,7 @@ def _plain(
     resampling: Resampling,
 ) -> list[Score]:
     resamples = (resampling.samples or SAMPLES["bootstrap"]) if resampling.confidence else None
-    return [
-        metric.score(hypotheses, references, resamples) for hypotheses in systems.values()
-    ]
+    return [metric.score(hypotheses, references, resamples) for hypotheses in systems.values()]
 
 
 def _paired(

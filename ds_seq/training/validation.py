@@ -54,9 +54,10 @@ def choose_metrics(task: Task, names: Sequence[str], best: str) -> tuple[list[Me
     called = [metric.name for metric in metrics.values()]
     if twice := [name for name in called if called.count(name) > 1]:
         raise UserError(f"validation.metrics: two of them call themselves {twice[0]!r}")
-    chosen = metrics.get(best)  # none of them: `loss`, or a run without validation
-    direction = BestBy(best, False) if chosen is None else BestBy(chosen.name, chosen.higher_is_better)
-    return list(metrics.values()), direction
+    chosen = metrics.get(best)
+    if chosen is None:  # `loss`, or a run without validation
+        return list(metrics.values()), BestBy(best, higher_is_better=False)
+    return list(metrics.values()), BestBy(chosen.name, chosen.higher_is_better)
 
 
 def score_by(

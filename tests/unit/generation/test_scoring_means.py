@@ -23,9 +23,7 @@ def rouge(
     hypotheses: Sequence[str], *references: Sequence[str], language: str = "en"
 ) -> dict[str, Score]:
     return {
-        name: score_corpus(
-            name, rouge_metric(name, language), hypotheses, references, resamples=20
-        )
+        name: score_corpus(name, rouge_metric(name, language), hypotheses, references, resamples=20)
         for name in ROUGE
     }
 

@@ -92,7 +92,9 @@ def test_translations_that_are_the_reference_score_100(tmp_path: Path, raw: RawS
     found = translate(model, WordVocab(VOCAB), lines, SEARCH, LIMITS, CPU)  # type: ignore[arg-type]
     assert found is not None
     perfect = RawSplit(write(tmp_path / "s", lines), write(tmp_path / "t", found.lines))
-    figures = make_task(tmp_path, perfect).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS)  # type: ignore[arg-type]
+    figures = make_task(tmp_path, perfect).evaluate(
+        model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS
+    )  # type: ignore[arg-type]
     assert figures["bleu"] == pytest.approx(100.0)
 
 
@@ -104,7 +106,9 @@ def test_evaluation_of_the_first_sentences_only(tmp_path: Path, raw: RawSplit) -
 
 def test_a_split_without_raw_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.raw\.train"):
-        make_task(tmp_path).evaluate(TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE, METRICS)  # type: ignore[arg-type]
+        make_task(tmp_path).evaluate(
+            TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE, METRICS
+        )  # type: ignore[arg-type]
 
 
 def test_several_files_are_one_text(raw: RawSplit) -> None:
