@@ -126,7 +126,7 @@ def _sources(run: LoadedRun, count: int) -> list[list[int]]:
     dataset = ParallelDataset(
         ShardReader(folder, split, run.vocab.hash), data.max_source_length, data.max_target_length
     )
-    return [dataset.reader[int(row)][0].tolist() for row in dataset.rows[:count]]
+    return [dataset.source[int(row)][0].tolist() for row in dataset.rows[:count]]
 
 
 def _compare(

@@ -145,7 +145,7 @@ def _batches(settings: Translating, data: Path, vocab: Vocab) -> list[Tensor]:
     dataset = ParallelDataset(ShardReader(data, "valid", vocab.hash))
     count = min(settings.sentences, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
-    by_length = chosen[np.argsort(-dataset.src_lengths[chosen], kind="stable")]
+    by_length = chosen[np.argsort(-dataset.lengths[chosen, 0], kind="stable")]
     return [
         dataset.collate(by_length[first : first + settings.batch], vocab.pad_id, vocab.eos_id).src
         for first in range(0, count, settings.batch)

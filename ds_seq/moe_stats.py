@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from ds_seq import distributed
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import SOURCE, Source
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.text import check_writable
@@ -57,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
     names = layer_names(run.model)
     if not names:
         raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
-    reader = ShardReader(args.data, args.split, run.vocab.hash)
+    source = open_shards(args.data, args.split, run.vocab.hash)
     data = run.config.data
-    dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
-    groups = languages(reader, dataset.rows, run.vocab)
+    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
+    groups = languages(source, dataset.rows, run.vocab)
     measured = _measure(run, dataset, groups, args.max_batches, device)
     if args.out is not None:
         _draw(args.out, measured, names)
@@ -72,13 +73,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def languages(
-    reader: ShardReader, rows: NDArray[np.integer], vocab: Vocab
+    source: Source, rows: NDArray[np.integer], vocab: Vocab
 ) -> dict[str, NDArray[np.int64]]:
     """Sort sentences by the tag that opens their source.
 
     Args:
-        reader: the shards.
-        rows: (N,) numbers of sentences in ``reader``.
+        source: the pairs.
+        rows: (N,) numbers of some of them.
         vocab: its user symbols are tags.
 
     Returns:
@@ -89,9 +90,9 @@ def languages(
         return {_ALL: everything}
     first = np.empty(len(rows), np.int64)  # (N,) first token
     for start in range(0, len(rows), _CHUNK):
-        source, _ = reader.gather(rows[start : start + _CHUNK])
-        ends = np.cumsum(source.lengths)
-        first[start : start + _CHUNK] = source.tokens[ends - source.lengths]
+        block = source.gather(rows[start : start + _CHUNK])[SOURCE]
+        ends = np.cumsum(block.lengths)
+        first[start : start + _CHUNK] = block.tokens[ends - block.lengths]
     groups = {}
     for tag in sorted(vocab.user_symbol_ids):
         if len(places := np.flatnonzero(first == tag)):
@@ -134,8 +135,8 @@ def _batches(
 ) -> list[NDArray[np.int64]]:
     """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
     train = run.config.train
-    lengths = dataset.src_lengths[places], dataset.tgt_lengths[places]
-    sampler = TokenBatchSampler(*lengths, train.max_tokens, train.max_sentences, shuffle=False)
+    lengths = dataset.lengths[places]
+    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
     batches = [places[indices] for indices in sampler.epoch(0)]
     if max_batches is None or max_batches >= len(batches):
         return batches

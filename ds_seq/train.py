@@ -26,6 +26,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ds_seq import distributed
@@ -42,7 +43,8 @@ from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.objective import DistillationConfig, ModelAndBaseConfig
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import Batch
+from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.data.vocab import Vocab
 from ds_seq.distill.teacher import (
@@ -180,7 +182,7 @@ def _delete_run(folder: Path) -> None:
             path.unlink()
 
 
-def _valid_set(task: Task, config: ExperimentConfig) -> ParallelDataset | None:
+def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:
     if config.train.validate_every is None:
         return None
     if config.validation.metrics:
@@ -217,7 +219,7 @@ def _distillation(config: ExperimentConfig) -> DistillationConfig | None:
 
 
 def _cached_teacher(
-    config: ExperimentConfig, train_set: ParallelDataset, valid_set: ParallelDataset | None
+    config: ExperimentConfig, train_set: Dataset, valid_set: Dataset | None
 ) -> CachedTeacher | None:
     """Let all batches bring what the teacher once said, where the criterion wants that."""
     criterion = _distillation(config)
@@ -238,8 +240,8 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
 def _build(
     setup: _Setup,
     task: Task,
-    train_set: ParallelDataset,
-    valid_set: ParallelDataset | None,
+    train_set: Dataset,
+    valid_set: Dataset | None,
     teacher: Teacher | None,
     world: World,
 ) -> Trainer:
@@ -309,12 +311,11 @@ def _model(setup: _Setup, vocab: Vocab, world: World) -> nn.Module:
 
 
 def _train_batches(
-    config: ExperimentConfig, task: Task, dataset: ParallelDataset, world: World
+    config: ExperimentConfig, task: Task, dataset: Dataset, world: World
 ) -> BatchStream:
     train = config.train
     sampler = TokenBatchSampler(
-        dataset.src_lengths,
-        dataset.tgt_lengths,
+        dataset.lengths,
         train.max_tokens,
         train.max_sentences,
         seed=train.seed,
@@ -323,10 +324,8 @@ def _train_batches(
         accumulate=train.accumulate,
     )
     return BatchStream(
-        dataset,
+        partial(task.collate, dataset),
         sampler,
-        pad_id=task.vocab.pad_id,
-        eos_id=task.vocab.eos_id,
         num_prefetch=train.num_prefetch,
         pin=world.device.type == "cuda",
         max_epochs=train.max_epochs,
@@ -334,13 +333,12 @@ def _train_batches(
 
 
 def _valid_batches(
-    config: ExperimentConfig, task: Task, dataset: ParallelDataset | None, world: World
+    config: ExperimentConfig, task: Task, dataset: Dataset | None, world: World
 ) -> Iterator[Batch]:
     """This rank's validation batches, the same number on every rank."""
     assert dataset is not None, "validation needs train.validate_every"
     sampler = TokenBatchSampler(
-        dataset.src_lengths,
-        dataset.tgt_lengths,
+        dataset.lengths,
         config.train.max_tokens,
         config.train.max_sentences,
         rank=world.rank,
@@ -364,7 +362,7 @@ def _scorer(
     )
 
 
-def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: World) -> None:
+def _announce(trainer: Trainer, setup: _Setup, dataset: Dataset, world: World) -> None:
     train, engine = setup.config.train, trainer.engine
     total = sum(full_shape(parameter).numel() for parameter in engine.module.parameters())
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from ds_seq.config.base import Config, FieldErrors, NonNegativeInt, PositiveInt
+from ds_seq.config.base import (
+    Config,
+    ExternalConfig,
+    FieldErrors,
+    NonNegativeInt,
+    PositiveInt,
+    plugin_tag,
+)
 
 
 class SplitConfig(Config):
@@ -83,6 +90,18 @@ class VocabConfig(Config):
     )
 
 
+class ShardsConfig(Config):
+    """The shards that `ds-seq prepare` writes."""
+
+    name: Literal["shards"] = Field(default="shards", description="This source.")
+
+
+SourceConfig = Annotated[
+    Annotated[ShardsConfig, Tag("shards")] | Annotated[ExternalConfig, Tag("external")],
+    Discriminator(plugin_tag("shards")),
+]
+
+
 class DataConfig(Config):
     """Languages, raw files and the folder of binarized shards."""
 
@@ -90,6 +109,9 @@ class DataConfig(Config):
     target_lang: str = Field(min_length=1, description="Language code of the target side.")
     dir: str = Field(
         min_length=1, description="Folder of the shards and of the vocabulary (`vocab.model`)."
+    )
+    source: SourceConfig = Field(
+        default_factory=ShardsConfig, description="Where the examples to learn from are read."
     )
     raw: RawConfig = Field(default_factory=RawConfig, description="Raw parallel text files.")
     max_source_length: int = Field(

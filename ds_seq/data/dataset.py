@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds_seq.data.shards import ShardReader, TokenBlock
+from ds_seq.data.source import SOURCE, TARGET, Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 
@@ -83,18 +83,17 @@ class Batch:
 class ParallelDataset:
     """The pairs of a split whose sides are short enough.
 
-    Pairs are numbered from 0 without gaps; pair n of the dataset is pair ``rows[n]`` of the reader.
+    Pairs are numbered from 0 without gaps; pair n of the dataset is pair ``rows[n]`` of the source.
 
     Args:
-        reader: the shards.
+        source: all pairs; of two sides.
         max_source_length: longest source in tokens, end symbol included; None = no limit.
         max_target_length: the same for the target.
 
     Attributes:
-        reader: as given.
-        rows: (N,) numbers of the kept pairs in the reader, rising.
-        src_lengths: (N,) lengths of the kept sources.
-        tgt_lengths: (N,) lengths of the kept targets.
+        source: as given.
+        rows: (N,) numbers of the kept pairs in the source, rising.
+        lengths: (N, 2) lengths of the kept pairs, source and target.
         num_left_out: pairs beyond the limits.
 
     Raises:
@@ -103,24 +102,22 @@ class ParallelDataset:
 
     def __init__(
         self,
-        reader: ShardReader,
+        source: Source,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
     ) -> None:
-        self.reader = reader
+        self.source = source
         self._teacher: TeacherCache | None = None
-        keep = np.ones(len(reader), bool)
-        if max_source_length is not None:
-            keep &= reader.src_lengths <= max_source_length
-        if max_target_length is not None:
-            keep &= reader.tgt_lengths <= max_target_length
+        keep = np.ones(len(source), bool)
+        for side, limit in ((SOURCE, max_source_length), (TARGET, max_target_length)):
+            if limit is not None:
+                keep &= source.lengths[:, side] <= limit
         self.rows: NDArray[np.int64] = np.flatnonzero(keep)
-        self.src_lengths: NDArray[np.int32] = reader.src_lengths[self.rows]
-        self.tgt_lengths: NDArray[np.int32] = reader.tgt_lengths[self.rows]
-        self.num_left_out = len(reader) - len(self.rows)
+        self.lengths: NDArray[np.integer] = source.lengths[self.rows]
+        self.num_left_out = len(source) - len(self.rows)
         if len(self.rows) == 0:
             raise UserError(
-                f"none of {len(reader):,} sentence pairs is within "
+                f"none of {len(source):,} sentence pairs is within "
                 f"data.max_source_length={max_source_length} and "
                 f"data.max_target_length={max_target_length}; raise them"
             )
@@ -134,7 +131,7 @@ class ParallelDataset:
         Raises:
             UserError: it has not read all pairs of this dataset.
         """
-        teacher.check_covers(self.src_lengths, self.tgt_lengths)
+        teacher.check_covers(self.lengths)
         self._teacher = teacher
 
     def collate(
@@ -158,7 +155,7 @@ class ParallelDataset:
         top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))
         if len(rows) == 0:
             return _empty_batch(pad_id, eos_id, top)
-        source, target = self.reader.gather(rows)
+        source, target = self.source.gather(rows)
         src, _ = _pad(source, pad_id, pad_to_multiple)
         tgt_out, real = _pad(target, pad_id, pad_to_multiple)
         tgt_in = np.empty_like(tgt_out)

@@ -6,17 +6,23 @@ import logging
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from types import TracebackType
 from typing import NamedTuple, TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import Batch
 
 _log = logging.getLogger(__name__)
 _STOP_POLL_SECONDS = 0.2
+
+Collate = Callable[[NDArray[np.integer]], Batch]
+"""From the numbers (B,) of some examples to their batch; of none, the empty batch."""
 
 
 class StreamState(TypedDict):
@@ -40,30 +46,24 @@ class BatchStream:
     count in `state_dict`, and an exception in it is raised where the next batch is asked for.
 
     Args:
-        dataset: where the pairs come from.
-        sampler: made with the lengths of ``dataset``.
-        pad_id: id of the padding symbol.
-        eos_id: id of the end symbol.
+        collate: makes the batches, normally `Task.collate` of a dataset; called in the background.
+        sampler: says which examples are a batch.
         num_prefetch: batches made ahead; 0 makes each when it is asked for, without a thread.
         pin: put batches into page-locked memory (needs CUDA).
-        pad_to_multiple: see `ParallelDataset.collate`.
         max_epochs: end after so many epochs; None = never.
     """
 
     def __init__(
         self,
-        dataset: ParallelDataset,
+        collate: Collate,
         sampler: TokenBatchSampler,
         *,
-        pad_id: int,
-        eos_id: int,
         num_prefetch: int = 4,
         pin: bool = False,
-        pad_to_multiple: int = 1,
         max_epochs: int | None = None,
     ) -> None:
         self._sampler = sampler
-        self._source = _Source(dataset, sampler, pad_id, eos_id, pin, pad_to_multiple, max_epochs)
+        self._source = _Source(collate, sampler, pin, max_epochs)
         self._num_prefetch = num_prefetch
         self._batches: Iterator[Batch] | _Prefetcher | None = None
         self._go_to(epoch=1, done=0)
@@ -81,8 +81,8 @@ class BatchStream:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates of a whole epoch."""
-        return self._sampler.num_updates()
+        """Updates of the whole epoch that the next batch belongs to."""
+        return self._sampler.num_updates(epoch=self._epoch)
 
     def __iter__(self) -> BatchStream:
         return self
@@ -95,7 +95,8 @@ class BatchStream:
             )
         batch = next(self._batches)
         self._taken += 1
-        if self._taken == self._sampler.num_updates(self._done) * self._sampler.accumulate:
+        updates = self._sampler.num_updates(self._done, self._epoch)
+        if self._taken == updates * self._sampler.accumulate:
             self._epoch, self._done, self._taken = self._epoch + 1, 0, 0
         return batch
 
@@ -105,7 +106,7 @@ class BatchStream:
         return {
             "epoch": self._epoch,
             "offset": self._done + updates * self._sampler.group,
-            "num_batches": self._sampler.num_batches,
+            "num_batches": self._sampler.num_batches(self._epoch),
         }
 
     def load_state_dict(self, state: StreamState) -> None:
@@ -115,12 +116,13 @@ class BatchStream:
         to about the same part of the epoch and says so.
         """
         offset = state["offset"]
-        if state["num_batches"] != self._sampler.num_batches:
-            offset = offset * self._sampler.num_batches // state["num_batches"]
+        num_batches = self._sampler.num_batches(state["epoch"])
+        if state["num_batches"] != num_batches:
+            offset = offset * num_batches // state["num_batches"]
             _log.warning(
                 "an epoch has %d batches now and had %d when the state was saved; resuming at "
                 "about the same part of epoch %d",
-                self._sampler.num_batches,
+                num_batches,
                 state["num_batches"],
                 state["epoch"],
             )
@@ -147,12 +149,9 @@ class BatchStream:
 class _Source(NamedTuple):
     """All that it takes to make batches; holds no reference to the stream."""
 
-    dataset: ParallelDataset
+    collate: Collate
     sampler: TokenBatchSampler
-    pad_id: int
-    eos_id: int
     pin: bool
-    pad_to_multiple: int
     max_epochs: int | None
 
     def batches(self, first_epoch: int, done: int) -> Iterator[Batch]:
@@ -160,9 +159,7 @@ class _Source(NamedTuple):
             if self.max_epochs is not None and epoch > self.max_epochs:
                 return
             for indices in self.sampler.epoch(epoch, done):
-                batch = self.dataset.collate(
-                    indices, self.pad_id, self.eos_id, self.pad_to_multiple
-                )
+                batch = self.collate(indices)
                 yield batch.pin() if self.pin else batch
             done = 0
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.dataset import Batch, ParallelDataset
+from ds_seq.data.dataset import Batch
+from ds_seq.data.source import Dataset
 from ds_seq.data.vocab import Vocab
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.metric import Metric
@@ -26,13 +27,18 @@ class Task(Protocol):
 
     vocab: Vocab
 
-    def dataset(self, split: str) -> ParallelDataset:
-        """The binarized examples of a split."""
+    def dataset(self, split: str) -> Dataset:
+        """The examples of a split, as many as the task learns from."""
 
-    def collate(
-        self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
-    ) -> Batch:
-        """The padded batch of some examples; of none, the empty batch."""
+    def collate(self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]) -> Batch:
+        """The padded batch of some examples; of none, the empty batch.
+
+        Training calls it from a background thread.
+
+        Args:
+            dataset: as `dataset` gave it.
+            indices: (B,) numbers of examples in it.
+        """
 
     def metric(self, name: str) -> Metric:
         """The metric that the name means here: one that ships with ds_seq, an external one or,

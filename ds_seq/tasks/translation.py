@@ -13,7 +13,8 @@ from torch import nn
 
 from ds_seq.data.clean import normalise
 from ds_seq.data.dataset import Batch, ParallelDataset
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.open import SHARDS, SourceChoice, open_source
+from ds_seq.data.source import Dataset
 from ds_seq.data.vocab import Vocab
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
@@ -59,16 +60,17 @@ def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
 
 
 class TranslationTask:
-    """Learns from shards, is judged by metrics of text against raw references.
+    """Learns from sentence pairs, is judged by metrics of text against raw references.
 
     Args:
-        data_dir: folder of the shards.
-        vocab: what the shards were made with.
+        data_dir: folder of the pairs.
+        vocab: what their ids were made with.
         raw: files of raw text by split.
         target_lang: language code of the target side.
         max_source_length: longest source to learn from in tokens, end symbol included.
         max_target_length: longest target likewise.
         nfkc: whether text was NFKC-normalised when it was prepared.
+        source: where the pairs are read.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TranslationTask:
         max_source_length: int | None = None,
         max_target_length: int | None = None,
         nfkc: bool = False,
+        source: SourceChoice = SHARDS,
     ) -> None:
         self.vocab = vocab
         self._data_dir = data_dir
@@ -88,16 +91,16 @@ class TranslationTask:
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
         self._nfkc = nfkc
+        self._source = source
 
     def dataset(self, split: str) -> ParallelDataset:
-        """The sentence pairs of a split; its shards must fit the vocabulary."""
-        reader = ShardReader(self._data_dir, split, self.vocab.hash)
-        return ParallelDataset(reader, self._max_source_length, self._max_target_length)
+        """The sentence pairs of a split; they must fit the vocabulary."""
+        source = open_source(self._source, self._data_dir, split, self.vocab.hash)
+        return ParallelDataset(source, self._max_source_length, self._max_target_length)
 
-    def collate(
-        self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
-    ) -> Batch:
+    def collate(self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]) -> Batch:
         """See `Task.collate`."""
+        assert isinstance(dataset, ParallelDataset)
         return dataset.collate(indices, self.vocab.pad_id, self.vocab.eos_id)
 
     def metric(self, name: str) -> Metric:

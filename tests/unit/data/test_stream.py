@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
+import numpy as np
 import pytest
 
 from ds_seq.data.batching import TokenBatchSampler
@@ -15,6 +17,7 @@ from ds_seq.data.dataset import Batch, ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.stream import BatchStream
 
+IDS = {"pad_id": 1, "eos_id": 2}
 MAX_TOKENS = 150
 
 
@@ -33,15 +36,17 @@ def _stream(
     max_tokens: int = MAX_TOKENS,
 ) -> BatchStream:
     sampler = TokenBatchSampler(
-        dataset.src_lengths,
-        dataset.tgt_lengths,
+        dataset.lengths,
         max_tokens,
         rank=rank,
         world_size=world,
         accumulate=accumulate,
     )
     return BatchStream(
-        dataset, sampler, pad_id=1, eos_id=2, num_prefetch=num_prefetch, max_epochs=max_epochs
+        partial(dataset.collate, **IDS),
+        sampler,
+        num_prefetch=num_prefetch,
+        max_epochs=max_epochs,
     )
 
 
@@ -154,11 +159,11 @@ class _BrokenDataset(ParallelDataset):
 
     calls = 0
 
-    def collate(self, *arguments: object) -> Batch:  # type: ignore[override]
+    def collate(self, *arguments: object, **more: object) -> Batch:  # type: ignore[override]
         self.calls += 1
         if self.calls == 3:
             raise OSError("disk gone")
-        return super().collate(*arguments)  # type: ignore[arg-type]
+        return super().collate(*arguments, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_prefetch", [0, 4])
@@ -219,3 +224,22 @@ def test_prefetch_is_bounded(reader: ShardReader) -> None:
         next(stream)
         time.sleep(0.1)
         assert counting.calls - 10 <= 4
+
+
+def test_epochs_of_different_rows_resume_where_they_were(dataset: ParallelDataset) -> None:
+    def stream() -> BatchStream:
+        sampler = TokenBatchSampler(
+            dataset.lengths, MAX_TOKENS, rows=lambda epoch: np.arange(len(dataset) // epoch)
+        )
+        return BatchStream(partial(dataset.collate, **IDS), sampler, max_epochs=3)
+
+    with stream() as one:
+        batches = [batch.indices.tolist() for batch in one]
+    sizes = [stream()._sampler.num_batches(epoch) for epoch in (1, 2, 3)]
+    assert len(batches) == sum(sizes) and len(set(sizes)) == 3
+    for taken in (1, sizes[0], sizes[0] + 2, sum(sizes[:2]) + 1):
+        with stream() as first, stream() as second:
+            for _ in range(taken):
+                next(first)
+            second.load_state_dict(first.state_dict())
+            assert _indices(second) == batches[taken:]
