@@ -280,6 +280,7 @@ def _build(
         train.keep_best,
         best.higher_is_better,
         task.vocab.hash,
+        best.figure,
     )
     if world.is_first:
         store.discard_incomplete()

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from ds_seq.config.base import EXTERNAL_TAG
+from ds_seq.config.data import SourceConfig
 from ds_seq.config.experiment import TaskConfig
 from ds_seq.config.model import MODEL_NAMES
 from ds_seq.config.objective import CriterionConfig
 from ds_seq.config.optim import OptimizerConfig, SchedulerConfig
 from ds_seq.criterions import CRITERIONS
+from ds_seq.data.open import SOURCES as DATA_SOURCES
 from ds_seq.models import MODELS
 from ds_seq.optim import OPTIMIZERS, SCHEDULERS
 from ds_seq.tasks import TASKS
@@ -201,5 +203,6 @@ def test_every_name_in_the_config_has_an_implementation() -> None:
     assert set(MODEL_NAMES) == set(MODELS)
     assert union_tags(CriterionConfig) == set(CRITERIONS)
     assert union_tags(TaskConfig) == set(TASKS)
+    assert union_tags(SourceConfig) == set(DATA_SOURCES)
     assert union_tags(OptimizerConfig) == set(OPTIMIZERS)
     assert union_tags(SchedulerConfig) == set(SCHEDULERS)
