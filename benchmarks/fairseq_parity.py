@@ -128,7 +128,7 @@ def _sources(run: LoadedRun, count: int) -> list[list[int]]:
         data.max_source_length,
         data.max_target_length,
     )
-    return [dataset.reader[int(row)][0].tolist() for row in dataset.rows[:count]]
+    return [dataset.source[int(row)][0].tolist() for row in dataset.rows[:count]]
 
 
 def _compare(

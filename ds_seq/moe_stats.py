@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from ds_seq import distributed
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import SOURCE, Source
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import LoadedRun, load_run
 from ds_seq.text.lines import check_writable
@@ -57,10 +58,10 @@ def main(argv: Sequence[str]) -> int:
     names = layer_names(run.model)
     if not names:
         raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
-    reader = ShardReader(args.data, args.split, run.tokenizers.fingerprint)
+    source = open_shards(args.data, args.split, run.tokenizers.fingerprint)
     data = run.config.data
-    dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
-    groups = languages(reader, dataset.rows, run.tokenizers.source)
+    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
+    groups = languages(source, dataset.rows, run.tokenizers.source)
     measured = _measure(run, dataset, groups, args.max_batches, device)
     if args.out is not None:
         _draw(args.out, measured, names)
@@ -72,14 +73,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def languages(
-    reader: ShardReader, rows: NDArray[np.integer], tokenizer: Tokenizer
+    source: Source, rows: NDArray[np.integer], tokenizer: Tokenizer
 ) -> dict[str, NDArray[np.int64]]:
     """Sort sentences by the tag that opens their source.
 
     Args:
-        reader: the shards.
-        rows: (N,) numbers of sentences in ``reader``.
-        tokenizer: of the source.
+        source: the pairs.
+        rows: (N,) numbers of some of them.
+        tokenizer: of the source side.
 
     Returns:
         Places in ``rows`` by tag. One group of all where no sentence has a tag.
@@ -89,9 +90,9 @@ def languages(
         return {_ALL: everything}
     first = np.empty(len(rows), np.int64)  # (N,) first token
     for start in range(0, len(rows), _CHUNK):
-        source, _ = reader.gather(rows[start : start + _CHUNK])
-        ends = np.cumsum(source.lengths)
-        first[start : start + _CHUNK] = source.tokens[ends - source.lengths]
+        block = source.gather(rows[start : start + _CHUNK])[SOURCE]
+        ends = np.cumsum(block.lengths)
+        first[start : start + _CHUNK] = block.tokens[ends - block.lengths]
     groups = {}
     for tag in sorted(tokenizer.tag_ids):
         if len(places := np.flatnonzero(first == tag)):
@@ -133,8 +134,8 @@ def _batches(
 ) -> list[NDArray[np.int64]]:
     """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
     train = run.config.train
-    lengths = dataset.src_lengths[places], dataset.tgt_lengths[places]
-    sampler = TokenBatchSampler(*lengths, train.max_tokens, train.max_sentences, shuffle=False)
+    lengths = dataset.lengths[places]
+    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
     batches = [places[indices] for indices in sampler.epoch(0)]
     if max_batches is None or max_batches >= len(batches):
         return batches

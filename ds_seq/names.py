@@ -59,3 +59,19 @@ LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 # Text.
 TOKENIZER_NAMES = ("sentencepiece",)
 """Values of `data.vocab.name` besides `package.module:Name`."""
+
+# Metrics.
+LOSS = "loss"
+"""The figure of a validation that is always there: what training minimizes, per token."""
+
+TEXT_METRICS = (
+    "bleu",
+    "chrf",
+    "chrf++",
+    "ter",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "rougeLsum",
+)
+"""Metrics of a text against references."""

@@ -18,27 +18,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
-def find_plugin(kind: str, name: str, table: Mapping[str, T]) -> T:
+def find_plugin(kind: str, name: str, table: Mapping[str, T], where: str = "") -> T:
     """The entry ``name`` of ``table``, or the object that an external name stands for.
 
     Args:
         kind: what is looked up, for messages: `criterion`, `model`, ...
         name: a key of the table, or `package.module:Name`.
         table: the plug-ins that ship with ds_seq.
+        where: the setting that named it, for messages; empty is `<kind>.name`.
     """
+    where = where or f"{kind}.name"
     if ":" in name:
-        external: T = import_object(kind, name)
+        external: T = import_object(kind, name, where)
         return external
     if name not in table:
         raise UserError(
-            f"{kind}.name: no {kind} {name!r}{nearest(name, table)}; there are "
+            f"{where}: no {kind} {name!r}{nearest(name, table)}; there are "
             f"{', '.join(sorted(table))}, or `package.module:Name`"
         )
     return table[name]
 
 
-def import_object(kind: str, name: str) -> Any:
+def import_object(kind: str, name: str, where: str = "") -> Any:
     """Import ``package.module:Name``. An error inside that module keeps its traceback."""
+    where = where or f"{kind}.name"
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -47,12 +50,12 @@ def import_object(kind: str, name: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UserError(
-            f"{kind}.name: cannot import {module_name!r} of {name!r}: no module {error.name!r}; "
+            f"{where}: cannot import {module_name!r} of {name!r}: no module {error.name!r}; "
             "install it, or add its folder to PYTHONPATH"
         ) from None
     members = vars(module)
     if attribute not in members:
         raise UserError(
-            f"{kind}.name: module {module_name!r} has no {attribute!r}{nearest(attribute, members)}"
+            f"{where}: module {module_name!r} has no {attribute!r}{nearest(attribute, members)}"
         )
     return members[attribute]

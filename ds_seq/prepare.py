@@ -180,9 +180,8 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    too_long = (reader.src_lengths > data.max_source_length) | (
-        reader.tgt_lengths > data.max_target_length
-    )
+    limits = np.array([data.max_source_length, data.max_target_length])
+    too_long = (reader.lengths > limits).any(axis=1)
     print(
         f"{split}: {len(reader):,} pairs in {len(reader.manifest.shards)} shard(s), "
         f"{reader.manifest.src_tokens:,} {data.source_lang} and "

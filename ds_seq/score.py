@@ -12,15 +12,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sacrebleu.metrics.base import Metric
-
 from ds_seq.errors import UserError
-from ds_seq.generation.scoring import DEFAULT_METRICS, METRICS, TOKENISED, Score, build_metric
-from ds_seq.generation.sentence_means import comet_metric, rouge_metrics
+from ds_seq.generation.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
+from ds_seq.generation.rouge import ROUGE
+from ds_seq.generation.scoring import DEFAULT_METRICS, TOKENISED, Score, build_metric
+from ds_seq.generation.sentence_means import comet_metric
 from ds_seq.generation.significance import DEFAULT_SEED, SAMPLES, Resampling, score_systems
+from ds_seq.plugins import nearest
 from ds_seq.text.lines import STANDARD, check_counts, read_lines
 
-_NAMES = [*(name for name in METRICS if name != TOKENISED), "rouge", "comet"]
+_NAMES = [*METRICS, "rouge", "comet"]
 _COMET_MODEL = "Unbabel/wmt22-comet-da"
 _SIGNIFICANT = 0.05
 
@@ -150,18 +151,20 @@ def _read(systems: list[str], references: list[str], source: str | None) -> _Tex
     return texts
 
 
-def _metrics(args: argparse.Namespace, source: Sequence[str]) -> dict[str, Metric]:
+def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
     if args.tokenised:
-        return {TOKENISED: build_metric(TOKENISED, "")}
+        return [from_sacrebleu(TOKENISED, build_metric(TOKENISED, ""))]
     metrics: dict[str, Metric] = {}
     for name in args.metrics or DEFAULT_METRICS:
-        if name == "rouge":
-            metrics.update(rouge_metrics(args.target_lang))
-        elif name == "comet":
-            metrics[name] = comet_metric(args.comet_model, source)
+        if name == "comet":
+            metrics[name] = from_sacrebleu(name, comet_metric(args.comet_model, source))
         else:
-            metrics[name] = build_metric(name, args.target_lang)
-    return metrics
+            for member in ROUGE if name == "rouge" else (name,):
+                metrics[member] = find_metric(member, args.target_lang, "--metrics")
+    for name, metric in metrics.items():
+        if metric.needs != TEXT:
+            raise UserError(f"{name}: compares {metric.needs}, but there is only text here")
+    return list(metrics.values())
 
 
 def _as_json(
@@ -216,6 +219,15 @@ def _table(found: Mapping[str, Sequence[Score]], resampling: Resampling) -> list
     return [*lines, "", *(f"{score.label}|{score.signature}" for score in first)]
 
 
+def _metric_name(text: str) -> str:
+    if text not in _NAMES and ":" not in text:
+        raise argparse.ArgumentTypeError(
+            f"no metric {text!r}{nearest(text, _NAMES)}; there are {', '.join(_NAMES)}, or "
+            "package.module:Name"
+        )
+    return text
+
+
 def _at_least(least: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
@@ -239,8 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     add("text", nargs="*", help="HYP: detokenised translation; REF: raw reference text")
     add("--reference", nargs="+", metavar="R", help="several raw reference texts")
     add("--systems", nargs="+", metavar="A", help="translations of several systems")
-    add("--metrics", nargs="+", choices=_NAMES, metavar="M",
-        help=f"some of {', '.join(_NAMES)} (default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
+    add("--metrics", nargs="+", type=_metric_name, metavar="M",
+        help=f"some of {', '.join(_NAMES)}, or package.module:Name "
+        f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
     add("--target-lang", default="", metavar="LANG",
         help="language code; matters for BLEU of zh, ja and ko; rouge needs it")  # fmt: skip
     add("--tokenised", action="store_true",

@@ -44,7 +44,7 @@ from ds_seq.config.load import dump, load_experiment
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.distill.teacher import (
     CachedTeacher,
@@ -54,6 +54,7 @@ from ds_seq.distill.teacher import (
     load_teacher,
 )
 from ds_seq.distributed import World
+from ds_seq.generation.metric import Metric
 from ds_seq.generation.translate import Share
 from ds_seq.interop.run_folder import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.interop.upcycle import start_from
@@ -68,12 +69,12 @@ from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze
-from ds_seq.training.metrics import load_table
+from ds_seq.training.metrics import load_table, metric_lines
 from ds_seq.training.moe_watch import layer_names
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainer import Trainer
-from ds_seq.training.validation import Validator
+from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 
@@ -181,10 +182,10 @@ def _delete_run(folder: Path) -> None:
             path.unlink()
 
 
-def _valid_set(task: Task, config: ExperimentConfig) -> ParallelDataset | None:
+def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:
     if config.train.validate_every is None:
         return None
-    if config.train.valid_bleu:
+    if config.validation.metrics:
         for pair in config.data.raw.valid:  # unreadable text is told now, not at a validation
             read_parallel(pair.source, pair.target)
     return task.dataset("valid")
@@ -218,7 +219,7 @@ def _distillation(config: ExperimentConfig) -> DistillationConfig | None:
 
 
 def _cached_teacher(
-    config: ExperimentConfig, train_set: ParallelDataset, valid_set: ParallelDataset | None
+    config: ExperimentConfig, train_set: Dataset, valid_set: Dataset | None
 ) -> CachedTeacher | None:
     """Let all batches bring what the teacher once said, where the criterion wants that."""
     criterion = _distillation(config)
@@ -239,8 +240,8 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
 def _build(
     setup: _Setup,
     task: Task,
-    train_set: ParallelDataset,
-    valid_set: ParallelDataset | None,
+    train_set: Dataset,
+    valid_set: Dataset | None,
     teacher: Teacher | None,
     world: World,
 ) -> Trainer:
@@ -251,6 +252,8 @@ def _build(
         batches = _train_batches(config, task, train_set, world)
         tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
+        names = [] if train.validate_every is None else config.validation.metrics
+        metrics, best = choose_metrics(task, names, config.validation.best)
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
     engine = Engine(
@@ -274,22 +277,22 @@ def _build(
         setup.folder / CHECKPOINTS,
         train.keep_last,
         train.keep_best,
-        train.best_metric == "bleu",
+        best.higher_is_better,
         task.tokenizers.fingerprint,
+        best.figure,
     )
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
     log = RunLog(setup.folder, world.is_first, train.tensorboard, train.max_updates, done)
-    score = _scorer(config, task, engine, world) if train.valid_bleu else None
     validator = Validator(
         engine,
         criterion,
         lambda: _valid_batches(config, task, valid_set, world),
-        score,
-        train.valid_max_sentences,
+        _scorer(config, task, metrics, engine, world),
+        config.validation.max_sentences,
     )
-    trainer = Trainer(engine, criterion, batches, validator, store, log, train)
+    trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
         trainer.load_state_dict(progress)
     return trainer
@@ -308,12 +311,11 @@ def _model(setup: _Setup, task: Task, world: World) -> nn.Module:
 
 
 def _train_batches(
-    config: ExperimentConfig, task: Task, dataset: ParallelDataset, world: World
+    config: ExperimentConfig, task: Task, dataset: Dataset, world: World
 ) -> BatchStream:
     train = config.train
     sampler = TokenBatchSampler(
-        dataset.src_lengths,
-        dataset.tgt_lengths,
+        dataset.lengths,
         train.max_tokens,
         train.max_sentences,
         seed=train.seed,
@@ -331,13 +333,12 @@ def _train_batches(
 
 
 def _valid_batches(
-    config: ExperimentConfig, task: Task, dataset: ParallelDataset | None, world: World
+    config: ExperimentConfig, task: Task, dataset: Dataset | None, world: World
 ) -> Iterator[Batch]:
     """This rank's validation batches, the same number on every rank."""
     assert dataset is not None, "validation needs train.validate_every"
     sampler = TokenBatchSampler(
-        dataset.src_lengths,
-        dataset.tgt_lengths,
+        dataset.lengths,
         config.train.max_tokens,
         config.train.max_sentences,
         rank=world.rank,
@@ -348,22 +349,20 @@ def _valid_batches(
         yield task.collate(dataset, indices)
 
 
-def _scorer(config: ExperimentConfig, task: Task, engine: Engine, world: World) -> Any:
-    """Translate and score the validation text with the generation's own code."""
+def _scorer(
+    config: ExperimentConfig, task: Task, metrics: Sequence[Metric], engine: Engine, world: World
+) -> Score | None:
+    """Score the validation split with the generation's own code; None without a metric."""
     positions = config.model.max_positions
     search = build_search(config.generation, task.symbols, positions)
     limits = build_limits(config.generation, positions)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
-    share = Share(world.rank, world.size, any_rank)
-
-    def score(model: nn.Module, max_sentences: int | None) -> dict[str, Any]:
-        device = engine.device
-        return dict(task.evaluate(model, "valid", search, limits, device, share, max_sentences))
-
-    return score
+    return score_by(
+        task, metrics, search, limits, engine.device, Share(world.rank, world.size, any_rank)
+    )
 
 
-def _announce(trainer: Trainer, setup: _Setup, dataset: ParallelDataset, world: World) -> None:
+def _announce(trainer: Trainer, setup: _Setup, dataset: Dataset, world: World) -> None:
     train, engine = setup.config.train, trainer.engine
     total = sum(full_shape(parameter).numel() for parameter in engine.module.parameters())
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
@@ -387,10 +386,8 @@ def _report(trainer: Trainer, folder: Path, reason: str) -> None:
     figures = trainer.last_validation
     if trainer.update and figures:
         print(load_table(figures, layer_names(trainer.engine.module)) or "", file=sys.stderr)
-        if "bleu" in figures:
-            print(
-                f"valid BLEU {figures['bleu']:.2f} ({figures['bleu_signature']})", file=sys.stderr
-            )
+        for line in metric_lines(figures):
+            print(line, file=sys.stderr)
     print(f"stopped at update {trainer.update} ({reason}); run folder {folder}", file=sys.stderr)
 
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from ds_seq.config.base import (
     EXTERNAL_PATTERN,
     Config,
+    ExternalConfig,
     FieldErrors,
     NonNegativeInt,
     PositiveInt,
+    plugin_tag,
 )
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.plugins import nearest
@@ -127,6 +136,18 @@ class VocabConfig(Config):
         return self
 
 
+class ShardsConfig(Config):
+    """The shards that `ds-seq prepare` writes."""
+
+    name: Literal["shards"] = Field(default="shards", description="This source.")
+
+
+SourceConfig = Annotated[
+    Annotated[ShardsConfig, Tag("shards")] | Annotated[ExternalConfig, Tag("external")],
+    Discriminator(plugin_tag("shards")),
+]
+
+
 class DataConfig(Config):
     """Languages, raw files and the folder of binarized shards."""
 
@@ -134,6 +155,9 @@ class DataConfig(Config):
     target_lang: str = Field(min_length=1, description="Language code of the target side.")
     dir: str = Field(
         min_length=1, description="Folder of the shards and of the vocabulary (`vocab.model`)."
+    )
+    source: SourceConfig = Field(
+        default_factory=ShardsConfig, description="Where the examples to learn from are read."
     )
     raw: RawConfig = Field(default_factory=RawConfig, description="Raw parallel text files.")
     max_source_length: int = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationInfo, model_validator
 
@@ -29,7 +29,11 @@ from ds_seq.config.optim import (
 )
 from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.config.train import TrainConfig
+from ds_seq.config.upgrade import upgrade
+from ds_seq.config.validation import ValidationConfig
 from ds_seq.errors import UserError
+from ds_seq.names import LOSS, TEXT_METRICS
+from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
 
@@ -56,6 +60,9 @@ class ExperimentConfig(Config):
         default_factory=InverseSqrtConfig, description="The learning rate over time."
     )
     train: TrainConfig = Field(default_factory=TrainConfig, description="The training run.")
+    validation: ValidationConfig = Field(
+        default_factory=ValidationConfig, description="What a validation measures."
+    )
     generation: GenerationConfig = Field(
         default_factory=GenerationConfig, description="Search of translations."
     )
@@ -64,6 +71,11 @@ class ExperimentConfig(Config):
     def run_folder(self) -> Path:
         """Where the run keeps its files."""
         return Path(self.run_dir) if self.run_dir is not None else Path("runs") / self.name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_keys(cls, data: Any) -> Any:
+        return upgrade(data)[0] if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check_across_sections(self, info: ValidationInfo) -> ExperimentConfig:
@@ -187,15 +199,40 @@ class ExperimentConfig(Config):
         return errors
 
     def _validation_errors(self) -> list[tuple[str, str]]:
-        if self.train.validate_every is None or not self.train.valid_bleu or self.data.raw.valid:
+        metrics, best = self.validation.metrics, self.validation.best
+        if self.train.validate_every is None:
             return []
-        return [
-            (
-                "data.raw.valid",
-                "missing: validation BLEU is measured against the raw reference; "
-                "give the files or set train.valid_bleu=false and train.best_metric=loss",
+        errors = []
+        if isinstance(self.task, TranslationConfig):  # others may have metrics of their own
+            errors += [
+                (
+                    "validation.metrics",
+                    f"no metric {name!r}{nearest(name, TEXT_METRICS)}; there are "
+                    f"{', '.join(TEXT_METRICS)}, or `package.module:Name`",
+                )
+                for name in metrics
+                if name not in TEXT_METRICS and ":" not in name
+            ]
+        if best != LOSS and best not in metrics:
+            known = ", ".join(metrics) or "empty"
+            errors.append(
+                (
+                    "validation.best",
+                    f"{best}{nearest(best, [*metrics, LOSS])} is none of validation.metrics "
+                    f"({known}); name one of them, or use {LOSS}",
+                )
             )
-        ]
+        text = [name for name in metrics if name in TEXT_METRICS]
+        if text and not self.data.raw.valid:
+            errors.append(
+                (
+                    "data.raw.valid",
+                    f"missing: validation {', '.join(text)} is measured against the raw "
+                    "reference; give the files or set validation.metrics=[] and "
+                    f"validation.best={LOSS}",
+                )
+            )
+        return errors
 
 
 def check_world(train: TrainConfig, world_size: int) -> None:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from ds_seq.config.experiment import STAND_INS, ExperimentConfig
 from ds_seq.config.messages import error_lines
 from ds_seq.config.schema import has_short_form
+from ds_seq.config.upgrade import upgrade
 from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
 from ds_seq.errors import UserError
 
@@ -33,7 +34,14 @@ class _Tree:
         self._origins: dict[KeyPath, str] = {}
 
     def merge(self, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
-        """Lay ``data`` over what is there: mappings merge, all else replaces."""
+        """Lay ``data`` over what is there: mappings merge, all else replaces.
+
+        Old keys get today's names first, so that a new one in a later file wins over them.
+        """
+        data, moved = upgrade(data)
+        for new, old in moved.items():
+            where = origins.get(old, str(self.file))
+            origins = {new[:1]: where, **origins, new: where}
         self._merge(self.data, data, (), origins)
 
     def _merge(

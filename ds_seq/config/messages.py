@@ -14,6 +14,7 @@ from ds_seq.config.customary import customary
 from ds_seq.config.deepspeed_keys import OWNED, PASSED
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.schema import NO_TAG, has_short_form, paths_of_key, section_classes
+from ds_seq.config.upgrade import MOVED
 from ds_seq.config.yaml_file import KeyPath
 from ds_seq.plugins import nearest
 
@@ -119,6 +120,8 @@ def _child(node: Any, key: str | int) -> Any:
 
 def _hint(path: KeyPath, owner: type[Config]) -> str:
     """What an unknown key was probably meant to be, or where it belongs."""
+    if path in MOVED:
+        return f"; it is {_dotted(MOVED[path][0])} now; give that alone"
     key = str(path[-1]).replace("-", "_")
     elsewhere = paths_of_key(key)
     if _dotted(path) in elsewhere:

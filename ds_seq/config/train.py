@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -76,7 +76,7 @@ class TrainConfig(Config):
     )
     patience: PositiveInt | None = Field(
         default=None,
-        description="Stop after this many validations in a row without a better `best_metric`.",
+        description="Stop after this many validations in a row without a better `validation.best`.",
     )
     log_every: PositiveInt = Field(default=100, description="Updates between two log entries.")
     validate_every: PositiveInt | None = Field(
@@ -87,16 +87,6 @@ class TrainConfig(Config):
     )
     keep_last: PositiveInt = Field(default=2, description="Most recent checkpoints that are kept.")
     keep_best: PositiveInt = Field(default=1, description="Best checkpoints that are kept.")
-    best_metric: Literal["bleu", "loss"] = Field(
-        default="bleu", description="Validation figure that makes a checkpoint the best."
-    )
-    valid_bleu: bool = Field(
-        default=True,
-        description="Translate the validation text and score it against the raw reference.",
-    )
-    valid_max_sentences: PositiveInt | None = Field(
-        default=None, description="Sentences translated for validation BLEU; null takes all."
-    )
     sanity_validation_batches: NonNegativeInt = Field(
         default=2,
         description="Validation batches tried before the first update, to fail early; 0 is none.",
@@ -127,8 +117,6 @@ class TrainConfig(Config):
                 )
             if self.patience is not None:
                 errors.append(("patience", "counts validations, but validate_every is null"))
-        elif self.best_metric == "bleu" and not self.valid_bleu:
-            errors.append(("best_metric", "bleu needs valid_bleu: true; or use loss"))
         if errors:
             raise FieldErrors(errors)
         return self

@@ -18,7 +18,7 @@ from ds_seq.data.batch import (
     empty_seq2seq_batch,
     seq2seq_batch,
 )
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import SOURCE, TARGET, Source
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols
@@ -27,18 +27,17 @@ from ds_seq.text.tokenizer import Symbols
 class ParallelDataset:
     """The pairs of a split whose sides are short enough.
 
-    Pairs are numbered from 0 without gaps; pair n of the dataset is pair ``rows[n]`` of the reader.
+    Pairs are numbered from 0 without gaps; pair n of the dataset is pair ``rows[n]`` of the source.
 
     Args:
-        reader: the shards.
+        source: all pairs; of two sides.
         max_source_length: longest source in tokens, end symbol included; None = no limit.
         max_target_length: the same for the target.
 
     Attributes:
-        reader: as given.
-        rows: (N,) numbers of the kept pairs in the reader, rising.
-        src_lengths: (N,) lengths of the kept sources.
-        tgt_lengths: (N,) lengths of the kept targets.
+        source: as given.
+        rows: (N,) numbers of the kept pairs in the source, rising.
+        lengths: (N, 2) lengths of the kept pairs, source and target.
         num_left_out: pairs beyond the limits.
 
     Raises:
@@ -47,24 +46,22 @@ class ParallelDataset:
 
     def __init__(
         self,
-        reader: ShardReader,
+        source: Source,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
     ) -> None:
-        self.reader = reader
+        self.source = source
         self._teacher: TeacherCache | None = None
-        keep = np.ones(len(reader), bool)
-        if max_source_length is not None:
-            keep &= reader.src_lengths <= max_source_length
-        if max_target_length is not None:
-            keep &= reader.tgt_lengths <= max_target_length
+        keep = np.ones(len(source), bool)
+        for side, limit in ((SOURCE, max_source_length), (TARGET, max_target_length)):
+            if limit is not None:
+                keep &= source.lengths[:, side] <= limit
         self.rows: NDArray[np.int64] = np.flatnonzero(keep)
-        self.src_lengths: NDArray[np.int32] = reader.src_lengths[self.rows]
-        self.tgt_lengths: NDArray[np.int32] = reader.tgt_lengths[self.rows]
-        self.num_left_out = len(reader) - len(self.rows)
+        self.lengths: NDArray[np.integer] = source.lengths[self.rows]
+        self.num_left_out = len(source) - len(self.rows)
         if len(self.rows) == 0:
             raise UserError(
-                f"none of {len(reader):,} sentence pairs is within "
+                f"none of {len(source):,} sentence pairs is within "
                 f"data.max_source_length={max_source_length} and "
                 f"data.max_target_length={max_target_length}; raise them"
             )
@@ -78,7 +75,7 @@ class ParallelDataset:
         Raises:
             UserError: it has not read all pairs of this dataset.
         """
-        teacher.check_covers(self.src_lengths, self.tgt_lengths)
+        teacher.check_covers(self.lengths)
         self._teacher = teacher
 
     def collate(
@@ -99,7 +96,7 @@ class ParallelDataset:
         top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))
         if len(rows) == 0:
             return empty_seq2seq_batch(symbols, top)
-        source, target = self.reader.gather(rows)
+        source, target = self.source.gather(rows)
         return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), top, pad_to_multiple)
 
 

@@ -16,39 +16,31 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.manifest import FileRecord, Manifest, ShardCounts
+from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 
 SIDES = ("src", "tgt")
 DEFAULT_SHARD_SIZE = 1_000_000
 
 
-class TokenBlock(NamedTuple):
-    """Sentences of one side: ``tokens`` (sum of lengths,) back to back and ``lengths`` (N,)."""
-
-    tokens: NDArray[np.integer]
-    lengths: NDArray[np.integer]
-
-    @classmethod
-    def of(cls, sentences: Sequence[Sequence[int]]) -> TokenBlock:
-        """The block of a list of sentences."""
-        lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-        tokens = np.fromiter(chain.from_iterable(sentences), np.int64, int(lengths.sum()))
-        return cls(tokens, lengths)
-
-
 def manifest_path(folder: str | Path, split: str) -> Path:
     """Where the manifest of a split lies."""
     return Path(folder) / f"{split}.manifest.json"
+
+
+def files_fingerprint(checksums: Mapping[str, str]) -> str:
+    """One fingerprint for the SHA-256 of several files by name."""
+    lines = "".join(f"{name} {checksums[name]}\n" for name in sorted(checksums))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -238,9 +230,10 @@ class _Side:
         names = [f"{split}.{shard:04d}.{side}" for shard in range(len(manifest.shards))]
         self._tokens = [np.memmap(folder / f"{name}.bin", dtype, "r") for name in names]
         self._offsets = [np.memmap(folder / f"{name}.idx", "<i8", "r") for name in names]
-        self.lengths = np.concatenate(
-            [np.diff(offsets).astype(np.int32) for offsets in self._offsets]
-        )
+
+    def lengths(self) -> NDArray[np.int32]:
+        """(N,) of all its sentences."""
+        return np.concatenate([np.diff(offsets).astype(np.int32) for offsets in self._offsets])
 
     def sentence(self, shard: int, row: int) -> NDArray[np.integer]:
         start, stop = self._offsets[shard][row : row + 2]
@@ -269,7 +262,7 @@ class _Side:
 
 
 class ShardReader:
-    """Memory-mapped sentences of one split; only their lengths are held in memory.
+    """Memory-mapped sentences of one split; only their lengths are held in memory. A `Source`.
 
     ``reader[i]`` is a pair of id arrays, both with the end symbol.
 
@@ -277,6 +270,9 @@ class ShardReader:
         folder: where the shards lie.
         split: which split of the folder.
         vocab_hash: `Tokenizers.fingerprint` that the shards must have been made with; None = any.
+
+    Attributes:
+        lengths: (N, 2) lengths of the source and target sentences, end symbol included.
 
     Raises:
         UserError: folder or manifest is missing, a file is missing or cut short, or the shards
@@ -295,6 +291,8 @@ class ShardReader:
             )
         self.check()
         self._sides = tuple(_Side(self._folder, split, side, self.manifest) for side in SIDES)
+        columns = [side.lengths() for side in self._sides]
+        self.lengths: NDArray[np.int32] = np.stack(columns, axis=1)
         self._first = np.cumsum([0, *(shard.pairs for shard in self.manifest.shards)])
 
     def check(self, full: bool = False) -> None:
@@ -312,14 +310,19 @@ class ShardReader:
         return source, target
 
     @property
-    def src_lengths(self) -> NDArray[np.int32]:
-        """Lengths (N,) of the source sentences, end symbol included."""
-        return self._sides[0].lengths
+    def vocab_hash(self) -> str:
+        """Fingerprint of the vocabulary that made the ids."""
+        return self.manifest.vocab_hash
 
     @property
-    def tgt_lengths(self) -> NDArray[np.int32]:
-        """Lengths (N,) of the target sentences, end symbol included."""
-        return self._sides[1].lengths
+    def vocab_size(self) -> int:
+        """Number of pieces of that vocabulary."""
+        return self.manifest.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content of all files, see `files_fingerprint`."""
+        return files_fingerprint({name: file.sha256 for name, file in self.manifest.files.items()})
 
     def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, TokenBlock]:
         """Copies the pairs with the given numbers (N,), N at least 1, without a loop over them."""

@@ -81,8 +81,8 @@ class BatchStream:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates of a whole epoch."""
-        return self._sampler.num_updates()
+        """Updates of the whole epoch that the next batch belongs to."""
+        return self._sampler.num_updates(epoch=self._epoch)
 
     def __iter__(self) -> BatchStream:
         return self
@@ -95,7 +95,8 @@ class BatchStream:
             )
         batch = next(self._batches)
         self._taken += 1
-        if self._taken == self._sampler.num_updates(self._done) * self._sampler.accumulate:
+        updates = self._sampler.num_updates(self._done, self._epoch)
+        if self._taken == updates * self._sampler.accumulate:
             self._epoch, self._done, self._taken = self._epoch + 1, 0, 0
         return batch
 
@@ -105,7 +106,7 @@ class BatchStream:
         return {
             "epoch": self._epoch,
             "offset": self._done + updates * self._sampler.group,
-            "num_batches": self._sampler.num_batches,
+            "num_batches": self._sampler.num_batches(self._epoch),
         }
 
     def load_state_dict(self, state: StreamState) -> None:
@@ -115,12 +116,13 @@ class BatchStream:
         to about the same part of the epoch and says so.
         """
         offset = state["offset"]
-        if state["num_batches"] != self._sampler.num_batches:
-            offset = offset * self._sampler.num_batches // state["num_batches"]
+        num_batches = self._sampler.num_batches(state["epoch"])
+        if state["num_batches"] != num_batches:
+            offset = offset * num_batches // state["num_batches"]
             _log.warning(
                 "an epoch has %d batches now and had %d when the state was saved; resuming at "
                 "about the same part of epoch %d",
-                self._sampler.num_batches,
+                num_batches,
                 state["num_batches"],
                 state["epoch"],
             )

@@ -29,10 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.manifest import write_json
-from ds_seq.data.shards import ShardReader, id_dtype
+from ds_seq.data.shards import files_fingerprint, id_dtype
+from ds_seq.data.source import TARGET, Source
 from ds_seq.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _SUFFIX = ".teacher.json"
 _PLAN_SUFFIX = ".teacher.plan.json"
 _REMAKE = "delete the file and run `ds-seq teacher-cache` again"
@@ -47,7 +48,7 @@ _SETTINGS = {  # what a user can do about a field of the manifest
     "teachers": "teacher, --checkpoint or --dtype",
     "max_length": "max_positions of the teacher",
     "left_out": "pairs left out",
-    "shards": "the shards",
+    "source": "the shards",
     "first": "--part-tokens",
 }
 
@@ -81,7 +82,7 @@ class CacheManifest:
         teachers: one, or those of an ensemble.
         max_length: longest sentence, of either side, that all teachers read.
         left_out: pairs with a longer one.
-        shards: SHA-256 of the shards' files by name.
+        source: fingerprint of the pairs.
         first: for each part its first pair; at the end the number of pairs.
     """
 
@@ -92,7 +93,7 @@ class CacheManifest:
     teachers: tuple[TeacherRecord, ...]
     max_length: int
     left_out: int
-    shards: dict[str, str]
+    source: str
     first: tuple[int, ...]
 
     @property
@@ -118,6 +119,8 @@ class CacheManifest:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw.pop("version")
+            if version == 1:  # had the checksums that are the fingerprint of shards
+                raw["source"], version = files_fingerprint(raw.pop("shards")), FORMAT_VERSION
             if version != FORMAT_VERSION:
                 raise UserError(
                     f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; "
@@ -130,7 +133,7 @@ class CacheManifest:
 
 
 def plan_cache(
-    reader: ShardReader,
+    source: Source,
     top_k: int,
     stored: Stored,
     teachers: Sequence[TeacherRecord],
@@ -140,27 +143,26 @@ def plan_cache(
     """The manifest of a cache that is to be written.
 
     Args:
-        reader: the shards that it belongs to.
+        source: the pairs that it belongs to.
         top_k: K.
         stored: number format of the logarithms.
         teachers: who will be asked.
         max_length: longest sentence that all of them read.
         part_tokens: target tokens of a part, as near as whole pairs allow.
     """
-    ends = np.cumsum(reader.tgt_lengths, dtype=np.int64)
+    ends = np.cumsum(source.lengths[:, TARGET], dtype=np.int64)
     cuts = np.searchsorted(ends, np.arange(part_tokens, ends[-1], part_tokens)) + 1
-    longest = np.maximum(reader.src_lengths, reader.tgt_lengths)
-    manifest = reader.manifest
+    longest = source.lengths.max(axis=1)
     return CacheManifest(
-        vocab_hash=manifest.vocab_hash,
+        vocab_hash=source.vocab_hash,
         top_k=top_k,
-        ids=id_dtype(manifest.vocab_size).name,
+        ids=id_dtype(source.vocab_size).name,
         log_probs=_STORED[stored],
         teachers=tuple(teachers),
         max_length=max_length,
         left_out=int((longest > max_length).sum()),
-        shards=_fingerprints(reader),
-        first=tuple(np.unique([0, *cuts, len(reader)]).tolist()),
+        source=source.fingerprint,
+        first=tuple(np.unique([0, *cuts, len(source)]).tolist()),
     )
 
 
@@ -171,17 +173,15 @@ class CacheWriter:
         folder: of the cache; made by `start`.
         split: of the shards.
         manifest: of the finished cache.
-        reader: the shards.
+        source: the pairs.
 
     Attributes:
         folder, split, manifest: as given.
     """
 
-    def __init__(
-        self, folder: Path, split: str, manifest: CacheManifest, reader: ShardReader
-    ) -> None:
+    def __init__(self, folder: Path, split: str, manifest: CacheManifest, source: Source) -> None:
         self.folder, self.split, self.manifest = folder, split, manifest
-        self._sizes = _part_sizes(manifest, reader)
+        self._sizes = _part_sizes(manifest, source)
         self._path, self._plan = folder / f"{split}{_SUFFIX}", folder / f"{split}{_PLAN_SUFFIX}"
 
     def start(self) -> None:
@@ -261,7 +261,7 @@ class TeacherCache:
     Args:
         folder: what `ds-seq teacher-cache` has written.
         split: of the shards.
-        reader: the shards.
+        source: the pairs.
 
     Attributes:
         manifest: what is in it.
@@ -270,16 +270,16 @@ class TeacherCache:
         UserError: missing, not finished, cut short, or made for other shards.
     """
 
-    def __init__(self, folder: str | Path, split: str, reader: ShardReader) -> None:
+    def __init__(self, folder: str | Path, split: str, source: Source) -> None:
         self._folder = Path(folder)
         path = self._folder / f"{split}{_SUFFIX}"
         if not path.is_file():
             raise UserError(_explain_missing(self._folder, split))
         self.manifest = CacheManifest.read(path)
-        self._check(path, split, reader)
+        self._check(path, split, source)
         self._first = np.asarray(self.manifest.first)
-        self._lengths = reader.tgt_lengths
-        self._starts = np.empty(len(reader), np.uint32)  # within the part
+        self._lengths = source.lengths[:, TARGET]
+        self._starts = np.empty(len(source), np.uint32)  # within the part
         # bytes of which numpy knows no more are copied ten times as fast as structures
         self._opaque = np.dtype((np.void, self.manifest.record.itemsize))
         self._parts: list[NDArray[np.void]] = []
@@ -289,19 +289,19 @@ class TeacherCache:
             name = _part_path(self._folder, split, part)
             self._parts.append(np.asarray(np.memmap(name, self._opaque, "r")))
 
-    def _check(self, path: Path, split: str, reader: ShardReader) -> None:
+    def _check(self, path: Path, split: str, source: Source) -> None:
         manifest = self.manifest
-        if manifest.vocab_hash != reader.manifest.vocab_hash:
+        if manifest.vocab_hash != source.vocab_hash:
             raise UserError(
                 f"{path}: was made with vocabulary {manifest.vocab_hash[:12]}, the data have "
-                f"{reader.manifest.vocab_hash[:12]}; name the cache of these data"
+                f"{source.vocab_hash[:12]}; name the cache of these data"
             )
-        if manifest.shards != _fingerprints(reader):
+        if manifest.source != source.fingerprint:
             raise UserError(
                 f"{path}: was made for other shards than these of split {split!r}, which may have "
                 "been made again since; delete the cache and run `ds-seq teacher-cache` again"
             )
-        for part, size in enumerate(_part_sizes(manifest, reader)):
+        for part, size in enumerate(_part_sizes(manifest, source)):
             file = _part_path(self._folder, split, part)
             actual = file.stat().st_size if file.exists() else 0
             if actual != size:
@@ -315,18 +315,16 @@ class TeacherCache:
         names = ", ".join(teacher.source for teacher in self.manifest.teachers)
         return f"teacher from the cache {self._folder}: top {self.manifest.top_k} of {names}"
 
-    def check_covers(
-        self, src_lengths: NDArray[np.integer], tgt_lengths: NDArray[np.integer]
-    ) -> None:
-        """Make sure that the teacher has read all pairs of these lengths (N,).
+    def check_covers(self, lengths: NDArray[np.integer]) -> None:
+        """Make sure that the teacher has read all pairs of these lengths (N, 2).
 
         Raises:
             UserError: some were too long for it.
         """
         limit = self.manifest.max_length
-        if count := int((np.maximum(src_lengths, tgt_lengths) > limit).sum()):
+        if count := int((lengths.max(axis=1) > limit).sum()):
             raise UserError(
-                f"{self._folder}: lacks {count:,} of {len(src_lengths):,} pairs, because its "
+                f"{self._folder}: lacks {count:,} of {len(lengths):,} pairs, because its "
                 f"teacher reads {limit} tokens; set data.max_source_length={limit} and "
                 f"data.max_target_length={limit}, or less"
             )
@@ -365,17 +363,13 @@ def token_places(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> N
     return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(total)
 
 
-def _fingerprints(reader: ShardReader) -> dict[str, str]:
-    return {name: record.sha256 for name, record in reader.manifest.files.items()}
-
-
 def _part_path(folder: Path, split: str, part: int) -> Path:
     return folder / f"{split}.teacher.{part:05d}.bin"
 
 
-def _part_sizes(manifest: CacheManifest, reader: ShardReader) -> list[int]:
+def _part_sizes(manifest: CacheManifest, source: Source) -> list[int]:
     """Bytes of each part."""
-    tokens = np.add.reduceat(reader.tgt_lengths, manifest.first[:-1], dtype=np.int64)
+    tokens = np.add.reduceat(source.lengths[:, TARGET], manifest.first[:-1], dtype=np.int64)
     return [int(count) * manifest.record.itemsize for count in tokens]
 
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
-from ds_seq.data.shards import ShardReader, ShardWriter, TokenBlock, manifest_path
+from ds_seq.data.shards import ShardReader, ShardWriter, manifest_path
+from ds_seq.data.source import SOURCE, TokenBlock
 from ds_seq.distill.filters import Filters, Judge, Similarity, compare
 from ds_seq.distill.journal import Journals, Labels
 from ds_seq.errors import UserError
@@ -167,7 +168,7 @@ def _pass_by_numbers(
     reader: ShardReader, labels: Labels, filters: Filters, summary: Summary
 ) -> Labels:
     """Apply the filters that need no text."""
-    source = reader.src_lengths[labels.rows] - 1.0  # (H,) without end symbols
+    source = reader.lengths[labels.rows, SOURCE] - 1.0  # (H,) without end symbols
     target = labels.lengths - 1.0
     tests = {"empty": target > 0}
     if filters.min_score is not None:

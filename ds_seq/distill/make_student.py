@@ -28,8 +28,9 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import TARGET
 from ds_seq.distill.merge_experts import ExpertUse, measure_use, merge_experts
 from ds_seq.distill.shrink import CopiedLayers, make_student, student_config
 from ds_seq.errors import UserError
@@ -198,10 +199,10 @@ def _sample(options: argparse.Namespace, stored: StoredRun) -> _Sample | None:
         raise UserError("--dense measures how much each expert is used: give --data SHARDS as well")
     if options.max_tokens_measured < 1:
         raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
-    reader = ShardReader(options.data, options.split, stored.tokenizers.fingerprint)
+    source = open_shards(options.data, options.split, stored.tokenizers.fingerprint)
     data = stored.config.data
-    dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
-    tokens = int(dataset.tgt_lengths.sum())
+    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
+    tokens = int(dataset.lengths[:, TARGET].sum())
     count = min(max(len(dataset) * options.max_tokens_measured // tokens, 1), len(dataset))
     spread = (np.arange(count) + 0.5) * len(dataset) / count
     return _Sample(dataset, spread.astype(np.int64))
@@ -225,8 +226,8 @@ def _measure(
 def _batches(run: LoadedRun, sample: _Sample) -> Iterator[Batch]:
     dataset, pairs = sample
     train = run.config.train
-    lengths = dataset.src_lengths[pairs], dataset.tgt_lengths[pairs]
-    sampler = TokenBatchSampler(*lengths, train.max_tokens, train.max_sentences, shuffle=False)
+    lengths = dataset.lengths[pairs]
+    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
     with Progress("measure experts", len(pairs)) as progress:
         for indices in sampler.epoch(0):
             yield dataset.collate(pairs[indices], run.tokenizers.symbols)

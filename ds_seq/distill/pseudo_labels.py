@@ -30,6 +30,7 @@ from ds_seq import distributed
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Sources, Summary, assemble, copy_rest, workers_for
 from ds_seq.distill.filters import METRICS, Filters, Similarity
 from ds_seq.distill.journal import JournalWriter
@@ -189,7 +190,7 @@ def _decode(
     usable = np.flatnonzero(_usable(job))
     remaining = np.ones(len(reader), bool)
     remaining[done] = False
-    batches = [usable[batch] for batch in cut_batches(reader.src_lengths[usable], job.limits)]
+    batches = [usable[batch] for batch in cut_batches(reader.lengths[usable, SOURCE], job.limits)]
     batches = [left for batch in batches if len(left := batch[remaining[batch]])]
     if not batches:  # on all ranks
         return 0.0
@@ -222,7 +223,7 @@ def _decode(
 
 def _usable(job: _Job) -> NDArray[np.bool_]:
     """Which sources (N,) have a token beside the end symbol and are not too long."""
-    lengths = job.reader.src_lengths
+    lengths = job.reader.lengths[:, SOURCE]
     return (lengths > 1) & (lengths <= job.limits.max_source_length)
 
 
@@ -262,7 +263,7 @@ def _finish(
 
 def _report(args: argparse.Namespace, job: _Job, summary: Summary) -> str:
     """What was written, and what was not."""
-    lengths, longest = job.reader.src_lengths, job.limits.max_source_length
+    lengths, longest = job.reader.lengths[:, SOURCE], job.limits.max_source_length
     lines = [
         f"{args.split}: {summary.labels:,} labels of {summary.sentences:,} sentences and "
         f"{summary.originals:,} original pairs -> {args.out}",

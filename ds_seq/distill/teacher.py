@@ -18,6 +18,7 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch
 from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.source import Dataset
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
@@ -106,9 +107,7 @@ class CachedTeacher:
         return self._cache.describe()
 
 
-def attach_cache(
-    folder: str, train_set: ParallelDataset, valid_set: ParallelDataset | None
-) -> CachedTeacher:
+def attach_cache(folder: str, train_set: Dataset, valid_set: Dataset | None) -> CachedTeacher:
     """Let all batches bring what a teacher once said.
 
     Args:
@@ -118,12 +117,14 @@ def attach_cache(
 
     Raises:
         UserError: the cache is missing, damaged, of other shards or lacks pairs, or its splits are
-            of different teachers.
+            of different teachers; or the task does not learn from sentence pairs.
     """
-    cache = TeacherCache(folder, "train", train_set.reader)
+    if not isinstance(train_set, ParallelDataset):
+        raise UserError("criterion.cache: holds answers to sentence pairs; the task has none")
+    cache = TeacherCache(folder, "train", train_set.source)
     train_set.attach(cache)
-    if valid_set is not None:
-        valid = TeacherCache(folder, "valid", valid_set.reader)
+    if isinstance(valid_set, ParallelDataset):
+        valid = TeacherCache(folder, "valid", valid_set.source)
         asked = [(made.manifest.top_k, made.manifest.teachers) for made in (cache, valid)]
         if asked[0] != asked[1]:
             raise UserError(

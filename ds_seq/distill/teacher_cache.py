@@ -31,8 +31,10 @@ from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.batch import TopTokens
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress, Report, ignore
-from ds_seq.data.shards import ShardReader, manifest_path
+from ds_seq.data.shards import manifest_path
+from ds_seq.data.source import TARGET, Source
 from ds_seq.data.teacher_cache import CacheWriter, TeacherRecord, plan_cache, token_places
 from ds_seq.distill.teacher import LiveTeacher, load_teacher, row_blocks
 from ds_seq.distributed import World
@@ -53,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
     with distributed.joined() as world:
         with distributed.shared_errors():
             args.out = args.out or _default_folder(args)
-            readers = _open(args, world.size)
+            sources = _open(args, world.size)
             device = world.device if args.device is None else parse_device(args.device)
-        vocab_hash = next(iter(readers.values())).manifest.vocab_hash
+        vocab_hash = next(iter(sources.values())).vocab_hash
         settings = DistillationConfig(
             teacher=args.runs,
             checkpoint=args.checkpoint,
@@ -65,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         teacher = load_teacher(settings, vocab_hash, device)
         started = time.monotonic()
         with distributed.shared_errors():
-            splits = _plan(args, teacher, readers, world)
+            splits = _plan(args, teacher, sources, world)
         asker = _Asker(teacher, device, _max_tokens(args, teacher), args.expert_parallel > 1)
         tokens = _write(splits, asker, world)
         if world.is_first:
@@ -114,10 +116,10 @@ class _Asker:
         """The records (T,) of a part; zeros for pairs that are too long for the teacher."""
         dataset, manifest = split.pairs, split.writer.manifest
         pairs = np.asarray(split.writer.pairs(part))
-        lengths = dataset.tgt_lengths[pairs]
+        lengths = dataset.lengths[pairs, TARGET]
         starts = np.cumsum(lengths) - lengths
         records = np.zeros(int(lengths.sum()), manifest.record)
-        longest = np.maximum(dataset.src_lengths[pairs], lengths)
+        longest = dataset.lengths[pairs].max(axis=1)
         for batch in self._batches(dataset, pairs[longest <= manifest.max_length]):
             inside = batch - pairs[0]
             places = token_places(starts[inside], lengths[inside])
@@ -150,14 +152,14 @@ class _Asker:
         """Sentences of like length together."""
         if not len(pairs):
             return
-        lengths = dataset.src_lengths[pairs], dataset.tgt_lengths[pairs]
+        lengths = dataset.lengths[pairs]
         # a sentence that is longer than a batch should be makes one of its own
-        bound = max(self._max_tokens, *(int(side.max()) for side in lengths))
-        for places in TokenBatchSampler(*lengths, bound, shuffle=False).epoch(0):
+        bound = max(self._max_tokens, int(lengths.max()))
+        for places in TokenBatchSampler(lengths, bound, shuffle=False).epoch(0):
             yield pairs[places]
 
 
-def _open(args: argparse.Namespace, world_size: int) -> dict[str, ShardReader]:
+def _open(args: argparse.Namespace, world_size: int) -> dict[str, Source]:
     """The shards of each split, all of one vocabulary."""
     check_expert_parallel(args.expert_parallel, world_size)
     for name in ("top_k", "part_tokens", "max_tokens"):
@@ -167,12 +169,12 @@ def _open(args: argparse.Namespace, world_size: int) -> dict[str, ShardReader]:
         split for split in ("train", "valid") if manifest_path(args.data, split).exists()
     ]
     first, *others = splits or ["train"]
-    readers = {first: ShardReader(args.data, first)}
-    vocab_hash, size = readers[first].manifest.vocab_hash, readers[first].manifest.vocab_size
-    readers |= {split: ShardReader(args.data, split, vocab_hash) for split in others}
+    sources = {first: open_shards(args.data, first)}
+    vocab_hash, size = sources[first].vocab_hash, sources[first].vocab_size
+    sources |= {split: open_shards(args.data, split, vocab_hash) for split in others}
     if args.top_k > size:
         raise UserError(f"--top-k {args.top_k}: the vocabulary has {size} tokens")
-    return readers
+    return sources
 
 
 def _default_folder(args: argparse.Namespace) -> Path:
@@ -189,7 +191,7 @@ def _max_tokens(args: argparse.Namespace, teacher: LiveTeacher) -> int:
 
 
 def _plan(
-    args: argparse.Namespace, teacher: LiveTeacher, readers: dict[str, ShardReader], world: World
+    args: argparse.Namespace, teacher: LiveTeacher, sources: dict[str, Source], world: World
 ) -> list[_Split]:
     """What is to be written; on the first rank the folder is made or looked at."""
     records = [
@@ -200,14 +202,14 @@ def _plan(
     ]
     max_length = min(run.config.model.max_positions for run in teacher.runs)
     splits = []
-    for name, reader in readers.items():
+    for name, source in sources.items():
         manifest = plan_cache(
-            reader, args.top_k, args.precision, records, max_length, args.part_tokens
+            source, args.top_k, args.precision, records, max_length, args.part_tokens
         )
-        writer = CacheWriter(args.out, name, manifest, reader)
+        writer = CacheWriter(args.out, name, manifest, source)
         if world.is_first:
             writer.start()
-        splits.append(_Split(ParallelDataset(reader), writer))
+        splits.append(_Split(ParallelDataset(source), writer))
     return splits
 
 

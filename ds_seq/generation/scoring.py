@@ -58,7 +58,7 @@ def _bleu(target_lang: str) -> Metric:
     return BLEU(trg_lang=target_lang, force=True)
 
 
-METRICS: dict[str, Callable[[str], Metric]] = {
+CORPUS_METRICS: dict[str, Callable[[str], Metric]] = {
     "bleu": _bleu,
     "chrf": lambda target_lang: CHRF(),
     "chrf++": lambda target_lang: CHRF(word_order=2),
@@ -69,10 +69,10 @@ DEFAULT_METRICS = ("bleu", "chrf")
 
 
 def build_metric(name: str, target_lang: str) -> Metric:
-    """The metric of that name in `METRICS`.
+    """The metric of that name in `CORPUS_METRICS`.
 
     Args:
-        name: one of `METRICS`.
+        name: one of `CORPUS_METRICS`.
         target_lang: language code; BLEU splits words of Chinese, Japanese and Korean in ways of
             their own.
 
@@ -80,7 +80,7 @@ def build_metric(name: str, target_lang: str) -> Metric:
         UserError: the words of that language need a package that is not installed.
     """
     try:
-        return METRICS[name](target_lang)
+        return CORPUS_METRICS[name](target_lang)
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
         why = " ".join(str(error).split())  # sacreBLEU's advice has many lines
         raise UserError(f"cannot score text in {target_lang!r}: {why}") from error
@@ -120,6 +120,17 @@ def score_corpus(
     return Score(name, float(result.score), signature, text, result.name, mean, ci)
 
 
+def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    """Refuse two sides of different numbers of lines, or of none, with a `UserError`."""
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"there are {len(hypotheses):,} translations but {len(references):,} reference "
+            "lines; give the reference of the same text"
+        )
+    if not references:
+        raise UserError("there is no text to score: translations and reference are empty")
+
+
 class Scorer:
     """BLEU and chrF of a text.
 
@@ -139,13 +150,7 @@ class Scorer:
         Raises:
             UserError: the two sides have different numbers of lines, or none.
         """
-        if len(hypotheses) != len(references):
-            raise UserError(
-                f"there are {len(hypotheses):,} translations but {len(references):,} reference "
-                "lines; give the reference of the same text"
-            )
-        if not references:
-            raise UserError("there is no text to score: translations and reference are empty")
+        check_pairs(hypotheses, references)
         return [
             score_corpus(name, metric, hypotheses, [references])
             for name, metric in self._metrics.items()

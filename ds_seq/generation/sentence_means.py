@@ -70,28 +70,29 @@ class SentenceMean(Metric):
         raise NotImplementedError
 
 
-def rouge_metrics(target_lang: str) -> dict[str, Metric]:
-    """ROUGE-1, -2, -L and -Lsum; of several references the closest one counts.
+def rouge_metric(name: str, target_lang: str) -> Metric:
+    """One kind of ROUGE; of several references the closest one counts.
+
+    Args:
+        name: one of `ROUGE`.
+        target_lang: language code.
 
     Raises:
         UserError: the language is not given, or a package is not installed.
     """
     if not target_lang:
         raise UserError(
-            "rouge: give the language of the text with --target-lang; English is stemmed (en)"
+            f"{name}: give the language of the text with --target-lang; English is stemmed (en)"
         )
     bleu = build_metric("bleu", target_lang)
     assert isinstance(bleu, BLEU)
     words = "rouge-score" if stems(target_lang) else f"{bleu.tokenizer_signature}-lower"
-    metrics: dict[str, Metric] = {}
-    for name, label in ROUGE.items():
-        rouge = build_rouge(name, target_lang, bleu.tokenizer)
-        signature = {"tok": words, "stem": "porter" if stems(target_lang) else "no"}
-        if name == "rougeLsum":
-            signature["sentences"] = "punctuation"
-        signature["version"] = f"rouge-score-{version('rouge-score')}"
-        metrics[name] = SentenceMean(label, partial(_closest, rouge), signature)
-    return metrics
+    rouge = build_rouge(name, target_lang, bleu.tokenizer)
+    signature = {"tok": words, "stem": "porter" if stems(target_lang) else "no"}
+    if name == "rougeLsum":
+        signature["sentences"] = "punctuation"
+    signature["version"] = f"rouge-score-{version('rouge-score')}"
+    return SentenceMean(ROUGE[name], partial(_closest, rouge), signature)
 
 
 def _closest(

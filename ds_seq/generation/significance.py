@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from sacrebleu.metrics.base import Metric
 from sacrebleu.significance import PairedTest, Result
 
-from ds_seq.generation.scoring import Score, label, score_corpus
+from ds_seq.errors import UserError
+from ds_seq.generation.metric import Metric, no_resamples
+from ds_seq.generation.scoring import Score, label
 
 PairedName = Literal["bootstrap", "randomisation"]
 
@@ -49,7 +50,7 @@ class Resampling:
 def score_systems(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
-    metrics: Mapping[str, Metric],
+    metrics: Sequence[Metric],
     resampling: Resampling,
 ) -> dict[str, list[Score]]:
     """Score texts against the same references.
@@ -57,49 +58,49 @@ def score_systems(
     Args:
         systems: by name, one sentence each; for a paired test two or more, the baseline first.
         references: for each reference, as many sentences.
-        metrics: by name.
+        metrics: what to compute.
         resampling: what to find out beside the scores.
 
     Returns:
         For each system the scores in the order of ``metrics``. The numbers are sacreBLEU's, but
         for one: where there is no difference at all, its p-value is 1.
+
+    Raises:
+        UserError: resamples are wanted of a metric that has none.
     """
     with _seeded(resampling.seed):
         columns = [
-            _plain(name, metric, systems, references, resampling)
+            _plain(metric, systems, references, resampling)
             if resampling.paired is None
-            else _paired(name, metric, systems, references, resampling)
-            for name, metric in metrics.items()
+            else _paired(metric, systems, references, resampling)
+            for metric in metrics
         ]
     return dict(zip(systems, map(list, zip(*columns, strict=True)), strict=True))
 
 
 def _plain(
-    name: str,
     metric: Metric,
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     resampling: Resampling,
 ) -> list[Score]:
     resamples = (resampling.samples or SAMPLES["bootstrap"]) if resampling.confidence else None
-    return [
-        score_corpus(name, metric, hypotheses, references, resamples)
-        for hypotheses in systems.values()
-    ]
+    return [metric.score(hypotheses, references, resamples) for hypotheses in systems.values()]
 
 
 def _paired(
-    name: str,
     metric: Metric,
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     resampling: Resampling,
 ) -> list[Score]:
     assert resampling.paired is not None and len(systems) > 1
+    if metric.corpus is None:
+        raise UserError(no_resamples(metric.name))
     # One metric at a time: every test starts from the seed, so this is the same as all at once.
     test = PairedTest(
         list(systems.items()),
-        {name: metric},
+        {metric.name: metric.corpus},
         references,
         test_type=_CODES[resampling.paired],
         n_samples=resampling.samples or SAMPLES[resampling.paired],
@@ -115,7 +116,7 @@ def _paired(
             # sacreBLEU counts larger differences only: it would call a copy of the baseline
             # significantly different, because it differs by nothing in every sample
             row.p_value = 1.0
-    return [_score(name, own, str(signature), row) for row in rows]
+    return [_score(metric.name, own, str(signature), row) for row in rows]
 
 
 def _score(name: str, metrics_own: str, signature: str, row: Result) -> Score:

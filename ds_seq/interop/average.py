@@ -352,7 +352,7 @@ def _line(part: Part) -> str:
     if part.update is not None:
         words.append(f"update {part.update:,}")
     if part.score is not None:
-        words.append(f"{part.run.config.train.best_metric} {part.score:.4g}")
+        words.append(f"{part.run.config.validation.best} {part.score:.4g}")
     return "  ".join(words)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.data import DataConfig
+from ds_seq.config.data import DataConfig, SourceConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.data.open import SourceChoice
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import Plain, SelectionMaker
@@ -36,7 +37,13 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
+        source=_source(data.source),
     )
+
+
+def _source(config: SourceConfig) -> SourceChoice:
+    options = config.options if isinstance(config, ExternalConfig) else {}
+    return SourceChoice(config.name, options)
 
 
 TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translation}

@@ -1,4 +1,4 @@
-"""What the trainer asks of a task: data, batches, and a figure for how good a model is."""
+"""What the trainer asks of a task: data, batches, and figures for how good a model is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.data.batch import Batch
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.source import Dataset
 from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.metric import Metric
 from ds_seq.generation.translate import BatchLimits, Share
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 
@@ -30,15 +31,26 @@ class Task(Protocol):
     def symbols(self) -> Symbols:
         """The symbols that batches are made with: those of the target."""
 
-    def dataset(self, split: str) -> ParallelDataset:
-        """The binarized examples of a split."""
+    def dataset(self, split: str) -> Dataset:
+        """The examples of a split, as many as the task learns from."""
 
-    def collate(
-        self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
-    ) -> Batch:
+    def collate(self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]) -> Batch:
         """The batch of some examples, to train on or to validate with; of none, the empty batch.
 
-        What it puts into `Batch.inputs` is what the model is called with.
+        What it puts into `Batch.inputs` is what the model is called with. Training calls it from a
+        background thread.
+
+        Args:
+            dataset: as `dataset` gave it.
+            indices: (B,) numbers of examples in it.
+        """
+
+    def metric(self, name: str) -> Metric:
+        """The metric that the name means here: one that ships with ds_seq, an external one or,
+        where the task has any, one of its own.
+
+        Raises:
+            UserError: the task cannot give what that metric compares, or there is none of the name.
         """
 
     def evaluate(
@@ -49,9 +61,10 @@ class Task(Protocol):
         limits: BatchLimits,
         device: torch.device,
         share: Share,
+        metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """Generate for the raw text of a split and score the result.
+        """Generate for a split and score the result.
 
         Args:
             model: has the methods of `Decodable`; its mode is set and put back.
@@ -60,9 +73,10 @@ class Task(Protocol):
             limits: size of batches and of sentences.
             device: where the model is.
             share: this process's part; with several processes a collective of all of them.
+            metrics: what to measure, as `metric` gives them.
             max_sentences: only so many, from the start of the text; None = all.
 
         Returns:
-            Scores by name, their signatures as ``<name>_signature``, and a few ``samples`` as
-            text; the same on every rank.
+            Scores by name, for each of them a ``<name>_signature``, which may be empty, and a few
+            ``samples`` as text; the same on every rank.
         """

@@ -13,11 +13,12 @@ from torch import nn
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.data.dataset import ParallelDataset
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.open import SHARDS, SourceChoice, open_source
+from ds_seq.data.source import Dataset
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.scoring import Scorer
+from ds_seq.generation.metric import TEXT, Metric, find_metric, measure
 from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.text.lines import read_parallel
@@ -59,15 +60,16 @@ def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
 
 
 class TranslationTask:
-    """Learns from shards, is judged by BLEU and chrF against raw references.
+    """Learns from sentence pairs, is judged by metrics of text against raw references.
 
     Args:
-        data_dir: folder of the shards.
-        tokenizers: what the shards were made with.
+        data_dir: folder of the pairs.
+        tokenizers: what their ids were made with.
         raw: files of raw text by split.
         target_lang: language code of the target side.
         max_source_length: longest source to learn from in tokens, end symbol included.
         max_target_length: longest target likewise.
+        source: where the pairs are read.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class TranslationTask:
         target_lang: str,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
+        source: SourceChoice = SHARDS,
     ) -> None:
         self.tokenizers = tokenizers
         self._data_dir = data_dir
@@ -85,6 +88,7 @@ class TranslationTask:
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
+        self._source = source
 
     @property
     def symbols(self) -> Symbols:
@@ -92,15 +96,26 @@ class TranslationTask:
         return self.tokenizers.symbols
 
     def dataset(self, split: str) -> ParallelDataset:
-        """The sentence pairs of a split; its shards must fit the vocabulary."""
-        reader = ShardReader(self._data_dir, split, self.tokenizers.fingerprint)
-        return ParallelDataset(reader, self._max_source_length, self._max_target_length)
+        """The sentence pairs of a split; they must fit the vocabulary."""
+        fingerprint = self.tokenizers.fingerprint
+        source = open_source(self._source, self._data_dir, split, fingerprint)
+        return ParallelDataset(source, self._max_source_length, self._max_target_length)
 
     def collate(
-        self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]
+        self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]
     ) -> Batch[Seq2SeqInputs]:
         """See `Task.collate`."""
+        assert isinstance(dataset, ParallelDataset)
         return dataset.collate(indices, self.symbols)
+
+    def metric(self, name: str) -> Metric:
+        """See `Task.metric`; all compare text."""
+        metric = find_metric(name, self._target_lang, "validation.metrics")
+        if metric.needs != TEXT:
+            raise UserError(
+                f"validation.metrics: {name} compares {metric.needs}, but translation gives {TEXT}"
+            )
+        return metric
 
     def evaluate(
         self,
@@ -110,10 +125,10 @@ class TranslationTask:
         limits: BatchLimits,
         device: torch.device,
         share: Share,
+        metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """See `Task.evaluate`: ``bleu`` and ``chrf`` of detokenised text."""
-        scorer = Scorer(self._target_lang)  # first, so that all ranks fail alike if it does
+        """See `Task.evaluate`; what is measured is detokenised text."""
         text = read_raw(split, self._raw[split])
         sources, references = text.source[:max_sentences], text.target[:max_sentences]
         was_training = model.training
@@ -132,7 +147,7 @@ class TranslationTask:
             model.train(was_training)
         figures: dict[str, float | str] = {}
         if translations is not None:
-            for result in scorer(translations.lines, references):
+            for result in measure(metrics, translations.lines, references):
                 figures[result.name] = result.value
                 figures[f"{result.name}_signature"] = result.signature
             figures["samples"] = format_samples(sources, translations.lines, references)

@@ -56,6 +56,8 @@ class CheckpointStore:
         keep_best: how many of the best ones stay.
         higher_is_better: of the score.
         vocab_hash: of the vocabulary, so that checkpoints are not used with another one.
+        figure: name of the score. Checkpoints that were the best by another one no longer are; an
+            index of before it was noted belongs to any.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class CheckpointStore:
         keep_best: int,
         higher_is_better: bool,
         vocab_hash: str | None = None,
+        figure: str | None = None,
     ) -> None:
         self.folder = folder
         self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
@@ -73,6 +76,10 @@ class CheckpointStore:
         self.index: dict[str, Any] = {"last": [], "best": []}
         if (folder / INDEX_FILE).is_file():
             self.index = _read_json(folder / INDEX_FILE)
+        if figure is not None:
+            if self.index.get("best_by", figure) != figure:
+                self.index["best"] = []
+            self.index["best_by"] = figure
 
     def save(
         self,
@@ -139,9 +146,10 @@ class CheckpointStore:
         if score is not None:
             best.append({"name": name, "score": score})
             best.sort(key=lambda entry: -self._sign * float(entry["score"]))
-        self.index = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
+        lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
+        self.index = {**self.index, **lists}
         _write_json(self.folder / INDEX_FILE, self.index)
-        kept = {entry["name"] for entries in self.index.values() for entry in entries}
+        kept = {entry["name"] for entries in lists.values() for entry in entries}
         for path in self.folder.glob("update_*"):
             if path.name not in kept and path.suffix not in (_TEMPORARY, _REPLACED):
                 _remove(path)

@@ -77,6 +77,19 @@ class LossSums:
         return figures
 
 
+def metric_names(figures: Mapping[str, Any]) -> list[str]:
+    """The metrics among the figures of a validation: what comes with a signature."""
+    return [name for name in figures if f"{name}_signature" in figures]
+
+
+def metric_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The metrics of a validation with their signatures, for people to read."""
+    return [
+        f"valid {name} {figures[name]:.2f} ({figures[f'{name}_signature'] or 'no signature'})"
+        for name in metric_names(figures)
+    ]
+
+
 def layer_figures(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The routing figures of ``figures``, one mapping for each MoE layer; none for a dense model.
 

@@ -5,7 +5,7 @@ until the last update, epoch or hour, until patience or SIGTERM ends the run:
     take `accumulate` batches; sum their target tokens over all ranks
     for each: forward, criterion, backward of loss / tokens; DeepSpeed steps after the last one
     every log_every updates: reduce and write the figures
-    every validate_every updates: loss and BLEU of the validation split
+    every validate_every updates: loss and metrics of the validation split
     every save_every updates, after each validation and at the end: save; keep the best and the last
 """
 
@@ -29,10 +29,10 @@ from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
-from ds_seq.training.metrics import LossSums, load_panel
+from ds_seq.training.metrics import LossSums, load_panel, metric_names
 from ds_seq.training.moe_watch import MoeWatch, layer_names
 from ds_seq.training.run_log import RunLog
-from ds_seq.training.validation import Validator
+from ds_seq.training.validation import BestBy, Validator
 
 # SLURM warns with SIGTERM or SIGUSR1, a person with Ctrl-C
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -57,6 +57,7 @@ class Trainer:
         checkpoints: where states go.
         log: what is told.
         config: the ``train`` section.
+        best: what makes a validated state the best so far.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Trainer:
         checkpoints: CheckpointStore,
         log: RunLog,
         config: TrainConfig,
+        best: BestBy,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.checkpoints, self.log, self.config = (
@@ -76,6 +78,7 @@ class Trainer:
             log,
             config,
         )
+        self.best = best
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -229,9 +232,8 @@ class Trainer:
         paused = time.monotonic()
         figures = self.validator()
         _require_finite("validation loss", float(figures["loss"]), self.update)
-        score = float(figures[self.config.best_metric])
-        sign = 1.0 if self.config.best_metric == "bleu" else -1.0
-        improved = self.best_score is None or sign * score > sign * self.best_score
+        score = float(figures[self.best.figure])
+        improved = self.best_score is None or self.best.improves(score, self.best_score)
         self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
         if improved:
             self.best_score = score
@@ -241,19 +243,16 @@ class Trainer:
         self.log.record("valid", self.update, figures)
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
         self.log.picture("valid/moe/load", self.update, panel)
-        shown = [
-            f"valid {name} {figures[name]:.2f}"
-            for name in ("loss", "ppl", "bleu")
-            if name in figures
-        ]
+        names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
+        shown = [f"valid {name} {figures[name]:.2f}" for name in names]
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
         self._window_start += time.monotonic() - paused  # tokens/s is of training alone
         return score
 
     def _say_signatures(self, figures: Mapping[str, Any]) -> None:
         """How scores are computed: without that nobody could compare them with others."""
-        for name in figures:
-            if (signature := figures.get(f"{name}_signature")) is not None:
+        for name in metric_names(figures):
+            if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenised text, signature {signature}")
 
     def _save(self, score: float | None) -> None:
@@ -299,6 +298,7 @@ class Trainer:
             "update": self.update,
             "skipped": self.skipped,
             "best_score": self.best_score,
+            "best_by": self.best.figure,
             "validations_without_progress": self.validations_without_progress,
             "validated_at": self._validated_at,
             "seconds": self._seconds(),
@@ -309,8 +309,9 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo of `state_dict`."""
         self.update, self.skipped = state["update"], state["skipped"]
-        self.best_score = state["best_score"]
-        self.validations_without_progress = state["validations_without_progress"]
+        if state.get("best_by", self.best.figure) == self.best.figure:  # older states: unnamed
+            self.best_score = state["best_score"]
+            self.validations_without_progress = state["validations_without_progress"]
         self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])

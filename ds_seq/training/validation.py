@@ -1,22 +1,83 @@
-"""Validation: loss per token over a split, and BLEU of its translations."""
+"""Validation: loss per token over a split, and what the task's metrics say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
+from ds_seq.errors import UserError
+from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.generation.metric import Metric
+from ds_seq.generation.translate import BatchLimits, Share
+from ds_seq.tasks import Task
 from ds_seq.training.engine import Engine
 from ds_seq.training.metrics import LossSums
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]
-"""(model, most sentences or None) -> ``bleu``, ``chrf``, ``signature``, ``samples``, ...; a
-collective."""
+"""(model, most sentences or None) -> what `Task.evaluate` gives; a collective."""
+
+
+class BestBy(NamedTuple):
+    """Which figure of a validation makes a checkpoint the best.
+
+    Attributes:
+        figure: its name.
+        higher_is_better: its direction.
+    """
+
+    figure: str
+    higher_is_better: bool
+
+    def improves(self, score: float, on: float) -> bool:
+        """Whether ``score`` is better than ``on``."""
+        return score > on if self.higher_is_better else score < on
+
+
+def choose_metrics(task: Task, names: Sequence[str], best: str) -> tuple[list[Metric], BestBy]:
+    """The metrics of a task that a config names, and how to compare checkpoints.
+
+    Args:
+        task: says what a name means.
+        names: of the metrics.
+        best: `loss`, or one of ``names``.
+
+    Raises:
+        UserError: there is no such metric, it needs what is not installed, or two have one name.
+    """
+    metrics = {name: task.metric(name) for name in names}
+    called = [metric.name for metric in metrics.values()]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise UserError(f"validation.metrics: two of them call themselves {twice[0]!r}")
+    chosen = metrics.get(best)
+    if chosen is None:  # `loss`, or a run without validation
+        return list(metrics.values()), BestBy(best, higher_is_better=False)
+    return list(metrics.values()), BestBy(chosen.name, chosen.higher_is_better)
+
+
+def score_by(
+    task: Task,
+    metrics: Sequence[Metric],
+    search: BeamSearch,
+    limits: BatchLimits,
+    device: torch.device,
+    share: Share,
+) -> Score | None:
+    """The `Score` of a task's validation split, None without metrics; see `Task.evaluate`."""
+    if not metrics:
+        return None
+
+    def score(model: nn.Module, max_sentences: int | None) -> dict[str, Any]:
+        return dict(
+            task.evaluate(model, "valid", search, limits, device, share, metrics, max_sentences)
+        )
+
+    return score
 
 
 class Validator:
@@ -61,7 +122,9 @@ class Validator:
             figures = self._loss(max_batches)
             if self._score is not None:
                 few = None if max_batches is None else 2 * max_batches
-                figures.update(self._score(module, few or self._max_sentences))
+                scores = self._score(module, few or self._max_sentences)
+                _check_names(figures, scores)
+                figures.update(scores)
         finally:
             module.train(was_training)
             self._criterion.train(was_training)
@@ -77,3 +140,12 @@ class Validator:
             parts = {**loss.parts, "loss": loss.total.detach()}
             sums.add(parts, output.moe_stats, batch)
         return dict(sums.reduce())
+
+
+def _check_names(figures: dict[str, Any], scores: dict[str, Any]) -> None:
+    """A metric must not hide a figure that is there anyway."""
+    if twice := sorted(figures.keys() & scores.keys()):
+        raise UserError(
+            f"validation.metrics: {twice[0]!r} is the name of another figure of a validation; give "
+            "the metric another name"
+        )

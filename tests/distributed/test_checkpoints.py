@@ -216,6 +216,26 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     assert seen == [[one], [one, two], [two, three], [two, three, four], [two, four]]
 
 
+def _store_by_another_figure(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    engine = spine.make_engine(0, 1)
+    checkpoints = folder / "checkpoints"
+    first = CheckpointStore(checkpoints, 1, 1, higher_is_better=True, figure="bleu")
+    for update, score in ((1, 9.0), (2, 7.0)):
+        first.save(engine, update, {}, score)
+    again = CheckpointStore(checkpoints, 1, 1, higher_is_better=True, figure="bleu")
+    again.save(engine, 3, {}, 8.0)
+    same = find_checkpoint(folder, "best").name
+    other = CheckpointStore(checkpoints, 1, 1, higher_is_better=False, figure="ter")
+    other.save(engine, 4, {}, 60.0)
+    return [same, find_checkpoint(folder, "best").name], other.index
+
+
+def test_the_best_by_another_figure_is_not_the_best(tmp_path: Path) -> None:
+    names, index = run_distributed(_store_by_another_figure, 1, tmp_path)[0]
+    assert names == ["update_00000001", "update_00000004"]
+    assert index["best_by"] == "ter" and len(index["best"]) == 1
+
+
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path: Path) -> None:
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "update_00000007.incomplete").mkdir(parents=True)

@@ -12,7 +12,7 @@ from ds_seq.interop.run_folder import load_run
 from tests.system.forked import command, generate, train
 from tests.system.runs import TINY, Lab, checkpoints, snapshot
 
-SETTINGS = (*TINY, "train.validate_every=2", "train.valid_bleu=false", "train.best_metric=loss")
+SETTINGS = (*TINY, "train.validate_every=2", "validation={metrics: [], best: loss}")
 KEPT = ("train.keep_last=3", "train.keep_best=2", "model.moe.router=sigmoid")
 
 

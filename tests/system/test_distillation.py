@@ -16,7 +16,7 @@ from tests.system.runs import NO_VALIDATION, TINY, Lab, forget_vocab, losses, re
 from tests.system.test_bad_input import assert_refused
 
 STUDENT = (*TINY, "name=student", "train.max_updates=4", "train.log_every=1")
-VALIDATED = ("train.validate_every=2", "train.valid_bleu=false", "train.best_metric=loss")
+VALIDATED = ("train.validate_every=2", "validation={metrics: [], best: loss}")
 DISTIL = "criterion.name=distillation"
 PART = "400"
 """Target tokens of a part: the training split has some 80 of them."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_seq.config.data import DataConfig
-from ds_seq.config.experiment import TranslationConfig
 from ds_seq.config.model import ModelConfig
+from ds_seq.config.task import TranslationConfig
 from ds_seq.data.batch import Batch
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.models.output import ModelOutput
@@ -34,7 +34,8 @@ class LanguageModelling:
 
     def __init__(self, data: DataConfig, **options: Any) -> None:
         self._task: Task = build_task(TranslationConfig(), data)
-        self.vocab, self.dataset = self._task.vocab, self._task.dataset
+        self.tokenizers, self.symbols = self._task.tokenizers, self._task.symbols
+        self.dataset = self._task.dataset
 
     def collate(
         self, dataset: ParallelDataset, indices: NDArray[np.integer] | Sequence[int]

@@ -56,7 +56,8 @@ data:
 model: {{d_model: 16, ffn_dim: 32, dropout: 0}}
 train:
   {{max_tokens: 200, max_updates: 30, validate_every: null, save_every: 4, log_every: 1,
-    valid_bleu: false, best_metric: loss, tensorboard: false}}
+    tensorboard: false}}
+validation: {{metrics: [], best: loss}}
 """,
         encoding="utf-8",
     )

@@ -11,10 +11,12 @@ from typing import get_args
 
 from ds_seq.config.base import EXTERNAL_TAG
 from ds_seq.config.criterion import CriterionConfig
+from ds_seq.config.data import SourceConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.optim import OptimizerConfig, SchedulerConfig
 from ds_seq.config.task import TaskConfig
 from ds_seq.criterions import CRITERIONS
+from ds_seq.data.open import SOURCES as DATA_SOURCES
 from ds_seq.models import MODELS
 from ds_seq.optim import OPTIMIZERS, SCHEDULERS
 from ds_seq.tasks import TASKS
@@ -228,5 +230,6 @@ def test_every_name_in_the_config_has_an_implementation() -> None:
     assert union_tags(ModelConfig) == set(MODELS)
     assert union_tags(CriterionConfig) == set(CRITERIONS)
     assert union_tags(TaskConfig) == set(TASKS)
+    assert union_tags(SourceConfig) == set(DATA_SOURCES)
     assert union_tags(OptimizerConfig) == set(OPTIMIZERS)
     assert union_tags(SchedulerConfig) == set(SCHEDULERS)

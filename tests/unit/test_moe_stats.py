@@ -112,7 +112,7 @@ def test_each_language_has_its_table_and_all_together_make_the_whole(
     )
     groups = languages(reader, np.arange(len(reader)), vocab)
     for name, part in parts.items():
-        assert part["target_tokens"] == reader.tgt_lengths[groups[name]].sum()
+        assert part["target_tokens"] == reader.lengths[groups[name, 1]].sum()
     # layer 1 is the decoder's: its tokens are the target's, two experts for each
     whole = np.zeros(5)
     for part in parts.values():
@@ -162,7 +162,7 @@ def test_a_few_batches_have_both_short_and_long_sentences(
     part = answer(capsys, run, "--data", lab / "plain", "--max-batches", 3)
     assert 0 < part["sentences"] < whole["sentences"] == 60
     lengths = [record["target_tokens"] / record["sentences"] for record in (whole, part)]
-    shortest = ShardReader(lab / "plain", "valid").tgt_lengths.min()
+    shortest = ShardReader(lab / "plain", "valid").lengths[:, 1].min()
     assert abs(lengths[1] - lengths[0]) < 0.3 * (lengths[0] - shortest)
 
 

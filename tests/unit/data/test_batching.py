@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.batching import CELL, TokenBatchSampler
 from ds_seq.errors import UserError
 
 LAYOUTS = [(1, 1), (1, 4), (2, 2), (4, 1), (3, 2), (8, 1), (2, 4)]
@@ -31,8 +31,7 @@ def _sampler(
     shuffle: bool = True,
 ) -> TokenBatchSampler:
     return TokenBatchSampler(
-        lengths[0],
-        lengths[1],
+        lengths.T,
         max_tokens,
         max_sentences,
         seed,
@@ -172,3 +171,83 @@ def test_too_long_pair_names_length_and_key() -> None:
 def test_no_pairs_at_all() -> None:
     with pytest.raises(UserError, match="no sentence pair"):
         _sampler(np.zeros((2, 0), np.int32))
+
+
+def _old_order(lengths: NDArray[np.int32], max_tokens: int, epoch: int) -> list[list[int]]:
+    """Batches of an epoch by the definition on top of `ds_seq.data.batching`, in plain Python."""
+    random = np.random.default_rng([7, epoch])
+    mixed = random.permutation(lengths.shape[1]).tolist()
+
+    def key(pair: int) -> tuple[int, int]:
+        source, target = map(int, lengths[:, pair])
+        longest = max(source, target)
+        return longest, (source - target) * (1 if longest % 2 == 0 else -1)
+
+    batches: list[list[int]] = []
+    for pair in sorted(mixed, key=key):
+        if not batches or (len(batches[-1]) + 1) * key(pair)[0] > max_tokens:
+            batches.append([])
+        batches[-1].append(pair)
+    cells, rest = divmod(len(batches), CELL)
+    first = int(random.integers(cells + 1)) * CELL
+    whole = batches[:first] + batches[first + rest :]
+    order = random.permutation(np.arange(len(whole)).reshape(-1, CELL)).reshape(-1)
+    return [whole[place] for place in order] + batches[first : first + rest]
+
+
+@pytest.mark.parametrize(("max_tokens", "epoch"), [(99, 1), (400, 1), (400, 2), (1500, 3)])
+def test_the_order_is_what_the_definition_says(
+    lengths: NDArray[np.int32], max_tokens: int, epoch: int
+) -> None:
+    found = [batch.tolist() for batch in _sampler(lengths, max_tokens=max_tokens).epoch(epoch)]
+    assert found == _old_order(lengths, max_tokens, epoch)
+
+
+def test_one_side_and_three_sides(lengths: NDArray[np.int32]) -> None:
+    one = TokenBatchSampler(lengths[:1].T, 400)
+    assert all(len(batch) * lengths[0, batch].max() <= 400 for batch in one.epoch(1))
+    three = np.concatenate([lengths, lengths[:1] * 2]).T
+    batches = TokenBatchSampler(three, 400).epoch(1)
+    assert all(len(batch) * three[batch].max() <= 400 for batch in batches)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(three)))
+
+
+def test_all_rows_named_is_the_same_as_none_named(lengths: NDArray[np.int32]) -> None:
+    everything = np.arange(lengths.shape[1])
+    named = TokenBatchSampler(lengths.T, 400, seed=7, rows=lambda epoch: everything)
+    plain = TokenBatchSampler(lengths.T, 400, seed=7)
+    for epoch in (1, 2, 9):
+        assert named.num_updates(epoch=epoch) == plain.num_updates()
+        pairs = zip(named.epoch(epoch), plain.epoch(epoch), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), LAYOUTS)
+def test_the_rows_of_an_epoch_are_what_it_holds(
+    lengths: NDArray[np.int32], world: int, accumulate: int
+) -> None:
+    asked = []
+
+    def rows(epoch: int) -> NDArray[np.integer]:
+        """Pairs 0 to 99, pairs 0 to 9 ``epoch`` times more."""
+        asked.append(epoch)
+        return np.concatenate([np.arange(100), *[np.arange(10)] * epoch])
+
+    samplers = [
+        TokenBatchSampler(lengths.T, 400, None, 7, rank, world, accumulate, rows=rows)
+        for rank in range(world)
+    ]
+    for epoch in (1, 2, 3):
+        ranks = [sampler.epoch(epoch) for sampler in samplers]
+        assert {len(batches) for batches in ranks} == {
+            samplers[0].num_updates(epoch=epoch) * accumulate
+        }
+        everything = np.concatenate([batch for batches in ranks for batch in batches])
+        assert sorted(everything.tolist()) == sorted(rows(epoch).tolist())
+        longest = [
+            lengths[:, batch].max(initial=0) * len(batch) for rank in ranks for batch in rank
+        ]
+        assert max(longest) <= 400
+    asked.clear()
+    samplers[0].num_batches(2)
+    assert not asked, "the cuts of recent epochs are remembered"

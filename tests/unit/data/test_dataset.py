@@ -40,13 +40,13 @@ def test_rows_hold_sentences_and_padding_on_the_right(reader: ShardReader, multi
 
 
 def test_pairs_beyond_the_limits_are_left_out_and_counted(reader: ShardReader) -> None:
-    source, target = int(np.median(reader.src_lengths)), int(reader.tgt_lengths.max()) - 1
+    source, target = int(np.median(reader.lengths[:, 0])), int(reader.lengths[:, 1].max()) - 1
     dataset = ParallelDataset(reader, source, target)
-    fits = (reader.src_lengths <= source) & (reader.tgt_lengths <= target)
+    fits = (reader.lengths[:, 0] <= source) & (reader.lengths[:, 1] <= target)
     assert 0 < len(dataset) < len(reader)
     assert dataset.num_left_out == len(reader) - len(dataset)
     assert dataset.rows.tolist() == np.flatnonzero(fits).tolist()
-    assert dataset.src_lengths.tolist() == reader.src_lengths[fits].tolist()
+    assert dataset.lengths[:, 0].tolist() == reader.lengths[fits, 0].tolist()
     batch = dataset.collate([len(dataset) - 1], SYMBOLS)
     assert batch.inputs.source[0].tolist() == reader[int(np.flatnonzero(fits)[-1])][0].tolist()
     assert batch.indices.tolist() == [np.flatnonzero(fits)[-1]], "the number is that of the line"

@@ -45,8 +45,8 @@ def test_writer_and_reader_agree(tmp_path: Path, shard_size: int) -> None:
     reader = ShardReader(tmp_path, "train", "h")
     assert len(reader) == len(pairs)
     assert [(s.tolist(), t.tolist()) for s, t in (reader[i] for i in range(20))] == pairs
-    assert reader.src_lengths.tolist() == [len(source) for source, _ in pairs]
-    assert reader.tgt_lengths.tolist() == [len(target) for _, target in pairs]
+    assert reader.lengths[:, 0].tolist() == [len(source) for source, _ in pairs]
+    assert reader.lengths[:, 1].tolist() == [len(target) for _, target in pairs]
     wanted = random.permutation(20)[:13]
     for side, block in enumerate(reader.gather(wanted)):
         assert block.tokens.tolist() == [token for i in wanted for token in pairs[i][side]]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 
 from ds_seq.data.batch import Batch
@@ -37,8 +38,7 @@ def _stream(
     max_tokens: int = MAX_TOKENS,
 ) -> BatchStream:
     sampler = TokenBatchSampler(
-        dataset.src_lengths,
-        dataset.tgt_lengths,
+        dataset.lengths,
         max_tokens,
         rank=rank,
         world_size=world,
@@ -226,3 +226,22 @@ def test_prefetch_is_bounded(reader: ShardReader) -> None:
         next(stream)
         time.sleep(0.1)
         assert counting.calls - 10 <= 4
+
+
+def test_epochs_of_different_rows_resume_where_they_were(dataset: ParallelDataset) -> None:
+    def stream() -> BatchStream:
+        sampler = TokenBatchSampler(
+            dataset.lengths, MAX_TOKENS, rows=lambda epoch: np.arange(len(dataset) // epoch)
+        )
+        return BatchStream(partial(dataset.collate, symbols=SYMBOLS), sampler, max_epochs=3)
+
+    with stream() as one:
+        batches = [batch.indices.tolist() for batch in one]
+    sizes = [stream()._sampler.num_batches(epoch) for epoch in (1, 2, 3)]
+    assert len(batches) == sum(sizes) and len(set(sizes)) == 3
+    for taken in (1, sizes[0], sizes[0] + 2, sum(sizes[:2]) + 1):
+        with stream() as first, stream() as second:
+            for _ in range(taken):
+                next(first)
+            second.load_state_dict(first.state_dict())
+            assert _indices(second) == batches[taken:]

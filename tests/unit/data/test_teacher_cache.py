@@ -36,7 +36,7 @@ def plan(reader: ShardReader, part_tokens: int = 500, stored: Stored = "fp32") -
 
 def answers(reader: ShardReader, manifest: CacheManifest, pairs: range) -> NDArray[np.void]:
     """What can be recognised: the right token, then numbers that no other token has."""
-    lengths = reader.tgt_lengths
+    lengths = reader.lengths[:, 1]
     start, count = int(lengths[: pairs.start].sum()), int(lengths[pairs.start : pairs.stop].sum())
     records = np.zeros(count, manifest.record)
     number = np.arange(start, start + count)
@@ -74,9 +74,9 @@ def test_answers_belong_to_the_tokens_asked_about(
     write(tmp_path, reader, manifest)
     cache = TeacherCache(tmp_path, "train", reader)
     everything = answers(reader, manifest, range(len(reader)))
-    ends = np.cumsum(reader.tgt_lengths)
+    ends = np.cumsum(reader.lengths[:, 1])
     rows = np.array([250, 3, 81, 80, 3, 0, 299])
-    places = np.concatenate([np.arange(ends[r] - reader.tgt_lengths[r], ends[r]) for r in rows])
+    places = np.concatenate([np.arange(ends[r] - reader.lengths[r, 1], ends[r]) for r in rows])
     ids, log_probs = cache.gather(rows)
     assert (ids.dtype, log_probs.dtype) == (np.int64, np.float32)
     assert np.array_equal(ids, everything["ids"][places])
@@ -86,8 +86,8 @@ def test_answers_belong_to_the_tokens_asked_about(
 def test_parts_are_ranges_of_pairs_of_about_equal_size(reader: ShardReader) -> None:
     first = plan(reader, 500).first
     assert first[0] == 0 and first[-1] == len(reader) and list(first) == sorted(set(first))
-    tokens = np.add.reduceat(reader.tgt_lengths, first[:-1])
-    longest = reader.tgt_lengths.max()
+    tokens = np.add.reduceat(reader.lengths[:, 1], first[:-1])
+    longest = reader.lengths[:, 1].max()
     assert tokens.max() < 500 + longest and tokens[:-1].min() > 500 - longest
 
 
@@ -103,7 +103,7 @@ def test_half_precision_keeps_three_digits(reader: ShardReader, tmp_path: Path) 
 
 
 def test_a_batch_brings_a_row_for_each_real_token(reader: ShardReader, cache: Path) -> None:
-    limit = int(np.median(reader.tgt_lengths))
+    limit = int(np.median(reader.lengths[:, 1]))
     dataset = ParallelDataset(reader, None, limit)
     assert dataset.num_left_out
     dataset.attach(TeacherCache(cache, "train", reader))
@@ -154,7 +154,7 @@ def test_starting_anew_leaves_a_finished_cache_alone(reader: ShardReader, cache:
         ({"teachers": (replace(TEACHER, weights="cd34"),)}, "teacher"),
         ({"teachers": (replace(TEACHER, precision="torch.float16"),)}, "--dtype"),
         ({"first": (0, 300)}, "--part-tokens"),
-        ({"shards": {}}, "shards"),
+        ({"source": "ff"}, "shards"),
     ],
 )
 @pytest.mark.parametrize("parts", [1, None])
@@ -176,6 +176,19 @@ def test_the_name_of_a_teacher_is_no_setting(reader: ShardReader, cache: Path) -
 def _truncate(cache: Path) -> None:
     path = cache / "train.teacher.00002.bin"
     path.write_bytes(path.read_bytes()[:-4])
+
+
+def test_a_cache_of_the_first_format_is_read(reader: ShardReader, cache: Path) -> None:
+    path = cache / "train.teacher.json"
+    written = json.loads(path.read_text())
+    checksums = {name: file.sha256 for name, file in reader.manifest.files.items()}
+    first = {key: value for key, value in written.items() if key != "source"}
+    path.write_text(json.dumps({**first, "version": 1, "shards": checksums}))
+    TeacherCache(cache, "train", reader)
+    write(cache, reader, plan(reader))  # a run of the command finds it finished
+    path.write_text(json.dumps({**first, "version": 1, "shards": {**checksums, "x": "0"}}))
+    with pytest.raises(UserError, match="other shards"):
+        TeacherCache(cache, "train", reader)
 
 
 def _delete(cache: Path) -> None:
@@ -215,8 +228,8 @@ def _remove(cache: Path) -> None:
         (_truncate, r"train\.teacher\.00002\.bin: has [\d,]+ bytes in place of"),
         (_delete, r"train\.teacher\.00001\.bin: has 0 bytes in place of"),
         (_edit(vocab_hash="f" * 64), r"train\.teacher\.json: .*vocabulary f{12}, the data have"),
-        (_edit(shards={"train.0000.tgt.bin": "0"}), r"train\.teacher\.json: .*other shards"),
-        (_edit(version=2), "has format version 2, but 1 is needed"),
+        (_edit(source="ff"), r"train\.teacher\.json: .*other shards"),
+        (_edit(version=3), "has format version 3, but 2 is needed"),
         (_scribble, r"train\.teacher\.json: is damaged"),
         (_edit(first=None), r"train\.teacher\.json: is damaged"),
         (_rename, r"runs/big --data \S+ --top-k 3 --splits train --out \S+cache"),
@@ -236,7 +249,7 @@ def test_a_damaged_cache_is_named(
 def test_pairs_that_the_teacher_could_not_read_are_refused(
     reader: ShardReader, tmp_path: Path
 ) -> None:
-    longest = np.maximum(reader.src_lengths, reader.tgt_lengths)
+    longest = reader.lengths.max(axis=1)
     limit = int(np.median(longest))
     manifest = plan_cache(reader, TOP_K, "fp32", [TEACHER], limit, MANY)
     assert manifest.left_out == (longest > limit).sum() > 0
@@ -246,5 +259,5 @@ def test_pairs_that_the_teacher_could_not_read_are_refused(
         ParallelDataset(reader, limit + 1, limit + 1).attach(cache)
     for lengths in ((limit + 1, limit), (limit, limit + 1)):
         with pytest.raises(UserError, match=r"lacks 1 of 2 pairs"):
-            cache.check_covers(*(np.array([length, limit]) for length in lengths))
+            cache.check_covers(np.array([lengths, (limit, limit)]))
     ParallelDataset(reader, limit, limit).attach(cache)

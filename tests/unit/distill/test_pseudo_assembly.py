@@ -162,7 +162,7 @@ def test_the_ratio_of_lengths_goes_both_ways(
         writer.append(np.array([0]), [found])
     sources = Sources(reader, Journals([tmp_path / "j"]), Tokenizers.shared(vocab))
     summary = assemble(sources, Filters(max_ratio=2.0), 0.0, tmp_path, "train", 9)
-    assert ShardReader(tmp_path, "train").tgt_lengths.tolist() == [size + 1, 2 * size + 1]
+    assert ShardReader(tmp_path, "train").lengths[:, 1].tolist() == [size + 1, 2 * size + 1]
     assert summary.dropped["--max-ratio"] == 2
 
 

@@ -47,7 +47,7 @@ class Lab(NamedTuple):
 
     def dataset(self, folder: Path, split: str = "train") -> ParallelDataset:
         dataset = ParallelDataset(ShardReader(self.data, split))
-        dataset.attach(TeacherCache(folder, split, dataset.reader))
+        dataset.attach(TeacherCache(folder, split, dataset.source))
         return dataset
 
     def live(self, *names: str) -> LiveTeacher:
@@ -72,7 +72,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
             languages=("en", "de"),
             shard_size=25,
         )
-    longest = ParallelDataset(ShardReader(folder / "data", "train")).tgt_lengths.max()
+    longest = ParallelDataset(ShardReader(folder / "data", "train")).lengths[:, 1].max()
     # a learned position is there or not; others go on for ever
     short = {"max_positions": int(longest) - 3, "positions": "learned"}
     models: dict[str, dict[str, Any]] = {
@@ -125,7 +125,7 @@ def test_the_loss_is_that_of_the_live_teacher_cut_to_as_many_tokens(
 ) -> None:
     lab.main("--out", tmp_path, "--precision", stored, "--splits", "train", "--part-tokens", 200)
     dataset = lab.dataset(tmp_path)
-    cached = CachedTeacher(TeacherCache(tmp_path, "train", dataset.reader))
+    cached = CachedTeacher(TeacherCache(tmp_path, "train", dataset.source))
     batch = batch_of(dataset, [7, 50, 8, 31])
     common = {"strategy": strategy, "temperature": 2.0, "divergence": "js"}
     live = DistillationConfig(teacher="x", top_k=TOP_K, **common)  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ def test_pairs_that_are_too_long_for_the_teacher_are_left_out(
     assert lab.main(*arguments, "--out", tmp_path / "short", run="short") == 0
     told = capsys.readouterr().err
     reader = ShardReader(lab.data, "train")
-    longest = np.maximum(reader.src_lengths, reader.tgt_lengths)
+    longest = reader.lengths.max(axis=1)
     manifest = TeacherCache(tmp_path / "short", "train", reader).manifest
     assert manifest.left_out == (longest > manifest.max_length).sum() > 0
     assert f"{manifest.left_out} pair(s) of train are longer than the" in told

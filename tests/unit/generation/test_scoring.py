@@ -11,7 +11,13 @@ import pytest
 from sacrebleu.metrics.base import Metric
 
 from ds_seq.errors import UserError
-from ds_seq.generation.scoring import METRICS, TOKENISED, Scorer, build_metric, score_corpus
+from ds_seq.generation.scoring import (
+    CORPUS_METRICS,
+    TOKENISED,
+    Scorer,
+    build_metric,
+    score_corpus,
+)
 
 HYPOTHESES = ["The cat sat on the mat .", "A small house.", "Yes", "He said: \u201cgo!\u201d"]
 REFERENCES = ["The cat sat on a mat.", "One small house.", "Yes", "He said: \u201cgo away!\u201d"]
@@ -92,7 +98,7 @@ def test_words_of_a_language_that_need_a_package(monkeypatch: pytest.MonkeyPatch
     def refuse(target_lang: str) -> Metric:
         raise RuntimeError("Please install:\n\n  pip install it\n")
 
-    monkeypatch.setitem(METRICS, "bleu", refuse)
+    monkeypatch.setitem(CORPUS_METRICS, "bleu", refuse)
     with pytest.raises(UserError) as refused:
         Scorer("ja")
     assert str(refused.value) == "cannot score text in 'ja': Please install: pip install it"

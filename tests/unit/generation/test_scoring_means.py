@@ -13,7 +13,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation import sentence_means
 from ds_seq.generation.rouge import ROUGE, sentence_lines
 from ds_seq.generation.scoring import Score, score_corpus
-from ds_seq.generation.sentence_means import comet_metric, rouge_metrics
+from ds_seq.generation.sentence_means import comet_metric, rouge_metric
 
 HYPOTHESES = ["Cats were jumping. The dog slept.", "It rained in Paris", "nothing alike"]
 REFERENCES = ["The dog was sleeping. A cat jumped.", "In Paris it rained a lot.", "quite different"]
@@ -23,8 +23,8 @@ def rouge(
     hypotheses: Sequence[str], *references: Sequence[str], language: str = "en"
 ) -> dict[str, Score]:
     return {
-        name: score_corpus(name, metric, hypotheses, references, resamples=20)
-        for name, metric in rouge_metrics(language).items()
+        name: score_corpus(name, rouge_metric(name, language), hypotheses, references, resamples=20)
+        for name in ROUGE
     }
 
 
@@ -65,7 +65,7 @@ def test_other_languages_keep_their_letters_and_are_not_stemmed() -> None:
 
 def test_without_a_language_it_does_not_guess() -> None:
     with pytest.raises(UserError, match="--target-lang"):
-        rouge_metrics("")
+        rouge_metric("rouge1", "")
 
 
 def test_where_sentences_end() -> None:
@@ -110,7 +110,7 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="`pip install unbabel-comet`"):
         comet_metric("a/b", [])
     with pytest.raises(UserError, match="`pip install rouge-score`"):
-        rouge_metrics("en")
+        rouge_metric("rouge1", "en")
 
 
 def test_another_package_called_comet_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from ds_seq.generation.scoring import METRICS, Score, build_metric
+from ds_seq.generation.metric import Metric, from_sacrebleu
+from ds_seq.generation.scoring import CORPUS_METRICS, Score, build_metric
 from ds_seq.generation.significance import PairedName, Resampling, score_systems
 
 REFERENCE = [
@@ -17,8 +18,12 @@ BAD = [line.replace("has", "is").replace("or", "so") for line in REFERENCE]
 SYSTEMS = {"good": GOOD, "same": list(GOOD), "bad": BAD}
 
 
+def named(name: str) -> Metric:
+    return from_sacrebleu(name, build_metric(name, ""))
+
+
 def scores(resampling: Resampling, metric: str = "chrf") -> dict[str, Score]:
-    found = score_systems(SYSTEMS, [REFERENCE], {metric: build_metric(metric, "")}, resampling)
+    found = score_systems(SYSTEMS, [REFERENCE], [named(metric)], resampling)
     assert list(found) == list(SYSTEMS)
     return {system: score for system, (score,) in found.items()}
 
@@ -70,11 +75,11 @@ def test_the_seed_decides_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_each_metric_of_each_system_in_order() -> None:
-    metrics = {name: build_metric(name, "") for name in METRICS}
+    metrics = [named(name) for name in CORPUS_METRICS]
     for resampling in (Resampling(), Resampling(paired="bootstrap", samples=2)):
         found = score_systems({"a": GOOD, "b": REFERENCE}, [REFERENCE], metrics, resampling)
         for system in ("a", "b"):
-            assert [score.name for score in found[system]] == list(METRICS)
+            assert [score.name for score in found[system]] == list(CORPUS_METRICS)
         perfect = [score.value for score in found["b"]]
         assert perfect == pytest.approx([100, 100, 100, 0, 100])
         assert all(score.value != best for score, best in zip(found["a"], perfect, strict=True))

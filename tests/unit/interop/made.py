@@ -14,7 +14,7 @@ from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import TransformerConfig
-from ds_seq.config.train import TrainConfig
+from ds_seq.config.validation import ValidationConfig
 from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets, model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
@@ -29,7 +29,7 @@ def experiment(model: Mapping[str, Any], **data: Any) -> ExperimentConfig:
         name="small",
         data=DataConfig.model_validate({**lengths, **section}),
         model=TransformerConfig.model_validate({**SIZES, **model}),
-        train=TrainConfig(valid_bleu=False, best_metric="loss"),
+        validation=ValidationConfig(metrics=[], best="loss"),
     )
 
 

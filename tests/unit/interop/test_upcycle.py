@@ -233,5 +233,5 @@ def test_another_vocabulary_is_refused(
 def test_noise_needs_a_run_to_start_from() -> None:
     with pytest.raises(ValueError, match="init_from, which is null"):
         ExperimentConfig.model_validate(
-            {**experiment({}).model_dump(), "train": {"upcycle_noise": 0.1, "valid_bleu": False}}
+            {**experiment({}).model_dump(), "train": {"upcycle_noise": 0.1}}
         )

@@ -16,6 +16,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import Plain, SelectionMaker
+from ds_seq.generation.metric import find_metric
 from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.scoring import Scorer
 from ds_seq.generation.translate import ALONE, BatchLimits, translate
@@ -28,6 +29,7 @@ from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, TableModel, Wor
 VOCAB = 9
 CPU = torch.device("cpu")
 SEARCH, LIMITS = BeamSearch(SYMBOLS, beam=2), BatchLimits()
+METRICS = [find_metric(name, "en", "metrics") for name in ("bleu", "chrf")]
 
 
 def write(path: Path, lines: list[str]) -> str:
@@ -74,7 +76,7 @@ def test_shards_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
 
 def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: RawSplit) -> None:
     model = TableModel(VOCAB).train()
-    figures = make_task(tmp_path, raw).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)
+    figures = make_task(tmp_path, raw).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS)  # type: ignore[arg-type]
     lines = ["w4 w5", "w6", "w7 w8 w4"]
     expected = translate(model, words(VOCAB), lines, SEARCH, LIMITS, CPU)
     assert expected is not None
@@ -91,19 +93,23 @@ def test_translations_that_are_the_reference_score_100(tmp_path: Path, raw: RawS
     found = translate(model, words(VOCAB), lines, SEARCH, LIMITS, CPU)
     assert found is not None
     perfect = RawSplit(write(tmp_path / "s", lines), write(tmp_path / "t", found.lines))
-    figures = make_task(tmp_path, perfect).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)
+    figures = make_task(tmp_path, perfect).evaluate(
+        model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS
+    )  # type: ignore[arg-type]
     assert figures["bleu"] == pytest.approx(100.0)
 
 
 def test_evaluation_of_the_first_sentences_only(tmp_path: Path, raw: RawSplit) -> None:
     task, model = make_task(tmp_path, raw), TableModel(VOCAB)
-    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, max_sentences=2)
+    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS, max_sentences=2)  # type: ignore[arg-type]
     assert str(figures["samples"]).count("source") == 2
 
 
 def test_a_split_without_raw_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.raw\.train"):
-        make_task(tmp_path).evaluate(TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE)
+        make_task(tmp_path).evaluate(
+            TableModel(VOCAB), "train", SEARCH, LIMITS, CPU, ALONE, METRICS
+        )  # type: ignore[arg-type]
 
 
 def test_several_files_are_one_text(raw: RawSplit) -> None:
@@ -135,7 +141,7 @@ def test_task_from_a_config(config: DataConfig) -> None:
     task = build_task(TranslationConfig(), config)
     assert isinstance(task, TranslationTask)
     model = TableModel(task.tokenizers.size)
-    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE)
+    figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS)  # type: ignore[arg-type]
     assert 0 <= float(figures["bleu"]) < 100
 
 

@@ -18,6 +18,7 @@ from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import StepResult
 from ds_seq.training.trainer import Trainer
+from ds_seq.training.validation import BestBy
 from tests.batches import batch_of
 
 
@@ -125,6 +126,7 @@ class Scene:
         accumulate: int = 1,
         scores: list[float] | None = None,
         module: nn.Module | None = None,
+        best: BestBy = BestBy("bleu", higher_is_better=True),  # noqa: B008 - a constant
         **settings: Any,
     ) -> None:
         self.events: list[tuple[Any, ...]] = []
@@ -150,6 +152,7 @@ class Scene:
             store,
             log,
             config,
+            best,
         ]
         self.trainer = Trainer(*parts)
 

@@ -17,6 +17,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.sigmoid import SigmoidGate
 from ds_seq.training.engine import StepResult
+from ds_seq.training.validation import BestBy
 from tests.unit.training.fakes import Scene, make_stats
 
 VALIDATING: dict[str, Any] = {"validate_every": 2, "save_every": None}
@@ -72,6 +73,27 @@ def test_the_first_validation_says_the_signatures() -> None:
     assert [event[0] for event in scene.events[:first]].count("batch") == 2
 
 
+def test_a_validation_shows_all_metrics_there_are() -> None:
+    scene = Scene(max_updates=1, validate_every=1, save_every=None, best=BestBy("ter", False))
+    scene.valid_figures = {"ter": 40.0, "ter_signature": "", "nll": 1.0, "samples": "text"}
+    scene.trainer.fit()
+    said = [text for (text,) in scene.of_kind("said")]
+    assert said == ["update 1 | valid loss 1.00 | valid ter 40.00 | best"]
+    assert scene.of_kind("save") == [(1, 40.0)]
+
+
+@pytest.mark.parametrize(("best", "kept"), [("bleu", 2.0), ("loss", None)])
+def test_a_best_score_by_another_figure_is_forgotten(best: str, kept: float | None) -> None:
+    first = Scene(max_updates=2, validate_every=1, save_every=None)
+    first.trainer.fit()
+    second = Scene(max_updates=2, best=BestBy(best, True))
+    second.trainer.load_state_dict(first.progress)
+    assert second.trainer.best_score == kept
+    del first.progress["best_by"]  # as older checkpoints are
+    second.trainer.load_state_dict(first.progress)
+    assert second.trainer.best_score == 2.0
+
+
 def test_saves_between_validations() -> None:
     scene = Scene(max_updates=6, validate_every=4, save_every=3)
     scene.trainer.fit()
@@ -94,17 +116,15 @@ def test_the_rehearsal_comes_first_and_leaves_no_trace() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "scores"),
-    [("bleu", [1.0, 5.0, 4.0, 5.0, 9.0]), ("loss", [5.0, 2.0, 3.0, 2.0, 1.0])],
+    ("best", "scores"),
+    [
+        (BestBy("bleu", True), [1.0, 5.0, 4.0, 5.0, 9.0]),
+        (BestBy("loss", False), [5.0, 2.0, 3.0, 2.0, 1.0]),
+    ],
 )
-def test_patience_counts_from_the_best(metric: str, scores: list[float]) -> None:
-    settings: dict[str, Any] = {
-        "validate_every": 1,
-        "save_every": None,
-        "best_metric": metric,
-        "patience": 2,
-    }
-    scene = Scene(max_updates=50, scores=scores, **settings)
+def test_patience_counts_from_the_best(best: BestBy, scores: list[float]) -> None:
+    settings: dict[str, Any] = {"validate_every": 1, "save_every": None, "patience": 2}
+    scene = Scene(max_updates=50, scores=scores, best=best, **settings)
     assert scene.trainer.fit() == "patience"
     assert scene.trainer.update == 4
     assert scene.trainer.best_score == scores[1]

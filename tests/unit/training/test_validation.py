@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from ds_seq.criterions.base import Criterion, Loss
+from ds_seq.errors import UserError
+from ds_seq.generation.metric import Measured, Metric
 from ds_seq.models.output import ModelOutput
-from ds_seq.training.validation import Validator
+from ds_seq.training.validation import BestBy, Validator, choose_metrics
 from tests.unit.training.fakes import make_batch
 
 TOKENS = (4, 2, 0)
@@ -78,3 +80,48 @@ def test_the_mode_is_put_back_after_a_failure() -> None:
 def test_without_a_score_there_is_the_loss_alone() -> None:
     validator, *_ = _setting(None)
     assert set(validator()) == {"tokens", "sentences", "loss", "nll", "ppl"}
+
+
+def test_a_metric_must_not_hide_another_figure() -> None:
+    validator, *_ = _setting(lambda model, most: {"ppl": 1.0, "ppl_signature": ""})
+    with pytest.raises(UserError, match=r"validation\.metrics: 'ppl' is the name of another fig"):
+        validator()
+
+
+def _task(*names: str) -> Any:
+    """A task whose metrics have those names; those with a capital letter want to be low."""
+    by_name = {
+        name: Metric(name, name.islower(), lambda texts, others: Measured(0.0)) for name in names
+    }
+    return SimpleNamespace(metric=lambda name: by_name[name.split(":")[-1]])
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        ("loss", BestBy("loss", higher_is_better=False)),
+        ("up", BestBy("up", higher_is_better=True)),
+        ("my_lab:Down", BestBy("Down", higher_is_better=False)),
+    ],
+)
+def test_the_direction_is_that_of_the_metric(best: str, expected: BestBy) -> None:
+    metrics, found = choose_metrics(_task("up", "Down"), ["up", "my_lab:Down"], best)
+    assert [metric.name for metric in metrics] == ["up", "Down"]
+    assert found == expected
+
+
+def test_without_metrics_none_is_built() -> None:
+    metrics, best = choose_metrics(_task(), [], "bleu")
+    assert metrics == [] and best.figure == "bleu"
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match=r"validation\.metrics: two of them .* 'up'"):
+        choose_metrics(_task("up"), ["up", "my_lab:up"], "up")
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_equal_is_no_improvement(higher: bool) -> None:
+    best = BestBy("x", higher)
+    assert best.improves(2.0, 1.0) is higher and best.improves(1.0, 2.0) is not higher
+    assert not best.improves(1.0, 1.0)
