@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ds_seq import distributed
+from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.messages import error_lines
@@ -152,7 +153,7 @@ def load_run(
         connect_expert_parallel(model, expert_parallel)
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        distributed.avoid_cudnn_attention()
+        avoid_cudnn_attention()
     if dtype is None:
         dtype = DTYPES[config.train.precision] if on_gpu else torch.float32
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from ds_seq import distributed
+from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.experts import Experts
@@ -110,7 +110,7 @@ def test_gradient_of_a_bias_per_expert_is_the_sum_of_the_rows_of_each(counts: li
 
 
 def test_attention_of_cudnn_is_left_out_once_the_device_is_set_up() -> None:
-    distributed.avoid_cudnn_attention()
+    avoid_cudnn_attention()
     chosen = "TORCH_CUDNN_SDPA_DEPRIORITIZED" in os.environ
     assert chosen or not torch.backends.cuda.cudnn_sdp_enabled()
 

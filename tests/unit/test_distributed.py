@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ds_seq import distributed
+from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.distributed import World, discover
 from ds_seq.errors import UserError
 
@@ -188,7 +189,7 @@ def test_cudnn_attention_is_left_out_unless_the_user_chose(
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
-        distributed.avoid_cudnn_attention()
+        avoid_cudnn_attention()
         assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
