@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.validation import ValidationConfig
+from ds_seq.config.model import ModelConfig
+from ds_seq.config.train import TrainConfig
 from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets, model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
@@ -28,7 +31,7 @@ def experiment(model: Mapping[str, Any], **data: Any) -> ExperimentConfig:
     return ExperimentConfig(
         name="small",
         data=DataConfig.model_validate({**lengths, **section}),
-        model=TransformerConfig.model_validate({**SIZES, **model}),
+        model=TypeAdapter(ModelConfig).validate_python({**SIZES, **model}),
         validation=ValidationConfig(metrics=[], best="loss"),
     )
 
