@@ -17,6 +17,7 @@ from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
 from ds_seq.moe_stats import languages, main
+from tests.batches import inputs_of
 from tests.data.toy import toy_pairs
 from tests.unit.interop.made import experiment, write_run
 
@@ -87,7 +88,7 @@ def test_figures_are_those_of_one_forward_over_everything(
     for index in range(len(reader)):
         source, target = (torch.from_numpy(side.astype(np.int64))[None] for side in reader[index])
         shifted = torch.cat([torch.tensor([[vocab.eos_id]]), target[:, :-1]], dim=1)
-        for load, stats in zip(loads, model(source, shifted).moe_stats, strict=True):
+        for load, stats in zip(loads, model(inputs_of(source, shifted)).moe_stats, strict=True):
             load += stats.load
     assert [layer["name"] for layer in result["layers"]] == ["encoder 1", "decoder 1"]
     for load, layer in zip(loads, result["layers"], strict=True):

@@ -20,6 +20,7 @@ from ds_seq.interop.prune import best_experts, importance, moe_layers, parse_kee
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
 from ds_seq.models.weights import model_tensors
+from tests.batches import score
 from tests.unit.interop.made import experiment, write_run
 
 CPU = torch.device("cpu")
@@ -45,7 +46,8 @@ def _pairs(vocab: Vocab, count: int) -> list[tuple[list[int], list[int]]]:
 
 def _logits(model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     with torch.no_grad():
-        return [model(torch.tensor([[*s, 2]]), torch.tensor([[2, *t]])).logits for s, t in pairs]
+        sides = [(torch.tensor([[*s, 2]]), torch.tensor([[2, *t]])) for s, t in pairs]
+        return [score(model, *pair).logits for pair in sides]
 
 
 def _important(model: nn.Module, vocab: Vocab, pairs: Any, **limits: int) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from ds_seq.interop.export import export
 from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import expert_offsets
+from tests.batches import score
 from tests.unit.interop.made import experiment, write_run
 
 NORMALIZED = {"num_experts": 4, "top_k": 1, "normalize_weights": "after_dropping"}
@@ -65,7 +66,7 @@ def _logits(model: nn.Module, vocab: Vocab) -> Tensor:
     tgt = torch.randint(4, len(vocab), (3, 5), generator=generator)
     src[0, 4:] = 1
     with torch.no_grad():
-        logits: Tensor = model.eval()(src, tgt).logits
+        logits = score(model.eval(), src, tgt).logits
     return logits
 
 
@@ -114,7 +115,7 @@ def test_routed_and_shared_experts_both_learn(
     run, _ = dense_run()
     model = _started(_settings(run, {"moe": {**TWO, "shared_experts": shared}}), vocab)
     src = torch.randint(4, len(vocab), (4, 9))
-    model.train()(src, src).logits.square().sum().backward()
+    score(model.train(), src, src).logits.square().sum().backward()
     for part in ("experts.w1", "experts.w2", "branch.dense.up.weight", "branch.dense.down.weight"):
         gradient = model.get_parameter(f"{SPARSE[0]}.{part}").grad
         assert gradient is not None and gradient.abs().max() > 0, part
