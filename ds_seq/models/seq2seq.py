@@ -2,7 +2,7 @@
 
 Tensors are batch-first, padding is on the right, masks are True at real tokens.
 
-Shapes: B batch, S source length, T target length, K beam width, N scored rows, D model width,
+Shapes: B batch, S source length, T target length, K beam width, N rows, D model width,
 V vocabulary.
 """
 

@@ -18,6 +18,7 @@ from ds_seq.models import build_model
 from ds_seq.moe_stats import languages, main
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
+from tests.batches import inputs_of
 from tests.data.toy import toy_pairs
 from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
@@ -89,7 +90,7 @@ def test_figures_are_those_of_one_forward_over_everything(
     for index in range(len(reader)):
         source, target = (torch.from_numpy(side.astype(np.int64))[None] for side in reader[index])
         shifted = torch.cat([torch.tensor([[vocab.symbols.eos]]), target[:, :-1]], dim=1)
-        for load, stats in zip(loads, model(source, shifted).moe_stats, strict=True):
+        for load, stats in zip(loads, model(inputs_of(source, shifted)).moe_stats, strict=True):
             load += stats.load
     assert [layer["name"] for layer in result["layers"]] == ["encoder 1", "decoder 1"]
     for load, layer in zip(loads, result["layers"], strict=True):

@@ -22,6 +22,7 @@ from ds_seq.interop.export import export, main
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.batches import score
 from tests.unit.interop.made import experiment, write_run
 
 VARIANTS = {
@@ -63,7 +64,9 @@ def opened(folder: Path) -> ctranslate2.Translator:
 
 def forced(model: nn.Module, source: list[int], target: list[int]) -> list[float]:
     """Our log-probability of every token (T,) of a target."""
-    logits = model(torch.tensor([[*source, EOS]]), torch.tensor([[EOS, *target[:-1]]])).logits
+    logits = score(
+        model, torch.tensor([[*source, EOS]]), torch.tensor([[EOS, *target[:-1]]])
+    ).logits
     scores = logits.log_softmax(-1).gather(2, torch.tensor([target])[:, :, None])
     return scores.flatten().tolist()
 

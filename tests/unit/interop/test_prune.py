@@ -20,6 +20,7 @@ from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
 from ds_seq.models.weights import model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.batches import score
 from tests.unit.interop.made import experiment, write_run
 
 CPU = torch.device("cpu")
@@ -45,7 +46,8 @@ def _pairs(vocab: SentencePieceTokenizer, count: int) -> list[tuple[list[int], l
 
 def _logits(model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
     with torch.no_grad():
-        return [model(torch.tensor([[*s, 2]]), torch.tensor([[2, *t]])).logits for s, t in pairs]
+        sides = [(torch.tensor([[*s, 2]]), torch.tensor([[2, *t]])) for s, t in pairs]
+        return [score(model, *pair).logits for pair in sides]
 
 
 def _important(

@@ -18,6 +18,7 @@ from ds_seq.models import build_model
 from ds_seq.models.weights import expert_offsets
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
+from tests.batches import score
 from tests.unit.interop.made import experiment, write_run
 
 NORMALIZED = {"num_experts": 4, "top_k": 1, "normalize_weights": "after_dropping"}
@@ -68,7 +69,7 @@ def _logits(model: nn.Module, vocab: SentencePieceTokenizer) -> Tensor:
     tgt = torch.randint(4, len(vocab), (3, 5), generator=generator)
     src[0, 4:] = 1
     with torch.no_grad():
-        logits: Tensor = model.eval()(src, tgt).logits
+        logits = score(model.eval(), src, tgt).logits
     return logits
 
 
@@ -117,7 +118,7 @@ def test_routed_and_shared_experts_both_learn(
     run, _ = dense_run()
     model = _started(_settings(run, {"moe": {**TWO, "shared_experts": shared}}), vocab)
     src = torch.randint(4, len(vocab), (4, 9))
-    model.train()(src, src).logits.square().sum().backward()
+    score(model.train(), src, src).logits.square().sum().backward()
     for part in ("experts.w1", "experts.w2", "branch.dense.up.weight", "branch.dense.down.weight"):
         gradient = model.get_parameter(f"{SPARSE[0]}.{part}").grad
         assert gradient is not None and gradient.abs().max() > 0, part
