@@ -45,12 +45,12 @@ class CleanOptions:
         drop_duplicates: keep only the first of equal pairs.
     """
 
-    nfkc: bool = False
-    min_words: int = 1
-    max_words: int = 250
-    max_ratio: float = 3.0
-    drop_identical: bool = True
-    drop_duplicates: bool = True
+    nfkc: bool
+    min_words: int
+    max_words: int
+    max_ratio: float
+    drop_identical: bool
+    drop_duplicates: bool
 
 
 @dataclass
@@ -66,7 +66,7 @@ class CleanReport:
         return self.total - sum(self.dropped.values())
 
 
-def normalise(text: str, nfkc: bool = False) -> str:
+def normalise(text: str, nfkc: bool) -> str:
     """Removes invisible characters and makes every run of white space one space."""
     text = _INVISIBLE.sub("", text)
     if nfkc:
@@ -136,7 +136,7 @@ def clean(
 
 
 def normalise_corpus(
-    inputs: Sequence[PairPath], output: PairPath, nfkc: bool = False, progress: Report = ignore
+    inputs: Sequence[PairPath], output: PairPath, nfkc: bool, progress: Report = ignore
 ) -> int:
     """Writes all pairs of the inputs normalised, for text to validate or test on.
 

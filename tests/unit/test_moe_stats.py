@@ -19,6 +19,7 @@ from ds_seq.models import build_model
 from ds_seq.moe_stats import languages, main
 from tests.data.toy import toy_pairs
 from tests.unit.interop.made import experiment, write_run
+from tests.values import SHARD_SIZE
 
 TAGS = ["<2de>", "<2xx>", "<2yy>"]
 LIMITS = {"max_source_length": 90, "max_target_length": 90}
@@ -32,7 +33,7 @@ def make_shards(folder: Path, vocab: Vocab, sources: list[str]) -> Path:
     for name, lines in (("src", sources), ("tgt", text)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     sides = folder / "src", folder / "tgt"
-    binarize(vocab, *sides, folder, "valid", languages=("en", "de"))
+    binarize(vocab, *sides, folder, "valid", languages=("en", "de"), shard_size=SHARD_SIZE)
     return folder
 
 

@@ -14,6 +14,7 @@ from ds_seq.data.shards import ShardReader, ShardWriter, id_dtype
 from ds_seq.data.text import PairPath
 from ds_seq.data.vocab import Vocab
 from ds_seq.errors import UserError
+from tests.values import SHARD_SIZE
 
 
 def _write(folder: Path, pairs: list[tuple[list[int], list[int]]], size: int = 100) -> None:
@@ -183,13 +184,22 @@ def test_bad_text_leaves_older_shards_alone(
             folder,
             "train",
             languages=("en", "de"),
+            shard_size=SHARD_SIZE,
         )
     assert _snapshot(folder) == before
 
 
 def test_missing_text_is_named(vocab: Vocab, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source: no such file"):
-        binarize(vocab, tmp_path / "source", tmp_path / "t", tmp_path, "x", languages=("a", "b"))
+        binarize(
+            vocab,
+            tmp_path / "source",
+            tmp_path / "t",
+            tmp_path,
+            "x",
+            languages=("a", "b"),
+            shard_size=SHARD_SIZE,
+        )
 
 
 def test_lines_end_at_newlines_only(vocab: Vocab, tmp_path: Path) -> None:
@@ -203,5 +213,6 @@ def test_lines_end_at_newlines_only(vocab: Vocab, tmp_path: Path) -> None:
         tmp_path / "out",
         "x",
         languages=("a", "b"),
+        shard_size=SHARD_SIZE,
     )
     assert report.manifest.pairs == 2

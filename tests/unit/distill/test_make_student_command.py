@@ -28,6 +28,7 @@ from ds_seq.models.weights import model_tensors
 from ds_seq.moe.layer import MoeFeedForward
 from tests.data.toy import write_toy
 from tests.unit.interop.made import experiment, write_run
+from tests.values import SHARD_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sides = folder / "text" / "train.en", folder / "text" / "train.de"
     vocab = train_vocab(sides, folder / "vocab.model", 130)
     (folder / "data").mkdir()
-    binarize(vocab, *sides, folder / "data", "train", languages=("en", "de"))
+    binarize(vocab, *sides, folder / "data", "train", languages=("en", "de"), shard_size=SHARD_SIZE)
     lengths = {"max_source_length": 90, "max_target_length": 90}
     moe = {"num_experts": [2, 3, 4, 4, 3, 2], "top_k": 2}
     for name, section in (("dense", None), ("moe", moe)):
@@ -193,7 +194,15 @@ def test_the_sentences_measured_are_from_all_over_the_data(lab: Path, tmp_path: 
             lines[100:] = lines[:1] * 50 if changed else lines[100:]
             (folder / side).write_text("".join(lines))
         vocab = Vocab.load(lab / "vocab.model")
-        binarize(vocab, folder / "en", folder / "de", folder, "train", languages=("en", "de"))
+        binarize(
+            vocab,
+            folder / "en",
+            folder / "de",
+            folder,
+            "train",
+            languages=("en", "de"),
+            shard_size=SHARD_SIZE,
+        )
         dense = ("--dense", "--data", folder, "--max-tokens-measured", 100)
         assert _call(lab / "moe", "--out", folder / "out", *dense) == 0
         shares.append(_record(folder / "out" / "model.safetensors")["merged"])
@@ -218,7 +227,14 @@ def test_bad_input_is_one_line_and_writes_nothing(
     other = tmp_path / "other"
     other.mkdir()
     sides = lab / "text" / "train.de", lab / "text" / "train.en"
-    binarize(Vocab(_other_vocab(lab, tmp_path)), *sides, other, "train", languages=("de", "en"))
+    binarize(
+        Vocab(_other_vocab(lab, tmp_path)),
+        *sides,
+        other,
+        "train",
+        languages=("de", "en"),
+        shard_size=SHARD_SIZE,
+    )
     data = ("--data", str(lab / "data"))
     cases: list[tuple[str, tuple[str, ...], str]] = [
         ("dense", (), "nothing to shrink"),

@@ -12,13 +12,13 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, attention_maps
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.translate import BatchLimits, Found
 from ds_seq.models.build import build_seq2seq
 from tests.data.toy import write_toy
+from tests.values import batch_limits, beam_search
 
 CPU = torch.device("cpu")
 HOUSES = "wir sehen das alte Haus und den Hund im Wald und das neue Haus"
@@ -39,7 +39,7 @@ def aligner(vocab: Vocab, layer: int | None = None, limits: BatchLimits | None =
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)
-    return Aligner([model], vocab, BeamSearch(), limits or BatchLimits(), CPU, layer)
+    return Aligner([model], vocab, beam_search(), limits or batch_limits(), CPU, layer)
 
 
 def found(vocab: Vocab) -> list[Found]:
@@ -82,7 +82,7 @@ def test_a_token_looks_at_the_heaviest_piece_that_is_neither_tag_nor_end(
 def test_nothing_else_changes_and_batches_do_not_matter(vocab: Vocab) -> None:
     batch = found(vocab)
     whole = aligner(vocab)(batch)
-    alone = aligner(vocab, limits=BatchLimits(max_sentences=1))
+    alone = aligner(vocab, limits=batch_limits(max_sentences=1))
     parts = [one for single in batch for one in alone([single])]
     assert whole == parts
     for before, after in zip(batch, whole, strict=True):

@@ -7,10 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import SelectionMaker
-from ds_seq.generation.sampling import Sampling
 from tests.unit.generation.search_checks import (
     VOCAB,
     alike,
@@ -21,6 +19,7 @@ from tests.unit.generation.search_checks import (
     pad,
 )
 from tests.unit.generation.table_model import BOS, EOS, PAD, TableModel
+from tests.values import beam_search, draws
 
 LIMIT = 6
 Candidate = tuple[float, float, list[int]]  # what it is preferred by, sum, tokens
@@ -83,7 +82,9 @@ def check_definition(
     selection: SelectionMaker, slow: Callable[[TableModel, list[int]], Opened], beam: int
 ) -> None:
     model, sources = TableModel(VOCAB, seed=1), draw_sources(12, seed=2)
-    search = BeamSearch(beam=beam, num_best=beam, max_len_a=0, max_len_b=LIMIT, selection=selection)
+    search = beam_search(
+        beam=beam, num_best=beam, max_len_a=0, max_len_b=LIMIT, selection=selection
+    )
     found = search.search(model, pad(sources))
     for source, own in zip(sources, found, strict=True):
         expected = sorted(((s / len(t), t[:-1]) for s, t in slow(model, source)), reverse=True)
@@ -118,15 +119,15 @@ def test_groups_follow_their_definition(groups: int, strength: float) -> None:
 def test_without_diversity_it_is_plain_beam_search(selection: SelectionMaker) -> None:
     model, src = TableModel(VOCAB, seed=3), pad(draw_sources(15))
     for beam in (1, 5):
-        plain = BeamSearch(beam=beam, num_best=beam)
-        found = BeamSearch(beam=beam, num_best=beam, selection=selection).search(model, src)
+        plain = beam_search(beam=beam, num_best=beam)
+        found = beam_search(beam=beam, num_best=beam, selection=selection).search(model, src)
         assert all(map(alike, found, plain.search(model, src)))
 
 
 def test_groups_without_strength_are_searches_of_their_own() -> None:
     model, src = TableModel(VOCAB, seed=3, end_bias=-9), pad(draw_sources(8))
-    narrow = BeamSearch(beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, src)
-    search = BeamSearch(
+    narrow = beam_search(beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, src)
+    search = beam_search(
         beam=6, num_best=6, max_len_a=0, max_len_b=7, selection=DiverseGroups(3, 0.0, EOS)
     )
     for own, expected in zip(search.search(model, src), narrow, strict=True):
@@ -137,7 +138,7 @@ def test_groups_begin_differently() -> None:
     """Groups of one hypothesis each: alike without strength, different with much of it."""
     model, src = TableModel(VOCAB, seed=5, end_bias=-9.0), pad(draw_sources(20))
     for strength, different in ((0.0, 1), (50.0, 3)):
-        search = BeamSearch(
+        search = beam_search(
             beam=3,
             num_best=3,
             max_len_a=0,
@@ -150,9 +151,9 @@ def test_groups_begin_differently() -> None:
 
 def test_hypotheses_do_differ() -> None:
     model, src = TableModel(VOCAB, seed=1), pad(draw_sources(12, seed=2))
-    plain = BeamSearch(beam=4, num_best=4).search(model, src)
+    plain = beam_search(beam=4, num_best=4).search(model, src)
     for selection in (DiverseSiblings(3.0), DiverseGroups(2, 4.0, EOS)):
-        found = BeamSearch(beam=4, num_best=4, selection=selection).search(model, src)
+        found = beam_search(beam=4, num_best=4, selection=selection).search(model, src)
         assert not all(map(alike, found, plain))
         assert distinct(found) > 24
 
@@ -162,7 +163,7 @@ def test_a_model_that_answers_nan_gives_empty_translations() -> None:
     model.table[::2] = float("nan")  # now and then
     sources = draw_sources(12)
     for selection in (DiverseSiblings(0.5), DiverseGroups(2, 0.5, EOS)):
-        search = BeamSearch(beam=2, selection=selection)
+        search = beam_search(beam=2, selection=selection)
         for (best,) in search.search(model, pad(sources)):
             assert (best.score == -float("inf")) == (not best.tokens)
         model.table[:] = float("nan")
@@ -170,8 +171,8 @@ def test_a_model_that_answers_nan_gives_empty_translations() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    search = BeamSearch(beam=5, selection=DiverseGroups(2, 0.5, EOS))
+    search = beam_search(beam=5, selection=DiverseGroups(2, 0.5, EOS))
     with pytest.raises(ValueError, match="2 groups"):
         search.search(TableModel(VOCAB), pad(draw_sources(2)))
     with pytest.raises(ValueError, match="sampling"):
-        BeamSearch(sampling=Sampling(), selection=DiverseSiblings(0.5))
+        beam_search(sampling=draws(), selection=DiverseSiblings(0.5))

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.model import MoeConfig
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, attention_maps, score_pairs
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenaltyForm
-from ds_seq.generation.sampling import Sampling
 from tests.unit.generation.small_model import make_model
+from tests.values import beam_search, draws
 
 PAD, EOS, UNK = 1, 2, 3
 CPU = torch.device("cpu")
@@ -51,7 +50,7 @@ def test_scores_are_those_of_the_search(
 ) -> None:
     """All hypotheses in one batch, with padding on both sides."""
     model = make_model(moe, 3)
-    beams = BeamSearch(
+    beams = beam_search(
         beam=4,
         num_best=4,
         max_len_a=0,
@@ -62,7 +61,7 @@ def test_scores_are_those_of_the_search(
         temperature=temperature,
     )
     # draws go where no search does, the unknown symbol included
-    for search in (beams, replace(beams, sampling=Sampling(), num_best=8)):
+    for search in (beams, replace(beams, sampling=draws(), num_best=8)):
         found = search.search(model, padded(SOURCES))
         pairs, expected = [], []
         for source, hypotheses in zip(SOURCES, found, strict=True):
@@ -76,7 +75,7 @@ def test_scores_are_those_of_the_search(
 
 @pytest.mark.parametrize("moe", MODELS, ids=["dense", "softmax", "sigmoid"])
 def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
-    model, search = make_model(moe, 3), BeamSearch()
+    model, search = make_model(moe, 3), beam_search()
     pairs = [Pair(source, [4 + i] * (3 * i)) for i, source in enumerate(SOURCES)]
     together = score_pairs(model, search, pairs, CPU)
     for pair, mate in zip(pairs, together, strict=True):
@@ -86,7 +85,7 @@ def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
 
 def test_many_rows_are_normalised_in_parts_alike() -> None:
     """More target tokens than are normalised at a time."""
-    model, search = make_model(None, 3), BeamSearch()
+    model, search = make_model(None, 3), beam_search()
     pair = Pair(SOURCES[0], [4 + i % 11 for i in range(40)])
     alone, *others = score_pairs(model, search, [pair] * 16, CPU)
     assert len(alone.token_scores) == 41
@@ -95,11 +94,11 @@ def test_many_rows_are_normalised_in_parts_alike() -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert score_pairs(make_model(None, 3), BeamSearch(), [], CPU) == []
+    assert score_pairs(make_model(None, 3), beam_search(), [], CPU) == []
 
 
 def test_maps_are_those_of_the_layer_without_padding() -> None:
-    model, search = make_model(None, 3), BeamSearch()
+    model, search = make_model(None, 3), beam_search()
     pairs = [Pair(source, [4 + i] * (2 + i)) for i, source in enumerate(SOURCES)]
     every = [attention_maps(model, search, pairs, CPU, layer) for layer in (0, 1, 2)]
     last = attention_maps(model, search, pairs, CPU)

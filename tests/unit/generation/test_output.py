@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat, plain_text
-from ds_seq.generation.translate import BatchLimits, gather_lines, plan_lines, search_plan
+from ds_seq.generation.translate import gather_lines, plan_lines, search_plan
 from tests.unit.generation.table_model import UNK, TableModel, WordVocab
+from tests.values import batch_limits, beam_search
 
 VOCAB = WordVocab(9)
 SOURCE = ["w4 w5", "", "w6 odd"]
@@ -94,8 +94,8 @@ def test_without_reference_there_is_no_line_of_it() -> None:
 def test_lines_keep_their_order_and_place(form: OutputFormat, rows: int) -> None:
     """Three hypotheses of two lines and one of the empty line between them."""
     lines = ["w4 w5 w6 w7", "", "w8"]
-    search = BeamSearch(beam=3, num_best=3)
-    limits = BatchLimits(max_sentences=1)
+    search = beam_search(beam=3, num_best=3)
+    limits = batch_limits(max_sentences=1)
     writer = LineWriter(form, VOCAB, lines, lines)
     plan = plan_lines(VOCAB, lines, limits)
     found = search_plan(TableModel(9), plan, search, torch.device("cpu"))

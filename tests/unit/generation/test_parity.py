@@ -19,11 +19,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ds_seq.config.model import ModelConfig
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.unit.generation.table_model import TableModel, slow_beam_search
+from tests.values import beam_search
 
 RECORDED = Path(__file__).resolve().parents[2] / "data" / "fairseq_search.safetensors"
 EOS = 2
@@ -72,7 +72,7 @@ def theirs(beam: int, length_penalty: float) -> list[Found]:
 
 
 def ours(beam: int, length_penalty: float, num_best: int) -> list[list[Hypothesis]]:
-    search = BeamSearch(
+    search = beam_search(
         beam=beam,
         length_penalty=length_penalty,
         max_len_b=recorded().max_len_b,
@@ -129,7 +129,7 @@ def test_all_candidates_may_continue_one_hypothesis() -> None:
         model.table *= 0.2
         first_row = (7 * EOS + int(model.encode(torch.tensor([source]))) + 1) % len(model.table)
         model.table[first_row, 5] += 20
-        search = BeamSearch(beam=beam, num_best=beam, max_len_a=0, max_len_b=limit)
+        search = beam_search(beam=beam, num_best=beam, max_len_a=0, max_len_b=limit)
         (found,) = search.search(model, torch.tensor([source]))
         expected = slow_beam_search(model, source, beam, limit, length_penalty=1.0)
         assert [h.tokens for h in found] == [tokens for _, tokens in expected]

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from tests.unit.generation.table_model import EOS, PAD, UNK, TableModel, all_hypotheses
+from tests.values import beam_search
 
 SOURCE = [4, 3, EOS]
 LIMIT = 3
@@ -17,7 +17,7 @@ LIMIT = 3
 
 def search(model: TableModel, **settings: float | str) -> list[tuple[float, list[int]]]:
     """All hypotheses of a beam as wide as the space."""
-    wide = BeamSearch(
+    wide = beam_search(
         beam=60,
         num_best=60,
         max_len_a=0,
@@ -69,7 +69,7 @@ def test_searches_that_stop_early_still_find_the_best(exponent: float) -> None:
         for num_best in (1, 4):
             model = TableModel(9, seed)
             model.table *= 2
-            some = BeamSearch(4, exponent, "gnmt", max_len_a=0, max_len_b=8, num_best=num_best)
+            some = beam_search(4, exponent, "gnmt", max_len_a=0, max_len_b=8, num_best=num_best)
             best.append(some.search(model, torch.tensor([SOURCE]))[0][0])
         wrong += best[0].tokens != best[1].tokens
     assert wrong == 0
@@ -103,7 +103,7 @@ def test_a_low_temperature_does_not_overflow_half_precision() -> None:
     model.table = (100 * model.table).half()
     exact.table = 1000 * model.table.float()
     assert math.isinf((model.table / 1e-3).max())
-    exact_search, cold_search = BeamSearch(beam=2), BeamSearch(beam=2, temperature=1e-3)
+    exact_search, cold_search = beam_search(beam=2), beam_search(beam=2, temperature=1e-3)
     src = torch.tensor([SOURCE, [5, EOS, PAD]])
     for (a,), (b,) in zip(
         exact_search.search(exact, src), cold_search.search(model, src), strict=True
@@ -116,4 +116,4 @@ def test_a_low_temperature_does_not_overflow_half_precision() -> None:
 )
 def test_impossible_values_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        BeamSearch(**wrong)  # type: ignore[arg-type]
+        beam_search(**wrong)  # type: ignore[arg-type]

@@ -7,9 +7,7 @@ import random
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.trie import AllowedOutputs
 from tests.unit.generation.search_checks import (
     VOCAB,
@@ -20,6 +18,7 @@ from tests.unit.generation.search_checks import (
     pad,
 )
 from tests.unit.generation.table_model import EOS, TableModel, normalised
+from tests.values import beam_search, draws
 
 
 def draw_outputs(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -35,7 +34,7 @@ def draw_outputs(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
     model, sources, outputs = TableModel(VOCAB), draw_sources(5), draw_outputs(30, 6)
-    search = BeamSearch(
+    search = beam_search(
         beam=len(outputs),
         num_best=len(outputs),
         length_penalty=length_penalty,
@@ -54,7 +53,7 @@ def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
 
 def test_narrow_beam_stays_in_the_list() -> None:
     model, sources, outputs = TableModel(VOCAB, seed=1), draw_sources(12), draw_outputs(200, 8)
-    search = BeamSearch(beam=3, num_best=2, guides=(AllowedOutputs(outputs, VOCAB, EOS),))
+    search = beam_search(beam=3, num_best=2, guides=(AllowedOutputs(outputs, VOCAB, EOS),))
     found = search.search(model, pad(sources))
     assert all(h.tokens in outputs for hypotheses in found for h in hypotheses)
     check_scores(model, sources, found, 1.0)
@@ -65,7 +64,7 @@ def test_narrow_beam_stays_in_the_list() -> None:
 def test_samples_stay_in_the_list() -> None:
     model, sources, outputs = TableModel(VOCAB, seed=1), draw_sources(6), draw_outputs(60, 6)
     guides = (AllowedOutputs(outputs, VOCAB, EOS),)
-    search = BeamSearch(num_best=8, sampling=Sampling(), guides=guides)
+    search = beam_search(num_best=8, sampling=draws(), guides=guides)
     found = search.search(model, pad(sources))
     assert all(h.tokens in outputs for hypotheses in found for h in hypotheses)
     check_scores(model, sources, found, 1.0)
@@ -75,7 +74,7 @@ def test_samples_stay_in_the_list() -> None:
 def test_a_prefix_chooses_from_the_list() -> None:
     model, source = TableModel(VOCAB), [5, EOS]
     outputs = [[4, 5], [4, 6, 7], [4, 6], [5, 5]]
-    search = BeamSearch(
+    search = beam_search(
         beam=4, num_best=4, guides=(Prefixes([[4, 6]]), AllowedOutputs(outputs, VOCAB, EOS))
     )
     (found,) = search.search(model, torch.tensor([source]))
@@ -84,7 +83,7 @@ def test_a_prefix_chooses_from_the_list() -> None:
 
 def test_where_nothing_is_left_the_score_says_so() -> None:
     guides = (Prefixes([[7]]), AllowedOutputs([[4, 5], [5]], VOCAB, EOS))
-    for search in (BeamSearch(guides=guides), BeamSearch(sampling=Sampling(), guides=guides)):
+    for search in (beam_search(guides=guides), beam_search(sampling=draws(), guides=guides)):
         ((best,),) = search.search(TableModel(VOCAB), torch.tensor([[5, EOS]]))
         assert best.score == float("-inf")
 

@@ -14,19 +14,19 @@ from ds_seq.config.generate import GenerationConfig
 from ds_seq.data.shards import ShardWriter
 from ds_seq.data.vocab import Vocab, train_vocab
 from ds_seq.errors import UserError
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import Plain, SelectionMaker
 from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.scoring import Scorer
-from ds_seq.generation.translate import ALONE, BatchLimits, translate
+from ds_seq.generation.translate import ALONE, translate
 from ds_seq.tasks import build_limits, build_search, build_task
 from ds_seq.tasks.translation import RawSplit, TranslationTask, format_samples, read_raw
 from tests.unit.generation.table_model import EOS, PAD, TableModel, WordVocab
+from tests.values import SHARD_SIZE, batch_limits, beam_search, draws
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH, LIMITS = BeamSearch(beam=2), BatchLimits()
+SEARCH, LIMITS = beam_search(beam=2), batch_limits()
 
 
 def write(path: Path, lines: list[str]) -> str:
@@ -42,11 +42,11 @@ def raw(tmp_path: Path) -> RawSplit:
 
 def make_task(folder: Path, raw: RawSplit | None = None) -> TranslationTask:
     files = {"train": [], "valid": [] if raw is None else [raw]}
-    return TranslationTask(folder, WordVocab(VOCAB), files, "en", 4, 5)  # type: ignore[arg-type]
+    return TranslationTask(folder, WordVocab(VOCAB), files, "en", 4, 5, False)  # type: ignore[arg-type]
 
 
 def write_shards(folder: Path, vocab_hash: str = WordVocab.hash) -> None:
-    options = {"vocab_size": VOCAB, "languages": ("de", "en")}
+    options = {"vocab_size": VOCAB, "languages": ("de", "en"), "shard_size": SHARD_SIZE}
     with ShardWriter(folder, "train", vocab_hash=vocab_hash, **options) as writer:  # type: ignore[arg-type]
         writer.add([4, 5, EOS], [6, EOS])
         writer.add([4, 5, 6, 7, EOS], [6, EOS])  # longer than make_task allows
@@ -171,7 +171,7 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
     generation = GenerationConfig(**given)  # type: ignore[arg-type]
     assert given | alone == generation.model_dump(), "a new field: give it a value above"
     found = vars(build_search(generation, vocab, 50)) | vars(build_limits(generation, 50))
-    assert found.pop("sampling") == Sampling(top_k=6, seed=8)
+    assert found.pop("sampling") == draws(top_k=6, seed=8)
     apart = {"sampling", "sampling_top_k", "seed", "ensemble"}  # the last is of the models
     assert {name: found[name] for name in given if name not in apart} == {
         name: value for name, value in given.items() if name not in apart
@@ -200,8 +200,8 @@ def test_diversity_from_a_config(
     ("given", "expected"),
     [
         ({}, None),
-        ({"sampling": True, "sampling_top_p": 0.7}, Sampling(top_p=0.7)),
-        ({"sampling": True, "sampling_epsilon": 0.1}, Sampling(epsilon=0.1)),
+        ({"sampling": True, "sampling_top_p": 0.7}, draws(top_p=0.7)),
+        ({"sampling": True, "sampling_epsilon": 0.1}, draws(epsilon=0.1)),
     ],
 )
 def test_sampling_from_a_config(

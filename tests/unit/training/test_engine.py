@@ -72,6 +72,8 @@ def test_only_a_model_that_shall_show_its_layers_is_asked(
         [{"params": [nn.Parameter(torch.zeros(1))]}],
         lambda update: 0.1,
         {"gradient_accumulation_steps": 1},
+        expert_parallel=1,
+        sparse_clip=False,
         detail=detail,
     )
     engine(Batch(torch.arange(1), tokens, tokens, tokens, 2, 1))
