@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from common import Goal, Section, Spread, table
+from plain import beam_search
 from profiled import peak_activation_bytes
 from turns import take_turns
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models.packing import pack_weights
-from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 LENGTHS = (32, 64, 128, 256, 512)
 BEAM, SENTENCES, SOURCE = 5, 16, 24
@@ -92,8 +91,7 @@ def length_section(settings: Growing) -> Section:
 
 
 def _search(model: Any, src: torch.Tensor, length: int) -> Callable[[], None]:
-    search = BeamSearch(
-        SentencePieceTokenizer.symbols,
+    search = beam_search(
         beam=BEAM,
         max_len_a=0,
         max_len_b=length,

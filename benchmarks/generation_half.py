@@ -15,12 +15,12 @@ import numpy as np
 import sacrebleu
 import torch
 from common import Goal, Section, Spread, table
+from plain import batch_limits, beam_search
 from turns import take_turns
 
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+from ds_seq.generation.translate import cut_batches, search_batches
 from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
 
 BEAM = 5
@@ -101,10 +101,10 @@ def _translation(
     found: dict[str, list[str]],
 ) -> Callable[[], None]:
     """Translates all; what was found stands in ``found[name]`` afterwards."""
-    search = BeamSearch(
+    search = beam_search(
         run.tokenizers.symbols, beam=BEAM, max_positions=run.config.model.max_positions
     )
-    batches = cut_batches(np.array([len(ids) for ids in sources]), BatchLimits(16384, 512))
+    batches = cut_batches(np.array([len(ids) for ids in sources]), batch_limits(16384, 512))
     model: Any = run.model
 
     def translate() -> None:

@@ -45,20 +45,18 @@ class Ours:
 
     def __init__(self, job: dict[str, Any]) -> None:
         import torch
+        from plain import beam_search
 
         from ds_seq.distributed import keep_freed_memory
-        from ds_seq.generation.beam_search import BeamSearch
         from ds_seq.interop.run_folder import load_run
         from ds_seq.models.packing import pack_weights
-        from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
         keep_freed_memory()  # as every command of ds-seq does
         torch.set_num_threads(job["threads"])
         self._model: Any = load_run(job["run"]).model
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
         pack_weights(self._model, int8=job["int8"])
-        self._search = BeamSearch(
-            SentencePieceTokenizer.symbols,
+        self._search = beam_search(
             beam=job["beam"],
             max_len_a=0,
             max_len_b=job["most"],
@@ -73,11 +71,12 @@ class Ours:
         """See `System`; a choice is batches at a time and the sentences of a batch."""
         import numpy as np
         import torch
+        from plain import batch_limits
 
-        from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
+        from ds_seq.generation.translate import cut_batches, search_batches
 
         workers, size = choice
-        limits = BatchLimits(max_tokens=TOKENS, max_sentences=size)
+        limits = batch_limits(max_tokens=TOKENS, max_sentences=size)
         batches = cut_batches(np.array([len(ids) + 1 for ids in sources]), limits)
         answer: list[Found] = [([], 0.0)] * len(sources)
         for batch, found in search_batches(

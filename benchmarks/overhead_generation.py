@@ -15,6 +15,7 @@ import torch
 from common import Goal, Section, Spread, table
 from experiments import Recipe, write_experiment
 from overhead_training import DENSE, EXPERTS, MOE
+from plain import beam_search
 from torch import Tensor
 from turns import take_turns
 
@@ -104,7 +105,7 @@ def generation_section(settings: Translating) -> Section:
     vocab = SentencePieceTokenizer.load(data / "vocab.model")
     batches = _batches(settings, data, vocab)
     models = _models(settings, vocab)
-    search = BeamSearch(
+    search = beam_search(
         vocab.symbols,
         beam=BEAM,
         max_len_a=1.0,

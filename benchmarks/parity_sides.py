@@ -19,14 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
+from plain import batch_limits, beam_search
 from safetensors.torch import save_file
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.data.batch import seq2seq_batch
 from ds_seq.data.shards import TokenBlock
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
-from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.generation.translate import cut_batches, search_batches
 from ds_seq.text.tokenizer import Symbols
 
 EOS = 2
@@ -88,8 +87,7 @@ class Ours:
 
     def search(self, sources: Sequence[list[int]], setting: Setting) -> Answer:
         """Returns what is found for sources that end with the end symbol."""
-        search = BeamSearch(
-            SentencePieceTokenizer.symbols,
+        search = beam_search(
             beam=setting.beam,
             length_penalty=setting.length_penalty,
             max_len_a=MAX_LEN_A,
@@ -98,7 +96,7 @@ class Ours:
             max_positions=self._subject.config.max_positions,
         )
         lengths = np.array([len(source) for source in sources])
-        batches = cut_batches(lengths, BatchLimits(max_sentences=BATCH))
+        batches = cut_batches(lengths, batch_limits(max_sentences=BATCH))
         device = torch.device("cpu")
         answer: Answer = [[] for _ in sources]
         for batch, found in search_batches(

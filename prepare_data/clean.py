@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ds_seq.config.data import CleanConfig
 from ds_seq.data.clean import CleanOptions, clean
 from ds_seq.data.progress import Progress
 from ds_seq.errors import run_command
@@ -17,7 +18,7 @@ from ds_seq.text.normalize import Normalizer
 
 def main(argv: Sequence[str]) -> int:
     """Cleans one pair of files."""
-    default = CleanOptions()
+    default = CleanConfig()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

@@ -13,7 +13,7 @@ from ds_seq.data.clean import check_no_empty_line
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
-from ds_seq.data.shards import DEFAULT_SHARD_SIZE, ShardWriter, TokenBlock, manifest_path
+from ds_seq.data.shards import ShardWriter, TokenBlock, manifest_path
 from ds_seq.errors import UserError
 from ds_seq.text.lines import LineBlock, PairPath, decode_lines, fingerprint, read_blocks
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
@@ -37,7 +37,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
     split: str,
     *,
     languages: tuple[str, str],
-    shard_size: int = DEFAULT_SHARD_SIZE,
+    shard_size: int,
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:

@@ -42,12 +42,12 @@ class CleanOptions:
         drop_duplicates: keep only the first of equal pairs.
     """
 
-    normalizer: Normalizer = Normalizer()
-    min_words: int = 1
-    max_words: int = 250
-    max_ratio: float = 3.0
-    drop_identical: bool = True
-    drop_duplicates: bool = True
+    normalizer: Normalizer
+    min_words: int
+    max_words: int
+    max_ratio: float
+    drop_identical: bool
+    drop_duplicates: bool
 
 
 @dataclass

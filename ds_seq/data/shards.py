@@ -29,7 +29,6 @@ from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 
 SIDES = ("src", "tgt")
-DEFAULT_SHARD_SIZE = 1_000_000
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
@@ -114,7 +113,7 @@ class ShardWriter:
         vocab_hash: str,
         vocab_size: int,
         languages: tuple[str, str],
-        shard_size: int = DEFAULT_SHARD_SIZE,
+        shard_size: int,
         inputs: Sequence[str] = (),
     ) -> None:
         self._folder = Path(folder)

@@ -100,15 +100,15 @@ class BeamSearch:
     """
 
     symbols: Symbols
-    beam: int = 5
-    length_penalty: float = 1.0
-    length_penalty_form: LengthPenaltyForm = "fairseq"
-    unk_penalty: float = 0.0
-    temperature: float = 1.0
-    max_len_a: float = 1.2
-    max_len_b: int = 10
-    min_len: int = 1
-    no_repeat_ngram: int = 0
+    beam: int
+    length_penalty: float
+    length_penalty_form: LengthPenaltyForm
+    unk_penalty: float
+    temperature: float
+    max_len_a: float
+    max_len_b: int
+    min_len: int
+    no_repeat_ngram: int
     num_best: int = 1
     sampling: Sampling | None = None
     selection: SelectionMaker = field(default_factory=Plain)

@@ -48,10 +48,10 @@ class Sampling:
         seed: of the random numbers.
     """
 
-    top_k: int = 0
-    top_p: float = 1.0
-    epsilon: float = 0.0
-    seed: int = 1
+    top_k: int
+    top_p: float
+    epsilon: float
+    seed: int
 
     def __post_init__(self) -> None:
         if self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.epsilon < 1:

@@ -44,9 +44,9 @@ class BatchLimits:
         max_source_length: tokens of a source, end symbol included; longer ones are cut.
     """
 
-    max_tokens: int = 8192
-    max_sentences: int = 256
-    max_source_length: int = 1024
+    max_tokens: int
+    max_sentences: int
+    max_source_length: int
 
 
 @dataclass(frozen=True)

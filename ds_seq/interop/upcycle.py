@@ -71,7 +71,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
 
 
 @torch.no_grad()
-def transfer(model: nn.Module, source: TensorSource, noise: float = 0.0) -> int:
+def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
     """Copy ``source`` into ``model``; where it is dense and the model has experts, upcycle.
 
     Args:

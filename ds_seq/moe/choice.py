@@ -57,9 +57,9 @@ class SoftmaxChoice:
     def __init__(
         self,
         top_k: int,
-        noise: str = "none",
-        second_expert: str = "always",
-        second_by_share: bool = False,
+        noise: str,
+        second_expert: str,
+        second_by_share: bool,
     ) -> None:
         if noise not in NOISES:
             raise ValueError(f"noise={noise!r}: one of {', '.join(NOISES)}")

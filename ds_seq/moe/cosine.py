@@ -45,8 +45,8 @@ class CosineGate(Router):
         d_model: int,
         num_experts: int,
         choice: SoftmaxChoice,
-        router_dim: int | None = None,
-        load_balance: str = "rank",
+        router_dim: int | None,
+        load_balance: str,
     ) -> None:
         super().__init__(num_experts, choice.top_k, load_balance)
         self.choice = choice

@@ -35,10 +35,8 @@ class ExpertChoiceGate(Router):
 
     expert_tensors = ("weight",)
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, capacity_factor: float = 1.0
-    ) -> None:
-        super().__init__(num_experts, top_k)
+    def __init__(self, d_model: int, num_experts: int, top_k: int, capacity_factor: float) -> None:
+        super().__init__(num_experts, top_k, "rank")  # it has no loss that this would matter to
         self.capacity_factor = capacity_factor
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
         self.draw_parameters()

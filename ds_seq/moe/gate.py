@@ -71,7 +71,7 @@ class Router(nn.Module, ABC):
     expert_tensors: ClassVar[tuple[str, ...]]
     """Names of its parameters and buffers with a row for each expert; pruning drops rows."""
 
-    def __init__(self, num_experts: int, top_k: int, load_balance: str = "rank") -> None:
+    def __init__(self, num_experts: int, top_k: int, load_balance: str) -> None:
         super().__init__()
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"top_k={top_k} must lie between 1 and num_experts={num_experts}")
@@ -142,7 +142,7 @@ class TopKGate(Router):
         d_model: int,
         num_experts: int,
         choice: SoftmaxChoice,
-        load_balance: str = "rank",
+        load_balance: str,
     ) -> None:
         super().__init__(num_experts, choice.top_k, load_balance)
         self.choice = choice

@@ -31,11 +31,9 @@ class LanguageGate(Router):
 
     expert_tensors = ("weight",)
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, load_balance: str = "rank"
-    ) -> None:
+    def __init__(self, d_model: int, num_experts: int, top_k: int, load_balance: str) -> None:
         super().__init__(num_experts, top_k, load_balance)
-        self.choice = SoftmaxChoice(top_k)
+        self.choice = SoftmaxChoice(top_k, "none", "always", second_by_share=False)
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
         self.draw_parameters()
 

@@ -52,13 +52,13 @@ class MoeFeedForward(TokenwiseBody):
         router: Router,
         experts: Experts,
         *,
-        capacity_factor: float | None = None,
-        eval_capacity_factor: float | None = None,
-        min_capacity: int = 4,
-        drop: str = "position",
-        normalize_weights: str = "none",
+        capacity_factor: float | None,
+        eval_capacity_factor: float | None,
+        min_capacity: int,
+        drop: str,
+        normalize_weights: str,
         branch: nn.Module | None = None,
-        output_masking: float = 0.0,
+        output_masking: float,
     ) -> None:
         super().__init__()
         if drop not in DROPS:

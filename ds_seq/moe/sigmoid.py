@@ -48,9 +48,9 @@ class SigmoidGate(Router):
         d_model: int,
         num_experts: int,
         top_k: int,
-        bias_rate: float = 0.001,
-        noise: str = "none",
-        load_balance: str = "rank",
+        bias_rate: float,
+        noise: str,
+        load_balance: str,
     ) -> None:
         super().__init__(num_experts, top_k, load_balance)
         if noise not in NOISES:

@@ -78,8 +78,8 @@ class TranslationTask:
         tokenizers: Tokenizers,
         raw: Mapping[str, Sequence[RawSplit]],
         target_lang: str,
-        max_source_length: int | None = None,
-        max_target_length: int | None = None,
+        max_source_length: int | None,
+        max_target_length: int | None,
         source: SourceChoice = SHARDS,
     ) -> None:
         self.tokenizers = tokenizers

@@ -86,8 +86,8 @@ class Engine:
         schedule: Callable[[int], float],
         config: dict[str, Any],
         *,
-        expert_parallel: int = 1,
-        sparse_clip: bool = False,
+        expert_parallel: int,
+        sparse_clip: bool,
         capture: Capture = "none",
     ) -> None:
         if zero_stage(config) < 3:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.model import MoeConfig
-from ds_seq.generation.translate import BatchLimits, translate
+from ds_seq.generation.translate import translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.sigmoid import SigmoidGate
@@ -23,6 +23,7 @@ from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_generation import CPU, SEARCH, share
 from tests.unit.generation.table_model import words
+from tests.values import batch_limits
 
 SEEDS = (1, 2, 3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -121,7 +122,7 @@ LINES = [" ".join(f"w{4 + (i * n * n) % 15}" for n in range(1 + i * i % 23)) for
 def _translations(variant: str, seed: int) -> tuple[list[str], list[str], list[str] | None]:
     whole, spread = (_model(variant, seed, ranks, distributed.rank() % ranks) for ranks in (1, 2))
     connect_expert_parallel(spread, 2)
-    vocab, few, many = words(spine.VOCAB), BatchLimits(max_tokens=30), BatchLimits()
+    vocab, few, many = words(spine.VOCAB), batch_limits(max_tokens=30), batch_limits()
     alone, together = [], translate(whole, vocab, LINES, SEARCH, many, CPU)
     for line in LINES:
         single = translate(whole, vocab, [line], SEARCH, many, CPU)

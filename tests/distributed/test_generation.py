@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.sampling import Sampling
-from ds_seq.generation.translate import ALONE, BatchLimits, Share, Translations, translate
+from ds_seq.generation.translate import ALONE, Share, Translations, translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.unit.generation.table_model import SYMBOLS, TableCache, TableModel, words
+from tests.values import batch_limits, beam_search, draws
 
-SEARCH = BeamSearch(SYMBOLS, beam=2, max_len_a=2, max_len_b=3)
-DRAW = BeamSearch(SYMBOLS, max_len_a=2, max_len_b=3, sampling=Sampling(top_k=5))
-LIMITS = BatchLimits(max_tokens=30)  # a few batches, not the same number on both ranks
+SEARCH = beam_search(SYMBOLS, beam=2, max_len_a=2, max_len_b=3)
+DRAW = beam_search(SYMBOLS, max_len_a=2, max_len_b=3, sampling=draws(top_k=5))
+LIMITS = batch_limits(max_tokens=30)  # a few batches, not the same number on both ranks
 CPU = torch.device("cpu")
 COUNTS = (0, 1, 2, 3, 9)  # with 4 ranks most have nothing of the first ones
 

@@ -19,24 +19,24 @@ from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.forced import Pair, score_pairs
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.trie import AllowedOutputs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.unit.generation.table_model import SYMBOLS
+from tests.values import beam_search, draws
 
 pytestmark = pytest.mark.gpu
 
 DEVICE = "cuda"
 VOCAB, END, LENGTH = 101, 2, 40
-PLAIN = BeamSearch(SYMBOLS, beam=4, num_best=4, max_len_a=0, max_len_b=LENGTH)
+PLAIN = beam_search(SYMBOLS, beam=4, num_best=4, max_len_a=0, max_len_b=LENGTH)
 SOURCES = [[5, 6, 7, 8, END], [9, 10, END], [11, 12, 13, END]]
 KINDS = {
     "plain": PLAIN,
     "long": replace(PLAIN, min_len=LENGTH),  # the cache drops dead keys on the way
     "ngrams": replace(PLAIN, no_repeat_ngram=2),
-    "sampling": replace(PLAIN, sampling=Sampling(top_p=0.9)),
+    "sampling": replace(PLAIN, sampling=draws(top_p=0.9)),
     "prefix": replace(PLAIN, guides=(Prefixes([[20, 21], [], [22]]),)),
     "list": replace(PLAIN, guides=(AllowedOutputs([[30, 31], [30, 32], [33]], VOCAB, END),)),
     "phrases": replace(PLAIN, selection=Constraints([[[40, 41]], [], [[42]]], "any", END)),

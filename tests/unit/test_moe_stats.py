@@ -22,6 +22,7 @@ from tests.batches import inputs_of
 from tests.data.toy import toy_pairs
 from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
+from tests.values import SHARD_SIZE
 
 TAGS = ["<2de>", "<2xx>", "<2yy>"]
 LIMITS = {"max_source_length": 90, "max_target_length": 90}
@@ -35,7 +36,14 @@ def make_shards(folder: Path, vocab: SentencePieceTokenizer, sources: list[str])
     for name, lines in (("src", sources), ("tgt", text)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     sides = folder / "src", folder / "tgt"
-    binarize(Tokenizers.shared(vocab), *sides, folder, "valid", languages=("en", "de"))
+    binarize(
+        Tokenizers.shared(vocab),
+        *sides,
+        folder,
+        "valid",
+        languages=("en", "de"),
+        shard_size=SHARD_SIZE,
+    )
     return folder
 
 

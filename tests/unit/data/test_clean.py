@@ -10,7 +10,6 @@ import pytest
 
 from ds_seq.data import clean as clean_module
 from ds_seq.data.clean import (
-    CleanOptions,
     CleanReport,
     clean,
     count_words,
@@ -20,6 +19,7 @@ from ds_seq.data.clean import (
 from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
 from ds_seq.text.normalize import Normalizer
+from tests.values import clean_options
 
 
 def _text(folder: Path, name: str, source: bytes, target: bytes) -> PairPath:
@@ -55,7 +55,7 @@ def test_nfkc_folds_compatible_forms() -> None:
 def test_words_of_scripts_without_spaces() -> None:
     assert count_words("drei kurze Wörter") == 3
     assert count_words("我爱你 ") == 4  # three signs and the run of them
-    assert reason_to_drop("I love you very much", "我非常爱你", CleanOptions()) is None
+    assert reason_to_drop("I love you very much", "我非常爱你", clean_options()) is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_words_of_scripts_without_spaces() -> None:
     ],
 )
 def test_reasons(source: str, target: str, reason: str | None) -> None:
-    options = CleanOptions(min_words=2, max_words=5, max_ratio=2.0)
+    options = clean_options(min_words=2, max_words=5, max_ratio=2.0)
     assert reason_to_drop(source, target, options) == reason
 
 
@@ -81,7 +81,7 @@ def test_clean_counts_every_pair_once(tmp_path: Path) -> None:
     report = clean(
         [_text(tmp_path, "raw", source, target)],
         output := PairPath(tmp_path / "out" / "s", tmp_path / "out" / "t"),
-        CleanOptions(),
+        clean_options(),
     )
     assert _lines(output) == [("a b", "c d"), ("a b", "e f")]
     expected = {"invalid_utf8": 2, "empty": 1, "identical": 1, "duplicate": 1}
@@ -92,7 +92,7 @@ def test_clean_counts_every_pair_once(tmp_path: Path) -> None:
 def test_filters_can_be_switched_off(tmp_path: Path) -> None:
     raw = _text(tmp_path, "raw", b"a\na\nb\n", b"a\na\nc\n")
     output = PairPath(tmp_path / "s", tmp_path / "t")
-    options = CleanOptions(drop_identical=False, drop_duplicates=False)
+    options = clean_options(drop_identical=False, drop_duplicates=False)
     assert clean([raw], output, options).kept == 3
 
 
@@ -107,7 +107,7 @@ def test_first_of_equal_pairs_stays_wherever_blocks_end(
         for name, part in (("first", numbers[:90]), ("second", numbers[90:]))
     ]
     output = PairPath(tmp_path / "s", tmp_path / "t")
-    report = clean(text, output, CleanOptions())
+    report = clean(text, output, clean_options())
     assert _lines(output) == [(f"s{n}", f"t{n}") for n in dict.fromkeys(numbers)]
     assert report.dropped["duplicate"] == 200 - len(set(numbers))
 
@@ -120,7 +120,7 @@ def test_workers_do_not_change_the_output(
     for workers in (1, 3):
         output = PairPath(tmp_path / f"{workers}.s", tmp_path / f"{workers}.t")
         raw = PairPath(corpus / "train.en", corpus / "train.de")
-        reports.append(clean([raw], output, CleanOptions(max_words=8), workers))
+        reports.append(clean([raw], output, clean_options(max_words=8), workers))
     assert reports[0] == reports[1]
     assert 0 < reports[0].kept < reports[0].total
     for side in "st":
@@ -132,7 +132,7 @@ def test_compressed_text(tmp_path: Path) -> None:
     raw.source.write_bytes(gzip.compress(b"one\n"))
     raw.target.write_bytes(b"eins\n")
     output = PairPath(tmp_path / "out.s", tmp_path / "out.t")
-    clean([raw], output, CleanOptions())
+    clean([raw], output, clean_options())
     assert _lines(output) == [("one", "eins")]
 
 
@@ -152,7 +152,7 @@ def test_failure_leaves_the_older_output_alone(
     output = _text(tmp_path, "out", b"older\n", b"text\n")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=message):
-        clean([raw], output, CleanOptions(), workers)
+        clean([raw], output, clean_options(), workers)
     assert _lines(output) == [("older", "text")]
     assert sorted(tmp_path.iterdir()) == before, "and no temporary file"
 
@@ -160,7 +160,7 @@ def test_failure_leaves_the_older_output_alone(
 def test_missing_file_is_named(tmp_path: Path) -> None:
     path = PairPath(tmp_path / "none", tmp_path / "none")
     with pytest.raises(UserError, match="none: no such file"):
-        clean([path], PairPath(tmp_path / "s", tmp_path / "t"), CleanOptions())
+        clean([path], PairPath(tmp_path / "s", tmp_path / "t"), clean_options())
 
 
 def test_held_out_text_keeps_every_line(tmp_path: Path) -> None:

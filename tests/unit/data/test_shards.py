@@ -15,6 +15,7 @@ from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
+from tests.values import SHARD_SIZE
 
 
 def _write(folder: Path, pairs: list[tuple[list[int], list[int]]], size: int = 100) -> None:
@@ -191,6 +192,7 @@ def test_bad_text_leaves_older_shards_alone(
             folder,
             "train",
             languages=("en", "de"),
+            shard_size=SHARD_SIZE,
         )
     assert _snapshot(folder) == before
 
@@ -218,5 +220,6 @@ def test_lines_end_at_newlines_only(vocab: SentencePieceTokenizer, tmp_path: Pat
         tmp_path / "out",
         "x",
         languages=("a", "b"),
+        shard_size=SHARD_SIZE,
     )
     assert report.manifest.pairs == 2

@@ -30,6 +30,7 @@ from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
+from tests.values import SHARD_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sides = folder / "text" / "train.en", folder / "text" / "train.de"
     vocab = train_vocab(sides, folder / "vocab.model", 130)
     (folder / "data").mkdir()
-    binarize(Tokenizers.shared(vocab), *sides, folder / "data", "train", languages=("en", "de"))
+    binarize(
+        Tokenizers.shared(vocab),
+        *sides,
+        folder / "data",
+        "train",
+        languages=("en", "de"),
+        shard_size=SHARD_SIZE,
+    )
     lengths = {"max_source_length": 90, "max_target_length": 90}
     moe = {"num_experts": [2, 3, 4, 4, 3, 2], "top_k": 2}
     for name, section in (("dense", None), ("moe", moe)):

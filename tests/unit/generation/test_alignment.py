@@ -20,6 +20,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
+from tests.values import batch_limits
 
 CPU = torch.device("cpu")
 HOUSES = "wir sehen das alte Haus und den Hund im Wald und das neue Haus"
@@ -44,7 +45,7 @@ def aligner(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)
-    return Aligner([model], Tokenizers.shared(vocab), limits or BatchLimits(), CPU, layer)
+    return Aligner([model], Tokenizers.shared(vocab), limits or batch_limits(), CPU, layer)
 
 
 def found(vocab: SentencePieceTokenizer) -> list[Found]:
@@ -87,7 +88,7 @@ def test_a_token_looks_at_the_heaviest_piece_that_is_neither_tag_nor_end(
 def test_nothing_else_changes_and_batches_do_not_matter(vocab: SentencePieceTokenizer) -> None:
     batch = found(vocab)
     whole = aligner(vocab)(batch)
-    alone = aligner(vocab, limits=BatchLimits(max_sentences=1))
+    alone = aligner(vocab, limits=batch_limits(max_sentences=1))
     parts = [one for single in batch for one in alone([single])]
     assert whole == parts
     for before, after in zip(batch, whole, strict=True):

@@ -8,7 +8,6 @@ import random
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.constraints import ConstraintOrder, Constraints
 from ds_seq.generation.prefix import Prefixes
 from tests.unit.generation.search_checks import (
@@ -21,6 +20,7 @@ from tests.unit.generation.search_checks import (
     pad,
 )
 from tests.unit.generation.table_model import EOS, SYMBOLS, TableModel, all_hypotheses
+from tests.values import beam_search
 
 ORDERS: list[ConstraintOrder] = ["any", "given"]
 Phrases = list[list[int]]
@@ -69,7 +69,7 @@ def draw_phrases(count: int, seed: int = 0) -> list[Phrases]:
 def test_wide_beam_finds_all_that_contain_them(order: ConstraintOrder, phrases: Phrases) -> None:
     model, sources = TableModel(6), [[4, 3, EOS], [5, 4, 4, EOS]]
     for limit in (4, 5):
-        search = BeamSearch(
+        search = beam_search(
             SYMBOLS,
             beam=370,
             num_best=370,
@@ -90,7 +90,7 @@ def test_wide_beam_finds_all_that_contain_them(order: ConstraintOrder, phrases: 
 def test_narrow_beams_contain_them_too(order: ConstraintOrder, beam: int, end_bias: float) -> None:
     model, sources = TableModel(VOCAB, seed=1, end_bias=end_bias), draw_sources(40)
     phrases = draw_phrases(40)
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=beam,
         num_best=beam,
@@ -99,7 +99,7 @@ def test_narrow_beams_contain_them_too(order: ConstraintOrder, beam: int, end_bi
         selection=Constraints(phrases, order, EOS),
     )
     found = search.search(model, *pad(sources))
-    plain = BeamSearch(SYMBOLS, beam=beam, num_best=beam, max_len_a=0.5, max_len_b=5)
+    plain = beam_search(SYMBOLS, beam=beam, num_best=beam, max_len_a=0.5, max_len_b=5)
     without = plain.search(model, *pad(sources))
     for own, ours, free in zip(phrases, found, without, strict=True):
         assert all(contains(h.tokens, own, order) for h in ours)
@@ -113,7 +113,7 @@ def test_narrow_beams_contain_them_too(order: ConstraintOrder, beam: int, end_bi
 @pytest.mark.parametrize("order", ORDERS)
 def test_limits_give_way_to_the_phrases(order: ConstraintOrder) -> None:
     phrases = [[4, 5, 4], [6, 7], [8]]
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS, beam=2, max_len_a=0, max_len_b=2, selection=Constraints([phrases], order, EOS)
     )
     ((best,),) = search.search(TableModel(VOCAB, seed=2), *pad([[5, EOS]]))
@@ -123,7 +123,7 @@ def test_limits_give_way_to_the_phrases(order: ConstraintOrder) -> None:
 
 def test_phrases_may_overlap_in_any_order() -> None:
     model, phrases = TableModel(6, end_bias=2.0), [[3, 4], [4, 5], [3, 4, 5]]
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=300,
         num_best=300,
@@ -178,7 +178,7 @@ def test_the_numbers_of_missing_tokens_take_turns() -> None:
 
 def test_a_prefix_goes_together_with_phrases() -> None:
     model, phrases = TableModel(VOCAB), [[4, 5], [7]]
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=4,
         max_len_a=0,
@@ -193,7 +193,7 @@ def test_a_prefix_goes_together_with_phrases() -> None:
 
 
 def test_where_it_is_impossible_the_score_says_so() -> None:
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS, beam=3, no_repeat_ngram=1, selection=Constraints([[[4], [4]], [[5]]], "any", EOS)
     )
     (first,), (second,) = search.search(TableModel(VOCAB), *pad([[5, EOS], [6, 4, EOS]]))

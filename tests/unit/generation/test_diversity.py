@@ -7,10 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import SelectionMaker
-from ds_seq.generation.sampling import Sampling
 from tests.unit.generation.search_checks import (
     VOCAB,
     alike,
@@ -21,6 +19,7 @@ from tests.unit.generation.search_checks import (
     pad,
 )
 from tests.unit.generation.table_model import BOS, EOS, PAD, SYMBOLS, TableModel
+from tests.values import beam_search, draws
 
 LIMIT = 6
 Candidate = tuple[float, float, list[int]]  # what it is preferred by, sum, tokens
@@ -83,7 +82,7 @@ def check_definition(
     selection: SelectionMaker, slow: Callable[[TableModel, list[int]], Opened], beam: int
 ) -> None:
     model, sources = TableModel(VOCAB, seed=1), draw_sources(12, seed=2)
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS, beam=beam, num_best=beam, max_len_a=0, max_len_b=LIMIT, selection=selection
     )
     found = search.search(model, *pad(sources))
@@ -120,8 +119,8 @@ def test_groups_follow_their_definition(groups: int, strength: float) -> None:
 def test_without_diversity_it_is_plain_beam_search(selection: SelectionMaker) -> None:
     model, src = TableModel(VOCAB, seed=3), pad(draw_sources(15))
     for beam in (1, 5):
-        plain = BeamSearch(SYMBOLS, beam=beam, num_best=beam)
-        found = BeamSearch(SYMBOLS, beam=beam, num_best=beam, selection=selection).search(
+        plain = beam_search(SYMBOLS, beam=beam, num_best=beam)
+        found = beam_search(SYMBOLS, beam=beam, num_best=beam, selection=selection).search(
             model, *src
         )
         assert all(map(alike, found, plain.search(model, *src)))
@@ -129,8 +128,8 @@ def test_without_diversity_it_is_plain_beam_search(selection: SelectionMaker) ->
 
 def test_groups_without_strength_are_searches_of_their_own() -> None:
     model, src = TableModel(VOCAB, seed=3, end_bias=-9), pad(draw_sources(8))
-    narrow = BeamSearch(SYMBOLS, beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, *src)
-    search = BeamSearch(
+    narrow = beam_search(SYMBOLS, beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, *src)
+    search = beam_search(
         SYMBOLS, beam=6, num_best=6, max_len_a=0, max_len_b=7, selection=DiverseGroups(3, 0.0, EOS)
     )
     for own, expected in zip(search.search(model, *src), narrow, strict=True):
@@ -141,7 +140,7 @@ def test_groups_begin_differently() -> None:
     """Groups of one hypothesis each: alike without strength, different with much of it."""
     model, src = TableModel(VOCAB, seed=5, end_bias=-9.0), pad(draw_sources(20))
     for strength, different in ((0.0, 1), (50.0, 3)):
-        search = BeamSearch(
+        search = beam_search(
             SYMBOLS,
             beam=3,
             num_best=3,
@@ -155,9 +154,9 @@ def test_groups_begin_differently() -> None:
 
 def test_hypotheses_do_differ() -> None:
     model, src = TableModel(VOCAB, seed=1), pad(draw_sources(12, seed=2))
-    plain = BeamSearch(SYMBOLS, beam=4, num_best=4).search(model, *src)
+    plain = beam_search(SYMBOLS, beam=4, num_best=4).search(model, *src)
     for selection in (DiverseSiblings(3.0), DiverseGroups(2, 4.0, EOS)):
-        found = BeamSearch(SYMBOLS, beam=4, num_best=4, selection=selection).search(model, *src)
+        found = beam_search(SYMBOLS, beam=4, num_best=4, selection=selection).search(model, *src)
         assert not all(map(alike, found, plain))
         assert distinct(found) > 24
 
@@ -167,7 +166,7 @@ def test_a_model_that_answers_nan_gives_empty_translations() -> None:
     model.table[::2] = float("nan")  # now and then
     sources = draw_sources(12)
     for selection in (DiverseSiblings(0.5), DiverseGroups(2, 0.5, EOS)):
-        search = BeamSearch(SYMBOLS, beam=2, selection=selection)
+        search = beam_search(SYMBOLS, beam=2, selection=selection)
         for (best,) in search.search(model, *pad(sources)):
             assert (best.score == -float("inf")) == (not best.tokens)
         model.table[:] = float("nan")
@@ -175,8 +174,8 @@ def test_a_model_that_answers_nan_gives_empty_translations() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    search = BeamSearch(SYMBOLS, beam=5, selection=DiverseGroups(2, 0.5, EOS))
+    search = beam_search(SYMBOLS, beam=5, selection=DiverseGroups(2, 0.5, EOS))
     with pytest.raises(ValueError, match="2 groups"):
         search.search(TableModel(VOCAB), *pad(draw_sources(2)))
     with pytest.raises(ValueError, match="sampling"):
-        BeamSearch(SYMBOLS, sampling=Sampling(), selection=DiverseSiblings(0.5))
+        beam_search(SYMBOLS, sampling=draws(), selection=DiverseSiblings(0.5))

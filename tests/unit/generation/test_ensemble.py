@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.ensemble import Ensemble, EnsembleMean
 from tests.unit.generation.search_checks import VOCAB, alike, distinct, draw_sources, pad
 from tests.unit.generation.table_model import SYMBOLS, TableModel
+from tests.values import beam_search
 
-SEARCH = BeamSearch(SYMBOLS, beam=4, num_best=4)
+SEARCH = beam_search(SYMBOLS, beam=4, num_best=4)
 
 
 def mean_of(models: list[TableModel], mean: EnsembleMean) -> TableModel:
@@ -60,7 +60,7 @@ def test_what_one_model_excludes_is_out_only_with_log_probabilities() -> None:
 
 def test_ranks_that_wait_for_each_other_may_use_one() -> None:
     models, src = [TableModel(VOCAB, 0), TableModel(VOCAB, 1)], pad(draw_sources(3))
-    search, others = BeamSearch(SYMBOLS, beam=2), iter(range(50))
+    search, others = beam_search(SYMBOLS, beam=2), iter(range(50))
     expected = search.search(Ensemble(models), *src)
     found = search.search(
         Ensemble(models), *src, lambda flag: flag or next(others, None) is not None

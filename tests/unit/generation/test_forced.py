@@ -9,14 +9,13 @@ import torch
 
 from ds_seq.config.model import MoeConfig
 from ds_seq.data.padding import pad_rows
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, attention_maps, score_pairs
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.penalties import LengthPenaltyForm
-from ds_seq.generation.sampling import Sampling
 from tests.batches import score
 from tests.unit.generation.small_model import make_model
 from tests.unit.generation.table_model import SYMBOLS
+from tests.values import beam_search, draws
 
 PAD, EOS, UNK = 1, 2, 3
 CPU = torch.device("cpu")
@@ -48,7 +47,7 @@ def test_scores_are_those_of_the_search(
 ) -> None:
     """All hypotheses in one batch, with padding on both sides."""
     model = make_model(moe, 3)
-    beams = BeamSearch(
+    beams = beam_search(
         SYMBOLS,
         beam=4,
         num_best=4,
@@ -60,7 +59,7 @@ def test_scores_are_those_of_the_search(
         temperature=temperature,
     )
     # draws go where no search does, the unknown symbol included
-    for search in (beams, replace(beams, sampling=Sampling(), num_best=8)):
+    for search in (beams, replace(beams, sampling=draws(), num_best=8)):
         found = search.search(model, *pad_rows(SOURCES, PAD))
         pairs, expected = [], []
         for source, hypotheses in zip(SOURCES, found, strict=True):
@@ -74,7 +73,7 @@ def test_scores_are_those_of_the_search(
 
 @pytest.mark.parametrize("moe", MODELS, ids=["dense", "softmax", "sigmoid"])
 def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
-    model, search = make_model(moe, 3), BeamSearch(SYMBOLS)
+    model, search = make_model(moe, 3), beam_search(SYMBOLS)
     pairs = [Pair(source, [4 + i] * (3 * i)) for i, source in enumerate(SOURCES)]
     together = score_pairs(model, search, pairs, CPU)
     for pair, mate in zip(pairs, together, strict=True):
@@ -84,7 +83,7 @@ def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
 
 def test_many_rows_are_normalised_in_parts_alike() -> None:
     """More target tokens than are normalised at a time."""
-    model, search = make_model(None, 3), BeamSearch(SYMBOLS)
+    model, search = make_model(None, 3), beam_search(SYMBOLS)
     pair = Pair(SOURCES[0], [4 + i % 11 for i in range(40)])
     alone, *others = score_pairs(model, search, [pair] * 16, CPU)
     assert len(alone.token_scores) == 41
@@ -93,11 +92,11 @@ def test_many_rows_are_normalised_in_parts_alike() -> None:
 
 
 def test_nothing_to_score() -> None:
-    assert score_pairs(make_model(None, 3), BeamSearch(SYMBOLS), [], CPU) == []
+    assert score_pairs(make_model(None, 3), beam_search(SYMBOLS), [], CPU) == []
 
 
 def test_maps_are_those_of_the_layer_without_padding() -> None:
-    model, _ = make_model(None, 3), BeamSearch(SYMBOLS)
+    model, _ = make_model(None, 3), beam_search(SYMBOLS)
     pairs = [Pair(source, [4 + i] * (2 + i)) for i, source in enumerate(SOURCES)]
     every = [attention_maps(model, SYMBOLS, pairs, CPU, layer) for layer in (0, 1, 2)]
     last = attention_maps(model, SYMBOLS, pairs, CPU)

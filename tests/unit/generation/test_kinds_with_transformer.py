@@ -14,29 +14,29 @@ from ds_seq.generation.constraints import Constraints
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.ensemble import Ensemble, EnsembleMean
 from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.trie import AllowedOutputs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.batches import padded, score
 from tests.unit.generation.table_model import SYMBOLS
+from tests.values import beam_search, draws
 
 VOCAB, PAD, EOS = 19, 1, 2
 PREFIXES = [[4, 5, 6], [], [7], [8, 8], [9, 4, 4, 4]]
 PHRASES = [[[5, 6]], [], [[4], [9, 9]], [[17]], [[5], [6], [7]]]
 OUTPUTS = [[a, b, c] for a in range(4, 9) for b in range(6, 12) for c in range(5, 8)]
 SEARCHES = {
-    "prefix": BeamSearch(SYMBOLS, beam=4, num_best=4, guides=(Prefixes(PREFIXES),)),
-    "list": BeamSearch(SYMBOLS, beam=4, num_best=4, guides=(AllowedOutputs(OUTPUTS, VOCAB, EOS),)),
-    "siblings": BeamSearch(SYMBOLS, beam=4, num_best=4, selection=DiverseSiblings(0.7)),
-    "groups": BeamSearch(SYMBOLS, beam=4, num_best=4, selection=DiverseGroups(2, 1.5, EOS)),
-    "any order": BeamSearch(
+    "prefix": beam_search(SYMBOLS, beam=4, num_best=4, guides=(Prefixes(PREFIXES),)),
+    "list": beam_search(SYMBOLS, beam=4, num_best=4, guides=(AllowedOutputs(OUTPUTS, VOCAB, EOS),)),
+    "siblings": beam_search(SYMBOLS, beam=4, num_best=4, selection=DiverseSiblings(0.7)),
+    "groups": beam_search(SYMBOLS, beam=4, num_best=4, selection=DiverseGroups(2, 1.5, EOS)),
+    "any order": beam_search(
         SYMBOLS, beam=4, num_best=2, selection=Constraints(PHRASES, "any", EOS)
     ),
-    "given order": BeamSearch(
+    "given order": beam_search(
         SYMBOLS, beam=4, num_best=2, selection=Constraints(PHRASES, "given", EOS)
     ),
-    "samples": BeamSearch(SYMBOLS, num_best=3, sampling=Sampling(), guides=(Prefixes(PREFIXES),)),
+    "samples": beam_search(SYMBOLS, num_best=3, sampling=draws(), guides=(Prefixes(PREFIXES),)),
 }
 
 
@@ -109,7 +109,7 @@ def test_ranks_may_run_out_of_sentences(search: BeamSearch) -> None:
 @pytest.mark.parametrize("mean", ["probabilities", "log_probabilities"])
 def test_ensembles_of_dense_and_sparse_models(mean: EnsembleMean) -> None:
     models = [make_model(3), make_model(4, MoeConfig(num_experts=4)), make_model(5)]
-    src, search = make_sources(), BeamSearch(SYMBOLS, beam=4, num_best=3)
+    src, search = make_sources(), beam_search(SYMBOLS, beam=4, num_best=3)
     for row, found in zip(src, search.search(Ensemble(models, mean), *padded(src)), strict=True):
         for hypothesis in found:
             torch.testing.assert_close(

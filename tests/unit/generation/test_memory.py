@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import (
-    BatchLimits,
     Plan,
     plan_lines,
     search_plan,
 )
 from tests.unit.generation.table_model import SYMBOLS, TableModel, WordTokenizer
+from tests.values import batch_limits, beam_search
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH = BeamSearch(SYMBOLS, beam=2)
+SEARCH = beam_search(SYMBOLS, beam=2)
 LINES = [f"w{4 + i % 5} w{4 + i // 5}" for i in range(25)]
 
 
@@ -58,7 +57,7 @@ class SmallModel(TableModel):
 
 
 def plan(max_sentences: int) -> Plan:
-    return plan_lines(WordTokenizer(VOCAB), LINES, BatchLimits(max_sentences=max_sentences))
+    return plan_lines(WordTokenizer(VOCAB), LINES, batch_limits(max_sentences=max_sentences))
 
 
 @pytest.mark.parametrize("fail", [too_much_of_the_host, too_much_of_a_device, too_much_of_python])

@@ -9,12 +9,18 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat, plain_text
-from ds_seq.generation.translate import BatchLimits, gather_lines, plan_lines, search_plan
+from ds_seq.generation.translate import gather_lines, plan_lines, search_plan
 from ds_seq.text.tokenizer import Tokenizers
-from tests.unit.generation.table_model import SYMBOLS, UNK, TableModel, WordTokenizer, words
+from tests.unit.generation.table_model import (
+    SYMBOLS,
+    UNK,
+    TableModel,
+    WordTokenizer,
+    words,
+)
+from tests.values import batch_limits, beam_search
 
 VOCAB = words(9)
 SOURCE = ["w4 w5", "", "w6 odd"]
@@ -95,8 +101,8 @@ def test_without_reference_there_is_no_line_of_it() -> None:
 def test_lines_keep_their_order_and_place(form: OutputFormat, rows: int) -> None:
     """Three hypotheses of two lines and one of the empty line between them."""
     lines = ["w4 w5 w6 w7", "", "w8"]
-    search = BeamSearch(SYMBOLS, beam=3, num_best=3)
-    limits = BatchLimits(max_sentences=1)
+    search = beam_search(SYMBOLS, beam=3, num_best=3)
+    limits = batch_limits(max_sentences=1)
     writer = LineWriter(form, VOCAB, lines, lines)
     plan = plan_lines(VOCAB.source, lines, limits)
     found = search_plan(TableModel(9), plan, search, torch.device("cpu"))

@@ -19,13 +19,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.batches import padded
 from tests.unit.generation.search_checks import pad
 from tests.unit.generation.table_model import SYMBOLS, TableModel, slow_beam_search
+from tests.values import beam_search
 
 RECORDED = Path(__file__).resolve().parents[2] / "data" / "fairseq_search.safetensors"
 EOS = 2
@@ -74,7 +74,7 @@ def theirs(beam: int, length_penalty: float) -> list[Found]:
 
 
 def ours(beam: int, length_penalty: float, num_best: int) -> list[list[Hypothesis]]:
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=beam,
         length_penalty=length_penalty,
@@ -132,7 +132,7 @@ def test_all_candidates_may_continue_one_hypothesis() -> None:
         model.table *= 0.2
         first_row = (7 * EOS + int(model.encode(*pad([source]))) + 1) % len(model.table)
         model.table[first_row, 5] += 20
-        search = BeamSearch(SYMBOLS, beam=beam, num_best=beam, max_len_a=0, max_len_b=limit)
+        search = beam_search(SYMBOLS, beam=beam, num_best=beam, max_len_a=0, max_len_b=limit)
         (found,) = search.search(model, *pad([source]))
         expected = slow_beam_search(model, source, beam, limit, length_penalty=1.0)
         assert [h.tokens for h in found] == [tokens for _, tokens in expected]

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from tests.batches import padded
 from tests.unit.generation.search_checks import pad
 from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, UNK, TableModel, all_hypotheses
+from tests.values import beam_search
 
 SOURCE = [4, 3, EOS]
 LIMIT = 3
@@ -19,7 +19,7 @@ LIMIT = 3
 
 def search(model: TableModel, **settings: float | str) -> list[tuple[float, list[int]]]:
     """All hypotheses of a beam as wide as the space."""
-    wide = BeamSearch(
+    wide = beam_search(
         SYMBOLS,
         beam=60,
         num_best=60,
@@ -72,8 +72,14 @@ def test_searches_that_stop_early_still_find_the_best(exponent: float) -> None:
         for num_best in (1, 4):
             model = TableModel(9, seed)
             model.table *= 2
-            some = BeamSearch(
-                SYMBOLS, 4, exponent, "gnmt", max_len_a=0, max_len_b=8, num_best=num_best
+            some = beam_search(
+                SYMBOLS,
+                beam=4,
+                length_penalty=exponent,
+                length_penalty_form="gnmt",
+                max_len_a=0,
+                max_len_b=8,
+                num_best=num_best,
             )
             best.append(some.search(model, *pad([SOURCE]))[0][0])
         wrong += best[0].tokens != best[1].tokens
@@ -109,8 +115,8 @@ def test_a_low_temperature_does_not_overflow_half_precision() -> None:
     exact.table = 1000 * model.table.float()
     assert math.isinf((model.table / 1e-3).max())
     exact_search, cold_search = (
-        BeamSearch(SYMBOLS, beam=2),
-        BeamSearch(SYMBOLS, beam=2, temperature=1e-3),
+        beam_search(SYMBOLS, beam=2),
+        beam_search(SYMBOLS, beam=2, temperature=1e-3),
     )
     src = padded(torch.tensor([SOURCE, [5, EOS, PAD]]))
     for (a,), (b,) in zip(
@@ -126,4 +132,4 @@ def test_a_low_temperature_does_not_overflow_half_precision() -> None:
 )
 def test_impossible_values_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        BeamSearch(SYMBOLS, **wrong)  # type: ignore[arg-type]
+        beam_search(SYMBOLS, **wrong)  # type: ignore[arg-type]

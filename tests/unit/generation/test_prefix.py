@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.sampling import Sampling
 from tests.unit.generation.search_checks import (
     VOCAB,
     alike,
@@ -17,6 +15,7 @@ from tests.unit.generation.search_checks import (
     pad,
 )
 from tests.unit.generation.table_model import EOS, SYMBOLS, TableModel, all_hypotheses, normalised
+from tests.values import beam_search, draws
 
 PREFIXES = [[4, 4, 5], [], [6], [8, 3, 8, 3, 8], [5, 7], [], [7, 7, 7]]
 
@@ -24,7 +23,7 @@ PREFIXES = [[4, 4, 5], [], [6], [8, 3, 8, 3, 8], [5, 7], [], [7, 7, 7]]
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_wide_beam_finds_all_that_begin_so(length_penalty: float) -> None:
     model, sources, prefixes = TableModel(6), [[4, 3, EOS], [5, EOS], [3, EOS]], [[5, 4], [], [3]]
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=130,
         num_best=130,
@@ -48,7 +47,7 @@ def test_wide_beam_finds_all_that_begin_so(length_penalty: float) -> None:
 def test_limits_give_way_to_the_prefix_and_hold_after_it() -> None:
     model, prefix = TableModel(VOCAB, end_bias=-9.0), [4, 5, 6, 7, 8]
     for limit in (2, 7):
-        search = BeamSearch(
+        search = beam_search(
             SYMBOLS, beam=3, max_len_a=0, max_len_b=limit, guides=(Prefixes([prefix]),)
         )
         ((best,),) = search.search(model, *pad([[5, EOS]]))
@@ -59,7 +58,7 @@ def test_limits_give_way_to_the_prefix_and_hold_after_it() -> None:
 
 def test_a_prefix_may_repeat_what_the_rest_may_not() -> None:
     model, prefix = TableModel(VOCAB, end_bias=-4.0), [4, 5, 4, 5]
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=3,
         max_len_a=0,
@@ -76,9 +75,9 @@ def test_a_prefix_may_repeat_what_the_rest_may_not() -> None:
 
 def test_every_sentence_has_its_own() -> None:
     model, sources = TableModel(VOCAB, seed=1), draw_sources(len(PREFIXES))
-    search = BeamSearch(SYMBOLS, beam=3, num_best=3, guides=(Prefixes(PREFIXES),))
+    search = beam_search(SYMBOLS, beam=3, num_best=3, guides=(Prefixes(PREFIXES),))
     found = search.search(model, *pad(sources))
-    plain = BeamSearch(SYMBOLS, beam=3, num_best=3).search(model, *pad(sources))
+    plain = beam_search(SYMBOLS, beam=3, num_best=3).search(model, *pad(sources))
     for prefix, own, free in zip(PREFIXES, found, plain, strict=True):
         assert all(h.tokens[: len(prefix)] == prefix for h in own)
         assert prefix or alike(own, free)
@@ -94,7 +93,7 @@ def test_sentences_may_end_before_the_prefixes_of_others() -> None:
         for token, length in zip(range(3, 11), (0, 9, 1, 7, 0, 5, 2, 8), strict=True)
     ]
     prefixes = [[min(token, VOCAB - 1) for token in prefix] for prefix in prefixes]
-    search = BeamSearch(SYMBOLS, beam=2, guides=(Prefixes(prefixes),))
+    search = beam_search(SYMBOLS, beam=2, guides=(Prefixes(prefixes),))
     for prefix, (best,) in zip(prefixes, search.search(model, *pad(sources)), strict=True):
         assert best.tokens[: len(prefix)] == prefix
         assert len(best.tokens) <= len(prefix) + 1
@@ -104,8 +103,8 @@ def test_sentences_may_end_before_the_prefixes_of_others() -> None:
 def test_samples_begin_so_too() -> None:
     model, sources = TableModel(VOCAB, seed=2), draw_sources(len(PREFIXES))
     model.table[:, 7] = -300.0  # so improbable that a single-precision probability would be 0
-    search = BeamSearch(
-        SYMBOLS, num_best=4, sampling=Sampling(top_p=0.9, seed=5), guides=(Prefixes(PREFIXES),)
+    search = beam_search(
+        SYMBOLS, num_best=4, sampling=draws(top_p=0.9, seed=5), guides=(Prefixes(PREFIXES),)
     )
     found = search.search(model, *pad(sources))
     for prefix, own in zip(PREFIXES, found, strict=True):
@@ -118,9 +117,9 @@ def test_samples_begin_so_too() -> None:
 def test_all_may_open_alike() -> None:
     model, sources = TableModel(VOCAB, seed=2), draw_sources(len(PREFIXES))
     src = pad(sources)
-    joined = BeamSearch(SYMBOLS, beam=3, guides=(Prefixes([[8, 4, *own] for own in PREFIXES]),))
-    search = BeamSearch(SYMBOLS, beam=3, guides=(Prefixes(PREFIXES, [8, 4]),))
+    joined = beam_search(SYMBOLS, beam=3, guides=(Prefixes([[8, 4, *own] for own in PREFIXES]),))
+    search = beam_search(SYMBOLS, beam=3, guides=(Prefixes(PREFIXES, [8, 4]),))
     assert all(map(alike, search.search(model, *src), joined.search(model, *src)))
-    everywhere = BeamSearch(SYMBOLS, beam=3, guides=(Prefixes(common=[8]),)).search(model, *src)
+    everywhere = beam_search(SYMBOLS, beam=3, guides=(Prefixes(common=[8]),)).search(model, *src)
     assert all(best.tokens[0] == 8 for (best,) in everywhere)
     check_batches(model, sources, search)

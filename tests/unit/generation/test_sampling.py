@@ -13,7 +13,7 @@ from ds_seq.generation import translate as translate_module
 from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.hypotheses import Hypothesis
 from ds_seq.generation.sampling import Sampling
-from ds_seq.generation.translate import BatchLimits, Share, translate
+from ds_seq.generation.translate import Share, translate
 from tests.unit.generation.table_model import (
     BOS,
     EOS,
@@ -26,13 +26,14 @@ from tests.unit.generation.table_model import (
 )
 from tests.unit.generation.test_beam_search import VOCAB, draw_sources, pad, repeats
 from tests.unit.generation.test_translate import draw_lines
+from tests.values import batch_limits, beam_search, draws
 
 SOURCE = [4, 3, EOS]
-SAMPLING = BeamSearch(SYMBOLS, sampling=Sampling(seed=3), max_len_a=0, max_len_b=12)
+SAMPLING = beam_search(SYMBOLS, sampling=draws(seed=3), max_len_a=0, max_len_b=12)
 
 
 def sampler(count: int, sampling: Sampling, limit: int, **settings: float) -> BeamSearch:
-    return BeamSearch(
+    return beam_search(
         SYMBOLS,
         num_best=count,
         sampling=sampling,
@@ -90,7 +91,7 @@ def distance(found: list[Hypothesis], expected: dict[tuple[int, ...], float]) ->
 
 @pytest.mark.parametrize(
     "sampling",
-    [Sampling(), Sampling(top_k=2), Sampling(top_p=0.8), Sampling(epsilon=0.2)],
+    [draws(), draws(top_k=2), draws(top_p=0.8), draws(epsilon=0.2)],
     ids=["all", "top_k", "top_p", "epsilon"],
 )
 def test_frequencies_are_the_models_probabilities(sampling: Sampling) -> None:
@@ -101,7 +102,7 @@ def test_frequencies_are_the_models_probabilities(sampling: Sampling) -> None:
     assert len(found) == 8000
     assert distance(found, expected) < 0.04
     assert {tuple(h.tokens) for h in found} <= set(expected)
-    for other in {Sampling(), Sampling(top_k=2), Sampling(top_p=0.8), Sampling(epsilon=0.2)}:
+    for other in {draws(), draws(top_k=2), draws(top_p=0.8), draws(epsilon=0.2)}:
         if other != sampling:
             assert distance(found, distribution(model, other, 3)) > 0.1
 
@@ -109,10 +110,10 @@ def test_frequencies_are_the_models_probabilities(sampling: Sampling) -> None:
 def test_temperature_changes_the_distribution() -> None:
     model, divided = TableModel(7, seed=1), TableModel(7, seed=1)
     divided.table /= 2.5
-    search = sampler(6000, Sampling(), 2, temperature=2.5)
+    search = sampler(6000, draws(), 2, temperature=2.5)
     (found,) = search.search(model, *pad([SOURCE]))
-    assert distance(found, distribution(divided, Sampling(), 2)) < 0.04
-    assert distance(found, distribution(model, Sampling(), 2)) > 0.1
+    assert distance(found, distribution(divided, draws(), 2)) < 0.04
+    assert distance(found, distribution(model, draws(), 2)) > 0.1
 
 
 PROBS = [0.05, 0.35, 0.1, 0.25, 0.1, 0.15]
@@ -121,22 +122,22 @@ PROBS = [0.05, 0.35, 0.1, 0.25, 0.1, 0.15]
 @pytest.mark.parametrize(
     ("sampling", "kept"),
     [
-        (Sampling(), {0, 1, 2, 3, 4, 5}),
-        (Sampling(top_k=1), {1}),
-        (Sampling(top_k=3), {1, 3, 5}),
-        (Sampling(top_k=4), {1, 2, 3, 4, 5}),  # as probable as the last
-        (Sampling(top_k=99), {0, 1, 2, 3, 4, 5}),
-        (Sampling(top_p=0.01), {1}),
-        (Sampling(top_p=0.34), {1}),
-        (Sampling(top_p=0.36), {1, 3}),
-        (Sampling(top_p=0.59), {1, 3}),
-        (Sampling(top_p=0.61), {1, 3, 5}),
-        (Sampling(top_p=0.8), {1, 2, 3, 4, 5}),
-        (Sampling(top_p=0.96), {0, 1, 2, 3, 4, 5}),
-        (Sampling(epsilon=0.06), {1, 2, 3, 4, 5}),
-        (Sampling(epsilon=0.14), {1, 3, 5}),
-        (Sampling(epsilon=0.16), {1, 3}),
-        (Sampling(epsilon=0.9), {1}),
+        (draws(), {0, 1, 2, 3, 4, 5}),
+        (draws(top_k=1), {1}),
+        (draws(top_k=3), {1, 3, 5}),
+        (draws(top_k=4), {1, 2, 3, 4, 5}),  # as probable as the last
+        (draws(top_k=99), {0, 1, 2, 3, 4, 5}),
+        (draws(top_p=0.01), {1}),
+        (draws(top_p=0.34), {1}),
+        (draws(top_p=0.36), {1, 3}),
+        (draws(top_p=0.59), {1, 3}),
+        (draws(top_p=0.61), {1, 3, 5}),
+        (draws(top_p=0.8), {1, 2, 3, 4, 5}),
+        (draws(top_p=0.96), {0, 1, 2, 3, 4, 5}),
+        (draws(epsilon=0.06), {1, 2, 3, 4, 5}),
+        (draws(epsilon=0.14), {1, 3, 5}),
+        (draws(epsilon=0.16), {1, 3}),
+        (draws(epsilon=0.9), {1}),
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 0.25])
@@ -152,7 +153,7 @@ def test_truncations_by_hand(sampling: Sampling, kept: set[int], scale: float) -
 
 def test_epsilon_keeps_nothing_of_just_that_probability() -> None:
     probs = torch.tensor([[0.5, 0.25, 0.25]])
-    Sampling(epsilon=0.25).truncate(probs)
+    draws(epsilon=0.25).truncate(probs)
     assert probs.tolist() == [[0.5, 0.0, 0.0]]
 
 
@@ -160,11 +161,11 @@ def test_a_nucleus_of_very_many_tokens() -> None:
     """More tokens than are looked at at first; and in another row fewer."""
     probs = torch.full((2, 1000), 0.0001)
     probs[0, 7] = 0.9
-    Sampling(top_p=0.85).truncate(probs)
+    draws(top_p=0.85).truncate(probs)
     assert probs[0].nonzero().flatten().tolist() == [7]
     assert probs[1].count_nonzero() == 1000
     probs = torch.linspace(1.0, 2.0, 1000)[None] / 1500
-    Sampling(top_p=0.75).truncate(probs)
+    draws(top_p=0.75).truncate(probs)
     few = int(probs.count_nonzero())
     assert torch.equal(probs[0].nonzero().flatten(), torch.arange(1000 - few, 1000))
     assert 0.75 <= probs.sum() < 0.7521
@@ -172,8 +173,8 @@ def test_a_nucleus_of_very_many_tokens() -> None:
 
 def test_only_the_most_probable_is_greedy_search() -> None:
     model, src = TableModel(VOCAB), pad(draw_sources(8))
-    greedy = BeamSearch(SYMBOLS, beam=1).search(model, *src)
-    only = BeamSearch(SYMBOLS, sampling=Sampling(top_k=1)).search(model, *src)
+    greedy = beam_search(SYMBOLS, beam=1).search(model, *src)
+    only = beam_search(SYMBOLS, sampling=draws(top_k=1)).search(model, *src)
     assert [h.tokens for (h,) in only] == [h.tokens for (h,) in greedy]
     assert [h.score for (h,) in only] == pytest.approx([h.score for (h,) in greedy])
 
@@ -181,7 +182,7 @@ def test_only_the_most_probable_is_greedy_search() -> None:
 def test_scores_are_those_of_forced_decoding() -> None:
     """By the whole distribution, not by the truncated one."""
     model, sources = TableModel(VOCAB), draw_sources(6)
-    search = sampler(4, Sampling(top_k=2), 9, length_penalty=0.7)
+    search = sampler(4, draws(top_k=2), 9, length_penalty=0.7)
     for source, found in zip(sources, search.search(model, *pad(sources)), strict=True):
         for hypothesis in found:
             forced = model.forced(source, hypothesis.tokens)
@@ -205,14 +206,14 @@ def test_sentences_samples_and_seeds_differ() -> None:
     model = TableModel(VOCAB, end_bias=-9.0)
     search = replace(SAMPLING, num_best=20)
     twice = search.search(model, *pad([SOURCE, SOURCE]))
-    again = replace(search, sampling=Sampling(seed=4)).search(model, *pad([SOURCE]))
+    again = replace(search, sampling=draws(seed=4)).search(model, *pad([SOURCE]))
     drawn = [tuple(h.tokens) for found in (*twice, *again) for h in found]
     assert len(set(drawn)) == 60
     assert search.search(model, *pad([SOURCE, SOURCE])) == twice
 
 
 def test_random_numbers_are_uniform_and_unrelated() -> None:
-    sampling = Sampling(seed=7)
+    sampling = draws(seed=7)
     drawn = [sampling.numbers(line, k, 50).tolist() for line in (0, 1, 70) for k in range(3)]
     rows = torch.tensor(drawn, dtype=torch.float64)
     assert 0 <= rows.min() and rows.max() < 1
@@ -231,10 +232,10 @@ def test_extreme_numbers_draw_nothing_impossible(
     monkeypatch.setattr(Sampling, "numbers", lambda self, line, k, n: [number] * n)
     model, source = TableModel(VOCAB), [5, 4, EOS]
     model.table[:, VOCAB - 2 :] -= 200.0  # probability 0 in single precision
-    (found,) = sampler(1, Sampling(), 6, min_len=6).search(model, *pad([source]))
+    (found,) = sampler(1, draws(), 6, min_len=6).search(model, *pad([source]))
     assert found[0].tokens == [UNK if number == 0 else VOCAB - 3] * 6
-    (best,) = BeamSearch(SYMBOLS, beam=1).search(model, *pad([source]))
-    (drawn,) = BeamSearch(SYMBOLS, sampling=Sampling(top_k=1)).search(model, *pad([source]))
+    (best,) = beam_search(SYMBOLS, beam=1).search(model, *pad([source]))
+    (drawn,) = beam_search(SYMBOLS, sampling=draws(top_k=1)).search(model, *pad([source]))
     assert drawn[0].tokens == best[0].tokens
 
 
@@ -245,7 +246,7 @@ def test_draws_do_not_depend_on_batches_and_ranks(
     """The ranks one after the other, as if their answers were gathered."""
     lines = ["", *draw_lines(13), "", *draw_lines(3)]
     model, vocab, cpu = TableModel(VOCAB), words(VOCAB), torch.device("cpu")
-    whole = translate(model, vocab, lines, SAMPLING, BatchLimits(), cpu)
+    whole = translate(model, vocab, lines, SAMPLING, batch_limits(), cpu)
     shares: list[object] = []
 
     def gather(mine: object) -> list[object] | None:
@@ -253,7 +254,7 @@ def test_draws_do_not_depend_on_batches_and_ranks(
         return shares if len(shares) == num_ranks else None
 
     monkeypatch.setattr(translate_module, "gather_objects", gather)
-    limits = BatchLimits(max_sentences=2)
+    limits = batch_limits(max_sentences=2)
     answers = [
         translate(model, vocab, lines, SAMPLING, limits, cpu, Share(rank, num_ranks))
         for rank in range(num_ranks)
@@ -265,7 +266,7 @@ def test_draws_do_not_depend_on_batches_and_ranks(
 def test_limits_and_vetoes_hold() -> None:
     model, sources = TableModel(VOCAB, end_bias=1.0), draw_sources(8)
     model.table[:, [BOS, PAD]] += 9.0
-    search = sampler(9, Sampling(), 7, min_len=3, no_repeat_ngram=2, unk_penalty=math.inf)
+    search = sampler(9, draws(), 7, min_len=3, no_repeat_ngram=2, unk_penalty=math.inf)
     lengths = set()
     for found in search.search(model, *pad(sources)):
         for hypothesis in found:
@@ -277,7 +278,7 @@ def test_limits_and_vetoes_hold() -> None:
 
 def test_a_limit_is_the_sentences_own() -> None:
     model, sources = TableModel(VOCAB, end_bias=-30.0), draw_sources(8)
-    search = BeamSearch(SYMBOLS, sampling=Sampling(), max_len_a=1, max_len_b=1, min_len=50)
+    search = beam_search(SYMBOLS, sampling=draws(), max_len_a=1, max_len_b=1, min_len=50)
     for source, (hypothesis,) in zip(sources, search.search(model, *pad(sources)), strict=True):
         assert len(hypothesis.tokens) == len(source) + 1
 
@@ -324,7 +325,7 @@ def test_a_rank_without_sentences_takes_part() -> None:
 )
 def test_impossible_truncations_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="truncation"):
-        Sampling(**wrong)  # type: ignore[arg-type]
+        draws(**wrong)  # type: ignore[arg-type]
 
 
 def test_more_samples_than_the_beam_is_wide() -> None:

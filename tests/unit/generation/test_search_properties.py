@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.padding import Padded, pad_rows
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -20,6 +19,7 @@ from ds_seq.models.stack import Stack
 from tests.batches import score
 from tests.unit.generation.table_model import SYMBOLS
 from tests.unit.models.sections import ROUTERS
+from tests.values import beam_search
 
 BOS, PAD, EOS, UNK = range(4)
 VOCAB = 17
@@ -74,7 +74,7 @@ def forced(model: Seq2SeqTransformer, source: list[int], tokens: list[int]) -> l
 
 
 def test_a_beam_of_one_takes_the_best_token_of_each_step(model: Seq2SeqTransformer) -> None:
-    search = BeamSearch(SYMBOLS, beam=1, max_len_a=0.5, max_len_b=6, min_len=2)
+    search = beam_search(SYMBOLS, beam=1, max_len_a=0.5, max_len_b=6, min_len=2)
     lengths = set()
     for source, (hypothesis,) in zip(SOURCES, search.search(model, *pad(SOURCES)), strict=True):
         tokens: list[int] = []
@@ -115,7 +115,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
         scores = totals / penalty.divisor(length + 1)
         expected += list(zip(scores.tolist(), everything.tolist(), strict=True))
     for num_best in (1, 8, 84):
-        search = BeamSearch(
+        search = beam_search(
             SYMBOLS, 84, exponent, form, max_len_a=0, max_len_b=limit, num_best=num_best
         )
         ((*found,),) = search.search(model, *pad([source]))
@@ -128,7 +128,7 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
 def test_scores_are_those_of_a_full_forward(
     model: Seq2SeqTransformer, settings: dict[str, Any]
 ) -> None:
-    search = BeamSearch(SYMBOLS, beam=4, num_best=4, max_len_a=0.5, max_len_b=7, **settings)
+    search = beam_search(SYMBOLS, beam=4, num_best=4, max_len_a=0.5, max_len_b=7, **settings)
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
     generated = set()
     for source, found in zip(SOURCES, search.search(model, *pad(SOURCES)), strict=True):
@@ -144,7 +144,7 @@ def test_scores_are_those_of_a_full_forward(
 
 def test_a_result_is_its_sentences_own(model: Seq2SeqTransformer) -> None:
     """Alone, in any order, beside a much longer one, beside itself."""
-    search = BeamSearch(SYMBOLS, beam=3, num_best=3, max_len_a=0.5, max_len_b=7)
+    search = beam_search(SYMBOLS, beam=3, num_best=3, max_len_a=0.5, max_len_b=7)
     alone = [search.search(model, *pad([source]))[0] for source in SOURCES]
     long = [4 + n % 13 for n in range(40)] + [EOS]
     batches = [

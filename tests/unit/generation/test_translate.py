@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ds_seq.errors import UserError
 from ds_seq.generation import translate as translate_module
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.translate import (
     BatchLimits,
     LongLines,
@@ -26,12 +25,13 @@ from ds_seq.generation.translate import (
 )
 from ds_seq.text.tokenizer import Tokenizers
 from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
+from tests.values import batch_limits, beam_search
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH = BeamSearch(SYMBOLS, beam=2)
-LIMITS = BatchLimits()
-SMALL = BatchLimits(max_tokens=20)
+SEARCH = beam_search(SYMBOLS, beam=2)
+LIMITS = batch_limits()
+SMALL = batch_limits(max_tokens=20)
 
 
 def draw_lines(count: int, seed: int = 0) -> list[str]:
@@ -60,7 +60,7 @@ def test_output_is_in_the_order_of_the_input() -> None:
     assert len(set(expected)) > 20
 
 
-@pytest.mark.parametrize("limits", [BatchLimits(max_sentences=1), BatchLimits(max_tokens=20)])
+@pytest.mark.parametrize("limits", [batch_limits(max_sentences=1), batch_limits(max_tokens=20)])
 def test_output_does_not_depend_on_the_batches(limits: BatchLimits) -> None:
     lines = draw_lines(20)
     assert run(lines, limits).lines == run(lines).lines
@@ -78,7 +78,7 @@ def test_empty_lines_stay_empty() -> None:
 def test_a_long_line_is_cut_and_reported() -> None:
     long = " ".join(draw_lines(800))
     assert len(long.split()) > 4000
-    limits = BatchLimits(max_tokens=64, max_source_length=10)
+    limits = batch_limits(max_tokens=64, max_source_length=10)
     short = " ".join(long.split()[:9])
     translations = run(["w4", long, short], limits)
     assert translations.cut == [2]
@@ -99,7 +99,7 @@ class Recorder(TableModel):
 
 def test_batches_are_full_but_within_limits() -> None:
     model, lines = Recorder(), draw_lines(60)
-    limits = BatchLimits(max_tokens=40, max_sentences=7)
+    limits = batch_limits(max_tokens=40, max_sentences=7)
     translate(model, words(VOCAB), lines, SEARCH, limits, CPU)
     sizes = [src.shape for src in model.batches]
     assert all(rows * width <= 40 and rows <= 7 for rows, width in sizes)
@@ -115,7 +115,7 @@ def test_batches_are_full_but_within_limits() -> None:
 def test_rounds_without_a_batch_are_not_told() -> None:
     """A rank that is through takes part in the forwards of others, with nothing to show for it."""
     sources = [[4, 5, EOS], [6, EOS], [7, 8, 4, EOS]]
-    batches = cut_batches(np.array([3, 2, 4]), BatchLimits(max_sentences=2))
+    batches = cut_batches(np.array([3, 2, 4]), batch_limits(max_sentences=2))
     # what the others say at the end of each search and after this rank's batches
     others = iter([False, False, True, False, True, False, False])
     model = Recorder()
@@ -131,13 +131,13 @@ def test_rounds_without_a_batch_are_not_told() -> None:
 
 def test_a_sentence_larger_than_a_batch_goes_alone() -> None:
     lines = ["w4 w5", " ".join(["w6"] * 30), "w7"]
-    assert run(lines, BatchLimits(max_tokens=8)).lines == run(lines).lines
+    assert run(lines, batch_limits(max_tokens=8)).lines == run(lines).lines
 
 
 def test_progress_counts_every_line_of_the_share() -> None:
     counts: list[int] = []
     lines = ["", *draw_lines(9)]
-    limits = BatchLimits(max_sentences=2)
+    limits = batch_limits(max_sentences=2)
     translate(TableModel(VOCAB), words(VOCAB), lines, SEARCH, limits, CPU, progress=counts.append)
     assert sum(counts) == len(lines)
     assert len(counts) > 4
@@ -191,7 +191,7 @@ def test_what_is_done_is_left_out_and_the_rest_shared() -> None:
 )
 def test_long_lines(long_lines: LongLines, searched: list[int] | None) -> None:
     lines = ["w4", "w5 " * 10, "w6 " * 9]  # 10 with the end symbol
-    limits = BatchLimits(max_source_length=10)
+    limits = batch_limits(max_source_length=10)
     if searched is None:
         with pytest.raises(
             UserError, match=r"^line 12: has 10 tokens, the model takes 9; .*--long"

@@ -6,9 +6,7 @@ import random
 
 import pytest
 
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.trie import AllowedOutputs
 from tests.unit.generation.search_checks import (
     VOCAB,
@@ -19,6 +17,7 @@ from tests.unit.generation.search_checks import (
     pad,
 )
 from tests.unit.generation.table_model import EOS, SYMBOLS, TableModel, normalised
+from tests.values import beam_search, draws
 
 
 def draw_outputs(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -34,7 +33,7 @@ def draw_outputs(count: int, longest: int, seed: int = 0) -> list[list[int]]:
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
     model, sources, outputs = TableModel(VOCAB), draw_sources(5), draw_outputs(30, 6)
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=len(outputs),
         num_best=len(outputs),
@@ -54,7 +53,7 @@ def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
 
 def test_narrow_beam_stays_in_the_list() -> None:
     model, sources, outputs = TableModel(VOCAB, seed=1), draw_sources(12), draw_outputs(200, 8)
-    search = BeamSearch(SYMBOLS, beam=3, num_best=2, guides=(AllowedOutputs(outputs, VOCAB, EOS),))
+    search = beam_search(SYMBOLS, beam=3, num_best=2, guides=(AllowedOutputs(outputs, VOCAB, EOS),))
     found = search.search(model, *pad(sources))
     assert all(h.tokens in outputs for hypotheses in found for h in hypotheses)
     check_scores(model, sources, found, 1.0)
@@ -65,7 +64,7 @@ def test_narrow_beam_stays_in_the_list() -> None:
 def test_samples_stay_in_the_list() -> None:
     model, sources, outputs = TableModel(VOCAB, seed=1), draw_sources(6), draw_outputs(60, 6)
     guides = (AllowedOutputs(outputs, VOCAB, EOS),)
-    search = BeamSearch(SYMBOLS, num_best=8, sampling=Sampling(), guides=guides)
+    search = beam_search(SYMBOLS, num_best=8, sampling=draws(), guides=guides)
     found = search.search(model, *pad(sources))
     assert all(h.tokens in outputs for hypotheses in found for h in hypotheses)
     check_scores(model, sources, found, 1.0)
@@ -75,7 +74,7 @@ def test_samples_stay_in_the_list() -> None:
 def test_a_prefix_chooses_from_the_list() -> None:
     model, source = TableModel(VOCAB), [5, EOS]
     outputs = [[4, 5], [4, 6, 7], [4, 6], [5, 5]]
-    search = BeamSearch(
+    search = beam_search(
         SYMBOLS,
         beam=4,
         num_best=4,
@@ -88,8 +87,8 @@ def test_a_prefix_chooses_from_the_list() -> None:
 def test_where_nothing_is_left_the_score_says_so() -> None:
     guides = (Prefixes([[7]]), AllowedOutputs([[4, 5], [5]], VOCAB, EOS))
     for search in (
-        BeamSearch(SYMBOLS, guides=guides),
-        BeamSearch(SYMBOLS, sampling=Sampling(), guides=guides),
+        beam_search(SYMBOLS, guides=guides),
+        beam_search(SYMBOLS, sampling=draws(), guides=guides),
     ):
         ((best,),) = search.search(TableModel(VOCAB), *pad([[5, EOS]]))
         assert best.score == float("-inf")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ds_seq.config.model import MoeConfig
-from ds_seq.generation.beam_search import BeamSearch
 from tests.batches import padded, score
 from tests.unit.generation.small_model import VOCAB, make_model
 from tests.unit.generation.table_model import SYMBOLS
+from tests.values import beam_search
 
 PAD, EOS = 1, 2
 
@@ -21,7 +21,7 @@ def test_scores_are_those_of_one_full_forward(moe: MoeConfig | None) -> None:
     for row, length in enumerate((7, 3, 5, 1, 6)):
         src[row, length - 1] = EOS
         src[row, length:] = PAD
-    search = BeamSearch(SYMBOLS, beam=4, num_best=4, max_len_a=0, max_len_b=12, no_repeat_ngram=3)
+    search = beam_search(SYMBOLS, beam=4, num_best=4, max_len_a=0, max_len_b=12, no_repeat_ngram=3)
     generated = set()
     for row, found in zip(src, search.search(model, *padded(src)), strict=True):
         assert len(found) == 4

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
-from ds_seq.config.model import TransformerConfig
-from ds_seq.config.validation import ValidationConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.config.train import TrainConfig
+from ds_seq.config.validation import ValidationConfig
 from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets, model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
-from ds_seq.generation.translate import BatchLimits
 from ds_seq.interop.prune import best_experts, importance, moe_layers, parse_keep, prune
 from ds_seq.interop.run_folder import load_run
 from ds_seq.models import build_model
@@ -22,6 +21,7 @@ from ds_seq.models.weights import model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import score
 from tests.unit.interop.made import experiment, write_run
+from tests.values import batch_limits
 
 CPU = torch.device("cpu")
 MOE = {"num_experts": 6, "top_k": 1, "normalize_weights": "after_dropping"}
@@ -53,7 +53,7 @@ def _logits(model: nn.Module, pairs: Sequence[tuple[list[int], list[int]]]) -> l
 def _important(
     model: nn.Module, vocab: SentencePieceTokenizer, pairs: Any, **limits: int
 ) -> dict[str, Tensor]:
-    return importance(model, pairs, vocab.symbols, BatchLimits(**limits), CPU)
+    return importance(model, pairs, vocab.symbols, batch_limits(**limits), CPU)
 
 
 def test_importance_is_mean_probability_times_share_of_tokens(

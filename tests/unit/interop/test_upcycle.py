@@ -17,8 +17,8 @@ from ds_seq.interop.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import expert_offsets
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
-from tests.data.vocabulary import train_vocab
 from tests.batches import score
+from tests.data.vocabulary import train_vocab
 from tests.unit.interop.made import experiment, write_run
 
 NORMALIZED = {"num_experts": 4, "top_k": 1, "normalize_weights": "after_dropping"}

@@ -16,6 +16,7 @@ from ds_seq.moe.gate import Router, TopKGate
 from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.sigmoid import SigmoidGate
+from tests.values import BIAS_RATE, MIN_CAPACITY
 
 D, FFN, E = 8, 12, 4
 ROUTERS = ("softmax", "cosine", "sigmoid", "expert_choice", "language")
@@ -24,6 +25,12 @@ ROUTERS = ("softmax", "cosine", "sigmoid", "expert_choice", "language")
 LOGITS = torch.tensor(
     [[2, 0, 0, 0], [1.5, 0, 1, 0], [0, 3, 0, 0], [1, 0.5, 0, 0], [0, 0, 0.5, 1], [2.5, 0, 0, 1]]
 )
+
+
+def make_choice(top_k: int, **chance: Any) -> SoftmaxChoice:
+    """The best K, without chance but for ``chance``."""
+    plain = {"noise": "none", "second_expert": "always", "second_by_share": False}
+    return SoftmaxChoice(top_k, **{**plain, **chance})
 
 
 def make_router(
@@ -37,11 +44,29 @@ def make_router(
     """A router drawn from the global random state; ``chance`` is for `SoftmaxChoice`."""
     sizes = (d_model, num_experts)
     if name in ("softmax", "cosine"):
-        choice = SoftmaxChoice(top_k, **(chance or {}))
-        kind = TopKGate if name == "softmax" else CosineGate
-        return kind(*sizes, choice, **options)
-    kinds = {"sigmoid": SigmoidGate, "expert_choice": ExpertChoiceGate, "language": LanguageGate}
-    return kinds[name](*sizes, top_k, **options)
+        choice = make_choice(top_k, **(chance or {}))
+        if name == "softmax":
+            return TopKGate(*sizes, choice, **{"load_balance": "rank", **options})
+        return CosineGate(*sizes, choice, **{"router_dim": None, "load_balance": "rank", **options})
+    if name == "sigmoid":
+        plain = {"bias_rate": BIAS_RATE, "noise": "none", "load_balance": "rank"}
+        return SigmoidGate(*sizes, top_k, **{**plain, **options})
+    if name == "expert_choice":
+        return ExpertChoiceGate(*sizes, top_k, **{"capacity_factor": 1.0, **options})
+    return LanguageGate(*sizes, top_k, **{"load_balance": "rank", **options})
+
+
+def plain_layer(router: Router, experts: Experts, **options: Any) -> MoeFeedForward:
+    """A layer that drops no token and leaves weights as they are, but for ``options``."""
+    plain = {
+        "capacity_factor": None,
+        "eval_capacity_factor": None,
+        "min_capacity": MIN_CAPACITY,
+        "drop": "position",
+        "normalize_weights": "none",
+        "output_masking": 0.0,
+    }
+    return MoeFeedForward(router, experts, **{**plain, **options})
 
 
 def make_layer(
@@ -62,7 +87,7 @@ def make_layer(
     with torch.no_grad():
         experts.b1.normal_()
         experts.b2.normal_()
-    return MoeFeedForward(router, experts, **options)
+    return plain_layer(router, experts, **options)
 
 
 def golden_layer(top_k: int = 1, **options: Any) -> MoeFeedForward:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ds_seq.moe.choice import SoftmaxChoice, best
 from ds_seq.moe.gate import TopKGate, expert_capacity, normalized
-from tests.unit.moe.made import LOGITS, D, E, make_router
+from tests.unit.moe.made import LOGITS, D, E, make_choice, make_router
 
 DRAWS = 20_000
 CHANCES: list[dict[str, Any]] = [
@@ -86,7 +86,7 @@ def test_chance_takes_part_in_training_only(chance: dict[str, Any]) -> None:
         )
     )
     state = torch.get_rng_state()
-    plain = TopKGate(D, E, SoftmaxChoice(2)).eval()
+    plain = TopKGate(D, E, make_choice(2), "rank").eval()
     plain.load_state_dict(gate.state_dict())
     torch.set_rng_state(state)
     answer, expected = gate.eval()(x), plain(x)
@@ -98,7 +98,7 @@ def test_chance_takes_part_in_training_only(chance: dict[str, Any]) -> None:
 def test_gumbel_noise_samples_the_softmax_and_leaves_the_weights() -> None:
     logits = [1.0, 0.0, -1.0, 0.5]
     probabilities = torch.tensor(logits).softmax(-1)
-    choice = drawn(logits, SoftmaxChoice(2, "gumbel"))
+    choice = drawn(logits, make_choice(2, noise="gumbel"))
     torch.testing.assert_close(shares(choice.experts[:, 0], 4), probabilities, rtol=0.0, atol=0.015)
     torch.testing.assert_close(choice.weights, probabilities[choice.experts])
     assert (choice.experts[:, 0] != choice.experts[:, 1]).all()
@@ -106,13 +106,13 @@ def test_gumbel_noise_samples_the_softmax_and_leaves_the_weights() -> None:
 
 def test_jitter_moves_the_input_by_at_most_a_hundredth() -> None:
     torch.manual_seed(0)
-    moved = SoftmaxChoice(1, "jitter").inputs(torch.ones(100, 100), training=True)
+    moved = make_choice(1, noise="jitter").inputs(torch.ones(100, 100), training=True)
     assert 0.99 <= moved.min() < 0.991 and 1.009 < moved.max() <= 1.01
 
 
 def test_a_sampled_second_expert_follows_the_softmax_of_the_others() -> None:
     logits = [2.0, 1.0, 0.0, 0.5]
-    choice = drawn(logits, SoftmaxChoice(2, second_expert="sampled"))
+    choice = drawn(logits, make_choice(2, second_expert="sampled"))
     assert (choice.experts[:, 0] == 0).all()
     others = torch.tensor([float("-inf"), *logits[1:]]).softmax(-1)
     torch.testing.assert_close(shares(choice.experts[:, 1], 4), others, rtol=0.0, atol=0.015)
@@ -231,11 +231,11 @@ def test_a_single_weight_is_one_and_keeps_a_gradient() -> None:
 )
 def test_unknown_policies_are_refused(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        SoftmaxChoice(**{"top_k": 2, **arguments})
+        make_choice(**{"top_k": 2, **arguments})
 
 
 def test_a_gate_cannot_choose_more_experts_than_there_are() -> None:
     with pytest.raises(ValueError, match="between 1 and num_experts=4"):
-        TopKGate(D, 4, SoftmaxChoice(5))
+        TopKGate(D, 4, make_choice(5), "rank")
     with pytest.raises(ValueError, match="one of rank, global"):
-        TopKGate(D, 4, SoftmaxChoice(1), "world")
+        TopKGate(D, 4, make_choice(1), "world")

@@ -10,7 +10,6 @@ from ds_seq.modules.body import Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.layer import MoeFeedForward
 from tests.unit.moe.made import (
     FFN,
     LOGITS,
@@ -22,6 +21,7 @@ from tests.unit.moe.made import (
     golden_layer,
     make_layer,
     make_router,
+    plain_layer,
     right_padded,
 )
 
@@ -308,7 +308,7 @@ def test_output_masking_leaves_out_single_experts_in_training() -> None:
 def test_what_cannot_be_is_refused() -> None:
     experts = Experts(D, FFN, 3, 0, "relu", 0.0, 1)
     with pytest.raises(ValueError, match="3 local experts do not divide 4"):
-        MoeFeedForward(make_router(), experts)
+        plain_layer(make_router(), experts)
     with pytest.raises(ValueError, match="one of position, probability, random"):
         make_layer(drop="last")
     with pytest.raises(ValueError, match="one of none, before_dropping, after_dropping"):
@@ -316,7 +316,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def test_spread_experts_need_their_group() -> None:
-    layer = MoeFeedForward(make_router(), Experts(D, FFN, 2, 0, "relu", 0.0, 1))
+    layer = plain_layer(make_router(), Experts(D, FFN, 2, 0, "relu", 0.0, 1))
     assert layer.expert_parallel == 2
     with pytest.raises(RuntimeError, match="connect_expert_parallel"):
         layer(torch.randn(1, 2, D))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ds_seq.moe.cosine import CosineGate
 from ds_seq.moe.expert_choice import ExpertChoiceGate
 from ds_seq.moe.gate import Router, Routing
-from ds_seq.moe.sigmoid import SigmoidGate
 from tests.unit.moe.made import ROUTERS, D, E, make_router, right_padded
 
 LENGTHS = [5, 7, 1, 3]
@@ -191,7 +190,7 @@ def test_cosine_does_not_see_the_length_of_hidden_states(seed: int, factor: floa
 
 def test_cosine_scores_lie_between_minus_one_and_one() -> None:
     torch.manual_seed(0)
-    router = CosineGate(D, E, make_router().choice, router_dim=5)
+    router = CosineGate(D, E, make_router().choice, router_dim=5, load_balance="rank")
     with torch.no_grad():
         router.embeddings.mul_(100.0)
     scores = router.scores(torch.randn(500, D) * 30)
@@ -263,7 +262,7 @@ def test_the_bias_counts_steps_and_survives_half_precision() -> None:
 
 def test_sigmoid_scores_cannot_be_sampled() -> None:
     with pytest.raises(ValueError, match="one of none, jitter"):
-        SigmoidGate(D, E, 1, noise="gumbel")
+        make_router("sigmoid", noise="gumbel")
 
 
 def test_sigmoid_jitter_in_training_only() -> None:
@@ -299,7 +298,7 @@ def test_experts_pick_their_share_of_each_sentence(seed: int, top_k: int, factor
 
 
 def test_equal_scores_go_to_earlier_tokens() -> None:
-    router = ExpertChoiceGate(D, E, 1)
+    router = ExpertChoiceGate(D, E, 1, 1.0)
     mask = right_padded([8, 4])
     picked = weight_of_experts(route(router, torch.zeros(2, 8, D), mask, torch.zeros(2, D))) > 0
     assert picked.all(dim=-1).nonzero().squeeze(1).tolist() == [0, 1, 8]

@@ -13,22 +13,22 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TranslationConfig
 from ds_seq.data.shards import ShardWriter
 from ds_seq.errors import UserError
-from ds_seq.generation.beam_search import BeamSearch
 from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.guides import Plain, SelectionMaker
 from ds_seq.generation.metric import find_metric
 from ds_seq.generation.sampling import Sampling
 from ds_seq.generation.scoring import Scorer
-from ds_seq.generation.translate import ALONE, BatchLimits, translate
+from ds_seq.generation.translate import ALONE, translate
 from ds_seq.tasks import build_limits, build_search, build_task
 from ds_seq.tasks.translation import RawSplit, TranslationTask, format_samples, read_raw
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
 from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
+from tests.values import SHARD_SIZE, batch_limits, beam_search, draws
 
 VOCAB = 9
 CPU = torch.device("cpu")
-SEARCH, LIMITS = BeamSearch(SYMBOLS, beam=2), BatchLimits()
+SEARCH, LIMITS = beam_search(SYMBOLS, beam=2), batch_limits()
 METRICS = [find_metric(name, "en", "metrics") for name in ("bleu", "chrf")]
 
 
@@ -49,7 +49,7 @@ def make_task(folder: Path, raw: RawSplit | None = None) -> TranslationTask:
 
 
 def write_shards(folder: Path, vocab_hash: str = WordTokenizer.fingerprint) -> None:
-    options = {"vocab_size": VOCAB, "languages": ("de", "en")}
+    options = {"vocab_size": VOCAB, "languages": ("de", "en"), "shard_size": SHARD_SIZE}
     with ShardWriter(folder, "train", vocab_hash=vocab_hash, **options) as writer:
         writer.add([4, 5, EOS], [6, EOS])
         writer.add([4, 5, 6, 7, EOS], [6, EOS])  # longer than make_task allows
@@ -178,7 +178,7 @@ def test_search_from_a_config_has_every_field_of_it(config: DataConfig) -> None:
     generation = GenerationConfig(**given)
     assert given | alone == generation.model_dump(), "a new field: give it a value above"
     found = vars(build_search(generation, vocab.symbols, 50)) | vars(build_limits(generation, 50))
-    assert found.pop("sampling") == Sampling(top_k=6, seed=8)
+    assert found.pop("sampling") == draws(top_k=6, seed=8)
     apart = {"sampling", "sampling_top_k", "seed", "ensemble"}  # the last is of the models
     assert {name: found[name] for name in given if name not in apart} == {
         name: value for name, value in given.items() if name not in apart
@@ -207,8 +207,8 @@ def test_diversity_from_a_config(
     ("given", "expected"),
     [
         ({}, None),
-        ({"sampling": True, "sampling_top_p": 0.7}, Sampling(top_p=0.7)),
-        ({"sampling": True, "sampling_epsilon": 0.1}, Sampling(epsilon=0.1)),
+        ({"sampling": True, "sampling_top_p": 0.7}, draws(top_p=0.7)),
+        ({"sampling": True, "sampling_epsilon": 0.1}, draws(epsilon=0.1)),
     ],
 )
 def test_sampling_from_a_config(

@@ -13,11 +13,10 @@ import torch
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.output import RoutingStats
-from ds_seq.moe.sigmoid import SigmoidGate
 from ds_seq.training.engine import StepResult
 from ds_seq.training.validation import BestBy
+from tests.unit.moe.made import make_router, plain_layer
 from tests.unit.training.fakes import Scene, make_stats
 
 VALIDATING: dict[str, Any] = {"validate_every": 2, "save_every": None}
@@ -253,8 +252,8 @@ def test_each_validation_has_a_map_of_the_load() -> None:
 
 
 def test_biases_of_sigmoid_routers_follow_the_load_of_whole_applied_updates() -> None:
-    gate = SigmoidGate(4, 3, 1)
-    layer = MoeFeedForward(gate, Experts(4, 4, 3, 0, "relu", 0.0, 1))
+    gate = make_router("sigmoid", 1, 3, 4)
+    layer = plain_layer(gate, Experts(4, 4, 3, 0, "relu", 0.0, 1))
     scene = Scene(tokens=[1, 2, 3, 4, 1, 2], accumulate=2, max_updates=3, module=layer)
     scene.engine.results = [StepResult(applied, 1.0, 1.0) for applied in (True, False, True)]
     # No micro-batch alone would move the biases as both do; and the skipped update is different.

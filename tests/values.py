@@ -1,0 +1,38 @@
+"""Parts with the defaults of the schema, for tests that care about a few options only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.plain import batch_limits, beam_search
+from ds_seq.config.data import CleanConfig, DataConfig
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.model import MoeConfig
+from ds_seq.data.clean import CleanOptions
+from ds_seq.generation.sampling import Sampling
+
+__all__ = [
+    "BIAS_RATE",
+    "MIN_CAPACITY",
+    "SHARD_SIZE",
+    "batch_limits",
+    "beam_search",
+    "clean_options",
+    "draws",
+]
+
+SHARD_SIZE: int = DataConfig.model_fields["shard_size"].default
+BIAS_RATE: float = MoeConfig.model_fields["bias_rate"].default
+MIN_CAPACITY: int = MoeConfig.model_fields["min_capacity"].default
+
+
+def draws(**options: Any) -> Sampling:
+    """Draws from the whole distribution, but for ``options``."""
+    fields = GenerationConfig.model_fields
+    cuts = {name: fields[f"sampling_{name}"].default for name in ("top_k", "top_p", "epsilon")}
+    return Sampling(**{**cuts, "seed": fields["seed"].default, **options})
+
+
+def clean_options(**options: Any) -> CleanOptions:
+    """The filters of an experiment that says nothing about them, but for ``options``."""
+    return CleanOptions(**{**CleanConfig().model_dump(), **options})
