@@ -246,7 +246,7 @@ def norm_of(gradients: dict[str, Tensor], sparse: nn.Module | None = None) -> fl
 
 def make_criterion(loss_weights: dict[str, float] = LOSS_WEIGHTS) -> ModelAndBase:
     """Smoothed cross-entropy and all gate losses."""
-    return ModelAndBase(CrossEntropy(0.1, "fairseq", 1), loss_weights, GATE_LOSSES)
+    return ModelAndBase(CrossEntropy(0.1, "fairseq"), loss_weights, GATE_LOSSES)
 
 
 def _counters(module: nn.Module) -> dict[str, Tensor]:
