@@ -121,7 +121,7 @@ def test_each_language_has_its_table_and_all_together_make_the_whole(
     )
     groups = languages(reader, np.arange(len(reader)), vocab)
     for name, part in parts.items():
-        assert part["target_tokens"] == reader.lengths[groups[name, 1]].sum()
+        assert part["target_tokens"] == reader.lengths[groups[name], 1].sum()
     # layer 1 is the decoder's: its tokens are the target's, two experts for each
     whole = np.zeros(5)
     for part in parts.values():
