@@ -7,7 +7,7 @@ import torch
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.data.batch import Batch
-from ds_seq.interop.run_folder import load_run
+from ds_seq.runs.open import load_run
 from ds_seq.models.output import ModelOutput
 
 

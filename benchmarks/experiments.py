@@ -14,7 +14,7 @@ from typing import Any
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.yaml_file import to_yaml
-from ds_seq.prepare import prepare
+from ds_seq.commands.prepare import prepare
 
 CACHE = Path.home() / ".cache" / "ds_seq"
 NEVER = 10**9

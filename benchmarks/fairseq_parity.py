@@ -42,7 +42,7 @@ from parity_sides import Fairseq, Ours, Setting, Subject
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
-from ds_seq.interop.run_folder import LoadedRun, load_run
+from ds_seq.runs.open import LoadedRun, load_run
 
 BEAMS = (1, 4, 5, 10)
 LENGTH_PENALTIES = (0.6, 1.0, 1.2)

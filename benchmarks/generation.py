@@ -43,8 +43,8 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.distributed import keep_freed_memory
 from ds_seq.errors import run_command
-from ds_seq.interop.export import export
-from ds_seq.interop.run_folder import LoadedRun, load_run
+from ds_seq.runs.export import export
+from ds_seq.runs.open import LoadedRun, load_run
 
 HERE = Path(__file__).resolve().parent
 OURS, FAIRSEQ, CTRANSLATE2 = "ds_seq", "fairseq", "CTranslate2"

@@ -16,7 +16,7 @@ from plain import beam_search
 from profiled import peak_activation_bytes
 from turns import take_turns
 
-from ds_seq.interop.run_folder import load_run
+from ds_seq.runs.open import load_run
 from ds_seq.models.packing import pack_weights
 
 LENGTHS = (32, 64, 128, 256, 512)

@@ -21,7 +21,7 @@ from turns import take_turns
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.generation.translate import cut_batches, search_batches
-from ds_seq.interop.run_folder import DTYPES, LoadedRun, load_run
+from ds_seq.runs.open import DTYPES, LoadedRun, load_run
 
 BEAM = 5
 BLEU_GOAL = 0.1  # how far it may move

@@ -15,8 +15,8 @@ from experiments import Recipe, fetch_text, model_section, write_experiment
 from widening import grow
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.interop.export import write_export
-from ds_seq.interop.run_folder import load_run
+from ds_seq.runs.export import write_export
+from ds_seq.runs.open import load_run
 from ds_seq.models.build import build_seq2seq
 
 UPDATES = 800  # of the small model: enough for translations of sensible lengths

@@ -48,7 +48,7 @@ class Ours:
         from plain import beam_search
 
         from ds_seq.distributed import keep_freed_memory
-        from ds_seq.interop.run_folder import load_run
+        from ds_seq.runs.open import load_run
         from ds_seq.models.packing import pack_weights
 
         keep_freed_memory()  # as every command of ds-seq does

@@ -24,9 +24,9 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.padding import Padded
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
-from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.workers import default_workers, map_in_threads
-from ds_seq.interop.run_folder import load_run
+from ds_seq.runs.open import load_run
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput

@@ -24,28 +24,28 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "check": Command("ds_seq.check:main", "show what an experiment file means, or its mistakes"),
-    "prepare": Command("ds_seq.prepare:main", "raw text -> clean text -> vocabulary -> shards"),
+    "check": Command("ds_seq.commands.check:main", "show what an experiment file means, or its mistakes"),
+    "prepare": Command("ds_seq.commands.prepare:main", "raw text -> clean text -> vocabulary -> shards"),
     "train": Command("ds_seq.train:main", "shards -> run folder"),
     "generate": Command("ds_seq.generate:main", "run folder + text -> translations (and a score)"),
-    "interactive": Command("ds_seq.interactive:main", "run folder -> translations as you type"),
-    "rescore": Command("ds_seq.rescore:main", "run folder + text + translations -> their scores"),
+    "interactive": Command("ds_seq.commands.interactive:main", "run folder -> translations as you type"),
+    "rescore": Command("ds_seq.commands.rescore:main", "run folder + text + translations -> their scores"),
     "pseudo-label": Command(
-        "ds_seq.distill.pseudo_labels:main", "run folder + shards -> shards with its translations"
+        "ds_seq.commands.pseudo_labels:main", "run folder + shards -> shards with its translations"
     ),
-    "score": Command("ds_seq.score:main", "translations + references -> BLEU, chrF, p-values"),
-    "export": Command("ds_seq.interop.export:main", "run folder -> one file that translates"),
-    "average": Command("ds_seq.interop.average:main", "checkpoints -> their mean, as one model"),
+    "score": Command("ds_seq.commands.score:main", "translations + references -> BLEU, chrF, p-values"),
+    "export": Command("ds_seq.runs.export:main", "run folder -> one file that translates"),
+    "average": Command("ds_seq.runs.average:main", "checkpoints -> their mean, as one model"),
     "prune-experts": Command(
-        "ds_seq.interop.prune:main", "run folder + text -> smaller model for that kind of text"
+        "ds_seq.surgery.prune:main", "run folder + text -> smaller model for that kind of text"
     ),
     "make-student": Command(
-        "ds_seq.distill.make_student:main", "run folder -> smaller model of some of its layers"
+        "ds_seq.commands.make_student:main", "run folder -> smaller model of some of its layers"
     ),
     "teacher-cache": Command(
-        "ds_seq.distill.teacher_cache:main", "teacher + shards -> its answers, to train from"
+        "ds_seq.commands.teacher_cache:main", "teacher + shards -> its answers, to train from"
     ),
-    "moe-stats": Command("ds_seq.moe_stats:main", "run folder + shards -> load of the experts"),
+    "moe-stats": Command("ds_seq.commands.moe_stats:main", "run folder + shards -> load of the experts"),
 }
 
 

@@ -54,10 +54,10 @@ from ds_seq.distill.teacher import (
     load_teacher,
 )
 from ds_seq.distributed import World
-from ds_seq.generation.metric import Metric
+from ds_seq.scores.metric import Metric
 from ds_seq.generation.translate import Share
-from ds_seq.interop.run_folder import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
-from ds_seq.interop.upcycle import start_from
+from ds_seq.runs.open import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
+from ds_seq.surgery.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
 from ds_seq.moe.engine import connect_expert_parallel
@@ -68,9 +68,9 @@ from ds_seq.text.lines import read_parallel
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
-from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze
-from ds_seq.training.metrics import load_table, metric_lines
-from ds_seq.training.moe_watch import layer_names
+from ds_seq.surgery.trainable import FrozenCheck, describe_frozen, freeze
+from ds_seq.reports.metrics import load_table, metric_lines
+from ds_seq.reports.moe_watch import layer_names
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainer import Trainer

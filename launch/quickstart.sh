@@ -167,7 +167,7 @@ show_expert_load() {
 import json
 import sys
 
-from ds_seq.training.metrics import load_table
+from ds_seq.reports.metrics import load_table
 
 records = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
 print(load_table([record for record in records if record["kind"] == "valid"][-1]))

@@ -58,7 +58,7 @@ KINDS = {
         "criterion": "{name: model_and_base, loss_weights: {load_balance: 0.01, router_z: 0.001}}",
     },
 }
-NOT_OF_THE_PAIR = ("distributed", "training/metrics.py", "reports/")
+NOT_OF_THE_PAIR = ("distributed", "reports/metrics.py", "reports/")
 _FUNCTION = 0x0001 | 0x0002  # optimized, with locals of its own: not a module, not a class body
 
 

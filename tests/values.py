@@ -9,7 +9,7 @@ from ds_seq.config.data import CleanConfig, DataConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import MoeConfig
 from ds_seq.data.clean import CleanOptions
-from ds_seq.generation.sampling import Sampling
+from ds_seq.search.sampling import Sampling
 
 __all__ = [
     "BIAS_RATE",

@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from ds_seq.data.shards import TokenBlock
 from ds_seq.errors import UserError
-from ds_seq.generation.rouge import build_rouge
+from ds_seq.scores.rouge import build_rouge
 from ds_seq.text.tokenizer import Tokenizer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")

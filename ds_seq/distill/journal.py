@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ds_seq.data.shards import TokenBlock
 from ds_seq.data.unfinished import lock
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 
 _WORD = np.dtype("<u4")
 _MAGIC = 0x4C50_5344

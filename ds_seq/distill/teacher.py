@@ -21,7 +21,7 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
-from ds_seq.interop.run_folder import DTYPES, LoadedRun, StoredRun, load_run, open_run
+from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, load_run, open_run
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 from ds_seq.names import Capture

@@ -15,7 +15,7 @@ from ds_seq.data.shards import manifest_path
 from ds_seq.data.unfinished import remove_folder
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
-from ds_seq.interop.run_folder import StoredRun
+from ds_seq.runs.open import StoredRun
 from ds_seq.text.lines import fingerprint
 from ds_seq.text.vocab_file import VOCAB_FILE
 

@@ -21,8 +21,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.helpers import extract_all_char_ngrams, extract_all_word_ngrams
 
-from ds_seq.generation.hypotheses import Hypothesis
-from ds_seq.generation.scoring import build_metric
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.scores.scoring import build_metric
 from ds_seq.generation.translate import Found
 
 UtilityName = Literal["chrf", "bleu"]

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.generation.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
+from ds_seq.search.hypotheses import Hypothesis
 
 # On a CPU there is no class of error for it: what PyTorch's allocator and what oneDNN says.
 _SIGNS = ("DefaultCPUAllocator", "could not create a primitive")

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.words import (
     pharaoh,
     plain_line,

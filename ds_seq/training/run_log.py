@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from ds_seq.training.heat_map import Panel, draw_heat_map
+from ds_seq.reports.heat_map import Panel, draw_heat_map
 
 
 class RunLog:

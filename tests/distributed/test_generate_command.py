@@ -20,7 +20,7 @@ import torch
 from ds_seq import distributed
 from ds_seq.errors import run_command
 from ds_seq.generate import main
-from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.models import build_model
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy

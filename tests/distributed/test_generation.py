@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.translate import ALONE, Share, Translations, translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel

@@ -13,7 +13,7 @@ from ds_seq import distributed
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.distill.teacher import load_teacher
-from ds_seq.distill.teacher_cache import main
+from ds_seq.commands.teacher_cache import main
 from ds_seq.models.build import build_seq2seq
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers

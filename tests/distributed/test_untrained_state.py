@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.interop.run_folder import find_checkpoint
+from ds_seq.runs.open import find_checkpoint
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.weights import load_weights
 from ds_seq.training.checkpoint import CheckpointStore

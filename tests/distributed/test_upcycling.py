@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ds_seq.interop.upcycle import transfer
+from ds_seq.surgery.upcycle import transfer
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.weights import TensorFile, model_tensors
 from tests.distributed import spine

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_seq.interop.run_folder import load_run
+from ds_seq.runs.open import load_run
 from tests.system.forked import command, generate, train
 from tests.system.runs import TINY, Lab, checkpoints, snapshot
 

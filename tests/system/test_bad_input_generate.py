@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ds_seq.interop.export import export
+from ds_seq.runs.export import export
 from ds_seq.models import build_model
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy

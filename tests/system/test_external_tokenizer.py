@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.interop.run_folder import open_run
+from ds_seq.runs.open import open_run
 from ds_seq.text.vocab_file import read_vocab_file
 from tests.data.characters import CharacterTokenizer
 from tests.system.commands import Finished

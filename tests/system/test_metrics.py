@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ds_seq.config.yaml_file import read_yaml, to_yaml
-from ds_seq.generation.metric import Measured, Metric
+from ds_seq.scores.metric import Measured, Metric
 from tests.system.forked import command, train
 from tests.system.runs import TINY, Lab, checkpoints, records
 

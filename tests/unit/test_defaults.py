@@ -28,10 +28,10 @@ OTHER_MEANINGS = {
     ("distill/assembly.py", "workers"): "processes, of a command that has no such option",
     ("distributed.py", "size"): "number of processes, not of subwords",
     ("generation/pipeline.py", "workers"): "searches at a time; data.workers are processes",
-    ("generation/significance.py", "seed"): "of the bootstrap, which has one seed for everybody",
+    ("scores/significance.py", "seed"): "of the bootstrap, which has one seed for everybody",
     ("generation/translate.py", "workers"): "searches at a time; data.workers are processes",
     ("modules/linear.py", "activation"): "fused into the product; no option has the value none",
-    ("training/moe_watch.py", "patience"): "updates an expert may be idle, not validations",
+    ("reports/moe_watch.py", "patience"): "updates an expert may be idle, not validations",
 }
 # To be emptied: files in which defaults are still doubled.
 PENDING = (
@@ -39,9 +39,9 @@ PENDING = (
     "data/batching.py",
     "data/stream.py",
     "data/vocab.py",
-    "interop/command_line.py",
-    "interop/export.py",
-    "interop/run_folder.py",
+    "commands/options.py",
+    "runs/export.py",
+    "runs/open.py",
     "models/__init__.py",
     "models/build.py",
     "modules/attention.py",

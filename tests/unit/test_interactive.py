@@ -19,7 +19,7 @@ import torch
 
 from ds_seq.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_command
 from ds_seq.generate import main as generate
-from ds_seq.interactive import interlinear, main
+from ds_seq.commands.interactive import interlinear, main
 from ds_seq.models import build_model
 from tests.data.toy import toy_pairs, write_toy
 from tests.data.vocabulary import train_vocab

@@ -209,7 +209,7 @@ def test_check_imports_no_torch() -> None:
     names = [relative(path).removesuffix(".py").replace("/", ".") for path in SOURCES]
     config = [f"ds_seq.{name}".removesuffix(".__init__") for name in names if "config." in name]
     assert len(config) > 5
-    loaded = modules_after("import ds_seq.cli, ds_seq.check, " + ", ".join(config))
+    loaded = modules_after("import ds_seq.cli, ds_seq.commands.check, " + ", ".join(config))
     assert "pydantic" in loaded
     assert not loaded & {"torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu"}
 

@@ -15,7 +15,7 @@ from ds_seq.data.binarize import binarize
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
-from ds_seq.moe_stats import languages, main
+from ds_seq.commands.moe_stats import languages, main
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from tests.batches import inputs_of

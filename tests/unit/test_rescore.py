@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ds_seq.errors import EXIT_USER_ERROR, run_command
-from ds_seq.interop.run_folder import load_run
+from ds_seq.runs.open import load_run
 from ds_seq.models import build_model
-from ds_seq.rescore import main
+from ds_seq.commands.rescore import main
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import inputs_of
 from tests.data.toy import toy_pairs, write_toy

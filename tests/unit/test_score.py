@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ds_seq.cli import main as ds_seq
-from ds_seq.score import main, suspicions
+from ds_seq.commands.score import main, suspicions
 
 REFERENCE = [
     f"Line {n} has {n * n} words, or {'few' if n % 2 else 'many'} more." for n in range(30)

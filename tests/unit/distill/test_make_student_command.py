@@ -17,11 +17,11 @@ from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.binarize import binarize
-from ds_seq.distill.make_student import STUDENT_KEY
-from ds_seq.distill.shrink import CopiedLayers, make_student, student_config
-from ds_seq.interop.prune import moe_layers
-from ds_seq.interop.run_folder import load_run, open_run
-from ds_seq.interop.upcycle import start_from
+from ds_seq.commands.make_student import STUDENT_KEY
+from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.prune import moe_layers
+from ds_seq.runs.open import load_run, open_run
+from ds_seq.surgery.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import model_tensors
 from ds_seq.moe.layer import MoeFeedForward

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.distill.merge_experts import ExpertUse, measure_use, merge_experts
+from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
 from ds_seq.modules.body import Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch

@@ -17,7 +17,7 @@ from ds_seq.distill.assembly import Sources, Summary, assemble, copy_rest
 from ds_seq.distill.filters import Filters
 from ds_seq.distill.journal import Journals, JournalWriter
 from ds_seq.errors import UserError
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import toy_pairs

@@ -10,7 +10,7 @@ import pytest
 
 from ds_seq.distill.journal import Journals, JournalWriter, repair
 from ds_seq.errors import UserError
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 
 EOS = 2
 Batch = tuple[list[int], list[list[Hypothesis]]]

@@ -15,13 +15,13 @@ from torch import Tensor
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.padding import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
-from ds_seq.distill import pseudo_labels
-from ds_seq.distill.pseudo_labels import main
+from ds_seq.commands import pseudo_labels
+from ds_seq.commands.pseudo_labels import main
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.errors import EXIT_USER_ERROR, run_command
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.hypotheses import Hypothesis
-from ds_seq.interop.run_folder import load_run
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.runs.open import load_run
 from ds_seq.models import build_model
 from ds_seq.tasks import build_search
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

@@ -15,8 +15,8 @@ from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.distill import teacher as teacher_module
 from ds_seq.distill.teacher import LiveTeacher, Student, load_teacher
 from ds_seq.errors import UserError
-from ds_seq.interop.export import export
-from ds_seq.interop.run_folder import LoadedRun, load_run
+from ds_seq.runs.export import export
+from ds_seq.runs.open import LoadedRun, load_run
 from ds_seq.models import build_model
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.names import Capture

@@ -21,7 +21,7 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, load_teacher
-from ds_seq.distill.teacher_cache import main, top_tokens
+from ds_seq.commands.teacher_cache import main, top_tokens
 from ds_seq.models import build_model
 from ds_seq.models.output import ModelOutput
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from ds_seq.data.padding import Padded, pad_rows
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.hypotheses import Hypothesis
 from tests.unit.generation.table_model import EOS, PAD, TableModel, normalised
 
 VOCAB = 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 from tests.unit.generation.search_checks import VOCAB, draw_sources, pad
 from tests.unit.generation.table_model import (
     BOS,

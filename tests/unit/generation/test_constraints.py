@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from ds_seq.generation.constraints import ConstraintOrder, Constraints
-from ds_seq.generation.prefix import Prefixes
+from ds_seq.search.constraints import ConstraintOrder, Constraints
+from ds_seq.search.prefix import Prefixes
 from tests.unit.generation.search_checks import (
     VOCAB,
     alike,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
-from ds_seq.generation.guides import SelectionMaker
+from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.search.guides import SelectionMaker
 from tests.unit.generation.search_checks import (
     VOCAB,
     alike,

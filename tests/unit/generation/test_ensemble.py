@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_seq.generation.ensemble import Ensemble, EnsembleMean
+from ds_seq.search.ensemble import Ensemble, EnsembleMean
 from tests.unit.generation.search_checks import VOCAB, alike, distinct, draw_sources, pad
 from tests.unit.generation.table_model import SYMBOLS, TableModel
 from tests.values import beam_search

@@ -10,8 +10,8 @@ import torch
 from ds_seq.config.model import MoeConfig
 from ds_seq.data.padding import pad_rows
 from ds_seq.generation.forced import Pair, attention_maps, score_pairs
-from ds_seq.generation.hypotheses import Hypothesis
-from ds_seq.generation.penalties import LengthPenaltyForm
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.search.penalties import LengthPenaltyForm
 from tests.batches import score
 from tests.unit.generation.small_model import make_model
 from tests.unit.generation.table_model import SYMBOLS

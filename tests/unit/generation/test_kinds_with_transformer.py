@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.model import MoeConfig, TransformerConfig
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.constraints import Constraints
-from ds_seq.generation.diversity import DiverseGroups, DiverseSiblings
-from ds_seq.generation.ensemble import Ensemble, EnsembleMean
-from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.trie import AllowedOutputs
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.constraints import Constraints
+from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.search.ensemble import Ensemble, EnsembleMean
+from ds_seq.search.prefix import Prefixes
+from ds_seq.search.trie import AllowedOutputs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.batches import padded, score

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from ds_seq.errors import UserError
-from ds_seq.generation.metric import METRICS, Measured, Metric, find_metric, measure
-from ds_seq.generation.scoring import Scorer
-from ds_seq.generation.significance import Resampling, score_systems
+from ds_seq.scores.metric import METRICS, Measured, Metric, find_metric, measure
+from ds_seq.scores.scoring import Scorer
+from ds_seq.scores.significance import Resampling, score_systems
 from ds_seq.names import TEXT_METRICS
 
 REFERENCES = ["The cat sat on a mat.", "One small house.", "Yes indeed", "He said: go away!"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat, plain_text
 from ds_seq.generation.translate import gather_lines, plan_lines, search_plan
 from ds_seq.text.tokenizer import Tokenizers

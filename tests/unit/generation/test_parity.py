@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from tests.batches import padded

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
+from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
 from tests.batches import padded
 from tests.unit.generation.search_checks import pad
 from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, UNK, TableModel, all_hypotheses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ds_seq.generation.prefix import Prefixes
+from ds_seq.search.prefix import Prefixes
 from tests.unit.generation.search_checks import (
     VOCAB,
     alike,

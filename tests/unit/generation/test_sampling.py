@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ds_seq.generation import translate as translate_module
-from ds_seq.generation.beam_search import BeamSearch
-from ds_seq.generation.hypotheses import Hypothesis
-from ds_seq.generation.sampling import Sampling
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.search.sampling import Sampling
 from ds_seq.generation.translate import Share, translate
 from tests.unit.generation.table_model import (
     BOS,

@@ -11,7 +11,7 @@ import pytest
 from sacrebleu.metrics.base import Metric
 
 from ds_seq.errors import UserError
-from ds_seq.generation.scoring import (
+from ds_seq.scores.scoring import (
     CORPUS_METRICS,
     TOKENISED,
     Scorer,

@@ -10,10 +10,10 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from ds_seq.errors import UserError
-from ds_seq.generation import sentence_means
-from ds_seq.generation.rouge import ROUGE, sentence_lines
-from ds_seq.generation.scoring import Score, score_corpus
-from ds_seq.generation.sentence_means import comet_metric, rouge_metric
+from ds_seq.scores import sentence_means
+from ds_seq.scores.rouge import ROUGE, sentence_lines
+from ds_seq.scores.scoring import Score, score_corpus
+from ds_seq.scores.sentence_means import comet_metric, rouge_metric
 
 HYPOTHESES = ["Cats were jumping. The dog slept.", "It rained in Paris", "nothing alike"]
 REFERENCES = ["The dog was sleeping. A cat jumped.", "In Paris it rained a lot.", "quite different"]

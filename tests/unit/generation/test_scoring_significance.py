@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from ds_seq.generation.metric import Metric, from_sacrebleu
-from ds_seq.generation.scoring import CORPUS_METRICS, Score, build_metric
-from ds_seq.generation.significance import PairedName, Resampling, score_systems
+from ds_seq.scores.metric import Metric, from_sacrebleu
+from ds_seq.scores.scoring import CORPUS_METRICS, Score, build_metric
+from ds_seq.scores.significance import PairedName, Resampling, score_systems
 
 REFERENCE = [
     f"Line {n} has {n * n} words, or {'few' if n % 2 else 'many'} more." for n in range(40)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.padding import Padded, pad_rows
-from ds_seq.generation.penalties import LengthPenalty, LengthPenaltyForm
+from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ds_seq.generation.top_k import top_continuations, top_k
+from ds_seq.search.top_k import top_continuations, top_k
 
 
 @pytest.mark.parametrize("width", [6, 64, 640, 8000, 8001])

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from ds_seq.generation.prefix import Prefixes
-from ds_seq.generation.trie import AllowedOutputs
+from ds_seq.search.prefix import Prefixes
+from ds_seq.search.trie import AllowedOutputs
 from tests.unit.generation.search_checks import (
     VOCAB,
     check_batches,

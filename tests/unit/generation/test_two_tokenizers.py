@@ -10,12 +10,12 @@ import torch
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.beam_search import BeamSearch
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, score_pairs
-from ds_seq.generation.hypotheses import Hypothesis
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
-from ds_seq.generation.sampling import Sampling
+from ds_seq.search.sampling import Sampling
 from ds_seq.generation.translate import BatchLimits, search_plan, translate
 from ds_seq.generation.words import replace_unknown
 from ds_seq.models.build import build_seq2seq

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.interop.average import NOTE_KEY, average, mean, named_part
-from ds_seq.interop.export import export
-from ds_seq.interop.run_folder import DTYPES, load_run, open_run
+from ds_seq.runs.average import NOTE_KEY, average, mean, named_part
+from ds_seq.runs.export import export
+from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.models.weights import (
     FORMAT_VERSION,
     TensorSource,

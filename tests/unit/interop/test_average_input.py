@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.interop.average import average
-from ds_seq.interop.export import export
-from ds_seq.interop.run_folder import open_run
+from ds_seq.runs.average import average
+from ds_seq.runs.export import export
+from ds_seq.runs.open import open_run
 from ds_seq.models import build_model
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers

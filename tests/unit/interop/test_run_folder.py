@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ds_seq.errors import UserError
-from ds_seq.interop.export import export, main
-from ds_seq.interop.run_folder import (
+from ds_seq.runs.export import export, main
+from ds_seq.runs.open import (
     CONFIG_KEY,
     DTYPES,
     VOCAB_KEY,
@@ -177,7 +177,7 @@ def test_a_failed_export_leaves_nothing(
         Path(path).write_text("a part")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("ds_seq.interop.export.save_file", full_disk)
+    monkeypatch.setattr("ds_seq.runs.export.save_file", full_disk)
     with pytest.raises(
         UserError, match=f"{name}: cannot write .No space left on device.; is the disk full"
     ):
@@ -252,7 +252,7 @@ def test_experts_that_cannot_be_spread_are_refused_before_the_model_is_built(
 ) -> None:
     config = experiment({"moe": {"num_experts": counts}})
     folder = write_run(tmp_path / "run", config, vocab, {1: build_model(config.model, len(vocab))})
-    monkeypatch.setattr("ds_seq.interop.run_folder.build_model", None)
+    monkeypatch.setattr("ds_seq.runs.open.build_model", None)
     with pytest.raises(UserError, match=f"{uneven} experts .* spread over {ranks} ranks"):
         load_run(folder, expert_parallel=ranks)
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
-from ds_seq.interop.export import export
-from ds_seq.interop.upcycle import start_from
+from ds_seq.runs.export import export
+from ds_seq.surgery.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import expert_offsets
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

@@ -15,7 +15,7 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.names import GATE_LOSSES, FrozenPart
 from ds_seq.optim.param_groups import parameter_groups
-from ds_seq.training.freeze import FrozenCheck, describe_frozen, freeze, frozen_parameters
+from ds_seq.surgery.trainable import FrozenCheck, describe_frozen, freeze, frozen_parameters
 from tests.batches import encode, score
 
 VOCAB = 23

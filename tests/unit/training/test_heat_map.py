@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ds_seq.training.heat_map import Panel, draw_heat_map, save_picture
+from ds_seq.reports.heat_map import Panel, draw_heat_map, save_picture
 
 WHITE = (255, 255, 255)
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ds_seq.training.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
+from ds_seq.reports.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
 from tests.unit.training.fakes import make_batch, make_stats
 
 

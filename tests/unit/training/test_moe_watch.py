@@ -10,7 +10,7 @@ from torch import nn
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
-from ds_seq.training.moe_watch import MoeWatch, layer_names
+from ds_seq.reports.moe_watch import MoeWatch, layer_names
 
 
 def load(*layers: list[float]) -> dict[str, object]:

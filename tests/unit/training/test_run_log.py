@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from ds_seq.training.heat_map import Panel, draw_heat_map
+from ds_seq.reports.heat_map import Panel, draw_heat_map
 from ds_seq.training.run_log import RunLog
 
 

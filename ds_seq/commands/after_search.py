@@ -1,0 +1,119 @@
+"""What is done with the hypotheses of a search before they are written, by command-line options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.errors import UserError
+from ds_seq.generation.alignment import Aligner
+from ds_seq.generation.forced import Scorable
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
+from ds_seq.generation.output import plain_text
+from ds_seq.generation.pipeline import Step
+from ds_seq.generation.translate import BatchLimits
+from ds_seq.commands.options import check_n_best
+from ds_seq.runs.open import LoadedRun
+
+_SAMPLES = 32
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options for alignments, unknown pieces and minimum Bayes risk."""
+    add = parser.add_argument_group("what is done with what was found").add_argument
+    add("--align", action="store_true",
+        help="write which words of the source the words of a translation come from, as pairs "
+        "0-0 1-2, by attention: in jsonl, tsv and fairseq (there, of pieces)")  # fmt: skip
+    add("--replace-unk", action="store_true",
+        help="in the text, put what the model looks at in the source in place of each unknown "
+        "piece")  # fmt: skip
+    add("--align-layer", type=int, metavar="N",
+        help="the decoder layer, from 1, whose attention aligns (default: the last)")  # fmt: skip
+    add("--mbr", choices=UTILITIES,
+        help="draw samples and write that which most resembles the others (minimum Bayes risk); "
+        "the cost grows with the square of their number")  # fmt: skip
+    add("--samples-per-line", type=int, metavar="N",
+        help=f"how many samples --mbr draws (default: {_SAMPLES})")  # fmt: skip
+
+
+def check_result_arguments(args: argparse.Namespace) -> None:
+    """Refuse what does not go together; with ``--mbr``, turn sampling on."""
+    aligns = args.align or args.replace_unk
+    if args.align and args.format == "text":
+        raise UserError("--align: --format text has no place for it; say tsv, jsonl or fairseq")
+    if args.align_layer is not None:
+        if not aligns:
+            raise UserError("--align-layer: serves --align and --replace-unk; add one of them")
+        if args.align_layer < 1:
+            raise UserError(f"--align-layer {args.align_layer}: layers are counted from 1")
+    if aligns and args.expert_parallel > 1:
+        raise UserError(
+            f"--expert-parallel {args.expert_parallel}: alignments need all experts on each "
+            "process; leave it out, or --align and --replace-unk"
+        )
+    if args.mbr is None:
+        if args.samples_per_line is not None:
+            raise UserError("--samples-per-line: is the number of samples for --mbr; add it")
+        return
+    if args.samples_per_line is not None and args.samples_per_line < 2:
+        raise UserError(f"--samples-per-line {args.samples_per_line}: at least 2 are compared")
+    if args.sampling is None:
+        args.sampling = "true"
+
+
+def num_hypotheses(args: argparse.Namespace, settings: GenerationConfig) -> int:
+    """How many hypotheses a search has to find so that ``--n-best`` can be written."""
+    check_n_best(args.n_best, settings)
+    if args.mbr is None:
+        return int(args.n_best)
+    if not settings.sampling:
+        raise UserError("--mbr: chooses among samples; leave --sampling out or say true")
+    samples = args.samples_per_line or _SAMPLES
+    if args.n_best > samples:
+        raise UserError(f"--n-best {args.n_best}: raise --samples-per-line, which is {samples}")
+    return int(samples)
+
+
+def result_conditions(args: argparse.Namespace) -> dict[str, str | int]:
+    """What of these options the output depends on."""
+    return {
+        "align": int(args.align),
+        "align-layer": args.align_layer or 0,
+        "replace-unk": int(args.replace_unk),
+        "mbr": args.mbr or "",
+        "samples-per-line": args.samples_per_line or _SAMPLES,
+    }
+
+
+def build_steps(
+    args: argparse.Namespace,
+    runs: Sequence[LoadedRun],
+    limits: BatchLimits,
+    device: torch.device,
+) -> tuple[Step, ...]:
+    """What the options ask for, in the order in which it is to be done.
+
+    Raises:
+        UserError: there is no such layer, or a language needs a package that is not installed.
+    """
+    steps: list[Step] = []
+    first = runs[0]
+    if args.mbr is not None:
+        utility = build_utility(args.mbr, first.config.data.target_lang)
+
+        def text(hypothesis: Hypothesis) -> str:
+            return plain_text(first.tokenizers.target, hypothesis.tokens)
+
+        steps.append(MinimumRisk(utility, text, args.n_best))
+    if args.align or args.replace_unk:
+        layer = None if args.align_layer is None else args.align_layer - 1
+        models = [cast(Scorable, run.model) for run in runs]
+        aligner = Aligner(models, first.tokenizers, limits, device, layer)
+        aligner.check()
+        steps.append(aligner)
+    return tuple(steps)

@@ -1,0 +1,269 @@
+"""``ds-seq make-student``: a smaller model out of some layers of a trained one, to be fine-tuned.
+
+    ds-seq make-student runs/teacher --out runs/student --encoder-layers 6 --decoder-layers 3
+
+Shrink and fine-tune (Shleifer and Rush, 2020, "Pre-trained Summarization Distillation",
+arXiv:2010.13002). The student is an export like any other: it translates as it is, and
+`config.yaml` in its folder is the experiment of its fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ds_seq import distributed
+from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import ModelConfig
+from ds_seq.data.batch import Batch
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.open import open_shards
+from ds_seq.data.progress import Progress
+from ds_seq.data.source import TARGET
+from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
+from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.errors import UserError
+from ds_seq.runs.export import check_new, write_export
+from ds_seq.surgery.prune import moe_layers
+from ds_seq.runs.open import (
+    CONFIG_FILE,
+    DTYPES,
+    EXPORT_SUFFIX,
+    LoadedRun,
+    StoredRun,
+    load_run,
+    open_run,
+)
+from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
+from ds_seq.names import STACKS, Stack
+
+STUDENT_KEY = "ds_seq.student"
+"""In the header of the weights file: JSON with the ``teacher``'s weights, the layers that those of
+``encoder`` and ``decoder`` are copies of, and the share of each expert in layers ``merged``."""
+
+_MAPS: dict[str, LayerMap] = {
+    "table": copy_map,
+    "first": lambda teacher, student: list(range(student)),
+    "even": even_map,
+}
+
+
+def fine_tuning(student: ExperimentConfig, out: Path) -> ExperimentConfig:
+    """The experiment that starts with the student in ``out``; its run folder is another one."""
+    stem = out.name.removesuffix(EXPORT_SUFFIX)
+    name = re.sub(r"[^\w.+-]", "_", stem) + "-tuned"
+    start = {"init_from": str(out), "init_checkpoint": "best", "upcycle_noise": 0.0}
+    train = student.train.model_copy(update=start)
+    return student.model_copy(update={"name": name, "run_dir": None, "train": train})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of ``ds-seq make-student``."""
+    options = _parser().parse_args(argv)
+    check_new(options.out)
+    distributed.keep_freed_memory()
+    stored = open_run(options.run, options.checkpoint)
+    layers = _chosen(options, stored.config.model)
+    sample = _sample(options, stored)
+    config = fine_tuning(student_config(stored.config, layers, options.dense), options.out)
+    device = distributed.World().device if options.dense else torch.device("cpu")
+    run = load_run(options.run, options.checkpoint, device, torch.float32)
+    use = {} if sample is None else _measure(run, sample, layers, device)
+    experts = moe_layers(run.model)
+    merged = {name: merge_experts(experts[name], found) for name, found in use.items()}
+    student = make_student(run.model, config, run.tokenizers.size, layers, merged)
+    shares = {name: found.shares.tolist() for name, found in use.items()}
+    record = {"teacher": str(run.source), **layers._asdict(), "merged": shares}
+    notes = {STUDENT_KEY: json.dumps(record)}
+    student.to(DTYPES[options.dtype])
+    path = write_export(student, config, run.tokenizers, options.out, notes)
+    for stack in STACKS:
+        of_depth = f"of {run.config.model.layers_of(stack)}"
+        print(f"{stack:10}  layers {' '.join(map(str, layers.of(stack)))}  {of_depth}")
+    for name, values in shares.items():
+        print(f"{name}  {' '.join(f'{share:.1%}' for share in values)}")
+    old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, student))
+    print(f"parameters  {old:,} -> {new:,} ({new / old:.1%} of the teacher's)")
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    print("\n".join(_next_commands(options, run.config, config)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq make-student",
+        description="Make a smaller model of some layers of a trained one: embeddings, norms and "
+        "output come with them, bit for bit. Trains nothing; prints the command that does.",
+        epilog=f"Of --out FOLDER, {CONFIG_FILE} is the experiment of the fine-tuning: that of the "
+        "teacher, but that it starts with the student. Look at optimizer.lr, scheduler and "
+        "train.max_updates in it, for a student needs fewer and smaller steps than its teacher "
+        "did; and at criterion, where the teacher can go on teaching.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="the teacher: run folder, or what `ds-seq export` made of one")
+    add("--out", type=Path, required=True,
+        help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
+    for stack in STACKS:
+        depth = f"layers of the student's {stack} (default: as many as the teacher's)"
+        listed = "the layers of the teacher that these are, from 0, in place of --copy"
+        add(f"--{stack}-layers", type=int, metavar="N", help=depth)
+        add(f"--{stack}-copy", metavar="I,J,...", help=listed)
+    add("--copy", choices=sorted(_MAPS), default="table",
+        help="which layers to take: table, of depths that have been tried, and even for others; "
+        "even, evenly spaced from the first to the last; first (default: %(default)s)")  # fmt: skip
+    add("--checkpoint", default="best", help="best, last, a name or a path (default: %(default)s)")
+    add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
+    add("--dense", action="store_true",
+        help="merge the experts of each layer into one dense feed-forward: their average, each "
+        "weighted by its use on --data")  # fmt: skip
+    add("--data", type=Path, metavar="SHARDS",
+        help="for --dense: folder of shards made with the run's vocabulary")  # fmt: skip
+    add("--split", default="train", help="which of its splits (default: %(default)s)")
+    add("--max-tokens-measured", type=int, default=100_000, metavar="N",
+        help="about so many target tokens of it, evenly spread (default: %(default)s)")  # fmt: skip
+    return parser
+
+
+def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
+    """The layers that the command line asks for."""
+    given_options = vars(options)
+    depths = {stack: given_options[f"{stack}_layers"] for stack in STACKS}
+    lists = {stack: given_options[f"{stack}_copy"] for stack in STACKS}
+    if not options.dense and all(value is None for value in (*depths.values(), *lists.values())):
+        raise UserError(
+            "there is nothing to shrink: give --encoder-layers, --decoder-layers or a list of "
+            "layers (--encoder-copy, --decoder-copy), or merge experts with --dense"
+        )
+    chosen = []
+    for stack in STACKS:
+        depth, text, limit = depths[stack], lists[stack], model.layers_of(stack)
+        given = limit if depth is None else depth
+        if not 1 <= given <= limit:
+            raise UserError(
+                f"--{stack}-layers {given}: must be from 1 to {limit}, the teacher's {stack}_layers"
+            )
+        layers = _MAPS[options.copy](limit, given) if text is None else _ids(stack, text, limit)
+        if depth is not None and len(layers) != depth:
+            raise UserError(
+                f"--{stack}-copy {text}: names {len(layers)} layers, but --{stack}-layers is "
+                f"{depth}; the list alone is enough"
+            )
+        chosen.append(layers)
+    return CopiedLayers(*chosen)
+
+
+def _ids(stack: Stack, text: str, limit: int) -> list[int]:
+    """Layers such as ``0,2,5``, in the order given."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"--{stack}-copy {text}: give layers of the teacher such as 0,2,5")
+    ids = [int(part) for part in parts]
+    if max(ids) >= limit:
+        raise UserError(
+            f"--{stack}-copy {text}: there is no layer {max(ids)}; the teacher's {stack} has "
+            f"{limit}, from 0 to {limit - 1}"
+        )
+    if len(ids) > limit:
+        raise UserError(f"--{stack}-copy {text}: names more layers than the {limit} of the teacher")
+    return ids
+
+
+class _Sample(NamedTuple):
+    """Some pairs of a data set."""
+
+    dataset: ParallelDataset
+    pairs: NDArray[np.int64]
+
+
+def _sample(options: argparse.Namespace, stored: StoredRun) -> _Sample | None:
+    """What experts are measured on."""
+    if not options.dense:
+        if options.data is not None:
+            raise UserError("--data is what --dense measures experts on; give both or none of them")
+        return None
+    if stored.config.model.moe is None:
+        raise UserError(f"{options.run}: is a dense model, there are no experts to merge (--dense)")
+    if options.data is None:
+        raise UserError("--dense measures how much each expert is used: give --data SHARDS as well")
+    if options.max_tokens_measured < 1:
+        raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
+    source = open_shards(options.data, options.split, stored.tokenizers.fingerprint)
+    data = stored.config.data
+    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
+    tokens = int(dataset.lengths[:, TARGET].sum())
+    count = min(max(len(dataset) * options.max_tokens_measured // tokens, 1), len(dataset))
+    spread = (np.arange(count) + 0.5) * len(dataset) / count
+    return _Sample(dataset, spread.astype(np.int64))
+
+
+def _measure(
+    run: LoadedRun, sample: _Sample, layers: CopiedLayers, device: torch.device
+) -> dict[str, ExpertUse]:
+    """How the experts of the layers that are copied are used, by name of the layer."""
+    sparse = {stack: run.config.model.moe_layers(stack) for stack in STACKS}
+    names = [
+        f"{stack}.layers.{layer}.feed_forward"
+        for stack in STACKS
+        for layer in sparse[stack]
+        if layer in layers.of(stack)
+    ]
+    batches = (batch.to(device) for batch in _batches(run, sample))
+    return measure_use(run.model, batches, names) if names else {}
+
+
+def _batches(run: LoadedRun, sample: _Sample) -> Iterator[Batch]:
+    dataset, pairs = sample
+    train = run.config.train
+    lengths = dataset.lengths[pairs]
+    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
+    with Progress("measure experts", len(pairs)) as progress:
+        for indices in sampler.epoch(0):
+            yield dataset.collate(pairs[indices], run.tokenizers.symbols)
+            progress(len(indices))
+
+
+def _next_commands(
+    options: argparse.Namespace, teacher: ExperimentConfig, student: ExperimentConfig
+) -> Iterator[str]:
+    """How to fine-tune the student, without its teacher and with it."""
+    ranks = student.train.expert_parallel
+    train = "ds-seq train" if ranks == 1 else f"deepspeed --num_gpus {ranks} ds_seq/train.py"
+    if options.out.suffix == EXPORT_SUFFIX:
+        file = options.run / CONFIG_FILE if options.run.is_dir() else Path("TEACHER.yaml")
+        changes = _differences(teacher.model_dump(mode="json"), student.model_dump(mode="json"))
+    else:
+        file, changes = options.out / CONFIG_FILE, iter(())
+    words = [shlex.quote(word) for word in (str(file), *changes)]
+    yield f"fine-tune:         {train} {' '.join(words)}"
+    criterion, key = student.criterion, "criterion"
+    if isinstance(criterion, ModelAndBaseConfig):
+        criterion, key = criterion.base, "criterion.base"
+    if isinstance(criterion, CrossEntropyConfig):
+        section = {"name": "distillation", "teacher": str(options.run)}
+        if options.checkpoint != "best":
+            section["checkpoint"] = options.checkpoint
+        words.append(shlex.quote(f"{key}={json.dumps(section)}"))
+        yield f"with its teacher:  {train} {' '.join(words)}"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Overrides (`dotted.key=value`) that turn one experiment into another."""
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from _differences(before, value, f"{above}{key}.")
+        elif value != before:
+            plain = isinstance(value, str) and re.fullmatch(r"[\w./+-]+", value)
+            yield f"{above}{key}={value if plain else json.dumps(value)}"

@@ -1,0 +1,212 @@
+"""``ds-seq moe-stats``: how a trained model spreads the tokens of a text over its experts.
+
+    ds-seq moe-stats runs/x --data data/x --out load.png
+
+Where sentences open with a tag of their language, there is a table and a map for each language.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ds_seq import distributed
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.open import open_shards
+from ds_seq.data.progress import Progress
+from ds_seq.data.source import SOURCE, Source
+from ds_seq.errors import UserError
+from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.text.lines import check_writable
+from ds_seq.text.tokenizer import Tokenizer
+from ds_seq.reports.heat_map import draw_heat_map, save_picture
+from ds_seq.reports.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
+from ds_seq.reports.moe_watch import layer_names
+
+_ALL, _UNTAGGED = "all sentences", "without a tag"
+_CHUNK = 1 << 16  # sentences looked at in one go
+
+
+class _Measured(NamedTuple):
+    """Routing of some sentences."""
+
+    name: str
+    figures: dict[str, Any]
+    """As `LossSums.reduce` gives them."""
+
+    def title(self) -> str:
+        counts = (int(self.figures[key]) for key in ("sentences", "tokens"))
+        return "{}: {:,} sentence pairs, {:,} target tokens".format(self.name, *counts)
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``ds-seq moe-stats``; returns the exit code."""
+    args = _parser().parse_args(argv)
+    _check_arguments(args)
+    distributed.keep_freed_memory()
+    device = distributed.discover(os.environ).device
+    run = load_run(args.run, args.checkpoint, device)
+    names = layer_names(run.model)
+    if not names:
+        raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
+    source = open_shards(args.data, args.split, run.tokenizers.fingerprint)
+    data = run.config.data
+    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
+    groups = languages(source, dataset.rows, run.tokenizers.source)
+    measured = _measure(run, dataset, groups, args.max_batches, device)
+    if args.out is not None:
+        _draw(args.out, measured, names)
+    if args.json:
+        print(json.dumps(_record(run, args.split, measured, names), indent=1))
+    else:
+        print(_text(run, measured, names))
+    return 0
+
+
+def languages(
+    source: Source, rows: NDArray[np.integer], tokenizer: Tokenizer
+) -> dict[str, NDArray[np.int64]]:
+    """Sort sentences by the tag that opens their source.
+
+    Args:
+        source: the pairs.
+        rows: (N,) numbers of some of them.
+        tokenizer: of the source side.
+
+    Returns:
+        Places in ``rows`` by tag. One group of all where no sentence has a tag.
+    """
+    everything = np.arange(len(rows))
+    if not tokenizer.tag_ids:
+        return {_ALL: everything}
+    first = np.empty(len(rows), np.int64)  # (N,) first token
+    for start in range(0, len(rows), _CHUNK):
+        block = source.gather(rows[start : start + _CHUNK])[SOURCE]
+        ends = np.cumsum(block.lengths)
+        first[start : start + _CHUNK] = block.tokens[ends - block.lengths]
+    groups = {}
+    for tag in sorted(tokenizer.tag_ids):
+        if len(places := np.flatnonzero(first == tag)):
+            groups[tokenizer.pieces([tag])[0]] = places
+    if not groups:
+        return {_ALL: everything}
+    untagged = np.flatnonzero(~np.isin(first, list(tokenizer.tag_ids)))
+    return groups | ({_UNTAGGED: untagged} if len(untagged) else {})
+
+
+@torch.inference_mode()
+def _measure(
+    run: LoadedRun,
+    dataset: ParallelDataset,
+    groups: dict[str, NDArray[np.int64]],
+    max_batches: int | None,
+    device: torch.device,
+) -> list[_Measured]:
+    """Run the model over each group; the first result is that of all of them together."""
+    symbols = run.tokenizers.symbols
+    batches = {name: _batches(run, dataset, places, max_batches) for name, places in groups.items()}
+    total, parts = LossSums(), {name: LossSums() for name in groups}
+    with Progress("moe-stats", sum(map(len, batches.values())), "batches") as progress:
+        for name, sums in parts.items():
+            for indices in batches[name]:
+                batch = dataset.collate(indices, symbols).to(device)
+                output = run.model(batch.inputs)
+                for sink in (total, sums):
+                    sink.add({}, output.moe_stats, batch)
+                progress(1)
+    measured = [_Measured(_ALL, dict(total.reduce()))]
+    if len(parts) > 1:
+        measured += [_Measured(name, dict(sums.reduce())) for name, sums in parts.items()]
+    return measured
+
+
+def _batches(
+    run: LoadedRun, dataset: ParallelDataset, places: NDArray[np.int64], max_batches: int | None
+) -> list[NDArray[np.int64]]:
+    """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
+    train = run.config.train
+    lengths = dataset.lengths[places]
+    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
+    batches = [places[indices] for indices in sampler.epoch(0)]
+    if max_batches is None or max_batches >= len(batches):
+        return batches
+    spread = (np.arange(max_batches) + 0.5) * len(batches) / max_batches
+    return [batches[int(place)] for place in spread]
+
+
+def _text(run: LoadedRun, measured: Sequence[_Measured], names: Sequence[str]) -> str:
+    blocks = [f"{run.source}"]
+    for group in measured:
+        figures = group.figures
+        blocks.append(
+            f"{group.title()}\n{load_table(figures, names)}\n\n{gate_table(figures, names)}"
+        )
+    return "\n\n".join(blocks)
+
+
+def _record(
+    run: LoadedRun, split: str, measured: Sequence[_Measured], names: Sequence[str]
+) -> dict[str, Any]:
+    """The same for programs."""
+
+    def group(figures: dict[str, Any]) -> dict[str, Any]:
+        layers = layer_figures(figures)
+        known = names if len(names) == len(layers) else [str(index) for index in range(len(layers))]
+        return {
+            "sentences": int(figures["sentences"]),
+            "target_tokens": int(figures["tokens"]),
+            "layers": [{"name": name, **layer} for name, layer in zip(known, layers, strict=True)],
+        }
+
+    whole, *parts = measured
+    return {
+        "checkpoint": str(run.source),
+        "split": split,
+        **group(whole.figures),
+        "languages": {part.name: group(part.figures) for part in parts},
+    }
+
+
+def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> None:
+    panels = [load_panel(group.title(), group.figures, names) for group in measured]
+    try:
+        save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.max_batches is not None and args.max_batches < 1:
+        raise UserError(f"--max-batches {args.max_batches}: must be at least 1")
+    if args.out is not None:
+        if args.out.suffix.lower() != ".png":
+            raise UserError(f"--out {args.out}: give a name that ends in .png")
+        check_writable(args.out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq moe-stats",
+        description="Show how a trained model spreads tokens over its experts: share, dropped "
+        "tokens, entropy, balance and losses of each layer, and of each language where the source "
+        "opens with a tag.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", help="run folder, or a folder that `ds-seq export` made")
+    add("--data", required=True, type=Path, help="folder of shards made with the run's vocabulary")
+    add("--split", default="valid", help="which of its splits (default: %(default)s)")
+    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
+    add("--out", type=Path, help="also draw a heat map, as a PNG file of this name")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--max-batches", type=int, metavar="N", help="at most N batches a language (default: all)")
+    return parser

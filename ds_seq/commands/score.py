@@ -1,0 +1,270 @@
+"""The command ``ds-seq score``: numbers of translations that can be published, and how sure.
+
+The numbers and signatures are those that the command of sacreBLEU prints for the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ds_seq.errors import UserError
+from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
+from ds_seq.scores.rouge import ROUGE
+from ds_seq.scores.scoring import DEFAULT_METRICS, TOKENISED, Score, build_metric
+from ds_seq.scores.sentence_means import comet_metric
+from ds_seq.scores.significance import DEFAULT_SEED, SAMPLES, Resampling, score_systems
+from ds_seq.plugins import nearest
+from ds_seq.text.lines import STANDARD, check_counts, read_lines
+
+_NAMES = [*METRICS, "rouge", "comet"]
+_COMET_MODEL = "Unbabel/wmt22-comet-da"
+_SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What is compared.
+
+    Attributes:
+        systems: lines of each system's translation, by path.
+        references: lines of each reference, by path.
+        source: lines of the source, if COMET is to see it.
+    """
+
+    systems: dict[str, list[str]]
+    references: dict[str, list[str]]
+    source: list[str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``ds-seq score``."""
+    args = _parser().parse_intermixed_args(argv)
+    systems, references = _resolve(args)
+    _check(args, len(systems), len(references))
+    texts = _read(systems, references, args.source)
+    for path, lines in {**texts.systems, **texts.references}.items():
+        for warning in suspicions(lines, tokenised=args.tokenised):
+            print(f"ds-seq: warning: {path} {warning}", file=sys.stderr)
+    resampling = Resampling(args.confidence, args.paired, args.samples, args.seed or DEFAULT_SEED)
+    metrics = _metrics(args, texts.source)
+    found = score_systems(texts.systems, list(texts.references.values()), metrics, resampling)
+    if args.json:
+        print(json.dumps(_as_json(texts, found, resampling), indent=2))
+    elif len(found) == 1:
+        print(*next(iter(found.values())), sep="\n")
+    else:
+        print(*_table(found, resampling), sep="\n")
+    return 0
+
+
+def suspicions(lines: Sequence[str], *, tokenised: bool = False) -> list[str]:
+    """What a text that is to be scored should not look like, one message each.
+
+    Args:
+        lines: the text.
+        tokenised: it is meant to be tokenised.
+    """
+    found = []
+    # of true text, one line in a hundred may hold such a sign
+    marked = _count(r"▁|@@(?: |$)", lines)
+    if marked * 100 > len(lines):
+        found.append(
+            f"has subword marks (▁ or @@) in {marked:,} of {len(lines):,} lines: "
+            "join the pieces into words first"
+        )
+    split = _count(r" \.$| @-@ ", lines)
+    if not tokenised and (split >= 100 or split * 2 > len(lines)):  # 100: as sacreBLEU
+        found.append(
+            f"looks tokenised ({split:,} of {len(lines):,} lines have ' .' at the end or ' @-@ '): "
+            "take raw text, or the scores cannot be compared with any other"
+        )
+    return found
+
+
+def _count(pattern: str, lines: Sequence[str]) -> int:
+    search = re.compile(pattern).search
+    return sum(search(line.rstrip()) is not None for line in lines)
+
+
+def _resolve(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Paths of the systems and of the references."""
+    systems, references = args.systems or [], args.reference or []
+    if systems:
+        references = [*args.text, *references]
+    elif references and len(args.text) == 1:
+        systems = args.text
+    elif not references and len(args.text) == 2:
+        systems, references = args.text[:1], args.text[1:]
+    if not systems or not references:
+        raise UserError(
+            "give HYP REF, or HYP --reference R [R ...], or REF --systems A B [...] "
+            "(texts without an option before --metrics, --systems and --reference)"
+        )
+    source = [args.source] if args.source else []
+    twice = [
+        path
+        for paths in (systems, references)
+        for number, path in enumerate(paths)
+        if path in paths[:number]
+    ]
+    if twice:
+        raise UserError(f"{twice[0]}: is given more than once")
+    if [*systems, *references, *source].count(STANDARD) > 1:
+        raise UserError(f"{STANDARD}: standard input can be one of the texts only")
+    return systems, references
+
+
+def _check(args: argparse.Namespace, num_systems: int, num_references: int) -> None:
+    """Refuse options that do not go together."""
+    metrics = args.metrics or ()
+    if args.paired and num_systems == 1:
+        raise UserError("--paired compares systems: give two or more to --systems, baseline first")
+    if not (args.paired or args.confidence) and (args.samples or args.seed):
+        raise UserError("--samples and --seed go with --confidence or --paired")
+    if args.tokenised and metrics:
+        raise UserError("--tokenised is BLEU alone; other metrics need raw text: drop --metrics")
+    if "comet" in metrics and (not args.source or num_references > 1):
+        raise UserError("comet: needs one reference and the translated text, --source FILE")
+    if args.source and "comet" not in metrics:
+        raise UserError("--source is for `--metrics comet` only")
+
+
+def _read(systems: list[str], references: list[str], source: str | None) -> _Texts:
+    """Read all texts; they have as many lines as the first reference."""
+    texts = _Texts(
+        {path: read_lines(path) for path in systems},
+        {path: read_lines(path) for path in references},
+        [] if source is None else read_lines(source),
+    )
+    name, first = next(iter(texts.references.items()))
+    if not first:
+        raise UserError(f"{name}: is empty; there is no text to score")
+    for path, lines in [*texts.systems.items(), *texts.references.items()]:
+        check_counts(lines, path, first, name)
+    if source is not None:
+        check_counts(texts.source, source, first, name)
+    return texts
+
+
+def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
+    if args.tokenised:
+        return [from_sacrebleu(TOKENISED, build_metric(TOKENISED, ""))]
+    metrics: dict[str, Metric] = {}
+    for name in args.metrics or DEFAULT_METRICS:
+        if name == "comet":
+            metrics[name] = from_sacrebleu(name, comet_metric(args.comet_model, source))
+        else:
+            for member in ROUGE if name == "rouge" else (name,):
+                metrics[member] = find_metric(member, args.target_lang, "--metrics")
+    for name, metric in metrics.items():
+        if metric.needs != TEXT:
+            raise UserError(f"{name}: compares {metric.needs}, but there is only text here")
+    return list(metrics.values())
+
+
+def _as_json(
+    texts: _Texts, found: Mapping[str, Sequence[Score]], resampling: Resampling
+) -> dict[str, object]:
+    return {
+        "references": list(texts.references),
+        "lines": len(next(iter(texts.references.values()))),
+        "test": resampling.paired,
+        "systems": [
+            {
+                "system": system,
+                "scores": {
+                    score.name: {
+                        "name": score.label,
+                        "value": score.value,
+                        "signature": score.signature,
+                        "mean": score.mean,
+                        "ci": score.ci,
+                        "p_value": score.p_value,
+                    }
+                    for score in scores
+                },
+            }
+            for system, scores in found.items()
+        ],
+    }
+
+
+def _table(found: Mapping[str, Sequence[Score]], resampling: Resampling) -> list[str]:
+    """The lines of a table of systems and metrics, then the signatures."""
+    baseline, first = next(iter(found.items()))
+    rows = [("system", "metric", "score", "mean ± 95% CI", "p-value")]
+    for number, scores in enumerate(zip(*found.values(), strict=True)):
+        for system, score in zip(found, scores, strict=True):
+            sure = "" if score.mean is None else f"{score.mean:.2f} ± {score.ci:.2f}"
+            chance = "baseline" if resampling.paired and system == baseline else ""
+            if score.p_value is not None:
+                chance = f"{score.p_value:.4f}{' *' if score.p_value < _SIGNIFICANT else ''}"
+            rows.append((system, first[number].label, f"{score.value:.2f}", sure, chance))
+    shown = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in shown]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*shown, strict=True)
+    ]
+    if resampling.paired:
+        lines += [
+            "",
+            f"p-value: paired {resampling.paired} against {baseline}; * below {_SIGNIFICANT}",
+        ]
+    return [*lines, "", *(f"{score.label}|{score.signature}" for score in first)]
+
+
+def _metric_name(text: str) -> str:
+    if text not in _NAMES and ":" not in text:
+        raise argparse.ArgumentTypeError(
+            f"no metric {text!r}{nearest(text, _NAMES)}; there are {', '.join(_NAMES)}, or "
+            "package.module:Name"
+        )
+    return text
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq score",
+        usage="ds-seq score HYP REF [options]\n"
+        "       ds-seq score HYP --reference R [R ...] [options]\n"
+        "       ds-seq score REF --systems A B [...] [options]",
+        description="Scores of translations against raw references, as sacreBLEU has them. All "
+        "texts: one sentence a line, UTF-8; - = stdin.",
+    )
+    add = parser.add_argument
+    add("text", nargs="*", help="HYP: detokenised translation; REF: raw reference text")
+    add("--reference", nargs="+", metavar="R", help="several raw reference texts")
+    add("--systems", nargs="+", metavar="A", help="translations of several systems")
+    add("--metrics", nargs="+", type=_metric_name, metavar="M",
+        help=f"some of {', '.join(_NAMES)}, or package.module:Name "
+        f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
+    add("--target-lang", default="", metavar="LANG",
+        help="language code; matters for BLEU of zh, ja and ko; rouge needs it")  # fmt: skip
+    add("--tokenised", action="store_true",
+        help="texts are tokenised already: tokenised BLEU, which is not comparable")  # fmt: skip
+    add("--confidence", action="store_true", help="95%% confidence intervals by the bootstrap")
+    add("--paired", nargs="?", const="bootstrap", choices=list(SAMPLES),
+        help="p-values of the differences to the first system (default: bootstrap)")  # fmt: skip
+    add("--samples", type=_at_least(2), metavar="N",
+        help="resamples (default: 1000; paired randomisation: 10000)")  # fmt: skip
+    add("--seed", type=_at_least(1), metavar="N", help=f"of both (default: {DEFAULT_SEED})")
+    add("--json", action="store_true", help="everything in machine-readable form")
+    add("--source", metavar="FILE", help="text that was translated, for comet")
+    add("--comet-model", default=_COMET_MODEL, metavar="NAME", help="default: %(default)s")
+    return parser

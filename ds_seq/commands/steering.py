@@ -1,0 +1,201 @@
+"""What the command line says about single translations: prefixes, phrases, a list of outputs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, get_args
+
+from ds_seq.errors import UserError
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.constraints import ConstraintOrder, Constraints
+from ds_seq.search.guides import GuideMaker, Plain
+from ds_seq.search.prefix import Prefixes
+from ds_seq.search.trie import AllowedOutputs
+from ds_seq.text.lines import read_lines
+from ds_seq.text.tokenizer import Tokenizer
+
+_ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
+
+
+def add_steering_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `read_steering` reads."""
+    group = parser.add_argument_group("what translations are to look like")
+    add = group.add_argument
+    add("--prefix", metavar="FILE",
+        help="translation n begins with line n of this file; an empty one asks "
+        "for nothing")  # fmt: skip
+    add("--target-tag", metavar="TOKEN",
+        help="every translation begins with this symbol of the vocabulary, "
+        "before --prefix")  # fmt: skip
+    add("--constraints", metavar="FILE",
+        help="translation n contains the phrases of line n, separated by tabs")  # fmt: skip
+    add("--constraint-order", choices=_ORDERS,
+        help="given: phrases of --constraints occur in their order, without overlap "
+        f"(default: {_ORDERS[0]})")  # fmt: skip
+    add("--allowed", metavar="FILE", help="every translation is one of the lines of this file")
+
+
+class _File(NamedTuple):
+    """A file that an option names."""
+
+    option: str
+    path: str
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The content of those options, as it was read.
+
+    Attributes:
+        prefix: a line for each line of the input, or None.
+        target_tag: a symbol, or None.
+        constraints: a line for each line of the input, or None.
+        order: of the phrases in `constraints`.
+        allowed: a line for each allowed output, or None.
+    """
+
+    prefix: _File | None
+    target_tag: str | None
+    constraints: _File | None
+    order: ConstraintOrder
+    allowed: _File | None
+
+    @property
+    def conditions(self) -> dict[str, Sequence[str]]:
+        """All that it says, by option; lines of files, not their names."""
+        tag = [] if self.target_tag is None else [self.target_tag]
+        files = [file for file in (self.prefix, self.constraints, self.allowed) if file is not None]
+        return {
+            "target-tag": tag,
+            "constraint-order": [self.order],
+            **{file.option: file.lines for file in files},
+        }
+
+    def check_counts(self, source: Sequence[str]) -> None:
+        """Refuse files that have not one line for each line of `source`."""
+        for file in (self.prefix, self.constraints):
+            if file is not None and len(file.lines) != len(source):
+                raise UserError(
+                    f"--{file.option} {file.path}: has {len(file.lines):,} lines but the input has "
+                    f"{len(source):,}; line n must belong to line n, an empty one asks for nothing"
+                )
+
+    def steer(self, search: BeamSearch, tokenizer: Tokenizer) -> BeamSearch:
+        """The search with all that is asked for.
+
+        Args:
+            search: as the experiment and its options say.
+            tokenizer: of the target.
+
+        Raises:
+            UserError: something cannot be said with this vocabulary or in this length, or does not
+                go together with the search.
+        """
+        reader = _Reader(tokenizer, search.max_positions)
+        guides: list[GuideMaker] = []
+        if self.prefix is not None or self.target_tag is not None:
+            common = [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
+            own = None if self.prefix is None else list(reader.prefixes(self.prefix, len(common)))
+            guides.append(Prefixes(own, common))
+        if self.allowed is not None:
+            outputs = reader.outputs(self.allowed)
+            guides.append(AllowedOutputs(outputs, len(tokenizer), search.symbols.eos))
+        steered = replace(search, guides=(*search.guides, *guides))
+        if self.constraints is None:
+            return steered
+        if search.sampling is not None or search.selection != Plain():
+            rival = "sampling" if search.sampling is not None else "diverse beams"
+            raise UserError(
+                f"--constraints {self.constraints.path}: does not go together with {rival}; leave "
+                "one of them out"
+            )
+        phrases = list(reader.phrases(self.constraints))
+        return replace(steered, selection=Constraints(phrases, self.order, search.symbols.eos))
+
+
+def read_steering(args: argparse.Namespace) -> Steering:
+    """Read the files that the arguments name.
+
+    Raises:
+        UserError: a file is missing or no text, or an option has nothing to work on.
+    """
+    if args.constraint_order is not None and args.constraints is None:
+        raise UserError("--constraint-order: has no effect without --constraints FILE")
+    allowed = _read("allowed", args.allowed)
+    if allowed is not None and not allowed.lines:
+        raise UserError(f"--allowed {allowed.path}: is empty, so that no translation is allowed")
+    return Steering(
+        _read("prefix", args.prefix),
+        args.target_tag,
+        _read("constraints", args.constraints),
+        args.constraint_order or _ORDERS[0],
+        allowed,
+    )
+
+
+def _read(option: str, path: str | None) -> _File | None:
+    return None if path is None else _File(option, path, read_lines(path))
+
+
+def _tag_id(tag: str, tokenizer: Tokenizer) -> int:
+    ids = tokenizer.encode(tag)
+    if len(ids) != 1 or ids[0] == tokenizer.symbols.unk:
+        raise UserError(
+            f"--target-tag {tag}: is not one symbol of the vocabulary; name one of "
+            "data.vocab.user_symbols"
+        )
+    return ids[0]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes tokens of the lines of files."""
+
+    tokenizer: Tokenizer
+    max_positions: int | None
+
+    def prefixes(self, file: _File, taken: int) -> Iterator[list[int]]:
+        """Those of each line; `taken` tokens stand before them."""
+        for number, ids in enumerate(self._encode(file, enumerate(file.lines, 1)), 1):
+            self._check_length(file, number, taken + len(ids))
+            yield ids
+
+    def outputs(self, file: _File) -> Iterator[list[int]]:
+        """Those of each line, of which none may be empty."""
+        for number, ids in enumerate(self._encode(file, enumerate(file.lines, 1)), 1):
+            if not ids:
+                raise UserError(
+                    f"--{file.option} {file.path}:{number}: is empty; a translation is not"
+                )
+            self._check_length(file, number, len(ids))
+            yield ids
+
+    def phrases(self, file: _File) -> Iterator[list[list[int]]]:
+        """The phrases of each line."""
+        for number, line in enumerate(file.lines, 1):
+            texts = [(number, text) for text in line.split("\t")]
+            phrases = [ids for ids in self._encode(file, texts) if ids]
+            self._check_length(file, number, sum(map(len, phrases)))
+            yield phrases
+
+    def _encode(self, file: _File, texts: Iterable[tuple[int, str]]) -> list[list[int]]:
+        """Tokens of numbered texts, every one of which the vocabulary must know."""
+        numbered = [(number, self.tokenizer.normalize(text)) for number, text in texts]
+        encoded = self.tokenizer.encode_lines([text for _, text in numbered])
+        for (number, text), ids in zip(numbered, encoded, strict=True):
+            if self.tokenizer.symbols.unk in ids:
+                raise UserError(
+                    f"--{file.option} {file.path}:{number}: {text!r} has characters that the "
+                    "vocabulary does not know, so that no translation can have them"
+                )
+        return encoded
+
+    def _check_length(self, file: _File, number: int, length: int) -> None:
+        if self.max_positions is not None and length > self.max_positions - 1:
+            raise UserError(
+                f"--{file.option} {file.path}:{number}: has {length:,} tokens, but the model makes "
+                f"translations of at most {self.max_positions - 1:,}"
+            )

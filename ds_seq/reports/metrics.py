@@ -1,0 +1,173 @@
+"""Sums of losses and routing statistics: on the device while training, one reduction when asked
+    for.
+
+Legend: ``E`` experts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ds_seq import distributed
+from ds_seq.data.batch import Batch
+from ds_seq.moe.output import RoutingStats
+from ds_seq.moe.stats import packed, report
+from ds_seq.reports.heat_map import Panel
+
+Figures = dict[str, "float | list[float]"]
+_EXPERTS_A_LINE = 16
+
+
+class LossSums:
+    """Accumulates the parts of many batches, without a synchronisation until `reduce`.
+
+    Every rank adds the same parts and layers, empty batches included, so that one vector serves
+    all.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Tensor] = {}
+        self._layers: list[Tensor] = []
+        self._losses: list[list[str]] = []  # names of each layer's losses
+        self._counts = [0, 0]  # target tokens, sentences
+
+    def add(self, parts: Mapping[str, Tensor], stats: list[RoutingStats], batch: Batch) -> None:
+        """Take in one batch; ``parts`` are sums over its target tokens."""
+        for name, value in parts.items():
+            self._parts[name] = self._parts[name] + value if name in self._parts else value
+        layers = [packed(layer) for layer in stats]
+        losses = [sorted(layer.losses) for layer in stats]
+        if self._layers:
+            assert losses == self._losses, "a layer has the same losses in every forward"
+            layers = [a + b for a, b in zip(self._layers, layers, strict=True)]
+        self._layers, self._losses = layers, losses
+        self._counts[0] += batch.num_tokens
+        self._counts[1] += batch.num_sentences
+
+    def reduce(self) -> Figures:
+        """Means per target token over all ranks, and routing figures per MoE layer. A collective.
+
+        Returns:
+            The parts by name, ``ppl`` from ``nll``, ``tokens``, ``sentences``, and for MoE layer i
+            (from 0, encoder first) ``moe/layer<i>/{load,dropped,entropy,load_cv}`` and its losses.
+        """
+        names = sorted(self._parts)
+        pieces = [torch.tensor(self._counts, dtype=torch.float64)]
+        pieces += [self._parts[name].reshape(1).double().cpu() for name in names]
+        pieces += [layer.double().cpu() for layer in self._layers]
+        total = distributed.sum_over_ranks(torch.cat(pieces))
+        tokens, sentences = total[:2].tolist()
+        figures: Figures = {"tokens": tokens, "sentences": sentences}
+        for name, value in zip(names, total[2 : 2 + len(names)].tolist(), strict=True):
+            figures[name] = value / max(tokens, 1.0)
+        if "nll" in figures:
+            figures["ppl"] = math.exp(min(float(figures["nll"]), 700.0))  # type: ignore[arg-type]
+        start = 2 + len(names)
+        for index, (layer, losses) in enumerate(zip(self._layers, self._losses, strict=True)):
+            for key, figure in report(total[start : start + layer.numel()], losses).items():
+                figures[f"moe/layer{index}/{key}"] = figure
+            start += layer.numel()
+        return figures
+
+
+def metric_names(figures: Mapping[str, Any]) -> list[str]:
+    """The metrics among the figures of a validation: what comes with a signature."""
+    return [name for name in figures if f"{name}_signature" in figures]
+
+
+def metric_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The metrics of a validation with their signatures, for people to read."""
+    return [
+        f"valid {name} {figures[name]:.2f} ({figures[f'{name}_signature'] or 'no signature'})"
+        for name in metric_names(figures)
+    ]
+
+
+def layer_figures(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The routing figures of ``figures``, one mapping for each MoE layer; none for a dense model.
+
+    Args:
+        figures: as `LossSums.reduce` gives them; others are left out.
+    """
+    layers: dict[int, dict[str, Any]] = {}
+    for name, value in figures.items():
+        if found := re.fullmatch(r"moe/layer(\d+)/(\w+)", name):
+            layers.setdefault(int(found[1]), {})[found[2]] = value
+    return [layers[index] for index in range(len(layers))]
+
+
+def load_panel(title: str, figures: Mapping[str, Any], names: Sequence[str] = ()) -> Panel | None:
+    """What `ds_seq.reports.heat_map` draws of ``figures``; ``None`` for a dense model.
+
+    Args:
+        title: of the map.
+        figures: as `LossSums.reduce` gives them.
+        names: of the layers; missing ones are numbered.
+    """
+    loads = [layer["load"] for layer in layer_figures(figures)]
+    if not loads:
+        return None
+    shares = [[share * len(load) for share in load] for load in loads]
+    return Panel(title, _named(names, len(loads)), shares)
+
+
+def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """The share of tokens of each expert, for people to read: at most 100 columns.
+
+    Args:
+        figures: as `LossSums.reduce` gives them.
+        names: of the layers; missing ones are numbered.
+
+    Returns:
+        Several lines, more than one for a layer of many experts; empty for a dense model.
+    """
+    layers = layer_figures(figures)
+    if not layers:
+        return ""
+    labels = _named(names, len(layers))
+    margin = max(map(len, ("layer", *labels)))
+    most = max(len(layer["load"]) for layer in layers)
+    heads = "".join(f"{expert:>5}" for expert in range(min(most, _EXPERTS_A_LINE)))
+    lines = ["share of tokens per expert, in percent", f"{'layer':<{margin}}  dropped{heads}"]
+    for label, layer in zip(labels, layers, strict=True):
+        before = f"{label:<{margin}}{_percent(layer['dropped']):>9}"
+        for first in range(0, len(layer["load"]), _EXPERTS_A_LINE):
+            load = layer["load"][first : first + _EXPERTS_A_LINE]
+            before = before if first == 0 else f"{f'from {first}':>{margin + 9}}"
+            lines.append(before + "".join(f"{_percent(share):>5}" for share in load))
+    return "\n".join(lines)
+
+
+def gate_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+    """What `LossSums.reduce` tells of each MoE layer beside `load_table`; empty when dense."""
+    layers = layer_figures(figures)
+    if not layers:
+        return ""
+    labels = _named(names, len(layers))
+    margin = max(map(len, ("layer", *labels)))
+    keys = [
+        key for key in dict.fromkeys(chain.from_iterable(layers)) if key not in ("load", "dropped")
+    ]
+    heads = ["experts", *keys]
+    lines = [f"{'layer':<{margin}}" + "".join(f"  {head:>7}" for head in heads)]
+    for label, layer in zip(labels, layers, strict=True):
+        cells = [str(len(layer["load"]))]
+        cells += [f"{layer[key]:.4f}" if key in layer else "" for key in keys]
+        row = (f"  {cell:>{max(7, len(head))}}" for cell, head in zip(cells, heads, strict=True))
+        lines.append(f"{label:<{margin}}" + "".join(row))
+    return "\n".join(lines)
+
+
+def _named(names: Sequence[str], count: int) -> list[str]:
+    return list(names) if len(names) == count else [str(index) for index in range(count)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share < 0.9995 else "100"

@@ -1,0 +1,180 @@
+"""``ds-seq export``: one weights file, for use on any machine, without DeepSpeed.
+
+All experts of a layer are one tensor. Config and vocabulary go into the header of the file, or, if
+a folder is asked for, beside it. ``--format ctranslate2`` makes a folder for that runtime instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, get_args
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump
+from ds_seq.errors import UserError
+from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
+from ds_seq.runs.open import (
+    CONFIG_FILE,
+    CONFIG_KEY,
+    DTYPES,
+    EXPORT_FILE,
+    EXPORT_SUFFIX,
+    VOCAB_KEY,
+    load_run,
+    open_run,
+)
+from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+
+ExportFormat = Literal["safetensors", "ctranslate2"]
+
+
+def export(
+    run: Path,
+    out: Path,
+    checkpoint: str = "best",
+    dtype: str = "fp32",
+    form: ExportFormat = "safetensors",
+) -> Path:
+    """Write config, vocabulary and all weights (experts stacked) of ``run`` to ``out``.
+
+    Args:
+        run: a run folder, or an earlier export.
+        out: a new file, if its name ends in ``.safetensors``; else a new folder.
+        checkpoint: which state of the run.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+        form: ``safetensors`` for ds_seq; ``ctranslate2`` for that runtime, always a folder, see
+            `ds_seq.runs.formats.ctranslate2`.
+
+    Returns:
+        The weights file.
+
+    Raises:
+        UserError: ``out`` exists, or ``run`` is not usable.
+    """
+    check_new(out)
+    if form == "ctranslate2":
+        return _export_to_ctranslate2(run, out, checkpoint, dtype)
+    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
+    return write_export(loaded.model, loaded.config, loaded.tokenizers, out)
+
+
+def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
+    if out.suffix == EXPORT_SUFFIX:
+        raise UserError(
+            f"--out {out}: --format ctranslate2 makes a folder; name it without {EXPORT_SUFFIX}"
+        )
+    converter = CTranslate2Converter(open_run(run, checkpoint).config)
+    loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
+    with _new_path(out) as folder:
+        folder.mkdir()
+        converter.save(loaded.model, loaded.tokenizers, folder, dtype)
+    return out / WEIGHTS_FILE
+
+
+def check_new(out: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        UserError: ``out`` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new file or folder")
+
+
+def write_export(
+    model: nn.Module,
+    config: ExperimentConfig,
+    tokenizers: Tokenizers,
+    out: Path,
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a whole model to the new file or folder ``out``, see `export`; returns the file.
+
+    It is written under another name and renamed, so that it is there whole or not at all.
+
+    Args:
+        model: all of it, on one rank.
+        config: describes it.
+        tokenizers: belong to it; both sides share one.
+        out: see `export`.
+        notes: more for the header of the weights file, by key.
+
+    Raises:
+        UserError: ``out`` exists or cannot be written.
+    """
+    notes = notes or {}
+    with _new_path(out) as path:
+        if out.suffix == EXPORT_SUFFIX:
+            text = base64.b64encode(tokenizers.target.to_bytes()).decode("ascii")
+            header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
+            _save(model, path, {**notes, **header})
+        else:
+            path.mkdir()
+            header = {"ds_seq": config.name, VOCAB_HASH_KEY: tokenizers.fingerprint}
+            _save(model, path / EXPORT_FILE, {**notes, **header})
+            (path / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
+            save_tokenizer(tokenizers.target, path / VOCAB_FILE)
+    return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
+
+
+@contextmanager
+def _new_path(out: Path) -> Iterator[Path]:
+    """Another name to write under, which becomes ``out`` when all is written, or vanishes."""
+    check_new(out)
+    temporary = out.with_name(out.name + ".incomplete")
+    _remove(temporary)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write ({error.strerror})") from error
+    except SafetensorError as error:  # its own type for a full disk
+        raise UserError(f"{out}: cannot write ({error}); is the disk full?") from error
+    finally:
+        _remove(temporary)
+
+
+def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:
+    tensors = {name: value.detach().contiguous() for name, value in model_tensors(model)}
+    save_file(tensors, str(path), metadata={**header, FORMAT_KEY: str(FORMAT_VERSION)})
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.exists():
+        path.unlink()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of ``ds-seq export``."""
+    parser = argparse.ArgumentParser(
+        prog="ds-seq export",
+        description="Write a trained model as one file that holds all: weights, experiment and "
+        "vocabulary. `ds-seq generate model.safetensors` needs nothing beside it. A name that does "
+        f"not end in {EXPORT_SUFFIX} gives a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
+    )
+    parser.add_argument("run", type=Path, help="run folder, or an earlier export")
+    parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
+    parser.add_argument("--checkpoint", default="best", help="best, last, a name or a path")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
+    parser.add_argument("--format", choices=get_args(ExportFormat), default="safetensors",
+        help="safetensors, for ds-seq; ctranslate2, a folder for that runtime (needs the package "
+        "ctranslate2)")  # fmt: skip
+    options = parser.parse_args(argv)
+    path = export(options.run, options.out, options.checkpoint, options.dtype, options.format)
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    return 0

@@ -1,0 +1,274 @@
+"""The book-keeping of beam search: open hypotheses as tensors, finished ones as lists.
+
+Shapes: B sentences, A sentences not finished yet, K beam width, N = A K hypotheses, C = 2 K
+candidates of a sentence, L decoded length, H hypotheses that finish in one step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ds_seq.search.guides import Selection
+from ds_seq.search.penalties import LengthPenalty
+from ds_seq.text.tokenizer import Symbols
+
+_NEVER = -math.inf
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A finished translation.
+
+    Attributes:
+        tokens: ids, without the end symbol.
+        score: sum of log-probabilities, divided as `LengthPenalty` says; the end symbol included.
+        token_scores: log-probability of each token and of the end symbol.
+        alignment: the source token that each token looks at, if asked for; see `alignment.Aligner`.
+        utility: expected utility from 0 to 100, if chosen by it; see `mbr.MinimumRisk`.
+    """
+
+    tokens: list[int]
+    score: float
+    token_scores: list[float] = field(repr=False)
+    alignment: list[int] | None = field(default=None, repr=False)
+    utility: float | None = None
+
+
+class _Finished(NamedTuple):
+    """Hypotheses that finished in the same step, but those that are not among the best so far."""
+
+    sentences: Tensor
+    """(H,) numbers of their sentences in the batch."""
+    scores: Tensor
+    """(H,)."""
+    tokens: Tensor
+    """(H, L)."""
+    totals: Tensor
+    """(H, L + 1) running sums of log-probabilities."""
+
+
+def fill_holes(done: Tensor) -> Tensor:
+    """The sentences (A',) that are not `done` (A,), in an order in which few change their places.
+
+    The last ones take the places of those that leave; the others stay where they are.
+    """
+    left = done.logical_not()
+    count = int(left.sum())
+    kept = torch.arange(count, device=done.device)
+    kept[done[:count]] = left[count:].nonzero().squeeze(1) + count
+    return kept
+
+
+class Step(NamedTuple):
+    """What became of the A sentences with N hypotheses in a step: A', with N'."""
+
+    kept: Tensor | None
+    """(A',) the sentences that are not finished; None when none has finished."""
+    rows: Tensor | None
+    """(N',) the hypotheses that the new ones continue, counted among the kept sentences; None when
+    each continues itself."""
+    past_rows: Tensor
+    """(N',) the same, counted among all hypotheses of before."""
+    tokens: Tensor
+    """(N',) the newest tokens."""
+
+
+class Active(Protocol):
+    """The hypotheses of those sentences of a batch that are not finished."""
+
+    length: int
+    """L."""
+    tokens: Tensor
+    """(A, K, L)."""
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any."""
+
+    def last_tokens(self) -> Tensor:
+        """The newest token of each (N,), or the start symbol before the first."""
+
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+        """Give each one more token.
+
+        Args:
+            log_probs: (N, V) of the next token, -inf where it is ruled out.
+            end_scores: (N,) of the end symbol, where nothing else is possible.
+        """
+
+    def results(self) -> list[list[Hypothesis]]:
+        """The wanted hypotheses of each of the B sentences."""
+
+
+class ActiveBeams:
+    """The K open hypotheses of each unfinished sentence.
+
+    At first only one hypothesis of a sentence is possible: all are empty, and equal.
+
+    Args:
+        limits: (B,) most tokens of a hypothesis before the end symbol.
+        beam: K.
+        num_best: how many hypotheses are wanted for a sentence.
+        symbols: one finishes a hypothesis, one is what the model is given before the first token.
+        penalty: divides the score of a finished hypothesis.
+        selection: ranks continuations.
+
+    Attributes:
+        length: L.
+        tokens: (A, K, L).
+    """
+
+    def __init__(
+        self,
+        limits: Tensor,
+        beam: int,
+        num_best: int,
+        symbols: Symbols,
+        penalty: LengthPenalty,
+        selection: Selection,
+    ) -> None:
+        num_sentences, device = len(limits), limits.device
+        self.length = 0
+        self.tokens = torch.empty(num_sentences, beam, 0, dtype=torch.int64, device=device)
+        self._limits = limits
+        self._least_limit = int(limits.min()) if num_sentences else 0
+        self._beam = beam
+        self._num_best = num_best
+        self._start, self._end = symbols.start, symbols.eos
+        self._penalty = penalty
+        self._selection = selection
+        self._num_sentences = num_sentences
+        # (A, K, L + 1) running sums of log-probabilities, from an empty sum on
+        self._totals = torch.full((num_sentences, beam, 1), _NEVER, device=device)
+        self._totals[:, 0] = 0.0
+        self._sentences = torch.arange(num_sentences, device=device)  # (A,) places in the batch
+        self._num_finished = torch.zeros_like(self._sentences)  # (A,)
+        self._best_scores = torch.full((num_sentences, num_best), _NEVER, device=device)
+        self._finished: list[_Finished] = []
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a sentence that is not finished."""
+        return len(self._sentences) > 0
+
+    def last_tokens(self) -> Tensor:
+        """The newest token of each hypothesis (N,), or the start symbol before the first."""
+        if self.length == 0:
+            return self.tokens.new_full((len(self._sentences) * self._beam,), self._start)
+        return self.tokens[:, :, -1].flatten()
+
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+        """Choose among continuations: some finish, the best others become the open hypotheses.
+
+        Args:
+            log_probs: (N, V) of the next token, -inf where it is ruled out; it is changed.
+            end_scores: (N,) of the end symbol, where nothing else is possible.
+        """
+        if self.length >= self._least_limit:
+            at_limit = self._limits.le(self.length).repeat_interleave(self._beam)  # (N,)
+            log_probs.masked_fill_(at_limit[:, None], _NEVER)
+            log_probs[:, self._end] = end_scores.where(at_limit, log_probs[:, self._end])
+        return self._select(*self._selection.candidates(log_probs, self._totals[:, :, -1]))
+
+    def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> Step:
+        """Finish and go on with candidates, each (A, C), in the order of preference."""
+        beam = self._beam
+        ends = tokens == self._end
+        ending = ends[:, :beam] & totals[:, :beam].isfinite()  # (A, K)
+        room = beam - self._num_finished[:, None]
+        ending &= ending.cumsum(1) <= room
+        # the first K in their order that go on; an end is no hypothesis to go on with
+        best = ends.to(torch.uint8).sort(dim=1, stable=True)[1][:, :beam]  # (A, K)
+        open_totals = totals.masked_fill(ends, _NEVER).gather(1, best)
+        best_open = open_totals.amax(1)
+        hopeless = best_open == _NEVER
+        kept = None
+        if (ending.any(1) | hopeless).any():  # the one wait for the device in a usual step
+            self._finish(ending, totals[:, :beam], origins[:, :beam])
+            done = hopeless | self._decided(best_open)
+            kept = fill_holes(done) if done.any() else None  # an end alone moves nothing
+        self._extend(origins.gather(1, best), tokens.gather(1, best), open_totals)
+        return self._keep(kept, origins.gather(1, best))
+
+    def _finish(self, ending: Tensor, totals: Tensor, origins: Tensor) -> None:
+        """Put aside the candidates (A, K) marked in `ending`."""
+        scores = (totals / self._penalty.divisor(self.length + 1)).masked_fill(~ending, _NEVER)
+        # Only those that may be wanted in the end; of equal ones the earlier is.
+        wanted = scores > self._best_scores[:, -1:]
+        rows, columns = wanted.nonzero(as_tuple=True)  # (H,) each
+        parents = origins[rows, columns]
+        past = self._totals[rows, parents]  # (H, L + 1), from the empty sum on
+        self._finished.append(
+            _Finished(
+                self._sentences[rows],
+                scores[rows, columns],
+                self.tokens[rows, parents],
+                torch.cat([past[:, 1:], totals[rows, columns][:, None]], dim=1),
+            )
+        )
+        self._num_finished += ending.sum(1)
+        self._best_scores = torch.cat([self._best_scores, scores], dim=1).topk(self._num_best)[0]
+
+    def _decided(self, open_totals: Tensor) -> Tensor:
+        """Which sentences (A,) need no more steps.
+
+        Those with K finished hypotheses; and those whose best open hypothesis, with the sum
+        `open_totals` (A,), could not even win if it went on at no cost: sums only fall. What a
+        sum is divided by grows with the length when the penalty is positive.
+        """
+        if self._penalty.exponent > 0:
+            reach = open_totals / self._penalty.divisor(self._limits + 1)
+        else:
+            reach = open_totals / self._penalty.divisor(self.length + 2)
+        return (self._num_finished >= self._beam) | (self._best_scores[:, -1] >= reach)
+
+    def _extend(self, origins: Tensor, tokens: Tensor, totals: Tensor) -> None:
+        """Let hypothesis k of each sentence be hypothesis `origins[k]` with one more token."""
+        index = origins[:, :, None]  # (A, K, 1)
+        past_tokens = self.tokens.gather(1, index.expand(-1, -1, self.length))
+        past_totals = self._totals.gather(1, index.expand(-1, -1, self.length + 1))
+        self.tokens = torch.cat([past_tokens, tokens[:, :, None]], dim=2)
+        self._totals = torch.cat([past_totals, totals[:, :, None]], dim=2)
+        self.length += 1
+
+    def _keep(self, kept: Tensor | None, origins: Tensor) -> Step:
+        """Drop the sentences that are not in `kept`."""
+        first_rows = torch.arange(len(origins), device=origins.device)[:, None] * self._beam
+        if kept is None:
+            rows = (first_rows + origins).flatten()
+            return Step(None, rows, rows, self.tokens[:, :, -1].flatten())
+        self.tokens = self.tokens.index_select(0, kept)
+        self._limits = self._limits.index_select(0, kept)
+        self._totals = self._totals.index_select(0, kept)
+        self._sentences = self._sentences.index_select(0, kept)
+        self._num_finished = self._num_finished.index_select(0, kept)
+        self._best_scores = self._best_scores.index_select(0, kept)
+        origins = origins.index_select(0, kept)
+        rows = (first_rows[: len(kept)] + origins).flatten()
+        past_rows = (first_rows.index_select(0, kept) + origins).flatten()
+        return Step(kept, rows, past_rows, self.tokens[:, :, -1].flatten())
+
+    def results(self) -> list[list[Hypothesis]]:
+        """The wanted finished hypotheses of each of the B sentences, the best first."""
+        found: list[list[Hypothesis]] = [[] for _ in range(self._num_sentences)]
+        for step in self._finished:
+            rows = zip(
+                step.sentences.tolist(),
+                step.scores.tolist(),
+                step.tokens.tolist(),
+                step.totals.diff(dim=1, prepend=torch.zeros_like(step.totals[:, :1])).tolist(),
+                strict=True,
+            )
+            for sentence, score, tokens, token_scores in rows:
+                found[sentence].append(Hypothesis(tokens, score, token_scores))
+        # Nothing at all has a probability where a model has diverged, or all is ruled out.
+        nothing = [Hypothesis([], _NEVER, [_NEVER])]
+        return [
+            sorted(hypotheses, key=lambda h: -h.score)[: self._num_best] or nothing
+            for hypotheses in found
+        ]

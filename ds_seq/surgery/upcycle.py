@@ -1,0 +1,190 @@
+"""Start from the weights of another run; a dense feed-forward becomes every expert of its layer.
+
+Komatsuzaki et al., 2022, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
+https://arxiv.org/abs/2212.05055. With weights that sum to 1 over the experts of a token
+(``normalize_weights``), the model starts as the dense one exactly. Without, an expert's output is
+scaled by the gate's probability, and the start is a worse one.
+
+Legend: ``D`` model, ``F`` feed-forward width (the fused ``2F`` with a gate), ``E_local`` experts
+held here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import ModelConfig
+from ds_seq.errors import UserError
+from ds_seq.runs.open import open_run
+from ds_seq.models.weights import TensorSource, fill, read_like
+from ds_seq.modules.activations import find_activation
+from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
+from ds_seq.moe.experts import Experts, expert_generator
+from ds_seq.moe.layer import MoeFeedForward
+
+# of a model, without a trace in the shapes of its tensors
+_SHAPELESS = ("num_heads", "activation", "norm_position", "norm", "positions")
+
+
+class DenseTensors(NamedTuple):
+    """The tensors of a feed-forward, `down(activation(up(x)))`."""
+
+    up: Tensor
+    """(F, D)."""
+    up_bias: Tensor
+    """(F,)."""
+    down: Tensor
+    """(D, F)."""
+    down_bias: Tensor
+    """(D,)."""
+
+
+def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> None:
+    """Fill a new model with the weights of the run ``train.init_from``.
+
+    Every rank reads what it holds. The gates of upcycled layers stay as they were drawn.
+
+    Args:
+        model: as built from ``config``, on the CPU.
+        config: names the other run and its checkpoint.
+        fingerprint: `Tokenizers.fingerprint` of this run's data.
+
+    Raises:
+        UserError: no such run, another vocabulary, or a model that does not fit.
+    """
+    train = config.train
+    assert train.init_from is not None
+    stored = open_run(train.init_from, train.init_checkpoint)
+    theirs = stored.tokenizers.fingerprint
+    if theirs != fingerprint:
+        raise UserError(
+            f"train.init_from: {train.init_from} has vocabulary {theirs[:12]}, the data "
+            f"{fingerprint[:12]}; both need the same one"
+        )
+    transfer(model, stored.weights, train.upcycle_noise)
+    _check_shapeless(train.init_from, stored.config.model, config.model)
+
+
+@torch.no_grad()
+def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
+    """Copy ``source`` into ``model``; where it is dense and the model has experts, upcycle.
+
+    Args:
+        model: new.
+        source: tensors of a model that is the same but for feed-forwards in place of experts.
+        noise: standard deviation of the noise on the experts' matrices, in units of each matrix's
+            own. It depends on the seed and the global index of an expert alone.
+
+    Returns:
+        The number of layers upcycled.
+
+    Raises:
+        UserError: the models do not fit.
+    """
+    keys = source.keys()
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, MoeFeedForward) and f"{name}.up.weight" in keys
+    }
+    for name, layer in layers.items():
+        _upcycle(layer, name, source, noise)
+    fill(model, source, leave_out=list(layers))
+    return len(layers)
+
+
+def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: float) -> None:
+    experts, branch = layer.experts, layer.branch
+    dense = _read(source, name, experts)
+    if isinstance(branch, SharedBranch):
+        # both halves of the output learn from the start, and their sum is the dense output
+        dense = dense._replace(down=dense.down / 2, down_bias=dense.down_bias / 2)
+        _copy_into_shared(_feed_forward(branch.dense), dense)
+    elif isinstance(branch, ResidualBranch | ConditionalBranch):
+        copy_into(_feed_forward(branch.dense), dense)
+    else:
+        assert branch is None, f"no upcycling is defined for {type(branch).__name__}"
+    up, down = experts.maps
+    up.copy_(dense.up)
+    experts.b1.copy_(dense.up_bias)
+    down.copy_(dense.down)
+    experts.b2.copy_(dense.down_bias)
+    if noise:
+        _add_noise(experts, noise)
+
+
+def _read(source: TensorSource, name: str, experts: Experts) -> DenseTensors:
+    up, down = experts.maps
+    shapes = {
+        "up.weight": up.shape[1:],
+        "up.bias": up.shape[1:2],
+        "down.weight": down.shape[1:],
+        "down.bias": down.shape[1:2],
+    }
+    return DenseTensors(
+        *(
+            read_like(source, f"{name}.{part}", shape, torch.float32).float()
+            for part, shape in shapes.items()
+        )
+    )
+
+
+def _feed_forward(module: nn.Module) -> FeedForward:
+    assert isinstance(module, FeedForward)
+    return module
+
+
+def tensors_of(module: nn.Module) -> DenseTensors:
+    """Those of a feed-forward."""
+    dense = _feed_forward(module)
+    return DenseTensors(dense.up.weight, dense.up.bias, dense.down.weight, dense.down.bias)
+
+
+def copy_into(target: FeedForward, dense: DenseTensors) -> None:
+    """Fill a feed-forward of the same size."""
+    target.up.weight.copy_(dense.up)
+    target.up.bias.copy_(dense.up_bias)
+    target.down.weight.copy_(dense.down)
+    target.down.bias.copy_(dense.down_bias)
+
+
+def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:
+    """Fill the first F hidden units. The others keep what was drawn for their way in, but add
+    nothing to the output yet: as copies they would learn the same for ever."""
+    parts = find_activation(target.activation).num_parts
+    for mine, theirs in (
+        (target.up.weight, dense.up),
+        (target.up.bias, dense.up_bias),
+    ):
+        for wide, narrow in zip(mine.chunk(parts), theirs.chunk(parts), strict=True):
+            wide[: len(narrow)].copy_(narrow)
+    target.down.weight.zero_()
+    target.down.weight[:, : dense.down.shape[1]].copy_(dense.down)
+    target.down.bias.copy_(dense.down_bias)
+
+
+def _add_noise(experts: Experts, noise: float) -> None:
+    for local in range(experts.num_local):
+        # the expert's own stream, whose first use, its initial values, has been overwritten
+        generator = expert_generator(experts.seed, experts.first_expert + local)
+        for matrix in (weight[local] for weight in experts.maps):
+            drawn = torch.randn(matrix.shape, generator=generator)
+            matrix.add_(drawn, alpha=noise * float(matrix.std()))
+
+
+def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
+    """Refuse weights that fit in shape and would mean something else."""
+    if theirs.name != ours.name:
+        return
+    old, new = theirs.model_dump(), ours.model_dump()
+    for key in _SHAPELESS:
+        if old[key] != new[key]:
+            raise UserError(
+                f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
+                "its weights need the former"
+            )
