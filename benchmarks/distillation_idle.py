@@ -7,8 +7,8 @@ import torch
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.data.batch import Batch
-from ds_seq.runs.open import load_run
 from ds_seq.models.output import ModelOutput
+from ds_seq.runs.open import load_run
 
 
 class IdleTeacher(Criterion):

@@ -22,10 +22,10 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.yaml_file import to_yaml
 from ds_seq.errors import UserError
-from ds_seq.scores.scoring import Scorer
 from ds_seq.generation.translate import translate
-from ds_seq.runs.open import CONFIG_FILE, LoadedRun, find_checkpoint, load_run
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.runs.open import CONFIG_FILE, LoadedRun, find_checkpoint, load_run
+from ds_seq.scores.scoring import Scorer
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

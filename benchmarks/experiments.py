@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ds_seq.commands.prepare import prepare
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.yaml_file import to_yaml
-from ds_seq.commands.prepare import prepare
 
 CACHE = Path.home() / ".cache" / "ds_seq"
 NEVER = 10**9

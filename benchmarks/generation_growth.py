@@ -16,8 +16,8 @@ from plain import beam_search
 from profiled import peak_activation_bytes
 from turns import take_turns
 
-from ds_seq.runs.open import load_run
 from ds_seq.models.packing import pack_weights
+from ds_seq.runs.open import load_run
 
 LENGTHS = (32, 64, 128, 256, 512)
 BEAM, SENTENCES, SOURCE = 5, 16, 24

@@ -15,9 +15,9 @@ from experiments import Recipe, fetch_text, model_section, write_experiment
 from widening import grow
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.export import write_export
 from ds_seq.runs.open import load_run
-from ds_seq.models.build import build_seq2seq
 
 UPDATES = 800  # of the small model: enough for translations of sensible lengths
 SMALL = model_section(layers=2, d_model=128, ffn_dim=512, dropout=0.1)

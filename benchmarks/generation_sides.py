@@ -48,8 +48,8 @@ class Ours:
         from plain import beam_search
 
         from ds_seq.distributed import keep_freed_memory
-        from ds_seq.runs.open import load_run
         from ds_seq.models.packing import pack_weights
+        from ds_seq.runs.open import load_run
 
         keep_freed_memory()  # as every command of ds-seq does
         torch.set_num_threads(job["threads"])

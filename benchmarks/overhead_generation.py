@@ -24,14 +24,14 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.padding import Padded
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
-from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.workers import default_workers, map_in_threads
-from ds_seq.runs.open import load_run
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.runs.open import load_run
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 GENERATION_GOAL = 0.85

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.tokenizer import Symbols
 
 _SEARCH = (

@@ -17,35 +17,36 @@ Main = Callable[[Sequence[str]], int]
 
 
 class Command(NamedTuple):
-    """Where a command's ``main(argv) -> int`` lies, and what it is for."""
+    """The module that has the command's ``main(argv) -> int``, and what it is for."""
 
-    target: str
+    module: str
     help: str
 
 
 COMMANDS: dict[str, Command] = {
-    "check": Command("ds_seq.commands.check:main", "show what an experiment file means, or its mistakes"),
-    "prepare": Command("ds_seq.commands.prepare:main", "raw text -> clean text -> vocabulary -> shards"),
-    "train": Command("ds_seq.train:main", "shards -> run folder"),
-    "generate": Command("ds_seq.generate:main", "run folder + text -> translations (and a score)"),
-    "interactive": Command("ds_seq.commands.interactive:main", "run folder -> translations as you type"),
-    "rescore": Command("ds_seq.commands.rescore:main", "run folder + text + translations -> their scores"),
+    "check": Command("ds_seq.commands.check", "what an experiment file means, or its mistakes"),
+    "prepare": Command("ds_seq.commands.prepare", "raw text -> clean text -> vocabulary -> shards"),
+    "train": Command("ds_seq.train", "shards -> run folder"),
+    "generate": Command("ds_seq.generate", "run folder + text -> translations (and a score)"),
+    "interactive": Command("ds_seq.commands.interactive", "run folder -> translations as you type"),
+    "rescore": Command("ds_seq.commands.rescore", "run folder + text + translations -> scores"),
     "pseudo-label": Command(
-        "ds_seq.commands.pseudo_labels:main", "run folder + shards -> shards with its translations"
+        "ds_seq.commands.pseudo_labels", "run folder + shards -> shards with its translations"
     ),
-    "score": Command("ds_seq.commands.score:main", "translations + references -> BLEU, chrF, p-values"),
-    "export": Command("ds_seq.runs.export:main", "run folder -> one file that translates"),
-    "average": Command("ds_seq.runs.average:main", "checkpoints -> their mean, as one model"),
+    "score": Command("ds_seq.commands.score", "translations + references -> BLEU, chrF, p-values"),
+    "export": Command("ds_seq.commands.export", "run folder -> one file that translates"),
+    "average": Command("ds_seq.commands.average", "checkpoints -> their mean, as one model"),
     "prune-experts": Command(
-        "ds_seq.surgery.prune:main", "run folder + text -> smaller model for that kind of text"
+        "ds_seq.commands.prune_experts",
+        "run folder + text -> smaller model for that kind of text",
     ),
     "make-student": Command(
-        "ds_seq.commands.make_student:main", "run folder -> smaller model of some of its layers"
+        "ds_seq.commands.make_student", "run folder -> smaller model of some of its layers"
     ),
     "teacher-cache": Command(
-        "ds_seq.commands.teacher_cache:main", "teacher + shards -> its answers, to train from"
+        "ds_seq.commands.teacher_cache", "teacher + shards -> its answers, to train from"
     ),
-    "moe-stats": Command("ds_seq.commands.moe_stats:main", "run folder + shards -> load of the experts"),
+    "moe-stats": Command("ds_seq.commands.moe_stats", "run folder + shards -> load of the experts"),
 }
 
 
@@ -81,5 +82,5 @@ def _dispatch(argv: Sequence[str]) -> int:
         raise UserError(
             f"no command {name!r}{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
         )
-    command: Main = import_object("command", COMMANDS[name].target)
+    command: Main = import_object("command", f"{COMMANDS[name].module}:main")
     return command(arguments)

@@ -26,18 +26,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 from ds_seq import distributed
-from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.generation import GenerationConfig
-from ds_seq.distill.work_folder import teacher_fingerprint
-from ds_seq.distributed import World
-from ds_seq.errors import UserError, run_command
-from ds_seq.search.ensemble import Ensemble
-from ds_seq.generation.output import FORMATS
-from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
-from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
-from ds_seq.scores.scoring import Scorer
-from ds_seq.generation.translate import Share
-from ds_seq.generation.workers import MOST_WORKERS, default_workers
 from ds_seq.commands.after_search import (
     add_result_arguments,
     build_steps,
@@ -53,11 +41,23 @@ from ds_seq.commands.options import (
     parse_device,
     search_settings,
 )
-from ds_seq.runs.open import LoadedRun, StoredRun
 from ds_seq.commands.steering import Steering, add_steering_arguments, read_steering
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.distill.work_folder import teacher_fingerprint
+from ds_seq.distributed import World
+from ds_seq.errors import UserError, run_command
+from ds_seq.generation.output import FORMATS
+from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
+from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
+from ds_seq.generation.translate import Share
+from ds_seq.generation.workers import MOST_WORKERS, default_workers
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.weights import TensorFile, TensorFolder
 from ds_seq.names import LONG_LINES
+from ds_seq.runs.open import LoadedRun, StoredRun
+from ds_seq.scores.scoring import Scorer
+from ds_seq.search.ensemble import Ensemble
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
 from ds_seq.text.lines import (

@@ -54,25 +54,25 @@ from ds_seq.distill.teacher import (
     load_teacher,
 )
 from ds_seq.distributed import World
-from ds_seq.scores.metric import Metric
 from ds_seq.generation.translate import Share
-from ds_seq.runs.open import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
-from ds_seq.surgery.upcycle import start_from
 from ds_seq.models import build_model
 from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.reports.metrics import load_table, metric_lines
+from ds_seq.reports.moe_watch import layer_names
+from ds_seq.runs.open import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
+from ds_seq.scores.metric import Metric
+from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks import Task, build_limits, build_search, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
-from ds_seq.surgery.trainable import FrozenCheck, describe_frozen, freeze
-from ds_seq.reports.metrics import load_table, metric_lines
-from ds_seq.reports.moe_watch import layer_names
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
+from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
 

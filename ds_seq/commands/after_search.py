@@ -8,17 +8,17 @@ from typing import cast
 
 import torch
 
+from ds_seq.commands.options import check_n_best
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.forced import Scorable
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.pipeline import Step
 from ds_seq.generation.translate import BatchLimits
-from ds_seq.commands.options import check_n_best
 from ds_seq.runs.open import LoadedRun
+from ds_seq.search.hypotheses import Hypothesis
 
 _SAMPLES = 32
 

@@ -17,12 +17,6 @@ from pathlib import Path
 from typing import cast
 
 from ds_seq import distributed
-from ds_seq.errors import UserError
-from ds_seq.generation.alignment import Aligner
-from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.generation.output import LineWriter
-from ds_seq.generation.pipeline import Translator
-from ds_seq.generation.translate import search_plan
 from ds_seq.commands.options import (
     add_model_arguments,
     add_search_arguments,
@@ -32,7 +26,13 @@ from ds_seq.commands.options import (
     parse_device,
     search_settings,
 )
+from ds_seq.errors import UserError
+from ds_seq.generation.alignment import Aligner
+from ds_seq.generation.output import LineWriter
+from ds_seq.generation.pipeline import Translator
+from ds_seq.generation.translate import search_plan
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.text.lines import STANDARD, decode_line, write_lines
 

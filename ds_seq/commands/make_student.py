@@ -31,11 +31,10 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import TARGET
-from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
-from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
 from ds_seq.errors import UserError
+from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
+from ds_seq.names import STACKS, Stack
 from ds_seq.runs.export import check_new, write_export
-from ds_seq.surgery.prune import moe_layers
 from ds_seq.runs.open import (
     CONFIG_FILE,
     DTYPES,
@@ -45,8 +44,9 @@ from ds_seq.runs.open import (
     load_run,
     open_run,
 )
-from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
-from ds_seq.names import STACKS, Stack
+from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
+from ds_seq.surgery.prune import moe_layers
+from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
 
 STUDENT_KEY = "ds_seq.student"
 """In the header of the weights file: JSON with the ``teacher``'s weights, the layers that those of

@@ -25,12 +25,12 @@ from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import SOURCE, Source
 from ds_seq.errors import UserError
-from ds_seq.runs.open import LoadedRun, load_run
-from ds_seq.text.lines import check_writable
-from ds_seq.text.tokenizer import Tokenizer
 from ds_seq.reports.heat_map import draw_heat_map, save_picture
 from ds_seq.reports.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
 from ds_seq.reports.moe_watch import layer_names
+from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.text.lines import check_writable
+from ds_seq.text.tokenizer import Tokenizer
 
 _ALL, _UNTAGGED = "all sentences", "without a tag"
 _CHUNK = 1 << 16  # sentences looked at in one go

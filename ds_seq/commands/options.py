@@ -13,8 +13,8 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.messages import findings
 from ds_seq.errors import UserError
-from ds_seq.runs.open import DTYPES, LoadedRun, load_run
 from ds_seq.models.packing import pack_weights
+from ds_seq.runs.open import DTYPES, LoadedRun, load_run
 
 INT8 = "int8"
 """Among the number formats of `add_loading_arguments`: weights of 8 bits, see `pack_weights`."""

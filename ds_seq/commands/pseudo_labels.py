@@ -27,6 +27,15 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
+from ds_seq.commands.options import (
+    add_model_arguments,
+    add_search_arguments,
+    check_expert_parallel,
+    check_n_best,
+    load_model,
+    parse_device,
+    search_settings,
+)
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
@@ -42,20 +51,11 @@ from ds_seq.distill.work_folder import (
 )
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.translate import BatchLimits, cut_batches, search_batches
 from ds_seq.generation.workers import default_workers
-from ds_seq.commands.options import (
-    add_model_arguments,
-    add_search_arguments,
-    check_expert_parallel,
-    check_n_best,
-    load_model,
-    parse_device,
-    search_settings,
-)
-from ds_seq.runs.open import StoredRun, open_run
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.runs.open import StoredRun, open_run
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks import build_limits, build_search
 
 _BATCH_SIZE = {"max_tokens", "max_sentences"}

@@ -20,12 +20,6 @@ import numpy as np
 import torch
 
 from ds_seq import distributed
-from ds_seq.errors import UserError
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.generation.forced import Pair, Scorable, score_pairs
-from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.generation.output import LineWriter, OutputFormat
-from ds_seq.generation.translate import BatchLimits, cut_batches
 from ds_seq.commands.options import (
     add_model_arguments,
     add_search_arguments,
@@ -33,6 +27,12 @@ from ds_seq.commands.options import (
     parse_device,
     search_settings,
 )
+from ds_seq.errors import UserError
+from ds_seq.generation.forced import Pair, Scorable, score_pairs
+from ds_seq.generation.output import LineWriter, OutputFormat
+from ds_seq.generation.translate import BatchLimits, cut_batches
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.tasks import build_limits, build_search
 from ds_seq.text.lines import (
     STANDARD,

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ds_seq.errors import UserError
+from ds_seq.plugins import nearest
 from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
 from ds_seq.scores.rouge import ROUGE
 from ds_seq.scores.scoring import DEFAULT_METRICS, TOKENISED, Score, build_metric
 from ds_seq.scores.sentence_means import comet_metric
 from ds_seq.scores.significance import DEFAULT_SEED, SAMPLES, Resampling, score_systems
-from ds_seq.plugins import nearest
 from ds_seq.text.lines import STANDARD, check_counts, read_lines
 
 _NAMES = [*METRICS, "rouge", "comet"]

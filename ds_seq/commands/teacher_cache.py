@@ -27,6 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_seq import distributed
+from ds_seq.commands.options import (
+    add_loading_arguments,
+    check_expert_parallel,
+    parse_device,
+)
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.batch import TopTokens
 from ds_seq.data.batching import TokenBatchSampler
@@ -39,11 +44,6 @@ from ds_seq.data.teacher_cache import CacheWriter, TeacherRecord, plan_cache, to
 from ds_seq.distill.teacher import LiveTeacher, load_teacher, row_blocks
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.commands.options import (
-    add_loading_arguments,
-    check_expert_parallel,
-    parse_device,
-)
 from ds_seq.runs.open import EXPORT_SUFFIX
 
 _DIGESTED = 8

@@ -21,10 +21,10 @@ from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
-from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, load_run, open_run
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 from ds_seq.names import Capture
+from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, load_run, open_run
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24

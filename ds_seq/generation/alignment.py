@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ds_seq.errors import UserError
 from ds_seq.generation.forced import Pair, Scorable, attention_maps
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.translate import BatchLimits, Found, cut_batches
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizers
 
 

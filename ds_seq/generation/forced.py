@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs, seq2seq_batch
 from ds_seq.data.shards import TokenBlock
+from ds_seq.models.output import ModelOutput
+from ds_seq.names import Capture
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.search.penalties import LengthPenalty
-from ds_seq.models.output import ModelOutput
-from ds_seq.names import Capture
 from ds_seq.text.tokenizer import Symbols
 
 _ROWS = 256

@@ -21,9 +21,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.helpers import extract_all_char_ngrams, extract_all_word_ngrams
 
-from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.scores.scoring import build_metric
 from ds_seq.generation.translate import Found
+from ds_seq.scores.scoring import build_metric
+from ds_seq.search.hypotheses import Hypothesis
 
 UtilityName = Literal["chrf", "bleu"]
 UTILITIES: tuple[str, ...] = get_args(UtilityName)

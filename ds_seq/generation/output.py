@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.words import (
     pharaoh,
     plain_line,
@@ -19,6 +18,7 @@ from ds_seq.generation.words import (
     target_words,
     word_pairs,
 )
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]

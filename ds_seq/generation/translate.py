@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from ds_seq.data.padding import pad_rows
 from ds_seq.distributed import gather_objects
 from ds_seq.errors import UserError
-from ds_seq.search.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.memory import Room, try_search
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.workers import map_in_threads
 from ds_seq.names import LongLines
+from ds_seq.search.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 _ENCODED_AT_ONCE = 4096

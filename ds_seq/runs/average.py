@@ -14,7 +14,6 @@ Legend: ``E`` experts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,15 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.errors import UserError
-from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.open import (
-    CONFIG_FILE,
-    DTYPES,
-    EXPORT_SUFFIX,
-    StoredRun,
-    find_checkpoint,
-    open_run,
-)
 from ds_seq.models import build_model
 from ds_seq.models.weights import (
     CHECKPOINTS,
@@ -46,6 +36,12 @@ from ds_seq.models.weights import (
     expert_offsets,
     model_tensors,
     read_like,
+)
+from ds_seq.runs.open import (
+    CONFIG_FILE,
+    StoredRun,
+    find_checkpoint,
+    open_run,
 )
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
@@ -292,79 +288,3 @@ def _entry(name: str, score: float | None = None) -> _Entry:
     if match is None:
         raise ValueError(f"{name!r} is no name of a checkpoint")
     return _Entry(name, int(match[1]), None if score is None else float(score))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Command line of ``ds-seq average``."""
-    options = _parser().parse_args(argv)
-    check_new(options.out)
-    parts = _parts(options)
-    model = average([part.run for part in parts]).to(DTYPES[options.dtype])
-    first = parts[0].run
-    notes = {NOTE_KEY: _note(parts)}
-    path = write_export(model, first.config, first.tokenizers, options.out, notes)
-    print("\n".join(map(_line, parts)))
-    print(f"{path}: mean of {len(parts)}, {path.stat().st_size / 1e6:,.1f} MB")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq average",
-        description="Write the mean of several checkpoints as one model, as `ds-seq export` does. "
-        "They must have the same model section and vocabulary. Trains and measures nothing.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="RUN | FILES",
-        help="a run folder, with --last or --best; or checkpoints, exports, and run folders, "
-        "whose best checkpoint counts")  # fmt: skip
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--last", type=int, metavar="N", help="the N most recent checkpoints of RUN")
-    which.add_argument("--best", type=int, metavar="N", help="the N best checkpoints of RUN")
-    add("--until", type=int, metavar="UPDATE", help="of these, none after UPDATE")
-    add("--out", type=Path, required=True,
-        help=f"new file (NAME{EXPORT_SUFFIX}) or folder to write")  # fmt: skip
-    add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
-    return parser
-
-
-def _parts(options: argparse.Namespace) -> list[Part]:
-    """What the command line asks for."""
-    models: list[Path] = options.models
-    which = "last" if options.last is not None else "best"
-    count = options.last if options.last is not None else options.best
-    if count is None:
-        if options.until is not None:
-            raise UserError("--until: goes with --last N or --best N")
-        if len(models) == 1 and (models[0] / CHECKPOINTS / INDEX_FILE).is_file():
-            raise UserError(f"{models[0]}: how many of its checkpoints? Say --last N or --best N")
-        return [named_part(path) for path in models]
-    if count < 1:
-        raise UserError(f"--{which} {count}: there must be at least 1 to average")
-    if len(models) > 1:
-        raise UserError(f"--{which}: takes the checkpoints of one run folder, not of {len(models)}")
-    return listed_parts(models[0], which, count, options.until)
-
-
-def _line(part: Part) -> str:
-    words = [str(part.path)]
-    if part.update is not None:
-        words.append(f"update {part.update:,}")
-    if part.score is not None:
-        words.append(f"{part.run.config.validation.best} {part.score:.4g}")
-    return "  ".join(words)
-
-
-def _note(parts: Sequence[Part]) -> str:
-    return json.dumps(
-        [
-            {
-                "experiment": part.run.config.name,
-                "name": part.path.absolute().name,
-                "update": part.update,
-                "score": part.score,
-            }
-            for part in parts
-        ]
-    )

@@ -6,14 +6,13 @@ a folder is asked for, beside it. ``--format ctranslate2`` makes a folder for th
 
 from __future__ import annotations
 
-import argparse
 import base64
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,6 +21,7 @@ from torch import nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
+from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
 from ds_seq.runs.open import (
     CONFIG_FILE,
@@ -33,7 +33,6 @@ from ds_seq.runs.open import (
     load_run,
     open_run,
 )
-from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
@@ -157,24 +156,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     elif path.exists():
         path.unlink()
-
-
-def main(argv: Sequence[str]) -> int:
-    """Command line of ``ds-seq export``."""
-    parser = argparse.ArgumentParser(
-        prog="ds-seq export",
-        description="Write a trained model as one file that holds all: weights, experiment and "
-        "vocabulary. `ds-seq generate model.safetensors` needs nothing beside it. A name that does "
-        f"not end in {EXPORT_SUFFIX} gives a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
-    )
-    parser.add_argument("run", type=Path, help="run folder, or an earlier export")
-    parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")
-    parser.add_argument("--checkpoint", default="best", help="best, last, a name or a path")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
-    parser.add_argument("--format", choices=get_args(ExportFormat), default="safetensors",
-        help="safetensors, for ds-seq; ctranslate2, a folder for that runtime (needs the package "
-        "ctranslate2)")  # fmt: skip
-    options = parser.parse_args(argv)
-    path = export(options.run, options.out, options.checkpoint, options.dtype, options.format)
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
-    return 0

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from sacrebleu.metrics.base import Metric as CorpusMetric
 
 from ds_seq.errors import UserError
+from ds_seq.plugins import find_plugin
 from ds_seq.scores.rouge import ROUGE
 from ds_seq.scores.scoring import Score, build_metric, check_pairs, score_corpus
 from ds_seq.scores.sentence_means import rouge_metric
-from ds_seq.plugins import find_plugin
 
 TEXT = "text"
 

@@ -12,8 +12,8 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from ds_seq.search.beam_search import CacheT, Decodable, EncodedT
 from ds_seq.names import EnsembleMean
+from ds_seq.search.beam_search import CacheT, Decodable, EncodedT
 
 
 @dataclass

@@ -10,12 +10,12 @@ from ds_seq.config.data import DataConfig, SourceConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.open import SourceChoice
+from ds_seq.generation.translate import BatchLimits
+from ds_seq.plugins import find_plugin
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.search.guides import Plain, SelectionMaker
 from ds_seq.search.sampling import Sampling
-from ds_seq.generation.translate import BatchLimits
-from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
 from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers

@@ -12,9 +12,9 @@ from torch import nn
 
 from ds_seq.data.batch import Batch
 from ds_seq.data.source import Dataset
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.scores.metric import Metric
 from ds_seq.generation.translate import BatchLimits, Share
+from ds_seq.scores.metric import Metric
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 
 

@@ -17,10 +17,10 @@ from ds_seq.data.open import SHARDS, SourceChoice, open_source
 from ds_seq.data.source import Dataset
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 

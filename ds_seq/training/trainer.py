@@ -27,10 +27,10 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.training.checkpoint import CheckpointStore
-from ds_seq.training.engine import Engine, StepResult
 from ds_seq.reports.metrics import LossSums, load_panel, metric_names
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
+from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.validation import BestBy, Validator
 

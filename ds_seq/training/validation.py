@@ -12,12 +12,12 @@ from torch import nn
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.scores.metric import Metric
 from ds_seq.generation.translate import BatchLimits, Share
+from ds_seq.reports.metrics import LossSums
+from ds_seq.scores.metric import Metric
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks import Task
 from ds_seq.training.engine import Engine
-from ds_seq.reports.metrics import LossSums
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]
 """(model, most sentences or None) -> what `Task.evaluate` gives; a collective."""

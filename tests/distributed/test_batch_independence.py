@@ -22,7 +22,7 @@ from tests.batches import inputs_of
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.distributed.test_generation import CPU, SEARCH, share
-from tests.unit.generation.table_model import words
+from tests.unit.search.table_model import words
 from tests.values import batch_limits
 
 SEEDS = (1, 2, 3)

@@ -20,15 +20,15 @@ import torch
 from ds_seq import distributed
 from ds_seq.errors import run_command
 from ds_seq.generate import main
-from ds_seq.search.beam_search import BeamSearch
 from ds_seq.models import build_model
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.distributed.harness import run_distributed
 from tests.ports import free_port
 from tests.system.commands import run, script
-from tests.unit.interop.made import experiment, write_run
+from tests.unit.runs.made import experiment, write_run
 
 SEARCH = ("--beam", "3", "--max-len-a", "0.3", "--max-len-b", "3")
 SMALL = ("--max-tokens", "100")  # several batches a rank, not equally many

@@ -10,13 +10,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.translate import ALONE, Share, Translations, translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
+from ds_seq.search.beam_search import BeamSearch
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
-from tests.unit.generation.table_model import SYMBOLS, TableCache, TableModel, words
+from tests.unit.search.table_model import SYMBOLS, TableCache, TableModel, words
 from tests.values import batch_limits, beam_search, draws
 
 SEARCH = beam_search(SYMBOLS, beam=2, max_len_a=2, max_len_b=3)

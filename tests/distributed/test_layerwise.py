@@ -22,8 +22,8 @@ from ds_seq.names import FrozenPart
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
-from ds_seq.surgery.trainable import FrozenCheck, freeze, frozen_parameters
 from ds_seq.training.state import WEIGHT, FullState
+from ds_seq.training.trainable import FrozenCheck, freeze, frozen_parameters
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
+from ds_seq.commands.teacher_cache import main
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.distill.teacher import load_teacher
-from ds_seq.commands.teacher_cache import main
 from ds_seq.models.build import build_seq2seq
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
@@ -21,7 +21,7 @@ from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
-from tests.unit.interop.made import experiment, write_run
+from tests.unit.runs.made import experiment, write_run
 
 CPU = torch.device("cpu")
 TIMEOUT = 60.0

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ds_seq.surgery.upcycle import transfer
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.weights import TensorFile, model_tensors
+from ds_seq.surgery.upcycle import transfer
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 

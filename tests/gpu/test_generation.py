@@ -13,17 +13,17 @@ import torch
 
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.data.padding import pad_rows
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.search.constraints import Constraints
-from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.generation.forced import Pair, score_pairs
-from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.search.prefix import Prefixes
-from ds_seq.search.trie import AllowedOutputs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from tests.unit.generation.table_model import SYMBOLS
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.constraints import Constraints
+from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.search.prefix import Prefixes
+from ds_seq.search.trie import AllowedOutputs
+from tests.unit.search.table_model import SYMBOLS
 from tests.values import beam_search, draws
 
 pytestmark = pytest.mark.gpu

@@ -17,9 +17,9 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.source import Dataset, Source, TokenBlock
 from ds_seq.errors import UserError
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.scores.metric import Measured, Metric, measure
 from ds_seq.generation.translate import BatchLimits, Share, translate
+from ds_seq.scores.metric import Measured, Metric, measure
+from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 

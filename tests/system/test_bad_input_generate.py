@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 import pytest
 
-from ds_seq.runs.export import export
 from ds_seq.models import build_model
+from ds_seq.runs.export import export
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.system.commands import Finished, ds_seq, run
 from tests.system.forked import generate
 from tests.system.runs import snapshot
-from tests.unit.interop.made import experiment, write_run
+from tests.unit.runs.made import experiment, write_run
 
 
 class Place(NamedTuple):

@@ -26,7 +26,7 @@ from tests.data.vocabulary import train_vocab
 from tests.distributed.harness import run_distributed
 from tests.system.commands import REPOSITORY, ds_seq, run
 from tests.system.forked import generate
-from tests.unit.interop.made import experiment, write_run
+from tests.unit.runs.made import experiment, write_run
 
 LINES = 60
 SEARCH = ("--beam", "3", "--max-tokens", "60", "--max-len-a", "0.3", "--max-len-b", "3")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.forked import command
-from tests.unit.test_rescore import write_lab
+from tests.unit.commands.test_rescore import write_lab
 
 
 @pytest.mark.timeout(60)

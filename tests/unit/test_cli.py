@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -42,11 +43,12 @@ def interrupted(argv: Sequence[str]) -> int:
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     received.clear()
-    monkeypatch.setitem(sys.modules, "commands_under_test", sys.modules[__name__])
     for function in (ok, bad_input, defect, interrupted):
         name = function.__name__
-        target = cli.Command(f"commands_under_test:{name}", "a test")
-        monkeypatch.setitem(cli.COMMANDS, name, target)
+        module = ModuleType(f"{name}_under_test")
+        vars(module)["main"] = function
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setitem(cli.COMMANDS, name, cli.Command(module.__name__, "a test"))
 
 
 @pytest.mark.usefixtures("commands")
@@ -92,10 +94,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_each_command_has_its_module(name: str) -> None:
-    module, _, function = cli.COMMANDS[name].target.partition(":")
-    found = importlib.util.find_spec(module)
+    found = importlib.util.find_spec(cli.COMMANDS[name].module)
     assert found is not None and found.origin is not None
-    assert f"def {function}(" in Path(found.origin).read_text(encoding="utf-8")
+    assert "def main(" in Path(found.origin).read_text(encoding="utf-8")
 
 
 def test_check_prints_experiment_dictionary_and_sizes(capsys: pytest.CaptureFixture[str]) -> None:

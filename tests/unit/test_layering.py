@@ -35,18 +35,23 @@ RANKS: list[set[str]] = [
     {"modules"},
     {"moe"},
     {"models"},
-    {"criterions", "generation", "optim"},
+    {"search", "scores"},
+    {"criterions", "optim"},
+    {"generation"},
     {"tasks"},
-    {"training", "interop"},
+    {"runs", "reports"},
+    {"surgery"},
+    {"training"},
     {"distill"},
-    {"train", "generate", "interactive", "rescore", "prepare", "check", "moe_stats", "score"},
+    {"commands"},
+    {"train", "generate"},
     {"cli"},
     {"__main__"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 
 # These take plain values, although config stands below them.
-CONFIG_FREE = ("text", "data", "modules", "moe", "generation", "models")
+CONFIG_FREE = ("text", "data", "modules", "moe", "search", "scores", "generation", "models")
 CONFIG_ALLOWED = {"models/__init__.py", "text/build.py"}
 CONFIG_ALLOWED_FOLDERS = ("models/build/",)
 

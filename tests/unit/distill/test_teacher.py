@@ -15,17 +15,17 @@ from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.distill import teacher as teacher_module
 from ds_seq.distill.teacher import LiveTeacher, Student, load_teacher
 from ds_seq.errors import UserError
-from ds_seq.runs.export import export
-from ds_seq.runs.open import LoadedRun, load_run
 from ds_seq.models import build_model
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.names import Capture
+from ds_seq.runs.export import export
+from ds_seq.runs.open import LoadedRun, load_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols
 from tests.batches import batch_of
 from tests.data.toy import toy_pairs
 from tests.data.vocabulary import train_vocab
-from tests.unit.interop.made import experiment, write_run
+from tests.unit.runs.made import experiment, write_run
 
 CPU = torch.device("cpu")
 POSITIONS = 20

@@ -12,10 +12,10 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.forced import Pair, attention_maps
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.translate import BatchLimits, Found
 from ds_seq.models.build import build_seq2seq
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy

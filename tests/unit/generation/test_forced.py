@@ -13,8 +13,8 @@ from ds_seq.generation.forced import Pair, attention_maps, score_pairs
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.search.penalties import LengthPenaltyForm
 from tests.batches import score
-from tests.unit.generation.small_model import make_model
-from tests.unit.generation.table_model import SYMBOLS
+from tests.unit.search.small_model import make_model
+from tests.unit.search.table_model import SYMBOLS
 from tests.values import beam_search, draws
 
 PAD, EOS, UNK = 1, 2, 3

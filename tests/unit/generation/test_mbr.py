@@ -10,9 +10,9 @@ import pytest
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.mbr import MinimumRisk, build_utility
 from ds_seq.generation.translate import Found
+from ds_seq.search.hypotheses import Hypothesis
 
 WORDS = [
     "a",

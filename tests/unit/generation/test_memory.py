@@ -15,7 +15,7 @@ from ds_seq.generation.translate import (
     plan_lines,
     search_plan,
 )
-from tests.unit.generation.table_model import SYMBOLS, TableModel, WordTokenizer
+from tests.unit.search.table_model import SYMBOLS, TableModel, WordTokenizer
 from tests.values import batch_limits, beam_search
 
 VOCAB = 9

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter, OutputFormat, plain_text
 from ds_seq.generation.translate import gather_lines, plan_lines, search_plan
+from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizers
-from tests.unit.generation.table_model import (
+from tests.unit.search.table_model import (
     SYMBOLS,
     UNK,
     TableModel,

@@ -24,7 +24,7 @@ from ds_seq.generation.translate import (
     translate,
 )
 from ds_seq.text.tokenizer import Tokenizers
-from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
+from tests.unit.search.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
 from tests.values import batch_limits, beam_search
 
 VOCAB = 9

@@ -10,20 +10,20 @@ import torch
 
 from ds_seq.config.model import ModelConfig
 from ds_seq.generation.alignment import Aligner
-from ds_seq.search.beam_search import BeamSearch
 from ds_seq.generation.forced import Pair, score_pairs
-from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
-from ds_seq.search.sampling import Sampling
 from ds_seq.generation.translate import BatchLimits, search_plan, translate
 from ds_seq.generation.words import replace_unknown
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.search.sampling import Sampling
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
-from tests.unit.generation.table_model import EOS, PAD, SYMBOLS, UNK, TableModel
+from tests.unit.search.table_model import EOS, PAD, SYMBOLS, UNK, TableModel
 
 CPU = torch.device("cpu")
 LINES = ["the man sees a house", "my sister reads", "", "a child"]

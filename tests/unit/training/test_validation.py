@@ -12,8 +12,8 @@ from torch import nn
 
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.errors import UserError
-from ds_seq.scores.metric import Measured, Metric
 from ds_seq.models.output import ModelOutput
+from ds_seq.scores.metric import Measured, Metric
 from ds_seq.training.validation import BestBy, Validator, choose_metrics
 from tests.unit.training.fakes import make_batch
 

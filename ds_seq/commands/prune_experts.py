@@ -1,0 +1,154 @@
+"""``ds-seq prune-experts``: drop the experts that a language or a domain needs least."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ds_seq import distributed
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.data.progress import Progress
+from ds_seq.errors import UserError
+from ds_seq.generation.translate import BatchLimits, translate
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.runs.export import check_new, write_export
+from ds_seq.runs.open import DTYPES, LoadedRun, load_run
+from ds_seq.scores.scoring import Score, Scorer
+from ds_seq.surgery.prune import Ids, best_experts, importance, parse_keep, prune
+from ds_seq.tasks import build_limits, build_search
+from ds_seq.tasks.translation import RawSplit, read_raw
+from ds_seq.text.lines import check_counts, read_lines, read_parallel
+from ds_seq.text.normalize import Normalizer
+
+
+class _Texts(NamedTuple):
+    """What the command reads."""
+
+    calibration: list[str]
+    calibration_target: list[str] | None
+    source: list[str]
+    reference: list[str]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of ``ds-seq prune-experts``."""
+    options = _parser().parse_args(argv)
+    check_new(options.out)
+    distributed.keep_freed_memory()
+    device = distributed.World().device
+    run = load_run(options.run, options.checkpoint, device, torch.float32)
+    keep = parse_keep(options.keep, run.model, run.config)
+    texts = _read(options, run.config)
+    scorer = Scorer(run.config.data.target_lang)
+    pairs = _pairs(run, texts, device)
+    found = importance(run.model, pairs, run.tokenizers.symbols, _limits(run.config), device)
+    kept = best_experts(found, keep)
+    smaller, config = prune(run.model, run.config, run.tokenizers.size, kept)
+    before = _score(run, texts, scorer, device, "translate, all experts")
+    smaller.to(device)
+    pruned = LoadedRun(config, run.tokenizers, smaller, options.out)
+    after = _score(pruned, texts, scorer, device, "translate, pruned")
+    smaller.to("cpu", DTYPES[options.dtype])
+    path = write_export(smaller, config, run.tokenizers, options.out)
+    print("\n".join(_report(found, kept)))
+    old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, smaller))
+    print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
+    for score, label in ((before, "before"), (after, "after")):
+        print(f"{label:10}  {score}")
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq prune-experts",
+        description="Keep the experts that a text needs most, as a smaller model for that kind of "
+        "text. Prints what each layer keeps, and BLEU before and after. Trains nothing.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="run folder, or a file or folder that `ds-seq export` made")
+    add("--keep", required=True, metavar="N",
+        help="experts a layer, or a number for each layer: 4,2,4")  # fmt: skip
+    add("--calibration", required=True, metavar="FILE", help="raw source text of that kind")
+    add("--calibration-target", metavar="FILE",
+        help="its translation (default: what the model makes of it)")  # fmt: skip
+    add("--out", type=Path, required=True,
+        help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
+    add("--checkpoint", default="best", help="best, last, a name or a path (default: %(default)s)")
+    add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
+    add("--input", metavar="FILE", help="raw text to score on (default: data.raw.test)")
+    add("--reference", metavar="FILE", help="its reference")
+    return parser
+
+
+def _read(options: argparse.Namespace, config: ExperimentConfig) -> _Texts:
+    calibration = read_lines(options.calibration)
+    if not any(map(Normalizer(), calibration)):
+        raise UserError(f"{options.calibration}: has no text to calibrate on")
+    target = None
+    if options.calibration_target is not None:
+        target = read_lines(options.calibration_target)
+        check_counts(calibration, options.calibration, target, options.calibration_target)
+    if (options.input is None) != (options.reference is None):
+        raise UserError("--input and --reference belong together: give both or none of them")
+    if options.input is not None:
+        source, reference = read_parallel(options.input, options.reference)
+    elif config.data.raw.test:
+        text = read_raw("test", [RawSplit(p.source, p.target) for p in config.data.raw.test])
+        source, reference = text.source, text.target
+    else:
+        raise UserError("data.raw.test: names no text; give --input FILE and --reference FILE")
+    if not reference:
+        raise UserError("there is nothing to translate and score: the text is empty")
+    return _Texts(calibration, target, source, reference)
+
+
+def _pairs(run: LoadedRun, texts: _Texts, device: torch.device) -> list[Ids]:
+    """The calibration text as ids; lines without text are left out."""
+    target = texts.calibration_target
+    if target is None:
+        target = _translations(run, texts.calibration, device, "translate the calibration text")
+    sources = run.tokenizers.source.encode_lines(texts.calibration)
+    targets = run.tokenizers.target.encode_lines(target)
+    return [(source, output) for source, output in zip(sources, targets, strict=True) if source]
+
+
+def _limits(config: ExperimentConfig) -> BatchLimits:
+    return build_limits(config.generation, config.model.max_positions)
+
+
+def _translations(
+    run: LoadedRun, lines: Sequence[str], device: torch.device, label: str
+) -> list[str]:
+    config = run.config
+    search = build_search(config.generation, run.tokenizers.symbols, config.model.max_positions)
+    model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
+    with Progress(label, len(lines), "sentences") as progress:
+        found = translate(
+            model, run.tokenizers, lines, search, _limits(config), device, progress=progress
+        )
+    assert found is not None, "one process has all lines"
+    return found.lines
+
+
+def _score(
+    run: LoadedRun, texts: _Texts, scorer: Scorer, device: torch.device, label: str
+) -> Score:
+    """BLEU of the model on the test text."""
+    return scorer(_translations(run, texts.source, device, label), texts.reference)[0]
+
+
+def _report(found: Mapping[str, Tensor], kept: Mapping[str, list[int]]) -> Iterator[str]:
+    """A line for each layer: its experts with their importance, the most important first."""
+    for name, values in found.items():
+        order = values.argsort(descending=True, stable=True).tolist()
+        texts = {expert: f"{expert} ({values[expert]:.3g})" for expert in order}
+        keeps = " ".join(texts[expert] for expert in order if expert in kept[name])
+        drops = " ".join(texts[expert] for expert in order if expert not in kept[name])
+        yield f"{name}  keeps {keeps}  drops {drops or 'none'}"

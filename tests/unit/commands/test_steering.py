@@ -1,0 +1,224 @@
+"""What files say about translations, through the command `ds-seq generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ds_seq import generate
+from ds_seq.errors import EXIT_USER_ERROR, run_command
+from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.data.toy import write_toy
+from tests.data.vocabulary import train_vocab
+from tests.unit.runs.made import experiment, write_run
+
+LINES = ["a dog", "I see", "", "dogs in a wood"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learned nothing, of a vocabulary with a tag."""
+    folder = tmp_path_factory.mktemp("steered")
+    write_toy(folder, 200, 10)
+    sides = [folder / "train.en", folder / "train.de"]
+    vocab = train_vocab(sides, folder / "vocab", 130, user_symbols=["<2de>"])
+    config = experiment({"max_positions": 24})
+    model = build_model(config.model, len(vocab), 1, 0, seed=5)
+    with torch.no_grad():  # let it say different things in different places
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    return write_run(folder / "run", config, vocab, {1: model})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, run: Path) -> Path:
+    (tmp_path / "in").write_text("".join(f"{line}\n" for line in LINES))
+    return tmp_path
+
+
+def call(run: Path, folder: Path, *arguments: object) -> int:
+    files = ["--input", folder / "in", "--output", folder / "out"]
+    return run_command(generate.main, [str(run), *map(str, [*files, *arguments])])
+
+
+def translations(folder: Path) -> list[str]:
+    return (folder / "out").read_text().splitlines()
+
+
+def test_prefixes_and_a_tag(run: Path, folder: Path) -> None:
+    (folder / "prefix").write_text("ein Kind\n\ndie Frau\n  der Mann \n")
+    assert call(run, folder, "--prefix", folder / "prefix") == 0
+    first, free, empty, last = translations(folder)
+    assert first.startswith("ein Kind")
+    assert last.startswith("der Mann")
+    assert empty == ""
+    assert call(run, folder, "--target-tag", "<2de>", "--prefix", folder / "prefix") == 0
+    first, tagged, empty, last = translations(folder)
+    assert first.startswith("<2de> ein Kind")
+    assert tagged.startswith("<2de>")
+    assert empty == ""
+    assert call(run, folder) == 0
+    assert translations(folder)[1] == free
+
+
+def test_a_tag_needs_no_text_beforehand(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("a dog\nI see\n")
+    with (tmp_path / "in").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        arguments = [str(run), "--input", "-", "--target-tag", "<2de>", "--buffer-size", "1"]
+        assert run_command(generate.main, arguments) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("<2de>") for line in lines)
+
+
+def test_a_tag_takes_its_place_of_the_length(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocab = SentencePieceTokenizer.load(run / "vocab.model")
+    texts = ["a " * 11 + letter for letter in "abcdefghijklmnopqrstuvwxyz"]
+    text = next(text for text in texts if len(vocab.encode(text)) == 23)
+    (folder / "prefix").write_text(f"{text}\n\n\n\n")
+    assert call(run, folder, "--prefix", folder / "prefix") == 0
+    assert translations(folder)[0] == text
+    arguments = ["--target-tag", "<2de>", "--prefix", folder / "prefix"]
+    assert call(run, folder, *arguments) == EXIT_USER_ERROR
+    assert "prefix:1: has 24 tokens" in capsys.readouterr().err
+
+
+def test_standard_input_needs_a_prefix_for_every_line(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "prefix").write_text("ein\n")
+    for option in ("--prefix", "--constraints"):
+        with (folder / "in").open() as stream:
+            monkeypatch.setattr("sys.stdin", stream)
+            arguments = [str(run), "--input", "-", option, str(folder / "prefix")]
+            assert run_command(generate.main, arguments) == EXIT_USER_ERROR
+        assert "has 1 lines but the input has 4" in capsys.readouterr().err
+
+
+def test_files_are_read_as_the_input_is(run: Path, folder: Path) -> None:
+    """What nobody sees is no part of a prefix."""
+    (folder / "prefix").write_text("ein\u00ad Kind\n\n\n\n")
+    assert call(run, folder, "--prefix", folder / "prefix") == 0
+    assert translations(folder)[0].startswith("ein Kind")
+
+
+@pytest.mark.parametrize("order", ["any", "given"])
+def test_phrases(run: Path, folder: Path, order: str) -> None:
+    phrases = [["Kind", "die Frau"], [], ["kauft"], ["der", "Kind", "der"]]
+    (folder / "phrases").write_text("".join("\t".join(own) + "\n" for own in phrases))
+    assert (
+        call(run, folder, "--constraints", folder / "phrases", "--constraint-order", order,
+             "--format", "jsonl", "--n-best", 3) == 0
+    )  # fmt: skip
+    vocab = SentencePieceTokenizer.load(run / "vocab.model")
+    for own, line in zip(phrases, translations(folder), strict=True):
+        answer = json.loads(line)
+        for hypothesis in answer["hypotheses"]:
+            text = hypothesis["text"]
+            assert all(
+                text.count(phrase) >= own.count(phrase) for phrase in own if answer["source"]
+            )
+            if order == "given" and answer["source"]:
+                place = 0
+                for phrase in own:
+                    place = text.index(phrase, place) + len(phrase)
+    assert vocab.symbols.unk not in vocab.encode(
+        "Kind die Frau der kauft"
+    )  # or it would prove little
+
+
+def test_allowed_outputs(run: Path, folder: Path) -> None:
+    allowed = ["ein Kind", "ein Kind kauft", "meine Schwester", "ein"]
+    (folder / "list").write_text("".join(f" {line}\n" for line in allowed))
+    assert (
+        call(run, folder, "--allowed", folder / "list", "--format", "tsv", "--n-best", 4,
+             "--beam", 4) == 0
+    )  # fmt: skip
+    rows = [line.split("\t") for line in translations(folder)]
+    for number in (1, 2, 4):
+        assert sorted(text for line, _, text in rows if line == str(number)) == sorted(allowed)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("a\nb\n", ["--prefix"], "--prefix FILE: has 2 lines but the input has 4"),
+        ("a\n" * 5, ["--constraints"], "--constraints FILE: has 5 lines but the input has 4"),
+        ("a\n\u2665\n\n\n", ["--prefix"], "--prefix FILE:2: '\u2665' has characters"),
+        ("\n\na\tein \u2665\n\n", ["--constraints"], "--constraints FILE:3: 'ein \u2665' has"),
+        ("a\n\u2665\n", ["--allowed"], "--allowed FILE:2: '\u2665' has characters"),
+        ("a\n\nb\n", ["--allowed"], "--allowed FILE:2: is empty"),
+        ("", ["--allowed"], "--allowed FILE: is empty"),
+        ("a " * 24 + "\n\n\n\n", ["--prefix"], "--prefix FILE:1: has 48 tokens"),
+        ("\n" + "a\t" * 24 + "\n\n\n", ["--constraints"], "--constraints FILE:2: has 48 tokens"),
+        ("a " * 24 + "\n", ["--allowed"], "--allowed FILE:1: has 48 tokens"),
+        ("\n" * 4, ["--sampling", "1", "--constraints"], "does not go together with sampling"),
+        (
+            "\n" * 4,
+            ["--diverse-siblings", "1", "--constraints"],
+            "--constraints FILE: does not go together with diverse beams",
+        ),
+    ],
+)
+def test_mistakes_in_files(
+    run: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    arguments: list[str],
+    message: str,
+) -> None:
+    file = folder / "file"
+    file.write_text(content)
+    assert call(run, folder, *arguments, file) == EXIT_USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.replace("FILE", str(file)) in line
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not one symbol"),
+        (["--target-tag", "\u2665"], "--target-tag \u2665: is not one symbol"),
+        (["--constraint-order", "given"], "--constraint-order: has no effect"),
+        (["--prefix", "nowhere"], "nowhere: no such file"),
+    ],
+)
+def test_mistakes_in_arguments(
+    run: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert call(run, folder, *arguments) == EXIT_USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_unfinished_work_belongs_to_its_files(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was begun with other prefixes must not be gone on with."""
+    (folder / "prefix").write_text("ein\n" * 4)
+    with pytest.MonkeyPatch.context() as patch:  # as if killed before it could tidy up
+        patch.setattr(generate.PartialOutput, "remove", lambda self: None)
+        assert call(run, folder, "--prefix", folder / "prefix") == 0
+    assert call(run, folder, "--prefix", folder / "prefix", "--resume") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate.PartialOutput, "remove", lambda self: None)
+        assert call(run, folder, "--prefix", folder / "prefix") == 0
+    (folder / "prefix").write_text("wir\n" * 4)
+    capsys.readouterr()
+    assert call(run, folder, "--prefix", folder / "prefix", "--resume") == EXIT_USER_ERROR
+    assert "prefix" in capsys.readouterr().err
