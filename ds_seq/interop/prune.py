@@ -313,7 +313,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace, config: ExperimentConfig) -> _Texts:
     calibration = read_lines(options.calibration)
-    if not any(map(normalise, calibration)):
+    if not any(normalise(line, nfkc=False) for line in calibration):
         raise UserError(f"{options.calibration}: has no text to calibrate on")
     target = None
     if options.calibration_target is not None:
