@@ -69,7 +69,14 @@ def test_searches_that_stop_early_still_find_the_best(exponent: float) -> None:
         for num_best in (1, 4):
             model = TableModel(9, seed)
             model.table *= 2
-            some = beam_search(4, exponent, "gnmt", max_len_a=0, max_len_b=8, num_best=num_best)
+            some = beam_search(
+                beam=4,
+                length_penalty=exponent,
+                length_penalty_form="gnmt",
+                max_len_a=0,
+                max_len_b=8,
+                num_best=num_best,
+            )
             best.append(some.search(model, torch.tensor([SOURCE]))[0][0])
         wrong += best[0].tokens != best[1].tokens
     assert wrong == 0

@@ -115,7 +115,14 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
         scores = totals / penalty.divisor(length + 1)
         expected += list(zip(scores.tolist(), everything.tolist(), strict=True))
     for num_best in (1, 8, 84):
-        search = beam_search(84, exponent, form, max_len_a=0, max_len_b=limit, num_best=num_best)
+        search = beam_search(
+            beam=84,
+            length_penalty=exponent,
+            length_penalty_form=form,
+            max_len_a=0,
+            max_len_b=limit,
+            num_best=num_best,
+        )
         ((*found,),) = search.search(model, torch.tensor([source]))
         best = sorted(expected, reverse=True)[:num_best]
         assert [h.tokens for h in found] == [tokens for _, tokens in best]
