@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ds_seq import distributed
+from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.reports.metrics import load_table, metric_lines
 from ds_seq.training.run import TrainingResult, run_training
@@ -25,13 +26,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq train",
-        description="Train a model; one process, or as many as the launcher starts.",
-        allow_abbrev=False,
+    parser = command_parser(
+        "train",
+        "Train a model; one process, or as many as the launcher starts.",
     )
     parser.add_argument("experiment", help="experiment file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single settings")
+    add_overrides(parser, "replace single settings")
     parser.add_argument(
         "--resume",
         action="store_true",
