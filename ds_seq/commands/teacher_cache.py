@@ -32,7 +32,6 @@ from ds_seq.commands.options import (
     check_expert_parallel,
     parse_device,
 )
-from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.batch import TopTokens
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
@@ -58,13 +57,14 @@ def main(argv: Sequence[str]) -> int:
             sources = _open(args, world.size)
             device = world.device if args.device is None else parse_device(args.device)
         vocab_hash = next(iter(sources.values())).vocab_hash
-        settings = DistillationConfig(
-            teacher=args.runs,
+        teacher = load_teacher(
+            args.runs,
+            vocab_hash,
+            device,
             checkpoint=args.checkpoint,
-            teacher_precision=args.dtype,
-            teacher_expert_parallel=args.expert_parallel,
+            precision=args.dtype,
+            expert_parallel=args.expert_parallel,
         )
-        teacher = load_teacher(settings, vocab_hash, device)
         started = time.monotonic()
         with distributed.shared_errors():
             splits = _plan(args, teacher, sources, world)
