@@ -8,7 +8,8 @@ import torch
 
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import matched_layers
-from ds_seq.distill.teacher import LiveTeacher, Student, load_teacher
+from ds_seq.distill.teacher import LiveTeacher, Loading, Student, load_teacher
+from ds_seq.names import Capture
 
 
 def build_teacher(
@@ -26,19 +27,21 @@ def build_teacher(
     Raises:
         UserError: see `load_teacher`.
     """
-    if student is not None:
-        hidden, attention = (
-            None if section is None else matched_layers(section)
-            for section in (config.hidden, config.attention)
-        )
-        student = replace(student, hidden=hidden, attention=attention)
-    return load_teacher(
-        config.teachers,
-        vocab_hash,
-        device,
-        checkpoint=config.checkpoint,
-        precision=config.teacher_precision,
-        expert_parallel=config.teacher_expert_parallel,
-        zero3=config.teacher_zero3,
-        student=student,
+    hidden, attention = (
+        None if section is None else matched_layers(section)
+        for section in (config.hidden, config.attention)
     )
+    capture: Capture = "none"
+    if attention is not None:
+        capture = "attention"
+    elif hidden is not None:
+        capture = "hidden"
+    if student is not None:
+        student = replace(student, hidden=hidden, attention=attention)
+    loading = Loading(
+        config.checkpoint,
+        config.teacher_precision,
+        config.teacher_expert_parallel,
+        config.teacher_zero3,
+    )
+    return load_teacher(config.teachers, loading, vocab_hash, device, student, capture)

@@ -46,12 +46,22 @@ class Student:
     hidden: MatchedLayers | None = None
     attention: MatchedLayers | None = None
 
-    @property
-    def capture(self) -> Capture:
-        """What the output of a teacher must hold of its layers."""
-        if self.attention is not None:
-            return "attention"
-        return "none" if self.hidden is None else "hidden"
+
+@dataclass(frozen=True)
+class Loading:
+    """How teachers are loaded.
+
+    Attributes:
+        checkpoint: which one, of a run folder.
+        precision: number format; None: that of their training on a GPU, fp32 on a CPU.
+        expert_parallel: ranks that share their experts.
+        zero3: whether their weights are spread over all ranks (ZeRO stage 3).
+    """
+
+    checkpoint: str
+    precision: Precision | None
+    expert_parallel: int
+    zero3: bool
 
 
 class LiveTeacher:
@@ -148,53 +158,49 @@ def attach_cache(folder: str, train_set: Dataset, valid_set: Dataset | None) -> 
 
 def load_teacher(
     names: Sequence[str],
+    loading: Loading,
     vocab_hash: str,
     device: torch.device,
-    *,
-    checkpoint: str,
-    precision: Precision | None,
-    expert_parallel: int,
-    zero3: bool = False,
     student: Student | None = None,
+    capture: Capture = "none",
 ) -> LiveTeacher:
     """Open the teachers of these names and bring them to this rank; a collective.
 
     Args:
         names: run folders, exported folders or exported files.
+        loading: how.
         vocab_hash: `Tokenizers.fingerprint` that all of them must have.
         device: of this rank.
-        checkpoint: which one, of those names that are run folders.
-        precision: number format; None: that of their training on a GPU, fp32 on a CPU.
-        expert_parallel: ranks that share their experts.
-        zero3: spread their weights over all ranks (ZeRO stage 3).
         student: whom to teach; None if nobody learns from it directly.
+        capture: what their output holds besides the logits; of one teacher only.
 
     Raises:
         UserError: a teacher is missing or damaged, does not suit the student or the vocabulary, or
             cannot be spread as asked.
     """
+    checkpoint, spread = loading.checkpoint, loading.expert_parallel
     with distributed.shared_errors():
         stored = [open_run(name, checkpoint) for name in names]
         for name, run in zip(names, stored, strict=True):
-            _check(name, run, vocab_hash, expert_parallel)
+            _check(name, run, vocab_hash, spread)
             if student is not None:
                 _check_student(name, run.config.model, student)
-    if expert_parallel > 1:  # a collective, so not where one rank may fail alone
+    if spread > 1:  # a collective, so not where one rank may fail alone
         from ds_seq.moe.engine import expert_parallel_group
 
-        expert_parallel_group(expert_parallel)
+        expert_parallel_group(spread)
     with distributed.shared_errors():
-        where = torch.device("cpu") if zero3 else device
+        where = torch.device("cpu") if loading.zero3 else device
         runs = [
-            load_run(name, checkpoint, where, _dtype(precision, run, device), expert_parallel)
+            load_run(name, checkpoint, where, _dtype(loading.precision, run, device), spread)
             for name, run in zip(names, stored, strict=True)
         ]
-    description = _describe(runs, expert_parallel, zero3)
-    if zero3:
+    description = _describe(runs, loading)
+    if loading.zero3:
         from ds_seq.training.sharded import shard_for_reading
 
         runs = [replace(run, model=shard_for_reading(run.model, device)) for run in runs]
-    return LiveTeacher(runs, description, "none" if student is None else student.capture)
+    return LiveTeacher(runs, description, capture)
 
 
 def _dtype(precision: Precision | None, run: StoredRun, device: torch.device) -> torch.dtype:
@@ -203,12 +209,12 @@ def _dtype(precision: Precision | None, run: StoredRun, device: torch.device) ->
     return DTYPES[run.config.train.precision] if device.type == "cuda" else torch.float32
 
 
-def _describe(runs: Sequence[LoadedRun], expert_parallel: int, zero3: bool) -> str:
+def _describe(runs: Sequence[LoadedRun], loading: Loading) -> str:
     spread = ""
-    if zero3:
+    if loading.zero3:
         spread = f" over {distributed.world_size()} rank(s)"
-    elif expert_parallel > 1:
-        spread = f", experts over {expert_parallel} ranks"
+    elif loading.expert_parallel > 1:
+        spread = f", experts over {loading.expert_parallel} ranks"
     names = []
     for run in runs:
         parameters = list(run.model.parameters())
