@@ -32,7 +32,6 @@ from ds_seq.commands.options import (
     check_expert_parallel,
     parse_device,
 )
-from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.batch import TopTokens
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.dataset import ParallelDataset
@@ -41,7 +40,7 @@ from ds_seq.data.progress import Progress, Report, ignore
 from ds_seq.data.shards import manifest_path
 from ds_seq.data.source import TARGET, Source
 from ds_seq.data.teacher_cache import CacheWriter, TeacherRecord, plan_cache, token_places
-from ds_seq.distill.teacher import LiveTeacher, load_teacher, row_blocks
+from ds_seq.distill.teacher import LiveTeacher, Loading, load_teacher, row_blocks
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.runs.open import EXPORT_SUFFIX
@@ -58,13 +57,8 @@ def main(argv: Sequence[str]) -> int:
             sources = _open(args, world.size)
             device = world.device if args.device is None else parse_device(args.device)
         vocab_hash = next(iter(sources.values())).vocab_hash
-        settings = DistillationConfig(
-            teacher=args.runs,
-            checkpoint=args.checkpoint,
-            teacher_precision=args.dtype,
-            teacher_expert_parallel=args.expert_parallel,
-        )
-        teacher = load_teacher(settings, vocab_hash, device)
+        loading = Loading(args.checkpoint, args.dtype, args.expert_parallel, zero3=False)
+        teacher = load_teacher(args.runs, loading, vocab_hash, device)
         started = time.monotonic()
         with distributed.shared_errors():
             splits = _plan(args, teacher, sources, world)

@@ -1,23 +1,23 @@
 """Batches: what a model reads, what it shall say, and where that counts.
 
-The only place that shifts targets and puts the start symbol before them.
+The only place that pads rows, shifts targets and puts the start symbol before them.
 
-Shapes: B sentences, S source length, T target length, N real target tokens, K tokens of a teacher;
-padding is always on the right.
+Shapes: B sentences, S source length, T target length, L either, N real target tokens, K tokens of a
+teacher; padding is always on the right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from ds_seq.data.padding import pad_block
 from ds_seq.data.shards import TokenBlock
 from ds_seq.text.tokenizer import Symbols
 
@@ -164,3 +164,36 @@ def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> B
         num_sentences=0,
         teacher=teacher,
     )
+
+
+class Padded(NamedTuple):
+    """Rows of ids, padded on the right."""
+
+    ids: Tensor
+    """(B, L) int64."""
+    mask: Tensor
+    """(B, L) bool, True at real tokens."""
+
+    def to(self, device: torch.device) -> Padded:
+        """Returns both on a device."""
+        return Padded(self.ids.to(device), self.mask.to(device))
+
+
+def pad_block(block: TokenBlock, pad_id: int, multiple: int = 1) -> Padded:
+    """Pad the rows of a block to the longest; (0, 1) for no rows.
+
+    Args:
+        block: the rows.
+        pad_id: fills them up.
+        multiple: L is rounded up to a multiple of this.
+    """
+    width = -(-int(block.lengths.max(initial=1)) // multiple) * multiple
+    real = np.arange(width) < block.lengths[:, None]
+    ids = np.full(real.shape, pad_id, np.int64)
+    ids[real] = block.tokens
+    return Padded(torch.from_numpy(ids), torch.from_numpy(real))
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
+    """`pad_block` of a list of rows."""
+    return pad_block(TokenBlock.of(rows), pad_id)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.dropout import dropout as drop_out
+from ds_seq.modules.embedding import RotaryPositions
 from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
-from ds_seq.modules.positions import RotaryPositions
+from ds_seq.modules.residual import dropout as drop_out
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
@@ -31,6 +31,25 @@ _FUSED_MIN_QUERIES = 12
 
 _GAIN = 2**-0.5  # queries, keys and values start smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
+
+
+def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
+    """Turn a token mask into one that is added to attention scores.
+
+    Without padding the answer is None, where that is known for free: on a CPU. On a GPU asking
+    would stall the queue of kernels, so there the mask is always made.
+
+    Args:
+        mask: (B, S) bool, True at real tokens.
+        like: gives the dtype.
+
+    Returns:
+        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    scores = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
+    return scores[:, None, None, :]
 
 
 class KeyValue(NamedTuple):

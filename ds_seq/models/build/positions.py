@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.modules.positions import POSITIONS, RotaryPositions
+from ds_seq.modules.embedding import POSITIONS, RotaryPositions
 
 
 def make_rows(cfg: TransformerConfig) -> nn.Module | None:
