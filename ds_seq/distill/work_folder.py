@@ -15,7 +15,6 @@ from ds_seq.data.shards import manifest_path
 from ds_seq.data.unfinished import remove_folder
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
-from ds_seq.runs.open import StoredRun
 from ds_seq.text.lines import fingerprint
 from ds_seq.text.vocab_file import VOCAB_FILE
 
@@ -102,15 +101,6 @@ class WorkFolder:
     def remove(self) -> None:
         """Remove it."""
         remove_folder(self._folder)
-
-
-def teacher_fingerprint(run: StoredRun) -> str:
-    """SHA-256 of what a model computes with: its shape and its weights."""
-    digest = hashlib.sha256(run.config.model.model_dump_json().encode())
-    path = run.weights.path
-    for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
-        digest.update(fingerprint(file).encode())
-    return digest.hexdigest()
 
 
 def data_fingerprint(data: Path, split: str) -> str:

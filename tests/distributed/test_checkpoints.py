@@ -13,7 +13,7 @@ from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.weights import load_weights
-from ds_seq.runs.open import find_checkpoint
+from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed

@@ -41,10 +41,10 @@ RANKS: list[set[str]] = [
     {"tasks"},
     {"runs", "reports"},
     {"surgery"},
-    {"training"},
     {"distill"},
+    {"training"},
     {"commands"},
-    {"train", "generate"},
+    {"train", "generate", "api"},
     {"cli"},
     {"__main__"},
 ]
@@ -52,10 +52,10 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 
 # These take plain values, although config stands below them.
 CONFIG_FREE = ("text", "data", "modules", "moe", "search", "scores", "generation", "models")
-CONFIG_ALLOWED = {"models/__init__.py", "text/build.py"}
+CONFIG_ALLOWED = {"models/__init__.py", "text/build.py", "generation/build.py"}
 CONFIG_ALLOWED_FOLDERS = ("models/build/",)
 
-DEEPSPEED_ALLOWED = {"distributed.py", "moe/engine.py"}
+DEEPSPEED_ALLOWED = {"distributed.py", "moe/engine.py", "distill/sharded.py"}
 DEEPSPEED_ALLOWED_FOLDERS = ("training/",)
 
 MAX_FILE_LINES = 400
