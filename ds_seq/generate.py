@@ -53,7 +53,6 @@ from ds_seq.generation.pipeline import Translator, translate_share, translate_st
 from ds_seq.generation.translate import Share
 from ds_seq.generation.workers import MOST_WORKERS, default_workers
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import TensorFile, TensorFolder
 from ds_seq.names import LONG_LINES
 from ds_seq.runs.open import LoadedRun, StoredRun
 from ds_seq.scores.scoring import Scorer
@@ -68,6 +67,7 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
+from ds_seq.weights.source import TensorFile, TensorFolder
 
 _BUFFER_SIZE = 512
 _BATCH_SIZE = {"max_tokens", "max_sentences"}

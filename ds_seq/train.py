@@ -56,7 +56,6 @@ from ds_seq.distill.teacher import (
 from ds_seq.distributed import World
 from ds_seq.generation.translate import Share
 from ds_seq.models import build_model
-from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE, load_weights
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
@@ -75,6 +74,8 @@ from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
+from ds_seq.weights.fill import load_weights
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 

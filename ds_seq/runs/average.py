@@ -27,22 +27,14 @@ from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import (
-    CHECKPOINTS,
-    INDEX_FILE,
-    META_FILE,
-    TensorFolder,
-    TensorSource,
-    expert_offsets,
-    model_tensors,
-    read_like,
-)
 from ds_seq.runs.open import (
     CONFIG_FILE,
     StoredRun,
     find_checkpoint,
     open_run,
 )
+from ds_seq.weights.fill import expert_offsets, model_tensors, read_like
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, META_FILE, TensorFolder, TensorSource
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
 

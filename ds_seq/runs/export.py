@@ -21,7 +21,6 @@ from torch import nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
-from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
 from ds_seq.runs.open import (
     CONFIG_FILE,
@@ -35,6 +34,8 @@ from ds_seq.runs.open import (
 )
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.weights.fill import model_tensors
+from ds_seq.weights.source import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY
 
 ExportFormat = Literal["safetensors", "ctranslate2"]
 

@@ -21,15 +21,19 @@ from pydantic import ValidationError
 from torch import nn
 
 from ds_seq import distributed
-from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.messages import error_lines
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.yaml_file import parse_value
+from ds_seq.distributed.device import avoid_cudnn_attention
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import (
+from ds_seq.text.build import load_tokenizers, read_tokenizers
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.weights.fill import fill
+from ds_seq.weights.source import (
     CHECKPOINTS,
     INDEX_FILE,
     META_FILE,
@@ -37,12 +41,8 @@ from ds_seq.models.weights import (
     TensorFile,
     TensorFolder,
     TensorSource,
-    fill,
     read_meta,
 )
-from ds_seq.text.build import load_tokenizers, read_tokenizers
-from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE
 
 CONFIG_FILE = "config.yaml"
 EXPORT_FILE = "model.safetensors"

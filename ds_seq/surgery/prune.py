@@ -24,11 +24,11 @@ from ds_seq.data.shards import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.moe.cosine import CosineGate
 from ds_seq.moe.gate import Routing, rows_of
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.text.tokenizer import Symbols
+from ds_seq.weights.fill import model_tensors
 
 Ids = tuple[list[int], list[int]]
 """Source and target of a sentence, without end symbols."""

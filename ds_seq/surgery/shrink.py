@@ -18,9 +18,9 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import model_tensors
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.names import STACKS, Stack
+from ds_seq.weights.fill import model_tensors
 
 _LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 

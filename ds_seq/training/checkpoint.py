@@ -29,20 +29,18 @@ from torch import Tensor
 
 from ds_seq import distributed
 from ds_seq.errors import UserError
-from ds_seq.models.weights import (
+from ds_seq.training.engine import Engine
+from ds_seq.training.state import WEIGHT, FullState, full_shape
+from ds_seq.weights.fill import expert_offsets, persistent_buffers, read_like
+from ds_seq.weights.source import (
     FORMAT_VERSION,
     INDEX_FILE,
     META_FILE,
     VOCAB_HASH_KEY,
     TensorFolder,
     expert_key,
-    expert_offsets,
-    persistent_buffers,
-    read_like,
     read_meta,
 )
-from ds_seq.training.engine import Engine
-from ds_seq.training.state import WEIGHT, FullState, full_shape
 
 _TEMPORARY, _REPLACED = ".incomplete", ".replaced"
 

@@ -16,7 +16,6 @@ from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
-from ds_seq.models.weights import persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.names import FrozenPart
 from ds_seq.optim import build_optimizer
@@ -24,6 +23,7 @@ from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState
 from ds_seq.training.trainable import FrozenCheck, freeze, frozen_parameters
+from ds_seq.weights.fill import persistent_buffers
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 

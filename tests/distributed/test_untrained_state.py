@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.weights import load_weights
 from ds_seq.runs.open import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState
+from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 

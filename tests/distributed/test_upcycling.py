@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.weights import TensorFile, model_tensors
 from ds_seq.surgery.upcycle import transfer
+from ds_seq.weights.fill import model_tensors
+from ds_seq.weights.source import TensorFile
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 

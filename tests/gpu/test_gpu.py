@@ -8,8 +8,8 @@ import os
 import pytest
 import torch
 
-from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.distributed.device import avoid_cudnn_attention
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import RowGroups, grouped_linear

@@ -26,7 +26,7 @@ OTHER_MEANINGS = {
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/vocab.py", "name"): "what messages call a vocabulary",
     ("distill/assembly.py", "workers"): "processes, of a command that has no such option",
-    ("distributed.py", "size"): "number of processes, not of subwords",
+    ("distributed/launch.py", "size"): "number of processes, not of subwords",
     ("generation/pipeline.py", "workers"): "searches at a time; data.workers are processes",
     ("scores/significance.py", "seed"): "of the bootstrap, which has one seed for everybody",
     ("generation/translate.py", "workers"): "searches at a time; data.workers are processes",

@@ -19,7 +19,6 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.runs.open import load_run, open_run
 from ds_seq.surgery.prune import moe_layers
@@ -27,6 +26,7 @@ from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.weights.fill import model_tensors
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run

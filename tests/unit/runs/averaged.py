@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import model_tensors
 from tests.unit.runs.made import write_run
 
 MOE = {"num_experts": 4, "router": "sigmoid"}

@@ -18,17 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.models.weights import (
-    FORMAT_VERSION,
-    TensorSource,
-    expert_key,
-    expert_offsets,
-    model_tensors,
-)
 from ds_seq.runs.average import NOTE_KEY, average, mean, named_part
 from ds_seq.runs.export import export
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import expert_offsets, model_tensors
+from ds_seq.weights.source import FORMAT_VERSION, TensorSource, expert_key
 from tests.unit.runs.averaged import (
     BIAS,
     MOE,

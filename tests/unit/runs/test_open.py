@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import fill
 from ds_seq.runs.export import export, main
 from ds_seq.runs.open import (
     CONFIG_KEY,
@@ -24,6 +23,7 @@ from ds_seq.runs.open import (
     open_run,
 )
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import fill
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run
 

@@ -15,10 +15,10 @@ from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.runs.open import load_run
 from ds_seq.surgery.prune import best_experts, importance, moe_layers, parse_keep, prune
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import model_tensors
 from tests.batches import score
 from tests.unit.runs.made import experiment, write_run
 from tests.values import batch_limits

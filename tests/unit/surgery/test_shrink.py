@@ -15,10 +15,10 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import model_tensors
 from ds_seq.surgery.merge import ExpertUse, merge_experts
 from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.weights.fill import model_tensors
 from tests.batches import inputs_of
 from tests.unit.runs.made import experiment
 

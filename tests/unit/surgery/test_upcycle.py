@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import expert_offsets
 from ds_seq.runs.export import export
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import expert_offsets
 from tests.batches import score
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run
