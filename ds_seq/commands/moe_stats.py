@@ -178,10 +178,7 @@ def _record(
 
 def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> None:
     panels = [load_panel(group.title(), group.figures, names) for group in measured]
-    try:
-        save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

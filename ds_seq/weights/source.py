@@ -10,11 +10,13 @@ are a `TensorSource`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ds_seq.errors import UserError
@@ -31,6 +33,25 @@ FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had
 def expert_key(name: str, expert: int) -> str:
     """Key of one expert's slice of the parameter ``name``."""
     return f"{name}.{expert}"
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Args:
+        tensors: by name; no two share memory.
+        path: the file.
+        metadata: for its header.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(dict(tensors), str(path), None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # its own type for a full disk
+        raise OSError(f"{error}; is the disk full?") from error
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

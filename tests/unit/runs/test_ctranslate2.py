@@ -175,5 +175,5 @@ def test_a_folder_that_cannot_be_made_leaves_nothing(
 ) -> None:
     _, run = made(tmp_path, vocab, {})
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         export(run, tmp_path / "file" / "out", form="ctranslate2")

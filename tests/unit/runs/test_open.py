@@ -169,7 +169,7 @@ def test_a_failed_export_leaves_nothing(
     original: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot be written"):
         export(original, tmp_path / "file" / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -177,16 +177,16 @@ def test_a_failed_export_leaves_nothing(
         Path(path).write_text("a part")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("ds_seq.runs.export.save_file", full_disk)
+    monkeypatch.setattr("ds_seq.weights.source.save_file", full_disk)
     with pytest.raises(
-        UserError, match=f"{name}: cannot write .No space left on device.; is the disk full"
+        UserError, match=f"{name}: cannot be written: No space left on device; is the disk full"
     ):
         export(original, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_interrupted_export_is_no_export_and_is_replaced(original: Path, tmp_path: Path) -> None:
-    left = tmp_path / "out.safetensors.incomplete"
+    left = tmp_path / ".out.safetensors.99999.tmp"
     left.write_text("killed here")
     export(original, tmp_path / "out.safetensors")
     assert not left.exists()
