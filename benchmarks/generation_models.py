@@ -59,8 +59,10 @@ def large_run(small: Path) -> Path:
         sizes = {"d_model": WIDTH, "ffn_dim": INNER, "num_heads": HEADS}
         layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
         # rows of sines depend on the width: the small model's are taken along as trained ones
-        model = run.config.model.model_dump() | sizes | layers | {"positions": "learned"}
-        config = ExperimentConfig.model_validate(run.config.model_dump() | {"model": model})
+        model = run.model_config.model_dump() | sizes | layers | {"positions": "learned"}
+        config = ExperimentConfig.model_validate(
+            run.require_experiment().model_dump() | {"model": model}
+        )
         large = build_seq2seq(config.model, run.tokenizers.size).requires_grad_(False).eval()
         grow(run.model, large)
         write_export(large, config, run.tokenizers, out)

@@ -23,7 +23,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from ds_seq import distributed
 from ds_seq.commands.after_search import (
@@ -32,33 +32,31 @@ from ds_seq.commands.after_search import (
     check_result_arguments,
     num_hypotheses,
     result_conditions,
+    result_settings,
 )
 from ds_seq.commands.options import (
     add_loading_arguments,
     add_search_arguments,
     check_expert_parallel,
-    load_model,
-    parse_device,
+    chosen_device,
     search_settings,
 )
 from ds_seq.commands.steering import Steering, add_steering_arguments, read_steering
-from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.distill.work_folder import teacher_fingerprint
 from ds_seq.distributed import World
 from ds_seq.errors import UserError, run_command
+from ds_seq.generation.build import BATCH_SIZE
 from ds_seq.generation.output import FORMATS
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
 from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
 from ds_seq.generation.translate import Share
 from ds_seq.generation.workers import MOST_WORKERS, default_workers
-from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.names import LONG_LINES
-from ds_seq.runs.open import LoadedRun, StoredRun
+from ds_seq.runs.card import LoadedRun, ModelCard
+from ds_seq.runs.decoding import run_translator
+from ds_seq.runs.open import default_dtype, load_packed, weights_fingerprint
 from ds_seq.scores.scoring import Scorer
-from ds_seq.search.ensemble import Ensemble
-from ds_seq.tasks import build_limits, build_search
-from ds_seq.tasks.translation import RawSplit, format_samples, read_raw
+from ds_seq.tasks.translation import format_samples, read_raw
 from ds_seq.text.lines import (
     STANDARD,
     check_counts,
@@ -67,11 +65,8 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
-from ds_seq.weights.source import TensorFile, TensorFolder
 
 _BUFFER_SIZE = 512
-_BATCH_SIZE = {"max_tokens", "max_sentences"}
-"""Fields of `GenerationConfig` that may change when an unfinished run goes on."""
 
 
 class _Text(NamedTuple):
@@ -92,9 +87,9 @@ class _Job:
     translator: Translator
 
     @property
-    def config(self) -> ExperimentConfig:
-        """The first run's experiment, whose word counts for all but the models themselves."""
-        return self.runs[0].config
+    def card(self) -> ModelCard:
+        """The first run's, whose word counts for all but the models themselves."""
+        return self.runs[0].card
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,14 +101,14 @@ def main(argv: Sequence[str]) -> int:
             text = None if args.input is None or _streams(args) else _read_input(args)
             job = _load(args, world)
             if args.input is None:
-                text = _read_test_split(job.config, args.reference)
+                text = _read_test_split(job.card, args.reference)
             if text is not None:
                 job.steering.check_counts(text.source)
             scorer = None
             if text is not None and text.reference is not None:
                 if not text.reference:
                     raise UserError("there is nothing to translate and score: the text is empty")
-                scorer = Scorer(job.config.data.target_lang)
+                scorer = Scorer(job.card.target_lang)
         if text is None:
             _stream(job)
         else:
@@ -214,11 +209,10 @@ def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
     return reference
 
 
-def _read_test_split(config: ExperimentConfig, reference: str | None) -> _Text:
-    files = [RawSplit(pair.source, pair.target) for pair in config.data.raw.test]
-    if not files:
+def _read_test_split(card: ModelCard, reference: str | None) -> _Text:
+    if not card.test:
         raise UserError("data.raw.test: names no text; give --input FILE")
-    text = read_raw("test", files)
+    text = read_raw("test", card.test)
     if reference is None:
         return _Text(text.source, text.target)
     return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
@@ -227,9 +221,9 @@ def _read_test_split(config: ExperimentConfig, reference: str | None) -> _Text:
 def _load(args: argparse.Namespace, world: World) -> _Job:
     """Load the models, and see that they and the arguments fit together."""
     steering = read_steering(args)
-    device = world.device if args.device is None else parse_device(args.device)
+    device = chosen_device(args, world)
     runs = [
-        load_model(name, args.checkpoint, args.dtype, device, args.expert_parallel)
+        load_packed(name, args.checkpoint, args.dtype, device, args.expert_parallel)
         for name in args.runs
     ]
     first = runs[0]
@@ -239,24 +233,15 @@ def _load(args: argparse.Namespace, world: World) -> _Job:
                 f"{name}: has another vocabulary than {args.runs[0]}; models that translate "
                 "together need the same one"
             )
-    settings = search_settings(first.config, args)
-    num_best = num_hypotheses(args, settings)
-    max_positions = min(run.config.model.max_positions for run in runs)
-    search = build_search(settings, first.tokenizers.symbols, max_positions)
-    search = replace(search, num_best=num_best)
-    limits = build_limits(settings, max_positions)
-    # or external models with the same methods
-    models = [cast(Seq2SeqTransformer, run.model) for run in runs]
-    translator = Translator(
-        model=models[0] if len(models) == 1 else Ensemble(models, settings.ensemble),
-        tokenizers=first.tokenizers,
-        search=steering.steer(search, first.tokenizers.target),
-        limits=limits,
+    settings = search_settings(first.card, args, result_settings(args))
+    translator = run_translator(runs, settings, device, num_hypotheses(args, settings))
+    translator = replace(
+        translator,
+        search=steering.steer(translator.search, first.tokenizers.target),
         long_lines=args.long_lines,
         form=args.format,
-        device=device,
         workers=default_workers(device) if args.workers is None else args.workers,
-        steps=build_steps(args, runs, limits, device),
+        steps=build_steps(args, runs, translator.limits, device),
         align=args.align,
         replace_unk=args.replace_unk,
     )
@@ -302,13 +287,12 @@ def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> N
 def _conditions(job: _Job, text: _Text) -> Settings:
     """All on which the output depends, for a run that goes on with what another has begun."""
     args = job.args
-    on_gpu = job.translator.device.type == "cuda"
     written = [] if args.format != "fairseq" or text.reference is None else text.reference
     return {
         "input": _digest(text.source),
         "reference": _digest(written),
-        "model": ",".join(map(_fingerprint, job.runs)),
-        "dtype": args.dtype or (job.config.train.precision if on_gpu else "fp32"),
+        "model": ",".join(map(weights_fingerprint, job.runs)),
+        "dtype": args.dtype or default_dtype(job.card, job.translator.device),
         "format": args.format,
         "n-best": args.n_best,
         **result_conditions(args),
@@ -316,19 +300,13 @@ def _conditions(job: _Job, text: _Text) -> Settings:
         **{name: _digest(lines) for name, lines in job.steering.conditions.items()},
         **{
             name.replace("_", "-"): value
-            for name, value in job.settings.model_dump(exclude=_BATCH_SIZE).items()
+            for name, value in job.settings.model_dump(exclude=set(BATCH_SIZE)).items()
         },
     }
 
 
 def _digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _fingerprint(run: LoadedRun) -> str:
-    path = run.source
-    weights = TensorFile(path) if path.is_file() else TensorFolder(path, "weights")
-    return teacher_fingerprint(StoredRun(run.config, run.tokenizers, weights))
 
 
 def _report(

@@ -54,6 +54,7 @@ from ds_seq.distill.teacher import (
     load_teacher,
 )
 from ds_seq.distributed import World
+from ds_seq.generation.build import build_limits, build_search
 from ds_seq.generation.translate import Share
 from ds_seq.models import build_model
 from ds_seq.moe.engine import connect_expert_parallel
@@ -61,10 +62,10 @@ from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.metrics import load_table, metric_lines
 from ds_seq.reports.moe_watch import layer_names
-from ds_seq.runs.open import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.scores.metric import Metric
 from ds_seq.surgery.upcycle import start_from
-from ds_seq.tasks import Task, build_limits, build_search, build_task
+from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore

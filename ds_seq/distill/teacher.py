@@ -24,7 +24,8 @@ from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 from ds_seq.names import Capture
-from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, load_run, open_run
+from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
@@ -159,7 +160,7 @@ def load_teacher(
         for name, run in zip(criterion.teachers, stored, strict=True):
             _check(name, run, vocab_hash, spread)
             if student is not None:
-                _check_student(name, run.config.model, student, criterion)
+                _check_student(name, run, student, criterion)
     if spread > 1:  # a collective, so not where one rank may fail alone
         from ds_seq.moe.engine import expert_parallel_group
 
@@ -181,7 +182,7 @@ def load_teacher(
 def _dtype(criterion: DistillationConfig, run: StoredRun, device: torch.device) -> torch.dtype:
     if criterion.teacher_precision is not None:
         return DTYPES[criterion.teacher_precision]
-    return DTYPES[run.config.train.precision] if device.type == "cuda" else torch.float32
+    return DTYPES[default_dtype(run.card, device)]
 
 
 def _capture(criterion: DistillationConfig) -> Capture:
@@ -211,7 +212,7 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
             f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
             "teacher and student need the same one"
         )
-    world_size, model = distributed.world_size(), run.config.model
+    world_size, model = distributed.world_size(), run.model_config
     if world_size % expert_parallel:
         raise UserError(
             f"teacher {name}: its experts cannot be spread over {expert_parallel} ranks, which do "
@@ -227,15 +228,16 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
 
 
 def _check_student(
-    name: str, teacher: ModelConfig, student: Student, criterion: DistillationConfig
+    name: str, run: StoredRun, student: Student, criterion: DistillationConfig
 ) -> None:
     """Whether the teacher can read all sentences and has the layers that are to be imitated."""
-    if teacher.max_positions < student.max_length:
+    if (longest := run.card.max_positions) < student.max_length:
         raise UserError(
-            f"teacher {name}: reads {teacher.max_positions} tokens, but sentences may have "
+            f"teacher {name}: reads {longest} tokens, but sentences may have "
             f"{student.max_length}; lower data.max_source_length and data.max_target_length to "
-            f"{teacher.max_positions}"
+            f"{longest}"
         )
+    teacher = run.model_config
     if criterion.hidden is not None and teacher.d_model != student.model.d_model:
         raise UserError(
             f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "

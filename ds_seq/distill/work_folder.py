@@ -13,7 +13,6 @@ from ds_seq import files
 from ds_seq.data.shards import manifest_path
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
-from ds_seq.runs.open import StoredRun
 from ds_seq.text.vocab_file import VOCAB_FILE
 
 Settings = Mapping[str, str | int | float]
@@ -93,15 +92,6 @@ class WorkFolder:
     def remove(self) -> None:
         """Remove it."""
         files.remove_folder(self._folder)
-
-
-def teacher_fingerprint(run: StoredRun) -> str:
-    """SHA-256 of what a model computes with: its shape and its weights."""
-    digest = hashlib.sha256(run.config.model.model_dump_json().encode())
-    path = run.weights.path
-    for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
-        digest.update(files.fingerprint(file).encode())
-    return digest.hexdigest()
 
 
 def data_fingerprint(data: Path, split: str) -> str:

@@ -27,12 +27,9 @@ from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.runs.open import (
-    CONFIG_FILE,
-    StoredRun,
-    find_checkpoint,
-    open_run,
-)
+from ds_seq.runs.card import StoredRun
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, find_checkpoint
+from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import expert_offsets, model_tensors, read_like
 from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, META_FILE, TensorFolder, TensorSource
 
@@ -115,7 +112,7 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
     first = runs[0]
     for other in runs[1:]:
         _check_same(first, other)
-    model = build_model(first.config.model, first.tokenizers.size, seed=first.config.train.seed)
+    model = build_model(first.model_config, first.tokenizers.size, seed=first.seed)
     fill_with_mean(model, [run.weights for run in runs])
     return model
 
@@ -169,7 +166,7 @@ def _check_keys(model: nn.Module, offsets: Mapping[str, int], source: TensorSour
 
 
 def _check_same(first: StoredRun, other: StoredRun) -> None:
-    sections = [run.config.model.model_dump(mode="json") for run in (first, other)]
+    sections = [run.model_config.model_dump(mode="json") for run in (first, other)]
     difference = next(_differences("model", *sections), None)
     if difference is not None:
         key, ours, theirs = difference

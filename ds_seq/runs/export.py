@@ -20,16 +20,14 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
-from ds_seq.runs.open import (
+from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_KEY,
-    DTYPES,
     EXPORT_FILE,
     EXPORT_SUFFIX,
     VOCAB_KEY,
-    load_run,
-    open_run,
 )
+from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.weights.fill import model_tensors
@@ -65,7 +63,7 @@ def export(
     if form == "ctranslate2":
         return _export_to_ctranslate2(run, out, checkpoint, dtype)
     loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
-    return write_export(loaded.model, loaded.config, loaded.tokenizers, out)
+    return write_export(loaded.model, loaded.require_experiment(), loaded.tokenizers, out)
 
 
 def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
@@ -73,7 +71,7 @@ def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) ->
         raise UserError(
             f"--out {out}: --format ctranslate2 makes a folder; name it without {EXPORT_SUFFIX}"
         )
-    converter = CTranslate2Converter(open_run(run, checkpoint).config)
+    converter = CTranslate2Converter(open_run(run, checkpoint).require_experiment())
     loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
     with _new_path(out) as folder:
         folder.mkdir()

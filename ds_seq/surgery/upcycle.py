@@ -68,7 +68,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
             f"{fingerprint[:12]}; both need the same one"
         )
     transfer(model, stored.weights, train.upcycle_noise)
-    _check_shapeless(train.init_from, stored.config.model, config.model)
+    _check_shapeless(train.init_from, stored.model_config, config.model)
 
 
 @torch.no_grad()

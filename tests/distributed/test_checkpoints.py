@@ -12,7 +12,7 @@ from ds_seq.config.model import MoeConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
-from ds_seq.runs.open import find_checkpoint
+from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.weights.fill import load_weights
 from tests.distributed import spine

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.models.build import build_seq2seq
-from ds_seq.runs.open import find_checkpoint
+from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState

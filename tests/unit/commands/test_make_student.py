@@ -13,7 +13,6 @@ import torch
 from safetensors import safe_open
 
 from ds_seq import cli
-from ds_seq.commands.make_student import STUDENT_KEY
 from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
@@ -23,6 +22,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.runs.open import load_run, open_run
 from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.student import STUDENT_KEY
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
@@ -86,7 +86,7 @@ def test_the_folder_is_the_experiment_of_the_fine_tuning(
         "teacher": str(teacher.source), "encoder": [0, 2, 5], "decoder": [0, 5], "merged": {},
     }  # fmt: skip
     layers = CopiedLayers([0, 2, 5], [0, 5])
-    config = student_config(teacher.config, layers)
+    config = student_config(teacher.require_experiment(), layers)
     expected = make_student(teacher.model, config, teacher.tokenizers.size, layers)
     tensors = dict(model_tensors(student.model))
     assert all(torch.equal(tensors[name], value) for name, value in model_tensors(expected))
@@ -98,8 +98,11 @@ def test_the_folder_is_the_experiment_of_the_fine_tuning(
     tune, teach = (line.split(":", 1)[1] for line in printed.splitlines()[-2:])
     assert shlex.split(tune) == ["ds-seq", "train", str(out / "config.yaml")]
     tuning = load_experiment(*_read_command(tune))
-    assert tuning == student.config and tuning.train.init_from == str(out)
-    assert tuning.data == teacher.config.data and tuning.criterion == teacher.config.criterion
+    assert tuning == student.experiment and tuning.train.init_from == str(out)
+    assert (
+        tuning.data == teacher.require_experiment().data
+        and tuning.criterion == teacher.require_experiment().criterion
+    )
     started = build_model(tuning.model, teacher.tokenizers.size, seed=9)
     start_from(started, tuning, teacher.tokenizers.fingerprint)
     assert all(torch.equal(tensors[name], value) for name, value in model_tensors(started))
@@ -122,11 +125,11 @@ def test_a_file_comes_with_the_overrides_that_say_the_same(
     assert _call(lab / "moe", "--out", out, *lists, "--dtype", "bf16", "--checkpoint", "last") == 0
     printed = capsys.readouterr().out.splitlines()
     student = load_run(out)
-    assert student.config.model.experts_per_layer == [4, 2, 3]
+    assert student.model_config.experts_per_layer == [4, 2, 3]
     assert (_record(out)["encoder"], _record(out)["decoder"]) == ([5, 1, 4], [3, 2])
     file, overrides = _read_command(printed[-2].split(":", 1)[1])
     assert file == str(lab / "moe" / "config.yaml")
-    assert load_experiment(file, overrides) == student.config
+    assert load_experiment(file, overrides) == student.experiment
     taught = load_experiment(*_read_command(printed[-1].split(":", 1)[1])).criterion.model_dump()
     assert taught["name"] == "model_and_base" and taught["loss_weights"] == {"load_balance": 0.01}
     base = taught["base"]
@@ -162,7 +165,7 @@ def test_layers_by_name_and_by_number(
     assert _call(lab / "dense", "--out", out, *arguments) == 0
     record = _record(out / "model.safetensors")
     assert (record["encoder"], record["decoder"]) == (encoder, decoder)
-    assert _depths(open_run(out).config.model) == (len(encoder), len(decoder))
+    assert _depths(open_run(out).model_config) == (len(encoder), len(decoder))
 
 
 def test_experts_are_merged_by_their_use_on_the_data(
@@ -172,7 +175,7 @@ def test_experts_are_merged_by_their_use_on_the_data(
     for name, more in (("one", ()), ("two", ()), ("few", ("--max-tokens-measured", 30))):
         assert _call(lab / "moe", "--out", tmp_path / name, *dense, *more) == 0
     runs = {name: load_run(tmp_path / name) for name in ("one", "two", "few")}
-    assert runs["one"].config.model.moe is None
+    assert runs["one"].model_config.moe is None
     assert not any(isinstance(m, MoeFeedForward) for m in runs["one"].model.modules())
     tensors = {name: dict(model_tensors(run.model)) for name, run in runs.items()}
     assert all(torch.equal(tensors["two"][name], value) for name, value in tensors["one"].items())
@@ -224,7 +227,7 @@ def test_layers_without_experts_need_no_measuring(
     lists = ("--encoder-copy", "0,2", "--decoder-copy", "4")
     out = tmp_path / "out"
     assert _call(lab / "moe", "--out", out, "--dense", "--data", lab / "data", *lists) == 0
-    assert load_run(out).config.model.moe is None
+    assert load_run(out).model_config.moe is None
     assert "measure" not in capsys.readouterr().err
 
 

@@ -19,11 +19,11 @@ from ds_seq.data.padding import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.errors import EXIT_USER_ERROR, run_command
+from ds_seq.generation.build import build_search
 from ds_seq.models import build_model
 from ds_seq.runs.open import load_run
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.tasks import build_search
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import toy_pairs
 from tests.data.vocabulary import train_vocab

@@ -18,8 +18,9 @@ from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.names import Capture
+from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.export import export
-from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.runs.open import load_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols
 from tests.batches import batch_of
@@ -92,7 +93,9 @@ class Fixed(nn.Module):
 
 def fixed(*models: Fixed, **more: Any) -> LiveTeacher:
     config = experiment({})
-    return LiveTeacher([LoadedRun(config, None, m, Path("x")) for m in models], **more)  # type: ignore[arg-type]
+    card = ModelCard.of_experiment(config, None)  # type: ignore[arg-type]
+    runs = [LoadedRun(card, config.model, m, Path("x"), config) for m in models]
+    return LiveTeacher(runs, **more)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -156,7 +156,7 @@ def test_checkpoints_runs_and_exports_mix(
     stored = open_run(original)
     assert (
         loaded.tokenizers.fingerprint == stored.tokenizers.fingerprint
-        and loaded.config == stored.config
+        and loaded.experiment == stored.experiment
     )
     assert capsys.readouterr().out.splitlines()[:-1] == [
         f"{checkpoint(original, 10)}  update 10  loss 2.5",
@@ -225,7 +225,7 @@ def test_settings_of_the_training_may_differ(
     assert average_command(original, tmp_path / "other", "--out", tmp_path / "out") == 0
     loaded = load_run(tmp_path / "out")
     assert_mean(loaded.model, [models[1], models[0]])
-    assert loaded.config.model.dropout == open_run(original).config.model.dropout
+    assert loaded.model_config.dropout == open_run(original).model_config.dropout
 
 
 def test_checkpoints_on_another_disk(

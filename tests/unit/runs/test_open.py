@@ -15,14 +15,8 @@ from ds_seq.commands.export import main
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.runs.export import export
-from ds_seq.runs.open import (
-    CONFIG_KEY,
-    DTYPES,
-    VOCAB_KEY,
-    find_checkpoint,
-    load_run,
-    open_run,
-)
+from ds_seq.runs.formats.ds_seq import CONFIG_KEY, VOCAB_KEY, find_checkpoint
+from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.weights.fill import fill
 from tests.data.vocabulary import train_vocab
@@ -50,7 +44,7 @@ def run(original: Path, tmp_path: Path) -> Path:
 def test_checkpoints_by_name(original: Path, which: str, update: int) -> None:
     loaded = load_run(original, which)
     assert loaded.source == original / "checkpoints" / f"update_{update:08d}"
-    expected = build_model(loaded.config.model, loaded.tokenizers.size, 1, 0, seed=update)
+    expected = build_model(loaded.model_config, loaded.tokenizers.size, 1, 0, seed=update)
     for name, value in loaded.model.named_parameters():
         assert torch.equal(value, expected.get_parameter(name)), name
     assert not loaded.model.training
@@ -121,7 +115,7 @@ def test_an_exported_file_alone_holds_the_same_model(
     ours, theirs = load_run(file), load_run(original, "last")
     assert ours.source == file
     assert (
-        ours.config == theirs.config
+        ours.experiment == theirs.experiment
         and ours.tokenizers.fingerprint == theirs.tokenizers.fingerprint
     )
     for name, value in theirs.model.named_parameters():
@@ -140,7 +134,10 @@ def test_an_export_can_be_exported_again(original: Path, tmp_path: Path) -> None
     folder = export(file, tmp_path / "folder").parent
     again = export(folder, tmp_path / "two.safetensors")
     one, two = open_run(file), open_run(again)
-    assert one.config == two.config and one.tokenizers.fingerprint == two.tokenizers.fingerprint
+    assert (
+        one.experiment == two.experiment
+        and one.tokenizers.fingerprint == two.tokenizers.fingerprint
+    )
     assert one.weights.keys() == two.weights.keys()
     assert all(torch.equal(one.weights.read(k), two.weights.read(k)) for k in one.weights.keys())
 
@@ -149,7 +146,7 @@ def test_a_rank_reads_its_own_experts_of_an_exported_file(original: Path, tmp_pa
     stored = open_run(export(original, tmp_path / "one.safetensors"))
     whole = load_run(original).model
     for part in (0, 1):
-        model = build_model(stored.config.model, stored.tokenizers.size, 2, part)
+        model = build_model(stored.model_config, stored.tokenizers.size, 2, part)
         fill(model, stored.weights)
         ours = model.get_parameter("decoder.layers.1.feed_forward.experts.w2")
         theirs = whole.get_parameter("decoder.layers.1.feed_forward.experts.w2")

@@ -227,7 +227,7 @@ def test_the_command_writes_a_smaller_model_and_says_what_it_kept(
     assert cli.main(["prune-experts", str(run), *arguments]) == 0
     printed = capsys.readouterr().out
     small, large = load_run(out), load_run(run)
-    assert small.config.model.experts_per_layer == [2, 4]
+    assert small.model_config.experts_per_layer == [2, 4]
     assert [layer.num_experts for layer in moe_layers(small.model).values()] == [2, 4]
     counts = [sum(p.numel() for p in m.parameters()) for m in (large.model, small.model)]
     assert f"parameters  {counts[0]:,} -> {counts[1]:,} (-" in printed
@@ -261,7 +261,7 @@ def test_targets_and_test_text_of_ones_own_and_a_folder(
     command = ["prune-experts", str(run), "--keep", "3", "--out", str(out), "--dtype", "bf16"]
     assert cli.main([*command, *arguments]) == 0
     assert "drops" in capsys.readouterr().out
-    assert load_run(out).config.model.experts_per_layer == [3, 3]
+    assert load_run(out).model_config.experts_per_layer == [3, 3]
 
 
 def test_bad_input_is_one_line_and_writes_nothing(

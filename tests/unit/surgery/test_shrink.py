@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.commands.make_student import fine_tuning
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
@@ -18,6 +17,7 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.surgery.merge import ExpertUse, merge_experts
 from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.student import fine_tuning
 from ds_seq.weights.fill import model_tensors
 from tests.batches import inputs_of
 from tests.unit.runs.made import experiment
