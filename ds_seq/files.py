@@ -92,14 +92,14 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
+def remove_leftovers(folder: Path, pattern: str = "*") -> None:
     """Remove the temporary files that killed processes have left in a folder.
 
     Args:
         folder: where they are.
-        name: pattern of the names that they would have got, of files that nobody else writes.
+        pattern: of the names that they would have got, of files that nobody else writes.
     """
-    for leftover in folder.glob(f".{name}.*.tmp"):
+    for leftover in folder.glob(f".{pattern}.*.tmp"):
         remove(leftover)
 
 

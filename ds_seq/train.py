@@ -345,7 +345,7 @@ def _valid_batches(
         config.train.max_sentences,
         rank=world.rank,
         world_size=world.size,
-        shuffle=False,
+        accumulate=1,
     )
     for indices in sampler.epoch(0):
         yield task.collate(dataset, indices)

@@ -136,7 +136,7 @@ def _batches(
     """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
     sizes = run.card.sizes
     lengths = dataset.lengths[places]
-    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, shuffle=False)
+    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
     batches = [places[indices] for indices in sampler.epoch(0)]
     if max_batches is None or max_batches >= len(batches):
         return batches

@@ -112,7 +112,7 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
     first = runs[0]
     for other in runs[1:]:
         _check_same(first, other)
-    model = build_model(first.model_config, first.tokenizers.size, seed=first.seed)
+    model = build_model(first.model_config, first.tokenizers.size, 1, 0, seed=first.seed)
     fill_with_mean(model, [run.weights for run in runs])
     return model
 
@@ -230,7 +230,7 @@ def named_part(path: Path) -> Part:
     """
     if not (path / META_FILE).is_file():
         if not (path / CHECKPOINTS).is_dir():
-            return Part(path, open_run(path), None, None)
+            return Part(path, open_run(path, "best"), None, None)
         path = find_checkpoint(path, "best")
     folder = path.absolute()  # links stay: RUN/checkpoints may lie on another disk
     if folder.parent.name != CHECKPOINTS or not (folder.parents[1] / CONFIG_FILE).is_file():

@@ -39,7 +39,7 @@ ExportFormat = Literal["safetensors", "ctranslate2"]
 def export(
     run: Path,
     out: Path,
-    checkpoint: str = "best",
+    checkpoint: str,
     dtype: str = "fp32",
     form: ExportFormat = "safetensors",
 ) -> Path:

@@ -163,7 +163,7 @@ def prune(
         UserError: the routers of the layers differ in more than their experts.
     """
     smaller_config = _config(config, model, kept)
-    smaller = build_model(smaller_config.model, vocab_size, seed=config.train.seed)
+    smaller = build_model(smaller_config.model, vocab_size, 1, 0, seed=config.train.seed)
     rows = _expert_rows(model, kept)
     old = dict(model_tensors(model))
     for name, tensor in model_tensors(smaller):

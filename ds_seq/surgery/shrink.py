@@ -135,7 +135,7 @@ def make_student(
     tensors = dict(model_tensors(teacher))
     for name, dense in (merged or {}).items():
         tensors |= {f"{name}.{part}": value for part, value in dense.named_parameters()}
-    student = build_model(config.model, vocab_size, seed=config.train.seed)
+    student = build_model(config.model, vocab_size, 1, 0, seed=config.train.seed)
     for name, tensor in model_tensors(student):
         value = tensors[_source(name, layers)]
         assert value.shape == tensor.shape, f"{name}: {value.shape} is not {tensor.shape}"

@@ -205,7 +205,7 @@ def emulate(
     loss_weights: dict[str, float] = LOSS_WEIGHTS,
 ) -> Result:
     """The same training in one process and in plain torch: what every layout has to equal."""
-    net = build_seq2seq(model or model_config(), VOCAB, seed=5).train()
+    net = build_seq2seq(model or model_config(), VOCAB, 1, 0, seed=5).train()
     own = build_optimizer(optimizer, parameter_groups(net, 0.01))
     criterion, balancer, steps = make_criterion(loss_weights), BiasBalancer(net), []
     gradients: dict[str, Tensor] = {}

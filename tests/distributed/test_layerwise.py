@@ -73,7 +73,9 @@ CASES = [
 
 def _total(loss: Callable[[ModelOutput, Batch], Any]) -> Callable[[ModelOutput, Batch], Tensor]:
     """`loss`, and both layer-wise terms against a deeper teacher."""
-    teacher = build_seq2seq(spine.model_config(decoder_layers=3, moe=None), spine.VOCAB, seed=77)
+    teacher = build_seq2seq(
+        spine.model_config(decoder_layers=3, moe=None), spine.VOCAB, 1, 0, seed=77
+    )
     teacher.eval()
 
     @torch.no_grad()
@@ -144,7 +146,7 @@ def _tamper(module: nn.Module, check: FrozenCheck) -> None:
 
 def _plain(case: Case) -> Outcome:
     """The same in one process, where `requires_grad` alone decides."""
-    net = build_seq2seq(case.config, spine.VOCAB, seed=5).train()
+    net = build_seq2seq(case.config, spine.VOCAB, 1, 0, seed=5).train()
     freeze(net, case.parts)
     own = build_optimizer(spine.SGD, parameter_groups(net, 0.01))
     total, balancer, losses = _total(spine.make_criterion()), BiasBalancer(net), []
@@ -180,7 +182,7 @@ def test_every_layout_trains_what_plain_torch_does(
     outcomes: list[list[Outcome]], number: int
 ) -> None:
     case, ranks = CASES[number], outcomes[number]
-    plain, start = _plain(case), build_seq2seq(case.config, spine.VOCAB, seed=5)
+    plain, start = _plain(case), build_seq2seq(case.config, spine.VOCAB, 1, 0, seed=5)
     exact = case.precision == "fp32"
     for rank, outcome in enumerate(ranks):
         assert outcome.losses == pytest.approx(plain.losses, rel=1e-5 if exact else 0.02)

@@ -35,7 +35,7 @@ def _train(file: Path, expert_parallel: int, stage: int) -> Any:
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a dense model."""
     file = tmp_path_factory.mktemp("dense") / "model.safetensors"
-    model = build_seq2seq(spine.model_config(moe=None), spine.VOCAB, seed=3)
+    model = build_seq2seq(spine.model_config(moe=None), spine.VOCAB, 1, 0, seed=3)
     tensors = {name: value.detach() + 0.01 for name, value in model_tensors(model)}
     save_file(tensors, str(file))
     return file

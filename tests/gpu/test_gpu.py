@@ -28,7 +28,7 @@ def _model(moe: MoeConfig | None) -> torch.nn.Module:
         dropout=0.0,
         moe=moe,
     )
-    return build_seq2seq(config, spine.VOCAB).eval()
+    return build_seq2seq(config, spine.VOCAB, 1, 0, seed=1).eval()
 
 
 MODELS = [

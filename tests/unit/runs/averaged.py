@@ -26,7 +26,7 @@ def make_states(config: ExperimentConfig, vocab: SentencePieceTokenizer) -> list
     """A model after each of `UPDATES`; all tensors differ, counters and norms included."""
     models = []
     for update in UPDATES:
-        model = build_model(config.model, len(vocab), seed=update)
+        model = build_model(config.model, len(vocab), 1, 0, seed=update)
         generator = torch.Generator().manual_seed(update)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def _teacher(**model: Any) -> tuple[Seq2SeqTransformer, ExperimentConfig]:
     depths = {"encoder_layers": 5, "decoder_layers": 4, "max_positions": 32, "dropout": 0.0}
     config = experiment({**depths, **model}, vocab={"user_symbols": ["<2de>"]})
-    teacher = build_model(config.model, VOCAB, seed=3).eval()
+    teacher = build_model(config.model, VOCAB, 1, 0, seed=3).eval()
     assert isinstance(teacher, Seq2SeqTransformer)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
