@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         print(write_recorded(python, SETTINGS, arguments.threads))
         return 0
     try:
-        run = load_run(arguments.run or _train(arguments.cache, arguments.tsv))
+        run = load_run(arguments.run or _train(arguments.cache, arguments.tsv), "best")
         sources = _sources(run, 100 if arguments.quick else arguments.sentences)
         subject = Subject(run.model, run.model_config, run.tokenizers.size)
         fairseq = Fairseq(python, subject, arguments.threads)

@@ -158,7 +158,7 @@ def _compared(
 ) -> Section:
     """All systems with one model."""
     folder.mkdir()
-    run = load_run(path)
+    run = load_run(path, "best")
     sources, references = _text(run, count)
     python = str(make_fairseq_venv(arguments.cache / "fairseq-venv"))
     job = _job(arguments.threads, path, run, sources, folder)
@@ -220,7 +220,7 @@ def _job(
     threads: int, path: Path, run: LoadedRun, sources: list[list[int]], folder: Path
 ) -> dict[str, Any]:
     """What the children are told; writes the model as each of them reads it."""
-    export(path, folder / "ctranslate2", form="ctranslate2")
+    export(path, folder / "ctranslate2", "best", form="ctranslate2")
     weights = folder / "fairseq.safetensors"
     save_file(fairseq_weights(run.model, run.model_config), weights)
     return {

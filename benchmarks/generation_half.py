@@ -51,7 +51,7 @@ class Halving:
 def half_section(settings: Halving) -> Section:
     """Sentences a second and BLEU of each precision."""
     runs = {
-        name: load_run(settings.run, device=settings.device, dtype=dtype)
+        name: load_run(settings.run, "best", device=settings.device, dtype=dtype)
         for name, dtype in DTYPES.items()
     }
     sources, references = _text(runs[_SINGLE], settings.sentences)

@@ -155,7 +155,8 @@ def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, A
     """The two models that are compared, in evaluation mode."""
     if settings.trained is not None:
         runs = {
-            name: load_run(run) for name, run in zip((DENSE, MOE), settings.trained, strict=True)
+            name: load_run(run, "best")
+            for name, run in zip((DENSE, MOE), settings.trained, strict=True)
         }
         for name, run in runs.items():
             if run.tokenizers.fingerprint != vocab.fingerprint:
@@ -176,7 +177,7 @@ def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, A
 
 
 def _untrained(section: Mapping[str, Any], vocab: SentencePieceTokenizer) -> Seq2SeqTransformer:
-    model = build_seq2seq(TransformerConfig.model_validate(dict(section)), len(vocab))
+    model = build_seq2seq(TransformerConfig.model_validate(dict(section)), len(vocab), 1, 0, seed=1)
     pack_weights(model.requires_grad_(False).eval())
     return cast(Seq2SeqTransformer, model)
 

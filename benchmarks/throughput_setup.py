@@ -96,7 +96,9 @@ def _write_batches(config: ExperimentConfig, path: Path, num_updates: int) -> in
     vocab = SentencePieceTokenizer.load(folder / "vocab.model")
     reader = ShardReader(folder, "train", vocab.fingerprint)
     dataset = ParallelDataset(reader, config.data.max_source_length, config.data.max_target_length)
-    sampler = TokenBatchSampler(dataset.lengths, config.train.max_tokens, seed=config.train.seed)
+    sampler = TokenBatchSampler(
+        dataset.lengths, config.train.max_tokens, seed=config.train.seed, accumulate=1
+    )
     epochs = chain.from_iterable(sampler.epoch(number) for number in count(1))
     batches = list(islice(epochs, num_updates))
     source, target = reader.gather(dataset.rows)

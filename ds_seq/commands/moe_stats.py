@@ -136,7 +136,7 @@ def _batches(
     """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
     sizes = run.card.sizes
     lengths = dataset.lengths[places]
-    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, shuffle=False)
+    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
     batches = [places[indices] for indices in sampler.epoch(0)]
     if max_batches is None or max_batches >= len(batches):
         return batches
@@ -179,10 +179,7 @@ def _record(
 
 def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> None:
     panels = [load_panel(group.title(), group.figures, names) for group in measured]
-    try:
-        save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -111,7 +111,7 @@ class TeacherReader:
         lengths = dataset.lengths[pairs]
         # a sentence that is longer than a batch should be makes one of its own
         bound = max(self._max_tokens, int(lengths.max()))
-        for places in TokenBatchSampler(lengths, bound, shuffle=False).epoch(0):
+        for places in TokenBatchSampler(lengths, bound, accumulate=1).epoch(0):
             yield pairs[places]
 
 

@@ -25,7 +25,7 @@ from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 from ds_seq.names import Capture, Precision
 from ds_seq.runs.card import LoadedRun, StoredRun
-from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, default_dtype, load_run, open_run
+from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24

@@ -64,7 +64,8 @@ def attend(
     memory: KeyValue,
     mask: Tensor | None = None,
     causal: bool = False,
-    dropout: float = 0.0,
+    *,
+    dropout: float,
 ) -> Tensor:
     """Scaled dot-product attention of query (B, H, T, Dh); returns (B, T, D)."""
     short = query.size(-2) < _FUSED_MIN_QUERIES and not causal and dropout == 0.0
@@ -84,7 +85,8 @@ def attend_with_map(
     memory: KeyValue,
     mask: Tensor | None = None,
     causal: bool = False,
-    dropout: float = 0.0,
+    *,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """`attend`, and what was looked at.
 
@@ -173,9 +175,9 @@ class SelfAttention(nn.Module):
         mask = _biased(context.attention_mask, context.position_bias)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
-            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout)
+            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self.output(attended), map=seen)
-        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout)))
+        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout=dropout)))
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Keys and values of the tokens decoded so far: none as yet."""
@@ -196,7 +198,7 @@ class SelfAttention(nn.Module):
         query, key, value = self._project(x, past.length, 1)
         memory = KeyValue(*past.append(key, value))
         mask = _biased(past.mask, context.position_bias)
-        return self.output(attend(query, memory, mask))
+        return self.output(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, T, Dh) of x (B, T, D), turned by their positions."""
@@ -274,7 +276,7 @@ class CrossAttention(nn.Module):
 
     def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
         """Attend with the newest token of each hypothesis, x (B, K, D); returns (B, K, D)."""
-        return self.output(attend(self._query(x), past.memory, context.source_mask))
+        return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
 
     def _memory(self, encoded: Tensor) -> KeyValue:
         """Keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""

@@ -126,7 +126,7 @@ def _batches(run: LoadedRun, sample: Sample) -> Iterator[Batch]:
     dataset, pairs = sample
     sizes = run.card.sizes
     lengths = dataset.lengths[pairs]
-    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, shuffle=False)
+    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
     with Progress("measure experts", len(pairs)) as progress:
         for indices in sampler.epoch(0):
             yield dataset.collate(pairs[indices], run.tokenizers.symbols)

@@ -91,7 +91,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def searched(lab: Path, num_best: int) -> list[list[Hypothesis]]:
     """What the search of `ds-seq generate` finds for each source, one by one."""
-    run = load_run(lab / "run")
+    run = load_run(lab / "run", "best")
     settings = GenerationConfig(beam=3, max_len_a=0, max_len_b=9)
     search = replace(
         build_search(settings, run.tokenizers.symbols, MAX_POSITIONS), num_best=num_best

@@ -75,7 +75,7 @@ def batch(seed: int = 0, rows: int = 4, length: int = 7) -> Batch:
 
 def direct(lab: Lab, name: str, item: Batch) -> Tensor:
     """The model's own answer."""
-    model = load_run(lab.folder / name).model
+    model = load_run(lab.folder / name, "best").model
     logits: Tensor = model(item.inputs).logits
     return logits
 
@@ -113,7 +113,7 @@ def test_a_teacher_says_what_its_model_says(lab: Lab, name: str) -> None:
 
 
 def test_an_exported_file_is_a_teacher(lab: Lab, tmp_path: Path) -> None:
-    export(lab.folder / "moe", tmp_path / "moe.safetensors")
+    export(lab.folder / "moe", tmp_path / "moe.safetensors", "best")
     settings = DistillationConfig(teacher=str(tmp_path / "moe.safetensors"))
     said = build_teacher(settings, lab.vocab.fingerprint, CPU, None)(batch()).logits
     assert said is not None
@@ -255,7 +255,7 @@ def test_experts_that_cannot_be_dealt_out_are_refused(
 
 
 def _stored(lab: Lab, name: str) -> Any:
-    return teacher_module.open_run(lab.folder / name)
+    return teacher_module.open_run(lab.folder / name, "best")
 
 
 def test_a_teacher_that_is_not_there_is_named(lab: Lab) -> None:
