@@ -3,7 +3,7 @@
 
     python benchmarks/gpu.py --out FOLDER [--budget 330]      all sections, the most telling first
     python benchmarks/gpu.py --out FOLDER --only train_dense,loss --tokens 16384
-    python benchmarks/gpu.py --out FOLDER --tiny              the same code at toy sizes, on a CPU too
+    python benchmarks/gpu.py --out FOLDER --tiny              the same at toy sizes, even on a CPU
 
 Every section runs in a process of its own under its own time limit, so that one that hangs, dies or
 runs out of memory costs no other. Figures go to FOLDER/bench.json after each section, what sections
