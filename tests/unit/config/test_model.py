@@ -16,7 +16,7 @@ from ds_seq.config.model.norm import LayerNormConfig
 from ds_seq.config.model.positions import LearnedConfig, RotaryConfig, SinusoidalConfig
 from ds_seq.models import build_model
 from ds_seq.models.build import build_seq2seq
-from ds_seq.modules.embedding import LearnedPositions, SinusoidalPositions
+from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
 from tests.unit.config.fixture_types import MakeConfig, WriteFile
 
 MODELS: TypeAdapter[Any] = TypeAdapter(ModelConfig)
