@@ -16,8 +16,7 @@ from ds_seq import distributed
 from ds_seq.config.model import ModelConfig
 from ds_seq.criterions.layerwise import MatchedLayers
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.batch import Batch
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
