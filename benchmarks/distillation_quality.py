@@ -229,7 +229,7 @@ def _results(quality: Quality) -> list[Result]:
     """Tests every run; the speed is that of the first seed, all kinds taking turns."""
     torch.set_num_threads(quality.threads)
     test = _short_test(quality)
-    runs = {(TEACHER, 0): load_run(quality.teacher)}
+    runs = {(TEACHER, 0): load_run(quality.teacher, "best")}
     for kind in STUDENTS:
         for seed in quality.seeds:
             runs[kind, seed] = load_run(quality.student(kind, seed), "last")

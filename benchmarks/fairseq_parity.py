@@ -39,7 +39,7 @@ from parity_compare import REAL, Comparison, Difference, compare, count_causes, 
 from parity_recorded import write_recorded
 from parity_sides import Fairseq, Ours, Setting, Subject
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.runs.card import LoadedRun
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         print(write_recorded(python, SETTINGS, arguments.threads))
         return 0
     try:
-        run = load_run(arguments.run or _train(arguments.cache, arguments.tsv))
+        run = load_run(arguments.run or _train(arguments.cache, arguments.tsv), "best")
         sources = _sources(run, 100 if arguments.quick else arguments.sentences)
         subject = Subject(run.model, run.model_config, run.tokenizers.size)
         fairseq = Fairseq(python, subject, arguments.threads)

@@ -39,7 +39,7 @@ from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
 from safetensors.torch import save_file
 from worker import Block, Worker
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.distributed import keep_freed_memory
 from ds_seq.errors import run_command
@@ -158,7 +158,7 @@ def _compared(
 ) -> Section:
     """All systems with one model."""
     folder.mkdir()
-    run = load_run(path)
+    run = load_run(path, "best")
     sources, references = _text(run, count)
     python = str(make_fairseq_venv(arguments.cache / "fairseq-venv"))
     job = _job(arguments.threads, path, run, sources, folder)
@@ -220,7 +220,7 @@ def _job(
     threads: int, path: Path, run: LoadedRun, sources: list[list[int]], folder: Path
 ) -> dict[str, Any]:
     """What the children are told; writes the model as each of them reads it."""
-    export(path, folder / "ctranslate2", form="ctranslate2")
+    export(path, folder / "ctranslate2", "best", form="ctranslate2")
     weights = folder / "fairseq.safetensors"
     save_file(fairseq_weights(run.model, run.model_config), weights)
     return {

@@ -18,7 +18,7 @@ from common import Goal, Section, Spread, table
 from plain import batch_limits, beam_search
 from turns import take_turns
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.generation.translate import cut_batches, search_batches
 from ds_seq.runs.card import LoadedRun
@@ -51,7 +51,7 @@ class Halving:
 def half_section(settings: Halving) -> Section:
     """Sentences a second and BLEU of each precision."""
     runs = {
-        name: load_run(settings.run, device=settings.device, dtype=dtype)
+        name: load_run(settings.run, "best", device=settings.device, dtype=dtype)
         for name, dtype in DTYPES.items()
     }
     sources, references = _text(runs[_SINGLE], settings.sentences)

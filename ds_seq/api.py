@@ -28,7 +28,7 @@ from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.load import read_experiment
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings, check_n_best
 from ds_seq.generation.output import plain_text

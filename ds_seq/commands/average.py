@@ -9,14 +9,11 @@ from pathlib import Path
 
 from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
-from ds_seq.models.weights import (
-    CHECKPOINTS,
-    INDEX_FILE,
-)
 from ds_seq.runs.average import NOTE_KEY, Part, average, listed_parts, named_part
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 
 def main(argv: Sequence[str]) -> int:

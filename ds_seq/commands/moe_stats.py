@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ds_seq import distributed
 from ds_seq.commands.parser import command_parser
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import SOURCE, Source
@@ -137,7 +137,7 @@ def _batches(
     """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
     sizes = run.card.sizes
     lengths = dataset.lengths[places]
-    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, shuffle=False)
+    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
     batches = [places[indices] for indices in sampler.epoch(0)]
     if max_batches is None or max_batches >= len(batches):
         return batches
@@ -180,10 +180,7 @@ def _record(
 
 def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> None:
     panels = [load_panel(group.title(), group.figures, names) for group in measured]
-    try:
-        save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

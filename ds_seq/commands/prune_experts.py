@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace, card: ModelCard) -> _Texts:
     calibration = read_lines(options.calibration)
-    if not any(map(Normalizer(), calibration)):
+    if not any(map(Normalizer(nfkc=False), calibration)):
         raise UserError(f"{options.calibration}: has no text to calibrate on")
     target = None
     if options.calibration_target is not None:

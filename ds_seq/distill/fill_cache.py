@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.data.batch import TopTokens
+from ds_seq.data.batch import ParallelDataset, TopTokens
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.progress import Progress, Report, ignore
 from ds_seq.data.source import TARGET, Source
 from ds_seq.data.teacher_cache import CacheWriter, Stored, TeacherRecord, plan_cache, token_places
@@ -111,7 +110,7 @@ class TeacherReader:
         lengths = dataset.lengths[pairs]
         # a sentence that is longer than a batch should be makes one of its own
         bound = max(self._max_tokens, int(lengths.max()))
-        for places in TokenBatchSampler(lengths, bound, shuffle=False).epoch(0):
+        for places in TokenBatchSampler(lengths, bound, accumulate=1).epoch(0):
             yield pairs[places]
 
 

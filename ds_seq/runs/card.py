@@ -14,10 +14,10 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import TensorSource
 from ds_seq.names import Precision
 from ds_seq.tasks.translation import RawSplit
 from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.weights.source import TensorSource
 
 
 @dataclass(frozen=True)

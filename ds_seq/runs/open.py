@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from ds_seq import distributed
-from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.config.model import ModelConfig
+from ds_seq.distributed.device import avoid_cudnn_attention
 from ds_seq.errors import UserError
+from ds_seq.files import fingerprint
 from ds_seq.models import build_model
 from ds_seq.models.packing import pack_weights
-from ds_seq.models.weights import fill
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
-from ds_seq.text.lines import fingerprint
+from ds_seq.weights.fill import fill
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
@@ -28,7 +28,7 @@ INT8 = "int8"
 `pack_weights`."""
 
 
-def open_run(run: str | Path, checkpoint: str = "best") -> StoredRun:
+def open_run(run: str | Path, checkpoint: str) -> StoredRun:
     """Read all of ``run`` but its tensors.
 
     Args:
@@ -52,10 +52,10 @@ def open_run(run: str | Path, checkpoint: str = "best") -> StoredRun:
 
 def load_run(
     run: str | Path,
-    checkpoint: str = "best",
+    checkpoint: str,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    expert_parallel: int = 1,
+    expert_parallel: int | None = None,
 ) -> LoadedRun:
     """Build the model of ``run`` and load its weights.
 
@@ -65,7 +65,8 @@ def load_run(
         device: where the model goes.
         dtype: its precision; ``None`` takes that of the training on a GPU, float32 on a CPU.
             Whole numbers among its buffers stay whole numbers.
-        expert_parallel: ranks to spread the experts over; a collective when more than 1.
+        expert_parallel: ranks to spread the experts over, a collective when more than 1; None
+            keeps all experts of a layer together.
 
     Returns:
         The model in evaluation mode, with its card.
@@ -73,6 +74,7 @@ def load_run(
     Raises:
         UserError: something is missing, damaged or does not fit together.
     """
+    expert_parallel = expert_parallel or 1
     stored = open_run(run, checkpoint)
     _check_spread(stored.source, stored.model_config, expert_parallel)
     part = distributed.rank() % expert_parallel
@@ -97,7 +99,7 @@ def load_packed(
     checkpoint: str,
     dtype: str | None,
     device: torch.device,
-    expert_parallel: int = 1,
+    expert_parallel: int | None = None,
 ) -> LoadedRun:
     """Load a model that is to be called very often; its weights are packed.
 

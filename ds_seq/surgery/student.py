@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import TARGET, Source
 from ds_seq.names import STACKS
@@ -126,7 +125,7 @@ def _batches(run: LoadedRun, sample: Sample) -> Iterator[Batch]:
     dataset, pairs = sample
     sizes = run.card.sizes
     lengths = dataset.lengths[pairs]
-    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, shuffle=False)
+    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
     with Progress("measure experts", len(pairs)) as progress:
         for indices in sampler.epoch(0):
             yield dataset.collate(pairs[indices], run.tokenizers.symbols)

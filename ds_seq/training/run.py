@@ -24,19 +24,18 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
+from ds_seq.distill.build import build_teacher
 from ds_seq.distill.teacher import (
     CachedTeacher,
     LiveTeacher,
     Student,
     attach_cache,
-    load_teacher,
 )
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import build_decoding
 from ds_seq.generation.translate import Share
 from ds_seq.models import build_model
-from ds_seq.models.weights import CHECKPOINTS, load_weights
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
@@ -53,6 +52,8 @@ from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
+from ds_seq.weights.fill import load_weights
+from ds_seq.weights.source import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
     if criterion is None:
         return None
     student = Student(config.model, max(data.max_source_length, data.max_target_length))
-    return load_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
+    return build_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
 
 
 def _build(
@@ -261,7 +262,7 @@ def _valid_batches(
         config.train.max_sentences,
         rank=world.rank,
         world_size=world.size,
-        shuffle=False,
+        accumulate=1,
     )
     for indices in sampler.epoch(0):
         yield task.collate(dataset, indices)

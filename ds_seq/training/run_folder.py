@@ -12,10 +12,10 @@ from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
-from ds_seq.models.weights import CHECKPOINTS, INDEX_FILE
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 

@@ -21,7 +21,11 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.messages import error_lines
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.errors import UserError
-from ds_seq.models.weights import (
+from ds_seq.runs.card import ModelCard, StoredRun
+from ds_seq.text.build import load_tokenizers, read_tokenizers
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.weights.source import (
     CHECKPOINTS,
     INDEX_FILE,
     META_FILE,
@@ -31,10 +35,6 @@ from ds_seq.models.weights import (
     TensorSource,
     read_meta,
 )
-from ds_seq.runs.card import ModelCard, StoredRun
-from ds_seq.text.build import load_tokenizers, read_tokenizers
-from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE
 
 CONFIG_FILE = "config.yaml"
 EXPORT_FILE = "model.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor
 from ds_seq.commands import pseudo_label
 from ds_seq.commands.pseudo_label import main
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.errors import EXIT_USER_ERROR, run_command
@@ -91,7 +91,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def searched(lab: Path, num_best: int) -> list[list[Hypothesis]]:
     """What the search of `ds-seq generate` finds for each source, one by one."""
-    run = load_run(lab / "run")
+    run = load_run(lab / "run", "best")
     settings = GenerationConfig(beam=3, max_len_a=0, max_len_b=9)
     search = replace(
         build_search(settings, run.tokenizers.symbols, MAX_POSITIONS), num_best=num_best
