@@ -14,6 +14,7 @@ Shapes: N lines, S source length, D model width.
 
 from __future__ import annotations
 
+import atexit
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -329,6 +330,7 @@ def fit(
     """
     from ds_seq.training.run import run_training  # imports DeepSpeed
 
+    atexit.register(distributed.shutdown)  # one process group for all trainings of the process
     return run_training(lambda: read_experiment(experiment, overrides), resume, overwrite)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,11 +16,14 @@ from ds_seq.training.run import TrainingResult, run_training
 def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq train``; returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
-    result = run_training(
-        lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
-    )
-    if distributed.discover(os.environ).is_first:
-        _report(result)
+    try:
+        result = run_training(
+            lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
+        )
+        if distributed.rank() == 0:
+            _report(result)
+    finally:
+        distributed.shutdown()
     return 0
 
 

@@ -87,7 +87,9 @@ def test_a_fresh_process_says_what_the_commands_say(
     (hypotheses,) = zip(*(row["hypotheses"] for row in rows), strict=True)
     assert found["scores"] == [[one["score"], one["token_scores"]] for one in hypotheses]
     lines = texts[0].read_text(encoding="utf-8").splitlines()
-    longest = max(len(open_run(lab / name).tokenizers.source.encode(line)) for line in lines) + 1
+    longest = (
+        max(len(open_run(lab / name, "best").tokenizers.source.encode(line)) for line in lines) + 1
+    )
     assert found["encoded"] == [[len(lines), longest, 16], 60]
 
 
@@ -174,12 +176,12 @@ def test_number_formats_have_two_spellings(lab: Path) -> None:
 
 
 def test_a_model_without_an_experiment_can_be_used_but_not_changed(lab: Path) -> None:
-    run = open_run(lab / "dense")
+    run = open_run(lab / "dense", "best")
     bare = StoredRun(run.card, run.model_config, run.weights)
     with pytest.raises(UserError, match="comes without the experiment of its training"):
         bare.require_experiment()
     assert run.require_experiment() == load_experiment(lab / "dense" / "config.yaml")
-    loaded = load_run(lab / "dense")
+    loaded = load_run(lab / "dense", "best")
     assert loaded.require_experiment() == run.experiment
     assert ModelCard.of_experiment(run.require_experiment(), run.tokenizers) == run.card
 
