@@ -24,7 +24,7 @@ from ds_seq.weights.fill import fill
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
-"""Beside `DTYPES` a number format of models that are only read: weights of 8 bits, see
+"""Besides `DTYPES`, a number format of models that are only read: weights of 8 bits, see
 `pack_weights`."""
 
 

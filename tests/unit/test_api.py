@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import ds_seq
+from ds_seq import cli
 from ds_seq.commands import generate, rescore
 from ds_seq.commands.export import main as export
 from ds_seq.config.load import load_experiment
-from ds_seq.errors import UserError
+from ds_seq.errors import EXIT_USER_ERROR, UserError
 from ds_seq.runs.card import ModelCard, StoredRun
+from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.open import load_run, open_run
 from tests.unit.commands.test_rescore import write_lab
 
@@ -184,6 +186,36 @@ def test_a_model_without_an_experiment_can_be_used_but_not_changed(lab: Path) ->
     loaded = load_run(lab / "dense", "best")
     assert loaded.require_experiment() == run.experiment
     assert ModelCard.of_experiment(run.require_experiment(), run.tokenizers) == run.card
+
+
+class Pointer:
+    """A format of somebody else: a file that names the model, and knows no experiment."""
+
+    def detects(self, path: Path) -> bool:
+        """See `ds_seq.runs.formats.Format`."""
+        return path.suffix == ".pointer"
+
+    def open(self, path: Path, checkpoint: str) -> StoredRun:
+        """See `ds_seq.runs.formats.Format`."""
+        run = open_run(path.read_text(), checkpoint)
+        return StoredRun(run.card, run.model_config, run.weights)
+
+
+def test_a_format_is_one_reader(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ds_seq.runs.open.FORMATS", (Pointer(), *FORMATS))
+    (lab / "x.pointer").write_text(str(lab / "moe"))
+    lines = (lab / "src").read_text(encoding="utf-8").splitlines()
+    expected = ds_seq.load(lab / "moe", device="cpu").translate(lines)
+    assert ds_seq.load(lab / "x.pointer", device="cpu").translate(lines) == expected
+    assert command(generate.main, lab, "x.pointer", "--input", lab / "src") == expected
+    pair = ["--source", lab / "src", "--hypotheses", lab / "tgt"]
+    scores = command(rescore.main, lab, "moe", *pair)
+    assert command(rescore.main, lab, "x.pointer", *pair) == scores
+    out = str(lab / "exported.safetensors")
+    assert cli.main(["export", str(lab / "x.pointer"), "--out", out]) == EXIT_USER_ERROR
+    assert "comes without the experiment of its training" in capsys.readouterr().err
 
 
 def test_other_names_are_no_attributes() -> None:
