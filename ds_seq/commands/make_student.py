@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ds_seq import distributed
-from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.data.open import open_shards
@@ -176,9 +176,7 @@ def _next_commands(
         file, changes = options.out / CONFIG_FILE, iter(())
     words = [shlex.quote(word) for word in (str(file), *changes)]
     yield f"fine-tune:         {train} {' '.join(words)}"
-    criterion, key = student.criterion, "criterion"
-    if isinstance(criterion, ModelAndBaseConfig):
-        criterion, key = criterion.base, "criterion.base"
+    key, criterion = student.base_criterion
     if isinstance(criterion, CrossEntropyConfig):
         section = {"name": "distillation", "teacher": str(options.run)}
         if options.checkpoint != "best":

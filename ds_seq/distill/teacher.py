@@ -173,7 +173,7 @@ def load_teacher(
         ]
     description = _describe(runs, criterion)
     if criterion.teacher_zero3:
-        from ds_seq.training.sharded import shard_for_reading
+        from ds_seq.distill.sharded import shard_for_reading
 
         runs = [replace(run, model=shard_for_reading(run.model, device)) for run in runs]
     return LiveTeacher(runs, description, _capture(criterion))

@@ -58,8 +58,11 @@ def student_config(
         data["model"]["ffn_dim"] = _dense_width(teacher.model, layers)
     if data["model"]["moe"] is None:
         data["train"] |= {"expert_parallel": 1, "sparse_clip": False}
-    for criterion in (data["criterion"], data["criterion"].get("base")):
-        _follow_layers(criterion or {}, layers)
+    key, _ = teacher.base_criterion
+    criterion = data
+    for name in key.split("."):
+        criterion = criterion[name]
+    _follow_layers(criterion, layers)
     return ExperimentConfig.model_validate(data)
 
 

@@ -42,10 +42,10 @@ RANKS: list[set[str]] = [
     {"tasks"},
     {"runs", "reports"},
     {"surgery"},
-    {"training"},
     {"distill"},
+    {"training"},
     {"commands"},
-    {"train", "generate"},
+    {"train", "generate", "api"},
     {"cli"},
     {"__main__"},
 ]
@@ -56,7 +56,12 @@ CONFIG_FREE = ("text", "data", "modules", "moe", "search", "scores", "generation
 CONFIG_ALLOWED = {"models/__init__.py", "text/build.py", "generation/build.py"}
 CONFIG_ALLOWED_FOLDERS = ("models/build/",)
 
-DEEPSPEED_ALLOWED = {"distributed/group.py", "distributed/quiet.py", "moe/engine.py"}
+DEEPSPEED_ALLOWED = {
+    "distributed/group.py",
+    "distributed/quiet.py",
+    "moe/engine.py",
+    "distill/sharded.py",
+}
 DEEPSPEED_ALLOWED_FOLDERS = ("training/",)
 
 MAX_FILE_LINES = 400

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from ds_seq.commands import pseudo_labels
-from ds_seq.commands.pseudo_labels import main
+from ds_seq.commands import pseudo_label
+from ds_seq.commands.pseudo_label import main
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.padding import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
@@ -268,7 +268,7 @@ def begun(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(pseudo_labels, "_finish", stop)
+        patch.setattr(pseudo_label, "finish", stop)
         with pytest.raises(Stop):
             label(lab, tmp_path / "begun")
     return tmp_path / "begun"
@@ -388,6 +388,6 @@ def test_settings_say_what_they_are_about(lab: Path, begun: Path) -> None:
 
 
 def test_options_of_the_search_are_those_of_the_config() -> None:
-    actions = {action.dest: action for action in pseudo_labels._parser()._actions}
+    actions = {action.dest: action for action in pseudo_label._parser()._actions}
     for name, field in GenerationConfig.model_fields.items():
         assert actions[name].help == field.description
