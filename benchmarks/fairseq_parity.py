@@ -39,7 +39,7 @@ from parity_compare import REAL, Comparison, Difference, compare, count_causes, 
 from parity_recorded import write_recorded
 from parity_sides import Fairseq, Ours, Setting, Subject
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.runs.card import LoadedRun

@@ -39,7 +39,7 @@ from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
 from safetensors.torch import save_file
 from worker import Block, Worker
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.distributed import keep_freed_memory
 from ds_seq.errors import run_command

@@ -18,7 +18,7 @@ from common import Goal, Section, Spread, table
 from plain import batch_limits, beam_search
 from turns import take_turns
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.generation.translate import cut_batches, search_batches
 from ds_seq.runs.card import LoadedRun

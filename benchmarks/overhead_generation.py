@@ -20,8 +20,7 @@ from torch import Tensor
 from turns import take_turns
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.data.dataset import ParallelDataset
-from ds_seq.data.padding import Padded
+from ds_seq.data.batch import Padded, ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.generation.workers import default_workers, map_in_threads

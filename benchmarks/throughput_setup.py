@@ -12,8 +12,8 @@ import numpy as np
 from experiments import Recipe
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 

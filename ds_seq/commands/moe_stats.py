@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import SOURCE, Source

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ds_seq import distributed
 from ds_seq.commands.options import add_loading_arguments, check_expert_parallel, chosen_device
-from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import manifest_path
 from ds_seq.data.source import Source
@@ -28,7 +27,7 @@ from ds_seq.distill.fill_cache import (
     plan_splits,
     write_missing,
 )
-from ds_seq.distill.teacher import LiveTeacher, load_teacher
+from ds_seq.distill.teacher import LiveTeacher, Loading, load_teacher
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 
@@ -42,13 +41,8 @@ def main(argv: Sequence[str]) -> int:
             sources = _open(args, world.size)
             device = chosen_device(args, world)
         vocab_hash = next(iter(sources.values())).vocab_hash
-        settings = DistillationConfig(
-            teacher=args.runs,
-            checkpoint=args.checkpoint,
-            teacher_precision=args.dtype,
-            teacher_expert_parallel=args.expert_parallel,
-        )
-        teacher = load_teacher(settings, vocab_hash, device)
+        loading = Loading(args.checkpoint, args.dtype, args.expert_parallel, zero3=False)
+        teacher = load_teacher(args.runs, loading, vocab_hash, device)
         options = CacheOptions(folder, args.top_k, args.precision, args.part_tokens)
         started = time.monotonic()
         with distributed.shared_errors():

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.data.batch import TopTokens
+from ds_seq.data.batch import ParallelDataset, TopTokens
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.progress import Progress, Report, ignore
 from ds_seq.data.source import TARGET, Source
 from ds_seq.data.teacher_cache import CacheWriter, Stored, TeacherRecord, plan_cache, token_places

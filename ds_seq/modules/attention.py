@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.dropout import dropout as drop_out
 from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
-from ds_seq.modules.positions import RotaryPositions
+from ds_seq.modules.positions import PositionBias, RotaryPositions
+from ds_seq.modules.residual import dropout as drop_out
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
@@ -31,6 +31,25 @@ _FUSED_MIN_QUERIES = 12
 
 _GAIN = 2**-0.5  # queries, keys and values start smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
+
+
+def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
+    """Turn a token mask into one that is added to attention scores.
+
+    Without padding the answer is None, where that is known for free: on a CPU. On a GPU asking
+    would stall the queue of kernels, so there the mask is always made.
+
+    Args:
+        mask: (B, S) bool, True at real tokens.
+        like: gives the dtype.
+
+    Returns:
+        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    scores = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
+    return scores[:, None, None, :]
 
 
 class KeyValue(NamedTuple):
@@ -122,6 +141,7 @@ class SelfAttention(nn.Module):
         dropout: probability of dropping an attention weight in training.
         causal: position t sees positions <= t only.
         rotary: turns queries and keys by their positions, or None.
+        bias: adds to the scores by the distance of query and key, or None.
     """
 
     def __init__(
@@ -131,12 +151,14 @@ class SelfAttention(nn.Module):
         dropout: float,
         causal: bool,
         rotary: RotaryPositions | None = None,
+        bias: PositionBias | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
+        self.bias = bias
         self.qkv = Linear(d_model, 3 * d_model, parts=3, gain=_GAIN)
         self.output = Linear(d_model, d_model)
 
@@ -154,6 +176,9 @@ class SelfAttention(nn.Module):
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
         mask = _biased(context.attention_mask, context.position_bias)
+        if self.bias is not None:
+            places = torch.arange(x.size(1), device=x.device)
+            mask = _biased(mask, self.bias(places[:, None] - places).to(x.dtype))  # (H, T, T)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
             attended, seen = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
@@ -162,6 +187,8 @@ class SelfAttention(nn.Module):
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Keys and values of the tokens decoded so far: none as yet."""
+        if self.bias is not None:
+            paths.track_positions()
         return KeyValueBuffer(paths)
 
     def step(self, x: Tensor, past: KeyValueBuffer, context: Context = _NO_CONTEXT) -> Tensor:
@@ -176,9 +203,13 @@ class SelfAttention(nn.Module):
             (B, K, D).
         """
         # All hypotheses stand at the same position, so one row of angles is broadcast.
-        query, key, value = self._project(x, past.length, 1)
+        position = past.length
+        query, key, value = self._project(x, position, 1)
         memory = KeyValue(*past.append(key, value))
         mask = _biased(past.mask, context.position_bias)
+        if self.bias is not None:
+            distances = (position - past.key_positions)[:, None]  # (B, 1, C)
+            mask = _biased(mask, self.bias(distances).to(x.dtype))  # (B, H, 1, C)
         return self.output(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoidal and learned rows that are added, or a rotation of q and k.
+"""Where a token stands: rows added to tokens, a rotation of q and k, or a bias by distance.
 
 Positions count from 0 at the first token of a row; padding is on the right, so a token's position
 never depends on its batch mates.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,18 @@ class RotaryPositions(nn.Module):
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+class PositionBias(Protocol):
+    """A module that says what distances add to the scores of self-attention."""
+
+    def __call__(self, distances: Tensor) -> Tensor:
+        """Bias (..., H, T, S).
+
+        Args:
+            distances: (..., T, S) int64, position of the query less that of the key; negative where
+                an encoder looks ahead. In a search, that of a hidden key may be any.
+        """
+
+
 class PositionKind(NamedTuple):
     """Where a model learns of positions: in what is added to tokens, or inside self-attention."""
 
@@ -128,6 +140,9 @@ class PositionKind(NamedTuple):
     """(width D, most positions) -> module called like `SinusoidalPositions`, or None."""
     rotary: Callable[[int], RotaryPositions] | None = None
     """Width of a head -> what turns queries and keys, or None."""
+    bias: Callable[[int, bool], PositionBias] | None = None
+    """(number of heads H, whether a query sees the past only) -> module of one self-attention that
+    biases its scores, or None."""
 
 
 POSITIONS: dict[str, PositionKind] = {

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import TARGET, Source
 from ds_seq.names import STACKS

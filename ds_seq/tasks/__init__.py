@@ -35,8 +35,9 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
 
 
 def _source(config: SourceConfig) -> SourceChoice:
-    options = config.options if isinstance(config, ExternalConfig) else {}
-    return SourceChoice(config.name, options)
+    if isinstance(config, ExternalConfig):
+        return SourceChoice(config.name, config.options)
+    return SourceChoice(config.name, config.model_dump(exclude={"name"}))
 
 
 TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translation}

@@ -24,12 +24,12 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
+from ds_seq.distill.build import build_teacher
 from ds_seq.distill.teacher import (
     CachedTeacher,
     LiveTeacher,
     Student,
     attach_cache,
-    load_teacher,
 )
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
@@ -153,7 +153,7 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
     if criterion is None:
         return None
     student = Student(config.model, max(data.max_source_length, data.max_target_length))
-    return load_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
+    return build_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
 
 
 def _build(

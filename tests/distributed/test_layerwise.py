@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.criterion import AttentionConfig, HiddenConfig
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.criterions import attention_term, hidden_term
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
@@ -85,9 +86,9 @@ def _total(loss: Callable[[ModelOutput, Batch], Any]) -> Callable[[ModelOutput, 
     def total(output: ModelOutput, batch: Batch) -> Tensor:
         assert output.layers is not None
         pair = (output.layers, teach(batch))
-        hidden = hidden_loss(*pair, batch, HiddenConfig(normalize=True))
+        hidden = hidden_loss(*pair, batch, hidden_term(HiddenConfig(normalize=True)))
         value: Tensor = loss(output, batch).total + hidden
-        return value + attention_loss(*pair, batch, AttentionConfig())
+        return value + attention_loss(*pair, batch, attention_term(AttentionConfig()))
 
     return total
 

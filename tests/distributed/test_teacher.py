@@ -13,7 +13,7 @@ from ds_seq import distributed
 from ds_seq.commands.teacher_cache import main
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.binarize import binarize
-from ds_seq.distill.teacher import load_teacher
+from ds_seq.distill.build import build_teacher
 from ds_seq.models.build import build_seq2seq
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
@@ -60,7 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def _listen(lab: Lab, more: dict[str, Any]) -> Said:
     """Batches of unequal size, another one on each rank, the last of them empty on one."""
     settings = DistillationConfig(teacher=str(lab.folder / "run"), **more)
-    teacher = load_teacher(settings, lab.vocab_hash, CPU)
+    teacher = build_teacher(settings, lab.vocab_hash, CPU, None)
     mine = spine.batches(1, 6)[distributed.rank() :: distributed.world_size()]
     said = [teacher(batch).logits for batch in mine]
     # what ZeRO has cut is empty between forwards; its slice is beside it

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ds_seq.config.model import MoeConfig, TransformerConfig
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.generation.forced import Pair, score_pairs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.packing import pack_weights

@@ -59,8 +59,8 @@ CONFIG_ALLOWED_FOLDERS = ("models/build/",)
 DEEPSPEED_ALLOWED = {
     "distributed/group.py",
     "distributed/quiet.py",
-    "moe/engine.py",
     "distill/sharded.py",
+    "moe/engine.py",
 }
 DEEPSPEED_ALLOWED_FOLDERS = ("training/",)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ds_seq.commands import pseudo_label
 from ds_seq.commands.pseudo_label import main
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.errors import EXIT_USER_ERROR, run_command

@@ -12,9 +12,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.stream import BatchStream
 from ds_seq.text.tokenizer import Symbols

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from ds_seq.modules import attention, linear
 from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
 from ds_seq.modules.body import Context
-from ds_seq.modules.dropout import dropout
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from ds_seq.modules.residual import dropout
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.data.padding import Padded, pad_rows
+from ds_seq.data.batch import Padded, pad_rows
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
