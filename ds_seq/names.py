@@ -23,7 +23,6 @@ these and all attention maps."""
 AttentionKind = Literal["encoder", "decoder", "cross"]
 
 # Experts.
-RouterName = Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"]
 Noise = Literal["none", "jitter", "gumbel"]
 NOISES: tuple[Noise, ...] = get_args(Noise)
 SecondExpert = Literal["always", "sampled", "random"]
@@ -57,7 +56,8 @@ LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 """What happens to a line that is longer than a model can read."""
 
 # Text.
-TOKENIZER_NAMES = ("sentencepiece",)
+SENTENCEPIECE = "sentencepiece"
+TOKENIZER_NAMES = (SENTENCEPIECE,)
 """Values of `data.vocab.name` besides `package.module:Name`."""
 
 # Metrics.

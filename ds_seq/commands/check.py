@@ -10,6 +10,7 @@ from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
 
@@ -64,7 +65,8 @@ def _notes(config: ExperimentConfig) -> list[str]:
     moe = config.model.moe
     if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
         return []
-    if moe.router in ("sigmoid", "expert_choice"):  # balanced without a loss
+    # balanced without a loss, or for all we know so
+    if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
         return []
     return [
         "",
@@ -94,4 +96,6 @@ def _size_lines(config: ExperimentConfig) -> list[str]:
             f"a rank  {on_rank:>16,}   with train.expert_parallel {ranks}, before ZeRO",
             f"dense   {dense.total:>16,}   the same model without experts",
         ]
+        if isinstance(model.moe.router, ExternalRouterConfig):
+            lines.append(f"without those of {model.moe.router.name}, which nobody knows beforehand")
     return lines

@@ -23,7 +23,7 @@ from ds_seq.config.base import (
     PositiveInt,
     plugin_tag,
 )
-from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.names import SENTENCEPIECE, TOKENIZER_NAMES
 from ds_seq.plugins import nearest
 
 
@@ -122,7 +122,7 @@ class VocabConfig(Config):
 
     @model_validator(mode="after")
     def _check_options(self) -> VocabConfig:
-        if self.name in TOKENIZER_NAMES:
+        if self.name == SENTENCEPIECE:
             if self.options:
                 message = "only an external tokenizer (`package.module:Name`) takes options"
                 raise FieldErrors([("options", message)])

@@ -91,8 +91,9 @@ def _code(value: Any) -> str:
 
 
 def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    if "anyOf" in schema:
-        return " or ".join(_type(member, definitions) for member in schema["anyOf"])
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return " or ".join(_type(member, definitions) for member in schema[union])
     if "enum" in schema:
         return ", ".join(f"`{choice}`" for choice in schema["enum"])
     if "const" in schema:

@@ -16,15 +16,15 @@ from ds_seq import distributed
 from ds_seq.config.model import ModelConfig
 from ds_seq.criterions.layerwise import MatchedLayers
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.batch import Batch
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
 from ds_seq.names import Capture, Precision
-from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, load_run, open_run
+from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
@@ -184,7 +184,7 @@ def load_teacher(
         for name, run in zip(names, stored, strict=True):
             _check(name, run, vocab_hash, spread)
             if student is not None:
-                _check_student(name, run.config.model, student)
+                _check_student(name, run, student)
     if spread > 1:  # a collective, so not where one rank may fail alone
         from ds_seq.moe.engine import expert_parallel_group
 
@@ -197,16 +197,14 @@ def load_teacher(
         ]
     description = _describe(runs, loading)
     if loading.zero3:
-        from ds_seq.training.sharded import shard_for_reading
+        from ds_seq.distill.sharded import shard_for_reading
 
         runs = [replace(run, model=shard_for_reading(run.model, device)) for run in runs]
     return LiveTeacher(runs, description, capture)
 
 
 def _dtype(precision: Precision | None, run: StoredRun, device: torch.device) -> torch.dtype:
-    if precision is not None:
-        return DTYPES[precision]
-    return DTYPES[run.config.train.precision] if device.type == "cuda" else torch.float32
+    return DTYPES[default_dtype(run.card, device) if precision is None else precision]
 
 
 def _describe(runs: Sequence[LoadedRun], loading: Loading) -> str:
@@ -230,7 +228,7 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
             f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
             "teacher and student need the same one"
         )
-    world_size, model = distributed.world_size(), run.config.model
+    world_size, model = distributed.world_size(), run.model_config
     if world_size % expert_parallel:
         raise UserError(
             f"teacher {name}: its experts cannot be spread over {expert_parallel} ranks, which do "
@@ -245,14 +243,15 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
                 )
 
 
-def _check_student(name: str, teacher: ModelConfig, student: Student) -> None:
+def _check_student(name: str, run: StoredRun, student: Student) -> None:
     """Whether the teacher can read all sentences and has the layers that are to be imitated."""
-    if teacher.max_positions < student.max_length:
+    if (longest := run.card.max_positions) < student.max_length:
         raise UserError(
-            f"teacher {name}: reads {teacher.max_positions} tokens, but sentences may have "
+            f"teacher {name}: reads {longest} tokens, but sentences may have "
             f"{student.max_length}; lower data.max_source_length and data.max_target_length to "
-            f"{teacher.max_positions}"
+            f"{longest}"
         )
+    teacher = run.model_config
     if student.hidden is not None and teacher.d_model != student.model.d_model:
         raise UserError(
             f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "

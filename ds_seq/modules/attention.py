@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.embedding import RotaryPositions
 from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
+from ds_seq.modules.positions import PositionBias, RotaryPositions
 from ds_seq.modules.residual import dropout as drop_out
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
@@ -64,7 +64,8 @@ def attend(
     memory: KeyValue,
     mask: Tensor | None = None,
     causal: bool = False,
-    dropout: float = 0.0,
+    *,
+    dropout: float,
 ) -> Tensor:
     """Scaled dot-product attention of query (B, H, T, Dh); returns (B, T, D)."""
     short = query.size(-2) < _FUSED_MIN_QUERIES and not causal and dropout == 0.0
@@ -84,7 +85,8 @@ def attend_with_map(
     memory: KeyValue,
     mask: Tensor | None = None,
     causal: bool = False,
-    dropout: float = 0.0,
+    *,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """`attend`, and what was looked at.
 
@@ -139,6 +141,7 @@ class SelfAttention(nn.Module):
         dropout: probability of dropping an attention weight in training.
         causal: position t sees positions <= t only.
         rotary: turns queries and keys by their positions, or None.
+        bias: adds to the scores by the distance of query and key, or None.
     """
 
     def __init__(
@@ -148,12 +151,14 @@ class SelfAttention(nn.Module):
         dropout: float,
         causal: bool,
         rotary: RotaryPositions | None = None,
+        bias: PositionBias | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
+        self.bias = bias
         self.qkv = Linear(d_model, 3 * d_model, parts=3, gain=_GAIN)
         self.output = Linear(d_model, d_model)
 
@@ -171,14 +176,19 @@ class SelfAttention(nn.Module):
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
         mask = _biased(context.attention_mask, context.position_bias)
+        if self.bias is not None:
+            places = torch.arange(x.size(1), device=x.device)
+            mask = _biased(mask, self.bias(places[:, None] - places).to(x.dtype))  # (H, T, T)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
-            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout)
+            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self.output(attended), map=seen)
-        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout)))
+        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout=dropout)))
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Keys and values of the tokens decoded so far: none as yet."""
+        if self.bias is not None:
+            paths.track_positions()
         return KeyValueBuffer(paths)
 
     def step(self, x: Tensor, past: KeyValueBuffer, context: Context = _NO_CONTEXT) -> Tensor:
@@ -193,10 +203,14 @@ class SelfAttention(nn.Module):
             (B, K, D).
         """
         # All hypotheses stand at the same position, so one row of angles is broadcast.
-        query, key, value = self._project(x, past.length, 1)
+        position = past.length
+        query, key, value = self._project(x, position, 1)
         memory = KeyValue(*past.append(key, value))
         mask = _biased(past.mask, context.position_bias)
-        return self.output(attend(query, memory, mask))
+        if self.bias is not None:
+            distances = (position - past.key_positions)[:, None]  # (B, 1, C)
+            mask = _biased(mask, self.bias(distances).to(x.dtype))  # (B, H, 1, C)
+        return self.output(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, T, Dh) of x (B, T, D), turned by their positions."""
@@ -274,7 +288,7 @@ class CrossAttention(nn.Module):
 
     def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
         """Attend with the newest token of each hypothesis, x (B, K, D); returns (B, K, D)."""
-        return self.output(attend(self._query(x), past.memory, context.source_mask))
+        return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
 
     def _memory(self, encoded: Tensor) -> KeyValue:
         """Keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""

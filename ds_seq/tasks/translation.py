@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
 from ds_seq.data.source import Dataset
 from ds_seq.distributed import broadcast_object

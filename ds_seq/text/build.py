@@ -8,6 +8,7 @@ from typing import Any
 
 from ds_seq.config.data import DataConfig
 from ds_seq.errors import UserError
+from ds_seq.names import SENTENCEPIECE
 from ds_seq.plugins import find_plugin
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -15,7 +16,7 @@ from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Tokenizer, TokenizerKind, Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file
 
-TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {"sentencepiece": SentencePieceTokenizer}
+TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {SENTENCEPIECE: SentencePieceTokenizer}
 
 
 def build_normalizer(data: DataConfig) -> Normalizer:
@@ -77,7 +78,7 @@ def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
 
 def _options(data: DataConfig) -> dict[str, Any]:
     """What the kind that a config names knows beyond size and user symbols."""
-    if data.vocab.name not in TOKENIZERS:
+    if data.vocab.name != SENTENCEPIECE:
         return data.vocab.options
     return {
         "model_type": data.vocab.model_type,

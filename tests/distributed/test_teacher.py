@@ -52,7 +52,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     tokenizers, options = Tokenizers.shared(vocab), {"shard_size": SHARD_SIZE}
     binarize(tokenizers, *sides, folder / "data", "train", languages=("en", "de"), **options)
     config = experiment({"max_positions": 90, "moe": {"num_experts": 4, "capacity_factor": None}})
-    model = build_seq2seq(config.model, len(vocab), seed=3)
+    model = build_seq2seq(config.model, len(vocab), 1, 0, seed=3)
     write_run(folder / "run", config, vocab, {1: model})
     return Lab(folder, vocab.fingerprint)
 

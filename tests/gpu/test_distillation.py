@@ -72,7 +72,8 @@ def test_the_same_tokens_are_selected(strategy: Strategy, shared: bool) -> None:
 
 def test_hidden_states_and_maps_in_bf16() -> None:
     teacher, student = (
-        build_seq2seq(spine.model_config(), spine.VOCAB).cuda().bfloat16() for _ in range(2)
+        build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=1).cuda().bfloat16()
+        for _ in range(2)
     )
     config = DistillationConfig.model_validate(
         {"teacher": "run", "hidden": {"normalize": True}, "attention": {}}

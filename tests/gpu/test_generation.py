@@ -55,7 +55,9 @@ def make(moe: MoeConfig | None, dtype: torch.dtype, device: str) -> Seq2SeqTrans
         dropout=0.0,
         moe=moe,
     )
-    model = build_seq2seq(config, VOCAB).requires_grad_(False).eval().to(device, dtype)
+    model = (
+        build_seq2seq(config, VOCAB, 1, 0, seed=1).requires_grad_(False).eval().to(device, dtype)
+    )
     pack_weights(model)
     return model
 

@@ -9,8 +9,8 @@ from itertools import accumulate
 import pytest
 import torch
 
-from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.distributed.device import avoid_cudnn_attention
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
@@ -29,7 +29,7 @@ def _model(moe: MoeConfig | None) -> torch.nn.Module:
         dropout=0.0,
         moe=moe,
     )
-    return build_seq2seq(config, spine.VOCAB).eval()
+    return build_seq2seq(config, spine.VOCAB, 1, 0, seed=1).eval()
 
 
 MODELS = [

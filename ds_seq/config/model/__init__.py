@@ -5,7 +5,15 @@ fields, its checks and its count of parameters; people write all fields in one f
 """
 
 from ds_seq.config.model.moe import MoeConfig
+from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import ModelSize, TransformerConfig
 from ds_seq.config.model.union import ExternalModelConfig, ModelConfig
 
-__all__ = ["ExternalModelConfig", "ModelConfig", "ModelSize", "MoeConfig", "TransformerConfig"]
+__all__ = [
+    "ExternalModelConfig",
+    "ExternalRouterConfig",
+    "ModelConfig",
+    "ModelSize",
+    "MoeConfig",
+    "TransformerConfig",
+]

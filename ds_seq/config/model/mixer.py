@@ -25,6 +25,8 @@ class MixerFields(Config):
             return [("num_heads", f"{self.num_heads} does not divide model.d_model {d_model}")]
         return []
 
-    def mixer_params(self, d_model: int) -> int:
-        """Parameters of one attention: maps of queries, keys, values and output, with biases."""
-        return 4 * (d_model * d_model + d_model)
+    def mixer_params(self, d_model: int, stack: Stack) -> int:
+        """Parameters of the mixers of one layer of ``stack``."""
+        # maps of queries, keys, values and output, with biases
+        attention = 4 * (d_model * d_model + d_model)
+        return MIXERS_PER_LAYER[stack] * attention

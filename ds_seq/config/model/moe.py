@@ -14,6 +14,7 @@ from ds_seq.config.base import (
     PositiveInt,
     Probability,
 )
+from ds_seq.config.model.router import ExternalRouterConfig, RouterConfig, router_params
 from ds_seq.config.model.stack import StackFields
 from ds_seq.names import (
     STACKS,
@@ -21,7 +22,6 @@ from ds_seq.names import (
     LoadBalance,
     Noise,
     Normalization,
-    RouterName,
     SecondExpert,
     Stack,
 )
@@ -62,12 +62,14 @@ class MoeConfig(Config):
     ffn_dim: PositiveInt | None = Field(
         default=None, description="Inner width of each expert; null is `model.ffn_dim`."
     )
-    router: RouterName = Field(
+    router: RouterConfig = Field(
         default="softmax",
         description="Who decides: `softmax` scores of the token; `cosine` similarity in a small "
         "space (X-MoE); `sigmoid` scores with a bias that balances the load without a loss "
         "(DeepSeek-V3); `expert_choice`, where experts pick tokens of each sentence (encoder "
-        "only); `language`, one choice a sentence by the tag that opens the source.",
+        "only); `language`, one choice a sentence by the tag that opens the source; or "
+        "`package.module:Name`, alone or as `{name, options}`, called with `d_model`, "
+        "`num_experts`, `top_k` and the options.",
     )
     router_dim: PositiveInt | None = Field(
         default=None,
@@ -155,7 +157,11 @@ class MoeConfig(Config):
 
     @model_validator(mode="after")
     def _check_routing(self) -> MoeConfig:
-        errors = [*self._layer_errors(), *self._router_errors()]
+        errors = self._layer_errors()
+        if isinstance(self.router, ExternalRouterConfig):
+            errors += self._external_errors(self.router)
+        else:
+            errors += self._router_errors()
         least = min(self.counts)
         if self.top_k > least:
             errors.append(("top_k", f"{self.top_k} is more than num_experts {least}"))
@@ -227,6 +233,19 @@ class MoeConfig(Config):
             errors.append(("router_dim", f"is of router cosine, not of {self.router}"))
         return errors
 
+    def _external_errors(self, router: ExternalRouterConfig) -> list[tuple[str, str]]:
+        """Options of our routers, which would be lost; what else it can do, it alone knows."""
+        fields = type(self).model_fields
+        ours = ("router_dim", "bias_rate", "noise", "second_expert", "load_balance")
+        return [
+            (
+                name,
+                f"belongs to our routers; give {router.name} its own in model.moe.router.options",
+            )
+            for name in ours
+            if vars(self)[name] != fields[name].default
+        ]
+
     def _listed(self, stack: Stack) -> list[int]:
         if self.layers is None:
             return []
@@ -267,10 +286,7 @@ class MoeConfig(Config):
             mixing = 2 * d_model + 2
         elif self.conditional_budget is not None:
             mixing = d_model + 1
-        if self.router == "cosine":  # a map to the small space, a row per expert, the temperature
-            dim = self.router_dim or max(num_experts // 2, 16)
-            return dim * (d_model + num_experts) + 1 + mixing
-        return num_experts * d_model + mixing
+        return router_params(self.router, self.router_dim, d_model, num_experts) + mixing
 
     def dense_width(self, expert_width: int) -> int:
         """Inner width of the dense feed-forward beside experts of ``expert_width``; 0: none."""

@@ -1,4 +1,8 @@
-"""How the model knows the order of the tokens: `positions: rotary`."""
+"""How the model knows the order of the tokens: `positions: rotary`.
+
+Each kind counts the parameters that it adds to one stack (`num_params`): rows stand before the
+first layer; what belongs to self-attention is in each of its `num_layers` layers.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ class SinusoidalConfig(NamedConfig):
             return [("d_model", f"sinusoidal positions need an even width, not {d_model}")]
         return []
 
-    def num_params(self, d_model: int, max_positions: int) -> int:
+    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
         """None are learned."""
         return 0
 
@@ -34,8 +38,8 @@ class LearnedConfig(NamedConfig):
         """Any width will do."""
         return []
 
-    def num_params(self, d_model: int, max_positions: int) -> int:
-        """The rows of one stack."""
+    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
+        """The rows of a stack."""
         return max_positions * d_model
 
 
@@ -57,7 +61,7 @@ class RotaryConfig(NamedConfig):
             ]
         return []
 
-    def num_params(self, d_model: int, max_positions: int) -> int:
+    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
         """None are learned."""
         return 0
 

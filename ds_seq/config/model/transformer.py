@@ -80,7 +80,7 @@ class TransformerConfig(TransformerFields):
         ]
 
     def num_params(self, vocab_size: int) -> ModelSize:
-        """Count the parameters without building the model.
+        """Count the parameters without building the model; those of an external router apart.
 
         Args:
             vocab_size: number of tokens, the same on both sides.
@@ -94,9 +94,9 @@ class TransformerConfig(TransformerFields):
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
         norms = self.residual_params(depth * (mixers + 1), self.norm.num_params(self.d_model))
         size = _dense(
-            depth * mixers * self.mixer_params(self.d_model)
+            depth * self.mixer_params(self.d_model, stack)
             + norms
-            + self.positions.num_params(self.d_model, self.max_positions)
+            + self.positions.num_params(self.d_model, self.max_positions, self.num_heads, depth)
         )
         for layer in range(depth):
             size += self._ffn_size(self.experts_in(stack, layer))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.config.model import ExternalRouterConfig, MoeConfig, TransformerConfig
+from ds_seq.errors import UserError
 from ds_seq.modules.body import Body
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
@@ -17,11 +18,15 @@ from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.sigmoid import SigmoidGate
 from ds_seq.names import Stack
+from ds_seq.plugins import import_object
 
 
 def routes_by_tag(cfg: TransformerConfig) -> bool:
     """Whether some feed-forward wants the embedding of the source's language tag."""
-    return cfg.moe is not None and cfg.moe.router == "language"
+    if cfg.moe is None:
+        return False
+    # an external router may look at the tag or not, and having it costs nothing
+    return cfg.moe.router == "language" or isinstance(cfg.moe.router, ExternalRouterConfig)
 
 
 class FeedForwards:
@@ -99,6 +104,8 @@ class FeedForwards:
 
 
 def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
+    if isinstance(moe.router, ExternalRouterConfig):
+        return _external_router(moe.router, d_model, num_experts, moe.top_k)
     if moe.router == "expert_choice":
         return ExpertChoiceGate(d_model, num_experts, moe.top_k, moe.capacity_factor or 1.0)
     if moe.router == "language":
@@ -112,3 +119,16 @@ def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
     if moe.router == "cosine":
         return CosineGate(d_model, num_experts, choice, moe.router_dim, moe.load_balance)
     return TopKGate(d_model, num_experts, choice, moe.load_balance)
+
+
+def _external_router(
+    config: ExternalRouterConfig, d_model: int, num_experts: int, top_k: int
+) -> Router:
+    where = "model.moe.router"
+    make = import_object("router", config.name, where)
+    router = make(d_model=d_model, num_experts=num_experts, top_k=top_k, **config.options)
+    if not isinstance(router, Router):
+        raise UserError(
+            f"{where}: {config.name} gave {type(router).__name__}, not a ds_seq.moe.gate.Router"
+        )
+    return router

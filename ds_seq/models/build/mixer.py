@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.models.build.positions import make_rotary
+from ds_seq.models.build.positions import make_bias, make_rotary
 from ds_seq.modules.attention import CrossAttention, SelfAttention
+from ds_seq.modules.body import Body
 
 
-def make_self_mixer(cfg: TransformerConfig, causal: bool) -> SelfAttention:
+def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
     """Tokens look at each other, or, causally, at the past."""
-    rotary = make_rotary(cfg)
-    return SelfAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout, causal, rotary)
+    rotary, bias = make_rotary(cfg), make_bias(cfg, causal)
+    return SelfAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout, causal, rotary, bias)
 
 
-def make_cross_mixer(cfg: TransformerConfig) -> CrossAttention:
+def make_cross_mixer(cfg: TransformerConfig) -> Body:
     """Target tokens look at the source."""
     return CrossAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.modules.embedding import POSITIONS, RotaryPositions
+from ds_seq.modules.positions import POSITIONS, PositionBias, RotaryPositions
 
 
 def make_rows(cfg: TransformerConfig) -> nn.Module | None:
@@ -18,3 +18,9 @@ def make_rotary(cfg: TransformerConfig) -> RotaryPositions | None:
     """What turns the queries and keys of one self-attention, if anything."""
     make = POSITIONS[cfg.positions.name].rotary
     return None if make is None else make(cfg.d_model // cfg.num_heads)
+
+
+def make_bias(cfg: TransformerConfig, causal: bool) -> PositionBias | None:
+    """What one self-attention adds to its scores by distance, if anything."""
+    make = POSITIONS[cfg.positions.name].bias
+    return None if make is None else make(cfg.num_heads, causal)

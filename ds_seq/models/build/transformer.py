@@ -19,9 +19,9 @@ from ds_seq.modules.body import Body
 def build_seq2seq(
     cfg: TransformerConfig,
     vocab_size: int,
-    expert_parallel: int = 1,
-    expert_parallel_rank: int = 0,
-    seed: int = 1,
+    expert_parallel: int,
+    expert_parallel_rank: int,
+    seed: int,
     pad_id: int = 1,
 ) -> Seq2SeqTransformer:
     """Build and initialize a Transformer.

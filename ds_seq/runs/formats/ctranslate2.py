@@ -43,6 +43,9 @@ EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # of the inner vector, or of the gate where there is one
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swiglu": "SWISH"}
+_POSITIONS = frozenset({"sinusoidal", "learned", "rotary"})
+_NORMS = frozenset({"layer"})
+_NORM_POSITIONS = frozenset({"pre", "post"})
 _ALL_OF_A_HEAD = 0  # CTranslate2's sign for turning all features of a head
 
 
@@ -145,7 +148,7 @@ class CTranslate2Converter:
             _norm(spec.layer_norm, stack.final_norm)
 
     def _layer(self, spec: Any, layer: TransformerLayer) -> None:
-        """Sub-layer by sub-layer; `_check_convertible` has refused all but these."""
+        """Sub-layer by sub-layer."""
         for name in layer.names:
             body = layer.get_submodule(name)
             residual = cast(Residual, layer.get_submodule(f"{name}_residual"))
@@ -153,9 +156,12 @@ class CTranslate2Converter:
                 _self_attention(spec.self_attention, body, residual)
             elif isinstance(body, CrossAttention):
                 _cross_attention(spec.attention, body, residual)
-            else:
-                assert isinstance(body, FeedForward)
+            elif isinstance(body, FeedForward):
                 self._feed_forward(spec.ffn, body, residual)
+            else:
+                raise UserError(
+                    f"model: CTranslate2 has no {type(body).__name__}; use --format safetensors"
+                )
 
     def _feed_forward(self, spec: Any, part: FeedForward, residual: Residual) -> None:
         if ACTIVATIONS[self._config.activation].is_gated:  # gate and value are one matrix of ours
@@ -175,10 +181,15 @@ def _convertible(config: ModelConfig) -> TransformerConfig:
         raise UserError(
             f"model.name: CTranslate2 cannot know {config.name!r}; use --format safetensors"
         )
-    if config.activation not in _ACTIVATIONS:
-        raise UserError(
-            f"model.activation: CTranslate2 has no {config.activation!r}; use --format safetensors"
-        )
+    # what it has is listed: anything new is refused, not left out of the translation in silence
+    for key, value, known in (
+        ("activation", config.activation, _ACTIVATIONS),
+        ("positions", config.positions.name, _POSITIONS),
+        ("norm", config.norm.name, _NORMS),
+        ("norm_position", config.norm_position, _NORM_POSITIONS),
+    ):
+        if value not in known:
+            raise UserError(f"model.{key}: CTranslate2 has no {value!r}; use --format safetensors")
     if config.moe is not None:
         raise UserError(
             "model.moe: CTranslate2 has no experts in an encoder-decoder; use --format "

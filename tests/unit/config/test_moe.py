@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.config.model import ExternalRouterConfig, MoeConfig, TransformerConfig
+from ds_seq.config.model.router import ROUTERS
 from tests.unit.config.fixture_types import MakeConfig
 
 ENCODER = {"placement": "encoder"}
@@ -207,8 +208,42 @@ def test_routing_by_language_goes_with_tags_in_the_vocabulary(make: MakeConfig) 
 
 def test_the_readme_has_a_recipe_for_every_router() -> None:
     assert {yaml.safe_load(line)["moe"].get("router", "softmax") for line in RECIPES} == set(
-        get_args(MoeConfig.model_fields["router"].annotation)
+        ROUTERS
     )
+
+
+OUTSIDE = {"name": "my_lab.routers:Hash", "options": {"salt": 3}}
+
+
+def test_a_router_from_outside_is_a_name_or_a_section() -> None:
+    short = MoeConfig.model_validate({"router": OUTSIDE["name"]})
+    assert short.router == ExternalRouterConfig.model_validate({"name": OUTSIDE["name"]})
+    full = MoeConfig.model_validate({"router": OUTSIDE})
+    assert full.router == ExternalRouterConfig.model_validate(OUTSIDE)
+    for moe in (short, full):
+        assert MoeConfig.model_validate(moe.model_dump(mode="json")) == moe
+    assert MoeConfig.model_validate({"router": {"name": "cosine"}}).router == "cosine"
+    assert full.num_params(8, 4) == 0 and full.has_capacity
+
+
+@pytest.mark.parametrize(
+    ("moe", "message"),
+    [
+        ({"router": OUTSIDE, "noise": "jitter"}, "noise: belongs to our routers; give my_lab."),
+        ({"router": OUTSIDE, "bias_rate": 0.1}, "bias_rate: belongs to our routers"),
+        ({"router": OUTSIDE, "load_balance": "global"}, "in model.moe.router.options"),
+        ({"router": OUTSIDE, "top_k": 9}, "top_k: 9 is more than num_experts 8"),
+        ({"router": "sofmax"}, "no router 'sofmax' (did you mean 'softmax'?); there are softmax,"),
+        ({"router": 3}, "no router 3; there are softmax"),
+        ({"router": {"name": "cosine", "options": {}}}, "name"),
+        ({"router": {"name": "a:b", "option": {}}}, "option"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_a_router_is_refused(moe: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        MoeConfig.model_validate(moe)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("line", RECIPES)

@@ -19,8 +19,9 @@ from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.names import Capture
+from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.export import export
-from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.runs.open import load_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols
 from tests.batches import batch_of
@@ -74,7 +75,7 @@ def batch(seed: int = 0, rows: int = 4, length: int = 7) -> Batch:
 
 def direct(lab: Lab, name: str, item: Batch) -> Tensor:
     """The model's own answer."""
-    model = load_run(lab.folder / name).model
+    model = load_run(lab.folder / name, "best").model
     logits: Tensor = model(item.inputs).logits
     return logits
 
@@ -93,7 +94,9 @@ class Fixed(nn.Module):
 
 def fixed(*models: Fixed, **more: Any) -> LiveTeacher:
     config = experiment({})
-    return LiveTeacher([LoadedRun(config, None, m, Path("x")) for m in models], **more)  # type: ignore[arg-type]
+    card = ModelCard.of_experiment(config, None)  # type: ignore[arg-type]
+    runs = [LoadedRun(card, config.model, m, Path("x"), config) for m in models]
+    return LiveTeacher(runs, **more)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -110,7 +113,7 @@ def test_a_teacher_says_what_its_model_says(lab: Lab, name: str) -> None:
 
 
 def test_an_exported_file_is_a_teacher(lab: Lab, tmp_path: Path) -> None:
-    export(lab.folder / "moe", tmp_path / "moe.safetensors")
+    export(lab.folder / "moe", tmp_path / "moe.safetensors", "best")
     settings = DistillationConfig(teacher=str(tmp_path / "moe.safetensors"))
     said = build_teacher(settings, lab.vocab.fingerprint, CPU, None)(batch()).logits
     assert said is not None
@@ -252,7 +255,7 @@ def test_experts_that_cannot_be_dealt_out_are_refused(
 
 
 def _stored(lab: Lab, name: str) -> Any:
-    return teacher_module.open_run(lab.folder / name)
+    return teacher_module.open_run(lab.folder / name, "best")
 
 
 def test_a_teacher_that_is_not_there_is_named(lab: Lab) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ds_seq.modules.body import Context
-from ds_seq.modules.embedding import RotaryPositions
+from ds_seq.modules.positions import RotaryPositions
 from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
 

@@ -1,0 +1,65 @@
+"""Who decides which experts a token visits: `router: cosine`, or one from outside ds_seq."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Discriminator, Tag
+
+from ds_seq.config.base import EXTERNAL_TAG, ExternalConfig
+from ds_seq.plugins import nearest
+
+RouterName = Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"]
+ROUTERS: tuple[RouterName, ...] = get_args(RouterName)
+
+
+class ExternalRouterConfig(ExternalConfig):
+    """A router outside ds_seq; `d_model`, `num_experts` and `top_k` come with its options."""
+
+
+def _router(value: Any) -> Any:
+    """What was written, as one of our names or as the section of an external router."""
+    if isinstance(value, Mapping) and set(value) == {"name"}:
+        value = value["name"]
+    if isinstance(value, Mapping | ExternalConfig) or value in ROUTERS:
+        return value
+    if isinstance(value, str) and ":" in value:
+        return {"name": value}
+    raise ValueError(
+        f"no router {value!r}{nearest(str(value), ROUTERS)}; there are {', '.join(ROUTERS)}, or "
+        "`package.module:Name`"
+    )
+
+
+def _router_tag(value: Any) -> str:
+    return EXTERNAL_TAG if isinstance(value, Mapping | ExternalConfig) else "ours"
+
+
+RouterConfig = Annotated[
+    Annotated[RouterName, Tag("ours")] | Annotated[ExternalRouterConfig, Tag(EXTERNAL_TAG)],
+    Discriminator(_router_tag),
+    BeforeValidator(_router),
+]
+
+
+def router_params(
+    router: RouterName | ExternalRouterConfig,
+    router_dim: int | None,
+    d_model: int,
+    num_experts: int,
+) -> int:
+    """Parameters of one router; 0 for an external one, which nobody knows before it is built.
+
+    Args:
+        router: which one.
+        router_dim: width of the small space of the cosine router; None is its default.
+        d_model: width of the model.
+        num_experts: of the layer.
+    """
+    if isinstance(router, ExternalRouterConfig):
+        return 0
+    if router == "cosine":  # a map to the small space, a row per expert, the temperature
+        dim = router_dim or max(num_experts // 2, 16)
+        return dim * (d_model + num_experts) + 1
+    return num_experts * d_model
