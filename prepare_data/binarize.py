@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ds_seq.config.data import DataConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.data.progress import Progress
-from ds_seq.data.shards import DEFAULT_SHARD_SIZE
 from ds_seq.errors import run_command
 from ds_seq.text.lines import PairPath, count_pairs
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -34,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
         metavar=("SOURCE", "TARGET"),
         help="for example en de",
     )
-    parser.add_argument("--shard-size", type=int, default=DEFAULT_SHARD_SIZE, help="pairs a shard")
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        default=DataConfig.model_fields["shard_size"].default,
+        help="pairs a shard",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes")
     arguments = parser.parse_args(argv)
     total = count_pairs([PairPath(arguments.source, arguments.target)])

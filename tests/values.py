@@ -10,6 +10,7 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import MoeConfig
 from ds_seq.data.clean import CleanOptions
 from ds_seq.search.sampling import Sampling
+from ds_seq.text.normalize import Normalizer
 
 __all__ = [
     "BIAS_RATE",
@@ -35,4 +36,5 @@ def draws(**options: Any) -> Sampling:
 
 def clean_options(**options: Any) -> CleanOptions:
     """The filters of an experiment that says nothing about them, but for ``options``."""
-    return CleanOptions(**{**CleanConfig().model_dump(), **options})
+    limits = CleanConfig().model_dump(exclude={"nfkc"})
+    return CleanOptions(**{"normalizer": Normalizer(nfkc=False), **limits, **options})

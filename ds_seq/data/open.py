@@ -20,13 +20,13 @@ from ds_seq.plugins import find_plugin
 class SourceChoice(NamedTuple):
     """Which source, as a config names it."""
 
-    name: str = "shards"
+    name: str
     """One of `SOURCES`, or `package.module:Name`."""
     options: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of its own."""
 
 
-SHARDS = SourceChoice()
+SHARDS = SourceChoice("shards")
 
 
 def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> Source:

@@ -22,6 +22,7 @@ from tests.data.vocabulary import train_vocab
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.unit.runs.made import experiment, write_run
+from tests.values import SHARD_SIZE
 
 CPU = torch.device("cpu")
 TIMEOUT = 60.0
@@ -48,7 +49,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     write_toy(folder / "text", 40, 5)
     sides = folder / "text" / "train.en", folder / "text" / "train.de"
     vocab: SentencePieceTokenizer = train_vocab(sides, folder / "vocab.model", 130)
-    binarize(Tokenizers.shared(vocab), *sides, folder / "data", "train", languages=("en", "de"))
+    tokenizers, options = Tokenizers.shared(vocab), {"shard_size": SHARD_SIZE}
+    binarize(tokenizers, *sides, folder / "data", "train", languages=("en", "de"), **options)
     config = experiment({"max_positions": 90, "moe": {"num_experts": 4, "capacity_factor": None}})
     model = build_seq2seq(config.model, len(vocab), seed=3)
     write_run(folder / "run", config, vocab, {1: model})

@@ -24,7 +24,8 @@ PACKAGE = Path(ds_seq.__file__).parent
 OTHER_MEANINGS = {
     ("data/binarize.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",
-    ("data/vocab.py", "name"): "what messages call a vocabulary",
+    ("text/sentencepiece.py", "name"): "what messages call a vocabulary",
+    ("tasks/translation.py", "source"): "the source itself, not its section",
     ("distill/assembly.py", "workers"): "processes, of a command that has no such option",
     ("distributed.py", "size"): "number of processes, not of subwords",
     ("generation/pipeline.py", "workers"): "searches at a time; data.workers are processes",
@@ -38,12 +39,13 @@ PENDING = (
     "criterions/token_loss.py",
     "data/batching.py",
     "data/stream.py",
-    "data/vocab.py",
     "commands/options.py",
     "runs/export.py",
     "runs/open.py",
     "models/__init__.py",
-    "models/build.py",
+    "models/build/transformer.py",
+    "text/normalize.py",
+    "text/sentencepiece_training.py",
     "modules/attention.py",
 )
 

@@ -9,6 +9,7 @@ from benchmarks.widening import grow
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from tests.batches import score
 
 SMALL = {
     "d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 2,
@@ -38,9 +39,9 @@ def test_wider_and_deeper_the_logits_are_the_same() -> None:
     src = torch.randint(4, VOCAB, (3, 7))
     src[0, 5:] = 1  # padding
     tgt = torch.randint(4, VOCAB, (3, 5))
-    expected = small(src, tgt).logits
+    expected = score(small, src, tgt).logits
     assert expected.std() > 0.5
-    torch.testing.assert_close(large(src, tgt).logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(score(large, src, tgt).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_that_cannot_be_the_same_is_noticed() -> None:

@@ -210,6 +210,7 @@ def test_the_sentences_measured_are_from_all_over_the_data(lab: Path, tmp_path: 
             folder,
             "train",
             languages=("en", "de"),
+            shard_size=SHARD_SIZE,
         )
         dense = ("--dense", "--data", folder, "--max-tokens-measured", 100)
         assert _call(lab / "moe", "--out", folder / "out", *dense) == 0
@@ -241,6 +242,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
         other,
         "train",
         languages=("de", "en"),
+        shard_size=SHARD_SIZE,
     )
     data = ("--data", str(lab / "data"))
     cases: list[tuple[str, tuple[str, ...], str]] = [

@@ -206,6 +206,7 @@ def test_missing_text_is_named(vocab: SentencePieceTokenizer, tmp_path: Path) ->
             tmp_path,
             "x",
             languages=("a", "b"),
+            shard_size=SHARD_SIZE,
         )
 
 

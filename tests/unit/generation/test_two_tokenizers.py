@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.forced import Pair, score_pairs
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
-from ds_seq.generation.translate import BatchLimits, search_plan, translate
+from ds_seq.generation.translate import search_plan, translate
 from ds_seq.generation.words import replace_unknown
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -21,9 +21,11 @@ from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.search.sampling import Sampling
 from ds_seq.text.tokenizer import Symbols, Tokenizers
+from tests.batches import padded
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.unit.search.table_model import EOS, PAD, SYMBOLS, UNK, TableModel
+from tests.values import batch_limits, beam_search, draws
 
 CPU = torch.device("cpu")
 LINES = ["the man sees a house", "my sister reads", "", "a child"]
@@ -42,27 +44,27 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Tokenizers:
 
 @pytest.fixture(scope="module")
 def model(pair: Tokenizers) -> Seq2SeqTransformer:
-    config = ModelConfig(
+    config = TransformerConfig(
         d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=1, max_positions=64
     )
     return build_seq2seq(config, pair.size, seed=3).requires_grad_(False).eval()
 
 
 def search(pair: Tokenizers, num_best: int = 1) -> BeamSearch:
-    return BeamSearch(pair.symbols, beam=3, num_best=num_best, max_len_a=0, max_len_b=8)
+    return beam_search(pair.symbols, beam=3, num_best=num_best, max_len_a=0, max_len_b=8)
 
 
 def test_lines_are_encoded_with_one_and_decoded_with_the_other(
     pair: Tokenizers, model: Seq2SeqTransformer
 ) -> None:
-    found = translate(model, pair, LINES, search(pair), BatchLimits(), CPU)
+    found = translate(model, pair, LINES, search(pair), batch_limits(), CPU)
     assert found is not None
     for line, text in zip(LINES, found.lines, strict=True):
         if not line:
             assert text == ""
             continue
         src = torch.tensor([[*pair.source.encode(line), pair.source.symbols.eos]])
-        ((best,),) = search(pair).search(model, src)
+        ((best,),) = search(pair).search(model, *padded(src))
         assert text == pair.target.decode(best.tokens)
         assert text != pair.source.decode([i for i in best.tokens if i < len(pair.source)])
 
@@ -76,11 +78,11 @@ def test_every_format_spells_each_side_with_its_own(
             model,
             pair,
             search(pair, 2),
-            BatchLimits(),
+            batch_limits(),
             "truncate",
             form,  # type: ignore[arg-type]
             CPU,
-            steps=(Aligner([model], pair, BatchLimits(), CPU),),
+            steps=(Aligner([model], pair, batch_limits(), CPU),),
             align=True,
         )
         reading = translator.read(LINES)
@@ -132,7 +134,7 @@ class Started(TableModel):
         return super().decode_step(tokens, cache)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("sampling", [None, Sampling(seed=1)])
+@pytest.mark.parametrize("sampling", [None, draws(seed=1)])
 def test_a_decoder_begins_with_the_start_symbol_and_never_says_it(
     sampling: Sampling | None,
 ) -> None:
@@ -140,20 +142,20 @@ def test_a_decoder_begins_with_the_start_symbol_and_never_says_it(
     symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=start)
     model = Started(9)
     options = {"beam": 4, "num_best": 4, "max_len_a": 0, "max_len_b": 12, "sampling": sampling}
-    (found,) = BeamSearch(symbols, **options).search(  # type: ignore[arg-type]
-        model, torch.tensor([[5, 4, EOS]])
+    (found,) = beam_search(symbols, **options).search(  # type: ignore[arg-type]
+        model, *padded(torch.tensor([[5, 4, EOS]]))
     )
     assert model.first == [start] * 4
     assert all(start not in hypothesis.tokens for hypothesis in found)
-    again = BeamSearch(SYMBOLS, **options)  # type: ignore[arg-type]
-    (others,) = again.search(TableModel(9), torch.tensor([[5, 4, EOS]]))
+    again = beam_search(SYMBOLS, **options)  # type: ignore[arg-type]
+    (others,) = again.search(TableModel(9), *padded(torch.tensor([[5, 4, EOS]])))
     assert [one.tokens for one in others] != [one.tokens for one in found]
 
 
 def test_forced_scores_begin_with_the_start_symbol_too(model: Seq2SeqTransformer) -> None:
     symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=6)
-    wide = BeamSearch(symbols, beam=3, num_best=3, max_len_a=0, max_len_b=6)
-    (found,) = wide.search(model, torch.tensor([[5, 4, EOS]]))
+    wide = beam_search(symbols, beam=3, num_best=3, max_len_a=0, max_len_b=6)
+    (found,) = wide.search(model, *padded(torch.tensor([[5, 4, EOS]])))
     pairs = [Pair([5, 4, EOS], hypothesis.tokens) for hypothesis in found]
     for hypothesis, forced in zip(found, score_pairs(model, wide, pairs, CPU), strict=True):
         assert forced.score == pytest.approx(hypothesis.score, abs=1e-5)

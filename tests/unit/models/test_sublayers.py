@@ -19,6 +19,7 @@ from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.residual import Residual
 from ds_seq.moe.layer import MoeFeedForward
+from tests.batches import encode, score
 
 VOCAB, D, HEADS = 23, 16, 2
 DECAYS = torch.linspace(0.5, 0.95, D)
@@ -111,13 +112,13 @@ def walk(model: Seq2SeqTransformer, src: Tensor, beam: int, length: int) -> int:
     generator = torch.Generator().manual_seed(beam)
     history = torch.empty(len(src) * beam, 0, dtype=torch.int64)
     with torch.inference_mode():
-        cache = model.start_cache(model.encode(src), beam, max_length=length)
+        cache = model.start_cache(encode(model, src), beam, max_length=length)
         for step in range(length):
             tokens = torch.randint(4, VOCAB, (len(history),), generator=generator)
             history = torch.cat([history, tokens[:, None]], dim=1)
             logits = model.decode_step(tokens, cache)
             if step % 7 == 6 or step == length - 1:
-                full = model(src.repeat_interleave(beam, 0), history).logits[:, -1]
+                full = score(model, src.repeat_interleave(beam, 0), history).logits[:, -1]
                 torch.testing.assert_close(logits, full, atol=1e-5, rtol=1e-5)
             if step in (3, 30):
                 kept = torch.tensor([0, 3, 2] if step == 3 else [2, 1])
@@ -161,14 +162,14 @@ def test_a_bias_by_column_instead_of_position_is_wrong(build, pairs, monkeypatch
 def test_a_copied_cache_has_states_of_its_own(build, pairs):
     model = with_mixer(build(), Decay)
     with torch.inference_mode():
-        cache = model.start_cache(model.encode(pairs.src), 2, max_length=4)
+        cache = model.start_cache(encode(model, pairs.src), 2, max_length=4)
         first = torch.randint(4, VOCAB - 1, (8,))
         model.decode_step(first, cache)
         copied = copy.deepcopy(cache)
         copied.reorder(torch.arange(8).view(4, 2).flip(1).flatten())
         model.decode_step(first, copied)
         both = torch.stack([first, first + 1], dim=1)
-        expected = model(pairs.src.repeat_interleave(2, 0), both).logits[:, 1]
+        expected = score(model, pairs.src.repeat_interleave(2, 0), both).logits[:, 1]
         logits = model.decode_step(first + 1, cache)
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -217,7 +218,7 @@ def test_sublayers_that_show_nothing_leave_no_gap(build, pairs):
     """Maps are those of the layers that have them."""
     model = build()
     model.decoder.layers[0].self_attention = Decay()
-    layers = model(*pairs, detail="attention").layers
+    layers = score(model, *pairs, capture="attention").layers
     counts = [len(maps) for maps in layers[2:]]
     assert counts == [2, 1, 2]
 
@@ -228,6 +229,6 @@ def test_a_layer_may_have_two_sparse_sublayers(build, pairs):
     assert isinstance(sparse, MoeFeedForward)
     attention = model.encoder.layers[0].self_attention
     model.encoder.layers[0] = layer_of(self_attention=attention, first=sparse, second=sparse)
-    output = model(*pairs)
+    output = score(model, *pairs)
     assert model.moe_calls() == [sparse, sparse, sparse, model.decoder.layers[1].feed_forward]
     assert len(output.moe_stats) == 4

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ds_seq.config.model import ModelConfig
+from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.layer import MoeFeedForward
+from tests.batches import score
 from tests.unit.moe.made import D, make_layer
 
 
@@ -101,7 +102,7 @@ def test_nothing_is_kept_for_models_without_sigmoid_routers() -> None:
 
 def test_a_router_follows_the_load_of_all_its_calls() -> None:
     """A layer that is called three times learns from the sum: no call alone would move it so."""
-    config = ModelConfig.model_validate(
+    config = TransformerConfig.model_validate(
         {
             **{"d_model": D, "ffn_dim": 8, "num_heads": 2, "dropout": 0.0},
             **{"encoder_layers": 2, "decoder_layers": 1},
@@ -116,7 +117,7 @@ def test_a_router_follows_the_load_of_all_its_calls() -> None:
     src, tgt = torch.tensor([[5, 6, 7, 2], [8, 9, 2, 1]]), torch.tensor([[2, 4, 5], [2, 6, 1]])
     for _ in range(3):
         optimizer.zero_grad()
-        output = model(src, tgt, tgt != 1)
+        output = score(model, src, tgt)
         assert len(output.moe_stats) == 3
         before = torch.tensor(steps_of(layer))
         balancer.add(output.moe_stats)

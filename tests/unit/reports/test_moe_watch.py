@@ -11,6 +11,7 @@ from torch import nn
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
+from tests.batches import score
 
 
 def load(*layers: list[float]) -> dict[str, object]:
@@ -114,5 +115,5 @@ def test_each_call_of_a_layer_has_a_name() -> None:
     model.encoder.layers = nn.ModuleList([sparse, dense, sparse, sparse])
     names = ["encoder 0", "encoder 0 (call 2)", "encoder 0 (call 3)", "decoder 1"]
     assert layer_names(model) == names
-    output = model(*2 * (torch.tensor([[5, 6, 2]]),))
+    output = score(model, *2 * (torch.tensor([[5, 6, 2]]),))
     assert len(output.moe_stats) == len(names)

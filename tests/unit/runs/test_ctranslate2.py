@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from ds_seq.commands.export import main
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.runs.export import export, main
+from ds_seq.runs.export import export
 from ds_seq.runs.formats.ctranslate2 import EXPERIMENT_FILE
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import score

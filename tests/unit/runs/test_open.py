@@ -11,10 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ds_seq.commands.export import main
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.weights import fill
-from ds_seq.runs.export import export, main
+from ds_seq.runs.export import export
 from ds_seq.runs.open import (
     CONFIG_KEY,
     DTYPES,

@@ -141,9 +141,9 @@ def slow_beam_search(
 class WordTokenizer:
     """A tokenizer of the words w3, w4, ...; another word is `<unk>`, as is its id."""
 
-    bos_id, pad_id, eos_id, unk_id = BOS, PAD, EOS, UNK
     symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=EOS, bos=BOS)
-    hash = "of words"
+    fingerprint = "of words"
+    tag_ids: frozenset[int] = frozenset()
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -116,7 +116,13 @@ def test_a_beam_as_wide_as_the_space_finds_the_best_of_all(
         expected += list(zip(scores.tolist(), everything.tolist(), strict=True))
     for num_best in (1, 8, 84):
         search = beam_search(
-            SYMBOLS, 84, exponent, form, max_len_a=0, max_len_b=limit, num_best=num_best
+            SYMBOLS,
+            beam=84,
+            length_penalty=exponent,
+            length_penalty_form=form,
+            max_len_a=0,
+            max_len_b=limit,
+            num_best=num_best,
         )
         ((*found,),) = search.search(model, *pad([source]))
         best = sorted(expected, reverse=True)[:num_best]

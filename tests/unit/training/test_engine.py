@@ -72,6 +72,8 @@ def test_a_model_is_handed_the_inputs_and_what_to_capture(
         [{"params": [nn.Parameter(torch.zeros(1))]}],
         lambda update: 0.1,
         {"gradient_accumulation_steps": 1},
+        expert_parallel=1,
+        sparse_clip=False,
         capture=capture,
     )
     batch = batch_of(tokens, tokens)
