@@ -3,7 +3,7 @@
     python -m tests.system.toys.driver EXPERIMENT FOLDER
 
 The working folder holds the copy of `ds_seq`. Writes `FOLDER/PART.json` as soon as a toy
-is through: null, or what went wrong.
+is through: null, or what went wrong. One that has such a file already is left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from tests.batches import PAD, encode
 from tests.distributed.harness import run_distributed
-from tests.system.toys.inside import TOYS, Toy
+from tests.system.toys.inside import TOYS, Toy, result_file
 from tests.system.toys.life import live
 from tests.unit.models.test_sublayers import VOCAB, walk
 
@@ -65,9 +65,11 @@ def main(experiment: str, folder: str) -> None:
     assert Path(ds_seq.__file__).parent.samefile("ds_seq"), f"{ds_seq.__file__} is not the copy"
     for toy in TOYS:
         place = Path(folder) / toy.part.replace(" ", "_")
+        if result_file(toy, Path(folder)).exists():
+            continue
         place.mkdir()
         problem = check(toy, experiment, place)
-        place.with_suffix(".json").write_text(json.dumps(problem), encoding="utf-8")
+        result_file(toy, Path(folder)).write_text(json.dumps(problem), encoding="utf-8")
 
 
 if __name__ == "__main__":

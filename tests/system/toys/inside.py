@@ -386,15 +386,23 @@ TOYS = (
 
 
 def add(toy: Toy, package: Path) -> None:
-    """Make the changes of a toy in a copy of `ds_seq`.
+    """Make the changes of a toy in a copy of `ds_seq`, all or none.
 
     Raises:
         AssertionError: a text is not in its file, or several times.
     """
+    texts = {}
     for file, source in toy.modules.items():
-        assert not (package / file).exists(), file
-        (package / file).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        assert not (package / file).exists(), f"{file} exists"
+        texts[file] = source.read_text(encoding="utf-8")
     for file, old, new in toy.changes:
-        text = (package / file).read_text(encoding="utf-8")
+        text = texts.get(file) or (package / file).read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{file}: {text.count(old)} times {old!r}"
-        (package / file).write_text(text.replace(old, new), encoding="utf-8")
+        texts[file] = text.replace(old, new)
+    for file, text in texts.items():
+        (package / file).write_text(text, encoding="utf-8")
+
+
+def result_file(toy: Toy, folder: Path) -> Path:
+    """Where it is written how a toy fared."""
+    return folder / f"{toy.part.replace(' ', '_')}.json"
