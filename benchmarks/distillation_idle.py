@@ -20,7 +20,7 @@ class IdleTeacher(Criterion):
     """
 
     def __init__(self, teacher: str, label_smoothing: float) -> None:
-        self._model = load_run(teacher).model
+        self._model = load_run(teacher, "best").model
         self._base = CrossEntropy(label_smoothing, "fairseq")
 
     @torch.no_grad()

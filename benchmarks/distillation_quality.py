@@ -22,11 +22,13 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.yaml_file import to_yaml
 from ds_seq.errors import UserError
+from ds_seq.generation.build import build_limits, build_search
 from ds_seq.generation.translate import translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.runs.open import CONFIG_FILE, LoadedRun, find_checkpoint, load_run
+from ds_seq.runs.card import LoadedRun
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, find_checkpoint
+from ds_seq.runs.open import load_run
 from ds_seq.scores.scoring import Scorer
-from ds_seq.tasks import build_limits, build_search
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
@@ -227,7 +229,7 @@ def _results(quality: Quality) -> list[Result]:
     """Tests every run; the speed is that of the first seed, all kinds taking turns."""
     torch.set_num_threads(quality.threads)
     test = _short_test(quality)
-    runs = {(TEACHER, 0): load_run(quality.teacher)}
+    runs = {(TEACHER, 0): load_run(quality.teacher, "best")}
     for kind in STUDENTS:
         for seed in quality.seeds:
             runs[kind, seed] = load_run(quality.student(kind, seed), "last")
@@ -259,9 +261,9 @@ def _short_test(quality: Quality) -> _Test:
 
 
 def _translate(run: LoadedRun, sources: Sequence[str]) -> list[str]:
-    positions = run.config.model.max_positions
-    search = build_search(run.config.generation, run.tokenizers.symbols, positions)
-    limits = build_limits(run.config.generation, positions)
+    positions = run.model_config.max_positions
+    search = build_search(run.card.generation, run.tokenizers.symbols, positions)
+    limits = build_limits(run.card.generation, positions)
     model = cast(Seq2SeqTransformer, run.model)
     done = translate(model, run.tokenizers, sources, search, limits, torch.device("cpu"))
     assert done is not None, "one process gets all translations"

@@ -25,11 +25,12 @@ import deepspeed  # noqa: E402
 import torch  # noqa: E402
 from communication import CommunicationClock  # noqa: E402
 
-from ds_seq import train  # noqa: E402
+from ds_seq.commands import train  # noqa: E402
 from ds_seq.criterions.base import Criterion, Loss  # noqa: E402
 from ds_seq.data.batch import Batch  # noqa: E402
 from ds_seq.data.stream import BatchStream, StreamState  # noqa: E402
 from ds_seq.models.output import ModelOutput  # noqa: E402
+from ds_seq.training import run  # noqa: E402
 from ds_seq.training.trainer import Trainer  # noqa: E402
 from ds_seq.training.validation import Validator  # noqa: E402
 
@@ -199,7 +200,7 @@ class HeldTrainer(Trainer):
 
 def main() -> None:
     """Runs ``ds-seq train EXPERIMENT.yaml --overwrite``."""
-    train.Trainer = HeldTrainer  # type: ignore[attr-defined,assignment,misc]
+    run.Trainer = HeldTrainer  # type: ignore[attr-defined,assignment,misc]
     sys.exit(train.main([sys.argv[1], "--overwrite"]))
 
 

@@ -39,10 +39,11 @@ from parity_compare import REAL, Comparison, Difference, compare, count_causes, 
 from parity_recorded import write_recorded
 from parity_sides import Fairseq, Ours, Setting, Subject
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
-from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.runs.card import LoadedRun
+from ds_seq.runs.open import load_run
 
 BEAMS = (1, 4, 5, 10)
 LENGTH_PENALTIES = (0.6, 1.0, 1.2)
@@ -60,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
         print(write_recorded(python, SETTINGS, arguments.threads))
         return 0
     try:
-        run = load_run(arguments.run or _train(arguments.cache, arguments.tsv))
+        run = load_run(arguments.run or _train(arguments.cache, arguments.tsv), "best")
         sources = _sources(run, 100 if arguments.quick else arguments.sentences)
-        subject = Subject(run.model, run.config.model, run.tokenizers.size)
+        subject = Subject(run.model, run.model_config, run.tokenizers.size)
         fairseq = Fairseq(python, subject, arguments.threads)
         comparisons, differences = _compare(subject, fairseq, sources)
     except UserError as error:
@@ -121,7 +122,7 @@ def _train(cache: Path, tsv: Path | None) -> Path:
 
 def _sources(run: LoadedRun, count: int) -> list[list[int]]:
     """The first sentences of the run's test text, or of its validation text, as ids."""
-    folder, data = Path(run.config.data.dir), run.config.data
+    folder, data = Path(run.require_experiment().data.dir), run.require_experiment().data
     split = "test" if data.raw.test else "valid"
     dataset = ParallelDataset(
         ShardReader(folder, split, run.tokenizers.fingerprint),
@@ -163,7 +164,7 @@ def _body(
             ]
         )
     header = ["search", "same translation", "largest difference of scores", "differing"]
-    model = run.config.model
+    model = run.model_config
     remarks = (
         f"{len(sources)} sentences, {sum(map(len, sources)) / len(sources):.1f} tokens on average; "
         f"{model.encoder_layers} + {model.decoder_layers} layers, width {model.d_model}, "

@@ -39,12 +39,13 @@ from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
 from safetensors.torch import save_file
 from worker import Block, Worker
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.distributed import keep_freed_memory
 from ds_seq.errors import run_command
+from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.export import export
-from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.runs.open import load_run
 
 HERE = Path(__file__).resolve().parent
 OURS, FAIRSEQ, CTRANSLATE2 = "ds_seq", "fairseq", "CTranslate2"
@@ -157,7 +158,7 @@ def _compared(
 ) -> Section:
     """All systems with one model."""
     folder.mkdir()
-    run = load_run(path)
+    run = load_run(path, "best")
     sources, references = _text(run, count)
     python = str(make_fairseq_venv(arguments.cache / "fairseq-venv"))
     job = _job(arguments.threads, path, run, sources, folder)
@@ -198,7 +199,7 @@ def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     Returns:
         Ids of sources, without end symbols, and references.
     """
-    data = run.config.data
+    data = run.require_experiment().data
     reader = ShardReader(
         Path(data.dir), "test" if data.raw.test else "valid", run.tokenizers.fingerprint
     )
@@ -206,7 +207,7 @@ def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     tried = dataset.rows[:: max(len(dataset.rows) // (count + count // 8), 1)]
     pairs = [dataset.source[int(row)] for row in tried]
     sources = [src.tolist() for src, _ in pairs]
-    found = Ours(Subject(run.model, run.config.model, run.tokenizers.size)).search(
+    found = Ours(Subject(run.model, run.model_config, run.tokenizers.size)).search(
         sources, Setting(BEAM, 1.0)
     )
     ending = [i for i, ids in enumerate(sources) if len(found[i][0].tokens) < len(ids) + 10][:count]
@@ -219,9 +220,9 @@ def _job(
     threads: int, path: Path, run: LoadedRun, sources: list[list[int]], folder: Path
 ) -> dict[str, Any]:
     """What the children are told; writes the model as each of them reads it."""
-    export(path, folder / "ctranslate2", form="ctranslate2")
+    export(path, folder / "ctranslate2", "best", form="ctranslate2")
     weights = folder / "fairseq.safetensors"
-    save_file(fairseq_weights(run.model, run.config.model), weights)
+    save_file(fairseq_weights(run.model, run.model_config), weights)
     return {
         "threads": threads,
         "beam": BEAM,
@@ -232,7 +233,7 @@ def _job(
         "ctranslate2": str(folder / "ctranslate2"),
         "num_parameters": sum(p.numel() for p in run.model.parameters()),
         "fairseq": {
-            "flags": fairseq_flags(run.config.model),
+            "flags": fairseq_flags(run.model_config),
             "vocab_size": run.tokenizers.size,
             "first_position": FIRST_POSITION,
             "double": False,
@@ -287,7 +288,7 @@ def _section(
         for one in _differences(run, sources, answers[OURS], answers[name])
     ]
     versions = "; ".join(f"{worker.name}: {worker.versions}" for worker in workers)
-    model, tokens = run.config.model, sum(len(found.tokens) for found in answers[OURS])
+    model, tokens = run.model_config, sum(len(found.tokens) for found in answers[OURS])
     body = (
         f"{table(header, rows)}\n\n"
         f"Medians (and extremes) of {len(rounds)} rounds: {len(sources)} sentences of "
@@ -325,7 +326,7 @@ def _differences(
     run: LoadedRun, sources: list[list[int]], ours: list[Found], theirs: list[Found]
 ) -> list[str]:
     """Sentences that another system translates in another way, and why."""
-    subject = Subject(run.model, run.config.model, run.tokenizers.size, MOST)
+    subject = Subject(run.model, run.model_config, run.tokenizers.size, MOST)
     single, found = Ours(subject), []
     double = None
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):

@@ -45,7 +45,7 @@ class Growing:
 def length_section(settings: Growing) -> Section:
     """Time a token and peak memory of translations that may end nowhere else than at length L."""
     torch.set_num_threads(settings.threads)
-    model: Any = load_run(settings.run).model
+    model: Any = load_run(settings.run, "best").model
     pack_weights(model)  # as `ds-seq generate` does
     generator = torch.Generator().manual_seed(1)
     src = torch.randint(4, 1000, (SENTENCES, SOURCE), generator=generator)

@@ -18,10 +18,11 @@ from common import Goal, Section, Spread, table
 from plain import batch_limits, beam_search
 from turns import take_turns
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.generation.translate import cut_batches, search_batches
-from ds_seq.runs.open import DTYPES, LoadedRun, load_run
+from ds_seq.runs.card import LoadedRun
+from ds_seq.runs.open import DTYPES, load_run
 
 BEAM = 5
 BLEU_GOAL = 0.1  # how far it may move
@@ -50,7 +51,7 @@ class Halving:
 def half_section(settings: Halving) -> Section:
     """Sentences a second and BLEU of each precision."""
     runs = {
-        name: load_run(settings.run, device=settings.device, dtype=dtype)
+        name: load_run(settings.run, "best", device=settings.device, dtype=dtype)
         for name, dtype in DTYPES.items()
     }
     sources, references = _text(runs[_SINGLE], settings.sentences)
@@ -82,7 +83,7 @@ def half_section(settings: Halving) -> Section:
 
 def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     """Sources with their end symbols, and references as text."""
-    data = run.config.data
+    data = run.require_experiment().data
     reader = ShardReader(
         Path(data.dir), "test" if data.raw.test else "valid", run.tokenizers.fingerprint
     )
@@ -102,7 +103,7 @@ def _translation(
 ) -> Callable[[], None]:
     """Translates all; what was found stands in ``found[name]`` afterwards."""
     search = beam_search(
-        run.tokenizers.symbols, beam=BEAM, max_positions=run.config.model.max_positions
+        run.tokenizers.symbols, beam=BEAM, max_positions=run.model_config.max_positions
     )
     batches = cut_batches(np.array([len(ids) for ids in sources]), batch_limits(16384, 512))
     model: Any = run.model

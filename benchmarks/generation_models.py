@@ -55,13 +55,19 @@ def large_run(small: Path) -> Path:
     """Returns the folder of the large model that is as the small one, made unless it is there."""
     out = small.with_name("generation-large")
     if not out.exists():
-        run = load_run(small)
+        run = load_run(small, "best")
         sizes = {"d_model": WIDTH, "ffn_dim": INNER, "num_heads": HEADS}
         layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
         # rows of sines depend on the width: the small model's are taken along as trained ones
-        model = run.config.model.model_dump() | sizes | layers | {"positions": "learned"}
-        config = ExperimentConfig.model_validate(run.config.model_dump() | {"model": model})
-        large = build_seq2seq(config.model, run.tokenizers.size).requires_grad_(False).eval()
+        model = run.model_config.model_dump() | sizes | layers | {"positions": "learned"}
+        config = ExperimentConfig.model_validate(
+            run.require_experiment().model_dump() | {"model": model}
+        )
+        large = (
+            build_seq2seq(config.model, run.tokenizers.size, 1, 0, seed=1)
+            .requires_grad_(False)
+            .eval()
+        )
         grow(run.model, large)
         write_export(large, config, run.tokenizers, out)
     return out

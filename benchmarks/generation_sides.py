@@ -53,7 +53,7 @@ class Ours:
 
         keep_freed_memory()  # as every command of ds-seq does
         torch.set_num_threads(job["threads"])
-        self._model: Any = load_run(job["run"]).model
+        self._model: Any = load_run(job["run"], "best").model
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
         pack_weights(self._model, int8=job["int8"])
         self._search = beam_search(

@@ -20,8 +20,7 @@ from torch import Tensor
 from turns import take_turns
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.data.dataset import ParallelDataset
-from ds_seq.data.padding import Padded
+from ds_seq.data.batch import Padded, ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.generation.workers import default_workers, map_in_threads
@@ -155,7 +154,8 @@ def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, A
     """The two models that are compared, in evaluation mode."""
     if settings.trained is not None:
         runs = {
-            name: load_run(run) for name, run in zip((DENSE, MOE), settings.trained, strict=True)
+            name: load_run(run, "best")
+            for name, run in zip((DENSE, MOE), settings.trained, strict=True)
         }
         for name, run in runs.items():
             if run.tokenizers.fingerprint != vocab.fingerprint:
@@ -176,7 +176,7 @@ def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, A
 
 
 def _untrained(section: Mapping[str, Any], vocab: SentencePieceTokenizer) -> Seq2SeqTransformer:
-    model = build_seq2seq(TransformerConfig.model_validate(dict(section)), len(vocab))
+    model = build_seq2seq(TransformerConfig.model_validate(dict(section)), len(vocab), 1, 0, seed=1)
     pack_weights(model.requires_grad_(False).eval())
     return cast(Seq2SeqTransformer, model)
 

@@ -80,7 +80,9 @@ class Update:
                 "moe": {**moe, "capacity_factor": None},
             }
         )
-        self.encoder = build_seq2seq(config, vocab_size=8).encoder.train()
+        self.encoder = build_seq2seq(
+            config, vocab_size=8, expert_parallel=1, expert_parallel_rank=0, seed=1
+        ).encoder.train()
         self.optimizer = build_optimizer(AdamConfig(), parameter_groups(self.encoder, 0.0))
         generator = torch.Generator().manual_seed(1)
         shape = (growth.sentences, growth.length, growth.d_model)

@@ -69,7 +69,11 @@ def feed_forward(d_model: int, ffn_dim: int, num_experts: int | None) -> nn.Modu
             "moe": None if num_experts is None else {**moe, "capacity_factor": None},
         }
     )
-    layer = build_seq2seq(config, vocab_size=8).encoder.layers[0].feed_forward
+    layer = (
+        build_seq2seq(config, vocab_size=8, expert_parallel=1, expert_parallel_rank=0, seed=1)
+        .encoder.layers[0]
+        .feed_forward
+    )
     assert isinstance(layer, nn.Module)
     return layer.train()
 

@@ -43,7 +43,7 @@ _GAIN = 1.6  # an untrained model says nearly the same everywhere
 def tiny() -> Subject:
     """Returns an untrained model whose answers differ from sentence to sentence."""
     config = TransformerConfig.model_validate(_SIZES)
-    model = build_seq2seq(config, VOCAB, seed=_SEED).requires_grad_(False).eval()
+    model = build_seq2seq(config, VOCAB, 1, 0, seed=_SEED).requires_grad_(False).eval()
     for parameter in model.parameters():
         parameter.mul_(_GAIN)
     return Subject(model, config, VOCAB, MAX_LEN_B)

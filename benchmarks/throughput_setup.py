@@ -12,8 +12,8 @@ import numpy as np
 from experiments import Recipe
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
@@ -96,7 +96,9 @@ def _write_batches(config: ExperimentConfig, path: Path, num_updates: int) -> in
     vocab = SentencePieceTokenizer.load(folder / "vocab.model")
     reader = ShardReader(folder, "train", vocab.fingerprint)
     dataset = ParallelDataset(reader, config.data.max_source_length, config.data.max_target_length)
-    sampler = TokenBatchSampler(dataset.lengths, config.train.max_tokens, seed=config.train.seed)
+    sampler = TokenBatchSampler(
+        dataset.lengths, config.train.max_tokens, seed=config.train.seed, accumulate=1
+    )
     epochs = chain.from_iterable(sampler.epoch(number) for number in count(1))
     batches = list(islice(epochs, num_updates))
     source, target = reader.gather(dataset.rows)

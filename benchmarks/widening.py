@@ -14,7 +14,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from ds_seq.models.weights import model_tensors
+from ds_seq.weights.fill import model_tensors
 
 CLOSE = 1e-3  # between logits of the two, which are about 10
 _TABLE = "target_embedding.weight"

@@ -26,9 +26,9 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: str | Path, error: OSError) -> UserError:
     """The `UserError` for a file or folder that cannot be written."""
-    return UserError(f"{path}: cannot be written ({error.strerror or error})")
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 @contextmanager
@@ -92,9 +92,14 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed processes from a folder that nobody else writes to."""
-    for leftover in folder.glob(".*.tmp"):
+def remove_leftovers(folder: Path, pattern: str = "*") -> None:
+    """Remove the temporary files that killed processes have left in a folder.
+
+    Args:
+        folder: where they are.
+        pattern: of the names that they would have got, of files that nobody else writes.
+    """
+    for leftover in folder.glob(f".{pattern}.*.tmp"):
         remove(leftover)
 
 
@@ -129,19 +134,26 @@ def lock(file: BinaryIO, path: Path, option: str) -> None:
         pass  # a file system without locks
 
 
-def changed_settings(path: Path, settings: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that differ from those that unfinished work was begun with.
+def changed_settings(
+    path: Path, settings: Mapping[str, Any], key: str | None = None
+) -> dict[str, Any]:
+    """The settings that differ from those that unfinished work was begun with.
 
     Args:
         path: JSON file that `write_json` wrote when the work began.
         settings: those of now.
+        key: under which the file holds them; None where it holds nothing else.
+
+    Returns:
+        By name, what each of them was; None for a setting that there was not.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        old = content if key is None else content[key]
         names = {**old, **settings}
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, KeyError, OSError):
         raise UserError(f"{path}: damaged; remove {path.parent}") from None
-    return [name for name in names if old.get(name) != settings.get(name)]
+    return {name: old.get(name) for name in names if old.get(name) != settings.get(name)}

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.padding import Padded
+from ds_seq.data.batch import Batch, Padded, Seq2SeqInputs
 from ds_seq.models.output import EncoderOutput, ModelOutput
 from ds_seq.names import Capture
 

@@ -153,7 +153,8 @@ def trace(kind: str, folder: Path) -> list[str]:
     from ds_seq import cli
 
     assert cli.main(["prepare", str(experiment)]) == 0
-    from ds_seq import train  # imports DeepSpeed, in the way that ds_seq wants it
+    from ds_seq.config.load import load_experiment
+    from ds_seq.training.run import run_training  # imports DeepSpeed, in the way that ds_seq wants
 
     engine_class: Any = sys.modules["deepspeed.runtime.engine"].DeepSpeedEngine
     tracer = Tracer(Path(ds_seq.__file__).resolve().parent)
@@ -166,7 +167,7 @@ def trace(kind: str, folder: Path) -> list[str]:
     engine_class.backward = traced_backward
     try:
         tracer.start()
-        assert train.main([str(experiment)]) == 0
+        assert run_training(lambda: load_experiment(experiment)).update > 0
     finally:
         sys.setprofile(None)
         engine_class.backward = backward

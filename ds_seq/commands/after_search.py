@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -12,12 +11,11 @@ from ds_seq.commands.options import check_n_best
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.forced import Scorable
 from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.pipeline import Step
 from ds_seq.generation.translate import BatchLimits
-from ds_seq.runs.open import LoadedRun
+from ds_seq.runs.card import LoadedRun
 from ds_seq.search.hypotheses import Hypothesis
 
 _SAMPLES = 32
@@ -42,7 +40,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_result_arguments(args: argparse.Namespace) -> None:
-    """Refuse what does not go together; with ``--mbr``, turn sampling on."""
+    """Refuse what does not go together."""
     aligns = args.align or args.replace_unk
     if args.align and args.format == "text":
         raise UserError("--align: --format text has no place for it; say tsv, jsonl or fairseq")
@@ -62,8 +60,11 @@ def check_result_arguments(args: argparse.Namespace) -> None:
         return
     if args.samples_per_line is not None and args.samples_per_line < 2:
         raise UserError(f"--samples-per-line {args.samples_per_line}: at least 2 are compared")
-    if args.sampling is None:
-        args.sampling = "true"
+
+
+def result_settings(args: argparse.Namespace) -> dict[str, bool]:
+    """What the search needs for these options, by field: ``--mbr`` samples by default."""
+    return {"sampling": True} if args.mbr is not None and args.sampling is None else {}
 
 
 def num_hypotheses(args: argparse.Namespace, settings: GenerationConfig) -> int:
@@ -104,7 +105,7 @@ def build_steps(
     steps: list[Step] = []
     first = runs[0]
     if args.mbr is not None:
-        utility = build_utility(args.mbr, first.config.data.target_lang)
+        utility = build_utility(args.mbr, first.card.target_lang)
 
         def text(hypothesis: Hypothesis) -> str:
             return plain_text(first.tokenizers.target, hypothesis.tokens)
@@ -112,8 +113,7 @@ def build_steps(
         steps.append(MinimumRisk(utility, text, args.n_best))
     if args.align or args.replace_unk:
         layer = None if args.align_layer is None else args.align_layer - 1
-        models = [cast(Scorable, run.model) for run in runs]
-        aligner = Aligner(models, first.tokenizers, limits, device, layer)
+        aligner = Aligner([run.seq2seq for run in runs], first.tokenizers, limits, device, layer)
         aligner.check()
         steps.append(aligner)
     return tuple(steps)

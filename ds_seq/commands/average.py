@@ -8,16 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.errors import UserError
-from ds_seq.models.weights import (
-    CHECKPOINTS,
-    INDEX_FILE,
-)
 from ds_seq.runs.average import NOTE_KEY, Part, average, listed_parts, named_part
 from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.open import (
-    DTYPES,
-    EXPORT_SUFFIX,
-)
+from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
+from ds_seq.runs.open import DTYPES
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     model = average([part.run for part in parts]).to(DTYPES[options.dtype])
     first = parts[0].run
     notes = {NOTE_KEY: _note(parts)}
-    path = write_export(model, first.config, first.tokenizers, options.out, notes)
+    path = write_export(model, first.require_experiment(), first.tokenizers, options.out, notes)
     print("\n".join(map(_line, parts)))
     print(f"{path}: mean of {len(parts)}, {path.stat().st_size / 1e6:,.1f} MB")
     return 0
@@ -78,7 +73,7 @@ def _line(part: Part) -> str:
     if part.update is not None:
         words.append(f"update {part.update:,}")
     if part.score is not None:
-        words.append(f"{part.run.config.validation.best} {part.score:.4g}")
+        words.append(f"{part.run.require_experiment().validation.best} {part.score:.4g}")
     return "  ".join(words)
 
 
@@ -86,7 +81,7 @@ def _note(parts: Sequence[Part]) -> str:
     return json.dumps(
         [
             {
-                "experiment": part.run.config.name,
+                "experiment": part.run.card.name,
                 "name": part.path.absolute().name,
                 "update": part.update,
                 "score": part.score,

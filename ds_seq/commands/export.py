@@ -8,12 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from ds_seq.runs.export import ExportFormat, export
-from ds_seq.runs.open import (
-    CONFIG_FILE,
-    DTYPES,
-    EXPORT_FILE,
-    EXPORT_SUFFIX,
-)
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, EXPORT_SUFFIX
+from ds_seq.runs.open import DTYPES
 from ds_seq.text.vocab_file import VOCAB_FILE
 
 

@@ -12,9 +12,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from ds_seq import distributed
 from ds_seq.commands.options import (
@@ -22,8 +21,7 @@ from ds_seq.commands.options import (
     add_search_arguments,
     check_expert_parallel,
     check_n_best,
-    load_model,
-    parse_device,
+    chosen_device,
     search_settings,
 )
 from ds_seq.errors import UserError
@@ -31,9 +29,9 @@ from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
 from ds_seq.generation.translate import search_plan
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.runs.decoding import run_translator
+from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.tasks import build_limits, build_search
 from ds_seq.text.lines import STANDARD, decode_line, write_lines
 
 _PROMPT = "> "
@@ -167,20 +165,14 @@ def _load(args: argparse.Namespace) -> _Speaker:
     if world.size > 1:
         raise UserError(f"{world.size} processes cannot talk to one terminal; start a single one")
     check_expert_parallel(args.expert_parallel, world.size)
-    device = world.device if args.device is None else parse_device(args.device)
-    run = load_model(args.run, args.checkpoint, args.dtype, device)
-    settings = search_settings(run.config, args)
+    device = chosen_device(args, world)
+    run = load_packed(args.run, args.checkpoint, args.dtype, device)
+    settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
-    max_positions = run.config.model.max_positions
-    search = build_search(settings, run.tokenizers.symbols, max_positions)
-    search = replace(search, num_best=args.n_best)
-    limits = build_limits(settings, max_positions)
-    model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
-    translator = Translator(
-        model, run.tokenizers, search, limits, long_lines="truncate", form="text", device=device
-    )
+    translator = run_translator([run], settings, device, num_best=args.n_best)
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
-    return _Speaker(translator, Aligner([model], run.tokenizers, limits, device), width)
+    aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
+    return _Speaker(translator, aligner, width)
 
 
 def _typed(terminal: bool) -> Iterator[bytes]:

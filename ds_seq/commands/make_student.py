@@ -2,8 +2,7 @@
 
     ds-seq make-student runs/teacher --out runs/student --encoder-layers 6 --decoder-layers 3
 
-Shrink and fine-tune (Shleifer and Rush, 2020, "Pre-trained Summarization Distillation",
-arXiv:2010.13002). The student is an export like any other: it translates as it is, and
+See `ds_seq.surgery.student`. The student is an export like any other: it translates as it is, and
 `config.yaml` in its folder is the experiment of its fine-tuning.
 """
 
@@ -15,42 +14,24 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ds_seq import distributed
-from ds_seq.config.criterion import CrossEntropyConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.data.batch import Batch
-from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.open import open_shards
-from ds_seq.data.progress import Progress
-from ds_seq.data.source import TARGET
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
 from ds_seq.names import STACKS, Stack
+from ds_seq.runs.card import StoredRun
 from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.open import (
-    CONFIG_FILE,
-    DTYPES,
-    EXPORT_SUFFIX,
-    LoadedRun,
-    StoredRun,
-    load_run,
-    open_run,
-)
-from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
-from ds_seq.surgery.prune import moe_layers
-from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
-
-STUDENT_KEY = "ds_seq.student"
-"""In the header of the weights file: JSON with the ``teacher``'s weights, the layers that those of
-``encoder`` and ``decoder`` are copies of, and the share of each expert in layers ``merged``."""
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_SUFFIX
+from ds_seq.runs.open import DTYPES, load_run, open_run
+from ds_seq.surgery.shrink import CopiedLayers, student_config
+from ds_seq.surgery.student import Sample, fine_tuning, spread_sample, student_of
 
 _MAPS: dict[str, LayerMap] = {
     "table": copy_map,
@@ -59,44 +40,30 @@ _MAPS: dict[str, LayerMap] = {
 }
 
 
-def fine_tuning(student: ExperimentConfig, out: Path) -> ExperimentConfig:
-    """The experiment that starts with the student in ``out``; its run folder is another one."""
-    stem = out.name.removesuffix(EXPORT_SUFFIX)
-    name = re.sub(r"[^\w.+-]", "_", stem) + "-tuned"
-    start = {"init_from": str(out), "init_checkpoint": "best", "upcycle_noise": 0.0}
-    train = student.train.model_copy(update=start)
-    return student.model_copy(update={"name": name, "run_dir": None, "train": train})
-
-
 def main(argv: Sequence[str]) -> int:
     """Command line of ``ds-seq make-student``."""
     options = _parser().parse_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
     stored = open_run(options.run, options.checkpoint)
-    layers = _chosen(options, stored.config.model)
+    experiment = stored.require_experiment()
+    layers = _chosen(options, stored.model_config)
     sample = _sample(options, stored)
-    config = fine_tuning(student_config(stored.config, layers, options.dense), options.out)
+    config = fine_tuning(student_config(experiment, layers, options.dense), options.out)
     device = distributed.World().device if options.dense else torch.device("cpu")
     run = load_run(options.run, options.checkpoint, device, torch.float32)
-    use = {} if sample is None else _measure(run, sample, layers, device)
-    experts = moe_layers(run.model)
-    merged = {name: merge_experts(experts[name], found) for name, found in use.items()}
-    student = make_student(run.model, config, run.tokenizers.size, layers, merged)
-    shares = {name: found.shares.tolist() for name, found in use.items()}
-    record = {"teacher": str(run.source), **layers._asdict(), "merged": shares}
-    notes = {STUDENT_KEY: json.dumps(record)}
-    student.to(DTYPES[options.dtype])
-    path = write_export(student, config, run.tokenizers, options.out, notes)
+    student = student_of(run, config, layers, sample, device)
+    student.model.to(DTYPES[options.dtype])
+    path = write_export(student.model, config, run.tokenizers, options.out, student.notes)
     for stack in STACKS:
-        of_depth = f"of {run.config.model.layers_of(stack)}"
+        of_depth = f"of {run.model_config.layers_of(stack)}"
         print(f"{stack:10}  layers {' '.join(map(str, layers.of(stack)))}  {of_depth}")
-    for name, values in shares.items():
+    for name, values in student.shares.items():
         print(f"{name}  {' '.join(f'{share:.1%}' for share in values)}")
-    old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, student))
+    old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, student.model))
     print(f"parameters  {old:,} -> {new:,} ({new / old:.1%} of the teacher's)")
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
-    print("\n".join(_next_commands(options, run.config, config)))
+    print("\n".join(_next_commands(options, experiment, config)))
     return 0
 
 
@@ -180,58 +147,20 @@ def _ids(stack: Stack, text: str, limit: int) -> list[int]:
     return ids
 
 
-class _Sample(NamedTuple):
-    """Some pairs of a data set."""
-
-    dataset: ParallelDataset
-    pairs: NDArray[np.int64]
-
-
-def _sample(options: argparse.Namespace, stored: StoredRun) -> _Sample | None:
+def _sample(options: argparse.Namespace, stored: StoredRun) -> Sample | None:
     """What experts are measured on."""
     if not options.dense:
         if options.data is not None:
             raise UserError("--data is what --dense measures experts on; give both or none of them")
         return None
-    if stored.config.model.moe is None:
+    if stored.model_config.moe is None:
         raise UserError(f"{options.run}: is a dense model, there are no experts to merge (--dense)")
     if options.data is None:
         raise UserError("--dense measures how much each expert is used: give --data SHARDS as well")
     if options.max_tokens_measured < 1:
         raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
     source = open_shards(options.data, options.split, stored.tokenizers.fingerprint)
-    data = stored.config.data
-    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
-    tokens = int(dataset.lengths[:, TARGET].sum())
-    count = min(max(len(dataset) * options.max_tokens_measured // tokens, 1), len(dataset))
-    spread = (np.arange(count) + 0.5) * len(dataset) / count
-    return _Sample(dataset, spread.astype(np.int64))
-
-
-def _measure(
-    run: LoadedRun, sample: _Sample, layers: CopiedLayers, device: torch.device
-) -> dict[str, ExpertUse]:
-    """How the experts of the layers that are copied are used, by name of the layer."""
-    sparse = {stack: run.config.model.moe_layers(stack) for stack in STACKS}
-    names = [
-        f"{stack}.layers.{layer}.feed_forward"
-        for stack in STACKS
-        for layer in sparse[stack]
-        if layer in layers.of(stack)
-    ]
-    batches = (batch.to(device) for batch in _batches(run, sample))
-    return measure_use(run.model, batches, names) if names else {}
-
-
-def _batches(run: LoadedRun, sample: _Sample) -> Iterator[Batch]:
-    dataset, pairs = sample
-    train = run.config.train
-    lengths = dataset.lengths[pairs]
-    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
-    with Progress("measure experts", len(pairs)) as progress:
-        for indices in sampler.epoch(0):
-            yield dataset.collate(pairs[indices], run.tokenizers.symbols)
-            progress(len(indices))
+    return spread_sample(source, stored.card, options.max_tokens_measured)
 
 
 def _next_commands(
@@ -247,9 +176,7 @@ def _next_commands(
         file, changes = options.out / CONFIG_FILE, iter(())
     words = [shlex.quote(word) for word in (str(file), *changes)]
     yield f"fine-tune:         {train} {' '.join(words)}"
-    criterion, key = student.criterion, "criterion"
-    if isinstance(criterion, ModelAndBaseConfig):
-        criterion, key = criterion.base, "criterion.base"
+    key, criterion = student.base_criterion
     if isinstance(criterion, CrossEntropyConfig):
         section = {"name": "distillation", "teacher": str(options.run)}
         if options.checkpoint != "best":

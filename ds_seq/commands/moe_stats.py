@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
 from ds_seq.data.source import SOURCE, Source
@@ -28,7 +28,8 @@ from ds_seq.errors import UserError
 from ds_seq.reports.heat_map import draw_heat_map, save_picture
 from ds_seq.reports.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
 from ds_seq.reports.moe_watch import layer_names
-from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.runs.card import LoadedRun
+from ds_seq.runs.open import load_run
 from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
 
@@ -59,8 +60,8 @@ def main(argv: Sequence[str]) -> int:
     if not names:
         raise UserError(f"{args.run}: is a dense model; moe-stats needs one with experts")
     source = open_shards(args.data, args.split, run.tokenizers.fingerprint)
-    data = run.config.data
-    dataset = ParallelDataset(source, data.max_source_length, data.max_target_length)
+    sizes = run.card.sizes
+    dataset = ParallelDataset(source, sizes.max_source_length, sizes.max_target_length)
     groups = languages(source, dataset.rows, run.tokenizers.source)
     measured = _measure(run, dataset, groups, args.max_batches, device)
     if args.out is not None:
@@ -133,9 +134,9 @@ def _batches(
     run: LoadedRun, dataset: ParallelDataset, places: NDArray[np.int64], max_batches: int | None
 ) -> list[NDArray[np.int64]]:
     """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
-    train = run.config.train
+    sizes = run.card.sizes
     lengths = dataset.lengths[places]
-    sampler = TokenBatchSampler(lengths, train.max_tokens, train.max_sentences, shuffle=False)
+    sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
     batches = [places[indices] for indices in sampler.epoch(0)]
     if max_batches is None or max_batches >= len(batches):
         return batches
@@ -178,10 +179,7 @@ def _record(
 
 def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> None:
     panels = [load_panel(group.title(), group.figures, names) for group in measured]
-    try:
-        save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    save_picture(path, draw_heat_map([panel for panel in panels if panel is not None]))
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
-from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.config.messages import findings
+from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.models.packing import pack_weights
-from ds_seq.runs.open import DTYPES, LoadedRun, load_run
-
-INT8 = "int8"
-"""Among the number formats of `add_loading_arguments`: weights of 8 bits, see `pack_weights`."""
+from ds_seq.generation.build import changed_settings
+from ds_seq.runs.card import ModelCard
+from ds_seq.runs.open import DTYPES, INT8
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,30 +38,6 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
         help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
     # The deepspeed launcher puts it before all other arguments; the environment says the same.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-
-
-def load_model(
-    run: str, checkpoint: str, dtype: str | None, device: torch.device, expert_parallel: int = 1
-) -> LoadedRun:
-    """Load a model that is to be called very often; its weights are packed.
-
-    Args:
-        run: see `load_run`.
-        checkpoint: likewise.
-        dtype: what ``--dtype`` of `add_loading_arguments` says.
-        device: where the model goes.
-        expert_parallel: see `load_run`.
-
-    Raises:
-        UserError: see `load_run`; or ``--dtype int8`` where there are no kernels for it.
-    """
-    precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
-    loaded = load_run(run, checkpoint, device, precision, expert_parallel)
-    try:
-        pack_weights(loaded.model, dtype == INT8)
-    except ValueError as error:
-        raise UserError(f"--dtype {dtype}: {error}; choose another one") from None
-    return loaded
 
 
 def add_search_arguments(
@@ -109,20 +82,31 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def search_settings(config: ExperimentConfig, args: argparse.Namespace) -> GenerationConfig:
-    """The search of an experiment, changed as the command line says."""
+def chosen_device(args: argparse.Namespace, world: World) -> torch.device:
+    """The device of ``--device``, by default that of this process."""
+    return world.device if args.device is None else parse_device(args.device)
+
+
+def search_settings(
+    card: ModelCard, args: argparse.Namespace, more: Mapping[str, Any] = MappingProxyType({})
+) -> GenerationConfig:
+    """The search of a model, changed as the command line says.
+
+    Args:
+        card: of the model.
+        args: with the options of `add_search_arguments`.
+        more: what other options say of the search, by field.
+
+    Raises:
+        UserError: a value is wrong.
+    """
     given = {
         name: value
         for name, value in vars(args).items()
         if name in GenerationConfig.model_fields and value is not None
     }
-    data: dict[str, Any] = config.model_dump(mode="json")
-    data["generation"] |= given
-    try:
-        return ExperimentConfig.model_validate(data).generation
-    except ValidationError as error:
-        # the option names the key, so that the key itself would say it twice
-        messages = [
-            f"--{path[-1]}: ".replace("_", "-") + message for path, message in findings(error, data)
-        ]
-        raise UserError("\n".join(messages)) from None
+    return changed_settings(card.generation, given | dict(more), _option)
+
+
+def _option(name: str) -> str:
+    return f"--{name}".replace("_", "-")

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ds_seq import files
 from ds_seq.config.data import DataConfig, SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
@@ -34,7 +35,7 @@ from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
-from ds_seq.text.lines import PairPath, count_pairs, fingerprint
+from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
@@ -200,7 +201,7 @@ class _Step:
         self._path = path
         self._outputs = outputs
         self._made_from = {
-            "inputs": [fingerprint(file) for file in inputs],
+            "inputs": [text_fingerprint(file) for file in inputs],
             "options": options,
         }
 
@@ -217,7 +218,7 @@ class _Step:
         return (
             record is not None
             and all(file.exists() for file in self._outputs)
-            and record.get("outputs") == [fingerprint(file) for file in self._outputs]
+            and record.get("outputs") == [files.fingerprint(file) for file in self._outputs]
         )
 
     def result_of_last_time(self) -> dict[str, Any] | None:
@@ -232,7 +233,7 @@ class _Step:
         """Writes down that the step has been done."""
         record = {
             "made_from": self._made_from,
-            "outputs": [fingerprint(file) for file in self._outputs],
+            "outputs": [files.fingerprint(file) for file in self._outputs],
             "result": result,
         }
-        self._path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        files.write_json(self._path, record)

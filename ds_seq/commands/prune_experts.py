@@ -5,23 +5,22 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError
-from ds_seq.generation.translate import BatchLimits, translate
-from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.generation.translate import translate
+from ds_seq.runs.card import LoadedRun, ModelCard
+from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.open import DTYPES, LoadedRun, load_run
+from ds_seq.runs.open import DTYPES, load_run
 from ds_seq.scores.scoring import Score, Scorer
 from ds_seq.surgery.prune import Ids, best_experts, importance, parse_keep, prune
-from ds_seq.tasks import build_limits, build_search
-from ds_seq.tasks.translation import RawSplit, read_raw
+from ds_seq.tasks.translation import read_raw
 from ds_seq.text.lines import check_counts, read_lines, read_parallel
 from ds_seq.text.normalize import Normalizer
 
@@ -42,16 +41,18 @@ def main(argv: Sequence[str]) -> int:
     distributed.keep_freed_memory()
     device = distributed.World().device
     run = load_run(options.run, options.checkpoint, device, torch.float32)
-    keep = parse_keep(options.keep, run.model, run.config)
-    texts = _read(options, run.config)
-    scorer = Scorer(run.config.data.target_lang)
+    experiment = run.require_experiment()
+    keep = parse_keep(options.keep, run.model, experiment)
+    texts = _read(options, run.card)
+    scorer = Scorer(run.card.target_lang)
     pairs = _pairs(run, texts, device)
-    found = importance(run.model, pairs, run.tokenizers.symbols, _limits(run.config), device)
+    limits = run_decoding([run], run.card.generation).limits
+    found = importance(run.model, pairs, run.tokenizers.symbols, limits, device)
     kept = best_experts(found, keep)
-    smaller, config = prune(run.model, run.config, run.tokenizers.size, kept)
+    smaller, config = prune(run.model, experiment, run.tokenizers.size, kept)
     before = _score(run, texts, scorer, device, "translate, all experts")
     smaller.to(device)
-    pruned = LoadedRun(config, run.tokenizers, smaller, options.out)
+    pruned = LoadedRun(run.card, config.model, smaller, options.out, config)
     after = _score(pruned, texts, scorer, device, "translate, pruned")
     smaller.to("cpu", DTYPES[options.dtype])
     path = write_export(smaller, config, run.tokenizers, options.out)
@@ -87,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(options: argparse.Namespace, config: ExperimentConfig) -> _Texts:
+def _read(options: argparse.Namespace, card: ModelCard) -> _Texts:
     calibration = read_lines(options.calibration)
-    if not any(map(Normalizer(), calibration)):
+    if not any(map(Normalizer(nfkc=False), calibration)):
         raise UserError(f"{options.calibration}: has no text to calibrate on")
     target = None
     if options.calibration_target is not None:
@@ -99,8 +100,8 @@ def _read(options: argparse.Namespace, config: ExperimentConfig) -> _Texts:
         raise UserError("--input and --reference belong together: give both or none of them")
     if options.input is not None:
         source, reference = read_parallel(options.input, options.reference)
-    elif config.data.raw.test:
-        text = read_raw("test", [RawSplit(p.source, p.target) for p in config.data.raw.test])
+    elif card.test:
+        text = read_raw("test", card.test)
         source, reference = text.source, text.target
     else:
         raise UserError("data.raw.test: names no text; give --input FILE and --reference FILE")
@@ -119,19 +120,13 @@ def _pairs(run: LoadedRun, texts: _Texts, device: torch.device) -> list[Ids]:
     return [(source, output) for source, output in zip(sources, targets, strict=True) if source]
 
 
-def _limits(config: ExperimentConfig) -> BatchLimits:
-    return build_limits(config.generation, config.model.max_positions)
-
-
 def _translations(
     run: LoadedRun, lines: Sequence[str], device: torch.device, label: str
 ) -> list[str]:
-    config = run.config
-    search = build_search(config.generation, run.tokenizers.symbols, config.model.max_positions)
-    model = cast(Seq2SeqTransformer, run.model)  # or an external model with the same methods
+    _, search, limits = run_decoding([run], run.card.generation)
     with Progress(label, len(lines), "sentences") as progress:
         found = translate(
-            model, run.tokenizers, lines, search, _limits(config), device, progress=progress
+            run.seq2seq, run.tokenizers, lines, search, limits, device, progress=progress
         )
     assert found is not None, "one process has all lines"
     return found.lines

@@ -12,28 +12,21 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple, cast
-
-import numpy as np
-import torch
 
 from ds_seq import distributed
 from ds_seq.commands.options import (
     add_model_arguments,
     add_search_arguments,
-    load_model,
-    parse_device,
+    chosen_device,
     search_settings,
 )
 from ds_seq.errors import UserError
-from ds_seq.generation.forced import Pair, Scorable, score_pairs
 from ds_seq.generation.output import LineWriter, OutputFormat
-from ds_seq.generation.translate import BatchLimits, cut_batches
-from ds_seq.search.beam_search import BeamSearch
+from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
+from ds_seq.runs.decoding import run_decoding
+from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.tasks import build_limits, build_search
 from ds_seq.text.lines import (
     STANDARD,
     check_counts,
@@ -42,7 +35,7 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
-from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+from ds_seq.text.tokenizer import Tokenizer
 
 _FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
 _OPTIONS = (
@@ -54,37 +47,6 @@ _OPTIONS = (
     "max_sentences",
 )
 """Fields of the experiment's `generation` that a score depends on, and the size of a batch."""
-_NO_TEXT = Hypothesis([], 0.0, [])
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """How pairs are scored."""
-
-    model: Scorable
-    search: BeamSearch
-    limits: BatchLimits
-    device: torch.device
-
-
-class _Row(NamedTuple):
-    """A translation that is to be scored."""
-
-    line: int
-    """Of the source, from 0."""
-    text: str
-    """Normalized."""
-    where: int
-    """Line of the file that it stands in, from 1."""
-
-
-class _Work(NamedTuple):
-    """What is scored."""
-
-    pairs: dict[int, Pair]
-    """By row, from 0; those without any text are missing."""
-    cut: list[int]
-    """Lines, from 1, of which the model takes only the beginning of the source."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,30 +55,24 @@ def main(argv: Sequence[str]) -> int:
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args)
-            device = world.device if args.device is None else parse_device(args.device)
+            device = chosen_device(args, world)
             source = read_lines(args.source)
             target = read_lines(args.hypotheses)
-            run = load_model(args.run, args.checkpoint, args.dtype, device)
-            settings = search_settings(run.config, args)
-            max_positions = run.config.model.max_positions
+            run = load_packed(args.run, args.checkpoint, args.dtype, device)
+            decoding = run_decoding([run], search_settings(run.card, args))
             rows = _rows(args, source, target, run.tokenizers.target)
             source = [run.tokenizers.source.normalize(line) for line in source]
-            work = _encode(run.tokenizers, source, rows, args.hypotheses, max_positions)
-            scorer = _Scorer(
-                cast(Scorable, run.model),
-                build_search(settings, run.tokenizers.symbols, max_positions),
-                build_limits(settings, max_positions),
-                device,
-            )
+            max_positions = decoding.limits.max_source_length
+            encoded = encode_rows(run.tokenizers, source, rows, args.hypotheses, max_positions)
+            score = PairScorer(run.seq2seq, decoding.search, decoding.limits, device)
         started = time.monotonic()
-        scored = _score(scorer, work.pairs, world.rank, world.size)
-        if scored is not None:
-            found = [scored.get(number, _NO_TEXT) for number in range(len(rows))]
+        found = score(encoded, world.rank, world.size)
+        if found is not None:
             writer = LineWriter(args.format, run.tokenizers, source)
             by_line = groupby(zip(rows, found, strict=True), key=lambda pair: pair[0].line)
             output = [writer(line, [one for _, one in group]) for line, group in by_line]
             write_lines(args.output, output)
-            _report(found, work.cut, time.monotonic() - started)
+            _report(found, encoded.cut, time.monotonic() - started)
     return 0
 
 
@@ -163,7 +119,7 @@ def _rows(
     source: Sequence[str],
     target: Sequence[str],
     tokenizer: Tokenizer,
-) -> list[_Row]:
+) -> list[Row]:
     """The translations, those of a line of the source one after the other.
 
     Raises:
@@ -171,8 +127,8 @@ def _rows(
     """
     if args.hypotheses_format == "text":
         check_counts(source, args.source, target, args.hypotheses)
-        return [_Row(n, tokenizer.normalize(text), n + 1) for n, text in enumerate(target)]
-    rows: list[_Row] = []
+        return [Row(n, tokenizer.normalize(text), n + 1) for n, text in enumerate(target)]
+    rows: list[Row] = []
     for where, row in enumerate(target, 1):
         number, *others = row.split("\t")
         if len(others) < 2 or not number.isdecimal() or not 1 <= int(number) <= len(source):
@@ -185,57 +141,8 @@ def _rows(
                 f"{args.hypotheses}: line {where}: line {number} of the source comes after line "
                 f"{rows[-1].line + 1}; sort by line numbers"
             )
-        rows.append(_Row(int(number) - 1, tokenizer.normalize(others[1]), where))
+        rows.append(Row(int(number) - 1, tokenizer.normalize(others[1]), where))
     return rows
-
-
-def _encode(
-    tokenizers: Tokenizers,
-    source: Sequence[str],
-    rows: Sequence[_Row],
-    name: str,
-    max_positions: int,
-) -> _Work:
-    """Ids of both sides, the source cut as ``ds-seq generate`` cuts it.
-
-    Raises:
-        UserError: a translation is longer than the model can take: part of it has no score.
-    """
-    work = _Work({}, [])
-    end = tokenizers.source.symbols.eos
-    sources = tokenizers.source.encode_lines(source)
-    targets = tokenizers.target.encode_lines([row.text for row in rows])
-    for number, (row, own) in enumerate(zip(rows, targets, strict=True)):
-        ids = sources[row.line]
-        if len(own) >= max_positions:
-            raise UserError(
-                f"{name}: line {row.where}: has {len(own):,} pieces; the model takes "
-                f"{max_positions - 1:,}; shorten or remove it"
-            )
-        if ids or own:
-            work.pairs[number] = Pair([*ids[: max_positions - 1], end], own)
-    work.cut.extend(n for n, ids in enumerate(sources, 1) if len(ids) >= max_positions)
-    return work
-
-
-def _score(
-    scorer: _Scorer, pairs: dict[int, Pair], rank: int, world_size: int
-) -> dict[int, Hypothesis] | None:
-    """Score this process's share of the pairs; returns all of them on rank 0, None on others."""
-    rows = np.array(list(pairs), np.int64)
-    lengths = [max(len(pair.source), len(pair.target) + 1) for pair in pairs.values()]
-    done: dict[int, Hypothesis] = {}
-    # whole batches are dealt out, so that the last digit of a score depends on no number of ranks
-    for batch in cut_batches(np.array(lengths, np.int64), scorer.limits)[rank::world_size]:
-        numbers = rows[batch].tolist()
-        found = score_pairs(
-            scorer.model, scorer.search, [pairs[row] for row in numbers], scorer.device
-        )
-        done.update(zip(numbers, found, strict=True))
-    shares = distributed.gather_objects(done)
-    if shares is None:
-        return None
-    return {row: one for share in shares for row, one in share.items()}
 
 
 def _report(found: Sequence[Hypothesis], cut: Sequence[int], seconds: float) -> None:

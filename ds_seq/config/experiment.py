@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints, ValidationInfo, model_validator
 
 from ds_seq.config.base import Config, FieldErrors
 from ds_seq.config.criterion import (
+    BaseCriterionConfig,
     CriterionConfig,
     CrossEntropyConfig,
     DistillationConfig,
@@ -71,6 +72,19 @@ class ExperimentConfig(Config):
     def run_folder(self) -> Path:
         """Where the run keeps its files."""
         return Path(self.run_dir) if self.run_dir is not None else Path("runs") / self.name
+
+    @property
+    def base_criterion(self) -> tuple[str, BaseCriterionConfig]:
+        """The criterion on the translations and its key, wherever in `criterion` it is."""
+        if isinstance(self.criterion, ModelAndBaseConfig):
+            return "criterion.base", self.criterion.base
+        return "criterion", self.criterion
+
+    @property
+    def distillation(self) -> DistillationConfig | None:
+        """The base criterion if it is distillation."""
+        _, criterion = self.base_criterion
+        return criterion if isinstance(criterion, DistillationConfig) else None
 
     @model_validator(mode="before")
     @classmethod
@@ -169,10 +183,8 @@ class ExperimentConfig(Config):
         ]
 
     def _distillation_errors(self) -> list[tuple[str, str]]:
-        criterion, where = self.criterion, "criterion"
-        if isinstance(criterion, ModelAndBaseConfig):
-            criterion, where = criterion.base, "criterion.base"
-        if not isinstance(criterion, DistillationConfig):
+        (where, _), criterion = self.base_criterion, self.distillation
+        if criterion is None:
             return []
         errors = []
         if criterion.strategy == "global_language_wise" and not self.data.vocab.user_symbols:

@@ -34,14 +34,24 @@ def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
     ]
 
 
-def findings(error: ValidationError, data: Any) -> Iterator[tuple[KeyPath, str]]:
-    """The key and what is wrong with it, for each finding; see `error_lines` for the arguments."""
+def findings(
+    error: ValidationError, data: Any, section: type[Config] = ExperimentConfig
+) -> Iterator[tuple[KeyPath, str]]:
+    """The key and what is wrong with it, for each finding.
+
+    Args:
+        error: of validating ``data`` as a ``section``.
+        data: what was validated.
+        section: the whole experiment, or a section that stands alone.
+    """
     for details in error.errors():
-        yield from _findings(details, data)
+        yield from _findings(details, data, section)
 
 
-def _findings(details: ErrorDetails, data: Any) -> Iterator[tuple[KeyPath, str]]:
-    path, owner = _locate(details["loc"], data)
+def _findings(
+    details: ErrorDetails, data: Any, section: type[Config]
+) -> Iterator[tuple[KeyPath, str]]:
+    path, owner = _locate(details["loc"], data, section)
     if path[-1:] == ("name",) and has_short_form(path[:-1]) and not _is_section(path[:-1], data):
         path = path[:-1]
     kind, context = details["type"], details.get("ctx", {})
@@ -80,13 +90,13 @@ def _quoted(text: Any) -> list[str]:
     return re.findall(r"'([^']*)'", str(text))
 
 
-def _locate(location: KeyPath, data: Any) -> tuple[KeyPath, type[Config]]:
+def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPath, type[Config]]:
     """The key path that the user wrote, and the class that holds its last key.
 
     pydantic's location names union tags too, and an index for a single raw split.
     """
     path: list[str | int] = []
-    owner: type[Config] = ExperimentConfig
+    owner = section
     choices: dict[str, type[Config]] = {}
     here = data
     for item in location:

@@ -6,16 +6,35 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.criterion import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.config.criterion import (
+    AttentionConfig,
+    CrossEntropyConfig,
+    DistillationConfig,
+    HiddenConfig,
+    ModelAndBaseConfig,
+)
 from ds_seq.criterions.base import Criterion, Loss, PlainCriterion
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.distillation import Distillation
+from ds_seq.criterions.layerwise import AttentionTerm, HiddenTerm, MatchedLayers
 from ds_seq.criterions.model_and_base import ModelAndBase
+from ds_seq.criterions.selection import BatchSelector, QueueSelector, TokenSelector
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
+from ds_seq.criterions.token_loss import Distil
 from ds_seq.names import GATE_LOSSES
 from ds_seq.plugins import find_plugin
 
-__all__ = ["CRITERIONS", "Criterion", "Loss", "Teacher", "TeacherOutput", "build_criterion"]
+__all__ = [
+    "CRITERIONS",
+    "Criterion",
+    "Loss",
+    "Teacher",
+    "TeacherOutput",
+    "attention_term",
+    "build_criterion",
+    "hidden_term",
+    "matched_layers",
+]
 
 
 def _cross_entropy(
@@ -28,7 +47,41 @@ def _distillation(
     config: DistillationConfig, teacher: Teacher | None, tags: Collection[int]
 ) -> Criterion:
     assert teacher is not None, "train.py loads what criterion.teacher or criterion.cache names"
-    return Distillation(config, teacher, tags)
+    return Distillation(
+        teacher,
+        ce_weight=config.weights["ce"],
+        label_smoothing=config.label_smoothing,
+        smoothing=config.smoothing,
+        distil=Distil(config.weights["kd"], config.divergence, config.temperature, config.top_k),
+        selector=_selector(config, tags),
+        hidden=None if config.hidden is None else hidden_term(config.hidden),
+        attention=None if config.attention is None else attention_term(config.attention),
+    )
+
+
+def _selector(config: DistillationConfig, tags: Collection[int]) -> TokenSelector | None:
+    if config.strategy == "batch_level":
+        return BatchSelector(config.rate)
+    if config.strategy == "global_level":
+        return QueueSelector(config.rate, config.queue_size, config.shared_queue)
+    if config.strategy == "global_language_wise":
+        return QueueSelector(config.rate, config.queue_size, config.shared_queue, tags)
+    return None
+
+
+def hidden_term(config: HiddenConfig) -> HiddenTerm:
+    """The term of the hidden states that a section describes."""
+    return HiddenTerm(config.weight or 0.0, matched_layers(config), config.normalize)
+
+
+def attention_term(config: AttentionConfig) -> AttentionTerm:
+    """The term of the attention maps that a section describes."""
+    return AttentionTerm(config.weight or 0.0, matched_layers(config), config.kinds)
+
+
+def matched_layers(config: HiddenConfig | AttentionConfig) -> MatchedLayers:
+    """The layers that a section compares."""
+    return MatchedLayers(config.match, config.encoder, config.decoder)
 
 
 def _model_and_base(

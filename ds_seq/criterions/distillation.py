@@ -6,19 +6,20 @@ Legend: ``N`` real target tokens, ``V`` vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions.base import Criterion, Loss
-from ds_seq.criterions.layerwise import attention_loss, hidden_loss
-from ds_seq.criterions.selection import BatchGate, Gate, QueueGate
+from ds_seq.criterions.cross_entropy import smoothing_weights
+from ds_seq.criterions.layerwise import AttentionTerm, HiddenTerm, attention_loss, hidden_loss
+from ds_seq.criterions.selection import TokenSelector
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
-from ds_seq.criterions.token_loss import Distil, TokenTargets, smoothing_weights, token_loss
+from ds_seq.criterions.token_loss import Distil, Select, TokenTargets, token_loss
 from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.output import ModelOutput
+from ds_seq.names import Smoothing
 
 
 class Distillation(Criterion):
@@ -26,109 +27,108 @@ class Distillation(Criterion):
 
     Parts, unweighted sums over tokens: ``ce``, ``nll``, ``kd`` (of the selected tokens, times the
     square of the temperature), ``kd_tokens`` (how many were selected), and ``hidden`` and
-    ``attention`` where the config has them.
+    ``attention`` where those terms are given.
 
     Args:
-        config: weights, strategy, divergence and layers.
-        teacher: called once a batch, without gradients.
-        tags: ids of the tokens that name a source's language.
+        teacher: called once per batch, without gradients.
+        ce_weight: of the cross entropy; 0 only logs it.
+        label_smoothing: mass taken from the right token, in [0, 1).
+        smoothing: who shares that mass, see `smoothing_weights`.
+        distil: how the tokens' distributions are compared.
+        selector: which tokens are distilled; None: all.
+        hidden: the imitation of hidden states; None for none.
+        attention: the imitation of attention maps; None for none.
     """
 
     def __init__(
-        self, config: DistillationConfig, teacher: Teacher, tags: Collection[int] = ()
+        self,
+        teacher: Teacher,
+        *,
+        ce_weight: float,
+        label_smoothing: float,
+        smoothing: Smoothing,
+        distil: Distil,
+        selector: TokenSelector | None,
+        hidden: HiddenTerm | None,
+        attention: AttentionTerm | None,
     ) -> None:
-        self._config, self._teacher = config, teacher
-        self._weights = config.weights
-        self._gate = _gate(config, tags)
-        if config.attention is not None:
+        self._teacher, self._selector = teacher, selector
+        self._ce_weight, self._distil = ce_weight, distil
+        self._label_smoothing, self._smoothing = label_smoothing, smoothing
+        self._hidden, self._attention = hidden, attention
+        if attention is not None:
             self.capture = "attention"
-        elif config.hidden is not None:
+        elif hidden is not None:
             self.capture = "hidden"
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         """Sum over the real target tokens of ``batch``."""
         with torch.no_grad():
-            said = self._teacher(batch)
-        total, parts = self._tokens(output.logits, said, batch)
-        for name, loss in self._layers(output, said, batch).items():
+            answer = self._teacher(batch)
+        total, parts = self._tokens(output.logits, answer, batch)
+        for name, weight, loss in self._layers(output, answer, batch):
             parts[name] = loss.detach()
-            if self._weights[name]:
-                total = total + self._weights[name] * loss
+            if weight:
+                total = total + weight * loss
         return Loss(total, parts)
 
     def train(self, mode: bool = True) -> None:
         """See `Criterion.train`."""
         super().train(mode)
-        if self._gate is not None:
-            self._gate.training = mode
+        if self._selector is not None:
+            self._selector.training = mode
 
     def end_update(self, applied: bool) -> None:
         """See `Criterion.end_update`."""
-        if self._gate is not None:
-            self._gate.end_update(applied)
+        if self._selector is not None:
+            self._selector.end_update(applied)
 
     def state(self) -> dict[str, Tensor]:
         """The queues of losses."""
-        return {} if self._gate is None else self._gate.state()
+        return {} if self._selector is None else self._selector.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """See `Criterion.load_state`."""
-        if self._gate is not None:
-            self._gate.load_state(state)
+        if self._selector is not None:
+            self._selector.load_state(state)
 
     def _tokens(
-        self, logits: Tensor, said: TeacherOutput, batch: Batch
+        self, logits: Tensor, answer: TeacherOutput, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted loss of the logits, and its parts.
 
         A validation set that no teacher has read has no divergence.
         """
-        config, gate = self._config, self._gate
-        teacher = said.top if said.logits is None else said.logits
+        teacher = answer.top if answer.logits is None else answer.logits
         if teacher is None:
             assert batch.num_tokens == 0 or not self.training, "nobody teaches this batch"
-            if self.training:  # a gate counts the batches of an update, empty ones too
+            if self.training:  # a selector counts the batches of an update, empty ones too
                 nothing = logits.new_empty((0, 1))
                 teacher = TopTokens(nothing.long(), nothing)
-
-        def select(nll: Tensor) -> Tensor:
-            assert gate is not None
-            return gate.select(nll, batch)
-
-        found = token_loss(
+        loss = token_loss(
             logits,
-            TokenTargets(
-                batch.real_labels,
-                teacher,
-                None if gate is None else select,
-            ),
-            smoothing_weights(config.label_smoothing, logits.shape[-1], config.smoothing),
-            self._weights["ce"],
-            Distil(self._weights["kd"], config.divergence, config.temperature, config.top_k),
+            TokenTargets(batch.real_labels, teacher, self._select_from(batch)),
+            smoothing_weights(self._label_smoothing, logits.shape[-1], self._smoothing),
+            self._ce_weight,
+            self._distil,
         )
         names = ("ce", "nll", "kd", "kd_tokens")
-        return found.total, {name: getattr(found, name) for name in names}
+        return loss.total, {name: getattr(loss, name) for name in names}
 
-    def _layers(self, output: ModelOutput, said: TeacherOutput, batch: Batch) -> dict[str, Tensor]:
-        """Losses of the layers by name."""
-        hidden, attention = self._config.hidden, self._config.attention
-        if hidden is None and attention is None:
-            return {}
-        own, other = output.layers, said.layers
+    def _select_from(self, batch: Batch) -> Select | None:
+        selector = self._selector
+        return None if selector is None else lambda nll: selector.select(nll, batch)
+
+    def _layers(
+        self, output: ModelOutput, answer: TeacherOutput, batch: Batch
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and loss of each term of the layers."""
+        if self.capture == "none":
+            return
+        own, other = output.layers, answer.layers
         assert own is not None and other is not None, "both were asked to capture them"
-        losses = {}
-        if hidden is not None:
-            losses["hidden"] = hidden_loss(own, other, batch, hidden)
-        if attention is not None:
-            losses["attention"] = attention_loss(own, other, batch, attention)
-        return losses
-
-
-def _gate(config: DistillationConfig, tags: Collection[int]) -> Gate | None:
-    if config.strategy == "batch_level":
-        return BatchGate(config.rate)
-    if config.strategy == "global_level":
-        return QueueGate(config.rate, config.queue_size, config.shared_queue)
-    if config.strategy == "global_language_wise":
-        return QueueGate(config.rate, config.queue_size, config.shared_queue, tags)
-    return None
+        if self._hidden is not None:
+            yield "hidden", self._hidden.weight, hidden_loss(own, other, batch, self._hidden)
+        if self._attention is not None:
+            loss = attention_loss(own, other, batch, self._attention)
+            yield "attention", self._attention.weight, loss

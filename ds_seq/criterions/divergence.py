@@ -16,22 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ds_seq.criterions.cross_entropy import Softmax, softmax_rows
 from ds_seq.names import Divergence
 
 # Below what float16 can hold. A teacher's score of minus infinity becomes this, so that 0 times the
 # logarithm of 0 is 0.
 _LOWEST_SCORE = -1e5
-
-
-class Softmax(NamedTuple):
-    """A distribution over columns, in both forms that a loss needs."""
-
-    scores: Tensor
-    """(R, V), in the dtype they were given in."""
-    probs: Tensor
-    """(R, V) their softmax."""
-    log_sum: Tensor
-    """(R, 1) logarithm of the sum of the scores' exponentials: log p = scores - log_sum."""
 
 
 class Pull(NamedTuple):
@@ -49,21 +39,6 @@ class Pull(NamedTuple):
     """(R, K)."""
     ids: Tensor | None
     """(R, K) columns of ``rest``; None: all of them, in order."""
-
-
-def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
-    """Softmax over the last dimension, with the logarithm of its divisor.
-
-    The largest probability is 1 / sum(exp(score - largest score)): two passes for a maximum cost a
-    third of what a logarithm or exponential of every element costs.
-
-    Args:
-        scores: (R, V), any floating dtype; kept as they are. Half precision is good enough for the
-            values that a loss reads of them, but not for arithmetic between scores.
-        out: (R, V) float32 takes the probabilities; None makes a new tensor.
-    """
-    probs = torch.softmax(scores, -1, dtype=torch.float32, out=out)
-    return Softmax(scores, probs, scores.amax(-1, True) - probs.amax(-1, True).log_())
 
 
 def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tensor | None) -> Pull:

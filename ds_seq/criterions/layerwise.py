@@ -9,17 +9,17 @@ model, ``H`` heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.config.criterion import AttentionConfig, HiddenConfig
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
-from ds_seq.names import Stack
+from ds_seq.names import AttentionKind, LayerMatch, Stack
 
 _Pair = tuple[Tensor, Tensor]
 
@@ -28,20 +28,70 @@ _Pair = tuple[Tensor, Tensor]
 _FLOOR = 1e-24
 
 
+@dataclass(frozen=True)
+class MatchedLayers:
+    """Which layer of the teacher each layer of the student imitates.
+
+    Attributes:
+        match: name of a table, see `ds_seq.models.layer_maps`.
+        encoder: for each encoder layer of the student a teacher layer, from 0, in place of the
+            table; empty: the encoder is left out.
+        decoder: the same for the decoder.
+    """
+
+    match: LayerMatch
+    encoder: Sequence[int] | None
+    decoder: Sequence[int] | None
+
+    def of(self, stack: Stack) -> Sequence[int] | None:
+        """The teacher layers given for ``stack``; None leaves them to `match`."""
+        return self.encoder if stack == "encoder" else self.decoder
+
+
+@dataclass(frozen=True)
+class HiddenTerm:
+    """How `hidden_loss` enters the total.
+
+    Attributes:
+        weight: of the term; 0 only logs it.
+        layers: which layers are compared.
+        normalize: bring every vector to mean 0 and variance 1 first.
+    """
+
+    weight: float
+    layers: MatchedLayers
+    normalize: bool
+
+
+@dataclass(frozen=True)
+class AttentionTerm:
+    """How `attention_loss` enters the total.
+
+    Attributes:
+        weight: of the term; 0 only logs it.
+        layers: which layers are compared.
+        kinds: which attention maps.
+    """
+
+    weight: float
+    layers: MatchedLayers
+    kinds: Collection[AttentionKind]
+
+
 def hidden_loss(
-    student: LayerOutputs, teacher: LayerOutputs, batch: Batch[Seq2SeqInputs], config: HiddenConfig
+    student: LayerOutputs, teacher: LayerOutputs, batch: Batch[Seq2SeqInputs], term: HiddenTerm
 ) -> Tensor:
     """Squared error between hidden states (FitNets, arXiv:1412.6550), those of last layers too.
 
     Sum over matched layers and real tokens (of the source for the encoder, of the target for the
-    decoder) of the mean over D of ``(s - t) ** 2``. With ``config.normalize`` every vector is first
+    decoder) of the mean over D of ``(s - t) ** 2``. With ``term.normalize`` every vector is first
     brought to mean 0 and variance 1.
 
     Args:
         student: its hidden states take the gradient.
         teacher: as wide as the student; takes none.
         batch: what both have read.
-        config: which layers, and how.
+        term: which layers, and how.
 
     Returns:
         () float32, a sum.
@@ -52,14 +102,14 @@ def hidden_loss(
 
     def distance(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
         own, other = own.float(), other.float()
-        if config.normalize:
+        if term.normalize:
             own, other = (F.layer_norm(x, x.shape[-1:]) for x in (own, other))
         difference = (own - other).masked_fill(~real[..., None], 0.0)  # (B, L, D)
         return difference.square().sum() / own.shape[-1]
 
     source, target = _real_tokens(batch)
-    encoder = _matched(config, "encoder", student.encoder, teacher.encoder)
-    decoder = _matched(config, "decoder", student.decoder, teacher.decoder)
+    encoder = _matched(term.layers, "encoder", student.encoder, teacher.encoder)
+    decoder = _matched(term.layers, "decoder", student.decoder, teacher.decoder)
     return _sum(distance, encoder, source) + _sum(distance, decoder, target)
 
 
@@ -67,7 +117,7 @@ def attention_loss(
     student: LayerOutputs,
     teacher: LayerOutputs,
     batch: Batch[Seq2SeqInputs],
-    config: AttentionConfig,
+    term: AttentionTerm,
 ) -> Tensor:
     """Divergence between attention maps (as in MiniLM, arXiv:2002.10957).
 
@@ -79,7 +129,7 @@ def attention_loss(
         student: its maps take the gradient.
         teacher: takes none.
         batch: what both have read.
-        config: which kinds and layers.
+        term: which kinds and layers.
 
     Returns:
         () float32, a sum.
@@ -95,8 +145,8 @@ def attention_loss(
     }
     total = torch.zeros((), device=target.device)
     for kind, (stack, own, other, real) in by_kind.items():
-        if kind in config.kinds:
-            total = total + _sum(_divergence, _matched(config, stack, own, other), real)
+        if kind in term.kinds:
+            total = total + _sum(_divergence, _matched(term.layers, stack, own, other), real)
     return total
 
 
@@ -111,15 +161,15 @@ def _divergence(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
 
 
 def _matched(
-    config: HiddenConfig | AttentionConfig,
+    layers: MatchedLayers,
     stack: Stack,
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
 ) -> Iterator[_Pair]:
     """Student and teacher tensors of each matched layer."""
-    chosen = config.encoder if stack == "encoder" else config.decoder
+    chosen = layers.of(stack)
     if chosen is None:
-        chosen = LAYER_MAPS[config.match](len(teacher), len(student))
+        chosen = LAYER_MAPS[layers.match](len(teacher), len(student))
     elif not chosen:  # the stack is left out
         return
     for own, layer in zip(student, chosen, strict=True):
@@ -127,11 +177,11 @@ def _matched(
 
 
 def _sum(
-    term: Callable[[Tensor, Tensor, Tensor], Tensor], pairs: Iterator[_Pair], real: Tensor
+    distance: Callable[[Tensor, Tensor, Tensor], Tensor], pairs: Iterator[_Pair], real: Tensor
 ) -> Tensor:
     total = torch.zeros((), device=real.device)
     for own, other in pairs:
-        total = total + term(own, other, real)
+        total = total + distance(own, other, real)
     return total
 
 

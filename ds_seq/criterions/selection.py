@@ -23,7 +23,7 @@ _COMMON = "all"  # the queue of sentences without a tag
 
 
 def hardest(values: Tensor, rate: float) -> float:
-    """The gate: the ceil(rate * count)-th largest value; minus infinity where there is none.
+    """The threshold: the ceil(rate * count)-th largest value; minus infinity where there is none.
 
     Args:
         values: (count,) float32 on any device.
@@ -40,8 +40,8 @@ def hardest(values: Tensor, rate: float) -> float:
     return float(np.partition(array, count - place)[count - place])
 
 
-class Gate(ABC):
-    """Says of a batch's tokens which are hard, and remembers what it needs for that.
+class TokenSelector(ABC):
+    """Selects the hard tokens of a batch, and remembers what it needs for that.
 
     Attributes:
         training: False while a model is validated: what is judged is not remembered.
@@ -51,7 +51,7 @@ class Gate(ABC):
 
     @abstractmethod
     def select(self, nll: Tensor, batch: Batch) -> Tensor:
-        """Judge the tokens of a batch.
+        """Select tokens of a batch.
 
         Args:
             nll: (N,) float32 negative log-likelihood of each real target token.
@@ -72,18 +72,18 @@ class Gate(ABC):
         """See `Criterion.load_state`."""
 
 
-class BatchGate(Gate):
+class BatchSelector(TokenSelector):
     """Compares the tokens of a batch with each other."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
 
     def select(self, nll: Tensor, batch: Batch) -> Tensor:
-        """See `Gate.select`."""
+        """See `TokenSelector.select`."""
         return (nll >= hardest(nll, self._rate)).nonzero().squeeze(1)
 
 
-class QueueGate(Gate):
+class QueueSelector(TokenSelector):
     """Compares tokens with the last ones seen, by source language if there are tags.
 
     A shared queue is the same on all ranks. A batch is judged by it as it stood after the last
@@ -106,20 +106,20 @@ class QueueGate(Gate):
         # Queues are never changed in place, so that going back is a matter of keeping the old.
         self._queues = [torch.zeros(0) for _ in self._names]  # after the last update
         self._now = list(self._queues)  # with what a rank's own queue has seen since
-        self._gates = torch.full((len(self._names),), -math.inf)  # of the queues after it
+        self._thresholds = torch.full((len(self._names),), -math.inf)  # of the queues after it
         self._pending: list[tuple[Tensor, Tensor]] = []  # losses and languages, by micro-batch
 
     def select(self, nll: Tensor, batch: Batch) -> Tensor:
-        """See `Gate.select`. An empty queue finds every token hard."""
+        """See `TokenSelector.select`. An empty queue finds every token hard."""
         languages = self._languages(batch, nll)
         if not self._shared and self.training:
             self._append(self._now, nll, languages)
-            gates = self._gates_of(self._now, set(languages.tolist()))
+            thresholds = self._thresholds_of(self._now, set(languages.tolist()))
         else:
-            gates = self._gates
+            thresholds = self._thresholds
             if self.training:
                 self._pending.append((nll.detach(), languages))
-        return (nll >= gates.to(nll.device)[languages]).nonzero().squeeze(1)
+        return (nll >= thresholds.to(nll.device)[languages]).nonzero().squeeze(1)
 
     def end_update(self, applied: bool) -> None:
         """Remember the batches of the update, or forget them; a collective if shared."""
@@ -137,10 +137,10 @@ class QueueGate(Gate):
             for index, (old, new) in enumerate(zip(before, self._queues, strict=True))
             if old is not new
         }
-        self._gates = torch.where(
+        self._thresholds = torch.where(
             torch.tensor([index in changed for index in range(len(self._names))]),
-            self._gates_of(self._queues, changed),
-            self._gates,
+            self._thresholds_of(self._queues, changed),
+            self._thresholds,
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -166,7 +166,7 @@ class QueueGate(Gate):
             values = state.get(f"{prefix}queue.{name}", torch.zeros(0))
             self._queues[index] = values.float().cpu()[-self._size :].clone()
         self._now, self._pending = list(self._queues), []
-        self._gates = self._gates_of(self._queues, set(range(len(self._names))))
+        self._thresholds = self._thresholds_of(self._queues, set(range(len(self._names))))
 
     def _languages(self, batch: Batch, nll: Tensor) -> Tensor:
         """(N,) number of the queue of each real target token, on the device of nll (N,)."""
@@ -185,13 +185,13 @@ class QueueGate(Gate):
         for index in set(languages.tolist()):
             queues[index] = torch.cat([queues[index], nll[languages == index]])[-self._size :]
 
-    def _gates_of(self, queues: list[Tensor], which: set[int]) -> Tensor:
-        """(L + 1,) gates; those that nobody asked for are minus infinity."""
-        gates = [
+    def _thresholds_of(self, queues: list[Tensor], which: set[int]) -> Tensor:
+        """(L + 1,) thresholds; those not in ``which`` are minus infinity."""
+        thresholds = [
             hardest(queue, self._rate) if index in which else -math.inf
             for index, queue in enumerate(queues)
         ]
-        return torch.tensor(gates)
+        return torch.tensor(thresholds)
 
 
 def _packed(nll: Tensor, languages: Tensor) -> Tensor:

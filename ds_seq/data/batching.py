@@ -58,11 +58,10 @@ class TokenBatchSampler:
         max_tokens: bound of sentences x longest sentence of any side of a batch. Where batches are
             padded to multiples of some number, give lengths rounded up to it.
         max_sentences: bound of the sentences of a batch; None = no bound.
-        seed: of the order.
+        seed: of the order; None gives the order of lengths, for validation.
         rank: which batches to hand out.
         world_size: number of ranks.
         accumulate: batches of one rank that make one update.
-        shuffle: False gives the order of lengths, for validation.
         rows: the pairs of each epoch, for mixtures and stages; None = all of them, in every epoch.
 
     Raises:
@@ -74,11 +73,11 @@ class TokenBatchSampler:
         lengths: NDArray[np.integer],
         max_tokens: int,
         max_sentences: int | None = None,
-        seed: int = 1,
+        seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
-        accumulate: int = 1,
-        shuffle: bool = True,
+        *,
+        accumulate: int,
         rows: Rows | None = None,
     ) -> None:
         assert 0 <= rank < world_size and accumulate > 0 and lengths.ndim == 2
@@ -86,7 +85,6 @@ class TokenBatchSampler:
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._shuffle = shuffle
         self.accumulate = accumulate
         self._limits = max_tokens, max_sentences
         self._longest = lengths.max(axis=1)
@@ -153,7 +151,7 @@ class TokenBatchSampler:
         """
         rows, key, cuts = self._cut_of(epoch)
         num_batches = len(cuts) - 1
-        if self._shuffle:
+        if self._seed is not None:
             random = np.random.default_rng([self._seed, epoch])
             mixed = random.permutation(len(key))
             order = mixed[np.argsort(key[mixed], kind="stable")]

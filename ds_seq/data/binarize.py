@@ -15,7 +15,7 @@ from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import ShardWriter, TokenBlock, manifest_path
 from ds_seq.errors import UserError
-from ds_seq.text.lines import LineBlock, PairPath, decode_lines, fingerprint, read_blocks
+from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 _BLOCK_LINES = 10_000
@@ -71,7 +71,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
         vocab_size=tokenizers.size,
         languages=languages,
         shard_size=shard_size,
-        inputs=[fingerprint(side) for side in path],
+        inputs=[text_fingerprint(side) for side in path],
     ) as writer:
         for pair in map_in_order(_encode_block, tokenizers, blocks, workers):
             writer.add_block(*pair)
@@ -95,7 +95,7 @@ def is_current(
         return False
     return (
         manifest.vocab_hash == tokenizers.fingerprint
-        and manifest.inputs == tuple(fingerprint(side) for side in text)
+        and manifest.inputs == tuple(text_fingerprint(side) for side in text)
         and manifest.shards[0].pairs == min(shard_size, manifest.pairs)
     )
 

@@ -5,10 +5,10 @@ Text streams through in blocks. Only the hashes of pairs seen so far stay in mem
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq import files
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
@@ -106,7 +107,7 @@ def clean(
     """
     report = CleanReport()
     seen = _Seen()
-    with _PairWriter(output) as writer:
+    with _pair_writer(output) as write:
         blocks = read_blocks(inputs, BLOCK_LINES)
         for result in map_in_order(_clean_block, options, blocks, workers):
             pairs = result.pairs
@@ -117,7 +118,7 @@ def clean(
             for reason, number in result.dropped.items():
                 report.dropped[reason] += number
             report.total += result.total
-            writer.write(pairs)
+            write(pairs)
             progress(result.total)
         if report.kept == 0:
             raise UserError(_explain_nothing(inputs, report))
@@ -136,11 +137,11 @@ def normalize_corpus(
     cannot be used is an error with file and number. Returns the number of pairs.
     """
     total = 0
-    with _PairWriter(output) as writer:
+    with _pair_writer(output) as write:
         for block in read_blocks(inputs, BLOCK_LINES):
             source, target = ([normalizer(text) for text in side] for side in decode_lines(block))
             check_no_empty_line(block, source, target)
-            writer.write(list(zip(source, target, strict=True)))
+            write(list(zip(source, target, strict=True)))
             total += len(source)
             progress(len(source))
         if total == 0:
@@ -215,31 +216,21 @@ class _Seen:
         return new
 
 
-class _PairWriter:
-    """Writes two files under temporary names; renames them unless an exception came."""
+@contextmanager
+def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str]]], None]]:
+    """A function that appends pairs to two files, which are there when the block has ended well."""
+    with (
+        files.replacing(output.source) as source,
+        files.replacing(output.target) as target,
+        open(source, "wb") as source_file,
+        open(target, "wb") as target_file,
+    ):
 
-    def __init__(self, output: PairPath) -> None:
-        self._output = output
-        for path in output:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = [p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in output]
-        self._files = [open(path, "wb") for path in self._temporary]  # noqa: SIM115
+        def write(pairs: Sequence[tuple[str, str]]) -> None:
+            for side, file in enumerate((source_file, target_file)):
+                file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
 
-    def write(self, pairs: Sequence[tuple[str, str]]) -> None:
-        for side, file in enumerate(self._files):
-            file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
-
-    def __enter__(self) -> _PairWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for file in self._files:
-            file.close()
-        for temporary, path in zip(self._temporary, self._output, strict=True):
-            if kind is None:
-                os.replace(temporary, path)
-            else:
-                temporary.unlink()
+        yield write
 
 
 def _explain_nothing(inputs: Sequence[PairPath], report: CleanReport) -> str:

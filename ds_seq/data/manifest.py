@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ds_seq.errors import UserError
-from ds_seq.text.lines import fingerprint
+from ds_seq.files import fingerprint, write_json
 
 FORMAT_VERSION = 1
 _REMAKE = "run `ds-seq prepare` again"
@@ -124,13 +122,6 @@ class Manifest:
                 )
         if problems:
             raise UserError("\n".join(problems))
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write ``value`` in one step: a reader sees the old file, the new one or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _explain_missing(path: Path) -> str:

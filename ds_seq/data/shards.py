@@ -15,7 +15,6 @@ and written last, so that a folder with a manifest is a folder that was written 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from ds_seq.data.manifest import FileRecord, Manifest, ShardCounts
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
+from ds_seq.files import temporary_path
 
 SIDES = ("src", "tgt")
 
@@ -60,7 +60,7 @@ class _SideWriter:
         self._file: BinaryIO = open(self._temporary(self._names[0]), "wb")  # noqa: SIM115
 
     def _temporary(self, name: str) -> Path:
-        return self._folder / f".{name}.{os.getpid()}.tmp"
+        return temporary_path(self._folder / name)
 
     def write(self, block: TokenBlock) -> None:
         content = block.tokens.astype(self._dtype, copy=False).tobytes()
@@ -84,7 +84,7 @@ class _SideWriter:
 
     def publish(self) -> None:
         for name in self._names:
-            os.replace(self._temporary(name), self._folder / name)
+            self._temporary(name).replace(self._folder / name)
 
     def discard(self) -> None:
         self._file.close()

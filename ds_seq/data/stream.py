@@ -58,7 +58,7 @@ class BatchStream:
         collate: Collate,
         sampler: TokenBatchSampler,
         *,
-        num_prefetch: int = 4,
+        num_prefetch: int,
         pin: bool = False,
         max_epochs: int | None = None,
     ) -> None:

@@ -18,7 +18,6 @@ Legend: ``K`` kept tokens, ``N`` sentence pairs, ``T`` target tokens.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -28,7 +27,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.manifest import write_json
+from ds_seq import files
 from ds_seq.data.shards import files_fingerprint, id_dtype
 from ds_seq.data.source import TARGET, Source
 from ds_seq.errors import UserError
@@ -107,7 +106,7 @@ class CacheManifest:
 
     def write(self, path: Path) -> None:
         """Write JSON, in one step."""
-        write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
+        files.write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> CacheManifest:
@@ -203,12 +202,11 @@ class CacheWriter:
                 )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f".{self.split}.teacher.*.tmp"):
-                leftover.unlink()
+            files.remove_leftovers(self.folder, f"{self.split}.teacher.*")
             if not self._path.exists():
                 self.manifest.write(self._plan)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror})") from error
+            raise files.unwritable(self.folder, error) from error
 
     def missing(self) -> list[int]:
         """Numbers of the parts that are not there."""
@@ -240,19 +238,14 @@ class CacheWriter:
             part: its number.
             records: (T,) of `CacheManifest.record`, a record for each target token of `pairs`.
         """
-        path = _part_path(self.folder, self.split, part)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with files.replacing(_part_path(self.folder, self.split, part)) as temporary:
             records.tofile(temporary)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
     def finish(self) -> None:
         """All parts are there: make it a cache."""
         assert not self.missing()
         if self._plan.exists():
-            os.replace(self._plan, self._path)
+            self._plan.replace(self._path)
 
 
 class TeacherCache:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq import files
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
@@ -240,8 +241,7 @@ def workers_for(num_sentences: int) -> int:
 
 def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
     """Put into a new data folder what it takes from the old one: vocabulary and other splits."""
-    for leftover in out.glob(".*.tmp"):  # of an assembly that was killed
-        leftover.unlink()
+    files.remove_leftovers(out)
     save_tokenizer(tokenizer, out / VOCAB_FILE)
     suffix = ".manifest.json"
     for path in sorted(data.glob(f"*{suffix}")):
@@ -255,14 +255,11 @@ def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
 
 def _link(old: Path, new: Path) -> None:
     """One more name for a file that nobody writes to again; a copy on another file system."""
-    temporary = new.with_name(f".{new.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(old.resolve(), temporary)
-    except OSError:
-        shutil.copyfile(old, temporary)
-    os.replace(temporary, new)
-    temporary.unlink(missing_ok=True)  # still there if both were names of one file already
+    with files.replacing(new) as temporary:
+        try:
+            os.link(old.resolve(), temporary)
+        except OSError:
+            shutil.copyfile(old, temporary)
 
 
 def _explain_nothing(summary: Summary) -> str:

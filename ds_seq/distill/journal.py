@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.shards import TokenBlock
-from ds_seq.data.unfinished import lock
+from ds_seq.files import lock
 from ds_seq.search.hypotheses import Hypothesis
 
 _WORD = np.dtype("<u4")

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq import distributed
-from ds_seq.config.criterion import DistillationConfig
 from ds_seq.config.model import ModelConfig
+from ds_seq.criterions.layerwise import MatchedLayers
 from ds_seq.criterions.teacher import TeacherOutput
-from ds_seq.data.batch import Batch
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
-from ds_seq.names import Capture
-from ds_seq.runs.open import DTYPES, LoadedRun, StoredRun, load_run, open_run
+from ds_seq.names import Capture, Precision
+from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
 # float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
@@ -37,10 +37,31 @@ class Student:
     Attributes:
         model: the student.
         max_length: longest sentence of either side that it learns from, in tokens.
+        hidden: the layers whose hidden states it imitates, or None.
+        attention: the layers whose attention maps it imitates, or None.
     """
 
     model: ModelConfig
     max_length: int
+    hidden: MatchedLayers | None = None
+    attention: MatchedLayers | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How teachers are loaded.
+
+    Attributes:
+        checkpoint: which one, of a run folder.
+        precision: number format; None: that of their training on a GPU, fp32 on a CPU.
+        expert_parallel: ranks that share their experts.
+        zero3: whether their weights are spread over all ranks (ZeRO stage 3).
+    """
+
+    checkpoint: str
+    precision: Precision | None
+    expert_parallel: int
+    zero3: bool
 
 
 class LiveTeacher:
@@ -136,66 +157,62 @@ def attach_cache(folder: str, train_set: Dataset, valid_set: Dataset | None) -> 
 
 
 def load_teacher(
-    criterion: DistillationConfig,
+    names: Sequence[str],
+    loading: Loading,
     vocab_hash: str,
     device: torch.device,
     student: Student | None = None,
+    capture: Capture = "none",
 ) -> LiveTeacher:
-    """Open the teachers that ``criterion.teacher`` names and bring them to this rank; a collective.
+    """Open the teachers of these names and bring them to this rank; a collective.
 
     Args:
-        criterion: names, precision, how they are spread, and what is asked of their layers.
+        names: run folders, exported folders or exported files.
+        loading: how.
         vocab_hash: `Tokenizers.fingerprint` that all of them must have.
         device: of this rank.
         student: whom to teach; None if nobody learns from it directly.
+        capture: what their output holds besides the logits; of one teacher only.
 
     Raises:
         UserError: a teacher is missing or damaged, does not suit the student or the vocabulary, or
             cannot be spread as asked.
     """
-    spread = criterion.teacher_expert_parallel
+    checkpoint, spread = loading.checkpoint, loading.expert_parallel
     with distributed.shared_errors():
-        stored = [open_run(name, criterion.checkpoint) for name in criterion.teachers]
-        for name, run in zip(criterion.teachers, stored, strict=True):
+        stored = [open_run(name, checkpoint) for name in names]
+        for name, run in zip(names, stored, strict=True):
             _check(name, run, vocab_hash, spread)
             if student is not None:
-                _check_student(name, run.config.model, student, criterion)
+                _check_student(name, run, student)
     if spread > 1:  # a collective, so not where one rank may fail alone
         from ds_seq.moe.engine import expert_parallel_group
 
         expert_parallel_group(spread)
     with distributed.shared_errors():
-        where = torch.device("cpu") if criterion.teacher_zero3 else device
+        where = torch.device("cpu") if loading.zero3 else device
         runs = [
-            load_run(name, criterion.checkpoint, where, _dtype(criterion, run, device), spread)
-            for name, run in zip(criterion.teachers, stored, strict=True)
+            load_run(name, checkpoint, where, _dtype(loading.precision, run, device), spread)
+            for name, run in zip(names, stored, strict=True)
         ]
-    description = _describe(runs, criterion)
-    if criterion.teacher_zero3:
-        from ds_seq.training.sharded import shard_for_reading
+    description = _describe(runs, loading)
+    if loading.zero3:
+        from ds_seq.distill.sharded import shard_for_reading
 
         runs = [replace(run, model=shard_for_reading(run.model, device)) for run in runs]
-    return LiveTeacher(runs, description, _capture(criterion))
+    return LiveTeacher(runs, description, capture)
 
 
-def _dtype(criterion: DistillationConfig, run: StoredRun, device: torch.device) -> torch.dtype:
-    if criterion.teacher_precision is not None:
-        return DTYPES[criterion.teacher_precision]
-    return DTYPES[run.config.train.precision] if device.type == "cuda" else torch.float32
+def _dtype(precision: Precision | None, run: StoredRun, device: torch.device) -> torch.dtype:
+    return DTYPES[default_dtype(run.card, device) if precision is None else precision]
 
 
-def _capture(criterion: DistillationConfig) -> Capture:
-    if criterion.attention is not None:
-        return "attention"
-    return "none" if criterion.hidden is None else "hidden"
-
-
-def _describe(runs: Sequence[LoadedRun], criterion: DistillationConfig) -> str:
+def _describe(runs: Sequence[LoadedRun], loading: Loading) -> str:
     spread = ""
-    if criterion.teacher_zero3:
+    if loading.zero3:
         spread = f" over {distributed.world_size()} rank(s)"
-    elif criterion.teacher_expert_parallel > 1:
-        spread = f", experts over {criterion.teacher_expert_parallel} ranks"
+    elif loading.expert_parallel > 1:
+        spread = f", experts over {loading.expert_parallel} ranks"
     names = []
     for run in runs:
         parameters = list(run.model.parameters())
@@ -211,7 +228,7 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
             f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
             "teacher and student need the same one"
         )
-    world_size, model = distributed.world_size(), run.config.model
+    world_size, model = distributed.world_size(), run.model_config
     if world_size % expert_parallel:
         raise UserError(
             f"teacher {name}: its experts cannot be spread over {expert_parallel} ranks, which do "
@@ -226,30 +243,29 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
                 )
 
 
-def _check_student(
-    name: str, teacher: ModelConfig, student: Student, criterion: DistillationConfig
-) -> None:
+def _check_student(name: str, run: StoredRun, student: Student) -> None:
     """Whether the teacher can read all sentences and has the layers that are to be imitated."""
-    if teacher.max_positions < student.max_length:
+    if (longest := run.card.max_positions) < student.max_length:
         raise UserError(
-            f"teacher {name}: reads {teacher.max_positions} tokens, but sentences may have "
+            f"teacher {name}: reads {longest} tokens, but sentences may have "
             f"{student.max_length}; lower data.max_source_length and data.max_target_length to "
-            f"{teacher.max_positions}"
+            f"{longest}"
         )
-    if criterion.hidden is not None and teacher.d_model != student.model.d_model:
+    teacher = run.model_config
+    if student.hidden is not None and teacher.d_model != student.model.d_model:
         raise UserError(
             f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "
             "hidden states can only be compared at one width, so leave `hidden` out"
         )
-    for label, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
-        if section is None:
+    for label, matched in (("hidden", student.hidden), ("attention", student.attention)):
+        if matched is None:
             continue
         for stack in student.model.stacks:
             deep, shallow = teacher.layers_of(stack), student.model.layers_of(stack)
-            layers = section.layers_of(stack)
+            layers = matched.of(stack)
             if layers is None:
                 try:
-                    LAYER_MAPS[section.match](deep, shallow)
+                    LAYER_MAPS[matched.match](deep, shallow)
                 except ValueError as error:
                     raise UserError(f"teacher {name}: {label}, {stack}: {error}") from None
             elif layers and max(layers) >= deep:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq import files
 from ds_seq.data.shards import manifest_path
-from ds_seq.data.unfinished import remove_folder
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
-from ds_seq.runs.open import StoredRun
-from ds_seq.text.lines import fingerprint
 from ds_seq.text.vocab_file import VOCAB_FILE
 
 Settings = Mapping[str, str | int | float]
@@ -64,23 +60,17 @@ class WorkFolder:
             UserError: begun with other settings, or another process is at it.
         """
         if self._settings.exists():
-            text = self._settings.read_text(encoding="utf-8")
-            self._compare(json.loads(text)["settings"], settings)
+            self._compare(settings)
         else:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary = self._settings.with_suffix(".tmp")
-            record = {"settings": settings, "notes": notes}
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self._settings)
+            files.write_json(self._settings, {"settings": settings, "notes": notes})
         for journal in self._paths():
             repair(journal)
         return self.journals().sentences()
 
-    def _compare(self, old: Settings, new: Settings) -> None:
+    def _compare(self, new: Settings) -> None:
         changed = [
-            f"{name} {_short(old.get(name, 'unknown'))}, now {_short(value)}"
-            for name, value in new.items()
-            if old.get(name) != value
+            f"{name} {_short(old)}, now {_short(new.get(name))}"
+            for name, old in files.changed_settings(self._settings, new, "settings").items()
         ]
         if changed:
             raise UserError(
@@ -101,24 +91,15 @@ class WorkFolder:
 
     def remove(self) -> None:
         """Remove it."""
-        remove_folder(self._folder)
-
-
-def teacher_fingerprint(run: StoredRun) -> str:
-    """SHA-256 of what a model computes with: its shape and its weights."""
-    digest = hashlib.sha256(run.config.model.model_dump_json().encode())
-    path = run.weights.path
-    for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
-        digest.update(fingerprint(file).encode())
-    return digest.hexdigest()
+        files.remove_folder(self._folder)
 
 
 def data_fingerprint(data: Path, split: str) -> str:
     """SHA-256 of a split: its manifest holds those of its files."""
-    return fingerprint(manifest_path(data, split))
+    return files.fingerprint(manifest_path(data, split))
 
 
 def _short(value: object) -> str:
     """A value in a message: of a checksum only the start."""
-    text = str(value)
+    text = "unknown" if value is None else str(value)
     return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 else text

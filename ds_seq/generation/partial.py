@@ -12,16 +12,13 @@ it is cut off before the work goes on.
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from ds_seq import distributed
-from ds_seq.data.unfinished import lock, remove_folder
+from ds_seq import distributed, files
 from ds_seq.errors import UserError
-from ds_seq.text.lines import explain_unwritable
 
 Settings = Mapping[str, str | int | float]
 
@@ -108,20 +105,13 @@ class PartialOutput:
                 self._compare(settings)
             else:
                 self.folder.mkdir(exist_ok=True)
-                temporary = self._settings.with_suffix(".tmp")
-                temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-                os.replace(temporary, self._settings)
+                files.write_json(self._settings, settings)
         except OSError as error:
-            raise explain_unwritable(self.folder, error) from None
+            raise files.unwritable(self.folder, error) from None
         return done
 
     def _compare(self, new: Settings) -> None:
-        try:
-            old: Settings = json.loads(self._settings.read_text(encoding="utf-8"))
-        except (ValueError, FileNotFoundError):
-            raise UserError(f"{self._settings}: damaged; remove {self.folder}") from None
-        changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        if changed:
+        if changed := files.changed_settings(self._settings, new):
             raise UserError(
                 f"--resume: {self.folder} was begun with another {', '.join(changed)} (see "
                 f"{self._settings.name} in it); give the same, or remove the folder"
@@ -147,7 +137,7 @@ class PartialOutput:
 
     def remove(self) -> None:
         """Remove the folder."""
-        remove_folder(self.folder)
+        files.remove_folder(self.folder)
 
 
 class JournalStore:
@@ -160,8 +150,8 @@ class JournalStore:
             # without a buffer: a record is written when `add` returns
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `gather`)
         except OSError as error:
-            raise explain_unwritable(path, error) from None
-        lock(self._file, path, _OPTION)
+            raise files.unwritable(path, error) from None
+        files.lock(self._file, path, _OPTION)
 
     def add(self, lines: Sequence[Line]) -> None:
         """See `Store`.
@@ -181,7 +171,7 @@ class JournalStore:
             if written != len(record):  # the disk took only a part
                 self._file.write(record[written:])
         except OSError as error:
-            raise explain_unwritable(self._path, error) from None
+            raise files.unwritable(self._path, error) from None
 
     def gather(self) -> Iterable[Line] | None:
         """See `Store`."""
@@ -193,7 +183,7 @@ class JournalStore:
 def _repair(journal: Path) -> None:
     """Cut off what a kill has left behind the last whole record."""
     with open(journal, "r+b") as file:
-        lock(file, journal, _OPTION)
+        files.lock(file, journal, _OPTION)
         file.truncate(max((end for _, end in _records(file)), default=0))
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.distributed import gather_objects
 from ds_seq.errors import UserError
 from ds_seq.generation.memory import Room, try_search

@@ -19,9 +19,9 @@ MODELS: dict[str, Callable[[Any, int, int, int, int], nn.Module]] = {"transforme
 def build_model(
     config: ModelConfig,
     vocab_size: int,
-    expert_parallel: int = 1,
-    expert_parallel_rank: int = 0,
-    seed: int = 1,
+    expert_parallel: int,
+    expert_parallel_rank: int,
+    seed: int,
 ) -> nn.Module:
     """Make the model that ``config.name`` names, ours or an external ``package.module:Name``.
 

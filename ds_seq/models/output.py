@@ -5,7 +5,6 @@ Shapes: B batch, S source length, T target length, N real labels, D model width,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -86,17 +85,3 @@ class ModelOutput(NamedTuple):
     """One for each MoE layer, encoder first; empty for a dense model."""
     layers: LayerOutputs | None = None
     """Where `Capture` asks for it."""
-
-
-def sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Add losses of the same name."""
-    total: dict[str, Tensor] = {}
-    for by_name in losses:
-        for name, loss in by_name.items():
-            total[name] = total[name] + loss if name in total else loss
-    return total
-
-
-def sum_aux(aux: Iterable[MoeAux]) -> dict[str, Tensor]:
-    """Add the losses of several MoE layers by name."""
-    return sum_losses(layer.losses for layer in aux)

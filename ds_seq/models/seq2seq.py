@@ -8,23 +8,18 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
-from ds_seq.models.output import (
-    EncoderOutput,
-    LayerOutputs,
-    ModelOutput,
-    StackResult,
-    sum_aux,
-    sum_losses,
-)
+from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.stack import Stack
+from ds_seq.modules.attention import padding_mask
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
-from ds_seq.modules.masks import padding_mask
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
@@ -80,10 +75,11 @@ class Seq2SeqTransformer(nn.Module):
             _decoder_context(encoded)._replace(token_mask=inputs.target_mask),
             capture,
         )
+        decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
         hidden = _select_rows(decoded.hidden, inputs.target_mask, inputs.num_targets)
         return ModelOutput(
             self._project(hidden),
-            sum_losses([encoded.gate_losses, sum_aux(decoded.aux)]),
+            _sum_losses([encoded.gate_losses, decoder_losses]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
             None if capture == "none" else _layer_outputs(encoded, decoded),
         )
@@ -108,7 +104,7 @@ class Seq2SeqTransformer(nn.Module):
             result.hidden,
             source_mask,
             tag,
-            sum_aux(result.aux),
+            _sum_losses(layer.losses for layer in result.aux),
             [layer.stats for layer in result.aux],
             result.states,
             _maps(result, "self_attention"),
@@ -152,6 +148,15 @@ class Seq2SeqTransformer(nn.Module):
         else:
             logits = self.output(hidden)
         return logits
+
+
+def _sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Add losses of the same name."""
+    total: dict[str, Tensor] = {}
+    for by_name in losses:
+        for name, loss in by_name.items():
+            total[name] = total[name] + loss if name in total else loss
+    return total
 
 
 def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs:

@@ -27,6 +27,8 @@ class Activation(NamedTuple):
     fused: str
     """What the kernel of the first map can apply by itself (`ds_seq.modules.linear`): the whole
     activation, `relu`, or nothing of it, `none`."""
+    rest: Callable[[Tensor], Tensor] | None
+    """What is left to do behind a first map that has applied `fused`; None: nothing."""
     function: Callable[[Tensor], Tensor]
     """The whole activation, (..., H) -> (..., F)."""
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -37,10 +39,6 @@ class Activation(NamedTuple):
     def num_parts(self) -> int:
         """How many maps of D -> F the first map consists of: 2 with a gate, else 1."""
         return 2 if self.is_gated else 1
-
-    def rest(self, inner: Tensor) -> Tensor:
-        """What is left to do behind a first map that has applied `fused`; may return `inner`."""
-        return inner if self.fused != "none" else self.function(inner)
 
 
 def _relu_backward(grad: Tensor, inner: Tensor) -> Tensor:
@@ -67,9 +65,9 @@ def _swiglu_backward(grad: Tensor, inner: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation("relu" in GATED_ACTIVATIONS, "relu", F.relu, _relu_backward),
-    "gelu": Activation("gelu" in GATED_ACTIVATIONS, "none", F.gelu, _gelu_backward),
-    "swiglu": Activation("swiglu" in GATED_ACTIVATIONS, "none", _swiglu, _swiglu_backward),
+    "relu": Activation("relu" in GATED_ACTIVATIONS, "relu", None, F.relu, _relu_backward),
+    "gelu": Activation("gelu" in GATED_ACTIVATIONS, "none", F.gelu, F.gelu, _gelu_backward),
+    "swiglu": Activation("swiglu" in GATED_ACTIVATIONS, "none", _swiglu, _swiglu, _swiglu_backward),
 }
 """By the name that an experiment has for them."""
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.dropout import dropout as drop_out
 from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import PositionBias, RotaryPositions
+from ds_seq.modules.residual import dropout as drop_out
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
@@ -31,6 +31,25 @@ _FUSED_MIN_QUERIES = 12
 
 _GAIN = 2**-0.5  # queries, keys and values start smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
+
+
+def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
+    """Turn a token mask into one that is added to attention scores.
+
+    Without padding the answer is None, where that is known for free: on a CPU. On a GPU asking
+    would stall the queue of kernels, so there the mask is always made.
+
+    Args:
+        mask: (B, S) bool, True at real tokens.
+        like: gives the dtype.
+
+    Returns:
+        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    scores = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
+    return scores[:, None, None, :]
 
 
 class KeyValue(NamedTuple):
@@ -45,7 +64,8 @@ def attend(
     memory: KeyValue,
     mask: Tensor | None = None,
     causal: bool = False,
-    dropout: float = 0.0,
+    *,
+    dropout: float,
 ) -> Tensor:
     """Scaled dot-product attention of query (B, H, T, Dh); returns (B, T, D)."""
     short = query.size(-2) < _FUSED_MIN_QUERIES and not causal and dropout == 0.0
@@ -65,7 +85,8 @@ def attend_with_map(
     memory: KeyValue,
     mask: Tensor | None = None,
     causal: bool = False,
-    dropout: float = 0.0,
+    *,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """`attend`, and what was looked at.
 
@@ -160,9 +181,9 @@ class SelfAttention(nn.Module):
             mask = _biased(mask, self.bias(places[:, None] - places).to(x.dtype))  # (H, T, T)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
-            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout)
+            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self.output(attended), map=seen)
-        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout)))
+        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout=dropout)))
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Keys and values of the tokens decoded so far: none as yet."""
@@ -189,7 +210,7 @@ class SelfAttention(nn.Module):
         if self.bias is not None:
             distances = (position - past.key_positions)[:, None]  # (B, 1, C)
             mask = _biased(mask, self.bias(distances).to(x.dtype))  # (B, H, 1, C)
-        return self.output(attend(query, memory, mask))
+        return self.output(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, T, Dh) of x (B, T, D), turned by their positions."""
@@ -267,7 +288,7 @@ class CrossAttention(nn.Module):
 
     def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
         """Attend with the newest token of each hypothesis, x (B, K, D); returns (B, K, D)."""
-        return self.output(attend(self._query(x), past.memory, context.source_mask))
+        return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
 
     def _memory(self, encoded: Tensor) -> KeyValue:
         """Keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""

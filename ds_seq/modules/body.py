@@ -1,6 +1,6 @@
 """What a sub-layer is made of: the body interface that attention and feed-forwards share.
 
-A layer is a list of bodies, each in a residual (`ds_seq.models.layer`). Everything that a body
+A layer is a list of bodies, each in a residual (`ds_seq.models.stack`). Everything that a body
 reads is in its arguments and everything it says is in what it returns: only so do activation
 checkpointing (which calls twice) and ZeRO-3 (whose hooks walk tuples and dicts) leave it unharmed.
 

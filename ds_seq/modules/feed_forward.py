@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody
-from ds_seq.modules.dropout import dropout
 from ds_seq.modules.linear import Linear
+from ds_seq.modules.residual import dropout
 
 
 class FeedForward(TokenwiseBody):
@@ -35,12 +35,14 @@ class FeedForward(TokenwiseBody):
         super().__init__()
         self.activation = activation
         self.dropout = dropout
-        self._activation = find_activation(activation)
-        parts = self._activation.num_parts
+        found = find_activation(activation)
+        self._fused, self._rest, parts = found.fused, found.rest, found.num_parts
         self.up = Linear(d_model, parts * ffn_dim, parts=parts)
         self.down = Linear(ffn_dim, d_model)
 
     def forward(self, x: Tensor, context: Context | None = None) -> BodyOutput:
         """Transform x (B, T, D); the context is not read."""
-        hidden = self._activation.rest(self.up(x, self._activation.fused))
+        hidden = self.up(x, self._fused)
+        if self._rest is not None:
+            hidden = self._rest(hidden)
         return BodyOutput(self.down(dropout(hidden, self.dropout, self.training)))

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.grouped import RowGroups
 from ds_seq.moe.plan import Plan
 
 
@@ -150,11 +149,7 @@ def run_experts(
         if records
         else x.index_select(0, plan.token)
     )
-    rows = (
-        experts(rows, RowGroups(plan.counts))
-        if group is None
-        else _remote(rows, plan, experts, group)
-    )
+    rows = experts(rows, plan.counts) if group is None else _remote(rows, plan, experts, group)
     result: Tensor = (
         _Combine.apply(rows, weights, plan)  # type: ignore[no-untyped-call]
         if records
@@ -181,7 +176,7 @@ def _remote(rows: Tensor, plan: Plan, experts: Experts, group: dist.ProcessGroup
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel(), device=order.device)
     grouped: Tensor = _Permute.apply(arrived, order, inverse)  # type: ignore[no-untyped-call]
-    grouped = experts(grouped, RowGroups(by_source.sum(0)))
+    grouped = experts(grouped, by_source.sum(0))
     back: Tensor = _Permute.apply(grouped, inverse, order)  # type: ignore[no-untyped-call]
     result: Tensor = _AllToAll.apply(back, receive, send, group)  # type: ignore[no-untyped-call]
     return result

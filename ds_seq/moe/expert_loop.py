@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ds_seq.modules.activations import Activation, find_activation
+from ds_seq.modules.activations import Activation
 from ds_seq.modules.linear import product
 from ds_seq.modules.packed import Packed
-from ds_seq.moe.grouped import RowGroups
 
 
 class _Net(NamedTuple):
@@ -66,10 +65,13 @@ _Windows = list[_Window | None]
 """The window of each expert; ``None`` for an idle one."""
 
 
-def _windows(groups: RowGroups, num_rows: int) -> _Windows:
-    return [
-        _window(start, end, num_rows) if end > start else None for start, end in groups.slices()
-    ]
+def _windows(counts: Tensor, num_rows: int) -> _Windows:
+    windows: _Windows = []
+    start = 0
+    for size in counts.tolist():  # waits for the device
+        windows.append(_window(start, start + size, num_rows) if size else None)
+        start += size
+    return windows
 
 
 def _window(start: int, end: int, num_rows: int) -> _Window:
@@ -122,7 +124,7 @@ class _ExpertLoop(torch.autograd.Function):
                 continue
             grad, kept = grad_y[window.rows], inner[expert]
             grad_inner = product(grad, w2[expert].t())  # (R_e, F), of the hidden layer so far
-            hidden = activation.rest(kept)
+            hidden = kept if activation.rest is None else activation.rest(kept)
             if noise is not None:
                 grad_inner.mul_(noise[window.rows])
                 hidden = hidden * noise[window.rows]
@@ -166,7 +168,7 @@ def _forward(
         if inner is not None:
             # zeros in the inner layer are zeros in the hidden one: strange rows add no gradient
             inner[expert] = _clear(kept, window)
-        hidden = activation.rest(kept)  # (R_e, F)
+        hidden = kept if activation.rest is None else activation.rest(kept)  # (R_e, F)
         if noise is not None:
             hidden = hidden * noise[window.rows]
         parts.append(product(hidden, w2, b2[0], packed=maps.down)[window.own])
@@ -180,8 +182,8 @@ def expert_loop(
     w2: Tensor,
     b2: Tensor,
     noise: Tensor | None,
-    activation: str,
-    groups: RowGroups,
+    activation: Activation,
+    counts: Tensor,
     packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
     """``y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`` with e the expert of row r.
@@ -194,14 +196,14 @@ def expert_loop(
         b2: (E, 1, D).
         noise: (R, F) multipliers of the hidden layer, for dropout; ``None`` for none.
         activation: see `ds_seq.modules.activations`.
-        groups: which rows are whose; the counts sum to R.
+        counts: (E,) int64, rows of each expert; they sum to R.
         packed: of each expert, used where no gradient is wanted.
 
     Returns:
         (R, D).
     """
-    act, windows = find_activation(activation), _windows(groups, len(x))
+    windows = _windows(counts, len(x))
     if torch.is_grad_enabled() and (x.requires_grad or w1.requires_grad):
-        result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, act, windows)  # type: ignore[no-untyped-call]
+        result: Tensor = _ExpertLoop.apply(x, w1, b1, w2, b2, noise, activation, windows)  # type: ignore[no-untyped-call]
         return result
-    return _forward(x, _Net(w1, b1, w2, b2), noise, act, windows, None, packed)
+    return _forward(x, _Net(w1, b1, w2, b2), noise, activation, windows, None, packed)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.modules.activations import find_activation
-from ds_seq.modules.dropout import dropout, dropout_noise
 from ds_seq.modules.packed import pack
+from ds_seq.modules.residual import dropout, dropout_noise
 from ds_seq.moe.expert_loop import PackedNet, expert_loop
-from ds_seq.moe.grouped import RowGroups, grouped_linear
+from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 
 class Experts(nn.Module):
@@ -92,27 +92,26 @@ class Experts(nn.Module):
         """Views of the weights as dense layers have them: (E_local, H, D) and (E_local, D, F)."""
         return self.w1.transpose(1, 2), self.w2
 
-    def forward(self, x: Tensor, groups: RowGroups) -> Tensor:
-        """Apply each expert to its rows of ``x`` (R, D); returns (R, D)."""
-        if not groups.use_grouped_kernel(x, self.w1, self.w2):
-            noise = None
-            if self.training and self.dropout > 0.0:
-                noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
-            return expert_loop(
-                x,
-                self.w1,
-                self.b1,
-                self.w2,
-                self.b2,
-                noise,
-                self.activation,
-                groups,
-                self._packed,
-            )
-        hidden = grouped_linear(x, self.w1, self.b1, groups)  # (R, H)
-        hidden = self._activation.function(hidden)  # (R, F)
-        hidden = dropout(hidden, self.dropout, self.training)
-        return grouped_linear(hidden, self.w2.transpose(1, 2), self.b2, groups)
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Apply each expert to its rows.
+
+        Args:
+            x: (R, D), sorted by expert.
+            counts: (E_local,) int64, rows of each expert; they sum to R.
+
+        Returns:
+            (R, D).
+        """
+        if x.is_cuda and use_grouped_kernel(x, self.w1, self.w2):
+            hidden = grouped_linear(x, self.w1, self.b1, counts)  # (R, H)
+            hidden = self._activation.function(hidden)  # (R, F)
+            hidden = dropout(hidden, self.dropout, self.training)
+            return grouped_linear(hidden, self.w2.transpose(1, 2), self.b2, counts)
+        noise = None
+        if self.training and self.dropout > 0.0:
+            noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
+        net = (self.w1, self.b1, self.w2, self.b2)
+        return expert_loop(x, *net, noise, self._activation, counts, self._packed)
 
 
 def expert_generator(seed: int, expert: int) -> torch.Generator:

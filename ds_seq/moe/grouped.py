@@ -1,4 +1,4 @@
-"""Rows that are sorted by expert, and one linear map per expert over them.
+"""One linear map per expert over rows that are sorted by expert, in one kernel of a GPU.
 
 Legend: ``R`` rows, ``E`` experts held here, ``I`` input width, ``O`` output width.
 """
@@ -31,55 +31,34 @@ def fits_grouped_kernel(device_type: str, dtype: torch.dtype, widths: Iterable[i
     return all(width * dtype.itemsize % _ROW_BYTES == 0 for width in widths)
 
 
-class RowGroups:
-    """How R sorted rows fall to E experts: on the device for kernels, on the host for loops.
+def use_grouped_kernel(x: Tensor, *weights: Tensor) -> bool:
+    """Whether torch's grouped matmul serves ``x`` and all weights that come to meet it.
 
     Args:
-        counts: (E,) int64, rows of each expert.
+        x: (R, I).
+        weights: (E, ..., ...), contiguous. Every width of a product's input, output and gradients
+            must be the last dimension of ``x`` or of one of them.
     """
-
-    def __init__(self, counts: Tensor) -> None:
-        self.counts = counts
-
-    def offsets(self) -> Tensor:
-        """(E,) int32: the row behind the last one of each expert."""
-        return self.counts.cumsum(0).to(torch.int32)
-
-    def use_grouped_kernel(self, x: Tensor, *weights: Tensor) -> bool:
-        """Whether torch's grouped matmul serves ``x`` and all weights that come to meet it.
-
-        Args:
-            x: (R, I).
-            weights: (E, ..., ...), contiguous. Every width of a product's input, output and
-                gradients must be the last dimension of ``x`` or of one of them.
-        """
-        widths = (matrix.shape[-1] for matrix in (x, *weights))
-        return fits_grouped_kernel(x.device.type, x.dtype, widths)
-
-    def slices(self) -> list[tuple[int, int]]:
-        """First row of each expert and the one behind its last; waits for the device."""
-        bounds, start = [], 0
-        for size in self.counts.tolist():
-            bounds.append((start, start + size))
-            start += size
-        return bounds
+    widths = (matrix.shape[-1] for matrix in (x, *weights))
+    return fits_grouped_kernel(x.device.type, x.dtype, widths)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, groups: RowGroups) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
     """``y[r] = x[r] @ weight[e] + bias[e]`` with e the expert of row r, in one kernel.
 
     Args:
-        x: (R, I), sorted by expert; see `RowGroups.use_grouped_kernel`.
+        x: (R, I), sorted by expert; see `use_grouped_kernel`.
         weight: (E, I, O); a transposed view is as good.
         bias: (E, 1, O).
-        groups: which rows are whose; the counts sum to R.
+        counts: (E,) int64, rows of each expert, on the device; they sum to R.
 
     Returns:
         (R, O).
     """
     experts = torch.arange(len(bias), device=x.device)
-    of_row = torch.repeat_interleave(experts, groups.counts, output_size=x.shape[0])
-    y = F.grouped_mm(x, weight, offs=groups.offsets())
+    of_row = torch.repeat_interleave(experts, counts, output_size=x.shape[0])
+    ends = counts.cumsum(0).to(torch.int32)  # the row behind the last one of each expert
+    y = F.grouped_mm(x, weight, offs=ends)
     result: Tensor = _AddBias.apply(y, bias, of_row)  # type: ignore[no-untyped-call]
     return result
 

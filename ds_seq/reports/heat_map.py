@@ -7,7 +7,6 @@ Legend: ``E`` experts, ``H`` height and ``W`` width in pixels.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from ds_seq import files
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -77,13 +78,13 @@ def draw_heat_map(panels: Sequence[Panel]) -> Pixels:
 
 
 def save_picture(path: Path, pixels: Pixels) -> None:
-    """Write (H, W, 3) pixels as a PNG file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write (H, W, 3) pixels as a PNG file, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with files.replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _panel(panel: Panel) -> Image.Image:

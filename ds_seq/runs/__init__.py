@@ -1,1 +1,1 @@
-"""runs."""
+"""Trained models on disk: their formats, what their users need to know, and how they are opened."""

@@ -27,22 +27,11 @@ from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import (
-    CHECKPOINTS,
-    INDEX_FILE,
-    META_FILE,
-    TensorFolder,
-    TensorSource,
-    expert_offsets,
-    model_tensors,
-    read_like,
-)
-from ds_seq.runs.open import (
-    CONFIG_FILE,
-    StoredRun,
-    find_checkpoint,
-    open_run,
-)
+from ds_seq.runs.card import StoredRun
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, find_checkpoint
+from ds_seq.runs.open import open_run
+from ds_seq.weights.fill import expert_offsets, model_tensors, read_like
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, META_FILE, TensorFolder, TensorSource
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
 
@@ -123,7 +112,7 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
     first = runs[0]
     for other in runs[1:]:
         _check_same(first, other)
-    model = build_model(first.config.model, first.tokenizers.size, seed=first.config.train.seed)
+    model = build_model(first.model_config, first.tokenizers.size, 1, 0, seed=first.seed)
     fill_with_mean(model, [run.weights for run in runs])
     return model
 
@@ -177,7 +166,7 @@ def _check_keys(model: nn.Module, offsets: Mapping[str, int], source: TensorSour
 
 
 def _check_same(first: StoredRun, other: StoredRun) -> None:
-    sections = [run.config.model.model_dump(mode="json") for run in (first, other)]
+    sections = [run.model_config.model_dump(mode="json") for run in (first, other)]
     difference = next(_differences("model", *sections), None)
     if difference is not None:
         key, ours, theirs = difference
@@ -241,7 +230,7 @@ def named_part(path: Path) -> Part:
     """
     if not (path / META_FILE).is_file():
         if not (path / CHECKPOINTS).is_dir():
-            return Part(path, open_run(path), None, None)
+            return Part(path, open_run(path, "best"), None, None)
         path = find_checkpoint(path, "best")
     folder = path.absolute()  # links stay: RUN/checkpoints may lie on another disk
     if folder.parent.name != CHECKPOINTS or not (folder.parents[1] / CONFIG_FILE).is_file():

@@ -7,34 +7,31 @@ a folder is asked for, beside it. ``--format ctranslate2`` makes a folder for th
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
+from ds_seq import files
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
-from ds_seq.models.weights import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, model_tensors
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
-from ds_seq.runs.open import (
+from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_KEY,
-    DTYPES,
     EXPORT_FILE,
     EXPORT_SUFFIX,
     VOCAB_KEY,
-    load_run,
-    open_run,
 )
+from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.weights.fill import model_tensors
+from ds_seq.weights.source import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, save_tensors
 
 ExportFormat = Literal["safetensors", "ctranslate2"]
 
@@ -42,7 +39,7 @@ ExportFormat = Literal["safetensors", "ctranslate2"]
 def export(
     run: Path,
     out: Path,
-    checkpoint: str = "best",
+    checkpoint: str,
     dtype: str = "fp32",
     form: ExportFormat = "safetensors",
 ) -> Path:
@@ -66,7 +63,7 @@ def export(
     if form == "ctranslate2":
         return _export_to_ctranslate2(run, out, checkpoint, dtype)
     loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
-    return write_export(loaded.model, loaded.config, loaded.tokenizers, out)
+    return write_export(loaded.model, loaded.require_experiment(), loaded.tokenizers, out)
 
 
 def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
@@ -74,7 +71,7 @@ def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) ->
         raise UserError(
             f"--out {out}: --format ctranslate2 makes a folder; name it without {EXPORT_SUFFIX}"
         )
-    converter = CTranslate2Converter(open_run(run, checkpoint).config)
+    converter = CTranslate2Converter(open_run(run, checkpoint).require_experiment())
     loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
     with _new_path(out) as folder:
         folder.mkdir()
@@ -130,29 +127,13 @@ def write_export(
 
 @contextmanager
 def _new_path(out: Path) -> Iterator[Path]:
-    """Another name to write under, which becomes ``out`` when all is written, or vanishes."""
+    """`files.replacing` for what is not there yet, instead of what a killed export has left."""
     check_new(out)
-    temporary = out.with_name(out.name + ".incomplete")
-    _remove(temporary)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_leftovers(out.parent, escape(out.name))
+    with files.replacing(out) as temporary:
         yield temporary
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot write ({error.strerror})") from error
-    except SafetensorError as error:  # its own type for a full disk
-        raise UserError(f"{out}: cannot write ({error}); is the disk full?") from error
-    finally:
-        _remove(temporary)
 
 
 def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:
     tensors = {name: value.detach().contiguous() for name, value in model_tensors(model)}
-    save_file(tensors, str(path), metadata={**header, FORMAT_KEY: str(FORMAT_VERSION)})
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        path.unlink()
+    save_tensors(tensors, path, {**header, FORMAT_KEY: str(FORMAT_VERSION)})

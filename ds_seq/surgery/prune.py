@@ -24,11 +24,11 @@ from ds_seq.data.shards import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.moe.cosine import CosineGate
 from ds_seq.moe.gate import Routing, rows_of
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.text.tokenizer import Symbols
+from ds_seq.weights.fill import model_tensors
 
 Ids = tuple[list[int], list[int]]
 """Source and target of a sentence, without end symbols."""
@@ -163,7 +163,7 @@ def prune(
         UserError: the routers of the layers differ in more than their experts.
     """
     smaller_config = _config(config, model, kept)
-    smaller = build_model(smaller_config.model, vocab_size, seed=config.train.seed)
+    smaller = build_model(smaller_config.model, vocab_size, 1, 0, seed=config.train.seed)
     rows = _expert_rows(model, kept)
     old = dict(model_tensors(model))
     for name, tensor in model_tensors(smaller):

@@ -18,9 +18,9 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import model_tensors
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.names import STACKS, Stack
+from ds_seq.weights.fill import model_tensors
 
 _LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 
@@ -58,8 +58,11 @@ def student_config(
         data["model"]["ffn_dim"] = _dense_width(teacher.model, layers)
     if data["model"]["moe"] is None:
         data["train"] |= {"expert_parallel": 1, "sparse_clip": False}
-    for criterion in (data["criterion"], data["criterion"].get("base")):
-        _follow_layers(criterion or {}, layers)
+    key, _ = teacher.base_criterion
+    criterion = data
+    for name in key.split("."):
+        criterion = criterion[name]
+    _follow_layers(criterion, layers)
     return ExperimentConfig.model_validate(data)
 
 
@@ -135,7 +138,7 @@ def make_student(
     tensors = dict(model_tensors(teacher))
     for name, dense in (merged or {}).items():
         tensors |= {f"{name}.{part}": value for part, value in dense.named_parameters()}
-    student = build_model(config.model, vocab_size, seed=config.train.seed)
+    student = build_model(config.model, vocab_size, 1, 0, seed=config.train.seed)
     for name, tensor in model_tensors(student):
         value = tensors[_source(name, layers)]
         assert value.shape == tensor.shape, f"{name}: {value.shape} is not {tensor.shape}"

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
-from ds_seq.models.weights import TensorSource, fill, read_like
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts, expert_generator
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.runs.open import open_run
+from ds_seq.weights.fill import fill, read_like
+from ds_seq.weights.source import TensorSource
 
 # of a model, without a trace in the shapes of its tensors
 _SHAPELESS = ("num_heads", "activation", "norm_position", "norm", "positions")
@@ -67,7 +68,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
             f"{fingerprint[:12]}; both need the same one"
         )
     transfer(model, stored.weights, train.upcycle_noise)
-    _check_shapeless(train.init_from, stored.config.model, config.model)
+    _check_shapeless(train.init_from, stored.model_config, config.model)
 
 
 @torch.no_grad()

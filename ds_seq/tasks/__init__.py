@@ -1,4 +1,4 @@
-"""Tasks, by the `name` that tags their config, and the search that a config describes."""
+"""Tasks, by the `name` that tags their config."""
 
 from __future__ import annotations
 
@@ -7,22 +7,15 @@ from typing import Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig, SourceConfig
-from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.open import SourceChoice
-from ds_seq.generation.translate import BatchLimits
 from ds_seq.plugins import find_plugin
-from ds_seq.search.beam_search import BeamSearch
-from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
-from ds_seq.search.guides import Plain, SelectionMaker
-from ds_seq.search.sampling import Sampling
 from ds_seq.tasks.base import Task
 from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers
-from ds_seq.text.tokenizer import Symbols
 from ds_seq.text.vocab_file import VOCAB_FILE
 
-__all__ = ["TASKS", "Task", "TranslationTask", "build_limits", "build_search", "build_task"]
+__all__ = ["TASKS", "Task", "TranslationTask", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
@@ -60,45 +53,3 @@ def build_task(config: TaskConfig, data: DataConfig) -> Task:
         task: Task = make(data, **config.options)  # type: ignore[call-arg, arg-type]
         return task
     return make(config, data)
-
-
-def build_search(config: GenerationConfig, symbols: Symbols, max_positions: int) -> BeamSearch:
-    """The search that a config describes.
-
-    Args:
-        config: the section `generation`.
-        symbols: of the target.
-        max_positions: tokens that the decoder can take.
-    """
-    sampling = Sampling(
-        top_k=config.sampling_top_k,
-        top_p=config.sampling_top_p,
-        epsilon=config.sampling_epsilon,
-        seed=config.seed,
-    )
-    return BeamSearch(
-        symbols=symbols,
-        beam=config.beam,
-        length_penalty=config.length_penalty,
-        length_penalty_form=config.length_penalty_form,
-        unk_penalty=config.unk_penalty,
-        temperature=config.temperature,
-        max_len_a=config.max_len_a,
-        max_len_b=config.max_len_b,
-        min_len=config.min_len,
-        no_repeat_ngram=config.no_repeat_ngram,
-        sampling=sampling if config.sampling else None,
-        selection=_build_selection(config, symbols.eos),
-        max_positions=max_positions,
-    )
-
-
-def _build_selection(config: GenerationConfig, end: int) -> SelectionMaker:
-    if config.diverse_groups > 1:
-        return DiverseGroups(config.diverse_groups, config.diverse_strength, end)
-    return DiverseSiblings(config.diverse_siblings) if config.diverse_siblings > 0 else Plain()
-
-
-def build_limits(config: GenerationConfig, max_positions: int) -> BatchLimits:
-    """The batches that a config describes, for an encoder of at most ``max_positions`` tokens."""
-    return BatchLimits(config.max_tokens, config.max_sentences, max_positions)

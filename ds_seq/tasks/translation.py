@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ds_seq.data.batch import Batch, Seq2SeqInputs
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
 from ds_seq.data.source import Dataset
 from ds_seq.distributed import broadcast_object
@@ -22,7 +21,7 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.text.lines import read_parallel
-from ds_seq.text.tokenizer import Symbols, Tokenizers
+from ds_seq.text.tokenizer import Tokenizers
 
 _NUM_SAMPLES = 5
 
@@ -82,18 +81,13 @@ class TranslationTask:
         max_target_length: int | None,
         source: SourceChoice = SHARDS,
     ) -> None:
-        self.tokenizers = tokenizers
+        self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
         self._raw = raw
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
         self._source = source
-
-    @property
-    def symbols(self) -> Symbols:
-        """See `Task.symbols`."""
-        return self.tokenizers.symbols
 
     def dataset(self, split: str) -> ParallelDataset:
         """The sentence pairs of a split; they must fit the vocabulary."""

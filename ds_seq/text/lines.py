@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import io
 import lzma
 import os
@@ -15,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from ds_seq import files
 from ds_seq.errors import UserError
 
 STANDARD = "-"
@@ -173,16 +173,16 @@ def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
                 number += len(sources)
 
 
-def fingerprint(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes as they lie on the disk, in hex."""
-    digest = hashlib.sha256()
+def text_fingerprint(path: Path) -> str:
+    """`files.fingerprint` of a text.
+
+    Raises:
+        UserError: there is no such file.
+    """
     try:
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        return files.fingerprint(path)
     except FileNotFoundError:
         raise UserError(_explain_missing(path)) from None
-    return digest.hexdigest()
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -233,15 +233,7 @@ def write_lines(path: str | Path, lines: Sequence[str]) -> None:
     if str(path) == STANDARD:
         _write_standard(content)
         return
-    file = Path(path)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise explain_unwritable(file, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_bytes(path, content)
 
 
 def _write_standard(content: bytes) -> None:
@@ -255,12 +247,7 @@ def _write_standard(content: bytes) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        raise explain_unwritable("standard output", error) from None
-
-
-def explain_unwritable(path: str | Path, error: OSError) -> UserError:
-    """What to tell of a failed write."""
-    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+        raise files.unwritable("standard output", error) from None
 
 
 def check_writable(path: str | Path) -> None:

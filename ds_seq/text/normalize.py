@@ -21,7 +21,7 @@ class Normalizer:
         nfkc: apply Unicode's NFKC (folds full-width letters, ligatures, superscripts ...).
     """
 
-    nfkc: bool = False
+    nfkc: bool
 
     def __call__(self, text: str) -> str:
         """The normalized text."""

@@ -51,7 +51,7 @@ class SentencePieceTokenizer:
     ) -> None:
         self._model = model
         self._name = name
-        self._normalizer = Normalizer() if normalizer is None else normalizer
+        self._normalizer = Normalizer(nfkc=False) if normalizer is None else normalizer
         self._processor = spm.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)

@@ -20,9 +20,9 @@ BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 def train_model(  # noqa: PLR0913  (a builder: one argument for each choice of the trainer)
     files: Sequence[str | Path],
     size: int,
-    model_type: str = "unigram",
-    character_coverage: float = 1.0,
-    input_sentence_size: int = 0,
+    model_type: str,
+    character_coverage: float,
+    input_sentence_size: int,
     seed: int = 1,
     user_symbols: Sequence[str] = (),
     num_threads: int = 4,

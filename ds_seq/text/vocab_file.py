@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Tokenizer
 
@@ -28,9 +28,5 @@ def read_vocab_file(path: str | Path) -> bytes:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write the bytes of a tokenizer; an existing file is replaced at once."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(tokenizer.to_bytes())
-    os.replace(temporary, path)
+    """Write the bytes of a tokenizer; an existing file is replaced in one step."""
+    files.write_bytes(path, tokenizer.to_bytes())

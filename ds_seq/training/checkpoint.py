@@ -16,33 +16,29 @@ temporary name and renamed when it is complete, so it is there whole or not at a
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ds_seq import distributed
+from ds_seq import distributed, files
 from ds_seq.errors import UserError
-from ds_seq.models.weights import (
+from ds_seq.training.engine import Engine
+from ds_seq.training.state import WEIGHT, FullState, full_shape
+from ds_seq.weights.fill import expert_offsets, persistent_buffers, read_like
+from ds_seq.weights.source import (
     FORMAT_VERSION,
     INDEX_FILE,
     META_FILE,
     VOCAB_HASH_KEY,
     TensorFolder,
     expert_key,
-    expert_offsets,
-    persistent_buffers,
-    read_like,
     read_meta,
+    save_tensors,
 )
-from ds_seq.training.engine import Engine
-from ds_seq.training.state import WEIGHT, FullState, full_shape
 
 _TEMPORARY, _REPLACED = ".incomplete", ".replaced"
 
@@ -105,13 +101,13 @@ class CheckpointStore:
         final, temporary = self.folder / name, self.folder / (name + _TEMPORARY)
         with distributed.shared_errors():
             if distributed.rank() == 0:
-                _remove(temporary)
+                files.remove(temporary)
                 _make_folder(temporary)
         state = FullState(engine.deepspeed)
-        files = _write_tensors(engine, state, criterion, temporary)
-        all_files = distributed.gather_objects(files)
+        sizes = _write_tensors(engine, state, criterion, temporary)
+        all_sizes = distributed.gather_objects(sizes)
         with distributed.shared_errors():
-            if all_files is not None:
+            if all_sizes is not None:
                 meta = {
                     **self._notes,
                     "format_version": FORMAT_VERSION,
@@ -120,9 +116,9 @@ class CheckpointStore:
                     "optimizer": _optimizer_meta(engine, state),
                     "loss_scaler": engine.loss_scaler_state(),
                     "progress": progress,
-                    "files": {file: size for part in all_files for file, size in part.items()},
+                    "files": {file: size for part in all_sizes for file, size in part.items()},
                 }
-                _write_json(temporary / META_FILE, meta)
+                files.write_json(temporary / META_FILE, meta)
                 _replace(temporary, final)
                 self._register(name, score)
         self.index = distributed.broadcast_object(self.index)
@@ -130,12 +126,13 @@ class CheckpointStore:
 
     def discard_incomplete(self) -> None:
         """Remove what a killed save has left."""
+        files.remove_leftovers(self.folder)
         for path in self.folder.glob(f"*{_TEMPORARY}"):
-            _remove(path)
+            files.remove(path)
         for path in self.folder.glob(f"*{_REPLACED}"):
             whole = path.with_name(path.name.removesuffix(_REPLACED))
             if whole.exists():
-                _remove(path)
+                files.remove(path)
             else:  # killed between the two renames of `_replace`
                 path.rename(whole)
 
@@ -148,11 +145,11 @@ class CheckpointStore:
             best.sort(key=lambda entry: -self._sign * float(entry["score"]))
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         self.index = {**self.index, **lists}
-        _write_json(self.folder / INDEX_FILE, self.index)
+        files.write_json(self.folder / INDEX_FILE, self.index)
         kept = {entry["name"] for entries in lists.values() for entry in entries}
         for path in self.folder.glob("update_*"):
             if path.name not in kept and path.suffix not in (_TEMPORARY, _REPLACED):
-                _remove(path)
+                files.remove(path)
 
 
 def restore(engine: Engine, folder: Path) -> dict[str, Any]:
@@ -285,42 +282,26 @@ def _optimizer_meta(engine: Engine, state: FullState) -> dict[str, Any]:
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file(tensors, str(path))
-    except Exception as error:  # safetensors raises its own type for a full disk
-        raise UserError(
-            f"{path}: cannot write the checkpoint ({error}); is the disk full?"
-        ) from error
+        save_tensors(tensors, path)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
 
 
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot make the folder ({error.strerror})") from error
+        raise files.unwritable(path, error) from error
 
 
 def _replace(new: Path, final: Path) -> None:
     """Rename ``new`` to ``final``; what was there goes only when the new one is in its place."""
     old = final.with_name(final.name + _REPLACED)
     if final.exists():
-        _remove(old)
+        files.remove(old)
         final.rename(old)
     new.rename(final)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write ({error.strerror})") from error
+    files.remove(old)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

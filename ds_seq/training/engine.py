@@ -100,7 +100,7 @@ class Engine:
         self.accumulate = int(config["gradient_accumulation_steps"])
         self.expert_parallel = expert_parallel
         self._capture = capture
-        self._scale = LossScale(self.deepspeed)
+        self._scale = LossScale(self.deepspeed) if self.deepspeed.fp16_enabled() else None
         weights = sparse_clip_weights(model) if sparse_clip else {}
         self._plain: PlainClipping | None = None
         if self.deepspeed.optimizer is self.deepspeed.basic_optimizer:  # no wrapper: stage 0, fp32
@@ -136,7 +136,7 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of ``loss``; DeepSpeed divides by ranks and accumulation steps."""
-        self.deepspeed.backward(self._scale.scaled(loss))
+        self.deepspeed.backward(loss if self._scale is None else self._scale.scaled(loss))
 
     def step(self) -> StepResult | None:
         """After each backward; the update happens after the last one of the accumulation.
@@ -159,7 +159,8 @@ class Engine:
             raise
         if not last:
             return None
-        self._scale.end_step()
+        if self._scale is not None:
+            self._scale.end_step()
         norm = self._plain.norm if self._plain else self.deepspeed.get_global_grad_norm()
         applied = bool(self.deepspeed.was_step_applied())
         return StepResult(applied, float(norm) if norm is not None else 0.0, self.loss_scale)
@@ -167,15 +168,16 @@ class Engine:
     @property
     def loss_scale(self) -> float:
         """Current fp16 loss scale; 1.0 for other precisions."""
-        return self._scale.value
+        return 1.0 if self._scale is None else self._scale.value
 
     def loss_scaler_state(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same loss scale."""
-        return self._scale.state()
+        return {} if self._scale is None else self._scale.state()
 
     def load_loss_scaler_state(self, state: dict[str, Any]) -> None:
         """Undo of `loss_scaler_state`; ignored without fp16."""
-        self._scale.load_state(state)
+        if self._scale is not None:
+            self._scale.load_state(state)
 
 
 def _scale_advice(scale: float) -> str:

@@ -18,24 +18,23 @@ _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class LossScale:
-    """What the loss is multiplied by, so that fp16 gradients do not underflow; 1 elsewhere.
+    """What the loss is multiplied by, so that fp16 gradients do not underflow.
 
     Args:
-        engine: a ``DeepSpeedEngine``.
+        engine: a ``DeepSpeedEngine`` in fp16.
     """
 
     def __init__(self, engine: Any) -> None:
-        self._wrapper = engine.optimizer if engine.fp16_enabled() else None
-        self._forgotten = engine.fp16_enabled() and not engine.zero_optimization()
+        self._wrapper = engine.optimizer
+        self._forgotten = not engine.zero_optimization()
         self._grows = False
-        if self._wrapper is not None:
-            self._update_scale = self._wrapper._update_scale
-            self._wrapper._update_scale = self._hold_growth
+        self._update_scale = self._wrapper._update_scale
+        self._wrapper._update_scale = self._hold_growth
 
     @property
     def value(self) -> float:
         """The scale of the coming backward pass."""
-        return 1.0 if self._wrapper is None else float(self._wrapper.loss_scale)
+        return float(self._wrapper.loss_scale)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """``loss`` as the engine's backward wants it."""
@@ -53,13 +52,11 @@ class LossScale:
         return {key: own[key] for key in _STATE if key in own}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Undo of `state`; ignored without fp16."""
+        """Inverse of `state`."""
         own = self._own_state()
         own.update({key: state[key] for key in _STATE if key in state and key in own})
 
     def _own_state(self) -> dict[str, Any]:
-        if self._wrapper is None:
-            return {}
         scaler = self._wrapper.loss_scale_config if self._forgotten else self._wrapper.loss_scaler
         own: dict[str, Any] = vars(scaler)
         return own

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ds_seq import files
 from ds_seq.reports.heat_map import Panel, draw_heat_map
 
 
@@ -113,9 +114,7 @@ def _forget_after(path: Path, update: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, "".join(kept))
 
 
 def _finite(value: Any) -> Any:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import persistent_buffers
 from ds_seq.modules.positions import LearnedPositions
 from ds_seq.names import FrozenPart
 from ds_seq.training.state import full_shape
+from ds_seq.weights.fill import persistent_buffers
 
 
 def freeze(model: nn.Module, parts: Collection[FrozenPart]) -> None:

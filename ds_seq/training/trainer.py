@@ -155,7 +155,6 @@ class Trainer:
     def _train_step(self, update: _Update) -> StepResult:
         """One update: forward and backward per batch; DeepSpeed steps after the last."""
         self.engine.module.train()
-        self.criterion.train()
         self._lr = self.engine.schedule.lr
         _seed_update(self.config.seed, self.update)
         # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want

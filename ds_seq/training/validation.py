@@ -115,7 +115,7 @@ class Validator:
             routing figures, and what `score` gives.
         """
         module = self._engine.module
-        was_training = module.training
+        was_training, criterion_was_training = module.training, self._criterion.training
         module.eval()
         self._criterion.train(False)
         try:
@@ -127,7 +127,7 @@ class Validator:
                 figures.update(scores)
         finally:
             module.train(was_training)
-            self._criterion.train(was_training)
+            self._criterion.train(criterion_was_training)
         return figures
 
     def _loss(self, max_batches: int | None) -> dict[str, Any]:

@@ -14,9 +14,18 @@ def train_vocab(
     path: str | Path,
     size: int,
     model_type: str = "unigram",
+    character_coverage: float = 1.0,
+    input_sentence_size: int = 0,
     **options: Any,
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece model and write it to `path`."""
-    tokenizer = SentencePieceTokenizer.train(files, size=size, model_type=model_type, **options)
+    tokenizer = SentencePieceTokenizer.train(
+        files,
+        size=size,
+        model_type=model_type,
+        character_coverage=character_coverage,
+        input_sentence_size=input_sentence_size,
+        **options,
+    )
     tokenizer.save(path)
     return tokenizer

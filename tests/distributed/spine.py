@@ -19,7 +19,6 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.weights import load_weights, persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.layer import MoeFeedForward
@@ -29,6 +28,7 @@ from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.checkpoint import restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState, full_shape
+from ds_seq.weights.fill import load_weights, persistent_buffers
 from tests.batches import batch_of
 
 VOCAB = 23
@@ -205,7 +205,7 @@ def emulate(
     loss_weights: dict[str, float] = LOSS_WEIGHTS,
 ) -> Result:
     """The same training in one process and in plain torch: what every layout has to equal."""
-    net = build_seq2seq(model or model_config(), VOCAB, seed=5).train()
+    net = build_seq2seq(model or model_config(), VOCAB, 1, 0, seed=5).train()
     own = build_optimizer(optimizer, parameter_groups(net, 0.01))
     criterion, balancer, steps = make_criterion(loss_weights), BiasBalancer(net), []
     gradients: dict[str, Tensor] = {}

@@ -12,9 +12,9 @@ from ds_seq.config.model import MoeConfig
 from ds_seq.config.optim import AdafactorConfig, AdamConfig, SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.weights import load_weights
-from ds_seq.runs.open import find_checkpoint
+from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -170,13 +170,13 @@ def test_half_precision_without_zero(tmp_path: Path, precision: str) -> None:
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     run_distributed(_save, 2, tmp_path, 1, 2, CLIPPED)
     folder = find_checkpoint(tmp_path, "last")
-    whole = build_seq2seq(spine.model_config(), spine.VOCAB)
+    whole = build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=1)
     load_weights(whole, folder)
 
-    other = build_seq2seq(spine.model_config(ffn_dim=32), spine.VOCAB)
+    other = build_seq2seq(spine.model_config(ffn_dim=32), spine.VOCAB, 1, 0, seed=1)
     with pytest.raises(UserError, match=r"shape .* the model wants .* another model"):
         load_weights(other, folder)
-    dense = build_seq2seq(spine.model_config(moe=None), spine.VOCAB)
+    dense = build_seq2seq(spine.model_config(moe=None), spine.VOCAB, 1, 0, seed=1)
     with pytest.raises(UserError, match="another model"):
         load_weights(dense, folder)
 

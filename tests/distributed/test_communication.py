@@ -48,7 +48,7 @@ def _count(recompute: bool, load_balance: str) -> dict[str, Counter[str]]:
 
 
 def _count_nothing() -> Counter[str]:
-    net = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
+    net = build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=5)
     batch = spine.batches(0)[distributed.rank()]
     return _collectives(lambda: net(batch.inputs).logits.sum().backward())
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.criterions.selection import QueueGate
+from ds_seq.criterions.selection import QueueSelector
 from ds_seq.data.batch import Batch
 from tests.batches import batch_of
 from tests.distributed.harness import run_distributed
@@ -37,13 +37,13 @@ def _batch(update: int, index: int) -> tuple[Tensor, Batch]:
 
 def _run(tags: tuple[int, ...]) -> tuple[Picked, dict[str, Tensor]]:
     """Six updates of four batches each, whatever the number of ranks; one is not applied."""
-    gate, picked = QueueGate(0.4, 30, shared=True, tags=tags), {}
+    selector, picked = QueueSelector(0.4, 30, shared=True, tags=tags), {}
     for update in range(UPDATES):
         for index in range(distributed.rank(), FEW, distributed.world_size()):
             nll, batch = _batch(update, index)
-            picked[update, index] = gate.select(nll, batch).tolist()
-        gate.end_update(applied=update != 3)
-    return picked, gate.state()
+            picked[update, index] = selector.select(nll, batch).tolist()
+        selector.end_update(applied=update != 3)
+    return picked, selector.state()
 
 
 @pytest.mark.parametrize("world", [2, 4])

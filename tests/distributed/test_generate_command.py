@@ -102,7 +102,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 
 def _write_model(folder: Path, vocab: SentencePieceTokenizer, section: dict[str, Any]) -> Path:
     config = experiment(section)
-    model = build_model(config.model, len(vocab), seed=3)
+    model = build_model(config.model, len(vocab), 1, 0, seed=3)
     with torch.no_grad():  # an untrained model says nearly the same everywhere
         for parameter in model.parameters():
             parameter.mul_(1.5)

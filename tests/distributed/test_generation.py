@@ -121,7 +121,7 @@ def translate_with_spread_weights() -> Translations | None:
 
 
 def test_zero_3_translates_as_one_process() -> None:
-    model = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5).eval()
+    model = build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=5).eval()
     alone = translate(model, words(19), lines(5), SEARCH, LIMITS, CPU)
     found = run_distributed(translate_with_spread_weights, 2)
     assert found == [alone, None]

@@ -31,7 +31,7 @@ def _gradients_of_one_process(joint: bool) -> dict[str, Tensor]:
     Args:
         joint: whether the counts that ranks would add up are really added up.
     """
-    net = build_seq2seq(MODEL, spine.VOCAB, seed=5).train()
+    net = build_seq2seq(MODEL, spine.VOCAB, 1, 0, seed=5).train()
     criterion, everyone = spine.make_criterion(), spine.batches(0)
     tokens = sum(batch.num_tokens for batch in everyone)
     counts: list[Tensor] = []  # of each MoE layer in turn

@@ -183,7 +183,7 @@ def test_half_precision_models_route_in_fp32() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_expert_outputs_are_weighted_and_summed_in_fp32(dtype: torch.dtype) -> None:
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None, normalize_weights="none")
-    net = build_seq2seq(spine.model_config(moe=moe), spine.VOCAB, seed=5).to(dtype)
+    net = build_seq2seq(spine.model_config(moe=moe), spine.VOCAB, 1, 0, seed=5).to(dtype)
     layer = next(module for module in net.modules() if isinstance(module, MoeFeedForward))
     torch.manual_seed(0)
     with torch.no_grad():  # every expert has one answer for all

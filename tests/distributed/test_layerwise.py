@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.criterion import AttentionConfig, HiddenConfig
 from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.criterions import attention_term, hidden_term
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
-from ds_seq.models.weights import persistent_buffers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.names import FrozenPart
 from ds_seq.optim import build_optimizer
@@ -24,6 +24,7 @@ from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState
 from ds_seq.training.trainable import FrozenCheck, freeze, frozen_parameters
+from ds_seq.weights.fill import persistent_buffers
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -73,7 +74,9 @@ CASES = [
 
 def _total(loss: Callable[[ModelOutput, Batch], Any]) -> Callable[[ModelOutput, Batch], Tensor]:
     """`loss`, and both layer-wise terms against a deeper teacher."""
-    teacher = build_seq2seq(spine.model_config(decoder_layers=3, moe=None), spine.VOCAB, seed=77)
+    teacher = build_seq2seq(
+        spine.model_config(decoder_layers=3, moe=None), spine.VOCAB, 1, 0, seed=77
+    )
     teacher.eval()
 
     @torch.no_grad()
@@ -83,9 +86,9 @@ def _total(loss: Callable[[ModelOutput, Batch], Any]) -> Callable[[ModelOutput, 
     def total(output: ModelOutput, batch: Batch) -> Tensor:
         assert output.layers is not None
         pair = (output.layers, teach(batch))
-        hidden = hidden_loss(*pair, batch, HiddenConfig(normalize=True))
+        hidden = hidden_loss(*pair, batch, hidden_term(HiddenConfig(normalize=True)))
         value: Tensor = loss(output, batch).total + hidden
-        return value + attention_loss(*pair, batch, AttentionConfig())
+        return value + attention_loss(*pair, batch, attention_term(AttentionConfig()))
 
     return total
 
@@ -144,7 +147,7 @@ def _tamper(module: nn.Module, check: FrozenCheck) -> None:
 
 def _plain(case: Case) -> Outcome:
     """The same in one process, where `requires_grad` alone decides."""
-    net = build_seq2seq(case.config, spine.VOCAB, seed=5).train()
+    net = build_seq2seq(case.config, spine.VOCAB, 1, 0, seed=5).train()
     freeze(net, case.parts)
     own = build_optimizer(spine.SGD, parameter_groups(net, 0.01))
     total, balancer, losses = _total(spine.make_criterion()), BiasBalancer(net), []
@@ -180,7 +183,7 @@ def test_every_layout_trains_what_plain_torch_does(
     outcomes: list[list[Outcome]], number: int
 ) -> None:
     case, ranks = CASES[number], outcomes[number]
-    plain, start = _plain(case), build_seq2seq(case.config, spine.VOCAB, seed=5)
+    plain, start = _plain(case), build_seq2seq(case.config, spine.VOCAB, 1, 0, seed=5)
     exact = case.precision == "fp32"
     for rank, outcome in enumerate(ranks):
         assert outcome.losses == pytest.approx(plain.losses, rel=1e-5 if exact else 0.02)

@@ -13,7 +13,7 @@ from ds_seq import distributed
 from ds_seq.commands.teacher_cache import main
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.data.binarize import binarize
-from ds_seq.distill.teacher import load_teacher
+from ds_seq.distill.build import build_teacher
 from ds_seq.models.build import build_seq2seq
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
@@ -22,6 +22,7 @@ from tests.data.vocabulary import train_vocab
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 from tests.unit.runs.made import experiment, write_run
+from tests.values import SHARD_SIZE
 
 CPU = torch.device("cpu")
 TIMEOUT = 60.0
@@ -48,9 +49,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     write_toy(folder / "text", 40, 5)
     sides = folder / "text" / "train.en", folder / "text" / "train.de"
     vocab: SentencePieceTokenizer = train_vocab(sides, folder / "vocab.model", 130)
-    binarize(Tokenizers.shared(vocab), *sides, folder / "data", "train", languages=("en", "de"))
+    tokenizers, options = Tokenizers.shared(vocab), {"shard_size": SHARD_SIZE}
+    binarize(tokenizers, *sides, folder / "data", "train", languages=("en", "de"), **options)
     config = experiment({"max_positions": 90, "moe": {"num_experts": 4, "capacity_factor": None}})
-    model = build_seq2seq(config.model, len(vocab), seed=3)
+    model = build_seq2seq(config.model, len(vocab), 1, 0, seed=3)
     write_run(folder / "run", config, vocab, {1: model})
     return Lab(folder, vocab.fingerprint)
 
@@ -58,7 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def _listen(lab: Lab, more: dict[str, Any]) -> Said:
     """Batches of unequal size, another one on each rank, the last of them empty on one."""
     settings = DistillationConfig(teacher=str(lab.folder / "run"), **more)
-    teacher = load_teacher(settings, lab.vocab_hash, CPU)
+    teacher = build_teacher(settings, lab.vocab_hash, CPU, None)
     mine = spine.batches(1, 6)[distributed.rank() :: distributed.world_size()]
     said = [teacher(batch).logits for batch in mine]
     # what ZeRO has cut is empty between forwards; its slice is beside it

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.weights import load_weights
-from ds_seq.runs.open import find_checkpoint
+from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState
+from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -125,7 +125,7 @@ def travelled(tmp_path_factory: pytest.TempPathFactory) -> Travelled:
 
 
 def _on_disk(folder: Path) -> nn.Module:
-    whole = build_seq2seq(spine.model_config(), spine.VOCAB, seed=99)
+    whole = build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=99)
     _prepare(whole)
     load_weights(whole, find_checkpoint(folder, "last"))
     return whole
@@ -135,7 +135,7 @@ def _on_disk(folder: Path) -> nn.Module:
 def test_untrained_state_travels_exactly(travelled: Travelled, index: int) -> None:
     precision = CASES[index].precision
     saved = _on_disk(travelled.folder / str(index))
-    original = build_seq2seq(spine.model_config(), spine.VOCAB, seed=5)
+    original = build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=5)
     assert saved.get_buffer("encoder.layers.1.feed_forward.steps").tolist() == STEPS
     for name in FROZEN:
         value = original.get_parameter(name)

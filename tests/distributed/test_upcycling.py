@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from ds_seq.models.build import build_seq2seq
-from ds_seq.models.weights import TensorFile, model_tensors
 from ds_seq.surgery.upcycle import transfer
+from ds_seq.weights.fill import model_tensors
+from ds_seq.weights.source import TensorFile
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -34,7 +35,7 @@ def _train(file: Path, expert_parallel: int, stage: int) -> Any:
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of a dense model."""
     file = tmp_path_factory.mktemp("dense") / "model.safetensors"
-    model = build_seq2seq(spine.model_config(moe=None), spine.VOCAB, seed=3)
+    model = build_seq2seq(spine.model_config(moe=None), spine.VOCAB, 1, 0, seed=3)
     tensors = {name: value.detach() + 0.01 for name, value in model_tensors(model)}
     save_file(tensors, str(file))
     return file

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ds_seq.config.criterion import DistillationConfig, Divergence, Strategy
-from ds_seq.criterions.distillation import Distillation
+from ds_seq.criterions import build_criterion
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch, TopTokens
 from ds_seq.models.build import build_seq2seq
@@ -27,7 +27,7 @@ def results_of(
     generator = torch.Generator().manual_seed(1)
     parts, gradient = {}, torch.zeros(0)
     answers: list[TeacherOutput] = []
-    criterion = Distillation(config, lambda batch: answers[-1], TAGS)
+    criterion = build_criterion(config, lambda batch: answers[-1], TAGS)
     for batch in spine.batches(0)[:2]:
         shape = batch.num_tokens, spine.VOCAB
         logits, scores = (3 * torch.randn(shape, generator=generator) for _ in range(2))
@@ -72,7 +72,8 @@ def test_the_same_tokens_are_selected(strategy: Strategy, shared: bool) -> None:
 
 def test_hidden_states_and_maps_in_bf16() -> None:
     teacher, student = (
-        build_seq2seq(spine.model_config(), spine.VOCAB).cuda().bfloat16() for _ in range(2)
+        build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=1).cuda().bfloat16()
+        for _ in range(2)
     )
     config = DistillationConfig.model_validate(
         {"teacher": "run", "hidden": {"normalize": True}, "attention": {}}
@@ -82,7 +83,7 @@ def test_hidden_states_and_maps_in_bf16() -> None:
         output = teacher(batch.inputs, "attention")
         return TeacherOutput(output.logits, layers=output.layers)
 
-    criterion = Distillation(config, teach)
+    criterion = build_criterion(config, teach)
     optimizer = torch.optim.AdamW(student.parameters(), 3e-3)
     batch = spine.batches(0)[0].to("cuda")
     totals = []

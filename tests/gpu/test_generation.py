@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ds_seq.config.model import MoeConfig, TransformerConfig
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.generation.forced import Pair, score_pairs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.packing import pack_weights
@@ -55,7 +55,9 @@ def make(moe: MoeConfig | None, dtype: torch.dtype, device: str) -> Seq2SeqTrans
         dropout=0.0,
         moe=moe,
     )
-    model = build_seq2seq(config, VOCAB).requires_grad_(False).eval().to(device, dtype)
+    model = (
+        build_seq2seq(config, VOCAB, 1, 0, seed=1).requires_grad_(False).eval().to(device, dtype)
+    )
     pack_weights(model)
     return model
 

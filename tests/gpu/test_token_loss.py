@@ -7,10 +7,11 @@ from typing import get_args
 import pytest
 import torch
 
-from ds_seq.config.objective import Divergence, Smoothing
-from ds_seq.criterions import token_loss as module
+from ds_seq.config.criterion import Divergence, Smoothing
+from ds_seq.criterions import cross_entropy as module
 from ds_seq.criterions.cross_entropy import cross_entropy, smoothed_cross_entropy
-from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
+from ds_seq.criterions.token_loss import TokenTargets, token_loss
+from tests.unit.criterions.made import distil
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -70,8 +71,8 @@ def test_with_a_teacher_a_gpu_gives_what_a_cpu_gives(
         student = logits.to(device, copy=True).requires_grad_()
         select = (lambda nll: torch.arange(0, 40, 3, device=nll.device)) if selected else None
         targets = TokenTargets(tokens.to(device), scores.to(device), select)
-        distil = Distil(weights[1], divergence)
-        loss = token_loss(student, targets, (0.9, 1e-4), weights[0], distil)
+        how = distil(weights[1], divergence)
+        loss = token_loss(student, targets, (0.9, 1e-4), weights[0], how)
         loss.total.backward()
         assert student.grad is not None
         results.append((torch.stack(loss).detach().cpu(), student.grad.float().cpu()))

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.config.data import DataConfig
-from ds_seq.data.batch import Batch
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.source import Dataset, Source, TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share, translate

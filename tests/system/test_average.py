@@ -41,7 +41,7 @@ def test_the_mean_over_two_layouts_translates(lab: Lab, moved_run: Path, tmp_pat
     assert last.startswith(f"{out}: mean of 3, ")
     assert snapshot(moved_run) == before
 
-    ours = load_run(out).model
+    ours = load_run(out, "best").model
     parts = [load_run(moved_run, f"update_{n:08d}").model for n in (2, 4, 6)]
     for name, value in ours.named_parameters():
         expected = torch.stack([p.get_parameter(name).double() for p in parts]).mean(0)

@@ -40,8 +40,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     vocab = train_vocab(sides, folder / "vocab", 130)
     _write_texts(folder)
     config = experiment({"moe": {"num_experts": 4, "every": 2}})
-    good = write_run(folder / "run", config, vocab, {1: build_model(config.model, len(vocab))})
-    export(good, folder / "export")
+    good = write_run(
+        folder / "run", config, vocab, {1: build_model(config.model, len(vocab), 1, 0, seed=1)}
+    )
+    export(good, folder / "export", "best")
     for name in ("untrained", "no_config", "larger", "damaged"):
         shutil.copytree(good, folder / name)
     shutil.rmtree(folder / "untrained" / "checkpoints")

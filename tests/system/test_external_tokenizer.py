@@ -54,9 +54,9 @@ def test_a_run_and_its_exports_translate_alike(lab: Lab, run: Path, tmp_path: Pa
     assert tokens - 2 <= len(first["hypotheses"][0]["text"]) <= tokens * len("[unk]")
     for out in (tmp_path / "model.safetensors", tmp_path / "folder"):
         command("export", run, "--out", out)[0].check()
-        tokenizers = open_run(out).tokenizers
+        tokenizers = open_run(out, "best").tokenizers
         assert isinstance(tokenizers.target, CharacterTokenizer)
-        assert tokenizers.fingerprint == open_run(run).tokenizers.fingerprint
+        assert tokenizers.fingerprint == open_run(run, "best").tokenizers.fingerprint
         assert translated(out, text).out == found
 
 

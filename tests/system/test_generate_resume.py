@@ -48,7 +48,7 @@ class Work:
         self.run = folder / "run"
         vocab = train_vocab([folder / "train.en", folder / "train.de"], folder / "vocab", 130)
         config = experiment({"max_positions": 64})
-        model = build_model(config.model, len(vocab), seed=3)
+        model = build_model(config.model, len(vocab), 1, 0, seed=3)
         with torch.no_grad():  # an untrained model says nearly the same everywhere
             for parameter in model.parameters():
                 parameter.mul_(1.5)

@@ -12,7 +12,7 @@ from tests.system.forked import train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, losses, records
 
 TINY_TRAINING = (*TINY, *NO_VALIDATION, "train.log_every=1")
-BY_LOSS = "validation={metrics: [], best: loss}"
+BY_LOSS = ("validation={metrics: [], best: loss}",)
 
 
 def _zero(stage: int) -> str:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ds_seq.config.data import DataConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.task import TranslationConfig
-from ds_seq.data.batch import Batch
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
 from ds_seq.tasks import Task, build_task

@@ -43,7 +43,7 @@ def test_what_is_written_replaces_what_was_there(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/below: cannot be written \(.+\)") as caught:
+    with pytest.raises(UserError, match=r"file/below: cannot be written: .+") as caught:
         files.write_text(tmp_path / "file" / "below", "text")
     assert "\n" not in str(caught.value)
 
@@ -81,8 +81,12 @@ def test_only_one_process_holds_a_lock(tmp_path: Path) -> None:
 def test_changed_settings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     files.write_json(path, {"beam": 5, "gone": 1})
-    assert files.changed_settings(path, {"beam": 4, "new": 2}) == ["beam", "gone", "new"]
-    assert files.changed_settings(path, {"beam": 5, "gone": 1}) == []
+    assert files.changed_settings(path, {"beam": 4, "new": 2}) == {
+        "beam": 5,
+        "gone": 1,
+        "new": None,
+    }
+    assert files.changed_settings(path, {"beam": 5, "gone": 1}) == {}
     path.write_text("{")
     with pytest.raises(UserError, match="damaged; remove"):
         files.changed_settings(path, {})

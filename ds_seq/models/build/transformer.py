@@ -11,19 +11,17 @@ from ds_seq.models.build.mixer import make_cross_mixer, make_self_mixer
 from ds_seq.models.build.positions import make_rows
 from ds_seq.models.build.residual import make_final_norm, make_residual
 from ds_seq.models.init import initialize
-from ds_seq.models.layer import TransformerLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.stack import Stack
-from ds_seq.models.sublayer import SubLayer
+from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
 from ds_seq.modules.body import Body
 
 
 def build_seq2seq(
     cfg: TransformerConfig,
     vocab_size: int,
-    expert_parallel: int = 1,
-    expert_parallel_rank: int = 0,
-    seed: int = 1,
+    expert_parallel: int,
+    expert_parallel_rank: int,
+    seed: int,
     pad_id: int = 1,
 ) -> Seq2SeqTransformer:
     """Build and initialize a Transformer.

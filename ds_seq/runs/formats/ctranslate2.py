@@ -28,9 +28,8 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import ModelConfig, TransformerConfig
 from ds_seq.errors import UserError
-from ds_seq.models.layer import TransformerLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.stack import Stack
+from ds_seq.models.stack import Stack, TransformerLayer
 from ds_seq.modules.activations import ACTIVATIONS
 from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.feed_forward import FeedForward

@@ -25,7 +25,9 @@ VOCAB = 40
 def built(section: dict[str, object]) -> Seq2SeqTransformer:
     """A model in which every parameter matters."""
     model = (
-        build_seq2seq(TransformerConfig.model_validate(section), VOCAB).requires_grad_(False).eval()
+        build_seq2seq(TransformerConfig.model_validate(section), VOCAB, 1, 0, seed=1)
+        .requires_grad_(False)
+        .eval()
     )
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():

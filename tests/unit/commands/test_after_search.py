@@ -139,7 +139,7 @@ def test_minimum_risk_takes_the_sample_most_like_the_others(run: Path, lines: Pa
 def test_another_choice_cannot_resume(run: Path, lines: Path) -> None:
     """What the options change is part of what an unfinished run was begun with."""
     from ds_seq.commands.after_search import result_conditions
-    from ds_seq.generate import _parser
+    from ds_seq.commands.generate import _parser
 
     variants: list[list[str]] = [
         [],

@@ -7,31 +7,25 @@ import io
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ds_seq import generate
+import ds_seq
+from ds_seq.commands import generate
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
 from ds_seq.generation.output import FORMATS
+from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.text.tokenizer import Tokenizers
 from tests.unit.search.table_model import TableModel, WordTokenizer
 
 VOCAB = 9
 LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
-
-
-@dataclass
-class Run:
-    config: ExperimentConfig
-    tokenizers: Tokenizers
-    model: TableModel
-    source: Path
 
 
 @pytest.fixture
@@ -53,16 +47,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights = tmp_path / "weights.safetensors"
     save_file({"table": torch.zeros(1)}, weights, {"ds_seq.format": "1"})
 
-    def load(run: str, checkpoint: str, *args: object) -> Run:
+    def load(run: str, checkpoint: str, *args: object) -> LoadedRun:
         assert checkpoint == "best"
         assert run in ("the_run", "other_run", "strange_run")
         vocab = WordTokenizer(VOCAB)
         if run == "strange_run":
             vocab.fingerprint = "of other words"
         seed = 7 if run == "other_run" else 0
-        return Run(config, Tokenizers.shared(vocab), TableModel(VOCAB, seed), weights)
+        card = ModelCard.of_experiment(config, Tokenizers.shared(vocab))
+        model: Any = TableModel(VOCAB, seed)
+        return LoadedRun(card, config.model, model, weights, config)
 
-    monkeypatch.setattr(generate, "load_model", load)
+    monkeypatch.setattr(generate, "load_packed", load)
     return tmp_path
 
 
@@ -353,7 +349,7 @@ def test_arguments_of_the_search_are_those_of_the_config() -> None:
 
 def test_as_a_script_the_package_folder_shadows_nothing(tmp_path: Path) -> None:
     """`deepspeed` and `torchrun` start the file itself; then its folder heads Python's path."""
-    script = Path(generate.__file__)
+    script = Path(ds_seq.__file__).with_name("generate.py")
     code = (
         "import runpy, sys; sys.argv = ['generate.py', '--help']\n"
         f"sys.path.insert(0, {str(script.parent)!r})\n"

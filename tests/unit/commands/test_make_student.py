@@ -13,20 +13,20 @@ import torch
 from safetensors import safe_open
 
 from ds_seq import cli
-from ds_seq.commands.make_student import STUDENT_KEY
 from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.runs.open import load_run, open_run
 from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.student import STUDENT_KEY
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.weights.fill import model_tensors
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run
@@ -57,7 +57,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if section is not None:
             criterion = ModelAndBaseConfig(loss_weights={"load_balance": 0.01})
             config = config.model_copy(update={"criterion": criterion})
-        write_run(folder / name, config, vocab, {1: build_model(config.model, len(vocab), seed=4)})
+        write_run(
+            folder / name, config, vocab, {1: build_model(config.model, len(vocab), 1, 0, seed=4)}
+        )
     return folder
 
 
@@ -81,12 +83,12 @@ def test_the_folder_is_the_experiment_of_the_fine_tuning(
     out = tmp_path / "student"
     assert _call(lab / "dense", "--out", out, "--encoder-layers", 3, "--decoder-layers", 2) == 0
     printed = capsys.readouterr().out
-    teacher, student = load_run(lab / "dense"), load_run(out)
+    teacher, student = load_run(lab / "dense", "best"), load_run(out, "best")
     assert _record(out / "model.safetensors") == {
         "teacher": str(teacher.source), "encoder": [0, 2, 5], "decoder": [0, 5], "merged": {},
     }  # fmt: skip
     layers = CopiedLayers([0, 2, 5], [0, 5])
-    config = student_config(teacher.config, layers)
+    config = student_config(teacher.require_experiment(), layers)
     expected = make_student(teacher.model, config, teacher.tokenizers.size, layers)
     tensors = dict(model_tensors(student.model))
     assert all(torch.equal(tensors[name], value) for name, value in model_tensors(expected))
@@ -98,9 +100,12 @@ def test_the_folder_is_the_experiment_of_the_fine_tuning(
     tune, teach = (line.split(":", 1)[1] for line in printed.splitlines()[-2:])
     assert shlex.split(tune) == ["ds-seq", "train", str(out / "config.yaml")]
     tuning = load_experiment(*_read_command(tune))
-    assert tuning == student.config and tuning.train.init_from == str(out)
-    assert tuning.data == teacher.config.data and tuning.criterion == teacher.config.criterion
-    started = build_model(tuning.model, teacher.tokenizers.size, seed=9)
+    assert tuning == student.experiment and tuning.train.init_from == str(out)
+    assert (
+        tuning.data == teacher.require_experiment().data
+        and tuning.criterion == teacher.require_experiment().criterion
+    )
+    started = build_model(tuning.model, teacher.tokenizers.size, 1, 0, seed=9)
     start_from(started, tuning, teacher.tokenizers.fingerprint)
     assert all(torch.equal(tensors[name], value) for name, value in model_tensors(started))
     taught = load_experiment(*_read_command(teach)).criterion.model_dump()
@@ -121,12 +126,12 @@ def test_a_file_comes_with_the_overrides_that_say_the_same(
     lists = ("--encoder-copy", "5, 1,4", "--decoder-copy", "3,2")
     assert _call(lab / "moe", "--out", out, *lists, "--dtype", "bf16", "--checkpoint", "last") == 0
     printed = capsys.readouterr().out.splitlines()
-    student = load_run(out)
-    assert student.config.model.experts_per_layer == [4, 2, 3]
+    student = load_run(out, "best")
+    assert student.model_config.experts_per_layer == [4, 2, 3]
     assert (_record(out)["encoder"], _record(out)["decoder"]) == ([5, 1, 4], [3, 2])
     file, overrides = _read_command(printed[-2].split(":", 1)[1])
     assert file == str(lab / "moe" / "config.yaml")
-    assert load_experiment(file, overrides) == student.config
+    assert load_experiment(file, overrides) == student.experiment
     taught = load_experiment(*_read_command(printed[-1].split(":", 1)[1])).criterion.model_dump()
     assert taught["name"] == "model_and_base" and taught["loss_weights"] == {"load_balance": 0.01}
     base = taught["base"]
@@ -138,7 +143,7 @@ def test_a_file_comes_with_the_overrides_that_say_the_same(
     again = tmp_path / "again"
     assert _call(out, "--out", again, "--decoder-layers", 1, "--copy", "first") == 0
     assert _record(again / "model.safetensors")["decoder"] == [0]
-    theirs, ours = load_run(out).model, load_run(again).model
+    theirs, ours = load_run(out, "best").model, load_run(again, "best").model
     name = "decoder.layers.0.feed_forward.experts.w1"
     assert torch.equal(ours.get_parameter(name), theirs.get_parameter(name))
 
@@ -162,7 +167,7 @@ def test_layers_by_name_and_by_number(
     assert _call(lab / "dense", "--out", out, *arguments) == 0
     record = _record(out / "model.safetensors")
     assert (record["encoder"], record["decoder"]) == (encoder, decoder)
-    assert _depths(open_run(out).config.model) == (len(encoder), len(decoder))
+    assert _depths(open_run(out, "best").model_config) == (len(encoder), len(decoder))
 
 
 def test_experts_are_merged_by_their_use_on_the_data(
@@ -171,8 +176,8 @@ def test_experts_are_merged_by_their_use_on_the_data(
     dense = ("--dense", "--data", lab / "data", "--decoder-copy", "1,0")
     for name, more in (("one", ()), ("two", ()), ("few", ("--max-tokens-measured", 30))):
         assert _call(lab / "moe", "--out", tmp_path / name, *dense, *more) == 0
-    runs = {name: load_run(tmp_path / name) for name in ("one", "two", "few")}
-    assert runs["one"].config.model.moe is None
+    runs = {name: load_run(tmp_path / name, "best") for name in ("one", "two", "few")}
+    assert runs["one"].model_config.moe is None
     assert not any(isinstance(m, MoeFeedForward) for m in runs["one"].model.modules())
     tensors = {name: dict(model_tensors(run.model)) for name, run in runs.items()}
     assert all(torch.equal(tensors["two"][name], value) for name, value in tensors["one"].items())
@@ -183,7 +188,7 @@ def test_experts_are_merged_by_their_use_on_the_data(
     assert list(merged) == [f"{s}.layers.{n}.feed_forward" for s in stacks for n in stacks[s]]
     assert [len(shares) for shares in merged.values()] == [2, 3, 4, 4]
     assert all(sum(shares) == pytest.approx(1.0) for shares in merged.values())
-    teacher = load_run(lab / "moe").model
+    teacher = load_run(lab / "moe", "best").model
     experts = moe_layers(teacher)["encoder.layers.3.feed_forward"].experts
     shares = torch.tensor(merged["encoder.layers.3.feed_forward"])
     average = torch.einsum("e,edh->hd", shares, experts.w1)
@@ -224,7 +229,7 @@ def test_layers_without_experts_need_no_measuring(
     lists = ("--encoder-copy", "0,2", "--decoder-copy", "4")
     out = tmp_path / "out"
     assert _call(lab / "moe", "--out", out, "--dense", "--data", lab / "data", *lists) == 0
-    assert load_run(out).config.model.moe is None
+    assert load_run(out, "best").model_config.moe is None
     assert "measure" not in capsys.readouterr().err
 
 

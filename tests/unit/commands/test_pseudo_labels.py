@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from ds_seq.commands import pseudo_labels
-from ds_seq.commands.pseudo_labels import main
+from ds_seq.commands import pseudo_label
+from ds_seq.commands.pseudo_label import main
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.errors import EXIT_USER_ERROR, run_command
+from ds_seq.generation.build import build_search
 from ds_seq.models import build_model
 from ds_seq.runs.open import load_run
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.tasks import build_search
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import toy_pairs
 from tests.data.vocabulary import train_vocab
@@ -91,7 +91,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def searched(lab: Path, num_best: int) -> list[list[Hypothesis]]:
     """What the search of `ds-seq generate` finds for each source, one by one."""
-    run = load_run(lab / "run")
+    run = load_run(lab / "run", "best")
     settings = GenerationConfig(beam=3, max_len_a=0, max_len_b=9)
     search = replace(
         build_search(settings, run.tokenizers.symbols, MAX_POSITIONS), num_best=num_best
@@ -268,7 +268,7 @@ def begun(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(pseudo_labels, "_finish", stop)
+        patch.setattr(pseudo_label, "finish", stop)
         with pytest.raises(Stop):
             label(lab, tmp_path / "begun")
     return tmp_path / "begun"
@@ -388,6 +388,6 @@ def test_settings_say_what_they_are_about(lab: Path, begun: Path) -> None:
 
 
 def test_options_of_the_search_are_those_of_the_config() -> None:
-    actions = {action.dest: action for action in pseudo_labels._parser()._actions}
+    actions = {action.dest: action for action in pseudo_label._parser()._actions}
     for name, field in GenerationConfig.model_fields.items():
         assert actions[name].help == field.description

@@ -59,7 +59,7 @@ def texts(lab: Path) -> list[object]:
 
 def expected(lab: Path, name: str) -> list[list[float]]:
     """Log-probabilities by a whole forward pass of each pair alone."""
-    run = load_run(lab / name)
+    run = load_run(lab / name, "best")
     found = []
     sides = [(lab / side).read_text().splitlines() for side in ("src", "tgt")]
     for row in zip(*sides, strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_seq import generate
+from ds_seq.commands import generate
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from ds_seq import cli
-from ds_seq.commands.teacher_cache import main, top_tokens
+from ds_seq.commands.teacher_cache import main
 from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import build_criterion
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.binarize import binarize
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import TeacherCache
-from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, load_teacher
+from ds_seq.distill.fill_cache import top_tokens
+from ds_seq.distill.teacher import CachedTeacher, LiveTeacher, Loading, load_teacher
 from ds_seq.models import build_model
 from ds_seq.models.output import ModelOutput
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -51,8 +51,9 @@ class Lab(NamedTuple):
         return dataset
 
     def live(self, *names: str) -> LiveTeacher:
-        settings = DistillationConfig(teacher=[str(self.folder / name) for name in names])
-        return load_teacher(settings, self.vocab.fingerprint, CPU)
+        runs = [str(self.folder / name) for name in names]
+        loading = Loading("best", None, expert_parallel=1, zero3=False)
+        return load_teacher(runs, loading, self.vocab.fingerprint, CPU)
 
 
 @pytest.fixture(scope="module")

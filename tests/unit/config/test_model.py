@@ -127,7 +127,9 @@ def test_more_can_be_said_of_a_section_in_short_form(write: WriteFile, experimen
 def test_the_chosen_positions_and_norm_are_built() -> None:
     def build(**options: Any) -> Any:
         sizes = {"d_model": 8, "num_heads": 2, "ffn_dim": 8, "max_positions": 9}
-        return build_seq2seq(TransformerConfig.model_validate({**sizes, **options}), 11)
+        return build_seq2seq(
+            TransformerConfig.model_validate({**sizes, **options}), 11, 1, 0, seed=1
+        )
 
     assert isinstance(build(positions="sinusoidal").encoder.positions, SinusoidalPositions)
     assert isinstance(build(positions={"name": "learned"}).decoder.positions, LearnedPositions)
@@ -148,7 +150,7 @@ def test_an_external_model_states_only_what_it_must() -> None:
     config = MODELS.validate_python(section)
     assert isinstance(config, ExternalModelConfig)
     assert (config.max_positions, config.moe, config.num_params(11)) == (50, None, None)
-    model = build_model(config, 11)
+    model = build_model(config, 11, 1, 0, seed=1)
     assert isinstance(model, nn.Linear) and model.in_features == 3
 
 

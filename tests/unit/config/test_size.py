@@ -62,7 +62,7 @@ SMALL = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2,
 )
 def test_total_is_that_of_the_built_model(fields: dict[str, Any]) -> None:
     config = TransformerConfig.model_validate({**SMALL, **fields})
-    model = build_seq2seq(config, VOCAB)
+    model = build_seq2seq(config, VOCAB, 1, 0, seed=1)
     counted = sum(parameter.numel() for parameter in model.parameters())
     size = config.num_params(VOCAB)
     assert size.total == counted

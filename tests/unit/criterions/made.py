@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from ds_seq.config.criterion import DistillationConfig
+from ds_seq.criterions import build_criterion
 from ds_seq.criterions.distillation import Distillation
 from ds_seq.criterions.teacher import TeacherOutput
+from ds_seq.criterions.token_loss import Distil
 from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens
 from ds_seq.models.output import ModelOutput
+from ds_seq.names import Divergence
 from tests import batches
 
 PAD = 1
@@ -57,7 +60,19 @@ def distillation(
         scores = torch.zeros(batch.num_tokens, WORDS) if teacher is None else teacher
         return TeacherOutput(scores)
 
-    return Distillation(config, teach, tags)
+    criterion = build_criterion(config, teach, tags)
+    assert isinstance(criterion, Distillation)
+    return criterion
+
+
+def distil(
+    weight: float = 1.0,
+    divergence: Divergence = "forward_kl",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> Distil:
+    """How to compare with a teacher, as plainly as can be."""
+    return Distil(weight, divergence, temperature, top_k)
 
 
 def top_tokens(teacher: Tensor, k: int) -> TopTokens:

@@ -11,8 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ds_seq.config.criterion import DistillationConfig
-from ds_seq.criterions.base import Loss
-from ds_seq.criterions.distillation import Distillation
+from ds_seq.criterions import attention_term, build_criterion, hidden_term
+from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch, TopTokens
@@ -105,7 +105,7 @@ def test_the_teacher_is_not_differentiated_and_does_not_pull_at_its_equal() -> N
         return TeacherOutput(logits)
 
     config = DistillationConfig(teacher="run", temperature=1.5, **KD_ONLY)
-    loss = Distillation(config, teach)(output_of(student), batch)
+    loss = build_criterion(config, teach)(output_of(student), batch)
     loss.total.backward()
     assert loss.parts["kd"].item() == pytest.approx(0.0, abs=1e-5) and weights.grad is None
     assert student.grad is not None
@@ -138,7 +138,7 @@ def test_accumulation_changes_nothing(strategy: str) -> None:
     for cuts in ((0, 9), (0, 2, 2, 7, 9)):  # an empty batch among them
         said = [teacher]
         config = DistillationConfig(teacher="run", strategy=strategy, rate=0.4)  # type: ignore[arg-type]
-        criterion = Distillation(config, lambda batch, said=said: TeacherOutput(said[0]))
+        criterion = build_criterion(config, lambda batch, said=said: TeacherOutput(said[0]))
         for _ in range(2):  # the first update fills the queue
             total, leaf = torch.zeros(()), student.clone().requires_grad_()
             for start, end in pairwise(cuts):
@@ -209,9 +209,9 @@ def test_without_a_queue_there_is_nothing_to_save(strategy: str) -> None:
     assert criterion.state() == {}
 
 
-def cached(**options: Any) -> Distillation:
+def cached(**options: Any) -> Criterion:
     config = DistillationConfig(cache="folder", label_smoothing=0.0, **options)
-    return Distillation(config, lambda batch: TeacherOutput(None, batch.teacher))
+    return build_criterion(config, lambda batch: TeacherOutput(None, batch.teacher))
 
 
 @pytest.mark.parametrize("strategy", ["word_seq_level", "batch_level", "global_level"])
@@ -272,12 +272,12 @@ def test_layers_are_weighted_and_logged(weight: float | None) -> None:
     config = DistillationConfig.model_validate(
         {"teacher": "run", "hidden": {"weight": weight}, "attention": {"weight": 0.5}}
     )
-    criterion = Distillation(config, lambda _: TeacherOutput(teacher, layers=other))
+    criterion = build_criterion(config, lambda _: TeacherOutput(teacher, layers=other))
     assert criterion.capture == "attention"
     loss = criterion(ModelOutput(student.requires_grad_(), {}, [], own), batch)
     assert config.hidden is not None and config.attention is not None
-    hidden = hidden_loss(own, other, batch, config.hidden)
-    attention = attention_loss(own, other, batch, config.attention)
+    hidden = hidden_loss(own, other, batch, hidden_term(config.hidden))
+    attention = attention_loss(own, other, batch, attention_term(config.attention))
     torch.testing.assert_close(loss.parts["hidden"], hidden.detach())
     torch.testing.assert_close(loss.parts["attention"], attention.detach())
     tokens = loss.parts["ce"] + loss.parts["kd"]
@@ -298,7 +298,7 @@ def test_half_precision_learns_from_a_teacher_for_200_updates(strategy: str) -> 
     config = DistillationConfig.model_validate(
         {"teacher": "run", "strategy": strategy, "queue_size": 100, "temperature": 2.0}
     )
-    criterion = Distillation(config, lambda _: TeacherOutput(teacher[words].half()), [4])
+    criterion = build_criterion(config, lambda _: TeacherOutput(teacher[words].half()), [4])
     optimizer = torch.optim.Adam([table], lr=0.05)
     distances = []
     for _ in range(200):

@@ -25,7 +25,7 @@ def make_model(**moe: Any) -> Seq2SeqTransformer:
     sizes = {"d_model": 8, "ffn_dim": 12, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     section = {"num_experts": 3, "capacity_factor": None, "every": 1, **moe}
     config = {**sizes, "dropout": 0.0, "moe": section}
-    return build_seq2seq(TransformerConfig.model_validate(config), VOCAB)
+    return build_seq2seq(TransformerConfig.model_validate(config), VOCAB, 1, 0, seed=1)
 
 
 def make_batch(copies: int = 1) -> Batch:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ds_seq.config.criterion import AttentionConfig, HiddenConfig
+from ds_seq.criterions import attention_term, hidden_term
 from ds_seq.criterions.layerwise import attention_loss, hidden_loss
 from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.models.output import LayerOutputs
@@ -92,8 +93,8 @@ def both_losses(
     **options: list[int] | str | None,
 ) -> Tensor:
     """(2,) hidden and attention loss under the same choice of layers."""
-    hidden = HiddenConfig(normalize=normalize, **options)  # type: ignore[arg-type]
-    attention = AttentionConfig(**options)  # type: ignore[arg-type]
+    hidden = hidden_term(HiddenConfig(normalize=normalize, **options))  # type: ignore[arg-type]
+    attention = attention_term(AttentionConfig(**options))  # type: ignore[arg-type]
     return torch.stack(
         [
             hidden_loss(student, teacher, batch, hidden),
@@ -110,10 +111,10 @@ def one_layer(encoder: list[float], decoder: list[float]) -> LayerOutputs:
 def test_hidden_worked_numbers() -> None:
     batch = batch_of([1], [1])
     student, teacher = one_layer([1, 2, 3, 5], [0, 0]), one_layer([1, 0, 0, 4], [3, 4])
-    loss = hidden_loss(student, teacher, batch, HiddenConfig())
+    loss = hidden_loss(student, teacher, batch, hidden_term(HiddenConfig()))
     assert loss.item() == pytest.approx((4 + 9 + 1) / 4 + (9 + 16) / 2)
     student, teacher = one_layer([1, 3], [5, 5]), one_layer([40, -20], [8, 6])
-    loss = hidden_loss(student, teacher, batch, HiddenConfig(normalize=True))
+    loss = hidden_loss(student, teacher, batch, hidden_term(HiddenConfig(normalize=True)))
     # brought to mean 0 and variance 1: (-1, 1) beside (1, -1), (0, 0) beside (1, -1)
     assert loss.item() == pytest.approx(4 + 1, rel=1e-4)
 
@@ -127,10 +128,10 @@ def test_attention_worked_numbers() -> None:
     # both queries: 0.75 ln 1.5 + 0.25 ln 0.5; the second query: 0.5 ln 2 + 0.5 ln (2 / 3)
     expected = {"encoder": 2 * 0.1308123, "decoder": 0.1438410, "cross": 0.0}
     for kind, value in expected.items():
-        config = AttentionConfig(kinds=[kind])  # type: ignore[list-item]
+        config = attention_term(AttentionConfig(kinds=[kind]))  # type: ignore[list-item]
         loss = attention_loss(own, other, batch, config)
         assert loss.item() == pytest.approx(value, abs=1e-6), kind
-    loss = attention_loss(own, other, batch, AttentionConfig())
+    loss = attention_loss(own, other, batch, attention_term(AttentionConfig()))
     assert loss.item() == pytest.approx(sum(expected.values()), abs=1e-6)
 
 
@@ -138,7 +139,7 @@ def test_attention_is_a_mean_over_heads_and_unequal_heads_are_averaged_first() -
     batch = batch_of([2], [2])
     heads = torch.tensor([[[[0.75, 0.25]] * 2, [[0.25, 0.75]] * 2]])  # (B, H, S, S)
     flat = torch.full((1, 2, 2, 2), 0.5)
-    config = AttentionConfig(kinds=["encoder"])
+    config = attention_term(AttentionConfig(kinds=["encoder"]))
 
     def loss(own: Tensor, other: Tensor) -> float:
         pair = (LayerOutputs((), (), (x,)) for x in (own, other))
@@ -296,7 +297,9 @@ def test_half_precision_overflows_nowhere(dtype: torch.dtype) -> None:
         assert losses.isfinite().all()
     maps = with_grad(big)
     loss_scale = 2.0**24
-    (attention_loss(maps, teacher, batch, AttentionConfig()) * loss_scale).backward()
+    (
+        attention_loss(maps, teacher, batch, attention_term(AttentionConfig())) * loss_scale
+    ).backward()
     assert all(x.grad.isfinite().all() for group in maps[2:] for x in group)
     exact = both_losses(with_grad(big), teacher, batch)
     torch.testing.assert_close(both_losses(half, teacher, batch), exact, rtol=1e-2, atol=0)

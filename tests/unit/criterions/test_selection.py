@@ -8,46 +8,53 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.criterions.selection import BatchGate, QueueGate, hardest
+from ds_seq.criterions.selection import BatchSelector, QueueSelector, hardest
 from tests.unit.criterions.made import PAD, batch_of, row_batch
 
 NAN, INF = math.nan, math.inf
 
 
-def judge(gate: BatchGate | QueueGate, values: list[float], tag: int = 4) -> list[float]:
-    """The losses of the tokens that a gate selects of one sentence."""
+def judge(
+    selector: BatchSelector | QueueSelector, values: list[float], tag: int = 4
+) -> list[float]:
+    """The losses of the tokens that a selector selects of one sentence."""
     nll = torch.tensor(values)
-    picked: list[float] = nll[gate.select(nll, row_batch(len(values), tag))].tolist()
+    picked: list[float] = nll[selector.select(nll, row_batch(len(values), tag))].tolist()
     return [round(value, 6) for value in picked]
 
 
-def update(gate: QueueGate, values: list[float], tag: int = 4) -> list[float]:
-    picked = judge(gate, values, tag)
-    gate.end_update(True)
+def update(selector: QueueSelector, values: list[float], tag: int = 4) -> list[float]:
+    picked = judge(selector, values, tag)
+    selector.end_update(True)
     return picked
 
 
-def queue(gate: QueueGate, key: str = "all") -> list[float]:
+def queue(selector: QueueSelector, key: str = "all") -> list[float]:
     """What the only rank remembers of a language."""
-    (values,) = (v for name, v in gate.state().items() if name.endswith(f"queue.{key}"))
+    (values,) = (v for name, v in selector.state().items() if name.endswith(f"queue.{key}"))
     return [round(value, 6) for value in values.tolist()]
 
 
 def test_worked_examples_of_a_batch() -> None:
     values = [0.5, 2, 1, 3, 0.1, 1.5]
-    assert judge(BatchGate(0.5), values) == [2, 3, 1.5]  # the third largest is 1.5
-    assert judge(BatchGate(0.3), values) == [2, 3]  # ceil(1.8) = 2
-    assert judge(BatchGate(0.5), [1, 1, 1, 2]) == [1, 1, 1, 2]  # all that equal the second largest
-    assert judge(BatchGate(1.0), values) == values
-    assert judge(BatchGate(0.01), values) == [3]
+    assert judge(BatchSelector(0.5), values) == [2, 3, 1.5]  # the third largest is 1.5
+    assert judge(BatchSelector(0.3), values) == [2, 3]  # ceil(1.8) = 2
+    assert judge(BatchSelector(0.5), [1, 1, 1, 2]) == [
+        1,
+        1,
+        1,
+        2,
+    ]  # all that equal the second largest
+    assert judge(BatchSelector(1.0), values) == values
+    assert judge(BatchSelector(0.01), values) == [3]
 
 
 def test_padding_is_neither_counted_nor_selected() -> None:
     # losses of real tokens only: ceil(3 * 0.25) = 1, whatever the padding
     batch = batch_of([[4, 5, PAD, PAD], [3, PAD, PAD, PAD]])
     nll = torch.tensor([2.0, 1.0, 3.0])
-    for gate in (BatchGate(0.25), QueueGate(0.25, 9, shared=False)):
-        assert gate.select(nll, batch).tolist() == [2]
+    for selector in (BatchSelector(0.25), QueueSelector(0.25, 9, shared=False)):
+        assert selector.select(nll, batch).tolist() == [2]
 
 
 def test_the_gate_is_exact_for_any_count_and_rate() -> None:
@@ -65,32 +72,32 @@ def test_the_gate_is_exact_for_any_count_and_rate() -> None:
 
 def test_trace_of_a_rank_s_own_queue() -> None:
     """Size 6, rate 1/2; each batch takes part in its own judgement."""
-    gate = QueueGate(0.5, 6, shared=False)
+    selector = QueueSelector(0.5, 6, shared=False)
     # queue 1 2 3: the ceil(1.5) = second largest is 2
-    assert update(gate, [1, 2, 3]) == [2, 3]
+    assert update(selector, [1, 2, 3]) == [2, 3]
     # queue 1 2 3 4 .5 .2, exactly full: the third largest is 2
-    assert update(gate, [4, 0.5, 0.2]) == [4]
-    assert queue(gate) == [1, 2, 3, 4, 0.5, 0.2]
+    assert update(selector, [4, 0.5, 0.2]) == [4]
+    assert queue(selector) == [1, 2, 3, 4, 0.5, 0.2]
     # the oldest three go: 4 .5 .2 2.5 2.5 .1, the third largest is 2.5, which two have
-    assert update(gate, [2.5, 2.5, 0.1]) == [2.5, 2.5]
-    assert queue(gate) == [4, 0.5, 0.2, 2.5, 2.5, 0.1]
+    assert update(selector, [2.5, 2.5, 0.1]) == [2.5, 2.5]
+    assert queue(selector) == [4, 0.5, 0.2, 2.5, 2.5, 0.1]
     # ten at once: the last six remain, 5 to 10, and their third largest is 8
-    assert update(gate, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) == [8, 9, 10]
-    assert queue(gate) == [5, 6, 7, 8, 9, 10]
+    assert update(selector, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) == [8, 9, 10]
+    assert queue(selector) == [5, 6, 7, 8, 9, 10]
 
 
 def test_trace_of_a_shared_queue() -> None:
     """The same; a batch is judged by what was before its update."""
-    gate = QueueGate(0.5, 6, shared=True)
-    assert update(gate, [1, 2, 3]) == [1, 2, 3]  # nothing is known yet
-    # queue 1 2 3, gate 2, for all batches of the update alike
-    assert judge(gate, [4, 0.5]) == [4]
-    assert judge(gate, [2, 0.2]) == [2]
-    gate.end_update(True)
-    assert queue(gate) == [2, 3, 4, 0.5, 2, 0.2]
-    # gate 2
-    assert update(gate, [2.5, 1.9, 2]) == [2.5, 2]
-    assert queue(gate) == [0.5, 2, 0.2, 2.5, 1.9, 2]
+    selector = QueueSelector(0.5, 6, shared=True)
+    assert update(selector, [1, 2, 3]) == [1, 2, 3]  # nothing is known yet
+    # queue 1 2 3, selector 2, for all batches of the update alike
+    assert judge(selector, [4, 0.5]) == [4]
+    assert judge(selector, [2, 0.2]) == [2]
+    selector.end_update(True)
+    assert queue(selector) == [2, 3, 4, 0.5, 2, 0.2]
+    # selector 2
+    assert update(selector, [2.5, 1.9, 2]) == [2.5, 2]
+    assert queue(selector) == [0.5, 2, 0.2, 2.5, 1.9, 2]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -98,116 +105,116 @@ def test_trace_of_a_shared_queue() -> None:
 def test_a_queue_holds_the_most_recent(shared: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     size = int(torch.randint(1, 50, (), generator=generator))
-    gate, everything = QueueGate(0.3, size, shared), []
+    selector, everything = QueueSelector(0.3, size, shared), []
     for _ in range(12):
         for _ in range(2):
             count = int(torch.randint(0, 30, (), generator=generator))
             values = torch.rand(count, generator=generator).tolist()
-            judge(gate, values)
+            judge(selector, values)
             everything += values
-        gate.end_update(True)
-        assert queue(gate) == [round(value, 6) for value in everything[-size:]]
+        selector.end_update(True)
+        assert queue(selector) == [round(value, 6) for value in everything[-size:]]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_validation_judges_and_leaves_no_trace(shared: bool) -> None:
-    gate = QueueGate(0.5, 6, shared)
-    gate.training = False
-    assert judge(gate, [7, 8]) == [7, 8]  # before any update
-    gate.training = True
-    update(gate, [1, 2, 3, 4])
-    gate.training = False
+    selector = QueueSelector(0.5, 6, shared)
+    selector.training = False
+    assert judge(selector, [7, 8]) == [7, 8]  # before any update
+    selector.training = True
+    update(selector, [1, 2, 3, 4])
+    selector.training = False
     for _ in range(2):
-        assert judge(gate, [2.9, 3, 50, 60, 70]) == [3, 50, 60, 70]
-    assert queue(gate) == [1, 2, 3, 4]
-    gate.training = True
-    judge(gate, [5])
-    gate.training = False  # amid an update, too
-    judge(gate, [99])
-    gate.training = True
-    gate.end_update(True)
-    assert queue(gate) == [1, 2, 3, 4, 5]
+        assert judge(selector, [2.9, 3, 50, 60, 70]) == [3, 50, 60, 70]
+    assert queue(selector) == [1, 2, 3, 4]
+    selector.training = True
+    judge(selector, [5])
+    selector.training = False  # amid an update, too
+    judge(selector, [99])
+    selector.training = True
+    selector.end_update(True)
+    assert queue(selector) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_update_that_was_not_applied_is_forgotten(shared: bool) -> None:
-    gate, other = QueueGate(0.5, 6, shared), QueueGate(0.5, 6, shared)
-    for one in (gate, other):
+    selector, other = QueueSelector(0.5, 6, shared), QueueSelector(0.5, 6, shared)
+    for one in (selector, other):
         update(one, [1, 2, 3])
-    judge(gate, [100, 200])
-    judge(gate, [300])
-    gate.end_update(False)
-    assert queue(gate) == [1, 2, 3]
+    judge(selector, [100, 200])
+    judge(selector, [300])
+    selector.end_update(False)
+    assert queue(selector) == [1, 2, 3]
     for values in ([2.5, 0.1], [2.2, 0.2]):
-        assert update(gate, values) == update(other, values)
-    assert queue(gate) == queue(other)
+        assert update(selector, values) == update(other, values)
+    assert queue(selector) == queue(other)
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_what_is_no_number_never_enters(shared: bool) -> None:
-    gate = QueueGate(0.5, 6, shared)
-    update(gate, [1, NAN, 2, INF, -INF, 3])
-    assert queue(gate) == [1, 2, 3]
-    assert update(gate, [NAN, 5, 0.5]) == [5]
-    assert queue(gate) == [1, 2, 3, 5, 0.5]
-    assert update(gate, [NAN]) == [] and queue(gate) == [1, 2, 3, 5, 0.5]
+    selector = QueueSelector(0.5, 6, shared)
+    update(selector, [1, NAN, 2, INF, -INF, 3])
+    assert queue(selector) == [1, 2, 3]
+    assert update(selector, [NAN, 5, 0.5]) == [5]
+    assert queue(selector) == [1, 2, 3, 5, 0.5]
+    assert update(selector, [NAN]) == [] and queue(selector) == [1, 2, 3, 5, 0.5]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_an_empty_batch_is_no_trouble(shared: bool) -> None:
-    gate = QueueGate(0.5, 6, shared, tags=[4])
-    assert update(gate, []) == []
-    update(gate, [1, 2], tag=4)
-    assert update(gate, []) == []
-    assert queue(gate, "4") == [1, 2]
-    assert BatchGate(0.5).select(torch.zeros(0), row_batch(0)).tolist() == []
+    selector = QueueSelector(0.5, 6, shared, tags=[4])
+    assert update(selector, []) == []
+    update(selector, [1, 2], tag=4)
+    assert update(selector, []) == []
+    assert queue(selector, "4") == [1, 2]
+    assert BatchSelector(0.5).select(torch.zeros(0), row_batch(0)).tolist() == []
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_every_language_has_its_queue_and_its_gate(shared: bool) -> None:
-    gate = QueueGate(0.5, 4, shared, tags=[9, 6])
+    selector = QueueSelector(0.5, 4, shared, tags=[9, 6])
     # sentences of 3, 1, 2 and 1 tokens in languages 6, 9, none, 6
     batch = batch_of([[3, 3, 2], [2, PAD, PAD], [3, 2, PAD], [2, PAD, PAD]], [6, 9, 5, 6])
-    gate.select(torch.tensor([1.0, 2, 3, 50, 70, 80, 4]), batch)
-    gate.end_update(True)
+    selector.select(torch.tensor([1.0, 2, 3, 50, 70, 80, 4]), batch)
+    selector.end_update(True)
     prefix = "" if shared else "rank0."
-    state = {name: values.tolist() for name, values in gate.state().items()}
+    state = {name: values.tolist() for name, values in selector.state().items()}
     assert state == {
         f"{prefix}queue.6": [1, 2, 3, 4],
         f"{prefix}queue.9": [50],
         f"{prefix}queue.all": [70, 80],
     }
-    gate.training = False  # judged by the queues as they stand: gates 3, 50 and 80
+    selector.training = False  # judged by the queues as they stand: selectors 3, 50 and 80
     nll = torch.tensor([2.9, 3, 51, 50, 79, 81, 3.1])
-    assert gate.select(nll, batch).tolist() == [1, 2, 3, 5, 6]
+    assert selector.select(nll, batch).tolist() == [1, 2, 3, 5, 6]
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_saved_and_restored_it_goes_on_as_if_nothing_had_happened(shared: bool) -> None:
-    gates = [QueueGate(0.4, 20, shared, tags=[6, 9]) for _ in range(2)]
+    selectors = [QueueSelector(0.4, 20, shared, tags=[6, 9]) for _ in range(2)]
     generator = torch.Generator().manual_seed(0)
 
     def batches() -> list[tuple[Tensor, int]]:
         return [(torch.rand(9, generator=generator), tag) for tag in (6, 9, 4, 6)]
 
     for nll, tag in batches():
-        gates[0].select(nll, row_batch(9, tag))
-        gates[0].end_update(True)
-    gates[1].load_state({name: values.clone() for name, values in gates[0].state().items()})
+        selectors[0].select(nll, row_batch(9, tag))
+        selectors[0].end_update(True)
+    selectors[1].load_state({name: values.clone() for name, values in selectors[0].state().items()})
     for nll, tag in batches():
-        picked = [gate.select(nll, row_batch(9, tag)).tolist() for gate in gates]
+        picked = [selector.select(nll, row_batch(9, tag)).tolist() for selector in selectors]
         assert picked[0] == picked[1] and 0 < len(picked[0]) < 9
-        for gate in gates:
-            gate.end_update(True)
-    torch.testing.assert_close(gates[0].state(), gates[1].state(), rtol=0, atol=0)
+        for selector in selectors:
+            selector.end_update(True)
+    torch.testing.assert_close(selectors[0].state(), selectors[1].state(), rtol=0, atol=0)
 
 
 def test_a_state_is_no_view_of_what_still_changes() -> None:
-    gate = QueueGate(0.5, 3, shared=True)
-    update(gate, [7, 8, 1])
-    update(gate, [2, 3])
-    state = gate.state()["queue.all"]
-    update(gate, [4, 5])
+    selector = QueueSelector(0.5, 3, shared=True)
+    update(selector, [7, 8, 1])
+    update(selector, [2, 3])
+    state = selector.state()["queue.all"]
+    update(selector, [4, 5])
     assert state.tolist() == [1, 2, 3] and state.untyped_storage().nbytes() == 12
 
 
@@ -219,27 +226,27 @@ def test_queues_of_ranks_go_to_other_worlds(monkeypatch: pytest.MonkeyPatch) -> 
     state = {f"rank{rank}.queue.all": torch.tensor([float(rank)]) for rank in range(2)}
     for rank, expected in enumerate([0.0, 1.0, 0.0, 1.0]):
         on_rank(monkeypatch, rank)
-        gate = QueueGate(0.5, 3, shared=False)
-        gate.load_state(state)
-        assert gate.state() == {f"rank{rank}.queue.all": torch.tensor([expected])}
+        selector = QueueSelector(0.5, 3, shared=False)
+        selector.load_state(state)
+        assert selector.state() == {f"rank{rank}.queue.all": torch.tensor([expected])}
     on_rank(monkeypatch, 1)
-    gate = QueueGate(0.5, 3, shared=True)
-    gate.load_state(state)  # all ranks take the first one's, so that they agree
-    assert gate.state() == {}  # and only the first writes it
+    selector = QueueSelector(0.5, 3, shared=True)
+    selector.load_state(state)  # all ranks take the first one's, so that they agree
+    assert selector.state() == {}  # and only the first writes it
     on_rank(monkeypatch, 0)
-    assert queue(gate) == [0.0]
+    assert queue(selector) == [0.0]
 
 
 def test_a_shared_queue_goes_to_ranks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     on_rank(monkeypatch, 3)
-    gate = QueueGate(0.5, 2, shared=False)
-    gate.load_state({"queue.all": torch.tensor([1.0, 2, 3]), "queue.77": torch.tensor([5.0])})
+    selector = QueueSelector(0.5, 2, shared=False)
+    selector.load_state({"queue.all": torch.tensor([1.0, 2, 3]), "queue.77": torch.tensor([5.0])})
     # cut to this run's size; a language that is none here is let go
-    assert gate.state().keys() == {"rank3.queue.all"} and queue(gate) == [2, 3]
+    assert selector.state().keys() == {"rank3.queue.all"} and queue(selector) == [2, 3]
 
 
 def test_an_old_run_without_queues_starts_with_empty_ones() -> None:
-    gate = QueueGate(0.5, 4, shared=True)
-    update(gate, [1, 2])
-    gate.load_state({})
-    assert queue(gate) == [] and update(gate, [0.1, 0.2]) == [0.1, 0.2]
+    selector = QueueSelector(0.5, 4, shared=True)
+    update(selector, [1, 2])
+    selector.load_state({})
+    assert queue(selector) == [] and update(selector, [0.1, 0.2]) == [0.1, 0.2]

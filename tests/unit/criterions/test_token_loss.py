@@ -11,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ds_seq.config.criterion import Divergence, Smoothing
-from ds_seq.criterions import token_loss as module
-from ds_seq.criterions.cross_entropy import cross_entropy, smoothed_cross_entropy
+from ds_seq.criterions import cross_entropy as module
+from ds_seq.criterions.cross_entropy import (
+    cross_entropy,
+    smoothed_cross_entropy,
+    smoothing_weights,
+)
 from ds_seq.criterions.token_loss import (
     Distil,
     TokenLoss,
     TokenTargets,
-    smoothing_weights,
     token_loss,
 )
 from ds_seq.data.batch import TopTokens
-from tests.unit.criterions.made import top_tokens
+from tests.unit.criterions.made import distil, top_tokens
 
 DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "js", "tv")
 PARTIAL: tuple[Divergence, ...] = ("forward_kl", "js", "tv")  # those that a top-k teacher can have
@@ -96,7 +99,9 @@ def test_one_pass_writes_the_gradient_that_three_do(
         targets = TokenTargets(tokens)
         if teacher:
             targets = TokenTargets(tokens, scores, lambda nll: torch.tensor(EVERY_OTHER))
-        loss = token_loss(student, targets, smoothing_weights(0.1, 17, "fairseq"), ce_weight)
+        loss = token_loss(
+            student, targets, smoothing_weights(0.1, 17, "fairseq"), ce_weight, distil()
+        )
         loss.total.backward(torch.tensor(1e-2))
         assert student.grad is not None
         results.append([torch.stack(loss), student.grad.float()])
@@ -113,9 +118,9 @@ WORKED = [
 ]
 
 
-def divergence_of(student: Tensor, teacher: Tensor | TopTokens, distil: Distil) -> float:
+def divergence_of(student: Tensor, teacher: Tensor | TopTokens, how: Distil) -> float:
     targets = TokenTargets(torch.zeros(len(student), dtype=torch.int64), teacher)
-    return token_loss(student, targets, (1.0, 0.0), 0.0, distil).kd.item()
+    return token_loss(student, targets, (1.0, 0.0), 0.0, how).kd.item()
 
 
 @pytest.mark.parametrize(("scores", "expected"), WORKED)
@@ -123,18 +128,18 @@ def test_worked_numbers_of_divergences(scores: list[float], expected: tuple[floa
     student, teacher = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([scores])
     for divergence, value in zip(PARTIAL, expected, strict=True):
         for said in (teacher, top_tokens(teacher, 4)):  # all four tokens are the whole distribution
-            found = divergence_of(student, said, Distil(divergence=divergence))
+            found = divergence_of(student, said, distil(divergence=divergence))
             assert found == pytest.approx(value, abs=2e-6)
     # the reverse is the forward with the roles exchanged, which is not the same number
-    reverse = divergence_of(student, teacher, Distil(divergence="reverse_kl"))
-    assert reverse == pytest.approx(divergence_of(teacher, student, Distil()), abs=2e-6)
-    found = divergence_of(student, torch.tensor([WORKED[0][0]]), Distil(divergence="reverse_kl"))
+    reverse = divergence_of(student, teacher, distil(divergence="reverse_kl"))
+    assert reverse == pytest.approx(divergence_of(teacher, student, distil()), abs=2e-6)
+    found = divergence_of(student, torch.tensor([WORKED[0][0]]), distil(divergence="reverse_kl"))
     assert found != pytest.approx(WORKED[0][1][0], abs=1e-3)
 
 
 def test_worked_number_of_temperature_two() -> None:
     student, teacher = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[1.0, 1, 2, 5]])
-    assert divergence_of(student, teacher, Distil(temperature=2.0)) == pytest.approx(
+    assert divergence_of(student, teacher, distil(temperature=2.0)) == pytest.approx(
         0.402989, abs=2e-6
     )
 
@@ -146,7 +151,7 @@ def test_tokens_outside_the_top_have_probability_zero(divergence: Divergence) ->
     # p = (1/2, 0, 1/2, 0), q = 1/4 each, middle = (3/8, 1/8, 3/8, 1/8)
     js = 0.5 * (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2))
     expected = {"forward_kl": math.log(2), "js": js, "tv": 0.5}[divergence]
-    found = divergence_of(torch.zeros(1, 4), top, Distil(divergence=divergence))
+    found = divergence_of(torch.zeros(1, 4), top, distil(divergence=divergence))
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -165,9 +170,9 @@ class Reference(NamedTuple):
         rows = self.rows
         select = None if rows is None else lambda nll: torch.tensor(rows)
         smoothing = smoothing_weights(0.1, logits.shape[1], "fairseq")
-        distil = Distil(self.kd_weight, self.divergence, self.temperature)
+        how = distil(self.kd_weight, self.divergence, self.temperature)
         targets = TokenTargets(tokens, said, select)
-        return token_loss(logits, targets, smoothing, self.ce_weight, distil)
+        return token_loss(logits, targets, smoothing, self.ce_weight, how)
 
     def exact(self, logits: Tensor, tokens: Tensor, teacher: Tensor) -> TokenLoss:
         a, b = smoothing_weights(0.1, logits.shape[1], "fairseq")
@@ -257,16 +262,16 @@ def test_a_live_teacher_cut_to_k_equals_a_cache_of_k() -> None:
         results = []
         for said in (teacher, cache):
             student = logits.clone().requires_grad_()
-            distil = Distil(1.0, divergence, 1.7, top_k=5)
-            loss = token_loss(student, TokenTargets(tokens, said), (1.0, 0.0), 1.0, distil)
+            how = distil(1.0, divergence, 1.7, top_k=5)
+            loss = token_loss(student, TokenTargets(tokens, said), (1.0, 0.0), 1.0, how)
             results.append((loss.total, loss.kd, *torch.autograd.grad(loss.total, student)))
         torch.testing.assert_close(*results)
 
 
 def test_nobody_can_be_cut_to_more_words_than_there_are() -> None:
     student, teacher = torch.randn(3, 6), torch.randn(3, 6)
-    assert divergence_of(student, teacher, Distil(top_k=50)) == pytest.approx(
-        divergence_of(student, teacher, Distil())
+    assert divergence_of(student, teacher, distil(top_k=50)) == pytest.approx(
+        divergence_of(student, teacher, distil())
     )
 
 
@@ -289,9 +294,9 @@ def test_extreme_scores_stay_finite(
     for teacher in others.to(dtype):
         student = scores.to(dtype).requires_grad_()
         said = teacher.expand(5, 4)
-        distil = Distil(1.0, divergence, 0.5, None if dense else 2)
+        how = distil(1.0, divergence, 0.5, None if dense else 2)
         targets = TokenTargets(torch.zeros(5, dtype=torch.int64), said)
-        loss = token_loss(student, targets, (0.9, 0.025), 1.0, distil)
+        loss = token_loss(student, targets, (0.9, 0.025), 1.0, how)
         loss.total.backward()
         assert student.grad is not None and student.grad.isfinite().all()
         assert torch.stack(loss).isfinite().all()
@@ -319,11 +324,11 @@ def test_small_gradients_survive_half_precision(
         None if divergence is None else teacher,
         (lambda nll: torch.arange(0, rows, 2)) if selected else None,
     )
-    distil = Distil(1.0, divergence or "forward_kl")
+    how = distil(1.0, divergence or "forward_kl")
     gradients = []
     for precision in (dtype, torch.float32):
         student = logits.clone().to(precision).requires_grad_()
-        loss = token_loss(student, targets, (1.0, 0.0), 1.0, distil)
+        loss = token_loss(student, targets, (1.0, 0.0), 1.0, how)
         (2.0**13 * loss.total).backward()
         assert student.grad is not None
         gradients.append(student.grad.float())
@@ -342,7 +347,7 @@ def test_a_weight_cannot_overflow_half_precision() -> None:
     for dtype in (torch.float16, torch.float32):
         student = logits.clone().to(dtype).requires_grad_()
         targets = TokenTargets(torch.arange(5), teacher)
-        loss = token_loss(student, targets, (1.0, 0.0), 3000.0, Distil(2000.0, temperature=10.0))
+        loss = token_loss(student, targets, (1.0, 0.0), 3000.0, distil(2000.0, temperature=10.0))
         loss.total.backward(torch.tensor(1e-3))
         assert student.grad is not None
         gradients.append(student.grad.float())
@@ -355,7 +360,7 @@ def test_a_factor_beyond_half_precision_is_no_infinity(dtype: torch.dtype) -> No
     teacher = torch.randn(4, 9)
     logits = teacher.clone().to(dtype).requires_grad_()
     targets = TokenTargets(torch.zeros(4, dtype=torch.int64), logits.detach() + 1e-3)
-    token_loss(logits, targets, (1.0, 0.0), 0.0, Distil()).total.backward(torch.tensor(2.0**17))
+    token_loss(logits, targets, (1.0, 0.0), 0.0, distil()).total.backward(torch.tensor(2.0**17))
     assert logits.grad is not None and logits.grad.isfinite().all()
 
 
@@ -365,7 +370,8 @@ def test_no_row_at_all_has_zero_loss_and_a_gradient() -> None:
     for teacher in (None, torch.randn(0, 5), TopTokens(nothing.view(0, 2), torch.zeros(0, 2))):
         for select in (None, lambda nll: nothing):
             logits = torch.randn(0, 5, requires_grad=True)
-            loss = token_loss(logits, TokenTargets(nothing, teacher, select), (0.9, 0.02))
+            targets = TokenTargets(nothing, teacher, select)
+            loss = token_loss(logits, targets, (0.9, 0.02), 1.0, distil())
             loss.total.backward()
             assert torch.stack(loss).eq(0).all() and logits.grad is not None
 
@@ -373,7 +379,7 @@ def test_no_row_at_all_has_zero_loss_and_a_gradient() -> None:
 def test_a_term_without_weight_cannot_spoil_the_total() -> None:
     logits = torch.tensor([[0.0, -math.inf, 1.0]], requires_grad=True)
     targets = TokenTargets(torch.tensor([1]), torch.zeros(1, 3))
-    loss = token_loss(logits, targets, (1.0, 0.0), 0.0, Distil(weight=0.0))
+    loss = token_loss(logits, targets, (1.0, 0.0), 0.0, distil(weight=0.0))
     assert loss.ce.item() == math.inf and loss.total.item() == 0.0
 
 
@@ -382,7 +388,7 @@ def test_a_teacher_without_weight_cannot_spoil_the_gradient() -> None:
     for teacher in (None, torch.full((2, 4), math.nan)):
         logits = torch.arange(8.0).view(2, 4).requires_grad_()
         targets = TokenTargets(torch.tensor([1, 2]), teacher)
-        loss = token_loss(logits, targets, (1.0, 0.0), 1.0, Distil(weight=0.0))
+        loss = token_loss(logits, targets, (1.0, 0.0), 1.0, distil(weight=0.0))
         gradients.append((loss.total, *torch.autograd.grad(loss.total, logits)))
     torch.testing.assert_close(*gradients)
 
@@ -393,7 +399,7 @@ def test_no_divergence_is_negative(divergence: Divergence, dense: bool) -> None:
     for seed in range(30):
         scores = 1000 * torch.randn(1, 50, generator=torch.Generator().manual_seed(seed))
         said = scores if dense else top_tokens(scores, 40)
-        assert divergence_of(scores, said, Distil(divergence=divergence, temperature=300.0)) >= 0.0
+        assert divergence_of(scores, said, distil(divergence=divergence, temperature=300.0)) >= 0.0
 
 
 def test_a_second_backward_is_refused() -> None:

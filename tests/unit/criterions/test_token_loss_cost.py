@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.criterion import Divergence
-from ds_seq.criterions import token_loss as module
-from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
+from ds_seq.criterions import cross_entropy as module
+from ds_seq.criterions.token_loss import Select, TokenTargets, token_loss
 from ds_seq.data.batch import TopTokens
-from tests.unit.criterions.made import peak_bytes, softmax_elements, top_tokens
+from tests.unit.criterions.made import distil, peak_bytes, softmax_elements, top_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -27,10 +27,10 @@ def test_no_distribution_exists_whole(
     few = 4000 * 4 * torch.get_num_threads()
     for select in (None, lambda nll: torch.arange(0, rows, 2)):
 
-        def run(select: module.Select | None = select) -> None:
+        def run(select: Select | None = select) -> None:
             targets = TokenTargets(tokens, teacher, select)
-            distil = Distil(1.0, divergence, 2.0)
-            token_loss(logits, targets, (0.9, 0.0002), 1.0, distil).total.backward()
+            how = distil(1.0, divergence, 2.0)
+            token_loss(logits, targets, (0.9, 0.0002), 1.0, how).total.backward()
             logits.grad = None
 
         size = rows * words * logits.element_size()
@@ -45,9 +45,9 @@ def test_work_is_in_proportion_to_what_is_distilled() -> None:
 
     def elements(said: Tensor | TopTokens | None, selected: bool, temperature: float = 1.0) -> int:
         select = (lambda nll: torch.arange(some)) if selected else None
-        targets, distil = TokenTargets(tokens, said, select), Distil(temperature=temperature)
+        targets, how = TokenTargets(tokens, said, select), distil(temperature=temperature)
         return softmax_elements(
-            lambda: token_loss(logits, targets, (0.9, 0.002), 1.0, distil).total.backward()
+            lambda: token_loss(logits, targets, (0.9, 0.002), 1.0, how).total.backward()
         )
 
     assert elements(None, False) == rows * words

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.data.batch import Batch, TopTokens, empty_seq2seq_batch, seq2seq_batch
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import Batch, TopTokens, empty_seq2seq_batch, pad_rows, seq2seq_batch
 from ds_seq.data.shards import TokenBlock
 from ds_seq.text.tokenizer import Symbols
 

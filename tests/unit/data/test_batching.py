@@ -34,11 +34,10 @@ def _sampler(
         lengths.T,
         max_tokens,
         max_sentences,
-        seed,
+        seed if shuffle else None,
         rank,
         world,
-        accumulate,
-        shuffle,
+        accumulate=accumulate,
     )
 
 
@@ -204,18 +203,18 @@ def test_the_order_is_what_the_definition_says(
 
 
 def test_one_side_and_three_sides(lengths: NDArray[np.int32]) -> None:
-    one = TokenBatchSampler(lengths[:1].T, 400)
+    one = TokenBatchSampler(lengths[:1].T, 400, seed=1, accumulate=1)
     assert all(len(batch) * lengths[0, batch].max() <= 400 for batch in one.epoch(1))
     three = np.concatenate([lengths, lengths[:1] * 2]).T
-    batches = TokenBatchSampler(three, 400).epoch(1)
+    batches = TokenBatchSampler(three, 400, seed=1, accumulate=1).epoch(1)
     assert all(len(batch) * three[batch].max() <= 400 for batch in batches)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(three)))
 
 
 def test_all_rows_named_is_the_same_as_none_named(lengths: NDArray[np.int32]) -> None:
     everything = np.arange(lengths.shape[1])
-    named = TokenBatchSampler(lengths.T, 400, seed=7, rows=lambda epoch: everything)
-    plain = TokenBatchSampler(lengths.T, 400, seed=7)
+    named = TokenBatchSampler(lengths.T, 400, seed=7, accumulate=1, rows=lambda epoch: everything)
+    plain = TokenBatchSampler(lengths.T, 400, seed=7, accumulate=1)
     for epoch in (1, 2, 9):
         assert named.num_updates(epoch=epoch) == plain.num_updates()
         pairs = zip(named.epoch(epoch), plain.epoch(epoch), strict=True)
@@ -234,7 +233,7 @@ def test_the_rows_of_an_epoch_are_what_it_holds(
         return np.concatenate([np.arange(100), *[np.arange(10)] * epoch])
 
     samplers = [
-        TokenBatchSampler(lengths.T, 400, None, 7, rank, world, accumulate, rows=rows)
+        TokenBatchSampler(lengths.T, 400, None, 7, rank, world, accumulate=accumulate, rows=rows)
         for rank in range(world)
     ]
     for epoch in (1, 2, 3):

@@ -44,8 +44,8 @@ def _lines(path: PairPath) -> list[tuple[str, str]]:
     ],
 )
 def test_normalise(text: str, expected: str) -> None:
-    assert Normalizer()(text) == expected
-    assert Normalizer()(expected) == expected, "doing it twice changes nothing more"
+    assert Normalizer(nfkc=False)(text) == expected
+    assert Normalizer(nfkc=False)(expected) == expected, "doing it twice changes nothing more"
 
 
 def test_nfkc_folds_compatible_forms() -> None:
@@ -166,7 +166,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_held_out_text_keeps_every_line(tmp_path: Path) -> None:
     raw = _text(tmp_path, "raw", b"a \na \nx\n", b"a\na\n1 2 3 4 5 6 7 8 9\n")
     output = PairPath(tmp_path / "s", tmp_path / "t")
-    assert normalize_corpus([raw], output, Normalizer()) == 3
+    assert normalize_corpus([raw], output, Normalizer(nfkc=False)) == 3
     assert _lines(output) == [("a", "a"), ("a", "a"), ("x", "1 2 3 4 5 6 7 8 9")]
 
 
@@ -179,4 +179,4 @@ def test_held_out_text_with_a_bad_line_names_it(
 ) -> None:
     raw = _text(tmp_path, "raw", b"a\nb\n", target)
     with pytest.raises(UserError, match=message):
-        normalize_corpus([raw], PairPath(tmp_path / "s", tmp_path / "t"), Normalizer())
+        normalize_corpus([raw], PairPath(tmp_path / "s", tmp_path / "t"), Normalizer(nfkc=False))

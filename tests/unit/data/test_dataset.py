@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols

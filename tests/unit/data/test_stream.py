@@ -12,9 +12,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.dataset import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.stream import BatchStream
 from ds_seq.text.tokenizer import Symbols
@@ -40,6 +39,7 @@ def _stream(
     sampler = TokenBatchSampler(
         dataset.lengths,
         max_tokens,
+        seed=1,
         rank=rank,
         world_size=world,
         accumulate=accumulate,
@@ -231,9 +231,15 @@ def test_prefetch_is_bounded(reader: ShardReader) -> None:
 def test_epochs_of_different_rows_resume_where_they_were(dataset: ParallelDataset) -> None:
     def stream() -> BatchStream:
         sampler = TokenBatchSampler(
-            dataset.lengths, MAX_TOKENS, rows=lambda epoch: np.arange(len(dataset) // epoch)
+            dataset.lengths,
+            MAX_TOKENS,
+            seed=1,
+            accumulate=1,
+            rows=lambda epoch: np.arange(len(dataset) // epoch),
         )
-        return BatchStream(partial(dataset.collate, symbols=SYMBOLS), sampler, max_epochs=3)
+        return BatchStream(
+            partial(dataset.collate, symbols=SYMBOLS), sampler, num_prefetch=4, max_epochs=3
+        )
 
     with stream() as one:
         batches = [batch.indices.tolist() for batch in one]

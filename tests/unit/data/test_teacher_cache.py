@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ds_seq.data.dataset import ParallelDataset
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.teacher_cache import (
     CacheManifest,

@@ -13,13 +13,15 @@ from ds_seq.config.criterion import DistillationConfig
 from ds_seq.criterions import build_criterion
 from ds_seq.data.batch import Batch, empty_seq2seq_batch
 from ds_seq.distill import teacher as teacher_module
-from ds_seq.distill.teacher import LiveTeacher, Student, load_teacher
+from ds_seq.distill.build import build_teacher
+from ds_seq.distill.teacher import LiveTeacher, Student
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.output import LayerOutputs, ModelOutput
 from ds_seq.names import Capture
+from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.export import export
-from ds_seq.runs.open import LoadedRun, load_run
+from ds_seq.runs.open import load_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols
 from tests.batches import batch_of
@@ -44,7 +46,7 @@ class Lab(NamedTuple):
         return DistillationConfig(teacher=[str(self.folder / name) for name in names], **more)
 
     def load(self, *names: str, student: Student | None = None, **more: Any) -> LiveTeacher:
-        return load_teacher(self.settings(*names, **more), self.vocab.fingerprint, CPU, student)
+        return build_teacher(self.settings(*names, **more), self.vocab.fingerprint, CPU, student)
 
     def student(self, max_length: int = 8, **model: Any) -> Student:
         return Student(experiment(model).model, max_length)
@@ -73,7 +75,7 @@ def batch(seed: int = 0, rows: int = 4, length: int = 7) -> Batch:
 
 def direct(lab: Lab, name: str, item: Batch) -> Tensor:
     """The model's own answer."""
-    model = load_run(lab.folder / name).model
+    model = load_run(lab.folder / name, "best").model
     logits: Tensor = model(item.inputs).logits
     return logits
 
@@ -92,7 +94,9 @@ class Fixed(nn.Module):
 
 def fixed(*models: Fixed, **more: Any) -> LiveTeacher:
     config = experiment({})
-    return LiveTeacher([LoadedRun(config, None, m, Path("x")) for m in models], **more)  # type: ignore[arg-type]
+    card = ModelCard.of_experiment(config, None)  # type: ignore[arg-type]
+    runs = [LoadedRun(card, config.model, m, Path("x"), config) for m in models]
+    return LiveTeacher(runs, **more)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -109,9 +113,9 @@ def test_a_teacher_says_what_its_model_says(lab: Lab, name: str) -> None:
 
 
 def test_an_exported_file_is_a_teacher(lab: Lab, tmp_path: Path) -> None:
-    export(lab.folder / "moe", tmp_path / "moe.safetensors")
+    export(lab.folder / "moe", tmp_path / "moe.safetensors", "best")
     settings = DistillationConfig(teacher=str(tmp_path / "moe.safetensors"))
-    said = load_teacher(settings, lab.vocab.fingerprint, CPU)(batch()).logits
+    said = build_teacher(settings, lab.vocab.fingerprint, CPU, None)(batch()).logits
     assert said is not None
     torch.testing.assert_close(said, direct(lab, "moe", batch()), rtol=0, atol=1e-5)
 
@@ -175,7 +179,7 @@ def test_a_model_is_handed_the_inputs_and_what_to_capture(capture: Capture) -> N
 
 def test_a_teacher_learns_nothing(lab: Lab) -> None:
     settings = lab.settings("dense", "moe", "other", strategy="batch_level")
-    teacher = load_teacher(settings, lab.vocab.fingerprint, CPU)
+    teacher = build_teacher(settings, lab.vocab.fingerprint, CPU, None)
     before = [{n: p.clone() for n, p in r.model.state_dict().items()} for r in teacher.runs]
     student = build_model(experiment({"dropout": 0.1}).model, len(lab.vocab), 1, 0, seed=9).train()
     criterion = build_criterion(settings, teacher)
@@ -201,7 +205,7 @@ def test_a_teacher_learns_nothing(lab: Lab) -> None:
 def test_another_vocabulary_is_refused(lab: Lab) -> None:
     settings = lab.settings("dense", "other")
     with pytest.raises(UserError, match=r"teacher \S+dense: has vocabulary \w{12}, the data 0{12}"):
-        load_teacher(settings, "0" * 64, CPU)
+        build_teacher(settings, "0" * 64, CPU, None)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_experts_that_cannot_be_dealt_out_are_refused(
 
 
 def _stored(lab: Lab, name: str) -> Any:
-    return teacher_module.open_run(lab.folder / name)
+    return teacher_module.open_run(lab.folder / name, "best")
 
 
 def test_a_teacher_that_is_not_there_is_named(lab: Lab) -> None:

@@ -41,7 +41,7 @@ def aligner(
     config = TransformerConfig(
         d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=2
     )
-    model = build_seq2seq(config, len(vocab), seed=6).eval()
+    model = build_seq2seq(config, len(vocab), 1, 0, seed=6).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ds_seq.config.model import MoeConfig
-from ds_seq.data.padding import pad_rows
+from ds_seq.data.batch import pad_rows
 from ds_seq.generation.forced import Pair, attention_maps, score_pairs
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.search.penalties import LengthPenaltyForm

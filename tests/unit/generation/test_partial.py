@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -124,12 +125,17 @@ def test_two_runs_do_not_write_at_once(tmp_path: Path) -> None:
     assert len(partial.begin(SETTINGS, True)) == 4
 
 
-def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = begun(tmp_path)
     (partial.folder / "journal.00000").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"journal\.00000: cannot be written: No space left"):
         partial.store(0).add(LINES)
-    (tmp_path / f".text.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    def write_to_a_full_disk(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_to_a_full_disk)
     with pytest.raises(UserError, match=r"text: cannot be written: No space left"):
         write_lines(tmp_path / "text", ["a"])
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]

@@ -47,7 +47,7 @@ def model(pair: Tokenizers) -> Seq2SeqTransformer:
     config = TransformerConfig(
         d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=1, max_positions=64
     )
-    return build_seq2seq(config, pair.size, seed=3).requires_grad_(False).eval()
+    return build_seq2seq(config, pair.size, 1, 0, seed=3).requires_grad_(False).eval()
 
 
 def search(pair: Tokenizers, num_best: int = 1) -> BeamSearch:

@@ -48,7 +48,7 @@ def build() -> Callable[..., Seq2SeqTransformer]:
     """`build(**options)`: a small model; `seed` decides its parameters."""
 
     def make(seed: int = 1, **options: Any) -> Seq2SeqTransformer:
-        return build_seq2seq(small_config(**options), VOCAB, seed=seed, pad_id=PAD)
+        return build_seq2seq(small_config(**options), VOCAB, 1, 0, seed=seed, pad_id=PAD)
 
     return make
 

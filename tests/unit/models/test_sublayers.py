@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.models.init import initialize
-from ds_seq.models.layer import TransformerLayer
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.sublayer import SubLayer
+from ds_seq.models.stack import SubLayer, TransformerLayer
 from ds_seq.modules.attention import SelfAttention
 from ds_seq.modules.body import Body, BodyOutput, Context
 from ds_seq.modules.feed_forward import FeedForward

@@ -42,7 +42,9 @@ def test_fused_and_rest_make_the_whole(name: str) -> None:
     x = torch.randn(ROWS, 4, generator=generator)
     weight = torch.randn(activation.num_parts * WIDTH, 4, generator=generator)
     whole = activation.function(linear(x, weight))
-    torch.testing.assert_close(activation.rest(linear(x, weight, None, activation.fused)), whole)
+    begun = linear(x, weight, None, activation.fused)
+    done = begun if activation.rest is None else activation.rest(begun)
+    torch.testing.assert_close(done, whole)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -50,7 +52,8 @@ def test_the_function_leaves_its_argument_alone(name: str) -> None:
     inner = torch.randn(ROWS, ACTIVATIONS[name].num_parts * WIDTH)
     before = inner.clone()
     ACTIVATIONS[name].function(inner)
-    ACTIVATIONS[name].rest(inner)
+    if (rest := ACTIVATIONS[name].rest) is not None:
+        rest(inner)
     assert torch.equal(inner, before)
 
 

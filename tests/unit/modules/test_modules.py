@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from ds_seq.modules import attention, linear
 from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
 from ds_seq.modules.body import Context
-from ds_seq.modules.dropout import dropout
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.kv_cache import is_identity
 from ds_seq.modules.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from ds_seq.modules.residual import dropout
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -104,9 +104,9 @@ def test_attention_is_the_formula(mask_kind, queries):
         )
     expected = (scores.softmax(-1) @ value).transpose(1, 2).reshape(2, queries, 16)
     causal = mask_kind == "causal"
-    actual = attend(query, KeyValue(key, value), mask, causal)
+    actual = attend(query, KeyValue(key, value), mask, causal, dropout=0.0)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    actual, seen = attend_with_map(query, KeyValue(key, value), mask, causal)
+    actual, seen = attend_with_map(query, KeyValue(key, value), mask, causal, dropout=0.0)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(seen, scores.softmax(-1))
 
@@ -125,9 +125,11 @@ def test_a_map_is_what_attention_was_before_dropout():
 
 def test_both_attention_kernels_agree_around_the_switch(monkeypatch):
     query, key, value = torch.randn(3, 2, 2, 5, 8, generator=generator())
-    short = attend(query, KeyValue(key, value))
+    short = attend(query, KeyValue(key, value), dropout=0.0)
     monkeypatch.setattr(attention, "_FUSED_MIN_QUERIES", 0)
-    torch.testing.assert_close(attend(query, KeyValue(key, value)), short, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        attend(query, KeyValue(key, value), dropout=0.0), short, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_self_attention_without_positions_ignores_order():

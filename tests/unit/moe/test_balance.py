@@ -109,7 +109,7 @@ def test_a_router_follows_the_load_of_all_its_calls() -> None:
             "moe": {"num_experts": 3, "every": 2, "placement": "encoder", "router": "sigmoid"},
         }
     )
-    model = build_seq2seq(config, 11, seed=1, pad_id=1).train()
+    model = build_seq2seq(config, 11, 1, 0, seed=1, pad_id=1).train()
     dense, sparse = model.encoder.layers
     model.encoder.layers = nn.ModuleList([sparse, dense, sparse, sparse])
     layer = sparse.feed_forward

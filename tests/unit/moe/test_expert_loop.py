@@ -10,7 +10,6 @@ from torch import Tensor
 from ds_seq.modules.activations import ACTIVATIONS
 from ds_seq.moe.expert_loop import _window, expert_loop
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.grouped import RowGroups
 
 D_MODEL, FFN_DIM = 6, 5
 COUNTS = torch.tensor([3, 0, 4, 1])  # an idle expert among them
@@ -48,7 +47,7 @@ def test_values_and_gradients_are_those_of_autograd(
     noise = torch.rand(8, FFN_DIM, dtype=dtype).round() * 2 if with_noise else None
     net, upstream = _net(activation, dtype), torch.randn(8, D_MODEL, dtype=dtype)
     expected = _plain(x, net, noise, activation)
-    y = expert_loop(x, *net, noise, activation, RowGroups(COUNTS))
+    y = expert_loop(x, *net, noise, ACTIVATIONS[activation], COUNTS)
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {}
     torch.testing.assert_close(y, expected, **tolerance)
     ours = torch.autograd.grad(y, [x, *net], upstream)
@@ -56,14 +55,14 @@ def test_values_and_gradients_are_those_of_autograd(
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, **tolerance)
     with torch.no_grad():
-        alone = expert_loop(x, *net, noise, activation, RowGroups(COUNTS))
+        alone = expert_loop(x, *net, noise, ACTIVATIONS[activation], COUNTS)
     torch.testing.assert_close(alone, y, rtol=0, atol=0)
 
 
 def test_frozen_experts_pass_the_gradient_on() -> None:
     x = torch.randn(8, D_MODEL, dtype=torch.float64, requires_grad=True)
     net = [parameter.detach() for parameter in _net("gelu", torch.float64)]
-    (ours,) = torch.autograd.grad(expert_loop(x, *net, None, "gelu", RowGroups(COUNTS)).sum(), [x])
+    (ours,) = torch.autograd.grad(expert_loop(x, *net, None, "gelu", COUNTS).sum(), [x])
     (theirs,) = torch.autograd.grad(_plain(x, net, None, "gelu").sum(), [x])
     torch.testing.assert_close(ours, theirs)
 
@@ -77,7 +76,7 @@ def test_only_one_tensor_as_wide_as_the_hidden_layer_is_kept() -> None:
 
     net = _net("swiglu", torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        expert_loop(torch.randn(8, D_MODEL), *net, None, "swiglu", RowGroups(COUNTS))
+        expert_loop(torch.randn(8, D_MODEL), *net, None, "swiglu", COUNTS)
     activations = sum(kept) - net[0].numel() - net[2].numel()
     assert activations == 8 * (D_MODEL + 2 * FFN_DIM)
 
@@ -87,18 +86,18 @@ def test_experts_drop_hidden_units_in_training_only() -> None:
     torch.nn.init.constant_(experts.b1, 1.0)
     torch.nn.init.ones_(experts.w2)
     torch.nn.init.zeros_(experts.w1)
-    x, groups = torch.zeros(8, D_MODEL), RowGroups(COUNTS)
+    x = torch.zeros(8, D_MODEL)
     torch.manual_seed(3)
-    noisy = experts(x, groups)
+    noisy = experts(x, COUNTS)
     assert noisy.unique().numel() > 4 and (noisy % 2 == 0).all()  # kept units weigh 2 each
     assert 40 < noisy.mean() < 90
-    torch.testing.assert_close(experts.eval()(x, groups), torch.full((8, D_MODEL), 64.0))
+    torch.testing.assert_close(experts.eval()(x, COUNTS), torch.full((8, D_MODEL), 64.0))
 
 
 def test_no_rows_at_all() -> None:
     experts = Experts(D_MODEL, FFN_DIM, 4, 0, "relu", 0.0, 3)
     x = torch.zeros(0, D_MODEL, requires_grad=True)
-    y = experts(x, RowGroups(torch.zeros(4, dtype=torch.int64)))
+    y = experts(x, torch.zeros(4, dtype=torch.int64))
     y.sum().backward()
     assert y.shape == (0, D_MODEL)
     for parameter in experts.parameters():
@@ -128,7 +127,7 @@ def test_rows_of_neighbours_leave_no_trace(activation: str) -> None:
     x = torch.randn(148, D_MODEL, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(x)
     together = torch.autograd.grad(
-        expert_loop(x, *net, None, activation, RowGroups(counts)), [x, *net], upstream
+        expert_loop(x, *net, None, ACTIVATIONS[activation], counts), [x, *net], upstream
     )
     alone: list[list[Tensor]] = []
     for expert, (rows, grad) in enumerate(
@@ -136,7 +135,7 @@ def test_rows_of_neighbours_leave_no_trace(activation: str) -> None:
     ):
         mine = [p[expert : expert + 1].detach().requires_grad_() for p in net]
         rows = rows.detach().requires_grad_()
-        y = expert_loop(rows, *mine, None, activation, RowGroups(counts[expert : expert + 1]))
+        y = expert_loop(rows, *mine, None, ACTIVATIONS[activation], counts[expert : expert + 1])
         alone.append(list(torch.autograd.grad(y, [rows, *mine], grad)))
     for ours, theirs in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(ours, torch.cat(theirs))

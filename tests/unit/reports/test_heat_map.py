@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from ds_seq.errors import UserError
 from ds_seq.reports.heat_map import Panel, draw_heat_map, save_picture
 
 WHITE = (255, 255, 255)
@@ -83,6 +84,6 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as picture:
         assert np.array_equal(np.asarray(picture), pixels)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="cannot be written"):
         save_picture(tmp_path / "folder", pixels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "folder"]

@@ -101,7 +101,7 @@ def test_a_resumed_run_counts_on(split: int) -> None:
 def test_layers_are_called_by_stack_and_number() -> None:
     sizes = {"d_model": 8, "ffn_dim": 8, "num_heads": 2, "encoder_layers": 4, "decoder_layers": 3}
     config = TransformerConfig.model_validate({**sizes, "moe": {"num_experts": 2}})
-    model = build_seq2seq(config, 11, seed=1, pad_id=1)
+    model = build_seq2seq(config, 11, 1, 0, seed=1, pad_id=1)
     assert layer_names(model) == ["encoder 1", "encoder 3", "decoder 1"]
     assert layer_names(nn.Sequential(model.encoder.layers[1].feed_forward)) == ["0"]
     assert layer_names(nn.Linear(2, 2)) == []
@@ -110,7 +110,7 @@ def test_layers_are_called_by_stack_and_number() -> None:
 def test_each_call_of_a_layer_has_a_name() -> None:
     sizes = {"d_model": 8, "ffn_dim": 8, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     config = TransformerConfig.model_validate({**sizes, "moe": {"num_experts": 2}})
-    model = build_seq2seq(config, 11, seed=1, pad_id=1)
+    model = build_seq2seq(config, 11, 1, 0, seed=1, pad_id=1)
     dense, sparse = model.encoder.layers
     model.encoder.layers = nn.ModuleList([sparse, dense, sparse, sparse])
     names = ["encoder 0", "encoder 0 (call 2)", "encoder 0 (call 3)", "decoder 1"]

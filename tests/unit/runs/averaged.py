@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import model_tensors
 from tests.unit.runs.made import write_run
 
 MOE = {"num_experts": 4, "router": "sigmoid"}
@@ -26,7 +26,7 @@ def make_states(config: ExperimentConfig, vocab: SentencePieceTokenizer) -> list
     """A model after each of `UPDATES`; all tensors differ, counters and norms included."""
     models = []
     for update in UPDATES:
-        model = build_model(config.model, len(vocab), seed=update)
+        model = build_model(config.model, len(vocab), 1, 0, seed=update)
         generator = torch.Generator().manual_seed(update)
         with torch.no_grad():
             for parameter in model.parameters():

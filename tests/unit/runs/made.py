@@ -16,8 +16,9 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.validation import ValidationConfig
-from ds_seq.models.weights import FORMAT_VERSION, expert_key, expert_offsets, model_tensors
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import expert_offsets, model_tensors
+from ds_seq.weights.source import FORMAT_VERSION, expert_key
 
 SIZES = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
 

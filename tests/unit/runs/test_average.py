@@ -18,17 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.models.weights import (
-    FORMAT_VERSION,
-    TensorSource,
-    expert_key,
-    expert_offsets,
-    model_tensors,
-)
 from ds_seq.runs.average import NOTE_KEY, average, mean, named_part
 from ds_seq.runs.export import export
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import expert_offsets, model_tensors
+from ds_seq.weights.source import FORMAT_VERSION, TensorSource, expert_key
 from tests.unit.runs.averaged import (
     BIAS,
     MOE,
@@ -144,7 +139,7 @@ def test_layout_and_format_of_a_checkpoint_do_not_matter(
     for model, update, (ranks, version) in zip(models, UPDATES, spread, strict=True):
         _write_spread(checkpoint(run, update), model, ranks, version)
     assert average_command(run, "--last", 3, "--out", tmp_path / "out.safetensors") == 0
-    assert_mean(load_run(tmp_path / "out.safetensors").model, models)
+    assert_mean(load_run(tmp_path / "out.safetensors", "best").model, models)
 
 
 def test_checkpoints_runs_and_exports_mix(
@@ -156,12 +151,12 @@ def test_checkpoints_runs_and_exports_mix(
     inputs = [checkpoint(original, 10), original, file, folder]  # 10, the best = 20, 10, 30
     out = tmp_path / "out"
     assert average_command(*inputs, "--out", out) == 0
-    loaded = load_run(out)
+    loaded = load_run(out, "best")
     assert_mean(loaded.model, [models[i] for i in (0, 1, 0, 2)])
-    stored = open_run(original)
+    stored = open_run(original, "best")
     assert (
         loaded.tokenizers.fingerprint == stored.tokenizers.fingerprint
-        and loaded.config == stored.config
+        and loaded.experiment == stored.experiment
     )
     assert capsys.readouterr().out.splitlines()[:-1] == [
         f"{checkpoint(original, 10)}  update 10  loss 2.5",
@@ -210,7 +205,7 @@ def test_the_index_says_which_are_the_last_and_the_best(
 ) -> None:
     out = tmp_path / "out.safetensors"
     assert average_command(original, *options, "--out", out) == 0
-    assert_mean(load_run(out).model, [models[UPDATES.index(update)] for update in updates])
+    assert_mean(load_run(out, "best").model, [models[UPDATES.index(update)] for update in updates])
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[1] for line in lines] == [f"update {update}" for update in updates]
     assert last.startswith(f"{out}: mean of {len(updates)}, ")
@@ -228,9 +223,9 @@ def test_settings_of_the_training_may_differ(
     other = experiment({"moe": MOE, **settings})
     write_run(tmp_path / "other", other, vocab, {5: models[0]})
     assert average_command(original, tmp_path / "other", "--out", tmp_path / "out") == 0
-    loaded = load_run(tmp_path / "out")
+    loaded = load_run(tmp_path / "out", "best")
     assert_mean(loaded.model, [models[1], models[0]])
-    assert loaded.config.model.dropout == open_run(original).config.model.dropout
+    assert loaded.model_config.dropout == open_run(original, "best").model_config.dropout
 
 
 def test_checkpoints_on_another_disk(
@@ -241,7 +236,7 @@ def test_checkpoints_on_another_disk(
     monkeypatch.chdir(run)
     assert average_command("../run/checkpoints/update_00000020", run, "--out", "../out") == 0
     monkeypatch.chdir(tmp_path)
-    assert_mean(load_run("out").model, [models[1], models[1]])
+    assert_mean(load_run("out", "best").model, [models[1], models[1]])
 
 
 def test_a_checkpoint_named_from_where_it_lies(
@@ -249,7 +244,7 @@ def test_a_checkpoint_named_from_where_it_lies(
 ) -> None:
     monkeypatch.chdir(original / "checkpoints")
     assert average_command("update_00000010", "--out", tmp_path / "out") == 0
-    assert_mean(load_run(tmp_path / "out").model, models[:1])
+    assert_mean(load_run(tmp_path / "out", "best").model, models[:1])
 
 
 def test_an_export_inside_the_run_folder_is_not_taken_for_its_checkpoints(
@@ -257,9 +252,9 @@ def test_an_export_inside_the_run_folder_is_not_taken_for_its_checkpoints(
 ) -> None:
     export(run, run / "model.safetensors", "update_00000010")
     assert average_command(run, "--last", 2, "--out", tmp_path / "last") == 0
-    assert_mean(load_run(tmp_path / "last").model, models[1:])
+    assert_mean(load_run(tmp_path / "last", "best").model, models[1:])
     assert average_command(checkpoint(run, 30), run, "--out", tmp_path / "two") == 0
-    assert_mean(load_run(tmp_path / "two").model, models[1:])
+    assert_mean(load_run(tmp_path / "two", "best").model, models[1:])
 
 
 class _Watched:

@@ -103,7 +103,7 @@ def test_nothing_is_overwritten(
 def test_only_runs_have_a_last_checkpoint(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    export(original, tmp_path / "export")
+    export(original, tmp_path / "export", "best")
     assert average_command(tmp_path / name, "--last", 1, "--out", tmp_path / "out") == 2
     assert f"{name}: not a run folder with checkpoints" in capsys.readouterr().err
 
@@ -153,7 +153,7 @@ def test_other_models_are_refused_by_name(
     words: str,
 ) -> None:
     other = experiment(section)
-    model = build_model(other.model, len(vocab))
+    model = build_model(other.model, len(vocab), 1, 0, seed=1)
     write_run(tmp_path / "other", other, vocab, {5: model})
     assert average_command(original, tmp_path / "other", "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -162,7 +162,7 @@ def test_other_models_are_refused_by_name(
 
 
 def test_another_vocabulary_is_refused(original: Path, text: Path, tmp_path: Path) -> None:
-    stored = open_run(original)
+    stored = open_run(original, "best")
     texts, file = [text / "train.en", text / "train.de"], tmp_path / "vocab.model"
     other = train_vocab(texts, file, stored.tokenizers.size, user_symbols=["<2de>"])
     assert len(other) == stored.tokenizers.size
@@ -206,7 +206,7 @@ def test_a_file_that_is_not_what_its_experiment_says(
     words: str,
 ) -> None:
     file = tmp_path / "damaged.safetensors"
-    export(original, file)
+    export(original, file, "best")
     with safe_open(str(file), framework="pt") as stored:
         header = stored.metadata()
     tensors = load_file(file)

@@ -14,17 +14,11 @@ from safetensors.torch import save_file
 from ds_seq.commands.export import main
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import fill
 from ds_seq.runs.export import export
-from ds_seq.runs.open import (
-    CONFIG_KEY,
-    DTYPES,
-    VOCAB_KEY,
-    find_checkpoint,
-    load_run,
-    open_run,
-)
+from ds_seq.runs.formats.ds_seq import CONFIG_KEY, VOCAB_KEY, find_checkpoint
+from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import fill
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run
 
@@ -50,7 +44,7 @@ def run(original: Path, tmp_path: Path) -> Path:
 def test_checkpoints_by_name(original: Path, which: str, update: int) -> None:
     loaded = load_run(original, which)
     assert loaded.source == original / "checkpoints" / f"update_{update:08d}"
-    expected = build_model(loaded.config.model, loaded.tokenizers.size, 1, 0, seed=update)
+    expected = build_model(loaded.model_config, loaded.tokenizers.size, 1, 0, seed=update)
     for name, value in loaded.model.named_parameters():
         assert torch.equal(value, expected.get_parameter(name)), name
     assert not loaded.model.training
@@ -80,16 +74,16 @@ def test_a_run_without_a_finished_checkpoint(run: Path, content: str | None) -> 
     if content is not None:
         index.write_text(content)
     with pytest.raises(UserError, match=f"{run}: has no finished checkpoint"):
-        load_run(run)
+        load_run(run, "best")
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "vocab.model"])
 def test_a_folder_that_is_no_run(run: Path, name: str) -> None:
     (run / name).unlink()
     with pytest.raises(UserError, match=f"not a run folder \\({name} is missing\\)"):
-        load_run(run)
+        load_run(run, "best")
     with pytest.raises(UserError, match="no such run folder"):
-        load_run(run / "nowhere")
+        load_run(run / "nowhere", "best")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0.0), ("bf16", 0.02)])
@@ -103,7 +97,7 @@ def test_an_exported_folder_holds_the_same_model(
         "model.safetensors",
         "vocab.model",
     ]
-    ours, theirs = load_run(out), load_run(original, "last")
+    ours, theirs = load_run(out, "best"), load_run(original, "last")
     assert ours.source == file and ours.tokenizers.fingerprint == theirs.tokenizers.fingerprint
     for name, value in theirs.model.named_parameters():
         torch.testing.assert_close(
@@ -118,10 +112,10 @@ def test_an_exported_file_alone_holds_the_same_model(
     file = tmp_path / "alone" / "small.v1.safetensors"
     assert export(original, file, "last", dtype) == file
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-    ours, theirs = load_run(file), load_run(original, "last")
+    ours, theirs = load_run(file, "best"), load_run(original, "last")
     assert ours.source == file
     assert (
-        ours.config == theirs.config
+        ours.experiment == theirs.experiment
         and ours.tokenizers.fingerprint == theirs.tokenizers.fingerprint
     )
     for name, value in theirs.model.named_parameters():
@@ -136,20 +130,23 @@ def test_an_exported_file_alone_holds_the_same_model(
 
 
 def test_an_export_can_be_exported_again(original: Path, tmp_path: Path) -> None:
-    file = export(original, tmp_path / "one.safetensors")
-    folder = export(file, tmp_path / "folder").parent
-    again = export(folder, tmp_path / "two.safetensors")
-    one, two = open_run(file), open_run(again)
-    assert one.config == two.config and one.tokenizers.fingerprint == two.tokenizers.fingerprint
+    file = export(original, tmp_path / "one.safetensors", "best")
+    folder = export(file, tmp_path / "folder", "best").parent
+    again = export(folder, tmp_path / "two.safetensors", "best")
+    one, two = open_run(file, "best"), open_run(again, "best")
+    assert (
+        one.experiment == two.experiment
+        and one.tokenizers.fingerprint == two.tokenizers.fingerprint
+    )
     assert one.weights.keys() == two.weights.keys()
     assert all(torch.equal(one.weights.read(k), two.weights.read(k)) for k in one.weights.keys())
 
 
 def test_a_rank_reads_its_own_experts_of_an_exported_file(original: Path, tmp_path: Path) -> None:
-    stored = open_run(export(original, tmp_path / "one.safetensors"))
-    whole = load_run(original).model
+    stored = open_run(export(original, tmp_path / "one.safetensors", "best"), "best")
+    whole = load_run(original, "best").model
     for part in (0, 1):
-        model = build_model(stored.config.model, stored.tokenizers.size, 2, part)
+        model = build_model(stored.model_config, stored.tokenizers.size, 2, part, seed=1)
         fill(model, stored.weights)
         ours = model.get_parameter("decoder.layers.1.feed_forward.experts.w2")
         theirs = whole.get_parameter("decoder.layers.1.feed_forward.experts.w2")
@@ -161,7 +158,7 @@ def test_an_export_overwrites_nothing(original: Path, tmp_path: Path, name: str)
     out = tmp_path / name
     out.write_text("what was there")
     with pytest.raises(UserError, match="exists already"):
-        export(original, out)
+        export(original, out, "best")
     assert out.read_text() == "what was there"
 
 
@@ -170,26 +167,26 @@ def test_a_failed_export_leaves_nothing(
     original: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        export(original, tmp_path / "file" / name)
+    with pytest.raises(UserError, match="cannot be written"):
+        export(original, tmp_path / "file" / name, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
     def full_disk(tensors: object, path: str, metadata: object) -> None:
         Path(path).write_text("a part")
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("ds_seq.runs.export.save_file", full_disk)
+    monkeypatch.setattr("ds_seq.weights.source.save_file", full_disk)
     with pytest.raises(
-        UserError, match=f"{name}: cannot write .No space left on device.; is the disk full"
+        UserError, match=f"{name}: cannot be written: No space left on device; is the disk full"
     ):
-        export(original, tmp_path / name)
+        export(original, tmp_path / name, "best")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_interrupted_export_is_no_export_and_is_replaced(original: Path, tmp_path: Path) -> None:
-    left = tmp_path / "out.safetensors.incomplete"
+    left = tmp_path / ".out.safetensors.99999.tmp"
     left.write_text("killed here")
-    export(original, tmp_path / "out.safetensors")
+    export(original, tmp_path / "out.safetensors", "best")
     assert not left.exists()
 
 
@@ -216,27 +213,27 @@ def test_a_run_with_an_export_inside_still_has_its_checkpoints(run: Path, which:
 
 def test_the_vocabulary_of_the_training_is_wanted(run: Path, text: Path, tmp_path: Path) -> None:
     exported = tmp_path / "exported"
-    export(run, exported)
+    export(run, exported, "best")
     note = run / "checkpoints" / "update_00000010" / "checkpoint.json"
     old = SentencePieceTokenizer.load(run / "vocab.model")
     note.write_text(
         json.dumps({**json.loads(note.read_text()), "ds_seq.vocab_hash": old.fingerprint})
     )
     assert (
-        open_run(run).tokenizers.fingerprint
-        == open_run(exported).tokenizers.fingerprint
+        open_run(run, "best").tokenizers.fingerprint
+        == open_run(exported, "best").tokenizers.fingerprint
         == old.fingerprint
     )
     for folder in (run, exported):  # another one, as large
         train_vocab([text / "train.en", *[text / "train.de"] * 2], folder / "vocab.model", len(old))
         with pytest.raises(UserError, match="put that one back") as refused:
-            open_run(folder)
+            open_run(folder, "best")
         assert str(refused.value).startswith(f"{folder / 'vocab.model'}: is vocabulary ")
     assert open_run(run, "last").tokenizers.size == len(old)  # an older checkpoint does not say
 
 
 def test_an_exported_file_has_one_state(original: Path, tmp_path: Path) -> None:
-    file = export(original, tmp_path / "one.safetensors")
+    file = export(original, tmp_path / "one.safetensors", "best")
     assert open_run(file, "last").weights.path == open_run(file, "best").weights.path == file
     with pytest.raises(UserError, match=f"{file}: is an export, .* no checkpoint 'update_7'"):
         open_run(file, "update_7")
@@ -252,42 +249,46 @@ def test_experts_that_cannot_be_spread_are_refused_before_the_model_is_built(
     ranks: int,
 ) -> None:
     config = experiment({"moe": {"num_experts": counts}})
-    folder = write_run(tmp_path / "run", config, vocab, {1: build_model(config.model, len(vocab))})
+    folder = write_run(
+        tmp_path / "run", config, vocab, {1: build_model(config.model, len(vocab), 1, 0, seed=1)}
+    )
     monkeypatch.setattr("ds_seq.runs.open.build_model", None)
     with pytest.raises(UserError, match=f"{uneven} experts .* spread over {ranks} ranks"):
-        load_run(folder, expert_parallel=ranks)
+        load_run(folder, "best", expert_parallel=ranks)
 
 
 def test_damaged_exports(original: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    file = export(original, out)
+    file = export(original, out, "best")
     content = file.read_bytes()
     file.write_bytes(content[:-10])
     with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
-        load_run(out)
+        load_run(out, "best")
     save_file({"other": torch.zeros(1)}, str(file))
     with pytest.raises(UserError, match="has no tensor .* another model"):
-        load_run(out)
+        load_run(out, "best")
     file.write_bytes(content)
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("ffn_dim: 24", "ffn_dim: 32"))
     with pytest.raises(UserError, match="has shape .* the model wants"):
-        load_run(out)
+        load_run(out, "best")
 
 
 def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with pytest.raises(UserError, match="has no experiment and vocabulary in it; name the folder"):
-        load_run(export(original, folder))
+        load_run(export(original, folder, "best"), "best")
     with pytest.raises(UserError, match="config.yaml: neither a run folder nor a file"):
-        load_run(folder / "config.yaml")
-    file = export(original, tmp_path / "one.safetensors")
+        load_run(folder / "config.yaml", "best")
+    file = export(original, tmp_path / "one.safetensors", "best")
     content = file.read_bytes()
     file.write_bytes(content[:-10])
     with pytest.raises(UserError, match=r"one\.safetensors: damaged"):
-        load_run(file)
+        load_run(file, "best")
 
-    with safe_open(str(export(original, tmp_path / "two.safetensors")), framework="pt") as stored:
+    with safe_open(
+        str(export(original, tmp_path / "two.safetensors", "best")), framework="pt"
+    ) as stored:
         tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         header = dict(stored.metadata())
     damages = [
@@ -299,7 +300,7 @@ def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
     for key, value, message in damages:
         save_file(tensors, str(file), metadata={**header, key: value})
         with pytest.raises(UserError, match=message) as raised:
-            load_run(file)
+            load_run(file, "best")
         assert str(raised.value).startswith(str(file))
 
 
@@ -308,15 +309,17 @@ def test_counters_of_a_router_travel_unrounded(
     tmp_path: Path, vocab: SentencePieceTokenizer, dtype: str
 ) -> None:
     config = experiment({"moe": {"num_experts": 4, "router": "sigmoid"}})
-    model = build_model(config.model, len(vocab))
+    model = build_model(config.model, len(vocab), 1, 0, seed=1)
     steps = [2**40 + 1, -70_001, 0, 3]  # no float of 16 bits holds the first two
     name = "encoder.layers.1.feed_forward.gate.bias_steps"
     model.get_buffer(name).copy_(torch.tensor(steps))
     run = write_run(tmp_path / "run", config, vocab, {1: model})
-    half = load_run(run, dtype=DTYPES[dtype])
-    files = [export(run, tmp_path / out, dtype=dtype) for out in ("folder", "one.safetensors")]
+    half = load_run(run, "best", dtype=DTYPES[dtype])
+    files = [
+        export(run, tmp_path / out, "best", dtype=dtype) for out in ("folder", "one.safetensors")
+    ]
     sources = (files[0].parent, files[1])
-    for loaded in (half, *(load_run(source, dtype=DTYPES[dtype]) for source in sources)):
+    for loaded in (half, *(load_run(source, "best", dtype=DTYPES[dtype]) for source in sources)):
         buffer = loaded.model.get_buffer(name)
         assert buffer.dtype == torch.int64 and buffer.tolist() == steps
         assert next(loaded.model.parameters()).dtype == DTYPES[dtype]

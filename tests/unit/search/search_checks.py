@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ds_seq.data.padding import Padded, pad_rows
+from ds_seq.data.batch import Padded, pad_rows
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
 from tests.unit.search.table_model import EOS, PAD, TableModel, normalised

@@ -20,7 +20,7 @@ def make_model(moe: MoeConfig | None, decoder_layers: int = 2) -> Seq2SeqTransfo
         decoder_layers=decoder_layers,
         moe=moe,
     )
-    model = build_seq2seq(config, VOCAB, seed=3).eval()
+    model = build_seq2seq(config, VOCAB, 1, 0, seed=3).eval()
     with torch.no_grad():  # an untrained model says nearly the same everywhere
         for parameter in model.parameters():
             parameter.mul_(1.5)

@@ -152,7 +152,7 @@ class WordTokenizer:
         return self.size
 
     def normalize(self, text: str) -> str:
-        return Normalizer()(text)
+        return Normalizer(nfkc=False)(text)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_lines([text])[0]

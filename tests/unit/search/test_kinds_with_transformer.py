@@ -44,7 +44,7 @@ def make_model(seed: int, moe: MoeConfig | None = None) -> Seq2SeqTransformer:
     config = TransformerConfig(
         d_model=16, ffn_dim=24, num_heads=2, encoder_layers=1, decoder_layers=2, moe=moe
     )
-    model = build_seq2seq(config, VOCAB, seed=seed).eval()
+    model = build_seq2seq(config, VOCAB, 1, 0, seed=seed).eval()
     with torch.no_grad():  # an untrained model says nearly the same everywhere
         for parameter in model.parameters():
             parameter.mul_(1.5)

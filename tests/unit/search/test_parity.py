@@ -53,7 +53,7 @@ def recorded() -> Recorded:
         notes = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     config = TransformerConfig.model_validate(json.loads(notes["config"]))
-    model = build_seq2seq(config, int(notes["vocab_size"])).eval()
+    model = build_seq2seq(config, int(notes["vocab_size"]), 1, 0, seed=1).eval()
     weights = {
         name.removeprefix("model."): tensor
         for name, tensor in tensors.items()

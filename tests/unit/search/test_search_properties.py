@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.data.padding import Padded, pad_rows
+from ds_seq.data.batch import Padded, pad_rows
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
@@ -42,7 +42,7 @@ SOURCES = [
 def make_model(kind: str, vocab: int = VOCAB) -> Seq2SeqTransformer:
     sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     config = TransformerConfig.model_validate({**sizes, "max_positions": 64, **KINDS[kind]})
-    model = build_seq2seq(config, vocab, seed=3).eval()
+    model = build_seq2seq(config, vocab, 1, 0, seed=3).eval()
     if kind == "repeated_layer":  # first, second, first: three calls of two layers
         first, second = model.decoder.layers
         decoder = Stack([first, second, first], model.decoder.positions, None, 0.0, False)

@@ -15,10 +15,10 @@ from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import model_tensors
 from ds_seq.runs.open import load_run
 from ds_seq.surgery.prune import best_experts, importance, moe_layers, parse_keep, prune
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import model_tensors
 from tests.batches import score
 from tests.unit.runs.made import experiment, write_run
 from tests.values import batch_limits
@@ -32,7 +32,7 @@ def _model(
     vocab: SentencePieceTokenizer, moe: dict[str, Any] | None = None, **model: Any
 ) -> tuple[nn.Module, ExperimentConfig]:
     config = experiment({"moe": {**MOE, **(moe or {})}, "dropout": 0.0, **model})
-    return build_model(config.model, len(vocab), seed=4).eval(), config
+    return build_model(config.model, len(vocab), 1, 0, seed=4).eval(), config
 
 
 def _pairs(vocab: SentencePieceTokenizer, count: int) -> list[tuple[list[int], list[int]]]:
@@ -134,7 +134,7 @@ def test_every_router_scores_the_experts_that_stay_as_before(
     moe = {"normalize_weights": None, **ROUTERS[name]}
     symbols = {"vocab": {"user_symbols": ["<2de>"]}} if name == "language" else {}
     config = experiment({"moe": {**MOE, **moe}, "dropout": 0.0}, **symbols)
-    model = build_model(config.model, len(vocab), seed=4).eval()
+    model = build_model(config.model, len(vocab), 1, 0, seed=4).eval()
     for layer in moe_layers(model).values():
         for buffer in layer.gate.buffers():
             buffer.copy_(torch.arange(len(buffer)) * 300)  # a bias that decides much
@@ -143,7 +143,10 @@ def test_every_router_scores_the_experts_that_stay_as_before(
     kept = best_experts(found, [4] * len(found))
     smaller, new = prune(model, config, len(vocab), kept)
     assert new.model.experts_per_layer == [4] * len(kept)
-    assert build_model(new.model, len(vocab)).state_dict().keys() == model.state_dict().keys()
+    assert (
+        build_model(new.model, len(vocab), 1, 0, seed=1).state_dict().keys()
+        == model.state_dict().keys()
+    )
 
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
     for layer_name, layer in moe_layers(model).items():
@@ -215,7 +218,7 @@ def run(tmp_path: Path, text: Path, vocab: SentencePieceTokenizer) -> Path:
     config = experiment({"moe": MOE, "max_positions": 40}, raw={"test": test})
     generation = config.generation.model_copy(update={"beam": 1, "max_len_a": 0.0, "max_len_b": 9})
     config = config.model_copy(update={"generation": generation})
-    model = build_model(config.model, len(vocab), seed=4)
+    model = build_model(config.model, len(vocab), 1, 0, seed=4)
     return write_run(tmp_path / "run", config, vocab, {1: model})
 
 
@@ -226,8 +229,8 @@ def test_the_command_writes_a_smaller_model_and_says_what_it_kept(
     arguments = ["--keep", "2,4", "--calibration", str(text / "valid.en"), "--out", str(out)]
     assert cli.main(["prune-experts", str(run), *arguments]) == 0
     printed = capsys.readouterr().out
-    small, large = load_run(out), load_run(run)
-    assert small.config.model.experts_per_layer == [2, 4]
+    small, large = load_run(out, "best"), load_run(run, "best")
+    assert small.model_config.experts_per_layer == [2, 4]
     assert [layer.num_experts for layer in moe_layers(small.model).values()] == [2, 4]
     counts = [sum(p.numel() for p in m.parameters()) for m in (large.model, small.model)]
     assert f"parameters  {counts[0]:,} -> {counts[1]:,} (-" in printed
@@ -261,7 +264,7 @@ def test_targets_and_test_text_of_ones_own_and_a_folder(
     command = ["prune-experts", str(run), "--keep", "3", "--out", str(out), "--dtype", "bf16"]
     assert cli.main([*command, *arguments]) == 0
     assert "drops" in capsys.readouterr().out
-    assert load_run(out).config.model.experts_per_layer == [3, 3]
+    assert load_run(out, "best").model_config.experts_per_layer == [3, 3]
 
 
 def test_bad_input_is_one_line_and_writes_nothing(
@@ -277,10 +280,12 @@ def test_bad_input_is_one_line_and_writes_nothing(
     valid, test = str(text / "valid.en"), str(text / "test.en")
     dense = experiment({})
     dense_run = write_run(
-        tmp_path / "dense", dense, vocab, {1: build_model(dense.model, len(vocab))}
+        tmp_path / "dense", dense, vocab, {1: build_model(dense.model, len(vocab), 1, 0, seed=1)}
     )
     moe = experiment({"moe": MOE})
-    no_test = write_run(tmp_path / "no", moe, vocab, {1: build_model(moe.model, len(vocab))})
+    no_test = write_run(
+        tmp_path / "no", moe, vocab, {1: build_model(moe.model, len(vocab), 1, 0, seed=1)}
+    )
     cases = [
         (run, {"--keep": "9"}, "has only 6 experts"),
         (run, {"--calibration": str(blank)}, "blank.en: has no text to calibrate on"),

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.commands.make_student import fine_tuning
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import model_tensors
 from ds_seq.surgery.merge import ExpertUse, merge_experts
 from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.student import fine_tuning
+from ds_seq.weights.fill import model_tensors
 from tests.batches import inputs_of
 from tests.unit.runs.made import experiment
 
@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def _teacher(**model: Any) -> tuple[Seq2SeqTransformer, ExperimentConfig]:
     depths = {"encoder_layers": 5, "decoder_layers": 4, "max_positions": 32, "dropout": 0.0}
     config = experiment({**depths, **model}, vocab={"user_symbols": ["<2de>"]})
-    teacher = build_model(config.model, VOCAB, seed=3).eval()
+    teacher = build_model(config.model, VOCAB, 1, 0, seed=3).eval()
     assert isinstance(teacher, Seq2SeqTransformer)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.models.weights import expert_offsets
 from ds_seq.runs.export import export
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.fill import expert_offsets
 from tests.batches import score
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment, write_run
@@ -43,7 +43,7 @@ def dense_run(
 
     def make(**model: Any) -> tuple[Path, nn.Module]:
         config = experiment(model)
-        net = _scrambled(build_model(config.model, len(vocab), seed=2))
+        net = _scrambled(build_model(config.model, len(vocab), 1, 0, seed=2))
         return write_run(tmp_path / "old", config, vocab, {5: net}), net
 
     return make
@@ -133,7 +133,7 @@ def test_experts_are_equal_without_noise_and_the_gate_is_fresh(
     run, dense = dense_run()
     config = _settings(run, {"moe": TWO})
     model = _started(config, vocab)
-    drawn = build_model(config.model, len(vocab), seed=7)
+    drawn = build_model(config.model, len(vocab), 1, 0, seed=7)
     for name in SPARSE:
         experts = model.get_parameter(f"{name}.experts.w1")
         assert all(torch.equal(expert, experts[0]) for expert in experts)
@@ -175,7 +175,7 @@ def test_the_same_architecture_starts_where_the_other_run_ended(
     tmp_path: Path, vocab: SentencePieceTokenizer, moe: dict[str, Any] | None, kind: str
 ) -> None:
     config = experiment({"moe": moe})
-    models = {n: _scrambled(build_model(config.model, len(vocab), seed=n)) for n in (10, 20)}
+    models = {n: _scrambled(build_model(config.model, len(vocab), 1, 0, seed=n)) for n in (10, 20)}
     run = write_run(tmp_path / "old", config, vocab, models)
     source, last = run, {"init_checkpoint": "last"}
     if kind != "run":
@@ -215,7 +215,9 @@ def test_models_that_do_not_fit(
 
 def test_experts_do_not_become_a_dense_model(tmp_path: Path, vocab: SentencePieceTokenizer) -> None:
     config = experiment({"moe": TWO})
-    run = write_run(tmp_path / "old", config, vocab, {1: build_model(config.model, len(vocab))})
+    run = write_run(
+        tmp_path / "old", config, vocab, {1: build_model(config.model, len(vocab), 1, 0, seed=1)}
+    )
     with pytest.raises(UserError, match="has no tensor 'encoder.layers.1.feed_forward.up.weight'"):
         _started(_settings(run, {"moe": None}), vocab)
     with pytest.raises(UserError, match=r"gate.weight has shape \(4, 16\), .* \(2, 16\)"):

@@ -13,13 +13,14 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.task import TranslationConfig
 from ds_seq.data.shards import ShardWriter
 from ds_seq.errors import UserError
+from ds_seq.generation.build import build_limits, build_search
 from ds_seq.generation.translate import ALONE, translate
 from ds_seq.scores.metric import find_metric
 from ds_seq.scores.scoring import Scorer
 from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.search.guides import Plain, SelectionMaker
 from ds_seq.search.sampling import Sampling
-from ds_seq.tasks import build_limits, build_search, build_task
+from ds_seq.tasks import build_task
 from ds_seq.tasks.translation import RawSplit, TranslationTask, format_samples, read_raw
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab

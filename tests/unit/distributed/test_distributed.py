@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ds_seq import distributed
-from ds_seq.attention_kernels import avoid_cudnn_attention
 from ds_seq.distributed import World, discover
+from ds_seq.distributed.device import avoid_cudnn_attention
 from ds_seq.errors import UserError
 
 SRUN = {

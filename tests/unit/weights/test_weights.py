@@ -13,19 +13,16 @@ from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.models.weights import (
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.weights.fill import expert_offsets, fill, load_weights, model_tensors
+from ds_seq.weights.source import (
     FORMAT_KEY,
     FORMAT_VERSION,
     TensorFile,
     TensorFolder,
     TensorSource,
     expert_key,
-    expert_offsets,
-    fill,
-    load_weights,
-    model_tensors,
 )
-from ds_seq.moe.layer import MoeFeedForward
 
 Write = Callable[[dict[str, Tensor]], TensorSource]
 

@@ -1,0 +1,132 @@
+"""gpu.py: label-smoothed cross entropy, alone and with distillation, forward and backward.
+
+Legend: ``N`` target tokens, ``V`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ds_seq.criterions import token_loss as module
+from ds_seq.criterions.token_loss import Distil, TokenTargets, smoothing_weights, token_loss
+from ds_seq.data.batch import TopTokens
+
+from .bench import DTYPES, Bench, device_name, peak_of
+from .measure import Call, clear, median_ms, peak_gb, wall_ms
+from .training import SMOOTHING
+
+_TOP = 8  # tokens that a cached teacher names
+
+
+def loss(bench: Bench) -> None:
+    """Our losses next to torch's, in both half precisions; and how much to take at a time."""
+    rows, vocab, device = bench.sizes.middle, bench.sizes.vocab, bench.device
+    targets = torch.randint(4, vocab, (rows,), device=device)
+    for precision in ("bf16", "fp16"):
+        dtype = DTYPES[precision]
+        logits = torch.randn(rows, vocab, device=device, dtype=dtype, requires_grad=True)
+        teacher = torch.randn(rows, vocab, device=device, dtype=dtype)
+        for name, step in _steps(logits, targets, teacher).items():
+            bench.figures[f"{precision}/{name}"] = _times(bench, step)
+        del teacher
+        if precision == "bf16" and not bench.sizes.tiny:
+            _sizes_of_slices(bench, logits, targets)
+            if device.type == "cuda":
+                bench.figures["bf16/compiled"] = _compiled(logits, targets)
+
+
+def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
+    """Forward and backward of each loss, by name."""
+    best = TopTokens(*_top_tokens(teacher))
+
+    def torchs(of: Callable[[Tensor], Tensor]) -> Call:
+        def step() -> None:
+            inputs, kind = of(logits), {"reduction": "sum", "label_smoothing": SMOOTHING}
+            F.cross_entropy(inputs, targets, **kind).backward()  # type: ignore[arg-type]
+            logits.grad = None
+
+        return step
+
+    return {
+        "ours ce": _ours(logits, targets),
+        "ours ce + forward KL of all": _ours(logits, targets, teacher, Distil()),
+        "ours ce + forward KL at T=2": _ours(logits, targets, teacher, Distil(temperature=2.0)),
+        "ours ce + JS": _ours(logits, targets, teacher, Distil(divergence="js")),
+        f"ours ce + top {_TOP}": _ours(logits, targets, best, Distil()),
+        "torch cross_entropy": torchs(lambda scores: scores),
+        "torch cross_entropy of float()": torchs(lambda scores: scores.float()),
+    }
+
+
+def _top_tokens(teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities, (N, _TOP), slice by slice: all of it in fp32 would not fit."""
+    parts = [rows.float().log_softmax(1).topk(_TOP) for rows in teacher.split(2048)]
+    return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
+
+
+def _ours(
+    logits: Tensor,
+    targets: Tensor,
+    teacher: Tensor | TopTokens | None = None,
+    distil: Distil | None = None,
+) -> Call:
+    weights = smoothing_weights(SMOOTHING, logits.shape[1], "fairseq")
+
+    def step() -> None:
+        token_loss(logits, TokenTargets(targets, teacher), weights, 1.0, distil).total.backward()
+        logits.grad = None
+
+    return step
+
+
+def _times(bench: Bench, step: Call) -> dict[str, Any]:
+    clear()
+    before = peak_gb()
+    ms = median_ms(step, 2, 5)
+    entry: dict[str, Any] = {"ms": round(ms, 3), "extra_gb": round(peak_gb() - before, 2)}
+    peak = peak_of(device_name(bench.device))
+    if peak is not None:  # what the time would be enough for
+        traffic = ms / 1e3 * peak.bandwidth
+        per_logit = traffic / (bench.sizes.middle * bench.sizes.vocab)
+        entry["bytes_per_logit"] = round(per_logit, 1)
+    return entry
+
+
+def _sizes_of_slices(bench: Bench, logits: Tensor, targets: Tensor) -> None:
+    """Cross entropy with more or fewer logits at a time."""
+    usual = module._GPU_ELEMENTS
+    try:
+        for power in (20, 22, 24, 26, 28):
+            module._GPU_ELEMENTS = 1 << power
+            ms = round(median_ms(_ours(logits, targets), 2, 5), 3)
+            bench.figures[f"bf16/ours ce, 2^{power} at a time"] = {"ms": ms}
+    finally:
+        module._GPU_ELEMENTS = usual
+
+
+def _compiled(logits: Tensor, targets: Tensor) -> dict[str, Any]:
+    """What a fused kernel could do: the same function in one piece for inductor."""
+    a, b = smoothing_weights(SMOOTHING, logits.shape[1], "fairseq")
+
+    def smoothed(scores: Tensor, labels: Tensor) -> Tensor:
+        scores = scores.float()
+        total = scores.logsumexp(1)
+        nll = total - scores.gather(1, labels[:, None]).squeeze(1)
+        return (a * nll + b * (total * scores.shape[1] - scores.sum(1))).sum()
+
+    function = torch.compile(smoothed)
+
+    def step() -> None:
+        function(logits, targets).backward()
+        logits.grad = None
+
+    try:
+        seconds = wall_ms(step) / 1e3
+        return {"ms": round(median_ms(step, 2, 5), 3), "compile_s": round(seconds, 1)}
+    except Exception as problem:  # compilers need what a machine may not have
+        return {"problem": repr(problem)[:200]}

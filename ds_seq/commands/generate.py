@@ -1,0 +1,344 @@
+"""The command ``ds-seq generate``: translate text with trained models.
+
+ds-seq generate runs/x --input text.de --output text.en --reference reference.en
+ds-seq generate model.safetensors --input text.de
+ds-seq generate runs/x --input text.de --format jsonl --n-best 5
+ds-seq generate runs/x runs/y --input text.de        # both models decide about every token
+zcat text.de.gz | ds-seq generate runs/x --input -   # translations come as the text comes
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ds_seq import distributed
+from ds_seq.commands.after_search import (
+    add_result_arguments,
+    build_steps,
+    check_result_arguments,
+    num_hypotheses,
+    result_conditions,
+    result_settings,
+)
+from ds_seq.commands.options import (
+    add_loading_arguments,
+    add_search_arguments,
+    check_expert_parallel,
+    chosen_device,
+    search_settings,
+)
+from ds_seq.commands.steering import Steering, add_steering_arguments, read_steering
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.distributed import World
+from ds_seq.errors import UserError
+from ds_seq.generation.build import BATCH_SIZE
+from ds_seq.generation.output import FORMATS
+from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
+from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
+from ds_seq.generation.translate import Share
+from ds_seq.generation.workers import MOST_WORKERS, default_workers
+from ds_seq.names import LONG_LINES
+from ds_seq.runs.card import LoadedRun, ModelCard
+from ds_seq.runs.decoding import run_translator
+from ds_seq.runs.open import default_dtype, load_packed, weights_fingerprint
+from ds_seq.scores.scoring import Scorer
+from ds_seq.tasks.translation import format_samples, read_raw
+from ds_seq.text.lines import (
+    STANDARD,
+    check_counts,
+    check_writable,
+    read_lines,
+    warn_of_lines,
+    write_lines,
+)
+
+_BUFFER_SIZE = 512
+
+
+class _Text(NamedTuple):
+    """What is to be translated, and what to compare with."""
+
+    source: list[str]
+    reference: list[str] | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to translate with, and how; the same on every rank but for the device."""
+
+    args: argparse.Namespace
+    runs: list[LoadedRun]
+    settings: GenerationConfig
+    steering: Steering
+    translator: Translator
+
+    @property
+    def card(self) -> ModelCard:
+        """The first run's, whose word counts for all but the models themselves."""
+        return self.runs[0].card
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``ds-seq generate``; returns the exit code."""
+    args = _parser().parse_args(argv)
+    with distributed.joined() as world:
+        with distributed.shared_errors():
+            _check_arguments(args, world.size)
+            text = None if args.input is None or _streams(args) else _read_input(args)
+            job = _load(args, world)
+            if args.input is None:
+                text = _read_test_split(job.card, args.reference)
+            if text is not None:
+                job.steering.check_counts(text.source)
+            scorer = None
+            if text is not None and text.reference is not None:
+                if not text.reference:
+                    raise UserError("there is nothing to translate and score: the text is empty")
+                scorer = Scorer(job.card.target_lang)
+        if text is None:
+            _stream(job)
+        else:
+            _translate(job, text, scorer, world)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq generate",
+        description="Translate text; with a reference, print BLEU and chrF with their signatures.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN",
+        help="run folder, or a file or folder that `ds-seq export` made; several of one "
+        "vocabulary translate together")  # fmt: skip
+    add_loading_arguments(parser)
+    add("--input", help="text, one sentence a line; - = standard input (default: data.raw.test)")
+    add("--output", default=STANDARD,
+        help="file for the translations; what is done so far is in OUTPUT.partial (default: "
+        "standard output)")  # fmt: skip
+    add("--resume", action="store_true", help="go on with the unfinished OUTPUT.partial, if any")
+    add("--reference", help="raw reference text to score against")
+    add("--n-best", type=int, default=1, metavar="N",
+        help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
+    add("--format", choices=FORMATS, default="text",
+        help="text: the best translation; tsv: line number, score, translation; jsonl: one object "
+        "a line of the input; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
+        "(default: %(default)s)")  # fmt: skip
+    add("--long-lines", choices=LONG_LINES, default="truncate",
+        help="what becomes of a line longer than the model can take: its start is translated, its "
+        "line of the output is empty, or the text is refused (default: %(default)s)")  # fmt: skip
+    add("--workers", type=int, metavar="N",
+        help="batches that a process searches at a time, on a CPU with its threads shared out "
+        f"(default: one for each thread, at most {MOST_WORKERS}; on a GPU 1)")  # fmt: skip
+    add("--buffer-size", type=int, metavar="N",
+        help="from standard input to standard output: translate N lines at a time (default: "
+        f"{_BUFFER_SIZE}; 1 where the input is typed)")  # fmt: skip
+    add("--samples", type=int, default=0, help="sample translations to show (default: none)")
+    add_result_arguments(parser)
+    add_steering_arguments(parser)
+    add_search_arguments(parser)
+    return parser
+
+
+def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
+    """Find what is wrong with the arguments before anything costs time."""
+    if args.input == STANDARD and world_size > 1:
+        raise UserError(
+            f"--input -: {world_size} processes cannot share standard input; give a file"
+        )
+    if args.n_best > 1 and args.format == "text":
+        raise UserError(
+            f"--n-best {args.n_best}: --format text has one translation a line; add --format tsv, "
+            "jsonl or fairseq"
+        )
+    if args.resume and args.output == STANDARD:
+        raise UserError("--resume: what went to standard output is gone; add --output FILE")
+    if args.workers is not None:
+        if args.workers < 1:
+            raise UserError(f"--workers {args.workers}: at least 1 is needed")
+        if args.workers > 1 and args.expert_parallel > 1:
+            raise UserError(
+                f"--workers {args.workers}: with --expert-parallel all processes search in step; "
+                "leave it out"
+            )
+    if args.buffer_size is not None:
+        if args.buffer_size < 1:
+            raise UserError(f"--buffer-size {args.buffer_size}: at least 1 line is needed")
+        if not _streams(args):
+            raise UserError(
+                "--buffer-size: serves --input - without --output, --reference, --prefix, "
+                "--constraints and --samples, which wait for the whole text; leave it out"
+            )
+    check_result_arguments(args)
+    check_expert_parallel(args.expert_parallel, world_size)
+    check_writable(args.output)
+
+
+def _streams(args: argparse.Namespace) -> bool:
+    """Whether translations are written while the text still comes."""
+    per_line = (args.reference, args.prefix, args.constraints)
+    waits = any(path is not None for path in per_line) or args.samples > 0
+    return args.input == STANDARD and args.output == STANDARD and not waits
+
+
+def _read_input(args: argparse.Namespace) -> _Text:
+    source = read_lines(args.input)
+    if args.reference is None:
+        return _Text(source, None)
+    return _Text(source, _read_reference(source, args.input, args.reference))
+
+
+def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
+    reference = read_lines(path)
+    check_counts(source, name, reference, path)
+    return reference
+
+
+def _read_test_split(card: ModelCard, reference: str | None) -> _Text:
+    if not card.test:
+        raise UserError("data.raw.test: names no text; give --input FILE")
+    text = read_raw("test", card.test)
+    if reference is None:
+        return _Text(text.source, text.target)
+    return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
+
+
+def _load(args: argparse.Namespace, world: World) -> _Job:
+    """Load the models, and see that they and the arguments fit together."""
+    steering = read_steering(args)
+    device = chosen_device(args, world)
+    runs = [
+        load_packed(name, args.checkpoint, args.dtype, device, args.expert_parallel)
+        for name in args.runs
+    ]
+    first = runs[0]
+    for name, run in zip(args.runs, runs, strict=True):
+        if run.tokenizers.fingerprint != first.tokenizers.fingerprint:
+            raise UserError(
+                f"{name}: has another vocabulary than {args.runs[0]}; models that translate "
+                "together need the same one"
+            )
+    settings = search_settings(first.card, args, result_settings(args))
+    translator = run_translator(runs, settings, device, num_hypotheses(args, settings))
+    translator = replace(
+        translator,
+        search=steering.steer(translator.search, first.tokenizers.target),
+        long_lines=args.long_lines,
+        form=args.format,
+        workers=default_workers(device) if args.workers is None else args.workers,
+        steps=build_steps(args, runs, translator.limits, device),
+        align=args.align,
+        replace_unk=args.replace_unk,
+    )
+    return _Job(args, runs, settings, steering, translator)
+
+
+def _stream(job: _Job) -> None:
+    """Translate standard input as it comes."""
+    size = job.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
+    done = translate_stream(job.translator, size)
+    _report(job.args, done.num_lines, 0, done.remarkable, done.seconds, 1)
+
+
+def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> None:
+    """Translate a whole text, this process's share of it; the first one tells of all."""
+    args = job.args
+    any_rank = distributed.any_rank if args.expert_parallel > 1 else None
+    share = Share(world.rank, world.size, any_rank)
+    partial = None if args.output == STANDARD else PartialOutput(Path(args.output))
+    done: list[int] = []
+    with distributed.shared_errors():
+        reading = job.translator.read(text.source)
+        if partial is not None and world.is_first:
+            done = partial.begin(_conditions(job, text), args.resume)
+    done = distributed.broadcast_object(done)
+    with distributed.shared_errors():
+        store = MemoryStore() if partial is None else partial.store(world.rank)
+    started = time.monotonic()
+    lines = translate_share(job.translator, reading, text.reference, share, done, store)
+    if lines is None:
+        return
+    if len(lines) != len(text.source):
+        raise UserError(
+            f"{args.output}: {len(text.source) - len(lines):,} of {len(text.source):,} lines are "
+            "missing; all processes need the same file system"
+        )
+    _report(args, len(lines), len(done), lines, time.monotonic() - started, world.size)
+    _finish(args, lines, text, scorer)
+    if partial is not None:
+        partial.remove()
+
+
+def _conditions(job: _Job, text: _Text) -> Settings:
+    """All on which the output depends, for a run that goes on with what another has begun."""
+    args = job.args
+    written = [] if args.format != "fairseq" or text.reference is None else text.reference
+    return {
+        "input": _digest(text.source),
+        "reference": _digest(written),
+        "model": ",".join(map(weights_fingerprint, job.runs)),
+        "dtype": args.dtype or default_dtype(job.card, job.translator.device),
+        "format": args.format,
+        "n-best": args.n_best,
+        **result_conditions(args),
+        "long-lines": args.long_lines,
+        **{name: _digest(lines) for name, lines in job.steering.conditions.items()},
+        **{
+            name.replace("_", "-"): value
+            for name, value in job.settings.model_dump(exclude=set(BATCH_SIZE)).items()
+        },
+    }
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _report(
+    args: argparse.Namespace,
+    count: int,
+    before: int,
+    lines: Sequence[Line],
+    seconds: float,
+    world_size: int,
+) -> None:
+    """Say on stderr how fast it went, and what was not translated as a whole."""
+    now = count - before
+    print(
+        f"translated {now:,} sentences in {seconds:.1f} s "
+        f"({now / max(seconds, 1e-9):,.1f} sentences/s, {world_size} process(es))"
+        + (f"; {before:,} were done before" if before else ""),
+        file=sys.stderr,
+    )
+    fate = "left out" if args.long_lines == "skip" else "cut"
+    warn_of_lines(
+        f"sentence(s) longer than the model can take were {fate}",
+        [line.number + 1 for line in lines if line.cut],
+    )
+    warn_of_lines(
+        "sentence(s) have no translation that all options allow; they are empty",
+        [line.number + 1 for line in lines if line.impossible],
+    )
+
+
+def _finish(
+    args: argparse.Namespace, lines: list[Line], text: _Text, scorer: Scorer | None
+) -> None:
+    """Write the output; show samples and scores, on stderr where stdout is the output."""
+    write_lines(args.output, [line.output for line in lines])
+    stream = sys.stderr if args.output == STANDARD else sys.stdout
+    translations = [line.best for line in lines]
+    reference = text.reference
+    if args.samples > 0:
+        print(format_samples(text.source, translations, reference, args.samples), file=stream)
+    if scorer is not None and reference is not None:
+        for result in scorer(translations, reference):
+            print(result, file=stream)

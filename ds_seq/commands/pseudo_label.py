@@ -1,0 +1,156 @@
+"""``ds-seq pseudo-label``: a data folder whose targets are what a teacher makes of the sources.
+
+    ds-seq pseudo-label runs/teacher --data data/x --out data/labels --beam 5
+    torchrun --nproc_per_node 8 -m ds_seq pseudo-label runs/teacher --data data/x --out data/labels
+
+See `ds_seq.distill.pseudo_labels`. After a kill the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ds_seq import distributed
+from ds_seq.commands.options import (
+    add_model_arguments,
+    add_search_arguments,
+    check_expert_parallel,
+    check_n_best,
+    chosen_device,
+    search_settings,
+)
+from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import SOURCE
+from ds_seq.distill.assembly import Summary
+from ds_seq.distill.filters import METRICS, Filters, Similarity
+from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
+from ds_seq.distill.work_folder import WorkFolder
+from ds_seq.distributed import World
+from ds_seq.errors import UserError
+from ds_seq.runs.decoding import run_decoding
+from ds_seq.runs.open import default_dtype, open_run
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``ds-seq pseudo-label``; returns the exit code."""
+    args = _parser().parse_args(argv)
+    out = Path(args.out)
+    work = WorkFolder(out)
+    with distributed.joined() as world:
+        done = None
+        with distributed.shared_errors():
+            _check_arguments(args, world.size)
+            job = _plan(args, world)
+            if world.is_first:
+                work.check_new(job.data)
+                done = begin(job, work)
+        done = distributed.broadcast_object(done)
+        seconds = decode(job, work, done, world)
+        if world.is_first:
+            num_before, num_done = len(done), job.num_usable
+            print(
+                f"decoded {num_done - num_before:,} sentences in {seconds:.1f} s "
+                f"({(num_done - num_before) / max(seconds, 1e-9):,.1f} sentences/s, {world.size} "
+                f"process(es)); {num_before:,} were done before",
+                flush=True,
+            )
+            print(_report(job, out, finish(job, work, out)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq pseudo-label",
+        description="Make a data folder whose targets are a teacher's translations. After a kill "
+        "the same command goes on.",
+        allow_abbrev=False,
+    )
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--data", required=True, help="data folder with the shards to label")
+    add("--out", required=True, help="new data folder")
+    add("--split", default="train", help="what to label; others are taken over (default: train)")
+    add("--n-best", type=int, default=1, metavar="N",
+        help="hypotheses of a source, each a pair of its own (default: %(default)s)")  # fmt: skip
+    add("--original", type=float, default=0.0, metavar="TIMES",
+        help="mix in every original pair so often; 0.5 = half of them (default: none)")  # fmt: skip
+    group = parser.add_argument_group("filters (a hypothesis must pass all)")
+    group.add_argument("--min-score", type=float, metavar="X",
+        help="least score by the teacher: log-probability / length ** length penalty")  # fmt: skip
+    group.add_argument("--max-ratio", type=float, metavar="X",
+        help="neither side has more than X times the other's tokens")  # fmt: skip
+    for name in METRICS:
+        group.add_argument(f"--min-{name}", type=float, metavar="X",
+            help=f"least sentence {name} against the reference, 0 to 100")  # fmt: skip
+    group.add_argument("--best-metric", choices=METRICS,
+        help="of the N best keep the one closest to the reference")  # fmt: skip
+    add_search_arguments(parser)
+    return parser
+
+
+def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
+    """Find what is wrong with the arguments before anything costs time."""
+    check_expert_parallel(args.expert_parallel, world_size)
+    if args.best_metric is not None and args.n_best < 2:
+        raise UserError("--best-metric: there is nothing to choose from; add --n-best 5, say")
+    if not 0 <= args.original < float("inf"):
+        raise UserError(f"--original {args.original}: must be 0 or more")
+    if args.max_ratio is not None and not args.max_ratio >= 1:
+        raise UserError(f"--max-ratio {args.max_ratio}: must be at least 1")
+
+
+def _plan(args: argparse.Namespace, world: World) -> Labeling:
+    """Open teacher and data, and see that they and the arguments fit together."""
+    device = chosen_device(args, world)
+    run = open_run(args.run, args.checkpoint)
+    settings = search_settings(run.card, args)
+    check_n_best(args.n_best, settings)
+    reader = ShardReader(args.data, args.split, run.tokenizers.fingerprint)
+    least = {name: vars(args)[f"min_{name}"] for name in METRICS}
+    filters = Filters(
+        args.min_score,
+        args.max_ratio,
+        {name: value for name, value in least.items() if value is not None},
+        args.best_metric,
+    )
+    Similarity(filters.metrics, reader.manifest.languages[1])  # needs what is not installed?
+    return Labeling(
+        teacher=args.run,
+        run=run,
+        data=Path(args.data),
+        split=args.split,
+        reader=reader,
+        decoding=run_decoding([run], settings, args.n_best),
+        num_best=args.n_best,
+        filters=filters,
+        original=args.original,
+        device=device,
+        dtype=args.dtype or default_dtype(run.card, device),
+        expert_parallel=args.expert_parallel,
+    )
+
+
+def _report(job: Labeling, out: Path, summary: Summary) -> str:
+    """What was written, and what was not."""
+    lengths = job.reader.lengths[:, SOURCE]
+    longest = job.decoding.limits.max_source_length
+    lines = [
+        f"{job.split}: {summary.labels:,} labels of {summary.sentences:,} sentences and "
+        f"{summary.originals:,} original pairs -> {out}",
+        f"    mean score {summary.mean_score:.3f}, {summary.mean_ratio:.3f} tokens for each token "
+        "of the source",
+    ]
+    left_out = {
+        f"sources longer than the teacher's {longest} tokens": int((lengths > longest).sum()),
+        "empty sources": int((lengths <= 1).sum()),
+    }
+    lines += [f"    left out {count:>11,}  {what}" for what, count in left_out.items() if count]
+    dropped = {"empty": 0} | dict(summary.dropped)
+    lines += [
+        f"    dropped  {count:>11,}  of {summary.hypotheses:,} hypotheses: {name}"
+        for name, count in dropped.items()
+        if count or name.startswith("--")
+    ]
+    return "\n".join(lines)

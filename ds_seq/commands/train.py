@@ -1,0 +1,56 @@
+"""The command ``ds-seq train``: shards -> run folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ds_seq import distributed
+from ds_seq.config.load import load_experiment
+from ds_seq.reports.metrics import load_table, metric_lines
+from ds_seq.training.run import TrainingResult, run_training
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command ``ds-seq train``; returns the exit code."""
+    args = _parser().parse_intermixed_args(argv)
+    result = run_training(
+        lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
+    )
+    if distributed.discover(os.environ).is_first:
+        _report(result)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ds-seq train",
+        description="Train a model; one process, or as many as the launcher starts.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("experiment", help="experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single settings")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the run's last checkpoint; start from scratch where there is none yet",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete what an earlier run of this name has left"
+    )
+    # the deepspeed launcher puts it before all other arguments; the environment says the same
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def _report(result: TrainingResult) -> None:
+    if result.update and result.figures:
+        print(load_table(result.figures, result.layer_names) or "", file=sys.stderr)
+        for line in metric_lines(result.figures):
+            print(line, file=sys.stderr)
+    print(
+        f"stopped at update {result.update} ({result.reason}); run folder {result.folder}",
+        file=sys.stderr,
+    )

@@ -1,0 +1,204 @@
+"""Ask a teacher once, so that training needs it no more: its answers become a cache.
+
+For every target token the most probable tokens and their probabilities are written next to the
+shards. Work is cut into parts; parts that are finished are not computed again.
+
+Legend: ``N`` real target tokens of a batch, ``V`` vocabulary, ``K`` kept tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ds_seq import distributed
+from ds_seq.data.batch import ParallelDataset, TopTokens
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.progress import Progress, Report, ignore
+from ds_seq.data.source import TARGET, Source
+from ds_seq.data.teacher_cache import CacheWriter, Stored, TeacherRecord, plan_cache, token_places
+from ds_seq.distill.teacher import LiveTeacher, row_blocks
+from ds_seq.distributed import World
+
+_DIGESTED = 8
+
+
+def top_tokens(logits: Tensor, k: int) -> TopTokens:
+    """The k most probable tokens of logits (N, V), with their probabilities among all V."""
+    ids, log_probs = [], []
+    for block in row_blocks(logits):
+        rows = block.float()
+        best = rows.topk(k, dim=1).indices
+        ids.append(best)
+        log_probs.append(rows.log_softmax(1).gather(1, best))
+    return TopTokens(torch.cat(ids), torch.cat(log_probs))
+
+
+class CachedSplit(NamedTuple):
+    """Part of the work."""
+
+    pairs: ParallelDataset
+    """All of them, whatever their length."""
+    writer: CacheWriter
+
+
+class TeacherReader:
+    """Reads sentence pairs with the teacher.
+
+    Args:
+        teacher: whose answers are wanted.
+        device: where it is.
+        max_tokens: bound of the padded size of a batch.
+        collective: whether all ranks have to read together.
+    """
+
+    def __init__(
+        self, teacher: LiveTeacher, device: torch.device, max_tokens: int, collective: bool
+    ) -> None:
+        self._teacher, self._device = teacher, device
+        self._max_tokens, self.collective = max_tokens, collective
+
+    def __call__(self, split: CachedSplit, part: int, report: Report) -> NDArray[np.void]:
+        """The records (T,) of a part; zeros for pairs that are too long for the teacher."""
+        dataset, manifest = split.pairs, split.writer.manifest
+        pairs = np.asarray(split.writer.pairs(part))
+        lengths = dataset.lengths[pairs, TARGET]
+        starts = np.cumsum(lengths) - lengths
+        records = np.zeros(int(lengths.sum()), manifest.record)
+        longest = dataset.lengths[pairs].max(axis=1)
+        for batch in self._batches(dataset, pairs[longest <= manifest.max_length]):
+            inside = batch - pairs[0]
+            places = token_places(starts[inside], lengths[inside])
+            answer = self._ask(dataset, batch, manifest.top_k)
+            records["ids"][places] = answer.ids.cpu().numpy()
+            records["log_probs"][places] = answer.log_probs.cpu().numpy()
+            report(len(places))
+        return records
+
+    def wait(self, dataset: ParallelDataset) -> None:
+        """Where ranks read together: read empty batches until none has a sentence left."""
+        while self.collective and distributed.any_rank(False):
+            self._forward(dataset, np.zeros(0, np.int64))
+
+    def _ask(self, dataset: ParallelDataset, pairs: NDArray[np.integer], k: int) -> TopTokens:
+        if self.collective:
+            distributed.any_rank(True)
+        return top_tokens(self._forward(dataset, pairs), k)
+
+    def _forward(self, dataset: ParallelDataset, pairs: NDArray[np.integer]) -> Tensor:
+        symbols = self._teacher.runs[0].tokenizers.symbols
+        batch = dataset.collate(pairs, symbols).to(self._device)
+        logits = self._teacher(batch).logits
+        assert logits is not None
+        return logits
+
+    def _batches(
+        self, dataset: ParallelDataset, pairs: NDArray[np.integer]
+    ) -> Iterator[NDArray[np.integer]]:
+        """Sentences of like length together."""
+        if not len(pairs):
+            return
+        lengths = dataset.lengths[pairs]
+        # a sentence that is longer than a batch should be makes one of its own
+        bound = max(self._max_tokens, int(lengths.max()))
+        for places in TokenBatchSampler(lengths, bound, accumulate=1).epoch(0):
+            yield pairs[places]
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What a cache is to be.
+
+    Attributes:
+        folder: where it goes.
+        top_k: K.
+        precision: number format of the stored logarithms: ``fp16`` or ``fp32``.
+        part_tokens: target tokens of a part, which is what a kill can cost.
+    """
+
+    folder: Path
+    top_k: int
+    precision: Stored
+    part_tokens: int
+
+
+def plan_splits(
+    options: CacheOptions,
+    names: Sequence[str],
+    teacher: LiveTeacher,
+    sources: Mapping[str, Source],
+    world: World,
+) -> list[CachedSplit]:
+    """What is to be written; on the first rank the folder is made or looked at.
+
+    Args:
+        options: what the cache is to be.
+        names: of the teachers, as the user gave them.
+        teacher: these teachers.
+        sources: the shards of each split.
+        world: of this rank.
+
+    Raises:
+        UserError: the folder holds a cache of another kind.
+    """
+    records = [
+        TeacherRecord(
+            name, str(run.source), str(next(run.model.parameters()).dtype), _digest(run.model)
+        )
+        for name, run in zip(names, teacher.runs, strict=True)
+    ]
+    max_length = min(run.card.max_positions for run in teacher.runs)
+    splits = []
+    for name, source in sources.items():
+        manifest = plan_cache(
+            source, options.top_k, options.precision, records, max_length, options.part_tokens
+        )
+        writer = CacheWriter(options.folder, name, manifest, source)
+        if world.is_first:
+            writer.start()
+        splits.append(CachedSplit(ParallelDataset(source), writer))
+    return splits
+
+
+def _digest(model: nn.Module) -> str:
+    """Tells trained models apart by the first numbers of all their tensors.
+
+    So few that a rank with some of the experts, and thus of their tensors' rows, has them.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        start = parameter.detach().flatten()[:_DIGESTED]
+        digest.update(start.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_missing(splits: Sequence[CachedSplit], read: TeacherReader, world: World) -> int:
+    """Compute this rank's share of what is missing; returns the tokens of all ranks.
+
+    A collective. Afterwards the first rank calls `CacheWriter.finish` for each split.
+    """
+    # one rank looks, for a quick one may have written a part before a slow one looks
+    todo = distributed.broadcast_object(
+        [(place, part) for place, split in enumerate(splits) for part in split.writer.missing()]
+    )
+    mine = [(splits[place], part) for place, part in todo[world.rank :: world.size]]
+    tokens = sum(split.writer.num_tokens(part) for split, part in mine)
+    # where ranks read together, one that fails cannot meet the others to tell them
+    errors = nullcontext() if read.collective else distributed.shared_errors()
+    shown = Progress("teacher-cache", tokens, "tokens") if world.is_first else nullcontext(ignore)
+    with errors, shown as report:
+        for split, part in mine:
+            split.writer.write(part, read(split, part, report))
+        read.wait(splits[0].pairs)
+    distributed.barrier()
+    return int(distributed.sum_over_ranks(torch.tensor(tokens, dtype=torch.float64)))

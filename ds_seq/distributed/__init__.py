@@ -1,0 +1,40 @@
+"""The processes of a run: who this one is, the process group, and a few collectives.
+
+`discover` reads the environment of our launcher; `init` brings up the process group.
+"""
+
+from ds_seq.distributed.collectives import (
+    any_rank,
+    barrier,
+    broadcast_object,
+    gather_objects,
+    gather_pieces,
+    shared_errors,
+    sum_over_ranks,
+)
+from ds_seq.distributed.device import avoid_cudnn_attention, keep_freed_memory
+from ds_seq.distributed.group import init, joined, rank, shutdown, world_size
+from ds_seq.distributed.launch import World, discover, free_port
+from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
+
+__all__ = [
+    "World",
+    "any_rank",
+    "avoid_cudnn_attention",
+    "barrier",
+    "broadcast_object",
+    "discover",
+    "free_port",
+    "gather_objects",
+    "gather_pieces",
+    "import_deepspeed",
+    "init",
+    "joined",
+    "keep_freed_memory",
+    "quiet_deepspeed",
+    "rank",
+    "shared_errors",
+    "shutdown",
+    "sum_over_ranks",
+    "world_size",
+]

@@ -1,0 +1,95 @@
+"""The process group: bring it up, leave it, and where this process is in it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ds_seq.distributed.device import avoid_cudnn_attention, keep_freed_memory
+from ds_seq.distributed.launch import World, discover, free_port
+from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
+from ds_seq.errors import UserError
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+def init(world: World) -> None:
+    """Bring up the process group and tell DeepSpeed what kind of machine this is.
+
+    NCCL on GPUs, gloo on CPUs. Does nothing when it is up already.
+
+    Raises:
+        UserError: the ranks cannot meet at the address and port they were given.
+    """
+    import_deepspeed()
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if dist.is_initialized():
+        return
+    on_cpu = world.device.type == "cpu"
+    if on_cpu:
+        # a C++ helper for collectives among CPU ranks of one node, compiled at first use for one to
+        # two minutes (and needing a compiler); gloo does the same without
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # the CPU accelerator answers None, read as "no"; torch's CPU kernels do have fp16
+        get_accelerator().is_fp16_supported = lambda: True
+    else:
+        torch.cuda.set_device(world.device)
+        avoid_cudnn_attention()
+    os.environ.update(
+        RANK=str(world.rank),
+        WORLD_SIZE=str(world.size),
+        LOCAL_RANK=str(world.local_rank),
+        LOCAL_SIZE=str(world.local_size),
+        MASTER_ADDR=world.address,
+        MASTER_PORT=str(world.port or free_port()),
+    )
+    try:
+        deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+    except dist.DistNetworkError as error:
+        raise UserError(
+            f"rank {world.rank} cannot meet the others at {world.address}:"
+            f"{os.environ['MASTER_PORT']} ({str(error).split(', name:')[0].strip()}); another run "
+            "may use that port: give the launcher another one (deepspeed --master_port, or "
+            "MASTER_PORT)"
+        ) from error
+
+
+def shutdown() -> None:
+    """Leave the process group, so that no rank waits for one that has ended."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        # A thread of gloo lets go of its last tensors after the collective has returned. If the
+        # interpreter ends meanwhile, it aborts the process; sleeping lets it have Python's lock.
+        time.sleep(0.2)
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The processes of a command, together as long as the block runs; one alone joins nobody."""
+    world = discover(os.environ)
+    keep_freed_memory()
+    if world.size > 1:
+        init(world)
+        quiet_deepspeed()
+    try:
+        yield world
+    finally:
+        shutdown()
+
+
+def world_size() -> int:
+    """Processes of the group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Rank of this process; 0 where there is no group."""
+    return dist.get_rank() if dist.is_initialized() else 0

@@ -1,0 +1,159 @@
+"""Who am I among the processes: rank and world size from the environment of our launcher."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ds_seq.errors import UserError
+
+_DEFAULT_PORT = 29500
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator of this process, or the CPU."""
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device("cpu")
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+
+def discover(environ: Mapping[str, str]) -> World:
+    """Read rank and world size from the launcher's environment variables.
+
+    Asked in this order: ``deepspeed`` and ``torchrun`` (``RANK``), Open MPI's ``mpirun``
+    (``OMPI_COMM_WORLD_RANK``; within a SLURM step its processes have the step's ``SLURM_PROCID``,
+    all the same), ``srun`` (``SLURM_PROCID``), MPICH's ``mpirun`` (``PMI_RANK``, which ``srun`` may
+    set too); none of them: one process. An ``sbatch`` script without ``srun`` is one process too:
+    it has ``SLURM_PROCID`` but no step.
+
+    Raises:
+        UserError: variables of one launcher that contradict each other.
+    """
+    env = dict(environ)
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world = World(
+            _number(env, "RANK"),
+            _number(env, "WORLD_SIZE"),
+            _number(env, "LOCAL_RANK", 0),
+            _number(env, "LOCAL_WORLD_SIZE", _number(env, "LOCAL_SIZE", 1)),
+            env.get("MASTER_ADDR", "127.0.0.1"),
+            _number(env, "MASTER_PORT", _DEFAULT_PORT),
+        )
+    elif "OMPI_COMM_WORLD_RANK" in env:
+        world = _mpi_world(env)
+    elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+        world = _slurm_world(env)
+    elif "PMI_RANK" in env:
+        world = _mpi_world(env)
+    else:
+        world = World()
+    if not 0 <= world.rank < world.size:
+        raise UserError(
+            f"rank {world.rank} does not fit a world of {world.size}: check the launcher"
+        )
+    return world
+
+
+def _slurm_world(env: dict[str, str]) -> World:
+    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", ""))
+    # a port of the job's own, so that two jobs on one node do not meet
+    port = 15000 + _number(env, "SLURM_JOB_ID", 0) % 20000
+    return World(
+        _number(env, "SLURM_PROCID"),
+        _number(env, "SLURM_NTASKS", 1),
+        _number(env, "SLURM_LOCALID", 0),
+        _number(env, "SLURM_NTASKS_PER_NODE", 1),
+        env.get("MASTER_ADDR") or _first_host(nodes),
+        _number(env, "MASTER_PORT", port),
+    )
+
+
+def _first_host(nodes: str) -> str:
+    """First name of a SLURM node list; ``scontrol`` knows the bracket syntax better than we do."""
+    if not nodes:
+        return "127.0.0.1"
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    try:
+        names = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        ).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"cannot read SLURM's node list {nodes!r} (scontrol: {error}); set MASTER_ADDR"
+        ) from error
+    return names[0]
+
+
+def _mpi_world(env: dict[str, str]) -> World:
+    open_mpi = "OMPI_COMM_WORLD_RANK" in env
+    prefix = "OMPI_COMM_WORLD_" if open_mpi else "PMI_"
+    rank, size = _number(env, prefix + "RANK"), _number(env, prefix + "SIZE")
+    local_rank = _number(env, "OMPI_COMM_WORLD_LOCAL_RANK" if open_mpi else "MPI_LOCALRANKID", 0)
+    local_size = _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE" if open_mpi else "MPI_LOCALNRANKS", 1)
+    if "MASTER_ADDR" in env:
+        port = _number(env, "MASTER_PORT", _DEFAULT_PORT)
+        return World(rank, size, local_rank, local_size, env["MASTER_ADDR"], port)
+    address, port = _mpi_meeting_point(single_node=size == local_size)
+    return World(rank, size, local_rank, local_size, address, port)
+
+
+def _mpi_meeting_point(single_node: bool) -> tuple[str, int]:
+    """Rank 0's address and a free port of it, told to all ranks over MPI."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"mpirun was used but mpi4py cannot load MPI ({error}); install an MPI library "
+            "or set MASTER_ADDR and MASTER_PORT"
+        ) from error
+    mine = None
+    if MPI.COMM_WORLD.Get_rank() == 0:
+        host = "127.0.0.1" if single_node else socket.gethostbyname(socket.gethostname())
+        mine = (host, free_port())
+    address, port = MPI.COMM_WORLD.bcast(mine, root=0)
+    return str(address), int(port)
+
+
+def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int:
+    value = env.get(key)
+    if value is None:
+        if default is None:
+            raise UserError(
+                f"environment: {key} is not set, though its launcher's other variables are"
+            )
+        return default
+    # SLURM writes "4(x2),3" for tasks per node
+    digits = value.split("(")[0].split(",")[0]
+    if not digits.isdigit():
+        raise UserError(f"environment: {key}={value!r} is not a number")
+    return int(digits)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,111 @@
+"""From the config section `generation` to a search and its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.messages import findings
+from ds_seq.errors import UserError
+from ds_seq.generation.translate import BatchLimits
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
+from ds_seq.search.guides import Plain, SelectionMaker
+from ds_seq.search.sampling import Sampling
+from ds_seq.text.tokenizer import Symbols
+
+BATCH_SIZE = frozenset({"max_tokens", "max_sentences"})
+"""Fields of `GenerationConfig` on which no translation depends: they may change at a resume."""
+
+
+class Decoding(NamedTuple):
+    """How a model translates."""
+
+    settings: GenerationConfig
+    search: BeamSearch
+    limits: BatchLimits
+
+
+def build_decoding(
+    settings: GenerationConfig, symbols: Symbols, max_positions: int, num_best: int = 1
+) -> Decoding:
+    """The search and the batches that a config describes.
+
+    Args:
+        settings: the section `generation`.
+        symbols: of the target.
+        max_positions: tokens that encoder and decoder can take.
+        num_best: hypotheses to return for each sentence, at most those that the search keeps.
+    """
+    return Decoding(
+        settings,
+        build_search(settings, symbols, max_positions, num_best),
+        build_limits(settings, max_positions),
+    )
+
+
+def build_search(
+    config: GenerationConfig, symbols: Symbols, max_positions: int, num_best: int = 1
+) -> BeamSearch:
+    """The search that a config describes; see `build_decoding` for the arguments."""
+    sampling = Sampling(
+        top_k=config.sampling_top_k,
+        top_p=config.sampling_top_p,
+        epsilon=config.sampling_epsilon,
+        seed=config.seed,
+    )
+    return BeamSearch(
+        symbols=symbols,
+        beam=config.beam,
+        length_penalty=config.length_penalty,
+        length_penalty_form=config.length_penalty_form,
+        unk_penalty=config.unk_penalty,
+        temperature=config.temperature,
+        max_len_a=config.max_len_a,
+        max_len_b=config.max_len_b,
+        min_len=config.min_len,
+        no_repeat_ngram=config.no_repeat_ngram,
+        sampling=sampling if config.sampling else None,
+        selection=_build_selection(config, symbols.eos),
+        max_positions=max_positions,
+        num_best=num_best,
+    )
+
+
+def _build_selection(config: GenerationConfig, end: int) -> SelectionMaker:
+    if config.diverse_groups > 1:
+        return DiverseGroups(config.diverse_groups, config.diverse_strength, end)
+    return DiverseSiblings(config.diverse_siblings) if config.diverse_siblings > 0 else Plain()
+
+
+def build_limits(config: GenerationConfig, max_positions: int) -> BatchLimits:
+    """The batches that a config describes, for an encoder of at most ``max_positions`` tokens."""
+    return BatchLimits(config.max_tokens, config.max_sentences, max_positions)
+
+
+def changed_settings(
+    settings: GenerationConfig, changes: Mapping[str, Any], spelled: Callable[[str], str]
+) -> GenerationConfig:
+    """A search with other values for some fields.
+
+    Args:
+        settings: the search as the model's card has it.
+        changes: new values by field.
+        spelled: how the user wrote the name of a field, for messages.
+
+    Raises:
+        UserError: with every value that is wrong, one per line.
+    """
+    data: dict[str, Any] = settings.model_dump(mode="json") | dict(changes)
+    try:
+        return GenerationConfig.model_validate(data)
+    except ValidationError as error:
+        # the spelling names the key, so that the key itself would say it twice
+        messages = [
+            f"{spelled(str(path[-1]))}: {message}"
+            for path, message in findings(error, data, GenerationConfig)
+        ]
+        raise UserError("\n".join(messages)) from None

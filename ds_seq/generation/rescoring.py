@@ -1,0 +1,132 @@
+"""Scores of translations from anywhere: from text to scores, on many ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ds_seq import distributed
+from ds_seq.errors import UserError
+from ds_seq.generation.forced import Pair, Scorable, score_pairs
+from ds_seq.generation.translate import BatchLimits, cut_batches
+from ds_seq.search.beam_search import BeamSearch
+from ds_seq.search.hypotheses import Hypothesis
+from ds_seq.text.tokenizer import Tokenizers
+
+_NO_TEXT = Hypothesis([], 0.0, [])
+
+
+class Row(NamedTuple):
+    """A translation that is to be scored."""
+
+    line: int
+    """Of the source, from 0."""
+    text: str
+    """Normalized."""
+    where: int
+    """Line of the file that it stands in, from 1."""
+
+
+class EncodedRows(NamedTuple):
+    """What is scored."""
+
+    pairs: dict[int, Pair]
+    """By row, from 0; those without any text are missing."""
+    cut: list[int]
+    """Lines, from 1, of which the model takes only the beginning of the source."""
+    num_rows: int
+    """Those without any text included."""
+
+
+def encode_rows(
+    tokenizers: Tokenizers,
+    source: Sequence[str],
+    rows: Sequence[Row],
+    name: str,
+    max_positions: int,
+) -> EncodedRows:
+    """Ids of both sides, the source cut as a search cuts it.
+
+    Args:
+        tokenizers: of both sides.
+        source: normalized lines.
+        rows: translations of them.
+        name: of the translations' file, for messages.
+        max_positions: tokens that the model takes.
+
+    Raises:
+        UserError: a translation is longer than the model can take: part of it has no score.
+    """
+    pairs: dict[int, Pair] = {}
+    end = tokenizers.source.symbols.eos
+    sources = tokenizers.source.encode_lines(source)
+    targets = tokenizers.target.encode_lines([row.text for row in rows])
+    for number, (row, target) in enumerate(zip(rows, targets, strict=True)):
+        ids = sources[row.line]
+        if len(target) >= max_positions:
+            raise UserError(
+                f"{name}: line {row.where}: has {len(target):,} pieces; the model takes "
+                f"{max_positions - 1:,}; shorten or remove it"
+            )
+        if ids or target:
+            pairs[number] = Pair([*ids[: max_positions - 1], end], target)
+    cut = [number for number, ids in enumerate(sources, 1) if len(ids) >= max_positions]
+    return EncodedRows(pairs, cut, len(rows))
+
+
+@dataclass(frozen=True)
+class PairScorer:
+    """Scores pairs as a search would have scored them; see `score_pairs`.
+
+    Attributes:
+        model: in evaluation mode.
+        search: the search whose scores are wanted.
+        limits: size of batches.
+        device: where the model is.
+    """
+
+    model: Scorable
+    search: BeamSearch
+    limits: BatchLimits
+    device: torch.device
+
+    def __call__(
+        self, encoded: EncodedRows, rank: int = 0, world_size: int = 1
+    ) -> list[Hypothesis] | None:
+        """Score all rows, each process its share of them; rows without text have score 0.
+
+        Args:
+            encoded: the same on every rank.
+            rank: of this process.
+            world_size: how many share the work; with more than one a collective.
+
+        Returns:
+            One for each row on rank 0, None elsewhere.
+        """
+        scored = self._score(encoded.pairs, rank, world_size)
+        if scored is None:
+            return None
+        return [scored.get(number, _NO_TEXT) for number in range(encoded.num_rows)]
+
+    def _score(
+        self, pairs: Mapping[int, Pair], rank: int, world_size: int
+    ) -> dict[int, Hypothesis] | None:
+        rows = np.array(list(pairs), np.int64)
+        lengths = [max(len(pair.source), len(pair.target) + 1) for pair in pairs.values()]
+        done: dict[int, Hypothesis] = {}
+        # whole batches are dealt out, so that the last digit of a score depends on no number of
+        # ranks
+        for batch in cut_batches(np.array(lengths, np.int64), self.limits)[rank::world_size]:
+            numbers = rows[batch].tolist()
+            scores = score_pairs(
+                self.model, self.search, [pairs[row] for row in numbers], self.device
+            )
+            done.update(zip(numbers, scores, strict=True))
+        shares = distributed.gather_objects(done)
+        if shares is None:
+            return None
+        return {row: score for share in shares for row, score in share.items()}

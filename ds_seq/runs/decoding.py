@@ -1,0 +1,55 @@
+"""Trained models put together with a search: one model, or several that translate together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.generation.build import Decoding, build_decoding
+from ds_seq.generation.pipeline import Translator
+from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.search.ensemble import Ensemble
+
+
+def run_decoding(
+    runs: Sequence[LoadedRun | StoredRun], settings: GenerationConfig, num_best: int = 1
+) -> Decoding:
+    """The search and the batches for trained models; sentences are as long as all of them take.
+
+    Args:
+        runs: at least one; all have the same vocabulary.
+        settings: how to search.
+        num_best: hypotheses to return for each sentence.
+    """
+    cards = [run.card for run in runs]
+    max_positions = min(card.max_positions for card in cards)
+    return build_decoding(settings, cards[0].tokenizers.symbols, max_positions, num_best)
+
+
+def run_translator(
+    runs: Sequence[LoadedRun],
+    settings: GenerationConfig,
+    device: torch.device,
+    num_best: int = 1,
+) -> Translator:
+    """What makes translations of text, as plain text and with long lines cut.
+
+    Args:
+        runs: see `run_decoding`.
+        settings: likewise.
+        device: where the models are.
+        num_best: see `run_decoding`.
+    """
+    _, search, limits = run_decoding(runs, settings, num_best)
+    models = [run.seq2seq for run in runs]
+    return Translator(
+        model=models[0] if len(models) == 1 else Ensemble(models, settings.ensemble),
+        tokenizers=runs[0].tokenizers,
+        search=search,
+        limits=limits,
+        long_lines="truncate",
+        form="text",
+        device=device,
+    )

@@ -1,0 +1,160 @@
+"""The formats of ds_seq itself: a run folder, or what ``ds-seq export`` has made of one.
+
+A run folder holds ``config.yaml``, ``vocab.model`` and checkpoints; an exported folder the same two
+files and ``model.safetensors``; an exported file has config and vocabulary inside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import load_experiment
+from ds_seq.config.messages import error_lines
+from ds_seq.config.yaml_file import parse_value
+from ds_seq.errors import UserError
+from ds_seq.runs.card import ModelCard, StoredRun
+from ds_seq.text.build import load_tokenizers, read_tokenizers
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.weights.source import (
+    CHECKPOINTS,
+    INDEX_FILE,
+    META_FILE,
+    VOCAB_HASH_KEY,
+    TensorFile,
+    TensorFolder,
+    TensorSource,
+    read_meta,
+)
+
+CONFIG_FILE = "config.yaml"
+EXPORT_FILE = "model.safetensors"
+EXPORT_SUFFIX = ".safetensors"
+
+# in the header of an exported file
+CONFIG_KEY = "ds_seq.config"
+VOCAB_KEY = "ds_seq.vocab"
+
+
+class RunFolder:
+    """A run folder or an exported folder. One with checkpoints is a run, even if somebody exported
+    it into itself."""
+
+    def detects(self, path: Path) -> bool:
+        """Whether the folder has an experiment."""
+        return (path / CONFIG_FILE).is_file()
+
+    def open(self, path: Path, checkpoint: str) -> StoredRun:
+        """See `ds_seq.runs.formats.Format`."""
+        if not (path / VOCAB_FILE).is_file():
+            raise UserError(f"{path}: not a run folder ({VOCAB_FILE} is missing)")
+        config = load_experiment(path / CONFIG_FILE)
+        tokenizers = load_tokenizers(config.data, path / VOCAB_FILE)
+        exported = path / EXPORT_FILE
+        if exported.is_file() and not (path / CHECKPOINTS).is_dir():
+            _check_only_state(path, checkpoint)
+            file = TensorFile(exported)
+            _check_vocab(path, tokenizers, exported, file.metadata())
+            return _stored(config, tokenizers, file)
+        folder = find_checkpoint(path, checkpoint)
+        _check_vocab(path, tokenizers, folder, read_meta(folder))
+        return _stored(config, tokenizers, TensorFolder(folder, "weights"))
+
+
+class ExportedFile:
+    """A file with experiment and vocabulary in its header."""
+
+    def detects(self, path: Path) -> bool:
+        """Whether it is a file with the right ending."""
+        return path.is_file() and path.suffix == EXPORT_SUFFIX
+
+    def open(self, path: Path, checkpoint: str) -> StoredRun:
+        """See `ds_seq.runs.formats.Format`."""
+        _check_only_state(path, checkpoint)
+        weights = TensorFile(path)
+        header = weights.metadata()
+        if CONFIG_KEY not in header or VOCAB_KEY not in header:
+            raise UserError(
+                f"{path}: has no experiment and vocabulary in it; name the folder that holds it "
+                f"and them, or export again with --out NAME{EXPORT_SUFFIX}"
+            )
+        try:
+            data = parse_value(header[CONFIG_KEY])
+            config = ExperimentConfig.model_validate(data)
+            content = base64.b64decode(header[VOCAB_KEY], validate=True)
+        except ValidationError as error:
+            raise UserError("\n".join(error_lines(error, data, lambda _: str(path)))) from None
+        except (yaml.YAMLError, binascii.Error) as error:
+            raise UserError(f"{path}: damaged ({error}); export it again") from error
+        tokenizers = read_tokenizers(config.data, content, f"{path}: vocabulary")
+        return _stored(config, tokenizers, weights)
+
+
+def _stored(config: ExperimentConfig, tokenizers: Tokenizers, weights: TensorSource) -> StoredRun:
+    card = ModelCard.of_experiment(config, tokenizers)
+    return StoredRun(card, config.model, weights, config)
+
+
+def open_tokenizers(run: Path) -> Tokenizers:
+    """Read the tokenizers of a run folder or an exported folder, of the kind that its config names.
+
+    Raises:
+        UserError: one of the two files is missing or damaged.
+    """
+    return load_tokenizers(load_experiment(run / CONFIG_FILE).data, run / VOCAB_FILE)
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """Folder of the checkpoint ``best``, ``last``, a name, or a path.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoints = run / CHECKPOINTS
+    if which in ("best", "last"):
+        try:
+            index = json.loads((checkpoints / INDEX_FILE).read_text(encoding="utf-8"))
+            # a run without validations has no best one
+            entry = index["best"][0] if which == "best" and index["best"] else index["last"][-1]
+            return checkpoints / str(entry["name"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise UserError(f"{run}: has no finished checkpoint; train it first") from error
+    for path in (checkpoints / which, Path(which)):
+        if (path / META_FILE).is_file():
+            return path
+    known = sorted(p.parent.name for p in checkpoints.glob(f"update_*/{META_FILE}"))
+    raise UserError(f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(known)}")
+
+
+def _check_vocab(
+    run: Path, tokenizers: Tokenizers, weights: Path, notes: Mapping[str, Any]
+) -> None:
+    """Refuse another vocabulary than that of the training: one as large gives plausible nonsense.
+
+    Older weights do not say which it was.
+    """
+    fingerprint = tokenizers.fingerprint
+    trained_with = notes.get(VOCAB_HASH_KEY, fingerprint)
+    if trained_with != fingerprint:
+        raise UserError(
+            f"{run / VOCAB_FILE}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
+            f"{trained_with[:12]}; put that one back"
+        )
+
+
+def _check_only_state(path: Path, checkpoint: str) -> None:
+    """Refuse to look for a certain checkpoint in an export."""
+    if checkpoint not in ("best", "last"):
+        raise UserError(
+            f"{path}: is an export, which holds one state and no checkpoint {checkpoint!r}; "
+            "ask for the best or name the run folder"
+        )

@@ -1,0 +1,109 @@
+"""The folder of a run: what is in it before a training, and what the training puts there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import dump
+from ds_seq.errors import UserError
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
+
+_OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What is settled before anything is built.
+
+    Attributes:
+        config: the experiment.
+        engine_config: for DeepSpeed.
+        folder: of the run.
+        checkpoint: to resume from; None: training starts from the beginning.
+        overwrite: whether what an earlier run has left is deleted.
+    """
+
+    config: ExperimentConfig
+    engine_config: dict[str, Any]
+    folder: Path
+    checkpoint: Path | None
+    overwrite: bool
+
+
+def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: bool) -> RunSetup:
+    """Look at the run folder; writes nothing.
+
+    Args:
+        config: the experiment.
+        world_size: number of ranks.
+        resume: whether to resume from the last checkpoint, if there is one.
+        overwrite: whether an earlier run of this name may be deleted.
+
+    Raises:
+        UserError: the run does not suit the ranks, or the folder holds something else.
+    """
+    engine_config = engine_config_for(config, world_size=world_size)
+    folder = config.run_folder
+    if (folder / EXPORT_FILE).exists():
+        raise UserError(f"{folder}: holds an exported model; give the run another name=")
+    has_run = any((folder / name).exists() for name in _OLD_FILES)
+    if has_run and not (resume or overwrite):
+        raise UserError(
+            f"{folder}: holds an earlier run; give --resume to go on with it, --overwrite to "
+            "delete it, or another name="
+        )
+    checkpoint = None
+    if resume and (folder / CHECKPOINTS / INDEX_FILE).is_file():
+        checkpoint = find_checkpoint(folder, "last")
+    return RunSetup(config, engine_config, folder, checkpoint, overwrite)
+
+
+def check_vocab(folder: Path, tokenizers: Tokenizers) -> None:
+    """Refuse to resume with other subwords: the same ids would mean other things.
+
+    Raises:
+        UserError: the run in ``folder`` was trained with other tokenizers.
+    """
+    old, new = open_tokenizers(folder).fingerprint, tokenizers.fingerprint
+    if old != new:
+        raise UserError(
+            f"{folder}: was trained with vocabulary {old[:12]}, the data have {new[:12]}; "
+            "give --resume the data of the run, or start another run with another name="
+        )
+
+
+def write_run_files(setup: RunSetup, tokenizers: Tokenizers) -> None:
+    """Make the folder self-sufficient: it alone is enough to translate.
+
+    Called when nothing can be wrong with the input any more, so that a mistake costs no old run.
+    """
+    folder = setup.folder
+    try:
+        if setup.overwrite:
+            _delete_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(dump(setup.config), encoding="utf-8")
+        (folder / "deepspeed.json").write_text(
+            json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"
+        )
+        save_tokenizer(tokenizers.target, folder / VOCAB_FILE)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the run folder ({error.strerror})") from error
+
+
+def _delete_run(folder: Path) -> None:
+    for name in _OLD_FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
