@@ -14,7 +14,7 @@ import torch
 from plain import beam_search
 from torch import Tensor
 
-from ds_seq.data.padding import Padded
+from ds_seq.data.batch import Padded
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput
