@@ -26,7 +26,7 @@ from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.metrics import LossSums
 
-from .bench import DTYPES, Bench, Figures, Section, Sizes, device_name, peak_of
+from .bench import DTYPES, Bench, Figures, Sizes, device_name, peak_of
 from .measure import clear, count_waits, out_of_memory, peak_gb, profile, sync, wall_ms
 from .text import make_batches, step_flops
 
@@ -146,15 +146,6 @@ def deepspeed_json(variant: Variant) -> dict[str, Any]:
     if variant.engine == "zero1_checked" and variant.precision == "bf16":
         settings["bf16"] = {"check_grad_overflow": True}
     return settings
-
-
-def train_section(variant: Variant) -> Section:
-    """The section that trains in this way."""
-
-    def run(bench: Bench) -> None:
-        train(bench, variant)
-
-    return run
 
 
 def train(bench: Bench, variant: Variant) -> None:
