@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.criterions import token_loss as module
-from ds_seq.criterions.token_loss import Distil, TokenTargets, smoothing_weights, token_loss
+from ds_seq.criterions import cross_entropy as module
+from ds_seq.criterions.cross_entropy import smoothed_cross_entropy, smoothing_weights
+from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
 from ds_seq.data.batch import TopTokens
 
 from .bench import DTYPES, Bench, device_name, peak_of
@@ -78,7 +79,11 @@ def _ours(
     weights = smoothing_weights(SMOOTHING, logits.shape[1], "fairseq")
 
     def step() -> None:
-        token_loss(logits, TokenTargets(targets, teacher), weights, 1.0, distil).total.backward()
+        if distil is None:
+            total, _ = smoothed_cross_entropy(logits, targets, SMOOTHING, "fairseq")
+        else:
+            total = token_loss(logits, TokenTargets(targets, teacher), weights, 1.0, distil).total
+        total.backward()
         logits.grad = None
 
     return step
