@@ -6,6 +6,7 @@ Legend: ``N`` target tokens, ``V`` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ def loss(bench: Bench) -> None:
 def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
     """Forward and backward of each loss, by name."""
     best = TopTokens(*_top_tokens(teacher))
+    forward_kl = Distil(weight=1.0, divergence="forward_kl", temperature=1.0, top_k=None)
 
     def torchs(of: Callable[[Tensor], Tensor]) -> Call:
         def step() -> None:
@@ -55,10 +57,12 @@ def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
 
     return {
         "ours ce": _ours(logits, targets),
-        "ours ce + forward KL of all": _ours(logits, targets, teacher, Distil()),
-        "ours ce + forward KL at T=2": _ours(logits, targets, teacher, Distil(temperature=2.0)),
-        "ours ce + JS": _ours(logits, targets, teacher, Distil(divergence="js")),
-        f"ours ce + top {_TOP}": _ours(logits, targets, best, Distil()),
+        "ours ce + forward KL of all": _ours(logits, targets, teacher, forward_kl),
+        "ours ce + forward KL at T=2": _ours(
+            logits, targets, teacher, replace(forward_kl, temperature=2.0)
+        ),
+        "ours ce + JS": _ours(logits, targets, teacher, replace(forward_kl, divergence="js")),
+        f"ours ce + top {_TOP}": _ours(logits, targets, best, forward_kl),
         "torch cross_entropy": torchs(lambda scores: scores),
         "torch cross_entropy of float()": torchs(lambda scores: scores.float()),
     }
