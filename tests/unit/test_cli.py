@@ -140,6 +140,14 @@ def test_check_warns_of_experts_that_nothing_balances(capsys: pytest.CaptureFixt
         assert "nothing balances" not in capsys.readouterr().out
 
 
+def test_check_of_an_external_router(capsys: pytest.CaptureFixture[str]) -> None:
+    outside = "model.moe.router=my.routers:Best"
+    assert cli.main(["check", TINY_MOE, "criterion.name=cross_entropy", outside]) == 0
+    out = capsys.readouterr().out
+    assert "without those of my.routers:Best, which nobody knows beforehand" in out
+    assert "nothing balances" not in out
+
+
 def test_check_of_an_external_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", TINY_MOE, "model.name=my.models:Best"]) == 0
     assert "not known for the external model my.models:Best" in capsys.readouterr().out
