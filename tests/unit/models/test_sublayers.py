@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from ds_seq.models.init import initialize
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import SubLayer, TransformerLayer
-from ds_seq.modules.attention import SelfAttention
+from ds_seq.modules.attention import SelfAttention, padding_mask
 from ds_seq.modules.body import Body, BodyOutput, Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
 from ds_seq.modules.linear import Linear
-from ds_seq.modules.masks import padding_mask
 from ds_seq.modules.residual import Residual
 from ds_seq.moe.layer import MoeFeedForward
 from tests.batches import encode, score
