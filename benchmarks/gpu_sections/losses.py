@@ -6,14 +6,16 @@ Legend: ``N`` target tokens, ``V`` vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.criterions import token_loss as module
-from ds_seq.criterions.token_loss import Distil, TokenTargets, smoothing_weights, token_loss
+from ds_seq.criterions import cross_entropy as module
+from ds_seq.criterions.cross_entropy import smoothed_cross_entropy, smoothing_weights
+from ds_seq.criterions.token_loss import Distil, TokenTargets, token_loss
 from ds_seq.data.batch import TopTokens
 
 from .bench import DTYPES, Bench, device_name, peak_of
@@ -43,6 +45,7 @@ def loss(bench: Bench) -> None:
 def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
     """Forward and backward of each loss, by name."""
     best = TopTokens(*_top_tokens(teacher))
+    forward_kl = Distil(weight=1.0, divergence="forward_kl", temperature=1.0, top_k=None)
 
     def torchs(of: Callable[[Tensor], Tensor]) -> Call:
         def step() -> None:
@@ -54,10 +57,12 @@ def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
 
     return {
         "ours ce": _ours(logits, targets),
-        "ours ce + forward KL of all": _ours(logits, targets, teacher, Distil()),
-        "ours ce + forward KL at T=2": _ours(logits, targets, teacher, Distil(temperature=2.0)),
-        "ours ce + JS": _ours(logits, targets, teacher, Distil(divergence="js")),
-        f"ours ce + top {_TOP}": _ours(logits, targets, best, Distil()),
+        "ours ce + forward KL of all": _ours(logits, targets, teacher, forward_kl),
+        "ours ce + forward KL at T=2": _ours(
+            logits, targets, teacher, replace(forward_kl, temperature=2.0)
+        ),
+        "ours ce + JS": _ours(logits, targets, teacher, replace(forward_kl, divergence="js")),
+        f"ours ce + top {_TOP}": _ours(logits, targets, best, forward_kl),
         "torch cross_entropy": torchs(lambda scores: scores),
         "torch cross_entropy of float()": torchs(lambda scores: scores.float()),
     }
@@ -78,7 +83,11 @@ def _ours(
     weights = smoothing_weights(SMOOTHING, logits.shape[1], "fairseq")
 
     def step() -> None:
-        token_loss(logits, TokenTargets(targets, teacher), weights, 1.0, distil).total.backward()
+        if distil is None:
+            total, _ = smoothed_cross_entropy(logits, targets, SMOOTHING, "fairseq")
+        else:
+            total = token_loss(logits, TokenTargets(targets, teacher), weights, 1.0, distil).total
+        total.backward()
         logits.grad = None
 
     return step

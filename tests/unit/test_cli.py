@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ds_seq import __version__, cli
+from ds_seq.commands import Command
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
 
@@ -48,7 +49,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(f"{name}_under_test")
         vars(module)["main"] = function
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.COMMANDS, name, cli.Command(module.__name__, "a test"))
+        monkeypatch.setitem(cli.COMMANDS, name, Command(module.__name__, "a test"))
 
 
 @pytest.mark.usefixtures("commands")

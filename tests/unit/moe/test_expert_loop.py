@@ -62,7 +62,9 @@ def test_values_and_gradients_are_those_of_autograd(
 def test_frozen_experts_pass_the_gradient_on() -> None:
     x = torch.randn(8, D_MODEL, dtype=torch.float64, requires_grad=True)
     net = [parameter.detach() for parameter in _net("gelu", torch.float64)]
-    (ours,) = torch.autograd.grad(expert_loop(x, *net, None, "gelu", COUNTS).sum(), [x])
+    (ours,) = torch.autograd.grad(
+        expert_loop(x, *net, None, ACTIVATIONS["gelu"], COUNTS).sum(), [x]
+    )
     (theirs,) = torch.autograd.grad(_plain(x, net, None, "gelu").sum(), [x])
     torch.testing.assert_close(ours, theirs)
 
@@ -76,7 +78,7 @@ def test_only_one_tensor_as_wide_as_the_hidden_layer_is_kept() -> None:
 
     net = _net("swiglu", torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        expert_loop(torch.randn(8, D_MODEL), *net, None, "swiglu", COUNTS)
+        expert_loop(torch.randn(8, D_MODEL), *net, None, ACTIVATIONS["swiglu"], COUNTS)
     activations = sum(kept) - net[0].numel() - net[2].numel()
     assert activations == 8 * (D_MODEL + 2 * FFN_DIM)
 

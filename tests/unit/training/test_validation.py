@@ -55,6 +55,7 @@ def _setting(score: Any, max_sentences: int | None = None) -> Setting:
 def test_means_and_scores_and_the_mode_is_put_back(training: bool) -> None:
     validator, module, criterion = _setting(lambda model, most: {"bleu": 12.0, "most": most}, 7)
     module.train(training)
+    criterion.train(training)
     figures = validator()
     assert module.training is criterion.training is training
     assert figures["nll"] == figures["loss"] == pytest.approx(3.0)
