@@ -31,7 +31,7 @@ SIZES = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2
 def check_model(fields: dict[str, Any]) -> None:
     """Parameters as counted, steps as whole sequences, and padding that changes nothing."""
     config = TransformerConfig.model_validate({**SIZES, "dropout": 0.0, **fields})
-    model = build_seq2seq(config, VOCAB).eval()
+    model = build_seq2seq(config, VOCAB, 1, 0, seed=1).eval()
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert config.num_params(VOCAB).total == counted, (config.num_params(VOCAB), counted)
     source = torch.randint(4, VOCAB, (4, 12), generator=torch.Generator().manual_seed(1))

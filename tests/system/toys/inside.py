@@ -103,15 +103,27 @@ ACTIVATION = Toy(
     {},
     (
         put("names.py", 'ActivationName = Literal["relu", ', '"relu_squared", '),
-        put(
+        Change(
             "modules/activations.py",
             "ACTIVATIONS: dict[str, Activation] = {\n",
-            '    "relu_squared": Activation(\n'
-            '        "relu_squared" in GATED_ACTIVATIONS,\n'
-            '        "none",\n'
-            "        lambda inner: F.relu(inner).square(),\n"
-            "        lambda grad, inner: grad * 2.0 * F.relu(inner),\n"
-            "    ),\n",
+            """\
+def _relu_squared(inner: Tensor) -> Tensor:
+    return F.relu(inner).square()
+
+
+def _relu_squared_backward(grad: Tensor, inner: Tensor) -> Tensor:
+    return grad * 2.0 * F.relu(inner)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu_squared": Activation(
+        is_gated="relu_squared" in GATED_ACTIVATIONS,
+        fused="none",
+        rest=_relu_squared,
+        function=_relu_squared,
+        backward=_relu_squared_backward,
+    ),
+""",
         ),
     ),
     {"activation": "relu_squared"},

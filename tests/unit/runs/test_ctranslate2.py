@@ -171,7 +171,7 @@ def test_what_it_does_not_list_is_refused(
     tables = {"activation": "_ACTIVATIONS", "norm": "_NORMS", "norm_position": "_NORM_POSITIONS"}
     monkeypatch.setattr(converter, tables.get(axis, "_POSITIONS"), frozenset())
     with pytest.raises(UserError, match=f"^model.{axis}: CTranslate2 has no '"):
-        export(run, tmp_path / "out", form="ctranslate2")
+        export(run, tmp_path / "out", "best", form="ctranslate2")
 
 
 def test_without_the_package_it_says_what_to_install(
