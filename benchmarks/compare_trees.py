@@ -3,10 +3,10 @@
 
     python benchmarks/compare_trees.py OLD NEW [--rounds 9]
 
-Every side runs the code of its own checkout. Training is its ``benchmarks/ds_seq_side.py``, which
-is ``ds-seq train`` held up between blocks of updates. Translation is its ``ds-seq generate``, whose own
-figure leaves start-up out. Data and model are made once, by OLD; the text is made up. Ratios are
-taken within a round, the order alternates from round to round.
+Each side runs the code of its own checkout. Training is its ``benchmarks/ds_seq_side.py``, which is
+``ds-seq train`` held up between blocks of updates. Translation is its ``ds-seq generate``, which
+reports a speed without start-up. Data and model are made once, by OLD; the text is made up. Ratios
+are taken within a round, the order alternates from round to round.
 
 The script also says whether both compute the same: losses and translations.
 """

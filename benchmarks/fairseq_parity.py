@@ -124,12 +124,9 @@ def _sources(run: LoadedRun, count: int) -> list[list[int]]:
     """The first sentences of the run's test text, or of its validation text, as ids."""
     folder, data = Path(run.require_experiment().data.dir), run.require_experiment().data
     split = "test" if data.raw.test else "valid"
-    dataset = ParallelDataset(
-        ShardReader(folder, split, run.tokenizers.fingerprint),
-        data.max_source_length,
-        data.max_target_length,
-    )
-    return [dataset.source[int(row)][0].tolist() for row in dataset.rows[:count]]
+    reader = ShardReader(folder, split, run.tokenizers.fingerprint)
+    dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
+    return [reader[int(row)][0].tolist() for row in dataset.rows[:count]]
 
 
 def _compare(

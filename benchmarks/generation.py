@@ -205,7 +205,7 @@ def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
     )
     dataset = ParallelDataset(reader, data.max_source_length, data.max_target_length)
     tried = dataset.rows[:: max(len(dataset.rows) // (count + count // 8), 1)]
-    pairs = [dataset.source[int(row)] for row in tried]
+    pairs = [reader[int(row)] for row in tried]
     sources = [src.tolist() for src, _ in pairs]
     found = Ours(Subject(run.model, run.model_config, run.tokenizers.size)).search(
         sources, Setting(BEAM, 1.0)

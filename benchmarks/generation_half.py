@@ -105,7 +105,9 @@ def _translation(
     search = beam_search(
         run.tokenizers.symbols, beam=BEAM, max_positions=run.model_config.max_positions
     )
-    batches = cut_batches(np.array([len(ids) for ids in sources]), batch_limits(16384, 512))
+    batches = cut_batches(
+        np.array([len(ids) for ids in sources]), batch_limits(max_tokens=16384, max_sentences=512)
+    )
     model: Any = run.model
 
     def translate() -> None:

@@ -56,7 +56,9 @@ def corners(bench: Bench) -> None:
                 "dropout": 0.1,
                 **changes,
             }
-            model = build_seq2seq(TransformerConfig(**fields), _VOCAB).to(bench.device, dtype)
+            model = build_seq2seq(TransformerConfig(**fields), _VOCAB, 1, 0, seed=1).to(
+                bench.device, dtype
+            )
             for kind, batch in batches.items():
                 outcomes[f"{name} {precision} {kind}"] = _try(model.train(), batch)
                 bench.figures.update(outcomes)

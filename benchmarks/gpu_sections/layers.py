@@ -39,7 +39,17 @@ def feed_forward(sizes: Sizes, moe: MoeConfig | None) -> nn.Module:
         "dropout": 0.0,
         "moe": moe,
     }
-    layer = build_seq2seq(TransformerConfig(**fields), vocab_size=8).encoder.layers[0].feed_forward
+    layer = (
+        build_seq2seq(
+            TransformerConfig(**fields),
+            vocab_size=8,
+            expert_parallel=1,
+            expert_parallel_rank=0,
+            seed=1,
+        )
+        .encoder.layers[0]
+        .feed_forward
+    )
     assert isinstance(layer, nn.Module)
     return layer.train()
 

@@ -14,7 +14,7 @@ import torch
 from plain import beam_search
 from torch import Tensor
 
-from ds_seq.data.padding import Padded
+from ds_seq.data.batch import Padded
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput
@@ -70,7 +70,9 @@ class Finishing:
 def generate(bench: Bench) -> None:
     """Precisions and batch sizes, until the time is up."""
     sizes, search = bench.sizes, beam_search(SYMBOLS, beam=_BEAM)
-    base = build_seq2seq(model_config(sizes), sizes.vocab).requires_grad_(False).eval()
+    base = (
+        build_seq2seq(model_config(sizes), sizes.vocab, 1, 0, seed=1).requires_grad_(False).eval()
+    )
     for label, (precision, cudnn, tf32) in _VARIANTS.items():
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
         torch.backends.cuda.matmul.allow_tf32 = tf32

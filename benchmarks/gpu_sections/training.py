@@ -26,7 +26,7 @@ from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.metrics import LossSums
 
-from .bench import DTYPES, Bench, Figures, Section, Sizes, device_name, peak_of
+from .bench import DTYPES, Bench, Figures, Sizes, device_name, peak_of
 from .measure import clear, count_waits, out_of_memory, peak_gb, profile, sync, wall_ms
 from .text import make_batches, step_flops
 
@@ -148,15 +148,6 @@ def deepspeed_json(variant: Variant) -> dict[str, Any]:
     return settings
 
 
-def train_section(variant: Variant) -> Section:
-    """The section that trains in this way."""
-
-    def run(bench: Bench) -> None:
-        train(bench, variant)
-
-    return run
-
-
 def train(bench: Bench, variant: Variant) -> None:
     """Steps at each size; of one of the middle size also kernels and waits."""
     figures, sizes = bench.figures, bench.sizes
@@ -189,10 +180,14 @@ def start_training(bench: Bench, variant: Variant) -> Training:
     """Build the model and what trains it."""
     if variant.engine == "plain":
         torch.backends.cuda.enable_cudnn_sdp(False)
-        model = build_seq2seq(model_config(bench.sizes, variant.experts), bench.sizes.vocab)
+        model = build_seq2seq(
+            model_config(bench.sizes, variant.experts), bench.sizes.vocab, 1, 0, seed=1
+        )
         training = plain_training(model.to(bench.device, DTYPES[variant.precision]))
     else:
-        model = build_seq2seq(model_config(bench.sizes, variant.experts), bench.sizes.vocab)
+        model = build_seq2seq(
+            model_config(bench.sizes, variant.experts), bench.sizes.vocab, 1, 0, seed=1
+        )
         training = engine_training(model, variant, bench.figures)
     if variant.cudnn:
         torch.backends.cuda.enable_cudnn_sdp(True)

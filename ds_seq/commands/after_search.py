@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ds_seq.commands.options import check_n_best
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
+from ds_seq.generation.build import check_n_best
 from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.pipeline import Step

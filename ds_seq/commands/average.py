@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.runs.average import NOTE_KEY, Part, average, listed_parts, named_part
 from ds_seq.runs.export import check_new, write_export
@@ -30,11 +31,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq average",
-        description="Write the mean of several checkpoints as one model, as `ds-seq export` does. "
+    parser = command_parser(
+        "average",
+        "Write the mean of several checkpoints as one model, as `ds-seq export` does. "
         "They must have the same model section and vocabulary. Trains and measures nothing.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("models", nargs="+", type=Path, metavar="RUN | FILES",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
+from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
@@ -17,12 +17,13 @@ from ds_seq.errors import UserError
 
 def main(argv: Sequence[str]) -> int:
     """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
-    parser = argparse.ArgumentParser(
-        prog="ds-seq check",
-        description="Check an experiment file and show what it comes to. Exit code 2 on a mistake.",
+    parser = command_parser(
+        "check",
+        "Check an experiment file and show what it comes to. Exit code 2 on a mistake.",
+        abbreviations=True,
     )
     parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides")
+    add_overrides(parser)
     parser.add_argument(
         "--world-size", type=int, metavar="N", help="also check that the run fits N ranks"
     )

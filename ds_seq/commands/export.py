@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from ds_seq.commands.parser import command_parser
 from ds_seq.runs.export import ExportFormat, export
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES
@@ -15,11 +15,12 @@ from ds_seq.text.vocab_file import VOCAB_FILE
 
 def main(argv: Sequence[str]) -> int:
     """Command line of ``ds-seq export``."""
-    parser = argparse.ArgumentParser(
-        prog="ds-seq export",
-        description="Write a trained model as one file that holds all: weights, experiment and "
+    parser = command_parser(
+        "export",
+        "Write a trained model as one file that holds all: weights, experiment and "
         "vocabulary. `ds-seq generate model.safetensors` needs nothing beside it. A name that does "
         f"not end in {EXPORT_SUFFIX} gives a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
+        abbreviations=True,
     )
     parser.add_argument("run", type=Path, help="run folder, or an earlier export")
     parser.add_argument("--out", type=Path, required=True, help="new file or folder to write")

@@ -34,6 +34,7 @@ from ds_seq.commands.options import (
     chosen_device,
     search_settings,
 )
+from ds_seq.commands.parser import command_parser
 from ds_seq.commands.steering import Steering, add_steering_arguments, read_steering
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.distributed import World
@@ -110,10 +111,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq generate",
-        description="Translate text; with a reference, print BLEU and chrF with their signatures.",
-        allow_abbrev=False,
+    parser = command_parser(
+        "generate",
+        "Translate text; with a reference, print BLEU and chrF with their signatures.",
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN",

@@ -20,12 +20,13 @@ from ds_seq.commands.options import (
     add_model_arguments,
     add_search_arguments,
     check_expert_parallel,
-    check_n_best,
     chosen_device,
     search_settings,
 )
+from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
+from ds_seq.generation.build import check_n_best
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
 from ds_seq.generation.translate import search_plan
@@ -146,12 +147,11 @@ def interlinear(columns: Sequence[tuple[str, str]], width: int) -> Iterator[str]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq interactive",
-        description="Translate line by line what is typed or piped in. Shows the translations, the "
+    parser = command_parser(
+        "interactive",
+        "Translate line by line what is typed or piped in. Shows the translations, the "
         "best first, with their scores, and under each word of the best one the words of the "
         "source that the model looks at.",
-        allow_abbrev=False,
     )
     add_model_arguments(parser)
     parser.add_argument("--n-best", type=int, default=1, metavar="N",

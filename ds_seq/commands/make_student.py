@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ds_seq import distributed
+from ds_seq.commands.parser import CHECKPOINT_HELP, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
@@ -68,15 +69,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq make-student",
-        description="Make a smaller model of some layers of a trained one: embeddings, norms and "
+    parser = command_parser(
+        "make-student",
+        "Make a smaller model of some layers of a trained one: embeddings, norms and "
         "output come with them, bit for bit. Trains nothing; prints the command that does.",
         epilog=f"Of --out FOLDER, {CONFIG_FILE} is the experiment of the fine-tuning: that of the "
         "teacher, but that it starts with the student. Look at optimizer.lr, scheduler and "
         "train.max_updates in it, for a student needs fewer and smaller steps than its teacher "
         "did; and at criterion, where the teacher can go on teaching.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", type=Path, help="the teacher: run folder, or what `ds-seq export` made of one")
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--copy", choices=sorted(_MAPS), default="table",
         help="which layers to take: table, of depths that have been tried, and even for others; "
         "even, evenly spaced from the first to the last; first (default: %(default)s)")  # fmt: skip
-    add("--checkpoint", default="best", help="best, last, a name or a path (default: %(default)s)")
+    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
     add("--dense", action="store_true",
         help="merge the experts of each layer into one dense feed-forward: their average, each "

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
+from ds_seq.commands.parser import command_parser
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.open import open_shards
@@ -192,12 +193,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq moe-stats",
-        description="Show how a trained model spreads tokens over its experts: share, dropped "
+    parser = command_parser(
+        "moe-stats",
+        "Show how a trained model spreads tokens over its experts: share, dropped "
         "tokens, entropy, balance and losses of each layer, and of each language where the source "
         "opens with a tag.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", help="run folder, or a folder that `ds-seq export` made")

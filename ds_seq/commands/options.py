@@ -14,7 +14,7 @@ from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings
 from ds_seq.runs.card import ModelCard
-from ds_seq.runs.open import DTYPES, INT8
+from ds_seq.runs.open import DTYPES, INT8, parse_device
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,16 +50,6 @@ def add_search_arguments(
         search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=description)
 
 
-def check_n_best(n_best: int, settings: GenerationConfig) -> None:
-    """Refuse to ask a search for more hypotheses than it has; draws may be any number."""
-    if n_best < 1:
-        raise UserError(f"--n-best {n_best}: at least 1 hypothesis is needed")
-    if n_best > settings.beam and not settings.sampling:
-        raise UserError(
-            f"--n-best {n_best}: the search keeps {settings.beam} hypotheses; raise --beam"
-        )
-
-
 def check_expert_parallel(size: int, world_size: int) -> None:
     """Refuse a number of ranks that experts cannot be spread over."""
     if size < 1 or world_size % size:
@@ -67,19 +57,6 @@ def check_expert_parallel(size: int, world_size: int) -> None:
             f"--expert-parallel {size}: does not divide the {world_size} process(es); start more "
             "or ask for less"
         )
-
-
-def parse_device(name: str) -> torch.device:
-    """The device that ``--device`` names."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"--device {name}: no such kind of device; say cpu, cuda or cuda:1"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch sees no GPU here; say --device cpu")
-    return device
 
 
 def chosen_device(args: argparse.Namespace, world: World) -> torch.device:

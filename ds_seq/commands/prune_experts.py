@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
+from ds_seq.commands.parser import CHECKPOINT_HELP, command_parser
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import translate
@@ -66,11 +67,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq prune-experts",
-        description="Keep the experts that a text needs most, as a smaller model for that kind of "
+    parser = command_parser(
+        "prune-experts",
+        "Keep the experts that a text needs most, as a smaller model for that kind of "
         "text. Prints what each layer keeps, and BLEU before and after. Trains nothing.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run", type=Path, help="run folder, or a file or folder that `ds-seq export` made")
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="its translation (default: what the model makes of it)")  # fmt: skip
     add("--out", type=Path, required=True,
         help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
-    add("--checkpoint", default="best", help="best, last, a name or a path (default: %(default)s)")
+    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
     add("--input", metavar="FILE", help="raw text to score on (default: data.raw.test)")
     add("--reference", metavar="FILE", help="its reference")

@@ -17,10 +17,10 @@ from ds_seq.commands.options import (
     add_model_arguments,
     add_search_arguments,
     check_expert_parallel,
-    check_n_best,
     chosen_device,
     search_settings,
 )
+from ds_seq.commands.parser import command_parser
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Summary
@@ -29,6 +29,7 @@ from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
+from ds_seq.generation.build import check_n_best
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
 
@@ -61,11 +62,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq pseudo-label",
-        description="Make a data folder whose targets are a teacher's translations. After a kill "
+    parser = command_parser(
+        "pseudo-label",
+        "Make a data folder whose targets are a teacher's translations. After a kill "
         "the same command goes on.",
-        allow_abbrev=False,
     )
     add_model_arguments(parser)
     add = parser.add_argument

@@ -21,6 +21,7 @@ from ds_seq.commands.options import (
     chosen_device,
     search_settings,
 )
+from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.generation.output import LineWriter, OutputFormat
 from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
@@ -77,12 +78,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq rescore",
-        description="Score given translations with a model, as its beam search would: "
+    parser = command_parser(
+        "rescore",
+        "Score given translations with a model, as its beam search would: "
         "log-probability divided by the length penalty, and the log-probability of each piece. "
         "The text is scored in the pieces that the vocabulary splits it into.",
-        allow_abbrev=False,
     )
     add_model_arguments(parser)
     add = parser.add_argument

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
@@ -239,13 +240,14 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq score",
+    parser = command_parser(
+        "score",
+        "Scores of translations against raw references, as sacreBLEU has them. All "
+        "texts: one sentence a line, UTF-8; - = stdin.",
         usage="ds-seq score HYP REF [options]\n"
         "       ds-seq score HYP --reference R [R ...] [options]\n"
         "       ds-seq score REF --systems A B [...] [options]",
-        description="Scores of translations against raw references, as sacreBLEU has them. All "
-        "texts: one sentence a line, UTF-8; - = stdin.",
+        abbreviations=True,
     )
     add = parser.add_argument
     add("text", nargs="*", help="HYP: detokenised translation; REF: raw reference text")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ds_seq import distributed
 from ds_seq.commands.options import add_loading_arguments, check_expert_parallel, chosen_device
+from ds_seq.commands.parser import command_parser
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import manifest_path
 from ds_seq.data.source import Source
@@ -110,11 +111,10 @@ def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_si
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq teacher-cache",
-        description="Write what a teacher says about every target token, so that training with "
+    parser = command_parser(
+        "teacher-cache",
+        "Write what a teacher says about every target token, so that training with "
         "criterion.cache needs no teacher. Killed, it goes on when it is given again.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from ds_seq import distributed
+from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.reports.metrics import load_table, metric_lines
 from ds_seq.training.run import TrainingResult, run_training
@@ -16,22 +16,24 @@ from ds_seq.training.run import TrainingResult, run_training
 def main(argv: Sequence[str]) -> int:
     """The command ``ds-seq train``; returns the exit code."""
     args = _parser().parse_intermixed_args(argv)
-    result = run_training(
-        lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
-    )
-    if distributed.discover(os.environ).is_first:
-        _report(result)
+    try:
+        result = run_training(
+            lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
+        )
+        if distributed.rank() == 0:
+            _report(result)
+    finally:
+        distributed.shutdown()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ds-seq train",
-        description="Train a model; one process, or as many as the launcher starts.",
-        allow_abbrev=False,
+    parser = command_parser(
+        "train",
+        "Train a model; one process, or as many as the launcher starts.",
     )
     parser.add_argument("experiment", help="experiment file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace single settings")
+    add_overrides(parser, "replace single settings")
     parser.add_argument(
         "--resume",
         action="store_true",

@@ -98,8 +98,31 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     Raises:
         UserError: with every finding, one a line.
     """
-    file = Path(path)
-    tree = _read_with_parents(file)
+    return _validated(_read_with_parents(Path(path)), overrides)
+
+
+def read_experiment(
+    experiment: str | Path | Mapping[str, Any] | ExperimentConfig, overrides: Iterable[str] = ()
+) -> ExperimentConfig:
+    """Check an experiment, wherever it is.
+
+    Args:
+        experiment: a file (see `load_experiment`), what could be written in one, or an experiment.
+        overrides: see `load_experiment`.
+
+    Raises:
+        UserError: with every finding, one a line.
+    """
+    if isinstance(experiment, str | Path):
+        return load_experiment(experiment, overrides)
+    if isinstance(experiment, ExperimentConfig):
+        experiment = experiment.model_dump(mode="json")
+    tree = _Tree(Path("experiment"))
+    tree.merge(dict(experiment), {})
+    return _validated(tree, overrides)
+
+
+def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
     _apply_overrides(tree, overrides)
     try:
         config = ExperimentConfig.model_validate(tree.data)
@@ -110,7 +133,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
             for line in error_lines(found, tree.data, tree.origin)
         ]
         raise UserError("\n".join(lines)) from None
-    found = _find_near(config.train.deepspeed, file)
+    found = _find_near(config.train.deepspeed, tree.file)
     if found is None:
         return config
     train = config.train.model_copy(update={"deepspeed": str(found)})

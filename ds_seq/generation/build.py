@@ -109,3 +109,13 @@ def changed_settings(
             for path, message in findings(error, data, GenerationConfig)
         ]
         raise UserError("\n".join(messages)) from None
+
+
+def check_n_best(n_best: int, settings: GenerationConfig) -> None:
+    """Refuse to ask a search for more hypotheses than it has; draws may be any number."""
+    if n_best < 1:
+        raise UserError(f"--n-best {n_best}: at least 1 hypothesis is needed")
+    if n_best > settings.beam and not settings.sampling:
+        raise UserError(
+            f"--n-best {n_best}: the search keeps {settings.beam} hypotheses; raise --beam"
+        )

@@ -127,6 +127,19 @@ def default_dtype(card: ModelCard, device: torch.device) -> str:
     return card.precision if device.type == "cuda" else "fp32"
 
 
+def parse_device(name: str) -> torch.device:
+    """The device that ``--device`` names."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"--device {name}: no such kind of device; say cpu, cuda or cuda:1"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch sees no GPU here; say --device cpu")
+    return device
+
+
 def weights_fingerprint(run: StoredRun | LoadedRun) -> str:
     """SHA-256 of what a model computes with: its shape and its weights."""
     digest = hashlib.sha256(run.model_config.model_dump_json().encode())

@@ -84,6 +84,9 @@ def run_training(
 ) -> TrainingResult:
     """Train, in one process or in as many as the launcher has started.
 
+    The process group stays up, for DeepSpeed cannot live through a second one: the process calls
+    `distributed.shutdown` when it trains no more.
+
     Args:
         load: reads the experiment; called when errors of one rank reach all of them.
         resume: resume from the run's last checkpoint; from the beginning where there is none yet.
@@ -96,36 +99,33 @@ def run_training(
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
-    try:
-        with distributed.shared_errors():
-            if resume and overwrite:
-                raise UserError("--resume and --overwrite contradict each other: give one of them")
-            setup = set_up(load(), world.size, resume, overwrite)
-            task = build_task(setup.config.task, setup.config.data)
-            train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
-            cached = _cached_teacher(setup.config, train_set, valid_set)
-            if setup.checkpoint is not None:
-                check_vocab(setup.folder, task.tokenizers)
-        teacher = cached or _live_teacher(setup.config, task, world)
-        trainer = _build(setup, task, train_set, valid_set, teacher, world)
-        _announce(trainer, setup, train_set, world)
-        if teacher is not None:
-            trainer.log.say(teacher.describe())
-        check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
-        reason = trainer.fit()
-        if check is not None:
-            check.verify()
-        return TrainingResult(
-            reason,
-            trainer.update,
-            trainer.best_score,
-            trainer.best.figure,
-            setup.folder,
-            trainer.last_validation,
-            layer_names(trainer.engine.module),
-        )
-    finally:
-        distributed.shutdown()
+    with distributed.shared_errors():
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite contradict each other: give one of them")
+        setup = set_up(load(), world.size, resume, overwrite)
+        task = build_task(setup.config.task, setup.config.data)
+        train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
+        cached = _cached_teacher(setup.config, train_set, valid_set)
+        if setup.checkpoint is not None:
+            check_vocab(setup.folder, task.tokenizers)
+    teacher = cached or _live_teacher(setup.config, task, world)
+    trainer = _build(setup, task, train_set, valid_set, teacher, world)
+    _announce(trainer, setup, train_set, world)
+    if teacher is not None:
+        trainer.log.say(teacher.describe())
+    check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
+    reason = trainer.fit()
+    if check is not None:
+        check.verify()
+    return TrainingResult(
+        reason,
+        trainer.update,
+        trainer.best_score,
+        trainer.best.figure,
+        setup.folder,
+        trainer.last_validation,
+        layer_names(trainer.engine.module),
+    )
 
 
 def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:

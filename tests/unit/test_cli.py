@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ds_seq import __version__, cli
+from ds_seq.commands import Command
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
 
@@ -48,7 +49,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
         module = ModuleType(f"{name}_under_test")
         vars(module)["main"] = function
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.COMMANDS, name, cli.Command(module.__name__, "a test"))
+        monkeypatch.setitem(cli.COMMANDS, name, Command(module.__name__, "a test"))
 
 
 @pytest.mark.usefixtures("commands")
@@ -137,6 +138,14 @@ def test_check_warns_of_experts_that_nothing_balances(capsys: pytest.CaptureFixt
     ):
         assert cli.main(["check", TINY_MOE, "criterion.name=cross_entropy", *balanced]) == 0
         assert "nothing balances" not in capsys.readouterr().out
+
+
+def test_check_of_an_external_router(capsys: pytest.CaptureFixture[str]) -> None:
+    outside = "model.moe.router=my.routers:Best"
+    assert cli.main(["check", TINY_MOE, "criterion.name=cross_entropy", outside]) == 0
+    out = capsys.readouterr().out
+    assert "without those of my.routers:Best, which nobody knows beforehand" in out
+    assert "nothing balances" not in out
 
 
 def test_check_of_an_external_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,8 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".a.bin.99999.tmp").write_text("")
     (tmp_path / ".folder.99999.tmp").mkdir()
     (tmp_path / "a.bin").write_text("")
+    files.remove_leftovers(tmp_path, "a.*")
+    assert names(tmp_path) == {"a.bin", ".folder.99999.tmp"}
     files.remove_leftovers(tmp_path)
     assert names(tmp_path) == {"a.bin"}
 
@@ -87,6 +89,9 @@ def test_changed_settings_are_named(tmp_path: Path) -> None:
         "new": None,
     }
     assert files.changed_settings(path, {"beam": 5, "gone": 1}) == {}
-    path.write_text("{")
-    with pytest.raises(UserError, match="damaged; remove"):
-        files.changed_settings(path, {})
+    files.write_json(path, {"settings": {"beam": 5}, "notes": {"data": "x"}})
+    assert files.changed_settings(path, {"beam": 4}, "settings") == {"beam": 5}
+    for damaged in ("{", "[]", "{}"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match="damaged; remove"):
+            files.changed_settings(path, {}, "settings")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from ds_seq.errors import UserError
 from ds_seq.models import build_seq2seq
 from ds_seq.models.init import initialize
 from ds_seq.modules.feed_forward import FeedForward
@@ -16,6 +19,7 @@ from ds_seq.moe.language import LanguageGate
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.sigmoid import SigmoidGate
 from tests.batches import encode, score
+from tests.system.toys.hash_router import HashRouter
 from tests.unit.models.sections import ROUTERS
 
 VOCAB = 23
@@ -24,6 +28,33 @@ MOE = {"num_experts": 4, "top_k": 2, "every": 1}
 
 def sparse_layers(model):
     return [name for name, part in model.named_modules() if isinstance(part, MoeFeedForward)]
+
+
+HASH = "tests.system.toys.hash_router:HashRouter"
+
+
+def test_a_router_from_outside_gets_sizes_and_options(build, config):
+    moe = {**MOE, "router": {"name": HASH, "options": {"salt": 5}}}
+    model = build(moe=moe)
+    router = model.encoder.layers[0].feed_forward.gate
+    assert isinstance(router, HashRouter)
+    assert (router.num_experts, router.top_k) == (4, 2)
+    assert not torch.equal(router._directions, HashRouter(16, 4, 2, salt=0)._directions)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert config(moe=moe).num_params(VOCAB).total == counted, "it has no parameters"
+
+
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        ("builtins:dict", "model.moe.router: builtins:dict gave dict, not a ds_seq.moe.gate.Rout"),
+        ("no_lab:Hash", "model.moe.router: cannot import 'no_lab'"),
+        (HASH.replace("HashR", "HasR"), "did you mean 'HashRouter'"),
+    ],
+)
+def test_what_is_no_router_is_refused(build, router, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        build(moe={**MOE, "router": router})
 
 
 @pytest.mark.parametrize(

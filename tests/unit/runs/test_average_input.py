@@ -166,10 +166,11 @@ def test_another_vocabulary_is_refused(original: Path, text: Path, tmp_path: Pat
     texts, file = [text / "train.en", text / "train.de"], tmp_path / "vocab.model"
     other = train_vocab(texts, file, stored.tokenizers.size, user_symbols=["<2de>"])
     assert len(other) == stored.tokenizers.size
+    card = replace(stored.card, tokenizers=Tokenizers.shared(other))
     with pytest.raises(
         UserError, match=f"has vocabulary {other.fingerprint[:12]}, but .*same vocabulary"
     ):
-        average([stored, replace(stored, tokenizers=Tokenizers.shared(other))])
+        average([stored, replace(stored, card=card)])
 
 
 def _foreign(tensors: dict[str, Tensor]) -> None:

@@ -21,6 +21,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.runs.export import export
+from ds_seq.runs.formats import ctranslate2 as converter
 from ds_seq.runs.formats.ctranslate2 import EXPERIMENT_FILE
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import score
@@ -159,6 +160,18 @@ def test_what_it_cannot_be_is_refused_before_loading(
     with pytest.raises(UserError, match=message):
         export(run, tmp_path / out, "best", form="ctranslate2")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("axis", ["activation", "positions", "norm", "norm_position"])
+def test_what_it_does_not_list_is_refused(
+    axis: str, vocab: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a new kind of an axis is never left out of the translation in silence."""
+    run = write_run(tmp_path / "run", experiment({}), vocab, {1: nn.Linear(1, 1)})
+    tables = {"activation": "_ACTIVATIONS", "norm": "_NORMS", "norm_position": "_NORM_POSITIONS"}
+    monkeypatch.setattr(converter, tables.get(axis, "_POSITIONS"), frozenset())
+    with pytest.raises(UserError, match=f"^model.{axis}: CTranslate2 has no '"):
+        export(run, tmp_path / "out", form="ctranslate2")
 
 
 def test_without_the_package_it_says_what_to_install(

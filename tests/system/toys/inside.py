@@ -1,0 +1,408 @@
+"""What a developer changes in ds_seq for a part of each kind, and how an experiment asks for it.
+
+A change names the file and a text that stands in it exactly once, so a toy that the package has
+moved away from is reported, not left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+FUTURE = "from __future__ import annotations\n"
+
+
+class Change(NamedTuple):
+    """One text of a file, and what stands in its place afterwards."""
+
+    file: str
+    old: str
+    new: str
+
+
+class Toy(NamedTuple):
+    """A part that the package does not have."""
+
+    part: str
+    """Its kind, as ARCHITECTURE.md calls it."""
+    settings: tuple[str, ...]
+    """Overrides of an experiment that uses it."""
+    modules: dict[str, Path]
+    """New files: where they go, and what they are copied from."""
+    changes: tuple[Change, ...]
+    fields: dict[str, Any] | None = None
+    """Fields of `model` that ask for it, if it is an axis of the model."""
+
+    @property
+    def files(self) -> list[str]:
+        """All files below `ds_seq/` that are new or changed; a new one is called `NAME.py`."""
+        new = [str(Path(file).with_name("NAME.py")) for file in self.modules]
+        return sorted({*new, *(change.file for change in self.changes)})
+
+
+def put(file: str, after: str, text: str) -> Change:
+    """`text` behind what is there."""
+    return Change(file, after, after + text)
+
+
+def before(file: str, mark: str, text: str) -> Change:
+    """`text` in front of what is there."""
+    return Change(file, mark, text + mark)
+
+
+def imports(file: str, line: str) -> Change:
+    """One more import."""
+    return put(file, FUTURE, f"\n{line}\n")
+
+
+NORM = Toy(
+    "norm",
+    ("model.norm=rms",),
+    {"modules/rms_norm.py": HERE / "rms_norm.py"},
+    (
+        Change(
+            "config/model/norm.py",
+            "NormConfig = Annotated[LayerNormConfig, SHORT_FORM]\n",
+            '''\
+class RmsNormConfig(NamedConfig):
+    """Root mean square: a learned scale and no shift."""
+
+    name: Literal["rms"] = Field(default="rms", description="This norm.")
+    eps: float = Field(default=1e-6, gt=0.0, description="Added to the mean square.")
+
+    def num_params(self, d_model: int) -> int:
+        """The scale."""
+        return d_model
+
+
+NormConfig = Annotated[
+    Annotated[LayerNormConfig, Tag("layer")] | Annotated[RmsNormConfig, Tag("rms")],
+    Discriminator(plugin_tag("layer")),
+    SHORT_FORM,
+]
+''',
+        ),
+        imports(
+            "config/model/norm.py",
+            "from pydantic import Discriminator, Tag\nfrom ds_seq.config.base import plugin_tag",
+        ),
+        Change(
+            "modules/norm.py",
+            '{"layer": nn.LayerNorm}',
+            '{"layer": nn.LayerNorm, "rms": RmsNorm}',
+        ),
+        imports("modules/norm.py", "from ds_seq.modules.rms_norm import RmsNorm"),
+    ),
+    {"norm": "rms"},
+)
+
+ACTIVATION = Toy(
+    "activation",
+    ("model.activation=relu_squared",),
+    {},
+    (
+        put("names.py", 'ActivationName = Literal["relu", ', '"relu_squared", '),
+        put(
+            "modules/activations.py",
+            "ACTIVATIONS: dict[str, Activation] = {\n",
+            '    "relu_squared": Activation(\n'
+            '        "relu_squared" in GATED_ACTIVATIONS,\n'
+            '        "none",\n'
+            "        lambda inner: F.relu(inner).square(),\n"
+            "        lambda grad, inner: grad * 2.0 * F.relu(inner),\n"
+            "    ),\n",
+        ),
+    ),
+    {"activation": "relu_squared"},
+)
+
+POSITIONS = Toy(
+    "positions",
+    ("model.positions=distance",),
+    {"modules/distance_bias.py": HERE / "distance_bias.py"},
+    (
+        before(
+            "config/model/positions.py",
+            "PositionsConfig = Annotated[\n",
+            '''\
+class DistanceConfig(NamedConfig):
+    """A learned bias of attention scores by distance."""
+
+    name: Literal["distance"] = Field(default="distance", description="These positions.")
+
+    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+        """Any width will do."""
+        return []
+
+    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
+        """A number for each head and distance, in each layer."""
+        return num_layers * num_heads * (2 * 8 + 1)
+
+
+''',
+        ),
+        put(
+            "config/model/positions.py",
+            '    | Annotated[RotaryConfig, Tag("rotary")]',
+            '\n    | Annotated[DistanceConfig, Tag("distance")]',
+        ),
+        put(
+            "modules/positions.py",
+            "POSITIONS: dict[str, PositionKind] = {\n",
+            '    "distance": PositionKind(bias=DistanceBias),\n',
+        ),
+        imports("modules/positions.py", "from ds_seq.modules.distance_bias import DistanceBias"),
+    ),
+    {"positions": "distance"},
+)
+
+MIXER = Toy(
+    "mixer",
+    ("model.mixer=average",),
+    {"modules/average.py": HERE / "average.py"},
+    (
+        before(
+            "config/model/mixer.py",
+            "    num_heads: PositiveInt = Field(",
+            '    mixer: Literal["attention", "average"] = Field(\n'
+            '        default="attention", description="How tokens see their own sentence."\n'
+            "    )\n",
+        ),
+        imports("config/model/mixer.py", "from typing import Literal"),
+        before(
+            "config/model/mixer.py",
+            "        return MIXERS_PER_LAYER[stack] * attention\n",
+            '        if self.mixer == "average":  # maps of values and output, with biases\n'
+            "            average = 2 * (d_model * d_model + d_model)\n"
+            "            return average + (MIXERS_PER_LAYER[stack] - 1) * attention\n",
+        ),
+        before(
+            "models/build/mixer.py",
+            "    rotary, bias = make_rotary(cfg), make_bias(cfg, causal)\n",
+            '    if cfg.mixer == "average":\n'
+            "        return ExponentialAverage(cfg.d_model, causal)\n",
+        ),
+        imports("models/build/mixer.py", "from ds_seq.modules.average import ExponentialAverage"),
+    ),
+    {"mixer": "average"},
+)
+
+RESIDUAL = Toy(
+    "residual scheme",
+    ("model.norm_position=scaled",),
+    {"modules/scaled_residual.py": HERE / "scaled_residual.py"},
+    (
+        Change(
+            "config/model/residual.py", 'Literal["pre", "post"]', 'Literal["pre", "post", "scaled"]'
+        ),
+        before(
+            "models/build/residual.py",
+            "    return Residual(make_norm(cfg),",
+            '    if cfg.norm_position == "scaled":\n'
+            "        scale = (2.0 * cfg.decoder_layers) ** 0.25\n"
+            "        return ScaledResidual(make_norm(cfg), cfg.dropout, scale)\n",
+        ),
+        imports(
+            "models/build/residual.py", "from ds_seq.modules.scaled_residual import ScaledResidual"
+        ),
+    ),
+    {"norm_position": "scaled"},
+)
+
+CRITERION = Toy(
+    "criterion",
+    ("criterion={name: focal, gamma: 1.5}",),
+    {"criterions/focal.py": HERE / "focal.py"},
+    (
+        before(
+            "config/criterion.py",
+            "class ModelAndBaseConfig(Config):\n",
+            '''\
+class FocalConfig(Config):
+    """Cross entropy that looks away from what is easy."""
+
+    name: Literal["focal"] = Field(default="focal", description="This criterion.")
+    gamma: float = Field(default=2.0, description="0 is cross entropy.")
+
+
+''',
+        ),
+        before(
+            "config/criterion.py",
+            '    | Annotated[ModelAndBaseConfig, Tag("model_and_base")]\n',
+            '    | Annotated[FocalConfig, Tag("focal")]\n',
+        ),
+        before(
+            "criterions/__init__.py",
+            '    "cross_entropy": ',
+            '    "focal": lambda config, *_: Focal(config.gamma),\n',
+        ),
+        imports("criterions/__init__.py", "from ds_seq.criterions.focal import Focal"),
+    ),
+)
+
+EXPERTS = "{num_experts: 4, top_k: 2, every: 1"
+
+ROUTER = Toy(
+    "router",
+    (f"model.moe={EXPERTS}, router: hash}}",),
+    {"moe/hash_router.py": HERE / "hash_router.py"},
+    (
+        put("config/model/router.py", 'RouterName = Literal["softmax", ', '"hash", '),
+        before(
+            "config/model/router.py",
+            '    if router == "cosine":',
+            '    if router == "hash":\n        return 0\n',
+        ),
+        before(
+            "models/build/ffn.py",
+            '    if moe.router == "expert_choice":\n',
+            '    if moe.router == "hash":\n'
+            "        return HashRouter(d_model, num_experts, moe.top_k)\n",
+        ),
+        imports("models/build/ffn.py", "from ds_seq.moe.hash_router import HashRouter"),
+    ),
+    {"moe": {"num_experts": 4, "top_k": 2, "every": 1, "router": "hash", "capacity_factor": None}},
+)
+
+TASK = Toy(
+    "task",
+    (
+        "task={name: copying, lines: 100}",
+        "validation={metrics: [misses], best: misses, max_sentences: 4}",
+        "train.validate_every=2",
+    ),
+    {"tasks/copying.py": HERE.parent / "outside.py"},
+    (
+        before(
+            "config/task.py",
+            "TaskConfig = Annotated[\n",
+            '''\
+class CopyingConfig(Config):
+    """A line, said again."""
+
+    name: Literal["copying"] = Field(default="copying", description="This task.")
+    lines: int = Field(default=100, description="Most lines of a split.")
+
+
+''',
+        ),
+        put(
+            "config/task.py",
+            'Annotated[TranslationConfig, Tag("translation")] ',
+            '| Annotated[CopyingConfig, Tag("copying")] ',
+        ),
+        put(
+            "tasks/__init__.py",
+            "TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {",
+            '"copying": lambda config, data: CopyTask(data, config.lines), ',
+        ),
+        imports("tasks/__init__.py", "from ds_seq.tasks.copying import CopyTask"),
+    ),
+)
+
+SOURCE = Toy(
+    "data source",
+    ("data.source={name: first, pairs: 150}",),
+    {"data/first_pairs.py": HERE / "first_pairs.py"},
+    (
+        before(
+            "config/data.py",
+            "SourceConfig = Annotated[\n",
+            '''\
+class FirstConfig(Config):
+    """The first pairs of the shards."""
+
+    name: Literal["first"] = Field(default="first", description="This source.")
+    pairs: PositiveInt = Field(default=100, description="How many.")
+
+
+''',
+        ),
+        put(
+            "config/data.py",
+            'Annotated[ShardsConfig, Tag("shards")] ',
+            '| Annotated[FirstConfig, Tag("first")] ',
+        ),
+        put("data/open.py", '= {"shards": open_shards', ', "first": open_first'),
+        imports("data/open.py", "from ds_seq.data.first_pairs import open_first"),
+    ),
+)
+
+TOKENIZER = Toy(
+    "tokenizer",
+    (
+        "data.vocab={name: characters, size: 200, model_type: unigram, options: {upper: true}}",
+        "data.max_source_length=128",
+        "data.max_target_length=128",
+        "model.max_positions=128",
+    ),
+    {"text/characters.py": HERE.parents[1] / "data" / "characters.py"},
+    (
+        put("names.py", "TOKENIZER_NAMES = (SENTENCEPIECE,", ' "characters",'),
+        put(
+            "text/build.py", "{SENTENCEPIECE: SentencePieceTokenizer", ', "characters": Characters'
+        ),
+        imports(
+            "text/build.py", "from ds_seq.text.characters import CharacterTokenizer as Characters"
+        ),
+    ),
+)
+
+METRIC = Toy(
+    "metric",
+    (
+        "validation={metrics: [exact], best: exact, max_sentences: 4}",
+        "train.validate_every=2",
+    ),
+    {"scores/exact.py": HERE / "exact.py"},
+    (
+        put("names.py", "TEXT_METRICS = (\n", '    "exact",\n'),
+        put(
+            "scores/metric.py",
+            "METRICS: Mapping[str, Callable[[str], Metric]] = {\n",
+            '    "exact": lambda _: Metric(\n'
+            '        "exact", True, lambda found, wanted: Measured(exact_matches(found, wanted))\n'
+            "    ),\n",
+        ),
+        imports("scores/metric.py", "from ds_seq.scores.exact import exact_matches"),
+    ),
+)
+
+TOYS = (
+    NORM,
+    ACTIVATION,
+    POSITIONS,
+    MIXER,
+    RESIDUAL,
+    CRITERION,
+    ROUTER,
+    TASK,
+    SOURCE,
+    TOKENIZER,
+    METRIC,
+)
+
+
+def add(toy: Toy, package: Path) -> None:
+    """Make the changes of a toy in a copy of `ds_seq`, all or none.
+
+    Raises:
+        AssertionError: a text is not in its file, or several times.
+    """
+    texts = {}
+    for file, source in toy.modules.items():
+        assert not (package / file).exists(), f"{file} exists"
+        texts[file] = source.read_text(encoding="utf-8")
+    for file, old, new in toy.changes:
+        text = texts.get(file) or (package / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file}: {text.count(old)} times {old!r}"
+        texts[file] = text.replace(old, new)
+    for file, text in texts.items():
+        (package / file).write_text(text, encoding="utf-8")
+
+
+def result_file(toy: Toy, folder: Path) -> Path:
+    """Where it is written how a toy fared."""
+    return folder / f"{toy.part.replace(' ', '_')}.json"
