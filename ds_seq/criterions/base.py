@@ -47,7 +47,7 @@ class Criterion(ABC):
         """Compute the loss of one batch."""
 
     def train(self, mode: bool = True) -> None:
-        """Begin to train, or with False to validate."""
+        """Train from now on, or with False validate; validation puts back what it found."""
         self.training = mode
 
     def end_update(self, applied: bool) -> None:  # noqa: B027 - nothing to do is a fine default
