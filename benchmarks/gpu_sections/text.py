@@ -51,7 +51,9 @@ def make_batches(
     source = np.clip(drawn, 3, min(_LONGEST, max_tokens))
     stretched = (source * np.exp(random.normal(0.03, 0.18, _PAIRS))).astype(np.int64)
     target = np.clip(stretched, 2, min(_LONGEST + 7, max_tokens))
-    sampler = TokenBatchSampler(np.stack([source, target], axis=1), max_tokens, seed=3)
+    sampler = TokenBatchSampler(
+        np.stack([source, target], axis=1), max_tokens, seed=3, accumulate=1
+    )
     made = []
     for rows in _first(sampler.epoch(1), count):
         sides = [_sentences(sizes.vocab, lengths[rows], random) for lengths in (source, target)]
