@@ -37,10 +37,10 @@ REQUIREMENTS = [
     "tqdm",
     "typing-extensions>=4.12",
 ]
-SUMMARISATION = ["rouge-score"]
+SUMMARIZATION = ["rouge-score"]
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
 TEST = [
-    *SUMMARISATION,
+    *SUMMARIZATION,
     *CTRANSLATE2,
     "filelock",
     "psutil",
@@ -67,7 +67,8 @@ setup(
         "dev": DEV,
         "benchmarks": ["matplotlib"],
         "ctranslate2": CTRANSLATE2,
-        "summarisation": SUMMARISATION,
+        "summarization": SUMMARIZATION,
+        "summarisation": SUMMARIZATION,  # the name of earlier versions
     },
     entry_points={"console_scripts": ["ds-seq = ds_seq.cli:main"]},
     classifiers=[

@@ -59,7 +59,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarises at least one value."""
+        """Summarizes at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int = 0) -> str:

@@ -59,7 +59,7 @@ def plot_curves(
         for by_system in curves.values():
             if reference in by_system:
                 best = by_system[reference].best_bleu.bleu
-                panel.axhline(best, color="grey", linestyle=":", linewidth=1)
+                panel.axhline(best, color="gray", linestyle=":", linewidth=1)
         panel.set_xlabel(label)
         panel.set_xlim(left=0)
         panel.grid(alpha=0.25)

@@ -297,7 +297,7 @@ def quality_section(quality: Quality, results: Sequence[Result]) -> Section:
     test = _short_test(quality)
     remarks = (
         f"Test set: {len(test.sources)} of {test.total} pairs, those of at most {MOST_TOKENS} "
-        f"subwords a side, beam {BEAM}; BLEU and chrF are sacreBLEU's, of detokenised text. "
+        f"subwords a side, beam {BEAM}; BLEU and chrF are sacreBLEU's, of detokenized text. "
         f"Teacher: 4 + 4 layers of width 192/768, {quality.teacher_updates:,} updates, its best by "
         f"validation BLEU. Students: {_ENCODER} + {_DECODER} layers of the same width, "
         f"{quality.updates:,} updates of at most 4,000 tokens, the last state; "

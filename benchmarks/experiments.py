@@ -18,7 +18,7 @@ from ds_seq.config.yaml_file import to_yaml
 
 CACHE = Path.home() / ".cache" / "ds_seq"
 NEVER = 10**9
-GATE_LOSSES = {"load_balance": 0.01, "router_z": 0.001}
+ROUTER_LOSSES = {"load_balance": 0.01, "router_z": 0.001}
 
 
 def fetch_text(cache: Path, tsv: Path | None) -> Path:
@@ -66,7 +66,7 @@ class Recipe:
         label_smoothing: of the cross entropy.
         data: more of section ``data``.
         generation: section ``generation``.
-        gate_losses: weights of the gates' losses.
+        router_losses: weights of the gates' losses.
     """
 
     text: Path
@@ -80,7 +80,7 @@ class Recipe:
     label_smoothing: float = 0.1
     data: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
-    gate_losses: Mapping[str, float | None] = field(default_factory=lambda: GATE_LOSSES)
+    router_losses: Mapping[str, float | None] = field(default_factory=lambda: ROUTER_LOSSES)
 
     def experiment(self, run_dir: Path, moe: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Returns the experiment of one system, as its file would have it.
@@ -109,7 +109,7 @@ class Recipe:
         model, criterion = dict(self.model), cross_entropy
         if moe is not None:
             model["moe"] = dict(moe)
-            criterion = {**with_gates, "loss_weights": dict(self.gate_losses)}
+            criterion = {**with_gates, "loss_weights": dict(self.router_losses)}
         return {
             "name": run_dir.name,
             "run_dir": str(run_dir),

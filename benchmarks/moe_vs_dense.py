@@ -166,7 +166,7 @@ def _recipe(arguments: argparse.Namespace, seed: int) -> Recipe:
         optimizer={"name": "adam", "lr": arguments.lr, "betas": [0.9, 0.98]},
         scheduler=scheduler,
         generation={"beam": arguments.beam},
-        gate_losses={"load_balance": arguments.load_balance, "router_z": arguments.router_z},
+        router_losses={"load_balance": arguments.load_balance, "router_z": arguments.router_z},
     )
 
 

@@ -97,8 +97,8 @@ class Update:
     def forward(self) -> tuple[Tensor, Tensor]:
         """Returns the encoded sentences and the gates' losses."""
         result = self.encoder(self._x, Context())
-        gate_losses = sum(sum(layer.losses.values()) for layer in result.aux)
-        return result.hidden, GATE_LOSS_WEIGHT * gate_losses
+        router_losses = sum(sum(layer.losses.values()) for layer in result.aux)
+        return result.hidden, GATE_LOSS_WEIGHT * router_losses
 
     def backward(self, out: Tensor, gate_loss: Tensor) -> None:
         """Gradients of the embedded sentences and of all parameters."""

@@ -109,8 +109,8 @@ def explain(
             i,
             mine,
             other,
-            _normalised(by_fairseq[place], setting),
-            _normalised(single.force(sources[i], other.tokens), setting),
+            _normalized(by_fairseq[place], setting),
+            _normalized(single.force(sources[i], other.tokens), setting),
         )
         causes = {
             NEAR_TIE: difference.gap < NEAR,
@@ -131,6 +131,6 @@ def _same(ours: Answer, theirs: Answer) -> list[bool]:
     return [a[0].tokens == b[0].tokens for a, b in zip(ours, theirs, strict=True)]
 
 
-def _normalised(token_scores: Sequence[float], setting: Setting) -> float:
+def _normalized(token_scores: Sequence[float], setting: Setting) -> float:
     total: float = sum(token_scores)
     return total / len(token_scores) ** setting.length_penalty

@@ -44,7 +44,7 @@ class Setting(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A hypothesis and its normalised score."""
+    """A hypothesis and its normalized score."""
 
     tokens: list[int]
     score: float

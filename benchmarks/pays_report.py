@@ -115,7 +115,7 @@ def _remarks(settings: Mapping[str, Any], pairs: Sequence[Mapping[str, Curve]]) 
         f"{moe['num_experts']} experts in {layers}, top-{moe['top_k']}, {settings['threads']} "
         f"threads; {runs}, by turns of {settings['slice']} updates. "
         f"BLEU of {settings['valid_sentences']} sentences. Time is that of training, without "
-        "validation. A ratio below 1 is in favour of the experts, inf means that they never got "
+        "validation. A ratio below 1 is in favor of the experts, inf means that they never got "
         "there; between two validations the curves are taken as straight. Trained by "
         f"`{settings['run']}`."
     )

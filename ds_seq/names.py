@@ -40,7 +40,7 @@ BASE = "base"
 LOAD_BALANCE = "load_balance"
 ROUTER_Z = "router_z"
 BUDGET = "budget"
-GATE_LOSSES = (LOAD_BALANCE, ROUTER_Z, BUDGET)
+ROUTER_LOSSES = (LOAD_BALANCE, ROUTER_Z, BUDGET)
 Smoothing = Literal["fairseq", "torch"]
 Strategy = Literal[
     "word_level", "word_seq_level", "batch_level", "global_level", "global_language_wise"

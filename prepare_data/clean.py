@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Normalises and filters parallel text, and says what it dropped."""
+"""Normalizes and filters parallel text, and says what it dropped."""
 
 from __future__ import annotations
 

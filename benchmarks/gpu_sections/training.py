@@ -21,7 +21,7 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.models.build import build_seq2seq
-from ds_seq.names import GATE_LOSSES, Precision
+from ds_seq.names import ROUTER_LOSSES, Precision
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.metrics import LossSums
@@ -79,7 +79,7 @@ def model_config(sizes: Sizes, experts: int = 0) -> TransformerConfig:
 def criterion() -> ModelAndBase:
     """Label-smoothed cross entropy, and the losses of gates where there are any."""
     weights = {"load_balance": 0.01, "router_z": 0.001}
-    return ModelAndBase(CrossEntropy(SMOOTHING, "fairseq"), weights, GATE_LOSSES)
+    return ModelAndBase(CrossEntropy(SMOOTHING, "fairseq"), weights, ROUTER_LOSSES)
 
 
 def plain_training(model: nn.Module) -> Training:

@@ -72,7 +72,7 @@ def _notes(config: ExperimentConfig) -> list[str]:
     return [
         "",
         "# notes",
-        "criterion: cross_entropy leaves out the gates' losses, so nothing balances the experts; "
+        "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
         "model_and_base has them",
     ]
 

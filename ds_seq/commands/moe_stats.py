@@ -27,7 +27,7 @@ from ds_seq.data.progress import Progress
 from ds_seq.data.source import SOURCE, Source
 from ds_seq.errors import UserError
 from ds_seq.reports.heat_map import draw_heat_map, save_picture
-from ds_seq.reports.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
+from ds_seq.reports.metrics import LossSums, layer_figures, load_panel, load_table, router_table
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.open import load_run
@@ -150,7 +150,7 @@ def _text(run: LoadedRun, measured: Sequence[_Measured], names: Sequence[str]) -
     for group in measured:
         figures = group.figures
         blocks.append(
-            f"{group.title()}\n{load_table(figures, names)}\n\n{gate_table(figures, names)}"
+            f"{group.title()}\n{load_table(figures, names)}\n\n{router_table(figures, names)}"
         )
     return "\n\n".join(blocks)
 

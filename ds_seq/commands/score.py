@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     _check(args, len(systems), len(references))
     texts = _read(systems, references, args.source)
     for path, lines in {**texts.systems, **texts.references}.items():
-        for warning in suspicions(lines, tokenised=args.tokenised):
+        for warning in suspicions(lines, tokenized=args.tokenized):
             print(f"ds-seq: warning: {path} {warning}", file=sys.stderr)
     resampling = Resampling(args.confidence, args.paired, args.samples, args.seed or DEFAULT_SEED)
     metrics = _metrics(args, texts.source)
@@ -63,12 +63,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def suspicions(lines: Sequence[str], *, tokenised: bool = False) -> list[str]:
+def suspicions(lines: Sequence[str], *, tokenized: bool = False) -> list[str]:
     """What a text that is to be scored should not look like, one message each.
 
     Args:
         lines: the text.
-        tokenised: it is meant to be tokenised.
+        tokenized: it is meant to be tokenized.
     """
     found = []
     # of true text, one line in a hundred may hold such a sign
@@ -79,9 +79,9 @@ def suspicions(lines: Sequence[str], *, tokenised: bool = False) -> list[str]:
             "join the pieces into words first"
         )
     split = _count(r" \.$| @-@ ", lines)
-    if not tokenised and (split >= 100 or split * 2 > len(lines)):  # 100: as sacreBLEU
+    if not tokenized and (split >= 100 or split * 2 > len(lines)):  # 100: as sacreBLEU
         found.append(
-            f"looks tokenised ({split:,} of {len(lines):,} lines have ' .' at the end or ' @-@ '): "
+            f"looks tokenized ({split:,} of {len(lines):,} lines have ' .' at the end or ' @-@ '): "
             "take raw text, or the scores cannot be compared with any other"
         )
     return found
@@ -127,8 +127,8 @@ def _check(args: argparse.Namespace, num_systems: int, num_references: int) -> N
         raise UserError("--paired compares systems: give two or more to --systems, baseline first")
     if not (args.paired or args.confidence) and (args.samples or args.seed):
         raise UserError("--samples and --seed go with --confidence or --paired")
-    if args.tokenised and metrics:
-        raise UserError("--tokenised is BLEU alone; other metrics need raw text: drop --metrics")
+    if args.tokenized and metrics:
+        raise UserError("--tokenized is BLEU alone; other metrics need raw text: drop --metrics")
     if "comet" in metrics and (not args.source or num_references > 1):
         raise UserError("comet: needs one reference and the translated text, --source FILE")
     if args.source and "comet" not in metrics:
@@ -153,7 +153,7 @@ def _read(systems: list[str], references: list[str], source: str | None) -> _Tex
 
 
 def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
-    if args.tokenised:
+    if args.tokenized:
         return [from_sacrebleu(TOKENISED, build_metric(TOKENISED, ""))]
     metrics: dict[str, Metric] = {}
     for name in args.metrics or DEFAULT_METRICS:
@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
         abbreviations=True,
     )
     add = parser.add_argument
-    add("text", nargs="*", help="HYP: detokenised translation; REF: raw reference text")
+    add("text", nargs="*", help="HYP: detokenized translation; REF: raw reference text")
     add("--reference", nargs="+", metavar="R", help="several raw reference texts")
     add("--systems", nargs="+", metavar="A", help="translations of several systems")
     add("--metrics", nargs="+", type=_metric_name, metavar="M",
@@ -258,13 +258,13 @@ def _parser() -> argparse.ArgumentParser:
         f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
     add("--target-lang", default="", metavar="LANG",
         help="language code; matters for BLEU of zh, ja and ko; rouge needs it")  # fmt: skip
-    add("--tokenised", action="store_true",
-        help="texts are tokenised already: tokenised BLEU, which is not comparable")  # fmt: skip
+    add("--tokenized", "--tokenised", action="store_true",
+        help="texts are tokenized already: tokenized BLEU, which is not comparable")  # fmt: skip
     add("--confidence", action="store_true", help="95%% confidence intervals by the bootstrap")
     add("--paired", nargs="?", const="bootstrap", choices=list(SAMPLES),
         help="p-values of the differences to the first system (default: bootstrap)")  # fmt: skip
     add("--samples", type=_at_least(2), metavar="N",
-        help="resamples (default: 1000; paired randomisation: 10000)")  # fmt: skip
+        help="resamples (default: 1000; paired randomization: 10000)")  # fmt: skip
     add("--seed", type=_at_least(1), metavar="N", help=f"of both (default: {DEFAULT_SEED})")
     add("--json", action="store_true", help="everything in machine-readable form")
     add("--source", metavar="FILE", help="text that was translated, for comet")

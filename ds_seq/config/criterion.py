@@ -1,4 +1,4 @@
-"""What training minimises: the criterions."""
+"""What training minimizes: the criterions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_seq.config.base import (
 )
 from ds_seq.names import (
     BASE,
-    GATE_LOSSES,
+    ROUTER_LOSSES,
     AttentionKind,
     Divergence,
     LayerMatch,
@@ -32,7 +32,7 @@ from ds_seq.plugins import nearest
 Weight = NonNegativeFloat | None
 _Name = Annotated[str, StringConstraints(min_length=1)]
 TeacherNames = _Name | Annotated[list[_Name], Field(min_length=1)]
-_LOSS_NAMES = (BASE, *GATE_LOSSES)
+_LOSS_NAMES = (BASE, *ROUTER_LOSSES)
 
 
 class CrossEntropyConfig(Config):
@@ -150,7 +150,7 @@ class DistillationConfig(Config):
     )
     top_k: PositiveInt | None = Field(
         default=None,
-        description="Keep only the teacher's k most probable tokens, renormalised; null keeps all.",
+        description="Keep only the teacher's k most probable tokens, renormalized; null keeps all.",
     )
     kd_weight: Weight = Field(
         default=1.0, description="Weight of the divergence; null or 0 only logs it."

@@ -53,11 +53,11 @@ class RawConfig(Config):
 
 
 class CleanConfig(Config):
-    """Normalisation and filters of raw text. Valid and test text are normalised, never filtered."""
+    """Normalization and filters of raw text. Valid and test text are normalized, never filtered."""
 
     nfkc: bool = Field(
         default=False,
-        description="Unicode NFKC normalisation (folds full-width letters, ligatures, ...).",
+        description="Unicode NFKC normalization (folds full-width letters, ligatures, ...).",
     )
     min_words: PositiveInt = Field(default=1, description="Drop pairs with a shorter side.")
     max_words: PositiveInt = Field(default=250, description="Drop pairs with a longer side.")

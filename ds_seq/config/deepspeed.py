@@ -119,7 +119,7 @@ def engine_config(
         raise UserError("\n".join(lines))
     passed = {key: value for key, value in ds_json.items() if key in PASSED}
     engine: JsonObject = {
-        # nominal: batches are by tokens, and the loss is normalised by tokens
+        # nominal: batches are by tokens, and the loss is normalized by tokens
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": train.accumulate,
         # always written: where it is absent DeepSpeed clips at 1.0

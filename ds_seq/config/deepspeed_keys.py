@@ -38,7 +38,7 @@ FIXED: Mapping[str, bool] = {
 }
 """Written by ds_seq always: optimizers are torch's, which DeepSpeed calls untested."""
 
-_NORMALISES = "the gradient is normalised by tokens in ds_seq"
+_NORMALISES = "the gradient is normalized by tokens in ds_seq"
 _NO_OTHER_ENGINE = "ds_seq has no use for it"
 
 REFUSED: Mapping[str, str] = {

@@ -54,7 +54,7 @@ class ExperimentConfig(Config):
     task: TaskConfig = Field(default_factory=TranslationConfig, description="What is learned.")
     model: ModelConfig = Field(default_factory=TransformerConfig, description="The model.")
     criterion: CriterionConfig = Field(
-        default_factory=CrossEntropyConfig, description="What training minimises."
+        default_factory=CrossEntropyConfig, description="What training minimizes."
     )
     optimizer: OptimizerConfig = Field(default_factory=AdamConfig, description="The optimizer.")
     scheduler: SchedulerConfig = Field(

@@ -21,7 +21,7 @@ class GenerationConfig(Config):
     beam: PositiveInt = Field(default=5, description="Hypotheses kept a sentence; 1 is greedy.")
     length_penalty: float = Field(
         default=1.0,
-        description="Scores are log-probability / length ** this; more favours long translations.",
+        description="Scores are log-probability / length ** this; more favors long translations.",
     )
     length_penalty_form: LengthPenaltyForm = Field(
         default="fairseq",

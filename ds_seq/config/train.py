@@ -46,7 +46,7 @@ class TrainConfig(Config):
         "for it comes from so small a part of the tokens; all gradients are scaled alike.",
     )
     seed: NonNegativeInt = Field(
-        default=1, description="Seed of initialisation, dropout and batch order."
+        default=1, description="Seed of initialization, dropout and batch order."
     )
     init_from: str | None = Field(
         default=None,

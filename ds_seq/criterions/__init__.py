@@ -1,4 +1,4 @@
-"""Criterions: sums over target tokens of cross entropy, distillation and gate losses."""
+"""Criterions: sums over target tokens of cross entropy, distillation and router losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.criterions.selection import BatchSelector, QueueSelector, TokenSelector
 from ds_seq.criterions.teacher import Teacher, TeacherOutput
 from ds_seq.criterions.token_loss import Distil
-from ds_seq.names import GATE_LOSSES
+from ds_seq.names import ROUTER_LOSSES
 from ds_seq.plugins import find_plugin
 
 __all__ = [
@@ -88,7 +88,7 @@ def _model_and_base(
     config: ModelAndBaseConfig, teacher: Teacher | None, tags: Collection[int]
 ) -> Criterion:
     base = build_criterion(config.base, teacher, tags)
-    return ModelAndBase(base, config.loss_weights, GATE_LOSSES)
+    return ModelAndBase(base, config.loss_weights, ROUTER_LOSSES)
 
 
 CRITERIONS: dict[str, Callable[[Any, Teacher | None, Collection[int]], Criterion]] = {

@@ -36,7 +36,7 @@ class Criterion(ABC):
 
     Attributes:
         training: False while a model is validated, which must leave no trace in a criterion.
-        capture: what the model's output must hold besides logits and gate losses.
+        capture: what the model's output must hold besides logits and router losses.
     """
 
     training: bool = True

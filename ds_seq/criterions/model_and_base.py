@@ -14,25 +14,25 @@ from ds_seq.names import BASE
 
 
 class ModelAndBase(Criterion):
-    """``w_base * base + num_tokens * sum_name(w_name * gate_loss_name)``.
+    """``w_base * base + num_tokens * sum_name(w_name * router_loss_name)``.
 
-    The base is a sum over tokens and gate losses are means over a batch; times the number of tokens
-    they have the same unit, so a weight means the same whatever the batch size.
+    The base is a sum over tokens, and router losses are means over a batch; times the number of
+    tokens they have the same unit, so a weight means the same whatever the batch size.
 
     Args:
         base: the criterion of the translation itself.
-        weights: by name, ``base`` or a gate loss; a missing name weighs 1.0, and ``None`` or 0
+        weights: by name, ``base`` or a router loss; a missing name weighs 1.0, and ``None`` or 0
             leaves the term out of the total. Every term is logged unweighted, left out or not.
-        gate_losses: the names that the model returns.
+        router_losses: the names that the model returns.
 
     Raises:
         UserError: a weight for a name that does not exist.
     """
 
     def __init__(
-        self, base: Criterion, weights: Mapping[str, float | None], gate_losses: tuple[str, ...]
+        self, base: Criterion, weights: Mapping[str, float | None], router_losses: tuple[str, ...]
     ) -> None:
-        known = (BASE, *gate_losses)
+        known = (BASE, *router_losses)
         unknown = sorted(set(weights) - set(known))
         if unknown:
             raise UserError(
@@ -48,7 +48,7 @@ class ModelAndBase(Criterion):
         # keeps every parameter in the graph even where the base is left out: ranks reduce them all
         total = self.weights[BASE] * base.total
         parts = dict(base.parts)
-        for name, loss in output.gate_losses.items():
+        for name, loss in output.router_losses.items():
             in_tokens = loss * batch.num_tokens
             parts[name] = in_tokens.detach()
             if self.weights[name] != 0.0:

@@ -4,10 +4,10 @@ The whole order is a function of (seed, epoch); no rank talks to another one. It
 
 1. Pairs are sorted by length; pairs of exactly the same lengths lie in random order.
 2. The sorted row is cut into batches of at most ``max_tokens`` tokens, padding counted.
-3. Cells of `CELL` neighbouring batches are put in random order. That gives one sequence of
+3. Cells of `CELL` neighboring batches are put in random order. That gives one sequence of
    batches, the same for every number of ranks.
 4. One update takes the next ``world_size * accumulate`` batches of the sequence. In an update,
-   rank r takes number ``m * world_size + r`` in its micro step m, so that neighbours, which cost
+   rank r takes number ``m * world_size + r`` in its micro step m, so that neighbors, which cost
    about the same, are worked on at the same time.
 
 An epoch takes all pairs, or those that a function of the epoch names: some left out, some several
@@ -175,7 +175,7 @@ def _sort_key(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     """One number (N,) a pair: first the longest side, then the difference of the first and last.
 
     The longer side decides the size of a batch, so batches come out full. The difference rises
-    and falls in turn (like the path of a plough), so that neighbours across a change of the
+    and falls in turn (like the path of a plough), so that neighbors across a change of the
     longer side are alike as well. On 315,000 English-German pairs of mixed text at 4,096 tokens
     this pads 1.0% and makes 2,029 batches; sorting by source, then target pads 2.0% in 2,087.
     """
@@ -202,7 +202,7 @@ def _cut_batches(
 
 
 def _shuffled_cells(num_batches: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Returns the batch numbers (num_batches,) with cells of `CELL` neighbours in random order.
+    """Returns the batch numbers (num_batches,) with cells of `CELL` neighbors in random order.
 
     The batches left over when `CELL` does not divide their number come last. They are taken from
     a random place of the row, or else the epoch would always end with the longest sentences.

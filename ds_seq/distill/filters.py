@@ -52,7 +52,7 @@ class Filters:
 
 
 class Similarity:
-    """How close a sentence is to its reference, both detokenised.
+    """How close a sentence is to its reference, both detokenized.
 
     Every metric goes from 0 to 100. BLEU has effective order, as it must for single sentences;
     ROUGE is the F-measure, of stemmed words in English. In other languages its words are those

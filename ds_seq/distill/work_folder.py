@@ -1,4 +1,4 @@
-"""The unfinished state of a labelling: what it was begun with, and what is done."""
+"""The unfinished state of a labeling: what it was begun with, and what is done."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WorkFolder:
 
         Raises:
             UserError: it is or lies in the old one, ``data``, or holds data and is no unfinished
-                labelling.
+                labeling.
         """
         out, old = self._out.resolve(), data.resolve()
         if out == old or old in out.parents:

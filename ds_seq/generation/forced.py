@@ -22,7 +22,7 @@ from ds_seq.search.penalties import LengthPenalty
 from ds_seq.text.tokenizer import Symbols
 
 _ROWS = 256
-"""Rows that are normalised at a time: a second tensor as large as the logits is never there."""
+"""Rows that are normalized at a time: a second tensor as large as the logits is never there."""
 
 
 class Scorable(Protocol):

@@ -1,7 +1,7 @@
 """From pieces to words: whose word a piece belongs to, in the plain text that people see.
 
 A word is what `str.split` makes of a line. Which piece is part of which word is found by counting
-characters, not by the marks of SentencePiece: its normalisation can change the number of spaces
+characters, not by the marks of SentencePiece: its normalization can change the number of spaces
 inside a word.
 """
 

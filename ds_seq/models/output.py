@@ -64,7 +64,7 @@ class EncoderOutput(NamedTuple):
     """(B, S) bool, True at real tokens."""
     tag: Tensor | None
     """(B, D) embedding of the first source token, where feed-forwards are routed by it."""
-    gate_losses: dict[str, Tensor]
+    router_losses: dict[str, Tensor]
     """See `ModelOutput`; of the encoder only."""
     moe_stats: list[RoutingStats]
     """See `ModelOutput`; of the encoder only."""
@@ -75,11 +75,11 @@ class EncoderOutput(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """Scores of the target, and what the gates of a sparse model want to say."""
+    """Scores of the target, and what the routers of a sparse model want to say."""
 
     logits: Tensor
     """(N, V): a row for each real label, in row-major order; see `ds_seq.data.batch.Batch.mask`."""
-    gate_losses: dict[str, Tensor]
+    router_losses: dict[str, Tensor]
     """Scalar fp32 losses by name, summed over MoE layers; empty for a dense model."""
     moe_stats: list[RoutingStats]
     """One for each MoE layer, encoder first; empty for a dense model."""

@@ -79,7 +79,7 @@ class Seq2SeqTransformer(nn.Module):
         hidden = _select_rows(decoded.hidden, inputs.target_mask, inputs.num_targets)
         return ModelOutput(
             self._project(hidden),
-            _sum_losses([encoded.gate_losses, decoder_losses]),
+            _sum_losses([encoded.router_losses, decoder_losses]),
             encoded.moe_stats + [layer.stats for layer in decoded.aux],
             None if capture == "none" else _layer_outputs(encoded, decoded),
         )

@@ -51,7 +51,7 @@ class Kept(NamedTuple):
 def is_identity(rows: Tensor, count: int) -> bool:
     """Whether `rows` is 0 .. count - 1, where knowing that is free: on a CPU.
 
-    On a GPU the answer would cost a synchronisation, which is dearer than the copy it may save.
+    On a GPU the answer would cost a synchronization, which is dearer than the copy it may save.
     """
     if rows.device.type != "cpu" or len(rows) != count:
         return False

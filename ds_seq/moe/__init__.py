@@ -1,2 +1,2 @@
-"""Mixture of Experts: who goes where (gate), how tokens travel (dispatch), what is computed
+"""Mixture of Experts: who goes where (router), how tokens travel (dispatch), what is computed
 (experts)."""

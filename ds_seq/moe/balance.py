@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ds_seq.distributed import sum_over_ranks
 from ds_seq.moe.calls import moe_calls
 from ds_seq.moe.output import RoutingStats
-from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.moe.sigmoid import SigmoidRouter
 
 
 class BiasBalancer:
-    """Moves the biases of a model's `SigmoidGate` layers, once per update (arXiv:2408.15664).
+    """Moves the biases of a model's `SigmoidRouter` layers, once per update (arXiv:2408.15664).
 
     The load is that of all micro-batches of the update on all ranks, before dropping. It stays on
-    the device: nothing is synchronised but the sum over ranks. All ranks therefore hold equal
+    the device: nothing is synchronized but the sum over ranks. All ranks therefore hold equal
     biases, and the biases are the same for every layout of the ranks. A router whose weight is not
     trained keeps its biases. The load of a layer that is called several times in a forward is that
     of all its calls. Costs nothing for a model without such routers.
@@ -34,7 +34,7 @@ class BiasBalancer:
         self._routers = [  # each with the places of its calls
             (gate, [index for index, called in enumerate(calls) if called is gate])
             for gate in dict.fromkeys(calls)
-            if isinstance(gate, SigmoidGate) and gate.weight.requires_grad
+            if isinstance(gate, SigmoidRouter) and gate.weight.requires_grad
         ]
         self._loads: list[Tensor] | None = None  # (E,) float32 of each router
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.moe.choice import SoftmaxChoice
-from ds_seq.moe.gate import Router, Routing, draw_directions, project, rows_of
+from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
 
 _START, _FLOOR = 0.07, 0.01  # of the temperature
 
 
-class CosineGate(Router):
+class CosineRouter(Router):
     """Softmax of the cosine between a token and each expert over a learned temperature (X-MoE,
     arXiv:2204.09179).
 

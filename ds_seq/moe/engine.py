@@ -1,9 +1,9 @@
 """What the DeepSpeed engine must know of our MoE layers: the only file of this package that imports
     it.
 
-The engine (0.19) recognises expert parallelism in two ways: a module of its own MoE classes
+The engine (0.19) recognizes expert parallelism in two ways: a module of its own MoE classes
 somewhere in the model, and attributes of the parameters. We give it the smallest module it accepts,
-a marker without parameters, and set the attributes; gate, dispatch, experts and checkpoints stay
+a marker without parameters, and set the attributes; router, dispatch, experts and checkpoints stay
 ours. `tests/distributed/test_engine_contract.py` holds DeepSpeed to this.
 """
 

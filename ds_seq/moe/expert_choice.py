@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.moe.choice import best
-from ds_seq.moe.gate import Router, Routing, draw_directions, project, rows_of
 from ds_seq.moe.losses import router_z_loss
+from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
 from ds_seq.names import ROUTER_Z
 
 
-class ExpertChoiceGate(Router):
+class ExpertChoiceRouter(Router):
     """Each expert takes the tokens that want it most (arXiv:2202.09368): perfect balance, and
     tokens that visit none, one or several experts.
 

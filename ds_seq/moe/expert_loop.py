@@ -6,8 +6,8 @@ layer only the part is kept from which the rest is cheap to recompute.
 
 An expert's number of rows is another one in each batch, and oneDNN takes as long to prepare a
 product of a new shape as to compute it (0.4 ms for 300 x 256 x 1024 on two threads). So experts
-work on windows: their own rows and some of the neighbours', up to one of few sizes. What comes of
-the neighbours' rows is cut off or set to zero.
+work on windows: their own rows and some of the neighbors', up to one of few sizes. What comes of
+the neighbors' rows is cut off or set to zero.
 
 Legend: ``R`` rows sorted by expert, ``R_e`` those of one expert's window, ``D`` model, ``F``
     feed-forward width, ``H`` = F, or 2F where the first map gives gate and value, ``E`` experts

@@ -115,6 +115,6 @@ class Experts(nn.Module):
 
 
 def expert_generator(seed: int, expert: int) -> torch.Generator:
-    """A CPU generator for one expert; neighbouring (seed, expert) pairs share no stream."""
+    """A CPU generator for one expert; neighboring (seed, expert) pairs share no stream."""
     # an odd multiplier far from small integers keeps (seed, e + 1) apart from (seed + 1, e)
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + expert * 0x85EBCA77 + 1) % 2**63)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.moe.choice import Choice, SoftmaxChoice
-from ds_seq.moe.gate import Router, Routing, draw_directions, project
+from ds_seq.moe.router import Router, Routing, draw_directions, project
 
 
-class LanguageGate(Router):
+class LanguageRouter(Router):
     """Softmax over the language tag that opens the source, best K (task-level routing,
     arXiv:2110.03742).
 

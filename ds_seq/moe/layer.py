@@ -1,4 +1,4 @@
-"""The Mixture-of-Experts feed-forward layer: gate, dispatch and experts put together.
+"""The Mixture-of-Experts feed-forward layer: router, dispatch and experts put together.
 
 Legend: ``B`` batch, ``T`` length, ``D`` model, ``M`` = B * T, ``N`` real tokens, ``E`` experts,
 ``K`` choices per token.
@@ -14,9 +14,9 @@ from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody
 from ds_seq.moe.branch import Losses
 from ds_seq.moe.dispatch import run_experts, spread
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.gate import Router, Routing, expert_capacity, normalized
 from ds_seq.moe.output import MoeAux
 from ds_seq.moe.plan import make_plan, priorities
+from ds_seq.moe.router import Router, Routing, expert_capacity, normalized
 from ds_seq.moe.stats import routing_stats
 from ds_seq.names import DROPS, NORMALIZATIONS
 
@@ -30,7 +30,7 @@ class MoeFeedForward(TokenwiseBody):
     and hands this layer the group of ranks they are spread over.
 
     Args:
-        router: who decides which experts a token visits, see `ds_seq.moe.gate`.
+        router: who decides which experts a token visits, see `ds_seq.moe.router`.
         experts: those held by this rank, a contiguous run of the E that the router knows.
         capacity_factor: training capacity, see `expert_capacity`; ``None`` drops no token.
         eval_capacity_factor: the same in evaluation. Anything but ``None`` makes the translation of

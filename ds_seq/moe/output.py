@@ -14,14 +14,14 @@ from torch import Tensor
 
 class RoutingStats(NamedTuple):
     """Counts of one forward of one MoE layer; detached, on the device of the layer, never
-    synchronised."""
+    synchronized."""
 
     load: Tensor
-    """(E,) float32: how many assignments the gate made to each expert, dropped ones included."""
+    """(E,) float32: how many assignments the router made to each expert, dropped ones included."""
     dropped: Tensor
     """() float32: assignments that did not fit the capacity of their expert."""
     entropy: Tensor
-    """() float32: sum over tokens of the entropy of the gate's distribution, in nats."""
+    """() float32: sum over tokens of the entropy of the router's distribution, in nats."""
     tokens: Tensor
     """() float32: tokens routed (padding is not)."""
     losses: dict[str, Tensor]

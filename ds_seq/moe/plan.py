@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ds_seq.moe.gate import Routing
 from ds_seq.moe.losses import expert_counts
+from ds_seq.moe.router import Routing
 
 
 class Plan(NamedTuple):
@@ -113,7 +113,7 @@ def priorities(routing: Routing, drop: str) -> Tensor | None:
     """(N,) float32 for `make_plan`, or ``None`` for the order of the tokens.
 
     Args:
-        routing: the gate's answer.
+        routing: the router's answer.
         drop: ``position``; ``probability``: tokens by their best score (batch-prioritised routing,
             V-MoE, arXiv:2106.05974); ``random``: random token selection of DeepSpeed.
     """

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.moe.choice import Choice, best, jittered
-from ds_seq.moe.gate import Router, Routing, draw_directions, project, rows_of
+from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
 
 NOISES = ("none", "jitter")
 
 
-class SigmoidGate(Router):
+class SigmoidRouter(Router):
     """Every expert scores a token on its own; the best K of score + bias (DeepSeek-V3,
     arXiv:2412.19437; balance without a loss, arXiv:2408.15664).
 
@@ -32,7 +32,7 @@ class SigmoidGate(Router):
         num_experts: E.
         top_k: K.
         bias_rate: the step.
-        noise: ``jitter`` multiplies the gate's input by U(0.99, 1.01) in training; ``none``.
+        noise: ``jitter`` multiplies the router's input by U(0.99, 1.01) in training; ``none``.
         load_balance: see `Router`.
 
     Raises:

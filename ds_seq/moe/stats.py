@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ds_seq.moe.gate import Routing
 from ds_seq.moe.output import RoutingStats
+from ds_seq.moe.router import Routing
 
 _SINGLE = 3  # dropped, entropy, tokens
 
@@ -21,7 +21,7 @@ def routing_stats(routing: Routing, num_kept: Tensor, losses: Mapping[str, Tenso
     """Count one forward of one layer.
 
     Args:
-        routing: the gate's answer, before dropping. Choices that are not valid count nowhere.
+        routing: the router's answer, before dropping. Choices that are not valid count nowhere.
         num_kept: () how many of the valid choices were carried out.
         losses: scalar losses of the layer by name, those of a dense branch included.
     """
@@ -61,7 +61,7 @@ def report(total: Tensor, losses: Sequence[str] = ()) -> dict[str, float | list[
 
     Returns:
         ``load``: share of the assignments per expert (sums to 1); ``dropped``: share of the
-        assignments dropped; ``entropy``: mean entropy of the gate in nats; ``load_cv``: standard
+        assignments dropped; ``entropy``: mean entropy of the router in nats; ``load_cv``: standard
         deviation of the load over its mean (0 = balanced); and each loss, as a mean over tokens.
     """
     names = sorted(losses)

@@ -18,15 +18,15 @@ from PIL import Image, ImageDraw, ImageFont
 from ds_seq import files
 
 Pixels = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 STARVED = 0.01
 """Below this part of the fair share an expert is as good as unused."""
 
 _PAGE, _INK, _STARVED_COLOUR = (255, 255, 255), (40, 40, 40), (60, 60, 60)
 # From little (blue) over the fair share (pale yellow) to much (red); told apart by readers who
-# mix up red and green. Colours stand for powers of two of the fair share.
-_SCALE: list[Colour] = [
+# mix up red and green. Colors stand for powers of two of the fair share.
+_SCALE: list[Color] = [
     (49, 54, 149),
     (116, 173, 209),
     (255, 255, 204),
@@ -105,10 +105,10 @@ def _panel(panel: Panel) -> Image.Image:
         y = top + row * _CELL_HEIGHT
         middle = y + _CELL_HEIGHT // 2
         draw.text((left - _GAP, middle), name, _INK, font, anchor="rm")
-        for expert, (share, colour) in enumerate(zip(shares, _colours(shares), strict=True)):
+        for expert, (share, color) in enumerate(zip(shares, _colors(shares), strict=True)):
             x = left + expert * cell
             box = (x, y, x + cell - 1, y + _CELL_HEIGHT - 1)
-            fill = (int(colour[0]), int(colour[1]), int(colour[2]))
+            fill = (int(color[0]), int(color[1]), int(color[2]))
             draw.rectangle(box, fill, outline=_PAGE)
             if with_numbers:
                 ink = _INK if sum(fill) > 380 else _PAGE
@@ -122,7 +122,7 @@ def _panel(panel: Panel) -> Image.Image:
 
 
 def _legend() -> Image.Image:
-    """The scale, with what its colours mean."""
+    """The scale, with what its colors mean."""
     font = _font()
     words = "share of the tokens over the fair share"
     starved = f"below {STARVED:g}: starved"
@@ -131,7 +131,7 @@ def _legend() -> Image.Image:
     draw = ImageDraw.Draw(page)
     left = 2 * _GAP
     steps = 2.0 ** np.linspace(-_REACH, _REACH, _BAR)
-    bar = np.repeat(_colours(steps)[None], _TEXT, axis=0)  # (H, W, 3)
+    bar = np.repeat(_colors(steps)[None], _TEXT, axis=0)  # (H, W, 3)
     page.paste(Image.fromarray(bar), (left, 0))
     for index, tick in enumerate(_TICKS):
         x = left + index * _BAR // (len(_TICKS) - 1)
@@ -144,15 +144,15 @@ def _legend() -> Image.Image:
     return page
 
 
-def _colours(shares: Sequence[float] | NDArray[np.float64]) -> Pixels:
-    """Colours (E, 3) of shares (E,) over the fair share."""
+def _colors(shares: Sequence[float] | NDArray[np.float64]) -> Pixels:
+    """Colors (E, 3) of shares (E,) over the fair share."""
     share = np.asarray(shares, np.float64)
     place = np.log2(np.maximum(share, 1e-9)).clip(-_REACH, _REACH)
     knots = np.linspace(-_REACH, _REACH, len(_SCALE))
-    channels = [np.interp(place, knots, [colour[c] for colour in _SCALE]) for c in range(3)]
-    colours = np.stack(channels, axis=-1).round().astype(np.uint8)
-    colours[share < STARVED] = _STARVED_COLOUR
-    return colours
+    channels = [np.interp(place, knots, [color[c] for color in _SCALE]) for c in range(3)]
+    colors = np.stack(channels, axis=-1).round().astype(np.uint8)
+    colors[share < STARVED] = _STARVED_COLOUR
+    return colors
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -26,7 +26,7 @@ _EXPERTS_A_LINE = 16
 
 
 class LossSums:
-    """Accumulates the parts of many batches, without a synchronisation until `reduce`.
+    """Accumulates the parts of many batches, without a synchronization until `reduce`.
 
     Every rank adds the same parts and layers, empty batches included, so that one vector serves
     all.
@@ -145,7 +145,7 @@ def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def gate_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
+def router_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
     """What `LossSums.reduce` tells of each MoE layer beside `load_table`; empty when dense."""
     layers = layer_figures(figures)
     if not layers:

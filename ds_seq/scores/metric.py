@@ -43,7 +43,7 @@ class Metric:
         name: key of the figure in logs and files.
         higher_is_better: its direction.
         compute: measures a text.
-        needs: what it compares; `text` is detokenised hypotheses and raw references. A task may
+        needs: what it compares; `text` is detokenized hypotheses and raw references. A task may
             have other things to compare.
         label: the name for readers; empty is `name`.
         corpus: the same as a metric of sacreBLEU, which can draw resamples; None where there is
@@ -141,7 +141,7 @@ def find_metric(name: str, target_lang: str, where: str) -> Metric:
 def measure(
     metrics: Sequence[Metric], hypotheses: Sequence[str], references: Sequence[str]
 ) -> list[Score]:
-    """All scores of detokenised text against raw text, one reference each.
+    """All scores of detokenized text against raw text, one reference each.
 
     Raises:
         UserError: the two sides have different numbers of lines, or none.

@@ -1,4 +1,4 @@
-"""Corpus scores of detokenised translations, with the signatures that make them comparable.
+"""Corpus scores of detokenized translations, with the signatures that make them comparable.
 
 Post, 2018, "A Call for Clarity in Reporting BLEU Scores", https://arxiv.org/abs/1804.08771;
 Popovic, 2015, "chrF: character n-gram F-score for automatic MT evaluation"; Popovic, 2017,
@@ -19,9 +19,9 @@ from sacrebleu.metrics.ter import TER
 
 from ds_seq.errors import UserError
 
-TOKENISED = "tokenised_bleu"
+TOKENISED = "tokenized_bleu"
 
-_LABELS = {TOKENISED: "tokenised BLEU (not comparable)"}
+_LABELS = {TOKENISED: "tokenized BLEU (not comparable)"}
 """Where our name for a score is not sacreBLEU's."""
 
 
@@ -145,7 +145,7 @@ class Scorer:
         self._metrics = {name: build_metric(name, target_lang) for name in DEFAULT_METRICS}
 
     def __call__(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[Score]:
-        """Score detokenised translations against raw text, one reference each.
+        """Score detokenized translations against raw text, one reference each.
 
         Raises:
             UserError: the two sides have different numbers of lines, or none.

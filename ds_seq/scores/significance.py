@@ -18,14 +18,14 @@ from ds_seq.errors import UserError
 from ds_seq.scores.metric import Metric, no_resamples
 from ds_seq.scores.scoring import Score, label
 
-PairedName = Literal["bootstrap", "randomisation"]
+PairedName = Literal["bootstrap", "randomization"]
 
-SAMPLES: dict[PairedName, int] = {"bootstrap": 1000, "randomisation": 10_000}
+SAMPLES: dict[PairedName, int] = {"bootstrap": 1000, "randomization": 10_000}
 """The paired tests, and how many samples each draws unless told; those of sacreBLEU."""
 
 DEFAULT_SEED = 12345
 
-_CODES = {"bootstrap": "bs", "randomisation": "ar"}
+_CODES = {"bootstrap": "bs", "randomization": "ar"}
 _SEED_VARIABLE = "SACREBLEU_SEED"
 
 
@@ -37,7 +37,7 @@ class Resampling:
         confidence: a confidence interval for each score.
         paired: test each system against the first one. The bootstrap brings confidence intervals
             along.
-        samples: how many; None is 1000 bootstrap resamples and 10000 randomisations.
+        samples: how many; None is 1000 bootstrap resamples and 10000 randomizations.
         seed: at least 1: sacreBLEU takes 0 for none at all in its paired tests.
     """
 
@@ -105,7 +105,7 @@ def _paired(
         test_type=_CODES[resampling.paired],
         n_samples=resampling.samples or SAMPLES[resampling.paired],
         n_ar_confidence=(resampling.samples or SAMPLES["bootstrap"])
-        if resampling.confidence and resampling.paired == "randomisation"
+        if resampling.confidence and resampling.paired == "randomization"
         else -1,
     )
     signatures, results = test()

@@ -79,7 +79,7 @@ class BeamSearch:
 
     Attributes:
         beam: K; 1 is greedy search.
-        length_penalty: exponent of the length; higher favours longer translations.
+        length_penalty: exponent of the length; higher favors longer translations.
         length_penalty_form: see `LengthPenalty`.
         unk_penalty: taken from the log-probability of the unknown symbol, at least 0: sums of
             log-probabilities must not grow, or searches could not stop early.

@@ -15,7 +15,7 @@ class LengthPenalty:
     """A hypothesis scores ``sum of log-probabilities / divisor(length)``.
 
     Attributes:
-        exponent: 0 is no penalty; higher favours longer translations.
+        exponent: 0 is no penalty; higher favors longer translations.
         form: ``fairseq`` divides by ``length ** exponent``; ``gnmt`` by
             ``((5 + length) / 6) ** exponent``, which is 1 for a single token: Wu et al., 2016,
             "Google's Neural Machine Translation System", https://arxiv.org/abs/1609.08144,

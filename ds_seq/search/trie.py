@@ -97,7 +97,7 @@ class _TrieGuide:
         first = self._first_edge[nodes]
         counts = self._first_edge[nodes + 1] - first  # (U,)
         rows = torch.repeat_interleave(counts)  # (D,)
-        # the edges of a node are neighbours: number within the node, after its first
+        # the edges of a node are neighbors: number within the node, after its first
         within = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         next_tokens = self._keys[first[rows] + within] % self._vocab_size
         forbidden = torch.ones(

@@ -26,8 +26,8 @@ from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.gate import Routing, normalized
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.router import Routing, normalized
 from ds_seq.surgery.prune import listening, moe_layers
 from ds_seq.surgery.upcycle import DenseTensors, copy_into, tensors_of
 

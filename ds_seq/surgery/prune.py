@@ -1,7 +1,7 @@
 """Drop the experts that a language or a domain needs least.
 
-An expert's importance for a text is the mean probability that the gate gives it, times the share of
-tokens that choose it (after Koishekenov et al., 2023, "Memory-efficient NLLB-200: Language-specific
+An expert's importance for a text is the mean probability that the router gives it, times the share
+of tokens that choose it (after Koishekenov et al., 2023, "Memory-efficient NLLB-200: Language-specific
 Expert Pruning of a Massively Multilingual Machine Translation Model", arXiv:2212.09811). The most
 important ones of each layer stay, untrained any further, and become a new export.
 
@@ -24,9 +24,9 @@ from ds_seq.data.shards import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.models import build_model
-from ds_seq.moe.cosine import CosineGate
-from ds_seq.moe.gate import Routing, rows_of
+from ds_seq.moe.cosine import CosineRouter
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.router import Routing, rows_of
 from ds_seq.text.tokenizer import Symbols
 from ds_seq.weights.fill import model_tensors
 
@@ -35,7 +35,7 @@ Ids = tuple[list[int], list[int]]
 
 
 class _Sums:
-    """What one gate has done so far."""
+    """What one router has done so far."""
 
     def __init__(self, num_experts: int) -> None:
         self.probability = torch.zeros(num_experts, dtype=torch.float64)
@@ -97,12 +97,12 @@ def importance(
 def listening(
     model: nn.Module, hear: Mapping[str, Callable[[Routing, Tensor], None]]
 ) -> Iterator[None]:
-    """Within the block, tell what the gates of some layers decide.
+    """Within the block, tell what the routers of some layers decide.
 
     Args:
         model: has layers with experts.
-        hear: by name of the layer; called in every forward with the gate's answer for N tokens and
-            with what it has looked at, the (N, D) input of the layer.
+        hear: by name of the layer; called in every forward with the router's answer for N tokens
+            and with what it has looked at, the (N, D) input of the layer.
     """
 
     def hook(heard: Callable[[Routing, Tensor], None]) -> Any:
@@ -200,7 +200,7 @@ def _config(
 def _router_dim(model: nn.Module) -> int | None:
     """What `model.moe.router_dim` must say now: left open, it would follow from the new counts."""
     gates = [layer.gate for layer in moe_layers(model).values()]
-    widths = {len(gate.projection) for gate in gates if isinstance(gate, CosineGate)}
+    widths = {len(gate.projection) for gate in gates if isinstance(gate, CosineRouter)}
     if len(widths) > 1:
         raise UserError(
             f"model.moe.router_dim: is null, so the routers are {sorted(widths)} wide; layers of "

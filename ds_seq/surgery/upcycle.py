@@ -3,7 +3,7 @@
 Komatsuzaki et al., 2022, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
 https://arxiv.org/abs/2212.05055. With weights that sum to 1 over the experts of a token
 (``normalize_weights``), the model starts as the dense one exactly. Without, an expert's output is
-scaled by the gate's probability, and the start is a worse one.
+scaled by the router's probability, and the start is a worse one.
 
 Legend: ``D`` model, ``F`` feed-forward width (the fused ``2F`` with a gate), ``E_local`` experts
 held here.
@@ -48,7 +48,7 @@ class DenseTensors(NamedTuple):
 def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> None:
     """Fill a new model with the weights of the run ``train.init_from``.
 
-    Every rank reads what it holds. The gates of upcycled layers stay as they were drawn.
+    Every rank reads what it holds. The routers of upcycled layers stay as they were drawn.
 
     Args:
         model: as built from ``config``, on the CPU.

@@ -122,7 +122,7 @@ class TranslationTask:
         metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """See `Task.evaluate`; what is measured is detokenised text."""
+        """See `Task.evaluate`; what is measured is detokenized text."""
         text = read_raw(split, self._raw[split])
         sources, references = text.source[:max_sentences], text.target[:max_sentences]
         was_training = model.training

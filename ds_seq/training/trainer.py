@@ -252,7 +252,7 @@ class Trainer:
         """How scores are computed: without that nobody could compare them with others."""
         for name in metric_names(figures):
             if signature := figures[f"{name}_signature"]:
-                self.log.say(f"valid {name} is of detokenised text, signature {signature}")
+                self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
     def _save(self, score: float | None) -> None:
         paused = time.monotonic()

@@ -111,7 +111,7 @@ class Validator:
                 before training.
 
         Returns:
-            Per-token means of the loss parts, ``loss`` (what is optimised, per token), ``ppl``,
+            Per-token means of the loss parts, ``loss`` (what is optimized, per token), ``ppl``,
             routing figures, and what `score` gives.
         """
         module = self._engine.module

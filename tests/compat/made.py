@@ -1,4 +1,4 @@
-"""What the maker of the old artefacts and the test of them have in common."""
+"""What the maker of the old artifacts and the test of them have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the artefacts of this folder with the version of ds_seq that Python finds.
+"""Make the artifacts of this folder with the version of ds_seq that Python finds.
 
     python tests/compat/make.py FOLDER
 
@@ -95,7 +95,7 @@ def run(*arguments: str | Path) -> None:
 def make_data() -> None:
     """Text and shards; the vocabulary without tables of Unicode, which would be its largest part.
 
-    Toy text needs no normalisation.
+    Toy text needs no normalization.
     """
     write_toy(Path("text"), train=600, held_out=10)
     for name, text in {"dense": _DENSE, "moe": _MOE, "sigmoid": _SIGMOID}.items():

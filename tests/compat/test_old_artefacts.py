@@ -31,7 +31,7 @@ EXPECTED: dict[str, Any] = json.loads((ARTEFACTS / "expected.json").read_text(en
 
 @pytest.fixture
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the artefacts as the working folder: their paths are relative to it."""
+    """A copy of the artifacts as the working folder: their paths are relative to it."""
     folder = tmp_path / "old"
     shutil.copytree(ARTEFACTS, folder)
     monkeypatch.chdir(folder)

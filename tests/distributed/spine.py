@@ -22,7 +22,7 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.names import GATE_LOSSES, Capture
+from ds_seq.names import ROUTER_LOSSES, Capture
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.checkpoint import restore
@@ -246,7 +246,7 @@ def norm_of(gradients: dict[str, Tensor], sparse: nn.Module | None = None) -> fl
 
 def make_criterion(loss_weights: dict[str, float] = LOSS_WEIGHTS) -> ModelAndBase:
     """Smoothed cross-entropy and all gate losses."""
-    return ModelAndBase(CrossEntropy(0.1, "fairseq"), loss_weights, GATE_LOSSES)
+    return ModelAndBase(CrossEntropy(0.1, "fairseq"), loss_weights, ROUTER_LOSSES)
 
 
 def _counters(module: nn.Module) -> dict[str, Tensor]:

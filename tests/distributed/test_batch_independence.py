@@ -17,7 +17,7 @@ from ds_seq.config.model import MoeConfig
 from ds_seq.generation.translate import translate
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.engine import connect_expert_parallel
-from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.moe.sigmoid import SigmoidRouter
 from tests.batches import inputs_of
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
@@ -47,7 +47,7 @@ def _model(variant: str, seed: int, expert_parallel: int, rank: int) -> nn.Modul
     moe = MoeConfig(**{"num_experts": 4, "top_k": 2, **VARIANTS[variant]})  # type: ignore[arg-type]
     net = build_seq2seq(spine.model_config(moe=moe), spine.VOCAB, expert_parallel, rank, seed=seed)
     for module in net.modules():
-        if isinstance(module, SigmoidGate):
+        if isinstance(module, SigmoidRouter):
             module.bias_steps += torch.tensor([3, -2, 0, -1])
     return net.eval()
 

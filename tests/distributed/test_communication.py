@@ -37,7 +37,7 @@ def _count(recompute: bool, load_balance: str) -> dict[str, Counter[str]]:
 
     def forward() -> None:
         output = net(batch.inputs)
-        losses.append(output.logits.square().mean() + sum(output.gate_losses.values()))
+        losses.append(output.logits.square().mean() + sum(output.router_losses.values()))
 
     found = {"training": _collectives(forward)}
     found["backward"] = _collectives(losses[0].backward)

@@ -94,7 +94,7 @@ def _groups_of_four() -> tuple[list[int], list[int]]:
     )
 
 
-def test_experts_are_spread_over_neighbours_and_copied_across() -> None:
+def test_experts_are_spread_over_neighbors_and_copied_across() -> None:
     assert run_distributed(_groups_of_four, 4) == [
         ([0, 1], [0, 2]),
         ([0, 1], [1, 3]),

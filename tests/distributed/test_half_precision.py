@@ -15,8 +15,8 @@ from ds_seq.config.model import MoeConfig
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
-from ds_seq.moe.gate import Routing
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.moe.router import Routing
 from ds_seq.training.engine import Engine
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed

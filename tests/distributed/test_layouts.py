@@ -145,7 +145,7 @@ def test_every_layout_equals_one_process(
 def _emulate_without() -> dict[str, spine.Result]:
     return {
         "clipping": spine.emulate(UPDATES, **{**CLIPPED, "clip": 0.0}),
-        "gate_losses": spine.emulate(
+        "router_losses": spine.emulate(
             UPDATES, **CLIPPED, loss_weights=dict.fromkeys(spine.LOSS_WEIGHTS, 0.0)
         ),
     }

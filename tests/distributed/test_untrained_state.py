@@ -111,9 +111,9 @@ class Travelled(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def travelled(tmp_path_factory: pytest.TempPathFactory) -> Travelled:
+def traveled(tmp_path_factory: pytest.TempPathFactory) -> Travelled:
     """All cases, by processes that start once to write and once to read."""
-    folder = tmp_path_factory.mktemp("travelled")
+    folder = tmp_path_factory.mktemp("traveled")
     for index in range(len(CASES)):
         (folder / str(index)).mkdir()
     written = run_distributed(_save_all, 2, folder)
@@ -132,9 +132,9 @@ def _on_disk(folder: Path) -> nn.Module:
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[str(case) for case in CASES])
-def test_untrained_state_travels_exactly(travelled: Travelled, index: int) -> None:
+def test_untrained_state_travels_exactly(traveled: Travelled, index: int) -> None:
     precision = CASES[index].precision
-    saved = _on_disk(travelled.folder / str(index))
+    saved = _on_disk(traveled.folder / str(index))
     original = build_seq2seq(spine.model_config(), spine.VOCAB, 1, 0, seed=5)
     assert saved.get_buffer("encoder.layers.1.feed_forward.steps").tolist() == STEPS
     for name in FROZEN:
@@ -143,10 +143,10 @@ def test_untrained_state_travels_exactly(travelled: Travelled, index: int) -> No
         assert torch.equal(saved.get_parameter(name), rounded), name
 
     world, spread, _ = CASES[index].read
-    resumed = travelled.read[index]
+    resumed = traveled.read[index]
     assert len(resumed) == world
     tolerance = 1e-4 if precision == "fp32" else 2e-2
-    expected = travelled.written[0][index][0]
+    expected = traveled.written[0][index][0]
     for (loss, _, _), (want, _, _) in zip(resumed[0][0], expected, strict=True):
         assert loss == pytest.approx(want, rel=tolerance)
     for rank, (_, values) in enumerate(resumed):

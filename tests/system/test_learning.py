@@ -77,7 +77,7 @@ def test_two_processes_of_the_launcher_translate_in_the_order_of_the_input(
 def test_training_says_how_it_goes(moe_run: Path, moe_training: Finished) -> None:
     assert "2 rank(s), expert parallel 2, ZeRO 1, fp32, cpu" in moe_training.err
     assert "share of tokens per expert" in moe_training.err
-    signature = "valid bleu is of detokenised text, signature nrefs:1|"
+    signature = "valid bleu is of detokenized text, signature nrefs:1|"
     assert moe_training.err.count(signature) == 1
     assert moe_training.err.count("stopped at update 160 (max_updates)") == 1
     assert "Traceback" not in moe_training.err

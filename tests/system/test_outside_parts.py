@@ -28,7 +28,7 @@ class TargetOnly(NamedTuple):
     mask: Tensor
 
 
-class LanguageModelling:
+class LanguageModeling:
     """Learns each target from its own past. Everything but its batches is translation's."""
 
     def __init__(self, data: DataConfig, **options: Any) -> None:
@@ -75,7 +75,7 @@ def test_training_and_validation_take_the_batches_of_the_task(lab: Lab, tmp_path
     (finished,) = forked.train(
         lab.dense,
         *TINY,
-        f"task.name={__name__}:LanguageModelling",
+        f"task.name={__name__}:LanguageModeling",
         f"model.name={__name__}:build_bigram",
         f"run_dir={tmp_path / 'run'}",
         "optimizer.lr=0.05",

@@ -65,7 +65,7 @@ def number(text: str) -> float | None:
     return float(text) if text else None
 
 
-@pytest.mark.parametrize(("paired", "short"), [("bootstrap", "bs"), ("randomisation", "ar")])
+@pytest.mark.parametrize(("paired", "short"), [("bootstrap", "bs"), ("randomization", "ar")])
 def test_paired_tests(folder: Path, paired: str, short: str) -> None:
     metrics = ["--metrics", "bleu", "chrf"]
     found = ours(folder, "ref", "ref2 a", *metrics, "--paired", paired, "--samples", "300")
@@ -76,7 +76,7 @@ def test_paired_tests(folder: Path, paired: str, short: str) -> None:
     assert len(rows) == 4
     scores = [system[name] for system in found for name in ("bleu", "chrf")]
     for score, (value, mean, ci, p_value) in zip(scores, rows, strict=True):
-        assert (score["mean"] is None) == (mean is None) == (paired == "randomisation")
+        assert (score["mean"] is None) == (mean is None) == (paired == "randomization")
         expected = {"value": value, "mean": mean, "ci": ci, "p_value": p_value}
         assert {key: score[key] for key in expected} == pytest.approx(expected, abs=6e-5)
         assert re.search(rf"- {score['name']} +{re.escape(score['signature'])}$", text, re.M)

@@ -82,7 +82,7 @@ class MoeConfig(Config):
     )
     noise: Noise = Field(
         default="none",
-        description="Exploration of the gate in training: `jitter` scales its input by "
+        description="Exploration of the router in training: `jitter` scales its input by "
         "U(0.99, 1.01), `gumbel` samples the choice.",
     )
     second_expert: SecondExpert = Field(
@@ -94,7 +94,7 @@ class MoeConfig(Config):
         default=None,
         description="Scale the weights of a token's experts to sum 1, before or after tokens are "
         "dropped; null does after dropping if `top_k` > 1. With `top_k` 1 the weight is then 1 "
-        "and the gate learns by a straight-through gradient.",
+        "and the router learns by a straight-through gradient.",
     )
     capacity_factor: float | None = Field(
         default=1.25,

@@ -10,13 +10,13 @@ from ds_seq.modules.body import Body
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.choice import SoftmaxChoice
-from ds_seq.moe.cosine import CosineGate
-from ds_seq.moe.expert_choice import ExpertChoiceGate
+from ds_seq.moe.cosine import CosineRouter
+from ds_seq.moe.expert_choice import ExpertChoiceRouter
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.gate import Router, TopKGate
-from ds_seq.moe.language import LanguageGate
+from ds_seq.moe.language import LanguageRouter
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.moe.router import Router, SoftmaxRouter
+from ds_seq.moe.sigmoid import SigmoidRouter
 from ds_seq.names import Stack
 from ds_seq.plugins import import_object
 
@@ -107,18 +107,18 @@ def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
     if isinstance(moe.router, ExternalRouterConfig):
         return _external_router(moe.router, d_model, num_experts, moe.top_k)
     if moe.router == "expert_choice":
-        return ExpertChoiceGate(d_model, num_experts, moe.top_k, moe.capacity_factor or 1.0)
+        return ExpertChoiceRouter(d_model, num_experts, moe.top_k, moe.capacity_factor or 1.0)
     if moe.router == "language":
-        return LanguageGate(d_model, num_experts, moe.top_k, moe.load_balance)
+        return LanguageRouter(d_model, num_experts, moe.top_k, moe.load_balance)
     if moe.router == "sigmoid":
         rate, noise, balance = moe.bias_rate, moe.noise, moe.load_balance
-        return SigmoidGate(d_model, num_experts, moe.top_k, rate, noise, balance)
+        return SigmoidRouter(d_model, num_experts, moe.top_k, rate, noise, balance)
     # scaled before tokens are dropped, a second weight is a share already when its lot is drawn
     by_share = moe.normalization == "before_dropping"
     choice = SoftmaxChoice(moe.top_k, moe.noise, moe.second_expert, by_share)
     if moe.router == "cosine":
-        return CosineGate(d_model, num_experts, choice, moe.router_dim, moe.load_balance)
-    return TopKGate(d_model, num_experts, choice, moe.load_balance)
+        return CosineRouter(d_model, num_experts, choice, moe.router_dim, moe.load_balance)
+    return SoftmaxRouter(d_model, num_experts, choice, moe.load_balance)
 
 
 def _external_router(
@@ -129,6 +129,6 @@ def _external_router(
     router = make(d_model=d_model, num_experts=num_experts, top_k=top_k, **config.options)
     if not isinstance(router, Router):
         raise UserError(
-            f"{where}: {config.name} gave {type(router).__name__}, not a ds_seq.moe.gate.Router"
+            f"{where}: {config.name} gave {type(router).__name__}, not a ds_seq.moe.router.Router"
         )
     return router

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ds_seq.moe.gate import Router, Routing, rows_of
+from ds_seq.moe.router import Router, Routing, rows_of
 
 
 class HashRouter(Router):

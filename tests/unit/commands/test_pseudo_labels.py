@@ -135,7 +135,7 @@ def test_the_new_folder_is_complete_and_the_old_one_is_untouched(lab: Path, tmp_
     assert manifest.languages == ("en", "de") and manifest.shards[0].pairs == 8
 
 
-def test_another_split_may_be_labelled(lab: Path, tmp_path: Path) -> None:
+def test_another_split_may_be_labeled(lab: Path, tmp_path: Path) -> None:
     assert label(lab, tmp_path / "new", "--split", "valid") == 0
     new = tmp_path / "new"
     assert pairs(new) == pairs(lab / "data")
@@ -262,7 +262,7 @@ def test_another_number_of_ranks_goes_on(lab: Path, tmp_path: Path, stopping: St
 
 @pytest.fixture
 def begun(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A labelling in which all is decoded and no shard written."""
+    """A labeling in which all is decoded and no shard written."""
 
     def stop(*args: object) -> None:
         raise Stop
@@ -369,7 +369,7 @@ def test_mistakes_are_one_line(
     assert content(lab) == before and not (lab / "new").exists()
 
 
-def test_a_finished_labelling_is_not_written_over(
+def test_a_finished_labeling_is_not_written_over(
     lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert label(lab, tmp_path / "new") == 0

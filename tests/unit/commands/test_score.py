@@ -107,9 +107,9 @@ def test_a_copy_of_the_baseline_is_not_marked(capsys: pytest.CaptureFixture[str]
 
 
 def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--paired randomisation --confidence --samples 50 --seed 7"
+    options = "--paired randomization --confidence --samples 50 --seed 7"
     found = as_json(f"ref --systems good bad {options}", capsys)
-    assert found["test"] == "randomisation"
+    assert found["test"] == "randomization"
     assert [system["system"] for system in found["systems"]] == ["good", "bad"]
     for system in found["systems"]:
         assert list(system["scores"]) == ["bleu", "chrf"]
@@ -120,18 +120,18 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert p_values == [None, pytest.approx(1 / 51)]
 
 
-def test_tokenised_bleu_is_called_that(capsys: pytest.CaptureFixture[str]) -> None:
-    (line,) = printed("good ref --tokenised", capsys)
-    assert line.startswith("tokenised BLEU (not comparable)|") and "tok:none" in line
-    name = "tokenised BLEU (not comparable)"
+def test_tokenized_bleu_is_called_that(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = printed("good ref --tokenized", capsys)
+    assert line.startswith("tokenized BLEU (not comparable)|") and "tok:none" in line
+    name = "tokenized BLEU (not comparable)"
     for options in ("--systems good", "--systems good bad --paired --samples 5"):
-        found = as_json(f"ref {options} --tokenised", capsys)
+        found = as_json(f"ref {options} --tokenized", capsys)
         for system in found["systems"]:
             assert {key: score["name"] for key, score in system["scores"].items()} == {
-                "tokenised_bleu": name
+                "tokenized_bleu": name
             }
         assert "BLEU" not in json.dumps(found).replace(name, "")
-    table = "\n".join(printed("ref --systems good bad --tokenised", capsys))
+    table = "\n".join(printed("ref --systems good bad --tokenized", capsys))
     assert table.count(name) == 3 and "BLEU" not in table.replace(name, "")
 
 
@@ -143,14 +143,14 @@ def test_suspicious_texts() -> None:
     for raw in (GOOD, REFERENCE, ["Mail me@@home, or x@y.z . . ok"], [""] * 3):
         assert not suspicions(raw)
     (warning,) = suspicions(TOKENISED)
-    assert "looks tokenised (2 of 3 lines" in warning
-    assert not suspicions(TOKENISED, tokenised=True)
+    assert "looks tokenized (2 of 3 lines" in warning
+    assert not suspicions(TOKENISED, tokenized=True)
     assert not suspicions([*TOKENISED, "More raw text."])
     assert suspicions(["well @-@ known"])
     assert not suspicions(["A ."] * 99 + GOOD * 10) and suspicions(["A ."] * 100 + GOOD * 10)
     for pieces in PIECES:
-        for tokenised in (False, True):
-            (warning,) = suspicions(pieces, tokenised=tokenised)
+        for tokenized in (False, True):
+            (warning,) = suspicions(pieces, tokenized=tokenized)
             assert "subword marks" in warning
         assert not suspicions(pieces + ["raw"] * 99)
 
@@ -164,9 +164,9 @@ def test_warnings_name_the_file_and_leave_stdout_alone(capsys: pytest.CaptureFix
     warnings = found.err.splitlines()
     assert [line.split(" (")[0] for line in warnings] == [
         "ds-seq: warning: hyp has subword marks",
-        "ds-seq: warning: tok looks tokenised",
+        "ds-seq: warning: tok looks tokenized",
     ]
-    for silent in ("good ref", "tok tok --tokenised"):
+    for silent in ("good ref", "tok tok --tokenized"):
         assert main(silent.split()) == 0 and not capsys.readouterr().err
 
 
@@ -189,7 +189,7 @@ def test_warnings_name_the_file_and_leave_stdout_alone(capsys: pytest.CaptureFix
         ("good ref --paired", "--paired compares systems"),
         ("good ref --seed 3", "--samples and --seed go with"),
         ("good ref --samples 10", "--samples and --seed go with"),
-        ("good ref --tokenised --metrics chrf", "--tokenised is BLEU alone"),
+        ("good ref --tokenized --metrics chrf", "--tokenized is BLEU alone"),
         ("good ref --metrics rouge", "--target-lang"),
         ("good ref --metrics comet", "comet: needs one reference and the translated text"),
         ("good --reference ref ref2 --metrics comet --source ref", "comet: needs one reference"),

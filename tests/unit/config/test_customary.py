@@ -11,7 +11,7 @@ from ds_seq.config.customary import CUSTOMARY
 from ds_seq.config.load import load_experiment
 from ds_seq.config.schema import paths_of_key, sections
 from ds_seq.errors import UserError
-from ds_seq.names import GATE_LOSSES
+from ds_seq.names import ROUTER_LOSSES
 
 PATHS = {section.path for section in sections()} | {
     section.path_of(name) for section in sections() for name in section.config.model_fields
@@ -31,7 +31,7 @@ def test_each_is_none_of_ours_and_leads_to_some(key: str) -> None:
     assert "-" not in key
     ours = CUSTOMARY[key]
     named = {ours.split()[0].rstrip(",:"), *re.findall(r"[a-z]+\.[a-z_.]*[a-z]", ours)}
-    assert named <= PATHS | {f"criterion.loss_weights.{loss}" for loss in GATE_LOSSES}
+    assert named <= PATHS | {f"criterion.loss_weights.{loss}" for loss in ROUTER_LOSSES}
 
 
 @pytest.mark.parametrize(

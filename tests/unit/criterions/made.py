@@ -35,8 +35,8 @@ def row_batch(count: int, tag: int = 4) -> Batch[Seq2SeqInputs]:
     return batch_of([[3] * max(count, 1)] if count else [[PAD]], [tag])
 
 
-def output_of(logits: Tensor, **gate_losses: float) -> ModelOutput:
-    return ModelOutput(logits, {k: torch.tensor(v) for k, v in gate_losses.items()}, [])
+def output_of(logits: Tensor, **router_losses: float) -> ModelOutput:
+    return ModelOutput(logits, {k: torch.tensor(v) for k, v in router_losses.items()}, [])
 
 
 def logits_with(nll: Sequence[float] | Tensor, word: int = 3) -> Tensor:

@@ -19,7 +19,7 @@ from ds_seq.criterions.teacher import TeacherOutput
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
-from ds_seq.names import GATE_LOSSES
+from ds_seq.names import ROUTER_LOSSES
 from tests.unit.criterions.made import PAD, batch_of, distillation, output_of, row_batch
 
 
@@ -33,11 +33,11 @@ def test_padding_does_not_count() -> None:
 
 
 def combined(weights: dict[str, float | None], logits: Tensor, batch: Batch) -> Loss:
-    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq"), weights, GATE_LOSSES)
+    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq"), weights, ROUTER_LOSSES)
     return criterion(output_of(logits, load_balance=1.5, router_z=0.25), batch)
 
 
-def test_gate_losses_are_weighted_by_name_and_logged_unweighted() -> None:
+def test_router_losses_are_weighted_by_name_and_logged_unweighted() -> None:
     logits, batch = torch.randn(3, 6), batch_of([[4, 5, 3]])
     base = CrossEntropy(0.1, "fairseq")(output_of(logits), batch).total
     everything = combined({}, logits, batch)
@@ -62,7 +62,7 @@ def test_total_per_token_does_not_change_when_the_batch_is_doubled() -> None:
 
 def test_an_unknown_loss_name_is_refused() -> None:
     with pytest.raises(UserError, match="'gate'; known: base, load_balance, router_z"):
-        ModelAndBase(CrossEntropy(0.1, "fairseq"), {"gate": 1.0}, GATE_LOSSES)
+        ModelAndBase(CrossEntropy(0.1, "fairseq"), {"gate": 1.0}, ROUTER_LOSSES)
 
 
 def test_distillation_stands_beside_gate_losses() -> None:
@@ -70,7 +70,7 @@ def test_distillation_stands_beside_gate_losses() -> None:
     logits, teacher = torch.randn(3, 7), torch.randn(3, 7)
     batch = row_batch(3)
     base = distillation(teacher, kd_weight=0.25, ce_weight=2.0)
-    loss = ModelAndBase(base, {"base": 0.5, "load_balance": 0.01}, GATE_LOSSES)(
+    loss = ModelAndBase(base, {"base": 0.5, "load_balance": 0.01}, ROUTER_LOSSES)(
         output_of(logits, load_balance=1.5), batch
     )
     parts = loss.parts
@@ -82,12 +82,12 @@ def test_distillation_stands_beside_gate_losses() -> None:
 def test_what_a_base_remembers_and_asks_for_is_that_of_the_whole() -> None:
     options: dict[str, Any] = {"strategy": "global_level", "queue_size": 4, "rate": 0.5}
     base = distillation(hidden={}, **options)
-    whole = ModelAndBase(base, {}, GATE_LOSSES)
+    whole = ModelAndBase(base, {}, ROUTER_LOSSES)
     assert (base.capture, whole.capture) == ("hidden", "hidden")
-    assert ModelAndBase(distillation(attention={}), {}, GATE_LOSSES).capture == "attention"
-    assert ModelAndBase(CrossEntropy(0.1, "torch"), {}, GATE_LOSSES).capture == "none"
+    assert ModelAndBase(distillation(attention={}), {}, ROUTER_LOSSES).capture == "attention"
+    assert ModelAndBase(CrossEntropy(0.1, "torch"), {}, ROUTER_LOSSES).capture == "none"
 
-    whole = ModelAndBase(distillation(**options), {}, GATE_LOSSES)
+    whole = ModelAndBase(distillation(**options), {}, ROUTER_LOSSES)
     outputs = output_of(torch.randn(3, 7))
     for training, applied, count in ((True, True, 3), (False, True, 3), (True, False, 3)):
         whole.train(training)
@@ -95,7 +95,7 @@ def test_what_a_base_remembers_and_asks_for_is_that_of_the_whole() -> None:
         whole(outputs, row_batch(3))
         whole.end_update(applied)
         assert len(whole.state()["queue.all"]) == count
-    other = ModelAndBase(distillation(**options), {}, GATE_LOSSES)
+    other = ModelAndBase(distillation(**options), {}, ROUTER_LOSSES)
     other.load_state(whole.state())
     torch.testing.assert_close(other.state(), whole.state())
 

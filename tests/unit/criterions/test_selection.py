@@ -71,7 +71,7 @@ def test_the_gate_is_exact_for_any_count_and_rate() -> None:
 
 
 def test_trace_of_a_rank_s_own_queue() -> None:
-    """Size 6, rate 1/2; each batch takes part in its own judgement."""
+    """Size 6, rate 1/2; each batch takes part in its own judgment."""
     selector = QueueSelector(0.5, 6, shared=False)
     # queue 1 2 3: the ceil(1.5) = second largest is 2
     assert update(selector, [1, 2, 3]) == [2, 3]

@@ -133,7 +133,7 @@ def test_rest_of_an_epoch_is_the_same_for_every_layout(
 
 
 def test_ranks_work_on_batches_of_like_cost(lengths: NDArray[np.int32]) -> None:
-    """In a micro step the longest sentences of 4 ranks are neighbours in the order of lengths."""
+    """In a micro step the longest sentences of 4 ranks are neighbors in the order of lengths."""
     ranks = _ranks(lengths, 4, 1)
     spreads, costs = [], []
     for micro_step in zip(*ranks, strict=True):

@@ -43,7 +43,7 @@ def _lines(path: PairPath) -> list[tuple[str, str]]:
         ("ﬁne ２", "ﬁne ２"),
     ],
 )
-def test_normalise(text: str, expected: str) -> None:
+def test_normalize(text: str, expected: str) -> None:
     assert Normalizer(nfkc=False)(text) == expected
     assert Normalizer(nfkc=False)(expected) == expected, "doing it twice changes nothing more"
 

@@ -35,7 +35,7 @@ def plan(reader: ShardReader, part_tokens: int = 500, stored: Stored = "fp32") -
 
 
 def answers(reader: ShardReader, manifest: CacheManifest, pairs: range) -> NDArray[np.void]:
-    """What can be recognised: the right token, then numbers that no other token has."""
+    """What can be recognized: the right token, then numbers that no other token has."""
     lengths = reader.lengths[:, 1]
     start, count = int(lengths[: pairs.start].sum()), int(lengths[pairs.start : pairs.stop].sum())
     records = np.zeros(count, manifest.record)

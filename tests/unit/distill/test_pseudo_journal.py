@@ -1,4 +1,4 @@
-"""The journal of a labelling: what goes in comes out, and a kill costs one record at most."""
+"""The journal of a labeling: what goes in comes out, and a kill costs one record at most."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
         same(alone, mate)
 
 
-def test_many_rows_are_normalised_in_parts_alike() -> None:
-    """More target tokens than are normalised at a time."""
+def test_many_rows_are_normalized_in_parts_alike() -> None:
+    """More target tokens than are normalized at a time."""
     model, search = make_model(None, 3), beam_search(SYMBOLS)
     pair = Pair(SOURCES[0], [4 + i % 11 for i in range(40)])
     alone, *others = score_pairs(model, search, [pair] * 16, CPU)

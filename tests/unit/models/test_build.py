@@ -12,12 +12,12 @@ from ds_seq.models import build_seq2seq
 from ds_seq.models.init import initialize
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
-from ds_seq.moe.cosine import CosineGate
-from ds_seq.moe.expert_choice import ExpertChoiceGate
-from ds_seq.moe.gate import TopKGate
-from ds_seq.moe.language import LanguageGate
+from ds_seq.moe.cosine import CosineRouter
+from ds_seq.moe.expert_choice import ExpertChoiceRouter
+from ds_seq.moe.language import LanguageRouter
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.moe.router import SoftmaxRouter
+from ds_seq.moe.sigmoid import SigmoidRouter
 from tests.batches import encode, score
 from tests.system.toys.hash_router import HashRouter
 from tests.unit.models.sections import ROUTERS
@@ -47,7 +47,10 @@ def test_a_router_from_outside_gets_sizes_and_options(build, config):
 @pytest.mark.parametrize(
     ("router", "message"),
     [
-        ("builtins:dict", "model.moe.router: builtins:dict gave dict, not a ds_seq.moe.gate.Rout"),
+        (
+            "builtins:dict",
+            "model.moe.router: builtins:dict gave dict, not a ds_seq.moe.router.Router",
+        ),
         ("no_lab:Hash", "model.moe.router: cannot import 'no_lab'"),
         (HASH.replace("HashR", "HasR"), "did you mean 'HashRouter'"),
     ],
@@ -74,17 +77,17 @@ def test_sparse_layers_stand_where_the_config_puts_them(build, placement, every,
     assert names == expected
 
 
-def test_gate_losses_and_statistics_come_from_every_sparse_layer(build, pairs):
+def test_router_losses_and_statistics_come_from_every_sparse_layer(build, pairs):
     dense, sparse = build(), build(moe=MOE)
-    assert score(dense, *pairs).gate_losses == {}
+    assert score(dense, *pairs).router_losses == {}
     assert score(dense, *pairs).moe_stats == []
     output = score(sparse, *pairs)
     assert [stats.load.sum().item() for stats in output.moe_stats] == [
         2 * (side != 1).sum().item() for side in pairs for _ in range(2)
     ]
-    encoder_part = encode(sparse, pairs.src).gate_losses
-    assert output.gate_losses.keys() == encoder_part.keys() != set()
-    assert all(output.gate_losses[name] > encoder_part[name] for name in encoder_part)
+    encoder_part = encode(sparse, pairs.src).router_losses
+    assert output.router_losses.keys() == encoder_part.keys() != set()
+    assert all(output.router_losses[name] > encoder_part[name] for name in encoder_part)
 
 
 def test_the_start_is_a_function_of_the_seed(build):
@@ -127,11 +130,11 @@ def layer_of(build, **moe):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("softmax", TopKGate),
-        ("cosine", CosineGate),
-        ("sigmoid", SigmoidGate),
-        ("expert_choice", ExpertChoiceGate),
-        ("language", LanguageGate),
+        ("softmax", SoftmaxRouter),
+        ("cosine", CosineRouter),
+        ("sigmoid", SigmoidRouter),
+        ("expert_choice", ExpertChoiceRouter),
+        ("language", LanguageRouter),
     ],
 )
 def test_each_router_is_built_by_its_name(build, name, kind):

@@ -127,7 +127,7 @@ def test_an_empty_batch_has_a_backward_pass_with_zero_gradients(build, moe):
     eos = torch.tensor([[2]])
     output = model(inputs_of(eos, eos, torch.tensor([[False]])))
     assert output.logits.shape == (0, VOCAB)
-    (output.logits.sum() + 0.0 * sum(output.gate_losses.values())).backward()
+    (output.logits.sum() + 0.0 * sum(output.router_losses.values())).backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients
     assert all(not gradient.any() for gradient in gradients)
@@ -147,7 +147,7 @@ def test_gradients_reach_every_parameter(build, pairs, shape):
     model = build(**shape)
     output = score(model, *pairs)
     logits = output.logits[pairs.tgt != PAD]
-    (logits.square().sum() + sum(output.gate_losses.values(), torch.tensor(0.0))).backward()
+    (logits.square().sum() + sum(output.router_losses.values(), torch.tensor(0.0))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -166,7 +166,7 @@ def test_checkpointing_changes_neither_loss_nor_gradients(build, pairs, moe):
         )
         torch.manual_seed(5)
         output = score(model, *pairs)
-        loss = output.logits.square().mean() + sum(output.gate_losses.values(), torch.tensor(0.0))
+        loss = output.logits.square().mean() + sum(output.router_losses.values(), torch.tensor(0.0))
         loss.backward()
         results.append((loss, [p.grad for p in model.parameters()]))
     torch.testing.assert_close(*results)

@@ -203,7 +203,7 @@ def test_embedding_scales_what_it_looks_up_and_not_what_it_scores():
     assert embedding.weight.grad.abs().amax(dim=1).nonzero().flatten().tolist() == [3]
 
 
-def test_identity_rows_are_recognised():
+def test_identity_rows_are_recognized():
     assert is_identity(torch.arange(4), 4)
     assert not is_identity(torch.arange(4), 5)
     assert not is_identity(torch.tensor([0, 2, 1, 3]), 4)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.choice import SoftmaxChoice
-from ds_seq.moe.cosine import CosineGate
-from ds_seq.moe.expert_choice import ExpertChoiceGate
+from ds_seq.moe.cosine import CosineRouter
+from ds_seq.moe.expert_choice import ExpertChoiceRouter
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.gate import Router, TopKGate
-from ds_seq.moe.language import LanguageGate
+from ds_seq.moe.language import LanguageRouter
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.moe.sigmoid import SigmoidGate
+from ds_seq.moe.router import Router, SoftmaxRouter
+from ds_seq.moe.sigmoid import SigmoidRouter
 from tests.values import BIAS_RATE, MIN_CAPACITY
 
 D, FFN, E = 8, 12, 4
@@ -46,14 +46,16 @@ def make_router(
     if name in ("softmax", "cosine"):
         choice = make_choice(top_k, **(chance or {}))
         if name == "softmax":
-            return TopKGate(*sizes, choice, **{"load_balance": "rank", **options})
-        return CosineGate(*sizes, choice, **{"router_dim": None, "load_balance": "rank", **options})
+            return SoftmaxRouter(*sizes, choice, **{"load_balance": "rank", **options})
+        return CosineRouter(
+            *sizes, choice, **{"router_dim": None, "load_balance": "rank", **options}
+        )
     if name == "sigmoid":
         plain = {"bias_rate": BIAS_RATE, "noise": "none", "load_balance": "rank"}
-        return SigmoidGate(*sizes, top_k, **{**plain, **options})
+        return SigmoidRouter(*sizes, top_k, **{**plain, **options})
     if name == "expert_choice":
-        return ExpertChoiceGate(*sizes, top_k, **{"capacity_factor": 1.0, **options})
-    return LanguageGate(*sizes, top_k, **{"load_balance": "rank", **options})
+        return ExpertChoiceRouter(*sizes, top_k, **{"capacity_factor": 1.0, **options})
+    return LanguageRouter(*sizes, top_k, **{"load_balance": "rank", **options})
 
 
 def plain_layer(router: Router, experts: Experts, **options: Any) -> MoeFeedForward:

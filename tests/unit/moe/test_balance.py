@@ -23,7 +23,7 @@ def steps_of(layer: MoeFeedForward) -> list[int]:
 def test_a_skewed_stream_becomes_balanced_without_a_gradient(top_k: int) -> None:
     layer = make_layer("sigmoid", top_k, num_experts=8).train()
     with torch.no_grad():
-        layer.gate.weight[:, 0] = torch.linspace(-0.2, 0.2, 8)  # favours the last ones
+        layer.gate.weight[:, 0] = torch.linspace(-0.2, 0.2, 8)  # favors the last ones
     layer.gate.bias_rate = 0.01  # type: ignore[union-attr]
     weight = layer.gate.weight.clone()
     balancer = BiasBalancer(layer)
@@ -121,7 +121,7 @@ def test_a_router_follows_the_load_of_all_its_calls() -> None:
         assert len(output.moe_stats) == 3
         before = torch.tensor(steps_of(layer))
         balancer.add(output.moe_stats)
-        (output.logits.square().mean() + sum(output.gate_losses.values())).backward()
+        (output.logits.square().mean() + sum(output.router_losses.values())).backward()
         optimizer.step()
         balancer.update()
         total = sum(stats.load for stats in output.moe_stats)

@@ -122,7 +122,7 @@ def test_windows_hold_the_rows_of_an_expert_and_have_few_sizes() -> None:
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-def test_rows_of_neighbours_leave_no_trace(activation: str) -> None:
+def test_rows_of_neighbors_leave_no_trace(activation: str) -> None:
     torch.manual_seed(4)
     counts = torch.tensor([37, 61, 50])  # windows of 38, 62 and 52 rows
     net = [p[:3].detach().requires_grad_() for p in _net(activation, torch.float64)]

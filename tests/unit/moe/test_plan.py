@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.moe.gate import Routing
 from ds_seq.moe.plan import Plan, make_plan, priorities
+from ds_seq.moe.router import Routing
 from tests.unit.moe.made import LOGITS
 
 E = 5

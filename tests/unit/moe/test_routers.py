@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ds_seq.moe.cosine import CosineGate
-from ds_seq.moe.expert_choice import ExpertChoiceGate
-from ds_seq.moe.gate import Router, Routing
+from ds_seq.moe.cosine import CosineRouter
+from ds_seq.moe.expert_choice import ExpertChoiceRouter
+from ds_seq.moe.router import Router, Routing
 from tests.unit.moe.made import ROUTERS, D, E, make_router, right_padded
 
 LENGTHS = [5, 7, 1, 3]
@@ -190,7 +190,7 @@ def test_cosine_does_not_see_the_length_of_hidden_states(seed: int, factor: floa
 
 def test_cosine_scores_lie_between_minus_one_and_one() -> None:
     torch.manual_seed(0)
-    router = CosineGate(D, E, make_router().choice, router_dim=5, load_balance="rank")
+    router = CosineRouter(D, E, make_router().choice, router_dim=5, load_balance="rank")
     with torch.no_grad():
         router.embeddings.mul_(100.0)
     scores = router.scores(torch.randn(500, D) * 30)
@@ -278,7 +278,7 @@ def test_sigmoid_jitter_in_training_only() -> None:
 @pytest.mark.parametrize(("top_k", "factor"), [(1, 1.0), (2, 1.0), (2, 1.25), (1, 0.1), (4, 2.0)])
 def test_experts_pick_their_share_of_each_sentence(seed: int, top_k: int, factor: float) -> None:
     x, mask, tag = sentences(seed)
-    router = ExpertChoiceGate(D, E, top_k, factor)
+    router = ExpertChoiceRouter(D, E, top_k, factor)
     answer = route(router, x, mask, tag)
     weights = weight_of_experts(answer).split(LENGTHS)
     for length, picked, scores in zip(
@@ -298,7 +298,7 @@ def test_experts_pick_their_share_of_each_sentence(seed: int, top_k: int, factor
 
 
 def test_equal_scores_go_to_earlier_tokens() -> None:
-    router = ExpertChoiceGate(D, E, 1, 1.0)
+    router = ExpertChoiceRouter(D, E, 1, 1.0)
     mask = right_padded([8, 4])
     picked = weight_of_experts(route(router, torch.zeros(2, 8, D), mask, torch.zeros(2, D))) > 0
     assert picked.all(dim=-1).nonzero().squeeze(1).tolist() == [0, 1, 8]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.moe.gate import Routing
+from ds_seq.moe.router import Routing
 from ds_seq.moe.stats import packed, report, routing_stats
 
 E = 5

@@ -50,7 +50,7 @@ def test_settings_reach_the_optimizer(kind: type[torch.optim.Optimizer]) -> None
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_every_optimizer_minimises(kind: type[torch.optim.Optimizer]) -> None:
+def test_every_optimizer_minimizes(kind: type[torch.optim.Optimizer]) -> None:
     weight = nn.Parameter(torch.ones(3, 3))
     optimizer = build_optimizer(CONFIGS[kind], [{"params": [weight], "weight_decay": 0.0}])
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""The picture of the load: what is where, and in which colour."""
+"""The picture of the load: what is where, and in which color."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def cells(panel: Panel) -> list[list[tuple[int, ...]]]:
-    """The colour of each cell, found by where a first row of another colour makes a difference."""
+    """The color of each cell, found by where a first row of another color makes a difference."""
     num_experts = max(map(len, panel.shares))
     image = draw_heat_map([panel])
     layers = len(panel.layers)
@@ -40,14 +40,14 @@ def cells(panel: Panel) -> list[list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("num_experts", [4, 16, 40])
-def test_colours_tell_little_fair_much_and_starved(num_experts: int) -> None:
+def test_colors_tell_little_fair_much_and_starved(num_experts: int) -> None:
     shares = [[0.0, 0.2, 1.0, 5.0] + [1.0] * (num_experts - 4), [1.0] * num_experts]
     top, bottom = cells(Panel("load", ["a", "b"], shares))
     starved, little, fair, much = top[:4]
     assert len({starved, little, fair, much}) == 4
     assert little[2] > little[0], "blue"
     assert much[0] > much[2], "red"
-    assert len(set(starved)) == 1 and starved != WHITE, "grey"
+    assert len(set(starved)) == 1 and starved != WHITE, "gray"
     assert bottom == [fair] * num_experts
 
 
@@ -63,7 +63,7 @@ def test_numbers_labels_and_title_are_drawn() -> None:
     others = [
         panel._replace(title="other"),
         panel._replace(layers=["encoder 2"]),
-        panel._replace(shares=[[0.5, 9.5]]),  # of one colour, beyond the scale
+        panel._replace(shares=[[0.5, 9.5]]),  # of one color, beyond the scale
     ]
     for other in others:
         assert not np.array_equal(draw_heat_map([other]), image)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ds_seq.reports.metrics import LossSums, gate_table, layer_figures, load_panel, load_table
+from ds_seq.reports.metrics import LossSums, layer_figures, load_panel, load_table, router_table
 from tests.unit.training.fakes import make_batch, make_stats
 
 
@@ -90,7 +90,7 @@ def test_a_terminal_of_100_columns_reads_the_table(num_experts: int) -> None:
     figures = table(*loads)
     names = ["encoder 11", "decoder 9", "decoder 11"]
     text = load_table(figures, names)
-    assert all(len(line) <= 100 for line in (text + gate_table(figures, names)).splitlines())
+    assert all(len(line) <= 100 for line in (text + router_table(figures, names)).splitlines())
     lines = text[text.index("decoder 9") + 9 : text.index("decoder 11")].splitlines()
     cells = [line.split()[2 if line.strip().startswith("from") else 1 :] for line in lines]
     shares = [float(cell) for row in cells for cell in row]
@@ -101,7 +101,7 @@ def test_a_terminal_of_100_columns_reads_the_table(num_experts: int) -> None:
 def test_the_other_table_has_the_losses_of_each_layer() -> None:
     sums = LossSums()
     sums.add({}, [make_stats([3, 1], z=0.25), make_stats([1, 1, 1], budget=0.5)], make_batch(4))
-    head, first, second = gate_table(sums.reduce()).splitlines()
+    head, first, second = router_table(sums.reduce()).splitlines()
     assert head.split() == ["layer", "experts", "entropy", "load_cv", "z", "budget"]
     assert first.split()[-1] == "0.2500" and second.split()[-1] == "0.5000"
     assert second[: head.index("budget")].rstrip().endswith("0.0000"), "it has no z"
@@ -114,5 +114,5 @@ def test_the_map_shows_shares_over_the_fair_share() -> None:
 
 
 def test_a_dense_model_has_no_table_and_no_map() -> None:
-    assert load_table({"loss": 1.0}) == gate_table({"loss": 1.0}) == ""
+    assert load_table({"loss": 1.0}) == router_table({"loss": 1.0}) == ""
     assert load_panel("title", {"loss": 1.0}) is None

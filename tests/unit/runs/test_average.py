@@ -101,7 +101,7 @@ def test_what_is_averaged_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_the_mean_of_whole_numbers_is_the_nearest_one(count: int) -> None:
-    large = 2**61  # no float64 tells it from its neighbours, and a sum of four is too much
+    large = 2**61  # no float64 tells it from its neighbors, and a sum of four is too much
     generator = torch.Generator().manual_seed(count)
     near = torch.randint(-9, 9, (count, 99), generator=generator).tolist()
     columns = [[*row, row[0] + large, row[1] - large] for row in near]

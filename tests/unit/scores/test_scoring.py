@@ -73,11 +73,11 @@ def test_confidence_where_nothing_is_right() -> None:
     assert (score.value, score.mean, score.ci) == (0.0, 0.0, 0.0)
 
 
-def test_tokenised_bleu_is_never_called_bleu() -> None:
+def test_tokenized_bleu_is_never_called_bleu() -> None:
     score = score_corpus(TOKENISED, build_metric(TOKENISED, "zh"), HYPOTHESES, [REFERENCES])
     assert score.name != "bleu"
-    assert score.label == "tokenised BLEU (not comparable)"
-    assert score.text.startswith("tokenised BLEU (not comparable)|nrefs:1|")
+    assert score.label == "tokenized BLEU (not comparable)"
+    assert score.text.startswith("tokenized BLEU (not comparable)|nrefs:1|")
     assert "tok:none" in score.signature
 
 

@@ -28,15 +28,15 @@ def scores(resampling: Resampling, metric: str = "chrf") -> dict[str, Score]:
     return {system: score for system, (score,) in found.items()}
 
 
-@pytest.mark.parametrize("paired", ["bootstrap", "randomisation"])
-@pytest.mark.parametrize("metric", ["chrf", "ter", "tokenised_bleu"])
+@pytest.mark.parametrize("paired", ["bootstrap", "randomization"])
+@pytest.mark.parametrize("metric", ["chrf", "ter", "tokenized_bleu"])
 def test_p_values_tell_systems_apart(paired: PairedName, metric: str) -> None:
     found = scores(Resampling(paired=paired, samples=200), metric)
     assert found["good"].p_value is None  # the baseline
     assert found["same"].p_value == 1  # sacreBLEU itself says 1 / 201
     bad = found["bad"].p_value
     assert bad is not None and bad < 0.02
-    assert ("not comparable" in found["bad"].label) == (metric == "tokenised_bleu")
+    assert ("not comparable" in found["bad"].label) == (metric == "tokenized_bleu")
 
 
 def test_the_bootstrap_brings_the_confidence_of_a_single_system_along() -> None:
@@ -50,10 +50,10 @@ def test_the_bootstrap_brings_the_confidence_of_a_single_system_along() -> None:
     assert alone["bad"].ci and alone["bad"].p_value is None
 
 
-def test_randomisation_has_confidence_where_asked_for() -> None:
-    without = scores(Resampling(paired="randomisation", samples=50))
+def test_randomization_has_confidence_where_asked_for() -> None:
+    without = scores(Resampling(paired="randomization", samples=50))
     assert all(score.ci is None for score in without.values())
-    both = scores(Resampling(confidence=True, paired="randomisation", samples=50))
+    both = scores(Resampling(confidence=True, paired="randomization", samples=50))
     assert all(score.ci for score in both.values())
     assert both["bad"].p_value == without["bad"].p_value
 
@@ -62,7 +62,7 @@ def test_the_seed_decides_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SACREBLEU_SEED", "77")
     intervals = [
         [(score.mean, score.ci) for score in scores(Resampling(True, paired, 50, seed)).values()]
-        for paired in (None, "bootstrap", "randomisation")
+        for paired in (None, "bootstrap", "randomization")
         for seed in (1, 2, 1)
     ]
     for first, other, again in zip(*[iter(intervals)] * 3, strict=True):

@@ -9,7 +9,7 @@ import pytest
 from ds_seq.data.batch import Padded, pad_rows
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
-from tests.unit.search.table_model import EOS, PAD, TableModel, normalised
+from tests.unit.search.table_model import EOS, PAD, TableModel, normalized
 
 VOCAB = 9
 
@@ -41,7 +41,7 @@ def check_scores(
         for hypothesis in hypotheses:
             forced = model.forced(source, hypothesis.tokens)
             assert hypothesis.token_scores == pytest.approx(forced, abs=1e-4)
-            assert hypothesis.score == pytest.approx(normalised(forced, penalty), abs=1e-4)
+            assert hypothesis.score == pytest.approx(normalized(forced, penalty), abs=1e-4)
 
 
 def check_batches(model: TableModel, sources: list[list[int]], search: BeamSearch) -> None:

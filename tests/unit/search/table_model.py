@@ -100,7 +100,7 @@ class TableModel:
         ]
 
 
-def normalised(token_scores: list[float], length_penalty: float) -> float:
+def normalized(token_scores: list[float], length_penalty: float) -> float:
     return sum(token_scores) / len(token_scores) ** length_penalty
 
 
@@ -112,7 +112,7 @@ def all_hypotheses(
     for length in range(min_len, limit + 1):
         for tokens in itertools.product(words, repeat=length):
             scores = model.forced(source, list(tokens))
-            yield normalised(scores, length_penalty), list(tokens)
+            yield normalized(scores, length_penalty), list(tokens)
 
 
 def slow_beam_search(

@@ -13,7 +13,7 @@ from tests.unit.search.table_model import (
     SYMBOLS,
     TableModel,
     all_hypotheses,
-    normalised,
+    normalized,
     slow_beam_search,
 )
 from tests.values import beam_search
@@ -78,7 +78,7 @@ def test_scores_are_those_of_forced_decoding() -> None:
         for hypothesis in found:
             forced = model.forced(source, hypothesis.tokens)
             assert hypothesis.token_scores == pytest.approx(forced, abs=1e-4)
-            assert hypothesis.score == pytest.approx(normalised(forced, 0.7), abs=1e-4)
+            assert hypothesis.score == pytest.approx(normalized(forced, 0.7), abs=1e-4)
 
 
 def test_result_does_not_depend_on_the_batch() -> None:
@@ -193,7 +193,7 @@ def test_a_model_that_answers_nan_gives_empty_translations() -> None:
     assert [h.tokens for hypotheses in found for h in hypotheses] == [[], [], []]
 
 
-def test_half_precision_logits_are_normalised_in_single() -> None:
+def test_half_precision_logits_are_normalized_in_single() -> None:
     model = TableModel(VOCAB)
     model.table = model.table.bfloat16()
     exact = TableModel(VOCAB)

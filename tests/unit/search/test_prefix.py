@@ -14,7 +14,7 @@ from tests.unit.search.search_checks import (
     draw_sources,
     pad,
 )
-from tests.unit.search.table_model import EOS, SYMBOLS, TableModel, all_hypotheses, normalised
+from tests.unit.search.table_model import EOS, SYMBOLS, TableModel, all_hypotheses, normalized
 from tests.values import beam_search, draws
 
 PREFIXES = [[4, 4, 5], [], [6], [8, 3, 8, 3, 8], [5, 7], [], [7, 7, 7]]
@@ -53,7 +53,7 @@ def test_limits_give_way_to_the_prefix_and_hold_after_it() -> None:
         ((best,),) = search.search(model, *pad([[5, EOS]]))
         assert best.tokens[:5] == prefix
         assert len(best.tokens) == max(limit, 5)
-        assert best.score == pytest.approx(normalised(model.forced([5, EOS], best.tokens), 1.0))
+        assert best.score == pytest.approx(normalized(model.forced([5, EOS], best.tokens), 1.0))
 
 
 def test_a_prefix_may_repeat_what_the_rest_may_not() -> None:

@@ -22,7 +22,7 @@ from tests.unit.search.table_model import (
     SYMBOLS,
     UNK,
     TableModel,
-    normalised,
+    normalized,
     words,
 )
 from tests.unit.search.test_beam_search import VOCAB, draw_sources, pad, repeats
@@ -187,7 +187,7 @@ def test_scores_are_those_of_forced_decoding() -> None:
         for hypothesis in found:
             forced = model.forced(source, hypothesis.tokens)
             assert hypothesis.token_scores == pytest.approx(forced, abs=1e-4)
-            assert hypothesis.score == pytest.approx(normalised(forced, 0.7), abs=1e-4)
+            assert hypothesis.score == pytest.approx(normalized(forced, 0.7), abs=1e-4)
 
 
 def test_draws_do_not_depend_on_the_batch() -> None:

@@ -16,7 +16,7 @@ from tests.unit.search.search_checks import (
     draw_sources,
     pad,
 )
-from tests.unit.search.table_model import EOS, SYMBOLS, TableModel, normalised
+from tests.unit.search.table_model import EOS, SYMBOLS, TableModel, normalized
 from tests.values import beam_search, draws
 
 
@@ -44,7 +44,7 @@ def test_wide_beam_ranks_the_whole_list(length_penalty: float) -> None:
     )
     for source, found in zip(sources, search.search(model, *pad(sources)), strict=True):
         expected = sorted(
-            ((normalised(model.forced(source, o), length_penalty), o) for o in outputs),
+            ((normalized(model.forced(source, o), length_penalty), o) for o in outputs),
             reverse=True,
         )
         assert [h.tokens for h in found] == [tokens for _, tokens in expected]

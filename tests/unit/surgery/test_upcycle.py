@@ -101,7 +101,7 @@ def test_an_upcycled_model_starts_as_the_dense_one(
     assert not torch.allclose(_logits(model, vocab), expected, atol=1e-2)
 
 
-def test_without_normalisation_the_start_is_another(
+def test_without_normalization_the_start_is_another(
     dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
 ) -> None:
     run, dense = dense_run()

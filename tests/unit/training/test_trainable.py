@@ -13,7 +13,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.names import GATE_LOSSES, FrozenPart
+from ds_seq.names import ROUTER_LOSSES, FrozenPart
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze, frozen_parameters
 from tests.batches import encode, score
@@ -72,8 +72,10 @@ def test_gradients_reach_what_is_not_frozen_and_no_more(
     model = build(moe=moe, share_embeddings="none", activation_checkpointing=True)
     freeze(model, parts)
     output = forward(model)
-    assert set(output.gate_losses) <= set(GATE_LOSSES) and bool(output.gate_losses) == bool(moe)
-    total = output.logits.square().sum() + sum(output.gate_losses.values(), torch.zeros(()))
+    assert set(output.router_losses) <= set(ROUTER_LOSSES) and bool(output.router_losses) == bool(
+        moe
+    )
+    total = output.logits.square().sum() + sum(output.router_losses.values(), torch.zeros(()))
     total.backward()
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name

@@ -65,8 +65,8 @@ def test_the_first_validation_says_the_signatures() -> None:
     scene.trainer.fit()
     said = [text for (text,) in scene.of_kind("said") if "signature" in text]
     assert said == [
-        "valid bleu is of detokenised text, signature nrefs:1|a",
-        "valid chrf is of detokenised text, signature nrefs:1|b",
+        "valid bleu is of detokenized text, signature nrefs:1|a",
+        "valid chrf is of detokenized text, signature nrefs:1|b",
     ]
     first = scene.events.index(("said", said[0]))
     assert [event[0] for event in scene.events[:first]].count("batch") == 2

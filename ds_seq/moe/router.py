@@ -125,7 +125,7 @@ class Router(nn.Module, ABC):
         return f"num_experts={self.num_experts}, top_k={self.top_k}"
 
 
-class TopKGate(Router):
+class SoftmaxRouter(Router):
     """Softmax over expert logits, best K (Shazeer et al. 2017; K=1: Switch, arXiv:2101.03961).
 
     Args:
@@ -173,7 +173,7 @@ class TopKGate(Router):
 def draw_directions(weight: Tensor) -> None:
     """Draw a direction of the model (D) for each expert: ``weight`` (E, D).
 
-    Small enough that no expert starts as everybody's favourite.
+    Small enough that no expert starts as everybody's favorite.
     """
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
@@ -209,7 +209,7 @@ def normalized(weights: Tensor) -> Tensor:
     """Scale the last dimension to sum 1; rows of zeros (all choices dropped) stay zeros.
 
     A single weight becomes 1 with the gradient of ``p / stop_gradient(p)``: its own would be 0, and
-    the gate would learn nothing from the loss of the translation.
+    the router would learn nothing from the loss of the translation.
     """
     total = weights.detach() if weights.shape[-1] == 1 else weights.sum(-1, keepdim=True)
     return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)

@@ -15,7 +15,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.layer import MoeFeedForward
-from ds_seq.names import GATE_LOSSES
+from ds_seq.names import ROUTER_LOSSES
 from tests.batches import batch_of
 
 VOCAB = 19
@@ -37,15 +37,15 @@ def make_batch(copies: int = 1) -> Batch:
 
 
 def loss_of(model: Seq2SeqTransformer, batch: Batch, weights: dict[str, float]) -> Loss:
-    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq"), weights, GATE_LOSSES)
+    criterion = ModelAndBase(CrossEntropy(0.1, "fairseq"), weights, ROUTER_LOSSES)
     return criterion(model(batch.inputs), batch)
 
 
 @pytest.mark.parametrize("placement", ["encoder", "decoder", "both"])
-@pytest.mark.parametrize("name", GATE_LOSSES)
+@pytest.mark.parametrize("name", ROUTER_LOSSES)
 def test_each_loss_of_each_layer_reaches_the_total(placement: str, name: str) -> None:
     model = make_model(placement=placement, conditional_budget=0.4)
-    silent = dict.fromkeys(("base", *GATE_LOSSES), 0.0)
+    silent = dict.fromkeys(("base", *ROUTER_LOSSES), 0.0)
     loss = loss_of(model, make_batch(), {**silent, name: 0.5})
     torch.testing.assert_close(loss.total, 0.5 * loss.parts[name])
     loss.total.backward()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ds_seq.moe.choice import SoftmaxChoice, best
-from ds_seq.moe.gate import TopKGate, expert_capacity, normalized
+from ds_seq.moe.router import SoftmaxRouter, expert_capacity, normalized
 from tests.unit.moe.made import LOGITS, D, E, make_choice, make_router
 
 DRAWS = 20_000
@@ -86,7 +86,7 @@ def test_chance_takes_part_in_training_only(chance: dict[str, Any]) -> None:
         )
     )
     state = torch.get_rng_state()
-    plain = TopKGate(D, E, make_choice(2), "rank").eval()
+    plain = SoftmaxRouter(D, E, make_choice(2), "rank").eval()
     plain.load_state_dict(gate.state_dict())
     torch.set_rng_state(state)
     answer, expected = gate.eval()(x), plain(x)
@@ -236,6 +236,6 @@ def test_unknown_policies_are_refused(arguments: dict[str, Any], words: str) -> 
 
 def test_a_gate_cannot_choose_more_experts_than_there_are() -> None:
     with pytest.raises(ValueError, match="between 1 and num_experts=4"):
-        TopKGate(D, 4, make_choice(5), "rank")
+        SoftmaxRouter(D, 4, make_choice(5), "rank")
     with pytest.raises(ValueError, match="one of rank, global"):
-        TopKGate(D, 4, make_choice(1), "world")
+        SoftmaxRouter(D, 4, make_choice(1), "world")
