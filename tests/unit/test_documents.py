@@ -1,0 +1,35 @@
+"""What the documents say about files holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("", "ds_seq", "ds_seq/moe", "tests/distributed")
+DECISION = re.compile(r"^\*\*([A-Z]\d+)\. ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"])
+def test_files_that_are_named_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/.-]+\.(?:py|sh|md|yaml))(?:::[\w.]+)?`", text))
+    missing = [
+        name
+        for name in sorted(named)
+        if "NAME" not in name
+        and not name.startswith(("my", "out."))
+        and not any((ROOT / folder / name).exists() for folder in FOLDERS)
+    ]
+    assert named and not missing
+
+
+def test_decisions_are_numbered_and_listed() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = text[text.index("## Decisions") :]
+    numbers = DECISION.findall(section)
+    assert len(numbers) > 30 and len(set(numbers)) == len(numbers)
+    table = section[: section.index("### ")]
+    assert re.findall(r"\b([A-Z]\d+) ", table) == numbers
