@@ -12,6 +12,7 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.config.model import ModelConfig
+from ds_seq.config.model.upgrade import stable_json
 from ds_seq.distributed.device import avoid_cudnn_attention
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
@@ -142,7 +143,7 @@ def parse_device(name: str) -> torch.device:
 
 def weights_fingerprint(run: StoredRun | LoadedRun) -> str:
     """SHA-256 of what a model computes with: its shape and its weights."""
-    digest = hashlib.sha256(run.model_config.model_dump_json().encode())
+    digest = hashlib.sha256(stable_json(run.model_config))
     path = run.source
     for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
         digest.update(fingerprint(file).encode())

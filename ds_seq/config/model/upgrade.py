@@ -6,8 +6,23 @@ that were renamed or moved since then are translated here, before the section is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+# The fields of version 0.1.0, in the order in which it wrote them.
+_FIRST_FIELDS = (
+    "name options preset d_model encoder_layers decoder_layers num_heads ffn_dim activation dropout "
+    "attention_dropout activation_dropout norm_position positions max_positions share_embeddings "
+    "activation_checkpointing moe"
+).split()
+_FIRST_MOE_FIELDS = (
+    "num_experts top_k placement every layers ffn_dim router router_dim bias_rate noise "
+    "second_expert normalize_weights capacity_factor eval_capacity_factor min_capacity drop "
+    "residual shared_experts conditional_budget conditional_dropout output_masking load_balance"
+).split()
 
 
 def upgraded(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,3 +36,27 @@ def upgraded(section: Mapping[str, Any]) -> dict[str, Any]:
     if new.get("options", "absent") in ({}, None) and ":" not in str(new.get("name", "")):
         del new["options"]
     return new
+
+
+def stable_json(model: BaseModel) -> bytes:
+    """Return the section as JSON that stays the same when the schema grows.
+
+    Fingerprints are made of it, and unfinished work of an earlier version is resumed only under the
+    same fingerprint. Fields of version 0.1.0 are always there, in its order. Later fields follow
+    where they differ from their defaults.
+
+    Args:
+        model: the `model` section.
+    """
+    section = {"options": {}, **model.model_dump(mode="json")}
+    changed = model.model_dump(mode="json", exclude_defaults=True)
+    if section["moe"] is not None:
+        section["moe"] = _stable(section["moe"], changed["moe"], _FIRST_MOE_FIELDS)
+    return to_json(_stable(section, changed, _FIRST_FIELDS))
+
+
+def _stable(
+    section: Mapping[str, Any], changed: Mapping[str, Any], first: Sequence[str]
+) -> dict[str, Any]:
+    later = [name for name in section if name in changed and name not in first]
+    return {name: section[name] for name in (*first, *later)}

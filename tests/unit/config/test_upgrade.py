@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.upgrade import stable_json
 from ds_seq.config.upgrade import upgrade
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import MakeConfig, WriteFile
@@ -78,3 +80,39 @@ def test_a_mistake_in_an_old_key_is_told_with_its_line(write: WriteFile, experim
 def test_an_old_key_that_cannot_be_moved_is_refused(experiment: Path, overrides: list[str]) -> None:
     with pytest.raises(UserError, match=r"train\.valid_bleu: unknown key; it is validation\.met"):
         load_experiment(experiment, overrides)
+
+
+# as version 0.1.0 wrote it
+FIRST_DENSE = (
+    '{"name":"transformer","options":{},"preset":null,"d_model":512,"encoder_layers":6,'
+    '"decoder_layers":6,"num_heads":8,"ffn_dim":2048,"activation":"relu","dropout":0.1,'
+    '"attention_dropout":0.0,"activation_dropout":0.0,"norm_position":"post",'
+    '"positions":"sinusoidal","max_positions":1024,"share_embeddings":"all",'
+    '"activation_checkpointing":false,"moe":null}'
+)
+FIRST_MOE = (
+    '{"num_experts":8,"top_k":1,"placement":"both","every":2,"layers":null,"ffn_dim":null,'
+    '"router":"softmax","router_dim":null,"bias_rate":0.001,"noise":"none",'
+    '"second_expert":"always","normalize_weights":null,"capacity_factor":1.25,'
+    '"eval_capacity_factor":null,"min_capacity":4,"drop":"position","residual":false,'
+    '"shared_experts":0,"conditional_budget":null,"conditional_dropout":0.0,'
+    '"output_masking":0.0,"load_balance":"rank"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [({}, FIRST_DENSE), ({"moe": {}}, FIRST_DENSE.replace("null}", f"{FIRST_MOE}}}"))],
+)
+def test_a_fingerprint_does_not_change_when_the_schema_grows(
+    section: dict[str, object], expected: str
+) -> None:
+    assert stable_json(TransformerConfig.model_validate(section)).decode() == expected
+
+
+def test_a_new_field_counts_where_it_is_not_the_default() -> None:
+    plain, other = (
+        stable_json(TransformerConfig.model_validate({"norm": {"name": "layer", "eps": eps}}))
+        for eps in (1e-5, 1e-6)
+    )
+    assert plain.decode() == FIRST_DENSE and b'"eps":' in other
