@@ -3,7 +3,8 @@
 An expert's importance for a text is the mean probability that the router gives it, times the share
 of tokens that choose it (after Koishekenov et al., 2023, "Memory-efficient NLLB-200:
 Language-specific Expert Pruning of a Massively Multilingual Machine Translation Model",
-arXiv:2212.09811). The most important ones of each layer stay, untrained any further, and become a new export.
+arXiv:2212.09811). The most important ones of each layer stay, without further training, and become
+a new export.
 
 Legend: ``E`` experts, ``B`` sentences, ``S`` and ``T`` source and target length.
 """

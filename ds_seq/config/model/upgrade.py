@@ -14,9 +14,9 @@ from pydantic_core import to_json
 
 # The fields of version 0.1.0, in the order in which it wrote them.
 _FIRST_FIELDS = (
-    "name options preset d_model encoder_layers decoder_layers num_heads ffn_dim activation dropout "
-    "attention_dropout activation_dropout norm_position positions max_positions share_embeddings "
-    "activation_checkpointing moe"
+    "name options preset d_model encoder_layers decoder_layers num_heads ffn_dim activation "
+    "dropout attention_dropout activation_dropout norm_position positions max_positions "
+    "share_embeddings activation_checkpointing moe"
 ).split()
 _FIRST_MOE_FIELDS = (
     "num_experts top_k placement every layers ffn_dim router router_dim bias_rate noise "
