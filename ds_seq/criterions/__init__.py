@@ -101,7 +101,7 @@ CRITERIONS: dict[str, Callable[[Any, Teacher | None, Collection[int]], Criterion
 def build_criterion(
     config: Any, teacher: Teacher | None, user_symbol_ids: Collection[int] = ()
 ) -> Criterion:
-    """Make the criterion that ``config.name`` names, ours or ``package.module:Name``.
+    """Make the criterion that `config.name` names, ours or `package.module:Name`.
 
     Args:
         config: the criterion's section of the experiment.

@@ -2,7 +2,8 @@
 
 All terms are sums over target tokens, so that one divisor, the token count of the whole update over
 all ranks, is right for every term, however the update is cut into batches.
-Legend: ``N`` real target tokens of the batch, ``V`` vocabulary.
+
+Shapes: N real target tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Loss(NamedTuple):
 
 
 class Criterion(ABC):
-    """``criterion(output, batch)``; ``output.logits`` is (N, V), one row per real target token.
+    """`criterion(output, batch)`; `output.logits` is (N, V), one row per real target token.
 
     Most criterions remember nothing. One that does is told what happens to its batches, and goes
     into checkpoints.

@@ -6,7 +6,7 @@ time, does everything with them while they are in the cache, and writes their gr
 the forward. Only the logits and that gradient ever exist whole. Distillation
 (`ds_seq.criterions.token_loss`) is made of the same parts.
 
-Legend: ``N`` real target tokens, ``R`` rows at a time, ``V`` vocabulary.
+Shapes: N real target tokens, R rows at a time, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _GPU_ELEMENTS = 1 << 26
 
 
 class CrossEntropy(Criterion):
-    """Label-smoothed cross entropy; parts ``ce`` (what is optimized) and ``nll`` (perplexity's
+    """Label-smoothed cross entropy; parts `ce` (what is optimized) and `nll` (perplexity's
     log)."""
 
     def __init__(self, label_smoothing: float, smoothing: Smoothing) -> None:
         self.label_smoothing, self.smoothing = label_smoothing, smoothing
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Sum over the real target tokens of ``batch``."""
+        """Sum over the real target tokens of `batch`."""
         loss, nll = smoothed_cross_entropy(
             output.logits, batch.real_labels, self.label_smoothing, self.smoothing
         )
@@ -58,7 +58,7 @@ def cross_entropy(
         logits: (N, V).
         targets: (N,) int64.
         label_smoothing: mass taken from the true class, in [0, 1).
-        form: ``fairseq`` spreads that mass over the V - 1 wrong classes, ``torch`` over all V.
+        form: `fairseq` spreads that mass over the V - 1 wrong classes, `torch` over all V.
 
     Returns:
         The loss in nats, summed over rows.
@@ -120,10 +120,10 @@ class _CrossEntropy(torch.autograd.Function):
 def smoothing_weights(
     label_smoothing: float, num_classes: int, form: Smoothing
 ) -> tuple[float, float]:
-    """Factors (a, b) of ``a * nll + b * sum_v(-log p_v)``.
+    """Factors (a, b) of `a * nll + b * sum_v(-log p_v)`.
 
-    ``fairseq`` spreads the smoothing over the V - 1 wrong classes, ``torch`` over all V. Both leave
-    a total mass ``a + b * V`` of 1.
+    `fairseq` spreads the smoothing over the V - 1 wrong classes, `torch` over all V. Both leave
+    a total mass `a + b * V` of 1.
     """
     if form == "fairseq":
         each = label_smoothing / (num_classes - 1)
@@ -173,7 +173,7 @@ class LikelihoodSums:
         self.nll, self._spread = logits.new_zeros((2, len(logits)), dtype=torch.float32).unbind()
 
     def note(self, rows: slice, softmax: Softmax, token: Tensor) -> None:
-        """Take in the distributions of some rows, whose right tokens are ``token`` (R, 1)."""
+        """Take in the distributions of some rows, whose right tokens are `token` (R, 1)."""
         scores, log_sum = softmax.scores, softmax.log_sum
         self.nll[rows] = (log_sum - scores.gather(1, token)).squeeze(1)
         if self._smoothing[1]:
@@ -212,12 +212,12 @@ class LogitGradient:
         return self.buffer[rows] if self.buffer.dtype == torch.float32 else None
 
     def put(self, rows: slice, block: Tensor) -> None:
-        """Set some rows to ``block`` (R, V) float32, which may be overwritten."""
+        """Set some rows to `block` (R, V) float32, which may be overwritten."""
         if self.buffer.dtype != torch.float32:  # else it was computed in its place
             self.buffer[rows] = self._in_range(block)
 
     def put_affine(self, rows: slice, block: Tensor, weight: float, shift: float) -> None:
-        """Set some rows to ``weight * block + shift`` in one pass over the memory.
+        """Set some rows to `weight * block + shift` in one pass over the memory.
 
         No element may be beyond the bound: nothing is cut off here.
         """
@@ -225,7 +225,7 @@ class LogitGradient:
         torch.add(offset, block, alpha=weight * self.scale, out=self.buffer[rows])
 
     def add(self, rows: Tensor, block: Tensor) -> None:
-        """Add ``block`` (R, V) float32, which may be overwritten, to the rows of these numbers."""
+        """Add `block` (R, V) float32, which may be overwritten, to the rows of these numbers."""
         if self.buffer.dtype == torch.float32:
             self.buffer.index_add_(0, rows, block)
             return
@@ -247,7 +247,7 @@ def put_cross_entropy(
     smoothing: tuple[float, float],
     weight: float,
 ) -> None:
-    """Set some rows to ``weight`` times the gradient of the cross entropy.
+    """Set some rows to `weight` times the gradient of the cross entropy.
 
     Each pass over (R, V) numbers costs a GPU their memory traffic. There one pass does all: it
     weighs, subtracts the smoothing, and converts to the dtype of the logits. On a CPU, where the
@@ -275,7 +275,7 @@ def put_cross_entropy(
 def subtract_targets(
     block: Tensor, token: Tensor, smoothing: tuple[float, float], weight: float
 ) -> None:
-    """Turn ``weight`` times probabilities (R, V) into ``weight`` times the gradient, in place."""
+    """Turn `weight` times probabilities (R, V) into `weight` times the gradient, in place."""
     if not weight:
         return
     a, b = (weight * factor for factor in smoothing)
@@ -303,7 +303,7 @@ def kept_gradient(ctx: Any, factor: Tensor) -> Tensor:
 
 
 def _multiply_in_place(gradient: Tensor, factor: Tensor) -> None:
-    """``gradient *= factor`` in float32 arithmetic, whatever the precision of the gradient (N, V).
+    """`gradient *= factor` in float32 arithmetic, whatever the precision of the gradient (N, V).
 
     The factor alone, which a product of a tensor and a scalar would round to float16, may be beyond
     the range of half precision.

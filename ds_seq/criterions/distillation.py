@@ -1,7 +1,7 @@
 """Cross entropy and knowledge distillation (Hinton et al., arXiv:1503.02531; Kim & Rush,
 arXiv:1606.07947), of all tokens or of the hard ones, and of a teacher's layers.
 
-Legend: ``N`` real target tokens, ``V`` vocabulary.
+Shapes: N real target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ds_seq.names import Smoothing
 
 
 class Distillation(Criterion):
-    """``sum of weight * part`` over cross entropy, divergence from the teacher, and layers.
+    """`sum of weight * part` over cross entropy, divergence from the teacher, and layers.
 
-    Parts, unweighted sums over tokens: ``ce``, ``nll``, ``kd`` (of the selected tokens, times the
-    square of the temperature), ``kd_tokens`` (how many were selected), and ``hidden`` and
-    ``attention`` where those terms are given.
+    Parts, unweighted sums over tokens: `ce`, `nll`, `kd` (of the selected tokens, times the
+    square of the temperature), `kd_tokens` (how many were selected), and `hidden` and
+    `attention` where those terms are given.
 
     Args:
         teacher: called once per batch, without gradients.
@@ -62,7 +62,7 @@ class Distillation(Criterion):
             self.capture = "hidden"
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Sum over the real target tokens of ``batch``."""
+        """Sum over the real target tokens of `batch`."""
         with torch.no_grad():
             answer = self._teacher(batch)
         total, parts = self._tokens(output.logits, answer, batch)

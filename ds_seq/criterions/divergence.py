@@ -3,7 +3,8 @@
 The four as in Wen et al. (arXiv:2307.15190): Kullback-Leibler in both directions, Jensen-Shannon
 and total variation. All arithmetic is float32 and meant for a few rows at a time, which stay in the
 processor's cache from one pass to the next.
-Legend: ``R`` rows, ``V`` vocabulary, ``K`` tokens of which the teacher's probability is known: a
+
+Shapes: R rows, V vocabulary, K tokens of which the teacher's probability is known: a
 few, or all V.
 """
 
@@ -27,7 +28,7 @@ _LOWEST_SCORE = -1e5
 class Pull(NamedTuple):
     """Divergence of each row from its teacher, and where it pulls the student's scores.
 
-    The gradient with respect to the scores is ``scale * probs - rest``, with the student's
+    The gradient with respect to the scores is `scale * probs - rest`, with the student's
     probabilities.
     """
 
@@ -38,18 +39,18 @@ class Pull(NamedTuple):
     rest: Tensor
     """(R, K)."""
     ids: Tensor | None
-    """(R, K) columns of ``rest``; None: all of them, in order."""
+    """(R, K) columns of `rest`; None: all of them, in order."""
 
 
 def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tensor | None) -> Pull:
     """Compare distributions; both sides are divided by the temperature already.
 
     Args:
-        divergence: which. ``reverse_kl`` needs the whole distribution of the teacher.
+        divergence: which. `reverse_kl` needs the whole distribution of the teacher.
         student: of the scores.
         teacher: (R, K) scores or logarithms of probabilities, float32; their softmax is the
             teacher's distribution.
-        ids: (R, K) the columns of ``teacher``, all others of which have probability 0; None where
+        ids: (R, K) the columns of `teacher`, all others of which have probability 0; None where
             K = V.
     """
     scores, probs = student.scores, student.probs

@@ -3,8 +3,8 @@
 Sums over real tokens, in fp32 whatever the precision of the models. A batch without sentences has a
 row all the same, in which nothing counts; its loss is 0 and has a gradient.
 
-Legend: ``B`` batch, ``S`` source length, ``T`` target length, ``L`` either, ``K`` keys, ``D``
-model, ``H`` heads.
+Shapes: B batch, S source length, T target length, L either, K keys, D
+model, H heads.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MatchedLayers:
     decoder: Sequence[int] | None
 
     def of(self, stack: Stack) -> Sequence[int] | None:
-        """The teacher layers given for ``stack``; None leaves them to `match`."""
+        """The teacher layers given for `stack`; None leaves them to `match`."""
         return self.encoder if stack == "encoder" else self.decoder
 
 
@@ -84,7 +84,7 @@ def hidden_loss(
     """Squared error between hidden states (FitNets, arXiv:1412.6550), those of last layers too.
 
     Sum over matched layers and real tokens (of the source for the encoder, of the target for the
-    decoder) of the mean over D of ``(s - t) ** 2``. With ``term.normalize`` every vector is first
+    decoder) of the mean over D of `(s - t) ** 2`. With `term.normalize` every vector is first
     brought to mean 0 and variance 1.
 
     Args:
@@ -122,7 +122,7 @@ def attention_loss(
     """Divergence between attention maps (as in MiniLM, arXiv:2002.10957).
 
     Sum over kinds of attention, matched layers and real queries of the mean over heads of
-    ``KL(teacher || student)`` over the keys. Where the models have unequal numbers of heads, their
+    `KL(teacher || student)` over the keys. Where the models have unequal numbers of heads, their
     maps are first averaged over heads.
 
     Args:

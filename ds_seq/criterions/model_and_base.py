@@ -14,14 +14,14 @@ from ds_seq.names import BASE
 
 
 class ModelAndBase(Criterion):
-    """``w_base * base + num_tokens * sum_name(w_name * router_loss_name)``.
+    """`w_base * base + num_tokens * sum_name(w_name * router_loss_name)`.
 
     The base is a sum over tokens, and router losses are means over a batch; times the number of
     tokens they have the same unit, so a weight means the same whatever the batch size.
 
     Args:
         base: the criterion of the translation itself.
-        weights: by name, ``base`` or a router loss; a missing name weighs 1.0, and ``None`` or 0
+        weights: by name, `base` or a router loss; a missing name weighs 1.0, and `None` or 0
             leaves the term out of the total. Every term is logged unweighted, left out or not.
         router_losses: the names that the model returns.
 
@@ -43,7 +43,7 @@ class ModelAndBase(Criterion):
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Sum over the real target tokens of ``batch``."""
+        """Sum over the real target tokens of `batch`."""
         base = self.base(output, batch)
         # keeps every parameter in the graph even where the base is left out: ranks reduce them all
         total = self.weights[BASE] * base.total

@@ -1,8 +1,9 @@
 """Which tokens are distilled: those that are hard for the student (Wang et al., arXiv:2105.12967).
 
-A token is hard if its negative log-likelihood is among the highest ``rate`` of its batch, of the
+A token is hard if its negative log-likelihood is among the highest `rate` of its batch, of the
 last tokens seen, or of the last tokens of its source language (Gumma et al., arXiv:2304.09388).
-Legend: ``N`` real target tokens of a batch, ``M`` of them selected, ``L`` source languages.
+
+Shapes: N real target tokens of a batch, M of them selected, L source languages.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class QueueSelector(TokenSelector):
             queues[index] = torch.cat([queues[index], nll[languages == index]])[-self._size :]
 
     def _thresholds_of(self, queues: list[Tensor], which: set[int]) -> Tensor:
-        """(L + 1,) thresholds; those not in ``which`` are minus infinity."""
+        """(L + 1,) thresholds; those not in `which` are minus infinity."""
         thresholds = [
             hardest(queue, self._rate) if index in which else -math.inf
             for index, queue in enumerate(queues)

@@ -1,6 +1,6 @@
 """What a criterion may ask of a teacher.
 
-Legend: ``N`` real target tokens of the batch, ``V`` vocabulary.
+Shapes: N real target tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ With softmax p, and p_T at temperature T, the gradient of a row is
 
 where `ds_seq.criterions.divergence.Pull` has scale and rest.
 
-Legend: ``N`` real target tokens, ``R`` rows at a time, ``V`` vocabulary, ``K`` tokens that a
-teacher names, ``M`` selected tokens.
+Shapes: N real target tokens, R rows at a time, V vocabulary, K tokens that a
+teacher names, M selected tokens.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TokenTargets:
 
 
 class TokenLoss(NamedTuple):
-    """Float32 scalars: sums over tokens. Only ``total`` can be differentiated."""
+    """Float32 scalars: sums over tokens. Only `total` can be differentiated."""
 
     total: Tensor
     ce: Tensor
@@ -100,7 +100,7 @@ def token_loss(
     ce_weight: float,
     distil: Distil,
 ) -> TokenLoss:
-    """``ce_weight * cross entropy + distil.weight * T^2 * divergence from the teacher``, summed.
+    """`ce_weight * cross entropy + distil.weight * T^2 * divergence from the teacher`, summed.
 
     Args:
         logits: (N, V), any floating dtype; the arithmetic is float32.
@@ -246,7 +246,7 @@ class _Forward:
 
 
 def _divergence_gradient(probs: Tensor, pull: Pull, weight: float, extra: float) -> Tensor:
-    """``weight`` times the gradient of a divergence, plus ``extra * probs``.
+    """`weight` times the gradient of a divergence, plus `extra * probs`.
 
     Overwrites the (R, V) probabilities, which is what it returns.
     """

@@ -1,6 +1,6 @@
 """Balance without a loss: the biases of sigmoid routers follow the load of their experts.
 
-Legend: ``E`` experts of a layer.
+Shapes: E experts of a layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BiasBalancer:
     of all its calls. Costs nothing for a model without such routers.
 
     Args:
-        model: whose ``moe_stats`` have an entry for each call of a MoE layer, see
+        model: whose `moe_stats` have an entry for each call of a MoE layer, see
             `ds_seq.moe.calls`.
     """
 

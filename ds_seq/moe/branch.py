@@ -1,6 +1,6 @@
 """Dense feed-forwards beside the experts, and how the two outputs become one.
 
-Legend: ``B`` batch, ``T`` length, ``D`` model.
+Shapes: B batch, T length, D model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Losses = dict[str, Tensor]
 
 
 class Branch(Protocol):
-    """``branch(x, routed, mask) -> (y, losses)``."""
+    """`branch(x, routed, mask) -> (y, losses)`."""
 
     def __call__(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
         """Combine.
@@ -25,7 +25,7 @@ class Branch(Protocol):
         Args:
             x: (B, T, D) input of the layer.
             routed: (B, T, D) output of the experts.
-            mask: (B, T) bool, True = real token; ``None``: all are.
+            mask: (B, T) bool, True = real token; `None`: all are.
 
         Returns:
             (B, T, D), and scalar float32 losses by name.
@@ -88,7 +88,7 @@ class ConditionalBranch(nn.Module):
         self.budget, self.dropout = budget, dropout
 
     def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
-        """See `Branch`; the loss is ``budget``."""
+        """See `Branch`; the loss is `budget`."""
         dense = self.dense(x).y
         share = self.mix(x).float().sigmoid()  # (B, T, 1)
         if self.training and self.dropout > 0.0:

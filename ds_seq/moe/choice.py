@@ -1,6 +1,6 @@
 """Which experts a softmax over logits chooses, and how chance helps it to explore in training.
 
-Legend: ``N`` tokens, ``E`` experts, ``K`` choices per token.
+Shapes: N tokens, E experts, K choices per token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ds_seq.names import NOISES, SECOND_EXPERTS
 _JITTER = 0.01
 
 
-class Choice(NamedTuple):
+class RoutingChoice(NamedTuple):
     """The experts of N tokens and the distribution they come from."""
 
     experts: Tensor
@@ -27,7 +27,7 @@ class Choice(NamedTuple):
     log_partition: Tensor
     """(N, 1) float32: log of the sum of exp(logit)."""
     valid: Tensor | None = None
-    """(N, K) bool: False for a choice that was taken back; ``None``: none was."""
+    """(N, K) bool: False for a choice that was taken back; `None`: none was."""
 
 
 class SoftmaxChoice:
@@ -35,18 +35,18 @@ class SoftmaxChoice:
 
     In training, chance may take part:
 
-    - noise ``jitter`` multiplies the router's input by U(0.99, 1.01); ``gumbel`` adds Gumbel noise
+    - noise `jitter` multiplies the router's input by U(0.99, 1.01); `gumbel` adds Gumbel noise
       to the logits, so that the choice is a sample of the softmax, and weights are still those
       without noise.
-    - the second of two experts is the next best (``always``); or the best after Gumbel noise on the
-      logits of all but the first (``sampled``); or the next best, kept with probability
-      ``min(1, 2 g)`` (``random``), which GShard (arXiv:2006.16668) does to save the expert's time
+    - the second of two experts is the next best (`always`); or the best after Gumbel noise on the
+      logits of all but the first (`sampled`); or the next best, kept with probability
+      `min(1, 2 g)` (`random`), which GShard (arXiv:2006.16668) does to save the expert's time
       where it hardly counts.
 
     Args:
         top_k: K.
         noise: one of `NOISES`.
-        second_expert: one of `SECOND_EXPERTS`; other than ``always`` only with K = 2.
+        second_expert: one of `SECOND_EXPERTS`; other than `always` only with K = 2.
         second_by_share: what g is: the second probability over the sum of the two, as in GShard,
             which scales the weights to sum 1 before tokens are dropped; or the plain probability.
 
@@ -71,11 +71,11 @@ class SoftmaxChoice:
         self.second_expert, self.second_by_share = second_expert, second_by_share
 
     def inputs(self, x: Tensor, training: bool) -> Tensor:
-        """(M, D) float32: what the router is to look at in place of ``x`` (M, D)."""
+        """(M, D) float32: what the router is to look at in place of `x` (M, D)."""
         return jittered(x.float()) if training and self.noise == "jitter" else x.float()
 
-    def __call__(self, logits: Tensor, training: bool) -> Choice:
-        """Choose by ``logits`` (N, E) float32."""
+    def __call__(self, logits: Tensor, training: bool) -> RoutingChoice:
+        """Choose by `logits` (N, E) float32."""
         log_partition = logits.logsumexp(-1, keepdim=True)
         probabilities = (logits - log_partition).exp()  # cheaper than a softmax beside the former
         experts = self._explore(logits.detach()) if training else best(logits, self.top_k)
@@ -83,7 +83,7 @@ class SoftmaxChoice:
         valid = None
         if training and self.second_expert == "random":
             valid = self._second_kept(weights.detach())
-        return Choice(experts, weights, probabilities, log_partition, valid)
+        return RoutingChoice(experts, weights, probabilities, log_partition, valid)
 
     def __repr__(self) -> str:
         return f"noise={self.noise}, second_expert={self.second_expert}"
@@ -105,10 +105,10 @@ class SoftmaxChoice:
 
 
 def best(scores: Tensor, k: int) -> Tensor:
-    """(N, k) int64: the ``k`` highest of each row of ``scores`` (N, E), the highest first.
+    """(N, k) int64: the `k` highest of each row of `scores` (N, E), the highest first.
 
-    Up to two, equal scores go to the lower index: on a CPU, and there ``max`` is several times
-    faster than ``topk``.
+    Up to two, equal scores go to the lower index: on a CPU, and there `max` is several times
+    faster than `topk`.
     """
     scores = scores.detach()
     if k > 2:
@@ -126,5 +126,5 @@ def gumbel_like(logits: Tensor) -> Tensor:
 
 
 def jittered(x: Tensor) -> Tensor:
-    """``x`` times U(0.99, 1.01), element by element (Switch, arXiv:2101.03961)."""
+    """`x` times U(0.99, 1.01), element by element (Switch, arXiv:2101.03961)."""
     return x * torch.empty_like(x).uniform_(1.0 - _JITTER, 1.0 + _JITTER)

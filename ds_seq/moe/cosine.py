@@ -1,7 +1,7 @@
 """The cosine router of X-MoE: experts are directions in a small space, and only angles count.
 
-Legend: ``M`` rows, padding included, ``N`` real tokens, ``D`` model, ``D_r`` width of the small
-space, ``E`` experts.
+Shapes: M rows, padding included, N real tokens, D model, D_r width of the small
+space, E experts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class CosineRouter(Router):
     there. A dot product lets experts pull the hidden states of their tokens towards one point, the
     longer the surer (representation collapse); here length has no effect at all.
 
-    The temperature is ``0.01 + exp(t)`` with ``t`` learned: never below the floor, and without a
+    The temperature is `0.01 + exp(t)` with `t` learned: never below the floor, and without a
     point at which its gradient would be cut off and stay so. (A cut-off gradient would also depend
     on how tokens fall to ranks, for each of them would cut off its own part.)
 
@@ -34,7 +34,7 @@ class CosineRouter(Router):
         d_model: D.
         num_experts: E.
         choice: how many experts it takes, and how it explores.
-        router_dim: D_r; ``None``: half of E, at least 16.
+        router_dim: D_r; `None`: half of E, at least 16.
         load_balance: see `Router`.
     """
 
@@ -69,7 +69,7 @@ class CosineRouter(Router):
         return _FLOOR + self.log_temperature.float().exp()
 
     def scores(self, x: Tensor) -> Tensor:
-        """(M, E) float32 cosines of the rows of ``x`` (M, D), in [-1, 1]."""
+        """(M, E) float32 cosines of the rows of `x` (M, D), in [-1, 1]."""
         inputs = self.choice.inputs(x, self.training)
         tokens = F.normalize(project(inputs, self.projection), dim=-1)  # (M, D_r)
         experts = F.normalize(self.embeddings.float(), dim=-1)  # (E, D_r)

@@ -4,8 +4,8 @@ Assignments (token, choice) are sorted by expert; experts then read one contiguo
 on this rank or, under expert parallelism, after a ragged all-to-all. Memory is linear in the rows
 that are really routed: there is no (tokens x experts x capacity) tensor.
 
-Legend: ``M`` rows of the batch, ``N`` real tokens, ``K`` choices per token, ``R`` rows routed
-(N * K less the dropped ones), ``D`` model, ``E`` experts, ``P`` expert-parallel ranks.
+Shapes: M rows of the batch, N real tokens, K choices per token, R rows routed
+(N * K less the dropped ones), D model, E experts, P expert-parallel ranks.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ds_seq.moe.experts import Experts
-from ds_seq.moe.plan import Plan
+from ds_seq.moe.plan import DispatchPlan
 
 
-def spread(plan: Plan, real: Tensor, num_rows: int) -> Plan:
+def spread(plan: DispatchPlan, real: Tensor, num_rows: int) -> DispatchPlan:
     """The same plan, its tokens told by their rows in the padded batch.
 
     Experts then gather straight from the batch, and what comes back is summed straight into it: no
@@ -36,20 +36,20 @@ def spread(plan: Plan, real: Tensor, num_rows: int) -> Plan:
     choice = plan.assignment - plan.token * top_k
     slot = plan.slot.new_zeros(num_rows, top_k).index_copy_(0, real, plan.slot)
     kept = plan.kept.new_zeros(num_rows, top_k).index_copy_(0, real, plan.kept)
-    return Plan(token, token * top_k + choice, slot, kept, plan.counts)
+    return DispatchPlan(token, token * top_k + choice, slot, kept, plan.counts)
 
 
 class _Scatter(torch.autograd.Function):
     """Rows of real tokens -> rows sorted by expert. Both directions are plain gathers."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan) -> Tensor:
+    def forward(ctx: Any, x: Tensor, plan: DispatchPlan) -> Tensor:
         ctx.plan = plan
         return x.index_select(0, plan.token)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        plan: Plan = ctx.plan
+        plan: DispatchPlan = ctx.plan
         all_kept = plan.token.numel() == plan.slot.numel()
         weights = None if all_kept else plan.kept.to(grads[0].dtype)
         return _sum_choices(grads[0], plan, weights), None
@@ -59,7 +59,7 @@ class _Combine(torch.autograd.Function):
     """Rows sorted by expert -> weighted sum per real token, in float32."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: Plan) -> Tensor:
+    def forward(ctx: Any, y: Tensor, weights: Tensor, plan: DispatchPlan) -> Tensor:
         ctx.save_for_backward(y, weights)
         ctx.plan = plan
         return _sum_choices(y, plan, weights)
@@ -67,7 +67,7 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         y, weights = ctx.saved_tensors
-        plan: Plan = ctx.plan
+        plan: DispatchPlan = ctx.plan
         grad = grads[0].index_select(0, plan.token)  # (R, D)
         row_weights = weights.reshape(-1).index_select(0, plan.assignment).unsqueeze(1)
         grad_y = (grad * row_weights).to(y.dtype)
@@ -77,10 +77,10 @@ class _Combine(torch.autograd.Function):
         return grad_y, grad_weights.view_as(weights), None
 
 
-def _sum_choices(rows: Tensor, plan: Plan, weights: Tensor | None) -> Tensor:
-    """(N, D): sum over K of ``weights`` (N, K) times the routed rows of each token.
+def _sum_choices(rows: Tensor, plan: DispatchPlan, weights: Tensor | None) -> Tensor:
+    """(N, D): sum over K of `weights` (N, K) times the routed rows of each token.
 
-    ``None`` weighs every row 1, where no assignment was dropped.
+    `None` weighs every row 1, where no assignment was dropped.
     """
     num_tokens, top_k = plan.slot.shape
     if rows.shape[0] == 0:  # everything dropped, or no token at all: no row to point at
@@ -126,21 +126,25 @@ class _AllToAll(torch.autograd.Function):
 
 
 def run_experts(
-    x: Tensor, weights: Tensor, plan: Plan, experts: Experts, group: dist.ProcessGroup | None
+    x: Tensor,
+    weights: Tensor,
+    plan: DispatchPlan,
+    experts: Experts,
+    group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """Send the rows of ``x`` to their experts and sum what comes back.
+    """Send the rows of `x` to their experts and sum what comes back.
 
     Args:
         x: (N, D) real tokens, or (M, D) rows of a batch.
         weights: (N, K) or (M, K) float32, 0 for dropped assignments and padding.
         plan: from `make_plan`; over rows of a batch from `spread`.
         experts: the experts of this rank.
-        group: ranks over which the experts are spread; ``None`` when all are here. Every rank of
+        group: ranks over which the experts are spread; `None` when all are here. Every rank of
             the group must call this the same number of times, with any number of rows, none
             included.
 
     Returns:
-        Like ``x``; padding gives zeros.
+        Like `x`; padding gives zeros.
     """
     # in a step of a search, autograd's wrappers would take longer than what they wrap
     records = torch.is_grad_enabled()
@@ -158,7 +162,7 @@ def run_experts(
     return result
 
 
-def _remote(rows: Tensor, plan: Plan, experts: Experts, group: dist.ProcessGroup) -> Tensor:
+def _remote(rows: Tensor, plan: DispatchPlan, experts: Experts, group: dist.ProcessGroup) -> Tensor:
     """Exchange the counts, send the rows (sorted by global expert), compute, and send them back."""
     num_ranks = dist.get_world_size(group)
     incoming = torch.empty_like(plan.counts)

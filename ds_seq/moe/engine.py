@@ -21,7 +21,7 @@ from ds_seq.moe.layer import MoeFeedForward
 
 
 class _EngineMarker(AutoEPMoELayer):  # type: ignore[misc]  # deepspeed is untyped
-    """Makes ``isinstance`` checks of the engine see an expert-parallel layer; holds nothing."""
+    """Makes `isinstance` checks of the engine see an expert-parallel layer; holds nothing."""
 
     def __init__(self, num_experts: int) -> None:
         nn.Module.__init__(self)  # the base class would build gate and experts of its own
@@ -32,10 +32,10 @@ class _EngineMarker(AutoEPMoELayer):  # type: ignore[misc]  # deepspeed is untyp
 
 
 def connect_expert_parallel(model: nn.Module, expert_parallel: int) -> None:
-    """Spread the experts of ``model`` over groups of ``expert_parallel`` consecutive ranks.
+    """Spread the experts of `model` over groups of `expert_parallel` consecutive ranks.
 
     A collective: every rank calls it, after the process group is up and before
-    ``deepspeed.initialize``. Does nothing for ``expert_parallel`` 1, where experts are ordinary
+    `deepspeed.initialize`. Does nothing for `expert_parallel` 1, where experts are ordinary
     parameters to the engine, or for a model without MoE layers.
     """
     layers = [module for module in model.modules() if isinstance(module, MoeFeedForward)]
@@ -55,7 +55,7 @@ def connect_expert_parallel(model: nn.Module, expert_parallel: int) -> None:
 
 
 def unmark_frozen_experts(model: nn.Module) -> None:
-    """Take the markers away if no expert of ``model`` is trained; for ZeRO stages 0 to 2.
+    """Take the markers away if no expert of `model` is trained; for ZeRO stages 0 to 2.
 
     An engine that sees a marker insists on experts in the optimizer. Without one it still knows
     experts by their attributes. Stage 3 does not insist, but needs markers to cut experts right.

@@ -1,7 +1,7 @@
 """Expert choice: experts pick tokens, each its even share of every sentence.
 
-Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
-``D`` model, ``E`` experts, ``K`` choices per token, ``K'`` the most experts that picked one token.
+Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
+D model, E experts, K choices per token, K' the most experts that picked one token.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class ExpertChoiceRouter(Router):
 
     The paper lets experts pick from the whole batch. Then the translation of a sentence depends on
     what else is in the batch, and on padding. Here they pick within each sentence:
-    ``ceil(K * length / E * capacity_factor)`` tokens, at least one, at most all. A sentence must be
+    `ceil(K * length / E * capacity_factor)` tokens, at least one, at most all. A sentence must be
     there as a whole, so this router is for encoders only.
 
-    There is no loss ``load_balance``: the load is even by construction.
+    There is no loss `load_balance`: the load is even by construction.
 
     Args:
         d_model: D.
         num_experts: E.
-        top_k: K, the experts that a token visits on average if ``capacity_factor`` is 1.
+        top_k: K, the experts that a token visits on average if `capacity_factor` is 1.
         capacity_factor: scales how many tokens an expert takes, in training and evaluation alike.
     """
 

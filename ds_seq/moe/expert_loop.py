@@ -9,9 +9,9 @@ product of a new shape as to compute it (0.4 ms for 300 x 256 x 1024 on two thre
 work on windows: their own rows and some of the neighbors', up to one of few sizes. What comes of
 the neighbors' rows is cut off or set to zero.
 
-Legend: ``R`` rows sorted by expert, ``R_e`` those of one expert's window, ``D`` model, ``F``
-    feed-forward width, ``H`` = F, or 2F where the first map gives gate and value, ``E`` experts
-    held here.
+Shapes: R rows sorted by expert, R_e those of one expert's window, D model, F
+feed-forward width, H = F, or 2F where the first map gives gate and value, E experts
+held here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _STEPS = 16  # window sizes in an octave: at most 1/16 of the rows are not an ex
 
 
 _Windows = list[_Window | None]
-"""The window of each expert; ``None`` for an idle one."""
+"""The window of each expert; `None` for an idle one."""
 
 
 def _windows(counts: Tensor, num_rows: int) -> _Windows:
@@ -157,7 +157,7 @@ def _forward(
     inner: list[Tensor] | None,
     packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
-    """All experts over their rows; keeps in ``inner`` what a backward needs."""
+    """All experts over their rows; keeps in `inner` what a backward needs."""
     parts = [x.new_empty(0, x.shape[1])]  # rows are sorted by expert, so parts come in order
     for expert, window in enumerate(windows):
         if window is None:
@@ -186,7 +186,7 @@ def expert_loop(
     counts: Tensor,
     packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
-    """``y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`` with e the expert of row r.
+    """`y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]` with e the expert of row r.
 
     Args:
         x: (R, D), sorted by expert.
@@ -194,7 +194,7 @@ def expert_loop(
         b1: (E, 1, H).
         w2: (E, D, F).
         b2: (E, 1, D).
-        noise: (R, F) multipliers of the hidden layer, for dropout; ``None`` for none.
+        noise: (R, F) multipliers of the hidden layer, for dropout; `None` for none.
         activation: see `ds_seq.modules.activations`.
         counts: (E,) int64, rows of each expert; they sum to R.
         packed: of each expert, used where no gradient is wanted.

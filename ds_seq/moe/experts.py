@@ -2,8 +2,8 @@
 
 On GPUs in grouped matmuls, elsewhere expert by expert.
 
-Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``H`` = F, or 2F with
-    a gated activation, ``E_local`` experts held here.
+Shapes: R rows sorted by expert, D model, F feed-forward width, H = F, or 2F with
+a gated activation, E_local experts held here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 
 class Experts(nn.Module):
-    """``E_local`` feed-forward nets ``activation(x w1 + b1) w2^T + b2``.
+    """`E_local` feed-forward nets `activation(x w1 + b1) w2^T + b2`.
 
     Column f of an expert's w1 (D, H) and of its w2 (D, F) belong to hidden unit f: so the gradients
     of both come out of products whose narrow factor is the one that oneDNN copies. With a gated

@@ -1,7 +1,7 @@
 """Routing by language: all tokens of a sentence share the experts of its tag.
 
-Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
-``D`` model, ``E`` experts.
+Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
+D model, E experts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ds_seq.moe.choice import Choice, SoftmaxChoice
+from ds_seq.moe.choice import RoutingChoice, SoftmaxChoice
 from ds_seq.moe.router import Router, Routing, draw_directions, project
 
 
@@ -63,5 +63,5 @@ class LanguageRouter(Router):
         rows = torch.arange(x.shape[0], device=x.device) if real is None else real
         sentence = rows // length  # (N,)
         assert by_sentence.valid is None
-        choice = Choice(*(each.index_select(0, sentence) for each in by_sentence[:4]))
+        choice = RoutingChoice(*(each.index_select(0, sentence) for each in by_sentence[:4]))
         return self.routing(choice, with_losses)

@@ -1,7 +1,7 @@
 """The Mixture-of-Experts feed-forward layer: router, dispatch and experts put together.
 
-Legend: ``B`` batch, ``T`` length, ``D`` model, ``M`` = B * T, ``N`` real tokens, ``E`` experts,
-``K`` choices per token.
+Shapes: B batch, T length, D model, M = B * T, N real tokens, E experts,
+K choices per token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NO_CONTEXT = Context()
 
 
 class MoeFeedForward(TokenwiseBody):
-    """A feed-forward layer of which each token uses ``top_k`` out of ``num_experts``.
+    """A feed-forward layer of which each token uses `top_k` out of `num_experts`.
 
     It knows nothing of DeepSpeed; `ds_seq.moe.engine` tells the engine which parameters are experts
     and hands this layer the group of ranks they are spread over.
@@ -32,14 +32,14 @@ class MoeFeedForward(TokenwiseBody):
     Args:
         router: who decides which experts a token visits, see `ds_seq.moe.router`.
         experts: those held by this rank, a contiguous run of the E that the router knows.
-        capacity_factor: training capacity, see `expert_capacity`; ``None`` drops no token.
-        eval_capacity_factor: the same in evaluation. Anything but ``None`` makes the translation of
+        capacity_factor: training capacity, see `expert_capacity`; `None` drops no token.
+        eval_capacity_factor: the same in evaluation. Anything but `None` makes the translation of
             a sentence depend on its batch.
         min_capacity: lower bound of the capacity.
         drop: who stays where an expert is full, see `ds_seq.moe.plan.priorities`.
         normalize_weights: whether the weights of a token are scaled to sum 1, and whether the
-            dropped ones count: ``none``, ``before_dropping`` or ``after_dropping``.
-        branch: a dense feed-forward beside the experts, see `ds_seq.moe.branch`; ``None`` for none.
+            dropped ones count: `none`, `before_dropping` or `after_dropping`.
+        branch: a dense feed-forward beside the experts, see `ds_seq.moe.branch`; `None` for none.
         output_masking: in training, probability with which an expert's output for a token is left
             out (NLLB, arXiv:2207.04672).
 
@@ -108,7 +108,7 @@ class MoeFeedForward(TokenwiseBody):
         return BodyOutput(out, MoeAux(losses, routing_stats(routing, counts.sum(), losses)))
 
     def _visit(self, flat: Tensor, real: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
-        """Send the rows ``real`` of ``flat`` (M, D) to their experts; returns (M, D) and how many
+        """Send the rows `real` of `flat` (M, D) to their experts; returns (M, D) and how many
         assignments got a place at each expert, (E,)."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         capacity = expert_capacity(
@@ -134,7 +134,7 @@ class MoeFeedForward(TokenwiseBody):
         return out, plan.counts
 
     def expert_group(self) -> dist.ProcessGroup | None:
-        """The group the experts are spread over; ``None`` when all of them are here."""
+        """The group the experts are spread over; `None` when all of them are here."""
         if self.expert_parallel > 1 and self.group is None:
             raise RuntimeError("expert_parallel > 1: call moe.engine.connect_expert_parallel first")
         return self.group

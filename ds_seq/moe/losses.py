@@ -1,7 +1,8 @@
 """Auxiliary losses of the router, as pure functions of its probabilities.
 
 Every function takes only rows of real tokens: padding never counts.
-Legend: ``N`` real tokens, ``E`` experts.
+
+Shapes: N real tokens, E experts.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from torch import Tensor
 
 
 def load_balance_loss(probabilities: Tensor, counts: Tensor, num_choices: int | Tensor) -> Tensor:
-    """``E * sum_e mean(p_e) * counts_e / num_choices``; 1.0 when one of the two is uniform (GShard,
+    """`E * sum_e mean(p_e) * counts_e / num_choices`; 1.0 when one of the two is uniform (GShard,
     arXiv:2006.16668).
 
     Args:
         probabilities: (N, E) of the router, float32.
-        counts: (E,) how often each expert was chosen, before any dropping, among ``num_choices``
+        counts: (E,) how often each expert was chosen, before any dropping, among `num_choices`
             choices: those of these tokens, or of more than these (the ones of other ranks).
-        num_choices: the sum of ``counts``.
+        num_choices: the sum of `counts`.
 
     Returns:
         Scalar float32; 0 when there is no token.
@@ -46,7 +47,7 @@ def budget_loss(share: Tensor, mask: Tensor | None, budget: float) -> Tensor:
 
     Args:
         share: (B, T) float32, what each token takes from the experts, in [0, 1].
-        mask: (B, T) bool, True = real token; ``None``: all are.
+        mask: (B, T) bool, True = real token; `None`: all are.
         budget: in (0, 1].
 
     Returns:
@@ -60,7 +61,7 @@ def budget_loss(share: Tensor, mask: Tensor | None, budget: float) -> Tensor:
 
 
 def expert_counts(ids: Tensor, num_experts: int) -> Tensor:
-    """(E,) int64: how often each expert occurs in ``ids`` of any shape; stays on the device."""
+    """(E,) int64: how often each expert occurs in `ids` of any shape; stays on the device."""
     flat = ids.reshape(-1)
     zeros = torch.zeros(num_experts, dtype=torch.int64, device=ids.device)
     return zeros.scatter_add_(0, flat, torch.ones_like(flat))

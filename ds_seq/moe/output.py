@@ -2,7 +2,8 @@
 
 NamedTuples, because ZeRO stage 3 finds the tensors of a module's output by walking tuples and
 dicts.
-Legend: ``E`` experts.
+
+Shapes: E experts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class RoutingStats(NamedTuple):
     tokens: Tensor
     """() float32: tokens routed (padding is not)."""
     losses: dict[str, Tensor]
-    """() float32 each: a loss of the layer times ``tokens``, so that sums over forwards and ranks
+    """() float32 each: a loss of the layer times `tokens`, so that sums over forwards and ranks
     divide by the sum of the tokens."""
 
 

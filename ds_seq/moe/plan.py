@@ -1,7 +1,7 @@
 """Who gets a place: assignments sorted by expert, those beyond an expert's capacity dropped.
 
-Legend: ``N`` real tokens, ``K`` choices per token, ``R`` rows routed (N * K less the dropped ones),
-``E`` experts.
+Shapes: N real tokens, K choices per token, R rows routed (N * K less the dropped ones),
+E experts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ds_seq.moe.losses import expert_counts
 from ds_seq.moe.router import Routing
 
 
-class Plan(NamedTuple):
+class DispatchPlan(NamedTuple):
     """Who goes where, for one forward."""
 
     token: Tensor
@@ -36,18 +36,18 @@ def make_plan(
     capacity: int | None,
     priority: Tensor | None = None,
     valid: Tensor | None = None,
-) -> Plan:
-    """Sort assignments by expert and drop those beyond ``capacity``.
+) -> DispatchPlan:
+    """Sort assignments by expert and drop those beyond `capacity`.
 
     Within one expert the places go to first choices before second ones, and among these to tokens
-    of higher ``priority``, earlier ones first.
+    of higher `priority`, earlier ones first.
 
     Args:
         experts: (N, K) chosen experts.
         num_experts: E.
-        capacity: places per expert; ``None`` drops nothing.
-        priority: (N,) float32; ``None``: earlier tokens first (GShard's rule).
-        valid: (N, K) bool, False for choices that do not exist; ``None``: all do.
+        capacity: places per expert; `None` drops nothing.
+        priority: (N,) float32; `None`: earlier tokens first (GShard's rule).
+        valid: (N, K) bool, False for choices that do not exist; `None`: all do.
     """
     num_tokens, top_k = experts.shape
     owner = experts.reshape(-1)  # (N * K,): the expert of each assignment
@@ -72,13 +72,13 @@ def make_plan(
     assignment = order if queue is None else queue.index_select(0, order)
     token = assignment if top_k == 1 else assignment // top_k
     slot, kept = _places(assignment, num_tokens * top_k)
-    return Plan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
+    return DispatchPlan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
 
 
 def _queue(
     num_tokens: int, top_k: int, priority: Tensor | None, device: torch.device
 ) -> Tensor | None:
-    """(N * K,) assignments, those to be served first in front; ``None``: as they are."""
+    """(N * K,) assignments, those to be served first in front; `None`: as they are."""
     if top_k == 1 and priority is None:
         return None
     assignments = torch.arange(num_tokens * top_k, device=device).view(num_tokens, top_k)
@@ -88,7 +88,7 @@ def _queue(
 
 
 def _stable_order(owner: Tensor, num_owners: int) -> Tensor:
-    """``owner.argsort(stable=True)``."""
+    """`owner.argsort(stable=True)`."""
     if num_owners <= torch.iinfo(torch.int16).max:
         owner = owner.to(torch.int16)  # a radix sort takes a quarter of the passes
     if owner.device.type == "cpu":
@@ -110,12 +110,12 @@ def _places(assignment: Tensor, num_assignments: int) -> tuple[Tensor, Tensor]:
 
 
 def priorities(routing: Routing, drop: str) -> Tensor | None:
-    """(N,) float32 for `make_plan`, or ``None`` for the order of the tokens.
+    """(N,) float32 for `make_plan`, or `None` for the order of the tokens.
 
     Args:
         routing: the router's answer.
-        drop: ``position``; ``probability``: tokens by their best score (batch-prioritised routing,
-            V-MoE, arXiv:2106.05974); ``random``: random token selection of DeepSpeed.
+        drop: `position`; `probability`: tokens by their best score (batch-prioritised routing,
+            V-MoE, arXiv:2106.05974); `random`: random token selection of DeepSpeed.
     """
     if drop == "position":
         return None

@@ -2,8 +2,8 @@
 
 The others are `ds_seq.moe.cosine`, `sigmoid`, `expert_choice` and `language`.
 
-Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
-``D`` model, ``E`` experts, ``K`` choices per token, ``C`` capacity: the most assignments one expert
+Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
+D model, E experts, K choices per token, C capacity: the most assignments one expert
 accepts in one forward.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ds_seq.distributed import sum_over_ranks, world_size
 from ds_seq.modules.linear import linear
-from ds_seq.moe.choice import Choice, SoftmaxChoice
+from ds_seq.moe.choice import RoutingChoice, SoftmaxChoice
 from ds_seq.moe.losses import (
     expert_counts,
     load_balance_loss,
@@ -44,11 +44,11 @@ class Routing(NamedTuple):
     them."""
     valid: Tensor | None = None
     """(N, K) bool: False where a token has no such choice; that one never travels and weighs
-    nothing. ``None``: all are."""
+    nothing. `None`: all are."""
 
 
 class Router(nn.Module, ABC):
-    """Base of all routers: ``router(x, real, shape, tag) -> Routing``.
+    """Base of all routers: `router(x, real, shape, tag) -> Routing`.
 
     Logits, probabilities and weights are float32 whatever the precision of the model: with
     half-precision logits near-ties flip between the forward and a recomputed forward.
@@ -56,10 +56,10 @@ class Router(nn.Module, ABC):
     Args:
         num_experts: E.
         top_k: K, the experts a token visits.
-        load_balance: the tokens over which the loss ``load_balance`` wants balance. ``rank``: those
-            of this forward. ``global`` (arXiv:2501.11873), in training on several ranks: those of
-            this forward on all ranks. There the loss of a rank is ``E * sum_e P_e * f_e`` with
-            ``P_e`` the mean probability of expert e over the tokens of the rank, and ``f_e`` the
+        load_balance: the tokens over which the loss `load_balance` wants balance. `rank`: those
+            of this forward. `global` (arXiv:2501.11873), in training on several ranks: those of
+            this forward on all ranks. There the loss of a rank is `E * sum_e P_e * f_e` with
+            `P_e` the mean probability of expert e over the tokens of the rank, and `f_e` the
             share of e in the choices of all ranks: one all-reduce of E counts, through which no
             gradient flows. The mean over ranks, weighted by their tokens, is the loss of the joint
             batch. Every rank must then run the same number of forwards, recomputed ones included.
@@ -92,18 +92,18 @@ class Router(nn.Module, ABC):
         tag: Tensor | None = None,
         with_losses: bool = True,
     ) -> Routing:
-        """Route the rows ``real`` of ``x``.
+        """Route the rows `real` of `x`.
 
         Args:
             x: (M, D) hidden states, padding included.
-            real: (N,) int64 rows to route, in rising order; ``None`` for all. Selecting among the
-                (M, E) logits is cheaper than selecting among the rows of ``x``.
-            shape: (B, T), for routers that look at sentences; ``None``: one sentence.
-            tag: (B, D) embedding of the language tag of each sentence, or ``None``.
+            real: (N,) int64 rows to route, in rising order; `None` for all. Selecting among the
+                (M, E) logits is cheaper than selecting among the rows of `x`.
+            shape: (B, T), for routers that look at sentences; `None`: one sentence.
+            tag: (B, D) embedding of the language tag of each sentence, or `None`.
             with_losses: False leaves them out, where nobody would look at them.
         """
 
-    def routing(self, choice: Choice, with_losses: bool) -> Routing:
+    def routing(self, choice: RoutingChoice, with_losses: bool) -> Routing:
         """An answer with the losses of a choice that tokens made."""
         losses = {}
         if with_losses:
@@ -111,7 +111,7 @@ class Router(nn.Module, ABC):
             losses[ROUTER_Z] = router_z_loss(choice.log_partition)
         return Routing(choice.experts, choice.weights, choice.probabilities, losses, choice.valid)
 
-    def _load_balance(self, choice: Choice) -> Tensor:
+    def _load_balance(self, choice: RoutingChoice) -> Tensor:
         """First choices count; beyond two experts a token, all of them do (as in DeepSpeed)."""
         chosen = choice.experts if self.top_k > 2 else choice.experts[:, 0]
         counts = expert_counts(chosen, self.num_experts)  # (E,)
@@ -171,7 +171,7 @@ class SoftmaxRouter(Router):
 
 
 def draw_directions(weight: Tensor) -> None:
-    """Draw a direction of the model (D) for each expert: ``weight`` (E, D).
+    """Draw a direction of the model (D) for each expert: `weight` (E, D).
 
     Small enough that no expert starts as everybody's favorite.
     """
@@ -179,7 +179,7 @@ def draw_directions(weight: Tensor) -> None:
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` (M, I) float32 times the transposed ``weight`` (O, I), in float32.
+    """`x` (M, I) float32 times the transposed `weight` (O, I), in float32.
 
     For the few rows of a decoding step calling the faster kernel takes longer than the product.
     """
@@ -188,17 +188,17 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def rows_of(values: Tensor, real: Tensor | None) -> Tensor:
-    """The rows ``real`` (N,) of ``values`` (M, ...); ``None``: all of them."""
+    """The rows `real` (N,) of `values` (M, ...); `None`: all of them."""
     return values if real is None else values.index_select(0, real)
 
 
 def expert_capacity(
     num_tokens: int, num_experts: int, top_k: int, factor: float | None, minimum: int
 ) -> int | None:
-    """DeepSpeed's rule, over real tokens only: ``max(ceil(K * N / E * factor), minimum)``.
+    """DeepSpeed's rule, over real tokens only: `max(ceil(K * N / E * factor), minimum)`.
 
     Returns:
-        C, never more than N; ``None`` (dropless) when ``factor`` is ``None``.
+        C, never more than N; `None` (dropless) when `factor` is `None`.
     """
     if factor is None:
         return None
@@ -208,7 +208,7 @@ def expert_capacity(
 def normalized(weights: Tensor) -> Tensor:
     """Scale the last dimension to sum 1; rows of zeros (all choices dropped) stay zeros.
 
-    A single weight becomes 1 with the gradient of ``p / stop_gradient(p)``: its own would be 0, and
+    A single weight becomes 1 with the gradient of `p / stop_gradient(p)`: its own would be 0, and
     the router would learn nothing from the loss of the translation.
     """
     total = weights.detach() if weights.shape[-1] == 1 else weights.sum(-1, keepdim=True)

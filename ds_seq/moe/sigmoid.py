@@ -1,6 +1,6 @@
 """The sigmoid router of DeepSeek-V3, whose load is balanced by a bias instead of a loss.
 
-Legend: ``M`` rows, padding included, ``N`` real tokens, ``D`` model, ``E`` experts, ``K`` choices
+Shapes: M rows, padding included, N real tokens, D model, E experts, K choices
 per token.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ds_seq.moe.choice import Choice, best, jittered
+from ds_seq.moe.choice import RoutingChoice, best, jittered
 from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
 
 NOISES = ("none", "jitter")
@@ -24,7 +24,7 @@ class SigmoidRouter(Router):
     expert with less than its even share of the tokens and down for one with more. It is kept as a
     number of steps, because a bias of bfloat16 would not see a step of 0.001 beside 0.5.
 
-    Losses and statistics take the scores scaled to sum 1 for probabilities; ``router_z`` takes the
+    Losses and statistics take the scores scaled to sum 1 for probabilities; `router_z` takes the
     logits as a softmax would.
 
     Args:
@@ -32,7 +32,7 @@ class SigmoidRouter(Router):
         num_experts: E.
         top_k: K.
         bias_rate: the step.
-        noise: ``jitter`` multiplies the router's input by U(0.99, 1.01) in training; ``none``.
+        noise: `jitter` multiplies the router's input by U(0.99, 1.01) in training; `none`.
         load_balance: see `Router`.
 
     Raises:
@@ -86,7 +86,7 @@ class SigmoidRouter(Router):
         scores = logits.sigmoid()
         experts = best(scores.detach() + self.bias, self.top_k)
         tiny = torch.finfo(scores.dtype).tiny
-        choice = Choice(
+        choice = RoutingChoice(
             experts=experts,
             weights=scores.gather(-1, experts),
             probabilities=scores / scores.sum(-1, keepdim=True).clamp(min=tiny),

@@ -1,6 +1,6 @@
 """Routing statistics of one forward, and how statistics of several forwards become a report.
 
-Legend: ``E`` experts, ``N`` tokens, ``K`` choices per token, ``L`` losses.
+Shapes: E experts, N tokens, K choices per token, L losses.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def report(total: Tensor, losses: Sequence[str] = ()) -> dict[str, float | list[
         losses: names of the L losses; the order does not matter.
 
     Returns:
-        ``load``: share of the assignments per expert (sums to 1); ``dropped``: share of the
-        assignments dropped; ``entropy``: mean entropy of the router in nats; ``load_cv``: standard
+        `load`: share of the assignments per expert (sums to 1); `dropped`: share of the
+        assignments dropped; `entropy`: mean entropy of the router in nats; `load_cv`: standard
         deviation of the load over its mean (0 = balanced); and each loss, as a mean over tokens.
     """
     names = sorted(losses)

@@ -65,7 +65,7 @@ OPTIMIZERS: dict[str, Callable[[Any, Groups], torch.optim.Optimizer]] = {
 
 
 def build_optimizer(config: Any, groups: Groups) -> torch.optim.Optimizer:
-    """Make the optimizer that ``config.name`` names over ``groups`` (see `param_groups`)."""
+    """Make the optimizer that `config.name` names over `groups` (see `param_groups`)."""
     make = find_plugin("optimizer", config.name, OPTIMIZERS)
     if isinstance(config, ExternalConfig):
         return make(groups, **config.options)  # type: ignore[arg-type, call-arg]
@@ -125,7 +125,7 @@ SCHEDULERS: dict[str, Callable[[Any, float, int], Schedule]] = {
 
 
 def build_scheduler(config: Any, lr: float, max_updates: int) -> Schedule:
-    """Make the schedule that ``config.name`` names.
+    """Make the schedule that `config.name` names.
 
     Args:
         config: a member of the scheduler union.

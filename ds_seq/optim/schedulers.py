@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]
 
 
 def warmed_up(after: Schedule, lr: float, warmup_updates: int, initial: float = 0.0) -> Schedule:
-    """Linear from ``initial`` to ``lr`` over ``warmup_updates``, then ``after(update)``."""
+    """Linear from `initial` to `lr` over `warmup_updates`, then `after(update)`."""
 
     def schedule(update: int) -> float:
         if update < warmup_updates:
@@ -20,13 +20,13 @@ def warmed_up(after: Schedule, lr: float, warmup_updates: int, initial: float = 
 
 
 def inverse_sqrt(lr: float, warmup_updates: int, initial: float = 0.0) -> Schedule:
-    """``lr * sqrt(warmup / update)`` after the warm-up (Vaswani et al., arXiv:1706.03762)."""
+    """`lr * sqrt(warmup / update)` after the warm-up (Vaswani et al., arXiv:1706.03762)."""
     scale = lr * math.sqrt(max(warmup_updates, 1))
     return warmed_up(lambda update: scale / math.sqrt(update), lr, warmup_updates, initial)
 
 
 def cosine(lr: float, warmup_updates: int, total_updates: int, min_lr: float) -> Schedule:
-    """Half a cosine from ``lr`` to ``min_lr`` (arXiv:1608.03983, without restarts)."""
+    """Half a cosine from `lr` to `min_lr` (arXiv:1608.03983, without restarts)."""
 
     def after(update: int) -> float:
         progress = _progress(update, warmup_updates, total_updates)
@@ -38,7 +38,7 @@ def cosine(lr: float, warmup_updates: int, total_updates: int, min_lr: float) ->
 def polynomial(
     lr: float, warmup_updates: int, total_updates: int, end_lr: float, power: float
 ) -> Schedule:
-    """From ``lr`` to ``end_lr`` by ``(1 - progress) ** power``; linear decay is power 1."""
+    """From `lr` to `end_lr` by `(1 - progress) ** power`; linear decay is power 1."""
 
     def after(update: int) -> float:
         progress = _progress(update, warmup_updates, total_updates)
@@ -48,7 +48,7 @@ def polynomial(
 
 
 def constant(lr: float, warmup_updates: int) -> Schedule:
-    """``lr`` after the warm-up."""
+    """`lr` after the warm-up."""
     return warmed_up(lambda update: lr, lr, warmup_updates)
 
 

@@ -42,7 +42,7 @@ def expert_offsets(model: nn.Module) -> dict[str, int]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Copy the weights of a checkpoint folder into ``model``; nothing may be missing or left over.
+    """Copy the weights of a checkpoint folder into `model`; nothing may be missing or left over.
 
     Raises:
         UserError: the folder is damaged or holds another model.
@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) -> None:
-    """Copy all tensors of ``source`` into ``model``; nothing may be missing or left over.
+    """Copy all tensors of `source` into `model`; nothing may be missing or left over.
 
     A rank that holds some of the experts reads only those.
 
@@ -95,7 +95,7 @@ def read_like(
     dtype: torch.dtype,
     first_expert: int | None = None,
 ) -> Tensor:
-    """The tensor ``name`` for one of ``shape`` and ``dtype``.
+    """The tensor `name` for one of `shape` and `dtype`.
 
     Floating-point formats may differ: the reader rounds. Whole numbers may not: a counter is no
     rounded value.
@@ -105,7 +105,7 @@ def read_like(
         name: of the tensor.
         shape: of all of it; where it has experts, of those wanted.
         dtype: of the tensor that it is for.
-        first_expert: global index of the first one wanted; ``None`` where it has no experts.
+        first_expert: global index of the first one wanted; `None` where it has no experts.
 
     Raises:
         UserError: missing, of another shape or of another kind of number.

@@ -1,8 +1,8 @@
 """Weights on disk: safetensors files that any number of ranks can read, whoever wrote them.
 
-A checkpoint is a folder of ``<kind>.<n>.safetensors`` files and a JSON file that lists them with
+A checkpoint is a folder of `<kind>.<n>.safetensors` files and a JSON file that lists them with
 their sizes. Dense tensors go by name, experts by name and global expert index
-(``encoder.layers.1.feed_forward.experts.w1.5``), so that every expert-parallel size finds its own.
+(`encoder.layers.1.feed_forward.experts.w1.5`), so that every expert-parallel size finds its own.
 An export is one safetensors file in which the experts of a layer are one tensor. To a reader both
 are a `TensorSource`.
 """
@@ -31,7 +31,7 @@ FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had
 
 
 def expert_key(name: str, expert: int) -> str:
-    """Key of one expert's slice of the parameter ``name``."""
+    """Key of one expert's slice of the parameter `name`."""
     return f"{name}.{expert}"
 
 
@@ -97,10 +97,10 @@ class TensorSource(Protocol):
         """All keys, in the source's own spelling of experts."""
 
     def keys_of(self, name: str, num_experts: int | None) -> list[str]:
-        """The keys under which ``name`` lies, which has ``num_experts`` experts or none."""
+        """The keys under which `name` lies, which has `num_experts` experts or none."""
 
     def num_experts(self, name: str) -> int:
-        """How many experts of the tensor ``name`` there are; 0 if there is no such tensor."""
+        """How many experts of the tensor `name` there are; 0 if there is no such tensor."""
 
     def read(self, key: str) -> Tensor:
         """One tensor, on the CPU.
@@ -110,7 +110,7 @@ class TensorSource(Protocol):
         """
 
     def read_stacked(self, name: str, first_expert: int | None, num_experts: int) -> Tensor:
-        """The tensor ``name``; where it has experts, ``num_experts`` of them from ``first_expert``.
+        """The tensor `name`; where it has experts, `num_experts` of them from `first_expert`.
 
         Raises:
             UserError: it, or one of them, is missing.
@@ -118,7 +118,7 @@ class TensorSource(Protocol):
 
 
 class TensorFolder:
-    """Read access to the tensors of one kind (``weights``, ``optimizer``) of a checkpoint folder.
+    """Read access to the tensors of one kind (`weights`, `optimizer`) of a checkpoint folder.
 
     Args:
         folder: the checkpoint.
@@ -241,6 +241,6 @@ class TensorFile:
 
 
 def _turned(experts: Tensor, name: str, version: int) -> Tensor:
-    """Experts of a file of ``version`` as they lie now."""
+    """Experts of a file of `version` as they lie now."""
     turned = tuple(f".experts.{part}" for part in Experts.turned_since_format_1)
     return experts.mT.contiguous() if version == 1 and name.endswith(turned) else experts

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.moe.plan import Plan, make_plan, priorities
+from ds_seq.moe.plan import DispatchPlan, make_plan, priorities
 from ds_seq.moe.router import Routing
 from tests.unit.moe.made import LOGITS
 
@@ -33,7 +33,7 @@ def kept_by_a_loop(
     return kept
 
 
-def assert_consistent(plan: Plan, experts: Tensor) -> None:
+def assert_consistent(plan: DispatchPlan, experts: Tensor) -> None:
     """All parts of a plan say the same."""
     num_rows, top_k = plan.token.numel(), experts.shape[1]
     owners = experts.reshape(-1)[plan.assignment]
