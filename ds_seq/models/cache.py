@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ds_seq.modules.body import Context, Past
-from ds_seq.modules.kv_cache import BeamPaths, Kept, is_identity
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, is_identity
 
 
 class DecoderCache:
@@ -73,7 +73,7 @@ class DecoderCache:
         masks_and_tag = self.context.source_mask, self.context.tag
         source_mask, tag = (x if x is None else x.index_select(0, kept) for x in masks_and_tag)
         self.context = self.context._replace(source_mask=source_mask, tag=tag)
-        moves = Kept.of(kept)
+        moves = KeptSentences.of(kept)
         self.paths.keep_sentences(moves)
         for past in self._remembering:
             past.keep_sentences(moves)

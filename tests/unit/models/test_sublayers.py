@@ -15,7 +15,7 @@ from ds_seq.models.stack import SubLayer, TransformerLayer
 from ds_seq.modules.attention import SelfAttention, padding_mask
 from ds_seq.modules.body import Body, BodyOutput, Context
 from ds_seq.modules.feed_forward import FeedForward
-from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.residual import Residual
 from ds_seq.moe.layer import MoeFeedForward
@@ -37,7 +37,7 @@ class DecayState:
         """See `Past`."""
         self.state = self.state.index_select(0, rows)
 
-    def keep_sentences(self, kept: Kept) -> None:
+    def keep_sentences(self, kept: KeptSentences) -> None:
         """See `Past`."""
         self.state = kept.apply(self.state.unflatten(0, (-1, self.beam))).flatten(0, 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 
 HEADS, WIDTH = 2, 3
 
@@ -52,7 +52,7 @@ def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam, length):
             assert torch.equal(found, own)
         if step in (5, 30, 31):
             kept = torch.randperm(num_sentences, generator=generator)[:-1]
-            moves = Kept.of(kept)
+            moves = KeptSentences.of(kept)
             paths.keep_sentences(moves)
             buffer.keep_sentences(moves)
             by_sentence = expected.past.view(num_sentences, beam, *expected.past.shape[1:])
@@ -84,7 +84,7 @@ def test_keys_keep_their_positions(beam):
             visible = (paths.mask[:, 0] == 0).any(1)
         assert torch.equal(buffer.key_positions[visible], columns[visible])
         if step in (5, 30, 31):
-            moves = Kept.of(torch.randperm(num_sentences, generator=generator)[:-1])
+            moves = KeptSentences.of(torch.randperm(num_sentences, generator=generator)[:-1])
             paths.keep_sentences(moves)
             buffer.keep_sentences(moves)
             num_sentences -= 1
@@ -131,7 +131,7 @@ def test_room_grows_to_what_can_be_used_and_no_further():
 def test_sentences_that_stay_in_place_are_not_copied():
     rows = torch.arange(12.0).view(6, 2)
     before = rows.data_ptr()
-    kept = Kept.of(torch.tensor([0, 5, 2, 3]))
+    kept = KeptSentences.of(torch.tensor([0, 5, 2, 3]))
     assert kept.places.tolist() == [1]
     result = kept.apply(rows)
     assert result.data_ptr() == before
