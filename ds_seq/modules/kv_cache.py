@@ -42,7 +42,7 @@ class KeptSentences(NamedTuple):
         return cls(len(kept), places, kept.index_select(0, places))
 
     def apply(self, rows: Tensor) -> Tensor:
-        """Return the rows (B', ...) of these sentences among `rows` (B, ...), in the same memory."""
+        """Return these sentences' rows (B', ...) of `rows` (B, ...), in the same memory."""
         if len(self.places):
             rows.index_copy_(0, self.places, rows.index_select(0, self.origins))
         return rows[: self.size]

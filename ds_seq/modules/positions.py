@@ -142,8 +142,8 @@ class PositionKind(NamedTuple):
     rotary: Callable[[int], RotaryPositions] | None = None
     """Width of a head -> rotation of queries and keys, or None."""
     bias: Callable[[int, bool], PositionBias] | None = None
-    """(number of heads H, whether attention is causal) -> bias of the scores of one self-attention, or
-    None."""
+    """(number of heads H, whether attention is causal) -> bias of the scores of a self-attention,
+    or None."""
 
 
 POSITIONS: dict[str, PositionKind] = {

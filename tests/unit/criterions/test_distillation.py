@@ -236,7 +236,7 @@ def test_a_batch_that_nobody_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     criterion.end_update(True)
     assert [piece.shape for piece in told] == [(2, 0)]  # ranks count each other's batches
-    with pytest.raises(AssertionError, match="nobody teaches"):
+    with pytest.raises(AssertionError, match="no teacher output"):
         criterion(output_of(torch.zeros(2, WORDS)), row_batch(2))
     criterion.train(False)  # a validation set has no need of a cache
     loss: Loss = criterion(output_of(torch.zeros(2, WORDS)), row_batch(2))
