@@ -19,9 +19,9 @@ class BiasBalancer:
 
     The load is counted before dropping, over all micro-batches of the update on all ranks. It stays
     on the device; only its sum over ranks is synchronized. All ranks therefore hold equal biases,
-    whatever the layout of the ranks. A router with a frozen weight keeps its biases. If a layer is
-    called several times in a forward pass, the loads of its calls are added. For a model without
-    sigmoid routers, this class does nothing.
+    which do not depend on the layout of the ranks. A router with a frozen weight keeps its biases.
+    If a layer is called several times in a forward pass, the loads of its calls are added. For a
+    model without sigmoid routers, this class does nothing.
 
     Args:
         model: model whose `moe_stats` have one entry per call of an MoE layer, see

@@ -1,4 +1,4 @@
-"""What the cache of beam search holds, moves and forgets."""
+"""What the cache of beam search stores, moves and drops."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ HEADS, WIDTH = 2, 3
 
 
 class Reference:
-    """Every hypothesis with a copy of its own past, moved whenever hypotheses move."""
+    """A reference cache: every hypothesis has its own copy of its past, moved along with it."""
 
     def __init__(self, num_rows: int) -> None:
         self.past = torch.empty(num_rows, 0, HEADS, WIDTH)
 
     def append(self, key: torch.Tensor) -> None:
-        """Keys (B, H, K, Dh) of the newest tokens."""
+        """Store the keys (B, H, K, Dh) of the newest tokens."""
         rows = key.transpose(1, 2).flatten(0, 1)[:, None]
         self.past = torch.cat([self.past, rows], dim=1)
 
 
 def seen(keys: torch.Tensor, mask: torch.Tensor | None, beam: int) -> list[torch.Tensor]:
-    """What each hypothesis sees of the keys (B, H, C, Dh), in their order."""
+    """Return the keys that each hypothesis attends to, out of (B, H, C, Dh), in order."""
     rows = []
     for row in range(len(keys) * beam):
         own = keys[row // beam].transpose(0, 1)
@@ -68,7 +68,7 @@ def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam, length):
 
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_keys_keep_their_positions(beam):
-    """Keys and values hold the position at which they were written; columns must agree."""
+    """Keys and values hold the position at which they were written; `key_positions` must agree."""
     generator = torch.Generator().manual_seed(beam)
     num_sentences, length = 6, 70
     paths = BeamPaths(num_sentences, beam, length, torch.empty(0))
@@ -105,7 +105,7 @@ def test_positions_are_kept_only_where_they_are_asked_for():
 
 
 def test_keys_on_no_path_are_dropped():
-    """Hypotheses with a common past need one key a position and not one for each of them."""
+    """Hypotheses with a common past need one key per position, not one per hypothesis."""
     beam, length = 5, 400
     paths = BeamPaths(3, beam, length, torch.empty(0))
     buffer = KeyValueBuffer(paths)

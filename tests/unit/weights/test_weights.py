@@ -1,4 +1,4 @@
-"""What belongs to a model on disk: parameters and persistent buffers, from a folder or a file."""
+"""Weights on disk: parameters and persistent buffers, in a folder or a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Write = Callable[[dict[str, Tensor]], TensorSource]
 
 
 class Counting(nn.Module):
-    """A parameter, a counter that is kept, and a table that is not."""
+    """A model with a parameter, a persistent counter, and a table that is not persistent."""
 
     steps: Tensor
 
@@ -41,7 +41,7 @@ class Counting(nn.Module):
 
 @pytest.fixture(params=["folder", "file"])
 def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
-    """Writes tensors as a checkpoint folder or as one file."""
+    """Write tensors as a checkpoint folder or as one file."""
 
     def folder(tensors: dict[str, Tensor]) -> TensorSource:
         file = tmp_path / "weights.0.safetensors"
@@ -136,7 +136,7 @@ def test_another_number_of_experts_is_refused(
 def test_the_first_format_is_still_read(
     build: Callable[..., Seq2SeqTransformer], tmp_path: Path, kind: str
 ) -> None:
-    """In it w1 (D, H) and w2 (F, D) of an expert were what rows are multiplied with."""
+    """In format 1, rows are multiplied by w1 (D, H) and w2 (F, D) of an expert."""
     model, other = (build(moe={"num_experts": 2}, seed=seed) for seed in (1, 2))
     tensors = _saved(model)
     for name in expert_offsets(model):
