@@ -46,7 +46,7 @@ def _cross_entropy(
 def _distillation(
     config: DistillationConfig, teacher: Teacher | None, tags: Collection[int]
 ) -> Criterion:
-    assert teacher is not None, "train.py loads what criterion.teacher or criterion.cache names"
+    assert teacher is not None, "the teacher of criterion.teacher or criterion.cache must be loaded"
     return Distillation(
         teacher,
         ce_weight=config.weights["ce"],
@@ -70,17 +70,17 @@ def _selector(config: DistillationConfig, tags: Collection[int]) -> TokenSelecto
 
 
 def hidden_term(config: HiddenConfig) -> HiddenTerm:
-    """The term of the hidden states that a section describes."""
+    """Make the hidden-state term of a config section."""
     return HiddenTerm(config.weight or 0.0, matched_layers(config), config.normalize)
 
 
 def attention_term(config: AttentionConfig) -> AttentionTerm:
-    """The term of the attention maps that a section describes."""
+    """Make the attention term of a config section."""
     return AttentionTerm(config.weight or 0.0, matched_layers(config), config.kinds)
 
 
 def matched_layers(config: HiddenConfig | AttentionConfig) -> MatchedLayers:
-    """The layers that a section compares."""
+    """Return the layers that a config section compares."""
     return MatchedLayers(config.match, config.encoder, config.decoder)
 
 
@@ -101,12 +101,12 @@ CRITERIONS: dict[str, Callable[[Any, Teacher | None, Collection[int]], Criterion
 def build_criterion(
     config: Any, teacher: Teacher | None, user_symbol_ids: Collection[int] = ()
 ) -> Criterion:
-    """Make the criterion that ``config.name`` names, ours or ``package.module:Name``.
+    """Build the criterion that `config.name` names, ours or `package.module:Name`.
 
     Args:
-        config: the criterion's section of the experiment.
-        teacher: the one that a distillation learns from; others do without.
-        user_symbol_ids: ids of the tokens that may open a source and name its language.
+        config: criterion section of the experiment.
+        teacher: teacher for distillation; other criterions ignore it.
+        user_symbol_ids: ids of the language tags with which a source may start.
     """
     make = find_plugin("criterion", config.name, CRITERIONS)
     if isinstance(config, ExternalConfig):

@@ -1,8 +1,9 @@
-"""What every criterion is: a function of a model's output and a batch.
+"""The interface of criterions, functions of a model's output and a batch.
 
-All terms are sums over target tokens, so that one divisor, the token count of the whole update over
-all ranks, is right for every term, however the update is cut into batches.
-Legend: ``N`` real target tokens of the batch, ``V`` vocabulary.
+All terms are sums over target tokens, so that all can be divided by the token count of the whole
+update over all ranks, however the update is split into batches.
+
+Shapes: N real target tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ class Loss(NamedTuple):
     """A batch's loss, summed over its tokens."""
 
     total: Tensor
-    """() what is differentiated."""
+    """() sum to differentiate."""
     parts: dict[str, Tensor]
-    """Detached () sums by name, unweighted; divided by the number of tokens they are per-token
-    means."""
+    """Detached, unweighted () sums by name; dividing by the number of tokens gives means per
+    token."""
 
 
 class Criterion(ABC):
-    """``criterion(output, batch)``; ``output.logits`` is (N, V), one row per real target token.
+    """`criterion(output, batch)`; `output.logits` is (N, V), one row per real target token.
 
-    Most criterions remember nothing. One that does is told what happens to its batches, and goes
-    into checkpoints.
+    Most criterions are stateless. A stateful one is notified when an update ends, and its state is
+    saved in checkpoints.
 
     Attributes:
-        training: False while a model is validated, which must leave no trace in a criterion.
-        capture: what the model's output must hold besides logits and router losses.
+        training: False during validation, which must not change the state of a criterion.
+        capture: what the model's output must contain in addition to logits and router losses.
     """
 
     training: bool = True
@@ -47,30 +48,30 @@ class Criterion(ABC):
         """Compute the loss of one batch."""
 
     def train(self, mode: bool = True) -> None:
-        """Train from now on, or with False validate; validation puts back what it found."""
+        """Switch to training, or to validation if `mode` is False; callers restore the mode."""
         self.training = mode
 
-    def end_update(self, applied: bool) -> None:  # noqa: B027 - nothing to do is a fine default
-        """All batches of an update have been seen; a collective.
+    def end_update(self, applied: bool) -> None:  # noqa: B027 - does nothing by default
+        """End an update after all its batches; a collective operation.
 
         Args:
-            applied: False where fp16 gradients overflowed: the batches do not count.
+            applied: False if fp16 gradients overflowed, so that the batches do not count.
         """
 
     def state(self) -> dict[str, Tensor]:
-        """What this rank adds to a checkpoint; no two ranks use the same name."""
+        """Return this rank's state for a checkpoint; names are unique over all ranks."""
         return {}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - likewise
-        """Undo of `state`.
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - does nothing by default
+        """Restore the state; inverse of `state`.
 
         Args:
-            state: what all ranks of the run had added, maybe more or fewer than now.
+            state: states of all ranks that saved it, whose number may differ from now.
         """
 
 
 class PlainCriterion(Criterion):
-    """A criterion made of a function, such as a plug-in may be."""
+    """A criterion that wraps a function, such as a plug-in."""
 
     def __init__(self, function: Callable[[ModelOutput, Batch], Loss]) -> None:
         self._function = function

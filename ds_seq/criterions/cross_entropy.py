@@ -1,12 +1,11 @@
-"""Label-smoothed cross entropy, in the two forms that the field uses under one name.
+"""Label-smoothed cross entropy, in the two common forms of that name.
 
-`cross_entropy` says in a few lines what is computed, and is enough to read. Training calls
-`smoothed_cross_entropy`, which computes the same in less time and memory: it takes a few rows at a
-time, does everything with them while they are in the cache, and writes their gradient at once, in
-the forward. Only the logits and that gradient ever exist whole. Distillation
-(`ds_seq.criterions.token_loss`) is made of the same parts.
+`cross_entropy` is a short reference implementation. Training calls `smoothed_cross_entropy`, which
+computes the same in less time and memory: it processes a few rows at a time while they are in the
+cache, and writes their gradient in the forward. Only the logits and that gradient are ever stored
+completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions.
 
-Legend: ``N`` real target tokens, ``R`` rows at a time, ``V`` vocabulary.
+Shapes: N real target tokens, R rows at a time, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,23 +23,22 @@ from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Smoothing
 
-# Logits at a time: on a CPU 1 MB for the cache of each thread, which is also enough that the calls
-# themselves cost little.
+# Logits to process at a time: on a CPU, 1 MB per thread for its cache, which is also enough to
+# make the overhead of calls small.
 _CPU_ELEMENTS = 1 << 18
-# A GPU wants much at a time, but not (N, V) float32: 256 MB a tensor. Cross entropy of 16,384 bf16
-# rows of 32,768 took 15.5 ms on an NVIDIA H200 with a quarter of that, 11.1 ms with this.
+# A GPU needs large blocks, but not all (N, V) in float32: 256 MB per tensor. Cross entropy of
+# 16,384 bf16 rows of 32,768 took 11.1 ms on an NVIDIA H200, 15.5 ms with a quarter of this size.
 _GPU_ELEMENTS = 1 << 26
 
 
 class CrossEntropy(Criterion):
-    """Label-smoothed cross entropy; parts ``ce`` (what is optimized) and ``nll`` (perplexity's
-    log)."""
+    """Label-smoothed cross entropy; parts `ce` (optimized) and `nll` (log of the perplexity)."""
 
     def __init__(self, label_smoothing: float, smoothing: Smoothing) -> None:
         self.label_smoothing, self.smoothing = label_smoothing, smoothing
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Sum over the real target tokens of ``batch``."""
+        """Sum over the real target tokens of `batch`."""
         loss, nll = smoothed_cross_entropy(
             output.logits, batch.real_labels, self.label_smoothing, self.smoothing
         )
@@ -50,15 +48,15 @@ class CrossEntropy(Criterion):
 def cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float, form: Smoothing
 ) -> Tensor:
-    """What `smoothed_cross_entropy` computes, written down plainly: for reading and for tests.
+    """Compute the loss of `smoothed_cross_entropy`; a reference for readers and tests.
 
-    Autograd differentiates it, at the price of several (N, V) float32 tensors.
+    Autograd differentiates it, at the cost of several (N, V) float32 tensors.
 
     Args:
         logits: (N, V).
         targets: (N,) int64.
-        label_smoothing: mass taken from the true class, in [0, 1).
-        form: ``fairseq`` spreads that mass over the V - 1 wrong classes, ``torch`` over all V.
+        label_smoothing: probability mass taken from the correct class, in [0, 1).
+        form: `fairseq` spreads that mass over the V - 1 wrong classes, `torch` over all V.
 
     Returns:
         The loss in nats, summed over rows.
@@ -67,19 +65,19 @@ def cross_entropy(
     vocab = logits.shape[1]
     wrong = label_smoothing / (vocab - 1 if form == "fairseq" else vocab)
     right = 1.0 - label_smoothing if form == "fairseq" else 1.0 - label_smoothing + wrong
-    wanted = torch.full_like(log_probs, wrong).scatter_(1, targets.unsqueeze(1), right)
-    return -(wanted * log_probs).sum()
+    target_probs = torch.full_like(log_probs, wrong).scatter_(1, targets.unsqueeze(1), right)
+    return -(target_probs * log_probs).sum()
 
 
 def smoothed_cross_entropy(
     logits: Tensor, targets: Tensor, label_smoothing: float, form: Smoothing
 ) -> tuple[Tensor, Tensor]:
-    """Sum over rows of the label-smoothed loss and of the plain negative log-likelihood.
+    """Sum the label-smoothed loss and the plain negative log-likelihood over rows.
 
     Args:
         logits: (N, V), any floating dtype; the arithmetic is float32.
         targets: (N,) int64.
-        label_smoothing: mass taken from the true class, in [0, 1).
+        label_smoothing: probability mass taken from the correct class, in [0, 1).
         form: see `smoothing_weights`.
 
     Returns:
@@ -91,7 +89,7 @@ def smoothed_cross_entropy(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the gradient instead of probabilities: one (N, V) tensor, no second softmax."""
+    """Store the gradient instead of probabilities: one (N, V) tensor, no second softmax."""
 
     @staticmethod
     def forward(
@@ -120,10 +118,10 @@ class _CrossEntropy(torch.autograd.Function):
 def smoothing_weights(
     label_smoothing: float, num_classes: int, form: Smoothing
 ) -> tuple[float, float]:
-    """Factors (a, b) of ``a * nll + b * sum_v(-log p_v)``.
+    """Return the factors (a, b) of the loss `a * nll + b * sum_v(-log p_v)`.
 
-    ``fairseq`` spreads the smoothing over the V - 1 wrong classes, ``torch`` over all V. Both leave
-    a total mass ``a + b * V`` of 1.
+    `fairseq` spreads the smoothing over the V - 1 wrong classes, `torch` over all V. In both forms,
+    the total mass `a + b * V` is 1.
     """
     if form == "fairseq":
         each = label_smoothing / (num_classes - 1)
@@ -135,37 +133,37 @@ class Softmax(NamedTuple):
     """A distribution over columns, in both forms that a loss needs."""
 
     scores: Tensor
-    """(R, V), in the dtype they were given in."""
+    """(R, V) scores in their original dtype."""
     probs: Tensor
-    """(R, V) their softmax."""
+    """(R, V) softmax of the scores."""
     log_sum: Tensor
-    """(R, 1) logarithm of the sum of the scores' exponentials: log p = scores - log_sum."""
+    """(R, 1) logarithm of the sum of exp(scores): log p = scores - log_sum."""
 
 
 def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
-    """Softmax over the last dimension, with the logarithm of its divisor.
+    """Compute the softmax over the last dimension and the logarithm of its divisor.
 
-    The largest probability is 1 / sum(exp(score - largest score)): two passes for a maximum cost a
-    third of what a logarithm or exponential of every element costs.
+    The largest probability is 1 / sum(exp(score - largest score)), which gives the divisor by two
+    passes for maxima. These cost a third of a logarithm or exponential of every element.
 
     Args:
-        scores: (R, V), any floating dtype; kept as they are. Half precision is good enough for the
-            values that a loss reads of them, but not for arithmetic between scores.
-        out: (R, V) float32 takes the probabilities; None makes a new tensor.
+        scores: (R, V), any floating dtype; not converted. Half precision suffices for the values
+            that a loss reads, but not for arithmetic between scores.
+        out: (R, V) float32 tensor for the probabilities; None creates a new one.
     """
     probs = torch.softmax(scores, -1, dtype=torch.float32, out=out)
     return Softmax(scores, probs, scores.amax(-1, True) - probs.amax(-1, True).log_())
 
 
 class LikelihoodSums:
-    """What the values of the cross entropy are made of, token by token.
+    """The terms of the cross entropy per token.
 
     Args:
-        logits: (N, V), whose rows are going to be noted.
-        smoothing: what `smoothing_weights` gives.
+        logits: (N, V), whose rows will be passed to `note`.
+        smoothing: factors returned by `smoothing_weights`.
 
     Attributes:
-        nll: (N,) float32, -log p of the right token, of the rows noted so far.
+        nll: (N,) float32, -log p of the correct token, filled in by `note`.
     """
 
     def __init__(self, logits: Tensor, smoothing: tuple[float, float]) -> None:
@@ -173,7 +171,7 @@ class LikelihoodSums:
         self.nll, self._spread = logits.new_zeros((2, len(logits)), dtype=torch.float32).unbind()
 
     def note(self, rows: slice, softmax: Softmax, token: Tensor) -> None:
-        """Take in the distributions of some rows, whose right tokens are ``token`` (R, 1)."""
+        """Store the terms of some rows, whose correct tokens are `token` (R, 1)."""
         scores, log_sum = softmax.scores, softmax.log_sum
         self.nll[rows] = (log_sum - scores.gather(1, token)).squeeze(1)
         if self._smoothing[1]:
@@ -181,20 +179,20 @@ class LikelihoodSums:
             self._spread[rows] = log_sum.squeeze(1) * scores.shape[1] - total
 
     def cross_entropy(self) -> Tensor:
-        """() the label-smoothed loss, summed over all rows."""
+        """Return the label-smoothed loss (), summed over all rows."""
         a, b = self._smoothing
         return a * self.nll.sum() + b * self._spread.sum()
 
 
 class LogitGradient:
-    """An (N, V) tensor that is filled a few rows at a time, in the dtype of the logits.
+    """An (N, V) gradient that is filled a few rows at a time, in the dtype of the logits.
 
-    Float16 ends at 6e-8, and a loss scale comes only in the backward, too late for what has become
-    0. So there everything is kept multiplied by a power of two.
+    The smallest float16 number is 6e-8, and the loss scale is applied only in the backward, too
+    late for smaller values. So in float16, everything is stored multiplied by a power of two.
 
     Args:
-        logits: whose shape and dtype the gradient has.
-        bound: the largest element there can be.
+        logits: tensor of the gradient's shape and dtype.
+        bound: upper bound of the gradient's elements.
     """
 
     def __init__(self, logits: Tensor, bound: float) -> None:
@@ -205,35 +203,35 @@ class LogitGradient:
             self.scale = 2.0 ** math.floor(math.log2(self._largest / max(bound, 1e-3)))
 
     def place(self, rows: slice) -> Tensor | None:
-        """(R, V) float32 memory of these rows, to compute in; None where they have another dtype.
+        """Return the memory of these rows (R, V) to compute in, or None if they are not float32.
 
-        What is computed there still has to be `put`.
+        The result still has to be passed to `put`.
         """
         return self.buffer[rows] if self.buffer.dtype == torch.float32 else None
 
     def put(self, rows: slice, block: Tensor) -> None:
-        """Set some rows to ``block`` (R, V) float32, which may be overwritten."""
-        if self.buffer.dtype != torch.float32:  # else it was computed in its place
+        """Set some rows to `block` (R, V) float32, which may be overwritten."""
+        if self.buffer.dtype != torch.float32:  # else it was computed in place
             self.buffer[rows] = self._in_range(block)
 
     def put_affine(self, rows: slice, block: Tensor, weight: float, shift: float) -> None:
-        """Set some rows to ``weight * block + shift`` in one pass over the memory.
+        """Set some rows to `weight * block + shift` in one pass over the memory.
 
-        No element may be beyond the bound: nothing is cut off here.
+        No element may exceed the bound, because nothing is clipped here.
         """
-        offset = torch.tensor(shift * self.scale)  # on the host: goes along with the kernel's call
+        offset = torch.tensor(shift * self.scale)  # on the host: passed with the kernel call
         torch.add(offset, block, alpha=weight * self.scale, out=self.buffer[rows])
 
     def add(self, rows: Tensor, block: Tensor) -> None:
-        """Add ``block`` (R, V) float32, which may be overwritten, to the rows of these numbers."""
+        """Add `block` (R, V) float32, which may be overwritten, to the rows with these indices."""
         if self.buffer.dtype == torch.float32:
             self.buffer.index_add_(0, rows, block)
             return
-        kept = self.buffer.index_select(0, rows).float().div_(self.scale)
-        self.buffer[rows] = self._in_range(block.add_(kept)).to(self.buffer.dtype)
+        stored = self.buffer.index_select(0, rows).float().div_(self.scale)
+        self.buffer[rows] = self._in_range(block.add_(stored)).to(self.buffer.dtype)
 
     def _in_range(self, block: Tensor) -> Tensor:
-        """A block as the buffer keeps it, except for its dtype."""
+        """Scale and clip a block for the buffer, without converting its dtype."""
         if self.buffer.dtype != torch.float16:
             return block
         return block.mul_(self.scale).clamp_(-self._largest, self._largest)
@@ -247,19 +245,19 @@ def put_cross_entropy(
     smoothing: tuple[float, float],
     weight: float,
 ) -> None:
-    """Set some rows to ``weight`` times the gradient of the cross entropy.
+    """Set some rows to `weight` times the gradient of the cross entropy.
 
-    Each pass over (R, V) numbers costs a GPU their memory traffic. There one pass does all: it
-    weighs, subtracts the smoothing, and converts to the dtype of the logits. On a CPU, where the
-    block is in the cache, three simple passes are faster.
+    On a GPU, every pass over (R, V) numbers costs memory traffic, so one pass applies the weight,
+    subtracts the smoothing, and converts to the dtype of the logits. On a CPU, where the block is
+    in the cache, three simple passes are faster.
 
     Args:
-        gradient: where to.
-        rows: which.
-        probs: (R, V) float32 probabilities, in `LogitGradient.place` if there is one; overwritten.
-        token: (R, 1) right tokens.
-        smoothing: what `smoothing_weights` gives.
-        weight: of the cross entropy.
+        gradient: gradient to fill.
+        rows: rows to set.
+        probs: (R, V) float32 probabilities, in `LogitGradient.place` if not None; overwritten.
+        token: (R, 1) correct tokens.
+        smoothing: factors returned by `smoothing_weights`.
+        weight: weight of the cross entropy.
     """
     if _in_one_pass(probs):
         a, b = smoothing
@@ -275,7 +273,7 @@ def put_cross_entropy(
 def subtract_targets(
     block: Tensor, token: Tensor, smoothing: tuple[float, float], weight: float
 ) -> None:
-    """Turn ``weight`` times probabilities (R, V) into ``weight`` times the gradient, in place."""
+    """Convert `weight * probs` (R, V) to `weight` times the gradient, in place."""
     if not weight:
         return
     a, b = (weight * factor for factor in smoothing)
@@ -285,34 +283,34 @@ def subtract_targets(
 
 
 def keep_gradient(ctx: Any, logits: Tensor, gradient: LogitGradient | None) -> None:
-    """In the forward of an autograd function: keep what `kept_gradient` returns."""
+    """Store the gradient for `kept_gradient`, in the forward of an autograd function."""
     ctx.scale = 1.0 if gradient is None else gradient.scale
     ctx.save_for_backward(logits.new_empty(0) if gradient is None else gradient.buffer)
 
 
 def kept_gradient(ctx: Any, factor: Tensor) -> Tensor:
-    """In the backward: the gradient that was kept, (N, V), times a float32 scalar.
+    """Return the stored gradient (N, V) times a float32 scalar, in the backward.
 
-    In place: the tensor is large and was made for this. A second backward through the same graph
-    would find it changed, which autograd notices and refuses.
+    The product is computed in place, because the tensor is large. A second backward through the
+    same graph would find it modified, which autograd detects and rejects.
     """
     (gradient,) = ctx.saved_tensors
     _multiply_in_place(gradient, factor / ctx.scale)
-    kept: Tensor = gradient
-    return kept
+    result: Tensor = gradient
+    return result
 
 
 def _multiply_in_place(gradient: Tensor, factor: Tensor) -> None:
-    """``gradient *= factor`` in float32 arithmetic, whatever the precision of the gradient (N, V).
+    """Compute `gradient *= factor` in float32 arithmetic for a gradient (N, V) of any precision.
 
-    The factor alone, which a product of a tensor and a scalar would round to float16, may be beyond
-    the range of half precision.
+    The factor may exceed the range of half precision, to which a product of a tensor and a scalar
+    would round it.
     """
     if gradient.dtype in (torch.float32, torch.float64):
         gradient.mul_(factor)
     elif gradient.is_cuda:
-        # as a matrix the factor decides the dtype of the arithmetic, and the kernel converts each
-        # element on its way; on a CPU the same call makes a float32 copy of everything
+        # as a matrix, the factor determines the dtype of the arithmetic, and the kernel converts
+        # each element on the fly; on a CPU, the same call makes a float32 copy of the gradient
         torch.mul(gradient, factor.view(1, 1), out=gradient)
     else:
         for rows in row_slices(gradient):
@@ -324,14 +322,14 @@ def _in_one_pass(block: Tensor) -> bool:
 
 
 def rows_at_a_time(logits: Tensor) -> int:
-    """How many rows of logits (N, V) to work on together."""
+    """Return the number of rows of logits (N, V) to process together."""
     on_cpu = logits.device.type == "cpu"
     elements = _CPU_ELEMENTS * torch.get_num_threads() if on_cpu else _GPU_ELEMENTS
     return max(elements // max(logits.shape[1], 1), 1)
 
 
 def row_slices(logits: Tensor) -> Iterator[slice]:
-    """All rows of logits (N, V), a few at a time."""
+    """Iterate over the rows of logits (N, V), a few at a time."""
     step = rows_at_a_time(logits)
     for start in range(0, len(logits), step):
         yield slice(start, start + step)

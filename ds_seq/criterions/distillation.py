@@ -1,7 +1,7 @@
 """Cross entropy and knowledge distillation (Hinton et al., arXiv:1503.02531; Kim & Rush,
-arXiv:1606.07947), of all tokens or of the hard ones, and of a teacher's layers.
+arXiv:1606.07947) for all tokens or hard tokens only, optionally with layer-wise terms.
 
-Legend: ``N`` real target tokens, ``V`` vocabulary.
+Shapes: N real target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from ds_seq.names import Smoothing
 
 
 class Distillation(Criterion):
-    """``sum of weight * part`` over cross entropy, divergence from the teacher, and layers.
+    """Weighted sum of cross entropy, divergence from the teacher, and layer-wise terms.
 
-    Parts, unweighted sums over tokens: ``ce``, ``nll``, ``kd`` (of the selected tokens, times the
-    square of the temperature), ``kd_tokens`` (how many were selected), and ``hidden`` and
-    ``attention`` where those terms are given.
+    The parts are unweighted sums over tokens: `ce`, `nll`, `kd` (over the selected tokens, times
+    the squared temperature), `kd_tokens` (number of selected tokens), and `hidden` and `attention`
+    if these terms are given.
 
     Args:
-        teacher: called once per batch, without gradients.
-        ce_weight: of the cross entropy; 0 only logs it.
-        label_smoothing: mass taken from the right token, in [0, 1).
-        smoothing: who shares that mass, see `smoothing_weights`.
-        distil: how the tokens' distributions are compared.
-        selector: which tokens are distilled; None: all.
-        hidden: the imitation of hidden states; None for none.
-        attention: the imitation of attention maps; None for none.
+        teacher: function called once per batch, without gradients.
+        ce_weight: weight of the cross entropy; 0 only logs it.
+        label_smoothing: probability mass taken from the correct token, in [0, 1).
+        smoothing: how that mass is distributed, see `smoothing_weights`.
+        distil: how token distributions are compared.
+        selector: selector of the tokens to distill; None for all tokens.
+        hidden: term for hidden states, or None.
+        attention: term for attention maps, or None.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Distillation(Criterion):
             self.capture = "hidden"
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Sum over the real target tokens of ``batch``."""
+        """Sum over the real target tokens of `batch`."""
         with torch.no_grad():
             answer = self._teacher(batch)
         total, parts = self._tokens(output.logits, answer, batch)
@@ -84,7 +84,7 @@ class Distillation(Criterion):
             self._selector.end_update(applied)
 
     def state(self) -> dict[str, Tensor]:
-        """The queues of losses."""
+        """Return the queues of the selector."""
         return {} if self._selector is None else self._selector.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -95,16 +95,16 @@ class Distillation(Criterion):
     def _tokens(
         self, logits: Tensor, answer: TeacherOutput, batch: Batch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted loss of the logits, and its parts.
+        """Return the weighted loss of the logits, and its parts.
 
-        A validation set that no teacher has read has no divergence.
+        The divergence is 0 for a validation set without teacher outputs.
         """
         teacher = answer.top if answer.logits is None else answer.logits
         if teacher is None:
-            assert batch.num_tokens == 0 or not self.training, "nobody teaches this batch"
-            if self.training:  # a selector counts the batches of an update, empty ones too
-                nothing = logits.new_empty((0, 1))
-                teacher = TopTokens(nothing.long(), nothing)
+            assert batch.num_tokens == 0 or not self.training, "no teacher output for this batch"
+            if self.training:  # a selector counts all batches of an update, including empty ones
+                empty = logits.new_empty((0, 1))
+                teacher = TopTokens(empty.long(), empty)
         loss = token_loss(
             logits,
             TokenTargets(batch.real_labels, teacher, self._select_from(batch)),
@@ -122,13 +122,13 @@ class Distillation(Criterion):
     def _layers(
         self, output: ModelOutput, answer: TeacherOutput, batch: Batch
     ) -> Iterator[tuple[str, float, Tensor]]:
-        """Name, weight and loss of each term of the layers."""
+        """Iterate over name, weight and loss of each layer-wise term."""
         if self.capture == "none":
             return
-        own, other = output.layers, answer.layers
-        assert own is not None and other is not None, "both were asked to capture them"
+        student, teacher = output.layers, answer.layers
+        assert student is not None and teacher is not None, "both models must capture layers"
         if self._hidden is not None:
-            yield "hidden", self._hidden.weight, hidden_loss(own, other, batch, self._hidden)
+            yield "hidden", self._hidden.weight, hidden_loss(student, teacher, batch, self._hidden)
         if self._attention is not None:
-            loss = attention_loss(own, other, batch, self._attention)
+            loss = attention_loss(student, teacher, batch, self._attention)
             yield "attention", self._attention.weight, loss

@@ -1,10 +1,11 @@
-"""Divergences between a teacher's and a student's distribution, row by row, with their gradients.
+"""Row-wise divergences between a teacher's and a student's distribution, with their gradients.
 
-The four as in Wen et al. (arXiv:2307.15190): Kullback-Leibler in both directions, Jensen-Shannon
-and total variation. All arithmetic is float32 and meant for a few rows at a time, which stay in the
-processor's cache from one pass to the next.
-Legend: ``R`` rows, ``V`` vocabulary, ``K`` tokens of which the teacher's probability is known: a
-few, or all V.
+These are the four divergences of Wen et al. (arXiv:2307.15190): Kullback-Leibler in both
+directions, Jensen-Shannon and total variation. All arithmetic is float32. The functions are meant
+for a few rows at a time, which stay in the processor's cache between passes.
+
+Shapes: R rows, V vocabulary, K tokens whose teacher probability is known:
+a few, or all V.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from torch import Tensor
 from ds_seq.criterions.cross_entropy import Softmax, softmax_rows
 from ds_seq.names import Divergence
 
-# Below what float16 can hold. A teacher's score of minus infinity becomes this, so that 0 times the
-# logarithm of 0 is 0.
+# Below the range of float16. Replaces a teacher's score of minus infinity, so that 0 * log(0) is 0.
 _LOWEST_SCORE = -1e5
 
 
 class Pull(NamedTuple):
-    """Divergence of each row from its teacher, and where it pulls the student's scores.
+    """Divergence of each row from the teacher, and its gradient.
 
-    The gradient with respect to the scores is ``scale * probs - rest``, with the student's
-    probabilities.
+    The gradient with respect to the student's scores is `scale * probs - rest`, where `probs` are
+    the student's probabilities.
     """
 
     value: Tensor
@@ -38,18 +38,18 @@ class Pull(NamedTuple):
     rest: Tensor
     """(R, K)."""
     ids: Tensor | None
-    """(R, K) columns of ``rest``; None: all of them, in order."""
+    """(R, K) columns of `rest`; None for all V columns, in order."""
 
 
 def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tensor | None) -> Pull:
-    """Compare distributions; both sides are divided by the temperature already.
+    """Compare distributions whose scores are already divided by the temperature.
 
     Args:
-        divergence: which. ``reverse_kl`` needs the whole distribution of the teacher.
-        student: of the scores.
-        teacher: (R, K) scores or logarithms of probabilities, float32; their softmax is the
-            teacher's distribution.
-        ids: (R, K) the columns of ``teacher``, all others of which have probability 0; None where
+        divergence: kind of divergence. `reverse_kl` needs the teacher's whole distribution.
+        student: the student's softmax.
+        teacher: (R, K) float32 scores or log-probabilities; their softmax is the teacher's
+            distribution.
+        ids: (R, K) columns of `teacher`, where all other columns have probability 0; None if
             K = V.
     """
     scores, probs = student.scores, student.probs
@@ -77,7 +77,7 @@ def _reverse_kl(target: Tensor, probs: Tensor, ratio: Tensor, offset: Tensor) ->
 
 
 def _jensen_shannon(target: Tensor, probs: Tensor, ratio: Tensor, offset: Tensor) -> _Compared:
-    # With r = log(target / probs): log(probs / middle) = log 2 - softplus(r), and likewise
+    # With r = log(target / probs), log(probs / middle) = log 2 - softplus(r), and
     # log(target / middle) = log 2 - softplus(r) + r. Neither can overflow.
     soft = F.softplus(ratio.add_(offset))
     towards = _dot(target, soft) - _dot(target, ratio)
@@ -103,5 +103,5 @@ _COMPARE = {
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """(R, 1) inner products of rows."""
+    """Return the inner products of rows, (R, 1)."""
     return torch.mul(left, right).sum(-1, True)

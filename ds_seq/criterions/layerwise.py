@@ -1,10 +1,10 @@
 """Layer-wise distillation: a student's layers imitate chosen layers of its teacher.
 
-Sums over real tokens, in fp32 whatever the precision of the models. A batch without sentences has a
-row all the same, in which nothing counts; its loss is 0 and has a gradient.
+Losses are sums over real tokens, in fp32 for models of any precision. A batch without sentences
+still has one row, none of whose tokens count: its loss is 0 and has a gradient.
 
-Legend: ``B`` batch, ``S`` source length, ``T`` target length, ``L`` either, ``K`` keys, ``D``
-model, ``H`` heads.
+Shapes: B batch, S source length, T target length, L source or target length, K keys, D
+model, H heads.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ds_seq.names import AttentionKind, LayerMatch, Stack
 
 _Pair = tuple[Tensor, Tensor]
 
-# Smaller attention counts as this, so that its logarithm is finite, and the logarithm's gradient
-# too, times any loss scale.
+# Lower bound of attention weights, so that their logarithm is finite, and so is its gradient times
+# any loss scale.
 _FLOOR = 1e-24
 
 
@@ -33,9 +33,9 @@ class MatchedLayers:
     """Which layer of the teacher each layer of the student imitates.
 
     Attributes:
-        match: name of a table, see `ds_seq.models.layer_maps`.
-        encoder: for each encoder layer of the student a teacher layer, from 0, in place of the
-            table; empty: the encoder is left out.
+        match: name of a layer map, see `ds_seq.models.layer_maps`.
+        encoder: a teacher layer, counted from 0, for each encoder layer of the student, instead of
+            the layer map; empty to leave out the encoder.
         decoder: the same for the decoder.
     """
 
@@ -44,7 +44,7 @@ class MatchedLayers:
     decoder: Sequence[int] | None
 
     def of(self, stack: Stack) -> Sequence[int] | None:
-        """The teacher layers given for ``stack``; None leaves them to `match`."""
+        """Return the teacher layers given for `stack`; None to use `match`."""
         return self.encoder if stack == "encoder" else self.decoder
 
 
@@ -53,9 +53,9 @@ class HiddenTerm:
     """How `hidden_loss` enters the total.
 
     Attributes:
-        weight: of the term; 0 only logs it.
+        weight: weight of the term; 0 only logs it.
         layers: which layers are compared.
-        normalize: bring every vector to mean 0 and variance 1 first.
+        normalize: whether to normalize every vector to mean 0 and variance 1 first.
     """
 
     weight: float
@@ -68,9 +68,9 @@ class AttentionTerm:
     """How `attention_loss` enters the total.
 
     Attributes:
-        weight: of the term; 0 only logs it.
+        weight: weight of the term; 0 only logs it.
         layers: which layers are compared.
-        kinds: which attention maps.
+        kinds: kinds of attention maps to compare.
     """
 
     weight: float
@@ -81,31 +81,35 @@ class AttentionTerm:
 def hidden_loss(
     student: LayerOutputs, teacher: LayerOutputs, batch: Batch[Seq2SeqInputs], term: HiddenTerm
 ) -> Tensor:
-    """Squared error between hidden states (FitNets, arXiv:1412.6550), those of last layers too.
+    """Compute the squared error between hidden states (FitNets, arXiv:1412.6550).
 
-    Sum over matched layers and real tokens (of the source for the encoder, of the target for the
-    decoder) of the mean over D of ``(s - t) ** 2``. With ``term.normalize`` every vector is first
-    brought to mean 0 and variance 1.
+    The loss sums the mean over D of `(s - t) ** 2` over matched layers, including the last ones,
+    and real tokens (source tokens for the encoder, target tokens for the decoder). With
+    `term.normalize`, every vector is first normalized to mean 0 and variance 1.
 
     Args:
-        student: its hidden states take the gradient.
-        teacher: as wide as the student; takes none.
-        batch: what both have read.
-        term: which layers, and how.
+        student: layer outputs of the student, which receive the gradient.
+        teacher: layer outputs of a teacher of the same width; receive no gradient.
+        batch: batch that both models have read.
+        term: layers to compare, and whether to normalize.
 
     Returns:
-        () float32, a sum.
+        () float32 sum.
 
     Raises:
-        ValueError: the student is deeper than the teacher, and no layers are named.
+        ValueError: the student is deeper than the teacher, and no layers are given.
     """
 
-    def distance(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
-        own, other = own.float(), other.float()
+    def distance(student_states: Tensor, teacher_states: Tensor, real: Tensor) -> Tensor:
+        student_states, teacher_states = student_states.float(), teacher_states.float()
         if term.normalize:
-            own, other = (F.layer_norm(x, x.shape[-1:]) for x in (own, other))
-        difference = (own - other).masked_fill(~real[..., None], 0.0)  # (B, L, D)
-        return difference.square().sum() / own.shape[-1]
+            width = student_states.shape[-1:]
+            student_states = F.layer_norm(student_states, width)
+            teacher_states = F.layer_norm(teacher_states, width)
+        difference = (student_states - teacher_states).masked_fill(
+            ~real[..., None], 0.0
+        )  # (B, L, D)
+        return difference.square().sum() / student_states.shape[-1]
 
     source, target = _real_tokens(batch)
     encoder = _matched(term.layers, "encoder", student.encoder, teacher.encoder)
@@ -119,23 +123,23 @@ def attention_loss(
     batch: Batch[Seq2SeqInputs],
     term: AttentionTerm,
 ) -> Tensor:
-    """Divergence between attention maps (as in MiniLM, arXiv:2002.10957).
+    """Compute the divergence between attention maps (as in MiniLM, arXiv:2002.10957).
 
-    Sum over kinds of attention, matched layers and real queries of the mean over heads of
-    ``KL(teacher || student)`` over the keys. Where the models have unequal numbers of heads, their
-    maps are first averaged over heads.
+    The loss sums the mean over heads of `KL(teacher || student)` between distributions over keys,
+    over kinds of attention, matched layers and real queries. If the models have different numbers
+    of heads, their maps are first averaged over heads.
 
     Args:
-        student: its maps take the gradient.
-        teacher: takes none.
-        batch: what both have read.
-        term: which kinds and layers.
+        student: layer outputs of the student, whose maps receive the gradient.
+        teacher: layer outputs of the teacher; receive no gradient.
+        batch: batch that both models have read.
+        term: kinds of attention and layers to compare.
 
     Returns:
-        () float32, a sum.
+        () float32 sum.
 
     Raises:
-        ValueError: the student is deeper than the teacher, and no layers are named.
+        ValueError: the student is deeper than the teacher, and no layers are given.
     """
     source, target = _real_tokens(batch)
     by_kind: dict[str, tuple[Stack, Sequence[Tensor], Sequence[Tensor], Tensor]] = {
@@ -144,19 +148,20 @@ def attention_loss(
         "cross": ("decoder", student.cross_attention, teacher.cross_attention, target),
     }
     total = torch.zeros((), device=target.device)
-    for kind, (stack, own, other, real) in by_kind.items():
+    for kind, (stack, student_maps, teacher_maps, real) in by_kind.items():
         if kind in term.kinds:
-            total = total + _sum(_divergence, _matched(term.layers, stack, own, other), real)
+            pairs = _matched(term.layers, stack, student_maps, teacher_maps)
+            total = total + _sum(_divergence, pairs, real)
     return total
 
 
-def _divergence(own: Tensor, other: Tensor, real: Tensor) -> Tensor:
-    """Of the maps (B, H, L, K) of one layer; what no query may see is 0 in both."""
-    own, other = own.float(), other.float()
-    if own.shape[1] != other.shape[1]:
-        own, other = (x.mean(dim=1, keepdim=True) for x in (own, other))
-    ratio = other.clamp(min=_FLOOR).log() - own.clamp(min=_FLOOR).log()
-    by_query = (other * ratio).sum(dim=-1).mean(dim=1)  # (B, L)
+def _divergence(student: Tensor, teacher: Tensor, real: Tensor) -> Tensor:
+    """Return the divergence of the maps (B, H, L, K) of one layer; masked keys are 0 in both."""
+    student, teacher = student.float(), teacher.float()
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = (x.mean(dim=1, keepdim=True) for x in (student, teacher))
+    ratio = teacher.clamp(min=_FLOOR).log() - student.clamp(min=_FLOOR).log()
+    by_query = (teacher * ratio).sum(dim=-1).mean(dim=1)  # (B, L)
     return by_query.masked_fill(~real, 0.0).sum()
 
 
@@ -166,27 +171,29 @@ def _matched(
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
 ) -> Iterator[_Pair]:
-    """Student and teacher tensors of each matched layer."""
+    """Iterate over the student's and the teacher's tensors of each pair of matched layers."""
     chosen = layers.of(stack)
     if chosen is None:
         chosen = LAYER_MAPS[layers.match](len(teacher), len(student))
     elif not chosen:  # the stack is left out
         return
-    for own, layer in zip(student, chosen, strict=True):
-        yield own, teacher[layer].detach()
+    for student_tensor, layer in zip(student, chosen, strict=True):
+        yield student_tensor, teacher[layer].detach()
 
 
 def _sum(
     distance: Callable[[Tensor, Tensor, Tensor], Tensor], pairs: Iterator[_Pair], real: Tensor
 ) -> Tensor:
     total = torch.zeros((), device=real.device)
-    for own, other in pairs:
-        total = total + distance(own, other, real)
+    for student, teacher in pairs:
+        total = total + distance(student, teacher, real)
     return total
 
 
 def _real_tokens(batch: Batch[Seq2SeqInputs]) -> tuple[Tensor, Tensor]:
-    """(B, S) and (B, T), True where a token counts: nowhere in a batch without sentences, though
-    its source is an end symbol."""
+    """Return (B, S) and (B, T), True at tokens that count.
+
+    In a batch without sentences no token counts, not even the end symbol that is its source.
+    """
     source = batch.inputs.source_mask
     return source if batch.num_tokens else torch.zeros_like(source), batch.mask

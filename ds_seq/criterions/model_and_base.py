@@ -1,4 +1,4 @@
-"""A base criterion plus the losses that the model itself returns, each with a weight."""
+"""A weighted sum of a base criterion and the losses returned by the model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ds_seq.names import BASE
 
 
 class ModelAndBase(Criterion):
-    """``w_base * base + num_tokens * sum_name(w_name * router_loss_name)``.
+    """`w_base * base + num_tokens * sum_name(w_name * router_loss_name)`.
 
-    The base is a sum over tokens, and router losses are means over a batch; times the number of
-    tokens they have the same unit, so a weight means the same whatever the batch size.
+    The base is a sum over tokens, while router losses are means over a batch. They are multiplied
+    by the number of tokens to have the same unit, so the meaning of a weight does not depend on the
+    batch size.
 
     Args:
-        base: the criterion of the translation itself.
-        weights: by name, ``base`` or a router loss; a missing name weighs 1.0, and ``None`` or 0
-            leaves the term out of the total. Every term is logged unweighted, left out or not.
-        router_losses: the names that the model returns.
+        base: criterion of the translation.
+        weights: weights by name, `base` or a router loss. The default is 1.0; `None` or 0 leaves
+            the term out of the total. Every term is logged unweighted, even if left out.
+        router_losses: names of the losses returned by the model.
 
     Raises:
-        UserError: a weight for a name that does not exist.
+        UserError: a weight has an unknown name.
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class ModelAndBase(Criterion):
         self.weights = {name: float(weights.get(name, 1.0) or 0.0) for name in known}
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
-        """Sum over the real target tokens of ``batch``."""
+        """Sum over the real target tokens of `batch`."""
         base = self.base(output, batch)
-        # keeps every parameter in the graph even where the base is left out: ranks reduce them all
+        # keep every parameter in the graph even without the base, because ranks reduce all of them
         total = self.weights[BASE] * base.total
         parts = dict(base.parts)
         for name, loss in output.router_losses.items():
@@ -65,7 +66,7 @@ class ModelAndBase(Criterion):
         self.base.end_update(applied)
 
     def state(self) -> dict[str, Tensor]:
-        """That of the base."""
+        """Return the state of the base."""
         return self.base.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

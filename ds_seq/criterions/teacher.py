@@ -1,6 +1,6 @@
-"""What a criterion may ask of a teacher.
+"""The interface of teachers for criterions.
 
-Legend: ``N`` real target tokens of the batch, ``V`` vocabulary.
+Shapes: N real target tokens of the batch, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ds_seq.models.output import LayerOutputs
 
 
 class TeacherOutput(NamedTuple):
-    """A teacher's opinion of a batch; nothing in it takes a gradient."""
+    """A teacher's output for a batch; requires no gradient."""
 
     logits: Tensor | None
-    """(N, V), or logarithms of probabilities, which softmax takes alike; None: see `top`."""
+    """(N, V) logits or log-probabilities, which have the same softmax; None if `top` is given."""
     top: TopTokens | None = None
-    """What a cache has kept of the distribution, where there are no logits."""
+    """The part of the distribution stored in a cache, if there are no logits."""
     layers: LayerOutputs | None = None
-    """Hidden states and attention maps, where they were asked for."""
+    """Hidden states and attention maps, if requested."""
 
 
 Teacher = Callable[[Batch], TeacherOutput]

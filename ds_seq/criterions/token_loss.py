@@ -1,19 +1,18 @@
 """Cross entropy and distillation of target tokens in one pass, with one gradient.
 
-Both terms pull at the same (N, V) logits. As two autograd functions they would make two gradients
-of that size, and a third for their sum; here, as in `ds_seq.criterions.cross_entropy`, rows are
-taken a few at a time, everything about them is computed while they are in the cache, and their
-gradient is written once, in the forward. Only logits, the teacher's logits and that gradient ever
-exist whole.
+Both terms depend on the same (N, V) logits. As two autograd functions, they would create two
+gradients of that size, and a third for their sum. Here, as in `ds_seq.criterions.cross_entropy`,
+rows are processed a few at a time while they are in the cache, and their gradient is written once,
+in the forward. Only the logits, the teacher's logits and that gradient are ever stored completely.
 
 With softmax p, and p_T at temperature T, the gradient of a row is
 
     ce_weight * (p - smoothed targets)  +  weight * T * (scale * p_T - rest)
 
-where `ds_seq.criterions.divergence.Pull` has scale and rest.
+where scale and rest are fields of `ds_seq.criterions.divergence.Pull`.
 
-Legend: ``N`` real target tokens, ``R`` rows at a time, ``V`` vocabulary, ``K`` tokens that a
-teacher names, ``M`` selected tokens.
+Shapes: N real target tokens, R rows at a time, V vocabulary, K tokens with
+teacher scores, M selected tokens.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ from ds_seq.criterions.divergence import Pull, diverge
 from ds_seq.data.batch import TopTokens
 from ds_seq.names import Divergence
 
-# How far beyond 1 a gradient of each divergence may go before float16 cuts it off. Reverse KL's has
-# no bound: it grows with the logarithm of a probability that the teacher thinks to be almost 0.
+# Largest gradient of each divergence that float16 must hold without clipping. The gradient of
+# reverse KL is unbounded: it grows with the logarithm of a teacher probability close to 0.
 _HEADROOM: dict[Divergence, float] = {"forward_kl": 1.0, "reverse_kl": 64.0, "js": 1.0, "tv": 1.0}
 
 Select = Callable[[Tensor], Tensor]
-"""From the (N,) negative log-likelihoods of a batch's tokens to the (M,) rows to distil."""
+"""(N,) negative log-likelihoods of a batch's tokens -> (M,) rows to distill."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +54,11 @@ class Distil:
     """How the student's distributions are compared with the teacher's.
 
     Attributes:
-        weight: of the term in the total.
-        divergence: which one.
-        temperature: T, divides the scores of both sides; the term is multiplied by its square,
-            which keeps the gradient's size (Hinton et al., arXiv:1503.02531).
-        top_k: cut the teacher's distribution to its k most probable tokens; None keeps all.
+        weight: weight of the term in the total.
+        divergence: kind of divergence.
+        temperature: divisor of the scores of both models, T. The term is multiplied by its square,
+            which preserves the size of the gradient (Hinton et al., arXiv:1503.02531).
+        top_k: number of most probable tokens kept of the teacher's distribution; None for all.
     """
 
     weight: float
@@ -70,12 +69,12 @@ class Distil:
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """What the logits of a batch shall say.
+    """The targets of a batch's logits.
 
     Attributes:
-        tokens: (N,) int64, the right tokens.
-        teacher: (N, V) scores of a teacher, or its best tokens; None distils nothing.
-        select: picks the rows to distil; None takes all.
+        tokens: (N,) int64 correct tokens.
+        teacher: (N, V) scores of a teacher, or its top tokens; None for no distillation.
+        select: function that selects the rows to distill; None for all rows.
     """
 
     tokens: Tensor
@@ -84,7 +83,7 @@ class TokenTargets:
 
 
 class TokenLoss(NamedTuple):
-    """Float32 scalars: sums over tokens. Only ``total`` can be differentiated."""
+    """Float32 scalars, summed over tokens. Only `total` can be differentiated."""
 
     total: Tensor
     ce: Tensor
@@ -100,17 +99,17 @@ def token_loss(
     ce_weight: float,
     distil: Distil,
 ) -> TokenLoss:
-    """``ce_weight * cross entropy + distil.weight * T^2 * divergence from the teacher``, summed.
+    """Sum `ce_weight * cross_entropy + distil.weight * T^2 * divergence` over tokens.
 
     Args:
         logits: (N, V), any floating dtype; the arithmetic is float32.
-        targets: the right tokens, and a teacher's opinion of them.
-        smoothing: what `smoothing_weights` gives.
-        ce_weight: weight of the cross entropy; 0 leaves its gradient out.
+        targets: correct tokens and teacher scores.
+        smoothing: factors returned by `smoothing_weights`.
+        ce_weight: weight of the cross entropy; 0 leaves out its gradient.
         distil: how to compare with the teacher.
 
     Returns:
-        The total, in nats, and its terms, unweighted.
+        The total, in nats, and its unweighted terms.
     """
     terms = _TokenLoss.apply(  # type: ignore[no-untyped-call]
         logits, targets, smoothing, ce_weight, distil
@@ -119,7 +118,7 @@ def token_loss(
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Keeps the gradient instead of distributions: one (N, V) tensor, no second softmax."""
+    """Store the gradient instead of distributions: one (N, V) tensor, no second softmax."""
 
     @staticmethod
     def forward(
@@ -145,8 +144,8 @@ class _TokenLoss(torch.autograd.Function):
 class _Forward:
     """One forward pass of `_TokenLoss`.
 
-    Rows pass by once where all of them are distilled. Where some are selected, by the likelihoods
-    of the whole batch, these pass by a second time.
+    If all rows are distilled, one pass suffices. If rows are selected by the likelihoods of the
+    whole batch, a second pass distills the selected ones.
     """
 
     def __init__(
@@ -161,7 +160,7 @@ class _Forward:
         self._logits, self._targets, self._distil = logits, targets, distil
         self._smoothing, self._ce_weight = smoothing, ce_weight
         self._distils_all = targets.teacher is not None and targets.select is None
-        # the temperature: once from the chain rule, squared from the term
+        # 1 / temperature from the chain rule, times its square from the term
         self._kd_weight = 0.0 if targets.teacher is None else distil.weight * distil.temperature
         bound = ce_weight + self._kd_weight * _HEADROOM[distil.divergence]
         self.gradient = LogitGradient(logits, bound) if needs_grad else None
@@ -169,7 +168,7 @@ class _Forward:
         self._divergences = logits.new_zeros(len(logits), dtype=torch.float32)
 
     def run(self) -> TokenLoss:
-        """Compute everything."""
+        """Compute the loss, and the gradient if needed."""
         for block in row_slices(self._logits):
             self._first_pass(block)
         num_distilled = len(self._logits) if self._distils_all else 0
@@ -182,14 +181,14 @@ class _Forward:
         kd = self._distil.temperature**2 * self._divergences.sum()
         total = torch.zeros_like(nll)
         for weight, term in ((self._ce_weight, ce), (self._distil.weight, kd)):
-            if weight:  # 0 times infinity would be no number
+            if weight:  # 0 times infinity would be NaN
                 total = total + weight * term
         return TokenLoss(total, ce, nll, kd, nll.new_full((), float(num_distilled)))
 
     def _first_pass(self, rows: slice) -> None:
-        """Cross entropy of some rows, and their distillation unless rows are selected."""
+        """Compute cross entropy of some rows, and distillation unless rows are selected."""
         gradient, token = self.gradient, self._targets.tokens[rows].unsqueeze(1)
-        # the divergences calculate with the scores themselves, so these must be float32 then
+        # divergences need float32 scores for their arithmetic
         scores = self._logits[rows].float() if self._distils_all else self._logits[rows]
         student = softmax_rows(scores, None if gradient is None else gradient.place(rows))
         self._sums.note(rows, student, token)
@@ -210,7 +209,7 @@ class _Forward:
         gradient.put(rows, block)
 
     def _second_pass(self, rows: Tensor) -> None:
-        """Distillation of the rows of these (R,) numbers."""
+        """Compute the distillation of the rows with these indices (R,)."""
         student = softmax_rows(self._logits.index_select(0, rows).float())
         at_temperature, pull = self._diverge(student, rows)
         if self.gradient is not None and self._kd_weight:
@@ -221,7 +220,7 @@ class _Forward:
         """Compare some rows with the teacher.
 
         Returns:
-            The student's distribution at the temperature, and how it pulls.
+            The student's softmax at the temperature, and the divergence with its gradient.
         """
         scores, ids = self._teacher_scores(rows)
         temperature = self._distil.temperature
@@ -233,7 +232,7 @@ class _Forward:
         return student, pull
 
     def _teacher_scores(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
-        """(R, K) float32 scores of the teacher and their columns; None: all, in order."""
+        """Return scores of the teacher (R, K) float32 and their columns; None for all columns."""
         teacher, top_k = self._targets.teacher, self._distil.top_k
         if isinstance(teacher, TopTokens):
             return teacher.log_probs[rows].float(), teacher.ids[rows]
@@ -246,9 +245,9 @@ class _Forward:
 
 
 def _divergence_gradient(probs: Tensor, pull: Pull, weight: float, extra: float) -> Tensor:
-    """``weight`` times the gradient of a divergence, plus ``extra * probs``.
+    """Return `weight` times the gradient of a divergence, plus `extra * probs`.
 
-    Overwrites the (R, V) probabilities, which is what it returns.
+    The result (R, V) overwrites `probs`.
     """
     _scale(probs, extra + weight * pull.scale)
     if pull.ids is None:

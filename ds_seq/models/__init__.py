@@ -1,4 +1,4 @@
-"""Models, by the `name` that tags their config."""
+"""Models by the `name` in their config."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def build_model(
     expert_parallel_rank: int,
     seed: int,
 ) -> nn.Module:
-    """Make the model that ``config.name`` names, ours or an external ``package.module:Name``.
+    """Build the model that `config.name` names, ours or an external `package.module:Name`.
 
-    An external builder is called like our own, with the whole section; its options are in
-    ``config.options``.
+    An external builder is called like ours, with the whole config section; its options are in
+    `config.options`.
     """
     make = find_plugin("model", config.name, MODELS)
     return make(config, vocab_size, expert_parallel, expert_parallel_rank, seed)

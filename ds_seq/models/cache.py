@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ds_seq.modules.body import Context, Past
-from ds_seq.modules.kv_cache import BeamPaths, Kept, is_identity
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, is_identity
 
 
 class DecoderCache:
-    """Everything that `decode_step` needs of the earlier steps.
+    """Everything that `decode_step` needs from earlier steps.
 
     Args:
-        pasts: of each *call* of a layer, in order, one entry per sub-layer: a layer that is called
-            several times in a stack remembers each call for itself. None: nothing to remember.
-        context: what the layers may read besides the hidden states, the same in every step.
+        pasts: state of each *call* of a layer, in order, with one entry per sub-layer. A layer that
+            is called several times in a stack has separate states. None for bodies without state.
+        context: what the layers may read in addition to the hidden states, the same in all steps.
         paths: which decoded keys belong to which hypothesis; shared by `pasts`.
     """
 
@@ -30,16 +30,16 @@ class DecoderCache:
         self.pasts = pasts
         self.context = context
         self.paths = paths
-        self._remembering = [past for call in pasts for past in call if past is not None]
+        self._states = [past for call in pasts for past in call if past is not None]
 
     @property
     def length(self) -> int:
-        """L, the number of steps made so far."""
+        """Number of decoded steps, L."""
         return self.paths.length
 
     @property
     def beam(self) -> int:
-        """K, the number of hypotheses of each sentence."""
+        """Number of hypotheses per sentence, K."""
         return self.paths.beam
 
     def advance(self) -> None:
@@ -49,21 +49,20 @@ class DecoderCache:
     def reorder(self, rows: Tensor) -> None:
         """Let hypothesis n continue hypothesis `rows[n]`.
 
-        Keys and values stay where they are (see `ds_seq.modules.kv_cache`); the states of
-        recurrent bodies move.
+        Keys and values stay where they are (see `ds_seq.modules.kv_cache`); states of recurrent
+        bodies are moved.
 
         Args:
             rows: (N,) int64; `rows[n] // K == n // K`: hypotheses never leave their sentence.
         """
         self.paths.reorder(rows)
-        for past in self._remembering:
+        for past in self._states:
             past.reorder(rows)
 
     def keep_sentences(self, kept: Tensor) -> None:
-        """Keep some sentences with all their hypotheses.
+        """Keep only some sentences, with all their hypotheses.
 
-        Nothing is copied but the sentences that change their places: cheapest where those that
-        leave are replaced by the last ones.
+        Only sentences that move are copied, so it is cheapest to fill gaps with the last sentences.
 
         Args:
             kept: (B',) int64 indices of sentences; they become sentences 0 .. B' - 1.
@@ -73,7 +72,7 @@ class DecoderCache:
         masks_and_tag = self.context.source_mask, self.context.tag
         source_mask, tag = (x if x is None else x.index_select(0, kept) for x in masks_and_tag)
         self.context = self.context._replace(source_mask=source_mask, tag=tag)
-        moves = Kept.of(kept)
+        moves = KeptSentences.of(kept)
         self.paths.keep_sentences(moves)
-        for past in self._remembering:
+        for past in self._states:
             past.keep_sentences(moves)

@@ -1,8 +1,8 @@
-"""How a model starts: every parameter, drawn from a seed.
+"""Parameter initialization from a seed.
 
-Every module draws from its own stream, given by the seed of the model and the module's name. So
-the start does not depend on the order of construction, and a sparse model and its dense twin
-start equal wherever they have the same modules.
+Every module has its own random stream, determined by the model's seed and the module's name. So the
+initial parameters do not depend on the order of construction, and a sparse model and a dense model
+start with equal parameters in all modules they share.
 
 Shapes: D model width.
 """
@@ -18,26 +18,26 @@ from torch import nn
 
 @runtime_checkable
 class DrawsParameters(Protocol):
-    """A module that says itself how its own parameters start (not those of its children)."""
+    """A module that initializes its own parameters (not those of its children)."""
 
     def draw_parameters(self) -> None:
-        """Draw them anew, from PyTorch's global random state or from a generator of its own."""
+        """Draw new parameters from PyTorch's global random state or from a private generator."""
 
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Draw all parameters of `model` as fairseq does, as a function of `seed` alone.
+    """Draw all parameters of `model` as fairseq does; the result depends only on `seed`.
 
-    Embeddings, learned positions and an untied output: normal with deviation D ** -0.5, the
-    padding row zero. Linear maps: Xavier uniform, biases zero; queries, keys and values with gain
-    2 ** -0.5. Fused maps are drawn part by part, each as if it stood alone. Layer norms: one and
-    zero. PyTorch's global random state is left as it was.
+    Embeddings, learned positions and an untied output projection: normal with deviation D ** -0.5,
+    the padding row zero. Linear maps: Xavier uniform, biases zero; queries, keys and values with
+    gain 2 ** -0.5. Each part of a fused map is drawn as a separate map. Layer norms: ones and
+    zeros. PyTorch's global random state is restored.
 
-    Our own modules say so themselves (`DrawsParameters`); of PyTorch's, plain linear maps and
-    layer norms are known here.
+    Our modules initialize themselves (`DrawsParameters`). Of PyTorch's modules, this function
+    supports linear maps and layer norms.
 
     Raises:
-        TypeError: a module owns parameters that nobody knows how to draw.
+        TypeError: a module has parameters but no initialization.
     """
     with torch.random.fork_rng(devices=[]):
         for name, module in model.named_modules():
@@ -59,5 +59,5 @@ def _draw_foreign(module: nn.Module) -> None:
     elif next(module.parameters(recurse=False), None) is not None:
         raise TypeError(
             f"no initialization is defined for {type(module).__name__}; "
-            "give it a method draw_parameters"
+            "add a method draw_parameters"
         )

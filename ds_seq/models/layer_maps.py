@@ -1,8 +1,8 @@
-"""Which layers of a deep stack stand for those of a shallow one.
+"""Which teacher layers correspond to the layers of a shallower student.
 
-Tables for depths that have been tried (Shleifer and Rush, 2020, arXiv:2010.13002), a rule for all
-others. Every function takes two depths and returns, for each student layer, the index of a teacher
-layer, from 0 and rising. As deep as the teacher: all its layers; without layers: none.
+There are tables for tested depths (Shleifer and Rush, 2020, arXiv:2010.13002) and a rule for all
+others. Every function takes two depths and returns the index of a teacher layer for each student
+layer, counted from 0 and ascending. For equal depths, these are all layers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SUPERVISING: _Table = {
 
 
 def copy_map(teacher: int, student: int) -> list[int]:
-    """Teacher layers that a student is made of; other depths than in the table: `even_map`.
+    """Return the teacher layers to copy to a student; depths not in the table use `even_map`.
 
     Args:
         teacher: depth of the teacher.
@@ -54,9 +54,9 @@ def copy_map(teacher: int, student: int) -> list[int]:
 
 
 def supervise_map(teacher: int, student: int) -> list[int]:
-    """Teacher layers that a student's layers imitate, the last one the last one.
+    """Return the teacher layers that a student's layers imitate; the last imitates the last.
 
-    Other depths than in the table: the teacher is cut into parts of equal depth, and each student
+    For depths not in the table, the teacher is divided into parts of equal depth, and each student
     layer imitates the last layer of its part.
 
     Args:
@@ -72,7 +72,7 @@ def supervise_map(teacher: int, student: int) -> list[int]:
 
 
 def even_map(teacher: int, student: int) -> list[int]:
-    """Teacher layers evenly spaced from the first to the last; for a single one the first.
+    """Return evenly spaced teacher layers, from the first to the last; a single one is the first.
 
     Args:
         teacher: depth of the teacher.
@@ -83,12 +83,12 @@ def even_map(teacher: int, student: int) -> list[int]:
     """
     _check(teacher, student)
     gaps = max(student - 1, 1)
-    # to the nearest, in whole numbers: halves go up
+    # round to the nearest integer, halves up
     return [(2 * layer * (teacher - 1) + gaps) // (2 * gaps) for layer in range(student)]
 
 
 def _listed(table: _Table, teacher: int, student: int) -> list[int]:
-    """A copy of the entry, or nothing."""
+    """Return a copy of the table's entry, or an empty list."""
     return list(table.get(teacher, {}).get(student, []))
 
 
@@ -96,7 +96,7 @@ def _check(teacher: int, student: int) -> None:
     if student > teacher:
         raise ValueError(
             f"a student of {student} layers is deeper than its teacher of {teacher}, so its layers "
-            "have no counterparts; name the teacher layers one by one"
+            "have no counterparts; list the teacher layers explicitly"
         )
 
 
@@ -105,4 +105,4 @@ LAYER_MAPS: dict[str, LayerMap] = {
     "copy": copy_map,
     "even": even_map,
 }
-"""By the name that an experiment has for them."""
+"""Layer maps by their name in an experiment file."""

@@ -1,4 +1,4 @@
-"""What models return. Plain named tuples: ZeRO-3's hooks look into tuples and dicts only.
+"""What models return: named tuples, because ZeRO-3's hooks inspect only tuples and dicts.
 
 Shapes: B batch, S source length, T target length, N real labels, D model width, V vocabulary.
 """
@@ -13,19 +13,19 @@ from ds_seq.moe.output import MoeAux, RoutingStats
 
 
 class LayerOutputs(NamedTuple):
-    """What the layers of a model have seen and done, first layer first.
+    """Hidden states and attention maps of the layers of a model, in order.
 
-    Tuples of tensors, because ZeRO-3's hooks look into tuples.
+    These are tuples of tensors, because ZeRO-3's hooks inspect tuples.
     """
 
     encoder: tuple[Tensor, ...]
-    """(B, S, D) each: what leaves an encoder layer, before the last norm of the stack."""
+    """(B, S, D) each: output of an encoder layer, before the stack's final norm."""
     decoder: tuple[Tensor, ...]
-    """(B, T, D) each."""
+    """(B, T, D) each: output of a decoder layer, before the stack's final norm."""
     encoder_attention: tuple[Tensor, ...] = ()
-    """(B, H, S, S) each: rows sum to 1; empty unless asked for."""
+    """(B, H, S, S) each; rows sum to 1. Empty unless requested."""
     decoder_attention: tuple[Tensor, ...] = ()
-    """(B, H, T, T) each; 0 where a query sees the future."""
+    """(B, H, T, T) each; 0 at keys later than the query."""
     cross_attention: tuple[Tensor, ...] = ()
     """(B, H, T, S) each."""
 
@@ -34,25 +34,25 @@ class LayerResult(NamedTuple):
     """What one layer returns."""
 
     hidden: Tensor
-    """(B, L, D), L being S or T."""
+    """(B, L, D), where L is S or T."""
     aux: tuple[MoeAux, ...]
-    """Losses and statistics of sparse sub-layers, in the order of their calls."""
+    """Losses and statistics of sparse sub-layers, in the order of the calls."""
     maps: dict[str, Tensor]
     """Attention maps by sub-layer: `self_attention` (B, H, L, L), `cross_attention` (B, H, T, S);
-    empty unless asked for."""
+    empty unless requested."""
 
 
 class StackResult(NamedTuple):
     """What a stack of layers returns."""
 
     hidden: Tensor
-    """(B, L, D), after the last norm."""
+    """(B, L, D), after the final norm."""
     aux: list[MoeAux]
-    """One for each call of a sparse layer."""
+    """One per call of a sparse layer."""
     states: tuple[Tensor, ...]
-    """`LayerResult.hidden` of each layer; () unless asked for."""
+    """`LayerResult.hidden` of each layer; empty unless requested."""
     maps: tuple[dict[str, Tensor], ...]
-    """`LayerResult.maps` of each layer; () unless asked for."""
+    """`LayerResult.maps` of each layer; empty unless requested."""
 
 
 class EncoderOutput(NamedTuple):
@@ -63,25 +63,25 @@ class EncoderOutput(NamedTuple):
     mask: Tensor
     """(B, S) bool, True at real tokens."""
     tag: Tensor | None
-    """(B, D) embedding of the first source token, where feed-forwards are routed by it."""
+    """(B, D) embedding of the first source token, if feed-forwards route by it."""
     router_losses: dict[str, Tensor]
-    """See `ModelOutput`; of the encoder only."""
+    """Router losses of the encoder, see `ModelOutput`."""
     moe_stats: list[RoutingStats]
-    """See `ModelOutput`; of the encoder only."""
+    """Routing statistics of the encoder, see `ModelOutput`."""
     states: tuple[Tensor, ...] = ()
-    """See `LayerOutputs.encoder`; () unless asked for."""
+    """See `LayerOutputs.encoder`; empty unless requested."""
     attention: tuple[Tensor, ...] = ()
     """See `LayerOutputs.encoder_attention`."""
 
 
 class ModelOutput(NamedTuple):
-    """Scores of the target, and what the routers of a sparse model want to say."""
+    """Scores of the target, and the losses and statistics of a sparse model's routers."""
 
     logits: Tensor
-    """(N, V): a row for each real label, in row-major order; see `ds_seq.data.batch.Batch.mask`."""
+    """(N, V): one row per real label, in row-major order; see `ds_seq.data.batch.Batch.mask`."""
     router_losses: dict[str, Tensor]
     """Scalar fp32 losses by name, summed over MoE layers; empty for a dense model."""
     moe_stats: list[RoutingStats]
-    """One for each MoE layer, encoder first; empty for a dense model."""
+    """One per call of an MoE layer, encoder first; empty for a dense model."""
     layers: LayerOutputs | None = None
-    """Where `Capture` asks for it."""
+    """Hidden states and attention maps, if requested by `Capture`."""

@@ -1,4 +1,4 @@
-"""A model whose weights no longer change, made ready to be called very often."""
+"""Prepare a model with constant weights for fast inference."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import nn
 
 @runtime_checkable
 class Packable(Protocol):
-    """A module that can keep its weights in the form in which kernels read them fastest."""
+    """A module that can pack its weights into the layout that kernels read fastest."""
 
     def pack(self, int8: bool = False) -> None:
-        """See `ds_seq.modules.packed`."""
+        """Pack the weights, see `ds_seq.modules.packed`."""
 
 
 def pack_weights(model: nn.Module, int8: bool = False) -> None:
-    """Let every linear map of a model keep a packed copy of its weights.
+    """Give every linear map of a model a packed copy of its weights.
 
-    Where there are kernels for it (see `ds_seq.modules.packed`) this takes the memory of the
-    weights once more, or a quarter of it in 8 bits; elsewhere it does nothing. The weights must not
-    change afterwards, and the model cannot be copied or moved.
+    If kernels support it (see `ds_seq.modules.packed`), the copies take as much memory as the
+    weights, or a quarter of it in 8 bits; otherwise this does nothing. Afterwards, the weights must
+    not change, and the model cannot be copied or moved.
 
     Args:
-        model: in evaluation mode, on its device and in its precision.
-        int8: round all linear maps but routers to 8 bits.
+        model: model in evaluation mode, on its final device and in its final precision.
+        int8: whether to round all linear maps except routers to 8 bits.
 
     Raises:
-        ValueError: `int8`, and there are no kernels for it.
+        ValueError: `int8`, but no kernel supports the weights or the processor.
     """
     for module in model.modules():
         if isinstance(module, Packable):

@@ -28,13 +28,13 @@ class Seq2SeqTransformer(nn.Module):
     """Encoder, decoder, and the embeddings and projection around them.
 
     Args:
-        encoder: turns embedded source tokens into hidden states.
-        decoder: turns embedded target tokens and hidden states into hidden states.
-        target_embedding: looks target tokens up.
-        source_embedding: looks source tokens up; None: `target_embedding` does.
-        output: scores hidden states (D -> V); None: `target_embedding` does (tied).
-        max_positions: longest sequence the model is meant for, in tokens.
-        routes_by_tag: whether feed-forwards want the embedding of the tag that opens the source.
+        encoder: stack that transforms embedded source tokens.
+        decoder: stack that transforms embedded target tokens, given the encoded source.
+        target_embedding: embedding of target tokens.
+        source_embedding: embedding of source tokens; None to share `target_embedding`.
+        output: projection to the vocabulary (D -> V); None to use `target_embedding` (tied).
+        max_positions: longest sequence that the model is meant for, in tokens.
+        routes_by_tag: whether feed-forwards need the embedding of the source's language tag.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Seq2SeqTransformer(nn.Module):
         """Score a target given its source.
 
         Args:
-            inputs: source and target. Only the rows of its `target_mask` are scored: the projection
-                to the vocabulary, the dearest part of the model, skips all others.
-            capture: what is wanted of the layers, of all rows; attention maps cost the fused
+            inputs: source and target. Only the rows of `target_mask` are scored: the projection to
+                the vocabulary, the most expensive part of the model, skips all others.
+            capture: which outputs of the layers to return; attention maps rule out the fused
                 kernels.
 
         Returns:
-            Logits (N, V) in row-major order of the rows that are scored, what sparse layers add,
-            and what layers show.
+            Logits (N, V) of the scored rows in row-major order, losses and statistics of sparse
+            layers, and the captured outputs of the layers.
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture)
         decoded: StackResult = self.decoder(
@@ -92,7 +92,7 @@ class Seq2SeqTransformer(nn.Module):
         Args:
             source: tokens (B, S).
             source_mask: (B, S) bool, True at real tokens.
-            capture: what is wanted of the layers.
+            capture: which outputs of the layers to return.
         """
         embedding = self.source_embedding
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
@@ -115,21 +115,21 @@ class Seq2SeqTransformer(nn.Module):
 
         Args:
             encoded: B encoded sentences.
-            beam: K, hypotheses of each sentence.
-            max_length: the most steps that will be made.
+            beam: number of hypotheses per sentence, K.
+            max_length: largest number of steps.
 
         Returns:
-            A cache at length 0. Cross-attention's keys and values are in it once per sentence.
+            A cache of length 0, with cross-attention's keys and values once per sentence.
         """
         context = _decoder_context(encoded)
         return self.decoder.start_cache(context, encoded.hidden, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """Feed one token to each hypothesis and score the next.
+        """Append one token to each hypothesis and score the next.
 
         Args:
             tokens: (N,) with N = B K; row n belongs to sentence n // K.
-            cache: advanced by one position.
+            cache: state of the search; advanced by one position.
 
         Returns:
             Logits (N, V).
@@ -138,7 +138,7 @@ class Seq2SeqTransformer(nn.Module):
         return self._project(self.decoder.step(embedded, cache).flatten(0, 1))
 
     def moe_calls(self) -> list[MoeFeedForward]:
-        """The sparse feed-forwards in the order of `ModelOutput.moe_stats`: once per call."""
+        """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return [*self.encoder.moe_calls(), *self.decoder.moe_calls()]
 
     def _project(self, hidden: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Seq2SeqTransformer(nn.Module):
 
 
 def _sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Add losses of the same name."""
+    """Add up losses of the same name."""
     total: dict[str, Tensor] = {}
     for by_name in losses:
         for name, loss in by_name.items():
@@ -170,11 +170,11 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
 
 
 def _select_rows(hidden: Tensor, mask: Tensor, count: int) -> Tensor:
-    """The `count` rows of hidden (B, T, D) where the mask (B, T) is True, as (N, D)."""
+    """Return the `count` rows of hidden (B, T, D) where the mask (B, T) is True, as (N, D)."""
     flat = hidden.flatten(0, 1)
     if count == len(flat):
         return flat
-    # on a GPU, counting would wait for the device
+    # counting the rows would synchronize a GPU
     rows = torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
     return flat.index_select(0, rows)
 
@@ -185,5 +185,5 @@ def _decoder_context(encoded: EncoderOutput) -> Context:
 
 
 def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:
-    """Those of one sub-layer, of all layers that have it."""
+    """Return the attention maps of one sub-layer, from all layers that have it."""
     return tuple(maps[name] for maps in result.maps if name in maps)

@@ -1,13 +1,12 @@
-"""Encoder or decoder: positions, dropout, a stack of layers, and the last norm.
+"""Encoder or decoder: positions, dropout, a stack of layers, and the final norm.
 
-A layer is a list of sub-layers (Vaswani et al., 2017). Self-attention and feed-forward make an
-encoder layer, cross-attention between them a decoder layer; adapters, other mixers or a second
-feed-forward are more entries of the list.
+A layer is a list of sub-layers (Vaswani et al., 2017). An encoder layer has self-attention and a
+feed-forward, a decoder layer also has cross-attention between them; adapters, other mixers or a
+second feed-forward are further entries of the list.
 
-Losses of sparse layers are collected call by call from return values, and what decoding remembers
-is kept call by call as well, so the same layer may stand in a stack more than once. The same goes
-for hidden states and attention maps, where they are asked for: return values alone pass activation
-checkpointing and ZeRO-3 unharmed.
+Losses of sparse layers, captured hidden states and attention maps are passed as return values,
+which work with activation checkpointing and ZeRO-3. They and the states of decoding are stored per
+call, so the same layer may occur in a stack several times.
 
 Shapes: B batch, T length, K beam width, D model width.
 """
@@ -33,22 +32,22 @@ from ds_seq.names import Capture
 
 
 class SubLayer(NamedTuple):
-    """A body in its residual. A value and no module: a layer registers both under its own names."""
+    """A body and its residual. Not a module: a layer registers both under its own names."""
 
     residual: Residual
-    """Joins what goes in and what comes out; brings norm and dropout."""
+    """Adds the body's input to its output, with norm and dropout."""
     body: Body
-    """Attention, feed-forward, or whatever else has this interface."""
+    """Attention, feed-forward, or any other module with this interface."""
 
 
 class TransformerLayer(nn.Module):
-    """Sub-layers, one after the other.
+    """A sequence of sub-layers.
 
-    A body is the child `NAME` of its layer and its residual the child `NAME_residual`; so
-    parameters are called `feed_forward.up.weight` or `feed_forward_residual.norm.weight`.
+    A body is the child `NAME` of its layer, and its residual is the child `NAME_residual`, so there
+    are parameters such as `feed_forward.up.weight` and `feed_forward_residual.norm.weight`.
 
     Args:
-        sublayers: by name, in the order in which they are called.
+        sublayers: sub-layers by name, in the order of the calls.
     """
 
     def __init__(self, sublayers: Mapping[str, SubLayer]) -> None:
@@ -59,13 +58,13 @@ class TransformerLayer(nn.Module):
             self.add_module(f"{name}_residual", residual)
 
     def _sublayers(self) -> Iterator[tuple[str, Residual, Body]]:
-        # looked up in every call, so that a child may be replaced by another
+        # looked up in every call, so that a child may be replaced
         modules = self._modules
         for name in self.names:
             yield name, cast(Residual, modules[f"{name}_residual"]), cast(Body, modules[name])
 
     def forward(self, x: Tensor, context: Context) -> LayerResult:
-        """Transform x (B, T, D)."""
+        """Transform hidden states x (B, T, D)."""
         aux: list[MoeAux] = []
         maps: dict[str, Tensor] = {}
         for name, residual, body in self._sublayers():
@@ -78,16 +77,16 @@ class TransformerLayer(nn.Module):
         return LayerResult(x, tuple(aux), maps)
 
     def moe_calls(self) -> list[MoeFeedForward]:
-        """The sparse feed-forwards in the order of `LayerResult.aux`: once per call."""
+        """Return the sparse feed-forwards in the order of `LayerResult.aux`, one per call."""
         bodies = (cast(nn.Module, body) for _, _, body in self._sublayers())
         return [sparse for body in bodies for sparse in moe_calls(body)]
 
     def start_pasts(self, context: Context, paths: BeamPaths) -> list[Past | None]:
-        """What one call of the layer is going to remember, one entry per sub-layer.
+        """Return the initial state of one call of the layer, one entry per sub-layer.
 
         Args:
-            context: with the encoded source, where there is one.
-            paths: of the searches, see `Body.start_past`.
+            context: context with the encoded source, if there is one.
+            paths: paths of the beam searches, see `Body.start_past`.
         """
         return [body.start_past(context, paths) for _, _, body in self._sublayers()]
 
@@ -95,9 +94,9 @@ class TransformerLayer(nn.Module):
         """Transform the newest token of each hypothesis.
 
         Args:
-            x: (B, K, D).
-            pasts: what `start_pasts` has returned for this call; they are extended.
-            context: without the source.
+            x: hidden states of the newest tokens, (B, K, D).
+            pasts: states returned by `start_pasts` for this call; updated in place.
+            context: context without the source.
 
         Returns:
             (B, K, D).
@@ -108,14 +107,15 @@ class TransformerLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers with what goes before and after them.
+    """Layers, preceded by positions and dropout and followed by a norm.
 
     Args:
-        layers: in the order in which they are called.
-        positions: adds position rows to the embedded tokens; None when the layers see to it.
-        final_norm: normalizes the output (pre-norm stacks), or None (post-norm stacks).
-        dropout: on the embedded tokens.
-        checkpointing: recompute each layer in the backward pass instead of keeping activations.
+        layers: layers in the order of the calls.
+        positions: module that adds positions to the embedded tokens; None if layers encode them.
+        final_norm: norm of the output (pre-norm stacks), or None (post-norm stacks).
+        dropout: probability of dropping an element of the embedded tokens in training.
+        checkpointing: whether to recompute layers in the backward pass instead of storing their
+            activations.
     """
 
     def __init__(
@@ -138,8 +138,8 @@ class Stack(nn.Module):
 
         Args:
             x: embedded tokens (B, T, D).
-            context: what the layers may read besides.
-            capture: what is wanted of each layer.
+            context: what the layers may read in addition to the hidden states.
+            capture: which outputs of the layers to return.
         """
         recompute = self.checkpointing and torch.is_grad_enabled()
         with_maps = capture == "attention"
@@ -165,17 +165,17 @@ class Stack(nn.Module):
     def start_cache(
         self, context: Context, like: Tensor, beam: int, max_length: int
     ) -> DecoderCache:
-        """An empty cache for step-by-step decoding.
+        """Return an empty cache for step-by-step decoding.
 
         Args:
-            context: with the encoded source, where there is one.
-            like: (B, ...), gives the number of sentences, dtype and device.
-            beam: K, hypotheses of each sentence.
-            max_length: the most steps that will be made.
+            context: context with the encoded source, if there is one.
+            like: (B, ...), tensor with the number of sentences, dtype and device of the cache.
+            beam: number of hypotheses per sentence, K.
+            max_length: largest number of steps.
         """
         paths = BeamPaths(like.size(0), beam, max_length, like)
         pasts = [layer.start_pasts(context, paths) for layer in self._layers()]
-        # what pasts hold is not handed on, and nobody looks at losses of a search
+        # the pasts hold the projected source, and search does not use losses
         return DecoderCache(pasts, context._replace(source=None, with_aux=False), paths)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
@@ -187,7 +187,7 @@ class Stack(nn.Module):
         return self._finish(x)
 
     def moe_calls(self) -> list[MoeFeedForward]:
-        """The sparse feed-forwards in the order of `StackResult.aux`: once per call."""
+        """Return the sparse feed-forwards in the order of `StackResult.aux`, one per call."""
         return [sparse for layer in self._layers() for sparse in layer.moe_calls()]
 
     def _layers(self) -> Sequence[TransformerLayer]:

@@ -1,5 +1,5 @@
 """Building blocks of the models: attention, positions, feed-forward, embedding, residuals, dropout.
 
-Every block takes plain values or ready-made parts, owns its parameters, and knows nothing of
-configuration or of the model around it.
+Every block takes plain values or finished parts and owns its parameters. It does not depend on the
+configuration or on the surrounding model.
 """

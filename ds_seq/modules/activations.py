@@ -1,8 +1,8 @@
-"""The activations of feed-forwards and experts: one table, for everybody who must know them.
+"""The activations of feed-forwards and experts, in one table.
 
-An activation stands between the two maps of a feed-forward. A gated one reads two inner vectors,
-gate and value, which the first map gives side by side: all gates, then all values. Which ones are
-gated is said in `ds_seq.names`, because the config counts parameters without torch.
+An activation is applied between the two maps of a feed-forward. A gated one reads two inner
+vectors, gate and value, which the first map returns side by side: all gates, then all values.
+`ds_seq.names` lists the gated ones, because the config counts parameters without torch.
 
 Shapes: R rows, F inner width, H = F, or 2F for a gated activation.
 """
@@ -23,21 +23,21 @@ class Activation(NamedTuple):
     """An activation and its gradient."""
 
     is_gated: bool
-    """Whether it reads gate and value."""
+    """Whether it reads gate and value instead of one vector."""
     fused: str
-    """What the kernel of the first map can apply by itself (`ds_seq.modules.linear`): the whole
-    activation, `relu`, or nothing of it, `none`."""
+    """What the kernel of the first map can apply (`ds_seq.modules.linear`): the whole activation,
+    `relu`, or nothing, `none`."""
     rest: Callable[[Tensor], Tensor] | None
-    """What is left to do behind a first map that has applied `fused`; None: nothing."""
+    """What remains to be applied after a first map that has applied `fused`, or None."""
     function: Callable[[Tensor], Tensor]
     """The whole activation, (..., H) -> (..., F)."""
     backward: Callable[[Tensor, Tensor], Tensor]
-    """(gradient of the result (R, F), what the first map gave with `fused` applied (R, H)) ->
-    gradient of the first map's result (R, H); may overwrite the gradient."""
+    """(gradient of the result (R, F), output of the first map with `fused` applied (R, H)) ->
+    gradient of the first map's output (R, H); may overwrite its first argument."""
 
     @property
     def num_parts(self) -> int:
-        """How many maps of D -> F the first map consists of: 2 with a gate, else 1."""
+        """Number of maps D -> F in the first map: 2 with a gate, else 1."""
         return 2 if self.is_gated else 1
 
 
@@ -54,7 +54,7 @@ def _gelu_backward(grad: Tensor, inner: Tensor) -> Tensor:
 def _swiglu(inner: Tensor) -> Tensor:
     gate, value = inner.chunk(2, dim=-1)
     scale = F.silu(gate)
-    # in place where autograd does not need the factor any more: one tensor of this size less
+    # in place if autograd does not need the factor: saves one tensor of this size
     return scale * value if scale.requires_grad else scale.mul_(value)
 
 
@@ -69,14 +69,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": Activation("gelu" in GATED_ACTIVATIONS, "none", F.gelu, F.gelu, _gelu_backward),
     "swiglu": Activation("swiglu" in GATED_ACTIVATIONS, "none", _swiglu, _swiglu, _swiglu_backward),
 }
-"""By the name that an experiment has for them."""
+"""Activations by their name in an experiment file."""
 
 
 def find_activation(name: str) -> Activation:
-    """The activation of this name.
+    """Return the activation of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: unknown name.
     """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {name}")

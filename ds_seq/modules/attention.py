@@ -1,10 +1,10 @@
 """Multi-head attention (Vaswani et al., 2017): fused projections, fused kernels, cached decoding.
 
-Fused kernels never hold the attention map, so whoever wants to see it (`with_map`) pays for plain
-matrix products and for the map itself.
+Fused kernels never materialize the attention map, so returning it (`with_maps`) costs plain matrix
+products and the memory of the map.
 
-Masks are either None (attend everywhere) or broadcast to (B, H, T, S): bool with True where a
-query may look, or a float that is added to the scores.
+Masks are either None (attend everywhere) or broadcast to (B, H, T, S): bool with True where a query
+may attend, or float and added to the scores.
 
 Shapes: B batch, T queries, S keys, D model width, H heads, Dh = D / H, K beam width,
 L decoded length.
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.positions import PositionBias, RotaryPositions
 from ds_seq.modules.residual import dropout as drop_out
@@ -29,19 +29,19 @@ from ds_seq.modules.residual import dropout as drop_out
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
 _FUSED_MIN_QUERIES = 12
 
-_GAIN = 2**-0.5  # queries, keys and values start smaller than other maps, as in fairseq
+_GAIN = 2**-0.5  # queries, keys and values are initialized smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
 
 
 def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
-    """Turn a token mask into one that is added to attention scores.
+    """Convert a token mask to a mask that is added to attention scores.
 
-    Without padding the answer is None, where that is known for free: on a CPU. On a GPU asking
-    would stall the queue of kernels, so there the mask is always made.
+    Without padding, the result is None on a CPU. On a GPU, checking for padding would synchronize
+    the device, so the mask is always made.
 
     Args:
         mask: (B, S) bool, True at real tokens.
-        like: gives the dtype.
+        like: tensor of the result's dtype.
 
     Returns:
         (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
@@ -53,7 +53,7 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
 
 
 class KeyValue(NamedTuple):
-    """What queries look at: keys and values, each (B, H, S, Dh)."""
+    """Keys and values that queries attend to, each (B, H, S, Dh)."""
 
     key: Tensor
     value: Tensor
@@ -67,12 +67,12 @@ def attend(
     *,
     dropout: float,
 ) -> Tensor:
-    """Scaled dot-product attention of query (B, H, T, Dh); returns (B, T, D)."""
+    """Apply scaled dot-product attention to `query` (B, H, T, Dh); returns (B, T, D)."""
     short = query.size(-2) < _FUSED_MIN_QUERIES and not causal and dropout == 0.0
     if short and query.device.type == "cpu":
         out = _masked(_scores(query, memory), mask).softmax(dim=-1) @ memory.value
     else:
-        if causal and mask is not None:  # the kernel takes either
+        if causal and mask is not None:  # the kernel takes only one of them
             mask, causal = _causal_too(mask, _future(query, memory)), False
         out = F.scaled_dot_product_attention(
             query, *memory, attn_mask=mask, dropout_p=dropout, is_causal=causal
@@ -88,11 +88,11 @@ def attend_with_map(
     *,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """`attend`, and what was looked at.
+    """Apply `attend` and return the attention map, too.
 
     Returns:
-        (B, T, D), and the attention map (B, H, T, S) in float32 before dropout: rows sum to 1, and
-        what a query may not see has exactly 0.
+        The output (B, T, D), and the attention map (B, H, T, S) in float32 before dropout: rows sum
+        to 1, and masked positions are exactly 0.
     """
     scores = _masked(_scores(query, memory).float(), mask)
     if causal:
@@ -103,7 +103,7 @@ def attend_with_map(
 
 
 def _scores(query: Tensor, memory: KeyValue) -> Tensor:
-    """Scaled products of queries and keys, (B, H, T, S)."""
+    """Return the scaled products of queries and keys, (B, H, T, S)."""
     return (query * (1.0 / math.sqrt(query.size(-1)))) @ memory.key.transpose(-1, -2)
 
 
@@ -114,7 +114,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _future(query: Tensor, memory: KeyValue) -> Tensor:
-    """(T, S) bool, True where a query would see what comes after it."""
+    """Return (T, S) bool, True at keys later than the query."""
     shape = query.size(-2), memory.key.size(-2)
     return torch.ones(shape, dtype=torch.bool, device=query.device).triu(1)
 
@@ -124,7 +124,7 @@ def _causal_too(mask: Tensor, future: Tensor) -> Tensor:
 
 
 def _biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """A mask, and a bias that is added to the scores as well."""
+    """Combine a mask and a bias of the scores."""
     return mask if bias is None else _masked(bias, mask)
 
 
@@ -133,15 +133,15 @@ def _merge_heads(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """A sequence attends to itself, or, causally, to its own past.
+    """Self-attention: a sequence attends to itself or, if causal, to its past.
 
     Args:
-        d_model: D, a multiple of `num_heads`.
-        num_heads: H.
+        d_model: width of the model, D; a multiple of `num_heads`.
+        num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
-        causal: position t sees positions <= t only.
-        rotary: turns queries and keys by their positions, or None.
-        bias: adds to the scores by the distance of query and key, or None.
+        causal: whether position t attends to positions <= t only.
+        rotary: rotation of queries and keys by their positions, or None.
+        bias: bias of the scores by the distance of query and key, or None.
     """
 
     def __init__(
@@ -163,15 +163,15 @@ class SelfAttention(nn.Module):
         self.output = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
-        """Attend.
+        """Attend within whole sequences.
 
         Args:
             x: hidden states (B, T, D).
-            context: its mask and position bias. With `causal`, and padding on the right, real
-                tokens never see padding, so no mask is needed.
+            context: attention mask and position bias. If causal, no mask is needed: padding is on
+                the right, so real tokens never attend to it.
 
         Returns:
-            (B, T, D); and the map (B, H, T, T), see `attend_with_map`, where it is wanted.
+            The output (B, T, D), and on request the map (B, H, T, T), see `attend_with_map`.
         """
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
@@ -181,12 +181,12 @@ class SelfAttention(nn.Module):
             mask = _biased(mask, self.bias(places[:, None] - places).to(x.dtype))  # (H, T, T)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
-            attended, seen = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
-            return BodyOutput(self.output(attended), map=seen)
+            attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
+            return BodyOutput(self.output(attended), map=weights)
         return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout=dropout)))
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
-        """Keys and values of the tokens decoded so far: none as yet."""
+        """Return an empty buffer for the keys and values of decoded tokens."""
         if self.bias is not None:
             paths.track_positions()
         return KeyValueBuffer(paths)
@@ -195,14 +195,14 @@ class SelfAttention(nn.Module):
         """Attend with the newest token of each hypothesis.
 
         Args:
-            x: (B, K, D).
-            past: keys and values of the earlier steps, to be extended by this one.
-            context: its position bias.
+            x: hidden states of the newest tokens, (B, K, D).
+            past: keys and values of the earlier steps; extended by this one.
+            context: position bias.
 
         Returns:
             (B, K, D).
         """
-        # All hypotheses stand at the same position, so one row of angles is broadcast.
+        # All hypotheses are at the same position, so one row of angles is broadcast.
         position = past.length
         query, key, value = self._project(x, position, 1)
         memory = KeyValue(*past.append(key, value))
@@ -213,7 +213,7 @@ class SelfAttention(nn.Module):
         return self.output(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, H, T, Dh) of x (B, T, D), turned by their positions."""
+        """Return queries, keys and values (B, H, T, Dh) of x (B, T, D), rotated by position."""
         # (B, T, 3 D) -> (3, B, H, T, Dh)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self._rotate(qkv, start, length)
@@ -228,28 +228,28 @@ class SelfAttention(nn.Module):
 
 
 class SourcePast:
-    """Keys and values (B, H, S, Dh) of the encoded source, once per sentence."""
+    """Keys and values (B, H, S, Dh) of the encoded source, stored once per sentence."""
 
     def __init__(self, memory: KeyValue) -> None:
         self.memory = memory
 
     def reorder(self, rows: Tensor) -> None:
-        """Nothing to do: hypotheses never leave their sentence."""
+        """Do nothing: hypotheses never leave their sentence."""
 
-    def keep_sentences(self, kept: Kept) -> None:
-        """Keep some of the sentences."""
+    def keep_sentences(self, kept: KeptSentences) -> None:
+        """Keep only some of the sentences."""
         self.memory = KeyValue(*map(kept.apply, self.memory))
 
 
 class CrossAttention(nn.Module):
-    """The target attends to the encoded source.
+    """Cross-attention: the target attends to the encoded source.
 
-    In a search the source is projected once, and the K hypotheses of a sentence are its T queries,
-    so nothing is repeated K times.
+    During search, the source is projected once, and the K hypotheses of a sentence are its T
+    queries, so keys and values are not repeated K times.
 
     Args:
-        d_model: D, a multiple of `num_heads`.
-        num_heads: H.
+        d_model: width of the model, D; a multiple of `num_heads`.
+        num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
     """
 
@@ -262,28 +262,28 @@ class CrossAttention(nn.Module):
         self.output = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
-        """Attend.
+        """Attend to the source.
 
         Args:
-            x: queries (B, T, D).
-            context: its source and source mask.
+            x: hidden states of the queries (B, T, D).
+            context: encoded source and source mask.
 
         Returns:
-            (B, T, D); and the map (B, H, T, S), see `attend_with_map`, where it is wanted.
+            The output (B, T, D), and on request the map (B, H, T, S), see `attend_with_map`.
         """
         assert context.source is not None, "cross-attention needs an encoded source"
         memory, mask = self._memory(context.source), context.source_mask
         query = self._query(x)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
-            attended, seen = attend_with_map(query, memory, mask, dropout=dropout)
-            return BodyOutput(self.output(attended), map=seen)
+            attended, weights = attend_with_map(query, memory, mask, dropout=dropout)
+            return BodyOutput(self.output(attended), map=weights)
         return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
 
     def start_past(self, context: Context, paths: BeamPaths) -> SourcePast:
-        """The projected source."""
+        """Return the keys and values of the source."""
         assert context.source is not None, "cross-attention needs an encoded source"
-        # contiguous once, or the matrix products of every step would copy
+        # contiguous now, so that the matrix products of the steps need not copy
         return SourcePast(KeyValue(*(x.contiguous() for x in self._memory(context.source))))
 
     def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
@@ -291,7 +291,7 @@ class CrossAttention(nn.Module):
         return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
 
     def _memory(self, encoded: Tensor) -> KeyValue:
-        """Keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""
+        """Return keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""
         # (B, S, 2 D) -> (2, B, H, S, Dh)
         projected = self.key_value(encoded).unflatten(-1, (2, self.num_heads, -1))
         return KeyValue(*projected.permute(2, 0, 3, 1, 4).unbind(0))

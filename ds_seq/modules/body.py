@@ -1,8 +1,9 @@
-"""What a sub-layer is made of: the body interface that attention and feed-forwards share.
+"""The interface of a body, the part of a sub-layer inside its residual.
 
-A layer is a list of bodies, each in a residual (`ds_seq.models.stack`). Everything that a body
-reads is in its arguments and everything it says is in what it returns: only so do activation
-checkpointing (which calls twice) and ZeRO-3 (whose hooks walk tuples and dicts) leave it unharmed.
+Attention and feed-forwards are bodies. A layer is a list of bodies, each in a residual
+(`ds_seq.models.stack`). A body reads only its arguments and reports only through its return value,
+so that activation checkpointing (which calls it twice) and ZeRO-3 (whose hooks walk tuples and
+dicts) are safe.
 
 Shapes: B batch, T length, S source length, D model width, H heads, K beam width, N = B K
 hypotheses (row n belongs to sentence n // K).
@@ -14,81 +15,80 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ds_seq.modules.kv_cache import BeamPaths, Kept
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
 
 
 class Context(NamedTuple):
-    """What all sub-layers of a stack may read besides the hidden states."""
+    """What the sub-layers of a stack may read in addition to the hidden states."""
 
     token_mask: Tensor | None = None
-    """(B, T) bool, True at real tokens: what sparse bodies route; None when all are real."""
+    """(B, T) bool, True at real tokens, which sparse bodies route; None if all are real."""
     attention_mask: Tensor | None = None
     """Mask of self-attention, (B, 1, 1, T) or wider, see `ds_seq.modules.attention`; or None."""
     source: Tensor | None = None
-    """(B, S, D) encoded source; None without one, and in `Body.step`, whose pasts hold it."""
+    """(B, S, D) encoded source; None if there is none, and in `Body.step`, whose pasts hold it."""
     source_mask: Tensor | None = None
     """(B, 1, 1, S), added to the scores of cross-attention, or None."""
     tag: Tensor | None = None
-    """(B, D) embedding of each sentence's language tag, for bodies routed by it, or None."""
+    """(B, D) embedding of each sentence's language tag, for bodies that route by it, or None."""
     position_bias: Tensor | None = None
-    """(H, T, T) or (B, H, T, T), in a step (B, H, K, C), added to the scores of self-attention."""
+    """(H, T, T) or (B, H, T, T), in a step (B, H, K, C); added to self-attention scores."""
     with_maps: bool = False
-    """Whether attention maps are wanted, too; never in a step."""
+    """Whether to return attention maps; always False in a step."""
     with_aux: bool = True
-    """Whether losses and statistics of sparse bodies are wanted."""
+    """Whether sparse bodies return losses and statistics."""
 
 
 class BodyOutput(NamedTuple):
     """What a body returns."""
 
     y: Tensor
-    """(B, T, D)."""
+    """(B, T, D) hidden states."""
     aux: Any = None
-    """`ds_seq.moe.output.MoeAux` of a sparse body, where it is wanted; else None."""
+    """`ds_seq.moe.output.MoeAux` of a sparse body if `Context.with_aux`; else None."""
     map: Tensor | None = None
-    """(B, H, T, S) what attention has looked at, where it is wanted; else None."""
+    """(B, H, T, S) attention map if `Context.with_maps`; else None."""
 
 
 class Past(Protocol):
-    """What one call of a body remembers of the tokens decoded so far."""
+    """The state of one call of a body over the tokens decoded so far."""
 
     def reorder(self, rows: Tensor) -> None:
         """Let hypothesis n continue hypothesis `rows[n]` of the same sentence.
 
         Args:
-            rows: (N,) int64.
+            rows: (N,) int64, the hypothesis that each hypothesis continues.
         """
 
-    def keep_sentences(self, kept: Kept) -> None:
-        """Keep some sentences with all their hypotheses."""
+    def keep_sentences(self, kept: KeptSentences) -> None:
+        """Keep only some sentences, with all their hypotheses."""
 
 
 class Body(Protocol):
-    """A module that transforms hidden states, as a whole or token by token.
+    """A module that transforms hidden states, for whole sequences or token by token.
 
-    `step` is no module call: under ZeRO-3 only the calls of child modules gather parameters, so a
-    body that owns some itself must leave them to a child.
+    `step` is not a module call, and under ZeRO-3 only module calls gather parameters. A body must
+    therefore keep its parameters in child modules.
     """
 
     def __call__(self, x: Tensor, context: Context) -> BodyOutput:
-        """Transform x (B, T, D)."""
+        """Transform hidden states x (B, T, D) of whole sequences."""
 
     def start_past(self, context: Context, paths: BeamPaths) -> Any:
-        """A `Past` at length 0, or None for a body that needs none.
+        """Return a `Past` of length 0, or None for a body without state.
 
         Args:
-            context: with the encoded source, where there is one.
-            paths: of the searches: how many sentences and hypotheses there are, and which keys
-                belong to which of them.
+            context: context with the encoded source, if there is one.
+            paths: number of sentences and hypotheses, and which keys belong to which hypothesis.
         """
 
     def step(self, x: Tensor, past: Any, context: Context) -> Tensor:
         """Transform the newest token of each hypothesis.
 
         Args:
-            x: (B, K, D).
-            past: what `start_past` has returned; it is extended.
-            context: without the source.
+            x: hidden states of the newest tokens, (B, K, D).
+            past: state returned by `start_past`; updated in place.
+            context: context without the source.
 
         Returns:
             (B, K, D).
@@ -96,10 +96,10 @@ class Body(Protocol):
 
 
 class TokenwiseBody(nn.Module):
-    """Base of bodies that look at each token on its own: there is nothing to remember."""
+    """Base class of bodies that transform each token independently and need no state."""
 
     def start_past(self, context: Context, paths: BeamPaths) -> None:
-        """See `Body`; None."""
+        """See `Body`; returns None."""
 
     def step(self, x: Tensor, past: None, context: Context) -> Tensor:
         """See `Body`."""

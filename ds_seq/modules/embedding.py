@@ -1,4 +1,4 @@
-"""Token embedding, optionally tied to the output projection.
+"""Token embedding, which can also be the output projection (tied weights).
 
 Shapes: B batch, T tokens, N selected rows, D model width, V vocabulary.
 """
@@ -16,16 +16,16 @@ from ds_seq.modules.packed import Packed, pack
 
 
 class TokenEmbedding(nn.Module):
-    """One matrix (V, D) that looks tokens up and, when tied, also scores them.
+    """A matrix (V, D) that embeds tokens and, if tied, also scores them.
 
     Both uses go through `forward`, because ZeRO-3 gathers a parameter only around the call of the
-    module that owns it (Press and Wolf, 2017, for the tying; embeddings are scaled by sqrt(D) as
-    in Vaswani et al., 2017).
+    module that owns it (for tying, see Press and Wolf, 2017). Embeddings are scaled by sqrt(D) as
+    in Vaswani et al. (2017).
 
     Args:
-        vocab_size: V.
-        d_model: D.
-        pad_id: its row gets no gradient from looking up.
+        vocab_size: size of the vocabulary, V.
+        d_model: width of the model, D.
+        pad_id: padding token; its row gets no gradient from embedding.
     """
 
     _packed: Packed | None = None
@@ -37,21 +37,21 @@ class TokenEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
 
     def draw_parameters(self) -> None:
-        """Normal with deviation D ** -0.5, the padding row zero. See `ds_seq.models.init`."""
+        """Draw a normal distribution of deviation D ** -0.5; the padding row is zero."""
         nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
         with torch.no_grad():
             self.weight[self.pad_id].zero_()
 
     def pack(self, int8: bool = False) -> None:
-        """Use a packed copy to score with from now on; see `ds_seq.modules.packed`."""
+        """Score with a packed copy from now on, see `ds_seq.modules.packed`."""
         self._packed = pack(self.weight, None, int8)
 
     def forward(self, x: Tensor, project: bool = False) -> Tensor:
-        """Look up token ids, or score hidden states against every token.
+        """Embed token ids, or score hidden states against every token.
 
         Args:
-            x: token ids (B, T), or hidden states (..., D) when `project`.
-            project: which of the two.
+            x: token ids (B, T), or hidden states (..., D) if `project`.
+            project: whether to score hidden states instead of embedding tokens.
 
         Returns:
             Scaled embeddings (B, T, D), or logits (..., V).

@@ -14,34 +14,34 @@ from ds_seq.modules.residual import dropout
 
 
 class FeedForward(TokenwiseBody):
-    """`down(activation(up(x)))`, each token on its own.
+    """`down(activation(up(x)))`, applied to each token independently.
 
     `relu` (Vaswani et al., 2017) and `gelu` use two matrices. `swiglu` (Shazeer, 2020) multiplies
-    `silu(gate(x))` with `value(x)`; gate and value are one fused matrix. Its inner width is
-    `ffn_dim` as well, so at equal `ffn_dim` it has three matrices against two, i.e. half as many
-    parameters again; set `ffn_dim` to two thirds for an equal count.
+    `silu(gate(x))` by `value(x)`; gate and value are one fused matrix. Its inner width is also
+    `ffn_dim`, so it has three matrices instead of two, i.e. 1.5 times the parameters; reduce
+    `ffn_dim` to two thirds for an equal count.
 
     Args:
-        d_model: width D of input and output.
-        ffn_dim: inner width F.
-        activation: see `ds_seq.modules.activations`.
+        d_model: width of input and output, D.
+        ffn_dim: inner width, F.
+        activation: name of an entry of `ds_seq.modules.activations`.
         dropout: probability of dropping an inner activation in training.
 
     Raises:
-        ValueError: there is no such activation.
+        ValueError: unknown activation.
     """
 
     def __init__(self, d_model: int, ffn_dim: int, activation: str, dropout: float) -> None:
         super().__init__()
         self.activation = activation
         self.dropout = dropout
-        found = find_activation(activation)
-        self._fused, self._rest, parts = found.fused, found.rest, found.num_parts
+        entry = find_activation(activation)
+        self._fused, self._rest, parts = entry.fused, entry.rest, entry.num_parts
         self.up = Linear(d_model, parts * ffn_dim, parts=parts)
         self.down = Linear(ffn_dim, d_model)
 
     def forward(self, x: Tensor, context: Context | None = None) -> BodyOutput:
-        """Transform x (B, T, D); the context is not read."""
+        """Transform x (B, T, D); the context is not used."""
         hidden = self.up(x, self._fused)
         if self._rest is not None:
             hidden = self._rest(hidden)

@@ -1,9 +1,9 @@
-"""Linear maps through the fastest kernel at hand.
+"""Linear maps that use the fastest available kernel.
 
-On x86 CPUs PyTorch sends fp32 matrix products to MKL, which takes its slower AVX2 path on
-processors that are not Intel's. oneDNN, which comes with PyTorch too, uses AVX-512 on all of them:
-on an AMD EPYC (Zen 5) it is about twice as fast, forward and backward, and shapes that were never
-seen before cost no more than others.
+On x86 CPUs, PyTorch uses MKL for fp32 matrix products, which takes its slower AVX2 path on
+processors not made by Intel. oneDNN, also part of PyTorch, uses AVX-512 on all of them. On an AMD
+EPYC (Zen 5), it is about twice as fast, forward and backward, and new shapes cost no more than
+others.
 
 Shapes: R rows, I inputs, O outputs.
 """
@@ -27,14 +27,14 @@ def linear(
     activation: str = "none",
     packed: Packed | None = None,
 ) -> Tensor:
-    """`x @ weight.T + bias`, as `torch.nn.functional.linear`, and an activation.
+    """Apply `x @ weight.T + bias`, like `torch.nn.functional.linear`, and an activation.
 
     Args:
         x: (..., I).
         weight: (O, I).
         bias: (O,) or None.
-        activation: `relu` applies it to the result, `none` nothing.
-        packed: what `pack` has made of weight and bias; used where no gradient is wanted.
+        activation: `relu` or `none`.
+        packed: weight and bias packed by `pack`; used if no gradient is needed.
 
     Returns:
         (..., O).
@@ -53,14 +53,14 @@ def product(
     activation: str = "none",
     packed: Packed | None = None,
 ) -> Tensor:
-    """`linear` outside of autograd, for functions that bring their own gradient.
+    """Apply `linear` outside of autograd, for functions with their own gradient.
 
     Args:
         x: (..., I).
         weight: (O, I); a transposed view costs little.
         bias: (O,) or None.
-        activation: `relu` applies it to the result, `none` nothing.
-        packed: what `pack` has made of weight and bias.
+        activation: `relu` or `none`.
+        packed: weight and bias packed by `pack`.
     """
     if packed is not None and x.numel() > 0:
         return packed(x, activation)
@@ -71,7 +71,7 @@ def product(
 
 
 def _serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN should compute the product: fp32 on an x86 CPU, and not nothing at all."""
+    """Return whether oneDNN should compute the product: non-empty fp32 on an x86 CPU."""
     return (
         HAS_ONEDNN
         and x.dtype == torch.float32
@@ -85,20 +85,23 @@ def _serves(x: Tensor, weight: Tensor) -> bool:
 def _product(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
-    """`x @ weight.T + bias`; `weight` may be a transposed view at no cost."""
+    """Return `x @ weight.T + bias`; `weight` may be a transposed view at no cost."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "")
     return out
 
 
 def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """`grad.T @ x` of grad (R, O) and x (R, I). oneDNN copies the first factor: the narrow one."""
+    """Return `grad.T @ x` for grad (R, O) and x (R, I).
+
+    oneDNN copies the first factor, so the narrower one is put first.
+    """
     if grad.size(1) <= x.size(1):
         return _product(grad.t(), x.t())
     return _product(x.t(), grad.t()).t()
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """The same map with its gradients, each one call of oneDNN."""
+    """A linear map whose forward and gradients are oneDNN products."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -123,15 +126,15 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` with the kernel of `linear`, which knows how it is drawn.
+    """`torch.nn.Linear` with the kernel of `linear` and its own initialization.
 
     Args:
-        in_features: I.
-        out_features: O.
-        bias: whether there is one.
-        parts: how many maps of equal width it is; each is drawn as if it stood alone.
-        gain: of Xavier's uniform distribution.
-        deviation: draw a normal distribution of this deviation instead, or None.
+        in_features: number of inputs, I.
+        out_features: number of outputs, O.
+        bias: whether there is a bias.
+        parts: number of fused maps of equal width; each is drawn as a separate map.
+        gain: gain of Xavier's uniform distribution.
+        deviation: deviation of a normal distribution to draw from instead, or None.
     """
 
     _packed: Packed | None = None
@@ -150,7 +153,7 @@ class Linear(nn.Linear):
         self.parts, self.gain, self.deviation = parts, gain, deviation
 
     def draw_parameters(self) -> None:
-        """Draw the weight anew; the bias becomes zero. See `ds_seq.models.init`."""
+        """Draw a new weight and set the bias to zero, see `ds_seq.models.init`."""
         if self.deviation is not None:
             nn.init.normal_(self.weight, std=self.deviation)
         else:
@@ -160,7 +163,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def pack(self, int8: bool = False) -> None:
-        """Use a packed copy from now on; see `ds_seq.modules.packed`."""
+        """Use a packed copy from now on, see `ds_seq.modules.packed`."""
         self._packed = pack(self.weight, self.bias, int8)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:

@@ -1,4 +1,4 @@
-"""The norms that a model can be made of."""
+"""The norms that a model may use."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from collections.abc import Callable
 from torch import nn
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": nn.LayerNorm}
-"""By name: (width of the normalized dimension, what is added to the variance) -> norm."""
+"""By name: (width of the normalized dimension, epsilon added to the variance) -> norm."""

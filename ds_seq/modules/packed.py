@@ -1,10 +1,10 @@
-"""Weights that no longer change, kept in the form in which kernels read them fastest.
+"""Constant weights, packed into the layout that kernels read fastest.
 
-Only for CPUs. In single precision the same numbers come out, up to the order of the sums; in 8 bits
+For CPUs only. In single precision, the results differ only by the order of the sums. In 8 bits
 (dynamic quantization: Bhandare et al., 2019, "Efficient 8-Bit Quantization of Transformer Neural
 Machine Language Translation Model", https://arxiv.org/abs/1906.00532) each row of a weight and all
-inputs of a call are rounded to 255 steps. Then what comes out for a row depends a little on the
-other rows of the call.
+inputs of a call are rounded to 255 levels, so the result of a row depends slightly on the other
+rows of the call.
 
 Shapes: R rows, I inputs, O outputs.
 """
@@ -25,7 +25,7 @@ HAS_ONEDNN = (
     and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether PyTorch's oneDNN serves fp32 products on this processor."""
+"""Whether PyTorch's oneDNN supports fp32 products on this processor."""
 
 _HAS_PACKING = HAS_ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 _HAS_INT8 = hasattr(torch, "quantize_per_channel") and (
@@ -34,9 +34,9 @@ _HAS_INT8 = hasattr(torch, "quantize_per_channel") and (
 
 
 class _Float:
-    """For oneDNN. Unpacked, every product puts the weight in order first.
+    """A packed weight for oneDNN, which otherwise reorders the weight in every product.
 
-    With 640 rows that is 5 % of the time, with 20 rows a third, with 5 rows more than half
+    Reordering takes 5% of the time for 640 rows, a third for 20 rows, and more than half for 5 rows
     (512 x 2048, one thread).
     """
 
@@ -53,18 +53,18 @@ class _Float:
 
 
 class _Int8:
-    """Whole numbers of 8 bits, with a scale for each output; 2 to 3 times as fast as `_Float`."""
+    """An 8-bit integer weight with one scale per output; 2 to 3 times as fast as `_Float`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        # an output without any weight needs a scale, too
+        # an output with zero weights needs a scale, too
         scales = (weight.abs().amax(1) / 127.0).clamp(min=1e-12).double()
         zeros = torch.zeros(len(weight), dtype=torch.int64)
         with warnings.catch_warnings():
-            # PyTorch is going to drop tensors of 8 bits; the kernels take nothing else as yet
+            # PyTorch has deprecated quantized tensors, but its kernels take nothing else yet
             warnings.simplefilter("ignore", UserWarning)
             rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self._weight = torch.ops.quantized.linear_prepack(rounded, bias)
-        # without the instructions for 8 bits, sums of two products overflow 16 bits
+        # without 8-bit instructions, sums of two products overflow 16 bits
         self._reduce_range = not torch.cpu._is_vnni_supported()
 
     def __call__(self, x: Tensor, activation: str) -> Tensor:
@@ -76,27 +76,27 @@ class _Int8:
 
 
 def pack(weight: Tensor, bias: Tensor | None, int8: bool = False) -> Packed | None:
-    """Pack a linear map; the result does not follow weight and bias when these change.
+    """Pack a linear map; later changes of weight and bias have no effect on the result.
 
     Args:
         weight: (O, I).
         bias: (O,) or None.
-        int8: round to 8 bits.
+        int8: whether to round the weight to 8 bits.
 
     Returns:
-        The map; None where this would not be faster: not fp32, not on a CPU, or without oneDNN.
+        The packed map, or None if it would not be faster: not fp32, not on a CPU, no oneDNN.
 
     Raises:
-        ValueError: `int8`, and there are no kernels for it.
+        ValueError: `int8`, but no kernel supports the weight or the processor.
     """
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         if int8:
-            raise ValueError(f"8 bits: {weight.dtype} on {weight.device}, not float32 on a CPU")
+            raise ValueError(f"8 bits: {weight.dtype} on {weight.device}; use float32 on a CPU")
         return None
     weight = weight.detach().contiguous()
     bias = None if bias is None else bias.detach().contiguous()
     if int8:
         if not _HAS_INT8:
-            raise ValueError("8 bits: PyTorch has no kernels for them on this processor")
+            raise ValueError("8 bits: PyTorch has no 8-bit kernels for this processor")
         return _Int8(weight, bias)
     return _Float(weight, bias) if _HAS_PACKING else None

@@ -1,7 +1,7 @@
-"""Where a token stands: rows added to tokens, a rotation of q and k, or a bias by distance.
+"""Position encodings: vectors added to tokens, a rotation of queries and keys, or a score bias.
 
-Positions count from 0 at the first token of a row; padding is on the right, so a token's position
-never depends on its batch mates.
+Positions count from 0 at the first token of a row. Padding is on the right, so the position of a
+token never depends on the rest of the batch.
 
 Shapes: T positions, D model width, Dh width of one attention head.
 """
@@ -19,10 +19,10 @@ _INITIAL_ROWS = 512
 
 
 class PositionTable:
-    """A constant table with one row per position, computed in fp32 and cast where it is used.
+    """A constant table with one row per position, computed in fp32 and cast on use.
 
-    It is a plain object and not a buffer: `model.half()` must not round it, and it takes no part
-    in state dicts. It grows when a longer sequence comes along.
+    It is a plain object rather than a buffer: `model.half()` must not round it, and state dicts do
+    not contain it. It grows when a longer sequence needs it.
     """
 
     def __init__(self, build: Callable[[int, int], Tensor], width: int) -> None:
@@ -31,12 +31,12 @@ class PositionTable:
         self._rows = torch.empty(0, width)
 
     def rows(self, start: int, length: int, like: Tensor) -> Tensor:
-        """Rows `start .. start + length - 1` in the dtype and on the device of `like`."""
+        """Return rows `start .. start + length - 1` in the dtype and on the device of `like`."""
         stop = start + length
         table = self._rows
         if stop > len(table) or table.device != like.device or table.dtype != like.dtype:
             count = max(_INITIAL_ROWS, len(table), 1 << (stop - 1).bit_length())
-            # Decoding runs in inference mode; a table made there could never be trained with.
+            # Decoding runs in inference mode; a table made there could not be used in training.
             with torch.inference_mode(False), torch.no_grad():
                 table = self._build(count, self._width).to(like.device, like.dtype)
             self._rows = table
@@ -44,10 +44,10 @@ class PositionTable:
 
 
 def sinusoidal_rows(count: int, width: int) -> Tensor:
-    """The fixed table of Vaswani et al. (2017), sines in the first half and cosines in the second.
+    """Return the table of Vaswani et al. (2017): sines in the first half, then cosines.
 
     Row p is `[sin(p f_0) .. sin(p f_{n-1}), cos(p f_0) .. cos(p f_{n-1})]` with n = width / 2 and
-    `f_i = 10000 ** (-i / (n - 1))`, as tensor2tensor and fairseq lay it out.
+    `f_i = 10000 ** (-i / (n - 1))`, the layout of tensor2tensor and fairseq.
     """
     half = width // 2
     frequencies = torch.exp(
@@ -58,7 +58,7 @@ def sinusoidal_rows(count: int, width: int) -> Tensor:
 
 
 def rotary_rows(count: int, width: int) -> Tensor:
-    """`[cos, sin]` of the angles `p * 10000 ** (-2 i / width)` for i < width / 2."""
+    """Return `[cos, sin]` of the angles `p * 10000 ** (-2 i / width)` for i < width / 2."""
     half = width // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
     angles = torch.arange(count, dtype=torch.float32)[:, None] * frequencies
@@ -80,7 +80,7 @@ class SinusoidalPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """One trained vector per position, up to `max_positions`."""
+    """One learned vector per position, up to `max_positions`."""
 
     def __init__(self, max_positions: int, d_model: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class LearnedPositions(nn.Module):
         self.weight = nn.Parameter(torch.empty(max_positions, d_model))
 
     def draw_parameters(self) -> None:
-        """Normal with deviation D ** -0.5. See `ds_seq.models.init`."""
+        """Draw a normal distribution of deviation D ** -0.5."""
         nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
 
     def forward(self, x: Tensor, start: int, length: int) -> Tensor:
@@ -102,10 +102,10 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Rotary embedding (Su et al., 2021): turns q and k, so scores depend on distances only.
+    """Rotary embedding (Su et al., 2021): rotates q and k; scores depend on distances only.
 
-    The pair (i, i + Dh / 2) of a head is turned by the angle `p * 10000 ** (-2 i / Dh)`.
-    Used in self-attention; cross-attention compares two different texts and stays unrotated.
+    The pair (i, i + Dh / 2) of a head is rotated by the angle `p * 10000 ** (-2 i / Dh)`.
+    Used in self-attention only; cross-attention relates positions of two different texts.
     """
 
     def __init__(self, head_width: int) -> None:
@@ -122,27 +122,28 @@ class RotaryPositions(nn.Module):
 
 
 class PositionBias(Protocol):
-    """A module that says what distances add to the scores of self-attention."""
+    """A module that computes a bias of self-attention scores from distances."""
 
     def __call__(self, distances: Tensor) -> Tensor:
-        """Bias (..., H, T, S).
+        """Return the bias (..., H, T, S).
 
         Args:
-            distances: (..., T, S) int64, position of the query less that of the key; negative where
-                an encoder looks ahead. In a search, that of a hidden key may be any.
+            distances: (..., T, S) int64, position of the query minus position of the key; negative
+                for later keys in an encoder. During search, distances of masked keys are
+                arbitrary.
         """
 
 
 class PositionKind(NamedTuple):
-    """Where a model learns of positions: in what is added to tokens, or inside self-attention."""
+    """How a model encodes positions: by vectors added to tokens, or inside self-attention."""
 
     rows: Callable[[int, int], nn.Module] | None = None
-    """(width D, most positions) -> module called like `SinusoidalPositions`, or None."""
+    """(width D, largest number of positions) -> module like `SinusoidalPositions`, or None."""
     rotary: Callable[[int], RotaryPositions] | None = None
-    """Width of a head -> what turns queries and keys, or None."""
+    """Width of a head -> rotation of queries and keys, or None."""
     bias: Callable[[int, bool], PositionBias] | None = None
-    """(number of heads H, whether a query sees the past only) -> module of one self-attention that
-    biases its scores, or None."""
+    """(number of heads H, whether attention is causal) -> bias of the scores of a self-attention,
+    or None."""
 
 
 POSITIONS: dict[str, PositionKind] = {
@@ -150,4 +151,4 @@ POSITIONS: dict[str, PositionKind] = {
     "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
     "rotary": PositionKind(rotary=RotaryPositions),
 }
-"""By the name that an experiment has for them."""
+"""Kinds of positions by their name in an experiment file."""

@@ -1,12 +1,11 @@
 """The residual connection around a sub-layer, with its norm and dropout.
 
-Dropout here is as cheap on a CPU as it is on a GPU. PyTorch's CPU dropout draws one Bernoulli
-variable per element; for the widths used here that costs more than the layer norm and the
-activation together. On a CPU we draw 64 random bits at a time and let 16 of them decide about one
-element, which is about 3.5 times faster. The keep probability is a multiple of 2**-16; the scale is
-its exact inverse, so the result stays unbiased. The bits come from PyTorch's default generator:
-`torch.manual_seed` and the state that activation checkpointing saves and restores govern them as
-usual.
+This module has a faster dropout for CPUs. PyTorch's CPU dropout draws one Bernoulli variable per
+element, which costs more than layer norm and activation together for the widths used here. On a
+CPU, we draw 64 random bits at a time and use 16 of them per element, which is about 3.5 times
+faster. The keep probability is a multiple of 2**-16, and the scale is its exact inverse, so the
+result stays unbiased. The bits come from PyTorch's default generator, so `torch.manual_seed` and
+activation checkpointing control them as usual.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class Residual(nn.Module):
     `leave` after it.
 
     Args:
-        norm: normalizes the last dimension.
+        norm: module that normalizes the last dimension.
         dropout: probability of dropping an element of f's output in training.
-        pre_norm: normalize f's input instead of the sum (Xiong et al., 2020).
+        pre_norm: whether to normalize f's input instead of the sum (Xiong et al., 2020).
     """
 
     def __init__(self, norm: nn.Module, dropout: float, pre_norm: bool) -> None:
@@ -40,19 +39,19 @@ class Residual(nn.Module):
         self.norm = norm
 
     def enter(self, x: Tensor) -> Tensor:
-        """What the sub-layer sees of x (B, T, D)."""
+        """Return the sub-layer's input for x (B, T, D)."""
         normed: Tensor = self.norm(x) if self.pre_norm else x
         return normed
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        """Join x (B, T, D) with the sub-layer's output y (B, T, D)."""
+        """Add the sub-layer's output y (B, T, D) to x (B, T, D)."""
         x = x + dropout(y, self.dropout, self.training)
         joined: Tensor = x if self.pre_norm else self.norm(x)
         return joined
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Zero each element with probability `p` and scale the others by the inverse of the rest."""
+    """Zero each element with probability `p` and divide the others by the keep probability."""
     if not training or p == 0.0:
         return x
     if x.device.type == "cpu":
@@ -61,15 +60,14 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def dropout_noise(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-    """What `dropout` would multiply a tensor of `shape` with; dtype and device are those of
-    `like`."""
+    """Return dropout multipliers of this shape, in the dtype and on the device of `like`."""
     if like.device.type == "cpu":
         return _cpu_noise(like, shape, p)
     return F.dropout(like.new_ones(shape), p)
 
 
 def _cpu_noise(like: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
-    """Multipliers: 0 with probability `p`, else the inverse of the keep probability."""
+    """Return multipliers: 0 with probability `p`, else the inverse of the keep probability."""
     dropped = round(p * _LEVELS)
     if dropped >= _LEVELS:
         return like.new_zeros(shape)

@@ -1,2 +1,1 @@
-"""Mixture of Experts: who goes where (router), how tokens travel (dispatch), what is computed
-(experts)."""
+"""Mixture of Experts: routers choose experts, dispatch moves tokens, experts compute."""

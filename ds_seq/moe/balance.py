@@ -1,6 +1,6 @@
-"""Balance without a loss: the biases of sigmoid routers follow the load of their experts.
+"""Loss-free load balancing: the biases of sigmoid routers follow the load of their experts.
 
-Legend: ``E`` experts of a layer.
+Shapes: E experts of a layer.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from ds_seq.moe.sigmoid import SigmoidRouter
 
 
 class BiasBalancer:
-    """Moves the biases of a model's `SigmoidRouter` layers, once per update (arXiv:2408.15664).
+    """Adjust the biases of a model's `SigmoidRouter` layers once per update (arXiv:2408.15664).
 
-    The load is that of all micro-batches of the update on all ranks, before dropping. It stays on
-    the device: nothing is synchronized but the sum over ranks. All ranks therefore hold equal
-    biases, and the biases are the same for every layout of the ranks. A router whose weight is not
-    trained keeps its biases. The load of a layer that is called several times in a forward is that
-    of all its calls. Costs nothing for a model without such routers.
+    The load is counted before dropping, over all micro-batches of the update on all ranks. It stays
+    on the device; only its sum over ranks is synchronized. All ranks therefore hold equal biases,
+    which do not depend on the layout of the ranks. A router with a frozen weight keeps its biases.
+    If a layer is called several times in a forward pass, the loads of its calls are added. For a
+    model without sigmoid routers, this class does nothing.
 
     Args:
-        model: whose ``moe_stats`` have an entry for each call of a MoE layer, see
+        model: model whose `moe_stats` have one entry per call of an MoE layer, see
             `ds_seq.moe.calls`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         calls = [layer.gate for layer in moe_calls(model)]
         self._num_calls = len(calls)
-        self._routers = [  # each with the places of its calls
+        self._routers = [  # each with the indices of its calls
             (gate, [index for index, called in enumerate(calls) if called is gate])
             for gate in dict.fromkeys(calls)
             if isinstance(gate, SigmoidRouter) and gate.weight.requires_grad
         ]
-        self._loads: list[Tensor] | None = None  # (E,) float32 of each router
+        self._loads: list[Tensor] | None = None  # (E,) float32 per router
 
     @torch.no_grad()
     def add(self, stats: list[RoutingStats]) -> None:
-        """Count one micro-batch of training.
+        """Add the load of one training micro-batch.
 
         Args:
-            stats: of each call of a MoE layer, as the model returns them.
+            stats: statistics of each call of an MoE layer, as returned by the model.
         """
         if not self._routers:
             return
-        assert len(stats) == self._num_calls, "statistics of each MoE layer, once per call"
+        assert len(stats) == self._num_calls, "one entry of statistics per call of each MoE layer"
         loads = [
             torch.stack([stats[call].load for call in calls]).sum(0) for _, calls in self._routers
         ]
@@ -57,9 +57,10 @@ class BiasBalancer:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move every bias one step against the load since the last update, and forget the load.
+        """Move every bias one step against the load since the last update, then clear the load.
 
-        A collective if there are sigmoid routers: every rank calls it after each applied update.
+        A collective operation if there are sigmoid routers: every rank must call it after each
+        applied update.
         """
         if not self._routers or self._loads is None:
             return
@@ -70,5 +71,5 @@ class BiasBalancer:
         self._loads = None
 
     def discard(self) -> None:
-        """Forget the load, after an update that was not applied."""
+        """Clear the load after an update that was not applied."""
         self._loads = None

@@ -1,6 +1,6 @@
-"""Dense feed-forwards beside the experts, and how the two outputs become one.
+"""Dense feed-forwards next to the experts, and how the two outputs are combined.
 
-Legend: ``B`` batch, ``T`` length, ``D`` model.
+Shapes: B batch, T length, D model.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ Losses = dict[str, Tensor]
 
 
 class Branch(Protocol):
-    """``branch(x, routed, mask) -> (y, losses)``."""
+    """`branch(x, routed, mask) -> (y, losses)`."""
 
     def __call__(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
-        """Combine.
+        """Combine the experts' output with the dense output.
 
         Args:
             x: (B, T, D) input of the layer.
             routed: (B, T, D) output of the experts.
-            mask: (B, T) bool, True = real token; ``None``: all are.
+            mask: (B, T) bool, True at real tokens; `None` if all tokens are real.
 
         Returns:
-            (B, T, D), and scalar float32 losses by name.
+            The combined output (B, T, D), and scalar float32 losses by name.
         """
         ...
 
 
 class ResidualBranch(nn.Module):
-    """A learned two-way softmax mixes experts and dense feed-forward (PR-MoE, arXiv:2201.05596).
+    """Mix experts and a dense feed-forward by a learned softmax (PR-MoE, arXiv:2201.05596).
 
     Args:
         dense: a feed-forward.
@@ -54,7 +54,7 @@ class ResidualBranch(nn.Module):
 
 
 class SharedBranch(nn.Module):
-    """Experts that every token visits, as one wider feed-forward (DeepSeekMoE, arXiv:2401.06066).
+    """Shared experts for all tokens, as one wider feed-forward (DeepSeekMoE, arXiv:2401.06066).
 
     Args:
         dense: a feed-forward.
@@ -71,14 +71,16 @@ class SharedBranch(nn.Module):
 
 
 class ConditionalBranch(nn.Module):
-    """Conditional MoE routing (CMR; NLLB, arXiv:2207.04672): a sigmoid gate decides per token how
-    much of its output comes from the experts, under a budget.
+    """Conditional MoE routing (CMR; NLLB, arXiv:2207.04672).
+
+    For each token, a sigmoid gate decides how much of the output comes from the experts. A loss
+    keeps the mean share of the experts near a budget.
 
     Args:
         dense: a feed-forward.
         d_model: D.
-        budget: the mean share of the experts that the loss asks for.
-        dropout: in training, probability with which a token's share is set to 0.
+        budget: target of the experts' mean share.
+        dropout: probability of setting a token's share to 0 in training.
     """
 
     def __init__(self, dense: nn.Module, d_model: int, budget: float, dropout: float) -> None:
@@ -88,7 +90,7 @@ class ConditionalBranch(nn.Module):
         self.budget, self.dropout = budget, dropout
 
     def forward(self, x: Tensor, routed: Tensor, mask: Tensor | None) -> tuple[Tensor, Losses]:
-        """See `Branch`; the loss is ``budget``."""
+        """See `Branch`; returns the loss `budget`."""
         dense = self.dense(x).y
         share = self.mix(x).float().sigmoid()  # (B, T, 1)
         if self.training and self.dropout > 0.0:

@@ -1,4 +1,4 @@
-"""The sparse layers of a model in the order in which it calls them, whoever made it."""
+"""The sparse layers of any model, ours or external, in the order of their calls."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ds_seq.moe.layer import MoeFeedForward
 
 @runtime_checkable
 class OffersMoeCalls(Protocol):
-    """A model or a part of one that knows in which order and how often it calls sparse layers."""
+    """A model, or part of one, that reports in which order and how often it calls sparse layers."""
 
     def moe_calls(self) -> list[MoeFeedForward]:
-        """One entry for each of its `moe_stats`; a layer called twice stands here twice."""
+        """Return one layer per entry of `moe_stats`; a layer called twice is listed twice."""
 
 
 def moe_calls(model: nn.Module) -> list[MoeFeedForward]:
-    """The sparse layer behind each of the statistics that a model returns.
+    """Return the sparse layer behind each entry of statistics that a model returns.
 
-    A model that does not say so itself is taken to call each of them once, in the order in which
-    they are registered.
+    A model without a method `moe_calls` is assumed to call each sparse layer once, in the order of
+    registration.
     """
     if isinstance(model, OffersMoeCalls):
         return model.moe_calls()

@@ -1,6 +1,6 @@
-"""Which experts a softmax over logits chooses, and how chance helps it to explore in training.
+"""Choosing experts by a softmax over logits, with optional exploration in training.
 
-Legend: ``N`` tokens, ``E`` experts, ``K`` choices per token.
+Shapes: N tokens, E experts, K choices per token.
 """
 
 from __future__ import annotations
@@ -15,43 +15,44 @@ from ds_seq.names import NOISES, SECOND_EXPERTS
 _JITTER = 0.01
 
 
-class Choice(NamedTuple):
-    """The experts of N tokens and the distribution they come from."""
+class RoutingChoice(NamedTuple):
+    """The experts chosen for N tokens, and the distribution they were chosen from."""
 
     experts: Tensor
-    """(N, K) int64, the preferred one first."""
+    """(N, K) int64, the most probable one first."""
     weights: Tensor
-    """(N, K) float32: their probabilities."""
+    """(N, K) float32: probabilities of the chosen experts."""
     probabilities: Tensor
     """(N, E) float32."""
     log_partition: Tensor
     """(N, 1) float32: log of the sum of exp(logit)."""
     valid: Tensor | None = None
-    """(N, K) bool: False for a choice that was taken back; ``None``: none was."""
+    """(N, K) bool: False for a choice that was revoked; `None` if none was."""
 
 
 class SoftmaxChoice:
-    """The best K of a softmax.
+    """Choose the K most probable experts of a softmax.
 
-    In training, chance may take part:
+    In training, the choice may be randomized:
 
-    - noise ``jitter`` multiplies the router's input by U(0.99, 1.01); ``gumbel`` adds Gumbel noise
-      to the logits, so that the choice is a sample of the softmax, and weights are still those
-      without noise.
-    - the second of two experts is the next best (``always``); or the best after Gumbel noise on the
-      logits of all but the first (``sampled``); or the next best, kept with probability
-      ``min(1, 2 g)`` (``random``), which GShard (arXiv:2006.16668) does to save the expert's time
-      where it hardly counts.
+    - `noise`: `jitter` multiplies the router's input by U(0.99, 1.01). `gumbel` adds Gumbel noise
+      to the logits, so that the choice is a sample from the softmax; the weights are computed
+      without the noise.
+    - `second_expert`, the second of two experts: `always` takes the second most probable one.
+      `sampled` takes the best one after Gumbel noise on all logits but the first expert's.
+      `random` takes the second most probable one with probability `min(1, 2 g)`, as in GShard
+      (arXiv:2006.16668), to save computation where its weight g is small.
 
     Args:
-        top_k: K.
+        top_k: number of experts per token, K.
         noise: one of `NOISES`.
-        second_expert: one of `SECOND_EXPERTS`; other than ``always`` only with K = 2.
-        second_by_share: what g is: the second probability over the sum of the two, as in GShard,
-            which scales the weights to sum 1 before tokens are dropped; or the plain probability.
+        second_expert: one of `SECOND_EXPERTS`; values other than `always` need K = 2.
+        second_by_share: whether g is the second probability divided by the sum of both, as in
+            GShard, which normalizes the weights before tokens are dropped; if False, g is the
+            second probability itself.
 
     Raises:
-        ValueError: an unknown policy, or a second expert where there are not two.
+        ValueError: unknown policy, or a `second_expert` policy with K other than 2.
     """
 
     def __init__(
@@ -71,19 +72,19 @@ class SoftmaxChoice:
         self.second_expert, self.second_by_share = second_expert, second_by_share
 
     def inputs(self, x: Tensor, training: bool) -> Tensor:
-        """(M, D) float32: what the router is to look at in place of ``x`` (M, D)."""
+        """Return the router's input (M, D) in float32 for hidden states `x` (M, D)."""
         return jittered(x.float()) if training and self.noise == "jitter" else x.float()
 
-    def __call__(self, logits: Tensor, training: bool) -> Choice:
-        """Choose by ``logits`` (N, E) float32."""
+    def __call__(self, logits: Tensor, training: bool) -> RoutingChoice:
+        """Choose experts by `logits` (N, E) float32."""
         log_partition = logits.logsumexp(-1, keepdim=True)
-        probabilities = (logits - log_partition).exp()  # cheaper than a softmax beside the former
+        probabilities = (logits - log_partition).exp()  # cheaper than a separate softmax
         experts = self._explore(logits.detach()) if training else best(logits, self.top_k)
         weights = probabilities.gather(-1, experts)
         valid = None
         if training and self.second_expert == "random":
-            valid = self._second_kept(weights.detach())
-        return Choice(experts, weights, probabilities, log_partition, valid)
+            valid = self._draw_valid(weights.detach())
+        return RoutingChoice(experts, weights, probabilities, log_partition, valid)
 
     def __repr__(self) -> str:
         return f"noise={self.noise}, second_expert={self.second_expert}"
@@ -96,19 +97,19 @@ class SoftmaxChoice:
         others = (logits + gumbel_like(logits)).scatter_(-1, first, float("-inf"))
         return torch.cat([first, best(others, 1)], dim=-1)
 
-    def _second_kept(self, weights: Tensor) -> Tensor:
+    def _draw_valid(self, weights: Tensor) -> Tensor:
         second = weights[:, 1]
         if self.second_by_share:
             second = second / weights.sum(-1)
-        kept = torch.rand_like(second) < 2.0 * second
-        return torch.stack([torch.ones_like(kept), kept], dim=-1)
+        valid = torch.rand_like(second) < 2.0 * second
+        return torch.stack([torch.ones_like(valid), valid], dim=-1)
 
 
 def best(scores: Tensor, k: int) -> Tensor:
-    """(N, k) int64: the ``k`` highest of each row of ``scores`` (N, E), the highest first.
+    """Return the indices (N, k) int64 of the `k` highest `scores` (N, E) per row, highest first.
 
-    Up to two, equal scores go to the lower index: on a CPU, and there ``max`` is several times
-    faster than ``topk``.
+    For `k` up to 2, ties go to the lower index on a CPU, where `max` is several times faster than
+    `topk`.
     """
     scores = scores.detach()
     if k > 2:
@@ -121,10 +122,10 @@ def best(scores: Tensor, k: int) -> Tensor:
 
 
 def gumbel_like(logits: Tensor) -> Tensor:
-    """Standard Gumbel variates: the logarithm of an exponential one is minus such a variate."""
+    """Draw standard Gumbel noise: minus the logarithm of exponential noise."""
     return torch.empty_like(logits).exponential_().log_().neg_()
 
 
 def jittered(x: Tensor) -> Tensor:
-    """``x`` times U(0.99, 1.01), element by element (Switch, arXiv:2101.03961)."""
+    """Multiply each element of `x` by U(0.99, 1.01) (Switch, arXiv:2101.03961)."""
     return x * torch.empty_like(x).uniform_(1.0 - _JITTER, 1.0 + _JITTER)

@@ -1,7 +1,7 @@
-"""The cosine router of X-MoE: experts are directions in a small space, and only angles count.
+"""The cosine router of X-MoE: experts are directions in a low-dimensional space.
 
-Legend: ``M`` rows, padding included, ``N`` real tokens, ``D`` model, ``D_r`` width of the small
-space, ``E`` experts.
+Shapes: M rows, padding included, N real tokens, D model, D_r router
+dimension, E experts.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from torch import Tensor, nn
 from ds_seq.moe.choice import SoftmaxChoice
 from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
 
-_START, _FLOOR = 0.07, 0.01  # of the temperature
+_START, _FLOOR = 0.07, 0.01  # initial and lowest temperature
 
 
 class CosineRouter(Router):
-    """Softmax of the cosine between a token and each expert over a learned temperature (X-MoE,
-    arXiv:2204.09179).
+    """Softmax over cosine similarities divided by a learned temperature (X-MoE, arXiv:2204.09179).
 
-    Tokens are mapped to a space much smaller than the model, and both sides are scaled to length 1
-    there. A dot product lets experts pull the hidden states of their tokens towards one point, the
-    longer the surer (representation collapse); here length has no effect at all.
+    Tokens are projected to a space much smaller than the model, and tokens and experts are
+    normalized to length 1 there. With a plain dot product, experts pull the hidden states of their
+    tokens towards one point (representation collapse); here, the length has no effect.
 
-    The temperature is ``0.01 + exp(t)`` with ``t`` learned: never below the floor, and without a
-    point at which its gradient would be cut off and stay so. (A cut-off gradient would also depend
-    on how tokens fall to ranks, for each of them would cut off its own part.)
+    The temperature is `0.01 + exp(t)` with a learned `t`. This bounds it from below without
+    clipping, which would stop its gradient for good. (A clipped gradient would also depend on how
+    tokens are distributed over ranks, because each rank would clip its own part.)
 
     Args:
-        d_model: D.
-        num_experts: E.
-        choice: how many experts it takes, and how it explores.
-        router_dim: D_r; ``None``: half of E, at least 16.
-        load_balance: see `Router`.
+        d_model: width of the model, D.
+        num_experts: number of experts, E.
+        choice: how many experts are chosen, and how training explores.
+        router_dim: router dimension, D_r; `None` takes E / 2, but at least 16.
+        load_balance: scope of the load-balancing loss, see `Router`.
     """
 
     expert_tensors = ("embeddings",)
@@ -53,12 +52,12 @@ class CosineRouter(Router):
         router_dim = router_dim or max(num_experts // 2, 16)
         self.projection = nn.Parameter(torch.empty(router_dim, d_model))
         self.embeddings = nn.Parameter(torch.empty(num_experts, router_dim))
-        # one row, not a scalar: optimizers and ZeRO cut parameters along their first dimension
+        # one row, not a scalar: optimizers and ZeRO partition parameters along the first dimension
         self.log_temperature = nn.Parameter(torch.empty(1))
         self.draw_parameters()
 
     def draw_parameters(self) -> None:
-        """Experts as far apart as the small space lets them be; temperature 0.07."""
+        """Draw orthogonal experts and set the temperature to 0.07."""
         draw_directions(self.projection)
         nn.init.orthogonal_(self.embeddings)
         nn.init.constant_(self.log_temperature, math.log(_START - _FLOOR))
@@ -69,7 +68,7 @@ class CosineRouter(Router):
         return _FLOOR + self.log_temperature.float().exp()
 
     def scores(self, x: Tensor) -> Tensor:
-        """(M, E) float32 cosines of the rows of ``x`` (M, D), in [-1, 1]."""
+        """Return the cosine similarities (M, E) float32 of `x` (M, D) with the experts."""
         inputs = self.choice.inputs(x, self.training)
         tokens = F.normalize(project(inputs, self.projection), dim=-1)  # (M, D_r)
         experts = F.normalize(self.embeddings.float(), dim=-1)  # (E, D_r)

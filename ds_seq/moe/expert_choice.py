@@ -1,7 +1,7 @@
-"""Expert choice: experts pick tokens, each its even share of every sentence.
+"""Expert choice: every expert picks an equal share of the tokens of each sentence.
 
-Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
-``D`` model, ``E`` experts, ``K`` choices per token, ``K'`` the most experts that picked one token.
+Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
+D model, E experts, K choices per token, K' largest number of experts that picked one token.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from ds_seq.names import ROUTER_Z
 
 
 class ExpertChoiceRouter(Router):
-    """Each expert takes the tokens that want it most (arXiv:2202.09368): perfect balance, and
-    tokens that visit none, one or several experts.
+    """Each expert takes its highest-scoring tokens (arXiv:2202.09368).
 
-    The paper lets experts pick from the whole batch. Then the translation of a sentence depends on
-    what else is in the batch, and on padding. Here they pick within each sentence:
-    ``ceil(K * length / E * capacity_factor)`` tokens, at least one, at most all. A sentence must be
-    there as a whole, so this router is for encoders only.
+    The load is perfectly balanced, and a token may visit no, one or several experts.
 
-    There is no loss ``load_balance``: the load is even by construction.
+    In the paper, experts pick from the whole batch, so the translation of a sentence depends on
+    the rest of the batch and on padding. Here, they pick within each sentence:
+    `ceil(K * length / E * capacity_factor)` tokens, at least one and at most all. This needs the
+    complete sentence, so the router is for encoders only.
+
+    There is no loss `load_balance`, because the load is even by construction.
 
     Args:
-        d_model: D.
-        num_experts: E.
-        top_k: K, the experts that a token visits on average if ``capacity_factor`` is 1.
-        capacity_factor: scales how many tokens an expert takes, in training and evaluation alike.
+        d_model: width of the model, D.
+        num_experts: number of experts, E.
+        top_k: average number of experts per token if `capacity_factor` is 1, K.
+        capacity_factor: multiplier of the number of tokens per expert, in training and evaluation.
     """
 
     expert_tensors = ("weight",)
 
     def __init__(self, d_model: int, num_experts: int, top_k: int, capacity_factor: float) -> None:
-        super().__init__(num_experts, top_k, "rank")  # it has no loss that this would matter to
+        super().__init__(num_experts, top_k, "rank")  # irrelevant without the loss
         self.capacity_factor = capacity_factor
         self.weight = nn.Parameter(torch.empty(num_experts, d_model))
         self.draw_parameters()
@@ -53,7 +54,7 @@ class ExpertChoiceRouter(Router):
         tag: Tensor | None = None,
         with_losses: bool = True,
     ) -> Routing:
-        """See `Router`; the answer has K' choices, of which each token has its `valid` ones."""
+        """See `Router`; the result has K' choices per token, some of which are not `valid`."""
         num_rows = x.shape[0]
         logits = rows_of(project(x.float(), self.weight), real)  # (N, E)
         log_partition = logits.logsumexp(-1, keepdim=True)
@@ -67,18 +68,21 @@ class ExpertChoiceRouter(Router):
         return Routing(experts, weights, probabilities, losses, valid)
 
     def _pick(self, probabilities: Tensor, real: Tensor | None, shape: tuple[int, int]) -> Tensor:
-        """(N, E) bool: whether the expert takes the token; equal scores go to the earlier one."""
+        """Return whether each expert takes each token, (N, E) bool.
+
+        Ties go to the earlier token.
+        """
         num_experts, (batch, length) = self.num_experts, shape
         grid = probabilities  # (M, E)
         lengths = torch.full((batch,), length, device=grid.device)
         if real is not None:
-            rows = grid.new_full((batch * length, num_experts), -1.0)  # padding: behind all others
+            rows = grid.new_full((batch * length, num_experts), -1.0)  # padding ranks last
             grid = rows.index_copy_(0, real, probabilities)
             lengths = (grid[:, 0] >= 0.0).view(batch, length).sum(1)
         grid = grid.view(batch, length, num_experts)
-        # in float64 and in this order it is exact wherever the plain quotient is
+        # float64 and this order of operations are exact whenever the plain quotient is
         share = lengths.double() * self.top_k / num_experts * self.capacity_factor
-        quota = share.ceil()  # (B,); more than there are takes all
+        quota = share.ceil()  # (B,); may exceed the length
         order = grid.argsort(dim=1, descending=True, stable=True)  # (B, T, E)
         places = torch.arange(length, device=grid.device).view(1, -1, 1).expand_as(order)
         rank = torch.empty_like(order).scatter_(1, order, places)

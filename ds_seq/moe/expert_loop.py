@@ -1,17 +1,17 @@
-"""The feed-forward nets of several experts, one after the other: what a CPU does best.
+"""The feed-forward networks of several experts, computed one after the other, which suits CPUs.
 
-One autograd function for the whole net: what is computed for an expert stays in the cache until the
-next step needs it, there is no tensor as wide as the hidden layer over all rows, and of the hidden
-layer only the part is kept from which the rest is cheap to recompute.
+One autograd function covers the whole network: intermediate results of an expert stay in the cache
+until the next operation needs them, there is no tensor as wide as the hidden layer over all rows,
+and the forward stores only the part of the hidden layer from which the rest is cheap to recompute.
 
-An expert's number of rows is another one in each batch, and oneDNN takes as long to prepare a
-product of a new shape as to compute it (0.4 ms for 300 x 256 x 1024 on two threads). So experts
-work on windows: their own rows and some of the neighbors', up to one of few sizes. What comes of
-the neighbors' rows is cut off or set to zero.
+The number of rows of an expert changes with every batch, and oneDNN takes as long to prepare a
+matrix product of a new shape as to compute it (0.4 ms for 300 x 256 x 1024 on two threads). So
+experts work on windows: their own rows and some neighboring rows, rounded up to one of few sizes.
+The results for the neighboring rows are cut off or set to zero.
 
-Legend: ``R`` rows sorted by expert, ``R_e`` those of one expert's window, ``D`` model, ``F``
-    feed-forward width, ``H`` = F, or 2F where the first map gives gate and value, ``E`` experts
-    held here.
+Shapes: R rows sorted by expert, R_e rows of one expert's window, D model, F
+feed-forward width, H = F, or 2F if the first map returns gate and value, E experts
+held here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ds_seq.modules.packed import Packed
 
 
 class _Net(NamedTuple):
-    """Parameters of all experts; see `Experts`."""
+    """Parameters of all experts, with the shapes of `Experts`."""
 
     w1: Tensor
     b1: Tensor
@@ -38,7 +38,7 @@ class _Net(NamedTuple):
 
 
 class PackedNet(NamedTuple):
-    """Both maps of an expert as `ds_seq.modules.packed` makes them."""
+    """Both maps of an expert, packed by `ds_seq.modules.packed`."""
 
     up: Packed | None
     down: Packed | None
@@ -48,21 +48,21 @@ _NOT_PACKED = PackedNet(None, None)
 
 
 class _Window(NamedTuple):
-    """The rows an expert computes, and which of them are its own."""
+    """The rows that an expert computes, and which of them belong to it."""
 
     rows: slice
-    """Of all R."""
-    own: slice
-    """Of the window."""
-    strange: tuple[slice, slice]
-    """The rest of the window: before and behind its own."""
+    """The window, among all R rows."""
+    core: slice
+    """The expert's own rows, within the window."""
+    margins: tuple[slice, slice]
+    """The rest of the window: the rows before and after the expert's own."""
 
 
-_STEPS = 16  # window sizes in an octave: at most 1/16 of the rows are not an expert's own
+_STEPS = 16  # window sizes per power of two: at most 1/16 of the rows are neighboring rows
 
 
 _Windows = list[_Window | None]
-"""The window of each expert; ``None`` for an idle one."""
+"""The window of each expert; `None` for an idle one."""
 
 
 def _windows(counts: Tensor, num_rows: int) -> _Windows:
@@ -79,13 +79,14 @@ def _window(start: int, end: int, num_rows: int) -> _Window:
     step = max(1 << (size.bit_length() - 1), _STEPS) // _STEPS
     size = min(-(-size // step) * step, num_rows)
     first = min(start, num_rows - size)
-    own = slice(start - first, end - first)
-    return _Window(slice(first, first + size), own, (slice(0, own.start), slice(own.stop, size)))
+    core = slice(start - first, end - first)
+    margins = (slice(0, core.start), slice(core.stop, size))
+    return _Window(slice(first, first + size), core, margins)
 
 
 def _clear(tensor: Tensor, window: _Window) -> Tensor:
-    """Set the rows (R_e, ...) that are not the expert's own to zero."""
-    for rows in window.strange:
+    """Set the neighboring rows of a window (R_e, ...) to zero."""
+    for rows in window.margins:
         if rows.stop > rows.start:
             tensor[rows].zero_()
     return tensor
@@ -118,21 +119,21 @@ class _ExpertLoop(torch.autograd.Function):
         grad_x = [x.new_empty(0, x.shape[1])]
         grads = _empty_gradients(w1, w2) if ctx.needs_input_grad[1] else None  # may be frozen
         for expert, window in enumerate(ctx.windows):
-            if window is None:  # idle: its gradient is nothing, and the tensors are not filled yet
+            if window is None:  # idle: zero gradient; the tensors are uninitialized
                 for grad in grads or ():
                     grad[expert].zero_()
                 continue
             grad, kept = grad_y[window.rows], inner[expert]
-            grad_inner = product(grad, w2[expert].t())  # (R_e, F), of the hidden layer so far
+            grad_inner = product(grad, w2[expert].t())  # (R_e, F), with respect to the hidden layer
             hidden = kept if activation.rest is None else activation.rest(kept)
             if noise is not None:
                 grad_inner.mul_(noise[window.rows])
                 hidden = hidden * noise[window.rows]
             if grads is not None:
                 grads.w2[expert] = product(grad.t(), hidden.t())
-                torch.sum(grad[window.own], dim=0, keepdim=True, out=grads.b2[expert])
+                torch.sum(grad[window.core], dim=0, keepdim=True, out=grads.b2[expert])
             grad_inner = _clear(activation.backward(grad_inner, kept), window)  # (R_e, H)
-            grad_x.append(product(grad_inner, w1[expert])[window.own])
+            grad_x.append(product(grad_inner, w1[expert])[window.core])
             if grads is not None:
                 grads.w1[expert] = product(x[window.rows].t(), grad_inner.t())
                 torch.sum(grad_inner, dim=0, keepdim=True, out=grads.b1[expert])
@@ -157,8 +158,8 @@ def _forward(
     inner: list[Tensor] | None,
     packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
-    """All experts over their rows; keeps in ``inner`` what a backward needs."""
-    parts = [x.new_empty(0, x.shape[1])]  # rows are sorted by expert, so parts come in order
+    """Apply all experts to their rows; stores in `inner` what the backward needs."""
+    parts = [x.new_empty(0, x.shape[1])]  # in order, as rows are sorted by expert
     for expert, window in enumerate(windows):
         if window is None:
             continue
@@ -166,12 +167,12 @@ def _forward(
         w1, b1, w2, b2 = (of_all[expert] for of_all in net)
         kept = product(x[window.rows], w1.t(), b1[0], activation.fused, maps.up)  # (R_e, H)
         if inner is not None:
-            # zeros in the inner layer are zeros in the hidden one: strange rows add no gradient
+            # zeros stay zeros in the hidden layer: neighboring rows add no gradient
             inner[expert] = _clear(kept, window)
         hidden = kept if activation.rest is None else activation.rest(kept)  # (R_e, F)
         if noise is not None:
             hidden = hidden * noise[window.rows]
-        parts.append(product(hidden, w2, b2[0], packed=maps.down)[window.own])
+        parts.append(product(hidden, w2, b2[0], packed=maps.down)[window.core])
     return torch.cat(parts)
 
 
@@ -186,7 +187,7 @@ def expert_loop(
     counts: Tensor,
     packed: Sequence[PackedNet] | None = None,
 ) -> Tensor:
-    """``y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`` with e the expert of row r.
+    """Compute `y[r] = (act(x[r] w1[e] + b1[e]) * noise[r]) w2[e]^T + b2[e]`, e the expert of r.
 
     Args:
         x: (R, D), sorted by expert.
@@ -194,10 +195,10 @@ def expert_loop(
         b1: (E, 1, H).
         w2: (E, D, F).
         b2: (E, 1, D).
-        noise: (R, F) multipliers of the hidden layer, for dropout; ``None`` for none.
-        activation: see `ds_seq.modules.activations`.
-        counts: (E,) int64, rows of each expert; they sum to R.
-        packed: of each expert, used where no gradient is wanted.
+        noise: (R, F) dropout multipliers of the hidden layer, or `None`.
+        activation: entry of `ds_seq.modules.activations`.
+        counts: (E,) int64, number of rows per expert; their sum is R.
+        packed: packed maps of each expert, used if no gradient is needed.
 
     Returns:
         (R, D).

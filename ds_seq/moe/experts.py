@@ -1,9 +1,9 @@
-"""What is computed: the feed-forward nets of all experts held by this rank.
+"""The feed-forward networks of all experts held by this rank.
 
-On GPUs in grouped matmuls, elsewhere expert by expert.
+GPUs compute them by grouped matrix products, CPUs expert by expert.
 
-Legend: ``R`` rows sorted by expert, ``D`` model, ``F`` feed-forward width, ``H`` = F, or 2F with
-    a gated activation, ``E_local`` experts held here.
+Shapes: R rows sorted by expert, D model, F feed-forward width, H = F, or 2F with
+a gated activation, E_local experts held here.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 
 class Experts(nn.Module):
-    """``E_local`` feed-forward nets ``activation(x w1 + b1) w2^T + b2``.
+    """E_local feed-forward networks `activation(x w1 + b1) w2^T + b2`.
 
-    Column f of an expert's w1 (D, H) and of its w2 (D, F) belong to hidden unit f: so the gradients
-    of both come out of products whose narrow factor is the one that oneDNN copies. With a gated
-    activation the first map gives gate and value, F columns each, as in the dense feed-forward.
+    Column f of an expert's w1 (D, H) and of its w2 (D, F) belongs to hidden unit f. With this
+    layout, oneDNN, which copies one factor of a product, copies the narrow one when it computes
+    their gradients. With a gated activation, the first map returns gate and value, F columns each,
+    as in the dense feed-forward.
 
     Args:
-        d_model: D.
-        ffn_dim: F.
-        num_local: E_local.
-        first_expert: global index of the first expert held here. Every expert draws its parameters
-            from (seed, layer, global index), so that a model starts the same in every layout.
-        activation: see `ds_seq.modules.activations`.
-        dropout: on the hidden activations.
-        seed: of the model and of the layer, see `expert_generator`.
+        d_model: width of the model, D.
+        ffn_dim: feed-forward width, F.
+        num_local: number of experts held by this rank, E_local.
+        first_expert: global index of the first expert held by this rank. Every expert draws its
+            parameters from (seed, layer, global index), so that the initial model does not depend
+            on the layout of the ranks.
+        activation: name of an entry of `ds_seq.modules.activations`.
+        dropout: probability of dropping a hidden activation in training.
+        seed: seed that combines model and layer, see `expert_generator`.
 
     Raises:
-        ValueError: there is no such activation.
+        ValueError: unknown activation.
     """
 
     turned_since_format_1 = ("w2",)
-    """Parameters whose matrices lie the other way round in the first format of checkpoints."""
+    """Parameters whose matrices are transposed in format 1 of checkpoints."""
 
     _packed: list[PackedNet] | None = None
 
@@ -60,8 +62,8 @@ class Experts(nn.Module):
         self.activation, self.dropout, self.seed = activation, dropout, seed
         up_dim = self._activation.num_parts * ffn_dim
         self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
-        # biases keep the shape of a matrix per expert, so that an optimizer that factors its state
-        # by rows and columns (Adafactor) never mixes experts
+        # one bias matrix per expert, so that an optimizer that factors its state by rows and
+        # columns (Adafactor) never mixes experts
         self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
@@ -69,11 +71,11 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def draw_parameters(self) -> None:
-        """Xavier-uniform weights, zero biases; a function of (seed, global expert index) alone."""
+        """Draw Xavier-uniform weights and zero biases from (seed, global expert index) only."""
         _, d_model, ffn_dim = self.w2.shape
         for local in range(self.num_local):
             generator = expert_generator(self.seed, self.first_expert + local)
-            # the bound of one map of D -> F, also where a gate needs two of them side by side
+            # the bound of one map D -> F, even if a gated activation uses two side by side
             bound = (6.0 / (d_model + ffn_dim)) ** 0.5
             self.w1[local].uniform_(-bound, bound, generator=generator)
             self.w2[local].uniform_(-bound, bound, generator=generator)
@@ -81,7 +83,7 @@ class Experts(nn.Module):
         self.b2.zero_()
 
     def pack(self, int8: bool = False) -> None:
-        """Use packed copies of all maps from now on; see `ds_seq.modules.packed`."""
+        """Use packed copies of all maps from now on, see `ds_seq.modules.packed`."""
         nets = zip(*self.maps, self.b1, self.b2, strict=True)
         self._packed = [
             PackedNet(pack(up, b1[0], int8), pack(down, b2[0], int8)) for up, down, b1, b2 in nets
@@ -89,7 +91,7 @@ class Experts(nn.Module):
 
     @property
     def maps(self) -> tuple[Tensor, Tensor]:
-        """Views of the weights as dense layers have them: (E_local, H, D) and (E_local, D, F)."""
+        """Views of the weights, laid out like dense layers: (E_local, H, D) and (E_local, D, F)."""
         return self.w1.transpose(1, 2), self.w2
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class Experts(nn.Module):
 
         Args:
             x: (R, D), sorted by expert.
-            counts: (E_local,) int64, rows of each expert; they sum to R.
+            counts: (E_local,) int64, number of rows per expert; their sum is R.
 
         Returns:
             (R, D).
@@ -115,6 +117,6 @@ class Experts(nn.Module):
 
 
 def expert_generator(seed: int, expert: int) -> torch.Generator:
-    """A CPU generator for one expert; neighboring (seed, expert) pairs share no stream."""
+    """Return a CPU generator for one expert; neighboring (seed, expert) pairs share no stream."""
     # an odd multiplier far from small integers keeps (seed, e + 1) apart from (seed + 1, e)
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + expert * 0x85EBCA77 + 1) % 2**63)

@@ -1,7 +1,7 @@
 """Routing by language: all tokens of a sentence share the experts of its tag.
 
-Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
-``D`` model, ``E`` experts.
+Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
+D model, E experts.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ds_seq.moe.choice import Choice, SoftmaxChoice
+from ds_seq.moe.choice import RoutingChoice, SoftmaxChoice
 from ds_seq.moe.router import Router, Routing, draw_directions, project
 
 
 class LanguageRouter(Router):
-    """Softmax over the language tag that opens the source, best K (task-level routing,
+    """Choose K experts by the language tag at the start of the source (task-level routing,
     arXiv:2110.03742).
 
-    Encoder and decoder ask the same tag, so a sentence needs K experts of each layer from its first
-    token to its last one: experts of other languages need not even be loaded.
+    Encoder and decoder route by the same tag, so a whole sentence needs only K experts of each
+    layer, and experts of other languages need not be loaded.
 
     Losses and statistics count tokens, not sentences.
 
     Args:
-        d_model: D.
-        num_experts: E.
-        top_k: experts a sentence visits.
-        load_balance: see `Router`.
+        d_model: width of the model, D.
+        num_experts: number of experts, E.
+        top_k: number of experts per sentence, K.
+        load_balance: scope of the load-balancing loss, see `Router`.
     """
 
     expert_tensors = ("weight",)
@@ -52,7 +52,7 @@ class LanguageRouter(Router):
         """See `Router`.
 
         Raises:
-            RuntimeError: there is no tag.
+            RuntimeError: `tag` is missing.
         """
         if tag is None:
             raise RuntimeError(
@@ -63,5 +63,5 @@ class LanguageRouter(Router):
         rows = torch.arange(x.shape[0], device=x.device) if real is None else real
         sentence = rows // length  # (N,)
         assert by_sentence.valid is None
-        choice = Choice(*(each.index_select(0, sentence) for each in by_sentence[:4]))
+        choice = RoutingChoice(*(each.index_select(0, sentence) for each in by_sentence[:4]))
         return self.routing(choice, with_losses)

@@ -1,7 +1,7 @@
-"""The Mixture-of-Experts feed-forward layer: router, dispatch and experts put together.
+"""The Mixture-of-Experts feed-forward layer: router, dispatch and experts combined.
 
-Legend: ``B`` batch, ``T`` length, ``D`` model, ``M`` = B * T, ``N`` real tokens, ``E`` experts,
-``K`` choices per token.
+Shapes: B batch, T length, D model, M = B * T, N real tokens, E experts,
+K choices per token.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ _NO_CONTEXT = Context()
 
 
 class MoeFeedForward(TokenwiseBody):
-    """A feed-forward layer of which each token uses ``top_k`` out of ``num_experts``.
+    """A feed-forward layer in which each token visits `top_k` of `num_experts` experts.
 
-    It knows nothing of DeepSpeed; `ds_seq.moe.engine` tells the engine which parameters are experts
-    and hands this layer the group of ranks they are spread over.
+    The layer is independent of DeepSpeed; `ds_seq.moe.engine` marks the experts for the engine and
+    sets the group of ranks over which they are distributed.
 
     Args:
-        router: who decides which experts a token visits, see `ds_seq.moe.router`.
-        experts: those held by this rank, a contiguous run of the E that the router knows.
-        capacity_factor: training capacity, see `expert_capacity`; ``None`` drops no token.
-        eval_capacity_factor: the same in evaluation. Anything but ``None`` makes the translation of
-            a sentence depend on its batch.
+        router: chooses the experts of each token, see `ds_seq.moe.router`.
+        experts: experts held by this rank, a contiguous range of the router's E experts.
+        capacity_factor: capacity factor in training, see `expert_capacity`; `None` drops no token.
+        eval_capacity_factor: capacity factor in evaluation. Any value but `None` makes the
+            translation of a sentence depend on its batch.
         min_capacity: lower bound of the capacity.
-        drop: who stays where an expert is full, see `ds_seq.moe.plan.priorities`.
-        normalize_weights: whether the weights of a token are scaled to sum 1, and whether the
-            dropped ones count: ``none``, ``before_dropping`` or ``after_dropping``.
-        branch: a dense feed-forward beside the experts, see `ds_seq.moe.branch`; ``None`` for none.
-        output_masking: in training, probability with which an expert's output for a token is left
-            out (NLLB, arXiv:2207.04672).
+        drop: policy by which a full expert drops tokens, see `ds_seq.moe.plan.priorities`.
+        normalize_weights: whether the weights of a token are normalized to sum to 1, and whether
+            dropped ones count: `none`, `before_dropping` or `after_dropping`.
+        branch: dense feed-forward next to the experts, see `ds_seq.moe.branch`; or `None`.
+        output_masking: probability of masking an expert's output for a token in training (NLLB,
+            arXiv:2207.04672).
 
     Raises:
-        ValueError: an unknown policy, or experts that do not divide those of the router.
+        ValueError: unknown policy, or the number of local experts does not divide E.
     """
 
     def __init__(
@@ -75,20 +75,21 @@ class MoeFeedForward(TokenwiseBody):
         self.min_capacity, self.drop = min_capacity, drop
         self.normalize_weights, self.output_masking = normalize_weights, output_masking
         self.group: dist.ProcessGroup | None = None
+        # named `gate` because the name is part of parameter names in checkpoints
         self.gate: Router = router
         self.experts, self.branch = experts, branch
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
-        """Route and transform.
+        """Route tokens to experts and transform them.
 
         Args:
             x: (B, T, D).
-            context: its token mask: rows that are not real come back as zeros (plus the dense
-                branch), take no capacity and count in no loss. Its language tags, for routers that
-                ask for them. And whether losses and statistics are wanted.
+            context: token mask, language tags for routers that use them, and whether to return
+                losses and statistics. Padding gives zeros (plus the dense branch), takes no
+                capacity and counts in no loss.
 
         Returns:
-            (B, T, D), and the layer's losses and statistics (`MoeAux`) if they are wanted.
+            The output (B, T, D), and the layer's losses and statistics (`MoeAux`) on request.
         """
         mask, with_aux = context.token_mask, context.with_aux
         flat = x.reshape(-1, x.shape[-1])  # (M, D)
@@ -108,15 +109,19 @@ class MoeFeedForward(TokenwiseBody):
         return BodyOutput(out, MoeAux(losses, routing_stats(routing, counts.sum(), losses)))
 
     def _visit(self, flat: Tensor, real: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
-        """Send the rows ``real`` of ``flat`` (M, D) to their experts; returns (M, D) and how many
-        assignments got a place at each expert, (E,)."""
+        """Send the rows `real` of `flat` (M, D) to their experts.
+
+        Returns:
+            The output (M, D), and the number of assignments that each expert accepted, (E,)."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         capacity = expert_capacity(
             len(routing.experts), self.num_experts, self.top_k, factor, self.min_capacity
         )
         priority = None
         if capacity is not None:
-            priority = priorities(routing, self.drop if self.training else _calm(self.drop))
+            priority = priorities(
+                routing, self.drop if self.training else _deterministic(self.drop)
+            )
         plan = make_plan(routing.experts, self.num_experts, capacity, priority, routing.valid)
         weights = routing.weights
         if self.normalize_weights == "before_dropping":
@@ -134,7 +139,7 @@ class MoeFeedForward(TokenwiseBody):
         return out, plan.counts
 
     def expert_group(self) -> dist.ProcessGroup | None:
-        """The group the experts are spread over; ``None`` when all of them are here."""
+        """Return the group over which experts are distributed; `None` if this rank holds all."""
         if self.expert_parallel > 1 and self.group is None:
             raise RuntimeError("expert_parallel > 1: call moe.engine.connect_expert_parallel first")
         return self.group
@@ -147,6 +152,6 @@ class MoeFeedForward(TokenwiseBody):
         )
 
 
-def _calm(drop: str) -> str:
-    """The policy in evaluation, where nothing may be left to chance."""
+def _deterministic(drop: str) -> str:
+    """Return the policy for evaluation, which must be deterministic."""
     return "position" if drop == "random" else drop

@@ -1,8 +1,9 @@
-"""What a Mixture-of-Experts layer returns beside its hidden states.
+"""What a Mixture-of-Experts layer returns in addition to its hidden states.
 
-NamedTuples, because ZeRO stage 3 finds the tensors of a module's output by walking tuples and
-dicts.
-Legend: ``E`` experts.
+These are NamedTuples, because ZeRO stage 3 finds the tensors of a module's output by walking tuples
+and dicts.
+
+Shapes: E experts.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from torch import Tensor
 
 
 class RoutingStats(NamedTuple):
-    """Counts of one forward of one MoE layer; detached, on the device of the layer, never
-    synchronized."""
+    """Statistics of one call of an MoE layer; detached, on the layer's device, unsynchronized."""
 
     load: Tensor
-    """(E,) float32: how many assignments the router made to each expert, dropped ones included."""
+    """(E,) float32: number of assignments to each expert, including dropped ones."""
     dropped: Tensor
-    """() float32: assignments that did not fit the capacity of their expert."""
+    """() float32: number of assignments that exceeded the capacity of their expert."""
     entropy: Tensor
-    """() float32: sum over tokens of the entropy of the router's distribution, in nats."""
+    """() float32: entropy of the router's distribution in nats, summed over tokens."""
     tokens: Tensor
-    """() float32: tokens routed (padding is not)."""
+    """() float32: number of routed tokens, without padding."""
     losses: dict[str, Tensor]
-    """() float32 each: a loss of the layer times ``tokens``, so that sums over forwards and ranks
-    divide by the sum of the tokens."""
+    """() float32 each: losses of the layer times `tokens`, so that sums over calls and ranks can be
+    divided by the sum of the tokens."""
 
 
 class MoeAux(NamedTuple):

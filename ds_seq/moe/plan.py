@@ -1,7 +1,7 @@
-"""Who gets a place: assignments sorted by expert, those beyond an expert's capacity dropped.
+"""Dispatch plans: sort assignments by expert and drop those beyond an expert's capacity.
 
-Legend: ``N`` real tokens, ``K`` choices per token, ``R`` rows routed (N * K less the dropped ones),
-``E`` experts.
+Shapes: N real tokens, K choices per token, R routed rows (N * K minus the dropped ones),
+E experts.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ds_seq.moe.losses import expert_counts
 from ds_seq.moe.router import Routing
 
 
-class Plan(NamedTuple):
-    """Who goes where, for one forward."""
+class DispatchPlan(NamedTuple):
+    """Which token goes to which expert, for one forward pass."""
 
     token: Tensor
-    """(R,) int64: the real token (0..N-1) of each routed row; rows are sorted by expert."""
+    """(R,) int64: real token (0..N-1) of each routed row; rows are sorted by expert."""
     assignment: Tensor
     """(R,) int64: token * K + choice of each routed row."""
     slot: Tensor
-    """(N, K) int64: the routed row of each assignment; 0 where it was dropped."""
+    """(N, K) int64: routed row of each assignment; 0 if it was dropped."""
     kept: Tensor
-    """(N, K) bool: whether the assignment is carried out."""
+    """(N, K) bool: False if the assignment was dropped."""
     counts: Tensor
-    """(E,) int64: rows per expert."""
+    """(E,) int64: number of rows per expert."""
 
 
 def make_plan(
@@ -36,24 +36,24 @@ def make_plan(
     capacity: int | None,
     priority: Tensor | None = None,
     valid: Tensor | None = None,
-) -> Plan:
-    """Sort assignments by expert and drop those beyond ``capacity``.
+) -> DispatchPlan:
+    """Sort assignments by expert and drop those beyond `capacity`.
 
-    Within one expert the places go to first choices before second ones, and among these to tokens
-    of higher ``priority``, earlier ones first.
+    An expert accepts first choices before second choices, among these tokens of higher `priority`,
+    and among these earlier tokens.
 
     Args:
-        experts: (N, K) chosen experts.
-        num_experts: E.
-        capacity: places per expert; ``None`` drops nothing.
-        priority: (N,) float32; ``None``: earlier tokens first (GShard's rule).
-        valid: (N, K) bool, False for choices that do not exist; ``None``: all do.
+        experts: (N, K) int64, chosen experts.
+        num_experts: number of experts, E.
+        capacity: largest number of rows per expert; `None` drops nothing.
+        priority: (N,) float32; `None` prefers earlier tokens (as in GShard).
+        valid: (N, K) bool, False for choices that do not exist; `None` if all exist.
     """
     num_tokens, top_k = experts.shape
     owner = experts.reshape(-1)  # (N * K,): the expert of each assignment
-    if valid is not None:  # behind the last expert, where they are cut off
+    if valid is not None:  # sorted after the last expert, and cut off there
         owner = owner.masked_fill(~valid.reshape(-1), num_experts)
-    # without a capacity there is nothing to queue for, and any order within an expert will do
+    # without a capacity, the order within an expert does not matter
     queue = None if capacity is None else _queue(num_tokens, top_k, priority, owner.device)
     if queue is not None:
         owner = owner.index_select(0, queue)
@@ -72,13 +72,13 @@ def make_plan(
     assignment = order if queue is None else queue.index_select(0, order)
     token = assignment if top_k == 1 else assignment // top_k
     slot, kept = _places(assignment, num_tokens * top_k)
-    return Plan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
+    return DispatchPlan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
 
 
 def _queue(
     num_tokens: int, top_k: int, priority: Tensor | None, device: torch.device
 ) -> Tensor | None:
-    """(N * K,) assignments, those to be served first in front; ``None``: as they are."""
+    """Return the assignments (N * K,) by precedence; `None` for their present order."""
     if top_k == 1 and priority is None:
         return None
     assignments = torch.arange(num_tokens * top_k, device=device).view(num_tokens, top_k)
@@ -88,18 +88,18 @@ def _queue(
 
 
 def _stable_order(owner: Tensor, num_owners: int) -> Tensor:
-    """``owner.argsort(stable=True)``."""
+    """Return `owner.argsort(stable=True)`, computed faster."""
     if num_owners <= torch.iinfo(torch.int16).max:
-        owner = owner.to(torch.int16)  # a radix sort takes a quarter of the passes
+        owner = owner.to(torch.int16)  # a radix sort needs a quarter of the passes
     if owner.device.type == "cpu":
-        # of 16-bit numbers numpy makes a radix sort, torch a merge sort: of 2,048 tokens a third
-        # of its time, of 16,384 a tenth
+        # for 16-bit numbers, numpy uses a radix sort and torch a merge sort, which takes 3 times as
+        # long for 2,048 tokens and 10 times for 16,384
         return torch.from_numpy(owner.numpy().argsort(kind="stable"))
     return owner.argsort(stable=True)
 
 
 def _places(assignment: Tensor, num_assignments: int) -> tuple[Tensor, Tensor]:
-    """The row of each assignment, (N * K,) int64, and whether it has one, (N * K,) bool."""
+    """Return the row of each assignment, (N * K,) int64, and whether it exists, (N * K,) bool."""
     rows = torch.arange(assignment.numel(), device=assignment.device)
     if len(rows) == num_assignments:
         kept = torch.ones(num_assignments, dtype=torch.bool, device=rows.device)
@@ -110,12 +110,13 @@ def _places(assignment: Tensor, num_assignments: int) -> tuple[Tensor, Tensor]:
 
 
 def priorities(routing: Routing, drop: str) -> Tensor | None:
-    """(N,) float32 for `make_plan`, or ``None`` for the order of the tokens.
+    """Return the priorities (N,) float32 for `make_plan`, or `None` for the order of the tokens.
 
     Args:
-        routing: the router's answer.
-        drop: ``position``; ``probability``: tokens by their best score (batch-prioritised routing,
-            V-MoE, arXiv:2106.05974); ``random``: random token selection of DeepSpeed.
+        routing: the router's result.
+        drop: `position` prefers earlier tokens; `probability` tokens with the highest score
+            (batch-prioritized routing, V-MoE, arXiv:2106.05974); `random` random tokens, as in
+            DeepSpeed.
     """
     if drop == "position":
         return None

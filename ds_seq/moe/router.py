@@ -1,10 +1,10 @@
-"""Who decides which experts a token visits: what all routers share, and the softmax router.
+"""Routers choose the experts of each token: the base class and the softmax router.
 
-The others are `ds_seq.moe.cosine`, `sigmoid`, `expert_choice` and `language`.
+The other routers are `ds_seq.moe.cosine`, `sigmoid`, `expert_choice` and `language`.
 
-Legend: ``B`` sentences, ``T`` length, ``M`` = B * T rows, padding included, ``N`` real tokens,
-``D`` model, ``E`` experts, ``K`` choices per token, ``C`` capacity: the most assignments one expert
-accepts in one forward.
+Shapes: B sentences, T length, M = B * T rows, padding included, N real tokens,
+D model, E experts, K choices per token, C capacity: largest number of assignments that
+one expert accepts in one forward pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ds_seq.distributed import sum_over_ranks, world_size
 from ds_seq.modules.linear import linear
-from ds_seq.moe.choice import Choice, SoftmaxChoice
+from ds_seq.moe.choice import RoutingChoice, SoftmaxChoice
 from ds_seq.moe.losses import (
     expert_counts,
     load_balance_loss,
@@ -31,45 +31,45 @@ _FEW_ROWS = 64
 
 
 class Routing(NamedTuple):
-    """The router's answer for N tokens."""
+    """A router's result for N tokens."""
 
     experts: Tensor
-    """(N, K) int64: chosen experts, the preferred one first."""
+    """(N, K) int64: chosen experts, the most probable one first."""
     weights: Tensor
-    """(N, K) float32: what the outputs of those experts are multiplied with."""
+    """(N, K) float32: factors of the outputs of those experts."""
     probabilities: Tensor
     """(N, E) float32: the whole distribution, for losses and statistics."""
     losses: dict[str, Tensor]
-    """Scalar float32 by name, see `ds_seq.moe.losses`; the same names in every forward that wants
-    them."""
+    """Scalar float32 losses by name, see `ds_seq.moe.losses`; the same names in every call that
+    computes losses."""
     valid: Tensor | None = None
-    """(N, K) bool: False where a token has no such choice; that one never travels and weighs
-    nothing. ``None``: all are."""
+    """(N, K) bool: False if a token has no such choice; it is not dispatched and has no weight.
+    `None` if all choices are valid."""
 
 
 class Router(nn.Module, ABC):
-    """Base of all routers: ``router(x, real, shape, tag) -> Routing``.
+    """Base of all routers: `router(x, real, shape, tag) -> Routing`.
 
-    Logits, probabilities and weights are float32 whatever the precision of the model: with
-    half-precision logits near-ties flip between the forward and a recomputed forward.
+    Logits, probabilities and weights are float32 in models of any precision: with half-precision
+    logits, near-ties may flip between the forward pass and its recomputation.
 
     Args:
-        num_experts: E.
-        top_k: K, the experts a token visits.
-        load_balance: the tokens over which the loss ``load_balance`` wants balance. ``rank``: those
-            of this forward. ``global`` (arXiv:2501.11873), in training on several ranks: those of
-            this forward on all ranks. There the loss of a rank is ``E * sum_e P_e * f_e`` with
-            ``P_e`` the mean probability of expert e over the tokens of the rank, and ``f_e`` the
-            share of e in the choices of all ranks: one all-reduce of E counts, through which no
-            gradient flows. The mean over ranks, weighted by their tokens, is the loss of the joint
-            batch. Every rank must then run the same number of forwards, recomputed ones included.
+        num_experts: number of experts, E.
+        top_k: number of experts per token, K.
+        load_balance: scope of the loss `load_balance`. `rank`: the tokens of this forward pass.
+            `global` (arXiv:2501.11873): in training, the tokens of this forward pass on all ranks.
+            The loss of a rank is then `E * sum_e P_e * f_e`, where `P_e` is the mean probability
+            of expert e over the rank's tokens, and `f_e` the share of e in the choices of all
+            ranks; this takes one all-reduce of E counts, without a gradient. The mean over ranks,
+            weighted by their tokens, is the loss of the joint batch. Every rank must run the same
+            number of forward passes, including recomputed ones.
 
     Raises:
-        ValueError: K or the policy is out of range.
+        ValueError: `top_k` is out of range, or `load_balance` is unknown.
     """
 
     expert_tensors: ClassVar[tuple[str, ...]]
-    """Names of its parameters and buffers with a row for each expert; pruning drops rows."""
+    """Names of the parameters and buffers with one row per expert; pruning removes rows."""
 
     def __init__(self, num_experts: int, top_k: int, load_balance: str) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Router(nn.Module, ABC):
 
     @abstractmethod
     def draw_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Draw new values for all parameters."""
 
     @abstractmethod
     def forward(
@@ -92,27 +92,27 @@ class Router(nn.Module, ABC):
         tag: Tensor | None = None,
         with_losses: bool = True,
     ) -> Routing:
-        """Route the rows ``real`` of ``x``.
+        """Route the rows `real` of `x`.
 
         Args:
             x: (M, D) hidden states, padding included.
-            real: (N,) int64 rows to route, in rising order; ``None`` for all. Selecting among the
-                (M, E) logits is cheaper than selecting among the rows of ``x``.
-            shape: (B, T), for routers that look at sentences; ``None``: one sentence.
-            tag: (B, D) embedding of the language tag of each sentence, or ``None``.
-            with_losses: False leaves them out, where nobody would look at them.
+            real: (N,) int64 rows to route, in ascending order; `None` for all. Selecting rows of
+                the (M, E) logits is cheaper than selecting rows of `x`.
+            shape: (B, T), for routers that need sentences; `None` for one sentence.
+            tag: (B, D) embedding of the language tag of each sentence, or `None`.
+            with_losses: whether to compute losses.
         """
 
-    def routing(self, choice: Choice, with_losses: bool) -> Routing:
-        """An answer with the losses of a choice that tokens made."""
+    def routing(self, choice: RoutingChoice, with_losses: bool) -> Routing:
+        """Return the result for a choice, with its losses if `with_losses`."""
         losses = {}
         if with_losses:
             losses[LOAD_BALANCE] = self._load_balance(choice)
             losses[ROUTER_Z] = router_z_loss(choice.log_partition)
         return Routing(choice.experts, choice.weights, choice.probabilities, losses, choice.valid)
 
-    def _load_balance(self, choice: Choice) -> Tensor:
-        """First choices count; beyond two experts a token, all of them do (as in DeepSpeed)."""
+    def _load_balance(self, choice: RoutingChoice) -> Tensor:
+        """Return the loss over first choices, or over all choices if K > 2 (as in DeepSpeed)."""
         chosen = choice.experts if self.top_k > 2 else choice.experts[:, 0]
         counts = expert_counts(chosen, self.num_experts)  # (E,)
         num_choices: int | Tensor = chosen.numel()
@@ -126,13 +126,13 @@ class Router(nn.Module, ABC):
 
 
 class SoftmaxRouter(Router):
-    """Softmax over expert logits, best K (Shazeer et al. 2017; K=1: Switch, arXiv:2101.03961).
+    """Top-K softmax over expert logits (Shazeer et al., 2017; K = 1: Switch, arXiv:2101.03961).
 
     Args:
-        d_model: D.
-        num_experts: E.
-        choice: how many experts it takes, and how it explores.
-        load_balance: see `Router`.
+        d_model: width of the model, D.
+        num_experts: number of experts, E.
+        choice: how many experts are chosen, and how training explores.
+        load_balance: scope of the load-balancing loss, see `Router`.
     """
 
     expert_tensors = ("weight",)
@@ -171,34 +171,34 @@ class SoftmaxRouter(Router):
 
 
 def draw_directions(weight: Tensor) -> None:
-    """Draw a direction of the model (D) for each expert: ``weight`` (E, D).
+    """Draw a random direction for each expert, `weight` (E, D).
 
-    Small enough that no expert starts as everybody's favorite.
+    The scale is small enough that no expert dominates at the start.
     """
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` (M, I) float32 times the transposed ``weight`` (O, I), in float32.
+    """Return `x @ weight.T` in float32 for `x` (M, I) float32 and `weight` (O, I).
 
-    For the few rows of a decoding step calling the faster kernel takes longer than the product.
+    For the few rows of a decoding step, calling the faster kernel takes longer than the product.
     """
     product = linear if x.shape[0] > _FEW_ROWS else F.linear
     return product(x, weight.float())
 
 
 def rows_of(values: Tensor, real: Tensor | None) -> Tensor:
-    """The rows ``real`` (N,) of ``values`` (M, ...); ``None``: all of them."""
+    """Return the rows `real` (N,) of `values` (M, ...); `None` for all rows."""
     return values if real is None else values.index_select(0, real)
 
 
 def expert_capacity(
     num_tokens: int, num_experts: int, top_k: int, factor: float | None, minimum: int
 ) -> int | None:
-    """DeepSpeed's rule, over real tokens only: ``max(ceil(K * N / E * factor), minimum)``.
+    """Return `max(ceil(K * N / E * factor), minimum)`: DeepSpeed's rule, for real tokens only.
 
     Returns:
-        C, never more than N; ``None`` (dropless) when ``factor`` is ``None``.
+        C, at most N; `None` (dropless) if `factor` is `None`.
     """
     if factor is None:
         return None
@@ -206,10 +206,10 @@ def expert_capacity(
 
 
 def normalized(weights: Tensor) -> Tensor:
-    """Scale the last dimension to sum 1; rows of zeros (all choices dropped) stay zeros.
+    """Scale the last dimension to sum to 1; rows of zeros (all choices dropped) stay zeros.
 
-    A single weight becomes 1 with the gradient of ``p / stop_gradient(p)``: its own would be 0, and
-    the router would learn nothing from the loss of the translation.
+    A single weight becomes 1 with the gradient of `p / stop_gradient(p)`: the true gradient is 0,
+    and the router would learn nothing from the translation loss.
     """
     total = weights.detach() if weights.shape[-1] == 1 else weights.sum(-1, keepdim=True)
     return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,6 +1,6 @@
-"""The sigmoid router of DeepSeek-V3, whose load is balanced by a bias instead of a loss.
+"""The sigmoid router of DeepSeek-V3, which balances the load by a bias instead of a loss.
 
-Legend: ``M`` rows, padding included, ``N`` real tokens, ``D`` model, ``E`` experts, ``K`` choices
+Shapes: M rows, padding included, N real tokens, D model, E experts, K choices
 per token.
 """
 
@@ -9,39 +9,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ds_seq.moe.choice import Choice, best, jittered
+from ds_seq.moe.choice import RoutingChoice, best, jittered
 from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
 
 NOISES = ("none", "jitter")
 
 
 class SigmoidRouter(Router):
-    """Every expert scores a token on its own; the best K of score + bias (DeepSeek-V3,
-    arXiv:2412.19437; balance without a loss, arXiv:2408.15664).
+    """Top-K of independent sigmoid scores plus a bias (DeepSeek-V3, arXiv:2412.19437).
 
-    The bias decides only who is chosen: weights are the scores without it. No gradient reaches it;
-    after each update `ds_seq.moe.balance.BiasBalancer` moves it by one step per expert, up for an
-    expert with less than its even share of the tokens and down for one with more. It is kept as a
-    number of steps, because a bias of bfloat16 would not see a step of 0.001 beside 0.5.
+    The bias affects only the choice of experts: the weights are the scores without it. It receives
+    no gradient; after each update, `ds_seq.moe.balance.BiasBalancer` moves it by one step per
+    expert, up if the expert got less than an equal share of the tokens and down if it got more
+    (loss-free balancing, arXiv:2408.15664). It is stored as a number of steps, because a step of
+    0.001 would be lost next to 0.5 in bfloat16.
 
-    Losses and statistics take the scores scaled to sum 1 for probabilities; ``router_z`` takes the
-    logits as a softmax would.
+    Losses and statistics use the scores, normalized to sum to 1, as probabilities; `router_z` uses
+    the logits as a softmax would.
 
     Args:
-        d_model: D.
-        num_experts: E.
-        top_k: K.
-        bias_rate: the step.
-        noise: ``jitter`` multiplies the router's input by U(0.99, 1.01) in training; ``none``.
-        load_balance: see `Router`.
+        d_model: width of the model, D.
+        num_experts: number of experts, E.
+        top_k: number of experts per token, K.
+        bias_rate: step of the bias.
+        noise: `jitter` multiplies the router's input by U(0.99, 1.01) in training; `none`.
+        load_balance: scope of the load-balancing loss, see `Router`.
 
     Raises:
-        ValueError: another noise; these scores are no distribution that could be sampled.
+        ValueError: unknown noise; `gumbel` does not apply, as the scores are no distribution.
     """
 
     expert_tensors = ("weight", "bias_steps")
     bias_steps: Tensor
-    """(E,) int64: the bias in units of its step."""
+    """(E,) int64: the bias in units of `bias_rate`."""
 
     def __init__(
         self,
@@ -61,13 +61,13 @@ class SigmoidRouter(Router):
         self.draw_parameters()
 
     def draw_parameters(self) -> None:
-        """See `Router`; the bias starts at 0."""
+        """Draw new weights and set the bias to 0."""
         draw_directions(self.weight)
         self.bias_steps.zero_()
 
     @property
     def bias(self) -> Tensor:
-        """(E,) float32."""
+        """The bias (E,) float32, added to the scores for the choice."""
         return self.bias_steps.float() * self.bias_rate
 
     def forward(
@@ -86,7 +86,7 @@ class SigmoidRouter(Router):
         scores = logits.sigmoid()
         experts = best(scores.detach() + self.bias, self.top_k)
         tiny = torch.finfo(scores.dtype).tiny
-        choice = Choice(
+        choice = RoutingChoice(
             experts=experts,
             weights=scores.gather(-1, experts),
             probabilities=scores / scores.sum(-1, keepdim=True).clamp(min=tiny),

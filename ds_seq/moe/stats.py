@@ -1,6 +1,6 @@
-"""Routing statistics of one forward, and how statistics of several forwards become a report.
+"""Routing statistics of one forward pass, and a report over several.
 
-Legend: ``E`` experts, ``N`` tokens, ``K`` choices per token, ``L`` losses.
+Shapes: E experts, N tokens, K choices per token, L losses.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _SINGLE = 3  # dropped, entropy, tokens
 
 @torch.no_grad()
 def routing_stats(routing: Routing, num_kept: Tensor, losses: Mapping[str, Tensor]) -> RoutingStats:
-    """Count one forward of one layer.
+    """Compute the statistics of one call of a layer.
 
     Args:
-        routing: the router's answer, before dropping. Choices that are not valid count nowhere.
-        num_kept: () how many of the valid choices were carried out.
-        losses: scalar losses of the layer by name, those of a dense branch included.
+        routing: the router's result before dropping. Invalid choices are not counted.
+        num_kept: () number of valid choices that were not dropped.
+        losses: scalar losses of the layer by name, including those of a dense branch.
     """
     num_tokens, num_experts = routing.probabilities.shape
     load = routing.probabilities.new_zeros(num_experts, dtype=torch.float32)  # (E,)
@@ -46,23 +46,23 @@ def routing_stats(routing: Routing, num_kept: Tensor, losses: Mapping[str, Tenso
 
 
 def packed(stats: RoutingStats) -> Tensor:
-    """One vector (E + 3 + L,) that can be summed over steps and ranks; losses sorted by name."""
+    """Return one vector (E + 3 + L,) to sum over steps and ranks; losses are sorted by name."""
     losses = [stats.losses[name] for name in sorted(stats.losses)]
     single = torch.stack([stats.dropped, stats.entropy, stats.tokens, *losses])
     return torch.cat([stats.load, single])
 
 
 def report(total: Tensor, losses: Sequence[str] = ()) -> dict[str, float | list[float]]:
-    """Readable figures of a sum of `packed` vectors.
+    """Return readable figures for a sum of `packed` vectors.
 
     Args:
-        total: (E + 3 + L,).
-        losses: names of the L losses; the order does not matter.
+        total: (E + 3 + L,) sum of vectors.
+        losses: names of the L losses, in any order.
 
     Returns:
-        ``load``: share of the assignments per expert (sums to 1); ``dropped``: share of the
-        assignments dropped; ``entropy``: mean entropy of the router in nats; ``load_cv``: standard
-        deviation of the load over its mean (0 = balanced); and each loss, as a mean over tokens.
+        `load`: share of the assignments per expert (sums to 1); `dropped`: share of dropped
+        assignments; `entropy`: mean entropy of the router in nats; `load_cv`: standard deviation
+        of the load divided by its mean (0 = balanced); and the mean of each loss over tokens.
     """
     names = sorted(losses)
     num_experts = total.numel() - _SINGLE - len(names)

@@ -41,8 +41,8 @@ def _adam(config: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
 
 
 def _adamw(config: AdamConfig, groups: Groups) -> torch.optim.Optimizer:
-    # torch's fused kernel updates a tensor in one pass, on a GPU and, vectorised, on a CPU too,
-    # where it also serves ZeRO's offload: nothing is compiled at the first start
+    # torch's fused kernel updates a tensor in one pass on GPUs and, vectorized, on CPUs. It also
+    # serves ZeRO offload, so nothing needs to be compiled at the first start.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -65,7 +65,7 @@ OPTIMIZERS: dict[str, Callable[[Any, Groups], torch.optim.Optimizer]] = {
 
 
 def build_optimizer(config: Any, groups: Groups) -> torch.optim.Optimizer:
-    """Make the optimizer that ``config.name`` names over ``groups`` (see `param_groups`)."""
+    """Build the optimizer named by `config.name` for `groups` (see `param_groups`)."""
     make = find_plugin("optimizer", config.name, OPTIMIZERS)
     if isinstance(config, ExternalConfig):
         return make(groups, **config.options)  # type: ignore[arg-type, call-arg]
@@ -73,20 +73,20 @@ def build_optimizer(config: Any, groups: Groups) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Any) -> float:
-    """Highest learning rate of an optimizer section.
+    """Return the peak learning rate of an optimizer section.
 
     Raises:
-        UserError: an external optimizer whose options name none.
+        UserError: the options of an external optimizer have no `lr`.
     """
     if not isinstance(config, ExternalConfig):
         return float(config.lr)
     if "lr" not in config.options:
-        raise UserError("optimizer.options.lr: missing; the schedule needs the learning rate")
+        raise UserError("optimizer.options.lr: missing; set the learning rate for the schedule")
     return float(config.options["lr"])
 
 
 def weight_decay(config: Any) -> float:
-    """Weight decay of an optimizer section; 0 for an external one that names none."""
+    """Return the weight decay of an optimizer section; 0 for an external one without."""
     if isinstance(config, ExternalConfig):
         return float(config.options.get("weight_decay", 0.0))
     return float(config.weight_decay)
@@ -125,12 +125,12 @@ SCHEDULERS: dict[str, Callable[[Any, float, int], Schedule]] = {
 
 
 def build_scheduler(config: Any, lr: float, max_updates: int) -> Schedule:
-    """Make the schedule that ``config.name`` names.
+    """Build the schedule named by `config.name`.
 
     Args:
-        config: a member of the scheduler union.
-        lr: highest learning rate, of the optimizer's section.
-        max_updates: end of the decay where the section names none.
+        config: scheduler section of the experiment.
+        lr: peak learning rate, from the optimizer's section.
+        max_updates: end of the decay if the section sets none.
 
     Returns:
         A function from the update number (1, 2, ...) to the learning rate.

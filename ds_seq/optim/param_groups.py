@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""Optimizer parameter groups with and without weight decay."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _BIASES = ("bias", "b1", "b2")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two optimizer groups: matrices, which decay, and biases and norms, which do not.
+    """Return two optimizer groups: matrices with weight decay, biases and norms without.
 
-    Decaying a norm's scale or a bias fights the very thing it is there for; experts' biases are
-    matrices only because one tensor holds those of all experts, so they go by name.
+    Decay would counteract the purpose of a norm's scale or a bias. Experts' biases are recognized
+    by name, because one tensor with two or more dimensions holds the biases of all experts.
 
     Args:
-        model: frozen parameters are left out.
-        weight_decay: of the first group.
+        model: model whose trainable parameters are grouped.
+        weight_decay: weight decay of the first group.
 
     Returns:
-        Groups as torch optimizers take them; empty ones are left out.
+        Non-empty groups for torch optimizers.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]
 
 
 def warmed_up(after: Schedule, lr: float, warmup_updates: int, initial: float = 0.0) -> Schedule:
-    """Linear from ``initial`` to ``lr`` over ``warmup_updates``, then ``after(update)``."""
+    """Return a linear warm-up from `initial` to `lr`, followed by `after(update)`."""
 
     def schedule(update: int) -> float:
         if update < warmup_updates:
@@ -20,13 +20,13 @@ def warmed_up(after: Schedule, lr: float, warmup_updates: int, initial: float = 
 
 
 def inverse_sqrt(lr: float, warmup_updates: int, initial: float = 0.0) -> Schedule:
-    """``lr * sqrt(warmup / update)`` after the warm-up (Vaswani et al., arXiv:1706.03762)."""
+    """Return `lr * sqrt(warmup / update)` after the warm-up (Vaswani et al., arXiv:1706.03762)."""
     scale = lr * math.sqrt(max(warmup_updates, 1))
     return warmed_up(lambda update: scale / math.sqrt(update), lr, warmup_updates, initial)
 
 
 def cosine(lr: float, warmup_updates: int, total_updates: int, min_lr: float) -> Schedule:
-    """Half a cosine from ``lr`` to ``min_lr`` (arXiv:1608.03983, without restarts)."""
+    """Return half a cosine from `lr` to `min_lr` (arXiv:1608.03983, without restarts)."""
 
     def after(update: int) -> float:
         progress = _progress(update, warmup_updates, total_updates)
@@ -38,7 +38,7 @@ def cosine(lr: float, warmup_updates: int, total_updates: int, min_lr: float) ->
 def polynomial(
     lr: float, warmup_updates: int, total_updates: int, end_lr: float, power: float
 ) -> Schedule:
-    """From ``lr`` to ``end_lr`` by ``(1 - progress) ** power``; linear decay is power 1."""
+    """Return a decay from `lr` to `end_lr` by `(1 - progress) ** power`; power 1 is linear."""
 
     def after(update: int) -> float:
         progress = _progress(update, warmup_updates, total_updates)
@@ -48,10 +48,10 @@ def polynomial(
 
 
 def constant(lr: float, warmup_updates: int) -> Schedule:
-    """``lr`` after the warm-up."""
+    """Return a constant `lr` after the warm-up."""
     return warmed_up(lambda update: lr, lr, warmup_updates)
 
 
 def _progress(update: int, warmup_updates: int, total_updates: int) -> float:
-    """Share of the decay that lies behind, clipped to [0, 1]."""
+    """Return the completed share of the decay, clipped to [0, 1]."""
     return min(max(update - warmup_updates, 0) / max(total_updates - warmup_updates, 1), 1.0)

@@ -1,7 +1,7 @@
-"""From a `TensorSource` into a model, whose tensors must all be there and no others.
+"""Copy weights from a `TensorSource` into a model.
 
-What belongs to a model are its parameters and its persistent buffers, such as the counters of a
-router; see `model_tensors`.
+The source must hold exactly the tensors of the model: its parameters and its persistent buffers,
+such as the bias steps of a router; see `model_tensors`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ds_seq.weights.source import TensorFolder, TensorSource
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Everything that makes a model what it is, by name: parameters, then persistent buffers."""
+    """Iterate over all tensors of a model by name: parameters, then persistent buffers."""
     yield from model.named_parameters()
     yield from persistent_buffers(model)
 
 
 def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Buffers that are kept with the parameters; the same on every rank."""
-    kept = model.state_dict().keys()  # the one public place that knows which are
+    """Iterate over the buffers that are saved with the parameters; equal on all ranks."""
+    persistent = model.state_dict().keys()  # the only public way to find them
     for name, buffer in model.named_buffers():
-        if name in kept:
+        if name in persistent:
             yield name, buffer
 
 
 def expert_offsets(model: nn.Module) -> dict[str, int]:
-    """Names of the parameters that hold one expert a row -> global index of their first row."""
+    """Map the names of parameters with one expert per row to the first expert's global index."""
     offsets = {}
     for prefix, module in model.named_modules():
         if isinstance(module, MoeFeedForward):
@@ -42,49 +42,49 @@ def expert_offsets(model: nn.Module) -> dict[str, int]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Copy the weights of a checkpoint folder into ``model``; nothing may be missing or left over.
+    """Copy the weights of a checkpoint folder into `model`; the tensors must match exactly.
 
     Raises:
-        UserError: the folder is damaged or holds another model.
+        UserError: the folder is damaged or belongs to another model.
     """
     fill(model, TensorFolder(folder, "weights"))
 
 
 @torch.no_grad()
 def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) -> None:
-    """Copy all tensors of ``source`` into ``model``; nothing may be missing or left over.
+    """Copy all tensors of `source` into `model`; the tensors must match exactly.
 
-    A rank that holds some of the experts reads only those.
+    A rank reads only the experts that it holds.
 
     Args:
-        model: gets the tensors.
-        source: has them.
-        leave_out: names of modules that somebody else fills; the source may hold anything there.
+        model: model to fill.
+        source: tensors to copy.
+        leave_out: names of modules to skip; the source may hold any tensors for them.
 
     Raises:
-        UserError: the source holds another model.
+        UserError: the source belongs to another model.
     """
     offsets = expert_offsets(model)
-    elsewhere = tuple(f"{name}." for name in leave_out)
-    wanted = {key for key in source.keys() if key.startswith(elsewhere)}
+    skipped = tuple(f"{name}." for name in leave_out)
+    expected = {key for key in source.keys() if key.startswith(skipped)}
     for name, tensor in model_tensors(model):
-        if name.startswith(elsewhere):
+        if name.startswith(skipped):
             continue
         first = offsets.get(name)
         total = None if first is None else _num_experts(model, name)
         stored = 0 if first is None else source.num_experts(name)
         if stored and stored != total:
             raise UserError(
-                f"{source.path}: {name} has {stored} experts, the model wants {total}; "
-                "the checkpoint is of another model"
+                f"{source.path}: {name} has {stored} experts, the model expects {total}; "
+                "the checkpoint belongs to another model"
             )
         tensor.copy_(read_like(source, name, tensor.shape, tensor.dtype, first))
-        wanted.update(source.keys_of(name, total))
-    foreign = sorted(source.keys() - wanted)
+        expected.update(source.keys_of(name, total))
+    foreign = sorted(source.keys() - expected)
     if foreign:
         raise UserError(
-            f"{source.path}: has {foreign[0]!r}, which the model has not; "
-            "the checkpoint is of another model"
+            f"{source.path}: has {foreign[0]!r}, which the model does not have; "
+            "the checkpoint belongs to another model"
         )
 
 
@@ -95,29 +95,29 @@ def read_like(
     dtype: torch.dtype,
     first_expert: int | None = None,
 ) -> Tensor:
-    """The tensor ``name`` for one of ``shape`` and ``dtype``.
+    """Read the tensor `name` for a destination of `shape` and `dtype`.
 
-    Floating-point formats may differ: the reader rounds. Whole numbers may not: a counter is no
-    rounded value.
+    Floating-point formats may differ, because copying rounds. Integer formats must match, because
+    counters must not be rounded.
 
     Args:
-        source: where it lies.
-        name: of the tensor.
-        shape: of all of it; where it has experts, of those wanted.
-        dtype: of the tensor that it is for.
-        first_expert: global index of the first one wanted; ``None`` where it has no experts.
+        source: source to read from.
+        name: name of the tensor.
+        shape: shape of the destination; of the experts to read if the tensor has experts.
+        dtype: data type of the destination.
+        first_expert: global index of the first expert to read; `None` if there are no experts.
 
     Raises:
-        UserError: missing, of another shape or of another kind of number.
+        UserError: the tensor is missing, or its shape or kind of number differs.
     """
     value = source.read_stacked(name, first_expert, shape[0] if shape else 0)
     problem = None
     if value.shape != shape:
-        problem = f"has shape {tuple(value.shape)}, the model wants {tuple(shape)}"
+        problem = f"has shape {tuple(value.shape)}, the model expects {tuple(shape)}"
     elif value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
-        problem = f"holds {value.dtype}, the model wants {dtype}"
+        problem = f"holds {value.dtype}, the model expects {dtype}"
     if problem is not None:
-        raise UserError(f"{source.path}: {name} {problem}; the checkpoint is of another model")
+        raise UserError(f"{source.path}: {name} {problem}; the checkpoint belongs to another model")
     return value
 
 

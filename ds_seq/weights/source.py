@@ -1,10 +1,10 @@
-"""Weights on disk: safetensors files that any number of ranks can read, whoever wrote them.
+"""Weights on disk: safetensors files that can be read by any number of ranks.
 
-A checkpoint is a folder of ``<kind>.<n>.safetensors`` files and a JSON file that lists them with
-their sizes. Dense tensors go by name, experts by name and global expert index
-(``encoder.layers.1.feed_forward.experts.w1.5``), so that every expert-parallel size finds its own.
-An export is one safetensors file in which the experts of a layer are one tensor. To a reader both
-are a `TensorSource`.
+A checkpoint is a folder of `<kind>.<n>.safetensors` files and a JSON file that lists them with
+their sizes. The key of a dense tensor is its name, the key of an expert is the name and the global
+expert index (`encoder.layers.1.feed_forward.experts.w1.5`), so that every expert-parallel size can
+find its experts. An export is one safetensors file in which the experts of a layer are one tensor.
+Both are read as a `TensorSource`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from ds_seq.errors import UserError
 from ds_seq.moe.experts import Experts
 
 CHECKPOINTS = "checkpoints"  # folder of a run
-INDEX_FILE = "index.json"  # in that folder: which checkpoint is the last, which are the best
+INDEX_FILE = "index.json"  # in that folder: names the last and the best checkpoints
 META_FILE = "checkpoint.json"
 VOCAB_HASH_KEY = "ds_seq.vocab_hash"  # in META_FILE and in the header of an exported file
-FORMAT_VERSION = 2  # 1: some of the experts' matrices lie the other way round
+FORMAT_VERSION = 2  # 1: some of the experts' matrices are transposed
 FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had none
 
 
 def expert_key(name: str, expert: int) -> str:
-    """Key of one expert's slice of the parameter ``name``."""
+    """Return the key of one expert's slice of the parameter `name`."""
     return f"{name}.{expert}"
 
 
@@ -41,28 +41,28 @@ def save_tensors(
     """Write a safetensors file.
 
     Args:
-        tensors: by name; no two share memory.
-        path: the file.
-        metadata: for its header.
+        tensors: tensors by name; no two may share memory.
+        path: file to write.
+        metadata: metadata for the header.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     try:
         save_file(dict(tensors), str(path), None if metadata is None else dict(metadata))
-    except SafetensorError as error:  # its own type for a full disk
+    except SafetensorError as error:  # raised on a full disk, too
         raise OSError(f"{error}; is the disk full?") from error
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The JSON file of a checkpoint folder.
+    """Read the JSON file of a checkpoint folder.
 
     Raises:
-        UserError: no such folder, not a checkpoint, or one of another format.
+        UserError: there is no such checkpoint, it is damaged, or its format is not supported.
     """
     path = folder / META_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: no checkpoint here ({META_FILE} is missing)")
+        raise UserError(f"{folder}: no checkpoint here ({META_FILE} is missing); check the path")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version, files = meta["format_version"], meta["files"]
@@ -79,50 +79,50 @@ def _check_version(path: Path, version: object) -> None:
     known = range(1, FORMAT_VERSION + 1)
     if version not in known:
         raise UserError(
-            f"{path}: checkpoint format {version}, this program reads "
+            f"{path}: checkpoint format {version}, but this version of ds_seq reads "
             f"{' and '.join(map(str, known))}; use the version of ds_seq that wrote it"
         )
 
 
 class TensorSource(Protocol):
-    """Named tensors on disk, experts by their global index.
+    """Named tensors on disk, with experts by global index.
 
     Attributes:
-        path: what to call it in messages.
+        path: path for messages.
     """
 
     path: Path
 
     def keys(self) -> set[str]:
-        """All keys, in the source's own spelling of experts."""
+        """Return all keys, in the source's format for experts."""
 
     def keys_of(self, name: str, num_experts: int | None) -> list[str]:
-        """The keys under which ``name`` lies, which has ``num_experts`` experts or none."""
+        """Return the keys of the tensor `name`, which has `num_experts` experts or none."""
 
     def num_experts(self, name: str) -> int:
-        """How many experts of the tensor ``name`` there are; 0 if there is no such tensor."""
+        """Return the number of experts of the tensor `name`; 0 if there is no such tensor."""
 
     def read(self, key: str) -> Tensor:
-        """One tensor, on the CPU.
+        """Read one tensor to the CPU.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such tensor.
         """
 
     def read_stacked(self, name: str, first_expert: int | None, num_experts: int) -> Tensor:
-        """The tensor ``name``; where it has experts, ``num_experts`` of them from ``first_expert``.
+        """Read the tensor `name`; if it has experts, `num_experts` of them from `first_expert`.
 
         Raises:
-            UserError: it, or one of them, is missing.
+            UserError: the tensor or one of its experts is missing.
         """
 
 
 class TensorFolder:
-    """Read access to the tensors of one kind (``weights``, ``optimizer``) of a checkpoint folder.
+    """Read access to the tensors of one kind (`weights`, `optimizer`) of a checkpoint folder.
 
     Args:
-        folder: the checkpoint.
-        kind: first part of the file names.
+        folder: folder of the checkpoint.
+        kind: kind of tensors, the first part of the file names.
 
     Raises:
         UserError: a file is missing, truncated or damaged.
@@ -154,7 +154,7 @@ class TensorFolder:
         return key in self._where
 
     def keys(self) -> set[str]:
-        """All keys of this kind."""
+        """Return all keys of this kind."""
         return set(self._where)
 
     def keys_of(self, name: str, num_experts: int | None) -> list[str]:
@@ -172,7 +172,7 @@ class TensorFolder:
         """See `TensorSource.read`."""
         if key not in self._where:
             raise UserError(
-                f"{self.path}: has no tensor {key!r}; the checkpoint is of another model"
+                f"{self.path}: has no tensor {key!r}; the checkpoint belongs to another model"
             )
         tensor: Tensor = self._where[key].get_tensor(key)
         return tensor
@@ -187,19 +187,19 @@ class TensorFolder:
 
 
 class TensorFile:
-    """Read access to one safetensors file, experts stacked.
+    """Read access to one safetensors file with stacked experts.
 
     Args:
-        path: the file.
+        path: file to read.
 
     Raises:
-        UserError: it is missing, truncated or damaged.
+        UserError: the file is missing, truncated or damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
-            raise UserError(f"{path}: no such file")
+            raise UserError(f"{path}: no such file; check the path")
         try:
             self._file: Any = safe_open(str(path), framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
@@ -210,7 +210,7 @@ class TensorFile:
         _check_version(path, self._version)
 
     def metadata(self) -> dict[str, str]:
-        """What the writer has told beside the tensors."""
+        """Return the metadata of the header."""
         return dict(self._file.metadata() or {})
 
     def keys(self) -> set[str]:
@@ -232,7 +232,7 @@ class TensorFile:
     def read_stacked(self, name: str, first_expert: int | None, num_experts: int) -> Tensor:
         """See `TensorSource.read_stacked`; the other experts' bytes are not read."""
         if name not in self._keys:
-            raise UserError(f"{self.path}: has no tensor {name!r}; it is of another model")
+            raise UserError(f"{self.path}: has no tensor {name!r}; it belongs to another model")
         if first_expert is None:
             whole: Tensor = self._file.get_tensor(name)
             return whole
@@ -241,6 +241,6 @@ class TensorFile:
 
 
 def _turned(experts: Tensor, name: str, version: int) -> Tensor:
-    """Experts of a file of ``version`` as they lie now."""
+    """Convert experts of a file of format `version` to the current layout."""
     turned = tuple(f".experts.{part}" for part in Experts.turned_since_format_1)
     return experts.mT.contiguous() if version == 1 and name.endswith(turned) else experts

@@ -174,7 +174,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     load_weights(whole, folder)
 
     other = build_seq2seq(spine.model_config(ffn_dim=32), spine.VOCAB, 1, 0, seed=1)
-    with pytest.raises(UserError, match=r"shape .* the model wants .* another model"):
+    with pytest.raises(UserError, match=r"shape .* the model expects .* another model"):
         load_weights(other, folder)
     dense = build_seq2seq(spine.model_config(moe=None), spine.VOCAB, 1, 0, seed=1)
     with pytest.raises(UserError, match="another model"):

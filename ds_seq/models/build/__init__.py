@@ -1,6 +1,7 @@
-"""From a model config to a model: with `ds_seq.models`, all that knows configuration here.
+"""Build a model from its config.
 
-One short file per axis of a model; each reads its part of the config and gives a module.
+There is one short file per component of a model; each reads its part of the config and returns a
+module. Besides `ds_seq.models` itself, no other model code depends on the configuration.
 """
 
 from ds_seq.models.build.transformer import build_seq2seq

@@ -1,4 +1,4 @@
-"""Embeddings, the projection to the vocabulary, and which of these tables are one."""
+"""Embeddings and the projection to the vocabulary, some of which may be shared."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ds_seq.modules.linear import Linear
 
 
 class Tables(NamedTuple):
-    """See `ds_seq.models.seq2seq.Seq2SeqTransformer`."""
+    """The tables of `ds_seq.models.seq2seq.Seq2SeqTransformer`."""
 
     target: TokenEmbedding
     source: TokenEmbedding | None
-    """None: the target's."""
+    """None to share `target`."""
     output: nn.Linear | None
-    """None: the target's."""
+    """None to share `target`."""
 
 
 def make_tables(cfg: TransformerConfig, vocab_size: int, pad_id: int) -> Tables:
-    """Those of an encoder-decoder."""
+    """Make the tables of an encoder-decoder."""
     shared, width = cfg.share_embeddings, cfg.d_model
     target = TokenEmbedding(vocab_size, width, pad_id)
     source = None if shared == "all" else TokenEmbedding(vocab_size, width, pad_id)
     output = None
-    if shared == "none":  # drawn like an embedding, in whose place it stands
+    if shared == "none":  # initialized like the embedding it replaces
         output = Linear(width, vocab_size, bias=False, deviation=width**-0.5)
     return Tables(target, source, output)

@@ -1,4 +1,4 @@
-"""Feed-forwards: dense ones, and those with experts."""
+"""Build dense and sparse feed-forwards."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from ds_seq.plugins import import_object
 
 
 def routes_by_tag(cfg: TransformerConfig) -> bool:
-    """Whether some feed-forward wants the embedding of the source's language tag."""
+    """Return whether any feed-forward needs the embedding of the source's language tag."""
     if cfg.moe is None:
         return False
-    # an external router may look at the tag or not, and having it costs nothing
+    # an external router may use the tag, and providing it costs nothing
     return cfg.moe.router == "language" or isinstance(cfg.moe.router, ExternalRouterConfig)
 
 
 class FeedForwards:
-    """Makes the feed-forwards of a model, layer by layer; counts the sparse ones it has made.
+    """Build the feed-forwards of a model, layer by layer, and count the sparse ones.
 
     Args:
-        cfg: what the model is.
-        expert_parallel: over how many ranks the experts of a layer are spread.
-        expert_parallel_rank: which of them this process is.
-        seed: of the model.
+        cfg: config of the model.
+        expert_parallel: number of ranks over which the experts of a layer are distributed.
+        expert_parallel_rank: index of this process among them.
+        seed: seed of the model.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FeedForwards:
         self.num_sparse_layers = 0
 
     def make(self, stack: Stack, index: int) -> Body:
-        """The feed-forward of layer `index` of a stack; called in the order of the layers."""
+        """Build the feed-forward of layer `index` of a stack; called in the order of the layers."""
         num_experts = self.cfg.experts_in(stack, index)
         if self.cfg.moe is None or num_experts == 0:
             return self._dense(self.cfg.ffn_dim)
@@ -113,7 +113,7 @@ def _router(moe: MoeConfig, d_model: int, num_experts: int) -> Router:
     if moe.router == "sigmoid":
         rate, noise, balance = moe.bias_rate, moe.noise, moe.load_balance
         return SigmoidRouter(d_model, num_experts, moe.top_k, rate, noise, balance)
-    # scaled before tokens are dropped, a second weight is a share already when its lot is drawn
+    # if normalized before dropping, weights are shares when the second expert is drawn
     by_share = moe.normalization == "before_dropping"
     choice = SoftmaxChoice(moe.top_k, moe.noise, moe.second_expert, by_share)
     if moe.router == "cosine":

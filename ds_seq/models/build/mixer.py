@@ -1,4 +1,4 @@
-"""Mixers: the bodies in which tokens look at each other, or at the source."""
+"""Build mixers, the bodies in which tokens attend to each other or to the source."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ds_seq.modules.body import Body
 
 
 def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
-    """Tokens look at each other, or, causally, at the past."""
+    """Make self-attention; if causal, tokens attend to the past only."""
     rotary, bias = make_rotary(cfg), make_bias(cfg, causal)
     return SelfAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout, causal, rotary, bias)
 
 
 def make_cross_mixer(cfg: TransformerConfig) -> Body:
-    """Target tokens look at the source."""
+    """Make the attention of target tokens to the source."""
     return CrossAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout)

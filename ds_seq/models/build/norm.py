@@ -1,4 +1,4 @@
-"""Norms: every one of a model is of one kind."""
+"""Build norms; all norms of a model are of the same kind."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from ds_seq.modules.norm import NORMS
 
 
 def make_norm(cfg: TransformerConfig) -> nn.Module:
-    """A norm of hidden states."""
+    """Make a norm of hidden states."""
     return NORMS[cfg.norm.name](cfg.d_model, cfg.norm.eps)

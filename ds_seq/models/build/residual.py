@@ -1,4 +1,4 @@
-"""Residual schemes: what stands around a sub-layer, and what follows the last layer."""
+"""Build the residual around a sub-layer, and the norm after the last layer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ds_seq.modules.residual import Residual
 
 
 def make_residual(cfg: TransformerConfig) -> Residual:
-    """The residual around one sub-layer."""
+    """Make the residual around one sub-layer."""
     return Residual(make_norm(cfg), cfg.dropout, cfg.norm_position == "pre")
 
 
 def make_final_norm(cfg: TransformerConfig) -> nn.Module | None:
-    """The norm at the end of a stack whose residuals leave their sum as it is."""
+    """Make the final norm of a pre-norm stack; None for post-norm."""
     return make_norm(cfg) if cfg.norm_position == "pre" else None

@@ -1,4 +1,4 @@
-"""The encoder-decoder: axes put together."""
+"""Build the encoder-decoder from its components."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def build_seq2seq(
     """Build and initialize a Transformer.
 
     Args:
-        cfg: what the model is.
-        vocab_size: number of tokens, the same on both sides.
-        expert_parallel: over how many ranks the experts of a layer are spread.
-        expert_parallel_rank: which of them this process is.
-        seed: decides all parameters; the dense ones are equal for any `expert_parallel`, and an
-            expert is equal wherever it lives.
-        pad_id: the padding token.
+        cfg: config of the model.
+        vocab_size: size of the vocabulary, shared by source and target.
+        expert_parallel: number of ranks over which the experts of a layer are distributed.
+        expert_parallel_rank: index of this process among them.
+        seed: seed of all parameters, whose values do not depend on `expert_parallel`.
+        pad_id: id of the padding token.
     """
     feed_forwards = FeedForwards(cfg, expert_parallel, expert_parallel_rank, seed)
-    # Parts draw on construction what `initialize` replaces: keep the global random state out of it.
+    # PyTorch's modules draw parameters on construction, which `initialize` replaces: restore the
+    # global random state.
     with torch.random.fork_rng(devices=[]):
         tables = make_tables(cfg, vocab_size, pad_id)
         model = Seq2SeqTransformer(
@@ -82,7 +82,7 @@ def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
 
 
 def _layer(cfg: TransformerConfig, **bodies: Body) -> TransformerLayer:
-    """Each body in a residual, in this order."""
+    """Make a layer of these bodies in this order, each in a residual."""
     return TransformerLayer(
         {name: SubLayer(make_residual(cfg), body) for name, body in bodies.items()}
     )

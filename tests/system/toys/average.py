@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.kv_cache import BeamPaths, Kept
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
 from ds_seq.modules.linear import Linear
 
 
@@ -21,7 +21,7 @@ class AveragePast:
         """See `Past`."""
         self.state = self.state.index_select(0, rows)
 
-    def keep_sentences(self, kept: Kept) -> None:
+    def keep_sentences(self, kept: KeptSentences) -> None:
         """See `Past`."""
         self.state = kept.apply(self.state.unflatten(0, (-1, self.beam))).flatten(0, 1)
 

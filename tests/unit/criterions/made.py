@@ -24,14 +24,14 @@ WORDS = 7  # vocabulary of `logits_with`
 
 
 def batch_of(targets: list[list[int]], tags: Sequence[int] | None = None) -> Batch[Seq2SeqInputs]:
-    """A batch of these targets; sources open with ``tags``."""
+    """Return a batch of these targets; sources start with `tags`."""
     labels = torch.tensor(targets)
     source = labels if tags is None else torch.tensor([[tag, 5, 2] for tag in tags])
     return batches.batch_of(source, labels)
 
 
 def row_batch(count: int, tag: int = 4) -> Batch[Seq2SeqInputs]:
-    """One sentence of ``count`` tokens, all of them word 3."""
+    """Return one sentence of `count` tokens, all of them word 3."""
     return batch_of([[3] * max(count, 1)] if count else [[PAD]], [tag])
 
 
@@ -40,7 +40,7 @@ def output_of(logits: Tensor, **router_losses: float) -> ModelOutput:
 
 
 def logits_with(nll: Sequence[float] | Tensor, word: int = 3) -> Tensor:
-    """(N, WORDS) scores with which ``word`` has these negative log-likelihoods."""
+    """Return scores (N, WORDS) for which `word` has these negative log-likelihoods."""
     values = torch.as_tensor(nll, dtype=torch.float64)
     others = ((values.exp() - 1) / (WORDS - 1)).log()
     logits = others[:, None].repeat(1, WORDS)
@@ -51,7 +51,7 @@ def logits_with(nll: Sequence[float] | Tensor, word: int = 3) -> Tensor:
 def distillation(
     teacher: Tensor | TopTokens | None = None, tags: Sequence[int] = (), **options: Any
 ) -> Distillation:
-    """A criterion whose teacher always says the same; None: evenly spread scores for any batch."""
+    """Return a criterion with a constant teacher; None gives equal scores for any batch."""
     config = DistillationConfig(teacher="run", **{"label_smoothing": 0.0, **options})
 
     def teach(batch: Batch) -> TeacherOutput:
@@ -71,18 +71,18 @@ def distil(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Distil:
-    """How to compare with a teacher, as plainly as can be."""
+    """Return the simplest comparison with a teacher."""
     return Distil(weight, divergence, temperature, top_k)
 
 
 def top_tokens(teacher: Tensor, k: int) -> TopTokens:
-    """What a cache keeps of a teacher's (N, V) scores."""
+    """Return the part of a teacher's scores (N, V) that a cache stores."""
     best = torch.log_softmax(teacher.float(), -1).topk(k)
     return TopTokens(best.indices, best.values)
 
 
 def chosen(criterion: Distillation, nll: Sequence[float] | Tensor, batch: Batch) -> list[int]:
-    """Numbers of the tokens that are distilled: those whose scores the divergence pulls at."""
+    """Return the indices of distilled tokens: those with a gradient of the divergence."""
     logits = logits_with(nll).requires_grad_()
     loss = criterion(output_of(logits), batch)
     loss.total.backward()
@@ -93,7 +93,7 @@ def chosen(criterion: Distillation, nll: Sequence[float] | Tensor, batch: Batch)
 
 
 def profiled(function: Callable[[], object]) -> Any:
-    """Run a function under torch's profiler, which sees every operation and every allocation."""
+    """Run a function under torch's profiler, which records all operations and allocations."""
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True, record_shapes=True
     ) as profiler:
@@ -102,7 +102,7 @@ def profiled(function: Callable[[], object]) -> Any:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Most memory that tensors made by a function held at a time."""
+    """Return the peak memory of tensors created by a function."""
     events = profiled(function).profiler.kineto_results.events()
     sizes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     now = most = 0
@@ -113,7 +113,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def softmax_elements(function: Callable[[], object]) -> int:
-    """Elements that went through a softmax."""
+    """Return the number of elements passed through a softmax."""
     events = profiled(function).events()
     shapes = [e.input_shapes[0] for e in events if e.name == "aten::_softmax"]
     return sum(rows * columns for rows, columns in shapes)

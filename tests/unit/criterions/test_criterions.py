@@ -1,4 +1,4 @@
-"""Cross entropy over batches, gate losses beside a base, and how criterions are made."""
+"""Cross entropy over batches, router losses in addition to a base, and building criterions."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_a_base_remembers_and_asks_for_is_that_of_the_whole() -> None:
 
 
 class Doubled:
-    """What a plug-in may be: a thing that is called."""
+    """A plug-in may be a function."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -111,7 +111,7 @@ class Doubled:
 
 
 class Remembering(Criterion):
-    """Or a criterion."""
+    """A plug-in may be a criterion."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -33,7 +33,7 @@ KD_ONLY: dict[str, Any] = {"ce_weight": None}  # the gradient then shows which t
 
 
 def random_case(rows: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Batch]:
-    """Scores of a student and a teacher, and their batch."""
+    """Return scores of a student and a teacher, and their batch."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = (torch.randn(rows, WORDS, generator=generator) for _ in range(2))
     return student, teacher, row_batch(rows)
@@ -117,7 +117,7 @@ def test_the_teacher_is_not_differentiated_and_does_not_pull_at_its_equal() -> N
 def test_total_per_token_does_not_change_when_the_batch_is_doubled(
     strategy: str, shared: bool
 ) -> None:
-    """Of the k-th largest of N values the double is the 2k-th or the one before of 2N."""
+    """The k-th largest of N values is the 2k-th or (2k-1)-th largest if all values are doubled."""
     for rows in range(1, 12):
         student, teacher, batch = random_case(rows, seed=rows)
         per_token = []
@@ -151,7 +151,7 @@ def test_accumulation_changes_nothing(strategy: str) -> None:
 
 
 def shares(strategy: str, rate: float, shared: bool) -> tuple[float, float]:
-    """Which share of an easy and of a hard language is distilled, after some updates."""
+    """Return the distilled shares of an easy and a hard language after some updates."""
     criterion = distillation(
         strategy=strategy,
         rate=rate,
@@ -236,7 +236,7 @@ def test_a_batch_that_nobody_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     criterion.end_update(True)
     assert [piece.shape for piece in told] == [(2, 0)]  # ranks count each other's batches
-    with pytest.raises(AssertionError, match="nobody teaches"):
+    with pytest.raises(AssertionError, match="no teacher output"):
         criterion(output_of(torch.zeros(2, WORDS)), row_batch(2))
     criterion.train(False)  # a validation set has no need of a cache
     loss: Loss = criterion(output_of(torch.zeros(2, WORDS)), row_batch(2))
@@ -289,7 +289,7 @@ def test_layers_are_weighted_and_logged(weight: float | None) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_half_precision_learns_from_a_teacher_for_200_updates(strategy: str) -> None:
-    """A table of scores for each of nine words learns those of its teacher, in float16."""
+    """A table of scores for each of nine words learns its teacher's scores in float16."""
     generator = torch.Generator().manual_seed(0)
     teacher = 3 * torch.randn(9, 12, generator=generator)
     teacher[:, :2] = -60000.0  # padding and what is never said

@@ -23,7 +23,7 @@ KINDS = ("encoder", "decoder", "cross")
 
 
 def batch_of(source: Sequence[int], target: Sequence[int]) -> Batch:
-    """Sentences of these lengths."""
+    """Return sentences of these lengths."""
     src, tgt = (torch.full((len(lengths), max(lengths)), 5) for lengths in (source, target))
     for row, lengths in enumerate(zip(source, target, strict=True)):
         src[row, lengths[0] :], tgt[row, lengths[1] :] = PAD, PAD
@@ -36,7 +36,7 @@ EMPTY = empty_seq2seq_batch(Symbols(pad=PAD, eos=EOS, unk=3, start=EOS))
 def made(
     batch: Batch, depths: tuple[int, int], seed: int, heads: int = 2, width: int = 4
 ) -> LayerOutputs:
-    """Random layers that fit a batch: maps are 0 where nothing may be seen."""
+    """Return random layer outputs for a batch; maps are 0 at masked keys."""
     generator = torch.Generator().manual_seed(seed)
     rows, source, target = *batch.inputs.source.shape, batch.labels.shape[1]
     padding = ~batch.inputs.source_mask[:, None, None]
@@ -59,7 +59,7 @@ def made(
 
 
 def rows_of(layers: LayerOutputs, rows: list[int], source: int, target: int) -> LayerOutputs:
-    """Some sentences, cut to lengths, or with more padding of odd values."""
+    """Select some sentences, cut to lengths, or with more padding of arbitrary values."""
     lengths = ((source,), (target,), (source, source), (target, target), (target, source))
 
     def cut(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -92,7 +92,7 @@ def both_losses(
     normalize: bool = False,
     **options: list[int] | str | None,
 ) -> Tensor:
-    """(2,) hidden and attention loss under the same choice of layers."""
+    """Return hidden and attention loss (2,) for the same choice of layers."""
     hidden = hidden_term(HiddenConfig(normalize=normalize, **options))  # type: ignore[arg-type]
     attention = attention_term(AttentionConfig(**options))  # type: ignore[arg-type]
     return torch.stack(
@@ -104,7 +104,7 @@ def both_losses(
 
 
 def one_layer(encoder: list[float], decoder: list[float]) -> LayerOutputs:
-    """A sentence with one source and one target token."""
+    """Return a sentence with one source and one target token."""
     return LayerOutputs((torch.tensor([[encoder]]),), (torch.tensor([[decoder]]),))
 
 
@@ -245,7 +245,7 @@ def test_every_layer_of_the_student_learns_and_none_of_the_teacher(match: str, d
 def reference(
     student: LayerOutputs, teacher: LayerOutputs, batch: Batch, normalize: bool
 ) -> Tensor:
-    """Both losses of stacks of equal depth as the formulas say, token by token in float64."""
+    """Compute both losses of stacks of equal depth by the formulas, per token in float64."""
     source, target = batch.inputs.source_mask, batch.mask
     hidden = torch.zeros((), dtype=torch.float64)
     attention = torch.zeros((), dtype=torch.float64)

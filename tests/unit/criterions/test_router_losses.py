@@ -1,4 +1,4 @@
-"""Losses of gates on their way from the layers to the total of `model_and_base`."""
+"""Router losses, from the layers to the total of `model_and_base`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens are distilled, and what queues remember."""
+"""Which tokens are distilled, and what queues store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAN, INF = math.nan, math.inf
 def judge(
     selector: BatchSelector | QueueSelector, values: list[float], tag: int = 4
 ) -> list[float]:
-    """The losses of the tokens that a selector selects of one sentence."""
+    """Return the losses of the tokens that a selector selects from one sentence."""
     nll = torch.tensor(values)
     picked: list[float] = nll[selector.select(nll, row_batch(len(values), tag))].tolist()
     return [round(value, 6) for value in picked]
@@ -30,7 +30,7 @@ def update(selector: QueueSelector, values: list[float], tag: int = 4) -> list[f
 
 
 def queue(selector: QueueSelector, key: str = "all") -> list[float]:
-    """What the only rank remembers of a language."""
+    """Return the losses that the only rank stores for a language."""
     (values,) = (v for name, v in selector.state().items() if name.endswith(f"queue.{key}"))
     return [round(value, 6) for value in values.tolist()]
 
@@ -71,7 +71,7 @@ def test_the_gate_is_exact_for_any_count_and_rate() -> None:
 
 
 def test_trace_of_a_rank_s_own_queue() -> None:
-    """Size 6, rate 1/2; each batch takes part in its own judgment."""
+    """Size 6, rate 1/2; each batch is compared with a queue that includes it."""
     selector = QueueSelector(0.5, 6, shared=False)
     # queue 1 2 3: the ceil(1.5) = second largest is 2
     assert update(selector, [1, 2, 3]) == [2, 3]
@@ -87,7 +87,7 @@ def test_trace_of_a_rank_s_own_queue() -> None:
 
 
 def test_trace_of_a_shared_queue() -> None:
-    """The same; a batch is judged by what was before its update."""
+    """The same, but a batch is compared with the queue before its update."""
     selector = QueueSelector(0.5, 6, shared=True)
     assert update(selector, [1, 2, 3]) == [1, 2, 3]  # nothing is known yet
     # queue 1 2 3, selector 2, for all batches of the update alike

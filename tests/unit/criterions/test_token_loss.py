@@ -34,7 +34,7 @@ EVERY_OTHER = [0, 2, 3, 8, 12]  # of 13 rows
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two or three rows of some ten words at a time."""
+    """Process two or three rows of about ten words at a time."""
     monkeypatch.setattr(module, "_CPU_ELEMENTS", 40)
 
 
@@ -88,7 +88,7 @@ def test_the_fused_loss_equals_the_plain_one(
 def test_one_pass_writes_the_gradient_that_three_do(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ce_weight: float, teacher: bool
 ) -> None:
-    """What a GPU does; with a teacher of selected rows too, whose pull is added later."""
+    """The single pass of a GPU, also with selected rows, whose gradient is added later."""
     results = []
     for one_pass in (False, True):
         monkeypatch.setattr(module, "_in_one_pass", lambda block, one_pass=one_pass: one_pass)
@@ -146,7 +146,7 @@ def test_worked_number_of_temperature_two() -> None:
 
 @pytest.mark.parametrize("divergence", PARTIAL)
 def test_tokens_outside_the_top_have_probability_zero(divergence: Divergence) -> None:
-    """A worked one: the teacher keeps two of four equal tokens, the student thinks all equal."""
+    """A worked example: the teacher keeps two of four equal tokens, the student all four."""
     top = TopTokens(torch.tensor([[2, 0]]), torch.full((1, 2), math.log(0.25)))
     # p = (1/2, 0, 1/2, 0), q = 1/4 each, middle = (3/8, 1/8, 3/8, 1/8)
     js = 0.5 * (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2))
@@ -156,7 +156,7 @@ def test_tokens_outside_the_top_have_probability_zero(divergence: Divergence) ->
 
 
 class Reference(NamedTuple):
-    """What a test asks for; the same in float64, by autograd."""
+    """Return the loss under test, and the same in float64 by autograd."""
 
     divergence: Divergence
     dense: bool
@@ -312,7 +312,7 @@ def test_extreme_scores_stay_finite(
 def test_small_gradients_survive_half_precision(
     divergence: Divergence | None, selected: bool, dtype: torch.dtype
 ) -> None:
-    """Probabilities of 1e-7 and less: in float16 nothing, were it not for a loss scale."""
+    """Probabilities of at most 1e-7 are 0 in float16 without a scale."""
     rows, words = 6, 40
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(rows, words, generator=generator) - 8
@@ -356,7 +356,7 @@ def test_a_weight_cannot_overflow_half_precision() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_factor_beyond_half_precision_is_no_infinity(dtype: torch.dtype) -> None:
-    """Ranks and accumulation times a loss scale, over tokens; the gradient itself is in range."""
+    """A factor of ranks, accumulation, loss scale and tokens; the gradient itself is in range."""
     teacher = torch.randn(4, 9)
     logits = teacher.clone().to(dtype).requires_grad_()
     targets = TokenTargets(torch.zeros(4, dtype=torch.int64), logits.detach() + 1e-3)
@@ -395,11 +395,11 @@ def test_a_teacher_without_weight_cannot_spoil_the_gradient() -> None:
 
 @pytest.mark.parametrize(("divergence", "dense"), CASES)
 def test_no_divergence_is_negative(divergence: Divergence, dense: bool) -> None:
-    """Not even where rounding is all there is to see."""
+    """Divergences are not negative even if only rounding errors are left."""
     for seed in range(30):
         scores = 1000 * torch.randn(1, 50, generator=torch.Generator().manual_seed(seed))
-        said = scores if dense else top_tokens(scores, 40)
-        assert divergence_of(scores, said, distil(divergence=divergence, temperature=300.0)) >= 0.0
+        teacher = scores if dense else top_tokens(scores, 40)
+        assert divergence_of(scores, teacher, distil(divergence=divergence, temperature=300.0)) >= 0.0
 
 
 def test_a_second_backward_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""What the loss of tokens costs: memory, and softmaxes."""
+"""The cost of the token loss: memory and softmaxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.criterions.made import distil, peak_bytes, softmax_elements, top
 def test_no_distribution_exists_whole(
     divergence: Divergence, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the logits there is their gradient, and a few rows of everything else."""
+    """In addition to the logits, there is their gradient, and a few rows of everything else."""
     monkeypatch.setattr(module, "_CPU_ELEMENTS", 4000)
     rows, words = 400, 500
     logits, teacher = (torch.randn(rows, words).to(dtype) for _ in range(2))
@@ -38,7 +38,7 @@ def test_no_distribution_exists_whole(
 
 
 def test_work_is_in_proportion_to_what_is_distilled() -> None:
-    """Softmaxes are what costs: one for the student, one for the teacher, and none in vain."""
+    """Softmaxes dominate the cost: one for the student, one for the teacher, and no more."""
     rows, words, some = 60, 50, 10
     logits, teacher = torch.randn(rows, words, requires_grad=True), torch.randn(rows, words)
     tokens = torch.randint(words, (rows,))

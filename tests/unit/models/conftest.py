@@ -17,14 +17,14 @@ VOCAB, PAD = 23, 1
 
 
 class Pairs(NamedTuple):
-    """Source (B, S) and shifted target (B, T), padded on the right."""
+    """Return source (B, S) and shifted target (B, T), padded on the right."""
 
     src: Tensor
     tgt: Tensor
 
 
 def small_config(**options: Any) -> TransformerConfig:
-    """Two layers a stack, width 16, no dropout, unless `options` say otherwise."""
+    """Return a config with two layers per stack, width 16 and no dropout, except for `options`."""
     sizes = {
         "d_model": 16,
         "encoder_layers": 2,
@@ -39,13 +39,13 @@ def small_config(**options: Any) -> TransformerConfig:
 
 @pytest.fixture
 def config() -> Callable[..., TransformerConfig]:
-    """`config(**options)`: a small model's config."""
+    """Provide `config(**options)`, the config of a small model."""
     return small_config
 
 
 @pytest.fixture
 def build() -> Callable[..., Seq2SeqTransformer]:
-    """`build(**options)`: a small model; `seed` decides its parameters."""
+    """Provide `build(**options)`, a small model; `seed` determines its parameters."""
 
     def make(seed: int = 1, **options: Any) -> Seq2SeqTransformer:
         return build_seq2seq(small_config(**options), VOCAB, 1, 0, seed=seed, pad_id=PAD)
@@ -55,7 +55,7 @@ def build() -> Callable[..., Seq2SeqTransformer]:
 
 @pytest.fixture
 def pairs() -> Pairs:
-    """Four pairs of 7 by 6 tokens and fewer."""
+    """Four pairs of at most 7 source and 6 target tokens."""
     generator = torch.Generator().manual_seed(3)
     src = torch.randint(4, VOCAB, (4, 7), generator=generator)
     tgt = torch.randint(4, VOCAB, (4, 6), generator=generator)

@@ -1,4 +1,4 @@
-"""What the builder makes of a config, and how parameters start."""
+"""Building models from configs, and the initial parameters."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_sparse_model_starts_like_its_dense_twin(build):
 
 
 def layer_of(build, **moe):
-    """The first sparse layer of a model with these settings."""
+    """Return the first sparse layer of a model with these settings."""
     model = build(moe={**MOE, **moe})
     return next(part for part in model.modules() if isinstance(part, MoeFeedForward))
 

@@ -1,4 +1,4 @@
-"""Which teacher layers stand for those of a student: the tables, and the rule beyond them."""
+"""Which teacher layers correspond to a student's layers: the tables, and the general rule."""
 
 from __future__ import annotations
 

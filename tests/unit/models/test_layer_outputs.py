@@ -1,4 +1,4 @@
-"""What layers show: hidden states and attention maps, where they are asked for."""
+"""Hidden states and attention maps of layers, on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = [
 
 
 def long_pairs():
-    """More queries than the kernel for few takes: 3 sources of 19, targets of 15, and fewer."""
+    """A batch with too many queries for the short kernel: 3 sources of length 19, targets of 15."""
     generator = torch.Generator().manual_seed(9)
     src = torch.randint(4, VOCAB, (3, 19), generator=generator)
     tgt = torch.randint(4, VOCAB, (3, 15), generator=generator)
@@ -33,7 +33,7 @@ def long_pairs():
 
 
 def everything(layers):
-    """All tensors of `LayerOutputs`, in order."""
+    """Return all tensors of `LayerOutputs`, in order."""
     return [tensor for group in layers for tensor in group]
 
 

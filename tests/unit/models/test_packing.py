@@ -1,4 +1,4 @@
-"""Packed weights say the same, and only where no gradient is wanted."""
+"""Packed weights give the same results, and are used only without gradients."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_scored_rows_are_the_rows_of_all(build, pairs):
 
 
 def test_padding_is_what_the_mask_says_and_no_id(build, pairs):
-    """Another id at padded places, and the padding's id at a real one."""
+    """Another id at padding, and the padding id at a real token."""
     model = build().eval()
     inputs = inputs_of(*pairs)
     expected = model(inputs).logits
@@ -206,7 +206,7 @@ def test_parameters_are_as_many_as_the_config_says(
 
 def test_sharing_embeddings_shares_them(build, pairs):
     def moved(share: str) -> tuple[bool, bool]:
-        """Whether the source side and the scores follow a change of the target's table."""
+        """Return whether the source side and the scores follow a change of the target's table."""
         model = build(share_embeddings=share).eval()
         token = int(pairs.src[0, 0])
         source = encode(model, pairs.src[:1, :1]).hidden

@@ -1,4 +1,4 @@
-"""Layers made of other sub-layers than ours: a new mixer or an adapter is one more entry."""
+"""Layers with sub-layers other than ours: a new mixer or an adapter is one more entry."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds_seq.models.stack import SubLayer, TransformerLayer
 from ds_seq.modules.attention import SelfAttention, padding_mask
 from ds_seq.modules.body import Body, BodyOutput, Context
 from ds_seq.modules.feed_forward import FeedForward
-from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.residual import Residual
 from ds_seq.moe.layer import MoeFeedForward
@@ -27,7 +27,7 @@ SLOPES = torch.tensor([0.5, 0.125])
 
 
 class DecayState:
-    """What a `Decay` remembers: a vector of each hypothesis, (N, D)."""
+    """The state of a `Decay`: one vector per hypothesis, (N, D)."""
 
     def __init__(self, state: Tensor, beam: int) -> None:
         self.state = state
@@ -37,7 +37,7 @@ class DecayState:
         """See `Past`."""
         self.state = self.state.index_select(0, rows)
 
-    def keep_sentences(self, kept: Kept) -> None:
+    def keep_sentences(self, kept: KeptSentences) -> None:
         """See `Past`."""
         self.state = kept.apply(self.state.unflatten(0, (-1, self.beam))).flatten(0, 1)
 
@@ -68,7 +68,7 @@ class Decay(nn.Module):
 
 
 class BiasedAttention(nn.Module):
-    """Self-attention with a bias by distance (as ALiBi, arXiv:2108.12409)."""
+    """Self-attention with a bias by distance (like ALiBi, arXiv:2108.12409)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class BiasedAttention(nn.Module):
         return output
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
-        """See `Body`; asks for the positions of keys."""
+        """See `Body`; tracks the positions of keys."""
         paths.track_positions()
         return self.attention.start_past(context, paths)
 
@@ -96,20 +96,20 @@ class BiasedAttention(nn.Module):
 
 
 class Slopes(nn.Module):
-    """The same bias, as a kind of positions has it."""
+    """The same bias as a module for a kind of positions."""
 
     def forward(self, distances: Tensor) -> Tensor:
-        """(..., H, T, S) of distances (..., T, S)."""
+        """Return the bias (..., H, T, S) of distances (..., T, S)."""
         return -SLOPES[:, None, None] * distances.unsqueeze(-3)
 
 
 def sloping_attention(causal: bool = True) -> SelfAttention:
-    """Self-attention that knows its bias itself."""
+    """Self-attention that computes its bias itself."""
     return SelfAttention(D, HEADS, 0.0, causal, bias=Slopes())
 
 
 def with_mixer(model: Seq2SeqTransformer, mixer: Callable[[], nn.Module]) -> Seq2SeqTransformer:
-    """The model with other mixers in place of the decoder's self-attention."""
+    """Return the model with other mixers instead of the decoder's self-attention."""
     for layer in model.decoder.layers:
         layer.self_attention = mixer()
     initialize(model, 3)
@@ -171,7 +171,7 @@ def test_a_bias_of_its_own_is_one_of_the_context(causal, with_maps):
 
 
 def test_a_state_that_stays_with_its_row_is_wrong(build, pairs, monkeypatch):
-    """The walk above tells bodies that follow their hypotheses from those that do not."""
+    """The walk above distinguishes bodies that follow their hypotheses from those that do not."""
     model = with_mixer(build(), Decay)
     monkeypatch.setattr(DecayState, "reorder", lambda self, rows: None)
     with pytest.raises(AssertionError, match="not close"):
@@ -223,7 +223,7 @@ def test_parameters_are_called_after_the_sublayers() -> None:
 
 @pytest.mark.parametrize("stack", ["encoder", "decoder"])
 def test_an_adapter_is_one_more_entry(build, pairs, stack):
-    """A layer with a fourth sub-layer does what its parts do, and is decoded like all others."""
+    """A layer with a fourth sub-layer applies all its sub-layers, and decodes like any other."""
     model = build(norm_position="pre")
     layers = getattr(model, stack).layers
     old = layers[1]
@@ -242,7 +242,7 @@ def test_an_adapter_is_one_more_entry(build, pairs, stack):
 
 
 def test_sublayers_that_show_nothing_leave_no_gap(build, pairs):
-    """Maps are those of the layers that have them."""
+    """Maps are returned by the layers that have them."""
     model = build()
     model.decoder.layers[0].self_attention = Decay()
     layers = score(model, *pairs, capture="attention").layers

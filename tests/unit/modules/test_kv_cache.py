@@ -1,29 +1,29 @@
-"""What the cache of beam search holds, moves and forgets."""
+"""What the cache of beam search stores, moves and drops."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ds_seq.modules.kv_cache import BeamPaths, Kept, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 
 HEADS, WIDTH = 2, 3
 
 
 class Reference:
-    """Every hypothesis with a copy of its own past, moved whenever hypotheses move."""
+    """A reference cache: every hypothesis has its own copy of its past, moved along with it."""
 
     def __init__(self, num_rows: int) -> None:
         self.past = torch.empty(num_rows, 0, HEADS, WIDTH)
 
     def append(self, key: torch.Tensor) -> None:
-        """Keys (B, H, K, Dh) of the newest tokens."""
+        """Store the keys (B, H, K, Dh) of the newest tokens."""
         rows = key.transpose(1, 2).flatten(0, 1)[:, None]
         self.past = torch.cat([self.past, rows], dim=1)
 
 
 def seen(keys: torch.Tensor, mask: torch.Tensor | None, beam: int) -> list[torch.Tensor]:
-    """What each hypothesis sees of the keys (B, H, C, Dh), in their order."""
+    """Return the keys that each hypothesis attends to, out of (B, H, C, Dh), in order."""
     rows = []
     for row in range(len(keys) * beam):
         own = keys[row // beam].transpose(0, 1)
@@ -52,7 +52,7 @@ def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam, length):
             assert torch.equal(found, own)
         if step in (5, 30, 31):
             kept = torch.randperm(num_sentences, generator=generator)[:-1]
-            moves = Kept.of(kept)
+            moves = KeptSentences.of(kept)
             paths.keep_sentences(moves)
             buffer.keep_sentences(moves)
             by_sentence = expected.past.view(num_sentences, beam, *expected.past.shape[1:])
@@ -68,7 +68,7 @@ def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam, length):
 
 @pytest.mark.parametrize("beam", [1, 2, 5])
 def test_keys_keep_their_positions(beam):
-    """Keys and values hold the position at which they were written; columns must agree."""
+    """Keys and values hold the position at which they were written; `key_positions` must agree."""
     generator = torch.Generator().manual_seed(beam)
     num_sentences, length = 6, 70
     paths = BeamPaths(num_sentences, beam, length, torch.empty(0))
@@ -84,7 +84,7 @@ def test_keys_keep_their_positions(beam):
             visible = (paths.mask[:, 0] == 0).any(1)
         assert torch.equal(buffer.key_positions[visible], columns[visible])
         if step in (5, 30, 31):
-            moves = Kept.of(torch.randperm(num_sentences, generator=generator)[:-1])
+            moves = KeptSentences.of(torch.randperm(num_sentences, generator=generator)[:-1])
             paths.keep_sentences(moves)
             buffer.keep_sentences(moves)
             num_sentences -= 1
@@ -105,7 +105,7 @@ def test_positions_are_kept_only_where_they_are_asked_for():
 
 
 def test_keys_on_no_path_are_dropped():
-    """Hypotheses with a common past need one key a position and not one for each of them."""
+    """Hypotheses with a common past need one key per position, not one per hypothesis."""
     beam, length = 5, 400
     paths = BeamPaths(3, beam, length, torch.empty(0))
     buffer = KeyValueBuffer(paths)
@@ -131,7 +131,7 @@ def test_room_grows_to_what_can_be_used_and_no_further():
 def test_sentences_that_stay_in_place_are_not_copied():
     rows = torch.arange(12.0).view(6, 2)
     before = rows.data_ptr()
-    kept = Kept.of(torch.tensor([0, 5, 2, 3]))
+    kept = KeptSentences.of(torch.tensor([0, 5, 2, 3]))
     assert kept.places.tolist() == [1]
     result = kept.apply(rows)
     assert result.data_ptr() == before

@@ -213,7 +213,7 @@ def test_identity_rows_are_recognized():
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_position_bias_is_added_to_the_scores(length, causal, padded):
-    """With and without a mask, in either kernel, and with the map as without."""
+    """Outputs agree for both kernels, with and without a mask, and with and without the map."""
     layer = SelfAttention(8, 2, dropout=0.0, causal=causal).eval()
     x = torch.randn(3, length, 8, generator=generator())
     bias = torch.randn(2, length, length, generator=generator())

@@ -1,4 +1,4 @@
-"""Routers and layers for the tests of this folder, and what their parts should compute."""
+"""Routers and layers for the tests of this folder, and reference computations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOGITS = torch.tensor(
 
 
 def make_choice(top_k: int, **chance: Any) -> SoftmaxChoice:
-    """The best K, without chance but for ``chance``."""
+    """Return a deterministic top-K choice, except for the options `chance`."""
     plain = {"noise": "none", "second_expert": "always", "second_by_share": False}
     return SoftmaxChoice(top_k, **{**plain, **chance})
 
@@ -41,7 +41,7 @@ def make_router(
     chance: dict[str, Any] | None = None,
     **options: Any,
 ) -> Router:
-    """A router drawn from the global random state; ``chance`` is for `SoftmaxChoice`."""
+    """Return a randomly drawn router; `chance` are options of `SoftmaxChoice`."""
     sizes = (d_model, num_experts)
     if name in ("softmax", "cosine"):
         choice = make_choice(top_k, **(chance or {}))
@@ -59,7 +59,7 @@ def make_router(
 
 
 def plain_layer(router: Router, experts: Experts, **options: Any) -> MoeFeedForward:
-    """A layer that drops no token and leaves weights as they are, but for ``options``."""
+    """Return a layer that drops no token and does not normalize weights, except for `options`."""
     plain = {
         "capacity_factor": None,
         "eval_capacity_factor": None,
@@ -81,7 +81,7 @@ def make_layer(
     chance: dict[str, Any] | None = None,
     **options: Any,
 ) -> MoeFeedForward:
-    """A layer on one rank; its experts' biases are drawn too, for zeros would hide mistakes."""
+    """Return a layer on one rank; experts have random biases, since zeros would hide mistakes."""
     torch.manual_seed(seed)
     if isinstance(router, str):
         router = make_router(router, top_k, num_experts, d_model, chance)
@@ -93,7 +93,7 @@ def make_layer(
 
 
 def golden_layer(top_k: int = 1, **options: Any) -> MoeFeedForward:
-    """A layer that routes `LOGITS` as they stand; the output shows the weight of each expert."""
+    """Return a layer that routes by `LOGITS`; the output shows the weight of each expert."""
     layer = make_layer("softmax", top_k, d_model=4, **options).train()
     with torch.no_grad():
         layer.gate.weight.copy_(torch.eye(4))
@@ -104,7 +104,7 @@ def golden_layer(top_k: int = 1, **options: Any) -> MoeFeedForward:
 
 
 def dense_twin(experts: Experts, index: int) -> FeedForward:
-    """The dense feed-forward with the parameters of one expert."""
+    """Return the dense feed-forward with the parameters of one expert."""
     width, d_model = experts.b1.shape[-1], experts.b2.shape[-1]
     ffn_dim = width // 2 if experts.activation == "swiglu" else width
     dense = FeedForward(d_model, ffn_dim, experts.activation, 0.0).to(experts.b1.dtype)
@@ -118,10 +118,10 @@ def dense_twin(experts: Experts, index: int) -> FeedForward:
 
 
 def all_experts(experts: Experts, x: Tensor) -> Tensor:
-    """(B, T, E, D): what each expert makes of each row of ``x`` (B, T, D)."""
+    """Return the output (B, T, E, D) of each expert for each row of `x` (B, T, D)."""
     return torch.stack([dense_twin(experts, e)(x)[0] for e in range(experts.num_local)], dim=-2)
 
 
 def right_padded(lengths: list[int], length: int | None = None) -> Tensor:
-    """(B, T) bool: True at the first tokens of each row."""
+    """Return (B, T) bool, True at the first tokens of each row."""
     return torch.arange(length or max(lengths)) < torch.tensor(lengths).unsqueeze(1)

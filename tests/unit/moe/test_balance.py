@@ -1,4 +1,4 @@
-"""Balance without a loss: biases of sigmoid routers follow the load."""
+"""Loss-free balancing: biases of sigmoid routers follow the load."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_skewed_stream_becomes_balanced_without_a_gradient(top_k: int) -> None
     generator = torch.Generator().manual_seed(0)
 
     def worst_share(updates: int) -> float:
-        """Largest load over the even one, summed over some updates."""
+        """Return the largest load divided by the even load, summed over some updates."""
         load = torch.zeros(8)
         for _ in range(updates):
             x = torch.randn(1, 256, D, generator=generator)
@@ -71,7 +71,7 @@ def test_a_bias_moves_one_step_an_update_by_all_its_batches() -> None:
 
 
 def test_each_layer_follows_its_own_load() -> None:
-    """Layers of different size, and one with another router between them."""
+    """Layers of different sizes, with a layer with another router between them."""
     layers = [
         make_layer("sigmoid", num_experts=2),
         make_layer("softmax"),
@@ -101,7 +101,7 @@ def test_nothing_is_kept_for_models_without_sigmoid_routers() -> None:
 
 
 def test_a_router_follows_the_load_of_all_its_calls() -> None:
-    """A layer that is called three times learns from the sum: no call alone would move it so."""
+    """A layer called three times follows the sum of the loads; no single call would move it so."""
     config = TransformerConfig.model_validate(
         {
             **{"d_model": D, "ffn_dim": 8, "num_heads": 2, "dropout": 0.0},

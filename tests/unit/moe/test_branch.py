@@ -1,4 +1,4 @@
-"""Dense feed-forwards beside the experts."""
+"""Dense feed-forwards next to the experts."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ def test_windows_hold_the_rows_of_an_expert_and_have_few_sizes() -> None:
         start = (7 * size) % (1000 - size)
         window = _window(start, start + size, 1000)
         rows = range(1000)[window.rows]
-        assert list(rows[window.own]) == list(range(start, start + size))
-        own, (before, behind) = window.own, window.strange
+        assert list(rows[window.core]) == list(range(start, start + size))
+        own, (before, behind) = window.core, window.margins
         assert (before.start, before.stop, behind.start) == (0, own.start, own.stop)
         assert behind.stop == len(rows) <= size * (1 + 1 / 16)
         sizes.add(len(rows))

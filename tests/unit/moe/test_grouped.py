@@ -1,4 +1,4 @@
-"""Grouped products: where the kernel serves, and the gradient of a bias per expert."""
+"""Grouped products: when the kernel applies, and the gradient of a bias per expert."""
 
 from __future__ import annotations
 

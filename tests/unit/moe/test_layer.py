@@ -29,7 +29,7 @@ LENGTHS = [5, 7, 1, 3]
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, D) states, (B, T) mask, (B, D) tags."""
+    """Return states (B, T, D), mask (B, T) and tags (B, D)."""
     generator = torch.Generator().manual_seed(seed)
     mask = right_padded(LENGTHS)
     x = torch.randn(*mask.shape, D, generator=generator)
@@ -90,7 +90,7 @@ def test_output_and_gradients_are_those_of_the_weighted_sum(
 
 
 def all_experts_with_graph(experts: Experts, x: Tensor) -> Tensor:
-    """`all_experts` as a function of the parameters themselves, whichever way they are stored."""
+    """Compute `all_experts` as a function of the parameters, however they are stored."""
 
     def along(matrix: Tensor, inputs: int) -> Tensor:
         return matrix if matrix.shape[0] == inputs else matrix.t()
@@ -267,7 +267,7 @@ def test_with_one_expert_the_gradient_goes_straight_through(normalize: str) -> N
     ("normalize", "alone"), [("none", 0.5), ("before_dropping", 0.625), ("after_dropping", 1.0)]
 )
 def test_a_second_expert_that_is_left_out_by_chance(normalize: str, alone: float) -> None:
-    """GShard's random policy: what the first expert weighs where the second is not asked."""
+    """GShard's random policy: the first expert's weight if the second one is not visited."""
     by_share = normalize == "before_dropping"
     layer = golden_layer(
         2,

@@ -1,4 +1,4 @@
-"""Who gets a place: the plan against a loop over tokens, and the policies."""
+"""Dispatch plans against a loop over tokens, and the policies of dropping."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ds_seq.moe.plan import Plan, make_plan, priorities
+from ds_seq.moe.plan import DispatchPlan, make_plan, priorities
 from ds_seq.moe.router import Routing
 from tests.unit.moe.made import LOGITS
 
@@ -16,7 +16,7 @@ E = 5
 def kept_by_a_loop(
     experts: Tensor, capacity: int | None, priority: Tensor | None, valid: Tensor | None
 ) -> Tensor:
-    """(N, K) bool, by asking one assignment after the other."""
+    """Return the kept assignments (N, K) bool, by a loop over assignments."""
     num_tokens, top_k = experts.shape
     kept = torch.zeros(num_tokens, top_k, dtype=torch.bool)
     taken = [0] * E
@@ -33,8 +33,8 @@ def kept_by_a_loop(
     return kept
 
 
-def assert_consistent(plan: Plan, experts: Tensor) -> None:
-    """All parts of a plan say the same."""
+def assert_consistent(plan: DispatchPlan, experts: Tensor) -> None:
+    """Assert that all fields of a plan agree."""
     num_rows, top_k = plan.token.numel(), experts.shape[1]
     owners = experts.reshape(-1)[plan.assignment]
     assert torch.equal(owners, owners.sort().values)

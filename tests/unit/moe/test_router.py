@@ -1,4 +1,4 @@
-"""The softmax gate: what it chooses, how chance takes part, and the arithmetic around it."""
+"""The softmax router: its choices, its randomness in training, and its arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANCES: list[dict[str, Any]] = [
 
 
 def drawn(logits: list[float], choice: SoftmaxChoice) -> Any:
-    """Many tokens with the same logits, in training."""
+    """Route many tokens with the same logits in training."""
     torch.manual_seed(0)
     return choice(torch.tensor(logits).expand(DRAWS, -1), training=True)
 

@@ -1,4 +1,4 @@
-"""What holds for every router, and what makes each of them special."""
+"""Properties of all routers, and of each single one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ LENGTHS = [5, 7, 1, 3]
 
 
 def sentences(seed: int, lengths: list[int] = LENGTHS) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T, D) states, (B, T) mask, (B, D) tags."""
+    """Return states (B, T, D), mask (B, T) and tags (B, D)."""
     torch.manual_seed(seed)
     mask = right_padded(lengths)
     return torch.randn(*mask.shape, D), mask, torch.randn(len(lengths), D)
 
 
 def route(router: Router, x: Tensor, mask: Tensor, tag: Tensor) -> Routing:
-    """As a layer does it."""
+    """Route as a layer does."""
     real = None if mask.all() else mask.reshape(-1).nonzero().squeeze(1)
     answer: Routing = router(x.reshape(-1, D), real, (x.shape[0], x.shape[1]), tag)
     return answer
 
 
 def weight_of_experts(answer: Routing) -> Tensor:
-    """(N, E): the weight that each token gives each expert."""
+    """Return the weight (N, E) of each expert for each token."""
     weights = answer.weights if answer.valid is None else answer.weights * answer.valid
     empty = torch.zeros_like(answer.probabilities)
     return empty.scatter_add(-1, answer.experts, weights)
@@ -139,7 +139,7 @@ def test_half_precision_parameters_route_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_router_without_some_experts_routes_as_if_they_were_not_there(name: str) -> None:
-    """What pruning relies on: `expert_tensors` names all that has a row for each expert."""
+    """Pruning relies on `expert_tensors` to name all tensors with one row per expert."""
     x, mask, tag = sentences(6)
     router, kept = make_router(name, 1, num_experts=5), [0, 1, 3]
     smaller = make_router(name, 1, num_experts=3)

@@ -1,4 +1,4 @@
-"""Routing statistics: what counts, and how sums of them become figures."""
+"""Routing statistics: what is counted, and the figures of their sums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, and which parameters decay."""
+"""Optimizers by name, and which parameters have weight decay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates over time, as properties of the curves."""
+"""Learning-rate schedules, as properties of the curves."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_external_schedule_gets_its_options() -> None:
 
 
 def steps(lr: float, max_updates: int, factor: float) -> Schedule:
-    """Of the test above."""
+    """The schedule of the test above."""
     return lambda update: lr * factor * max_updates * update
 
 

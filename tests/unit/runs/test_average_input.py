@@ -196,7 +196,7 @@ def _misshapen(tensors: dict[str, Tensor]) -> None:
         (_foreign, "has 'other', which the model of its experiment has not"),
         (_missing, "has no tensor 'encoder.layers.0.feed_forward.up.weight'"),
         (_fifth_expert, "experts.w1 has 5 experts, its experiment says 4"),
-        (_misshapen, "bias_steps holds torch.float32, the model wants torch.int64"),
+        (_misshapen, "bias_steps holds torch.float32, the model expects torch.int64"),
     ],
 )
 def test_a_file_that_is_not_what_its_experiment_says(

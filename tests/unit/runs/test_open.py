@@ -270,7 +270,7 @@ def test_damaged_exports(original: Path, tmp_path: Path) -> None:
     file.write_bytes(content)
     config = out / "config.yaml"
     config.write_text(config.read_text().replace("ffn_dim: 24", "ffn_dim: 32"))
-    with pytest.raises(UserError, match="has shape .* the model wants"):
+    with pytest.raises(UserError, match="has shape .* the model expects"):
         load_run(out, "best")
 
 

@@ -192,9 +192,9 @@ REFUSED = [
         {"moe": {**TWO, "ffn_dim": 32}},
         r"feed_forward.up.weight has shape \(24, 16\), .* \(32, 16\)",
     ),
-    ({"d_model": 32}, r"qkv.weight has shape \(48, 16\), the model wants \(96, 32\)"),
+    ({"d_model": 32}, r"qkv.weight has shape \(48, 16\), the model expects \(96, 32\)"),
     ({"encoder_layers": 3}, "has no tensor 'encoder.layers.2."),
-    ({"decoder_layers": 1}, "has 'decoder.layers.1.*which the model has not"),
+    ({"decoder_layers": 1}, "has 'decoder.layers.1.*which the model does not have"),
     ({"num_heads": 4, "moe": TWO}, "has model.num_heads 2, the experiment 4"),
     ({"activation": "gelu"}, "has model.activation relu, the experiment gelu"),
 ]

@@ -1,4 +1,4 @@
-"""What belongs to a model on disk: parameters and persistent buffers, from a folder or a file."""
+"""Weights on disk: parameters and persistent buffers, in a folder or a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Write = Callable[[dict[str, Tensor]], TensorSource]
 
 
 class Counting(nn.Module):
-    """A parameter, a counter that is kept, and a table that is not."""
+    """A model with a parameter, a persistent counter, and a table that is not persistent."""
 
     steps: Tensor
 
@@ -41,7 +41,7 @@ class Counting(nn.Module):
 
 @pytest.fixture(params=["folder", "file"])
 def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
-    """Writes tensors as a checkpoint folder or as one file."""
+    """Write tensors as a checkpoint folder or as one file."""
 
     def folder(tensors: dict[str, Tensor]) -> TensorSource:
         file = tmp_path / "weights.0.safetensors"
@@ -82,7 +82,7 @@ def test_buffers_come_back_as_they_were(write: Write) -> None:
     ("change", "message"),
     [
         (lambda t: t.pop("steps"), "has no tensor 'steps'"),
-        (lambda t: t.update(table=torch.ones(2)), "has 'table', which the model has not"),
+        (lambda t: t.update(table=torch.ones(2)), "has 'table', which the model does not have"),
         (lambda t: t.update(steps=torch.zeros(3, dtype=torch.int64)), r"steps has shape \(3,\)"),
         (lambda t: t.update(steps=torch.zeros(2)), "steps holds torch.float32, .* torch.int64"),
         (lambda t: t.update(steps=torch.zeros(2, dtype=torch.int32)), "steps holds torch.int32"),
@@ -128,7 +128,7 @@ def test_another_number_of_experts_is_refused(
         other = build(moe={"num_experts": count})
         for layer in (module for module in other.modules() if isinstance(module, MoeFeedForward)):
             layer.gate.weight = nn.Parameter(torch.zeros(4, 16))  # only the experts differ
-        with pytest.raises(UserError, match=rf"w1 has 4 experts, the model wants {count}"):
+        with pytest.raises(UserError, match=rf"w1 has 4 experts, the model expects {count}"):
             fill(other, source)
 
 
@@ -136,7 +136,7 @@ def test_another_number_of_experts_is_refused(
 def test_the_first_format_is_still_read(
     build: Callable[..., Seq2SeqTransformer], tmp_path: Path, kind: str
 ) -> None:
-    """In it w1 (D, H) and w2 (F, D) of an expert were what rows are multiplied with."""
+    """In format 1, rows are multiplied by w1 (D, H) and w2 (F, D) of an expert."""
     model, other = (build(moe={"num_experts": 2}, seed=seed) for seed in (1, 2))
     tensors = _saved(model)
     for name in expert_offsets(model):
@@ -164,5 +164,7 @@ def test_a_later_format_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "new.safetensors"
     for version in (str(FORMAT_VERSION + 1), "two"):
         save_file({"a": torch.zeros(1)}, str(file), metadata={FORMAT_KEY: version})
-        with pytest.raises(UserError, match=r"new.safetensors: checkpoint format \d, this program"):
+        with pytest.raises(
+            UserError, match=r"new.safetensors: checkpoint format \d, but this version"
+        ):
             TensorFile(file)
