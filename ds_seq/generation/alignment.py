@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.generation.forced import Pair, Scorable, attention_maps
-from ds_seq.generation.translate import BatchLimits, Found, cut_batches
+from ds_seq.generation.forced import ForcedPair, Scorable, attention_maps
+from ds_seq.generation.translate import BatchLimits, LineResult, cut_batches
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizers
 
@@ -53,7 +53,7 @@ class Aligner:
         Raises:
             UserError: there is none of that number.
         """
-        probe = [Pair([self.tokenizers.source.symbols.eos], [])]
+        probe = [ForcedPair([self.tokenizers.source.symbols.eos], [])]
         try:
             self._maps(probe)
         except IndexError:
@@ -62,10 +62,12 @@ class Aligner:
                 "lower number, or leave it out for the last layer"
             ) from None
 
-    def __call__(self, batch: list[Found]) -> list[Found]:
+    def __call__(self, batch: list[LineResult]) -> list[LineResult]:
         """The same, with alignments."""
         flat = [
-            Pair(one.source, hypothesis.tokens) for one in batch for hypothesis in one.hypotheses
+            ForcedPair(one.source, hypothesis.tokens)
+            for one in batch
+            for hypothesis in one.hypotheses
         ]
         alignments = iter(self.align(flat))
 
@@ -77,7 +79,7 @@ class Aligner:
             for one in batch
         ]
 
-    def align(self, pairs: list[Pair]) -> list[list[int]]:
+    def align(self, pairs: list[ForcedPair]) -> list[list[int]]:
         """Place in the source of what each token of each target looks at."""
         done: list[list[int]] = [[] for _ in pairs]
         todo = [number for number, pair in enumerate(pairs) if pair.target]
@@ -88,7 +90,7 @@ class Aligner:
                 done[i] = self._hard(pairs[i], seen)
         return done
 
-    def _maps(self, pairs: list[Pair]) -> list[Tensor]:
+    def _maps(self, pairs: list[ForcedPair]) -> list[Tensor]:
         """The sum over models of the attention maps (T, S) of each pair."""
         maps = [
             attention_maps(model, self.tokenizers.symbols, pairs, self.device, self.layer)
@@ -96,7 +98,7 @@ class Aligner:
         ]
         return [torch.stack(seen).sum(0) for seen in zip(*maps, strict=True)]
 
-    def _hard(self, pair: Pair, seen: Tensor) -> list[int]:
+    def _hard(self, pair: ForcedPair, seen: Tensor) -> list[int]:
         """The heaviest place of each row of (T, S), which is changed."""
         tags = self.tokenizers.source.tag_ids
         tagged = len(pair.source) > 2 and pair.source[0] in tags

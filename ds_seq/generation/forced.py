@@ -36,7 +36,7 @@ class Scorable(Protocol):
         """Score target tokens given source tokens."""
 
 
-class Pair(NamedTuple):
+class ForcedPair(NamedTuple):
     """A sentence and a translation of it, as ids."""
 
     source: Sequence[int]
@@ -47,7 +47,7 @@ class Pair(NamedTuple):
 
 @torch.no_grad()
 def score_pairs(
-    model: Scorable, search: BeamSearch, pairs: Sequence[Pair], device: torch.device
+    model: Scorable, search: BeamSearch, pairs: Sequence[ForcedPair], device: torch.device
 ) -> list[Hypothesis]:
     """Score translations as a search would have scored them, had it found them.
 
@@ -94,7 +94,7 @@ def _log_probs(logits: Tensor, targets: Tensor, search: BeamSearch) -> Tensor:
 def attention_maps(
     model: Scorable,
     symbols: Symbols,
-    pairs: Sequence[Pair],
+    pairs: Sequence[ForcedPair],
     device: torch.device,
     layer: int | None = None,
 ) -> list[Tensor]:
@@ -124,7 +124,9 @@ def attention_maps(
     ]
 
 
-def _collate(pairs: Sequence[Pair], symbols: Symbols, device: torch.device) -> Batch[Seq2SeqInputs]:
+def _collate(
+    pairs: Sequence[ForcedPair], symbols: Symbols, device: torch.device
+) -> Batch[Seq2SeqInputs]:
     source = TokenBlock.of([pair.source for pair in pairs])
     target = TokenBlock.of([[*pair.target, symbols.eos] for pair in pairs])
     return seq2seq_batch(source, target, symbols).to(device)

@@ -21,7 +21,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.helpers import extract_all_char_ngrams, extract_all_word_ngrams
 
-from ds_seq.generation.translate import Found
+from ds_seq.generation.translate import LineResult
 from ds_seq.scores.scoring import build_metric
 from ds_seq.search.hypotheses import Hypothesis
 
@@ -48,7 +48,7 @@ class MinimumRisk:
     text: Callable[[Hypothesis], str]
     num_best: int = 1
 
-    def __call__(self, batch: list[Found]) -> list[Found]:
+    def __call__(self, batch: list[LineResult]) -> list[LineResult]:
         """The same, with the best of the samples alone; there may be fewer than `num_best`."""
         return [
             # a line without text has one hypothesis, and nothing to choose from

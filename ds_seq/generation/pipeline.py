@@ -17,9 +17,9 @@ from ds_seq.generation.output import LineWriter, OutputFormat
 from ds_seq.generation.partial import Line, Store
 from ds_seq.generation.translate import (
     BatchLimits,
-    Found,
+    LineResult,
     LongLines,
-    Plan,
+    SearchPlan,
     Share,
     plan_lines,
     search_plan,
@@ -28,7 +28,7 @@ from ds_seq.search.beam_search import BeamSearch, Decodable
 from ds_seq.text.lines import STANDARD, read_buffers, write_lines
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
-Step = Callable[[list[Found]], list[Found]]
+ResultStep = Callable[[list[LineResult]], list[LineResult]]
 """Adds something to what was found for the lines of a batch, or chooses among it."""
 
 
@@ -58,7 +58,7 @@ class Translator:
     form: OutputFormat
     device: torch.device
     workers: int = 1
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ResultStep, ...] = ()
     align: bool = False
     replace_unk: bool = False
 
@@ -80,7 +80,7 @@ class Translator:
         self,
         reading: Reading,
         reference: Sequence[str] | None = None,
-        plan: Plan | None = None,
+        plan: SearchPlan | None = None,
         share: Share | None = None,
     ) -> Iterator[list[Line]]:
         """Translate batch by batch.
@@ -109,7 +109,7 @@ class Translator:
         ):
             yield self._answer(batch, write)
 
-    def _answer(self, batch: list[Found], write: LineWriter) -> list[Line]:
+    def _answer(self, batch: list[LineResult], write: LineWriter) -> list[Line]:
         """What becomes of the lines of a batch."""
         for step in self.steps:
             batch = step(batch)
@@ -134,7 +134,7 @@ class Reading(NamedTuple):
 
     lines: list[str]
     """Normalized."""
-    plan: Plan
+    plan: SearchPlan
     """What is to be searched."""
     first: int
     """Number of the first line in the whole input, from 0."""

@@ -11,7 +11,7 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.errors import UserError
-from ds_seq.generation.forced import Pair, Scorable, score_pairs
+from ds_seq.generation.forced import ForcedPair, Scorable, score_pairs
 from ds_seq.generation.translate import BatchLimits, cut_batches
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 class EncodedRows(NamedTuple):
     """What is scored."""
 
-    pairs: dict[int, Pair]
+    pairs: dict[int, ForcedPair]
     """By row, from 0; those without any text are missing."""
     cut: list[int]
     """Lines, from 1, of which the model takes only the beginning of the source."""
@@ -61,7 +61,7 @@ def encode_rows(
     Raises:
         UserError: a translation is longer than the model can take: part of it has no score.
     """
-    pairs: dict[int, Pair] = {}
+    pairs: dict[int, ForcedPair] = {}
     end = tokenizers.source.symbols.eos
     sources = tokenizers.source.encode_lines(source)
     targets = tokenizers.target.encode_lines([row.text for row in rows])
@@ -73,7 +73,7 @@ def encode_rows(
                 f"{max_positions - 1:,}; shorten or remove it"
             )
         if ids or target:
-            pairs[number] = Pair([*ids[: max_positions - 1], end], target)
+            pairs[number] = ForcedPair([*ids[: max_positions - 1], end], target)
     cut = [number for number, ids in enumerate(sources, 1) if len(ids) >= max_positions]
     return EncodedRows(pairs, cut, len(rows))
 
@@ -113,7 +113,7 @@ class PairScorer:
         return [scored.get(number, _NO_TEXT) for number in range(encoded.num_rows)]
 
     def _score(
-        self, pairs: Mapping[int, Pair], rank: int, world_size: int
+        self, pairs: Mapping[int, ForcedPair], rank: int, world_size: int
     ) -> dict[int, Hypothesis] | None:
         rows = np.array(list(pairs), np.int64)
         lengths = [max(len(pair.source), len(pair.target) + 1) for pair in pairs.values()]

@@ -79,7 +79,7 @@ class Translations(NamedTuple):
     """Numbers of the input lines, from 1, that were too long and translated only in part."""
 
 
-class Found(NamedTuple):
+class LineResult(NamedTuple):
     """What was found for a line."""
 
     line: int
@@ -93,7 +93,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """What is to be searched, all of it or a process's part.
 
     Attributes:
@@ -113,14 +113,14 @@ class Plan:
         """How many lines there are."""
         return len(self.silent) + sum(map(len, self.batches))
 
-    def part(self, share: Share, done: Collection[int] = ()) -> Plan:
+    def part(self, share: Share, done: Collection[int] = ()) -> SearchPlan:
         """A process's part of what is not done yet, given the numbers of the lines that are."""
         finished = np.array(list(done), np.int64)
         left = [batch[np.isin(batch, finished, invert=True)] for batch in self.batches]
         left = [batch for batch in left if len(batch)]
         silent = sorted({*self.silent}.difference(done))
         mine = slice(share.rank, None, share.world_size)
-        return Plan(left[mine], silent[mine], self.sources, self.long)
+        return SearchPlan(left[mine], silent[mine], self.sources, self.long)
 
 
 _Searched = tuple[NDArray[np.int64], list[list[Hypothesis]]]
@@ -177,7 +177,7 @@ def plan_lines(
     limits: BatchLimits,
     long_lines: LongLines = "truncate",
     first: int = 0,
-) -> Plan:
+) -> SearchPlan:
     """Make ids of lines, and cut these into batches.
 
     Args:
@@ -198,24 +198,24 @@ def plan_lines(
     limits = replace(limits, max_sentences=most)
     batches = [numbers[batch] for batch in cut_batches(lengths, limits)]
     silent = [line for line in range(first, first + len(lines)) if line not in sources]
-    return Plan(batches, silent, sources, long)
+    return SearchPlan(batches, silent, sources, long)
 
 
 def search_plan(
     model: Decodable[EncodedT, CacheT],
-    plan: Plan,
+    plan: SearchPlan,
     search: BeamSearch,
     device: torch.device,
     any_rank: AnyRank | None = None,
     workers: int = 1,
-) -> Iterator[list[Found]]:
+) -> Iterator[list[LineResult]]:
     """Search what was planned; see `search_batches` for the other arguments.
 
     Yields:
         What was found for the lines of a batch; at first for all lines without text.
     """
     if plan.silent:
-        yield [Found(line, [], _NO_TEXT, line in plan.long) for line in plan.silent]
+        yield [LineResult(line, [], _NO_TEXT, line in plan.long) for line in plan.silent]
 
     def source(line: int) -> list[int]:
         ids: list[int] = plan.sources[line].tolist()
@@ -225,14 +225,14 @@ def search_plan(
         model, search, plan.batches, source, device, any_rank, workers
     ):
         yield [
-            Found(line, source(line), hypotheses, line in plan.long)
+            LineResult(line, source(line), hypotheses, line in plan.long)
             for line, hypotheses in zip(batch.tolist(), found, strict=True)
         ]
 
 
 def gather_lines(
-    found: Iterable[list[Found]],
-    answer: Callable[[Found], AnswerT],
+    found: Iterable[list[LineResult]],
+    answer: Callable[[LineResult], AnswerT],
     share: Share = ALONE,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[list[AnswerT], list[int]] | None:

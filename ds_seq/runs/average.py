@@ -41,7 +41,7 @@ _TRAINING_ONLY = frozenset(
 )
 
 
-class Part(NamedTuple):
+class AveragedModel(NamedTuple):
     """One of the models that are averaged."""
 
     path: Path
@@ -196,7 +196,9 @@ def _said(value: Any) -> str:
     return "given" if isinstance(value, dict) else json.dumps(value)
 
 
-def listed_parts(run: Path, which: str, count: int, until: int | None = None) -> list[Part]:
+def listed_models(
+    run: Path, which: str, count: int, until: int | None = None
+) -> list[AveragedModel]:
     """Checkpoints that the index of a run names.
 
     Args:
@@ -222,7 +224,7 @@ def listed_parts(run: Path, which: str, count: int, until: int | None = None) ->
     return [_part(run / CHECKPOINTS / entry.name, entry) for entry in chosen]
 
 
-def named_part(path: Path) -> Part:
+def named_model(path: Path) -> AveragedModel:
     """A checkpoint in its run folder, the best checkpoint of a run folder, or an export.
 
     Raises:
@@ -230,7 +232,7 @@ def named_part(path: Path) -> Part:
     """
     if not (path / META_FILE).is_file():
         if not (path / CHECKPOINTS).is_dir():
-            return Part(path, open_run(path, "best"), None, None)
+            return AveragedModel(path, open_run(path, "best"), None, None)
         path = find_checkpoint(path, "best")
     folder = path.absolute()  # links stay: RUN/checkpoints may lie on another disk
     if folder.parent.name != CHECKPOINTS or not (folder.parents[1] / CONFIG_FILE).is_file():
@@ -241,13 +243,13 @@ def named_part(path: Path) -> Part:
     return _part(path, _find_entry(folder.parents[1], folder.name))
 
 
-def _part(path: Path, entry: _Entry | None) -> Part:
+def _part(path: Path, entry: _Entry | None) -> AveragedModel:
     folder = path.absolute()
     # an export that somebody has put into the run folder would come first there
     stored = replace(
         open_run(folder.parents[1], folder.name), weights=TensorFolder(path, "weights")
     )
-    return Part(path, stored, entry and entry.update, entry and entry.score)
+    return AveragedModel(path, stored, entry and entry.update, entry and entry.score)
 
 
 def _find_entry(run: Path, name: str) -> _Entry | None:

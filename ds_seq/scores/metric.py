@@ -18,7 +18,7 @@ from sacrebleu.metrics.base import Metric as CorpusMetric
 from ds_seq.errors import UserError
 from ds_seq.plugins import find_plugin
 from ds_seq.scores.rouge import ROUGE
-from ds_seq.scores.scoring import Score, build_metric, check_pairs, score_corpus
+from ds_seq.scores.scoring import CorpusScore, build_metric, check_pairs, score_corpus
 from ds_seq.scores.sentence_means import rouge_metric
 
 TEXT = "text"
@@ -62,7 +62,7 @@ class Metric:
         hypotheses: Sequence[str],
         references: Sequence[Sequence[str]],
         resamples: int | None = None,
-    ) -> Score:
+    ) -> CorpusScore:
         """Score a text.
 
         Args:
@@ -80,7 +80,7 @@ class Metric:
         value, signature = self.compute(hypotheses, references)
         label = self.label or self.name
         text = f"{label}|{signature} = {value:.2f}" if signature else f"{label} = {value:.2f}"
-        return Score(self.name, float(value), signature, text, label)
+        return CorpusScore(self.name, float(value), signature, text, label)
 
 
 def no_resamples(name: str) -> str:
@@ -140,7 +140,7 @@ def find_metric(name: str, target_lang: str, where: str) -> Metric:
 
 def measure(
     metrics: Sequence[Metric], hypotheses: Sequence[str], references: Sequence[str]
-) -> list[Score]:
+) -> list[CorpusScore]:
     """All scores of detokenized text against raw text, one reference each.
 
     Raises:

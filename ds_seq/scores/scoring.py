@@ -26,7 +26,7 @@ _LABELS = {TOKENISED: "tokenized BLEU (not comparable)"}
 
 
 @dataclass(frozen=True)
-class Score:
+class CorpusScore:
     """One score of a whole text.
 
     Attributes:
@@ -97,11 +97,11 @@ def score_corpus(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
     resamples: int | None = None,
-) -> Score:
+) -> CorpusScore:
     """Score a text.
 
     Args:
-        name: of the metric, for `Score.name`.
+        name: of the metric, for `CorpusScore.name`.
         metric: computes the score.
         hypotheses: one sentence each.
         references: for each reference, as many sentences.
@@ -117,7 +117,7 @@ def score_corpus(
         # The JSON form is the public way to these two; it leaves them out where the mean is 0.
         fields = json.loads(result.format(width=12, signature=signature, is_json=True))
         mean, ci = (float(fields.get(f"confidence_{key}", 0.0)) for key in ("mean", "var"))
-    return Score(name, float(result.score), signature, text, result.name, mean, ci)
+    return CorpusScore(name, float(result.score), signature, text, result.name, mean, ci)
 
 
 def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
@@ -144,7 +144,7 @@ class Scorer:
     def __init__(self, target_lang: str = "") -> None:
         self._metrics = {name: build_metric(name, target_lang) for name in DEFAULT_METRICS}
 
-    def __call__(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[Score]:
+    def __call__(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[CorpusScore]:
         """Score detokenized translations against raw text, one reference each.
 
         Raises:

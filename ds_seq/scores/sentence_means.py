@@ -20,7 +20,7 @@ from ds_seq.errors import UserError
 from ds_seq.scores.rouge import ROUGE, build_rouge, sentence_lines, stems
 from ds_seq.scores.scoring import build_metric
 
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]
+SentenceScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]
 """(hypotheses, references) -> one value for each hypothesis."""
 
 
@@ -33,7 +33,7 @@ class SentenceMean(Metric):
         signature: how it is computed, by key.
     """
 
-    def __init__(self, label: str, judge: Judge, signature: Mapping[str, str]) -> None:
+    def __init__(self, label: str, judge: SentenceScorer, signature: Mapping[str, str]) -> None:
         super().__init__()
         self._label = label
         self._judge = judge

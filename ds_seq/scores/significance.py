@@ -16,7 +16,7 @@ from sacrebleu.significance import PairedTest, Result
 
 from ds_seq.errors import UserError
 from ds_seq.scores.metric import Metric, no_resamples
-from ds_seq.scores.scoring import Score, label
+from ds_seq.scores.scoring import CorpusScore, label
 
 PairedName = Literal["bootstrap", "randomization"]
 
@@ -52,7 +52,7 @@ def score_systems(
     references: Sequence[Sequence[str]],
     metrics: Sequence[Metric],
     resampling: Resampling,
-) -> dict[str, list[Score]]:
+) -> dict[str, list[CorpusScore]]:
     """Score texts against the same references.
 
     Args:
@@ -83,7 +83,7 @@ def _plain(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     resampling: Resampling,
-) -> list[Score]:
+) -> list[CorpusScore]:
     resamples = (resampling.samples or SAMPLES["bootstrap"]) if resampling.confidence else None
     return [metric.score(hypotheses, references, resamples) for hypotheses in systems.values()]
 
@@ -93,7 +93,7 @@ def _paired(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     resampling: Resampling,
-) -> list[Score]:
+) -> list[CorpusScore]:
     assert resampling.paired is not None and len(systems) > 1
     if metric.corpus is None:
         raise UserError(no_resamples(metric.name))
@@ -119,13 +119,13 @@ def _paired(
     return [_score(metric.name, own, str(signature), row) for row in rows]
 
 
-def _score(name: str, metrics_own: str, signature: str, row: Result) -> Score:
+def _score(name: str, metrics_own: str, signature: str, row: Result) -> CorpusScore:
     mean, ci, p_value = (
         None if value is None else float(value) for value in (row.mean, row.ci, row.p_value)
     )
     shown = label(name, metrics_own)
     text = f"{shown}|{signature} = {row.score:.2f}"
-    return Score(name, float(row.score), signature, text, shown, mean, ci, p_value)
+    return CorpusScore(name, float(row.score), signature, text, shown, mean, ci, p_value)
 
 
 @contextmanager

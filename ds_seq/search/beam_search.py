@@ -22,7 +22,6 @@ from ds_seq.search.guides import Guide, GuideMaker, Plain, SelectionMaker
 from ds_seq.search.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.search.sampling import ActiveSamples, Sampling
-from ds_seq.search.vetoes import block_repeated_ngrams
 from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
@@ -284,3 +283,29 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
             self._steps = 0
         self._model.decode_step(self._tokens, self._cache)
         self._steps += 1
+
+
+def block_repeated_ngrams(
+    log_probs: Tensor, tokens: Tensor, size: int, exempt: Tensor | None = None
+) -> None:
+    """Rule out, in place, every token that would complete an n-gram for the second time.
+
+    Args:
+        log_probs: log-probabilities (N, V) of the next token; changed in place.
+        tokens: tokens (N, L) decoded so far.
+        size: number of tokens in an n-gram.
+        exempt: (N,) bool, hypotheses that may repeat n-grams; None for no hypothesis.
+    """
+    length = tokens.size(1)
+    num_windows = length - size + 1  # n-grams decoded so far
+    if num_windows < 1:
+        return
+    repeated = torch.ones_like(tokens[:, :num_windows], dtype=torch.bool)  # (N, W)
+    for offset in range(size - 1):
+        newest = tokens[:, length - size + 1 + offset, None]
+        repeated &= tokens[:, offset : offset + num_windows] == newest
+    if exempt is not None:
+        repeated &= ~exempt[:, None]
+    last = tokens[:, size - 1 :]  # (N, W): the last token of each n-gram
+    penalty = torch.zeros_like(last, dtype=log_probs.dtype).masked_fill_(repeated, -math.inf)
+    log_probs.scatter_add_(1, last, penalty)

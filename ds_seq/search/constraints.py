@@ -20,8 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ds_seq.search.guides import Choice, RankedSelection, pick
-from ds_seq.search.phrase_states import Progress, any_order, given_order
+from ds_seq.search.guides import Candidates, RankedSelection, pick
+from ds_seq.search.phrase_states import PhraseProgress, any_order, given_order
 from ds_seq.search.top_k import top_k
 
 ConstraintOrder = Literal["any", "given"]
@@ -82,7 +82,7 @@ class ConstrainedSelection(RankedSelection):
     """
 
     def __init__(
-        self, progress: Progress, words: Tensor, limits: Tensor, width: int, end: int
+        self, progress: PhraseProgress, words: Tensor, limits: Tensor, width: int, end: int
     ) -> None:
         self._progress = progress
         self._words = words  # (A, U)
@@ -116,7 +116,7 @@ class ConstrainedSelection(RankedSelection):
         scores = scores.masked_fill(twice | words.eq(_NO_TOKEN), _NEVER)
         return torch.cat([best, scores], 1), torch.cat([tokens, words.clamp(min=0)], 1)
 
-    def rank(self, totals: Tensor, tokens: Tensor) -> Choice:
+    def rank(self, totals: Tensor, tokens: Tensor) -> Candidates:
         """Let the numbers of missing tokens take turns; of each, the most probable come first."""
         width = tokens.size(2)
         needed = self._progress.needed(self._advance(self._states, tokens)).flatten(1)  # (A, K C')

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ds_seq.search.guides import Choice, RankedSelection, best_candidates, pick
+from ds_seq.search.guides import Candidates, RankedSelection, best_candidates, pick
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Siblings(RankedSelection):
     def __init__(self, rate: float) -> None:
         self._rate = rate
 
-    def rank(self, totals: Tensor, tokens: Tensor) -> Choice:
+    def rank(self, totals: Tensor, tokens: Tensor) -> Candidates:
         ranks = torch.arange(totals.size(2), device=totals.device)  # the best one comes first
         return best_candidates(totals, totals - self._rate * ranks, tokens, 2 * totals.size(1))
 
@@ -93,7 +93,7 @@ class _Groups(RankedSelection):
         self._end = end
         self._empty = True
 
-    def rank(self, totals: Tensor, tokens: Tensor) -> Choice:
+    def rank(self, totals: Tensor, tokens: Tensor) -> Candidates:
         size = totals.size(1) // self._groups
         if self._empty:  # only the first hypothesis is possible; let every group have one like it
             totals, tokens = totals.clone(), tokens.clone()
@@ -111,13 +111,13 @@ class _Groups(RankedSelection):
             choices.append(choice._replace(origins=choice.origins + group * size))
         return self._interleave(choices, size)
 
-    def _interleave(self, choices: list[Choice], size: int) -> Choice:
+    def _interleave(self, choices: list[Candidates], size: int) -> Candidates:
         """One order (A, C) of all groups' candidates (A, 2 M), by which each keeps its places.
 
         First those among the first M of a group that end; then, group by group, the first M that
         do not, which are to go on; then the rest.
         """
-        merged = Choice(*(torch.cat(parts, dim=1) for parts in zip(*choices, strict=True)))
+        merged = Candidates(*(torch.cat(parts, dim=1) for parts in zip(*choices, strict=True)))
         ends = merged.tokens.eq(self._end).view(-1, self._groups, 2 * size)  # (A, G, 2 M)
         goes_on = ~ends & ((~ends).cumsum(2) <= size)
         finishes = ends & (torch.arange(2 * size, device=ends.device) < size)

@@ -56,7 +56,7 @@ class GuideMaker(Protocol):
         """
 
 
-class Choice(NamedTuple):
+class Candidates(NamedTuple):
     """The candidates of each sentence in order of preference.
 
     The search finishes those among the first K that end, and goes on with the first K that do not.
@@ -73,7 +73,7 @@ class Choice(NamedTuple):
 class Selection(Guide, Protocol):
     """Decides which continuations are looked at, and which are preferred."""
 
-    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Candidates:
         """The continuations that come into question.
 
         Args:
@@ -90,7 +90,7 @@ class SelectionMaker(GuideMaker, Protocol):
         """See `GuideMaker.start`."""
 
 
-def best_candidates(totals: Tensor, values: Tensor, tokens: Tensor, count: int) -> Choice:
+def best_candidates(totals: Tensor, values: Tensor, tokens: Tensor, count: int) -> Candidates:
     """The candidates with the highest values, the highest first.
 
     Args:
@@ -104,9 +104,11 @@ def best_candidates(totals: Tensor, values: Tensor, tokens: Tensor, count: int) 
     return pick(totals, tokens, chosen // width, chosen)
 
 
-def pick(totals: Tensor, tokens: Tensor, origins: Tensor, chosen: Tensor) -> Choice:
+def pick(totals: Tensor, tokens: Tensor, origins: Tensor, chosen: Tensor) -> Candidates:
     """The candidates (A, C) at places `chosen` of (A, K C')."""
-    return Choice(totals.flatten(1).gather(1, chosen), origins, tokens.flatten(1).gather(1, chosen))
+    return Candidates(
+        totals.flatten(1).gather(1, chosen), origins, tokens.flatten(1).gather(1, chosen)
+    )
 
 
 class PlainSelection:
@@ -118,10 +120,10 @@ class PlainSelection:
     def follow(self, rows: Tensor, tokens: Tensor) -> None:
         """Remembers nothing."""
 
-    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Candidates:
         """The 2 K best."""
         count = min(2 * totals.size(1), totals.size(1) * log_probs.size(1))
-        return Choice(*top_continuations(log_probs, totals, count))
+        return Candidates(*top_continuations(log_probs, totals, count))
 
 
 class RankedSelection(ABC):
@@ -133,7 +135,7 @@ class RankedSelection(ABC):
     def follow(self, rows: Tensor, tokens: Tensor) -> None:  # noqa: B027
         """Remembers nothing."""
 
-    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Candidates:
         """What `rank` makes of what `propose` picks."""
         scores, tokens = self.propose(log_probs, min(2 * totals.size(1), log_probs.size(1)))
         sums = totals[:, :, None] + scores.view(*totals.shape, -1)  # (A, K, C')
@@ -153,7 +155,7 @@ class RankedSelection(ABC):
         return top_k(log_probs, count)
 
     @abstractmethod
-    def rank(self, totals: Tensor, tokens: Tensor) -> Choice:
+    def rank(self, totals: Tensor, tokens: Tensor) -> Candidates:
         """Order the candidates of each sentence.
 
         Args:

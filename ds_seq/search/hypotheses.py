@@ -64,7 +64,7 @@ def fill_holes(done: Tensor) -> Tensor:
     return kept
 
 
-class Step(NamedTuple):
+class SearchStep(NamedTuple):
     """What became of the A sentences with N hypotheses in a step: A', with N'."""
 
     kept: Tensor | None
@@ -93,7 +93,7 @@ class Active(Protocol):
     def last_tokens(self) -> Tensor:
         """The newest token of each (N,), or the start symbol before the first."""
 
-    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> SearchStep:
         """Give each one more token.
 
         Args:
@@ -162,7 +162,7 @@ class ActiveBeams:
             return self.tokens.new_full((len(self._sentences) * self._beam,), self._start)
         return self.tokens[:, :, -1].flatten()
 
-    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> SearchStep:
         """Choose among continuations: some finish, the best others become the open hypotheses.
 
         Args:
@@ -175,7 +175,7 @@ class ActiveBeams:
             log_probs[:, self._end] = end_scores.where(at_limit, log_probs[:, self._end])
         return self._select(*self._selection.candidates(log_probs, self._totals[:, :, -1]))
 
-    def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> Step:
+    def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> SearchStep:
         """Finish and go on with candidates, each (A, C), in the order of preference."""
         beam = self._beam
         ends = tokens == self._end
@@ -236,12 +236,12 @@ class ActiveBeams:
         self._totals = torch.cat([past_totals, totals[:, :, None]], dim=2)
         self.length += 1
 
-    def _keep(self, kept: Tensor | None, origins: Tensor) -> Step:
+    def _keep(self, kept: Tensor | None, origins: Tensor) -> SearchStep:
         """Drop the sentences that are not in `kept`."""
         first_rows = torch.arange(len(origins), device=origins.device)[:, None] * self._beam
         if kept is None:
             rows = (first_rows + origins).flatten()
-            return Step(None, rows, rows, self.tokens[:, :, -1].flatten())
+            return SearchStep(None, rows, rows, self.tokens[:, :, -1].flatten())
         self.tokens = self.tokens.index_select(0, kept)
         self._limits = self._limits.index_select(0, kept)
         self._totals = self._totals.index_select(0, kept)
@@ -251,7 +251,7 @@ class ActiveBeams:
         origins = origins.index_select(0, kept)
         rows = (first_rows[: len(kept)] + origins).flatten()
         past_rows = (first_rows.index_select(0, kept) + origins).flatten()
-        return Step(kept, rows, past_rows, self.tokens[:, :, -1].flatten())
+        return SearchStep(kept, rows, past_rows, self.tokens[:, :, -1].flatten())
 
     def results(self) -> list[list[Hypothesis]]:
         """The wanted finished hypotheses of each of the B sentences, the best first."""

@@ -16,7 +16,7 @@ from torch import Tensor
 Phrases = Sequence[Sequence[int]]
 
 
-class Progress(Protocol):
+class PhraseProgress(Protocol):
     """How far hypotheses are; a column below is the place of a token in the U, or U for others."""
 
     def start(self, width: int) -> Tensor:
@@ -31,7 +31,7 @@ class Progress(Protocol):
         From every state where that is not 0 some token leads to one where it is less.
         """
 
-    def keep(self, kept: Tensor) -> Progress:
+    def keep(self, kept: Tensor) -> PhraseProgress:
         """The same for sentences `kept` (A',) of the A."""
 
 
@@ -52,7 +52,7 @@ class InOrder(NamedTuple):
         return self.lengths.new_zeros(len(self.lengths), width, 1)
 
     def advance(self, states: Tensor, columns: Tensor) -> Tensor:
-        """See `Progress`."""
+        """See `PhraseProgress`."""
         return _look_up(self.after, states, columns)[..., None]
 
     def needed(self, states: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class InOrder(NamedTuple):
         return _per_sentence(self.lengths, states[..., 0]) - states[..., 0]
 
     def keep(self, kept: Tensor) -> InOrder:
-        """See `Progress`."""
+        """See `PhraseProgress`."""
         return InOrder(*(tensor[kept] for tensor in self))
 
 
@@ -88,7 +88,7 @@ class AnyOrder(NamedTuple):
         return self.wanted.new_zeros(num_sentences, width, 1 + num_phrases)
 
     def advance(self, states: Tensor, columns: Tensor) -> Tensor:
-        """See `Progress`."""
+        """See `PhraseProgress`."""
         nodes = _look_up(self.after, states, columns)  # (A, K, M)
         seen = states[:, :, None, 1:] + _rows_of(self.complete, nodes)
         seen = seen.minimum(self.wanted[:, None, None])
@@ -105,7 +105,7 @@ class AnyOrder(NamedTuple):
         return tokens - begun.amax(-1) if begun.size(-1) else tokens
 
     def keep(self, kept: Tensor) -> AnyOrder:
-        """See `Progress`."""
+        """See `PhraseProgress`."""
         return AnyOrder(*(tensor[kept] for tensor in self))
 
 

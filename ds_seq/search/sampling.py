@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds_seq.search.hypotheses import Hypothesis, Step, fill_holes
+from ds_seq.search.hypotheses import Hypothesis, SearchStep, fill_holes
 from ds_seq.search.penalties import LengthPenalty
 from ds_seq.search.top_k import top_k
 from ds_seq.text.tokenizer import Symbols
@@ -156,7 +156,7 @@ class ActiveSamples:
             return self.tokens.new_full((self._ended.numel(),), self._start)
         return self.tokens[:, :, -1].flatten()
 
-    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> SearchStep:
         """Give each sample one more token; those that have ended go on without meaning.
 
         Args:
@@ -178,10 +178,10 @@ class ActiveSamples:
         rows = torch.arange(tokens.numel(), device=tokens.device)
         done = self._ended.all(1)
         if not done.any():
-            return Step(None, None, rows, tokens.flatten())
+            return SearchStep(None, None, rows, tokens.flatten())
         kept = self._keep(done)
         rows = rows.view(shape).index_select(0, kept)
-        return Step(kept, None, rows.flatten(), self.tokens[:, :, -1].flatten())
+        return SearchStep(kept, None, rows.flatten(), self.tokens[:, :, -1].flatten())
 
     def _choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """A token (N,) for each row of (N, V), and whether any is possible (N,)."""
