@@ -86,8 +86,8 @@ class Metric:
 def no_resamples(name: str) -> str:
     """Return the error message for a metric that does not support resampling."""
     return (
-        f"{name}: supports neither --confidence nor --paired; omit the option, or give its `Metric` "
-        "a `corpus`"
+        f"{name}: supports neither --confidence nor --paired; omit the option, or give its "
+        "`Metric` a `corpus`"
     )
 
 
