@@ -35,8 +35,8 @@ from ds_seq.generation.build import changed_settings, check_n_best
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
 from ds_seq.generation.translate import (
-    Found,
-    Plan,
+    LineResult,
+    SearchPlan,
     cut_batches,
     gather_lines,
     plan_lines,
@@ -173,7 +173,7 @@ class TrainedModel:
             workers=default_workers(self._device),
         )
 
-        def answer(found: Found) -> list[Translation]:
+        def answer(found: LineResult) -> list[Translation]:
             return [
                 Translation(plain_text(tokenizers.target, hypothesis.tokens), hypothesis.score)
                 for hypothesis in found.hypotheses
@@ -265,7 +265,7 @@ class TrainedModel:
                 raise UserError(f"no option {name!r} of a search{hint}; there are {known}")
         return changed_settings(self.card.generation, options, str)
 
-    def _plan(self, lines: Sequence[str], settings: GenerationConfig) -> Plan:
+    def _plan(self, lines: Sequence[str], settings: GenerationConfig) -> SearchPlan:
         tokenizer = self.card.tokenizers.source
         normalized = [tokenizer.normalize(line) for line in lines]
         plan = plan_lines(tokenizer, normalized, run_decoding([self._run], settings).limits)

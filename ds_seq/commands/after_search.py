@@ -13,7 +13,7 @@ from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.build import check_n_best
 from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
 from ds_seq.generation.output import plain_text
-from ds_seq.generation.pipeline import Step
+from ds_seq.generation.pipeline import ResultStep
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.runs.card import LoadedRun
 from ds_seq.search.hypotheses import Hypothesis
@@ -96,13 +96,13 @@ def build_steps(
     runs: Sequence[LoadedRun],
     limits: BatchLimits,
     device: torch.device,
-) -> tuple[Step, ...]:
+) -> tuple[ResultStep, ...]:
     """What the options ask for, in the order in which it is to be done.
 
     Raises:
         UserError: there is no such layer, or a language needs a package that is not installed.
     """
-    steps: list[Step] = []
+    steps: list[ResultStep] = []
     first = runs[0]
     if args.mbr is not None:
         utility = build_utility(args.mbr, first.card.target_lang)

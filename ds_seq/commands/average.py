@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
-from ds_seq.runs.average import NOTE_KEY, Part, average, listed_parts, named_part
+from ds_seq.runs.average import NOTE_KEY, AveragedModel, average, listed_models, named_model
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _parts(options: argparse.Namespace) -> list[Part]:
+def _parts(options: argparse.Namespace) -> list[AveragedModel]:
     """What the command line asks for."""
     models: list[Path] = options.models
     which = "last" if options.last is not None else "best"
@@ -60,15 +60,15 @@ def _parts(options: argparse.Namespace) -> list[Part]:
             raise UserError("--until: goes with --last N or --best N")
         if len(models) == 1 and (models[0] / CHECKPOINTS / INDEX_FILE).is_file():
             raise UserError(f"{models[0]}: how many of its checkpoints? Say --last N or --best N")
-        return [named_part(path) for path in models]
+        return [named_model(path) for path in models]
     if count < 1:
         raise UserError(f"--{which} {count}: there must be at least 1 to average")
     if len(models) > 1:
         raise UserError(f"--{which}: takes the checkpoints of one run folder, not of {len(models)}")
-    return listed_parts(models[0], which, count, options.until)
+    return listed_models(models[0], which, count, options.until)
 
 
-def _line(part: Part) -> str:
+def _line(part: AveragedModel) -> str:
     words = [str(part.path)]
     if part.update is not None:
         words.append(f"update {part.update:,}")
@@ -77,7 +77,7 @@ def _line(part: Part) -> str:
     return "  ".join(words)
 
 
-def _note(parts: Sequence[Part]) -> str:
+def _note(parts: Sequence[AveragedModel]) -> str:
     return json.dumps(
         [
             {

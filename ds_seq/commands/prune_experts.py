@@ -19,7 +19,7 @@ from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.open import DTYPES, load_run
-from ds_seq.scores.scoring import Score, Scorer
+from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.prune import Ids, best_experts, importance, parse_keep, prune
 from ds_seq.tasks.translation import read_raw
 from ds_seq.text.lines import check_counts, read_lines, read_parallel
@@ -134,7 +134,7 @@ def _translations(
 
 def _score(
     run: LoadedRun, texts: _Texts, scorer: Scorer, device: torch.device, label: str
-) -> Score:
+) -> CorpusScore:
     """BLEU of the model on the test text."""
     return scorer(_translations(run, texts.source, device, label), texts.reference)[0]
 

@@ -17,7 +17,7 @@ from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
 from ds_seq.scores.rouge import ROUGE
-from ds_seq.scores.scoring import DEFAULT_METRICS, TOKENISED, Score, build_metric
+from ds_seq.scores.scoring import DEFAULT_METRICS, TOKENISED, CorpusScore, build_metric
 from ds_seq.scores.sentence_means import comet_metric
 from ds_seq.scores.significance import DEFAULT_SEED, SAMPLES, Resampling, score_systems
 from ds_seq.text.lines import STANDARD, check_counts, read_lines
@@ -169,7 +169,7 @@ def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
 
 
 def _as_json(
-    texts: _Texts, found: Mapping[str, Sequence[Score]], resampling: Resampling
+    texts: _Texts, found: Mapping[str, Sequence[CorpusScore]], resampling: Resampling
 ) -> dict[str, object]:
     return {
         "references": list(texts.references),
@@ -195,7 +195,7 @@ def _as_json(
     }
 
 
-def _table(found: Mapping[str, Sequence[Score]], resampling: Resampling) -> list[str]:
+def _table(found: Mapping[str, Sequence[CorpusScore]], resampling: Resampling) -> list[str]:
     """The lines of a table of systems and metrics, then the signatures."""
     baseline, first = next(iter(found.items()))
     rows = [("system", "metric", "score", "mean ± 95% CI", "p-value")]

@@ -1,1 +1,1 @@
-"""Search for translations, batches of raw text around it, and scores of the result."""
+"""Generation: from raw text through batches and a search to written translations."""

@@ -1,8 +1,8 @@
-"""Word alignments from attention: which part of the source each token of a translation looks at.
+"""Word alignments from attention: which source token each token of a translation attends to.
 
 Bahdanau et al., 2015, "Neural Machine Translation by Jointly Learning to Align and Translate",
-https://arxiv.org/abs/1409.0473. The search does not keep attention maps; one forced pass over
-what it has found is cheaper.
+https://arxiv.org/abs/1409.0473. The search does not store attention maps; one forced pass over its
+results is cheaper.
 
 Shapes: S source length, T tokens of a translation.
 """
@@ -18,27 +18,27 @@ import torch
 from torch import Tensor
 
 from ds_seq.errors import UserError
-from ds_seq.generation.forced import Pair, Scorable, attention_maps
-from ds_seq.generation.translate import BatchLimits, Found, cut_batches
+from ds_seq.generation.forced import ForcedPair, Scorable, attention_maps
+from ds_seq.generation.translate import BatchLimits, LineResult, cut_batches
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizers
 
 
 @dataclass(frozen=True)
 class Aligner:
-    """Gives every hypothesis its `alignment`.
+    """Adds an `alignment` to every hypothesis.
 
-    Each token is aligned with the source token that the mean over the heads of a decoder layer
-    weighs most when the token is predicted; of several models, the mean over these as well. The end
-    of the source is never chosen, nor is a language tag that opens it: they gather the weight of
-    tokens that have no counterpart.
+    Each token is aligned with the source token that has the highest cross-attention weight when the
+    token is predicted, averaged over the heads of a decoder layer and over all models. The end
+    symbol of the source and a language tag at its start are never chosen, since they collect the
+    weight of tokens without a counterpart.
 
     Attributes:
-        models: in evaluation mode; a pass must not be a collective of several ranks.
-        tokenizers: know the language tags of the source and the special symbols.
+        models: models in evaluation mode; a forward pass must not be a collective of several ranks.
+        tokenizers: tokenizers, for the language tags of the source and the special symbols.
         limits: size of the batches.
-        device: where the model is.
-        layer: call of a decoder layer, from 0; None = the last.
+        device: device of the models.
+        layer: index of the decoder layer call, from 0; None for the last.
     """
 
     models: Sequence[Scorable]
@@ -48,12 +48,12 @@ class Aligner:
     layer: int | None = None
 
     def check(self) -> None:
-        """Refuse a layer that the model does not have.
+        """Check that the model has the layer.
 
         Raises:
-            UserError: there is none of that number.
+            UserError: there is no such layer.
         """
-        probe = [Pair([self.tokenizers.source.symbols.eos], [])]
+        probe = [ForcedPair([self.tokenizers.source.symbols.eos], [])]
         try:
             self._maps(probe)
         except IndexError:
@@ -62,10 +62,12 @@ class Aligner:
                 "lower number, or leave it out for the last layer"
             ) from None
 
-    def __call__(self, batch: list[Found]) -> list[Found]:
-        """The same, with alignments."""
+    def __call__(self, batch: list[LineResult]) -> list[LineResult]:
+        """Return the results of a batch with alignments."""
         flat = [
-            Pair(one.source, hypothesis.tokens) for one in batch for hypothesis in one.hypotheses
+            ForcedPair(result.source, hypothesis.tokens)
+            for result in batch
+            for hypothesis in result.hypotheses
         ]
         alignments = iter(self.align(flat))
 
@@ -73,35 +75,35 @@ class Aligner:
             return replace(hypothesis, alignment=next(alignments))
 
         return [
-            one._replace(hypotheses=[aligned(hypothesis) for hypothesis in one.hypotheses])
-            for one in batch
+            result._replace(hypotheses=[aligned(hypothesis) for hypothesis in result.hypotheses])
+            for result in batch
         ]
 
-    def align(self, pairs: list[Pair]) -> list[list[int]]:
-        """Place in the source of what each token of each target looks at."""
+    def align(self, pairs: list[ForcedPair]) -> list[list[int]]:
+        """Return the index of the source token that each target token of each pair attends to."""
         done: list[list[int]] = [[] for _ in pairs]
         todo = [number for number, pair in enumerate(pairs) if pair.target]
         lengths = [max(len(pairs[i].source), len(pairs[i].target) + 1) for i in todo]
         for rows in cut_batches(np.array(lengths, np.int64), self.limits):
             batch = [todo[row] for row in rows]
-            for i, seen in zip(batch, self._maps([pairs[i] for i in batch]), strict=True):
-                done[i] = self._hard(pairs[i], seen)
+            for i, weights in zip(batch, self._maps([pairs[i] for i in batch]), strict=True):
+                done[i] = self._hard(pairs[i], weights)
         return done
 
-    def _maps(self, pairs: list[Pair]) -> list[Tensor]:
-        """The sum over models of the attention maps (T, S) of each pair."""
+    def _maps(self, pairs: list[ForcedPair]) -> list[Tensor]:
+        """Return the attention maps (T, S) of each pair, summed over the models."""
         maps = [
             attention_maps(model, self.tokenizers.symbols, pairs, self.device, self.layer)
             for model in self.models
         ]
-        return [torch.stack(seen).sum(0) for seen in zip(*maps, strict=True)]
+        return [torch.stack(weights).sum(0) for weights in zip(*maps, strict=True)]
 
-    def _hard(self, pair: Pair, seen: Tensor) -> list[int]:
-        """The heaviest place of each row of (T, S), which is changed."""
+    def _hard(self, pair: ForcedPair, weights: Tensor) -> list[int]:
+        """Return the column of the highest weight in each row of (T, S); changes the weights."""
         tags = self.tokenizers.source.tag_ids
         tagged = len(pair.source) > 2 and pair.source[0] in tags
-        seen[:, -1] = -math.inf
+        weights[:, -1] = -math.inf
         if tagged:
-            seen[:, 0] = -math.inf
-        places: list[int] = seen.argmax(1).tolist()
+            weights[:, 0] = -math.inf
+        places: list[int] = weights.argmax(1).tolist()
         return places

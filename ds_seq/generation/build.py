@@ -1,4 +1,4 @@
-"""From the config section `generation` to a search and its batches."""
+"""Build a search and its batch limits from the config section `generation`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ds_seq.search.sampling import Sampling
 from ds_seq.text.tokenizer import Symbols
 
 BATCH_SIZE = frozenset({"max_tokens", "max_sentences"})
-"""Fields of `GenerationConfig` on which no translation depends: they may change at a resume."""
+"""Fields of `GenerationConfig` that do not affect translations, so they may change at a resume."""
 
 
 class Decoding(NamedTuple):
-    """How a model translates."""
+    """The settings of a generation with the search and batch limits built from them."""
 
     settings: GenerationConfig
     search: BeamSearch
@@ -32,13 +32,14 @@ class Decoding(NamedTuple):
 def build_decoding(
     settings: GenerationConfig, symbols: Symbols, max_positions: int, num_best: int = 1
 ) -> Decoding:
-    """The search and the batches that a config describes.
+    """Build the search and the batch limits that a config describes.
 
     Args:
         settings: the section `generation`.
-        symbols: of the target.
-        max_positions: tokens that encoder and decoder can take.
-        num_best: hypotheses to return for each sentence, at most those that the search keeps.
+        symbols: special symbols of the target.
+        max_positions: most tokens that encoder and decoder accept.
+        num_best: number of hypotheses to return per sentence; at most the number that the search
+            keeps.
     """
     return Decoding(
         settings,
@@ -50,7 +51,7 @@ def build_decoding(
 def build_search(
     config: GenerationConfig, symbols: Symbols, max_positions: int, num_best: int = 1
 ) -> BeamSearch:
-    """The search that a config describes; see `build_decoding` for the arguments."""
+    """Build the search that a config describes; see `build_decoding` for the arguments."""
     sampling = Sampling(
         top_k=config.sampling_top_k,
         top_p=config.sampling_top_p,
@@ -82,28 +83,28 @@ def _build_selection(config: GenerationConfig, end: int) -> SelectionMaker:
 
 
 def build_limits(config: GenerationConfig, max_positions: int) -> BatchLimits:
-    """The batches that a config describes, for an encoder of at most ``max_positions`` tokens."""
+    """Build the batch limits of a config, for sources of up to `max_positions` tokens."""
     return BatchLimits(config.max_tokens, config.max_sentences, max_positions)
 
 
 def changed_settings(
     settings: GenerationConfig, changes: Mapping[str, Any], spelled: Callable[[str], str]
 ) -> GenerationConfig:
-    """A search with other values for some fields.
+    """Return generation settings with some fields changed.
 
     Args:
-        settings: the search as the model's card has it.
+        settings: the settings of the model's card.
         changes: new values by field.
-        spelled: how the user wrote the name of a field, for messages.
+        spelled: returns how the user wrote the name of a field, for messages.
 
     Raises:
-        UserError: with every value that is wrong, one per line.
+        UserError: some values are invalid; the message lists all of them, one per line.
     """
     data: dict[str, Any] = settings.model_dump(mode="json") | dict(changes)
     try:
         return GenerationConfig.model_validate(data)
     except ValidationError as error:
-        # the spelling names the key, so that the key itself would say it twice
+        # the user's spelling already names the key, so the key itself is left out
         messages = [
             f"{spelled(str(path[-1]))}: {message}"
             for path, message in findings(error, data, GenerationConfig)
@@ -112,7 +113,11 @@ def changed_settings(
 
 
 def check_n_best(n_best: int, settings: GenerationConfig) -> None:
-    """Refuse to ask a search for more hypotheses than it has; draws may be any number."""
+    """Check that a search keeps at least `n_best` hypotheses; sampling can draw any number.
+
+    Raises:
+        UserError: the number is below 1 or above the beam width.
+    """
     if n_best < 1:
         raise UserError(f"--n-best {n_best}: at least 1 hypothesis is needed")
     if n_best > settings.beam and not settings.sampling:

@@ -1,7 +1,7 @@
-"""Forced decoding: what a model thinks of given translations, in one pass and without a search.
+"""Forced decoding: scores and attention of given translations, in one pass without a search.
 
-Shapes: B sentences, H heads, S source length, T target length with the end symbol, N real target
-tokens of a batch, V vocabulary.
+Shapes: B sentences, H heads, S source length, T target length including the end symbol, N real
+target tokens of a batch, n rows of a block, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ds_seq.search.penalties import LengthPenalty
 from ds_seq.text.tokenizer import Symbols
 
 _ROWS = 256
-"""Rows that are normalized at a time: a second tensor as large as the logits is never there."""
+"""Number of rows normalized at a time, so that no second tensor as large as the logits exists."""
 
 
 class Scorable(Protocol):
@@ -36,29 +36,32 @@ class Scorable(Protocol):
         """Score target tokens given source tokens."""
 
 
-class Pair(NamedTuple):
-    """A sentence and a translation of it, as ids."""
+class ForcedPair(NamedTuple):
+    """A source sentence and a given translation of it, as token ids."""
 
     source: Sequence[int]
-    """With the end symbol."""
+    """Source ids with the end symbol."""
     target: Sequence[int]
-    """Without."""
+    """Target ids without the end symbol."""
 
 
 @torch.no_grad()
 def score_pairs(
-    model: Scorable, search: BeamSearch, pairs: Sequence[Pair], device: torch.device
+    model: Scorable, search: BeamSearch, pairs: Sequence[ForcedPair], device: torch.device
 ) -> list[Hypothesis]:
-    """Score translations as a search would have scored them, had it found them.
+    """Score translations as a search that found them would.
 
-    Length penalty, temperature and the penalty of the unknown symbol count as in `search`. Its
-    limits and vetoes do not: whatever is given has a score.
+    Length penalty, temperature and the penalty of the unknown symbol apply as in `search`. Its
+    length limits and ruled-out tokens do not: every given translation has a score.
 
     Args:
-        model: in evaluation mode.
-        search: the search whose scores are wanted.
-        pairs: one batch.
-        device: where the model is.
+        model: the model, in evaluation mode.
+        search: the search whose scoring is applied.
+        pairs: the pairs of one batch.
+        device: device of the model.
+
+    Returns:
+        A hypothesis for each pair.
     """
     if not pairs:
         return []
@@ -73,16 +76,16 @@ def score_pairs(
         ]
     )
     penalty = LengthPenalty(search.length_penalty, search.length_penalty_form)
-    found = []
+    hypotheses = []
     lengths = [len(pair.target) + 1 for pair in pairs]  # with the end symbol
-    for pair, own in zip(pairs, scores.split(lengths), strict=True):
-        total = float(own.double().sum())
-        found.append(Hypothesis(list(pair.target), total / penalty.divisor(len(own)), own.tolist()))
-    return found
+    for pair, row in zip(pairs, scores.split(lengths), strict=True):
+        score = float(row.double().sum()) / penalty.divisor(len(row))
+        hypotheses.append(Hypothesis(list(pair.target), score, row.tolist()))
+    return hypotheses
 
 
 def _log_probs(logits: Tensor, targets: Tensor, search: BeamSearch) -> Tensor:
-    """Log-probabilities (n,) of targets (n,), given logits (n, V)."""
+    """Return the log-probabilities (n,) of targets (n,), given logits (n, V)."""
     if search.temperature != 1.0:
         logits = logits.float() / search.temperature
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
@@ -94,22 +97,22 @@ def _log_probs(logits: Tensor, targets: Tensor, search: BeamSearch) -> Tensor:
 def attention_maps(
     model: Scorable,
     symbols: Symbols,
-    pairs: Sequence[Pair],
+    pairs: Sequence[ForcedPair],
     device: torch.device,
     layer: int | None = None,
 ) -> list[Tensor]:
-    """What each token of a translation looks at in its source, when it is predicted.
+    """Return the cross-attention of each token of each translation.
 
     Args:
-        model: in evaluation mode.
-        symbols: of the target; `Symbols.pad` pads the source, too.
-        pairs: one batch, not empty.
-        device: where the model is.
-        layer: call of a decoder layer, from 0; None = the last.
+        model: the model, in evaluation mode.
+        symbols: special symbols of the target; `Symbols.pad` also pads the source.
+        pairs: the pairs of one batch, at least one.
+        device: device of the model.
+        layer: index of the decoder layer call, from 0; None for the last.
 
     Returns:
-        For each pair the mean over heads of the cross-attention, (T - 1, S) float32: without the
-        row that predicts the end.
+        For each pair the mean over heads of the cross-attention, (T - 1, S) float32, without the
+        row that predicts the end symbol.
 
     Raises:
         IndexError: there is no such layer.
@@ -119,12 +122,14 @@ def attention_maps(
     assert output.layers is not None
     maps = output.layers.cross_attention[-1 if layer is None else layer].mean(1)  # (B, T, S)
     return [
-        seen[: len(pair.target), : len(pair.source)]
-        for pair, seen in zip(pairs, maps.cpu(), strict=True)
+        weights[: len(pair.target), : len(pair.source)]
+        for pair, weights in zip(pairs, maps.cpu(), strict=True)
     ]
 
 
-def _collate(pairs: Sequence[Pair], symbols: Symbols, device: torch.device) -> Batch[Seq2SeqInputs]:
+def _collate(
+    pairs: Sequence[ForcedPair], symbols: Symbols, device: torch.device
+) -> Batch[Seq2SeqInputs]:
     source = TokenBlock.of([pair.source for pair in pairs])
     target = TokenBlock.of([[*pair.target, symbols.eos] for pair in pairs])
     return seq2seq_batch(source, target, symbols).to(device)

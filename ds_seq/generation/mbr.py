@@ -1,11 +1,11 @@
-"""Minimum Bayes risk decoding: of many samples, the one that most resembles the others.
+"""Minimum Bayes risk decoding: the sample that is most similar to all other samples.
 
 Eikema and Aziz, 2020, "Is MAP Decoding All You Need? The Inadequacy of the Mode in Neural Machine
 Translation", https://arxiv.org/abs/2005.10283. Utilities are sacreBLEU's sentence scores, but
-n-grams are counted once for each sample and compared as tables: sacreBLEU would count both sides
-of each of the U ** 2 pairs.
+n-grams are counted once per sample and compared as tables; sacreBLEU would count both sides of each
+of the U ** 2 pairs.
 
-Shapes: U different texts, G different n-grams of any of them, O orders of n-grams.
+Shapes: U distinct texts, G distinct n-grams of all texts, O orders of n-grams.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.helpers import extract_all_char_ngrams, extract_all_word_ngrams
 
-from ds_seq.generation.translate import Found
+from ds_seq.generation.translate import LineResult
 from ds_seq.scores.scoring import build_metric
 from ds_seq.search.hypotheses import Hypothesis
 
@@ -29,45 +29,45 @@ UtilityName = Literal["chrf", "bleu"]
 UTILITIES: tuple[str, ...] = get_args(UtilityName)
 
 Utility = Callable[[Sequence[str]], NDArray[np.float64]]
-"""Texts (U,) -> (U, U) from 0 to 100: row = hypothesis, column = reference."""
+"""Maps texts (U,) to utilities (U, U) from 0 to 100; rows are hypotheses, columns references."""
 
 
 @dataclass(frozen=True)
 class MinimumRisk:
-    """Chooses among samples by their expected utility.
+    """Selects samples by their expected utility.
 
-    The cost grows with the square of the number of different samples of a line.
+    The cost is quadratic in the number of distinct samples of a line.
 
     Attributes:
-        utility: how well one text would do if another were the reference.
-        text: plain text of a hypothesis.
-        num_best: how many of a line are kept.
+        utility: quality of each text with each other text as the reference.
+        text: returns the plain text of a hypothesis.
+        num_best: number of samples to keep per line.
     """
 
     utility: Utility
     text: Callable[[Hypothesis], str]
     num_best: int = 1
 
-    def __call__(self, batch: list[Found]) -> list[Found]:
-        """The same, with the best of the samples alone; there may be fewer than `num_best`."""
+    def __call__(self, batch: list[LineResult]) -> list[LineResult]:
+        """Return the results of a batch with only the best samples, at most `num_best` per line."""
         return [
-            # a line without text has one hypothesis, and nothing to choose from
-            one._replace(hypotheses=self.rank(one.hypotheses)[: self.num_best])
-            if len(one.hypotheses) > 1
-            else one
-            for one in batch
+            # a line without text has a single hypothesis
+            result._replace(hypotheses=self.rank(result.hypotheses)[: self.num_best])
+            if len(result.hypotheses) > 1
+            else result
+            for result in batch
         ]
 
     def rank(self, samples: Sequence[Hypothesis]) -> list[Hypothesis]:
-        """Order samples; those of the same text become one.
+        """Rank samples by expected utility; samples with the same text become one.
 
         Args:
-            samples: at least two, drawn independently.
+            samples: at least two samples, drawn independently.
 
         Returns:
-            A hypothesis for each different text, with its `utility`: the mean of what it has
-            against all other samples, its own copies among them. The best first; of equal ones that
-            which the model gives the higher score, and then the one drawn first.
+            A hypothesis for each distinct text, the best first. Its `utility` is the mean utility
+            against all other samples, including its own copies. Ties are broken by the score of
+            the model, then by the order of the draws.
         """
         texts = [self.text(sample) for sample in samples]
         counts = Counter(texts)  # in the order of the first draws
@@ -77,24 +77,24 @@ class MinimumRisk:
                 best[text] = sample
         table = self.utility(list(counts))  # (U, U)
         weights = np.array(list(counts.values()), np.float64)
-        # a sample is no witness for itself
+        # a sample is not compared with itself
         expected = (table @ weights - table.diagonal()) / (len(samples) - 1)
         ranked = [
             replace(best[text], utility=float(value))
             for text, value in zip(counts, expected, strict=True)
         ]
-        return sorted(ranked, key=lambda one: (-round(one.utility or 0.0, 9), -one.score))
+        return sorted(ranked, key=lambda h: (-round(h.utility or 0.0, 9), -h.score))
 
 
 def build_utility(name: str, target_lang: str) -> Utility:
-    """The utility of that name.
+    """Return the utility `name`.
 
     Args:
         name: one of `UTILITIES`.
-        target_lang: language code; decides how BLEU splits words.
+        target_lang: language code of the text; determines BLEU's tokenization.
 
     Raises:
-        UserError: the words of that language need a package that is not installed.
+        UserError: the tokenization of that language needs a package that is not installed.
     """
     if name == "chrf":
         return chrf_table
@@ -109,14 +109,14 @@ def build_utility(name: str, target_lang: str) -> Utility:
 
 
 def chrf_table(texts: Sequence[str]) -> NDArray[np.float64]:
-    """chrF2 of every text against every other, as sacreBLEU scores sentences, (U, U)."""
+    """Return the sentence chrF2 of every text against every other, (U, U), as in sacreBLEU."""
     grams = [extract_all_char_ngrams(text, CHRF.CHAR_ORDER) for text in texts]
     precision = np.zeros((len(texts), len(texts)))
     recall, orders = np.zeros_like(precision), np.zeros_like(precision)
     for order in range(CHRF.CHAR_ORDER):
         matches, totals = _overlap([counts[order] for counts in grams])
         hypothesis, reference = totals[:, None], totals[None, :]
-        # a text that is too short for this order has none of it, and it does not count
+        # an order counts only if both texts are long enough to have n-grams of it
         both = (hypothesis > 0) & (reference > 0)
         precision += np.where(both, matches / np.maximum(hypothesis, 1), 0.0)
         recall += np.where(both, matches / np.maximum(reference, 1), 0.0)
@@ -124,15 +124,15 @@ def chrf_table(texts: Sequence[str]) -> NDArray[np.float64]:
     precision, recall = (x / np.maximum(orders, 1) for x in (precision, recall))
     factor = CHRF.BETA**2
     score = (1 + factor) * precision * recall
-    found: NDArray[np.float64] = 100 * score / np.maximum(factor * precision + recall, 1e-300)
-    return found
+    chrf: NDArray[np.float64] = 100 * score / np.maximum(factor * precision + recall, 1e-300)
+    return chrf
 
 
 def bleu_table(texts: Sequence[str]) -> NDArray[np.float64]:
-    """BLEU of every text against every other, as sacreBLEU scores sentences, (U, U).
+    """Return the sentence BLEU of every text against every other, (U, U), as in sacreBLEU.
 
     Args:
-        texts: words with spaces between them.
+        texts: tokenized texts, with spaces between the words.
     """
     counted = [extract_all_word_ngrams(text, 1, 4) for text in texts]
     matches, totals = [], []
@@ -162,7 +162,7 @@ def bleu_table(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _overlap(ngrams: Sequence[Counter[str]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """N-grams that two texts have in common (U, U), and all of each text (U,)."""
+    """Return the number of n-grams shared by each two texts (U, U) and of each text (U,)."""
     columns: dict[str, int] = {}
     for counts in ngrams:
         for gram in counts:

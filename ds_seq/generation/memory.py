@@ -1,4 +1,4 @@
-"""What to do when memory runs out in the middle of a search."""
+"""Recovery from running out of memory during a search."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ds_seq.errors import UserError
 from ds_seq.search.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
 from ds_seq.search.hypotheses import Hypothesis
 
-# On a CPU there is no class of error for it: what PyTorch's allocator and what oneDNN says.
+# A CPU has no class of error for it: messages of PyTorch's allocator and of oneDNN.
 _SIGNS = ("DefaultCPUAllocator", "could not create a primitive")
 
 
@@ -26,8 +26,8 @@ def try_search(
     """Search a batch; see `BeamSearch.search` for the arguments.
 
     Returns:
-        What that returns, or None if memory did not suffice. All that was allocated is free by
-        then: the tensors hang on the traceback of the error, which ends here.
+        The hypotheses, or None if memory ran out. All allocated memory is free by then, because
+        the traceback of the error, which holds the tensors, ends here.
     """
     try:
         return search.search(model, source, source_mask, any_rank, numbers)
@@ -44,29 +44,29 @@ def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 
 class Room:
-    """How large a batch may be, learnt from those that were too large.
+    """The largest batch size that fits, learned from batches that were too large.
 
-    Batches have about the same size: without it, each would fail before it is split.
+    Batches have about the same size; without this record, each would fail before it is split.
     """
 
     def __init__(self) -> None:
         self._most: int | None = None
 
     def holds(self, size: int) -> bool:
-        """Whether a batch of so many tokens, padding included, is worth a try."""
+        """Return whether a batch of `size` tokens, padding included, may fit."""
         return self._most is None or size <= self._most
 
     def overflow(self, batch: NDArray[np.int64], size: int, any_rank: AnyRank | None) -> None:
-        """Memory did not suffice for a batch; half of it may do.
+        """Record that a batch did not fit, so that half of its size is tried next.
 
         Args:
             batch: numbers of its sentences in the whole input.
-            size: its tokens, padding included.
+            size: number of its tokens, padding included.
             any_rank: see `BeamSearch.search`.
 
         Raises:
-            UserError: there is nothing to split, or other ranks are in the middle of the same
-                search and cannot go back.
+            UserError: the batch is a single sentence, or other ranks are in the middle of the same
+                collective search and cannot restart.
         """
         if any_rank is not None:
             raise UserError(
@@ -80,6 +80,6 @@ class Room:
                 "shorten it, or lower --beam or --max-len-a"
             )
         half = -(-len(batch) // 2) * (size // len(batch))
-        # searches in other threads may have learnt more meanwhile
+        # searches in other threads may have lowered the limit in the meantime
         self._most = half if self._most is None else min(self._most, half)
-        torch.cuda.empty_cache()  # blocks of the wrong size; does nothing without a GPU
+        torch.cuda.empty_cache()  # its blocks have the wrong size; does nothing without a GPU

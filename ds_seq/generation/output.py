@@ -1,4 +1,4 @@
-"""Translations as text: one line each, or with scores and alternatives for other programs."""
+"""Output formats of translations: plain text, or with scores and alternatives for programs."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ _LN_2 = np.float32(math.log(2))
 
 @dataclass(frozen=True)
 class LineWriter:
-    """Writes what was found for one line of the input.
+    """Formats the hypotheses of one line of the input.
 
-    ``text``: the best translation.
-    ``tsv``: a line for each hypothesis: number of the input line from 1, score, text, and the
-    alignment of its words if there is one.
-    ``jsonl``: one object: ``line`` from 1, ``source``, and ``hypotheses`` with ``text``, ``score``
-    and ``token_scores``, the end symbol's last, natural logarithms; where there are any,
-    ``alignment`` of words and ``utility``.
-    ``fairseq``: what ``fairseq-generate`` prints, in input order: S- and T-lines with the pieces of
+    `text`: the best translation.
+    `tsv`: a line per hypothesis with the number of the input line from 1, the score, the text, and
+    the word alignment if requested.
+    `jsonl`: one object with `line` from 1, `source`, and `hypotheses`, each with `text`, `score`
+    and `token_scores` (natural logarithms, the end symbol last) and, if available, the word
+    `alignment` and `utility`.
+    `fairseq`: the output of `fairseq-generate` in input order: S- and T-lines with the pieces of
     source and reference, then for each hypothesis an H-line with score and pieces, a D-line with
     score and plain text, a P-line with the scores of the pieces and of the end symbol, and, if
-    asked for, an A-line with the alignment of the pieces; counted from 0, logarithms to base 2 (Ott
-    et al., 2019, "fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
+    requested, an A-line with the alignment of the pieces. Lines count from 0 and logarithms have
+    base 2 (Ott et al., 2019, "fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
 
-    Alignments are pairs ``source-target`` counted from 0. Those of words mean the words between
-    spaces of ``source`` and of the text that is written.
+    Alignments are pairs `source-target` counted from 0. Word alignments refer to the words,
+    separated by spaces, of `source` and of the written text.
 
     A line without text has one empty hypothesis of score 0 in every format.
 
     Attributes:
-        form: one of the above.
-        tokenizers: make text and pieces of ids.
-        source: lines of the input, normalized.
-        reference: their translations, normalized, where there are any.
+        form: output format.
+        tokenizers: tokenizers that convert ids to text and pieces.
+        source: normalized lines of the input.
+        reference: normalized reference translations, or None.
         first: number of the first of these lines in the whole input, from 0.
-        align: whether alignments are written; hypotheses have them then.
-        replace_unk: whether unknown pieces of the text give way to what they look at; see
-            `replace_unknown`. Hypotheses have alignments then. Pieces stay as they are.
+        align: whether to write alignments; requires hypotheses with alignments.
+        replace_unk: whether to replace unknown pieces of the text by the source they are aligned
+            with; see `replace_unknown`. Requires hypotheses with alignments. Written pieces stay
+            unchanged.
     """
 
     form: OutputFormat
@@ -68,11 +69,11 @@ class LineWriter:
     replace_unk: bool = False
 
     def __call__(self, line: int, hypotheses: Sequence[Hypothesis]) -> str:
-        """The output, one line or several of them joined by ``\\n``.
+        """Return the output: one line, or several lines joined by newlines.
 
         Args:
             line: number of the line in the whole input, from 0.
-            hypotheses: at least one, the best first.
+            hypotheses: at least one hypothesis, the best first.
         """
         if self.form == "text":
             return self.text(line, hypotheses[0])
@@ -82,13 +83,13 @@ class LineWriter:
         return "\n".join(rows)
 
     def text(self, line: int, hypothesis: Hypothesis) -> str:
-        """The plain text of a hypothesis of that line."""
+        """Return the plain text of a hypothesis of a line."""
         if not self.replace_unk:
             return plain_text(self.tokenizers.target, hypothesis.tokens)
         return plain_line(self.tokenizers.target.join(self._spelt(line, hypothesis)))
 
     def words(self, line: int, hypothesis: Hypothesis) -> list[tuple[int, int]]:
-        """Pairs of words, source and target, that a hypothesis of that line aligns."""
+        """Return the pairs of source and target words that a hypothesis of a line aligns."""
         return word_pairs(
             hypothesis.alignment or [],
             source_words(self.tokenizers.source, self.source[line - self.first]),
@@ -96,7 +97,7 @@ class LineWriter:
         )
 
     def _spelt(self, line: int, hypothesis: Hypothesis) -> list[str]:
-        """The pieces of which the text of a hypothesis is made."""
+        """Return the pieces that form the text of a hypothesis."""
         if not self.replace_unk:
             return self.tokenizers.target.pieces(hypothesis.tokens)
         source = self.source[line - self.first]
@@ -110,21 +111,21 @@ class LineWriter:
             yield f"{line + 1}\t{hypothesis.score:.6f}\t{text}{more}"
 
     def _json(self, line: int, hypotheses: Sequence[Hypothesis]) -> str:
-        found = [self._object(line, hypothesis) for hypothesis in hypotheses]
-        answer = {"line": line + 1, "source": self.source[line - self.first], "hypotheses": found}
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False)
+        objects = [self._object(line, hypothesis) for hypothesis in hypotheses]
+        record = {"line": line + 1, "source": self.source[line - self.first], "hypotheses": objects}
+        return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
     def _object(self, line: int, hypothesis: Hypothesis) -> dict[str, object]:
-        found: dict[str, object] = {
+        fields: dict[str, object] = {
             "text": self.text(line, hypothesis),
             "score": _json_number(hypothesis.score),
             "token_scores": [_json_number(score) for score in hypothesis.token_scores],
         }
         if self.align:
-            found["alignment"] = pharaoh(self.words(line, hypothesis))
+            fields["alignment"] = pharaoh(self.words(line, hypothesis))
         if hypothesis.utility is not None:
-            found["utility"] = hypothesis.utility
-        return found
+            fields["utility"] = hypothesis.utility
+        return fields
 
     def _rows(self, line: int, hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
         reader, writer = self.tokenizers
@@ -132,7 +133,7 @@ class LineWriter:
         yield f"S-{line}\t{' '.join(reader.pieces(ids))}"
         if self.reference is not None:
             (ids,) = writer.encode_lines([self.reference[line - self.first]])
-            # fairseq marks what a reference says and no model can, so that it never counts as right
+            # like fairseq, mark unknown pieces of a reference so that they never match a hypothesis
             known = zip(ids, writer.pieces(ids), strict=True)
             pieces = ["<<unk>>" if i == writer.symbols.unk else piece for i, piece in known]
             yield f"T-{line}\t{' '.join(pieces)}"
@@ -143,20 +144,21 @@ class LineWriter:
             scores = " ".join(f"{_base_2(score):.4f}" for score in hypothesis.token_scores)
             yield f"P-{line}\t{scores}"
             if self.align:
-                pairs = [(seen, place) for place, seen in enumerate(hypothesis.alignment or [])]
+                alignment = enumerate(hypothesis.alignment or [])
+                pairs = [(source, target) for target, source in alignment]
                 yield f"A-{line}\t{pharaoh(pairs)}"
 
 
 def plain_text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids without line breaks."""
+    """Decode ids to text without line breaks."""
     return plain_line(tokenizer.decode(ids))
 
 
 def _base_2(score: float) -> float:
-    """A natural logarithm to base 2; in single precision, so that the digits are fairseq's too."""
+    """Convert a natural logarithm to base 2, in float32 so that the digits equal fairseq's."""
     return float(np.float32(score) / _LN_2)
 
 
 def _json_number(value: float) -> float | None:
-    """The value, or None where it has no spelling in JSON: a score of -inf says "impossible"."""
+    """Return a finite value, else None: JSON cannot represent the -inf of impossible hypotheses."""
     return value if math.isfinite(value) else None

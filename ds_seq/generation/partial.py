@@ -1,12 +1,13 @@
-"""What is translated so far: in memory, or on disk until the output file is complete.
+"""Finished lines of an incomplete output: in memory, or on disk until the output file is complete.
 
-On disk it lies beside the output, in ``OUTPUT.partial``: ``settings.json`` says what was begun, and
-a journal of each rank holds a record for each batch that is done, a line of text::
+On disk, they are kept next to the output in the folder `OUTPUT.partial`: `settings.json` holds the
+settings of the generation, and a journal per rank holds one record per finished batch, a line of
+text::
 
     checksum [[number, best, output or null, cut, impossible], ...]
 
-with a CRC-32 in hexadecimal and JSON. A kill leaves at most one record that is not whole, the last;
-it is cut off before the work goes on.
+that consists of a hexadecimal CRC-32 and JSON. A kill leaves at most one incomplete record, the
+last; it is cut off before the generation resumes.
 """
 
 from __future__ import annotations
@@ -26,52 +27,54 @@ _OPTION = "--output"
 
 
 class Line(NamedTuple):
-    """What becomes of a line of the input."""
+    """The translation of a line of the input."""
 
     number: int
-    """In the whole input, from 0."""
+    """Number of the line in the whole input, from 0."""
     best: str
     """The text of the best translation."""
     output: str
-    """What is written for it, in the format that was asked for: one line or several."""
+    """The output in the requested format: one line or several."""
     cut: bool
-    """Whether it was too long, and translated only in part or not at all."""
+    """Whether the line was too long and was translated only in part or not at all."""
     impossible: bool = False
-    """Whether nothing was found that all rules allow."""
+    """Whether no translation satisfies all constraints."""
 
 
 class Store(Protocol):
-    """Where the lines go that are done."""
+    """Storage of finished lines."""
 
     def add(self, lines: Sequence[Line]) -> None:
-        """Keep the lines of a batch."""
+        """Store the lines of a batch."""
 
     def gather(self) -> Iterable[Line] | None:
-        """The lines of all ranks, in any order, on rank 0; None elsewhere. A collective, the last
-        call."""
+        """Return the lines of all ranks, in any order, on rank 0 and None on other ranks.
+
+        A collective, and the last call.
+        """
 
 
 class MemoryStore:
-    """A `Store` that ends with the process."""
+    """A `Store` in memory, which is lost with the process."""
 
     def __init__(self) -> None:
         self._lines: list[Line] = []
 
     def add(self, lines: Sequence[Line]) -> None:
-        """See `Store`."""
+        """See the method of `Store`."""
         self._lines += lines
 
     def gather(self) -> Iterable[Line] | None:
-        """See `Store`."""
+        """See the method of `Store`."""
         shares = distributed.gather_objects(self._lines)
         return None if shares is None else [line for share in shares for line in share]
 
 
 class PartialOutput:
-    """The folder of an output file that is not complete.
+    """The folder with the finished lines of an incomplete output file.
 
     Args:
-        output: the file.
+        output: path of the output file.
     """
 
     def __init__(self, output: Path) -> None:
@@ -79,18 +82,18 @@ class PartialOutput:
         self._settings = self.folder / "settings.json"
 
     def begin(self, settings: Settings, resume: bool) -> list[int]:
-        """Begin, or go on with what was begun; by one process only.
+        """Start or resume the output; called by one process only.
 
         Args:
-            settings: all on which the output depends; must be the same to go on.
-            resume: whether to go on.
+            settings: all settings that affect the output; a resume requires the same.
+            resume: whether to resume an earlier run.
 
         Returns:
-            Numbers of the lines that are done.
+            Numbers of the finished lines.
 
         Raises:
-            UserError: there are lines that are done, but not to be gone on with, or of other
-                settings; another process is at it; or nothing can be written.
+            UserError: there are finished lines but `resume` is False, they were made with other
+                settings, another process uses the folder, or the folder cannot be written.
         """
         try:
             for journal in self._journals():
@@ -99,7 +102,7 @@ class PartialOutput:
             if done and not resume:
                 raise UserError(
                     f"{self.folder}: holds {len(done):,} lines of a run that was not finished; "
-                    "add --resume to go on with it, or remove the folder"
+                    "add --resume to continue it, or remove the folder"
                 )
             if done:
                 self._compare(settings)
@@ -113,20 +116,20 @@ class PartialOutput:
     def _compare(self, new: Settings) -> None:
         if changed := files.changed_settings(self._settings, new):
             raise UserError(
-                f"--resume: {self.folder} was begun with another {', '.join(changed)} (see "
-                f"{self._settings.name} in it); give the same, or remove the folder"
+                f"--resume: {self.folder} was begun with another {', '.join(changed)} (see its "
+                f"{self._settings.name}); use the same, or remove the folder"
             )
 
     def store(self, rank: int) -> JournalStore:
-        """Where a rank keeps the lines that it has done.
+        """Return the store of a rank's finished lines.
 
         Raises:
-            UserError: another process writes there, or nothing can be written.
+            UserError: another process uses the journal, or it cannot be written.
         """
         return JournalStore(self, self.folder / f"journal.{rank:05d}")
 
     def lines(self) -> Iterator[Line]:
-        """All lines that are done, by all ranks, in this run and before."""
+        """Yield all finished lines of all ranks, from this run and earlier ones."""
         for journal in self._journals():
             with open(journal, "rb") as file:
                 for record, _ in _records(file):
@@ -147,17 +150,17 @@ class JournalStore:
         self._partial = partial
         self._path = path
         try:
-            # without a buffer: a record is written when `add` returns
+            # unbuffered, so that a record is written when `add` returns
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `gather`)
         except OSError as error:
             raise files.unwritable(path, error) from None
         files.lock(self._file, path, _OPTION)
 
     def add(self, lines: Sequence[Line]) -> None:
-        """See `Store`.
+        """Append the lines of a batch to the journal.
 
         Raises:
-            UserError: the disk is full.
+            UserError: the journal cannot be written, for example because the disk is full.
         """
         body = json.dumps(
             [
@@ -168,27 +171,27 @@ class JournalStore:
         record = b"%08x %b\n" % (zlib.crc32(body), body)
         try:
             written = self._file.write(record)
-            if written != len(record):  # the disk took only a part
+            if written != len(record):  # a partial write
                 self._file.write(record[written:])
         except OSError as error:
             raise files.unwritable(self._path, error) from None
 
     def gather(self) -> Iterable[Line] | None:
-        """See `Store`."""
+        """See the method of `Store`."""
         self._file.close()
         distributed.barrier()
         return self._partial.lines() if distributed.rank() == 0 else None
 
 
 def _repair(journal: Path) -> None:
-    """Cut off what a kill has left behind the last whole record."""
+    """Cut off an incomplete record that a kill has left at the end."""
     with open(journal, "r+b") as file:
         files.lock(file, journal, _OPTION)
         file.truncate(max((end for _, end in _records(file)), default=0))
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[list[Line], int]]:
-    """The records up to the first that is not whole, and where each ends."""
+    """Yield the records up to the first incomplete one, each with the offset of its end."""
     end = 0
     for row in file:
         checksum, _, body = row.partition(b" ")

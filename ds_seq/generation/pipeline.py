@@ -1,4 +1,4 @@
-"""From text to what is written for it: a whole text on many ranks, or a stream on one."""
+"""Translate text to written output: a whole text on many ranks, or a stream on one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ds_seq.generation.output import LineWriter, OutputFormat
 from ds_seq.generation.partial import Line, Store
 from ds_seq.generation.translate import (
     BatchLimits,
-    Found,
+    LineResult,
     LongLines,
-    Plan,
+    SearchPlan,
     Share,
     plan_lines,
     search_plan,
@@ -28,26 +28,26 @@ from ds_seq.search.beam_search import BeamSearch, Decodable
 from ds_seq.text.lines import STANDARD, read_buffers, write_lines
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
-Step = Callable[[list[Found]], list[Found]]
-"""Adds something to what was found for the lines of a batch, or chooses among it."""
+ResultStep = Callable[[list[LineResult]], list[LineResult]]
+"""Adds information to the results of a batch, or selects among their hypotheses."""
 
 
 @dataclass(frozen=True)
 class Translator:
-    """All that it takes to make output of text.
+    """Translates text to output lines.
 
     Attributes:
-        model: in evaluation mode.
-        tokenizers: make ids of text, and text of ids.
-        search: how to search.
+        model: the model, in evaluation mode.
+        tokenizers: tokenizers of source and target.
+        search: the search.
         limits: size of batches and of sentences.
-        long_lines: what becomes of lines that are too long.
-        form: of the output.
-        device: where the model is.
-        workers: how many batches are searched at a time; see `ds_seq.generation.workers`.
-        steps: what is done with each batch of what was found, one after the other.
-        align: whether alignments are written; one of the steps makes them.
-        replace_unk: see `LineWriter`; likewise.
+        long_lines: treatment of lines that are too long.
+        form: output format.
+        device: device of the model.
+        workers: number of batches searched in parallel; see `ds_seq.generation.workers`.
+        steps: steps applied in turn to the results of each batch.
+        align: whether to write alignments; requires a step that makes them.
+        replace_unk: see `LineWriter`; requires a step that makes alignments.
     """
 
     model: Decodable[Any, Any]
@@ -58,19 +58,19 @@ class Translator:
     form: OutputFormat
     device: torch.device
     workers: int = 1
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ResultStep, ...] = ()
     align: bool = False
     replace_unk: bool = False
 
     def read(self, text: Sequence[str], first: int = 0) -> Reading:
-        """Prepare a text, or a part of one.
+        """Encode a text, or a part of one, and plan its batches.
 
         Args:
             text: raw lines.
-            first: number of the first of them in the whole input, from 0.
+            first: number of the first of these lines in the whole input, from 0.
 
         Raises:
-            UserError: a line is too long, and that is an error.
+            UserError: a line is too long and `long_lines` makes that an error.
         """
         lines = _normalized(self.tokenizers.source, text)
         plan = plan_lines(self.tokenizers.source, lines, self.limits, self.long_lines, first)
@@ -80,16 +80,19 @@ class Translator:
         self,
         reading: Reading,
         reference: Sequence[str] | None = None,
-        plan: Plan | None = None,
+        plan: SearchPlan | None = None,
         share: Share | None = None,
     ) -> Iterator[list[Line]]:
         """Translate batch by batch.
 
         Args:
-            reading: the text.
-            reference: its raw translations, where there are any; for formats that show them.
-            plan: part of the reading's plan; default: all.
-            share: of this process.
+            reading: the encoded text.
+            reference: raw reference translations, for formats that show them.
+            plan: part of the plan of `reading`; default all of it.
+            share: this process's part of the work.
+
+        Yields:
+            The translated lines of a batch.
         """
         if reference is not None:
             reference = _normalized(self.tokenizers.target, reference)
@@ -109,19 +112,19 @@ class Translator:
         ):
             yield self._answer(batch, write)
 
-    def _answer(self, batch: list[Found], write: LineWriter) -> list[Line]:
-        """What becomes of the lines of a batch."""
+    def _answer(self, batch: list[LineResult], write: LineWriter) -> list[Line]:
+        """Apply the steps to the results of a batch and format its lines."""
         for step in self.steps:
             batch = step(batch)
         return [
             Line(
-                found.line,
-                write.text(found.line, found.hypotheses[0]),
-                write(found.line, found.hypotheses),
-                found.cut,
-                found.hypotheses[0].score == -math.inf,
+                result.line,
+                write.text(result.line, result.hypotheses[0]),
+                write(result.line, result.hypotheses),
+                result.cut,
+                result.hypotheses[0].score == -math.inf,
             )
-            for found in batch
+            for result in batch
         ]
 
 
@@ -130,12 +133,12 @@ def _normalized(tokenizer: Tokenizer, lines: Sequence[str]) -> list[str]:
 
 
 class Reading(NamedTuple):
-    """A text as the model reads it."""
+    """An encoded text."""
 
     lines: list[str]
-    """Normalized."""
-    plan: Plan
-    """What is to be searched."""
+    """Normalized lines."""
+    plan: SearchPlan
+    """Batches to search."""
     first: int
     """Number of the first line in the whole input, from 0."""
 
@@ -148,23 +151,23 @@ def translate_share(
     done: Sequence[int],
     store: Store,
 ) -> list[Line] | None:
-    """Translate a process's share of a text, with a progress bar on the first one. A collective.
+    """Translate this process's share of a text, with a progress bar on rank 0. A collective.
 
     Args:
-        translator: the same on every rank but for the device.
-        reading: the whole text.
+        translator: the translator, the same on every rank except for the device.
+        reading: the whole encoded text.
         reference: see `Translator.translate`.
-        share: of this process.
-        done: numbers of the lines of which the store knows already.
-        store: where the lines go.
+        share: this process's part of the work.
+        done: numbers of the lines that are already in the store.
+        store: storage of finished lines.
 
     Returns:
-        All lines in their order on rank 0, None elsewhere.
+        All lines in the order of the input on rank 0, None on other ranks.
     """
     plan = reading.plan.part(share, done)
     title = "translate" if share.world_size == 1 else f"translate (1 of {share.world_size})"
     bar = Progress(title, plan.num_lines, "sentences") if share.rank == 0 else nullcontext(ignore)
-    # Under a collective nobody can hear of an error: the others are in the middle of a forward.
+    # In a collective search, errors cannot be shared: other ranks are in the middle of a forward.
     errors = shared_errors() if share.any_rank is None else nullcontext()
     with errors, bar as progress:
         for lines in translator.translate(reading, reference, plan, share):
@@ -175,17 +178,18 @@ def translate_share(
 
 
 class Streamed(NamedTuple):
-    """What `translate_stream` has done."""
+    """Statistics of `translate_stream`."""
 
     num_lines: int
+    """Number of translated lines."""
     remarkable: list[Line]
-    """Those of which something is to be said: too long, or impossible to translate."""
+    """Lines to be reported: too long, or impossible to translate."""
     seconds: float
-    """Without those spent waiting for the text."""
+    """Time spent, excluding the time spent waiting for input."""
 
 
 def translate_stream(translator: Translator, size: int) -> Streamed:
-    """Translate standard input to standard output, `size` lines at a time."""
+    """Translate standard input to standard output, up to `size` lines at a time."""
     count, seconds = 0, 0.0
     remarkable: list[Line] = []
     for buffer in read_buffers(size):

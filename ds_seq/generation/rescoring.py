@@ -1,4 +1,4 @@
-"""Scores of translations from anywhere: from text to scores, on many ranks."""
+"""Rescoring: scores of translations from any source, on many ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.errors import UserError
-from ds_seq.generation.forced import Pair, Scorable, score_pairs
+from ds_seq.generation.forced import ForcedPair, Scorable, score_pairs
 from ds_seq.generation.translate import BatchLimits, cut_batches
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
@@ -21,25 +21,25 @@ _NO_TEXT = Hypothesis([], 0.0, [])
 
 
 class Row(NamedTuple):
-    """A translation that is to be scored."""
+    """A translation to be scored."""
 
     line: int
-    """Of the source, from 0."""
+    """Number of the source line, from 0."""
     text: str
-    """Normalized."""
+    """Normalized text."""
     where: int
-    """Line of the file that it stands in, from 1."""
+    """Line of the translations' file, from 1."""
 
 
 class EncodedRows(NamedTuple):
-    """What is scored."""
+    """Encoded translations to be scored."""
 
-    pairs: dict[int, Pair]
-    """By row, from 0; those without any text are missing."""
+    pairs: dict[int, ForcedPair]
+    """Pairs by row, from 0; rows without any text are missing."""
     cut: list[int]
-    """Lines, from 1, of which the model takes only the beginning of the source."""
+    """Numbers, from 1, of the source lines that were truncated."""
     num_rows: int
-    """Those without any text included."""
+    """Number of rows, including those without any text."""
 
 
 def encode_rows(
@@ -49,19 +49,19 @@ def encode_rows(
     name: str,
     max_positions: int,
 ) -> EncodedRows:
-    """Ids of both sides, the source cut as a search cuts it.
+    """Encode both sides; long sources are truncated as in a search.
 
     Args:
-        tokenizers: of both sides.
-        source: normalized lines.
-        rows: translations of them.
-        name: of the translations' file, for messages.
-        max_positions: tokens that the model takes.
+        tokenizers: tokenizers of both sides.
+        source: normalized source lines.
+        rows: translations of the source lines.
+        name: name of the translations' file, for messages.
+        max_positions: most tokens that the model accepts.
 
     Raises:
-        UserError: a translation is longer than the model can take: part of it has no score.
+        UserError: a translation is longer than the model accepts, so part of it has no score.
     """
-    pairs: dict[int, Pair] = {}
+    pairs: dict[int, ForcedPair] = {}
     end = tokenizers.source.symbols.eos
     sources = tokenizers.source.encode_lines(source)
     targets = tokenizers.target.encode_lines([row.text for row in rows])
@@ -73,20 +73,20 @@ def encode_rows(
                 f"{max_positions - 1:,}; shorten or remove it"
             )
         if ids or target:
-            pairs[number] = Pair([*ids[: max_positions - 1], end], target)
+            pairs[number] = ForcedPair([*ids[: max_positions - 1], end], target)
     cut = [number for number, ids in enumerate(sources, 1) if len(ids) >= max_positions]
     return EncodedRows(pairs, cut, len(rows))
 
 
 @dataclass(frozen=True)
 class PairScorer:
-    """Scores pairs as a search would have scored them; see `score_pairs`.
+    """Scores pairs as a search that found them would; see `score_pairs`.
 
     Attributes:
-        model: in evaluation mode.
-        search: the search whose scores are wanted.
-        limits: size of batches.
-        device: where the model is.
+        model: the model, in evaluation mode.
+        search: the search whose scoring is applied.
+        limits: size of the batches.
+        device: device of the model.
     """
 
     model: Scorable
@@ -97,15 +97,15 @@ class PairScorer:
     def __call__(
         self, encoded: EncodedRows, rank: int = 0, world_size: int = 1
     ) -> list[Hypothesis] | None:
-        """Score all rows, each process its share of them; rows without text have score 0.
+        """Score all rows, each process its share; rows without text have score 0.
 
         Args:
-            encoded: the same on every rank.
-            rank: of this process.
-            world_size: how many share the work; with more than one a collective.
+            encoded: the encoded rows, the same on every rank.
+            rank: rank of this process.
+            world_size: number of processes; a collective if there is more than one.
 
         Returns:
-            One for each row on rank 0, None elsewhere.
+            A hypothesis for each row on rank 0, None on other ranks.
         """
         scored = self._score(encoded.pairs, rank, world_size)
         if scored is None:
@@ -113,13 +113,12 @@ class PairScorer:
         return [scored.get(number, _NO_TEXT) for number in range(encoded.num_rows)]
 
     def _score(
-        self, pairs: Mapping[int, Pair], rank: int, world_size: int
+        self, pairs: Mapping[int, ForcedPair], rank: int, world_size: int
     ) -> dict[int, Hypothesis] | None:
         rows = np.array(list(pairs), np.int64)
         lengths = [max(len(pair.source), len(pair.target) + 1) for pair in pairs.values()]
         done: dict[int, Hypothesis] = {}
-        # whole batches are dealt out, so that the last digit of a score depends on no number of
-        # ranks
+        # whole batches are distributed, so that no digit of a score depends on the number of ranks
         for batch in cut_batches(np.array(lengths, np.int64), self.limits)[rank::world_size]:
             numbers = rows[batch].tolist()
             scores = score_pairs(

@@ -1,11 +1,11 @@
-"""From lines of text to lines of translations, on one rank or shared out over many.
+"""Translate lines of text, on one rank or distributed over many.
 
-Training-time validation comes through `translate`; `ds-seq generate`, which wants more than the
-best text and keeps what is done, through its parts `plan_lines` and `search_plan`. Who has ids
-already cuts them with `cut_batches` and searches with `search_batches`.
+Validation during training uses `translate`. `ds-seq generate`, which writes more than the best text
+and stores finished lines, uses the parts `plan_lines` and `search_plan`. Callers that already have
+ids use `cut_batches` and `search_batches`.
 
-Batches are cut from the whole input and dealt out to the ranks, so that their content, and with it
-each digit of a score, is the same for any number of ranks.
+Batches are cut from the whole input and then distributed over the ranks, so that their content, and
+therefore each digit of a score, is the same for any number of ranks.
 
 Shapes: B sentences, S source length.
 """
@@ -36,12 +36,14 @@ _ENCODED_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How large a batch of sources may be.
+    """The largest size of a batch of sources.
 
     Attributes:
-        max_tokens: sentences times the longest source, end symbols included.
-        max_sentences: sentences.
-        max_source_length: tokens of a source, end symbol included; longer ones are cut.
+        max_tokens: most padded tokens of a batch: its number of sentences times the length of its
+            longest source, including end symbols.
+        max_sentences: most sentences of a batch.
+        max_source_length: most tokens of a source, including the end symbol; longer sources are
+            truncated.
     """
 
     max_tokens: int
@@ -51,14 +53,14 @@ class BatchLimits:
 
 @dataclass(frozen=True)
 class Share:
-    """Which part of the work this process does.
+    """This process's part of the work.
 
     Attributes:
-        rank: number of this process among those that share the work.
-        world_size: how many they are; with more than one, all of them must call `translate`.
-        any_rank: see `BeamSearch.search`. To be given when a forward pass is a collective; ranks
-            then also go through the same number of batches. Otherwise no rank waits for another
-            before all of its own lines are translated.
+        rank: rank of this process among those that share the work.
+        world_size: number of processes that share the work; all of them must call `translate`.
+        any_rank: see `BeamSearch.search`. Required if a forward pass is a collective; all ranks
+            then search the same number of batches. Otherwise, no rank waits for another before all
+            of its own lines are translated.
     """
 
     rank: int = 0
@@ -67,39 +69,39 @@ class Share:
 
 
 ALONE = Share()
-"""The whole work for this process."""
+"""The share of a single process: all of the work."""
 
 
 class Translations(NamedTuple):
-    """What `translate` answers."""
+    """The result of `translate`."""
 
     lines: list[str]
-    """One for each input line, in the order of the input."""
+    """The translation of each input line, in the order of the input."""
     cut: list[int]
-    """Numbers of the input lines, from 1, that were too long and translated only in part."""
+    """Numbers, from 1, of the input lines that were too long and were translated only in part."""
 
 
-class Found(NamedTuple):
-    """What was found for a line."""
+class LineResult(NamedTuple):
+    """The search result of a line."""
 
     line: int
-    """Its number in the input, from 0."""
+    """Number of the line in the input, from 0."""
     source: list[int]
-    """The ids that were searched for, end symbol included; none for a line without text."""
+    """Source ids, including the end symbol; empty for a line without text."""
     hypotheses: list[Hypothesis]
-    """At least one, the best first; a line without text has an empty one of score 0."""
+    """At least one hypothesis, the best first; a line without text has an empty one of score 0."""
     cut: bool
-    """Whether it was too long, and searched only in part or not at all."""
+    """Whether the line was too long and was searched only in part or not at all."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be searched, all of it or a process's part.
+class SearchPlan:
+    """The lines to search, all of them or a process's part, in batches.
 
     Attributes:
         batches: numbers of the lines of each batch, the longest first.
-        silent: numbers of the lines for which nothing is searched.
-        sources: ids of all lines that are searched, end symbols included.
+        silent: numbers of the lines that need no search.
+        sources: ids of all lines to search, including end symbols.
         long: numbers of all lines that are too long.
     """
 
@@ -110,23 +112,23 @@ class Plan:
 
     @property
     def num_lines(self) -> int:
-        """How many lines there are."""
+        """Number of lines."""
         return len(self.silent) + sum(map(len, self.batches))
 
-    def part(self, share: Share, done: Collection[int] = ()) -> Plan:
-        """A process's part of what is not done yet, given the numbers of the lines that are."""
+    def part(self, share: Share, done: Collection[int] = ()) -> SearchPlan:
+        """Return a process's part of the plan, without the lines whose numbers are in `done`."""
         finished = np.array(list(done), np.int64)
         left = [batch[np.isin(batch, finished, invert=True)] for batch in self.batches]
         left = [batch for batch in left if len(batch)]
         silent = sorted({*self.silent}.difference(done))
-        mine = slice(share.rank, None, share.world_size)
-        return Plan(left[mine], silent[mine], self.sources, self.long)
+        turns = slice(share.rank, None, share.world_size)
+        return SearchPlan(left[turns], silent[turns], self.sources, self.long)
 
 
 _Searched = tuple[NDArray[np.int64], list[list[Hypothesis]]]
-"""Numbers of sentences, and what was found for each."""
+"""Numbers of the sentences of a batch, and the hypotheses of each."""
 
-_MOST_SHARE = 8  # a batch holds at most this part of the sentences, but 32 in any case
+_MOST_SHARE = 8  # a batch has at most one in this many sentences, but always up to 32
 _NO_TEXT = [Hypothesis([], 0.0, [])]
 
 AnswerT = TypeVar("AnswerT")
@@ -144,27 +146,27 @@ def translate(
 ) -> Translations | None:
     """Translate lines of text.
 
-    Lines are sorted by length and cut into batches, which are dealt out to the ranks in turn, so
-    that all have about the same work.
+    Lines are sorted by length and cut into batches, which are assigned to the ranks in turn, so
+    that all ranks have about the same amount of work.
 
     Args:
-        model: in evaluation mode.
-        tokenizers: the source's makes ids of text, the target's makes text of ids.
+        model: the model, in evaluation mode.
+        tokenizers: tokenizers of source and target.
         lines: the whole input, the same on every rank; a line without text gives an empty line.
-        search: how to search.
+        search: the search.
         limits: size of batches and of sentences.
-        device: where the model is.
+        device: device of the model.
         share: this process's part of the work.
-        progress: called with the number of lines that this rank has done since the last call.
+        progress: called with the number of lines that this rank has finished since the last call.
 
     Returns:
         The translations on rank 0, None on other ranks.
     """
     plan = plan_lines(tokenizers.source, lines, limits).part(share)
-    found = search_plan(model, plan, search, device, share.any_rank)
+    results = search_plan(model, plan, search, device, share.any_rank)
     gathered = gather_lines(
-        found,
-        lambda one: plain_text(tokenizers.target, one.hypotheses[0].tokens),
+        results,
+        lambda result: plain_text(tokenizers.target, result.hypotheses[0].tokens),
         share,
         progress,
     )
@@ -177,84 +179,84 @@ def plan_lines(
     limits: BatchLimits,
     long_lines: LongLines = "truncate",
     first: int = 0,
-) -> Plan:
-    """Make ids of lines, and cut these into batches.
+) -> SearchPlan:
+    """Encode lines and cut them into batches.
 
     Args:
-        tokenizer: of the source.
-        lines: text.
-        limits: size of batches and of sentences; a batch is an eighth of the lines at most.
-        long_lines: what becomes of lines longer than `limits` allow.
+        tokenizer: tokenizer of the source.
+        lines: lines of text.
+        limits: size of batches and of sentences; a batch has at most an eighth of the lines.
+        long_lines: treatment of lines longer than `limits` allow.
         first: number of the first of these lines in the whole input, from 0.
 
     Raises:
-        UserError: a line is too long and `long_lines` says that this is an error.
+        UserError: a line is too long and `long_lines` makes that an error.
     """
     sources, long = _encode(tokenizer, lines, limits.max_source_length, long_lines, first)
     numbers = np.array(list(sources), np.int64)
     lengths = np.array([len(ids) for ids in sources.values()], np.int64)
-    # enough batches for searches side by side, however many there are
+    # enough batches for all parallel searches
     most = min(limits.max_sentences, max(len(numbers) // _MOST_SHARE, 32))
     limits = replace(limits, max_sentences=most)
     batches = [numbers[batch] for batch in cut_batches(lengths, limits)]
     silent = [line for line in range(first, first + len(lines)) if line not in sources]
-    return Plan(batches, silent, sources, long)
+    return SearchPlan(batches, silent, sources, long)
 
 
 def search_plan(
     model: Decodable[EncodedT, CacheT],
-    plan: Plan,
+    plan: SearchPlan,
     search: BeamSearch,
     device: torch.device,
     any_rank: AnyRank | None = None,
     workers: int = 1,
-) -> Iterator[list[Found]]:
-    """Search what was planned; see `search_batches` for the other arguments.
+) -> Iterator[list[LineResult]]:
+    """Search the batches of a plan; see `search_batches` for the other arguments.
 
     Yields:
-        What was found for the lines of a batch; at first for all lines without text.
+        The results of a batch; the first batch has all lines that need no search.
     """
     if plan.silent:
-        yield [Found(line, [], _NO_TEXT, line in plan.long) for line in plan.silent]
+        yield [LineResult(line, [], _NO_TEXT, line in plan.long) for line in plan.silent]
 
     def source(line: int) -> list[int]:
         ids: list[int] = plan.sources[line].tolist()
         return ids
 
-    for batch, found in search_batches(
+    for batch, hypotheses_of_batch in search_batches(
         model, search, plan.batches, source, device, any_rank, workers
     ):
         yield [
-            Found(line, source(line), hypotheses, line in plan.long)
-            for line, hypotheses in zip(batch.tolist(), found, strict=True)
+            LineResult(line, source(line), hypotheses, line in plan.long)
+            for line, hypotheses in zip(batch.tolist(), hypotheses_of_batch, strict=True)
         ]
 
 
 def gather_lines(
-    found: Iterable[list[Found]],
-    answer: Callable[[Found], AnswerT],
+    batches: Iterable[list[LineResult]],
+    answer: Callable[[LineResult], AnswerT],
     share: Share = ALONE,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[list[AnswerT], list[int]] | None:
-    """Bring the answers of all ranks into the order of the input.
+    """Gather the results of all ranks in the order of the input.
 
     Args:
-        found: what `search_plan` yields.
-        answer: what is to be kept of a line; made where it was searched.
-        share: as for `translate`.
-        progress: called with the number of lines that this rank has done since the last call.
+        batches: results that `search_plan` yields.
+        answer: returns what to gather of a line; called on the rank that searched it.
+        share: this process's part of the work.
+        progress: called with the number of lines that this rank has finished since the last call.
 
     Returns:
-        On rank 0 an answer for each line, and the numbers, from 1, of the lines that were cut;
+        On rank 0 the answer for each line, and the numbers, from 1, of the lines that were cut;
         None on other ranks.
     """
     done: dict[int, AnswerT] = {}
     cut: list[int] = []
-    for batch in found:
-        for one in batch:
-            done[one.line] = answer(one)
-            if one.cut:
-                cut.append(one.line + 1)
+    for batch in batches:
+        for result in batch:
+            done[result.line] = answer(result)
+            if result.cut:
+                cut.append(result.line + 1)
         if progress is not None:
             progress(len(batch))
     shares = [(done, cut)] if share.world_size == 1 else gather_objects((done, cut))
@@ -271,11 +273,12 @@ def cut_batches(lengths: NDArray[np.integer], limits: BatchLimits) -> list[NDArr
     """Cut sentences into batches of similar length.
 
     Args:
-        lengths: (N,) tokens of each sentence, at least 1.
-        limits: size of the batches. A sentence larger than a batch goes alone.
+        lengths: number of tokens of each sentence, at least 1.
+        limits: size of the batches; a sentence larger than a batch forms a batch of its own.
 
     Returns:
-        Numbers of the sentences of each batch, the longest first: memory runs out at once or never.
+        Numbers of the sentences of each batch, the longest first, so that memory runs out at the
+        start or never.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []
@@ -300,28 +303,28 @@ def search_batches(
     """Search batch by batch.
 
     Args:
-        model: in evaluation mode.
-        search: how to search.
-        batches: numbers of the sentences of each batch, this process's only. Sampling draws by
-            them: they are to be numbers in the whole input, not in this process's share.
-        source: the ids of a sentence, its end symbol included.
-        device: where the model is.
+        model: the model, in evaluation mode.
+        search: the search.
+        batches: numbers of the sentences of each batch of this process. They seed sampling, so they
+            must be numbers in the whole input, not in this process's share.
+        source: returns the ids of a sentence, including its end symbol.
+        device: device of the model.
         any_rank: see `Share.any_rank`.
-        workers: how many batches are searched at a time, see `ds_seq.generation.workers`; with
-            `any_rank` always one.
+        workers: number of batches searched in parallel, see `ds_seq.generation.workers`; always one
+            with `any_rank`.
 
     Yields:
-        Batches with the hypotheses of their sentences, as `BeamSearch.search` gives them. A batch
-        for which memory does not suffice comes in parts.
+        Batches with the hypotheses of their sentences, as returned by `BeamSearch.search`. A batch
+        that does not fit into memory is split.
 
     Raises:
-        UserError: memory does not suffice for one sentence, or for a batch under `any_rank`: the
-            other ranks are in the middle of theirs and cannot go back.
+        UserError: memory runs out for a single sentence, or for a batch with `any_rank`, where the
+            other ranks are in the middle of the search and cannot restart.
     """
     room = Room()
 
     def search_batch(batch: NDArray[np.int64]) -> list[_Searched]:
-        """One batch, in parts where memory does not suffice for all of it."""
+        """Search one batch; split it if it does not fit into memory."""
         done: list[_Searched] = []
         waiting = [batch]
         while waiting:
@@ -332,15 +335,15 @@ def search_batches(
                 waiting += np.array_split(part, 2)[::-1]
                 continue
             source_ids, mask = pad_rows(rows, search.symbols.pad).to(device)
-            found = try_search(model, search, source_ids, mask, any_rank, part.tolist())
-            if found is None:
+            hypotheses = try_search(model, search, source_ids, mask, any_rank, part.tolist())
+            if hypotheses is None:
                 room.overflow(part, size, any_rank)
                 waiting.append(part)
             elif len(part):
-                done.append((part, found))
+                done.append((part, hypotheses))
         return done
 
-    # a collective wants all ranks to search their batches in the same order
+    # a collective requires all ranks to search their batches in the same order
     at_once = 1 if any_rank is not None else min(workers, max(len(batches), 1))
     for parts in map_in_threads(search_batch, _in_step(batches, any_rank), at_once):
         yield from parts
@@ -349,7 +352,7 @@ def search_batches(
 def _encode(
     tokenizer: Tokenizer, lines: Sequence[str], max_length: int, long_lines: LongLines, first: int
 ) -> tuple[dict[int, NDArray[np.int32]], frozenset[int]]:
-    """Ids of the lines that are to be searched, and which lines are too long; by number."""
+    """Return the ids of the lines to search, and the lines that are too long, by number."""
     sources, long = {}, set()
     for start in range(0, len(lines), _ENCODED_AT_ONCE):
         block = lines[start : start + _ENCODED_AT_ONCE]
@@ -370,7 +373,7 @@ def _encode(
 def _in_step(
     batches: Iterable[NDArray[np.int64]], any_rank: AnyRank | None
 ) -> Iterator[NDArray[np.int64]]:
-    """The batches; with `any_rank` followed by empty ones until every rank is through its own."""
+    """Yield the batches; with `any_rank`, then empty ones until all ranks have finished theirs."""
     for batch in batches:
         if any_rank is not None:
             any_rank(True)

@@ -1,8 +1,9 @@
-"""Several searches at the same time, in threads of one process.
+"""Parallel searches in threads of one process.
 
-On a CPU two searches with one thread each are about one and a half times as fast as one with two:
-the tensors of a decoder step are too small to be shared. PyTorch releases Python's lock in its
-kernels, so the threads hardly wait for each other.
+On a CPU, two searches with one thread each are about one and a half times as fast as one search
+with two threads, because the tensors of a decoder step are too small to be divided between threads.
+PyTorch releases Python's global interpreter lock in its kernels, so the threads hardly wait for
+each other.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 MOST_WORKERS = 8
-"""With more of them, what Python itself does in each step comes to the fore."""
+"""Most parallel searches; with more, the Python code of each step dominates."""
 
 
 def default_workers(device: torch.device) -> int:
-    """How many searches at a time make the best use of a device."""
+    """Return the number of parallel searches that makes the best use of a device."""
     return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
 
 
 def map_in_threads(
     function: Callable[[ItemT], ResultT], items: Iterable[ItemT], workers: int
 ) -> Generator[ResultT, None, None]:
-    """`map`, with several items in work at a time; the threads of PyTorch are shared out.
+    """Apply a function to items in parallel threads, which divide PyTorch's threads among them.
 
     Args:
-        function: safe to be called from several threads.
-        items: any number; only a few more are taken than have been answered.
-        workers: how many threads; with 1 everything happens in the caller's.
+        function: thread-safe function.
+        items: the items; read only slightly ahead of the results.
+        workers: number of threads; with 1, the function runs in the calling thread.
 
     Yields:
         The results in the order of the items.
@@ -51,10 +52,10 @@ def map_in_threads(
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > workers:  # one more than are in work, so that nobody is idle
+            if len(waiting) > workers:  # one more than there are threads, so that none is idle
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(num_threads)  # some libraries have one number for all threads
+        torch.set_num_threads(num_threads)  # some libraries share the number among all threads

@@ -1,1 +1,1 @@
-"""Trained models on disk: their formats, what their users need to know, and how they are opened."""
+"""Trained models on disk: opening, averaging and exporting them."""

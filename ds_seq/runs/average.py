@@ -1,15 +1,16 @@
-"""``ds-seq average``: the mean of several checkpoints, as one model that costs what one costs.
+"""`ds-seq average`: the mean of several checkpoints, as one model of the same size and speed.
 
-The mean over the last or the best states of a training usually translates better than each of them
-(Vaswani et al., 2017, "Attention Is All You Need", section 6.1, arXiv:1706.03762). So may that of
-trainings which started from one model (Wortsman et al., 2022, "Model soups", arXiv:2203.05482);
-models that started apart have no common order of hidden units, and their mean is of no use.
+The mean of the last or the best checkpoints of a training run usually translates better than each
+of them (Vaswani et al., 2017, "Attention Is All You Need", section 6.1, arXiv:1706.03762). The same
+may hold for runs that started from one model (Wortsman et al., 2022, "Model soups",
+arXiv:2203.05482). Models with independent initializations have no common order of hidden units, so
+their mean is useless.
 
-Tensors are read by name, experts by global index, so it does not matter on which layout, or in
-which format, a checkpoint was written. At any time there are the new model and one tensor, or one
-expert's, of the others.
+Tensors are read by name and experts by global index, so the parallel layout and the format of a
+checkpoint do not matter. Memory holds the new model and one tensor, or one expert's tensor, of the
+other models at a time.
 
-Legend: ``E`` experts.
+Shapes: E experts.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, META_FILE, TensorFold
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
 
-# of a model section, without a say in what its weights mean once they are trained
+# keys of a model section that do not affect what its trained weights compute
 _TRAINING_ONLY = frozenset(
     ("preset", "dropout", "attention_dropout", "activation_dropout", "activation_checkpointing")
 )
 
 
-class Part(NamedTuple):
-    """One of the models that are averaged."""
+class AveragedModel(NamedTuple):
+    """One of the models to average."""
 
     path: Path
+    """Checkpoint folder, exported folder or exported file."""
     run: StoredRun
     update: int | None
-    """Of the checkpoint; ``None`` where nobody tells, as in an export."""
+    """Update of the checkpoint; None if unknown, as for an export."""
     score: float | None
-    """Of its validation, where there was one."""
+    """Validation score of the checkpoint; None if there is none."""
 
 
 class _Entry(NamedTuple):
-    """A checkpoint as the index of its run has it."""
+    """An entry of a checkpoint in the index of its run."""
 
     name: str
     update: int
@@ -61,17 +63,18 @@ class _Entry(NamedTuple):
 
 
 def mean(values: Iterable[Tensor]) -> Tensor:
-    """The mean of tensors, looked at one after the other.
+    """Return the mean of tensors, read one after another.
 
-    Floating-point numbers are summed in float64. For float32 and shorter formats that is all but
-    exact: the order does not matter, and the mean of equal ones is what they are.
+    Floating-point numbers are summed in float64. For float32 and shorter formats this is nearly
+    exact: the order does not matter, and the mean of equal tensors is equal to them.
 
-    Whole numbers, such as the balancing bias of a router in units of its step, stay whole: theirs
-    is the whole number nearest to the exact mean, of two the even one. It is half a step off at
-    most, which is less than what the next update would have moved it by.
+    Integers, such as the balancing bias of a router in units of its step, stay integers: the result
+    is the exact mean rounded to the nearest integer, with ties to even. The error is at most half a
+    step, which is less than the change of the bias in one update.
 
     Args:
-        values: at least one; all of one shape, and floating-point numbers all or none.
+        values: at least one tensor; all of the same shape, and either all or none of them
+            floating-point.
 
     Returns:
         float64 or int64, of the same shape.
@@ -80,14 +83,14 @@ def mean(values: Iterable[Tensor]) -> Tensor:
     first, count = next(rest), 1
     if first.is_floating_point():
         total = first.to(torch.float64, copy=True)
-        del first  # a large tensor is gone before the next one is read
+        del first  # free a large tensor before the next one is read
         for value in rest:
             total += value
             count += 1
             del value
         return total.div_(count)
     origin = first.to(torch.int64)
-    # sums of differences: large numbers that are alike do not overflow
+    # sums of differences, so that large similar numbers do not overflow
     total = torch.zeros_like(origin)
     for value in rest:
         total += value.to(torch.int64) - origin
@@ -98,16 +101,16 @@ def mean(values: Iterable[Tensor]) -> Tensor:
 
 
 def average(runs: Sequence[StoredRun]) -> nn.Module:
-    """The mean of models of one kind.
+    """Average models with the same architecture and vocabulary.
 
     Args:
-        runs: at least one. The first says how the new model is built.
+        runs: at least one run; the first determines the config of the new model.
 
     Returns:
         A new model on the CPU, in float32, with all experts.
 
     Raises:
-        UserError: another model section or vocabulary, or a file that is damaged.
+        UserError: the model sections or vocabularies differ, or a file is damaged.
     """
     first = runs[0]
     for other in runs[1:]:
@@ -119,14 +122,14 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
 
 @torch.no_grad()
 def fill_with_mean(model: nn.Module, sources: Sequence[TensorSource]) -> None:
-    """Write the mean of ``sources`` into all tensors of ``model``; none has more, none has less.
+    """Write the mean of `sources` into `model`; all must have exactly the same tensors.
 
     Args:
-        model: whole, on one rank.
-        sources: at least one.
+        model: the whole model, on one rank.
+        sources: at least one source of tensors.
 
     Raises:
-        UserError: a source holds another model.
+        UserError: a source holds a different model.
     """
     offsets = expert_offsets(model)
     for source in sources:
@@ -147,7 +150,7 @@ def _read(
 
 
 def _check_keys(model: nn.Module, offsets: Mapping[str, int], source: TensorSource) -> None:
-    """Refuse what reading tensor by tensor would not notice: experts or tensors left over."""
+    """Reject surplus experts and tensors, which reading tensor by tensor would not notice."""
     known: set[str] = set()
     for name, tensor in model_tensors(model):
         total = len(tensor) if name in offsets else None
@@ -160,7 +163,7 @@ def _check_keys(model: nn.Module, offsets: Mapping[str, int], source: TensorSour
     foreign = sorted(source.keys() - known)
     if foreign:
         raise UserError(
-            f"{source.path}: has {foreign[0]!r}, which the model of its experiment has not; "
+            f"{source.path}: has {foreign[0]!r}, which the model of its experiment lacks; "
             "the weights are of another model"
         )
 
@@ -188,75 +191,77 @@ def _differences(key: str, ours: Any, theirs: Any) -> Iterator[tuple[str, str, s
         for name in sorted((ours.keys() | theirs.keys()) - _TRAINING_ONLY):
             yield from _differences(f"{key}.{name}", ours.get(name), theirs.get(name))
     elif ours != theirs:
-        yield key, _said(ours), _said(theirs)
+        yield key, _value_text(ours), _value_text(theirs)
 
 
-def _said(value: Any) -> str:
-    """A section that only one of two experiments has need not be told in full."""
+def _value_text(value: Any) -> str:
+    """Format a value for a message; a section that only one experiment has is not shown in full."""
     return "given" if isinstance(value, dict) else json.dumps(value)
 
 
-def listed_parts(run: Path, which: str, count: int, until: int | None = None) -> list[Part]:
-    """Checkpoints that the index of a run names.
+def listed_models(
+    run: Path, which: str, count: int, until: int | None = None
+) -> list[AveragedModel]:
+    """Return checkpoints from the index of a run.
 
     Args:
         run: the run folder.
-        which: ``last``, in the order of their updates, or ``best``, the best first.
-        count: how many.
-        until: the last update to consider; ``None`` takes them all.
+        which: `last`, in the order of their updates, or `best`, the best first.
+        count: number of checkpoints.
+        until: last update to consider; None for all.
 
     Raises:
-        UserError: not a run folder, or it has fewer.
+        UserError: `run` is not a run folder, or it has fewer checkpoints.
     """
     entries = _read_index(run)[which]
-    found = [entry for entry in entries if until is None or entry.update <= until]
-    if len(found) < count:
+    entries = [entry for entry in entries if until is None or entry.update <= until]
+    if len(entries) < count:
         kind = "most recent" if which == "last" else "best"
         bound = "" if until is None else f" up to update {until}"
         raise UserError(
-            f"{run}: has kept {len(found)} of its {kind} checkpoints{bound}, not {count}; ask for "
-            "fewer. train.keep_last and train.keep_best say how many of the most recent and of "
-            "the best stay"
+            f"{run}: has kept {len(entries)} of its {kind} checkpoints{bound}, not {count}; ask "
+            "for fewer. train.keep_last and train.keep_best set how many of the most recent and "
+            "of the best are kept"
         )
-    chosen = found[:count] if which == "best" else found[-count:]
+    chosen = entries[:count] if which == "best" else entries[-count:]
     return [_part(run / CHECKPOINTS / entry.name, entry) for entry in chosen]
 
 
-def named_part(path: Path) -> Part:
-    """A checkpoint in its run folder, the best checkpoint of a run folder, or an export.
+def named_model(path: Path) -> AveragedModel:
+    """Open a checkpoint in its run folder, the best checkpoint of a run folder, or an export.
 
     Raises:
-        UserError: none of them, or damaged.
+        UserError: `path` is none of these, or it is damaged.
     """
     if not (path / META_FILE).is_file():
         if not (path / CHECKPOINTS).is_dir():
-            return Part(path, open_run(path, "best"), None, None)
+            return AveragedModel(path, open_run(path, "best"), None, None)
         path = find_checkpoint(path, "best")
-    folder = path.absolute()  # links stay: RUN/checkpoints may lie on another disk
+    folder = path.absolute()  # links are not resolved: RUN/checkpoints may be on another disk
     if folder.parent.name != CHECKPOINTS or not (folder.parents[1] / CONFIG_FILE).is_file():
         raise UserError(
             f"{path}: a checkpoint outside its run folder, without experiment and vocabulary; "
-            f"it belongs into RUN/{CHECKPOINTS}"
+            f"put it into RUN/{CHECKPOINTS}"
         )
     return _part(path, _find_entry(folder.parents[1], folder.name))
 
 
-def _part(path: Path, entry: _Entry | None) -> Part:
+def _part(path: Path, entry: _Entry | None) -> AveragedModel:
     folder = path.absolute()
-    # an export that somebody has put into the run folder would come first there
+    # an export inside the run folder would take precedence over its checkpoints
     stored = replace(
         open_run(folder.parents[1], folder.name), weights=TensorFolder(path, "weights")
     )
-    return Part(path, stored, entry and entry.update, entry and entry.score)
+    return AveragedModel(path, stored, entry and entry.update, entry and entry.score)
 
 
 def _find_entry(run: Path, name: str) -> _Entry | None:
-    """What the index says of a checkpoint, if there is an index that says anything."""
+    """Return the entry of a checkpoint in the index, if there is one."""
     try:
-        kept = chain.from_iterable(_read_index(run).values())
+        entries = chain.from_iterable(_read_index(run).values())
     except UserError:
         return None
-    return next((entry for entry in kept if entry.name == name), None)
+    return next((entry for entry in entries if entry.name == name), None)
 
 
 def _read_index(run: Path) -> dict[str, list[_Entry]]:
@@ -275,5 +280,5 @@ def _read_index(run: Path) -> dict[str, list[_Entry]]:
 def _entry(name: str, score: float | None = None) -> _Entry:
     match = re.fullmatch(r"update_(\d+)", name)
     if match is None:
-        raise ValueError(f"{name!r} is no name of a checkpoint")
+        raise ValueError(f"{name!r} is not the name of a checkpoint")
     return _Entry(name, int(match[1]), None if score is None else float(score))

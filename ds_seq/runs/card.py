@@ -1,4 +1,4 @@
-"""What a user of a trained model needs to know of it, from whatever format it was read."""
+"""Descriptions of trained models, independent of the format that they were read from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from ds_seq.weights.source import TensorSource
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """Sizes that a model was trained with, for those who pass the same data through it again.
+    """Data sizes of a training run, for passing the same data through the model again.
 
     Attributes:
-        max_source_length: longest source in tokens, end symbol included.
-        max_target_length: longest target likewise.
-        max_tokens: padded tokens of a batch.
-        max_sentences: most sentences of a batch; None: no limit.
+        max_source_length: most tokens of a source, including the end symbol.
+        max_target_length: most tokens of a target, including the end symbol.
+        max_tokens: most padded tokens of a batch.
+        max_sentences: most sentences of a batch; None for no limit.
         shard_size: sentence pairs per shard of the data.
     """
 
@@ -41,19 +41,19 @@ class TrainingSizes:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A trained model, as its user sees it.
+    """The properties of a trained model that its users need.
 
     Attributes:
-        name: of the run.
-        task: kind of task, such as ``translation``.
-        tokenizers: of both sides.
-        source_lang: language code of what it reads.
-        target_lang: language code of what it writes.
-        max_positions: longest input and output in tokens, end symbol included.
-        precision: number format of the training.
-        generation: how it translates unless told otherwise.
-        test: raw text that was held out for a test, if there is any.
-        sizes: of the training.
+        name: name of the run.
+        task: name of the task, such as `translation`.
+        tokenizers: tokenizers of source and target.
+        source_lang: language code of the source.
+        target_lang: language code of the target.
+        max_positions: most tokens of a source or target, including the end symbol.
+        precision: precision of the training.
+        generation: default settings of generation.
+        test: raw text of the test split; may be empty.
+        sizes: data sizes of the training run.
     """
 
     name: str
@@ -69,11 +69,11 @@ class ModelCard:
 
     @classmethod
     def of_experiment(cls, config: ExperimentConfig, tokenizers: Tokenizers) -> ModelCard:
-        """The card of a model that ds_seq has trained.
+        """Build the card of a model that was trained by ds_seq.
 
         Args:
-            config: of the training.
-            tokenizers: of the run.
+            config: experiment of the training run.
+            tokenizers: tokenizers of the run.
         """
         data, train = config.data, config.train
         return cls(
@@ -97,19 +97,19 @@ class ModelCard:
 
 
 def raw_splits(files: list[SplitConfig]) -> tuple[RawSplit, ...]:
-    """The raw text that a section of ``data.raw`` names."""
+    """Return the raw text files of a section of `data.raw`."""
     return tuple(RawSplit(pair.source, pair.target) for pair in files)
 
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A trained model on disk: what it is, and where its tensors are.
+    """A trained model on disk: its description and the source of its tensors.
 
     Attributes:
-        card: what its user needs to know.
-        model_config: how the model is built.
-        weights: its tensors.
-        experiment: of its training, if the format has it.
+        card: properties of the model.
+        model_config: config from which the model is built.
+        weights: source of the tensors.
+        experiment: experiment of the training run, if the format stores it.
     """
 
     card: ModelCard
@@ -119,38 +119,38 @@ class StoredRun:
 
     @property
     def tokenizers(self) -> Tokenizers:
-        """Those of the card."""
+        """Tokenizers of source and target."""
         return self.card.tokenizers
 
     @property
     def source(self) -> Path:
-        """The checkpoint folder or file of the weights."""
+        """Checkpoint folder or file of the weights."""
         return self.weights.path
 
     @property
     def seed(self) -> int:
-        """The seed of the training; 1 where none is known."""
+        """Seed of the training run; 1 if unknown."""
         return 1 if self.experiment is None else self.experiment.train.seed
 
     def require_experiment(self) -> ExperimentConfig:
-        """The experiment of the training, for what changes the model or trains it further.
+        """Return the experiment of the training run, which changes to the model require.
 
         Raises:
-            UserError: the format has none.
+            UserError: the format does not store the experiment.
         """
         return _required(self.experiment, self.source)
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with what it takes to use it.
+    """A trained model in memory with its description.
 
     Attributes:
-        card: what its user needs to know.
-        model_config: how the model was built.
-        model: in evaluation mode.
-        source: the checkpoint folder or file that the weights came from.
-        experiment: of its training, if the format has it.
+        card: properties of the model.
+        model_config: config from which the model was built.
+        model: the model, in evaluation mode.
+        source: checkpoint folder or file from which the weights were loaded.
+        experiment: experiment of the training run, if the format stores it.
     """
 
     card: ModelCard
@@ -161,16 +161,16 @@ class LoadedRun:
 
     @property
     def tokenizers(self) -> Tokenizers:
-        """Those of the card."""
+        """Tokenizers of source and target."""
         return self.card.tokenizers
 
     @property
     def seq2seq(self) -> Seq2SeqTransformer:
-        """The model, as one that translates: ours, or an external one with the same methods."""
+        """The model as a sequence-to-sequence model: ours, or an external one with its methods."""
         return cast(Seq2SeqTransformer, self.model)
 
     def require_experiment(self) -> ExperimentConfig:
-        """See `StoredRun.require_experiment`."""
+        """Return the experiment of the training run; see `StoredRun.require_experiment`."""
         return _required(self.experiment, self.source)
 
 

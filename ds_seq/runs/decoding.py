@@ -1,4 +1,4 @@
-"""Trained models put together with a search: one model, or several that translate together."""
+"""Combine one or more trained models with a search."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from ds_seq.search.ensemble import Ensemble
 def run_decoding(
     runs: Sequence[LoadedRun | StoredRun], settings: GenerationConfig, num_best: int = 1
 ) -> Decoding:
-    """The search and the batches for trained models; sentences are as long as all of them take.
+    """Build the search and batch limits for trained models.
+
+    The longest sentence is the longest that all models accept.
 
     Args:
-        runs: at least one; all have the same vocabulary.
-        settings: how to search.
-        num_best: hypotheses to return for each sentence.
+        runs: at least one trained model; all have the same vocabulary.
+        settings: settings of generation.
+        num_best: number of hypotheses to return per sentence.
     """
     cards = [run.card for run in runs]
     max_positions = min(card.max_positions for card in cards)
@@ -34,12 +36,12 @@ def run_translator(
     device: torch.device,
     num_best: int = 1,
 ) -> Translator:
-    """What makes translations of text, as plain text and with long lines cut.
+    """Build a translator that writes plain text and truncates long lines.
 
     Args:
-        runs: see `run_decoding`.
-        settings: likewise.
-        device: where the models are.
+        runs: see `run_decoding`; several models form an ensemble.
+        settings: see `run_decoding`.
+        device: device of the models.
         num_best: see `run_decoding`.
     """
     _, search, limits = run_decoding(runs, settings, num_best)

@@ -1,7 +1,8 @@
-"""``ds-seq export``: one weights file, for use on any machine, without DeepSpeed.
+"""`ds-seq export`: one weights file that can be used on any machine, without DeepSpeed.
 
-All experts of a layer are one tensor. Config and vocabulary go into the header of the file, or, if
-a folder is asked for, beside it. ``--format ctranslate2`` makes a folder for that runtime instead.
+All experts of a layer are stacked in one tensor. Config and vocabulary are stored in the header of
+the file or, if the output is a folder, next to it. `--format ctranslate2` writes a folder for the
+CTranslate2 runtime instead.
 """
 
 from __future__ import annotations
@@ -43,21 +44,21 @@ def export(
     dtype: str = "fp32",
     form: ExportFormat = "safetensors",
 ) -> Path:
-    """Write config, vocabulary and all weights (experts stacked) of ``run`` to ``out``.
+    """Write config, vocabulary and all weights (experts stacked) of `run` to `out`.
 
     Args:
         run: a run folder, or an earlier export.
-        out: a new file, if its name ends in ``.safetensors``; else a new folder.
-        checkpoint: which state of the run.
-        dtype: ``fp32``, ``bf16`` or ``fp16``.
-        form: ``safetensors`` for ds_seq; ``ctranslate2`` for that runtime, always a folder, see
+        out: a new file if its name ends in `.safetensors`, else a new folder.
+        checkpoint: checkpoint of the run to export.
+        dtype: `fp32`, `bf16` or `fp16`.
+        form: `safetensors` for ds_seq, or `ctranslate2` for a folder for that runtime; see
             `ds_seq.runs.formats.ctranslate2`.
 
     Returns:
-        The weights file.
+        Path of the weights file.
 
     Raises:
-        UserError: ``out`` exists, or ``run`` is not usable.
+        UserError: `out` exists, or `run` is not usable.
     """
     check_new(out)
     if form == "ctranslate2":
@@ -80,10 +81,10 @@ def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) ->
 
 
 def check_new(out: Path) -> None:
-    """Refuse to write where something is.
+    """Check that an output path does not exist yet.
 
     Raises:
-        UserError: ``out`` exists.
+        UserError: `out` exists.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; name a new file or folder")
@@ -96,19 +97,22 @@ def write_export(
     out: Path,
     notes: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a whole model to the new file or folder ``out``, see `export`; returns the file.
+    """Write a whole model to the new file or folder `out`; see `export`.
 
-    It is written under another name and renamed, so that it is there whole or not at all.
+    The output is written under another name and then renamed, so that it is complete or absent.
 
     Args:
-        model: all of it, on one rank.
-        config: describes it.
-        tokenizers: belong to it; both sides share one.
+        model: the whole model, on one rank.
+        config: experiment that describes the model.
+        tokenizers: tokenizers of the model; both sides share one.
         out: see `export`.
-        notes: more for the header of the weights file, by key.
+        notes: additional entries of the header of the weights file, by key.
+
+    Returns:
+        Path of the weights file.
 
     Raises:
-        UserError: ``out`` exists or cannot be written.
+        UserError: `out` exists or cannot be written.
     """
     notes = notes or {}
     with _new_path(out) as path:
@@ -127,7 +131,7 @@ def write_export(
 
 @contextmanager
 def _new_path(out: Path) -> Iterator[Path]:
-    """`files.replacing` for what is not there yet, instead of what a killed export has left."""
+    """Like `files.replacing` for a new path; removes the leftovers of killed exports first."""
     check_new(out)
     files.remove_leftovers(out.parent, escape(out.name))
     with files.replacing(out) as temporary:

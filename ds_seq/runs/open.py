@@ -1,6 +1,6 @@
-"""Open a trained model, whatever its format; see `ds_seq.runs.formats`.
+"""Open trained models of any format; see `ds_seq.runs.formats`.
 
-Nothing here imports DeepSpeed, unless experts are spread over ranks.
+DeepSpeed is imported only if experts are distributed over ranks.
 """
 
 from __future__ import annotations
@@ -25,20 +25,19 @@ from ds_seq.weights.fill import fill
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INT8 = "int8"
-"""Besides `DTYPES`, a number format of models that are only read: weights of 8 bits, see
-`pack_weights`."""
+"""In addition to `DTYPES`, a number format for inference: 8-bit weights; see `pack_weights`."""
 
 
 def open_run(run: str | Path, checkpoint: str) -> StoredRun:
-    """Read all of ``run`` but its tensors.
+    """Open a trained model without reading its tensors.
 
     Args:
         run: a run folder, an exported folder or an exported file.
-        checkpoint: ``best``, ``last``, the name of a checkpoint or a path. Of an export, which
-            holds one state, ``best`` and ``last`` are that.
+        checkpoint: `best`, `last`, the name of a checkpoint or a path. For an export, which holds
+            a single state, only `best` and `last` are valid.
 
     Raises:
-        UserError: something is missing or damaged, or an export is asked for another checkpoint.
+        UserError: a file is missing or damaged, or an export does not have the checkpoint.
     """
     path = Path(run)
     for form in FORMATS:
@@ -58,22 +57,22 @@ def load_run(
     dtype: torch.dtype | None = None,
     expert_parallel: int | None = None,
 ) -> LoadedRun:
-    """Build the model of ``run`` and load its weights.
+    """Build the model of `run` and load its weights.
 
     Args:
         run: see `open_run`.
-        checkpoint: likewise.
-        device: where the model goes.
-        dtype: its precision; ``None`` takes that of the training on a GPU, float32 on a CPU.
-            Whole numbers among its buffers stay whole numbers.
-        expert_parallel: ranks to spread the experts over, a collective when more than 1; None
-            keeps all experts of a layer together.
+        checkpoint: see `open_run`.
+        device: device of the model.
+        dtype: precision of the model; None for the precision of the training on a GPU and float32
+            on a CPU. Integer buffers keep their type.
+        expert_parallel: number of ranks over which the experts are distributed; a collective if
+            more than 1. None keeps all experts of a layer on one rank.
 
     Returns:
         The model in evaluation mode, with its card.
 
     Raises:
-        UserError: something is missing, damaged or does not fit together.
+        UserError: a file is missing or damaged, or the files do not match each other.
     """
     expert_parallel = expert_parallel or 1
     stored = open_run(run, checkpoint)
@@ -102,17 +101,17 @@ def load_packed(
     device: torch.device,
     expert_parallel: int | None = None,
 ) -> LoadedRun:
-    """Load a model that is to be called very often; its weights are packed.
+    """Load a model for many forward passes, with packed weights.
 
     Args:
         run: see `load_run`.
-        checkpoint: likewise.
-        dtype: a name among `DTYPES`, `INT8`, or None for the default of `load_run`.
-        device: where the model goes.
+        checkpoint: see `load_run`.
+        dtype: a name in `DTYPES`, `INT8`, or None for the default of `load_run`.
+        device: device of the model.
         expert_parallel: see `load_run`.
 
     Raises:
-        UserError: see `load_run`; or there are no kernels for weights of 8 bits.
+        UserError: see `load_run`; or there are no kernels for 8-bit weights.
     """
     precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
     loaded = load_run(run, checkpoint, device, precision, expert_parallel)
@@ -124,25 +123,29 @@ def load_packed(
 
 
 def default_dtype(card: ModelCard, device: torch.device) -> str:
-    """The name of a model's number format unless told otherwise: on a GPU that of the training."""
+    """Return the default dtype of a model: the precision of its training on a GPU, else fp32."""
     return card.precision if device.type == "cuda" else "fp32"
 
 
 def parse_device(name: str) -> torch.device:
-    """The device that ``--device`` names."""
+    """Return the device that `--device` names.
+
+    Raises:
+        UserError: there is no such kind of device, or no GPU is available.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(
-            f"--device {name}: no such kind of device; say cpu, cuda or cuda:1"
+            f"--device {name}: no such kind of device; use cpu, cuda or cuda:1"
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch sees no GPU here; say --device cpu")
+        raise UserError(f"--device {name}: PyTorch finds no GPU; use --device cpu")
     return device
 
 
 def weights_fingerprint(run: StoredRun | LoadedRun) -> str:
-    """SHA-256 of what a model computes with: its shape and its weights."""
+    """Return the SHA-256 of the model config and the weights of a model."""
     digest = hashlib.sha256(stable_json(run.model_config))
     path = run.source
     for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
@@ -151,10 +154,10 @@ def weights_fingerprint(run: StoredRun | LoadedRun) -> str:
 
 
 def _check_spread(path: Path, model: ModelConfig, expert_parallel: int) -> None:
-    """Refuse a number of ranks over which the experts cannot be spread evenly."""
+    """Reject a number of ranks over which the experts cannot be distributed evenly."""
     for count in [] if model.moe is None else model.moe.counts:
         if count % expert_parallel:
             raise UserError(
                 f"{path}: {count} experts of a layer cannot be spread over {expert_parallel} "
-                f"ranks; ask for a divisor of {count} (--expert-parallel)"
+                f"ranks; use a divisor of {count} (--expert-parallel)"
             )

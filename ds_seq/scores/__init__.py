@@ -1,1 +1,1 @@
-"""scores."""
+"""Metrics of text quality, their confidence intervals and significance tests."""

@@ -1,6 +1,6 @@
-"""Metrics by name: how good a text is against references, and whether more of it is better.
+"""Metrics by name: measures of a text against references, and whether higher values are better.
 
-A metric from outside ds_seq is a callable that is given the language code of the text:
+An external metric is a callable that takes the language code of the text:
 
     def letters(target_lang: str) -> Metric:
         return Metric("letters", higher_is_better=False, compute=wrong_letters)
@@ -18,36 +18,36 @@ from sacrebleu.metrics.base import Metric as CorpusMetric
 from ds_seq.errors import UserError
 from ds_seq.plugins import find_plugin
 from ds_seq.scores.rouge import ROUGE
-from ds_seq.scores.scoring import Score, build_metric, check_pairs, score_corpus
+from ds_seq.scores.scoring import CorpusScore, build_metric, check_pairs, score_corpus
 from ds_seq.scores.sentence_means import rouge_metric
 
 TEXT = "text"
 
 
 class Measured(NamedTuple):
-    """A value, and how it was computed; the latter may be empty."""
+    """The value of a metric for a text."""
 
     value: float
     signature: str = ""
+    """How the value was computed; may be empty."""
 
 
 Compute = Callable[[Sequence[str], Sequence[Sequence[str]]], Measured]
-"""(hypotheses; for each reference, as many sentences) -> value of the whole text."""
+"""Maps hypotheses, and a list of equal length per reference, to the value of the whole text."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of quality.
+    """A measure of text quality.
 
     Attributes:
-        name: key of the figure in logs and files.
-        higher_is_better: its direction.
-        compute: measures a text.
-        needs: what it compares; `text` is detokenized hypotheses and raw references. A task may
-            have other things to compare.
-        label: the name for readers; empty is `name`.
-        corpus: the same as a metric of sacreBLEU, which can draw resamples; None where there is
-            none.
+        name: key of the metric in logs and files.
+        higher_is_better: whether higher values are better.
+        compute: function that measures a text.
+        needs: kind of data that the metric compares; `text` means detokenized hypotheses and raw
+            references. A task may define other kinds.
+        label: display name; if empty, `name` is displayed.
+        corpus: the same metric as a sacreBLEU metric, which supports bootstrap resampling, or None.
     """
 
     name: str
@@ -62,16 +62,16 @@ class Metric:
         hypotheses: Sequence[str],
         references: Sequence[Sequence[str]],
         resamples: int | None = None,
-    ) -> Score:
+    ) -> CorpusScore:
         """Score a text.
 
         Args:
             hypotheses: one sentence each.
-            references: for each reference, as many sentences.
+            references: for each reference, a list as long as `hypotheses`.
             resamples: number of bootstrap resamples for a confidence interval; at least 2.
 
         Raises:
-            UserError: resamples of a metric that is none of sacreBLEU's kind.
+            UserError: `resamples` is given but the metric does not support resampling.
         """
         if self.corpus is not None:
             return score_corpus(self.name, self.corpus, hypotheses, references, resamples)
@@ -80,19 +80,19 @@ class Metric:
         value, signature = self.compute(hypotheses, references)
         label = self.label or self.name
         text = f"{label}|{signature} = {value:.2f}" if signature else f"{label} = {value:.2f}"
-        return Score(self.name, float(value), signature, text, label)
+        return CorpusScore(self.name, float(value), signature, text, label)
 
 
 def no_resamples(name: str) -> str:
-    """Why a metric has no confidence interval."""
+    """Return the error message for a metric that does not support resampling."""
     return (
-        f"{name}: has no resamples, so neither --confidence nor --paired; leave one out, or give "
-        "its `Metric` a `corpus`"
+        f"{name}: supports neither --confidence nor --paired; omit the option, or give its "
+        "`Metric` a `corpus`"
     )
 
 
 def from_sacrebleu(name: str, corpus: CorpusMetric, higher_is_better: bool = True) -> Metric:
-    """A metric of sacreBLEU's kind, its numbers and signature unchanged."""
+    """Wrap a sacreBLEU metric; its values and signature stay the same."""
 
     def compute(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measured:
         score = score_corpus(name, corpus, hypotheses, references)
@@ -116,19 +116,19 @@ METRICS: Mapping[str, Callable[[str], Metric]] = {
     "ter": partial(_corpus, "ter", higher_is_better=False),
     **{name: partial(_rouge, name) for name in ROUGE},
 }
-"""Builders by name; each is given a language code."""
+"""Builders by name; each takes a language code."""
 
 
 def find_metric(name: str, target_lang: str, where: str) -> Metric:
-    """The metric that ``name`` stands for, one of `METRICS` or `package.module:Name`.
+    """Return the metric `name`, one of `METRICS` or `package.module:Name`.
 
     Args:
-        name: what the config or the command line names.
+        name: name from the config or the command line.
         target_lang: language code of the text; empty if unknown.
-        where: the setting that names it, for messages.
+        where: setting that contains the name, for messages.
 
     Raises:
-        UserError: there is none of that name, or a package it needs is not installed.
+        UserError: there is no such metric, or it needs a package that is not installed.
     """
     metric = find_plugin("metric", name, METRICS, where)(target_lang)
     if not isinstance(metric, Metric):
@@ -140,11 +140,11 @@ def find_metric(name: str, target_lang: str, where: str) -> Metric:
 
 def measure(
     metrics: Sequence[Metric], hypotheses: Sequence[str], references: Sequence[str]
-) -> list[Score]:
-    """All scores of detokenized text against raw text, one reference each.
+) -> list[CorpusScore]:
+    """Score detokenized text against raw text with each metric, one reference per sentence.
 
     Raises:
-        UserError: the two sides have different numbers of lines, or none.
+        UserError: the two sides have different numbers of lines, or no lines.
     """
     check_pairs(hypotheses, references)
     return [metric.score(hypotheses, [references]) for metric in metrics]

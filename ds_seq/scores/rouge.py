@@ -1,7 +1,7 @@
-"""ROUGE: how much of a reference summary a text has in common with it.
+"""ROUGE: the overlap between a text and a reference summary.
 
-Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries". The arithmetic is that of the
-package rouge-score, which is an extra. Imports no torch.
+Lin, 2004, "ROUGE: A Package for Automatic Evaluation of Summaries". Scores are computed by the
+optional package rouge-score. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROUGE = {
     "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
 }
-"""The kinds, and how papers write them."""
+"""Variants by name, with their usual spelling in papers."""
 
 _SENTENCE_END = re.compile(
     r"\s*<n>\s*"  # how some models write the end of a line inside a summary
@@ -28,28 +28,28 @@ _SENTENCE_END = re.compile(
 
 
 def stems(target_lang: str) -> bool:
-    """Whether words are reduced to their stems: in English, as is usual."""
+    """Return whether words are stemmed, as is usual in English."""
     return target_lang == "en"
 
 
 def sentence_lines(text: str) -> str:
-    """A summary with a line for each of its sentences, which ROUGE-Lsum compares one by one."""
+    """Put each sentence of a summary on its own line, as ROUGE-Lsum requires."""
     return _SENTENCE_END.sub("\n", text.strip())
 
 
 def build_rouge(
     name: str, target_lang: str, split: Callable[[str], str]
 ) -> Callable[[str, str], float]:
-    """A function of (hypothesis, reference): the F-measure of one kind of ROUGE, from 0 to 100.
+    """Return a function of hypothesis and reference: the F-measure of a ROUGE variant, 0 to 100.
 
     Args:
         name: one of `ROUGE`.
-        target_lang: language code. English words are those of the package, stemmed; it knows no
-            letters but a to z, so for other languages ``split`` finds the words.
-        split: text to words with spaces in between.
+        target_lang: language code. English is tokenized and stemmed by rouge-score; its tokenizer
+            supports only the letters a to z, so other languages are tokenized by `split`.
+        split: tokenizes a text into words separated by spaces.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package rouge-score is not installed.
     """
     try:
         module = import_module("rouge_score.rouge_scorer")
@@ -69,7 +69,7 @@ def build_rouge(
 
 
 class _Words:
-    """Words as ``split`` finds them, in small letters."""
+    """Tokenizer for rouge-score: lowercased words of `split`."""
 
     def __init__(self, split: Callable[[str], str]) -> None:
         self._split = split

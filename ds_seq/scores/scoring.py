@@ -1,4 +1,4 @@
-"""Corpus scores of detokenized translations, with the signatures that make them comparable.
+"""Corpus scores of detokenized translations, with signatures that make them comparable.
 
 Post, 2018, "A Call for Clarity in Reporting BLEU Scores", https://arxiv.org/abs/1804.08771;
 Popovic, 2015, "chrF: character n-gram F-score for automatic MT evaluation"; Popovic, 2017,
@@ -22,22 +22,22 @@ from ds_seq.errors import UserError
 TOKENISED = "tokenized_bleu"
 
 _LABELS = {TOKENISED: "tokenized BLEU (not comparable)"}
-"""Where our name for a score is not sacreBLEU's."""
+"""Display names that differ from sacreBLEU's."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """One score of a whole text.
+class CorpusScore:
+    """The score of a whole text.
 
     Attributes:
-        name: `bleu`, `chrf` and so on, for programs.
-        value: from 0 to 100 (TER may be more).
-        signature: how it was computed, as sacreBLEU writes it.
-        text: label, signature, value and details in one line, as sacreBLEU writes them.
-        label: the name for readers.
-        mean: of the score over bootstrap resamples of the sentences.
-        ci: half the width of the 95% confidence interval around `mean`.
-        p_value: of the difference to the first system, by a paired test.
+        name: name of the metric for programs, such as `bleu` or `chrf`.
+        value: value of the score, from 0 to 100 (TER may be higher).
+        signature: how the score was computed, in sacreBLEU's format.
+        text: label, signature, value and details in one line, in sacreBLEU's format.
+        label: display name of the metric.
+        mean: mean of the score over bootstrap resamples of the sentences, or None.
+        ci: half the width of the 95% confidence interval around `mean`, or None.
+        p_value: p-value of the difference from the first system in a paired test, or None.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Score:
 
 
 def _bleu(target_lang: str) -> Metric:
-    # force: text that ends in " ." is scored as it is; the warning would come at every validation
+    # force suppresses the warning about tokenized text, which would appear at every validation
     return BLEU(trg_lang=target_lang, force=True)
 
 
@@ -69,25 +69,25 @@ DEFAULT_METRICS = ("bleu", "chrf")
 
 
 def build_metric(name: str, target_lang: str) -> Metric:
-    """The metric of that name in `CORPUS_METRICS`.
+    """Build the metric `name` of `CORPUS_METRICS`.
 
     Args:
         name: one of `CORPUS_METRICS`.
-        target_lang: language code; BLEU splits words of Chinese, Japanese and Korean in ways of
-            their own.
+        target_lang: language code of the text; BLEU has special tokenizers for Chinese, Japanese
+            and Korean.
 
     Raises:
-        UserError: the words of that language need a package that is not installed.
+        UserError: the tokenization of that language needs a package that is not installed.
     """
     try:
         return CORPUS_METRICS[name](target_lang)
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-        why = " ".join(str(error).split())  # sacreBLEU's advice has many lines
+        why = " ".join(str(error).split())  # sacreBLEU's message has several lines
         raise UserError(f"cannot score text in {target_lang!r}: {why}") from error
 
 
 def label(name: str, metrics_own: str) -> str:
-    """How readers see a metric: its own name, unless that would mislead."""
+    """Return the display name of a metric: sacreBLEU's name unless that would be misleading."""
     return _LABELS.get(name, metrics_own)
 
 
@@ -97,35 +97,39 @@ def score_corpus(
     hypotheses: Sequence[str],
     references: Sequence[Sequence[str]],
     resamples: int | None = None,
-) -> Score:
+) -> CorpusScore:
     """Score a text.
 
     Args:
-        name: of the metric, for `Score.name`.
-        metric: computes the score.
+        name: name of the metric, for `CorpusScore.name`.
+        metric: metric that computes the score.
         hypotheses: one sentence each.
-        references: for each reference, as many sentences.
-        resamples: draw so many bootstrap resamples for a confidence interval; at least 2.
+        references: for each reference, a list as long as `hypotheses`.
+        resamples: number of bootstrap resamples for a confidence interval; at least 2.
     """
     result = metric.corpus_score(hypotheses, references, n_bootstrap=resamples or 1)
     result.name = label(name, result.name)
     signature = str(metric.get_signature())
-    # the form that sacreBLEU's own command prints with `--format text`
+    # the format of sacreBLEU's own command with `--format text`
     text = result.format(width=2, score_only=False, signature=signature)
     mean = ci = None
     if resamples:
-        # The JSON form is the public way to these two; it leaves them out where the mean is 0.
+        # Only the JSON format exposes mean and interval publicly; it omits them if the mean is 0.
         fields = json.loads(result.format(width=12, signature=signature, is_json=True))
         mean, ci = (float(fields.get(f"confidence_{key}", 0.0)) for key in ("mean", "var"))
-    return Score(name, float(result.score), signature, text, result.name, mean, ci)
+    return CorpusScore(name, float(result.score), signature, text, result.name, mean, ci)
 
 
 def check_pairs(hypotheses: Sequence[str], references: Sequence[str]) -> None:
-    """Refuse two sides of different numbers of lines, or of none, with a `UserError`."""
+    """Check that both sides have the same number of lines.
+
+    Raises:
+        UserError: the two sides have different numbers of lines, or no lines.
+    """
     if len(hypotheses) != len(references):
         raise UserError(
             f"there are {len(hypotheses):,} translations but {len(references):,} reference "
-            "lines; give the reference of the same text"
+            "lines; give the reference for the same text"
         )
     if not references:
         raise UserError("there is no text to score: translations and reference are empty")
@@ -135,20 +139,20 @@ class Scorer:
     """BLEU and chrF of a text.
 
     Args:
-        target_lang: language code; see `build_metric`.
+        target_lang: language code of the text; see `build_metric`.
 
     Raises:
-        UserError: the words of that language need a package that is not installed.
+        UserError: the tokenization of that language needs a package that is not installed.
     """
 
     def __init__(self, target_lang: str = "") -> None:
         self._metrics = {name: build_metric(name, target_lang) for name in DEFAULT_METRICS}
 
-    def __call__(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[Score]:
-        """Score detokenized translations against raw text, one reference each.
+    def __call__(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[CorpusScore]:
+        """Score detokenized translations against raw text, one reference per sentence.
 
         Raises:
-            UserError: the two sides have different numbers of lines, or none.
+            UserError: the two sides have different numbers of lines, or no lines.
         """
         check_pairs(hypotheses, references)
         return [

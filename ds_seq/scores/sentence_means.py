@@ -1,7 +1,7 @@
-"""Metrics that are the mean over sentences, in the form that sacreBLEU can resample and test.
+"""Metrics that are means over sentences, as sacreBLEU metrics that support resampling and tests.
 
-ROUGE, see `rouge`; COMET: Rei et al., 2020, "COMET: A Neural Framework for MT Evaluation",
-https://arxiv.org/abs/2009.09025. Both packages are optional.
+ROUGE: see `ds_seq.scores.rouge`. COMET: Rei et al., 2020, "COMET: A Neural Framework for MT
+Evaluation", https://arxiv.org/abs/2009.09025. Both need optional packages.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from ds_seq.errors import UserError
 from ds_seq.scores.rouge import ROUGE, build_rouge, sentence_lines, stems
 from ds_seq.scores.scoring import build_metric
 
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]
-"""(hypotheses, references) -> one value for each hypothesis."""
+SentenceScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]
+"""Maps hypotheses and references to one value per hypothesis."""
 
 
 class SentenceMean(Metric):
-    """The mean over sentences of what ``judge`` says, with sacreBLEU's resampling around it.
+    """The mean over sentences of the values of `scorer`, as a metric that sacreBLEU can resample.
 
     Args:
-        label: the name for readers.
-        judge: values of the sentences.
-        signature: how it is computed, by key.
+        label: display name of the metric.
+        scorer: computes the value of each sentence.
+        signature: how the metric is computed, by key.
     """
 
-    def __init__(self, label: str, judge: Judge, signature: Mapping[str, str]) -> None:
+    def __init__(self, label: str, scorer: SentenceScorer, signature: Mapping[str, str]) -> None:
         super().__init__()
         self._label = label
-        self._judge = judge
-        self._own = signature
+        self._scorer = scorer
+        self._signature_fields = signature
 
     def get_signature(self) -> Signature:
-        """That of sacreBLEU, with our keys."""
+        """Return sacreBLEU's signature with the additional fields of this metric."""
         signature = super().get_signature()
-        for key, value in self._own.items():
+        for key, value in self._signature_fields.items():
             signature.update(key, value)
         return signature
 
@@ -51,7 +51,7 @@ class SentenceMean(Metric):
     ) -> list[list[float]]:
         assert references is not None
         self.num_refs = len(references)
-        return [[float(value), 1.0] for value in self._judge(hypotheses, references)]
+        return [[float(value), 1.0] for value in self._scorer(hypotheses, references)]
 
     def _compute_score_from_stats(self, stats: Sequence[float]) -> Score:
         return Score(self._label, float(stats[0]) / float(stats[1]))
@@ -59,7 +59,7 @@ class SentenceMean(Metric):
     def _aggregate_and_compute(self, stats: Sequence[Sequence[float]]) -> Score:
         return self._compute_score_from_stats([sum(column) for column in zip(*stats, strict=True)])
 
-    # The base class wants these three for metrics of n-grams; nothing here calls them.
+    # Abstract methods of the base class for n-gram metrics; they are never called here.
     def _preprocess_segment(self, sent: str) -> str:
         raise NotImplementedError
 
@@ -71,18 +71,18 @@ class SentenceMean(Metric):
 
 
 def rouge_metric(name: str, target_lang: str) -> Metric:
-    """One kind of ROUGE; of several references the closest one counts.
+    """Build a ROUGE variant; of several references, the one with the highest value counts.
 
     Args:
         name: one of `ROUGE`.
-        target_lang: language code.
+        target_lang: language code of the text.
 
     Raises:
-        UserError: the language is not given, or a package is not installed.
+        UserError: the language is empty, or a required package is not installed.
     """
     if not target_lang:
         raise UserError(
-            f"{name}: give the language of the text with --target-lang; English is stemmed (en)"
+            f"{name}: give the language of the text with --target-lang; English (en) is stemmed"
         )
     bleu = build_metric("bleu", target_lang)
     assert isinstance(bleu, BLEU)
@@ -109,18 +109,18 @@ def _closest(
 
 
 def comet_metric(model: str, sources: Sequence[str]) -> Metric:
-    """COMET times 100, as the package unbabel-comet has it.
+    """Build COMET, scaled by 100, from the package unbabel-comet.
 
     Args:
-        model: a name that the package knows, or the path of a checkpoint.
-        sources: what was translated.
+        model: name of a model of the package, or path of a checkpoint.
+        sources: source sentences of the translations.
 
     Raises:
-        UserError: the package is not installed, or there is no such model.
+        UserError: the package is not installed, or the model cannot be loaded.
     """
     try:
         comet, release = import_module("comet"), version("unbabel-comet")
-    except ImportError:  # also that of `version`, where `comet` is some other package
+    except ImportError:  # also raised by `version` if `comet` belongs to another package
         raise UserError(
             "comet: needs the package unbabel-comet; install it with `pip install unbabel-comet`"
         ) from None
@@ -130,11 +130,11 @@ def comet_metric(model: str, sources: Sequence[str]) -> Metric:
     except (KeyError, OSError, ValueError) as error:
         raise UserError(f"comet: cannot load the model {model!r}: {error}") from error
 
-    def judge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
         rows = zip(sources, hypotheses, references[0], strict=True)
         texts = [{"src": source, "mt": text, "ref": reference} for source, text, reference in rows]
         gpus = int(import_module("torch").cuda.is_available())
         return [100.0 * value for value in network.predict(texts, batch_size=16, gpus=gpus).scores]
 
     signature = {"model": Path(model).name, "version": f"unbabel-comet-{release}"}
-    return SentenceMean("COMET", judge, signature)
+    return SentenceMean("COMET", score, signature)

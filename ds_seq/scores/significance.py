@@ -1,4 +1,4 @@
-"""How sure a score is, and whether two systems differ: sacreBLEU's resampling and paired tests.
+"""Confidence intervals of scores and paired significance tests, by sacreBLEU's resampling.
 
 Koehn, 2004, "Statistical Significance Tests for Machine Translation Evaluation"; Riezler and
 Maxwell, 2005, "On Some Pitfalls in Automatic Evaluation and Significance Testing for MT".
@@ -16,12 +16,12 @@ from sacrebleu.significance import PairedTest, Result
 
 from ds_seq.errors import UserError
 from ds_seq.scores.metric import Metric, no_resamples
-from ds_seq.scores.scoring import Score, label
+from ds_seq.scores.scoring import CorpusScore, label
 
 PairedName = Literal["bootstrap", "randomization"]
 
 SAMPLES: dict[PairedName, int] = {"bootstrap": 1000, "randomization": 10_000}
-"""The paired tests, and how many samples each draws unless told; those of sacreBLEU."""
+"""Paired tests and their default number of samples, as in sacreBLEU."""
 
 DEFAULT_SEED = 12345
 
@@ -31,14 +31,14 @@ _SEED_VARIABLE = "SACREBLEU_SEED"
 
 @dataclass(frozen=True)
 class Resampling:
-    """What to find out beside the scores.
+    """Statistics to compute in addition to the scores.
 
     Attributes:
-        confidence: a confidence interval for each score.
-        paired: test each system against the first one. The bootstrap brings confidence intervals
-            along.
-        samples: how many; None is 1000 bootstrap resamples and 10000 randomizations.
-        seed: at least 1: sacreBLEU takes 0 for none at all in its paired tests.
+        confidence: whether to compute a confidence interval for each score.
+        paired: test that compares each system with the first one, or None. The bootstrap test also
+            gives confidence intervals.
+        samples: number of samples; None for 1000 bootstrap resamples or 10000 randomizations.
+        seed: seed of the samples, at least 1, because sacreBLEU's paired tests treat 0 as no seed.
     """
 
     confidence: bool = False
@@ -52,21 +52,22 @@ def score_systems(
     references: Sequence[Sequence[str]],
     metrics: Sequence[Metric],
     resampling: Resampling,
-) -> dict[str, list[Score]]:
+) -> dict[str, list[CorpusScore]]:
     """Score texts against the same references.
 
     Args:
-        systems: by name, one sentence each; for a paired test two or more, the baseline first.
-        references: for each reference, as many sentences.
-        metrics: what to compute.
-        resampling: what to find out beside the scores.
+        systems: sentences of each system, by name; for a paired test at least two systems, the
+            baseline first.
+        references: for each reference, one sentence per sentence of a system.
+        metrics: metrics to compute.
+        resampling: statistics to compute in addition to the scores.
 
     Returns:
-        For each system the scores in the order of ``metrics``. The numbers are sacreBLEU's, but
-        for one: where there is no difference at all, its p-value is 1.
+        The scores of each system in the order of `metrics`. All values are sacreBLEU's, except that
+        a system with the same score as the baseline has p-value 1.
 
     Raises:
-        UserError: resamples are wanted of a metric that has none.
+        UserError: a metric does not support the requested resampling.
     """
     with _seeded(resampling.seed):
         columns = [
@@ -83,7 +84,7 @@ def _plain(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     resampling: Resampling,
-) -> list[Score]:
+) -> list[CorpusScore]:
     resamples = (resampling.samples or SAMPLES["bootstrap"]) if resampling.confidence else None
     return [metric.score(hypotheses, references, resamples) for hypotheses in systems.values()]
 
@@ -93,7 +94,7 @@ def _paired(
     systems: Mapping[str, Sequence[str]],
     references: Sequence[Sequence[str]],
     resampling: Resampling,
-) -> list[Score]:
+) -> list[CorpusScore]:
     assert resampling.paired is not None and len(systems) > 1
     if metric.corpus is None:
         raise UserError(no_resamples(metric.name))
@@ -109,28 +110,28 @@ def _paired(
         else -1,
     )
     signatures, results = test()
-    ((own, signature),) = signatures.items()
-    rows = [row for row in results[own] if isinstance(row, Result)]
+    ((metric_label, signature),) = signatures.items()
+    rows = [row for row in results[metric_label] if isinstance(row, Result)]
     for row in rows[1:]:
         if row.score == rows[0].score:
-            # sacreBLEU counts larger differences only: it would call a copy of the baseline
-            # significantly different, because it differs by nothing in every sample
+            # sacreBLEU counts only larger differences, so it would report a copy of the baseline as
+            # significantly different
             row.p_value = 1.0
-    return [_score(metric.name, own, str(signature), row) for row in rows]
+    return [_score(metric.name, metric_label, str(signature), row) for row in rows]
 
 
-def _score(name: str, metrics_own: str, signature: str, row: Result) -> Score:
+def _score(name: str, metrics_own: str, signature: str, row: Result) -> CorpusScore:
     mean, ci, p_value = (
         None if value is None else float(value) for value in (row.mean, row.ci, row.p_value)
     )
     shown = label(name, metrics_own)
     text = f"{shown}|{signature} = {row.score:.2f}"
-    return Score(name, float(row.score), signature, text, shown, mean, ci, p_value)
+    return CorpusScore(name, float(row.score), signature, text, shown, mean, ci, p_value)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """sacreBLEU takes its seed from the environment and from nowhere else."""
+    """Set sacreBLEU's seed, which it reads only from the environment."""
     before = os.environ.get(_SEED_VARIABLE)
     os.environ[_SEED_VARIABLE] = str(seed)
     try:

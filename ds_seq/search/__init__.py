@@ -1,1 +1,1 @@
-"""search."""
+"""Search for translations: beam search, sampling, and constraints on either."""

@@ -1,10 +1,11 @@
-"""Batched beam search, with the semantics of fairseq's sequence generator; and sampling.
+"""Batched beam search with the semantics of fairseq's sequence generator, and batched sampling.
 
 Sutskever et al., 2014, "Sequence to Sequence Learning with Neural Networks",
-https://arxiv.org/abs/1409.3215; length penalty and n-gram blocking as fairseq has them.
+https://arxiv.org/abs/1409.3215; length penalty and n-gram blocking as in fairseq.
 
-Shapes: B sentences, A sentences not finished yet, K beam width, N = A K hypotheses (row n belongs
-to sentence n // K), C = 2 K candidates, L decoded length, V vocabulary, S source length.
+Shapes: B sentences, A unfinished sentences, K beam width, N = A K hypotheses (row n belongs to
+sentence n // K), C = 2 K candidates, L decoded length, V vocabulary, S source length, W n-grams
+decoded so far.
 """
 
 from __future__ import annotations
@@ -22,23 +23,22 @@ from ds_seq.search.guides import Guide, GuideMaker, Plain, SelectionMaker
 from ds_seq.search.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
 from ds_seq.search.sampling import ActiveSamples, Sampling
-from ds_seq.search.vetoes import block_repeated_ngrams
 from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
 
 AnyRank = Callable[[bool], bool]
-"""Whether a flag is set on any rank; every rank must call it."""
+"""Returns whether a flag is set on any rank; a collective, so every rank must call it."""
 
 
 class Cache(Protocol):
-    """What a model remembers of a batch of searches; see `ds_seq.models.cache.DecoderCache`."""
+    """The state of a model's incremental decoding; see `ds_seq.models.cache.DecoderCache`."""
 
     def reorder(self, rows: Tensor) -> None:
-        """Let hypothesis n continue hypothesis rows[n]."""
+        """Make hypothesis n a continuation of hypothesis `rows[n]`."""
 
     def keep_sentences(self, kept: Tensor) -> None:
-        """Keep some sentences with all their hypotheses."""
+        """Keep only the sentences `kept`, with all their hypotheses."""
 
 
 EncodedT = TypeVar("EncodedT")
@@ -49,54 +49,56 @@ class Decodable(Protocol[EncodedT, CacheT]):
     """The part of a model that the search needs; see `ds_seq.models.seq2seq`."""
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncodedT:
-        """Encode source tokens (B, S); the mask is True at real ones."""
+        """Encode source tokens (B, S); the mask is True at real tokens."""
 
     def start_cache(self, encoded: EncodedT, beam: int, max_length: int) -> CacheT:
-        """Prepare for at most `max_length` steps with `beam` hypotheses a sentence."""
+        """Return a cache for at most `max_length` steps with `beam` hypotheses per sentence."""
 
     def decode_step(self, tokens: Tensor, cache: CacheT) -> Tensor:
-        """Feed one token to each hypothesis (N,); return logits of the next (N, V).
+        """Feed one token to each hypothesis (N,) and return the logits (N, V) of the next token.
 
-        The search overwrites them.
+        The search overwrites the logits.
         """
 
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """What to search for, and how widely.
+    """Beam search or sampling with fixed settings.
 
-    Per sentence and step the 2 K best continuations are looked at. Those among the best K that
-    end are finished; the best K that do not end go on. A sentence is done when K hypotheses are
-    finished. A finished one scores the sum of its log-probabilities over what `LengthPenalty`
-    makes of its length, its end symbol included in both.
+    In each step, the search considers the 2 K best continuations of each sentence. Those among the
+    best K that end are finished; the best K that do not end are continued. A sentence is done when
+    K of its hypotheses are finished. The score of a finished hypothesis is the sum of its
+    log-probabilities divided by the `LengthPenalty` of its length; both include the end symbol.
 
-    The result for a sentence does not depend on its batch: limits are computed from its own
-    length (fairseq takes the width of the padded batch).
+    The result for a sentence does not depend on its batch: its limits are computed from its own
+    length (fairseq uses the width of the padded batch).
 
-    With `sampling` nothing is searched: `num_best` translations are drawn, independently, under the
-    same limits and vetoes. They score like hypotheses of a search, by the probabilities that were
-    there before the truncation, and are given in the order of the draws.
+    With `sampling`, there is no search: `num_best` translations are drawn independently, under the
+    same limits and with the same tokens ruled out. They are scored like hypotheses of a search, by
+    the probabilities before the truncation, and are returned in the order of the draws.
 
     Attributes:
-        beam: K; 1 is greedy search.
-        length_penalty: exponent of the length; higher favors longer translations.
-        length_penalty_form: see `LengthPenalty`.
-        unk_penalty: taken from the log-probability of the unknown symbol, at least 0: sums of
-            log-probabilities must not grow, or searches could not stop early.
-        temperature: divides the logits; above 1 for flatter probabilities, below for steeper.
-        max_len_a: a translation has at most ``max_len_a * x + max_len_b`` tokens and an end
-            symbol, for a source of x tokens with its end symbol.
+        symbols: special symbols of the target.
+        beam: beam width K; 1 is greedy search.
+        length_penalty: exponent of the length; higher values favor longer translations.
+        length_penalty_form: formula of the length penalty; see `LengthPenalty`.
+        unk_penalty: subtracted from the log-probability of the unknown symbol; at least 0, because
+            early stopping relies on sums of log-probabilities that never grow.
+        temperature: divisor of the logits; values above 1 flatten the distribution, values below 1
+            sharpen it.
+        max_len_a: a translation has at most `max_len_a * x + max_len_b` tokens plus the end symbol,
+            for a source of x tokens including its end symbol.
         max_len_b: see `max_len_a`.
-        min_len: fewest tokens before the end symbol, unless `max_len_a` and `max_len_b` say less.
-        no_repeat_ngram: no n-gram of this many tokens occurs twice; 0 allows all.
-        num_best: how many hypotheses are returned. A search stops as soon as none that is still
-            open can become one of them, so asking for fewer saves steps.
-        sampling: how to draw, instead of searching with a beam.
-        selection: which continuations a search with a beam looks at, and which it prefers.
-        guides: what else rules out tokens. Length limits give way to them, and n-gram blocking
-            where they leave a single token.
-        max_positions: tokens that the decoder can take, end symbol included; None = any number.
-        symbols: of the target.
+        min_len: fewest tokens before the end symbol; the limit of `max_len_a` takes precedence.
+        no_repeat_ngram: size of the n-grams that must not occur twice; 0 allows all repetitions.
+        num_best: number of hypotheses to return. A search stops as soon as no open hypothesis can
+            become one of them, so a smaller number saves steps.
+        sampling: how to draw tokens; None searches with a beam.
+        selection: maker of the candidate ranking of a beam search; see `ds_seq.search.guides`.
+        guides: makers of further constraints; see `ds_seq.search.guides`. They take precedence over
+            length limits, and over n-gram blocking where they leave a single token.
+        max_positions: most tokens that the decoder accepts, including the end symbol; None for no
+            limit.
     """
 
     symbols: Symbols
@@ -129,7 +131,7 @@ class BeamSearch:
 
     @property
     def width(self) -> int:
-        """Hypotheses of a sentence that the model decodes side by side."""
+        """Number of hypotheses per sentence that the model decodes in parallel."""
         return self.beam if self.sampling is None else self.num_best
 
     @property
@@ -145,23 +147,23 @@ class BeamSearch:
         any_rank: AnyRank | None = None,
         numbers: Sequence[int] | None = None,
     ) -> list[list[Hypothesis]]:
-        """Search translations of a batch.
+        """Search for translations of a batch.
 
         Args:
-            model: in evaluation mode.
-            source: ids (B, S), each sentence with the end symbol, padding on the right.
+            model: the model, in evaluation mode.
+            source: source ids (B, S), each sentence with its end symbol, padded on the right.
             source_mask: (B, S) bool, True at real tokens.
-            any_rank: to be given when a forward pass is a collective of all ranks (expert
-                parallelism, ZeRO-3): every rank then makes as many steps as the slowest, with a
-                spare hypothesis when its own search is over. `source` may then be of shape (0, S),
-                on a rank that has no sentence but must take part.
-            numbers: of the sentences (B,) in the whole input, to which the random numbers of
-                `sampling` belong; default 0 to B - 1.
+            any_rank: required if a forward pass is a collective of all ranks (expert parallelism,
+                ZeRO-3). Every rank then takes as many steps as the slowest, decoding a spare
+                hypothesis when its own search is over. `source` may then have shape (0, S), on a
+                rank that has no sentence but must take part.
+            numbers: numbers (B,) of the sentences in the whole input, which seed the random
+                numbers of `sampling`; default 0 to B - 1.
 
         Returns:
-            For each sentence the `num_best` best hypotheses, the best first. There may be fewer
-            where `beam` hypotheses do not exist; there is at least one. With `sampling`, always
-            `num_best` in the order of the draws.
+            The `num_best` best hypotheses of each sentence, the best first. There may be fewer if
+            fewer than `beam` hypotheses exist, but there is at least one. With `sampling`, always
+            `num_best` hypotheses in the order of the draws.
         """
         num_sentences = len(source)
         if num_sentences == 0:
@@ -184,7 +186,7 @@ class BeamSearch:
         return hypotheses.results()
 
     def _start(self, limits: Tensor, numbers: Sequence[int]) -> tuple[Active, list[Guide]]:
-        """Empty hypotheses of the sentences `numbers` (B,), with limits (B,), and their guides."""
+        """Return empty hypotheses of the sentences `numbers` (B,) with limits (B,), and guides."""
         guides = [maker.start(numbers, self.width, limits) for maker in self.guides]
         symbols, penalty = self.symbols, self._penalty
         if self.sampling is not None:
@@ -195,9 +197,9 @@ class BeamSearch:
         return beams, [*guides, selection]
 
     def _length_limits(self, source_mask: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Most tokens before the end symbol, for each sentence: (B,) int64."""
+        """Return the most tokens before the end symbol of each sentence, (B,) int64."""
         lengths = source_mask.sum(1)
-        # double precision: in single, 1.2 * 5 falls short of 6
+        # in double precision: in single precision, 1.2 * 5 is less than 6
         limits = (lengths.double() * self.max_len_a + self.max_len_b).long()
         makers = (*self.guides, self.selection)
         rooms = [sum(maker.room(number) for maker in makers) for number in numbers]
@@ -207,9 +209,9 @@ class BeamSearch:
         return limits.clamp(min=1, max=most)
 
     def _log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities (N, V) in single precision, in the memory of the logits if possible.
+        """Return log-probabilities (N, V) in float32, in the memory of the logits if possible.
 
-        On a CPU most of the time of a large log-softmax goes into fetching fresh memory pages.
+        On a CPU, a large log-softmax spends most of its time on fresh memory pages.
         """
         logits = logits.float()
         if self.temperature != 1.0:
@@ -219,7 +221,7 @@ class BeamSearch:
     def _advance(
         self, hypotheses: Active, log_probs: Tensor, guides: Sequence[Guide], cache: Cache
     ) -> None:
-        """Take one step, given log-probabilities (N, V) of the next token, which are changed."""
+        """Take one step, given log-probabilities (N, V) of the next token; they are overwritten."""
         for guide in guides:
             guide.restrict(log_probs, hypotheses.tokens)
         end_scores = log_probs[:, self.symbols.eos].clone()  # (N,)
@@ -235,7 +237,7 @@ class BeamSearch:
             guide.follow(step.past_rows, step.tokens)
 
     def _veto(self, hypotheses: Active, log_probs: Tensor) -> None:
-        """Rule out tokens and punish the unknown one, in place; the others stay as they are."""
+        """Rule out tokens and penalize the unknown symbol, in place."""
         for token in self.symbols.never_generated:
             log_probs[:, token] = _NEVER
         if hypotheses.length < self.min_len:
@@ -243,21 +245,21 @@ class BeamSearch:
         if self.unk_penalty > 0:
             log_probs[:, self.symbols.unk] -= self.unk_penalty
         if self.no_repeat_ngram > 0:
-            # what guides leave no alternative to is taken, repeated or not
+            # a token that is the only one allowed by the guides is taken even if it repeats
             forced = log_probs.isfinite().sum(1) == 1 if self.guides else None  # (N,)
             tokens = hypotheses.tokens.flatten(0, 1)
             block_repeated_ngrams(log_probs, tokens, self.no_repeat_ngram, forced)
 
 
 class _SpareSearch(Generic[EncodedT, CacheT]):
-    """Steps without meaning, for a rank whose search is over while others go on.
+    """Dummy steps for a rank whose search is over while other ranks continue.
 
     Args:
-        search: gives width and start symbol.
-        model: makes the steps.
-        cache: of the real search, at length 0.
-        source: of the real search, for its device.
-        max_length: steps for which the cache was made.
+        search: the search, for its width and start symbol.
+        model: the model that takes the steps.
+        cache: cache of the real search, at length 0.
+        source: source of the real search, for its device.
+        max_length: number of steps for which the cache was made.
     """
 
     def __init__(
@@ -268,7 +270,7 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         source: Tensor,
         max_length: int,
     ) -> None:
-        # A copy, because starting another cache may be a collective too (ZeRO-3).
+        # A copy, because starting another cache may itself be a collective (ZeRO-3).
         self._fresh = copy.deepcopy(cache)
         self._fresh.keep_sentences(source.new_zeros(1))
         self._cache = copy.deepcopy(self._fresh)
@@ -278,9 +280,35 @@ class _SpareSearch(Generic[EncodedT, CacheT]):
         self._steps = 0
 
     def step(self) -> None:
-        """Run one decoder step; others may make more steps than the cache has room for."""
+        """Run one decoder step; a full cache is reset, since other ranks may take more steps."""
         if self._steps == self._max_length:
             self._cache = copy.deepcopy(self._fresh)
             self._steps = 0
         self._model.decode_step(self._tokens, self._cache)
         self._steps += 1
+
+
+def block_repeated_ngrams(
+    log_probs: Tensor, tokens: Tensor, size: int, exempt: Tensor | None = None
+) -> None:
+    """Rule out, in place, every token that would complete an n-gram for the second time.
+
+    Args:
+        log_probs: log-probabilities (N, V) of the next token; changed in place.
+        tokens: tokens (N, L) decoded so far.
+        size: number of tokens in an n-gram.
+        exempt: (N,) bool, hypotheses that may repeat n-grams; None for no hypothesis.
+    """
+    length = tokens.size(1)
+    num_windows = length - size + 1  # n-grams decoded so far
+    if num_windows < 1:
+        return
+    repeated = torch.ones_like(tokens[:, :num_windows], dtype=torch.bool)  # (N, W)
+    for offset in range(size - 1):
+        newest = tokens[:, length - size + 1 + offset, None]
+        repeated &= tokens[:, offset : offset + num_windows] == newest
+    if exempt is not None:
+        repeated &= ~exempt[:, None]
+    last = tokens[:, size - 1 :]  # (N, W): the last token of each n-gram
+    penalty = torch.zeros_like(last, dtype=log_probs.dtype).masked_fill_(repeated, -math.inf)
+    log_probs.scatter_add_(1, last, penalty)

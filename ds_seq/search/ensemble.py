@@ -1,4 +1,4 @@
-"""Several models that decide together about every token.
+"""Ensembles: several models whose predictions are averaged at every token.
 
 Shapes: B sentences, S source length, K beam width, N = B K hypotheses, V vocabulary, M models.
 """
@@ -18,29 +18,33 @@ from ds_seq.search.beam_search import CacheT, Decodable, EncodedT
 
 @dataclass
 class EnsembleCache(Generic[CacheT]):
-    """What each model remembers of a batch of searches."""
+    """The caches of all models of an ensemble, for one batch."""
 
     parts: tuple[CacheT, ...]
 
     def reorder(self, rows: Tensor) -> None:
-        """Let hypothesis n continue hypothesis rows[n], in every model."""
+        """Make hypothesis n a continuation of hypothesis `rows[n]`, in every model."""
         for part in self.parts:
             part.reorder(rows)
 
     def keep_sentences(self, kept: Tensor) -> None:
-        """Keep some sentences with all their hypotheses, in every model."""
+        """Keep only the sentences `kept`, with all their hypotheses, in every model."""
         for part in self.parts:
             part.keep_sentences(kept)
 
 
 class Ensemble(Generic[EncodedT, CacheT]):
-    """Decodes like one model, by the mean of what its models say about the next token.
+    """Several models that decode as one, by the mean of their predictions of the next token.
 
     Args:
-        models: at least one, in evaluation mode, of the same vocabulary and on the same device.
-        mean: of their ``probabilities``: one model that is sure is enough. Of their
-            ``log_probabilities``, a geometric mean that the search makes sum to 1 again: what one
-            model thinks impossible is impossible (Hinton, 1999, "Products of experts").
+        models: at least one model, all in evaluation mode, with the same vocabulary and on the same
+            device.
+        mean: what is averaged. `probabilities`: one confident model is enough for a likely token.
+            `log_probabilities`: a geometric mean, which the search normalizes again; a token that
+            one model rules out is ruled out (Hinton, 1999, "Products of experts").
+
+    Raises:
+        ValueError: there is no model.
     """
 
     def __init__(
@@ -52,22 +56,22 @@ class Ensemble(Generic[EncodedT, CacheT]):
         self._mean = mean
 
     def encode(self, source: Tensor, source_mask: Tensor) -> tuple[EncodedT, ...]:
-        """Encode source tokens (B, S) with every model; the mask is True at real ones."""
+        """Encode source tokens (B, S) with every model; the mask is True at real tokens."""
         return tuple(model.encode(source, source_mask) for model in self._models)
 
     def start_cache(
         self, encoded: tuple[EncodedT, ...], beam: int, max_length: int
     ) -> EnsembleCache[CacheT]:
-        """Prepare every model for at most `max_length` steps with `beam` hypotheses a sentence."""
+        """Return caches for at most `max_length` steps with `beam` hypotheses per sentence."""
         pairs = zip(self._models, encoded, strict=True)
-        return EnsembleCache(tuple(m.start_cache(own, beam, max_length) for m, own in pairs))
+        return EnsembleCache(tuple(m.start_cache(e, beam, max_length) for m, e in pairs))
 
     def decode_step(self, tokens: Tensor, cache: EnsembleCache[CacheT]) -> Tensor:
         """Feed one token to each hypothesis (N,).
 
         Returns:
-            Logits of the next (N, V) in single precision: the logarithm of the models' mean, up to
-            a constant.
+            Logits (N, V) of the next token in float32: the logarithm of the models' mean, up to a
+            constant.
         """
         total: Tensor | None = None
         for model, part in zip(self._models, cache.parts, strict=True):

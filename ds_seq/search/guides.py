@@ -1,7 +1,19 @@
-"""What may steer a search from outside: guides rule tokens out, a selection orders candidates.
+"""Interfaces that steer a search: guides (logits processors) and selections (candidate ranking).
 
-Shapes: B sentences, A sentences not finished yet, K width of the search, N = A K hypotheses (row n
-belongs to sentence n // K), C' continuations of a hypothesis, C = 2 K candidates of a sentence, L
+A guide is a stateful logits processor: in each step it masks, per hypothesis, the tokens that must
+not come next (`restrict`), and then updates its state with the tokens that were chosen (`follow`).
+Prefixes and lists of allowed outputs are guides.
+
+A selection is a guide that also ranks: in each step it picks the candidates of a beam search and
+orders them by preference (`candidates`). Plain beam search orders them by log-probability; diverse
+beam search and lexical constraints use other orders. A search has any number of guides and exactly
+one selection.
+
+Both hold the state of one batch; a `GuideMaker` or `SelectionMaker` holds the settings and makes
+one of them for each batch.
+
+Shapes: B sentences, A unfinished sentences, K width of the search, N = A K hypotheses (row n
+belongs to sentence n // K), C' continuations per hypothesis, C = 2 K candidates per sentence, L
 decoded length, V vocabulary.
 """
 
@@ -19,23 +31,23 @@ from ds_seq.search.top_k import top_continuations, top_k
 
 
 class Guide(Protocol):
-    """Rules tokens out for the hypotheses of one batch; it remembers what it needs of each."""
+    """Masks tokens for the hypotheses of one batch and keeps the state that this requires."""
 
     def restrict(self, log_probs: Tensor, tokens: Tensor) -> None:
-        """Write -inf, in place, at tokens that must not come next.
+        """Set tokens that must not come next to -inf, in place.
 
         Args:
-            log_probs: (N, V) of the next token, as the model has them.
-            tokens: (A, K, L) decoded so far.
+            log_probs: log-probabilities (N, V) of the next token, unmodified by the search.
+            tokens: tokens (A, K, L) decoded so far.
         """
 
     def follow(self, rows: Tensor, tokens: Tensor) -> None:
-        """Learn what has become of the hypotheses in this step.
+        """Update the state after a step.
 
         Args:
             rows: (N',) new hypothesis n continues old hypothesis `rows[n]`. Sentences may have
-                changed places; of those that are finished there is no row.
-            tokens: (N',) what it continues it with.
+                changed places, and finished ones have no rows.
+            tokens: (N',) the token appended to each new hypothesis.
         """
 
 
@@ -43,43 +55,44 @@ class GuideMaker(Protocol):
     """Makes a guide for each batch."""
 
     def room(self, number: int) -> int:
-        """Tokens that the length limit of sentence `number` must allow, whatever its source."""
+        """Return how many tokens the length limit of sentence `number` must allow at least."""
 
     def start(self, numbers: Sequence[int], width: int, limits: Tensor) -> Guide:
-        """A guide for empty hypotheses.
+        """Return a guide for a batch of empty hypotheses.
 
         Args:
-            numbers: of the B sentences in the whole input.
-            width: K.
-            limits: (B,) most tokens of a hypothesis before the end symbol; at least what `room`
-                asked for, unless the decoder cannot take that many.
+            numbers: numbers of the B sentences in the whole input.
+            width: width K of the search.
+            limits: most tokens of a hypothesis before the end symbol, (B,); at least `room`, unless
+                the decoder cannot process that many.
         """
 
 
-class Choice(NamedTuple):
+class Candidates(NamedTuple):
     """The candidates of each sentence in order of preference.
 
-    The search finishes those among the first K that end, and goes on with the first K that do not.
+    The search finishes those among the first K that end, and continues the first K that do not.
     """
 
     totals: Tensor
-    """(A, C) sums of the model's log-probabilities, -inf for what is no candidate."""
+    """(A, C) sums of the model's log-probabilities; -inf marks an impossible candidate."""
     origins: Tensor
-    """(A, C) which of the K hypotheses of the sentence they continue."""
+    """(A, C) index of the hypothesis of the sentence, below K, that each candidate continues."""
     tokens: Tensor
-    """(A, C) and with which token."""
+    """(A, C) token that each candidate appends."""
 
 
 class Selection(Guide, Protocol):
-    """Decides which continuations are looked at, and which are preferred."""
+    """Picks the candidates of each step and ranks them."""
 
-    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
-        """The continuations that come into question.
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Candidates:
+        """Return the ranked candidates.
 
         Args:
-            log_probs: (N, V) of the next token, contiguous; -inf where it is ruled out.
-            totals: (A, K) sums of log-probabilities of the hypotheses so far, -inf for those
-                that are impossible.
+            log_probs: log-probabilities (N, V) of the next token, contiguous; -inf where a token is
+                ruled out.
+            totals: sums of log-probabilities (A, K) of the hypotheses so far; -inf for impossible
+                hypotheses.
         """
 
 
@@ -87,65 +100,67 @@ class SelectionMaker(GuideMaker, Protocol):
     """Makes a selection for each batch."""
 
     def start(self, numbers: Sequence[int], width: int, limits: Tensor) -> Selection:
-        """See `GuideMaker.start`."""
+        """Return a selection for a batch of empty hypotheses; see `GuideMaker.start`."""
 
 
-def best_candidates(totals: Tensor, values: Tensor, tokens: Tensor, count: int) -> Choice:
-    """The candidates with the highest values, the highest first.
+def best_candidates(totals: Tensor, values: Tensor, tokens: Tensor, count: int) -> Candidates:
+    """Return the candidates with the highest values, the highest first.
 
     Args:
-        totals: (A, K, C').
-        values: (A, K, C') by which they are preferred.
-        tokens: (A, K, C').
-        count: how many of a sentence; fewer where there are fewer.
+        totals: sums of log-probabilities (A, K, C').
+        values: values (A, K, C') by which candidates are ranked.
+        tokens: tokens (A, K, C') of the candidates.
+        count: most candidates per sentence.
     """
     width = tokens.size(2)
     chosen = values.flatten(1).topk(min(count, values[0].numel()), dim=1)[1]  # (A, C)
     return pick(totals, tokens, chosen // width, chosen)
 
 
-def pick(totals: Tensor, tokens: Tensor, origins: Tensor, chosen: Tensor) -> Choice:
-    """The candidates (A, C) at places `chosen` of (A, K C')."""
-    return Choice(totals.flatten(1).gather(1, chosen), origins, tokens.flatten(1).gather(1, chosen))
+def pick(totals: Tensor, tokens: Tensor, origins: Tensor, chosen: Tensor) -> Candidates:
+    """Return the candidates (A, C) at positions `chosen` of (A, K C')."""
+    return Candidates(
+        totals.flatten(1).gather(1, chosen), origins, tokens.flatten(1).gather(1, chosen)
+    )
 
 
 class PlainSelection:
-    """Beam search as usual: the most probable candidates, nothing ruled out."""
+    """Standard beam search: ranks candidates by log-probability and rules nothing out."""
 
     def restrict(self, log_probs: Tensor, tokens: Tensor) -> None:
-        """Rules nothing out."""
+        """Rule nothing out."""
 
     def follow(self, rows: Tensor, tokens: Tensor) -> None:
-        """Remembers nothing."""
+        """Keep no state."""
 
-    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
-        """The 2 K best."""
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Candidates:
+        """Return the 2 K most probable candidates."""
         count = min(2 * totals.size(1), totals.size(1) * log_probs.size(1))
-        return Choice(*top_continuations(log_probs, totals, count))
+        return Candidates(*top_continuations(log_probs, totals, count))
 
 
 class RankedSelection(ABC):
-    """Base of selections that look at a few continuations of every hypothesis."""
+    """Base class of selections that rank a few continuations of each hypothesis."""
 
     def restrict(self, log_probs: Tensor, tokens: Tensor) -> None:  # noqa: B027
-        """Rules nothing out."""
+        """Rule nothing out."""
 
     def follow(self, rows: Tensor, tokens: Tensor) -> None:  # noqa: B027
-        """Remembers nothing."""
+        """Keep no state."""
 
-    def candidates(self, log_probs: Tensor, totals: Tensor) -> Choice:
-        """What `rank` makes of what `propose` picks."""
+    def candidates(self, log_probs: Tensor, totals: Tensor) -> Candidates:
+        """Rank the continuations that `propose` picks."""
         scores, tokens = self.propose(log_probs, min(2 * totals.size(1), log_probs.size(1)))
         sums = totals[:, :, None] + scores.view(*totals.shape, -1)  # (A, K, C')
         sums = sums.nan_to_num_(nan=-math.inf, neginf=-math.inf)
         return self.rank(sums, tokens.view(sums.shape))
 
     def propose(self, log_probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Pick continuations of each hypothesis; here the best: plain beam search needs no more.
+        """Pick continuations of each hypothesis; by default the most probable ones.
 
         Args:
-            log_probs: (N, V).
-            count: C, or V if that is less.
+            log_probs: log-probabilities (N, V) of the next token.
+            count: number of continuations that plain beam search needs: C, or V if that is less.
 
         Returns:
             Log-probabilities and tokens, (N, C') each, the best `count` first.
@@ -153,23 +168,24 @@ class RankedSelection(ABC):
         return top_k(log_probs, count)
 
     @abstractmethod
-    def rank(self, totals: Tensor, tokens: Tensor) -> Choice:
-        """Order the candidates of each sentence.
+    def rank(self, totals: Tensor, tokens: Tensor) -> Candidates:
+        """Order the candidates of each sentence by preference.
 
         Args:
-            totals: (A, K, C') sums of log-probabilities up to each continuation, or -inf.
-            tokens: (A, K, C') the tokens that `propose` picked.
+            totals: sums of log-probabilities (A, K, C') including each continuation; -inf where it
+                is impossible.
+            tokens: tokens (A, K, C') that `propose` picked.
         """
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Makes `PlainSelection`s."""
+    """Maker of `PlainSelection`."""
 
     def room(self, number: int) -> int:
-        """Nothing is asked for."""
+        """Return 0: plain beam search needs no extra length."""
         return 0
 
     def start(self, numbers: Sequence[int], width: int, limits: Tensor) -> PlainSelection:
-        """It is the same for every batch."""
+        """Return a selection; it keeps no state."""
         return PlainSelection()

@@ -1,7 +1,7 @@
-"""The book-keeping of beam search: open hypotheses as tensors, finished ones as lists.
+"""The bookkeeping of beam search: open hypotheses as tensors, finished ones as lists.
 
-Shapes: B sentences, A sentences not finished yet, K beam width, N = A K hypotheses, C = 2 K
-candidates of a sentence, L decoded length, H hypotheses that finish in one step.
+Shapes: B sentences, A unfinished sentences, K beam width, N = A K hypotheses, C = 2 K candidates
+per sentence, L decoded length, H hypotheses that finish in one step.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class Hypothesis:
     """A finished translation.
 
     Attributes:
-        tokens: ids, without the end symbol.
-        score: sum of log-probabilities, divided as `LengthPenalty` says; the end symbol included.
+        tokens: token ids without the end symbol.
+        score: sum of log-probabilities including the end symbol, divided by the `LengthPenalty`.
         token_scores: log-probability of each token and of the end symbol.
-        alignment: the source token that each token looks at, if asked for; see `alignment.Aligner`.
-        utility: expected utility from 0 to 100, if chosen by it; see `mbr.MinimumRisk`.
+        alignment: index of the source token that each token is aligned with, or None; see
+            `ds_seq.generation.alignment.Aligner`.
+        utility: expected utility from 0 to 100, or None; see `ds_seq.generation.mbr.MinimumRisk`.
     """
 
     tokens: list[int]
@@ -40,22 +41,22 @@ class Hypothesis:
 
 
 class _Finished(NamedTuple):
-    """Hypotheses that finished in the same step, but those that are not among the best so far."""
+    """Hypotheses that finished in the same step and were among the best so far."""
 
     sentences: Tensor
-    """(H,) numbers of their sentences in the batch."""
+    """(H,) indices of their sentences in the batch."""
     scores: Tensor
-    """(H,)."""
+    """(H,) scores, length penalty included."""
     tokens: Tensor
-    """(H, L)."""
+    """(H, L) token ids without the end symbol."""
     totals: Tensor
     """(H, L + 1) running sums of log-probabilities."""
 
 
 def fill_holes(done: Tensor) -> Tensor:
-    """The sentences (A',) that are not `done` (A,), in an order in which few change their places.
+    """Return the sentences (A',) that are not `done` (A,), in an order that moves few of them.
 
-    The last ones take the places of those that leave; the others stay where they are.
+    The last sentences take the places of those that leave; the others keep their places.
     """
     left = done.logical_not()
     count = int(left.sum())
@@ -64,63 +65,63 @@ def fill_holes(done: Tensor) -> Tensor:
     return kept
 
 
-class Step(NamedTuple):
-    """What became of the A sentences with N hypotheses in a step: A', with N'."""
+class SearchStep(NamedTuple):
+    """The outcome of a step, which turns A sentences with N hypotheses into A' with N'."""
 
     kept: Tensor | None
-    """(A',) the sentences that are not finished; None when none has finished."""
+    """(A',) the sentences that are not finished; None if none has finished."""
     rows: Tensor | None
-    """(N',) the hypotheses that the new ones continue, counted among the kept sentences; None when
-    each continues itself."""
+    """(N',) the hypotheses that the new ones continue, as rows of the kept sentences; None if each
+    continues itself."""
     past_rows: Tensor
-    """(N',) the same, counted among all hypotheses of before."""
+    """(N',) the hypotheses that the new ones continue, as rows of all N earlier hypotheses."""
     tokens: Tensor
     """(N',) the newest tokens."""
 
 
 class Active(Protocol):
-    """The hypotheses of those sentences of a batch that are not finished."""
+    """The hypotheses of the unfinished sentences of a batch."""
 
     length: int
-    """L."""
+    """Decoded length L."""
     tokens: Tensor
-    """(A, K, L)."""
+    """(A, K, L) tokens decoded so far."""
 
     @property
     def active(self) -> bool:
-        """Whether there is any."""
+        """Whether any sentence is unfinished."""
 
     def last_tokens(self) -> Tensor:
-        """The newest token of each (N,), or the start symbol before the first."""
+        """Return the newest token of each hypothesis (N,), at first the start symbol."""
 
-    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
-        """Give each one more token.
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> SearchStep:
+        """Extend each hypothesis by one token.
 
         Args:
-            log_probs: (N, V) of the next token, -inf where it is ruled out.
-            end_scores: (N,) of the end symbol, where nothing else is possible.
+            log_probs: log-probabilities (N, V) of the next token; -inf where a token is ruled out.
+            end_scores: log-probabilities (N,) of the end symbol, for hypotheses that must end.
         """
 
     def results(self) -> list[list[Hypothesis]]:
-        """The wanted hypotheses of each of the B sentences."""
+        """Return the hypotheses of each of the B sentences."""
 
 
 class ActiveBeams:
     """The K open hypotheses of each unfinished sentence.
 
-    At first only one hypothesis of a sentence is possible: all are empty, and equal.
+    At first, only one hypothesis per sentence is possible, since all are empty and equal.
 
     Args:
-        limits: (B,) most tokens of a hypothesis before the end symbol.
-        beam: K.
-        num_best: how many hypotheses are wanted for a sentence.
-        symbols: one finishes a hypothesis, one is what the model is given before the first token.
-        penalty: divides the score of a finished hypothesis.
-        selection: ranks continuations.
+        limits: most tokens of a hypothesis before the end symbol, (B,).
+        beam: beam width K.
+        num_best: number of hypotheses to return per sentence.
+        symbols: special symbols of the target, for the start and end symbols.
+        penalty: divisor of the score of a finished hypothesis.
+        selection: ranking of the candidates.
 
     Attributes:
-        length: L.
-        tokens: (A, K, L).
+        length: decoded length L.
+        tokens: tokens (A, K, L) decoded so far.
     """
 
     def __init__(
@@ -143,31 +144,32 @@ class ActiveBeams:
         self._penalty = penalty
         self._selection = selection
         self._num_sentences = num_sentences
-        # (A, K, L + 1) running sums of log-probabilities, from an empty sum on
+        # (A, K, L + 1) running sums of log-probabilities, starting with an empty sum
         self._totals = torch.full((num_sentences, beam, 1), _NEVER, device=device)
         self._totals[:, 0] = 0.0
-        self._sentences = torch.arange(num_sentences, device=device)  # (A,) places in the batch
+        self._sentences = torch.arange(num_sentences, device=device)  # (A,) indices in the batch
         self._num_finished = torch.zeros_like(self._sentences)  # (A,)
         self._best_scores = torch.full((num_sentences, num_best), _NEVER, device=device)
         self._finished: list[_Finished] = []
 
     @property
     def active(self) -> bool:
-        """Whether there is a sentence that is not finished."""
+        """Whether any sentence is unfinished."""
         return len(self._sentences) > 0
 
     def last_tokens(self) -> Tensor:
-        """The newest token of each hypothesis (N,), or the start symbol before the first."""
+        """Return the newest token of each hypothesis (N,), at first the start symbol."""
         if self.length == 0:
             return self.tokens.new_full((len(self._sentences) * self._beam,), self._start)
         return self.tokens[:, :, -1].flatten()
 
-    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> SearchStep:
         """Choose among continuations: some finish, the best others become the open hypotheses.
 
         Args:
-            log_probs: (N, V) of the next token, -inf where it is ruled out; it is changed.
-            end_scores: (N,) of the end symbol, where nothing else is possible.
+            log_probs: log-probabilities (N, V) of the next token; -inf where a token is ruled out.
+                Changed in place.
+            end_scores: log-probabilities (N,) of the end symbol, for hypotheses that must end.
         """
         if self.length >= self._least_limit:
             at_limit = self._limits.le(self.length).repeat_interleave(self._beam)  # (N,)
@@ -175,34 +177,34 @@ class ActiveBeams:
             log_probs[:, self._end] = end_scores.where(at_limit, log_probs[:, self._end])
         return self._select(*self._selection.candidates(log_probs, self._totals[:, :, -1]))
 
-    def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> Step:
-        """Finish and go on with candidates, each (A, C), in the order of preference."""
+    def _select(self, totals: Tensor, origins: Tensor, tokens: Tensor) -> SearchStep:
+        """Finish or continue candidates, all (A, C) in order of preference."""
         beam = self._beam
         ends = tokens == self._end
         ending = ends[:, :beam] & totals[:, :beam].isfinite()  # (A, K)
         room = beam - self._num_finished[:, None]
         ending &= ending.cumsum(1) <= room
-        # the first K in their order that go on; an end is no hypothesis to go on with
+        # the first K candidates that do not end, in order of preference
         best = ends.to(torch.uint8).sort(dim=1, stable=True)[1][:, :beam]  # (A, K)
         open_totals = totals.masked_fill(ends, _NEVER).gather(1, best)
         best_open = open_totals.amax(1)
         hopeless = best_open == _NEVER
         kept = None
-        if (ending.any(1) | hopeless).any():  # the one wait for the device in a usual step
+        if (ending.any(1) | hopeless).any():  # the only wait for the device in a typical step
             self._finish(ending, totals[:, :beam], origins[:, :beam])
             done = hopeless | self._decided(best_open)
-            kept = fill_holes(done) if done.any() else None  # an end alone moves nothing
+            kept = fill_holes(done) if done.any() else None  # without a done sentence none moves
         self._extend(origins.gather(1, best), tokens.gather(1, best), open_totals)
         return self._keep(kept, origins.gather(1, best))
 
     def _finish(self, ending: Tensor, totals: Tensor, origins: Tensor) -> None:
-        """Put aside the candidates (A, K) marked in `ending`."""
+        """Store the candidates (A, K) marked in `ending` as finished hypotheses."""
         scores = (totals / self._penalty.divisor(self.length + 1)).masked_fill(~ending, _NEVER)
-        # Only those that may be wanted in the end; of equal ones the earlier is.
+        # Store only those that may be among the best in the end; on ties the earlier one wins.
         wanted = scores > self._best_scores[:, -1:]
         rows, columns = wanted.nonzero(as_tuple=True)  # (H,) each
         parents = origins[rows, columns]
-        past = self._totals[rows, parents]  # (H, L + 1), from the empty sum on
+        past = self._totals[rows, parents]  # (H, L + 1), starting with the empty sum
         self._finished.append(
             _Finished(
                 self._sentences[rows],
@@ -215,11 +217,11 @@ class ActiveBeams:
         self._best_scores = torch.cat([self._best_scores, scores], dim=1).topk(self._num_best)[0]
 
     def _decided(self, open_totals: Tensor) -> Tensor:
-        """Which sentences (A,) need no more steps.
+        """Return which sentences (A,) need no more steps.
 
-        Those with K finished hypotheses; and those whose best open hypothesis, with the sum
-        `open_totals` (A,), could not even win if it went on at no cost: sums only fall. What a
-        sum is divided by grows with the length when the penalty is positive.
+        These are the sentences with K finished hypotheses, and those whose best open hypothesis,
+        with the sum `open_totals` (A,), could not win even if all further tokens had probability 1.
+        Sums never grow, and with a positive exponent the divisor grows with the length.
         """
         if self._penalty.exponent > 0:
             reach = open_totals / self._penalty.divisor(self._limits + 1)
@@ -228,7 +230,7 @@ class ActiveBeams:
         return (self._num_finished >= self._beam) | (self._best_scores[:, -1] >= reach)
 
     def _extend(self, origins: Tensor, tokens: Tensor, totals: Tensor) -> None:
-        """Let hypothesis k of each sentence be hypothesis `origins[k]` with one more token."""
+        """Replace hypothesis k of each sentence by hypothesis `origins[k]` plus one token."""
         index = origins[:, :, None]  # (A, K, 1)
         past_tokens = self.tokens.gather(1, index.expand(-1, -1, self.length))
         past_totals = self._totals.gather(1, index.expand(-1, -1, self.length + 1))
@@ -236,12 +238,12 @@ class ActiveBeams:
         self._totals = torch.cat([past_totals, totals[:, :, None]], dim=2)
         self.length += 1
 
-    def _keep(self, kept: Tensor | None, origins: Tensor) -> Step:
+    def _keep(self, kept: Tensor | None, origins: Tensor) -> SearchStep:
         """Drop the sentences that are not in `kept`."""
         first_rows = torch.arange(len(origins), device=origins.device)[:, None] * self._beam
         if kept is None:
             rows = (first_rows + origins).flatten()
-            return Step(None, rows, rows, self.tokens[:, :, -1].flatten())
+            return SearchStep(None, rows, rows, self.tokens[:, :, -1].flatten())
         self.tokens = self.tokens.index_select(0, kept)
         self._limits = self._limits.index_select(0, kept)
         self._totals = self._totals.index_select(0, kept)
@@ -251,11 +253,11 @@ class ActiveBeams:
         origins = origins.index_select(0, kept)
         rows = (first_rows[: len(kept)] + origins).flatten()
         past_rows = (first_rows.index_select(0, kept) + origins).flatten()
-        return Step(kept, rows, past_rows, self.tokens[:, :, -1].flatten())
+        return SearchStep(kept, rows, past_rows, self.tokens[:, :, -1].flatten())
 
     def results(self) -> list[list[Hypothesis]]:
-        """The wanted finished hypotheses of each of the B sentences, the best first."""
-        found: list[list[Hypothesis]] = [[] for _ in range(self._num_sentences)]
+        """Return the `num_best` finished hypotheses of each of the B sentences, the best first."""
+        finished: list[list[Hypothesis]] = [[] for _ in range(self._num_sentences)]
         for step in self._finished:
             rows = zip(
                 step.sentences.tolist(),
@@ -265,10 +267,10 @@ class ActiveBeams:
                 strict=True,
             )
             for sentence, score, tokens, token_scores in rows:
-                found[sentence].append(Hypothesis(tokens, score, token_scores))
-        # Nothing at all has a probability where a model has diverged, or all is ruled out.
+                finished[sentence].append(Hypothesis(tokens, score, token_scores))
+        # No hypothesis is possible if the model has diverged, or if all tokens are ruled out.
         nothing = [Hypothesis([], _NEVER, [_NEVER])]
         return [
             sorted(hypotheses, key=lambda h: -h.score)[: self._num_best] or nothing
-            for hypotheses in found
+            for hypotheses in finished
         ]

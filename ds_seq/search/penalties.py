@@ -1,4 +1,4 @@
-"""What the length of a finished hypothesis does to its score."""
+"""Length penalties: how the length of a finished hypothesis affects its score."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ds_seq.names import LengthPenaltyForm
 
 @dataclass(frozen=True)
 class LengthPenalty:
-    """A hypothesis scores ``sum of log-probabilities / divisor(length)``.
+    """Divides the sum of log-probabilities of a hypothesis by `divisor(length)`.
 
     Attributes:
-        exponent: 0 is no penalty; higher favors longer translations.
-        form: ``fairseq`` divides by ``length ** exponent``; ``gnmt`` by
-            ``((5 + length) / 6) ** exponent``, which is 1 for a single token: Wu et al., 2016,
+        exponent: exponent of the length; 0 is no penalty, higher values favor longer translations.
+        form: formula of the divisor. `fairseq`: `length ** exponent`; `gnmt`:
+            `((5 + length) / 6) ** exponent`, which is 1 for a single token (Wu et al., 2016,
             "Google's Neural Machine Translation System", https://arxiv.org/abs/1609.08144,
-            equation 14.
+            equation 14).
     """
 
     exponent: float = 1.0
@@ -31,10 +31,11 @@ class LengthPenalty:
     def divisor(self, length: Tensor) -> Tensor: ...
 
     def divisor(self, length: int | Tensor) -> float | Tensor:
-        """What a sum is divided by.
+        """Return the divisor of the sum of log-probabilities.
 
         Args:
-            length: tokens of a hypothesis with its end symbol, one number or a tensor of any shape.
+            length: number of tokens of a hypothesis including its end symbol; a number, or a tensor
+                of any shape.
         """
         if self.form == "gnmt":
             return ((5 + length) / 6) ** self.exponent

@@ -1,7 +1,7 @@
-"""What a token does for phrases that are to be in a translation: finite automata as tensors.
+"""Finite automata, as tensors, that track which required phrases a hypothesis contains.
 
-Shapes: B sentences, A sentences not finished yet, K beam width, U tokens of the phrases, M
-continuations in question, T states of an automaton, P different phrases, R numbers in a state.
+Shapes: B sentences, A unfinished sentences, K beam width, U tokens of the phrases, M continuations
+considered, T states of an automaton, P distinct phrases, R numbers in a state.
 """
 
 from __future__ import annotations
@@ -16,59 +16,65 @@ from torch import Tensor
 Phrases = Sequence[Sequence[int]]
 
 
-class Progress(Protocol):
-    """How far hypotheses are; a column below is the place of a token in the U, or U for others."""
+class PhraseProgress(Protocol):
+    """Tracks how many required tokens hypotheses contain.
+
+    A column below is the index of a token among the U tokens of the phrases, or U for any other
+    token.
+    """
 
     def start(self, width: int) -> Tensor:
-        """States of empty hypotheses (A, K, R)."""
+        """Return the states (A, K, R) of empty hypotheses."""
 
     def advance(self, states: Tensor, columns: Tensor) -> Tensor:
-        """States (A, K, M, R) after `states` (A, K, R) and each of `columns` (A, K, M)."""
+        """Return the states (A, K, M, R) after `states` (A, K, R) and `columns` (A, K, M)."""
 
     def needed(self, states: Tensor) -> Tensor:
-        """How many tokens are enough for what is missing, for states (A, ..., R): (A, ...).
+        """Return how many tokens suffice to complete states (A, ..., R), as (A, ...).
 
-        From every state where that is not 0 some token leads to one where it is less.
+        From every state where the number is not 0, some token leads to a state where it is lower.
         """
 
-    def keep(self, kept: Tensor) -> Progress:
-        """The same for sentences `kept` (A',) of the A."""
+    def keep(self, kept: Tensor) -> PhraseProgress:
+        """Return the automata of the sentences `kept` (A',) only."""
 
 
 class InOrder(NamedTuple):
-    """A state is the number of tokens that fit: those of finished phrases, and of the next one.
+    """Automata of phrases that occur one after another.
 
-    When a phrase breaks off, the longest end of what is there that begins the phrase still counts
-    (Knuth, Morris and Pratt, 1977, "Fast pattern matching in strings").
+    A state is the number of matched tokens: those of complete phrases and of the next phrase.
+    If a phrase breaks off, the longest suffix that is a prefix of the phrase still counts (Knuth,
+    Morris and Pratt, 1977, "Fast pattern matching in strings").
     """
 
     after: Tensor
     """(A, T, U + 1) the next state."""
     lengths: Tensor
-    """(A,) tokens of all phrases."""
+    """(A,) number of tokens of all phrases together."""
 
     def start(self, width: int) -> Tensor:
-        """Nothing fits yet."""
+        """Return states in which no token is matched."""
         return self.lengths.new_zeros(len(self.lengths), width, 1)
 
     def advance(self, states: Tensor, columns: Tensor) -> Tensor:
-        """See `Progress`."""
+        """See the method of `PhraseProgress`."""
         return _look_up(self.after, states, columns)[..., None]
 
     def needed(self, states: Tensor) -> Tensor:
-        """What does not fit yet; fewer tokens are never enough."""
+        """Return the number of unmatched tokens; fewer never suffice."""
         return _per_sentence(self.lengths, states[..., 0]) - states[..., 0]
 
     def keep(self, kept: Tensor) -> InOrder:
-        """See `Progress`."""
+        """See the method of `PhraseProgress`."""
         return InOrder(*(tensor[kept] for tensor in self))
 
 
 class AnyOrder(NamedTuple):
-    """A state is a node of the phrases' automaton, and how often each phrase has been seen.
+    """Automata of phrases in any order, which may overlap.
 
-    The node is the longest end of the hypothesis that begins a phrase (Aho and Corasick, 1975,
-    "Efficient string matching: an aid to bibliographic search").
+    A state is a node of the automaton of the phrases, and how often each phrase has occurred. The
+    node is the longest suffix of the hypothesis that is a prefix of a phrase (Aho and Corasick,
+    1975, "Efficient string matching: an aid to bibliographic search").
     """
 
     after: Tensor
@@ -76,28 +82,28 @@ class AnyOrder(NamedTuple):
     complete: Tensor
     """(A, T, P) whether the phrase ends at the node."""
     begun: Tensor
-    """(A, T, P) how many tokens at the end of the node's begin the phrase, short of all."""
+    """(A, T, P) length of the longest suffix of the node that is a proper prefix of the phrase."""
     wanted: Tensor
-    """(A, P) how often each phrase is to occur."""
+    """(A, P) how often each phrase must occur."""
     lengths: Tensor
-    """(A, P) tokens of each."""
+    """(A, P) number of tokens of each phrase."""
 
     def start(self, width: int) -> Tensor:
-        """At the root, with nothing seen."""
+        """Return states at the root, with no phrase counted."""
         num_sentences, num_phrases = self.wanted.shape
         return self.wanted.new_zeros(num_sentences, width, 1 + num_phrases)
 
     def advance(self, states: Tensor, columns: Tensor) -> Tensor:
-        """See `Progress`."""
+        """See the method of `PhraseProgress`."""
         nodes = _look_up(self.after, states, columns)  # (A, K, M)
-        seen = states[:, :, None, 1:] + _rows_of(self.complete, nodes)
-        seen = seen.minimum(self.wanted[:, None, None])
-        return torch.cat([nodes[..., None], seen], dim=3)
+        counts = states[:, :, None, 1:] + _rows_of(self.complete, nodes)
+        counts = counts.minimum(self.wanted[:, None, None])
+        return torch.cat([nodes[..., None], counts], dim=3)
 
     def needed(self, states: Tensor) -> Tensor:
-        """All that is missing, one after another, but for what the hypothesis ends with.
+        """Return the length of all missing phrases, less the prefix that the hypothesis ends with.
 
-        Where phrases overlap fewer tokens may do.
+        If phrases overlap, fewer tokens may suffice.
         """
         missing = _per_sentence(self.wanted, states[..., 1:]) - states[..., 1:]
         begun = _rows_of(self.begun, states[..., 0]) * missing.gt(0)
@@ -105,22 +111,22 @@ class AnyOrder(NamedTuple):
         return tokens - begun.amax(-1) if begun.size(-1) else tokens
 
     def keep(self, kept: Tensor) -> AnyOrder:
-        """See `Progress`."""
+        """See the method of `PhraseProgress`."""
         return AnyOrder(*(tensor[kept] for tensor in self))
 
 
 def given_order(
     phrases: Sequence[Phrases], words: Sequence[Sequence[int]], device: torch.device
 ) -> InOrder:
-    """The automata of phrases that occur one after another.
+    """Build the automata of phrases that occur one after another.
 
     Args:
-        phrases: of each of the B sentences.
-        words: (B, U) the tokens of each sentence's phrases, one column each.
-        device: where the tables go.
+        phrases: phrases of each of the B sentences.
+        words: distinct tokens (B, U) of each sentence's phrases, one column per token.
+        device: device of the tables.
     """
-    tables = [_follow_in_order(own, row) for own, row in zip(phrases, words, strict=True)]
-    lengths = [sum(map(len, own)) for own in phrases]
+    tables = [_follow_in_order(group, row) for group, row in zip(phrases, words, strict=True)]
+    lengths = [sum(map(len, group)) for group in phrases]
     return InOrder(
         _stack(tables, device).long(), torch.tensor(lengths, dtype=torch.int64, device=device)
     )
@@ -129,12 +135,12 @@ def given_order(
 def any_order(
     phrases: Sequence[Phrases], words: Sequence[Sequence[int]], device: torch.device
 ) -> AnyOrder:
-    """The automata of phrases in any order, which may overlap; see `given_order`."""
+    """Build the automata of phrases in any order, which may overlap; see `given_order`."""
     after, complete, begun, wanted, lengths = [], [], [], [], []
-    for own, row in zip(phrases, words, strict=True):
-        counts = Counter(tuple(phrase) for phrase in own)
+    for group, row in zip(phrases, words, strict=True):
+        counts = Counter(tuple(phrase) for phrase in group)
         nodes = sorted({phrase[:end] for phrase in counts for end in range(len(phrase) + 1)} | {()})
-        # the empty one comes first
+        # the empty node, the root, comes first
         places: dict[tuple[int | None, ...], int] = {n: place for place, n in enumerate(nodes)}
         after.append([[places[_end_in(places, (*n, w))] for w in [*row, None]] for n in nodes])
         complete.append([[n[len(n) - len(p) :] == p for p in counts] for n in nodes])
@@ -145,13 +151,13 @@ def any_order(
         _stack(after, device),
         _stack(complete, device),
         _stack(begun, device),
-        _stack(wanted, device).sum(1),  # of the one row; with no sentence there is not even one
+        _stack(wanted, device).sum(1),  # removes the dimension of the only row, if there is one
         _stack(lengths, device).sum(1),
     )
 
 
 def _follow_in_order(phrases: Phrases, words: Sequence[int]) -> list[list[int]]:
-    """The states (T, U + 1) after each state of `InOrder`."""
+    """Return the transition table (T, U + 1) of the states of `InOrder`."""
     table: list[list[int]] = []
     for phrase in map(tuple, phrases):
         first = len(table)
@@ -167,39 +173,39 @@ def _follow_in_order(phrases: Phrases, words: Sequence[int]) -> list[list[int]]:
 def _end_in(
     nodes: Mapping[tuple[int | None, ...], int], text: tuple[int | None, ...]
 ) -> tuple[int | None, ...]:
-    """The longest end of `text` that is one of the nodes."""
+    """Return the longest suffix of `text` that is one of the nodes."""
     return next(end for start in range(len(text) + 1) if (end := text[start:]) in nodes)
 
 
 def _overlap(text: Sequence[int | None], phrase: Sequence[int]) -> int:
-    """How many tokens at the end of `text` begin `phrase`, short of all of it."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `phrase`."""
     most = min(len(text), len(phrase) - 1)
     return next(n for n in range(most, -1, -1) if tuple(text[len(text) - n :]) == phrase[:n])
 
 
 def _stack(tables: Sequence[Sequence[Sequence[int]]], device: torch.device) -> Tensor:
-    """Tables of different sizes as one tensor of three dimensions, filled up with 0."""
+    """Stack tables of different sizes into one three-dimensional tensor, padded with 0."""
     height = max(map(len, tables), default=0)
     width = max((len(row) for table in tables for row in table), default=0)
     stacked = torch.zeros(len(tables), height, width, dtype=torch.int64)
     for place, table in enumerate(tables):
-        own = torch.tensor(table, dtype=torch.int64)
-        stacked[place, : own.size(0), : own.size(1)] = own
+        rows = torch.tensor(table, dtype=torch.int64)
+        stacked[place, : rows.size(0), : rows.size(1)] = rows
     return stacked.to(device)
 
 
 def _per_sentence(values: Tensor, like: Tensor) -> Tensor:
-    """Values (A, ...) with as many dimensions as `like`, new ones after the first."""
+    """Insert dimensions after the first of values (A, ...), until they have as many as `like`."""
     return values.view(len(values), *[1] * (like.dim() - values.dim()), *values.shape[1:])
 
 
 def _rows_of(table: Tensor, nodes: Tensor) -> Tensor:
-    """Rows of table (A, T, P) at nodes (A, ...): (A, ..., P)."""
+    """Return the rows (A, ..., P) of table (A, T, P) at nodes (A, ...)."""
     sentences = torch.arange(len(table), device=table.device)
     return table[_per_sentence(sentences, nodes), nodes]
 
 
 def _look_up(after: Tensor, states: Tensor, columns: Tensor) -> Tensor:
-    """What follows on the first numbers of states (A, K, R) at columns (A, K, M): (A, K, M)."""
+    """Return successors (A, K, M) of the first numbers of states (A, K, R) at columns (A, K, M)."""
     sentences = torch.arange(len(after), device=after.device)[:, None, None]
     return after[sentences, states[:, :, :1], columns]

@@ -1,7 +1,7 @@
-"""Translations that begin as they are told to.
+"""Prefix-constrained decoding: translations that begin with given tokens.
 
-Shapes: B sentences, A sentences not finished yet, K width of the search, N = A K hypotheses, P
-longest prefix of a batch, L decoded length, V vocabulary.
+Shapes: B sentences, A unfinished sentences, K width of the search, N = A K hypotheses, P longest
+prefix of a batch, L decoded length, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ _FREE = -1
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Each translation opens with given tokens, and goes on as the model likes.
+    """Forces each translation to begin with given tokens.
 
-    The tokens are part of the hypothesis, of its length and of its score, which has the model's own
-    probabilities for them. No limit and no n-gram blocking holds against them. A language tag that
-    a multilingual model was trained to begin its translations with is a prefix of one token.
+    The tokens are part of the hypothesis, its length and its score, which uses the model's own
+    probabilities for them. They take precedence over length limits and n-gram blocking. The
+    language tag with which a multilingual model begins its translations is a prefix of one token.
 
     Attributes:
-        own: the prefix of each sentence of the whole input, without end symbol; it may be empty.
-            None: no sentence has one of its own.
-        common: tokens with which all translations open, before that.
+        own: prefix of each sentence of the whole input, without end symbol; it may be empty. None
+            if no sentence has its own prefix.
+        common: tokens that begin all translations, before the sentence's own prefix.
     """
 
     own: Sequence[Sequence[int]] | None = None
     common: Sequence[int] = ()
 
     def room(self, number: int) -> int:
-        """As many tokens as the prefix has."""
+        """Return the number of tokens of the prefix."""
         return len(self._prefix(number))
 
     def start(self, numbers: Sequence[int], width: int, limits: Tensor) -> _PrefixGuide:
-        """The prefixes of a batch."""
+        """Return a guide with the prefixes of a batch."""
         prefixes = [self._prefix(number) for number in numbers]
         longest = max(map(len, prefixes), default=0)
         rows = [[*prefix, *[_FREE] * (longest - len(prefix))] for prefix in prefixes]
@@ -50,7 +50,12 @@ class Prefixes:
 
 
 class _PrefixGuide:
-    """Args: prefixes (B, P), followed by `_FREE`; and K."""
+    """Guide that forces the prefixes of a batch.
+
+    Args:
+        prefixes: token ids (B, P) of the prefixes, padded with `_FREE`.
+        width: width K of the search.
+    """
 
     def __init__(self, prefixes: Tensor, width: int) -> None:
         self._prefixes = prefixes  # (A, P)

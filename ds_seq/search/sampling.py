@@ -1,12 +1,12 @@
-"""Draws from the model's distribution, in place of a search for its likeliest translations.
+"""Sampling: translations drawn from the model's distribution.
 
 Truncations: the k most probable tokens (Fan et al., 2018, "Hierarchical Neural Story Generation",
 https://arxiv.org/abs/1805.04833), the nucleus (Holtzman et al., 2020, "The Curious Case of Neural
 Text Degeneration", https://arxiv.org/abs/1904.09751), and epsilon (Hewitt et al., 2022, "Truncation
 Sampling as Language Model Desmoothing", https://arxiv.org/abs/2210.15191).
 
-Shapes: B sentences, A sentences not finished yet, K samples of a sentence, N = A K rows (row n
-belongs to sentence n // K), L drawn length, T most tokens with the end symbol, V vocabulary.
+Shapes: B sentences, A unfinished sentences, K samples per sentence, N = A K rows (row n belongs to
+sentence n // K), L drawn length, T most tokens including the end symbol, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,32 +20,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ds_seq.search.hypotheses import Hypothesis, Step, fill_holes
+from ds_seq.search.hypotheses import Hypothesis, SearchStep, fill_holes
 from ds_seq.search.penalties import LengthPenalty
 from ds_seq.search.top_k import top_k
 from ds_seq.text.tokenizer import Symbols
 
 _NEVER = -math.inf
 _USUAL_NUCLEUS = 256
-"""A nucleus rarely has more tokens, and only so many are sorted at first."""
+"""Number of tokens that are sorted at first; a nucleus rarely has more."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """From which tokens is drawn, and with which random numbers; at most one truncation.
+    """Settings of sampling: the random numbers and at most one truncation.
 
     A draw takes one number between 0 and 1 from a counter-based generator (Philox: Salmon et al.,
     2011, "Parallel random numbers: as easy as 1, 2, 3") and looks it up in the running sum of the
-    probabilities. The number belongs to the seed, the sentence's number in the whole input, the
-    number of the sample and the step, and to nothing else: not to the batch, not to the order of
-    batches, not to the number of ranks, not to how many samples are drawn.
+    probabilities. The number is determined by the seed, the number of the sentence in the whole
+    input, the number of the sample and the step. It does not depend on the batch, the order of the
+    batches, the number of ranks or the number of samples.
 
     Attributes:
-        top_k: only the k most probable tokens, and those as probable as the last; 0 = all.
-        top_p: only the fewest most probable tokens that have at least this probability together,
-            and those as probable as the last; 1 = all.
-        epsilon: only tokens more probable than this, and always the most probable; 0 = all.
-        seed: of the random numbers.
+        top_k: draw only from the k most probable tokens, and those tied with the last; 0 for all.
+        top_p: draw only from the smallest set of most probable tokens whose probabilities sum to at
+            least this, and those tied with the last; 1 for all.
+        epsilon: draw only from tokens more probable than this, and the most probable; 0 for all.
+        seed: seed of the random numbers.
+
+    Raises:
+        ValueError: a truncation is out of range, or there is more than one.
     """
 
     top_k: int
@@ -60,10 +63,10 @@ class Sampling:
             raise ValueError(f"more than one truncation in {self}")
 
     def truncate(self, probs: Tensor) -> None:
-        """Set the probability of tokens that are not drawn from to 0.
+        """Set the probability of truncated tokens to 0, in place.
 
         Args:
-            probs: (N, V) probabilities; a row need not sum to 1, its sum counts as 1.
+            probs: probabilities (N, V); a row need not be normalized.
         """
         if self.top_k > 0:
             least = top_k(probs, min(self.top_k, probs.size(1)))[0][:, -1:]
@@ -75,47 +78,47 @@ class Sampling:
             probs.masked_fill_(few & (probs < probs.amax(1, keepdim=True)), 0.0)
 
     def numbers(self, sentence: int, sample: int, count: int) -> NDArray[np.float64]:
-        """The random numbers (count,), at least 0 and less than 1, of a sample's steps."""
+        """Return the random numbers (count,) in [0, 1) for the steps of a sample."""
         source = np.random.Philox(
             key=np.array([self.seed, sentence], np.uint64),
             counter=np.array([0, 0, 0, sample], np.uint64),
         )
-        # of raw numbers NumPy promises that they will always be the same ones
+        # NumPy guarantees that raw numbers stay the same in all versions
         raw: NDArray[np.uint64] = source.random_raw(count)
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _nucleus_margin(probs: Tensor, p: float) -> Tensor:
-    """The least probability (N, 1) in the nucleus of each row of (N, V)."""
+    """Return the lowest probability (N, 1) in the nucleus of each row of (N, V)."""
     enough = p * probs.sum(1, keepdim=True)  # (N, 1)
     best = top_k(probs, min(_USUAL_NUCLEUS, probs.size(1)))[0]
     margin = _least_inside(best, enough)
-    wide = (best.sum(1) < enough.squeeze(1)).nonzero().squeeze(1)  # sorting all is slow
+    wide = (best.sum(1) < enough.squeeze(1)).nonzero().squeeze(1)  # sorting all rows is slow
     if len(wide):
         margin[wide] = _least_inside(probs[wide].sort(1, descending=True)[0], enough[wide])
     return margin
 
 
 def _least_inside(ranked: Tensor, enough: Tensor) -> Tensor:
-    """The last (N, 1) of the most probable ones in rows (N, M) that together reach `enough`."""
-    before = ranked.cumsum(1) - ranked  # what the more probable ones have together
+    """Return the lowest (N, 1) of the top probabilities of rows (N, M) whose sum is `enough`."""
+    before = ranked.cumsum(1) - ranked  # total probability of the more probable tokens
     return ranked.masked_fill(before >= enough, math.inf).amin(1, keepdim=True)
 
 
 class ActiveSamples:
-    """The samples of sentences of which one at least is not finished.
+    """The samples of the sentences that have at least one unfinished sample.
 
     Args:
-        sampling: how to draw.
-        sentences: B numbers of the sentences in the whole input.
-        num_samples: K.
-        limits: (B,) most tokens of a sample before the end symbol.
-        symbols: one ends a sample, one is what the model is given before the first token.
-        penalty: divides the scores.
+        sampling: how to draw tokens.
+        sentences: numbers of the B sentences in the whole input.
+        num_samples: number of samples K per sentence.
+        limits: most tokens of a sample before the end symbol, (B,).
+        symbols: special symbols of the target, for the start and end symbols.
+        penalty: divisor of the scores.
 
     Attributes:
-        length: L.
-        tokens: (A, K, L).
+        length: drawn length L.
+        tokens: tokens (A, K, L) drawn so far.
     """
 
     def __init__(
@@ -147,21 +150,21 @@ class ActiveSamples:
 
     @property
     def active(self) -> bool:
-        """Whether there is a sentence that is not finished."""
+        """Whether any sentence is unfinished."""
         return len(self._places) > 0
 
     def last_tokens(self) -> Tensor:
-        """The newest token of each sample (N,), or the start symbol before the first."""
+        """Return the newest token of each sample (N,), at first the start symbol."""
         if self.length == 0:
             return self.tokens.new_full((self._ended.numel(),), self._start)
         return self.tokens[:, :, -1].flatten()
 
-    def advance(self, log_probs: Tensor, end_scores: Tensor) -> Step:
-        """Give each sample one more token; those that have ended go on without meaning.
+    def advance(self, log_probs: Tensor, end_scores: Tensor) -> SearchStep:
+        """Extend each sample by one token; what ended samples receive is ignored.
 
         Args:
-            log_probs: (N, V) of the next token, -inf where it is ruled out.
-            end_scores: (N,) of the end symbol, where nothing else is possible.
+            log_probs: log-probabilities (N, V) of the next token; -inf where a token is ruled out.
+            end_scores: log-probabilities (N,) of the end symbol, for samples that must end.
         """
         shape = self._ended.shape
         chosen, possible = self._choose(log_probs)
@@ -178,28 +181,28 @@ class ActiveSamples:
         rows = torch.arange(tokens.numel(), device=tokens.device)
         done = self._ended.all(1)
         if not done.any():
-            return Step(None, None, rows, tokens.flatten())
+            return SearchStep(None, None, rows, tokens.flatten())
         kept = self._keep(done)
         rows = rows.view(shape).index_select(0, kept)
-        return Step(kept, None, rows.flatten(), self.tokens[:, :, -1].flatten())
+        return SearchStep(kept, None, rows.flatten(), self.tokens[:, :, -1].flatten())
 
     def _choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """A token (N,) for each row of (N, V), and whether any is possible (N,)."""
-        # relative to the best one: guides may leave only tokens whose probability underflows
+        """Draw a token (N,) for each row of (N, V); also return whether any is possible (N,)."""
+        # relative to the best token: guides may leave only tokens whose probability underflows
         probs = (log_probs - log_probs.amax(1, keepdim=True)).exp_().nan_to_num_(nan=0.0)
         self._sampling.truncate(probs)
-        # Running sums in the order of the ids, not of the probabilities: there, a last digit that
-        # depends on the batch could swap two tokens and change the draw by much more than itself.
+        # Running sums in the order of the ids, not of the probabilities: in the latter, a rounding
+        # difference between batches could swap two tokens and change the draw completely.
         sums = probs.cumsum(1, dtype=torch.float64)
         total = sums[:, -1:]
-        # below the total even when rounded: the numbers end 2 ** -53 before 1
+        # below the total even after rounding: the largest number is 1 - 2 ** -53
         wanted = self._numbers[:, :, self.length].reshape(-1, 1) * total
         chosen = torch.searchsorted(sums, wanted, right=True).squeeze(1)
         possible = total.squeeze(1) > 0
         return chosen.masked_fill(~possible, 0), possible
 
     def _keep(self, done: Tensor) -> Tensor:
-        """Put the sentences marked in `done` (A,) aside; returns the others."""
+        """Store the sentences marked in `done` (A,) as finished and return the others."""
         self._finished.append((self._places[done], self.tokens[done], self._scores[done]))
         kept = fill_holes(done)
         self.tokens, self._scores = self.tokens[kept], self._scores[kept]
@@ -208,23 +211,23 @@ class ActiveSamples:
         return kept
 
     def results(self) -> list[list[Hypothesis]]:
-        """The samples of each of the B sentences, in the order in which they are numbered."""
-        found: dict[int, list[Hypothesis]] = {}
+        """Return the samples of each of the B sentences, in the order of their numbers."""
+        samples: dict[int, list[Hypothesis]] = {}
         for places, tokens, scores in self._finished:
             for place, drawn, drawn_scores in zip(
                 places.tolist(), tokens.tolist(), scores.tolist(), strict=True
             ):
-                found[place] = [
+                samples[place] = [
                     _hypothesis(*sample, self._end, self._penalty)
                     for sample in zip(drawn, drawn_scores, strict=True)
                 ]
-        return [found[place] for place in range(len(found))]
+        return [samples[place] for place in range(len(samples))]
 
 
 def _hypothesis(
     tokens: list[int], scores: list[float], end: int, penalty: LengthPenalty
 ) -> Hypothesis:
-    """A sample (L,) up to its first end symbol."""
+    """Return a sample (L,) up to its first end symbol."""
     length = tokens.index(end) + 1
     total = math.fsum(scores[:length])
     return Hypothesis(tokens[: length - 1], total / penalty.divisor(length), scores[:length])

@@ -1,10 +1,10 @@
-"""The few best of very many.
+"""Fast top-k of wide rows.
 
-The k largest of many numbers lie in the k groups with the largest maxima. Maxima are found at the
-speed of memory; only what is in those groups is then sorted.
+The k largest of many numbers lie in the k groups with the largest maxima. Finding the maxima is
+limited only by memory bandwidth; then only the members of those groups are sorted.
 
-Shapes: N rows, V columns, G width of a group of columns, M = V / G groups, A sentences, K rows of
-each (N = A K), C how many are wanted.
+Shapes: N rows, V columns, G width of a group of columns, M = V / G groups, A sentences, K rows per
+sentence (N = A K), C number of results per sentence.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _GROUP = 64
 
 
 def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk` along the last dimension, two to three times as fast on wide rows on a CPU.
+    """Return the k largest values of each row, two to three times as fast on a CPU as `torch.topk`.
 
     Args:
-        values: (N, V), contiguous.
-        k: how many; at most V.
+        values: values (N, V), contiguous.
+        k: number of values; at most V.
 
     Returns:
-        The values (N, k), the largest first, and their columns (N, k). Of equal values at the
-        margin any may be chosen.
+        The values (N, k), the largest first, and their columns (N, k). Ties at the cutoff are
+        broken arbitrarily.
     """
     num_rows, width = values.shape
     num_groups = width // _GROUP
@@ -41,20 +41,19 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest of `values + offsets` among all rows of a sentence.
+    """Return the largest of `values + offsets` among all rows of a sentence.
 
-    Two to five times as fast on a CPU as the largest of each row first: a sentence has one short
-    list to sort, not K.
+    This is two to five times as fast on a CPU as a top-k per row first: a sentence has one short
+    list to sort instead of K.
 
     Args:
-        values: (N, V), contiguous.
-        offsets: (A, K) added to each row.
-        count: C; at most K V.
+        values: values (N, V), contiguous.
+        offsets: offset of each row, (A, K).
+        count: number of results C; at most K V.
 
     Returns:
-        The sums, which of the K rows they are from, and their columns: (A, C) each, the largest
-        first. Of equal sums at the margin any may be chosen. Rows of NaN count, and
-        are given, as -inf.
+        The sums, their rows (below K) and their columns: (A, C) each, the largest first. Ties at
+        the cutoff are broken arbitrarily. NaN counts as -inf and is returned as -inf.
     """
     num_sentences, num_rows = offsets.shape
     width = values.size(1)
@@ -65,7 +64,7 @@ def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tens
         return best, chosen // width, chosen % width
     whole = num_groups * _GROUP
     maxima = values[:, :whole].unflatten(1, (num_groups, _GROUP)).amax(2)  # (N, M)
-    if whole < width:  # what is left over is a group, too
+    if whole < width:  # the remaining columns form a group, too
         maxima = torch.cat([maxima, values[:, whole:].amax(1, keepdim=True)], dim=1)
         num_groups += 1
     maxima = maxima.view(num_sentences, num_rows, num_groups) + offsets[:, :, None]
@@ -83,5 +82,5 @@ def top_continuations(values: Tensor, offsets: Tensor, count: int) -> tuple[Tens
 
 
 def _without_nan(sums: Tensor) -> Tensor:
-    """The sums, changed in place: `topk` would take NaN for the largest."""
+    """Replace NaN by -inf, in place: `topk` would treat NaN as the largest value."""
     return sums.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

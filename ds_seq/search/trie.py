@@ -1,8 +1,8 @@
-"""Translations that are one of a list.
+"""Trie-constrained decoding: translations from a list of allowed outputs.
 
-Shapes: B sentences, A sentences not finished yet, K width of the search, N = A K hypotheses, L
-decoded length, V vocabulary, T nodes of the trie, E = T - 1 edges, U different nodes among those of
-the hypotheses, D edges out of these.
+Shapes: B sentences, A unfinished sentences, K width of the search, N = A K hypotheses, L decoded
+length, V vocabulary, T nodes of the trie, E = T - 1 edges, U distinct nodes among those of the
+hypotheses, D edges out of these.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ _ROOT = 0
 
 
 class AllowedOutputs:
-    """Only hypotheses from a list are searched: De Cao et al., 2021, "Autoregressive Entity
-    Retrieval", https://arxiv.org/abs/2010.00904.
+    """Restricts the search to a list of outputs.
 
-    What is in the list is put into a trie of tokens. A hypothesis is a node of it, and may go on
-    with what leads out of the node. A search is exact if its beam is as wide as the list is long.
+    De Cao et al., 2021, "Autoregressive Entity Retrieval", https://arxiv.org/abs/2010.00904. The
+    list is stored as a trie of tokens. A hypothesis is a node of the trie and may continue with the
+    tokens on the edges out of the node. A search is exact if its beam is as wide as the list is
+    long.
 
-    The length limit gives way to the longest of the list; `min_len` and n-gram blocking do not.
-    Where they leave nothing, the translation is empty and its score -inf.
+    The longest output takes precedence over the length limit, but not over `min_len` and n-gram
+    blocking. If these leave no output, the translation is empty and its score is -inf.
 
     Args:
-        outputs: ids of each allowed translation, without the end symbol; at least one of them.
-        vocab_size: V.
+        outputs: token ids of each allowed translation, without the end symbol; at least one.
+        vocab_size: size of the vocabulary V.
         end: the end symbol.
+
+    Raises:
+        ValueError: no output is allowed.
     """
 
     def __init__(self, outputs: Iterable[Sequence[int]], vocab_size: int, end: int) -> None:
@@ -40,7 +44,7 @@ class AllowedOutputs:
         self._vocab_size = vocab_size
         parents: list[int] = []
         tokens: list[int] = []
-        path = [_ROOT]  # the nodes of the line before, which shares most tokens with this one
+        path = [_ROOT]  # the nodes of the previous line, which shares a prefix with this one
         before: tuple[int, ...] = ()
         for line in lines:
             shared = _shared(before, line)
@@ -57,11 +61,11 @@ class AllowedOutputs:
         self._first_edge = torch.cat([num_edges.new_zeros(1), num_edges.cumsum(0)])  # (T + 1,)
 
     def room(self, number: int) -> int:
-        """As many tokens as the longest of the list has."""
+        """Return the number of tokens of the longest allowed output."""
         return self._longest
 
     def start(self, numbers: Sequence[int], width: int, limits: Tensor) -> _TrieGuide:
-        """A guide with all hypotheses at the root."""
+        """Return a guide with all hypotheses at the root of the trie."""
         device = limits.device
         return _TrieGuide(
             self._keys.to(device),
@@ -73,14 +77,14 @@ class AllowedOutputs:
 
 
 class _TrieGuide:
-    """Where the hypotheses of a batch are in the trie.
+    """Guide that tracks the trie node of each hypothesis of a batch.
 
     Args:
-        keys: (E,) node V + token of each edge, ascending.
-        children: (E,) the nodes they lead to.
-        first_edge: (T + 1,) number of the first edge out of each node.
-        vocab_size: V.
-        nodes: (N,) of the hypotheses.
+        keys: key of each edge (E,), parent node times V plus token, ascending.
+        children: node that each edge leads to, (E,).
+        first_edge: index of the first edge out of each node, (T + 1,).
+        vocab_size: size of the vocabulary V.
+        nodes: node of each hypothesis, (N,).
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class _TrieGuide:
         first = self._first_edge[nodes]
         counts = self._first_edge[nodes + 1] - first  # (U,)
         rows = torch.repeat_interleave(counts)  # (D,)
-        # the edges of a node are neighbors: number within the node, after its first
+        # the edges of a node are contiguous: index within the node, relative to its first edge
         within = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         next_tokens = self._keys[first[rows] + within] % self._vocab_size
         forbidden = torch.ones(
@@ -108,14 +112,14 @@ class _TrieGuide:
 
     def follow(self, rows: Tensor, tokens: Tensor) -> None:
         keys = self._nodes[rows] * self._vocab_size + tokens
-        # A hypothesis without probability may hold a token that leads nowhere. It never gets any
-        # probability again, so any node will do.
+        # An impossible hypothesis may hold a token without an edge. It stays impossible, so any
+        # node will do.
         edges = torch.searchsorted(self._keys, keys).clamp(max=len(self._keys) - 1)
         self._nodes = self._children[edges]
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """Return the length of the common prefix."""
     count = 0
     for a, b in zip(left, right, strict=False):
         if a != b:

@@ -13,7 +13,7 @@ import torch
 
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.data.batch import pad_rows
-from ds_seq.generation.forced import Pair, score_pairs
+from ds_seq.generation.forced import ForcedPair, score_pairs
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.packing import pack_weights
 from ds_seq.models.seq2seq import Seq2SeqTransformer
@@ -81,7 +81,9 @@ def test_a_gpu_finds_what_a_cpu_finds(moe: MoeConfig | None, kind: str) -> None:
 def test_scores_are_those_of_forced_decoding(dtype: torch.dtype) -> None:
     model = make(None, dtype, DEVICE)
     found = search(KINDS["long"], model, DEVICE)
-    pairs = [Pair(s, h.tokens) for s, several in zip(SOURCES, found, strict=True) for h in several]
+    pairs = [
+        ForcedPair(s, h.tokens) for s, several in zip(SOURCES, found, strict=True) for h in several
+    ]
     forced = score_pairs(model, PLAIN, pairs, torch.device(DEVICE))
     scores = [h.score for several in found for h in several]
     rough = 1e-4 if dtype == torch.float32 else 0.02

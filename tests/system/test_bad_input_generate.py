@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "damaged vocabulary": (["@damaged", *GOOD], ["@damaged/vocab.model"]),
     "vocabulary as large": (
         ["@other_words", *GOOD],
-        ["@other_words/vocab.model: is vocabulary", "put that one back"],
+        ["@other_words/vocab.model: is vocabulary", "restore that vocabulary"],
     ),
     "missing text": (["@run", "--input", "@nothing"], ["@nothing: no such file"]),
     "folder as a text": (["@run", "--input", "@run"], ["@run: is a folder"]),

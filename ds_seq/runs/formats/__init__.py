@@ -1,4 +1,4 @@
-"""Formats of trained models: a reader each; the first that detects its own opens it."""
+"""Formats of trained models: one reader per format; the first that detects its format is used."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Format(Protocol):
     """Reads trained models of one format."""
 
     def detects(self, path: Path) -> bool:
-        """Whether the file or folder looks like one of this format; ``path`` may be missing."""
+        """Return whether a file or folder, which may be missing, seems to have this format."""
 
     def open(self, path: Path, checkpoint: str) -> StoredRun:
-        """Read all but the tensors; see `ds_seq.runs.open.open_run`.
+        """Open a model without reading its tensors; see `ds_seq.runs.open.open_run`.
 
         Raises:
-            UserError: something is missing or damaged, or there is no such checkpoint.
+            UserError: a file is missing or damaged, or there is no such checkpoint.
         """
 
 

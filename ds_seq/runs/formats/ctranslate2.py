@@ -1,18 +1,18 @@
-"""A dense model as CTranslate2 has it, for ``ds-seq export --format ctranslate2``.
+"""Conversion of dense models for CTranslate2, for `ds-seq export --format ctranslate2`.
 
-CTranslate2 (https://opennmt.net/CTranslate2/) is a fast runtime for Transformers. It takes lists
-of pieces, not text: the folder holds our vocabulary, too, to make pieces of text and back. In
-Python::
+CTranslate2 (https://opennmt.net/CTranslate2/) is a fast runtime for Transformers. It reads lists
+of pieces instead of text, so the folder also holds our vocabulary, which converts between text and
+pieces. In Python::
 
     pieces = sentencepiece.SentencePieceProcessor("NAME/vocab.model")
     translator = ctranslate2.Translator("NAME")
-    found = translator.translate_batch([pieces.encode("some text", out_type=str)], beam_size=5)
-    print(pieces.decode(found[0].hypotheses[0]))
+    results = translator.translate_batch([pieces.encode("some text", out_type=str)], beam_size=5)
+    print(pieces.decode(results[0].hypotheses[0]))
 
-Its limits are its own: `max_decoding_length` tokens for any source, and a translation that
-reaches them stays without an end symbol, where ours is given one.
+CTranslate2 has its own length limit: `max_decoding_length` tokens for any source. A translation
+that reaches the limit has no end symbol, whereas ds_seq appends one.
 
-Legend: D model width, P positions.
+Shapes: D model width, P positions.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ WEIGHTS_FILE = "model.bin"
 EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# of the inner vector, or of the gate where there is one
+# activation of the hidden layer, or of its gate if there is one
 _ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swiglu": "SWISH"}
 _POSITIONS = frozenset({"sinusoidal", "learned", "rotary"})
 _NORMS = frozenset({"layer"})
 _NORM_POSITIONS = frozenset({"pre", "post"})
-_ALL_OF_A_HEAD = 0  # CTranslate2's sign for turning all features of a head
+_ALL_OF_A_HEAD = 0  # CTranslate2's code for rotating all features of a head
 
 
 class CTranslate2Converter:
-    """Writes models as CTranslate2 reads them.
+    """Converts models to the format of CTranslate2.
 
     Args:
-        config: of the run. What CTranslate2 has no counterpart for is refused here, before the
-            weights are read.
+        config: experiment of the run. Models that CTranslate2 does not support are rejected here,
+            before the weights are read.
 
     Raises:
-        UserError: CTranslate2 has no such model, or is not installed.
+        UserError: CTranslate2 does not support the model, or is not installed.
     """
 
     def __init__(self, config: ExperimentConfig) -> None:
@@ -79,11 +79,11 @@ class CTranslate2Converter:
         """Write a model into a folder, with its vocabulary and experiment.
 
         Args:
-            model: what the config describes, all of it, in float32.
-            tokenizers: of source and target; both sides share one.
-            folder: exists and is empty.
-            dtype: ``fp32``, ``fp16`` or ``bf16``, on disk. CTranslate2 can also convert when it
-                loads, down to 8 bits (its `compute_type`).
+            model: the whole model that the config describes, in float32.
+            tokenizers: tokenizers of source and target; both sides share one.
+            folder: existing empty folder.
+            dtype: number format on disk: `fp32`, `fp16` or `bf16`. CTranslate2 can also convert
+                weights when it loads them, down to 8 bits (its `compute_type`).
 
         Raises:
             OSError: the folder cannot be written.
@@ -103,7 +103,7 @@ class CTranslate2Converter:
         (folder / EXPERIMENT_FILE).write_text(dump(self._experiment), encoding="utf-8")
 
     def _specification(self, model: Seq2SeqTransformer) -> Any:
-        """All that CTranslate2 wants to know but the vocabularies."""
+        """Return the specification of the model without the vocabularies."""
         specs, config = self._specs, self._config
         options: dict[str, Any] = {
             "num_heads": config.num_heads,
@@ -139,8 +139,8 @@ class CTranslate2Converter:
         return spec
 
     def _stack(self, spec: Any, stack: Stack) -> None:
-        """Positions and last norm."""
-        if stack.positions is not None:  # else they are turned in attention
+        """Copy positions and the final norm."""
+        if stack.positions is not None:  # else positions are rotary, applied in the attention
             spec.position_encodings.encodings = _position_rows(
                 stack.positions, self._config.max_positions, self._config.d_model
             )
@@ -148,7 +148,7 @@ class CTranslate2Converter:
             _norm(spec.layer_norm, stack.final_norm)
 
     def _layer(self, spec: Any, layer: TransformerLayer) -> None:
-        """Sub-layer by sub-layer."""
+        """Copy the sublayers of a layer."""
         for name in layer.names:
             body = layer.get_submodule(name)
             residual = cast(Residual, layer.get_submodule(f"{name}_residual"))
@@ -164,7 +164,7 @@ class CTranslate2Converter:
                 )
 
     def _feed_forward(self, spec: Any, part: FeedForward, residual: Residual) -> None:
-        if ACTIVATIONS[self._config.activation].is_gated:  # gate and value are one matrix of ours
+        if ACTIVATIONS[self._config.activation].is_gated:  # our matrix stacks gate and value
             gates, values = part.up.weight.chunk(2)
             gate_biases, value_biases = part.up.bias.chunk(2)
             spec.linear_0.weight, spec.linear_0.bias = _value(gates), _value(gate_biases)
@@ -178,10 +178,8 @@ class CTranslate2Converter:
 
 def _convertible(config: ModelConfig) -> TransformerConfig:
     if not isinstance(config, TransformerConfig):
-        raise UserError(
-            f"model.name: CTranslate2 cannot know {config.name!r}; use --format safetensors"
-        )
-    # what it has is listed: anything new is refused, not left out of the translation in silence
+        raise UserError(f"model.name: CTranslate2 has no {config.name!r}; use --format safetensors")
+    # supported values are listed, so that new values are rejected instead of ignored silently
     for key, value, known in (
         ("activation", config.activation, _ACTIVATIONS),
         ("positions", config.positions.name, _POSITIONS),
@@ -225,14 +223,13 @@ def _value(tensor: Tensor) -> Tensor:
 
 
 def _position_rows(positions: nn.Module, count: int, width: int) -> Tensor:
-    """The vectors (P, D) that are added to embedded tokens."""
+    """Return the position vectors (P, D) that are added to embedded tokens."""
     with torch.no_grad():
         rows: Tensor = positions(torch.zeros(1, count, width), 0, count)[0]
     return _value(rows)
 
 
 def _epsilon(model: nn.Module) -> float:
-    """That of all layer norms, which CTranslate2 has only one of."""
-    found = {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)}
-    (epsilon,) = found
+    """Return the epsilon that all layer norms share; CTranslate2 supports only one."""
+    (epsilon,) = {part.eps for part in model.modules() if isinstance(part, nn.LayerNorm)}
     return epsilon

@@ -1,7 +1,7 @@
-"""The formats of ds_seq itself: a run folder, or what ``ds-seq export`` has made of one.
+"""The formats of ds_seq itself: run folders, and exports made by `ds-seq export`.
 
-A run folder holds ``config.yaml``, ``vocab.model`` and checkpoints; an exported folder the same two
-files and ``model.safetensors``; an exported file has config and vocabulary inside it.
+A run folder holds `config.yaml`, `vocab.model` and checkpoints; an exported folder holds the same
+two files and `model.safetensors`; an exported file contains config and vocabulary in its header.
 """
 
 from __future__ import annotations
@@ -40,21 +40,23 @@ CONFIG_FILE = "config.yaml"
 EXPORT_FILE = "model.safetensors"
 EXPORT_SUFFIX = ".safetensors"
 
-# in the header of an exported file
+# keys in the header of an exported file
 CONFIG_KEY = "ds_seq.config"
 VOCAB_KEY = "ds_seq.vocab"
 
 
 class RunFolder:
-    """A run folder or an exported folder. One with checkpoints is a run, even if somebody exported
-    it into itself."""
+    """Reader of run folders and exported folders.
+
+    A folder with checkpoints is a run folder, even if it also contains an export.
+    """
 
     def detects(self, path: Path) -> bool:
-        """Whether the folder has an experiment."""
+        """Return whether the folder contains an experiment."""
         return (path / CONFIG_FILE).is_file()
 
     def open(self, path: Path, checkpoint: str) -> StoredRun:
-        """See `ds_seq.runs.formats.Format`."""
+        """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
         if not (path / VOCAB_FILE).is_file():
             raise UserError(f"{path}: not a run folder ({VOCAB_FILE} is missing)")
         config = load_experiment(path / CONFIG_FILE)
@@ -71,21 +73,21 @@ class RunFolder:
 
 
 class ExportedFile:
-    """A file with experiment and vocabulary in its header."""
+    """Reader of exported files, which have experiment and vocabulary in their header."""
 
     def detects(self, path: Path) -> bool:
-        """Whether it is a file with the right ending."""
+        """Return whether `path` is a file with the suffix of exports."""
         return path.is_file() and path.suffix == EXPORT_SUFFIX
 
     def open(self, path: Path, checkpoint: str) -> StoredRun:
-        """See `ds_seq.runs.formats.Format`."""
+        """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
         _check_only_state(path, checkpoint)
         weights = TensorFile(path)
         header = weights.metadata()
         if CONFIG_KEY not in header or VOCAB_KEY not in header:
             raise UserError(
-                f"{path}: has no experiment and vocabulary in it; name the folder that holds it "
-                f"and them, or export again with --out NAME{EXPORT_SUFFIX}"
+                f"{path}: contains no experiment and vocabulary; give the folder that holds all "
+                f"three, or export again with --out NAME{EXPORT_SUFFIX}"
             )
         try:
             data = parse_value(header[CONFIG_KEY])
@@ -105,25 +107,29 @@ def _stored(config: ExperimentConfig, tokenizers: Tokenizers, weights: TensorSou
 
 
 def open_tokenizers(run: Path) -> Tokenizers:
-    """Read the tokenizers of a run folder or an exported folder, of the kind that its config names.
+    """Load the tokenizers of a run folder or an exported folder.
 
     Raises:
-        UserError: one of the two files is missing or damaged.
+        UserError: the config or the vocabulary is missing or damaged.
     """
     return load_tokenizers(load_experiment(run / CONFIG_FILE).data, run / VOCAB_FILE)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """Folder of the checkpoint ``best``, ``last``, a name, or a path.
+    """Return the folder of a checkpoint.
+
+    Args:
+        run: the run folder.
+        which: `best`, `last`, the name of a checkpoint, or a path.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such checkpoint.
     """
     checkpoints = run / CHECKPOINTS
     if which in ("best", "last"):
         try:
             index = json.loads((checkpoints / INDEX_FILE).read_text(encoding="utf-8"))
-            # a run without validations has no best one
+            # a run without validations has no best checkpoint
             entry = index["best"][0] if which == "best" and index["best"] else index["last"][-1]
             return checkpoints / str(entry["name"])
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -138,23 +144,24 @@ def find_checkpoint(run: Path, which: str) -> Path:
 def _check_vocab(
     run: Path, tokenizers: Tokenizers, weights: Path, notes: Mapping[str, Any]
 ) -> None:
-    """Refuse another vocabulary than that of the training: one as large gives plausible nonsense.
+    """Reject a vocabulary other than the one used in training.
 
-    Older weights do not say which it was.
+    A different vocabulary of the same size would translate into plausible nonsense. Older weights
+    do not record their vocabulary and are not checked.
     """
     fingerprint = tokenizers.fingerprint
     trained_with = notes.get(VOCAB_HASH_KEY, fingerprint)
     if trained_with != fingerprint:
         raise UserError(
             f"{run / VOCAB_FILE}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
-            f"{trained_with[:12]}; put that one back"
+            f"{trained_with[:12]}; restore that vocabulary"
         )
 
 
 def _check_only_state(path: Path, checkpoint: str) -> None:
-    """Refuse to look for a certain checkpoint in an export."""
+    """Reject a request for a specific checkpoint of an export."""
     if checkpoint not in ("best", "last"):
         raise UserError(
-            f"{path}: is an export, which holds one state and no checkpoint {checkpoint!r}; "
-            "ask for the best or name the run folder"
+            f"{path}: is an export, which holds a single state and no checkpoint {checkpoint!r}; "
+            "use best, or give the run folder"
         )

@@ -11,9 +11,9 @@ import torch
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.forced import Pair, attention_maps
+from ds_seq.generation.forced import ForcedPair, attention_maps
 from ds_seq.generation.output import LineWriter
-from ds_seq.generation.translate import BatchLimits, Found
+from ds_seq.generation.translate import BatchLimits, LineResult
 from ds_seq.models.build import build_seq2seq
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -48,16 +48,16 @@ def aligner(
     return Aligner([model], Tokenizers.shared(vocab), limits or batch_limits(), CPU, layer)
 
 
-def found(vocab: SentencePieceTokenizer) -> list[Found]:
+def found(vocab: SentencePieceTokenizer) -> list[LineResult]:
     """Two hypotheses of each line; one has nothing but its end, another unknown pieces."""
     batch = []
     for line, ids in enumerate(vocab.encode_lines(LINES)):
         texts = ["die H\u00e4user \u2665 alt", ""] if line % 2 else [HOUSES, "\u263a"]
         hypotheses = [Hypothesis(vocab.encode(text), -float(n), []) for n, text in enumerate(texts)]
         if ids:
-            batch.append(Found(line, [*ids, vocab.symbols.eos], hypotheses, line == 3))
+            batch.append(LineResult(line, [*ids, vocab.symbols.eos], hypotheses, line == 3))
         else:
-            batch.append(Found(line, [], [Hypothesis([], 0.0, [])], False))
+            batch.append(LineResult(line, [], [Hypothesis([], 0.0, [])], False))
     return batch
 
 
@@ -74,7 +74,7 @@ def test_a_token_looks_at_the_heaviest_piece_that_is_neither_tag_nor_end(
             if not hypothesis.tokens:
                 assert hypothesis.alignment == []
                 continue
-            pairs = [Pair(one.source, hypothesis.tokens)]
+            pairs = [ForcedPair(one.source, hypothesis.tokens)]
             (seen,) = attention_maps(align.models[0], align.tokenizers.symbols, pairs, CPU, layer)
             for row, place in zip(seen, hypothesis.alignment, strict=True):
                 ranked = row.argsort(descending=True).tolist()

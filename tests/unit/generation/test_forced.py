@@ -9,7 +9,7 @@ import torch
 
 from ds_seq.config.model import MoeConfig
 from ds_seq.data.batch import pad_rows
-from ds_seq.generation.forced import Pair, attention_maps, score_pairs
+from ds_seq.generation.forced import ForcedPair, attention_maps, score_pairs
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.search.penalties import LengthPenaltyForm
 from tests.batches import score
@@ -63,7 +63,7 @@ def test_scores_are_those_of_the_search(
         found = search.search(model, *pad_rows(SOURCES, PAD))
         pairs, expected = [], []
         for source, hypotheses in zip(SOURCES, found, strict=True):
-            pairs += [Pair(source, hypothesis.tokens) for hypothesis in hypotheses]
+            pairs += [ForcedPair(source, hypothesis.tokens) for hypothesis in hypotheses]
             expected += hypotheses
         for ours, theirs in zip(score_pairs(model, search, pairs, CPU), expected, strict=True):
             same(ours, theirs)
@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_search(
 @pytest.mark.parametrize("moe", MODELS, ids=["dense", "softmax", "sigmoid"])
 def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
     model, search = make_model(moe, 3), beam_search(SYMBOLS)
-    pairs = [Pair(source, [4 + i] * (3 * i)) for i, source in enumerate(SOURCES)]
+    pairs = [ForcedPair(source, [4 + i] * (3 * i)) for i, source in enumerate(SOURCES)]
     together = score_pairs(model, search, pairs, CPU)
     for pair, mate in zip(pairs, together, strict=True):
         (alone,) = score_pairs(model, search, [pair], CPU)
@@ -84,7 +84,7 @@ def test_a_score_depends_on_no_mate(moe: MoeConfig | None) -> None:
 def test_many_rows_are_normalized_in_parts_alike() -> None:
     """More target tokens than are normalized at a time."""
     model, search = make_model(None, 3), beam_search(SYMBOLS)
-    pair = Pair(SOURCES[0], [4 + i % 11 for i in range(40)])
+    pair = ForcedPair(SOURCES[0], [4 + i % 11 for i in range(40)])
     alone, *others = score_pairs(model, search, [pair] * 16, CPU)
     assert len(alone.token_scores) == 41
     for other in others:
@@ -97,7 +97,7 @@ def test_nothing_to_score() -> None:
 
 def test_maps_are_those_of_the_layer_without_padding() -> None:
     model, _ = make_model(None, 3), beam_search(SYMBOLS)
-    pairs = [Pair(source, [4 + i] * (2 + i)) for i, source in enumerate(SOURCES)]
+    pairs = [ForcedPair(source, [4 + i] * (2 + i)) for i, source in enumerate(SOURCES)]
     every = [attention_maps(model, SYMBOLS, pairs, CPU, layer) for layer in (0, 1, 2)]
     last = attention_maps(model, SYMBOLS, pairs, CPU)
     for i, pair in enumerate(pairs):

@@ -11,7 +11,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from ds_seq.generation.mbr import MinimumRisk, build_utility
-from ds_seq.generation.translate import Found
+from ds_seq.generation.translate import LineResult
 from ds_seq.search.hypotheses import Hypothesis
 
 WORDS = [
@@ -97,8 +97,8 @@ def test_equal_utilities_go_to_the_higher_score_and_then_to_the_first() -> None:
     samples = [draw_of(text, score) for text, score in drawn]
     assert [spelt(one) for one in risk.rank(samples)] == ["z", "x", "y", "w"]
     assert [one.score for one in risk.rank(samples)] == [-0.7, -0.9, -1.0, -1.0]
-    nothing = Found(1, [], [Hypothesis([], 0.0, [])], False)
-    some, none = risk([Found(0, [4, 2], samples, True), nothing])
+    nothing = LineResult(1, [], [Hypothesis([], 0.0, [])], False)
+    some, none = risk([LineResult(0, [4, 2], samples, True), nothing])
     assert none == nothing
     assert [spelt(one) for one in some.hypotheses] == ["z", "x"]
     assert (some.line, some.source, some.cut) == (0, [4, 2], True)

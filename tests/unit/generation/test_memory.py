@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import (
-    Plan,
+    SearchPlan,
     plan_lines,
     search_plan,
 )
@@ -56,7 +56,7 @@ class SmallModel(TableModel):
         return super().encode(source, source_mask)
 
 
-def plan(max_sentences: int) -> Plan:
+def plan(max_sentences: int) -> SearchPlan:
     return plan_lines(WordTokenizer(VOCAB), LINES, batch_limits(max_sentences=max_sentences))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.generation.alignment import Aligner
-from ds_seq.generation.forced import Pair, score_pairs
+from ds_seq.generation.forced import ForcedPair, score_pairs
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
 from ds_seq.generation.translate import search_plan, translate
@@ -156,6 +156,6 @@ def test_forced_scores_begin_with_the_start_symbol_too(model: Seq2SeqTransformer
     symbols = Symbols(pad=PAD, eos=EOS, unk=UNK, start=6)
     wide = beam_search(symbols, beam=3, num_best=3, max_len_a=0, max_len_b=6)
     (found,) = wide.search(model, *padded(torch.tensor([[5, 4, EOS]])))
-    pairs = [Pair([5, 4, EOS], hypothesis.tokens) for hypothesis in found]
+    pairs = [ForcedPair([5, 4, EOS], hypothesis.tokens) for hypothesis in found]
     for hypothesis, forced in zip(found, score_pairs(model, wide, pairs, CPU), strict=True):
         assert forced.score == pytest.approx(hypothesis.score, abs=1e-5)

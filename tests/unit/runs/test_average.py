@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.runs.average import NOTE_KEY, average, mean, named_part
+from ds_seq.runs.average import NOTE_KEY, average, mean, named_model
 from ds_seq.runs.export import export
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -287,7 +287,7 @@ class _Watched:
 
 def test_one_tensor_is_in_memory_at_a_time(original: Path) -> None:
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
-    runs = [named_part(checkpoint(original, update)).run for update in UPDATES]
+    runs = [named_model(checkpoint(original, update)).run for update in UPDATES]
     watched = [_Watched(run.weights, alive) for run in runs]
     average([replace(run, weights=source) for run, source in zip(runs, watched, strict=True)])
     assert all(source.most == 1 for source in watched)

@@ -193,7 +193,7 @@ def _misshapen(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_foreign, "has 'other', which the model of its experiment has not"),
+        (_foreign, "has 'other', which the model of its experiment lacks"),
         (_missing, "has no tensor 'encoder.layers.0.feed_forward.up.weight'"),
         (_fifth_expert, "experts.w1 has 5 experts, its experiment says 4"),
         (_misshapen, "bias_steps holds torch.float32, the model expects torch.int64"),

@@ -149,7 +149,7 @@ def test_half_precision_is_half_the_size(
     ("section", "out", "message"),
     [
         ({"moe": {"num_experts": 2, "every": 2}}, "out", "model.moe: .*--format safetensors"),
-        ({"name": "package.module:Model"}, "out", "model.name: CTranslate2 cannot know 'pack"),
+        ({"name": "package.module:Model"}, "out", "model.name: CTranslate2 has no 'pack"),
         ({}, "out.safetensors", "out.safetensors: --format ctranslate2 makes a folder"),
     ],
 )

@@ -226,7 +226,7 @@ def test_the_vocabulary_of_the_training_is_wanted(run: Path, text: Path, tmp_pat
     )
     for folder in (run, exported):  # another one, as large
         train_vocab([text / "train.en", *[text / "train.de"] * 2], folder / "vocab.model", len(old))
-        with pytest.raises(UserError, match="put that one back") as refused:
+        with pytest.raises(UserError, match="restore that vocabulary") as refused:
             open_run(folder, "best")
         assert str(refused.value).startswith(f"{folder / 'vocab.model'}: is vocabulary ")
     assert open_run(run, "last").tokenizers.size == len(old)  # an older checkpoint does not say
@@ -276,7 +276,7 @@ def test_damaged_exports(original: Path, tmp_path: Path) -> None:
 
 def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
-    with pytest.raises(UserError, match="has no experiment and vocabulary in it; name the folder"):
+    with pytest.raises(UserError, match="contains no experiment and vocabulary; give the folder"):
         load_run(export(original, folder, "best"), "best")
     with pytest.raises(UserError, match="config.yaml: neither a run folder nor a file"):
         load_run(folder / "config.yaml", "best")

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from ds_seq.errors import UserError
 from ds_seq.scores import sentence_means
 from ds_seq.scores.rouge import ROUGE, sentence_lines
-from ds_seq.scores.scoring import Score, score_corpus
+from ds_seq.scores.scoring import CorpusScore, score_corpus
 from ds_seq.scores.sentence_means import comet_metric, rouge_metric
 
 HYPOTHESES = ["Cats were jumping. The dog slept.", "It rained in Paris", "nothing alike"]
@@ -21,7 +21,7 @@ REFERENCES = ["The dog was sleeping. A cat jumped.", "In Paris it rained a lot."
 
 def rouge(
     hypotheses: Sequence[str], *references: Sequence[str], language: str = "en"
-) -> dict[str, Score]:
+) -> dict[str, CorpusScore]:
     return {
         name: score_corpus(name, rouge_metric(name, language), hypotheses, references, resamples=20)
         for name in ROUGE

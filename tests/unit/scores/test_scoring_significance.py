@@ -7,7 +7,7 @@ import os
 import pytest
 
 from ds_seq.scores.metric import Metric, from_sacrebleu
-from ds_seq.scores.scoring import CORPUS_METRICS, Score, build_metric
+from ds_seq.scores.scoring import CORPUS_METRICS, CorpusScore, build_metric
 from ds_seq.scores.significance import PairedName, Resampling, score_systems
 
 REFERENCE = [
@@ -22,7 +22,7 @@ def named(name: str) -> Metric:
     return from_sacrebleu(name, build_metric(name, ""))
 
 
-def scores(resampling: Resampling, metric: str = "chrf") -> dict[str, Score]:
+def scores(resampling: Resampling, metric: str = "chrf") -> dict[str, CorpusScore]:
     found = score_systems(SYSTEMS, [REFERENCE], [named(metric)], resampling)
     assert list(found) == list(SYSTEMS)
     return {system: score for system, (score,) in found.items()}
