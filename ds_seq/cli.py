@@ -1,4 +1,4 @@
-"""The command ``ds-seq``: finds the command that is meant in `ds_seq.commands.COMMANDS`.
+"""The command `ds-seq`: finds the command that is meant in `ds_seq.commands.COMMANDS`.
 
 A command's module is imported when the command is called, so `ds-seq check` never waits for torch.
 """
@@ -15,7 +15,7 @@ from ds_seq.plugins import import_object, nearest
 
 
 def usage() -> str:
-    """The overview that `ds-seq --help` prints."""
+    """Return the overview that `ds-seq --help` prints."""
     rows = [f"  {name:<{max(map(len, COMMANDS))}}  {help}" for name, (_, help) in COMMANDS.items()]
     last = "ds-seq COMMAND --help lists the arguments of a command; ds-seq --version tells mine."
     return "\n".join(["usage: ds-seq COMMAND [ARGUMENT ...]", "", *rows, "", last])

@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call ``function(argv)``; answer a `UserError` with its message on stderr and exit code 2.
+    """Call `function(argv)`; answer a `UserError` with its message on stderr and exit code 2.
 
     Any other exception is a defect of the program and keeps its traceback.
     """

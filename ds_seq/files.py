@@ -22,12 +22,12 @@ _READ_BYTES = 1 << 20
 
 
 def temporary_path(path: Path) -> Path:
-    """The name under which this process writes `path`."""
+    """Return the name under which this process writes `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def unwritable(path: str | Path, error: OSError) -> UserError:
-    """The `UserError` for a file or folder that cannot be written."""
+    """Return the `UserError` for a file or folder that cannot be written."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
@@ -137,7 +137,7 @@ def lock(file: BinaryIO, path: Path, option: str) -> None:
 def changed_settings(
     path: Path, settings: Mapping[str, Any], key: str | None = None
 ) -> dict[str, Any]:
-    """The settings that differ from those that unfinished work was begun with.
+    """Return the settings that differ from those that unfinished work was begun with.
 
     Args:
         path: JSON file that `write_json` wrote when the work began.

@@ -1,4 +1,4 @@
-"""Translate text with a trained model: ``ds-seq generate RUN``, or this file under a launcher.
+"""Translate text with a trained model: `ds-seq generate RUN`, or this file under a launcher.
 
     deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de
 

@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known name most like ``name``, or nothing."""
+    """`" (did you mean 'x'?)"` for the known name most like `name`, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def find_plugin(kind: str, name: str, table: Mapping[str, T], where: str = "") -> T:
-    """The entry ``name`` of ``table``, or the object that an external name stands for.
+    """Return the entry `name` of `table`, or the object that an external name stands for.
 
     Args:
         kind: what is looked up, for messages: `criterion`, `model`, ...
@@ -40,7 +40,7 @@ def find_plugin(kind: str, name: str, table: Mapping[str, T], where: str = "") -
 
 
 def import_object(kind: str, name: str, where: str = "") -> Any:
-    """Import ``package.module:Name``. An error inside that module keeps its traceback."""
+    """Import `package.module:Name`. An error inside that module keeps its traceback."""
     where = where or f"{kind}.name"
     module_name, _, attribute = name.partition(":")
     try:

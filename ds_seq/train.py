@@ -1,4 +1,4 @@
-"""Train a model: ``ds-seq train EXP.yaml``, or this file under a launcher.
+"""Train a model: `ds-seq train EXP.yaml`, or this file under a launcher.
 
     deepspeed --num_gpus 8 ds_seq/train.py EXP.yaml [key=value ...]
     torchrun --nproc_per_node 8 ds_seq/train.py EXP.yaml

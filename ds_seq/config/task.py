@@ -1,4 +1,4 @@
-"""What is learned."""
+"""The `task` section: what the model learns."""
 
 from __future__ import annotations
 

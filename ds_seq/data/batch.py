@@ -87,11 +87,11 @@ class Batch(Generic[InputsT]):
         return self.labels.flatten().index_select(0, rows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch[InputsT]:
-        """Returns the batch on a device."""
+        """Return the batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> Batch[InputsT]:
-        """Returns the batch in page-locked memory, from which a GPU copies in the background."""
+        """Return the batch in page-locked memory, from which a GPU copies in the background."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch[InputsT]:
@@ -123,7 +123,7 @@ def seq2seq_batch(
     teacher: TopTokens | None = None,
     pad_to_multiple: int = 1,
 ) -> Batch[Seq2SeqInputs]:
-    """The batch of some sentence pairs, at least one.
+    """Return the batch of some sentence pairs, at least one.
 
     Args:
         source: sentences, each with the end symbol.
@@ -150,7 +150,7 @@ def seq2seq_batch(
 
 
 def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> Batch[Seq2SeqInputs]:
-    """The batch of no pair, with which a rank without work takes part in a collective forward.
+    """Return the batch of no pair, with which a rank without work takes part in a collective forward.
 
     It has one source that is nothing but the end symbol, and one target that is nothing but
     padding.
@@ -178,7 +178,7 @@ class Padded(NamedTuple):
     """(B, L) bool, True at real tokens."""
 
     def to(self, device: torch.device) -> Padded:
-        """Returns both on a device."""
+        """Return both on a device."""
         return Padded(self.ids.to(device), self.mask.to(device))
 
 
@@ -205,7 +205,7 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
 class ParallelDataset:
     """The pairs of a split whose sides are short enough.
 
-    Pairs are numbered from 0 without gaps; pair n of the dataset is pair ``rows[n]`` of the source.
+    Pairs are numbered from 0 without gaps; pair n of the dataset is pair `rows[n]` of the source.
 
     Args:
         source: all pairs; of two sides.
@@ -262,7 +262,7 @@ class ParallelDataset:
         symbols: Symbols,
         pad_to_multiple: int = 1,
     ) -> Batch[Seq2SeqInputs]:
-        """Builds the batch of some pairs.
+        """Build the batch of some pairs.
 
         Args:
             indices: (B,) pair numbers of this dataset. None at all give the empty batch, see

@@ -3,11 +3,11 @@
 The whole order is a function of (seed, epoch); no rank talks to another one. It comes about so:
 
 1. Pairs are sorted by length; pairs of exactly the same lengths lie in random order.
-2. The sorted row is cut into batches of at most ``max_tokens`` tokens, padding counted.
+2. The sorted row is cut into batches of at most `max_tokens` tokens, padding counted.
 3. Cells of `CELL` neighboring batches are put in random order. That gives one sequence of
    batches, the same for every number of ranks.
-4. One update takes the next ``world_size * accumulate`` batches of the sequence. In an update,
-   rank r takes number ``m * world_size + r`` in its micro step m, so that neighbors, which cost
+4. One update takes the next `world_size * accumulate` batches of the sequence. In an update,
+   rank r takes number `m * world_size + r` in its micro step m, so that neighbors, which cost
    about the same, are worked on at the same time.
 
 An epoch takes all pairs, or those that a function of the epoch names: some left out, some several
@@ -48,8 +48,8 @@ class _Cut(NamedTuple):
 class TokenBatchSampler:
     """Deals batches of bounded padded size to ranks.
 
-    Every pair comes exactly once an epoch, unless ``rows`` says otherwise. Every rank gets the same
-    number of batches, a multiple of ``accumulate``; at the end of an epoch some of them may be
+    Every pair comes exactly once an epoch, unless `rows` says otherwise. Every rank gets the same
+    number of batches, a multiple of `accumulate`; at the end of an epoch some of them may be
     empty (length 0), because the forward of a Mixture-of-Experts layer is a collective in which
     every rank must take part.
 
@@ -65,7 +65,7 @@ class TokenBatchSampler:
         rows: the pairs of each epoch, for mixtures and stages; None = all of them, in every epoch.
 
     Raises:
-        UserError: there are no pairs, or one is longer than ``max_tokens``.
+        UserError: there are no pairs, or one is longer than `max_tokens`.
     """
 
     def __init__(  # noqa: PLR0913  (what decides the order, and this rank's place in it)
@@ -139,15 +139,15 @@ class TokenBatchSampler:
         return len(self._cut_of(epoch).cuts) - 1
 
     def num_updates(self, done: int = 0, epoch: int = 1) -> int:
-        """Updates of an epoch from which the first ``done`` batches (of all ranks) are missing."""
+        """Updates of an epoch from which the first `done` batches (of all ranks) are missing."""
         return -(-(self.num_batches(epoch) - done) // self.group)
 
     def epoch(self, epoch: int, done: int = 0) -> list[NDArray[np.int64]]:
-        """Returns this rank's batches of an epoch, as arrays of pair numbers.
+        """Return this rank's batches of an epoch, as arrays of pair numbers.
 
         Args:
             epoch: any number >= 0; training counts from 1.
-            done: leave out the first ``done`` batches of the sequence over all ranks.
+            done: leave out the first `done` batches of the sequence over all ranks.
         """
         rows, key, cuts = self._cut_of(epoch)
         num_batches = len(cuts) - 1
@@ -172,7 +172,7 @@ class TokenBatchSampler:
 
 
 def _sort_key(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """One number (N,) a pair: first the longest side, then the difference of the first and last.
+    """Return one number (N,) a pair: first the longest side, then the difference of the first and last.
 
     The longer side decides the size of a batch, so batches come out full. The difference rises
     and falls in turn (like the path of a plough), so that neighbors across a change of the
@@ -190,7 +190,7 @@ def _sort_key(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 def _cut_batches(
     longest: NDArray[np.integer], max_tokens: int, max_sentences: int | None
 ) -> NDArray[np.int64]:
-    """Returns where batches start in a rising row of lengths (N,), with N as the last entry."""
+    """Return where batches start in a rising row of lengths (N,), with N as the last entry."""
     cuts = [0]
     cap = len(longest) if max_sentences is None else max_sentences
     while cuts[-1] < len(longest):
@@ -202,7 +202,7 @@ def _cut_batches(
 
 
 def _shuffled_cells(num_batches: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Returns the batch numbers (num_batches,) with cells of `CELL` neighbors in random order.
+    """Return the batch numbers (num_batches,) with cells of `CELL` neighbors in random order.
 
     The batches left over when `CELL` does not divide their number come last. They are taken from
     a random place of the row, or else the epoch would always end with the longest sentences.

@@ -41,7 +41,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:
-    """Writes the shards of one split.
+    """Write the shards of one split.
 
     Pair n of the shards is line n of the text. The bytes are the same for every number of
     workers: they only encode, and one process writes.
@@ -51,7 +51,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
         source: source text, one sentence a line.
         target: target text of as many lines.
         folder: where the shards go; see `ds_seq.data.shards`.
-        split: ``train``, ``valid``, ``test`` or another name.
+        split: `train`, `valid`, `test` or another name.
         languages: source and target language, for the manifest.
         shard_size: pairs in a shard.
         workers: number of processes.
@@ -84,7 +84,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
 def is_current(
     folder: str | Path, split: str, tokenizers: Tokenizers, text: PairPath, shard_size: int
 ) -> bool:
-    """Tells whether `binarize` would write again what is there already."""
+    """Return whether `binarize` would write again what is there already."""
     path = manifest_path(folder, split)
     if not path.exists():
         return False

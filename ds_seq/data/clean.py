@@ -65,13 +65,13 @@ class CleanReport:
 
 
 def count_words(text: str) -> int:
-    """Counts words between spaces; each sign of Chinese or Japanese counts as one, too."""
+    """Count words between spaces; each sign of Chinese or Japanese counts as one, too."""
     words = len(text.split())
     return words if text.isascii() else words + len(_SPACELESS.findall(text))
 
 
 def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | None:
-    """Returns which of `REASONS` speaks against a normalized pair taken by itself, if any."""
+    """Return which of `REASONS` speaks against a normalized pair taken by itself, if any."""
     if not source or not target:
         return "empty"
     shorter, longer = sorted((count_words(source), count_words(target)))
@@ -93,7 +93,7 @@ def clean(
     workers: int = 1,
     progress: Report = ignore,
 ) -> CleanReport:
-    """Writes the good pairs of the inputs, in their order, as one text.
+    """Write the good pairs of the inputs, in their order, as one text.
 
     The output is the same for every number of workers. It takes the place of an older one only
     when all went well.
@@ -131,7 +131,7 @@ def normalize_corpus(
     normalizer: Normalizer,
     progress: Report = ignore,
 ) -> int:
-    """Writes all pairs of the inputs normalized, for text to validate or test on.
+    """Write all pairs of the inputs normalized, for text to validate or test on.
 
     Line n of the output belongs to line n of the inputs: nothing is dropped, and a line that
     cannot be used is an error with file and number. Returns the number of pairs.
@@ -150,7 +150,7 @@ def normalize_corpus(
 
 
 def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequence[str]) -> None:
-    """Refuses a block of which a side has a line without text."""
+    """Refuse a block of which a side has a line without text."""
     for path, lines in zip(block.path, (source, target), strict=True):
         for number, text in enumerate(lines, block.first_line):
             if not text:
@@ -200,7 +200,7 @@ class _Seen:
         self._runs: list[NDArray[np.uint64]] = []
 
     def add(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Adds hashes (N,); returns (N,), which of them are here for the first time."""
+        """Add hashes (N,); return (N,), which of them are here for the first time."""
         run, first = np.unique(hashes, return_index=True)
         known = np.zeros(len(run), bool)
         for older in self._runs:

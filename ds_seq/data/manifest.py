@@ -33,7 +33,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of ``<split>.manifest.json``.
+    """Content of `<split>.manifest.json`.
 
     Attributes:
         vocab_hash: fingerprint of the tokenizers that made the ids.
@@ -69,12 +69,12 @@ class Manifest:
         return sum(shard.tgt_tokens for shard in self.shards)
 
     def write(self, path: Path) -> None:
-        """Writes JSON, in one step: a reader sees the old file, the new one or none."""
+        """Write JSON, in one step: a reader sees the old file, the new one or none."""
         write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Reads JSON written by `write`."""
+        """Read JSON written by `write`."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -100,7 +100,7 @@ class Manifest:
             raise UserError(f"{path}: is damaged ({error}); {_REMAKE}") from None
 
     def check_files(self, folder: Path, full: bool = False) -> None:
-        """Compares the files with their records: sizes, and with ``full`` every byte.
+        """Compare the files with their records: sizes, and with `full` every byte.
 
         Raises:
             UserError: a file is missing, cut short or changed; all such files are named.

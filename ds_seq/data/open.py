@@ -1,7 +1,7 @@
 """Opens the source of examples that a config names.
 
 A source from outside ds_seq is a callable with the signature of `open_shards` and any options of
-its own: ``def open_corpus(folder, split, vocab_hash, **options) -> Source``.
+its own: `def open_corpus(folder, split, vocab_hash, **options) -> Source`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHARDS = SourceChoice("shards")
 
 
 def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> Source:
-    """The shards that `ds-seq prepare` has written.
+    """Return the shards that `ds-seq prepare` has written.
 
     Args:
         folder: where they lie.
@@ -47,7 +47,7 @@ SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards}
 
 
 def open_source(choice: SourceChoice, folder: str | Path, split: str, vocab_hash: str) -> Source:
-    """The examples of a split.
+    """Return the examples of a split.
 
     Args:
         choice: which source.

@@ -18,11 +18,11 @@ _state: list[object] = []  # what this worker process was started with; empty in
 def map_in_order(
     function: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """Yields ``function(state, item)`` for every item, in the order of the items.
+    """Yield `function(state, item)` for every item, in the order of the items.
 
-    ``state`` travels to each worker once, the items one by one. Only a few items per worker are
+    `state` travels to each worker once, the items one by one. Only a few items per worker are
     under way at a time, so that a corpus never lies in memory as a whole (which is what
-    ``multiprocessing.Pool.imap`` would do: it reads its input as fast as it can).
+    `multiprocessing.Pool.imap` would do: it reads its input as fast as it can).
 
     Args:
         function: a function at the top level of a module, so that it can be sent to processes.

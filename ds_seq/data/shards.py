@@ -32,18 +32,18 @@ SIDES = ("src", "tgt")
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
-    """Where the manifest of a split lies."""
+    """Return where the manifest of a split lies."""
     return Path(folder) / f"{split}.manifest.json"
 
 
 def files_fingerprint(checksums: Mapping[str, str]) -> str:
-    """One fingerprint for the SHA-256 of several files by name."""
+    """Return one fingerprint for the SHA-256 of several files by name."""
     lines = "".join(f"{name} {checksums[name]}\n" for name in sorted(checksums))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type on the disk that holds every id of a vocabulary."""
+    """Return the smallest type on the disk that holds every id of a vocabulary."""
     return np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
 
 
@@ -70,7 +70,7 @@ class _SideWriter:
         self.tokens += len(block.tokens)
 
     def finish(self) -> dict[str, FileRecord]:
-        """Completes the temporary files; returns their records under their final names."""
+        """Complete the temporary files; return their records under their final names."""
         self._file.close()
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8").tobytes()
@@ -97,7 +97,7 @@ class ShardWriter:
 
     Args:
         folder: made when missing.
-        split: ``train``, ``valid``, ``test`` or another name.
+        split: `train`, `valid`, `test` or another name.
         vocab_hash: `Tokenizers.fingerprint` of those behind the ids.
         vocab_size: their number of pieces; decides how wide an id is on the disk.
         languages: source and target language.
@@ -141,7 +141,7 @@ class ShardWriter:
             self.discard()
 
     def add(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Appends one pair; both sides end with the end symbol already."""
+        """Append one pair; both sides end with the end symbol already."""
         self.add_block(
             *(
                 TokenBlock(np.asarray(ids, np.int64), np.asarray([len(ids)]))
@@ -150,7 +150,7 @@ class ShardWriter:
         )
 
     def add_block(self, source: TokenBlock, target: TokenBlock) -> None:
-        """Appends as many pairs as both blocks have lengths."""
+        """Append as many pairs as both blocks have lengths."""
         assert len(source.lengths) == len(target.lengths)
         start = 0
         while start < len(source.lengths):
@@ -171,7 +171,7 @@ class ShardWriter:
         self._pairs.append(0)
 
     def close(self) -> Manifest:
-        """Puts the shards in the place of older ones of this split; returns their manifest."""
+        """Put the shards in the place of older ones of this split; return their manifest."""
         if not self._shards:
             raise UserError(
                 f"{self._folder}: split {self._split!r} is empty: there is not one sentence pair "
@@ -206,14 +206,14 @@ class ShardWriter:
         return manifest
 
     def discard(self) -> None:
-        """Removes what was written so far; older shards of this split stay as they are."""
+        """Remove what was written so far; older shards of this split stay as they are."""
         for shard in self._shards:
             for writer in shard:
                 writer.discard()
 
 
 def _cut(block: TokenBlock, start: int, stop: int) -> TokenBlock:
-    """Returns sentences ``start`` to ``stop`` of a block."""
+    """Return sentences `start` to `stop` of a block."""
     if start == 0 and stop == len(block.lengths):
         return block
     first = int(block.lengths[:start].sum())
@@ -239,7 +239,7 @@ class _Side:
         return np.asarray(self._tokens[shard][start:stop])
 
     def gather(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> TokenBlock:
-        """Copies sentences, given as (N,) shard numbers and (N,) rows within their shards."""
+        """Copy sentences, given as (N,) shard numbers and (N,) rows within their shards."""
         starts = np.empty(len(rows), np.int64)
         lengths = np.empty(len(rows), np.int64)
         present = np.unique(shards)
@@ -263,7 +263,7 @@ class _Side:
 class ShardReader:
     """Memory-mapped sentences of one split; only their lengths are held in memory. A `Source`.
 
-    ``reader[i]`` is a pair of id arrays, both with the end symbol.
+    `reader[i]` is a pair of id arrays, both with the end symbol.
 
     Args:
         folder: where the shards lie.
@@ -295,7 +295,7 @@ class ShardReader:
         self._first = np.cumsum([0, *(shard.pairs for shard in self.manifest.shards)])
 
     def check(self, full: bool = False) -> None:
-        """Compares file sizes with the manifest; with ``full``, also checksums (reads it all)."""
+        """Compare file sizes with the manifest; with `full`, also checksums (reads it all)."""
         self.manifest.check_files(self._folder, full)
 
     def __len__(self) -> int:
@@ -324,7 +324,7 @@ class ShardReader:
         return files_fingerprint({name: file.sha256 for name, file in self.manifest.files.items()})
 
     def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, TokenBlock]:
-        """Copies the pairs with the given numbers (N,), N at least 1, without a loop over them."""
+        """Copy the pairs with the given numbers (N,), N at least 1, without a loop over them."""
         shards = np.searchsorted(self._first, indices, side="right") - 1
         rows = indices - self._first[shards]
         source, target = (side.gather(shards, rows) for side in self._sides)

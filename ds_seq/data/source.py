@@ -17,14 +17,14 @@ SOURCE, TARGET = 0, 1
 
 
 class TokenBlock(NamedTuple):
-    """Sentences of one side: ``tokens`` (sum of lengths,) back to back and ``lengths`` (N,)."""
+    """Sentences of one side: `tokens` (sum of lengths,) back to back and `lengths` (N,)."""
 
     tokens: NDArray[np.integer]
     lengths: NDArray[np.integer]
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int]]) -> TokenBlock:
-        """The block of a list of sentences."""
+        """Return the block of a list of sentences."""
         lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
         tokens = np.fromiter(chain.from_iterable(sentences), np.int64, int(lengths.sum()))
         return cls(tokens, lengths)
@@ -68,11 +68,11 @@ class Source(Protocol):
         """N."""
 
     def gather(self, indices: NDArray[np.integer], /) -> tuple[TokenBlock, ...]:
-        """Copies some examples, at least one.
+        """Copy some examples, at least one.
 
         Args:
             indices: their numbers, in any order, repeated or not.
 
         Returns:
-            A block for each side, its sentences in the order of ``indices``.
+            A block for each side, its sentences in the order of `indices`.
         """

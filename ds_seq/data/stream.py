@@ -42,7 +42,7 @@ class StreamState(TypedDict):
 class BatchStream:
     """Iterates over this rank's batches, epoch after epoch.
 
-    A background thread keeps ``num_prefetch`` batches ready. What it has made ahead does not
+    A background thread keeps `num_prefetch` batches ready. What it has made ahead does not
     count in `state_dict`, and an exception in it is raised where the next batch is asked for.
 
     Args:
@@ -101,7 +101,7 @@ class BatchStream:
         return batch
 
     def state_dict(self) -> StreamState:
-        """Returns the place after the last finished update."""
+        """Return the place after the last finished update."""
         updates = self._taken // self._sampler.accumulate
         return {
             "epoch": self._epoch,
@@ -110,9 +110,9 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: StreamState) -> None:
-        """Goes to a place, also to one saved with another number of ranks or accumulation.
+        """Go to a place, also to one saved with another number of ranks or accumulation.
 
-        Where the batches themselves have changed (other data, ``max_tokens`` or limits), it goes
+        Where the batches themselves have changed (other data, `max_tokens` or limits), it goes
         to about the same part of the epoch and says so.
         """
         offset = state["offset"]
@@ -129,7 +129,7 @@ class BatchStream:
         self._go_to(state["epoch"], offset)
 
     def close(self) -> None:
-        """Ends the background thread; asking for another batch starts a new one."""
+        """End the background thread; asking for another batch starts a new one."""
         if isinstance(self._batches, _Prefetcher):
             self._batches.close()
         self._batches = None
@@ -171,7 +171,7 @@ class _End(NamedTuple):
 
 
 class _Prefetcher:
-    """Runs an iterator in a thread that is at most ``size`` items ahead."""
+    """Runs an iterator in a thread that is at most `size` items ahead."""
 
     def __init__(self, items: Iterator[Batch], size: int) -> None:
         self._queue: queue.Queue[Batch | _End] = queue.Queue(size)
@@ -211,7 +211,7 @@ def _fill(items: Iterator[Batch], target: queue.Queue[Batch | _End], stop: threa
 
 
 def _put(item: Batch | _End, target: queue.Queue[Batch | _End], stop: threading.Event) -> bool:
-    """Waits for room in the queue; returns False when it was told to stop."""
+    """Wait for room in the queue; return False when it was told to stop."""
     while not stop.is_set():
         try:
             target.put(item, timeout=_STOP_POLL_SECONDS)

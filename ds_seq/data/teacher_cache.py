@@ -12,7 +12,7 @@ logarithms of probabilities as float16 or float32, little-endian. Records stand 
 tokens in the shards, so their place follows from the lengths there. A pair that the teacher cannot
 read has records of zeros.
 
-Legend: ``K`` kept tokens, ``N`` sentence pairs, ``T`` target tokens.
+Legend: `K` kept tokens, `N` sentence pairs, `T` target tokens.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class TeacherRecord:
 
 @dataclass(frozen=True)
 class CacheManifest:
-    """Content of ``<split>.teacher.json``.
+    """Content of `<split>.teacher.json`.
 
     Attributes:
         vocab_hash: of the vocabulary that all ids belong to.
@@ -97,7 +97,7 @@ class CacheManifest:
 
     @property
     def record(self) -> np.dtype:
-        """What is kept of a token: ``ids`` (K,) and ``log_probs`` (K,)."""
+        """What is kept of a token: `ids` (K,) and `log_probs` (K,)."""
         kinds = {
             name: np.dtype(kind)
             for name, kind in (("ids", self.ids), ("log_probs", self.log_probs))
@@ -139,7 +139,7 @@ def plan_cache(
     max_length: int,
     part_tokens: int,
 ) -> CacheManifest:
-    """The manifest of a cache that is to be written.
+    """Return the manifest of a cache that is to be written.
 
     Args:
         source: the pairs that it belongs to.
@@ -209,7 +209,7 @@ class CacheWriter:
             raise files.unwritable(self.folder, error) from error
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there."""
+        """Return numbers of the parts that are not there."""
         paths = [_part_path(self.folder, self.split, part) for part in range(len(self._sizes))]
         return [
             part
@@ -223,12 +223,12 @@ class CacheWriter:
         return sum(self._sizes)
 
     def num_tokens(self, part: int | None = None) -> int:
-        """Target tokens of a part; None: of all."""
+        """Return target tokens of a part; None: of all."""
         size = self.size if part is None else self._sizes[part]
         return size // self.manifest.record.itemsize
 
     def pairs(self, part: int) -> range:
-        """Numbers of the pairs of a part."""
+        """Return numbers of the pairs of a part."""
         return range(*self.manifest.first[part : part + 2])
 
     def write(self, part: int, records: NDArray[np.void]) -> None:
@@ -304,7 +304,7 @@ class TeacherCache:
                 )
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         names = ", ".join(teacher.source for teacher in self.manifest.teachers)
         return f"teacher from the cache {self._folder}: top {self.manifest.top_k} of {names}"
 
@@ -350,7 +350,7 @@ class TeacherCache:
 
 
 def token_places(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Places (T,) of the tokens of sentences that start at ``starts`` (N,), one after the other."""
+    """Places (T,) of the tokens of sentences that start at `starts` (N,), one after the other."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(total)
@@ -361,7 +361,7 @@ def _part_path(folder: Path, split: str, part: int) -> Path:
 
 
 def _part_sizes(manifest: CacheManifest, source: Source) -> list[int]:
-    """Bytes of each part."""
+    """Return bytes of each part."""
     tokens = np.add.reduceat(source.lengths[:, TARGET], manifest.first[:-1], dtype=np.int64)
     return [int(count) * manifest.record.itemsize for count in tokens]
 

@@ -21,14 +21,14 @@ def barrier() -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is set on any rank; a collective."""
+    """Return whether `flag` is set on any rank; a collective."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor([float(flag)])).item())
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sum a float tensor over all ranks; the answer is where ``values`` was. A collective."""
+    """Sum a float tensor over all ranks; the answer is where `values` was. A collective."""
     if world_size() == 1:
         return values
     total = values.to(_meeting_device())
@@ -39,7 +39,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """All ranks' tensors, on all: the first of each, in order of rank, then their second, ...
+    """Return all ranks' tensors, on all: the first of each, in order of rank, then their second, ...
 
     Two collectives, of lengths and of contents, which are padded to the longest rank's.
 
@@ -66,7 +66,7 @@ def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def gather_objects(value: Any) -> list[Any] | None:
-    """All ranks' objects, in order of rank, on rank 0; ``None`` elsewhere. A collective."""
+    """Return all ranks' objects, in order of rank, on rank 0; `None` elsewhere. A collective."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -110,6 +110,6 @@ def shared_errors() -> Iterator[None]:
 
 
 def _meeting_device() -> torch.device:
-    """Where tensors must be for a collective."""
+    """Return where tensors must be for a collective."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

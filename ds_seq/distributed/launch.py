@@ -41,11 +41,11 @@ class World:
 def discover(environ: Mapping[str, str]) -> World:
     """Read rank and world size from the launcher's environment variables.
 
-    Asked in this order: ``deepspeed`` and ``torchrun`` (``RANK``), Open MPI's ``mpirun``
-    (``OMPI_COMM_WORLD_RANK``; within a SLURM step its processes have the step's ``SLURM_PROCID``,
-    all the same), ``srun`` (``SLURM_PROCID``), MPICH's ``mpirun`` (``PMI_RANK``, which ``srun`` may
-    set too); none of them: one process. An ``sbatch`` script without ``srun`` is one process too:
-    it has ``SLURM_PROCID`` but no step.
+    Asked in this order: `deepspeed` and `torchrun` (`RANK`), Open MPI's `mpirun`
+    (`OMPI_COMM_WORLD_RANK`; within a SLURM step its processes have the step's `SLURM_PROCID`,
+    all the same), `srun` (`SLURM_PROCID`), MPICH's `mpirun` (`PMI_RANK`, which `srun` may
+    set too); none of them: one process. An `sbatch` script without `srun` is one process too:
+    it has `SLURM_PROCID` but no step.
 
     Raises:
         UserError: variables of one launcher that contradict each other.
@@ -90,7 +90,7 @@ def _slurm_world(env: dict[str, str]) -> World:
 
 
 def _first_host(nodes: str) -> str:
-    """First name of a SLURM node list; ``scontrol`` knows the bracket syntax better than we do."""
+    """First name of a SLURM node list; `scontrol` knows the bracket syntax better than we do."""
     if not nodes:
         return "127.0.0.1"
     if "[" not in nodes:
@@ -152,7 +152,7 @@ def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """Return a TCP port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]

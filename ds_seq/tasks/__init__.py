@@ -44,7 +44,7 @@ TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translati
 
 
 def build_task(config: TaskConfig, data: DataConfig) -> Task:
-    """Make the task that ``config.name`` names, ours or an external ``package.module:Name``.
+    """Make the task that `config.name` names, ours or an external `package.module:Name`.
 
     An external one is called with the data section and its own options.
     """

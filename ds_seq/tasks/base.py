@@ -32,10 +32,10 @@ class Task(Protocol):
         """The symbols that batches are made with: those of the target."""
 
     def dataset(self, split: str) -> Dataset:
-        """The examples of a split, as many as the task learns from."""
+        """Return the examples of a split, as many as the task learns from."""
 
     def collate(self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]) -> Batch:
-        """The batch of some examples, to train on or to validate with; of none, the empty batch.
+        """Return the batch of some examples, to train on or to validate with; of none, the empty batch.
 
         What it puts into `Batch.inputs` is what the model is called with. Training calls it from a
         background thread.
@@ -46,7 +46,7 @@ class Task(Protocol):
         """
 
     def metric(self, name: str) -> Metric:
-        """The metric that the name means here: one that ships with ds_seq, an external one or,
+        """Return the metric that the name means here: one that ships with ds_seq, an external one or,
         where the task has any, one of its own.
 
         Raises:
@@ -77,6 +77,6 @@ class Task(Protocol):
             max_sentences: only so many, from the start of the text; None = all.
 
         Returns:
-            Scores by name, for each of them a ``<name>_signature``, which may be empty, and a few
-            ``samples`` as text; the same on every rank.
+            Scores by name, for each of them a `<name>_signature`, which may be empty, and a few
+            `samples` as text; the same on every rank.
         """

@@ -1,6 +1,6 @@
 """Prepare the data of a translation: raw text -> clean text -> vocabulary -> shards.
 
-Everything lands in ``data.dir``::
+Everything lands in `data.dir`::
 
     clean/train.de ...    normalized and filtered text; valid and test are only normalized
     clean/train.json ...  what the text was made from, and what was dropped
@@ -8,7 +8,7 @@ Everything lands in ``data.dir``::
     vocab.json            what the model was made from
     train.0000.src.bin ...  shards, see `ds_seq.data.shards`
 
-A step whose inputs and options are those of the last time is skipped. A ``vocab.model`` that was
+A step whose inputs and options are those of the last time is skipped. A `vocab.model` that was
 not made here (put there to share it between experiments) is used and never replaced.
 """
 
@@ -40,10 +40,10 @@ PAIRS_PER_WORKER = 100_000  # below this, starting a process takes longer than i
 
 
 def prepare(config: ExperimentConfig, force: bool = False) -> None:
-    """Makes the clean text, the vocabulary and the shards that an experiment needs.
+    """Make the clean text, the vocabulary and the shards that an experiment needs.
 
     Args:
-        config: its section ``data`` says everything.
+        config: its section `data` says everything.
         force: also make again what is up to date.
     """
     data = config.data
@@ -73,7 +73,7 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
 
 
 def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
-    """Writes the clean text of one split unless it is there; returns its files."""
+    """Write the clean text of one split unless it is there; return its files."""
     folder = Path(data.dir) / "clean"
     text = PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
     if text.source == text.target:
@@ -109,7 +109,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
 
 
 def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
-    """Returns the tokenizers in the data folder, training them if there are none or older ones."""
+    """Return the tokenizers in the data folder, training them if there are none or older ones."""
     path = Path(data.dir) / VOCAB_FILE
     ours = data.vocab.name in TOKENIZER_NAMES
     # without what other kinds have, as in records of before there were any
@@ -196,7 +196,7 @@ class _Step:
         return record if isinstance(record, dict) else None
 
     def made_outputs(self) -> bool:
-        """Tells whether the outputs are just what this step wrote the last time."""
+        """Return whether the outputs are just what this step wrote the last time."""
         record = self._read()
         return (
             record is not None
@@ -205,7 +205,7 @@ class _Step:
         )
 
     def result_of_last_time(self) -> dict[str, Any] | None:
-        """Returns what `record` was told, or None where something has changed since."""
+        """Return what `record` was told, or None where something has changed since."""
         record = self._read()
         if record is None or record.get("made_from") != self._made_from:
             return None
@@ -213,7 +213,7 @@ class _Step:
         return result if self.made_outputs() else None
 
     def record(self, result: dict[str, Any]) -> None:
-        """Writes down that the step has been done."""
+        """Write down that the step has been done."""
         record = {
             "made_from": self._made_from,
             "outputs": [files.fingerprint(file) for file in self._outputs],

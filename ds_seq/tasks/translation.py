@@ -90,7 +90,7 @@ class TranslationTask:
         self._source = source
 
     def dataset(self, split: str) -> ParallelDataset:
-        """The sentence pairs of a split; they must fit the vocabulary."""
+        """Return the sentence pairs of a split; they must fit the vocabulary."""
         fingerprint = self.tokenizers.fingerprint
         source = open_source(self._source, self._data_dir, split, fingerprint)
         return ParallelDataset(source, self._max_source_length, self._max_target_length)
@@ -156,7 +156,7 @@ def format_samples(
     references: Sequence[str] | None,
     num_samples: int = _NUM_SAMPLES,
 ) -> str:
-    """Some sentences with translation and reference, spread evenly over the text."""
+    """Return some sentences with translation and reference, spread evenly over the text."""
     count = min(num_samples, len(sources))
     samples = []
     for i in (len(sources) * n // count for n in range(count)):

@@ -20,12 +20,12 @@ TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {SENTENCEPIECE: SentencePieceT
 
 
 def build_normalizer(data: DataConfig) -> Normalizer:
-    """How a config normalizes text, for training and for use."""
+    """Return how a config normalizes text, for training and for use."""
     return Normalizer(data.clean.nfkc)
 
 
 def train_tokenizer(data: DataConfig, files: Sequence[Path]) -> Tokenizer:
-    """Learn the tokenizer of a config from clean text, ours or an external ``package.module:Name``.
+    """Learn the tokenizer of a config from clean text, ours or an external `package.module:Name`.
 
     Raises:
         UserError: there is none of that name, or the text does not suffice.
@@ -77,7 +77,7 @@ def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
 
 
 def _options(data: DataConfig) -> dict[str, Any]:
-    """What the kind that a config names knows beyond size and user symbols."""
+    """Return what the kind that a config names knows beyond size and user symbols."""
     if data.vocab.name != SENTENCEPIECE:
         return data.vocab.options
     return {

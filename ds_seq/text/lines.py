@@ -73,7 +73,7 @@ class _Decompressed(io.RawIOBase):
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Opens a text file for reading bytes; ``.gz``, ``.xz`` and ``.bz2`` are decompressed.
+    """Open a text file for reading bytes; `.gz`, `.xz` and `.bz2` are decompressed.
 
     Raises:
         UserError: there is no such file, or it cannot be read; from the calls that read, also
@@ -98,7 +98,7 @@ def _explain_missing(path: Path) -> str:
 
 
 def decode_line(line: bytes, path: Path, number: int) -> str:
-    """Decodes UTF-8; bytes that are not UTF-8 are a `UserError` with file and line number."""
+    """Decode UTF-8; bytes that are not UTF-8 are a `UserError` with file and line number."""
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -109,7 +109,7 @@ def decode_line(line: bytes, path: Path, number: int) -> str:
 
 
 def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
-    """Decodes both sides of a block; see `decode_line`."""
+    """Decode both sides of a block; see `decode_line`."""
     source, target = (
         [decode_line(line, path, number) for number, line in enumerate(lines, block.first_line)]
         for path, lines in zip(block.path, (block.source, block.target), strict=True)
@@ -118,7 +118,7 @@ def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
 
 
 def count_pairs(paths: Sequence[PairPath]) -> int:
-    """Returns the number of lines of all texts together.
+    """Return the number of lines of all texts together.
 
     Raises:
         UserError: a file is missing, or the two sides have different numbers of lines.
@@ -149,9 +149,9 @@ def _explain_unequal(path: PairPath, source: int, target: int) -> str:
 
 
 def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
-    """Yields the texts one after the other in blocks of at most ``size`` lines.
+    """Yield the texts one after the other in blocks of at most `size` lines.
 
-    Lines end at ``\\n`` only: other characters that Unicode calls line breaks occur inside
+    Lines end at `\\n` only: other characters that Unicode calls line breaks occur inside
     sentences, and splitting at them would shift one side against the other.
 
     Raises:
@@ -186,9 +186,9 @@ def text_fingerprint(path: Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Read a text file, or standard input for ``-``; compressed files by their suffix.
+    """Read a text file, or standard input for `-`; compressed files by their suffix.
 
-    Lines end at ``\\n`` only: other characters that Unicode calls line breaks occur inside
+    Lines end at `\\n` only: other characters that Unicode calls line breaks occur inside
     sentences, and splitting there would shift the text against its reference.
 
     Raises:
@@ -209,7 +209,7 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def read_buffers(size: int) -> Iterator[list[str]]:
-    """Read standard input as it comes, ``size`` lines at a time; the last buffer may be shorter.
+    """Read standard input as it comes, `size` lines at a time; the last buffer may be shorter.
 
     Raises:
         UserError: a line is not UTF-8 (named by its number).
@@ -224,7 +224,7 @@ def read_buffers(size: int) -> Iterator[list[str]]:
 
 
 def write_lines(path: str | Path, lines: Sequence[str]) -> None:
-    """Write a text file, or to standard output for ``-``; the file appears whole or not at all.
+    """Write a text file, or to standard output for `-`; the file appears whole or not at all.
 
     Raises:
         UserError: it cannot be written, because the disk is full, say.

@@ -24,7 +24,7 @@ class Normalizer:
     nfkc: bool
 
     def __call__(self, text: str) -> str:
-        """The normalized text."""
+        """Return the normalized text."""
         text = _INVISIBLE.sub("", text)
         if self.nfkc:
             text = unicodedata.normalize("NFKC", text)

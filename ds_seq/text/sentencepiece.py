@@ -27,8 +27,8 @@ class SentencePieceTokenizer:
     """Text <-> subword ids; a `Tokenizer`.
 
     An unknown character is decoded as SentencePiece's mark U+2047, so that a reader sees it;
-    ``<s>``, ``<pad>`` and ``</s>`` are left out of decoded text. A line that opens with a user
-    symbol, such as the language tag ``<2de>``, has that symbol's id first.
+    `<s>`, `<pad>` and `</s>` are left out of decoded text. A line that opens with a user
+    symbol, such as the language tag `<2de>`, has that symbol's id first.
 
     Args:
         model: bytes of a SentencePiece model file.
@@ -36,7 +36,7 @@ class SentencePieceTokenizer:
         normalizer: normalizes text before it is encoded.
 
     Attributes:
-        symbols: fairseq's: ``</s>`` also starts the decoder's input, ``<s>`` is never used.
+        symbols: fairseq's: `</s>` also starts the decoder's input, `<s>` is never used.
         fingerprint: differs between models that do not give the same ids for the same text.
         tag_ids: ids of the user symbols.
 
@@ -94,15 +94,15 @@ class SentencePieceTokenizer:
 
     @classmethod
     def load(cls, path: str | Path, normalizer: Normalizer | None = None) -> SentencePieceTokenizer:
-        """Reads a SentencePiece model file."""
+        """Read a SentencePiece model file."""
         return cls(read_vocab_file(path), str(path), normalizer)
 
     def save(self, path: str | Path) -> None:
-        """Writes the model, unchanged to the byte; an existing file is replaced at once."""
+        """Write the model, unchanged to the byte; an existing file is replaced at once."""
         save_tokenizer(self, path)
 
     def to_bytes(self) -> bytes:
-        """The model as `save` writes it."""
+        """Return the model as `save` writes it."""
         return self._model
 
     def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes, str, Normalizer]]:
@@ -130,21 +130,21 @@ class SentencePieceTokenizer:
         return [self._normalizer(line) for line in lines]
 
     def _symbol_first(self, ids: list[int]) -> list[int]:
-        """Drops the piece of a lone space that SentencePiece puts before a user symbol."""
+        """Drop the piece of a lone space that SentencePiece puts before a user symbol."""
         opens = len(ids) > 1 and ids[0] == self._space_id and ids[1] in self.tag_ids
         return ids[1:] if opens else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns plain text for ids; special symbols but ``<unk>`` vanish."""
+        """Return plain text for ids; special symbols but `<unk>` vanish."""
         text: str = self._processor.DecodeIds([int(i) for i in ids if i > EOS_ID])
         return text
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Returns the pieces behind ids, special symbols included."""
+        """Return the pieces behind ids, special symbols included."""
         return [self._processor.IdToPiece(int(i)) for i in ids]
 
     def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """Returns the pieces that the ids of `encode_lines` stand for, spelt as in the text.
+        """Return the pieces that the ids of `encode_lines` stand for, spelt as in the text.
 
         They differ from `pieces` where the vocabulary knows none: what it does not know is written
         out, with the spaces marked as in the others.
@@ -155,18 +155,18 @@ class SentencePieceTokenizer:
         return [pieces[1:] if self._symbol_second(pieces) else pieces for pieces in split]
 
     def _symbol_second(self, pieces: list[str]) -> bool:
-        """Whether `_symbol_first` drops the first of these pieces."""
+        """Return whether `_symbol_first` drops the first of these pieces."""
         ids = [int(self._processor.PieceToId(piece)) for piece in pieces[:2]]
         return len(self._symbol_first(ids)) < len(ids)
 
     def join(self, pieces: Sequence[str]) -> str:
-        """Returns plain text for pieces such as `split_lines` and `pieces` give."""
+        """Return plain text for pieces such as `split_lines` and `pieces` give."""
         text: str = self._processor.DecodePieces(list(pieces))
         return text
 
 
 def _user_symbol_ids(model: bytes) -> frozenset[int]:
-    """Ids of the user symbols of a SentencePiece model, which its processor does not tell."""
+    """Return ids of the user symbols of a SentencePiece model, which its processor does not tell."""
     user_defined = ModelProto.SentencePiece.USER_DEFINED
     pieces = ModelProto.FromString(model).pieces
     return frozenset(index for index, piece in enumerate(pieces) if piece.type == user_defined)

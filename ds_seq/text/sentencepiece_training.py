@@ -27,12 +27,12 @@ def train_model(  # noqa: PLR0913  (a builder: one argument for each choice of t
     user_symbols: Sequence[str] = (),
     num_threads: int = 4,
 ) -> bytes:
-    """Trains one SentencePiece model on all files together.
+    """Train one SentencePiece model on all files together.
 
     Args:
         files: text files, one sentence per line, UTF-8; normally both sides of the training text.
         size: number of pieces, the four special symbols included.
-        model_type: ``unigram`` or ``bpe``.
+        model_type: `unigram` or `bpe`.
         character_coverage: share of the characters' occurrences that get a piece of their own;
             1.0 for alphabets, 0.9995 for scripts with thousands of signs.
         input_sentence_size: at most this many sentences, drawn at random, are looked at; 0 = all.
@@ -74,7 +74,7 @@ class _Sentences:
     """The text for the trainer: everything, or a uniform sample of it that depends on a seed.
 
     SentencePiece can draw a sample itself, but always the same one. Its bindings also lose the
-    type of an exception that reading raises, so that exception is kept in ``error``.
+    type of an exception that reading raises, so that exception is kept in `error`.
     """
 
     def __init__(self, files: Sequence[str | Path], sample_size: int, seed: int) -> None:
@@ -114,7 +114,7 @@ class _Sentences:
 
 
 def _explain(message: str, size: int) -> str:
-    """Turns the trainer's message into one that names the key to change."""
+    """Turn the trainer's message into one that names the key to change."""
     if bound := re.search(r"value <= (\d+)", message):
         return (
             f"the training text is too small for a vocabulary of {size:,} pieces; "

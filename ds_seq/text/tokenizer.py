@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
         symbols: ids that are not text.
         fingerprint: differs between tokenizers that give other ids for the same text. How text is
             normalized first is no part of it.
-        tag_ids: ids of symbols that may open a line, such as the language tag ``<2de>``.
+        tag_ids: ids of symbols that may open a line, such as the language tag `<2de>`.
     """
 
     symbols: Symbols
@@ -59,28 +59,28 @@ class Tokenizer(Protocol):
     tag_ids: frozenset[int]
 
     def __len__(self) -> int:
-        """Number of ids."""
+        """Return number of ids."""
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer reads it; normalized text stays as it is."""
+        """Return the text as the tokenizer reads it; normalized text stays as it is."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a line, normalized first, without the end symbol."""
+        """Return the ids of a line, normalized first, without the end symbol."""
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Like `encode`, for many lines at once."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Plain text for ids; symbols other than `Symbols.unk` are left out."""
+        """Return plain text for ids; symbols other than `Symbols.unk` are left out."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The spelling of each id, symbols included; spaces are spelled `SPACE` or not at all."""
+        """Return the spelling of each id, symbols included; spaces are spelled `SPACE` or not at all."""
 
     def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line as the text spells them, unknown ones included."""
+        """Return the pieces of each line as the text spells them, unknown ones included."""
 
     def join(self, pieces: Sequence[str]) -> str:
-        """Plain text for pieces such as `split_lines` and `pieces` give."""
+        """Return plain text for pieces such as `split_lines` and `pieces` give."""
 
     def to_bytes(self) -> bytes:
         """Everything it takes to make this tokenizer again, except its normalizer."""
@@ -132,7 +132,7 @@ class Tokenizers(NamedTuple):
 
     @classmethod
     def shared(cls, tokenizer: Tokenizer) -> Tokenizers:
-        """One tokenizer for both sides."""
+        """Return one tokenizer for both sides."""
         return cls(tokenizer, tokenizer)
 
     @property

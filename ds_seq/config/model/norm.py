@@ -18,15 +18,15 @@ class LayerNormConfig(NamedConfig):
     )
 
     def num_params(self, d_model: int) -> int:
-        """Scale and shift."""
+        """Return the number of parameters: scale and shift."""
         return 2 * d_model
 
 
-# a second norm makes this a union, as in `positions.py`
+# with a second norm this becomes a union, as in `positions.py`
 NormConfig = Annotated[LayerNormConfig, SHORT_FORM]
 
 
 class NormFields(Config):
-    """The norm of all sub-layers, and the last one of a stack."""
+    """The norm of all sub-layers and at the end of a stack."""
 
     norm: NormConfig = Field(default=LayerNormConfig(), description="Kind of norm.")

@@ -296,7 +296,7 @@ def test_a_failed_run_is_gone_on_with(
         ),
         (
             ["--sampling", "true", "--sampling-top-k", "3", "--sampling-top-p", "0.5"],
-            "error: --sampling-top-p: does not go together with sampling_top_k",
+            "error: --sampling-top-p: cannot be combined with sampling_top_k",
         ),
         (["--temperature", "0"], "error: --temperature: should be"),
         (["--length-penalty-form", "marian"], "error: --length-penalty-form: should be"),
