@@ -129,14 +129,14 @@ def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
     except ValidationError as error:
         lines = [
             line
-            for found in (error, *_errors_between(tree.data, error))
-            for line in error_lines(found, tree.data, tree.origin)
+            for each in (error, *_errors_between(tree.data, error))
+            for line in error_lines(each, tree.data, tree.origin)
         ]
         raise UserError("\n".join(lines)) from None
-    found = _find_near(config.train.deepspeed, tree.file)
-    if found is None:
+    ds_json = _find_near(config.train.deepspeed, tree.file)
+    if ds_json is None:
         return config
-    train = config.train.model_copy(update={"deepspeed": str(found)})
+    train = config.train.model_copy(update={"deepspeed": str(ds_json)})
     return config.model_copy(update={"train": train})
 
 

@@ -142,9 +142,9 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
         return f"; {'an external plug-in' if is_external else default} does not accept it"
     if len(elsewhere) in (1, 2):
         return f"; it belongs to {' or '.join(elsewhere)}"
-    ours = customary(key, _dotted(path[:-1])) or OWNED.get(key)
-    if ours is not None:
-        return f"; ds_seq's name for it is {ours}"
+    equivalent = customary(key, _dotted(path[:-1])) or OWNED.get(key)
+    if equivalent is not None:
+        return f"; ds_seq's name for it is {equivalent}"
     for group, below in PASSED.items():
         if key == group or (isinstance(below, dict) and key in below):
             return "; it belongs in the DeepSpeed JSON that train.deepspeed names"

@@ -245,14 +245,14 @@ class MoeConfig(Config):
     def _external_errors(self, router: ExternalRouterConfig) -> list[tuple[str, str]]:
         """Report options of built-in routers, which an external router would ignore."""
         fields = type(self).model_fields
-        ours = ("router_dim", "bias_rate", "noise", "second_expert", "load_balance")
+        builtin_only = ("router_dim", "bias_rate", "noise", "second_expert", "load_balance")
         return [
             (
                 name,
                 f"applies to built-in routers; set options of {router.name} in "
                 "model.moe.router.options",
             )
-            for name in ours
+            for name in builtin_only
             if vars(self)[name] != fields[name].default
         ]
 

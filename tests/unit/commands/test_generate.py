@@ -283,7 +283,7 @@ def test_a_failed_run_is_gone_on_with(
         (["--input", "in", "--reference", "short"], "in has 4 lines but short has 1"),
         (["--reference", "short"], "has 4 lines but short has 1"),
         (["--input", "bad"], "bad: line 2: invalid UTF-8"),
-        (["--output", "missing/out"], "there is no folder missing"),
+        (["--output", "missing/out"], "no such folder missing"),
         (["--output", "."], "is a folder"),
         (["--n-best", "2"], "--n-best 2: --format text has one translation a line"),
         (["--n-best", "6", "--format", "tsv"], "the search keeps 5 hypotheses; raise --beam"),

@@ -63,7 +63,7 @@ def test_a_mistake_in_an_old_key_is_told_with_its_line(write: WriteFile, experim
     with pytest.raises(UserError) as caught:
         load_experiment(path)
     assert str(caught.value).startswith(f"{path}:5: validation.best: rouge is not in")
-    with pytest.raises(UserError, match=r"^command line: validation\.best: ter is none of"):
+    with pytest.raises(UserError, match=r"^command line: validation\.best: ter is not in"):
         load_experiment(experiment, ["train.best_metric=ter"])
 
 
