@@ -38,7 +38,9 @@ _LOSS_NAMES = (BASE, *ROUTER_LOSSES)
 class CrossEntropyConfig(Config):
     """Label-smoothed cross entropy."""
 
-    name: Literal["cross_entropy"] = Field(default="cross_entropy", description="This criterion.")
+    name: Literal["cross_entropy"] = Field(
+        default="cross_entropy", description="Selects this criterion."
+    )
     label_smoothing: Probability = Field(
         default=0.1, description="Probability mass taken from the correct token."
     )
@@ -94,7 +96,9 @@ class AttentionConfig(_MatchConfig):
 class DistillationConfig(Config):
     """Cross entropy and knowledge distillation from frozen teachers."""
 
-    name: Literal["distillation"] = Field(default="distillation", description="This criterion.")
+    name: Literal["distillation"] = Field(
+        default="distillation", description="Selects this criterion."
+    )
     teacher: TeacherNames | None = Field(
         default=None,
         description="Run folder, exported folder or exported file of the teacher; a list is an "
@@ -249,7 +253,9 @@ BaseCriterionConfig = Annotated[
 class ModelAndBaseConfig(Config):
     """A base criterion plus the losses of the model itself (MoE routers)."""
 
-    name: Literal["model_and_base"] = Field(default="model_and_base", description="This criterion.")
+    name: Literal["model_and_base"] = Field(
+        default="model_and_base", description="Selects this criterion."
+    )
     base: BaseCriterionConfig = Field(
         default_factory=CrossEntropyConfig, description="The criterion on the translations."
     )

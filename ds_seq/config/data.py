@@ -144,7 +144,7 @@ class VocabConfig(Config):
 class ShardsConfig(Config):
     """The shards that `ds-seq prepare` writes."""
 
-    name: Literal["shards"] = Field(default="shards", description="This source.")
+    name: Literal["shards"] = Field(default="shards", description="Selects this source.")
 
 
 SourceConfig = Annotated[

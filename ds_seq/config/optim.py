@@ -43,7 +43,7 @@ class AdamConfig(Config):
 class AdafactorConfig(Config):
     """Adafactor (Shazeer and Stern 2018): second moments as row and column sums."""
 
-    name: Literal["adafactor"] = Field(default="adafactor", description="This optimizer.")
+    name: Literal["adafactor"] = Field(default="adafactor", description="Selects this optimizer.")
     lr: LearningRate = Field(default=5e-4, description="Peak learning rate.")
     beta2_decay: float = Field(
         default=-0.8, lt=0.0, description="The second moment's decay at update t is 1 - t ** this."
@@ -59,7 +59,7 @@ class AdafactorConfig(Config):
 class SgdConfig(Config):
     """Stochastic gradient descent."""
 
-    name: Literal["sgd"] = Field(default="sgd", description="This optimizer.")
+    name: Literal["sgd"] = Field(default="sgd", description="Selects this optimizer.")
     lr: LearningRate = Field(default=0.1, description="Peak learning rate.")
     momentum: Probability = Field(
         default=0.0, description="Fraction of the last step that is kept."
@@ -93,7 +93,9 @@ _END = "Learning rate at the end of the decay."
 class InverseSqrtConfig(Config):
     """Linear warm-up, then lr * sqrt(warmup_updates / update) (Vaswani et al. 2017)."""
 
-    name: Literal["inverse_sqrt"] = Field(default="inverse_sqrt", description="This schedule.")
+    name: Literal["inverse_sqrt"] = Field(
+        default="inverse_sqrt", description="Selects this schedule."
+    )
     warmup_updates: PositiveInt = Field(default=4000, description=_WARMUP)
     warmup_init_lr: NonNegativeFloat = Field(
         default=0.0, description="Learning rate at the start of the warm-up."
@@ -103,7 +105,7 @@ class InverseSqrtConfig(Config):
 class CosineConfig(Config):
     """Linear warm-up, then half a cosine period down to `min_lr`."""
 
-    name: Literal["cosine"] = Field(default="cosine", description="This schedule.")
+    name: Literal["cosine"] = Field(default="cosine", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
     min_lr: NonNegativeFloat = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
@@ -112,7 +114,7 @@ class CosineConfig(Config):
 class LinearConfig(Config):
     """Linear warm-up, then a straight line down to `end_lr`."""
 
-    name: Literal["linear"] = Field(default="linear", description="This schedule.")
+    name: Literal["linear"] = Field(default="linear", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
     end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
@@ -121,7 +123,7 @@ class LinearConfig(Config):
 class PolynomialConfig(Config):
     """Linear warm-up, then (fraction of updates left) ** power down to `end_lr`."""
 
-    name: Literal["polynomial"] = Field(default="polynomial", description="This schedule.")
+    name: Literal["polynomial"] = Field(default="polynomial", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
     power: float = Field(default=1.0, gt=0.0, description="Exponent; 1 is a straight line.")
     end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
@@ -131,7 +133,7 @@ class PolynomialConfig(Config):
 class ConstantConfig(Config):
     """Linear warm-up, then a constant learning rate."""
 
-    name: Literal["constant"] = Field(default="constant", description="This schedule.")
+    name: Literal["constant"] = Field(default="constant", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=0, description=_WARMUP)
 
 

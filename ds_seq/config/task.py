@@ -12,7 +12,7 @@ from ds_seq.config.base import Config, ExternalConfig, plugin_tag
 class TranslationConfig(Config):
     """Translation between two languages."""
 
-    name: Literal["translation"] = Field(default="translation", description="This task.")
+    name: Literal["translation"] = Field(default="translation", description="Selects this task.")
 
 
 TaskConfig = Annotated[

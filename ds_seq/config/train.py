@@ -96,7 +96,7 @@ class TrainConfig(Config):
     )
     expert_parallel: PositiveInt = Field(
         default=1,
-        description="Ranks that share the experts of a layer; must divide the world size and "
+        description="Number of ranks that share the experts of a layer; must divide the world size and "
         "`model.moe.num_experts`.",
     )
     num_prefetch: PositiveInt = Field(

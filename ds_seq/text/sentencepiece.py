@@ -113,11 +113,11 @@ class SentencePieceTokenizer:
         return int(self._processor.GetPieceSize())
 
     def normalize(self, text: str) -> str:
-        """See `Tokenizer.normalize`."""
+        """Return the text as the model reads it; see `Tokenizer.normalize`."""
         return self._normalizer(text)
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Normalize and encode a line; see `Tokenizer.encode`."""
         return self._symbol_first(list(self._processor.EncodeAsIds(self.normalize(text))))
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:

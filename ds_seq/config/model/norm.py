@@ -12,7 +12,7 @@ from ds_seq.config.base import SHORT_FORM, Config, NamedConfig
 class LayerNormConfig(NamedConfig):
     """Layer norm (Ba et al. 2016): mean 0 and variance 1, then a learned scale and shift."""
 
-    name: Literal["layer"] = Field(default="layer", description="This norm.")
+    name: Literal["layer"] = Field(default="layer", description="Selects this norm.")
     eps: float = Field(
         default=1e-5, gt=0.0, allow_inf_nan=False, description="Added to the variance."
     )

@@ -16,7 +16,9 @@ from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, PositiveInt, plu
 class SinusoidalConfig(NamedConfig):
     """Fixed sines and cosines, added to the embeddings (Vaswani et al. 2017)."""
 
-    name: Literal["sinusoidal"] = Field(default="sinusoidal", description="These positions.")
+    name: Literal["sinusoidal"] = Field(
+        default="sinusoidal", description="Selects this position encoding."
+    )
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
@@ -32,7 +34,9 @@ class SinusoidalConfig(NamedConfig):
 class LearnedConfig(NamedConfig):
     """A learned vector per position, added to the embeddings."""
 
-    name: Literal["learned"] = Field(default="learned", description="These positions.")
+    name: Literal["learned"] = Field(
+        default="learned", description="Selects this position encoding."
+    )
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
         """Return no errors: any width is supported."""
@@ -46,7 +50,7 @@ class LearnedConfig(NamedConfig):
 class RotaryConfig(NamedConfig):
     """Rotation of the queries and keys of self-attention by their position (Su et al. 2021)."""
 
-    name: Literal["rotary"] = Field(default="rotary", description="These positions.")
+    name: Literal["rotary"] = Field(default="rotary", description="Selects this position encoding.")
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""

@@ -69,7 +69,7 @@ class TransformerFields(
 class TransformerConfig(TransformerFields):
     """An encoder-decoder Transformer."""
 
-    name: Literal["transformer"] = Field(default="transformer", description="This model.")
+    name: Literal["transformer"] = Field(default="transformer", description="Selects this model.")
 
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
