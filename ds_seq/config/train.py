@@ -96,8 +96,8 @@ class TrainConfig(Config):
     )
     expert_parallel: PositiveInt = Field(
         default=1,
-        description="Number of ranks that share the experts of a layer; must divide the world size and "
-        "`model.moe.num_experts`.",
+        description="Number of ranks that share the experts of a layer; must divide the world size "
+        "and `model.moe.num_experts`.",
     )
     num_prefetch: PositiveInt = Field(
         default=4, description="Number of batches collated ahead in the background."
