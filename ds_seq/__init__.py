@@ -5,14 +5,13 @@
     model = ds_seq.load("runs/x")  # a run folder or an export
     model.translate(["Hello."], beam=5)
 
-What there is besides the commands is in `ds_seq.api`. It is imported at its first use, so that
-`import ds_seq` costs nothing.
+The Python API is in `ds_seq.api`, which is imported on first use so that `import ds_seq` is fast.
 """
 
 __version__ = "0.1.0"
 __all__ = ["TrainedModel", "UserError", "__version__", "fit", "load", "prepare"]
 
-TYPE_CHECKING = False  # as in `typing`, which would be an import
+TYPE_CHECKING = False  # as in `typing`, without importing it
 if TYPE_CHECKING:
     from ds_seq.api import TrainedModel as TrainedModel
     from ds_seq.api import fit as fit

@@ -1,4 +1,4 @@
-"""``python -m ds_seq``: the same as ``ds-seq``."""
+"""`python -m ds_seq`: the same as `ds-seq`."""
 
 from __future__ import annotations
 

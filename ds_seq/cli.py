@@ -1,6 +1,6 @@
-"""The command ``ds-seq``: finds the command that is meant in `ds_seq.commands.COMMANDS`.
+"""The command `ds-seq`: dispatches to the commands in `ds_seq.commands.COMMANDS`.
 
-A command's module is imported when the command is called, so `ds-seq check` never waits for torch.
+The module of a command is imported when it is called, so `ds-seq check` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ds_seq.plugins import import_object, nearest
 
 
 def usage() -> str:
-    """The overview that `ds-seq --help` prints."""
+    """Return the overview that `ds-seq --help` prints."""
     rows = [f"  {name:<{max(map(len, COMMANDS))}}  {help}" for name, (_, help) in COMMANDS.items()]
-    last = "ds-seq COMMAND --help lists the arguments of a command; ds-seq --version tells mine."
+    last = "ds-seq COMMAND --help lists a command's arguments; ds-seq --version prints the version."
     return "\n".join(["usage: ds-seq COMMAND [ARGUMENT ...]", "", *rows, "", last])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names; returns the exit code."""
+    """Run the command that the first argument names, and return the exit code."""
     return run_command(_dispatch, sys.argv[1:] if argv is None else argv)
 
 

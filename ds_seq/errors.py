@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user, and the one place that turns it into an exit code."""
+"""The exception for user errors, and the function that turns it into an exit code."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """Bad input: the message names the file, key or line that is wrong and how to mend it."""
+    """Invalid input; the message names the file, key or line that is wrong and how to fix it."""
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call ``function(argv)``; answer a `UserError` with its message on stderr and exit code 2.
+    """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
 
-    Any other exception is a defect of the program and keeps its traceback.
+    Any other exception is a bug and keeps its traceback.
     """
     try:
         return function(argv)

@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all, for every command that writes.
+"""Atomic file operations: a file exists completely or not at all.
 
-A file is written under a temporary name in the folder where it will be, and renamed. A kill leaves
-at most a temporary file, whose name begins with a dot and ends in `.tmp`.
+A file is written under a temporary name in its folder and then renamed. A killed process leaves at
+most a temporary file, whose name starts with a dot and ends in `.tmp`.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ _READ_BYTES = 1 << 20
 
 
 def temporary_path(path: Path) -> Path:
-    """The name under which this process writes `path`."""
+    """Return the temporary name under which this process writes `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def unwritable(path: str | Path, error: OSError) -> UserError:
-    """The `UserError` for a file or folder that cannot be written."""
+    """Return a `UserError` for a file or folder that cannot be written."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name for a new file or folder, which becomes `path` when the block ends.
+    """Yield a temporary name for a new file or folder, which replaces `path` when the block ends.
 
-    After an exception nothing is left of it, and an earlier file `path` is as it was.
+    After an exception the temporary file is removed, and an existing `path` is unchanged.
 
     Args:
-        path: what is written. Missing parent folders are made.
+        path: file or folder to write. Missing parent folders are created.
 
     Raises:
-        UserError: it cannot be written, because the disk is full, for example.
+        UserError: it cannot be written, for example because the disk is full.
     """
     path = Path(path)
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)  # of a killed process with the same number
+        remove(temporary)  # left by a killed process with the same id
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with suppress(OSError):  # whatever it is, it has been raised above
+        with suppress(OSError):  # any such error has been raised above
             remove(temporary)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file in one step.
+    """Write a file atomically.
 
     Raises:
         UserError: it cannot be written.
@@ -68,17 +68,17 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 text file in one step; see `write_bytes`."""
+    """Write a UTF-8 text file atomically; see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step; see `write_bytes`."""
+    """Write a JSON file atomically; see `write_bytes`."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -86,7 +86,7 @@ def remove(path: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder; a kill on the way does not leave a part that looks like the whole."""
+    """Remove a folder so that an interruption leaves no partial folder that looks complete."""
     hidden = temporary_path(folder)
     os.replace(folder, hidden)
     shutil.rmtree(hidden)
@@ -96,15 +96,15 @@ def remove_leftovers(folder: Path, pattern: str = "*") -> None:
     """Remove the temporary files that killed processes have left in a folder.
 
     Args:
-        folder: where they are.
-        pattern: of the names that they would have got, of files that nobody else writes.
+        folder: folder of the files.
+        pattern: glob pattern of their final names; no running process may be writing such files.
     """
     for leftover in folder.glob(f".{pattern}.*.tmp"):
         remove(leftover)
 
 
 def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(_READ_BYTES):
@@ -113,39 +113,39 @@ def fingerprint(path: str | Path) -> str:
 
 
 def lock(file: BinaryIO, path: Path, option: str) -> None:
-    """Keep other processes out until the file is closed, which a kill does, too.
+    """Lock a file against other processes until it is closed, also by the end of the process.
 
     Args:
-        file: open for writing.
-        path: its name.
-        option: the command's option that says where the work is kept.
+        file: file that is open for writing.
+        path: path of the file.
+        option: option of the command that sets the folder of the work.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"{path}: another process is writing to it; end that one first, or give another "
+            f"{path}: another process is writing to it; stop that process first, or give another "
             f"{option}"
         ) from None
     except OSError:
-        pass  # a file system without locks
+        pass  # the file system does not support locks
 
 
 def changed_settings(
     path: Path, settings: Mapping[str, Any], key: str | None = None
 ) -> dict[str, Any]:
-    """The settings that differ from those that unfinished work was begun with.
+    """Return the settings that differ from those that unfinished work was started with.
 
     Args:
-        path: JSON file that `write_json` wrote when the work began.
-        settings: those of now.
-        key: under which the file holds them; None where it holds nothing else.
+        path: JSON file that `write_json` wrote when the work was started.
+        settings: current settings.
+        key: key of the settings in the file; None if the whole file is the settings.
 
     Returns:
-        By name, what each of them was; None for a setting that there was not.
+        The earlier value of each setting that differs, by name; None if it did not exist.
 
     Raises:
         UserError: the file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Translate text with a trained model: ``ds-seq generate RUN``, or this file under a launcher.
+"""Translate text with a trained model: `ds-seq generate RUN`, or this file under a launcher.
 
     deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de
 
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    # As a script, Python puts this folder first, where `data`, `config` or `models` would shadow
-    # top-level modules of others. The repository belongs there.
+    # When run as a script, Python puts this folder first on the path, where `data`, `config` or
+    # `models` would shadow other top-level modules. Put the repository there instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ds_seq.commands.generate import main

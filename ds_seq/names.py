@@ -1,6 +1,6 @@
-"""Closed sets of words that both the config and the parts use, each written once.
+"""Closed sets of names that both the config and the modules use, each defined once.
 
-Imports neither torch nor pydantic, so that every part may read it and `ds-seq check` stays quick.
+Imports neither torch nor pydantic, so that any module may import it and `ds-seq check` stays fast.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from typing import Literal, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-# The model: its stacks, feed-forwards, and what a caller may ask of its layers.
+# The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
-"""All stacks that a model can have, in the order in which a batch passes them."""
+"""All stacks that a model can have, in the order in which a batch passes through them."""
 FrozenPart = Literal["encoder", "embeddings"]
 ActivationName = Literal["relu", "gelu", "swiglu"]
 GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset({"swiglu"})
-"""Those with two maps of the input, of which one is multiplied with the other."""
+"""Activations that multiply two projections of the input."""
 Capture = Literal["none", "hidden", "attention"]
 """What a model returns in addition to its scores: nothing, the hidden states of all layers, or
 these and all attention maps."""
@@ -36,7 +36,7 @@ LOAD_BALANCES: tuple[LoadBalance, ...] = get_args(LoadBalance)
 
 # Losses.
 BASE = "base"
-"""The criterion on the translations, among the losses that `model_and_base` weighs."""
+"""Name of the criterion on the translations among the losses that `model_and_base` weights."""
 LOAD_BALANCE = "load_balance"
 ROUTER_Z = "router_z"
 BUDGET = "budget"
@@ -53,16 +53,16 @@ LengthPenaltyForm = Literal["fairseq", "gnmt"]
 EnsembleMean = Literal["probabilities", "log_probabilities"]
 LongLines = Literal["truncate", "skip", "error"]
 LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
-"""What happens to a line that is longer than a model can read."""
+"""Treatment of a line that is longer than the model supports."""
 
 # Text.
 SENTENCEPIECE = "sentencepiece"
 TOKENIZER_NAMES = (SENTENCEPIECE,)
-"""Values of `data.vocab.name` besides `package.module:Name`."""
+"""Values of `data.vocab.name` other than `package.module:Name`."""
 
 # Metrics.
 LOSS = "loss"
-"""The figure of a validation that is always there: what training minimizes, per token."""
+"""The figure that every validation measures: the training loss per token."""
 
 TEXT_METRICS = (
     "bleu",
@@ -74,4 +74,4 @@ TEXT_METRICS = (
     "rougeL",
     "rougeLsum",
 )
-"""Metrics of a text against references."""
+"""Metrics that compare a text with references."""

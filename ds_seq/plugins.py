@@ -1,4 +1,4 @@
-"""Look up a plug-in by name: in a table of ours, or by `package.module:Name` outside ds_seq."""
+"""Look up a plug-in by name: a built-in one, or an external `package.module:Name`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the known name most like ``name``, or nothing."""
+    """Return `" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def find_plugin(kind: str, name: str, table: Mapping[str, T], where: str = "") -> T:
-    """The entry ``name`` of ``table``, or the object that an external name stands for.
+    """Return the entry `name` of `table`, or the object that an external name refers to.
 
     Args:
-        kind: what is looked up, for messages: `criterion`, `model`, ...
-        name: a key of the table, or `package.module:Name`.
-        table: the plug-ins that ship with ds_seq.
-        where: the setting that named it, for messages; empty is `<kind>.name`.
+        kind: kind of plug-in, for messages: `criterion`, `model`, ...
+        name: key of the table, or `package.module:Name`.
+        table: built-in plug-ins.
+        where: setting that contains the name, for messages; empty means `<kind>.name`.
     """
     where = where or f"{kind}.name"
     if ":" in name:
@@ -40,13 +40,13 @@ def find_plugin(kind: str, name: str, table: Mapping[str, T], where: str = "") -
 
 
 def import_object(kind: str, name: str, where: str = "") -> Any:
-    """Import ``package.module:Name``. An error inside that module keeps its traceback."""
+    """Import `package.module:Name`. An error inside that module keeps its traceback."""
     where = where or f"{kind}.name"
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # a missing import *inside* the plug-in is its own defect, not a wrong name
+        # a missing import *inside* the plug-in is a bug of the plug-in, not a wrong name
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
         raise UserError(

@@ -1,4 +1,4 @@
-"""Train a model: ``ds-seq train EXP.yaml``, or this file under a launcher.
+"""Train a model: `ds-seq train EXP.yaml`, or this file under a launcher.
 
     deepspeed --num_gpus 8 ds_seq/train.py EXP.yaml [key=value ...]
     torchrun --nproc_per_node 8 ds_seq/train.py EXP.yaml
@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
-    # As a script, Python puts this folder first, where `data`, `config` or `models` would shadow
-    # top-level modules of others. The repository belongs there.
+    # When run as a script, Python puts this folder first on the path, where `data`, `config` or
+    # `models` would shadow other top-level modules. Put the repository there instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from ds_seq.commands.train import main

@@ -1,1 +1,1 @@
-"""What a run is, as data: pydantic models, YAML, the DeepSpeed dictionary. No torch here."""
+"""The configuration of a run: pydantic models, YAML, the DeepSpeed dictionary. No torch."""

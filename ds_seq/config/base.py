@@ -1,4 +1,4 @@
-"""What all config sections share: strictness, external plug-ins, errors that name their field."""
+"""Base classes of the config sections: strictness, external plug-ins, errors that name a field."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN)]
 
 
 class Config(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after loading."""
+    """Base of all sections: unknown keys are errors, and values are immutable after loading."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -38,10 +38,10 @@ class Config(BaseModel):
 
 
 class NamedConfig(Config):
-    """A section whose `name` alone may stand for it: `positions: rotary`.
+    """A section that may be given by its `name` alone: `positions: rotary`.
 
-    Annotate the field that holds it with `SHORT_FORM`. It is written out in that form as well if it
-    has nothing but a name.
+    Annotate the field that holds it with `SHORT_FORM`. A section that has no field but its name is
+    also serialized in the short form.
     """
 
     @model_serializer(mode="wrap")
@@ -59,10 +59,10 @@ SHORT_FORM = BeforeValidator(_section_of_name)
 
 
 class FieldErrors(ValueError):
-    """What a cross-field check found: (dotted path below the checking section, message) pairs.
+    """Errors of a cross-field check: (dotted path below the checking section, message) pairs.
 
-    pydantic would file the errors of such a check under the section as a whole; with the paths the
-    loader can name, and find the line of, the very field that has to change.
+    pydantic would report the errors of such a check for the section as a whole. With the paths, the
+    loader can name the exact field to change and its line.
     """
 
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
@@ -71,10 +71,10 @@ class FieldErrors(ValueError):
 
 
 class ExternalConfig(Config):
-    """A plug-in that lives outside ds_seq."""
+    """A plug-in from outside ds_seq."""
 
     name: ExternalName = Field(
-        description="`package.module:Name` of a callable; it is imported and called with `options`."
+        description="`package.module:Name` of a callable, which is called with `options`."
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Keyword arguments of the external callable."
@@ -82,10 +82,10 @@ class ExternalConfig(Config):
 
 
 def plugin_tag(default: str) -> Callable[[Any], str | None]:
-    """The discriminator of a plug-in union: which member a raw section asks for.
+    """Return the discriminator of a plug-in union, which maps a raw section to the tag of a member.
 
     Args:
-        default: the tag of a section that gives no `name`.
+        default: tag of a section without a `name`.
     """
 
     def tag(value: Any) -> str | None:

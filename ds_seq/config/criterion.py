@@ -1,4 +1,4 @@
-"""What training minimizes: the criterions."""
+"""The `criterion` section: what training minimizes."""
 
 from __future__ import annotations
 
@@ -38,36 +38,38 @@ _LOSS_NAMES = (BASE, *ROUTER_LOSSES)
 class CrossEntropyConfig(Config):
     """Label-smoothed cross entropy."""
 
-    name: Literal["cross_entropy"] = Field(default="cross_entropy", description="This criterion.")
+    name: Literal["cross_entropy"] = Field(
+        default="cross_entropy", description="Selects this criterion."
+    )
     label_smoothing: Probability = Field(
-        default=0.1, description="Probability mass taken from the right token."
+        default=0.1, description="Probability mass taken from the correct token."
     )
     smoothing: Smoothing = Field(
         default="fairseq",
-        description="Who shares that mass: all other tokens (`fairseq`) or all tokens (`torch`).",
+        description="Tokens that share this mass: all others (`fairseq`) or all (`torch`).",
     )
 
 
 class _MatchConfig(Config):
-    """Which layer of the teacher each layer of the student imitates."""
+    """Mapping of student layers to the teacher layers that they imitate."""
 
     weight: Weight = Field(default=1.0, description="Weight of this term; null or 0 only logs it.")
     match: LayerMatch = Field(
         default="supervise",
-        description="Teacher layers by table: `supervise` takes those that stand at the ends of "
-        "equal parts, `copy` those that `ds-seq make-student` copies, `even` is evenly spaced.",
+        description="Choice of teacher layers: `supervise` takes the last layer of each of equal "
+        "parts, `copy` the layers that `ds-seq make-student` copies, `even` evenly spaced layers.",
     )
     encoder: list[NonNegativeInt] | None = Field(
         default=None,
-        description="For each encoder layer of the student a teacher layer, from 0, in place of "
+        description="Teacher layer (from 0) for each encoder layer of the student, instead of "
         "`match`; [] leaves the encoder out.",
     )
     decoder: list[NonNegativeInt] | None = Field(
-        default=None, description="The same for the decoder."
+        default=None, description="Like `encoder`, for the decoder."
     )
 
     def layers_of(self, stack: Stack) -> list[int] | None:
-        """The teacher layers given for ``stack``; None leaves them to `match`."""
+        """Return the teacher layers given for `stack`; None leaves them to `match`."""
         return self.encoder if stack == "encoder" else self.decoder
 
 
@@ -76,7 +78,7 @@ class HiddenConfig(_MatchConfig):
 
     normalize: bool = Field(
         default=False,
-        description="Bring every hidden state to mean 0 and variance 1 before comparing.",
+        description="Normalize each hidden state to mean 0 and variance 1 before the comparison.",
     )
 
 
@@ -86,7 +88,7 @@ class AttentionConfig(_MatchConfig):
     kinds: list[AttentionKind] = Field(
         default=["encoder", "decoder", "cross"],
         min_length=1,
-        description="Maps that are compared: self-attention of the `encoder` and the `decoder`, "
+        description="Attention maps to compare: self-attention of the `encoder` and the `decoder`, "
         "and `cross` attention.",
     )
 
@@ -94,59 +96,63 @@ class AttentionConfig(_MatchConfig):
 class DistillationConfig(Config):
     """Cross entropy and knowledge distillation from frozen teachers."""
 
-    name: Literal["distillation"] = Field(default="distillation", description="This criterion.")
+    name: Literal["distillation"] = Field(
+        default="distillation", description="Selects this criterion."
+    )
     teacher: TeacherNames | None = Field(
         default=None,
-        description="Run folder, exported folder or exported file of the teacher; a list of them "
-        "is an ensemble, whose probabilities are averaged.",
+        description="Run folder, exported folder or exported file of the teacher; a list is an "
+        "ensemble, whose probabilities are averaged.",
     )
     checkpoint: str = Field(
-        default="best", min_length=1, description="Checkpoint of the teachers' run folders."
+        default="best",
+        min_length=1,
+        description="Checkpoint to load from each teacher's run folder.",
     )
     cache: str | None = Field(
         default=None,
         min_length=1,
-        description="In place of `teacher`: a folder that `ds-seq teacher-cache` has written.",
+        description="Folder written by `ds-seq teacher-cache`, instead of `teacher`.",
     )
     teacher_precision: Precision | None = Field(
         default=None,
-        description="Number format of the teachers; null is that of their training on a GPU, fp32 "
-        "on a CPU.",
+        description="Number format of the teachers; null means the format of their training on a "
+        "GPU and fp32 on a CPU.",
     )
     teacher_expert_parallel: PositiveInt = Field(
-        default=1, description="Ranks that share the experts of the teachers."
+        default=1, description="Number of ranks that share the teachers' experts."
     )
     teacher_zero3: bool = Field(
-        default=False, description="Spread the teachers' weights over all ranks (ZeRO stage 3)."
+        default=False, description="Partition the teachers' weights over all ranks (ZeRO stage 3)."
     )
     strategy: Strategy = Field(
         default="word_seq_level",
-        description="`word_level`: KD alone. The others add the cross entropy: `word_seq_level` "
-        "distils all tokens, `batch_level` the hardest of a batch, `global_level` those that are "
-        "hard beside the tokens of the last updates, `global_language_wise` the same within each "
-        "source language.",
+        description="`word_level`: distillation only. The others add cross entropy: "
+        "`word_seq_level` distills all tokens, `batch_level` the hardest tokens of a batch, "
+        "`global_level` tokens that are hard compared with those of recent updates, "
+        "`global_language_wise` the same per source language.",
     )
     rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=0.5, description="Share of the tokens that the last three strategies distil."
+        default=0.5, description="Fraction of tokens that the last three strategies distill."
     )
     queue_size: PositiveInt = Field(
         default=30_000,
-        description="Tokens whose losses the global strategies remember, for each language.",
+        description="Number of token losses that the global strategies keep, per language.",
     )
     shared_queue: bool = Field(
         default=True,
-        description="One queue for all ranks, with which every layout selects the same tokens: a "
-        "batch is judged by earlier updates. false: each rank judges by what it saw itself, the "
-        "batch included.",
+        description="Share one queue among all ranks, so that tokens are selected independently of "
+        "the number of ranks; a batch is compared with earlier updates. false: each rank compares "
+        "with its own batches, including the current one.",
     )
     divergence: Divergence = Field(
         default="forward_kl",
-        description="Between student and teacher: `forward_kl` KL(teacher || student), "
+        description="Divergence between student and teacher: `forward_kl` KL(teacher || student), "
         "`reverse_kl` KL(student || teacher), `js` Jensen-Shannon, `tv` total variation.",
     )
     temperature: Annotated[float, Field(gt=0.0)] = Field(
         default=1.0,
-        description="Softens both distributions; the term is multiplied by its square.",
+        description="Softens both distributions; the divergence is multiplied by its square.",
     )
     top_k: PositiveInt | None = Field(
         default=None,
@@ -157,20 +163,20 @@ class DistillationConfig(Config):
     )
     ce_weight: Weight = Field(
         default=1.0,
-        description="Weight of the cross entropy; null or 0 only logs it, as `word_level` does.",
+        description="Weight of the cross entropy; null or 0 only logs it, as does `word_level`.",
     )
     label_smoothing: Probability = Field(
-        default=0.1, description="Probability mass taken from the right token."
+        default=0.1, description="Probability mass taken from the correct token."
     )
     smoothing: Smoothing = Field(
         default="fairseq",
-        description="Who shares that mass: all other tokens (`fairseq`) or all tokens (`torch`).",
+        description="Tokens that share this mass: all others (`fairseq`) or all (`torch`).",
     )
     hidden: HiddenConfig | None = Field(
-        default=None, description="Imitate hidden states, too; null does not compare them."
+        default=None, description="Also match hidden states; null disables this."
     )
     attention: AttentionConfig | None = Field(
-        default=None, description="Imitate attention maps, too; null does not compare them."
+        default=None, description="Also match attention maps; null disables this."
     )
 
     @property
@@ -183,7 +189,9 @@ class DistillationConfig(Config):
     def _check(self) -> DistillationConfig:
         errors = [*self._source_errors(), *self._layer_errors()]
         if not any(self.weights.values()):
-            errors.append(("kd_weight", "all weights are 0, so there is nothing to learn from"))
+            errors.append(
+                ("kd_weight", "all weights are 0, so nothing is learned; set one above 0")
+            )
         if errors:
             raise FieldErrors(errors)
         return self
@@ -193,7 +201,7 @@ class DistillationConfig(Config):
         if (self.teacher is None) == (self.cache is None):
             errors.append(("teacher", "give either teacher or cache"))
         if self.cache is not None and self.top_k is not None:
-            errors.append(("top_k", "the cache decides it; leave it out"))
+            errors.append(("top_k", "is set by the cache; remove it"))
         if self.divergence == "reverse_kl" and (self.cache is not None or self.top_k is not None):
             errors.append(
                 (
@@ -204,7 +212,10 @@ class DistillationConfig(Config):
             )
         if self.teacher_zero3 and self.teacher_expert_parallel > 1:
             errors.append(
-                ("teacher_zero3", "contradicts teacher_expert_parallel; take one of them")
+                (
+                    "teacher_zero3",
+                    "cannot be combined with teacher_expert_parallel; use one of them",
+                )
             )
         return errors
 
@@ -214,14 +225,14 @@ class DistillationConfig(Config):
             if section is None:
                 continue
             if self.cache is not None:
-                errors.append((name, "a cache holds no layers; name the teacher itself"))
+                errors.append((name, "a cache contains no layers; set teacher instead"))
             elif len(self.teachers) > 1:
                 errors.append((name, "needs one teacher, not an ensemble"))
         return errors
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each term in the total, by name: ``ce``, ``kd``, ``hidden``, ``attention``."""
+        """Weight of each term in the total, by name: `ce`, `kd`, `hidden`, `attention`."""
         sections = {"hidden": self.hidden, "attention": self.attention}
         layers = {name: section.weight for name, section in sections.items() if section}
         ce = None if self.strategy == "word_level" else self.ce_weight
@@ -240,17 +251,19 @@ BaseCriterionConfig = Annotated[
 
 
 class ModelAndBaseConfig(Config):
-    """A base criterion plus the model's own losses: those of the MoE gates."""
+    """A base criterion plus the losses of the model itself (MoE routers)."""
 
-    name: Literal["model_and_base"] = Field(default="model_and_base", description="This criterion.")
+    name: Literal["model_and_base"] = Field(
+        default="model_and_base", description="Selects this criterion."
+    )
     base: BaseCriterionConfig = Field(
         default_factory=CrossEntropyConfig, description="The criterion on the translations."
     )
     loss_weights: dict[str, float | None] = Field(
         default_factory=dict,
-        description="Weights by loss: "
+        description="Weight of each loss: "
         + ", ".join(f"`{name}`" for name in _LOSS_NAMES)
-        + ". A missing one counts 1; null or 0 leaves the loss out of the total, but it is logged.",
+        + ". A missing weight is 1; with null or 0 the loss is only logged.",
     )
 
     @field_validator("loss_weights", mode="before")

@@ -1,8 +1,8 @@
-"""What other toolkits call an option, and what ds_seq calls it.
+"""Option names of other toolkits and their equivalents in ds_seq.
 
-Names of fairseq, OpenNMT, joeynmt, the Hugging Face Trainer and its model configs, and of common
-training scripts. A name that is a key of ds_seq somewhere else needs no line here: the loader finds
-its home itself.
+Covers fairseq, OpenNMT, joeynmt, the Hugging Face Trainer and its model configs, and common
+training scripts. A name that is a key in another section of ds_seq needs no entry here: the loader
+finds it by itself.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from ds_seq.names import STACKS
 
 _MAX_UPDATES = "train.max_updates"
 _BATCH = (
-    "train.max_tokens, or train.max_sentences (batches are by tokens; train.accumulate makes an "
-    "update of several)"
+    "train.max_tokens, or train.max_sentences (batches are sized by tokens; train.accumulate "
+    "sets the batches per update)"
 )
 _HEADS = "model.num_heads"
 _LAYERS = "model.encoder_layers and model.decoder_layers"
@@ -238,21 +238,21 @@ CUSTOMARY: Mapping[str, str] = {
     "eval_batch_size": "generation.max_sentences",
     **{f"{s}_{size}": ours for s in STACKS for size, ours in _STACK_SIZES.items()},
 }
-"""Option of another toolkit -> option of ds_seq, with underscores for hyphens."""
+"""Option of another toolkit, with underscores for hyphens -> option of ds_seq."""
 
 _BY_SECTION: Mapping[tuple[str, str], str] = {
     ("generation", "batch_size"): "generation.max_sentences",
     ("generation", "top_k"): "generation.sampling_top_k",
     ("generation", "epsilon"): "generation.sampling_epsilon",
 }
-"""What means another thing in one section than elsewhere."""
+"""Names that mean something else in one section than in the others."""
 
 
 def customary(key: str, section: str) -> str | None:
-    """ds_seq's name for a key of another toolkit, if it is one.
+    """Return ds_seq's name for a key of another toolkit, or None if the key is unknown.
 
     Args:
-        key: with underscores.
-        section: dotted path of where it was written.
+        key: name of the key, with underscores.
+        section: dotted path of the section that contains it.
     """
     return _BY_SECTION.get((section, key)) or CUSTOMARY.get(key)

@@ -1,4 +1,4 @@
-"""Where the text lies, how it is cleaned and cut into subwords, where the shards go."""
+"""The `data` section: raw text, cleaning, subword vocabulary and shards."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from ds_seq.plugins import nearest
 class SplitConfig(Config):
     """Two parallel text files: line n of one translates line n of the other."""
 
-    source: str = Field(description="File of source sentences, one a line, UTF-8.")
-    target: str = Field(description="File of target sentences, one a line, UTF-8.")
+    source: str = Field(description="File of source sentences, one per line, UTF-8.")
+    target: str = Field(description="File of target sentences, one per line, UTF-8.")
 
 
 def _as_list(value: Any) -> Any:
@@ -44,12 +44,12 @@ Splits = Annotated[list[SplitConfig], BeforeValidator(_as_list)]
 class RawConfig(Config):
     """Raw parallel text. Each split is one `{source, target}` pair of files or a list of them."""
 
-    train: Splits = Field(default_factory=list, description="Text to learn from.")
+    train: Splits = Field(default_factory=list, description="Training text.")
     valid: Splits = Field(
         default_factory=list,
-        description="Text to validate on; its raw target is the reference of validation BLEU.",
+        description="Validation text; its raw target side is the reference of validation BLEU.",
     )
-    test: Splits = Field(default_factory=list, description="Held-out text, never seen in training.")
+    test: Splits = Field(default_factory=list, description="Test text, never used in training.")
 
 
 class CleanConfig(Config):
@@ -59,15 +59,17 @@ class CleanConfig(Config):
         default=False,
         description="Unicode NFKC normalization (folds full-width letters, ligatures, ...).",
     )
-    min_words: PositiveInt = Field(default=1, description="Drop pairs with a shorter side.")
-    max_words: PositiveInt = Field(default=250, description="Drop pairs with a longer side.")
+    min_words: PositiveInt = Field(default=1, description="Drop pairs with a side of fewer words.")
+    max_words: PositiveInt = Field(default=250, description="Drop pairs with a side of more words.")
     max_ratio: float = Field(
-        default=3.0, ge=1.0, description="Drop pairs whose word counts differ by a larger factor."
+        default=3.0, ge=1.0, description="Drop pairs whose ratio of word counts is larger."
     )
     drop_identical: bool = Field(
-        default=True, description="Drop pairs whose two sides are the same text."
+        default=True, description="Drop pairs whose source and target are identical."
     )
-    drop_duplicates: bool = Field(default=True, description="Keep each pair once.")
+    drop_duplicates: bool = Field(
+        default=True, description="Keep only the first of identical pairs."
+    )
 
     @model_validator(mode="after")
     def _check_words(self) -> CleanConfig:
@@ -79,21 +81,19 @@ class CleanConfig(Config):
 
 
 class VocabConfig(Config):
-    """The joint tokenizer of source and target, as a rule a SentencePiece model."""
+    """The joint tokenizer of source and target, by default a SentencePiece model."""
 
     name: str = Field(
         default="sentencepiece",
-        description="`sentencepiece`, or `package.module:Name` of a kind of tokenizer, which gets "
-        "`size` and `user_symbols` too.",
+        description="`sentencepiece`, or `package.module:Name` of an external tokenizer class, "
+        "which also receives `size` and `user_symbols`.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
-        description="Free-form options to train an external tokenizer; others take none.",
+        description="Training options of an external tokenizer; `sentencepiece` accepts none.",
     )
 
-    size: int = Field(
-        default=32000, ge=8, description="Number of subwords, special symbols included."
-    )
+    size: int = Field(default=32000, ge=8, description="Vocabulary size, special symbols included.")
     model_type: Literal["unigram", "bpe"] = Field(
         default="unigram", description="SentencePiece algorithm."
     )
@@ -101,13 +101,16 @@ class VocabConfig(Config):
         default=1.0,
         gt=0.0,
         le=1.0,
-        description="Share of the characters that get a subword; 0.9995 suits Chinese, Japanese.",
+        description="Fraction of characters covered by subwords; use 0.9995 for Chinese or "
+        "Japanese.",
     )
     input_sentence_size: NonNegativeInt = Field(
-        default=10_000_000, description="Sentences sampled to learn the subwords from; 0 takes all."
+        default=10_000_000,
+        description="Number of sentences sampled to train the tokenizer; 0 means all.",
     )
     user_symbols: list[str] = Field(
-        default_factory=list, description="Strings that are always one subword, such as `<2de>`."
+        default_factory=list,
+        description="Strings that are always a single subword, such as `<2de>`.",
     )
 
     @field_validator("name")
@@ -124,14 +127,16 @@ class VocabConfig(Config):
     def _check_options(self) -> VocabConfig:
         if self.name == SENTENCEPIECE:
             if self.options:
-                message = "only an external tokenizer (`package.module:Name`) takes options"
+                message = "only an external tokenizer (`package.module:Name`) accepts options"
                 raise FieldErrors([("options", message)])
             return self
         fields = type(self).model_fields
-        own = ("model_type", "character_coverage", "input_sentence_size")
-        foreign = [name for name in own if vars(self)[name] != fields[name].default]
+        sentencepiece_only = ("model_type", "character_coverage", "input_sentence_size")
+        foreign = [name for name in sentencepiece_only if vars(self)[name] != fields[name].default]
         if foreign:
-            message = f"belongs to sentencepiece; give {self.name} its own in data.vocab.options"
+            message = (
+                f"applies to sentencepiece only; set options of {self.name} in data.vocab.options"
+            )
             raise FieldErrors([(name, message) for name in foreign])
         return self
 
@@ -139,7 +144,7 @@ class VocabConfig(Config):
 class ShardsConfig(Config):
     """The shards that `ds-seq prepare` writes."""
 
-    name: Literal["shards"] = Field(default="shards", description="This source.")
+    name: Literal["shards"] = Field(default="shards", description="Selects this source.")
 
 
 SourceConfig = Annotated[
@@ -154,25 +159,27 @@ class DataConfig(Config):
     source_lang: str = Field(min_length=1, description="Language code of the source side.")
     target_lang: str = Field(min_length=1, description="Language code of the target side.")
     dir: str = Field(
-        min_length=1, description="Folder of the shards and of the vocabulary (`vocab.model`)."
+        min_length=1, description="Folder of the shards and the vocabulary (`vocab.model`)."
     )
     source: SourceConfig = Field(
-        default_factory=ShardsConfig, description="Where the examples to learn from are read."
+        default_factory=ShardsConfig, description="Source of the training examples."
     )
     raw: RawConfig = Field(default_factory=RawConfig, description="Raw parallel text files.")
     max_source_length: int = Field(
         default=256,
         ge=2,
-        description="Longest source in subwords, end symbol included; longer pairs are left out.",
+        description="Maximum source length in subwords, end symbol included; longer pairs are "
+        "skipped.",
     )
     max_target_length: int = Field(
         default=256,
         ge=2,
-        description="Longest target in subwords, end symbol included; longer pairs are left out.",
+        description="Maximum target length in subwords, end symbol included; longer pairs are "
+        "skipped.",
     )
     clean: CleanConfig = Field(default_factory=CleanConfig, description="Cleaning of raw text.")
     vocab: VocabConfig = Field(default_factory=VocabConfig, description="Subword vocabulary.")
-    shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs a shard.")
+    shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs per shard.")
     workers: PositiveInt | None = Field(
-        default=None, description="Processes that binarize; null takes all processor cores."
+        default=None, description="Number of binarization processes; null uses all CPU cores."
     )

@@ -1,4 +1,4 @@
-"""The dictionary for `deepspeed.initialize`, from the experiment and the DeepSpeed JSON."""
+"""Build the dictionary for `deepspeed.initialize` from the experiment and the DeepSpeed JSON."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ JsonObject = dict[str, Any]
 
 
 def load_deepspeed_json(path: str | Path | None) -> JsonObject:
-    """Read a DeepSpeed JSON; no path is the empty one.
+    """Read a DeepSpeed JSON; without a path, return an empty one.
 
     Raises:
-        UserError: the file is missing, not JSON, no object, or names a key twice.
+        UserError: the file is missing, not JSON, not an object, or contains a key twice.
     """
     if path is None:
         return {}
@@ -49,7 +49,7 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     if not isinstance(data, dict):
-        raise UserError(f"{file}: holds no JSON object; expected {{...}}")
+        raise UserError(f"{file}: contains no JSON object; expected {{...}}")
     return data
 
 
@@ -57,20 +57,20 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> JsonObject:
     table: JsonObject = {}
     for key, value in pairs:
         if key in table:
-            raise UserError(f"key {key!r} stands there twice")
+            raise UserError(f"key {key!r} is given twice; remove one")
         table[key] = value
     return table
 
 
 def engine_config_for(config: ExperimentConfig, *, world_size: int | None = None) -> JsonObject:
-    """The DeepSpeed dictionary of an experiment, its JSON file read.
+    """Return the DeepSpeed dictionary of an experiment, including its JSON file.
 
     Args:
         config: the experiment.
-        world_size: number of ranks, where it is known.
+        world_size: number of ranks; None if unknown.
 
     Raises:
-        UserError: with every finding, one a line.
+        UserError: the settings are invalid; lists every error, one per line.
     """
     ds_json = load_deepspeed_json(config.train.deepspeed)
     findings = _optimizer_errors(config, zero_stage(ds_json))
@@ -88,19 +88,19 @@ def engine_config_for(config: ExperimentConfig, *, world_size: int | None = None
 def engine_config(
     train: TrainConfig, ds_json: Mapping[str, Any], *, moe: bool, world_size: int | None = None
 ) -> JsonObject:
-    """Merge the experiment's training section with a DeepSpeed JSON.
+    """Merge the `train` section of the experiment with a DeepSpeed JSON.
 
-    Batch size, accumulation, precision, clipping and logging come from ``train`` alone; in the JSON
-    they must be absent or "auto". What the JSON owns is passed through.
+    Batch size, accumulation, precision, clipping and logging come from `train` only; in the JSON
+    they must be absent or "auto". Keys that belong to the JSON are passed through.
 
     Args:
         train: the `train` section.
-        ds_json: the JSON's content.
+        ds_json: content of the JSON.
         moe: whether the model has experts.
-        world_size: number of ranks, where it is known.
+        world_size: number of ranks; None if unknown.
 
     Raises:
-        UserError: with every finding, one a line.
+        UserError: the settings are invalid; lists every error, one per line.
     """
     findings = [
         *_ownership_errors(ds_json),
@@ -119,10 +119,10 @@ def engine_config(
         raise UserError("\n".join(lines))
     passed = {key: value for key, value in ds_json.items() if key in PASSED}
     engine: JsonObject = {
-        # nominal: batches are by tokens, and the loss is normalized by tokens
+        # nominal: batches are sized by tokens, and the loss is normalized by tokens
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": train.accumulate,
-        # always written: where it is absent DeepSpeed clips at 1.0
+        # always written: without it, DeepSpeed clips at 1.0
         "gradient_clipping": train.clip_norm,
         "steps_per_print": train.log_every,
         **_without_auto(passed),
@@ -135,11 +135,12 @@ def engine_config(
 
 
 def _save_launches(engine: JsonObject, world_size: int | None) -> None:
-    """Leave out what costs a step many small kernels and serves nothing here.
+    """Turn off features that launch many small kernels per step without any benefit here.
 
-    DeepSpeed asks every bf16 gradient by itself whether it is finite: 2,400 of the 2,850 operators
-    of a step of 197 parameters. The trainer asks the norm of all, which says the same, and stops.
-    One rank has no communication to overlap, but waits for its stream at every bucket.
+    DeepSpeed checks each bf16 gradient separately for overflow: 2,400 of the 2,850 operators of a
+    step with 197 parameters. The trainer checks the global norm instead, which is equivalent, and
+    stops. A single rank has no communication to overlap, yet would wait for its stream at every
+    bucket.
     """
     if engine["bf16"]["enabled"]:
         engine["bf16"].setdefault("check_grad_overflow", False)
@@ -148,23 +149,23 @@ def _save_launches(engine: JsonObject, world_size: int | None) -> None:
 
 
 def zero_stage(ds_json: Mapping[str, Any]) -> int:
-    """The ZeRO stage that a JSON asks for, 0 where it does not say; wrong values are no concern."""
+    """Return the ZeRO stage of a JSON, or 0 if it is missing or invalid."""
     zero = ds_json.get("zero_optimization")
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
     return stage if isinstance(stage, int) else 0
 
 
 def _without_auto(node: Any) -> Any:
-    """``node`` without its "auto" values, which DeepSpeed would in part read as strings."""
+    """Return `node` without its "auto" values, some of which DeepSpeed would read as strings."""
     if not isinstance(node, Mapping):
         return node
     return {key: _without_auto(value) for key, value in node.items() if value != AUTO}
 
 
 def _is_auto(value: Any) -> bool:
-    """Whether ``value`` leaves the choice to us.
+    """Return whether `value` leaves the choice to ds_seq.
 
-    "auto" does, and so does what Hugging Face's files say of optimizer and scheduler: a type, and
+    This holds for "auto", and for the optimizer and scheduler of Hugging Face's files: a type with
     "auto" for each of its params.
     """
     if isinstance(value, Mapping) and isinstance(value.get("params"), Mapping):
@@ -177,9 +178,9 @@ def _ownership_errors(ds_json: Mapping[str, Any]) -> Iterator[str]:
         if key in OWNED and not _is_auto(value):
             yield _misplaced(key, OWNED[key])
         elif key in FIXED and value not in (AUTO, FIXED[key]):
-            yield f"{key}: ds_seq needs {json.dumps(FIXED[key])}. Take it out"
+            yield f"{key}: ds_seq needs {json.dumps(FIXED[key])}. Remove it"
         elif key in REFUSED:
-            yield f"{key}: not supported: {REFUSED[key]}. Take it out"
+            yield f"{key}: not supported: {REFUSED[key]}. Remove it"
     for section, owned in OWNED_BELOW.items():
         below = ds_json.get(section)
         if isinstance(below, Mapping):
@@ -189,7 +190,7 @@ def _ownership_errors(ds_json: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misplaced(key: str, home: str) -> str:
-    return f'{key}: its home is the experiment file: {home}. Take it out, or say "auto"'
+    return f'{key}: belongs in the experiment file: {home}. Remove it, or set it to "auto"'
 
 
 def _unknown_key_errors(
@@ -231,7 +232,7 @@ def _is_kind(value: Any, kind: Kind) -> bool:
         return isinstance(value, {"bool": bool, "text": str, "list": list}[kind])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    # bucket sizes are customarily written 5e8
+    # bucket sizes are commonly written as 5e8
     return kind == "number" or float(value).is_integer()
 
 
@@ -241,9 +242,9 @@ def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> 
         return
     given = zero.get("stage", 0)
     if _is_kind(given, "int") and not 0 <= given <= MAX_STAGE:
-        yield f"zero_optimization.stage: {given} is none of 0, 1, 2, 3"
+        yield f"zero_optimization.stage: should be 0, 1, 2 or 3, not {given}"
     elif given == AUTO:
-        yield 'zero_optimization.stage: "auto" says nothing here; choose 0, 1, 2 or 3'
+        yield 'zero_optimization.stage: "auto" is not supported here; choose 0, 1, 2 or 3'
     stage = zero_stage(ds_json)
     if stage == 0 and moe and train.expert_parallel > 1 and train.precision != "fp32":
         yield (
@@ -257,7 +258,7 @@ def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> 
             and target.get("device", "none") != "none"
             and stage < lowest
         ):
-            yield f"zero_optimization.{key}: needs stage {lowest} at least, not {stage}"
+            yield f"zero_optimization.{key}: needs at least stage {lowest}, not {stage}"
 
 
 _OWN_ADAM_ONLY = (
@@ -268,38 +269,38 @@ _OWN_ADAM_ONLY = (
 
 
 def _broken_errors(train: TrainConfig, ds_json: Mapping[str, Any]) -> Iterator[str]:
-    """Settings with which DeepSpeed 0.19 computes or saves something else than it should."""
+    """Report settings with which DeepSpeed 0.19 computes or saves wrong values."""
     given = ds_json.get("zero_optimization")
     zero = given if isinstance(given, Mapping) else {}
     stage = zero_stage(ds_json)
     spread = train.expert_parallel > 1
     if stage in (1, 2) and zero.get("round_robin_gradients") is True:
         yield (
-            "zero_optimization.round_robin_gradients: DeepSpeed then mixes parameters up when a "
-            "checkpoint reads them. Take it out"
+            "zero_optimization.round_robin_gradients: DeepSpeed then mixes up parameters when "
+            "a checkpoint reads them. Remove it"
         )
     for key in ("contiguous_gradients", "reduce_scatter"):
         if spread and stage in (1, 2) and zero.get(key) is False:
             yield (
                 f"zero_optimization.{key}: gradients of experts on several ranks "
-                f"(train.expert_parallel {train.expert_parallel}) need true. Take it out"
+                f"(train.expert_parallel {train.expert_parallel}) need true. Remove it"
             )
     if spread and stage == MAX_STAGE and zero.get("zero_hpz_partition_size", 1) not in (1, AUTO):
         yield (
-            "zero_optimization.zero_hpz_partition_size: not for experts on several ranks "
-            f"(train.expert_parallel {train.expert_parallel}). Take it out"
+            "zero_optimization.zero_hpz_partition_size: not supported with experts on several "
+            f"ranks (train.expert_parallel {train.expert_parallel}). Remove it"
         )
     if stage == MAX_STAGE and zero.get("stage3_module_granularity_threshold", 0) not in (0, AUTO):
         yield (
             "zero_optimization.stage3_module_granularity_threshold: these models cannot be fetched "
-            "by larger parts. Take it out"
+            "in larger parts. Remove it"
         )
     for section, key in _OWN_ADAM_ONLY:
         below = ds_json.get(section)
         if isinstance(below, Mapping) and below.get(key) is True:
-            yield f"{section}.{key}: works with DeepSpeed's own CPU Adam only. Take it out"
+            yield f"{section}.{key}: works only with DeepSpeed's own CPU Adam. Remove it"
     if stage > 1 and ds_json.get("gradient_predivide_factor", 1) not in (1, AUTO):
-        yield f"gradient_predivide_factor: is for stages 0 and 1, not {stage}. Take it out"
+        yield f"gradient_predivide_factor: works with stages 0 and 1, not {stage}. Remove it"
 
 
 def _optimizer_errors(config: ExperimentConfig, stage: int) -> list[str]:
@@ -307,5 +308,6 @@ def _optimizer_errors(config: ExperimentConfig, stage: int) -> list[str]:
         return []
     return [
         "optimizer.name: adafactor factors the rows and columns of matrices, but ZeRO stage "
-        f"{stage} hands optimizers flat slices; use stage 0 in {config.train.deepspeed}, or adamw"
+        f"{stage} passes flat slices to optimizers; use stage 0 in {config.train.deepspeed}, or "
+        "adamw"
     ]

@@ -1,7 +1,7 @@
-"""Which key of a DeepSpeed JSON is whose: tables, and nothing else.
+"""Tables of the keys of a DeepSpeed JSON: where each belongs and whether it is supported.
 
-DeepSpeed takes an unknown top-level key in silence, so the known ones are listed here. A test
-compares the nested ones with DeepSpeed's own models.
+DeepSpeed silently accepts unknown top-level keys, so the known ones are listed here. A test
+compares the nested ones with DeepSpeed's own config models.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ Kind = Literal["bool", "int", "number", "text", "list"]
 Keys = Mapping[str, "Kind | Keys"]
 
 OWNED: Mapping[str, str] = {
-    "train_batch_size": "train.max_tokens and train.accumulate (batches are by tokens)",
-    "train_micro_batch_size_per_gpu": "train.max_tokens (batches are by tokens)",
+    "train_batch_size": "train.max_tokens and train.accumulate (batches are sized by tokens)",
+    "train_micro_batch_size_per_gpu": "train.max_tokens (batches are sized by tokens)",
     "gradient_accumulation_steps": "train.accumulate",
     "gradient_clipping": "train.clip_norm",
     "steps_per_print": "train.log_every",
@@ -24,22 +24,22 @@ OWNED: Mapping[str, str] = {
     "tensorboard": "train.tensorboard",
     "expert_parallel": "train.expert_parallel",
 }
-"""Top-level keys whose home is the experiment file, and what they are called there."""
+"""Top-level keys that belong in the experiment file, and their names there."""
 
 OWNED_BELOW: Mapping[str, Mapping[str, str]] = {
     "fp16": {"enabled": "train.precision", "auto_cast": "train.precision"},
     "bf16": {"enabled": "train.precision"},
 }
-"""Keys of passed sections whose home is the experiment file."""
+"""Keys below passed sections that belong in the experiment file."""
 
 FIXED: Mapping[str, bool] = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
-"""Written by ds_seq always: optimizers are torch's, which DeepSpeed calls untested."""
+"""Always set by ds_seq: its optimizers are torch's, which DeepSpeed considers untested."""
 
 _NORMALISES = "the gradient is normalized by tokens in ds_seq"
-_NO_OTHER_ENGINE = "ds_seq has no use for it"
+_NO_OTHER_ENGINE = "ds_seq does not use it"
 
 REFUSED: Mapping[str, str] = {
     "amp": "use train.precision",
@@ -50,7 +50,7 @@ REFUSED: Mapping[str, str] = {
     "wandb": "ds_seq writes TensorBoard and JSONL",
     "csv_monitor": "ds_seq writes TensorBoard and JSONL",
     "comet": "ds_seq writes TensorBoard and JSONL",
-    "use_data_before_expert_parallelism": "ds_seq lays the expert-parallel groups out itself",
+    "use_data_before_expert_parallelism": "ds_seq arranges the expert-parallel groups itself",
     "sequence_parallel_size": _NO_OTHER_ENGINE,
     "tensor_parallel": _NO_OTHER_ENGINE,
     "pipeline": _NO_OTHER_ENGINE,
@@ -59,7 +59,7 @@ REFUSED: Mapping[str, str] = {
     "dataloader_drop_last": _NO_OTHER_ENGINE,
     "autotuning": _NO_OTHER_ENGINE,
 }
-"""Top-level keys that DeepSpeed knows and a run of ds_seq cannot take, and why."""
+"""Top-level keys of DeepSpeed that ds_seq does not support, and why."""
 
 _OFFLOAD_PARAM: Keys = {
     "device": "text",
@@ -180,4 +180,4 @@ PASSED: Keys = {
         "parallel_write": {"pipeline_stage": "bool"},
     },
 }
-"""Keys whose home is the DeepSpeed JSON, with what they hold; nested as in the file."""
+"""Keys that belong in the DeepSpeed JSON, with the kind of their values; nested as in the file."""

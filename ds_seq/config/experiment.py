@@ -1,4 +1,4 @@
-"""One run: all sections together, and the checks that need more than one of them."""
+"""The whole experiment: all sections, and the checks that involve more than one of them."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from ds_seq.plugins import nearest
 Check = Callable[[], list[tuple[str, str]]]
 
 STAND_INS = "stand_ins"
-"""Key in the context of a validation: names of sections that were invalid and are replaced by valid
-ones, so that no check between sections may read them."""
+"""Key in the validation context: names of invalid sections that were replaced by valid stand-ins.
+Cross-section checks must not read them."""
 
 
 class ExperimentConfig(Config):
-    """Everything a run is, but for the DeepSpeed JSON that `train.deepspeed` names."""
+    """The whole configuration of a run, except the DeepSpeed JSON that `train.deepspeed` names."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]+$")] = Field(
-        description="Name of the run: letters, digits and `_ . + -`."
+        description="Name of the run; letters, digits and `_ . + -`."
     )
-    run_dir: str | None = Field(default=None, description="Run folder; null is `runs/<name>`.")
+    run_dir: str | None = Field(default=None, description="Run folder; null means `runs/<name>`.")
     data: DataConfig = Field(description="Languages, raw files and shards.")
-    task: TaskConfig = Field(default_factory=TranslationConfig, description="What is learned.")
+    task: TaskConfig = Field(default_factory=TranslationConfig, description="The task to learn.")
     model: ModelConfig = Field(default_factory=TransformerConfig, description="The model.")
     criterion: CriterionConfig = Field(
         default_factory=CrossEntropyConfig, description="What training minimizes."
@@ -70,19 +70,19 @@ class ExperimentConfig(Config):
 
     @property
     def run_folder(self) -> Path:
-        """Where the run keeps its files."""
+        """Folder of the run's files."""
         return Path(self.run_dir) if self.run_dir is not None else Path("runs") / self.name
 
     @property
     def base_criterion(self) -> tuple[str, BaseCriterionConfig]:
-        """The criterion on the translations and its key, wherever in `criterion` it is."""
+        """Key and section of the criterion on the translations, also if it is a base criterion."""
         if isinstance(self.criterion, ModelAndBaseConfig):
             return "criterion.base", self.criterion.base
         return "criterion", self.criterion
 
     @property
     def distillation(self) -> DistillationConfig | None:
-        """The base criterion if it is distillation."""
+        """The base criterion if it is distillation, else None."""
         _, criterion = self.base_criterion
         return criterion if isinstance(criterion, DistillationConfig) else None
 
@@ -130,7 +130,7 @@ class ExperimentConfig(Config):
 
     def _clip_errors(self) -> list[tuple[str, str]]:
         if self.train.sparse_clip and self.model.moe is None:
-            return [("train.sparse_clip", "is about experts, but model.moe is null; use false")]
+            return [("train.sparse_clip", "applies to experts, but model.moe is null; use false")]
         return []
 
     def _language_errors(self) -> list[tuple[str, str]]:
@@ -140,7 +140,7 @@ class ExperimentConfig(Config):
         return [
             (
                 "model.moe.router",
-                "language needs tags that open the source lines; name them in "
+                "language needs tags at the start of the source lines; list them in "
                 "data.vocab.user_symbols, such as [<2de>, <2fr>]",
             )
         ]
@@ -162,7 +162,7 @@ class ExperimentConfig(Config):
     def _batch_errors(self) -> list[tuple[str, str]]:
         tokens = self.train.max_tokens
         return [
-            ("train.max_tokens", f"{tokens} holds no sentence of {key} {length}")
+            ("train.max_tokens", f"{tokens} is less than {key} {length}; raise it or lower {key}")
             for key, length in self._lengths().items()
             if length > tokens
         ]
@@ -191,8 +191,8 @@ class ExperimentConfig(Config):
             errors.append(
                 (
                     f"{where}.strategy",
-                    "global_language_wise needs tags that open the source lines; name them in "
-                    "data.vocab.user_symbols, such as [<de>, <fr>]",
+                    "global_language_wise needs tags at the start of the source lines; list them "
+                    "in data.vocab.user_symbols, such as [<de>, <fr>]",
                 )
             )
         for name, section in (("hidden", criterion.hidden), ("attention", criterion.attention)):
@@ -215,7 +215,7 @@ class ExperimentConfig(Config):
         if self.train.validate_every is None:
             return []
         errors = []
-        if isinstance(self.task, TranslationConfig):  # others may have metrics of their own
+        if isinstance(self.task, TranslationConfig):  # other tasks may define their own metrics
             errors += [
                 (
                     "validation.metrics",
@@ -230,8 +230,8 @@ class ExperimentConfig(Config):
             errors.append(
                 (
                     "validation.best",
-                    f"{best}{nearest(best, [*metrics, LOSS])} is none of validation.metrics "
-                    f"({known}); name one of them, or use {LOSS}",
+                    f"{best}{nearest(best, [*metrics, LOSS])} is not in validation.metrics "
+                    f"({known}); use one of them, or {LOSS}",
                 )
             )
         text = [name for name in metrics if name in TEXT_METRICS]
@@ -248,7 +248,11 @@ class ExperimentConfig(Config):
 
 
 def check_world(train: TrainConfig, world_size: int) -> None:
-    """Refuse a number of ranks that `train.expert_parallel` does not divide."""
+    """Check that `train.expert_parallel` divides the number of ranks.
+
+    Raises:
+        UserError: it does not.
+    """
     ranks = train.expert_parallel
     if world_size % ranks:
         raise UserError(

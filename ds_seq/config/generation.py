@@ -1,4 +1,4 @@
-"""How translations are searched."""
+"""The `generation` section: how translations are searched."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from ds_seq.names import EnsembleMean, LengthPenaltyForm
 class GenerationConfig(Config):
     """Beam search or sampling, in validation and in `ds-seq generate`."""
 
-    beam: PositiveInt = Field(default=5, description="Hypotheses kept a sentence; 1 is greedy.")
+    beam: PositiveInt = Field(default=5, description="Beam size; 1 is greedy search.")
     length_penalty: float = Field(
         default=1.0,
-        description="Scores are log-probability / length ** this; more favors long translations.",
+        description="Scores are log-probability / length ** this; larger values favor longer "
+        "translations.",
     )
     length_penalty_form: LengthPenaltyForm = Field(
         default="fairseq",
-        description="What is raised to length_penalty: the length, or (5 + length) / 6 (GNMT).",
+        description="Base of the length penalty: the length, or (5 + length) / 6 (GNMT).",
     )
     unk_penalty: NonNegativeFloat = Field(
-        default=0.0, description="Taken from the log-probability of the unknown symbol <unk>."
+        default=0.0, description="Subtracted from the log-probability of <unk>."
     )
     temperature: float = Field(
         default=1.0,
@@ -38,62 +39,64 @@ class GenerationConfig(Config):
     )
     ensemble: EnsembleMean = Field(
         default="probabilities",
-        description="Of what the mean is taken where several models translate together.",
+        description="Quantity that an ensemble of models averages.",
     )
     max_len_a: NonNegativeFloat = Field(
-        default=1.2, description="Longest translation is max_len_a * source length + max_len_b."
+        default=1.2, description="Maximum length is max_len_a * source length + max_len_b."
     )
     max_len_b: NonNegativeInt = Field(
-        default=10, description="Longest translation is max_len_a * source length + max_len_b."
+        default=10, description="Maximum length is max_len_a * source length + max_len_b."
     )
     min_len: NonNegativeInt = Field(
-        default=1, description="Fewest tokens of a translation, end symbol not counted."
+        default=1, description="Minimum number of tokens, end symbol excluded."
     )
     no_repeat_ngram: NonNegativeInt = Field(
-        default=0, description="No n-gram of this size occurs twice in a translation; 0 allows all."
+        default=0, description="Do not repeat n-grams of this size in a translation; 0 allows all."
     )
     diverse_groups: PositiveInt = Field(
         default=1,
-        description="Groups of equal size into which the beam is split; each avoids the tokens of "
-        "those before it (diverse beam search).",
+        description="Number of equal groups in the beam; each is penalized for tokens of the "
+        "groups before it (diverse beam search).",
     )
     diverse_strength: NonNegativeFloat = Field(
         default=0.5,
-        description="What a token costs a group for each time that groups before it have taken it.",
+        description="Penalty on a token for each time an earlier group has selected it.",
     )
     diverse_siblings: NonNegativeFloat = Field(
         default=0.0,
-        description="What a continuation costs for each better one of the same hypothesis; "
-        "0: nothing.",
+        description="Penalty on a continuation for each better one of the same hypothesis; "
+        "0 disables it.",
     )
     sampling: bool = Field(
         default=False,
-        description="Draw translations from the model's distribution; `beam` is not used then.",
+        description="Sample translations from the model's distribution; `beam` is then unused.",
     )
     sampling_top_k: NonNegativeInt = Field(
-        default=0, description="Draw from the k most probable tokens only; 0: from all."
+        default=0, description="Sample only from the k most probable tokens; 0 means all."
     )
     sampling_top_p: float = Field(
         default=1.0,
         gt=0.0,
         le=1.0,
-        description="Draw from the fewest most probable tokens that together have this probability "
-        "(nucleus sampling) only; 1: from all.",
+        description="Sample only from the smallest set of most probable tokens whose total "
+        "probability reaches this (nucleus sampling); 1 means all.",
     )
     sampling_epsilon: Probability = Field(
         default=0.0,
-        description="Draw from tokens more probable than this, and the most probable, only; "
-        "0: from all.",
+        description="Sample only from tokens more probable than this, and the most probable one; "
+        "0 means all.",
     )
     seed: NonNegativeInt = Field(
         default=1,
         le=2**32 - 1,
-        description="Random numbers of sampling; the same for any batches and number of processes.",
+        description="Seed of sampling; results do not depend on the batches or the number of "
+        "processes.",
     )
     max_tokens: PositiveInt = Field(
-        default=8192, description="Size of a batch: sentences times the longest source."
+        default=8192,
+        description="Maximum batch size in tokens: sentences times the longest source.",
     )
-    max_sentences: PositiveInt = Field(default=256, description="Most sentences of a batch.")
+    max_sentences: PositiveInt = Field(default=256, description="Maximum sentences per batch.")
 
     @model_validator(mode="after")
     def _check_diversity(self) -> GenerationConfig:
@@ -106,10 +109,10 @@ class GenerationConfig(Config):
         }
         used = [name for name, is_used in kinds.items() if is_used]
         if used and self.sampling:
-            message = "does not go together with sampling: true, which searches nothing"
+            message = "cannot be combined with sampling: true, which does not search"
             raise FieldErrors([(name, message) for name in used])
         if len(used) > 1:
-            message = "does not go together with diverse_groups; leave one of them out"
+            message = "cannot be combined with diverse_groups; remove one of them"
             raise FieldErrors([("diverse_siblings", message)])
         if self.diverse_strength != 0.5 and self.diverse_groups == 1:
             raise FieldErrors(
@@ -125,6 +128,6 @@ class GenerationConfig(Config):
         if narrowed and not self.sampling:
             raise FieldErrors([(narrowed[0], "has no effect without sampling: true")])
         if len(narrowed) > 1:
-            message = f"does not go together with {narrowed[0]}; leave one of them out"
+            message = f"cannot be combined with {narrowed[0]}; remove one of them"
             raise FieldErrors([(name, message) for name in narrowed[1:]])
         return self

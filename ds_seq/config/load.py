@@ -1,6 +1,6 @@
-"""From an experiment file to an `ExperimentConfig`, and back.
+"""Load an `ExperimentConfig` from an experiment file, and write it back.
 
-Precedence: override on the command line, experiment file, its `extends` parent, schema default.
+Precedence: command-line override, experiment file, its `extends` parent, schema default.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "x", "dir"
 
 
 class _Tree:
-    """Merged raw values, and where each was written."""
+    """Merged raw values and where each of them was written."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -34,9 +34,9 @@ class _Tree:
         self._origins: dict[KeyPath, str] = {}
 
     def merge(self, data: dict[str, Any], origins: dict[KeyPath, str]) -> None:
-        """Lay ``data`` over what is there: mappings merge, all else replaces.
+        """Merge `data` over the present values: mappings are merged, other values are replaced.
 
-        Old keys get today's names first, so that a new one in a later file wins over them.
+        Old keys are renamed first, so that a new key in a later file takes precedence over them.
         """
         data, moved = upgrade(data)
         for new, old in moved.items():
@@ -67,7 +67,7 @@ class _Tree:
         self._origins.update((p, where) for p, where in origins.items() if p[:depth] == path)
 
     def origin(self, path: KeyPath) -> str:
-        """Where the key at ``path``, or the nearest section around it, was written."""
+        """Return where the key at `path`, or the nearest enclosing section, was written."""
         for length in range(len(path), 0, -1):
             if path[:length] in self._origins:
                 return self._origins[path[:length]]
@@ -75,28 +75,28 @@ class _Tree:
 
 
 def _as_section(value: Any, path: KeyPath) -> Any:
-    """A name that stands for its section as that section, so that more can be said of it."""
+    """Expand a name given in place of a section, so that more keys can be merged into it."""
     return {"name": value} if isinstance(value, str) and has_short_form(path) else value
 
 
 def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Whether ``new`` names another plug-in, whose options the old ones cannot be."""
+    """Return whether `new` names a different plug-in, for which the old options do not apply."""
     return "name" in new and "name" in old and new["name"] != old["name"]
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Read and check an experiment file.
 
-    A relative `train.deepspeed` is looked for in the working folder, then in the experiment file's
-    folder and the two above it; what is found replaces it. It need not exist: a run folder that was
-    copied elsewhere translates without.
+    A relative `train.deepspeed` is searched for in the working folder, then in the folder of the
+    experiment file and in the two folders above it; the first match replaces it. The file may be
+    missing: a run folder that was copied elsewhere translates without it.
 
     Args:
         path: YAML file (JSON is YAML too).
         overrides: `dotted.key=value`, the value in YAML.
 
     Raises:
-        UserError: with every finding, one a line.
+        UserError: the experiment is invalid; lists every error, one per line.
     """
     return _validated(_read_with_parents(Path(path)), overrides)
 
@@ -104,14 +104,14 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 def read_experiment(
     experiment: str | Path | Mapping[str, Any] | ExperimentConfig, overrides: Iterable[str] = ()
 ) -> ExperimentConfig:
-    """Check an experiment, wherever it is.
+    """Read and check an experiment given as a file, a mapping or a config.
 
     Args:
-        experiment: a file (see `load_experiment`), what could be written in one, or an experiment.
+        experiment: a file (see `load_experiment`), its content as a mapping, or an experiment.
         overrides: see `load_experiment`.
 
     Raises:
-        UserError: with every finding, one a line.
+        UserError: the experiment is invalid; lists every error, one per line.
     """
     if isinstance(experiment, str | Path):
         return load_experiment(experiment, overrides)
@@ -129,26 +129,26 @@ def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
     except ValidationError as error:
         lines = [
             line
-            for found in (error, *_errors_between(tree.data, error))
-            for line in error_lines(found, tree.data, tree.origin)
+            for each in (error, *_errors_between(tree.data, error))
+            for line in error_lines(each, tree.data, tree.origin)
         ]
         raise UserError("\n".join(lines)) from None
-    found = _find_near(config.train.deepspeed, tree.file)
-    if found is None:
+    ds_json = _find_near(config.train.deepspeed, tree.file)
+    if ds_json is None:
         return config
-    train = config.train.model_copy(update={"deepspeed": str(found)})
+    train = config.train.model_copy(update={"deepspeed": str(ds_json)})
     return config.model_copy(update={"train": train})
 
 
 def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[ValidationError]:
-    """Run the checks between sections that are valid by themselves.
+    """Run the cross-section checks for the sections that are valid.
 
-    pydantic skips them as soon as any section is invalid, so the experiment is validated once more
-    with something valid in place of each invalid section.
+    pydantic skips these checks if any section is invalid, so the experiment is validated once more
+    with a valid stand-in for each invalid section.
     """
     wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
     if not wrong:
-        return []  # it is these checks that have failed
+        return []  # the cross-section checks themselves have failed
     sound = {key: value for key, value in data.items() if key not in wrong}
     try:
         ExperimentConfig.model_validate({**_REQUIRED, **sound}, context={STAND_INS: wrong})
@@ -158,7 +158,7 @@ def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[Val
 
 
 def dump(config: ExperimentConfig) -> str:
-    """The resolved experiment as YAML; loading it gives the same experiment."""
+    """Return the resolved experiment as YAML; loading it restores the same experiment."""
     return to_yaml(config.model_dump(mode="json"))
 
 
@@ -167,12 +167,12 @@ def _read_with_parents(file: Path) -> _Tree:
     current: Path | None = file
     while current is not None:
         if current.resolve() in [seen.resolve() for seen, _ in chain]:
-            raise UserError(f"{current}: {EXTENDS}: the files extend one another in a circle")
+            raise UserError(f"{current}: {EXTENDS}: the files extend one another in a cycle")
         content = read_yaml(current)
         chain.append((current, content))
         parent = content.data.pop(EXTENDS, None)
         if parent is not None and not isinstance(parent, str):
-            raise UserError(f"{current}: {EXTENDS}: names one file, not {parent!r}")
+            raise UserError(f"{current}: {EXTENDS}: should be the name of one file, not {parent!r}")
         current = current.parent / parent if parent is not None else None
     tree = _Tree(file)
     for source, content in reversed(chain):
@@ -188,7 +188,7 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
         dotted, equals, text = override.partition("=")
         keys = tuple(dotted.split("."))
         if not equals or not all(keys):
-            problems.append(f"command line: {override!r} is not of the form key.key=value")
+            problems.append(f"command line: {override!r} does not have the form key.key=value")
             continue
         try:
             value = parse_value(text)

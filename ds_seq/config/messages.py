@@ -1,4 +1,4 @@
-"""pydantic's findings as lines for people: file and line, key, what is wrong, what was meant."""
+"""Turn pydantic's errors into readable lines: file and line, key, problem, suggestion."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Origin = Callable[[KeyPath], str]
 
 
 def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
-    """One line for each finding.
+    """Return one line per error.
 
     Args:
-        error: of validating ``data`` as an `ExperimentConfig`.
-        data: what was validated.
-        origin: where a key was written, such as `my.yaml:12`.
+        error: error raised when `data` was validated as an `ExperimentConfig`.
+        data: data that was validated.
+        origin: returns where a key was written, such as `my.yaml:12`.
     """
     return [
         f"{origin(path)}: {_dotted(path)}: {message}" for path, message in findings(error, data)
@@ -37,12 +37,12 @@ def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
 def findings(
     error: ValidationError, data: Any, section: type[Config] = ExperimentConfig
 ) -> Iterator[tuple[KeyPath, str]]:
-    """The key and what is wrong with it, for each finding.
+    """Yield the key path and the problem of each error.
 
     Args:
-        error: of validating ``data`` as a ``section``.
-        data: what was validated.
-        section: the whole experiment, or a section that stands alone.
+        error: error raised when `data` was validated as a `section`.
+        data: data that was validated.
+        section: the whole experiment, or a single section.
     """
     for details in error.errors():
         yield from _findings(details, data, section)
@@ -86,14 +86,14 @@ def _findings(
 
 
 def _quoted(text: Any) -> list[str]:
-    """The names in a list such as ``'pre', 'learned' or 'rotary'``."""
+    """Return the quoted names in a list such as `'pre', 'learned' or 'rotary'`."""
     return re.findall(r"'([^']*)'", str(text))
 
 
 def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPath, type[Config]]:
-    """The key path that the user wrote, and the class that holds its last key.
+    """Return the key path that the user wrote, and the class that contains its last key.
 
-    pydantic's location names union tags too, and an index for a single raw split.
+    pydantic's location also contains union tags, and an index for a single raw split.
     """
     path: list[str | int] = []
     owner = section
@@ -114,7 +114,7 @@ def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPat
 
 
 def _is_section(path: KeyPath, data: Any) -> bool:
-    """Whether a mapping was written at ``path``, and not the name that stands for one."""
+    """Return whether a mapping was written at `path`, rather than the name of one."""
     for key in path:
         data = _child(data, key)
     return isinstance(data, dict)
@@ -129,9 +129,9 @@ def _child(node: Any, key: str | int) -> Any:
 
 
 def _hint(path: KeyPath, owner: type[Config]) -> str:
-    """What an unknown key was probably meant to be, or where it belongs."""
+    """Return a hint about what an unknown key was meant to be, or where it belongs."""
     if path in MOVED:
-        return f"; it is {_dotted(MOVED[path][0])} now; give that alone"
+        return f"; it is now {_dotted(MOVED[path][0])}; give only that"
     key = str(path[-1]).replace("-", "_")
     elsewhere = paths_of_key(key)
     if _dotted(path) in elsewhere:
@@ -139,15 +139,15 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
             return f"; only an external {path[-2]} (`package.module:Name`) takes options"
         default = owner.model_fields["name"].default
         is_external = default is PydanticUndefined
-        return f"; {'an external plug-in' if is_external else default} does not take it"
+        return f"; {'an external plug-in' if is_external else default} does not accept it"
     if len(elsewhere) in (1, 2):
         return f"; it belongs to {' or '.join(elsewhere)}"
-    ours = customary(key, _dotted(path[:-1])) or OWNED.get(key)
-    if ours is not None:
-        return f"; ds_seq's name for it is {ours}"
+    equivalent = customary(key, _dotted(path[:-1])) or OWNED.get(key)
+    if equivalent is not None:
+        return f"; ds_seq's name for it is {equivalent}"
     for group, below in PASSED.items():
         if key == group or (isinstance(below, dict) and key in below):
-            return "; it belongs to the DeepSpeed JSON that train.deepspeed names"
+            return "; it belongs in the DeepSpeed JSON that train.deepspeed names"
     return nearest(key, owner.model_fields)
 
 

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules."""
+"""The `optimizer` and `scheduler` sections."""
 
 from __future__ import annotations
 
@@ -21,48 +21,52 @@ LearningRate = Annotated[float, Field(gt=0.0)]
 
 
 class AdamConfig(Config):
-    """Adam (Kingma and Ba 2015), with decoupled weight decay as `adamw`."""
+    """Adam (Kingma and Ba 2015); `adamw` decouples the weight decay."""
 
     name: Literal["adam", "adamw"] = Field(
         default="adamw",
         description="`adamw` decays the weights themselves (as fairseq's `adam` does); `adam` adds "
         "the decay to the gradient.",
     )
-    lr: LearningRate = Field(default=5e-4, description="Highest learning rate.")
+    lr: LearningRate = Field(default=5e-4, description="Peak learning rate.")
     betas: tuple[Probability, Probability] = Field(
-        default=(0.9, 0.98), description="Decay of the first and second moment."
+        default=(0.9, 0.98), description="Decay rates of the first and second moments."
     )
-    eps: float = Field(default=1e-8, gt=0.0, description="Added to the root of the second moment.")
+    eps: float = Field(
+        default=1e-8, gt=0.0, description="Added to the square root of the second moment."
+    )
     weight_decay: NonNegativeFloat = Field(
-        default=0.0, description="Weight decay; norms and biases are spared."
+        default=0.0, description="Weight decay; not applied to norms and biases."
     )
 
 
 class AdafactorConfig(Config):
     """Adafactor (Shazeer and Stern 2018): second moments as row and column sums."""
 
-    name: Literal["adafactor"] = Field(default="adafactor", description="This optimizer.")
-    lr: LearningRate = Field(default=5e-4, description="Highest learning rate.")
+    name: Literal["adafactor"] = Field(default="adafactor", description="Selects this optimizer.")
+    lr: LearningRate = Field(default=5e-4, description="Peak learning rate.")
     beta2_decay: float = Field(
         default=-0.8, lt=0.0, description="The second moment's decay at update t is 1 - t ** this."
     )
     clip_threshold: float = Field(
-        default=1.0, ge=1.0, description="Root mean square that an update is scaled down to."
+        default=1.0, ge=1.0, description="Maximum root mean square of an update."
     )
     weight_decay: NonNegativeFloat = Field(
-        default=0.0, description="Weight decay; norms and biases are spared."
+        default=0.0, description="Weight decay; not applied to norms and biases."
     )
 
 
 class SgdConfig(Config):
     """Stochastic gradient descent."""
 
-    name: Literal["sgd"] = Field(default="sgd", description="This optimizer.")
-    lr: LearningRate = Field(default=0.1, description="Highest learning rate.")
-    momentum: Probability = Field(default=0.0, description="Share of the last step that is kept.")
-    nesterov: bool = Field(default=False, description="Nesterov's momentum.")
+    name: Literal["sgd"] = Field(default="sgd", description="Selects this optimizer.")
+    lr: LearningRate = Field(default=0.1, description="Peak learning rate.")
+    momentum: Probability = Field(
+        default=0.0, description="Fraction of the last step that is kept."
+    )
+    nesterov: bool = Field(default=False, description="Use Nesterov momentum.")
     weight_decay: NonNegativeFloat = Field(
-        default=0.0, description="Weight decay; norms and biases are spared."
+        default=0.0, description="Weight decay; not applied to norms and biases."
     )
 
     @model_validator(mode="after")
@@ -81,15 +85,17 @@ OptimizerConfig = Annotated[
     Discriminator(plugin_tag("adamw")),
 ]
 
-_WARMUP = "Updates of linear warm-up."
-_TOTAL = "Update at which the decay ends; null takes `train.max_updates`."
+_WARMUP = "Number of linear warm-up updates."
+_TOTAL = "Update at which the decay ends; null means `train.max_updates`."
 _END = "Learning rate at the end of the decay."
 
 
 class InverseSqrtConfig(Config):
     """Linear warm-up, then lr * sqrt(warmup_updates / update) (Vaswani et al. 2017)."""
 
-    name: Literal["inverse_sqrt"] = Field(default="inverse_sqrt", description="This schedule.")
+    name: Literal["inverse_sqrt"] = Field(
+        default="inverse_sqrt", description="Selects this schedule."
+    )
     warmup_updates: PositiveInt = Field(default=4000, description=_WARMUP)
     warmup_init_lr: NonNegativeFloat = Field(
         default=0.0, description="Learning rate at the start of the warm-up."
@@ -97,9 +103,9 @@ class InverseSqrtConfig(Config):
 
 
 class CosineConfig(Config):
-    """Linear warm-up, then half a cosine down to `min_lr`."""
+    """Linear warm-up, then half a cosine period down to `min_lr`."""
 
-    name: Literal["cosine"] = Field(default="cosine", description="This schedule.")
+    name: Literal["cosine"] = Field(default="cosine", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
     min_lr: NonNegativeFloat = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
@@ -108,16 +114,16 @@ class CosineConfig(Config):
 class LinearConfig(Config):
     """Linear warm-up, then a straight line down to `end_lr`."""
 
-    name: Literal["linear"] = Field(default="linear", description="This schedule.")
+    name: Literal["linear"] = Field(default="linear", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
     end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
 
 
 class PolynomialConfig(Config):
-    """Linear warm-up, then (remaining share of the updates) ** power down to `end_lr`."""
+    """Linear warm-up, then (fraction of updates left) ** power down to `end_lr`."""
 
-    name: Literal["polynomial"] = Field(default="polynomial", description="This schedule.")
+    name: Literal["polynomial"] = Field(default="polynomial", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
     power: float = Field(default=1.0, gt=0.0, description="Exponent; 1 is a straight line.")
     end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
@@ -125,9 +131,9 @@ class PolynomialConfig(Config):
 
 
 class ConstantConfig(Config):
-    """Linear warm-up, then the highest learning rate for ever."""
+    """Linear warm-up, then a constant learning rate."""
 
-    name: Literal["constant"] = Field(default="constant", description="This schedule.")
+    name: Literal["constant"] = Field(default="constant", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=0, description=_WARMUP)
 
 

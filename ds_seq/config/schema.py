@@ -1,4 +1,4 @@
-"""Reading the schema itself: which keys exist where; for hints, option tables, plug-in checks."""
+"""Inspect the schema: which keys exist where. Used by hints, option tables and plug-in checks."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NO_TAG = ""
 
 @dataclass(frozen=True)
 class Section:
-    """One config class at one place of the experiment file.
+    """A config class at one place in the experiment file.
 
     Attributes:
         path: dotted path of the section; empty for the file itself.
-        variant: its `name` where the section is a plug-in, else empty.
-        config: the class.
+        variant: `name` of the plug-in if the section is one, else empty.
+        config: config class of the section.
     """
 
     path: str
@@ -31,29 +31,29 @@ class Section:
     config: type[Config]
 
     def path_of(self, field: str) -> str:
-        """Dotted path of one of the section's fields."""
+        """Return the dotted path of one of the section's fields."""
         return f"{self.path}.{field}" if self.path else field
 
 
 def section_classes(annotation: Any, tag: str = NO_TAG) -> dict[str, type[Config]]:
-    """The config classes that an annotation admits, by union tag (`NO_TAG` for a plain section)."""
+    """Map union tags to the config classes of an annotation (`NO_TAG` for a plain section)."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         tags = [item.tag for item in metadata if isinstance(item, Tag)]
         return section_classes(inner, tags[0] if tags else tag)
     if get_origin(annotation) in (Union, types.UnionType, list):
-        found: dict[str, type[Config]] = {}
+        classes: dict[str, type[Config]] = {}
         for member in get_args(annotation):
-            found.update(section_classes(member, tag))
-        return found
+            classes.update(section_classes(member, tag))
+        return classes
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return {tag: annotation}
     return {}
 
 
 def sections(config: type[Config] = ExperimentConfig, path: str = "") -> Iterator[Section]:
-    """All sections below ``config``, itself first, in the order of the schema, each once."""
-    # variants of one section may share what lies below them
+    """Yield `config` and all sections below it, each once, in the order of the schema."""
+    # variants of one section may share subsections
     yield from dict.fromkeys(_walk(Section(path, NO_TAG, config)))
 
 
@@ -68,18 +68,18 @@ def _walk(section: Section) -> Iterator[Section]:
 
 
 def defining_class(config: type[Config], field: str) -> type:
-    """The class, ``config`` itself or one it is made of, that declares ``field``."""
+    """Return the class that declares `field`: `config` itself or one of its bases."""
     return next(base for base in config.__mro__ if field in vars(base).get("__annotations__", {}))
 
 
 def paths_of_key(key: str) -> list[str]:
-    """Dotted paths of all fields named ``key``, each once."""
-    found = (section.path_of(key) for section in sections() if key in section.config.model_fields)
-    return list(dict.fromkeys(found))
+    """Return the dotted paths of all fields named `key`, each once."""
+    paths = (section.path_of(key) for section in sections() if key in section.config.model_fields)
+    return list(dict.fromkeys(paths))
 
 
 def plugin_names() -> Mapping[str, frozenset[str]]:
-    """The names each plug-in point knows, external ones apart; the tables in code must agree."""
+    """Return the built-in names of each plug-in point; the tables in code must agree with them."""
     points = {}
     for point in ("model", "task", "criterion", "optimizer", "scheduler"):
         tags = section_classes(ExperimentConfig.model_fields[point].annotation)
@@ -88,7 +88,7 @@ def plugin_names() -> Mapping[str, frozenset[str]]:
 
 
 def has_short_form(path: tuple[str | int, ...]) -> bool:
-    """Whether the section at ``path`` may be given by its name alone."""
+    """Return whether the section at `path` may be given by its name alone."""
     return _dotted(path) in {
         section.path_of(name)
         for section in sections()
@@ -98,7 +98,7 @@ def has_short_form(path: tuple[str | int, ...]) -> bool:
 
 
 def is_short_form(field: FieldInfo) -> bool:
-    """Whether the section in ``field`` may be given by its name alone."""
+    """Return whether the section in `field` may be given by its name alone."""
     return any(item is SHORT_FORM for item in field.metadata)
 
 

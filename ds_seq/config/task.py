@@ -1,4 +1,4 @@
-"""What is learned."""
+"""The `task` section: what the model learns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ds_seq.config.base import Config, ExternalConfig, plugin_tag
 class TranslationConfig(Config):
     """Translation between two languages."""
 
-    name: Literal["translation"] = Field(default="translation", description="This task.")
+    name: Literal["translation"] = Field(default="translation", description="Selects this task.")
 
 
 TaskConfig = Annotated[

@@ -1,4 +1,4 @@
-"""How long, how fast and where: batches, precision, stopping, saving, expert parallelism."""
+"""The `train` section: batches, precision, stopping, checkpoints and expert parallelism."""
 
 from __future__ import annotations
 
@@ -22,50 +22,51 @@ class TrainConfig(Config):
     deepspeed: str | None = Field(
         default=None,
         description="DeepSpeed JSON, relative to the working folder or to the experiment file; "
-        "null is ZeRO stage 0 with DeepSpeed's own defaults.",
+        "null means ZeRO stage 0 with DeepSpeed's defaults.",
     )
     max_tokens: PositiveInt = Field(
         default=4096,
-        description="Size of a batch on one rank: sentences times the longest side, with padding.",
+        description="Maximum batch size per rank in tokens, padding included: sentences times the "
+        "longest side.",
     )
     max_sentences: PositiveInt | None = Field(
-        default=None, description="Most sentences of a batch; null sets no limit."
+        default=None, description="Maximum number of sentences per batch; null sets no limit."
     )
     accumulate: PositiveInt = Field(
-        default=1, description="Batches a rank takes for one update (gradient accumulation)."
+        default=1, description="Batches per rank and update (gradient accumulation)."
     )
     precision: Precision = Field(
-        default="fp32", description="Number format of the model; masters stay fp32."
+        default="fp32", description="Number format of the model; master weights stay fp32."
     )
     clip_norm: NonNegativeFloat = Field(
-        default=0.0, description="Largest norm of the gradient; 0 never clips."
+        default=0.0, description="Maximum gradient norm; 0 disables clipping."
     )
     sparse_clip: bool = Field(
         default=False,
-        description="In that norm the gradient of an expert counts 1 / sqrt(experts of its layer), "
-        "for it comes from so small a part of the tokens; all gradients are scaled alike.",
+        description="Weight each expert's gradient in that norm by 1 / sqrt(experts of its layer), "
+        "because it comes from a fraction of the tokens; all gradients are scaled by one factor.",
     )
     seed: NonNegativeInt = Field(
         default=1, description="Seed of initialization, dropout and batch order."
     )
     init_from: str | None = Field(
         default=None,
-        description="Run folder, exported folder or exported file whose weights the model starts "
-        "with; a dense feed-forward becomes every expert of the same layer (upcycling; exact with "
-        "`model.moe.normalize_weights: after_dropping`). Null draws them.",
+        description="Run folder, exported folder or exported file that provides the initial "
+        "weights; a dense feed-forward is copied to every expert of its layer (upcycling; exact "
+        "with `model.moe.normalize_weights: after_dropping`). Null initializes at random.",
     )
     init_checkpoint: str = Field(
-        default="best", description="Its checkpoint: `best`, `last`, a name or a path."
+        default="best", description="Checkpoint of `init_from`: `best`, `last`, a name or a path."
     )
     upcycle_noise: NonNegativeFloat = Field(
         default=0.0,
-        description="Noise that tells upcycled experts apart, in standard deviations of each "
-        "matrix; 0 adds none.",
+        description="Noise added to upcycled experts so that they differ, in standard deviations "
+        "of each matrix; 0 adds none.",
     )
     freeze: list[FrozenPart] = Field(
         default=[],
-        description="Parts that keep the weights they start with: `encoder`, `embeddings` (where "
-        "they are tied, the projection to the vocabulary with them).",
+        description="Parts whose weights are not trained: `encoder`, `embeddings` (and the output "
+        "projection if it is tied to them).",
     )
     max_updates: PositiveInt = Field(default=100_000, description="Stop after this many updates.")
     max_epochs: PositiveInt | None = Field(
@@ -76,44 +77,46 @@ class TrainConfig(Config):
     )
     patience: PositiveInt | None = Field(
         default=None,
-        description="Stop after this many validations in a row without a better `validation.best`.",
+        description="Stop after this many consecutive validations without a better "
+        "`validation.best`.",
     )
-    log_every: PositiveInt = Field(default=100, description="Updates between two log entries.")
+    log_every: PositiveInt = Field(default=100, description="Updates between log entries.")
     validate_every: PositiveInt | None = Field(
-        default=1000, description="Updates between two validations; null never validates."
+        default=1000, description="Updates between validations; null disables validation."
     )
     save_every: PositiveInt | None = Field(
-        default=None, description="Updates between two checkpoints; null saves at each validation."
+        default=None, description="Updates between checkpoints; null saves at each validation."
     )
-    keep_last: PositiveInt = Field(default=2, description="Most recent checkpoints that are kept.")
-    keep_best: PositiveInt = Field(default=1, description="Best checkpoints that are kept.")
+    keep_last: PositiveInt = Field(default=2, description="Number of latest checkpoints to keep.")
+    keep_best: PositiveInt = Field(default=1, description="Number of best checkpoints to keep.")
     sanity_validation_batches: NonNegativeInt = Field(
         default=2,
-        description="Validation batches tried before the first update, to fail early; 0 is none.",
+        description="Validation batches to try before the first update, to fail early; 0 disables "
+        "this.",
     )
     expert_parallel: PositiveInt = Field(
         default=1,
-        description="Ranks that share the experts of a layer; must divide the world size and "
-        "`model.moe.num_experts`.",
+        description="Number of ranks that share the experts of a layer; must divide the world size "
+        "and `model.moe.num_experts`.",
     )
     num_prefetch: PositiveInt = Field(
-        default=4, description="Batches collated ahead of the model in the background."
+        default=4, description="Number of batches collated ahead in the background."
     )
     tensorboard: bool = Field(
-        default=True, description="Write TensorBoard files beside the JSONL log."
+        default=True, description="Write TensorBoard files in addition to the JSONL log."
     )
 
     @model_validator(mode="after")
     def _check_validation(self) -> TrainConfig:
         errors = []
         if self.upcycle_noise and self.init_from is None:
-            errors.append(("upcycle_noise", "is added to the weights of init_from, which is null"))
+            errors.append(("upcycle_noise", "needs init_from, which is null"))
         if self.sparse_clip and self.clip_norm == 0.0:
-            errors.append(("sparse_clip", "clips by clip_norm, which is 0 (never); give it a norm"))
+            errors.append(("sparse_clip", "needs clip_norm above 0"))
         if self.validate_every is None:
             if self.save_every is None:
                 errors.append(
-                    ("save_every", "null saves at validations, but validate_every is null")
+                    ("save_every", "null saves at each validation, but validate_every is null")
                 )
             if self.patience is not None:
                 errors.append(("patience", "counts validations, but validate_every is null"))

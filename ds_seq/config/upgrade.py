@@ -1,4 +1,4 @@
-"""Keys of older experiment files and run folders, put where they stand today."""
+"""Translate keys of older experiment files and run folders to their current names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _same(value: Any) -> Any:
 
 
 def _metrics(value: Any) -> Any:
-    """BLEU and chrF went together: both, or no translating at all."""
+    """Convert the old switch: BLEU and chrF together, or no translation at all."""
     if not isinstance(value, bool):
         raise ValueError
     return ["bleu", "chrf"] if value else []
@@ -24,20 +24,20 @@ MOVED: dict[KeyPath, tuple[KeyPath, Callable[[Any], Any]]] = {
     ("train", "best_metric"): (("validation", "best"), _same),
     ("train", "valid_max_sentences"): (("validation", "max_sentences"), _same),
 }
-"""Old key -> its key now, and what becomes of its value."""
+"""Old key -> its current key, and the conversion of its value."""
 
 
 def upgrade(data: dict[str, Any]) -> tuple[dict[str, Any], dict[KeyPath, KeyPath]]:
-    """The settings under today's keys.
+    """Return the settings under their current keys.
 
-    An old key stays, and is refused as unknown, where the new one is given too or where its value
-    never was one.
+    An old key is kept, and later rejected as unknown, if the new key is given as well or if the
+    value was never valid.
 
     Args:
-        data: settings of one file, of the command line or of a whole experiment; left as they are.
+        data: settings of one file, of the command line or of a whole experiment; not modified.
 
     Returns:
-        The settings, and for each key that was moved its old key.
+        The settings, and the old key of each key that was moved.
     """
     moved: dict[KeyPath, KeyPath] = {}
     for (section, key), ((new_section, new_key), convert) in MOVED.items():

@@ -1,4 +1,4 @@
-"""What a validation measures, and which figure makes a checkpoint the best."""
+"""Metrics of a validation, and the figure that selects the best checkpoint."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from ds_seq.names import LOSS
 
 
 class ValidationConfig(Config):
-    """What a validation measures; when there is one, `train.validate_every` says."""
+    """What a validation measures; `train.validate_every` sets how often it runs."""
 
     metrics: list[str] = Field(
         default=["bleu", "chrf"],
-        description="Metrics of the validation text's translations against the raw reference: "
+        description="Metrics that compare translations of the validation text with the raw "
+        "reference: "
         "`bleu`, `chrf`, `chrf++`, `ter`, `rouge1`, `rouge2`, `rougeL`, `rougeLsum` (package "
-        "rouge-score), `package.module:Name`, or what the task has of its own; `[]` translates "
+        "rouge-score), `package.module:Name`, or a metric that the task defines; `[]` translates "
         "nothing.",
     )
     best: str = Field(
         default="bleu",
-        description="Figure that makes a checkpoint the best: one of `validation.metrics`, or "
+        description="Figure that selects the best checkpoint: one of `validation.metrics`, or "
         "`loss`.",
     )
     max_sentences: PositiveInt | None = Field(
-        default=None, description="Sentences translated for the metrics; null takes all."
+        default=None, description="Number of sentences translated for the metrics; null means all."
     )
 
     @model_validator(mode="after")
     def _check_metrics(self) -> ValidationConfig:
         errors = [
-            ("metrics", f"{name!r} stands in the list twice")
+            ("metrics", f"{name!r} is listed twice; remove one")
             for name in dict.fromkeys(self.metrics)
             if self.metrics.count(name) > 1
         ]
         if LOSS in self.metrics:
-            errors.append(("metrics", f"{LOSS} is always measured; leave it out"))
+            errors.append(("metrics", f"{LOSS} is always measured; remove it"))
         if errors:
             raise FieldErrors(errors)
         return self

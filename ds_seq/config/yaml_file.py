@@ -1,4 +1,4 @@
-"""YAML in and out, by the scalar rules of YAML 1.2 and with the line of every key.
+"""Read and write YAML by the scalar rules of YAML 1.2, and record the line of every key.
 
 PyYAML follows YAML 1.1, where `no` (Norwegian) is false, `5e-4` is a string and `1:30` is 90.
 """
@@ -18,7 +18,7 @@ from ds_seq.errors import UserError
 KeyPath = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
-# (tag, pattern, first characters), tried in this order: an integer is a float's pattern too
+# (tag, pattern, first characters), tried in this order: an integer also matches a float's pattern
 _SCALARS = (
     ("null", r"~|null|Null|NULL|", "~nN\0"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -36,7 +36,7 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, pattern, first_characters in _SCALARS:
         for first in first_characters:
-            # PyYAML files the empty scalar under the empty string
+            # PyYAML stores the empty scalar under the empty string
             table.setdefault(first.strip("\0"), []).append(
                 (_TAG + tag, re.compile(rf"^(?:{pattern})$"))
             )
@@ -63,7 +63,7 @@ _Loader.add_constructor(_TAG + "float", _construct_float)
 
 
 class _Dumper(yaml.SafeDumper):
-    # quotes what either version of YAML would not read back as a string
+    # quotes any string that either version of YAML would not read back as a string
     yaml_implicit_resolvers = {
         first: [
             *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
@@ -75,17 +75,17 @@ class _Dumper(yaml.SafeDumper):
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A parsed file: its mapping and the line (from 1) of each key, by path."""
+    """A parsed file: its mapping, and the line (from 1) of each key by path."""
 
     data: dict[str, Any]
     lines: Mapping[KeyPath, int]
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Read a file whose top is a mapping.
+    """Read a file whose top level is a mapping.
 
     Raises:
-        UserError: the file is missing, not UTF-8, not YAML, or names a key twice.
+        UserError: the file is missing, not UTF-8, not YAML, or contains a key twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: holds no mapping; expected lines of the form `key: value`")
+            raise UserError(f"{path}: contains no mapping; expected lines of the form `key: value`")
         lines: dict[KeyPath, int] = {}
         _collect_lines(node, (), lines, path)
         return YamlFile(loader.construct_document(node), lines)
@@ -113,7 +113,7 @@ def read_yaml(path: Path) -> YamlFile:
 
 def _collect_lines(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], file: Path) -> None:
     if isinstance(node, yaml.MappingNode):
-        own: dict[str, int] = {}
+        key_lines: dict[str, int] = {}
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.tag not in (
@@ -121,11 +121,11 @@ def _collect_lines(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], file
                 _TAG + "merge",
             ):
                 raise UserError(f"{file}:{line}: a key must be text; put it in quotes")
-            if key.value in own:
+            if key.value in key_lines:
                 raise UserError(
-                    f"{file}:{line}: {key.value!r} stands at line {own[key.value]} already"
+                    f"{file}:{line}: {key.value!r} is already given in line {key_lines[key.value]}"
                 )
-            own[key.value] = line
+            key_lines[key.value] = line
             lines[(*at, key.value)] = line
             _collect_lines(value, (*at, key.value), lines, file)
     elif isinstance(node, yaml.SequenceNode):
@@ -135,10 +135,10 @@ def _collect_lines(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], file
 
 
 def parse_value(text: str) -> Any:
-    """One YAML value, as after `key:`; for the command line.
+    """Parse one YAML value, as written after `key:`; used for the command line.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: `text` is not valid YAML.
     """
     loader = _Loader(text)
     try:
@@ -148,5 +148,5 @@ def parse_value(text: str) -> Any:
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
-    """``data`` in block style and in its own order; `read_yaml` gives it back unchanged."""
+    """Return `data` as block-style YAML in its order; `read_yaml` restores it unchanged."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -1,9 +1,9 @@
-"""Batches: what a model reads, what it shall say, and where that counts.
+"""Batches: inputs of a model, its labels, and the mask of real labels.
 
-The only place that pads rows, shifts targets and puts the start symbol before them.
+The only module that pads rows, shifts targets and prepends the start symbol.
 
-Shapes: B sentences, S source length, T target length, L either, N real target tokens, K tokens of a
-teacher; padding is always on the right.
+Shapes: B sentences, S source length, T target length, L either length, N real target tokens, K
+tokens of a teacher; padding is always on the right.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class TopTokens(NamedTuple):
     ids: Tensor
     """(N, K) int64."""
     log_probs: Tensor
-    """(N, K) natural logarithms of their probabilities among all tokens; float32."""
+    """(N, K) float32, natural logarithms of their probabilities among all tokens."""
 
 
 class Seq2SeqInputs(NamedTuple):
-    """What an encoder-decoder reads."""
+    """The inputs of an encoder-decoder."""
 
     source: Tensor
     """(B, S) int64, each sentence with the end symbol."""
     source_mask: Tensor
     """(B, S) bool, True at real tokens."""
     target: Tensor
-    """(B, T) int64, input of the decoder: the start symbol, then the labels but their last."""
+    """(B, T) int64, input of the decoder: the start symbol, then all labels but the last."""
     target_mask: Tensor
-    """(B, T) bool, True at the rows that are scored."""
+    """(B, T) bool, True at scored positions."""
     num_targets: int
-    """How many those are: a device that knows it need not be waited for."""
+    """Number of scored positions; known in advance to avoid a device synchronization."""
 
 
 InputsT = TypeVar("InputsT", bound="tuple[Any, ...]", default=Any)
@@ -57,16 +57,15 @@ class Batch(Generic[InputsT]):
     """A batch of examples.
 
     Attributes:
-        indices: (B,) int64, number of each example in its data.
-        inputs: what the model reads: a named tuple of tensors and plain values, the first argument
-            of the model.
-        labels: (B, T) int64, what the model shall say.
-        mask: (B, T) bool, True at real labels: the one definition of "real". Row n of the model's
-            logits (N, V) belongs to the n-th of them in row-major order.
-        num_tokens: N, the real labels.
-        num_sentences: examples; 0 in an empty batch, whose tensors have one row of padding all the
-            same.
-        teacher: the answer of a cached teacher, or None; a row per real label.
+        indices: (B,) int64, number of each example in its dataset.
+        inputs: named tuple of tensors and plain values, the first argument of the model.
+        labels: (B, T) int64, tokens to predict.
+        mask: (B, T) bool, True at real labels; this is the only definition of "real". Row n of the
+            model's logits (N, V) belongs to the n-th real label in row-major order.
+        num_tokens: N, number of real labels.
+        num_sentences: number of examples; 0 in an empty batch, whose tensors nevertheless have one
+            row of padding.
+        teacher: top tokens of a cached teacher, one row per real label, or None.
     """
 
     indices: Tensor
@@ -79,23 +78,23 @@ class Batch(Generic[InputsT]):
 
     @cached_property
     def real_labels(self) -> Tensor:
-        """(N,) the real labels in row-major order."""
+        """(N,) real labels in row-major order."""
         if not self.labels.is_cuda:
             return self.labels[self.mask]
-        # indexing with a mask would wait for the device to count
+        # indexing with a mask would synchronize with the device
         rows = torch.nonzero_static(self.mask.flatten(), size=self.num_tokens).squeeze(1)
         return self.labels.flatten().index_select(0, rows)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch[InputsT]:
-        """Returns the batch on a device."""
+        """Return the batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> Batch[InputsT]:
-        """Returns the batch in page-locked memory, from which a GPU copies in the background."""
+        """Return the batch in page-locked memory, from which a GPU can copy asynchronously."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, move: Callable[[Tensor], Tensor]) -> Batch[InputsT]:
-        """Move every tensor; one that stands in two places, such as the mask, is moved once."""
+        """Move every tensor; a shared one, such as the mask, is moved only once."""
         moved: dict[int, Tensor] = {}
 
         def once(value: Any) -> Any:
@@ -123,15 +122,15 @@ def seq2seq_batch(
     teacher: TopTokens | None = None,
     pad_to_multiple: int = 1,
 ) -> Batch[Seq2SeqInputs]:
-    """The batch of some sentence pairs, at least one.
+    """Return the batch of at least one sentence pair.
 
     Args:
-        source: sentences, each with the end symbol.
-        target: their translations, likewise.
-        symbols: with what to pad, and to start the decoder.
+        source: source sentences, each with the end symbol.
+        target: target sentences, each with the end symbol.
+        symbols: special symbols, for padding and the start of the decoder.
         indices: (B,) numbers of the pairs; default 0 to B - 1.
-        teacher: see `Batch.teacher`.
-        pad_to_multiple: S and T are rounded up to multiples of this.
+        teacher: top tokens of a teacher; see `Batch.teacher`.
+        pad_to_multiple: number to a multiple of which S and T are rounded up.
     """
     source_ids, source_mask = pad_block(source, symbols.pad, pad_to_multiple)
     labels, mask = pad_block(target, symbols.pad, pad_to_multiple)
@@ -150,10 +149,9 @@ def seq2seq_batch(
 
 
 def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> Batch[Seq2SeqInputs]:
-    """The batch of no pair, with which a rank without work takes part in a collective forward.
+    """Return the empty batch, with which a rank without work takes part in a collective forward.
 
-    It has one source that is nothing but the end symbol, and one target that is nothing but
-    padding.
+    It has one source with only the end symbol, and one target with only padding.
     """
     mask = torch.tensor([[False]])
     source = torch.tensor([[symbols.eos]])
@@ -178,17 +176,17 @@ class Padded(NamedTuple):
     """(B, L) bool, True at real tokens."""
 
     def to(self, device: torch.device) -> Padded:
-        """Returns both on a device."""
+        """Return both tensors on a device."""
         return Padded(self.ids.to(device), self.mask.to(device))
 
 
 def pad_block(block: TokenBlock, pad_id: int, multiple: int = 1) -> Padded:
-    """Pad the rows of a block to the longest; (0, 1) for no rows.
+    """Pad the rows of a block to the longest; the result is (0, 1) if there are no rows.
 
     Args:
-        block: the rows.
-        pad_id: fills them up.
-        multiple: L is rounded up to a multiple of this.
+        block: rows to pad.
+        pad_id: id of the padding.
+        multiple: number to a multiple of which L is rounded up.
     """
     width = -(-int(block.lengths.max(initial=1)) // multiple) * multiple
     real = np.arange(width) < block.lengths[:, None]
@@ -198,25 +196,25 @@ def pad_block(block: TokenBlock, pad_id: int, multiple: int = 1) -> Padded:
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
-    """`pad_block` of a list of rows."""
+    """Pad a list of rows; see `pad_block`."""
     return pad_block(TokenBlock.of(rows), pad_id)
 
 
 class ParallelDataset:
-    """The pairs of a split whose sides are short enough.
+    """The pairs of a split that are within length limits.
 
-    Pairs are numbered from 0 without gaps; pair n of the dataset is pair ``rows[n]`` of the source.
+    Pairs are numbered from 0 without gaps; pair n of the dataset is pair `rows[n]` of the source.
 
     Args:
-        source: all pairs; of two sides.
-        max_source_length: longest source in tokens, end symbol included; None = no limit.
-        max_target_length: the same for the target.
+        source: all pairs, with two sides.
+        max_source_length: maximum source length in tokens, end symbol included; None: no limit.
+        max_target_length: maximum target length in tokens, end symbol included; None: no limit.
 
     Attributes:
-        source: as given.
-        rows: (N,) numbers of the kept pairs in the source, rising.
+        source: all pairs.
+        rows: (N,) numbers of the kept pairs in the source, ascending.
         lengths: (N, 2) lengths of the kept pairs, source and target.
-        num_left_out: pairs beyond the limits.
+        num_left_out: number of pairs beyond the limits.
 
     Raises:
         UserError: no pair is within the limits.
@@ -248,10 +246,10 @@ class ParallelDataset:
         return len(self.rows)
 
     def attach(self, teacher: TeacherCache) -> None:
-        """Let every batch bring what a teacher once said about it, as `Batch.teacher`.
+        """Add the cached outputs of a teacher to every batch, as `Batch.teacher`.
 
         Raises:
-            UserError: it has not read all pairs of this dataset.
+            UserError: the cache does not cover all pairs of this dataset.
         """
         teacher.check_covers(self.lengths)
         self._teacher = teacher
@@ -262,13 +260,13 @@ class ParallelDataset:
         symbols: Symbols,
         pad_to_multiple: int = 1,
     ) -> Batch[Seq2SeqInputs]:
-        """Builds the batch of some pairs.
+        """Build the batch of some pairs.
 
         Args:
-            indices: (B,) pair numbers of this dataset. None at all give the empty batch, see
+            indices: (B,) numbers of pairs in this dataset. With B = 0 the result is
                 `empty_seq2seq_batch`.
-            symbols: of the vocabulary.
-            pad_to_multiple: S and T are rounded up to multiples of this.
+            symbols: special symbols of the vocabulary.
+            pad_to_multiple: number to a multiple of which S and T are rounded up.
         """
         rows = self.rows[np.asarray(indices, np.int64)]
         top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))

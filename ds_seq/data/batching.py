@@ -1,20 +1,21 @@
-"""Which sentences form which batch, on which rank, in which order.
+"""Form batches of sentences and assign them to ranks.
 
-The whole order is a function of (seed, epoch); no rank talks to another one. It comes about so:
+The whole order is a function of (seed, epoch), computed without communication between ranks:
 
-1. Pairs are sorted by length; pairs of exactly the same lengths lie in random order.
-2. The sorted row is cut into batches of at most ``max_tokens`` tokens, padding counted.
-3. Cells of `CELL` neighboring batches are put in random order. That gives one sequence of
-   batches, the same for every number of ranks.
-4. One update takes the next ``world_size * accumulate`` batches of the sequence. In an update,
-   rank r takes number ``m * world_size + r`` in its micro step m, so that neighbors, which cost
-   about the same, are worked on at the same time.
+1. Pairs are sorted by length; pairs of exactly the same lengths are in random order.
+2. The sorted sequence is cut into batches of at most `max_tokens` tokens, padding included.
+3. Cells of `CELL` neighboring batches are put in random order. The result is one sequence of
+   batches, the same for any number of ranks.
+4. Each update takes the next `world_size * accumulate` batches of the sequence. In micro step m of
+   an update, rank r takes number `m * world_size + r`, so that neighbors, which have about the
+   same cost, are processed at the same time.
 
-An epoch takes all pairs, or those that a function of the epoch names: some left out, some several
-times. Then steps 1 and 2 are of these.
+An epoch contains all pairs, or those that a function of the epoch selects, possibly repeated. In
+the latter case, steps 1 and 2 apply to the selected pairs.
 
-Hence an update holds the same sentences for every (world_size, accumulate) of equal product, and
-"the first n batches of the sequence are done" describes a place in an epoch for any layout.
+As a result, an update contains the same sentences for every (world_size, accumulate) with the same
+product, and "the first n batches of the sequence are done" is a position in an epoch for any
+layout.
 """
 
 from __future__ import annotations
@@ -27,48 +28,48 @@ from numpy.typing import NDArray
 
 from ds_seq.errors import UserError
 
-CELL = 4  # with 1 the slowest of 8 ranks takes 4.5% longer than the mean, with 4 it takes 3.2%
-_RECENT = 8  # epochs whose cuts are remembered
+CELL = 4  # the slowest of 8 ranks takes 3.2% longer than the mean (with cells of 1: 4.5%)
+_RECENT = 8  # number of epochs whose cuts are cached
 _NO_PAIRS: NDArray[np.int64] = np.zeros(0, np.int64)
 
 
 Rows = Callable[[int], NDArray[np.integer]]
-"""(epoch) -> (M,) numbers of the pairs of that epoch, at least one; repeated ones come repeatedly.
-The same for the same epoch, and on every rank."""
+"""(epoch) -> (M,) numbers of the pairs of that epoch, at least one, possibly with repetitions.
+Must return the same for the same epoch, on every rank."""
 
 
 class _Cut(NamedTuple):
-    """The pairs of an epoch and where their sorted row is cut."""
+    """The pairs of an epoch, and the boundaries of the batches in sorted order."""
 
-    rows: NDArray[np.int64] | None  # (M,) their numbers; None: all pairs
-    key: NDArray[np.int64]  # (M,) by which they are sorted
-    cuts: NDArray[np.int64]  # where batches start, with M as the last entry
+    rows: NDArray[np.int64] | None  # (M,) numbers of the pairs; None: all pairs
+    key: NDArray[np.int64]  # (M,) sort keys
+    cuts: NDArray[np.int64]  # start of each batch, with M as the last entry
 
 
 class TokenBatchSampler:
-    """Deals batches of bounded padded size to ranks.
+    """Assign batches of bounded padded size to ranks.
 
-    Every pair comes exactly once an epoch, unless ``rows`` says otherwise. Every rank gets the same
-    number of batches, a multiple of ``accumulate``; at the end of an epoch some of them may be
-    empty (length 0), because the forward of a Mixture-of-Experts layer is a collective in which
-    every rank must take part.
+    Each pair occurs exactly once per epoch, unless `rows` is given. Every rank gets the same number
+    of batches, a multiple of `accumulate`; at the end of an epoch some of them may be empty
+    (length 0), because the forward of a Mixture-of-Experts layer is a collective in which every
+    rank must take part.
 
     Args:
         lengths: (N, sides) lengths of the sentences of each pair, end symbols included.
-        max_tokens: bound of sentences x longest sentence of any side of a batch. Where batches are
-            padded to multiples of some number, give lengths rounded up to it.
-        max_sentences: bound of the sentences of a batch; None = no bound.
-        seed: of the order; None gives the order of lengths, for validation.
-        rank: which batches to hand out.
+        max_tokens: upper bound on sentences x longest sentence of any side of a batch. If batches
+            are padded to multiples of some number, give lengths rounded up to it.
+        max_sentences: maximum number of sentences per batch; None sets no limit.
+        seed: seed of the order; None sorts by length, for validation.
+        rank: rank whose batches are returned.
         world_size: number of ranks.
-        accumulate: batches of one rank that make one update.
-        rows: the pairs of each epoch, for mixtures and stages; None = all of them, in every epoch.
+        accumulate: number of batches per rank and update.
+        rows: selects the pairs of each epoch, for mixtures and stages; None uses all pairs.
 
     Raises:
-        UserError: there are no pairs, or one is longer than ``max_tokens``.
+        UserError: there are no pairs, or one is longer than `max_tokens`.
     """
 
-    def __init__(  # noqa: PLR0913  (what decides the order, and this rank's place in it)
+    def __init__(  # noqa: PLR0913  (the inputs of the order, and the rank)
         self,
         lengths: NDArray[np.integer],
         max_tokens: int,
@@ -91,7 +92,7 @@ class TokenBatchSampler:
         self._key = _sort_key(lengths)
         self._rows = rows
         self._recent: dict[int, _Cut] = {}
-        # Only equal lengths ever change places, so that the cuts are the same in every epoch.
+        # Only pairs of equal lengths are reordered, so the cuts are the same in every epoch.
         self._all = self._cut(None) if rows is None else None
 
     def _cut(self, rows: NDArray[np.int64] | None) -> _Cut:
@@ -108,7 +109,7 @@ class TokenBatchSampler:
             assert self._rows is not None
             cut = self._cut(np.asarray(self._rows(epoch), np.int64))
             self._recent[epoch] = cut
-            # a stream asks about the epoch it is in and, in its thread, about those made ahead
+            # a stream queries its current epoch and, in its thread, the epochs prepared ahead
             for old in sorted(self._recent)[:-_RECENT]:
                 self._recent.pop(old, None)
         return cut
@@ -131,23 +132,23 @@ class TokenBatchSampler:
 
     @property
     def group(self) -> int:
-        """Batches of one update over all ranks."""
+        """Number of batches per update over all ranks."""
         return self._world_size * self.accumulate
 
     def num_batches(self, epoch: int = 1) -> int:
-        """Batches of an epoch over all ranks, empty ones not counted."""
+        """Return the number of batches of an epoch over all ranks, not counting empty ones."""
         return len(self._cut_of(epoch).cuts) - 1
 
     def num_updates(self, done: int = 0, epoch: int = 1) -> int:
-        """Updates of an epoch from which the first ``done`` batches (of all ranks) are missing."""
+        """Return the number of updates of an epoch without its first `done` batches (all ranks)."""
         return -(-(self.num_batches(epoch) - done) // self.group)
 
     def epoch(self, epoch: int, done: int = 0) -> list[NDArray[np.int64]]:
-        """Returns this rank's batches of an epoch, as arrays of pair numbers.
+        """Return this rank's batches of an epoch, as arrays of pair numbers.
 
         Args:
-            epoch: any number >= 0; training counts from 1.
-            done: leave out the first ``done`` batches of the sequence over all ranks.
+            epoch: number of the epoch, >= 0; training counts from 1.
+            done: number of batches to skip at the start of the sequence over all ranks.
         """
         rows, key, cuts = self._cut_of(epoch)
         num_batches = len(cuts) - 1
@@ -162,22 +163,22 @@ class TokenBatchSampler:
         if rows is not None:
             order = rows[order]
         end = done + self.num_updates(done, epoch) * self.group
-        mine = range(done + self._rank, end, self._world_size)
+        places = range(done + self._rank, end, self._world_size)
         return [
             order[cuts[sequence[place]] : cuts[sequence[place] + 1]]
             if place < len(sequence)
             else _NO_PAIRS
-            for place in mine
+            for place in places
         ]
 
 
 def _sort_key(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """One number (N,) a pair: first the longest side, then the difference of the first and last.
+    """Return sort keys (N,) of pairs: first by the longest side, then by the difference of sides.
 
-    The longer side decides the size of a batch, so batches come out full. The difference rises
-    and falls in turn (like the path of a plough), so that neighbors across a change of the
-    longer side are alike as well. On 315,000 English-German pairs of mixed text at 4,096 tokens
-    this pads 1.0% and makes 2,029 batches; sorting by source, then target pads 2.0% in 2,087.
+    The longest side determines the size of a batch, so batches are full. The difference rises and
+    falls alternately (boustrophedon), so that neighbors across a change of the longest side are
+    also similar. On 315,000 English-German pairs of mixed text at 4,096 tokens this gives 1.0%
+    padding and 2,029 batches; sorting by source, then target gives 2.0% and 2,087.
     """
     sides = lengths.astype(np.int64)
     longest = sides.max(axis=1)
@@ -190,7 +191,7 @@ def _sort_key(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 def _cut_batches(
     longest: NDArray[np.integer], max_tokens: int, max_sentences: int | None
 ) -> NDArray[np.int64]:
-    """Returns where batches start in a rising row of lengths (N,), with N as the last entry."""
+    """Return the start of each batch in ascending lengths (N,), with N as the last entry."""
     cuts = [0]
     cap = len(longest) if max_sentences is None else max_sentences
     while cuts[-1] < len(longest):
@@ -202,10 +203,10 @@ def _cut_batches(
 
 
 def _shuffled_cells(num_batches: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Returns the batch numbers (num_batches,) with cells of `CELL` neighbors in random order.
+    """Return the batch numbers (num_batches,) with cells of `CELL` neighbors in random order.
 
-    The batches left over when `CELL` does not divide their number come last. They are taken from
-    a random place of the row, or else the epoch would always end with the longest sentences.
+    If `CELL` does not divide the number of batches, the remainder comes last. It is taken from a
+    random place in the sequence; otherwise the epoch would always end with the longest sentences.
     """
     cells, rest = divmod(num_batches, CELL)
     first = int(random.integers(cells + 1)) * CELL

@@ -1,4 +1,4 @@
-"""Text and tokenizers -> shards."""
+"""Convert text into shards of token ids."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _BLOCK_LINES = 10_000
 
 
 class BinarizeReport(NamedTuple):
-    """What was written, and how many tokens of each side the vocabulary does not know."""
+    """Counts of written tokens, and of unknown tokens on each side."""
 
     manifest: Manifest
     src_unknown: int
     tgt_unknown: int
 
 
-def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
+def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     tokenizers: Tokenizers,
     source: str | Path,
     target: str | Path,
@@ -41,25 +41,25 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:
-    """Writes the shards of one split.
+    """Write the shards of one split.
 
-    Pair n of the shards is line n of the text. The bytes are the same for every number of
-    workers: they only encode, and one process writes.
+    Pair n of the shards is line n of the text. The bytes do not depend on the number of workers,
+    which only encode; a single process writes.
 
     Args:
-        tokenizers: give the ids; their fingerprint goes into the manifest.
-        source: source text, one sentence a line.
-        target: target text of as many lines.
-        folder: where the shards go; see `ds_seq.data.shards`.
-        split: ``train``, ``valid``, ``test`` or another name.
+        tokenizers: tokenizers of the text; their fingerprint is stored in the manifest.
+        source: source text, one sentence per line.
+        target: target text, with the same number of lines.
+        folder: folder of the shards; see `ds_seq.data.shards`.
+        split: `train`, `valid`, `test` or another name.
         languages: source and target language, for the manifest.
-        shard_size: pairs in a shard.
+        shard_size: number of pairs per shard.
         workers: number of processes.
-        progress: told the number of pairs of every finished block.
+        progress: called with the number of pairs of each finished block.
 
     Raises:
-        UserError: sides of unequal length, no text, an empty line or invalid UTF-8. Older shards
-            of the split are left as they are.
+        UserError: the sides differ in length, or the text is empty or contains an empty line or
+            invalid UTF-8. Existing shards of the split are then unchanged.
     """
     path = PairPath(Path(source), Path(target))
     blocks = read_blocks([path], _BLOCK_LINES)
@@ -84,7 +84,7 @@ def binarize(  # noqa: PLR0913  (a builder: what to write, and how)
 def is_current(
     folder: str | Path, split: str, tokenizers: Tokenizers, text: PairPath, shard_size: int
 ) -> bool:
-    """Tells whether `binarize` would write again what is there already."""
+    """Return whether the existing shards equal those that `binarize` would write."""
     path = manifest_path(folder, split)
     if not path.exists():
         return False

@@ -1,6 +1,6 @@
-"""Cleaning of parallel text: normalization, filters, counts of what was dropped and why.
+"""Clean parallel text: normalize and filter it, and count dropped pairs by reason.
 
-Text streams through in blocks. Only the hashes of pairs seen so far stay in memory, 8 bytes each.
+Text is processed in blocks. Only the hashes of earlier pairs are kept in memory, 8 bytes each.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ds_seq.text.normalize import Normalizer
 BLOCK_LINES = 20_000
 REASONS = ("invalid_utf8", "empty", "too_short", "too_long", "ratio", "identical", "duplicate")
 
-# Han and Kana are written without spaces; each such sign counts as a word.
+# Han and Kana are written without spaces; each character counts as a word.
 _SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
 class CleanOptions:
-    """How to normalize and what to drop.
+    """Normalization and filters of cleaning.
 
     Attributes:
-        normalizer: makes the text uniform first.
-        min_words: drop pairs with a side shorter than this.
-        max_words: drop pairs with a side longer than this.
-        max_ratio: drop pairs of which one side has more than so many times the other's words.
-        drop_identical: drop pairs whose sides are the same text.
-        drop_duplicates: keep only the first of equal pairs.
+        normalizer: applied to the text first.
+        min_words: minimum number of words of each side.
+        max_words: maximum number of words of each side.
+        max_ratio: maximum ratio of the word counts of the two sides.
+        drop_identical: whether to drop pairs whose sides are identical.
+        drop_duplicates: whether to keep only the first of identical pairs.
     """
 
     normalizer: Normalizer
@@ -53,25 +53,25 @@ class CleanOptions:
 
 @dataclass
 class CleanReport:
-    """How many pairs came in, and how many were dropped for which of `REASONS`."""
+    """Total number of pairs, and the number of dropped pairs for each of `REASONS`."""
 
     total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 
     @property
     def kept(self) -> int:
-        """Pairs that were written."""
+        """Number of pairs that were written."""
         return self.total - sum(self.dropped.values())
 
 
 def count_words(text: str) -> int:
-    """Counts words between spaces; each sign of Chinese or Japanese counts as one, too."""
+    """Count words separated by spaces; each Chinese or Japanese character is also a word."""
     words = len(text.split())
     return words if text.isascii() else words + len(_SPACELESS.findall(text))
 
 
 def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | None:
-    """Returns which of `REASONS` speaks against a normalized pair taken by itself, if any."""
+    """Return which of `REASONS` applies to a single normalized pair, or None."""
     if not source or not target:
         return "empty"
     shorter, longer = sorted((count_words(source), count_words(target)))
@@ -93,26 +93,26 @@ def clean(
     workers: int = 1,
     progress: Report = ignore,
 ) -> CleanReport:
-    """Writes the good pairs of the inputs, in their order, as one text.
+    """Write the pairs of the inputs that pass the filters, in order, as one text.
 
-    The output is the same for every number of workers. It takes the place of an older one only
-    when all went well.
+    The output does not depend on the number of workers. It replaces an existing one only on
+    success.
 
     Args:
-        inputs: the texts, read one after the other.
-        output: the two files to write, as UTF-8.
-        options: see `CleanOptions`.
+        inputs: texts to read, one after the other.
+        output: the two UTF-8 files to write.
+        options: normalization and filters.
         workers: number of processes.
-        progress: told the number of pairs of every finished block.
+        progress: called with the number of pairs of each finished block.
     """
     report = CleanReport()
-    seen = _Seen()
+    hashes = _HashSet()
     with _pair_writer(output) as write:
         blocks = read_blocks(inputs, BLOCK_LINES)
         for result in map_in_order(_clean_block, options, blocks, workers):
             pairs = result.pairs
             if options.drop_duplicates:
-                new = seen.add(result.hashes)
+                new = hashes.add(result.hashes)
                 report.dropped["duplicate"] += len(pairs) - int(new.sum())
                 pairs = [pairs[i] for i in np.flatnonzero(new)]
             for reason, number in result.dropped.items():
@@ -131,10 +131,13 @@ def normalize_corpus(
     normalizer: Normalizer,
     progress: Report = ignore,
 ) -> int:
-    """Writes all pairs of the inputs normalized, for text to validate or test on.
+    """Normalize all pairs of the inputs, for validation and test text.
 
-    Line n of the output belongs to line n of the inputs: nothing is dropped, and a line that
-    cannot be used is an error with file and number. Returns the number of pairs.
+    Line n of the output belongs to line n of the inputs: nothing is dropped, and an unusable line
+    raises an error with its file and number.
+
+    Returns:
+        The number of pairs.
     """
     total = 0
     with _pair_writer(output) as write:
@@ -150,7 +153,11 @@ def normalize_corpus(
 
 
 def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequence[str]) -> None:
-    """Refuses a block of which a side has a line without text."""
+    """Check that no line of a block is empty.
+
+    Raises:
+        UserError: a line is empty; names its file and number.
+    """
     for path, lines in zip(block.path, (source, target), strict=True):
         for number, text in enumerate(lines, block.first_line):
             if not text:
@@ -161,7 +168,7 @@ def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequenc
 
 
 class _Cleaned(NamedTuple):
-    """What a worker makes of a block: the good pairs, their hashes, why the others are gone."""
+    """Result of a block: the pairs that pass, their hashes, and the reasons of dropped ones."""
 
     pairs: list[tuple[str, str]]
     hashes: NDArray[np.uint64]
@@ -188,19 +195,19 @@ def _clean_block(options: CleanOptions, block: LineBlock) -> _Cleaned:
     return _Cleaned(pairs, hashes, dropped, len(block.source))
 
 
-class _Seen:
+class _HashSet:
     """A set of 64-bit hashes in sorted arrays.
 
-    A Python set would take ten times the memory. Arrays are merged when the next is at least as
-    long, so that there are only logarithmically many and each hash is moved that often.
-    Of 100 million different pairs, about one in 4,000 such corpora loses one to a collision.
+    A Python set would take ten times the memory. Arrays are merged when the next one is at least as
+    long, so the number of arrays, and of moves per hash, is logarithmic. Among corpora of 100
+    million different pairs, about one in 4,000 loses a pair to a collision.
     """
 
     def __init__(self) -> None:
         self._runs: list[NDArray[np.uint64]] = []
 
     def add(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Adds hashes (N,); returns (N,), which of them are here for the first time."""
+        """Add hashes (N,); return a mask (N,), True for new ones."""
         run, first = np.unique(hashes, return_index=True)
         known = np.zeros(len(run), bool)
         for older in self._runs:
@@ -218,7 +225,7 @@ class _Seen:
 
 @contextmanager
 def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str]]], None]]:
-    """A function that appends pairs to two files, which are there when the block has ended well."""
+    """Yield a function that appends pairs to two files, which appear if the block succeeds."""
     with (
         files.replacing(output.source) as source,
         files.replacing(output.target) as target,

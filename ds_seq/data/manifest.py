@@ -1,4 +1,4 @@
-"""The manifest of a folder of shards: what is in it, and how to tell that it is whole."""
+"""The manifest of a folder of shards: its content, and checks that it is complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REMAKE = "run `ds-seq prepare` again"
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """Size of one shard; the end symbols are among the tokens."""
+    """Size of one shard; token counts include the end symbols."""
 
     pairs: int
     src_tokens: int
@@ -33,16 +33,16 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of ``<split>.manifest.json``.
+    """Content of `<split>.manifest.json`.
 
     Attributes:
-        vocab_hash: fingerprint of the tokenizers that made the ids.
-        vocab_size: their number of pieces.
-        dtype: numpy name of the type that an id has on the disk.
+        vocab_hash: fingerprint of the tokenizers of the ids.
+        vocab_size: vocabulary size.
+        dtype: numpy name of the on-disk type of an id.
         languages: source and target language.
-        shards: one entry a shard.
+        shards: one entry per shard.
         files: records by file name.
-        inputs: SHA-256 of the texts, so that a later run can tell whether they have changed.
+        inputs: SHA-256 of the texts, so that a later run can detect changes.
     """
 
     vocab_hash: str
@@ -69,12 +69,12 @@ class Manifest:
         return sum(shard.tgt_tokens for shard in self.shards)
 
     def write(self, path: Path) -> None:
-        """Writes JSON, in one step: a reader sees the old file, the new one or none."""
+        """Write JSON atomically: a reader sees the old file, the new one or none."""
         write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Reads JSON written by `write`."""
+        """Read JSON written by `write`."""
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -100,10 +100,10 @@ class Manifest:
             raise UserError(f"{path}: is damaged ({error}); {_REMAKE}") from None
 
     def check_files(self, folder: Path, full: bool = False) -> None:
-        """Compares the files with their records: sizes, and with ``full`` every byte.
+        """Compare the sizes of the files with their records, and with `full` every byte.
 
         Raises:
-            UserError: a file is missing, cut short or changed; all such files are named.
+            UserError: files are missing, truncated or changed; lists all of them.
         """
         problems = []
         for name, record in self.files.items():
@@ -134,5 +134,5 @@ def _explain_missing(path: Path) -> str:
     splits: Sequence[str] = sorted(
         other.name.removesuffix(suffix) for other in path.parent.glob(f"*{suffix}")
     )
-    found = f"found here: {', '.join(splits)}" if splits else "there are no shards here at all"
+    found = f"found here: {', '.join(splits)}" if splits else "the folder contains no shards"
     return f"{path}: no such manifest ({found}); make it with `ds-seq prepare`"

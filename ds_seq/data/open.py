@@ -1,7 +1,7 @@
-"""Opens the source of examples that a config names.
+"""Open the source of examples that a config names.
 
-A source from outside ds_seq is a callable with the signature of `open_shards` and any options of
-its own: ``def open_corpus(folder, split, vocab_hash, **options) -> Source``.
+An external source is a callable with the signature of `open_shards` and any additional options:
+`def open_corpus(folder, split, vocab_hash, **options) -> Source`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ds_seq.plugins import find_plugin
 
 
 class SourceChoice(NamedTuple):
-    """Which source, as a config names it."""
+    """Name and options of a source in a config."""
 
     name: str
     """One of `SOURCES`, or `package.module:Name`."""
     options: Mapping[str, Any] = MappingProxyType({})
-    """Keyword arguments of its own."""
+    """Keyword arguments of the source."""
 
 
 SHARDS = SourceChoice("shards")
 
 
 def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> Source:
-    """The shards that `ds-seq prepare` has written.
+    """Open the shards written by `ds-seq prepare`.
 
     Args:
-        folder: where they lie.
+        folder: folder of the shards.
         split: `train`, `valid` or `test`.
-        vocab_hash: fingerprint of the vocabulary that they must have been made with; None = any.
+        vocab_hash: required fingerprint of the vocabulary of the shards; None allows any.
 
     Raises:
-        UserError: they are missing, damaged, or of another vocabulary.
+        UserError: the shards are missing or damaged, or belong to another vocabulary.
     """
     return ShardReader(folder, split, vocab_hash)
 
@@ -47,22 +47,22 @@ SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards}
 
 
 def open_source(choice: SourceChoice, folder: str | Path, split: str, vocab_hash: str) -> Source:
-    """The examples of a split.
+    """Open the examples of a split.
 
     Args:
-        choice: which source.
-        folder: `data.dir`.
+        choice: name and options of the source.
+        folder: value of `data.dir`.
         split: `train`, `valid` or `test`.
-        vocab_hash: fingerprint of the vocabulary that the ids must belong to.
+        vocab_hash: required fingerprint of the vocabulary of the ids.
 
     Raises:
-        UserError: there is no such source, or it has no such split or another vocabulary.
+        UserError: the source or its split does not exist, or the vocabulary differs.
     """
     make = find_plugin("data.source", choice.name, SOURCES)
     source = make(folder, split, vocab_hash, **choice.options)
     if source.vocab_hash != vocab_hash:
         raise UserError(
-            f"data.source: {choice.name} gave ids of vocabulary {source.vocab_hash[:12]} for "
+            f"data.source: {choice.name} returned ids of vocabulary {source.vocab_hash[:12]} for "
             f"{split}, but the run has {vocab_hash[:12]}"
         )
     return source

@@ -12,29 +12,29 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
 
-_state: list[object] = []  # what this worker process was started with; empty in the main process
+_state: list[object] = []  # state of this worker process; empty in the main process
 
 
 def map_in_order(
     function: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """Yields ``function(state, item)`` for every item, in the order of the items.
+    """Yield `function(state, item)` for every item, in the order of the items.
 
-    ``state`` travels to each worker once, the items one by one. Only a few items per worker are
-    under way at a time, so that a corpus never lies in memory as a whole (which is what
-    ``multiprocessing.Pool.imap`` would do: it reads its input as fast as it can).
+    `state` is sent to each worker once, the items one by one. Only a few items per worker are in
+    flight at a time, so that a corpus is never in memory as a whole (`multiprocessing.Pool.imap`,
+    in contrast, reads its input as fast as it can).
 
     Args:
-        function: a function at the top level of a module, so that it can be sent to processes.
-        state: what every call needs, for example a tokenizer.
-        items: read lazily, in this process.
-        workers: number of processes; 1 does the work right here.
+        function: function at the top level of a module, so that it can be sent to processes.
+        state: object that every call needs, for example a tokenizer.
+        items: items, read lazily in this process.
+        workers: number of processes; with 1, the work is done in this process.
     """
     if workers <= 1:
         for item in items:
             yield function(state, item)
         return
-    # "spawn", because forking a process that already runs threads (torch, tqdm) may deadlock.
+    # "spawn", because forking a process with running threads (torch, tqdm) may deadlock.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(state,)
     )

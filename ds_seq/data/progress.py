@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a plain line now and then elsewhere (log files, SLURM)."""
+"""A progress bar on a terminal, or an occasional plain line elsewhere (log files, SLURM)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-Report = Callable[[int], None]  # told how many more items are done
+Report = Callable[[int], None]  # called with the number of newly finished items
 _PLAIN_SECONDS = 30.0
 _LARGE = 100_000
 
@@ -19,12 +19,12 @@ def ignore(amount: int) -> None:
 
 
 class Progress:
-    """A context manager; call it with the number of items done since the last call.
+    """Context manager to call with the number of items finished since the last call.
 
     Args:
-        title: what is being done.
-        total: items in all; None = unknown.
-        unit: what an item is.
+        title: description of the work.
+        total: total number of items; None if unknown.
+        unit: plural noun for the items.
     """
 
     def __init__(self, title: str, total: int | None = None, unit: str = "pairs") -> None:

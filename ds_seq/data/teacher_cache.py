@@ -1,18 +1,18 @@
-"""What a teacher says about every target token of a split, on the disk: writer and reader.
+"""Cache of a teacher's top tokens for every target token of a split: writer and reader.
 
-A cache lies in a folder of its own beside the shards::
+A cache has its own folder, separate from the shards::
 
-    train.teacher.json       what it is; written last
-    train.teacher.00000.bin  part 0: a record for each target token of some pairs in a row
+    train.teacher.json       manifest; written last
+    train.teacher.00000.bin  part 0: a record for each target token of consecutive pairs
     train.teacher.00001.bin  ...
-    train.teacher.plan.json  the manifest of a cache that is not finished
+    train.teacher.plan.json  manifest of an unfinished cache
 
-A record is the K most probable tokens, the best first, as uint16 or uint32, and then their K
-logarithms of probabilities as float16 or float32, little-endian. Records stand in the order of the
-tokens in the shards, so their place follows from the lengths there. A pair that the teacher cannot
-read has records of zeros.
+A record consists of the K most probable tokens, best first, as uint16 or uint32, followed by their
+K log-probabilities as float16 or float32, little-endian. Records are in the order of the tokens in
+the shards, so their positions follow from the lengths there. A pair that is too long for the
+teacher has records of zeros.
 
-Legend: ``K`` kept tokens, ``N`` sentence pairs, ``T`` target tokens.
+Shapes: K kept tokens, N sentence pairs, T target tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _REMAKE = "delete the file and run `ds-seq teacher-cache` again"
 
 Stored = Literal["fp16", "fp32"]
 _STORED: dict[Stored, str] = {"fp16": "float16", "fp32": "float32"}
-_SETTINGS = {  # what a user can do about a field of the manifest
+_SETTINGS = {  # setting of the user behind each field of the manifest
     "vocab_hash": "vocabulary",
     "top_k": "--top-k",
     "ids": "size of the vocabulary",
@@ -54,12 +54,12 @@ _SETTINGS = {  # what a user can do about a field of the manifest
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """One model whose answers are in a cache.
+    """A model whose outputs are in a cache.
 
     Attributes:
-        name: as it was asked for.
-        source: the checkpoint or file of its weights.
-        precision: number format in which it was run.
+        name: name given by the user.
+        source: checkpoint or file of its weights.
+        precision: number format of its computation.
         weights: digest of its weights.
     """
 
@@ -71,18 +71,18 @@ class TeacherRecord:
 
 @dataclass(frozen=True)
 class CacheManifest:
-    """Content of ``<split>.teacher.json``.
+    """Content of `<split>.teacher.json`.
 
     Attributes:
-        vocab_hash: of the vocabulary that all ids belong to.
-        top_k: K.
+        vocab_hash: fingerprint of the vocabulary of all ids.
+        top_k: K, number of tokens per record.
         ids: numpy name of the type of an id.
-        log_probs: numpy name of the type of a logarithm.
-        teachers: one, or those of an ensemble.
-        max_length: longest sentence, of either side, that all teachers read.
-        left_out: pairs with a longer one.
+        log_probs: numpy name of the type of a log-probability.
+        teachers: one teacher, or those of an ensemble.
+        max_length: longest sentence, on either side, that all teachers support.
+        left_out: number of pairs with a longer sentence.
         source: fingerprint of the pairs.
-        first: for each part its first pair; at the end the number of pairs.
+        first: first pair of each part, followed by the number of pairs.
     """
 
     vocab_hash: str
@@ -97,7 +97,7 @@ class CacheManifest:
 
     @property
     def record(self) -> np.dtype:
-        """What is kept of a token: ``ids`` (K,) and ``log_probs`` (K,)."""
+        """Type of the record of a token: `ids` (K,) and `log_probs` (K,)."""
         kinds = {
             name: np.dtype(kind)
             for name, kind in (("ids", self.ids), ("log_probs", self.log_probs))
@@ -105,20 +105,20 @@ class CacheManifest:
         return np.dtype([(n, k.newbyteorder("<"), (self.top_k,)) for n, k in kinds.items()])
 
     def write(self, path: Path) -> None:
-        """Write JSON, in one step."""
+        """Write JSON atomically."""
         files.write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
 
     @classmethod
     def read(cls, path: Path) -> CacheManifest:
-        """Undo of `write`.
+        """Inverse of `write`.
 
         Raises:
-            UserError: damaged, or of another version.
+            UserError: the file is damaged, or has another format version.
         """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw.pop("version")
-            if version == 1:  # had the checksums that are the fingerprint of shards
+            if version == 1:  # stored checksums in place of the fingerprint
                 raw["source"], version = files_fingerprint(raw.pop("shards")), FORMAT_VERSION
             if version != FORMAT_VERSION:
                 raise UserError(
@@ -139,15 +139,15 @@ def plan_cache(
     max_length: int,
     part_tokens: int,
 ) -> CacheManifest:
-    """The manifest of a cache that is to be written.
+    """Return the manifest of a cache to be written.
 
     Args:
-        source: the pairs that it belongs to.
-        top_k: K.
-        stored: number format of the logarithms.
-        teachers: who will be asked.
-        max_length: longest sentence that all of them read.
-        part_tokens: target tokens of a part, as near as whole pairs allow.
+        source: pairs of the cache.
+        top_k: K, number of tokens per record.
+        stored: number format of the log-probabilities.
+        teachers: teachers whose outputs are stored.
+        max_length: longest sentence that all teachers support.
+        part_tokens: approximate number of target tokens per part, which contains whole pairs.
     """
     ends = np.cumsum(source.lengths[:, TARGET], dtype=np.int64)
     cuts = np.searchsorted(ends, np.arange(part_tokens, ends[-1], part_tokens)) + 1
@@ -166,16 +166,18 @@ def plan_cache(
 
 
 class CacheWriter:
-    """Writes the parts of a split, in any order and by any number of processes.
+    """Writer of the parts of a split, in any order and from any number of processes.
 
     Args:
-        folder: of the cache; made by `start`.
-        split: of the shards.
-        manifest: of the finished cache.
-        source: the pairs.
+        folder: folder of the cache; created by `start`.
+        split: split of the shards.
+        manifest: manifest of the finished cache.
+        source: pairs of the cache.
 
     Attributes:
-        folder, split, manifest: as given.
+        folder: folder of the cache.
+        split: split of the shards.
+        manifest: manifest of the finished cache.
     """
 
     def __init__(self, folder: Path, split: str, manifest: CacheManifest, source: Source) -> None:
@@ -184,16 +186,16 @@ class CacheWriter:
         self._path, self._plan = folder / f"{split}{_SUFFIX}", folder / f"{split}{_PLAN_SUFFIX}"
 
     def start(self) -> None:
-        """Make sure that what is there already goes together with what will come.
+        """Check that existing parts are compatible with the manifest, and write the plan.
 
         Raises:
-            UserError: it was made with other settings, or nothing can be written here.
+            UserError: the parts were made with other settings, or the folder is not writable.
         """
         for path in (self._path, self._plan):
             if path.exists() and (other := CacheManifest.read(path)) != self.manifest:
                 different = [
-                    told
-                    for name, told in _SETTINGS.items()
+                    setting
+                    for name, setting in _SETTINGS.items()
                     if getattr(self.manifest, name) != getattr(other, name)
                 ]
                 raise UserError(
@@ -209,7 +211,7 @@ class CacheWriter:
             raise files.unwritable(self.folder, error) from error
 
     def missing(self) -> list[int]:
-        """Numbers of the parts that are not there."""
+        """Return the numbers of the missing parts."""
         paths = [_part_path(self.folder, self.split, part) for part in range(len(self._sizes))]
         return [
             part
@@ -219,48 +221,48 @@ class CacheWriter:
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
+        """Total size of all parts in bytes."""
         return sum(self._sizes)
 
     def num_tokens(self, part: int | None = None) -> int:
-        """Target tokens of a part; None: of all."""
+        """Return the number of target tokens of a part, or of all parts for None."""
         size = self.size if part is None else self._sizes[part]
         return size // self.manifest.record.itemsize
 
     def pairs(self, part: int) -> range:
-        """Numbers of the pairs of a part."""
+        """Return the numbers of the pairs of a part."""
         return range(*self.manifest.first[part : part + 2])
 
     def write(self, part: int, records: NDArray[np.void]) -> None:
-        """Put a part in its place, in one step.
+        """Write a part atomically.
 
         Args:
-            part: its number.
-            records: (T,) of `CacheManifest.record`, a record for each target token of `pairs`.
+            part: number of the part.
+            records: (T,) of type `CacheManifest.record`, one for each target token of `pairs`.
         """
         with files.replacing(_part_path(self.folder, self.split, part)) as temporary:
             records.tofile(temporary)
 
     def finish(self) -> None:
-        """All parts are there: make it a cache."""
+        """Mark the cache as finished; all parts must exist."""
         assert not self.missing()
         if self._plan.exists():
             self._plan.replace(self._path)
 
 
 class TeacherCache:
-    """Memory-mapped answers of a teacher to one split.
+    """Memory-mapped outputs of a teacher for one split.
 
     Args:
-        folder: what `ds-seq teacher-cache` has written.
-        split: of the shards.
-        source: the pairs.
+        folder: folder written by `ds-seq teacher-cache`.
+        split: split of the shards.
+        source: pairs of the cache.
 
     Attributes:
-        manifest: what is in it.
+        manifest: manifest of the cache.
 
     Raises:
-        UserError: missing, not finished, cut short, or made for other shards.
+        UserError: the cache is missing, unfinished or truncated, or was made for other shards.
     """
 
     def __init__(self, folder: str | Path, split: str, source: Source) -> None:
@@ -273,7 +275,7 @@ class TeacherCache:
         self._first = np.asarray(self.manifest.first)
         self._lengths = source.lengths[:, TARGET]
         self._starts = np.empty(len(source), np.uint32)  # within the part
-        # bytes of which numpy knows no more are copied ten times as fast as structures
+        # numpy copies untyped bytes ten times as fast as structured types
         self._opaque = np.dtype((np.void, self.manifest.record.itemsize))
         self._parts: list[NDArray[np.void]] = []
         for part, (first, last) in enumerate(pairwise(self.manifest.first)):
@@ -286,13 +288,13 @@ class TeacherCache:
         manifest = self.manifest
         if manifest.vocab_hash != source.vocab_hash:
             raise UserError(
-                f"{path}: was made with vocabulary {manifest.vocab_hash[:12]}, the data have "
-                f"{source.vocab_hash[:12]}; name the cache of these data"
+                f"{path}: was made with vocabulary {manifest.vocab_hash[:12]}, the data has "
+                f"{source.vocab_hash[:12]}; use a cache that was made for this data"
             )
         if manifest.source != source.fingerprint:
             raise UserError(
-                f"{path}: was made for other shards than these of split {split!r}, which may have "
-                "been made again since; delete the cache and run `ds-seq teacher-cache` again"
+                f"{path}: was made for other shards than those of split {split!r}, which may have "
+                "been rebuilt since; delete the cache and run `ds-seq teacher-cache` again"
             )
         for part, size in enumerate(_part_sizes(manifest, source)):
             file = _part_path(self._folder, split, part)
@@ -304,15 +306,15 @@ class TeacherCache:
                 )
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a one-line description for the log."""
         names = ", ".join(teacher.source for teacher in self.manifest.teachers)
         return f"teacher from the cache {self._folder}: top {self.manifest.top_k} of {names}"
 
     def check_covers(self, lengths: NDArray[np.integer]) -> None:
-        """Make sure that the teacher has read all pairs of these lengths (N, 2).
+        """Check that the cache covers all pairs of the given lengths (N, 2).
 
         Raises:
-            UserError: some were too long for it.
+            UserError: some pairs were too long for the teacher.
         """
         limit = self.manifest.max_length
         if count := int((lengths.max(axis=1) > limit).sum()):
@@ -323,10 +325,10 @@ class TeacherCache:
             )
 
     def gather(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Copy the answers to some pairs.
+        """Copy the outputs for some pairs.
 
         Args:
-            rows: (N,) numbers of pairs in the shards; any number of them, none included.
+            rows: (N,) numbers of pairs in the shards; N may be 0.
 
         Returns:
             Ids (T, K) and logarithms of probabilities (T, K), a row for each target token.
@@ -337,20 +339,20 @@ class TeacherCache:
         places = token_places(self._starts[rows][order], lengths[order])
         present, first = np.unique(parts[order], return_index=True)
         cuts = np.cumsum(lengths[order])[first[1:] - 1]
-        found = [
+        records_by_part = [
             self._parts[part][here]
             for part, here in zip(present, np.split(places, cuts), strict=False)
         ]
         records = np.empty(len(places), self._opaque)
-        if found:
+        if records_by_part:
             starts = np.cumsum(lengths) - lengths
-            records[token_places(starts[order], lengths[order])] = np.concatenate(found)
+            records[token_places(starts[order], lengths[order])] = np.concatenate(records_by_part)
         records = records.view(self.manifest.record)
         return records["ids"].astype(np.int64), records["log_probs"].astype(np.float32)
 
 
 def token_places(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Places (T,) of the tokens of sentences that start at ``starts`` (N,), one after the other."""
+    """Return the positions (T,) of the tokens of sentences that start at `starts` (N,)."""
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(total)
@@ -361,7 +363,7 @@ def _part_path(folder: Path, split: str, part: int) -> Path:
 
 
 def _part_sizes(manifest: CacheManifest, source: Source) -> list[int]:
-    """Bytes of each part."""
+    """Return the size of each part in bytes."""
     tokens = np.add.reduceat(source.lengths[:, TARGET], manifest.first[:-1], dtype=np.int64)
     return [int(count) * manifest.record.itemsize for count in tokens]
 
@@ -371,10 +373,10 @@ def _explain_missing(folder: Path, split: str) -> str:
     if not folder.is_dir():
         return f"{folder}: no such cache; make it with `{command} --top-k 8 --out {folder}`"
     if (folder / f"{split}{_PLAN_SUFFIX}").exists():
-        return f"{folder}: split {split!r} is not finished; run the command that began it again"
+        return f"{folder}: split {split!r} is not finished; run the command that started it again"
     others = sorted(folder.glob(f"*{_SUFFIX}"))
     if not others:
-        return f"{folder}: holds no cache; make it with `{command} --top-k 8 --out {folder}`"
+        return f"{folder}: contains no cache; make it with `{command} --top-k 8 --out {folder}`"
     manifest = CacheManifest.read(others[0])
     runs = " ".join(teacher.name for teacher in manifest.teachers)
     command = command.replace("RUN", runs)

@@ -1,6 +1,6 @@
-"""The processes of a run: who this one is, the process group, and a few collectives.
+"""The processes of a run: rank and world size, the process group, and a few collectives.
 
-`discover` reads the environment of our launcher; `init` brings up the process group.
+`discover` reads the environment of the launcher; `init` initializes the process group.
 """
 
 from ds_seq.distributed.collectives import (

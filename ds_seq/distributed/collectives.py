@@ -1,4 +1,4 @@
-"""The few collectives that are not DeepSpeed's business; a process alone is its own answer."""
+"""The few collectives outside DeepSpeed; in a single process they return their input."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def barrier() -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether ``flag`` is set on any rank; a collective."""
+    """Return whether `flag` is set on any rank; a collective."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor([float(flag)])).item())
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sum a float tensor over all ranks; the answer is where ``values`` was. A collective."""
+    """Sum a float tensor over all ranks; the result is on the device of `values`. A collective."""
     if world_size() == 1:
         return values
     total = values.to(_meeting_device())
@@ -39,12 +39,13 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """All ranks' tensors, on all: the first of each, in order of rank, then their second, ...
+    """Gather the tensors of all ranks on every rank.
 
-    Two collectives, of lengths and of contents, which are padded to the longest rank's.
+    The result lists the first tensor of each rank in rank order, then the second ones, and so on.
+    Takes two collectives, for lengths and for contents, which are padded to the longest rank.
 
     Args:
-        pieces: (C, n) each; as many on every rank, n at will.
+        pieces: tensors (C, n); the same number on every rank, with any n.
     """
     if world_size() == 1 or not pieces:
         return list(pieces)
@@ -53,20 +54,20 @@ def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     all_lengths = [torch.empty_like(lengths) for _ in range(world_size())]
     dist.all_gather(all_lengths, lengths)
     longest = int(torch.stack(all_lengths).sum(1).max())
-    mine = torch.cat(list(pieces), 1).to(device)
-    padded = mine.new_zeros(mine.shape[0], longest)
-    padded[:, : mine.shape[1]] = mine
-    everyone = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(everyone, padded)
+    local = torch.cat(list(pieces), 1).to(device)
+    padded = local.new_zeros(local.shape[0], longest)
+    padded[:, : local.shape[1]] = local
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(gathered, padded)
     split = [
         all_of_rank[:, : int(of_rank.sum())].to(pieces[0].device).split(of_rank.tolist(), dim=1)
-        for all_of_rank, of_rank in zip(everyone, all_lengths, strict=True)
+        for all_of_rank, of_rank in zip(gathered, all_lengths, strict=True)
     ]
     return [piece for one_of_each_rank in zip(*split, strict=True) for piece in one_of_each_rank]
 
 
 def gather_objects(value: Any) -> list[Any] | None:
-    """All ranks' objects, in order of rank, on rank 0; ``None`` elsewhere. A collective."""
+    """Return the objects of all ranks in rank order on rank 0, else None. A collective."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -75,7 +76,7 @@ def gather_objects(value: Any) -> list[Any] | None:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's object, on all ranks. A collective."""
+    """Return the object of rank 0 on all ranks. A collective."""
     if world_size() == 1:
         return value
     box = [value]
@@ -85,31 +86,32 @@ def broadcast_object(value: Any) -> Any:
 
 @contextmanager
 def shared_errors() -> Iterator[None]:
-    """Let a `UserError` of any rank end all of them, told once.
+    """Propagate a `UserError` of any rank to all ranks, and report it only once.
 
-    A collective at its end: all ranks enter and leave it. The ranks that found nothing wrong would
-    otherwise wait for the others in their next collective, and those that did would all print.
+    The end of the block is a collective: all ranks must enter and leave it. Otherwise, ranks
+    without an error would wait for the others in their next collective, and every rank with an
+    error would print it.
     """
-    mine: str | None = None
+    message: str | None = None
     try:
         yield
     except UserError as error:
-        mine = str(error)
+        message = str(error)
     if world_size() == 1:
-        if mine is not None:
-            raise UserError(mine)
+        if message is not None:
+            raise UserError(message)
         return
     messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, mine)
-    told = list(dict.fromkeys(message for message in messages if message is not None))
-    if not told:
+    dist.all_gather_object(messages, message)
+    distinct = list(dict.fromkeys(text for text in messages if text is not None))
+    if not distinct:
         return
     if rank() == 0:
-        raise UserError("\n".join(told))
+        raise UserError("\n".join(distinct))
     sys.exit(EXIT_USER_ERROR)
 
 
 def _meeting_device() -> torch.device:
-    """Where tensors must be for a collective."""
+    """Return the device on which tensors must be for a collective."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

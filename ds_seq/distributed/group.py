@@ -1,4 +1,4 @@
-"""The process group: bring it up, leave it, and where this process is in it."""
+"""The process group: initialize it, leave it, and query the rank and world size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 def init(world: World) -> None:
-    """Bring up the process group and tell DeepSpeed what kind of machine this is.
+    """Initialize the process group and select DeepSpeed's accelerator.
 
-    NCCL on GPUs, gloo on CPUs. Does nothing when it is up already.
+    Uses NCCL on GPUs and gloo on CPUs. Does nothing if the group is already initialized.
 
     Raises:
-        UserError: the ranks cannot meet at the address and port they were given.
+        UserError: the ranks cannot connect at the given address and port.
     """
     import_deepspeed()
     import deepspeed
@@ -35,10 +35,10 @@ def init(world: World) -> None:
         return
     on_cpu = world.device.type == "cpu"
     if on_cpu:
-        # a C++ helper for collectives among CPU ranks of one node, compiled at first use for one to
-        # two minutes (and needing a compiler); gloo does the same without
+        # a C++ helper for collectives among CPU ranks of one node; on first use it is compiled,
+        # which takes one to two minutes and needs a compiler. gloo does the same without it
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        # the CPU accelerator answers None, read as "no"; torch's CPU kernels do have fp16
+        # the CPU accelerator returns None, which counts as "no", but torch's CPU kernels have fp16
         get_accelerator().is_fp16_supported = lambda: True
     else:
         torch.cuda.set_device(world.device)
@@ -55,7 +55,7 @@ def init(world: World) -> None:
         deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
     except dist.DistNetworkError as error:
         raise UserError(
-            f"rank {world.rank} cannot meet the others at {world.address}:"
+            f"rank {world.rank} cannot connect to the others at {world.address}:"
             f"{os.environ['MASTER_PORT']} ({str(error).split(', name:')[0].strip()}); another run "
             "may use that port: give the launcher another one (deepspeed --master_port, or "
             "MASTER_PORT)"
@@ -66,14 +66,14 @@ def shutdown() -> None:
     """Leave the process group, so that no rank waits for one that has ended."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        # A thread of gloo lets go of its last tensors after the collective has returned. If the
-        # interpreter ends meanwhile, it aborts the process; sleeping lets it have Python's lock.
+        # A gloo thread releases its last tensors after the collective has returned. If the
+        # interpreter exits meanwhile, the thread aborts the process; sleeping gives it the GIL.
         time.sleep(0.2)
 
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The processes of a command, together as long as the block runs; one alone joins nobody."""
+    """Join the process group for the duration of the block; a single process needs no group."""
     world = discover(os.environ)
     keep_freed_memory()
     if world.size > 1:
@@ -86,10 +86,10 @@ def joined() -> Iterator[World]:
 
 
 def world_size() -> int:
-    """Processes of the group; 1 where there is none."""
+    """Return the number of processes in the group; 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Rank of this process; 0 where there is no group."""
+    """Return the rank of this process; 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -1,4 +1,4 @@
-"""Who am I among the processes: rank and world size from the environment of our launcher."""
+"""Determine rank and world size from the environment of the launcher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEFAULT_PORT = 29500
 
 @dataclass(frozen=True)
 class World:
-    """This process among all processes of the run."""
+    """The place of this process among all processes of the run."""
 
     rank: int = 0
     size: int = 1
@@ -27,28 +27,28 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        """The accelerator of this process, or the CPU."""
+        """The GPU of this process, or the CPU."""
         if torch.cuda.is_available():
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         return torch.device("cpu")
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and speaks to the user."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
 
 def discover(environ: Mapping[str, str]) -> World:
     """Read rank and world size from the launcher's environment variables.
 
-    Asked in this order: ``deepspeed`` and ``torchrun`` (``RANK``), Open MPI's ``mpirun``
-    (``OMPI_COMM_WORLD_RANK``; within a SLURM step its processes have the step's ``SLURM_PROCID``,
-    all the same), ``srun`` (``SLURM_PROCID``), MPICH's ``mpirun`` (``PMI_RANK``, which ``srun`` may
-    set too); none of them: one process. An ``sbatch`` script without ``srun`` is one process too:
-    it has ``SLURM_PROCID`` but no step.
+    Launchers are tried in this order: `deepspeed` and `torchrun` (`RANK`); Open MPI's `mpirun`
+    (`OMPI_COMM_WORLD_RANK`; within a SLURM step, all its processes have the same `SLURM_PROCID`);
+    `srun` (`SLURM_PROCID`); MPICH's `mpirun` (`PMI_RANK`, which `srun` may also set). Without any
+    of these variables there is one process. An `sbatch` script without `srun` is also one process:
+    it has `SLURM_PROCID` but no step.
 
     Raises:
-        UserError: variables of one launcher that contradict each other.
+        UserError: the variables of a launcher contradict each other.
     """
     env = dict(environ)
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -70,14 +70,14 @@ def discover(environ: Mapping[str, str]) -> World:
         world = World()
     if not 0 <= world.rank < world.size:
         raise UserError(
-            f"rank {world.rank} does not fit a world of {world.size}: check the launcher"
+            f"rank {world.rank} does not fit a world of {world.size}; check the launcher"
         )
     return world
 
 
 def _slurm_world(env: dict[str, str]) -> World:
     nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", ""))
-    # a port of the job's own, so that two jobs on one node do not meet
+    # a port per job, so that two jobs on one node do not connect to each other
     port = 15000 + _number(env, "SLURM_JOB_ID", 0) % 20000
     return World(
         _number(env, "SLURM_PROCID"),
@@ -90,7 +90,7 @@ def _slurm_world(env: dict[str, str]) -> World:
 
 
 def _first_host(nodes: str) -> str:
-    """First name of a SLURM node list; ``scontrol`` knows the bracket syntax better than we do."""
+    """Return the first name of a SLURM node list; `scontrol` expands the bracket syntax."""
     if not nodes:
         return "127.0.0.1"
     if "[" not in nodes:
@@ -120,7 +120,7 @@ def _mpi_world(env: dict[str, str]) -> World:
 
 
 def _mpi_meeting_point(single_node: bool) -> tuple[str, int]:
-    """Rank 0's address and a free port of it, told to all ranks over MPI."""
+    """Return the address and a free port of rank 0, broadcast to all ranks over MPI."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -128,11 +128,11 @@ def _mpi_meeting_point(single_node: bool) -> tuple[str, int]:
             f"mpirun was used but mpi4py cannot load MPI ({error}); install an MPI library "
             "or set MASTER_ADDR and MASTER_PORT"
         ) from error
-    mine = None
+    meeting_point = None
     if MPI.COMM_WORLD.Get_rank() == 0:
         host = "127.0.0.1" if single_node else socket.gethostbyname(socket.gethostname())
-        mine = (host, free_port())
-    address, port = MPI.COMM_WORLD.bcast(mine, root=0)
+        meeting_point = (host, free_port())
+    address, port = MPI.COMM_WORLD.bcast(meeting_point, root=0)
     return str(address), int(port)
 
 
@@ -141,10 +141,10 @@ def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int
     if value is None:
         if default is None:
             raise UserError(
-                f"environment: {key} is not set, though its launcher's other variables are"
+                f"environment: {key} is not set, although other variables of its launcher are"
             )
         return default
-    # SLURM writes "4(x2),3" for tasks per node
+    # SLURM formats tasks per node as "4(x2),3"
     digits = value.split("(")[0].split(",")[0]
     if not digits.isdigit():
         raise UserError(f"environment: {key}={value!r} is not a number")
@@ -152,7 +152,7 @@ def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
+    """Return a TCP port that is currently unused."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]

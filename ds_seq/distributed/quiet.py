@@ -1,4 +1,4 @@
-"""Importing and running DeepSpeed without what it prints unasked."""
+"""Import and run DeepSpeed without its unsolicited output."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import warnings
 
 
 def import_deepspeed() -> None:
-    """Import DeepSpeed without the linker errors of its probes for libraries that nobody asked for.
+    """Import DeepSpeed without the linker errors of its probes for optional libraries.
 
-    What was printed is shown only if the import fails.
+    The output is shown only if the import fails.
     """
     if "deepspeed" in sys.modules:
         return
@@ -32,7 +32,7 @@ def import_deepspeed() -> None:
 
 
 def quiet_deepspeed() -> None:
-    """Let DeepSpeed speak of warnings and errors only; its engine greets with pages of settings."""
+    """Limit DeepSpeed's log to warnings and errors; its engine logs pages of settings at start."""
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Tasks, by the `name` that tags their config."""
+"""Table of the tasks, by the `name` in their config."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ TASKS: dict[str, Callable[[Any, DataConfig], Task]] = {"translation": _translati
 
 
 def build_task(config: TaskConfig, data: DataConfig) -> Task:
-    """Make the task that ``config.name`` names, ours or an external ``package.module:Name``.
+    """Build the task that `config.name` names, built-in or an external `package.module:Name`.
 
-    An external one is called with the data section and its own options.
+    An external task is called with the data section and its options.
     """
     make = find_plugin("task", config.name, TASKS)
     if isinstance(config, ExternalConfig):

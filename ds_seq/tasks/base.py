@@ -1,4 +1,4 @@
-"""What the trainer asks of a task: data, batches, and figures for how good a model is."""
+"""The interface of tasks to the trainer: data, batches and evaluation."""
 
 from __future__ import annotations
 
@@ -19,38 +19,36 @@ from ds_seq.text.tokenizer import Symbols, Tokenizers
 
 
 class Task(Protocol):
-    """What is learned.
+    """A task that a model learns.
 
     Attributes:
-        tokenizers: between text and ids.
+        tokenizers: convert between text and ids.
     """
 
     tokenizers: Tokenizers
 
     @property
     def symbols(self) -> Symbols:
-        """The symbols that batches are made with: those of the target."""
+        """The special symbols used in batches: those of the target side."""
 
     def dataset(self, split: str) -> Dataset:
-        """The examples of a split, as many as the task learns from."""
+        """Return the examples of a split that the task uses."""
 
     def collate(self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]) -> Batch:
-        """The batch of some examples, to train on or to validate with; of none, the empty batch.
+        """Return the batch of some examples, for training or validation; of none, the empty batch.
 
-        What it puts into `Batch.inputs` is what the model is called with. Training calls it from a
-        background thread.
+        The model is called with `Batch.inputs`. Training calls this from a background thread.
 
         Args:
-            dataset: as `dataset` gave it.
-            indices: (B,) numbers of examples in it.
+            dataset: dataset returned by `dataset`.
+            indices: (B,) numbers of the examples in it.
         """
 
     def metric(self, name: str) -> Metric:
-        """The metric that the name means here: one that ships with ds_seq, an external one or,
-        where the task has any, one of its own.
+        """Return a metric by name: a built-in one, an external one or one that the task defines.
 
         Raises:
-            UserError: the task cannot give what that metric compares, or there is none of the name.
+            UserError: the name is unknown, or the task does not produce what the metric compares.
         """
 
     def evaluate(
@@ -64,19 +62,19 @@ class Task(Protocol):
         metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """Generate for a split and score the result.
+        """Generate outputs for a split and score them.
 
         Args:
-            model: has the methods of `Decodable`; its mode is set and put back.
+            model: model with the methods of `Decodable`; its training mode is restored afterwards.
             split: `valid`, `test` or `train`.
-            search: how to search.
-            limits: size of batches and of sentences.
-            device: where the model is.
-            share: this process's part; with several processes a collective of all of them.
-            metrics: what to measure, as `metric` gives them.
-            max_sentences: only so many, from the start of the text; None = all.
+            search: search algorithm.
+            limits: limits on the size of batches and sentences.
+            device: device of the model.
+            share: this process's share of the work; a collective if there are several processes.
+            metrics: metrics returned by `metric`.
+            max_sentences: number of sentences from the start of the text; None means all.
 
         Returns:
-            Scores by name, for each of them a ``<name>_signature``, which may be empty, and a few
-            ``samples`` as text; the same on every rank.
+            Scores by name, a possibly empty `<name>_signature` for each of them, and a few
+            `samples` as text; the same on every rank.
         """

@@ -1,15 +1,16 @@
 """Prepare the data of a translation: raw text -> clean text -> vocabulary -> shards.
 
-Everything lands in ``data.dir``::
+Everything is written to `data.dir`::
 
     clean/train.de ...    normalized and filtered text; valid and test are only normalized
-    clean/train.json ...  what the text was made from, and what was dropped
+    clean/train.json ...  inputs of the clean text, and counts of dropped pairs
     vocab.model           joint tokenizer of the clean training text
-    vocab.json            what the model was made from
+    vocab.json            inputs of the tokenizer
     train.0000.src.bin ...  shards, see `ds_seq.data.shards`
 
-A step whose inputs and options are those of the last time is skipped. A ``vocab.model`` that was
-not made here (put there to share it between experiments) is used and never replaced.
+A step is skipped if its inputs and options have not changed since the last time. A `vocab.model`
+that was not created by this command (but copied to share it between experiments) is used and never
+replaced.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
-PAIRS_PER_WORKER = 100_000  # below this, starting a process takes longer than it saves
+PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
 
 
 def prepare(config: ExperimentConfig, force: bool = False) -> None:
-    """Makes the clean text, the vocabulary and the shards that an experiment needs.
+    """Create the clean text, the vocabulary and the shards of an experiment.
 
     Args:
-        config: its section ``data`` says everything.
-        force: also make again what is up to date.
+        config: experiment; only its `data` section is used.
+        force: whether to repeat steps that are up to date.
     """
     data = config.data
     if not data.raw.train:
         raise UserError(
-            "data.raw.train: missing: name the training text, for example\n"
+            "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
     raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
@@ -73,7 +74,7 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
 
 
 def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
-    """Writes the clean text of one split unless it is there; returns its files."""
+    """Write the clean text of one split unless it is up to date; return its files."""
     folder = Path(data.dir) / "clean"
     text = PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
     if text.source == text.target:
@@ -109,23 +110,23 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
 
 
 def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
-    """Returns the tokenizers in the data folder, training them if there are none or older ones."""
+    """Return the tokenizers in the data folder, training them if missing or out of date."""
     path = Path(data.dir) / VOCAB_FILE
-    ours = data.vocab.name in TOKENIZER_NAMES
-    # without what other kinds have, as in records of before there were any
-    options = data.vocab.model_dump(exclude={"name", "options"} if ours else None)
+    is_builtin = data.vocab.name in TOKENIZER_NAMES
+    # without the options of other kinds, as in records of earlier versions
+    options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
     step = _Step(path.with_name("vocab.json"), list(text), options, [path])
     if path.exists():
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
-            print(f"vocabulary: using {path} as it is ({size}); it was put there")
+            print(f"vocabulary: using the existing {path} ({size}), which was copied there")
             return tokenizers
         if not force and step.result_of_last_time() is not None:
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
             return tokenizers
-    kind = data.vocab.model_type if ours else data.vocab.name
+    kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
         f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
         f"{text.source} and {text.target} (large texts take minutes)",
@@ -170,13 +171,13 @@ def _make_shards(
         f"{split}: {len(reader):,} pairs in {len(reader.manifest.shards)} shard(s), "
         f"{reader.manifest.src_tokens:,} {data.source_lang} and "
         f"{reader.manifest.tgt_tokens:,} {data.target_lang} tokens{unknown}; "
-        f"{int(np.count_nonzero(too_long)):,} pairs are beyond data.max_source_length "
+        f"{int(np.count_nonzero(too_long)):,} pairs exceed data.max_source_length "
         f"{data.max_source_length} or data.max_target_length {data.max_target_length}"
     )
 
 
 class _Step:
-    """One step from files to files, and the record by which it can be skipped the next time."""
+    """A step from input to output files, and the record that allows skipping it next time."""
 
     def __init__(
         self, path: Path, inputs: list[Path], options: dict[str, Any], outputs: list[Path]
@@ -196,7 +197,7 @@ class _Step:
         return record if isinstance(record, dict) else None
 
     def made_outputs(self) -> bool:
-        """Tells whether the outputs are just what this step wrote the last time."""
+        """Return whether the outputs are exactly what this step wrote last time."""
         record = self._read()
         return (
             record is not None
@@ -205,7 +206,7 @@ class _Step:
         )
 
     def result_of_last_time(self) -> dict[str, Any] | None:
-        """Returns what `record` was told, or None where something has changed since."""
+        """Return the result passed to `record` last time, or None if anything has changed."""
         record = self._read()
         if record is None or record.get("made_from") != self._made_from:
             return None
@@ -213,7 +214,11 @@ class _Step:
         return result if self.made_outputs() else None
 
     def record(self, result: dict[str, Any]) -> None:
-        """Writes down that the step has been done."""
+        """Record that the step is done.
+
+        Args:
+            result: JSON-serializable result, which `result_of_last_time` returns.
+        """
         record = {
             "made_from": self._made_from,
             "outputs": [files.fingerprint(file) for file in self._outputs],

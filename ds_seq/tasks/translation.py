@@ -41,14 +41,14 @@ class RawText(NamedTuple):
 
 
 def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
-    """Read the raw text of a split, all its files one after the other.
+    """Read the raw text of a split, concatenating its files.
 
     Raises:
-        UserError: the split has no files, one is missing, or two sides do not match.
+        UserError: the split has no files, a file is missing, or the two sides differ in length.
     """
     if not files:
         raise UserError(
-            f"data.raw.{split}: names no text, so there is nothing to translate and compare with"
+            f"data.raw.{split}: lists no files, so there is no text to translate; add them"
         )
     text = RawText([], [])
     for pair in files:
@@ -59,16 +59,16 @@ def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
 
 
 class TranslationTask:
-    """Learns from sentence pairs, is judged by metrics of text against raw references.
+    """Translation, trained on sentence pairs and evaluated by text metrics on raw references.
 
     Args:
-        data_dir: folder of the pairs.
-        tokenizers: what their ids were made with.
+        data_dir: folder of the sentence pairs.
+        tokenizers: tokenizers that made the ids of the pairs.
         raw: files of raw text by split.
         target_lang: language code of the target side.
-        max_source_length: longest source to learn from in tokens, end symbol included.
-        max_target_length: longest target likewise.
-        source: where the pairs are read.
+        max_source_length: maximum source length in tokens, end symbol included.
+        max_target_length: maximum target length in tokens, end symbol included.
+        source: source of the examples.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TranslationTask:
         self._source = source
 
     def dataset(self, split: str) -> ParallelDataset:
-        """The sentence pairs of a split; they must fit the vocabulary."""
+        """Return the sentence pairs of a split, which must belong to the vocabulary."""
         fingerprint = self.tokenizers.fingerprint
         source = open_source(self._source, self._data_dir, split, fingerprint)
         return ParallelDataset(source, self._max_source_length, self._max_target_length)
@@ -98,12 +98,12 @@ class TranslationTask:
     def collate(
         self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]
     ) -> Batch[Seq2SeqInputs]:
-        """See `Task.collate`."""
+        """Return the padded batch of some sentence pairs; see `Task.collate`."""
         assert isinstance(dataset, ParallelDataset)
         return dataset.collate(indices, self.symbols)
 
     def metric(self, name: str) -> Metric:
-        """See `Task.metric`; all compare text."""
+        """Return a metric that compares text; see `Task.metric`."""
         metric = find_metric(name, self._target_lang, "validation.metrics")
         if metric.needs != TEXT:
             raise UserError(
@@ -122,7 +122,7 @@ class TranslationTask:
         metrics: Sequence[Metric],
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
-        """See `Task.evaluate`; what is measured is detokenized text."""
+        """Translate a split and score the detokenized text; see `Task.evaluate`."""
         text = read_raw(split, self._raw[split])
         sources, references = text.source[:max_sentences], text.target[:max_sentences]
         was_training = model.training
@@ -156,7 +156,7 @@ def format_samples(
     references: Sequence[str] | None,
     num_samples: int = _NUM_SAMPLES,
 ) -> str:
-    """Some sentences with translation and reference, spread evenly over the text."""
+    """Format some sentences, evenly spaced in the text, with translation and reference."""
     count = min(num_samples, len(sources))
     samples = []
     for i in (len(sources) * n // count for n in range(count)):

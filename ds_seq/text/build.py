@@ -1,4 +1,4 @@
-"""Tokenizers by the `data.vocab.name` that asks for them: trained, read and made again."""
+"""Train and load the tokenizer that `data.vocab.name` selects."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {SENTENCEPIECE: SentencePieceT
 
 
 def build_normalizer(data: DataConfig) -> Normalizer:
-    """How a config normalizes text, for training and for use."""
+    """Return the normalizer of a config, used in training and in inference."""
     return Normalizer(data.clean.nfkc)
 
 
 def train_tokenizer(data: DataConfig, files: Sequence[Path]) -> Tokenizer:
-    """Learn the tokenizer of a config from clean text, ours or an external ``package.module:Name``.
+    """Train the tokenizer of a config on clean text, built-in or external.
 
     Raises:
-        UserError: there is none of that name, or the text does not suffice.
+        UserError: the name is unknown, or the text is too small.
     """
     tokenizer = _kind(data).train(
         files,
@@ -41,24 +41,24 @@ def train_tokenizer(data: DataConfig, files: Sequence[Path]) -> Tokenizer:
 
 
 def load_tokenizers(data: DataConfig, path: str | Path) -> Tokenizers:
-    """Read the tokenizers of a config from a `vocab.model`, which serves both sides.
+    """Load the tokenizers of a config from a `vocab.model`, which is shared by both sides.
 
     Raises:
-        UserError: there is no such file, or it is of another kind.
+        UserError: the file does not exist, or belongs to another kind of tokenizer.
     """
     return read_tokenizers(data, read_vocab_file(path), str(path))
 
 
 def read_tokenizers(data: DataConfig, content: bytes, name: str) -> Tokenizers:
-    """Make the tokenizers of a config again from their bytes.
+    """Restore the tokenizers of a config from their bytes.
 
     Args:
-        data: says which kind they are and how text is normalized.
-        content: what `Tokenizer.to_bytes` gave.
-        name: what to call the content in error messages.
+        data: config that sets their kind and the normalization of text.
+        content: bytes returned by `Tokenizer.to_bytes`.
+        name: name of the content in error messages.
 
     Raises:
-        UserError: it is of another kind.
+        UserError: the content belongs to another kind of tokenizer.
     """
     normalizer = build_normalizer(data)
     tokenizer = _kind(data).from_bytes(content, normalizer=normalizer, name=name)
@@ -70,14 +70,14 @@ def _kind(data: DataConfig) -> TokenizerKind[Tokenizer]:
 
 
 def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
-    """Refuse padding that models would take for a word: its id is fixed in them."""
+    """Check that the padding id is the one that is fixed in all models."""
     if (pad := tokenizer.symbols.pad) != PAD_ID:
-        raise UserError(f"{name}: pads with id {pad}; models know no padding but id {PAD_ID}")
+        raise UserError(f"{name}: pads with id {pad}, but models support only padding id {PAD_ID}")
     return tokenizer
 
 
 def _options(data: DataConfig) -> dict[str, Any]:
-    """What the kind that a config names knows beyond size and user symbols."""
+    """Return the training options of a config's tokenizer besides size and user symbols."""
     if data.vocab.name != SENTENCEPIECE:
         return data.vocab.options
     return {

@@ -1,4 +1,4 @@
-"""Lines in and out: one sentence per line, UTF-8, optionally compressed; one text or two sides."""
+"""Read and write lines of text: one sentence per line, UTF-8, optionally compressed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ds_seq import files
 from ds_seq.errors import UserError
 
 STANDARD = "-"
-"""Names standard input or output instead of a file."""
+"""Stands for standard input or output instead of a file."""
 
 _MOST_NAMED_LINES = 10
 _STANDARD_INPUT = Path("standard input")
@@ -38,7 +38,7 @@ class LineBlock(NamedTuple):
     """Consecutive lines of one `PairPath`, still as bytes and without line ends.
 
     Attributes:
-        path: the files the lines come from.
+        path: files that contain the lines.
         first_line: number of the first line, counted from 1.
         source: lines of the source side.
         target: the same number of lines of the target side.
@@ -51,7 +51,7 @@ class LineBlock(NamedTuple):
 
 
 class _Decompressed(io.RawIOBase):
-    """What a compressed file holds; damage, which shows only in reading, is a `UserError`."""
+    """Content of a compressed file; damage, which only shows on reading, raises `UserError`."""
 
     def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
         self._file, self._path = file, path
@@ -64,7 +64,7 @@ class _Decompressed(io.RawIOBase):
             return self._file.readinto(buffer)
         except _DAMAGED as error:
             raise UserError(
-                f"{self._path}: cannot be decompressed ({error}); it is damaged or not complete"
+                f"{self._path}: cannot be decompressed ({error}); it is damaged or incomplete"
             ) from None
 
     def close(self) -> None:
@@ -73,14 +73,14 @@ class _Decompressed(io.RawIOBase):
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Opens a text file for reading bytes; ``.gz``, ``.xz`` and ``.bz2`` are decompressed.
+    """Open a text file for reading bytes; `.gz`, `.xz` and `.bz2` are decompressed.
 
     Raises:
-        UserError: there is no such file, or it cannot be read; from the calls that read, also
-            where a compressed file is damaged.
+        UserError: the file does not exist or cannot be read. Reading from the returned file also
+            raises it if a compressed file is damaged.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a folder, a text file is needed")
+        raise UserError(f"{path}: is a folder; give a text file")
     opener = _OPENERS.get(path.suffix)
     try:
         if opener is None:
@@ -98,7 +98,11 @@ def _explain_missing(path: Path) -> str:
 
 
 def decode_line(line: bytes, path: Path, number: int) -> str:
-    """Decodes UTF-8; bytes that are not UTF-8 are a `UserError` with file and line number."""
+    """Decode a UTF-8 line.
+
+    Raises:
+        UserError: the line is not UTF-8; names the file and line.
+    """
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -109,7 +113,7 @@ def decode_line(line: bytes, path: Path, number: int) -> str:
 
 
 def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
-    """Decodes both sides of a block; see `decode_line`."""
+    """Decode both sides of a block; see `decode_line`."""
     source, target = (
         [decode_line(line, path, number) for number, line in enumerate(lines, block.first_line)]
         for path, lines in zip(block.path, (block.source, block.target), strict=True)
@@ -118,7 +122,7 @@ def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
 
 
 def count_pairs(paths: Sequence[PairPath]) -> int:
-    """Returns the number of lines of all texts together.
+    """Return the total number of lines of all texts.
 
     Raises:
         UserError: a file is missing, or the two sides have different numbers of lines.
@@ -143,16 +147,16 @@ def _count_lines(path: Path) -> int:
 
 def _explain_unequal(path: PairPath, source: int, target: int) -> str:
     return (
-        f"the sides have different numbers of lines: {path.source} has {source:,}, "
+        f"the two sides differ in the number of lines: {path.source} has {source:,}, "
         f"{path.target} has {target:,}; line n of one must translate line n of the other"
     )
 
 
 def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
-    """Yields the texts one after the other in blocks of at most ``size`` lines.
+    """Yield the texts, one after the other, in blocks of at most `size` lines.
 
-    Lines end at ``\\n`` only: other characters that Unicode calls line breaks occur inside
-    sentences, and splitting at them would shift one side against the other.
+    Lines end only at `\\n`: other Unicode line breaks occur inside sentences, and splitting at them
+    would misalign the two sides.
 
     Raises:
         UserError: a file is missing, or the two sides have different numbers of lines.
@@ -174,10 +178,10 @@ def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
 
 
 def text_fingerprint(path: Path) -> str:
-    """`files.fingerprint` of a text.
+    """Return the `files.fingerprint` of a text.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     try:
         return files.fingerprint(path)
@@ -186,13 +190,13 @@ def text_fingerprint(path: Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Read a text file, or standard input for ``-``; compressed files by their suffix.
+    """Read a text file, or standard input for `-`; compressed files are known by their suffix.
 
-    Lines end at ``\\n`` only: other characters that Unicode calls line breaks occur inside
-    sentences, and splitting there would shift the text against its reference.
+    Lines end only at `\\n`: other Unicode line breaks occur inside sentences, and splitting at them
+    would misalign the text and its reference.
 
     Raises:
-        UserError: there is no such file, or a line is not UTF-8 (named by its number).
+        UserError: the file does not exist, or a line is not UTF-8 (the message gives its number).
     """
     if str(path) == STANDARD:
         content, name = sys.stdin.buffer.read(), _STANDARD_INPUT
@@ -203,16 +207,16 @@ def read_lines(path: str | Path) -> list[str]:
         with open_bytes(name) as file:
             content = file.read()
     rows = content.split(b"\n")
-    if rows[-1] == b"":  # the last line's end, not one more line
+    if rows[-1] == b"":  # the end of the last line, not another line
         rows.pop()
     return [decode_line(row.rstrip(b"\r"), name, number) for number, row in enumerate(rows, 1)]
 
 
 def read_buffers(size: int) -> Iterator[list[str]]:
-    """Read standard input as it comes, ``size`` lines at a time; the last buffer may be shorter.
+    """Yield standard input as it arrives, `size` lines at a time; the last buffer may be shorter.
 
     Raises:
-        UserError: a line is not UTF-8 (named by its number).
+        UserError: a line is not UTF-8 (the message gives its number).
     """
     first = 1
     while rows := list(islice(sys.stdin.buffer, size)):
@@ -224,10 +228,10 @@ def read_buffers(size: int) -> Iterator[list[str]]:
 
 
 def write_lines(path: str | Path, lines: Sequence[str]) -> None:
-    """Write a text file, or to standard output for ``-``; the file appears whole or not at all.
+    """Write a text file atomically, or write to standard output for `-`.
 
     Raises:
-        UserError: it cannot be written, because the disk is full, say.
+        UserError: it cannot be written, for example because the disk is full.
     """
     content = "".join(f"{line}\n" for line in lines).encode()
     if str(path) == STANDARD:
@@ -237,13 +241,13 @@ def write_lines(path: str | Path, lines: Sequence[str]) -> None:
 
 
 def _write_standard(content: bytes) -> None:
-    """Write to standard output at once, so that a reader at the other end of a pipe sees it."""
+    """Write to standard output and flush, so that the reader of a pipe receives it immediately."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
     except OSError as error:
-        # What is left in the buffer would fail once more when the interpreter ends.
+        # Otherwise flushing the rest of the buffer would fail again when the interpreter exits.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
@@ -251,23 +255,27 @@ def _write_standard(content: bytes) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse an output path that `write_lines` would fail at, before any work is done."""
+    """Check an output path before any work is done.
+
+    Raises:
+        UserError: `write_lines` would fail.
+    """
     if str(path) == STANDARD:
         return
     file = Path(path)
     if file.is_dir():
         raise UserError(f"{file}: is a folder; give the name of a file")
-    if file.exists() and not file.is_file():  # it would be replaced, not written to
-        raise UserError(f"{file}: is a device or a pipe; leave --output out and redirect to it")
+    if file.exists() and not file.is_file():  # it would be replaced instead of written to
+        raise UserError(f"{file}: is a device or a pipe; omit --output and redirect to it")
     folder = file.parent
     if not folder.is_dir():
-        raise UserError(f"{file}: there is no folder {folder}; make it first")
+        raise UserError(f"{file}: no such folder {folder}; create it first")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{file}: folder {folder} cannot be written to")
 
 
 def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
-    """Read two texts of which line n of one translates line n of the other."""
+    """Read two texts where line n of one is the translation of line n of the other."""
     sources, targets = read_lines(source), read_lines(target)
     check_counts(sources, source, targets, target)
     return sources, targets
@@ -276,7 +284,11 @@ def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], li
 def check_counts(
     sources: Sequence[str], source: str | Path, targets: Sequence[str], target: str | Path
 ) -> None:
-    """Refuse two texts of unequal length."""
+    """Check that two texts have the same number of lines.
+
+    Raises:
+        UserError: they do not.
+    """
     if len(sources) != len(targets):
         raise UserError(
             f"{source} has {len(sources):,} lines but {target} has {len(targets):,}; "
@@ -285,7 +297,7 @@ def check_counts(
 
 
 def warn_of_lines(what: str, numbers: Sequence[int]) -> None:
-    """Say something on stderr about lines, by their numbers from 1, if there are any."""
+    """Warn about lines on stderr, giving their numbers (from 1); do nothing if there are none."""
     if numbers:
         named = ", ".join(map(str, numbers[:_MOST_NAMED_LINES]))
         more = ", ..." if len(numbers) > _MOST_NAMED_LINES else ""

@@ -24,24 +24,25 @@ _SPECIAL_PIECES = {BOS_ID: "<s>", PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk
 
 
 class SentencePieceTokenizer:
-    """Text <-> subword ids; a `Tokenizer`.
+    """A `Tokenizer` that converts between text and subword ids with a SentencePiece model.
 
-    An unknown character is decoded as SentencePiece's mark U+2047, so that a reader sees it;
-    ``<s>``, ``<pad>`` and ``</s>`` are left out of decoded text. A line that opens with a user
-    symbol, such as the language tag ``<2de>``, has that symbol's id first.
+    An unknown character is decoded as SentencePiece's mark U+2047 to make it visible; `<s>`,
+    `<pad>` and `</s>` are omitted from decoded text. The ids of a line that starts with a user
+    symbol, such as the language tag `<2de>`, start with the id of that symbol.
 
     Args:
         model: bytes of a SentencePiece model file.
-        name: what to call the model in error messages, normally its path.
-        normalizer: normalizes text before it is encoded.
+        name: name of the model in error messages, normally its path.
+        normalizer: applied to text before it is encoded.
 
     Attributes:
-        symbols: fairseq's: ``</s>`` also starts the decoder's input, ``<s>`` is never used.
-        fingerprint: differs between models that do not give the same ids for the same text.
+        symbols: fairseq's special symbols: `</s>` also starts the decoder input, `<s>` is unused.
+        fingerprint: differs between models that encode the same text differently.
         tag_ids: ids of the user symbols.
 
     Raises:
-        UserError: it is not such a model, or the special symbols are not in fairseq's order.
+        UserError: this is not a SentencePiece model, or its special symbols are not in fairseq's
+            order.
     """
 
     symbols = Symbols(pad=PAD_ID, eos=EOS_ID, unk=UNK_ID, start=EOS_ID, bos=BOS_ID)
@@ -57,17 +58,17 @@ class SentencePieceTokenizer:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
             raise UserError(f"{name}: is not a SentencePiece model; train it again") from None
-        found = {i: self._processor.IdToPiece(i) for i in range(min(4, len(self)))}
-        if found != _SPECIAL_PIECES:
+        first_pieces = {i: self._processor.IdToPiece(i) for i in range(min(4, len(self)))}
+        if first_pieces != _SPECIAL_PIECES:
             raise UserError(
-                f"{name}: the first four pieces are {list(found.values())}, but must be "
+                f"{name}: the first four pieces are {list(first_pieces.values())}, but must be "
                 f"{list(_SPECIAL_PIECES.values())}; train the model with `ds-seq prepare` or "
                 "prepare_data/train_vocab.py"
             )
         self.tag_ids = _user_symbol_ids(model)
         space = self._processor.PieceToId(SPACE)
         self._space_id = None if space == UNK_ID or not self.tag_ids else space
-        # Shards of before symbols came first are shards of another vocabulary.
+        # Shards made before symbols came first count as shards of another vocabulary.
         rule = b"" if self._space_id is None else b"user symbols first"
         self.fingerprint = hashlib.sha256(model + rule).hexdigest()
 
@@ -81,7 +82,7 @@ class SentencePieceTokenizer:
         normalizer: Normalizer | None = None,
         **options: Any,
     ) -> SentencePieceTokenizer:
-        """See `TokenizerKind.train`; the options are those of `train_model`."""
+        """Train a tokenizer; see `TokenizerKind.train`. The options are those of `train_model`."""
         model = train_model(files, size, user_symbols=user_symbols, **options)
         return cls(model, normalizer=normalizer)
 
@@ -89,20 +90,20 @@ class SentencePieceTokenizer:
     def from_bytes(
         cls, content: bytes, *, normalizer: Normalizer | None = None, name: str = "vocabulary"
     ) -> SentencePieceTokenizer:
-        """See `TokenizerKind.from_bytes`; the bytes are those of a SentencePiece model file."""
+        """Restore a tokenizer from the bytes of a model file; see `TokenizerKind.from_bytes`."""
         return cls(content, name, normalizer)
 
     @classmethod
     def load(cls, path: str | Path, normalizer: Normalizer | None = None) -> SentencePieceTokenizer:
-        """Reads a SentencePiece model file."""
+        """Read a SentencePiece model file."""
         return cls(read_vocab_file(path), str(path), normalizer)
 
     def save(self, path: str | Path) -> None:
-        """Writes the model, unchanged to the byte; an existing file is replaced at once."""
+        """Write the model byte for byte; an existing file is replaced atomically."""
         save_tokenizer(self, path)
 
     def to_bytes(self) -> bytes:
-        """The model as `save` writes it."""
+        """Return the bytes of the model file."""
         return self._model
 
     def __reduce__(self) -> tuple[type[SentencePieceTokenizer], tuple[bytes, str, Normalizer]]:
@@ -112,15 +113,15 @@ class SentencePieceTokenizer:
         return int(self._processor.GetPieceSize())
 
     def normalize(self, text: str) -> str:
-        """See `Tokenizer.normalize`."""
+        """Return the text as the model reads it; see `Tokenizer.normalize`."""
         return self._normalizer(text)
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Normalize and encode a line; see `Tokenizer.encode`."""
         return self._symbol_first(list(self._processor.EncodeAsIds(self.normalize(text))))
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Like `encode`, for many lines at once."""
+        """Encode many lines; see `encode`."""
         encoded: list[list[int]] = list(self._processor.EncodeAsIds(self._normalized(lines)))
         if self._space_id is None:
             return encoded
@@ -130,24 +131,24 @@ class SentencePieceTokenizer:
         return [self._normalizer(line) for line in lines]
 
     def _symbol_first(self, ids: list[int]) -> list[int]:
-        """Drops the piece of a lone space that SentencePiece puts before a user symbol."""
+        """Drop the piece of a lone space that SentencePiece puts before a user symbol."""
         opens = len(ids) > 1 and ids[0] == self._space_id and ids[1] in self.tag_ids
         return ids[1:] if opens else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns plain text for ids; special symbols but ``<unk>`` vanish."""
+        """Return the plain text of ids; special symbols except `<unk>` are omitted."""
         text: str = self._processor.DecodeIds([int(i) for i in ids if i > EOS_ID])
         return text
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Returns the pieces behind ids, special symbols included."""
+        """Return the pieces of ids, special symbols included."""
         return [self._processor.IdToPiece(int(i)) for i in ids]
 
     def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """Returns the pieces that the ids of `encode_lines` stand for, spelt as in the text.
+        """Return the pieces of the ids of `encode_lines`, spelled as in the text.
 
-        They differ from `pieces` where the vocabulary knows none: what it does not know is written
-        out, with the spaces marked as in the others.
+        They differ from `pieces` only for unknown text, which is written out, with spaces marked
+        as in the other pieces.
         """
         split: list[list[str]] = list(self._processor.EncodeAsPieces(self._normalized(lines)))
         if self._space_id is None:
@@ -155,18 +156,18 @@ class SentencePieceTokenizer:
         return [pieces[1:] if self._symbol_second(pieces) else pieces for pieces in split]
 
     def _symbol_second(self, pieces: list[str]) -> bool:
-        """Whether `_symbol_first` drops the first of these pieces."""
+        """Return whether `_symbol_first` drops the first of these pieces."""
         ids = [int(self._processor.PieceToId(piece)) for piece in pieces[:2]]
         return len(self._symbol_first(ids)) < len(ids)
 
     def join(self, pieces: Sequence[str]) -> str:
-        """Returns plain text for pieces such as `split_lines` and `pieces` give."""
+        """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
         text: str = self._processor.DecodePieces(list(pieces))
         return text
 
 
 def _user_symbol_ids(model: bytes) -> frozenset[int]:
-    """Ids of the user symbols of a SentencePiece model, which its processor does not tell."""
+    """Return the ids of a model's user symbols, which its processor does not report."""
     user_defined = ModelProto.SentencePiece.USER_DEFINED
     pieces = ModelProto.FromString(model).pieces
     return frozenset(index for index, piece in enumerate(pieces) if piece.type == user_defined)

@@ -1,4 +1,4 @@
-"""Training of a SentencePiece model on text."""
+"""Train a SentencePiece model on text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 """fairseq's order of special symbols."""
 
 
-def train_model(  # noqa: PLR0913  (a builder: one argument for each choice of the trainer)
+def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
     files: Sequence[str | Path],
     size: int,
     model_type: str,
@@ -27,25 +27,25 @@ def train_model(  # noqa: PLR0913  (a builder: one argument for each choice of t
     user_symbols: Sequence[str] = (),
     num_threads: int = 4,
 ) -> bytes:
-    """Trains one SentencePiece model on all files together.
+    """Train one SentencePiece model on all files together.
 
     Args:
-        files: text files, one sentence per line, UTF-8; normally both sides of the training text.
-        size: number of pieces, the four special symbols included.
-        model_type: ``unigram`` or ``bpe``.
-        character_coverage: share of the characters' occurrences that get a piece of their own;
-            1.0 for alphabets, 0.9995 for scripts with thousands of signs.
-        input_sentence_size: at most this many sentences, drawn at random, are looked at; 0 = all.
-        seed: seed of that draw.
+        files: UTF-8 text files, one sentence per line; normally both sides of the training text.
+        size: vocabulary size, the four special symbols included.
+        model_type: `unigram` or `bpe`.
+        character_coverage: fraction of character occurrences covered by pieces; 1.0 for alphabets,
+            0.9995 for scripts with thousands of characters.
+        input_sentence_size: number of sentences sampled at random for training; 0 means all.
+        seed: seed of this sample.
         user_symbols: pieces that are never split, for example language tags.
-        num_threads: threads of the trainer. It belongs to the result: sums of probabilities
-            depend on the order of adding, so keep it fixed where files are to be equal.
+        num_threads: number of trainer threads. It affects the result, because sums of
+            probabilities depend on the order of addition; keep it fixed for reproducible files.
 
     Returns:
         The bytes of a model file.
 
     Raises:
-        UserError: there is no text, or it does not go with `size`.
+        UserError: there is no text, or `size` does not suit it.
     """
     sentences = _Sentences(files, input_sentence_size, seed)
     model = io.BytesIO()
@@ -71,10 +71,10 @@ def train_model(  # noqa: PLR0913  (a builder: one argument for each choice of t
 
 
 class _Sentences:
-    """The text for the trainer: everything, or a uniform sample of it that depends on a seed.
+    """Iterable over the training text: all of it, or a uniform sample that depends on a seed.
 
-    SentencePiece can draw a sample itself, but always the same one. Its bindings also lose the
-    type of an exception that reading raises, so that exception is kept in ``error``.
+    SentencePiece's own sampling always uses the same seed. Its bindings also lose the type of an
+    exception raised while reading, so this exception is stored in `error`.
     """
 
     def __init__(self, files: Sequence[str | Path], sample_size: int, seed: int) -> None:
@@ -103,7 +103,7 @@ class _Sentences:
             raise UserError(f"no text to train a vocabulary on in {names or 'an empty list'}")
 
     def _sample(self) -> list[str]:
-        """Reservoir sampling (algorithm R of Vitter, 1985): one pass, only the sample is kept."""
+        """Draw a sample in one pass by reservoir sampling (algorithm R of Vitter, 1985)."""
         sample: list[str] = []
         for seen, text in enumerate(self._read()):
             if seen < self._sample_size:
@@ -114,7 +114,7 @@ class _Sentences:
 
 
 def _explain(message: str, size: int) -> str:
-    """Turns the trainer's message into one that names the key to change."""
+    """Turn a message of the trainer into one that names the key to change."""
     if bound := re.search(r"value <= (\d+)", message):
         return (
             f"the training text is too small for a vocabulary of {size:,} pieces; "
@@ -122,7 +122,7 @@ def _explain(message: str, size: int) -> str:
         )
     if bound := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return (
-            f"a vocabulary of {size:,} pieces does not hold the characters of the training text; "
+            f"{size:,} pieces are too few for the characters of the training text; "
             f"set data.vocab.size to more than {int(bound[1]):,} or lower "
             "data.vocab.character_coverage"
         )

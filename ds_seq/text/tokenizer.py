@@ -1,4 +1,4 @@
-"""What the rest of ds_seq may ask of a tokenizer, whoever trained it."""
+"""The interface of tokenizers to the rest of ds_seq."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from ds_seq.text.normalize import Normalizer
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""Spells a space in pieces, where a tokenizer spells it at all."""
+"""Marks a space in pieces, for tokenizers that mark spaces."""
 
 TokenizerT = TypeVar("TokenizerT", bound="Tokenizer", covariant=True)
 
 
 @dataclass(frozen=True)
 class Symbols:
-    """Ids of the symbols that are not text.
+    """Ids of the special symbols.
 
     Attributes:
-        pad: fills up rows of a batch; never generated.
-        eos: ends a sentence.
-        unk: stands for text that the tokenizer does not know.
-        start: first input of a decoder. fairseq and ds_seq use `eos`; BART, T5 and NLLB differ.
-        bos: begins a sentence where a model wants that; None where there is no such symbol. Never
+        pad: padding of the rows of a batch; never generated.
+        eos: end of a sentence.
+        unk: text unknown to the tokenizer.
+        start: first input of the decoder. fairseq and ds_seq use `eos`; BART, T5 and NLLB differ.
+        bos: start of a sentence, for models that need it; None if there is no such symbol. Never
             generated.
     """
 
@@ -37,21 +37,21 @@ class Symbols:
 
     @property
     def never_generated(self) -> frozenset[int]:
-        """Ids that no hypothesis may hold: `pad`, `bos`, and `start` unless it is `eos`."""
+        """Ids that no hypothesis may contain: `pad`, `bos`, and `start` unless it is `eos`."""
         ids = {self.pad, self.start, self.bos} - {self.eos, None}
         return frozenset(i for i in ids if i is not None)
 
 
 class Tokenizer(Protocol):
-    """Text <-> ids.
+    """Conversion between text and ids.
 
     A tokenizer is pickled when text is encoded in several processes.
 
     Attributes:
-        symbols: ids that are not text.
-        fingerprint: differs between tokenizers that give other ids for the same text. How text is
-            normalized first is no part of it.
-        tag_ids: ids of symbols that may open a line, such as the language tag ``<2de>``.
+        symbols: ids of the special symbols.
+        fingerprint: differs between tokenizers that encode the same text differently. It does not
+            cover the normalization of the text.
+        tag_ids: ids of symbols that may start a line, such as the language tag `<2de>`.
     """
 
     symbols: Symbols
@@ -59,35 +59,35 @@ class Tokenizer(Protocol):
     tag_ids: frozenset[int]
 
     def __len__(self) -> int:
-        """Number of ids."""
+        """Return the number of ids."""
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer reads it; normalized text stays as it is."""
+        """Return the text as the tokenizer reads it; normalized text is unchanged."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a line, normalized first, without the end symbol."""
+        """Normalize a line and return its ids, without the end symbol."""
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Like `encode`, for many lines at once."""
+        """Encode many lines; see `encode`."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Plain text for ids; symbols other than `Symbols.unk` are left out."""
+        """Return the plain text of ids; symbols other than `Symbols.unk` are omitted."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The spelling of each id, symbols included; spaces are spelled `SPACE` or not at all."""
+        """Return the piece of each id, symbols included; spaces are `SPACE` or omitted."""
 
     def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
-        """The pieces of each line as the text spells them, unknown ones included."""
+        """Return the pieces of each line, spelled as in the text, unknown ones included."""
 
     def join(self, pieces: Sequence[str]) -> str:
-        """Plain text for pieces such as `split_lines` and `pieces` give."""
+        """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
 
     def to_bytes(self) -> bytes:
-        """Everything it takes to make this tokenizer again, except its normalizer."""
+        """Return the bytes from which this tokenizer can be restored, except its normalizer."""
 
 
 class TokenizerKind(Protocol[TokenizerT]):
-    """What the name of a tokenizer stands for: as a rule its class, with two class methods."""
+    """The object that a tokenizer's name refers to: normally a class with two class methods."""
 
     def train(
         self,
@@ -98,54 +98,54 @@ class TokenizerKind(Protocol[TokenizerT]):
         normalizer: Normalizer,
         **options: Any,
     ) -> TokenizerT:
-        """Learn a tokenizer from text.
+        """Train a tokenizer on text.
 
         Args:
-            files: clean text, one sentence per line, UTF-8; both sides of the training text.
+            files: clean UTF-8 text, one sentence per line; both sides of the training text.
             size: number of ids, special symbols included.
-            user_symbols: strings that always are one id.
-            normalizer: normalizes text before it is encoded.
-            options: what this kind alone knows.
+            user_symbols: strings that are always a single id.
+            normalizer: applied to text before it is encoded.
+            options: options specific to this kind of tokenizer.
 
         Raises:
-            UserError: the text does not suffice, or an option is wrong.
+            UserError: the text is too small, or an option is invalid.
         """
 
     def from_bytes(self, content: bytes, *, normalizer: Normalizer, name: str) -> TokenizerT:
-        """Make a tokenizer again from its `Tokenizer.to_bytes`.
+        """Restore a tokenizer from the bytes of `Tokenizer.to_bytes`.
 
         Args:
-            content: those bytes.
-            normalizer: normalizes text before it is encoded.
-            name: what to call the content in error messages, normally its path.
+            content: bytes of the tokenizer.
+            normalizer: applied to text before it is encoded.
+            name: name of the content in error messages, normally its path.
 
         Raises:
-            UserError: the content is not one of this kind.
+            UserError: the content does not belong to this kind of tokenizer.
         """
 
 
 class Tokenizers(NamedTuple):
-    """The tokenizers of the two sides; often the same one twice."""
+    """The tokenizers of the source and target sides; often the same object."""
 
     source: Tokenizer
     target: Tokenizer
 
     @classmethod
     def shared(cls, tokenizer: Tokenizer) -> Tokenizers:
-        """One tokenizer for both sides."""
+        """Use one tokenizer for both sides."""
         return cls(tokenizer, tokenizer)
 
     @property
     def symbols(self) -> Symbols:
-        """The symbols of the target, of which `Symbols.pad` counts on both sides.
+        """The symbols of the target side; both sides must have the same `Symbols.pad`.
 
         Raises:
-            ValueError: the source has another padding id; a model knows only one.
+            ValueError: the sides differ in their padding id.
         """
         if self.source.symbols.pad != self.target.symbols.pad:
             raise ValueError(
                 f"the source is padded with id {self.source.symbols.pad}, the target with "
-                f"{self.target.symbols.pad}; both need the same one"
+                f"{self.target.symbols.pad}; both need the same id"
             )
         return self.target.symbols
 
@@ -156,7 +156,7 @@ class Tokenizers(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Differs between pairs of which a side differs; of a shared tokenizer it is its own."""
+        """Fingerprint of the pair; equal to that of the tokenizer if both sides share it."""
         source, target = self.source.fingerprint, self.target.fingerprint
         if source == target:
             return source

@@ -1,4 +1,4 @@
-"""The file `vocab.model`, which holds the bytes of a tokenizer of whatever kind."""
+"""The file `vocab.model`, which contains the bytes of a tokenizer of any kind."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Tokenizer
 
 VOCAB_FILE = "vocab.model"
-"""Name of the file in folders of shards, runs and exports."""
+"""File name in the folders of shards, runs and exports."""
 
 
 def read_vocab_file(path: str | Path) -> bytes:
     """Read the bytes of a tokenizer.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     try:
         return Path(path).read_bytes()
@@ -28,5 +28,5 @@ def read_vocab_file(path: str | Path) -> bytes:
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
-    """Write the bytes of a tokenizer; an existing file is replaced in one step."""
+    """Write the bytes of a tokenizer; an existing file is replaced atomically."""
     files.write_bytes(path, tokenizer.to_bytes())

@@ -136,8 +136,8 @@ def test_bad_input(place: Place, tmp_path: Path, case: str) -> None:
     ("output", "expected"),
     [
         ("@folder", "@folder: is a folder"),
-        ("@nowhere/out", "@nowhere/out: there is no folder"),
-        ("@file/out", "@file/out: there is no folder"),
+        ("@nowhere/out", "@nowhere/out: no such folder"),
+        ("@file/out", "@file/out: no such folder"),
         ("/proc/out", "/proc/out"),  # not even the superuser can write there
     ],
 )

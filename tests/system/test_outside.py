@@ -32,7 +32,7 @@ def test_ids_of_another_vocabulary_are_refused(lab: Lab, tmp_path: Path) -> None
     wrong = REVERSED.replace("pairs: 300", "pairs: 9, wrong: true")
     (failed,) = train(lab.dense, *TINY, wrong, f"run_dir={tmp_path}")
     assert failed.code == 2
-    assert f"data.source: {HERE}:reversed_words gave ids of vocabulary {'f' * 12}" in failed.err
+    assert f"data.source: {HERE}:reversed_words returned ids of vocabulary {'f' * 12}" in failed.err
 
 
 def test_a_source_that_is_not_there_is_named(lab: Lab, tmp_path: Path) -> None:

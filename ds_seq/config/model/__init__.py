@@ -1,7 +1,7 @@
-"""The `model` section: what the model is. Where it runs (expert parallelism) stands in `train`.
+"""The `model` section: the model itself. Where it runs (expert parallelism) is set in `train`.
 
-It is a union by `name`. A Transformer is put together of axes, each in a file of its own with its
-fields, its checks and its count of parameters; people write all fields in one flat section.
+It is a union tagged by `name`. A Transformer is composed of axes; the file of each axis defines its
+fields, checks and parameter count. In an experiment file, all fields are in one flat section.
 """
 
 from ds_seq.config.model.moe import MoeConfig

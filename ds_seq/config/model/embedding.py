@@ -1,4 +1,4 @@
-"""The tables between tokens and hidden states."""
+"""The embedding tables, and which of them are shared."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ds_seq.config.base import Config
 
 
 class EmbeddingFields(Config):
-    """Which tables are one."""
+    """Sharing of the embedding tables."""
 
     share_embeddings: Literal["none", "decoder", "all"] = Field(
         default="all",
-        description="Tables that are one: none; decoder input and output; all three.",
+        description="Shared embedding tables: none; decoder input and output; all three.",
     )
 
     def embedding_params(self, d_model: int, vocab_size: int) -> int:
-        """Parameters of the tables of source, target and output."""
+        """Return the number of parameters of the source, target and output tables."""
         tables = {"none": 3, "decoder": 2, "all": 1}[self.share_embeddings]
         return tables * vocab_size * d_model

@@ -1,4 +1,4 @@
-"""The feed-forwards of a model, dense ones and experts alike."""
+"""The feed-forwards of a model, both dense ones and experts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ class FfnFields(Config):
     )
 
     def ffn_params(self, d_model: int, width: int) -> int:
-        """Parameters of one feed-forward or expert of inner width ``width``, biases included."""
-        up = 2 if self.activation in GATED_ACTIVATIONS else 1  # a gated one has two maps D -> F
+        """Return the parameters of a feed-forward or expert of inner width `width`, with biases."""
+        up = 2 if self.activation in GATED_ACTIVATIONS else 1  # gated: two projections D -> F
         return up * (d_model + 1) * width + (width + 1) * d_model

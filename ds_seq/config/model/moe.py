@@ -1,4 +1,4 @@
-"""The `model.moe` section: which layers have experts, and how tokens find theirs."""
+"""The `model.moe` section: which layers have experts, and how tokens are routed to them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from ds_seq.names import (
 
 
 class MoeLayersConfig(Config):
-    """Layers with experts, one by one, counted from 0."""
+    """Explicit list of the layers with experts, counted from 0."""
 
     encoder: list[NonNegativeInt] = Field(
-        default_factory=list, description="Layers of the encoder that have experts."
+        default_factory=list, description="Encoder layers that have experts."
     )
     decoder: list[NonNegativeInt] = Field(
-        default_factory=list, description="Layers of the decoder that have experts."
+        default_factory=list, description="Decoder layers that have experts."
     )
 
 
@@ -43,108 +43,109 @@ class MoeConfig(Config):
 
     num_experts: PositiveInt | list[PositiveInt] = Field(
         default=8,
-        description="Experts a layer, over all ranks; a list gives each MoE layer its own count "
-        "(pyramid), those of the encoder first.",
+        description="Experts per layer, over all ranks; a list sets the count of each MoE layer "
+        "(pyramid), encoder first.",
     )
     top_k: PositiveInt = Field(
         default=1,
-        description="Experts a token visits; with `router: expert_choice` on average.",
+        description="Experts per token; with `router: expert_choice` on average.",
     )
     placement: Literal["encoder", "decoder", "both"] = Field(
-        default="both", description="The stacks that have experts."
+        default="both", description="Stacks that have experts."
     )
     every: PositiveInt = Field(
         default=2, description="Every n-th layer has experts: layer i (from 0) if (i + 1) % n == 0."
     )
     layers: MoeLayersConfig | None = Field(
-        default=None, description="The layers that have experts, in place of `every`."
+        default=None, description="Layers that have experts, instead of `every`."
     )
     ffn_dim: PositiveInt | None = Field(
-        default=None, description="Inner width of each expert; null is `model.ffn_dim`."
+        default=None, description="Inner width of each expert; null means `model.ffn_dim`."
     )
     router: RouterConfig = Field(
         default="softmax",
-        description="Who decides: `softmax` scores of the token; `cosine` similarity in a small "
-        "space (X-MoE); `sigmoid` scores with a bias that balances the load without a loss "
-        "(DeepSeek-V3); `expert_choice`, where experts pick tokens of each sentence (encoder "
-        "only); `language`, one choice a sentence by the tag that opens the source; or "
-        "`package.module:Name`, alone or as `{name, options}`, called with `d_model`, "
-        "`num_experts`, `top_k` and the options.",
+        description="Router: `softmax` scores; `cosine` similarity in a low-dimensional space "
+        "(X-MoE); `sigmoid` scores with a bias that balances the load without a loss "
+        "(DeepSeek-V3); `expert_choice`, where experts choose tokens of each sentence (encoder "
+        "only); `language`, one choice per sentence by the language tag of the source; or "
+        "`package.module:Name`, given as a name or as `{name, options}` and called with "
+        "`d_model`, `num_experts`, `top_k` and the options.",
     )
     router_dim: PositiveInt | None = Field(
         default=None,
-        description="Width of the small space of `router: cosine`; null is half the number of "
-        "experts, at least 16.",
+        description="Width of the low-dimensional space of `router: cosine`; null means half the "
+        "number of experts, but at least 16.",
     )
     bias_rate: NonNegativeFloat = Field(
         default=0.001,
-        description="How far the bias of `router: sigmoid` moves in an update, per expert.",
+        description="Step size of each expert's bias per update with `router: sigmoid`.",
     )
     noise: Noise = Field(
         default="none",
-        description="Exploration of the router in training: `jitter` scales its input by "
+        description="Exploration noise of the router in training: `jitter` scales its input by "
         "U(0.99, 1.01), `gumbel` samples the choice.",
     )
     second_expert: SecondExpert = Field(
         default="always",
-        description="For `top_k` 2, in training: the second expert is the next best; drawn by "
-        "Gumbel noise; or kept with twice its weight as probability (GShard).",
+        description="Choice of the second expert with `top_k` 2 in training: the next best; "
+        "sampled with Gumbel noise; or kept with a probability of twice its weight (GShard).",
     )
     normalize_weights: Normalization | None = Field(
         default=None,
-        description="Scale the weights of a token's experts to sum 1, before or after tokens are "
-        "dropped; null does after dropping if `top_k` > 1. With `top_k` 1 the weight is then 1 "
-        "and the router learns by a straight-through gradient.",
+        description="Normalize the weights of a token's experts to sum to 1, before or after "
+        "tokens are dropped; null normalizes after dropping if `top_k` > 1. With `top_k` 1 the "
+        "weight is then 1, and the router learns by a straight-through gradient.",
     )
     capacity_factor: float | None = Field(
         default=1.25,
         gt=0.0,
-        description="In training an expert takes at most this times its even share of the tokens; "
-        "null drops none. With `router: expert_choice` it takes exactly that many (null: 1), in "
-        "evaluation too; `router: language` drops none.",
+        description="Capacity of an expert in training, as a multiple of its even share of the "
+        "tokens; null never drops tokens. With `router: expert_choice` an expert takes exactly "
+        "this many (null: 1), also in evaluation; `router: language` never drops tokens.",
     )
     eval_capacity_factor: float | None = Field(
-        default=None, gt=0.0, description="The same for validation and generation; null drops none."
+        default=None, gt=0.0, description="Capacity in validation and generation; null never drops."
     )
     min_capacity: NonNegativeInt = Field(
-        default=4, description="An expert takes at least this many tokens whatever the factor."
+        default=4, description="Minimum capacity of an expert in tokens, whatever the factor."
     )
     drop: Drop = Field(
         default="position",
-        description="Who stays where an expert is full: earlier tokens, tokens with a higher best "
-        "score, or a random choice (in training; else earlier tokens).",
+        description="Tokens kept when an expert is full: earlier tokens, tokens with a higher best "
+        "score, or a random choice (in training; otherwise earlier tokens).",
     )
     residual: bool = Field(
         default=False,
-        description="Residual MoE (PR-MoE): a dense feed-forward beside the experts, in a learned "
-        "mixture.",
+        description="Residual MoE (PR-MoE): a dense feed-forward in parallel with the experts, "
+        "combined by learned weights.",
     )
     shared_experts: NonNegativeInt = Field(
         default=0,
-        description="Experts that every token visits, beside the routed ones (DeepSeekMoE); one "
-        "feed-forward of so many times the width of an expert.",
+        description="Experts applied to every token, in addition to the routed ones (DeepSeekMoE); "
+        "implemented as one feed-forward of this many times the width of an expert.",
     )
     conditional_budget: float | None = Field(
         default=None,
         gt=0.0,
         le=1.0,
         description="Conditional MoE routing (NLLB): a gate chooses between a dense feed-forward "
-        "and the experts; the loss `budget` pulls the experts' share to this figure. Null: no.",
+        "and the experts; the loss `budget` pulls the experts' share toward this value. Null "
+        "disables it.",
     )
     conditional_dropout: Probability = Field(
         default=0.0,
-        description="In training, probability with which that gate sends a token to the dense "
-        "feed-forward alone.",
+        description="Probability in training that this gate sends a token only to the dense "
+        "feed-forward.",
     )
     output_masking: Probability = Field(
         default=0.0,
-        description="In training, probability with which the output of an expert that a token "
-        "chose is left out (NLLB's expert output masking).",
+        description="Probability in training that the output of an expert chosen by a token is "
+        "masked (NLLB's expert output masking).",
     )
     load_balance: LoadBalance = Field(
         default="rank",
-        description="Tokens over which the loss `load_balance` wants balance: those of each "
-        "rank's batch, or of all ranks (costs a small all-reduce a layer).",
+        description="Tokens over which the loss `load_balance` is computed: the batch of each "
+        "rank, or those of all ranks (costs a small all-reduce per layer).",
     )
 
     @field_validator("num_experts", mode="before")
@@ -152,7 +153,9 @@ class MoeConfig(Config):
     def _check_num_experts(cls, value: Any) -> Any:
         counts = value if isinstance(value, list) else [value]
         if not counts or any(type(n) is not int or n < 1 for n in counts):
-            raise ValueError(f"should be a whole number from 1, or a list of them, not {value!r}")
+            raise ValueError(
+                f"should be a whole number of at least 1, or a list of them, not {value!r}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -172,7 +175,7 @@ class MoeConfig(Config):
         }
         used = [name for name, is_used in branches.items() if is_used]
         if len(used) > 1:
-            errors.append((used[1], f"stands beside {used[0]}: only one of them at a time"))
+            errors.append((used[1], f"cannot be combined with {used[0]}; use only one of them"))
         if self.conditional_dropout and self.conditional_budget is None:
             errors.append(("conditional_dropout", "needs conditional_budget"))
         if errors:
@@ -186,9 +189,11 @@ class MoeConfig(Config):
         for stack in STACKS:
             chosen = self._listed(stack)
             if chosen and self.placement not in (stack, "both"):
-                errors.append((f"layers.{stack}", f"placement is {self.placement}; say both"))
+                errors.append(
+                    (f"layers.{stack}", f"placement is {self.placement}; set placement to both")
+                )
             if len(set(chosen)) < len(chosen):
-                errors.append((f"layers.{stack}", f"names a layer twice: {chosen}"))
+                errors.append((f"layers.{stack}", f"lists a layer twice: {chosen}"))
         return errors
 
     def _router_errors(self) -> list[tuple[str, str]]:
@@ -206,7 +211,7 @@ class MoeConfig(Config):
                     )
                 )
             if self.load_balance == "global":
-                errors.append(("load_balance", "experts that choose are balanced; use rank"))
+                errors.append(("load_balance", "expert_choice is always balanced; use rank"))
             if self.normalization != "none":
                 errors.append(
                     (
@@ -226,23 +231,28 @@ class MoeConfig(Config):
                 ("second_expert", f"{self.second_expert} needs top_k 2 and softmax or cosine")
             )
         if self.noise != "none" and self.router in ("expert_choice", "language"):
-            errors.append(("noise", f"router {self.router} takes none"))
+            errors.append(("noise", f"router {self.router} supports none; use none"))
         if self.noise == "gumbel" and self.router == "sigmoid":
-            errors.append(("noise", "sigmoid scores are no distribution to sample; use jitter"))
+            errors.append(
+                ("noise", "sigmoid scores are not a distribution to sample from; use jitter")
+            )
         if self.router_dim is not None and self.router != "cosine":
-            errors.append(("router_dim", f"is of router cosine, not of {self.router}"))
+            errors.append(
+                ("router_dim", f"applies to router cosine, not {self.router}; leave it null")
+            )
         return errors
 
     def _external_errors(self, router: ExternalRouterConfig) -> list[tuple[str, str]]:
-        """Options of our routers, which would be lost; what else it can do, it alone knows."""
+        """Report options of built-in routers, which an external router would ignore."""
         fields = type(self).model_fields
-        ours = ("router_dim", "bias_rate", "noise", "second_expert", "load_balance")
+        builtin_only = ("router_dim", "bias_rate", "noise", "second_expert", "load_balance")
         return [
             (
                 name,
-                f"belongs to our routers; give {router.name} its own in model.moe.router.options",
+                f"applies to built-in routers; set options of {router.name} in "
+                "model.moe.router.options",
             )
-            for name in ours
+            for name in builtin_only
             if vars(self)[name] != fields[name].default
         ]
 
@@ -253,13 +263,13 @@ class MoeConfig(Config):
 
     @property
     def counts(self) -> list[int]:
-        """The counts as given, as a list."""
+        """`num_experts` as a list."""
         return self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
 
     @property
     def has_capacity(self) -> bool:
-        """Whether tokens can find an expert full: not where experts choose, nor by language, where
-        the text itself says how many tokens each expert gets."""
+        """Whether experts have a limited capacity: not with `expert_choice`, nor with `language`,
+        where the text determines the number of tokens per expert."""
         return self.router not in ("expert_choice", "language")
 
     @property
@@ -267,12 +277,12 @@ class MoeConfig(Config):
         """`normalize_weights` with its default resolved."""
         if self.normalize_weights is not None:
             return self.normalize_weights
-        # an expert's own score is all the weight that its choice of a token has
+        # with `expert_choice`, the expert's score is the weight of the token
         chosen_by_token = self.router != "expert_choice"
         return "after_dropping" if self.top_k > 1 and chosen_by_token else "none"
 
     def moe_layers(self, stack: Stack, num_layers: int) -> list[int]:
-        """The layers (from 0) of a ``stack`` of ``num_layers`` that have experts."""
+        """Return the layers (from 0) of a `stack` of `num_layers` that have experts."""
         if self.placement not in (stack, "both"):
             return []
         if self.layers is not None:
@@ -280,16 +290,16 @@ class MoeConfig(Config):
         return [i for i in range(num_layers) if (i + 1) % self.every == 0]
 
     def num_params(self, d_model: int, num_experts: int) -> int:
-        """Parameters of the router and of what mixes the dense branch with the experts."""
+        """Return the number of parameters of the router and of the mixing of the dense branch."""
         mixing = 0
-        if self.residual:  # a weight for each of the two, with biases
+        if self.residual:  # one weight vector for each of the two, with biases
             mixing = 2 * d_model + 2
         elif self.conditional_budget is not None:
             mixing = d_model + 1
         return router_params(self.router, self.router_dim, d_model, num_experts) + mixing
 
     def dense_width(self, expert_width: int) -> int:
-        """Inner width of the dense feed-forward beside experts of ``expert_width``; 0: none."""
+        """Return the inner width of the dense branch for experts of `expert_width`; 0: none."""
         if self.shared_experts:
             return self.shared_experts * expert_width
         is_mixed = self.residual or self.conditional_budget is not None
@@ -297,14 +307,14 @@ class MoeConfig(Config):
 
 
 class MoeFields(StackFields):
-    """Where a model has experts, and how many."""
+    """Placement and number of the experts of a model."""
 
     moe: MoeConfig | None = Field(
-        default=None, description="Mixture-of-Experts feed-forwards; null is a dense model."
+        default=None, description="Mixture-of-Experts feed-forwards; null means a dense model."
     )
 
     def moe_errors(self) -> list[tuple[str, str]]:
-        """What does not go together, as (field, message)."""
+        """Return incompatible settings as (field, message) pairs."""
         if self.moe is None:
             return []
         for stack in self.stacks:
@@ -334,24 +344,24 @@ class MoeFields(StackFields):
         return []
 
     def moe_layers(self, stack: Stack) -> list[int]:
-        """The layers (from 0) of ``stack`` that have experts."""
+        """Return the layers (from 0) of `stack` that have experts."""
         return [] if self.moe is None else self.moe.moe_layers(stack, self.layers_of(stack))
 
     @property
     def num_moe_layers(self) -> int:
-        """How many layers have experts, over all stacks."""
+        """Number of layers with experts, over all stacks."""
         return sum(len(self.moe_layers(stack)) for stack in self.stacks)
 
     @property
     def experts_per_layer(self) -> list[int]:
-        """Number of experts of each MoE layer, those of the encoder first."""
+        """Number of experts of each MoE layer, encoder first."""
         if self.moe is None:
             return []
         counts = self.moe.num_experts
         return counts if isinstance(counts, list) else [counts] * self.num_moe_layers
 
     def experts_in(self, stack: Stack, layer: int) -> int:
-        """Number of experts of layer ``layer`` (from 0) of ``stack``; 0 for a dense one."""
+        """Return the number of experts of layer `layer` (from 0) of `stack`; 0 if it is dense."""
         layers = self.moe_layers(stack)
         if layer not in layers:
             return 0

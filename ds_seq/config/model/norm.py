@@ -12,21 +12,21 @@ from ds_seq.config.base import SHORT_FORM, Config, NamedConfig
 class LayerNormConfig(NamedConfig):
     """Layer norm (Ba et al. 2016): mean 0 and variance 1, then a learned scale and shift."""
 
-    name: Literal["layer"] = Field(default="layer", description="This norm.")
+    name: Literal["layer"] = Field(default="layer", description="Selects this norm.")
     eps: float = Field(
         default=1e-5, gt=0.0, allow_inf_nan=False, description="Added to the variance."
     )
 
     def num_params(self, d_model: int) -> int:
-        """Scale and shift."""
+        """Return the number of parameters: scale and shift."""
         return 2 * d_model
 
 
-# a second norm makes this a union, as in `positions.py`
+# with a second norm this becomes a union, as in `positions.py`
 NormConfig = Annotated[LayerNormConfig, SHORT_FORM]
 
 
 class NormFields(Config):
-    """The norm of all sub-layers, and the last one of a stack."""
+    """The norm of all sub-layers and at the end of a stack."""
 
     norm: NormConfig = Field(default=LayerNormConfig(), description="Kind of norm.")

@@ -1,7 +1,7 @@
-"""How the model knows the order of the tokens: `positions: rotary`.
+"""Position encodings: `positions: rotary`.
 
-Each kind counts the parameters that it adds to one stack (`num_params`): rows stand before the
-first layer; what belongs to self-attention is in each of its `num_layers` layers.
+Each kind counts the parameters that it adds to one stack (`num_params`): embeddings are added
+before the first layer, parameters of self-attention occur in each of the `num_layers` layers.
 """
 
 from __future__ import annotations
@@ -16,53 +16,57 @@ from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, PositiveInt, plu
 class SinusoidalConfig(NamedConfig):
     """Fixed sines and cosines, added to the embeddings (Vaswani et al. 2017)."""
 
-    name: Literal["sinusoidal"] = Field(default="sinusoidal", description="These positions.")
+    name: Literal["sinusoidal"] = Field(
+        default="sinusoidal", description="Selects this position encoding."
+    )
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """What does not go together, as (field, message)."""
+        """Return incompatible settings as (field, message) pairs."""
         if d_model % 2:
             return [("d_model", f"sinusoidal positions need an even width, not {d_model}")]
         return []
 
     def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
-        """None are learned."""
+        """Return 0: nothing is learned."""
         return 0
 
 
 class LearnedConfig(NamedConfig):
-    """A learned row for each position, added to the embeddings."""
+    """A learned vector per position, added to the embeddings."""
 
-    name: Literal["learned"] = Field(default="learned", description="These positions.")
+    name: Literal["learned"] = Field(
+        default="learned", description="Selects this position encoding."
+    )
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """Any width will do."""
+        """Return no errors: any width is supported."""
         return []
 
     def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
-        """The rows of a stack."""
+        """Return the number of parameters of the position table of a stack."""
         return max_positions * d_model
 
 
 class RotaryConfig(NamedConfig):
-    """Queries and keys of self-attention are turned by their position (Su et al. 2021)."""
+    """Rotation of the queries and keys of self-attention by their position (Su et al. 2021)."""
 
-    name: Literal["rotary"] = Field(default="rotary", description="These positions.")
+    name: Literal["rotary"] = Field(default="rotary", description="Selects this position encoding.")
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """What does not go together, as (field, message)."""
+        """Return incompatible settings as (field, message) pairs."""
         width, rest = divmod(d_model, num_heads)
-        if width % 2 and not rest:  # a rest is reported by the heads
+        if width % 2 and not rest:  # a remainder is reported by `num_heads`
             return [
                 (
                     "positions",
-                    "rotary turns pairs of features, so d_model / num_heads must be even, "
+                    "rotary rotates pairs of features, so d_model / num_heads must be even, "
                     f"not {width}",
                 )
             ]
         return []
 
     def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
-        """None are learned."""
+        """Return 0: nothing is learned."""
         return 0
 
 
@@ -76,12 +80,12 @@ PositionsConfig = Annotated[
 
 
 class PositionFields(Config):
-    """Kind of positions, and how many there are."""
+    """Kind and number of positions."""
 
     positions: PositionsConfig = Field(
         default=SinusoidalConfig(),
-        description="How the model knows the order of the tokens.",
+        description="Position encoding.",
     )
     max_positions: PositiveInt = Field(
-        default=1024, description="Longest sentence the model can take, in subwords."
+        default=1024, description="Maximum sentence length in subwords."
     )

@@ -1,7 +1,7 @@
-"""Named model sizes: what a `model.preset` fills in for fields that the file does not give.
+"""Named model sizes: values that a `model.preset` sets for fields that the file does not give.
 
-The sizes are those of the same-named architectures of fairseq; a `ds_moe_` twin has experts in
-every second layer of both stacks. Only differences to the schema's defaults stand here.
+The sizes equal those of fairseq's architectures of the same name; a `ds_moe_` variant has experts
+in every second layer of both stacks. Only differences from the schema defaults are listed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 class PresetFields(Config):
-    """Name of the model, and of the sizes that it starts from."""
+    """Name of the model and of its preset sizes."""
 
     name: str = Field(description="Kind of model.")
     preset: str | None = Field(
         default=None,
-        description="Named sizes for the fields that are not given: "
+        description="Named sizes for fields that are not given: "
         + ", ".join(f"`{name}`" for name in PRESETS)
         + ".",
     )

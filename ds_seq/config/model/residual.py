@@ -1,4 +1,4 @@
-"""How a sub-layer joins the stream of hidden states."""
+"""The residual connection around each sub-layer."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ds_seq.config.base import Config
 
 
 class ResidualFields(Config):
-    """Where the norms stand."""
+    """Position of the norms."""
 
     norm_position: Literal["pre", "post"] = Field(
         default="post",
-        description="Norm before each sub-layer (steadier) or after the residual sum (the "
-        "Transformer of 2017).",
+        description="Norm before each sub-layer (more stable) or after the residual sum (the "
+        "original Transformer).",
     )
 
     def residual_params(self, num_sublayers: int, norm_params: int) -> int:
-        """Parameters of the norms of one stack.
+        """Return the number of parameters of the norms of one stack.
 
         Args:
-            num_sublayers: over all its layers; each has one norm.
-            norm_params: of one norm.
+            num_sublayers: number of sub-layers in all layers; each has one norm.
+            norm_params: number of parameters of one norm.
         """
-        # what leaves the last layer has been normed already where norms stand after the sum
+        # with `post`, the output of the last layer is already normalized
         final = 1 if self.norm_position == "pre" else 0
         return (num_sublayers + final) * norm_params

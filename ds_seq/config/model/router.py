@@ -1,4 +1,4 @@
-"""Who decides which experts a token visits: `router: cosine`, or one from outside ds_seq."""
+"""Routers, which choose the experts of each token: `router: cosine`, or an external one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ROUTERS: tuple[RouterName, ...] = get_args(RouterName)
 
 
 class ExternalRouterConfig(ExternalConfig):
-    """A router outside ds_seq; `d_model`, `num_experts` and `top_k` come with its options."""
+    """An external router, called with `d_model`, `num_experts`, `top_k` and its options."""
 
 
 def _router(value: Any) -> Any:
-    """What was written, as one of our names or as the section of an external router."""
+    """Return the name of a built-in router, or the section of an external one."""
     if isinstance(value, Mapping) and set(value) == {"name"}:
         value = value["name"]
     if isinstance(value, Mapping | ExternalConfig) or value in ROUTERS:
@@ -49,17 +49,17 @@ def router_params(
     d_model: int,
     num_experts: int,
 ) -> int:
-    """Parameters of one router; 0 for an external one, which nobody knows before it is built.
+    """Return the number of parameters of one router; 0 for an external one, as it is unknown.
 
     Args:
-        router: which one.
-        router_dim: width of the small space of the cosine router; None is its default.
+        router: name of a built-in router, or section of an external one.
+        router_dim: width of the low-dimensional space of the cosine router; None is its default.
         d_model: width of the model.
-        num_experts: of the layer.
+        num_experts: number of experts of the layer.
     """
     if isinstance(router, ExternalRouterConfig):
         return 0
-    if router == "cosine":  # a map to the small space, a row per expert, the temperature
+    if router == "cosine":  # projection, one embedding per expert, temperature
         dim = router_dim or max(num_experts // 2, 16)
         return dim * (d_model + num_experts) + 1
     return num_experts * d_model

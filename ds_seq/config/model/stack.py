@@ -1,4 +1,4 @@
-"""The stacks of a model: how wide and how deep they are, and what all their layers share."""
+"""The stacks of a model: width, depth, and settings that all layers share."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ds_seq.names import STACKS, Stack
 
 
 class StackFields(Config):
-    """Width and depth."""
+    """Width and depth of the stacks."""
 
     stacks: ClassVar[tuple[Stack, ...]] = STACKS
-    """The stacks that the model has."""
+    """The stacks of the model."""
 
     d_model: PositiveInt = Field(default=512, description="Width of the model.")
-    encoder_layers: PositiveInt = Field(default=6, description="Layers of the encoder.")
-    decoder_layers: PositiveInt = Field(default=6, description="Layers of the decoder.")
+    encoder_layers: PositiveInt = Field(default=6, description="Number of encoder layers.")
+    decoder_layers: PositiveInt = Field(default=6, description="Number of decoder layers.")
     dropout: Probability = Field(
         default=0.1, description="Dropout on embeddings and on the output of each sub-layer."
     )
@@ -27,5 +27,5 @@ class StackFields(Config):
     )
 
     def layers_of(self, stack: Stack) -> int:
-        """The number of layers of ``stack``."""
+        """Return the number of layers of `stack`."""
         return self.encoder_layers if stack == "encoder" else self.decoder_layers

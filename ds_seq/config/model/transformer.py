@@ -1,4 +1,4 @@
-"""The encoder-decoder Transformer: all axes together, and what they come to."""
+"""The encoder-decoder Transformer: all axes together, and its number of parameters."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class ModelSize:
     """How many parameters a model has.
 
     Attributes:
-        total: all of them.
-        active: those that one token meets: K of each layer's E experts count.
-        experts: those inside experts; they are what expert parallelism divides over ranks.
+        total: all parameters.
+        active: parameters used per token: K of each layer's E experts count.
+        experts: parameters of experts, which expert parallelism divides over ranks.
     """
 
     total: int
@@ -40,7 +40,7 @@ class ModelSize:
         )
 
 
-# Fields come in the order of the bases from the last to the first.
+# Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
     MoeFields,
     EmbeddingFields,
@@ -52,7 +52,7 @@ class TransformerFields(
     StackFields,
     PresetFields,
 ):
-    """What can be said of a model that is made of the axes; external models may use it, too."""
+    """Fields of a model that is composed of the axes; external models may use them, too."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> TransformerFields:
@@ -62,17 +62,17 @@ class TransformerFields(
         return self
 
     def field_errors(self) -> list[tuple[str, str]]:
-        """What does not go together, as (field, message)."""
+        """Return incompatible settings as (field, message) pairs."""
         return self.moe_errors()
 
 
 class TransformerConfig(TransformerFields):
     """An encoder-decoder Transformer."""
 
-    name: Literal["transformer"] = Field(default="transformer", description="This model.")
+    name: Literal["transformer"] = Field(default="transformer", description="Selects this model.")
 
     def field_errors(self) -> list[tuple[str, str]]:
-        """What does not go together, as (field, message)."""
+        """Return incompatible settings as (field, message) pairs."""
         return [
             *self.mixer_errors(self.d_model),
             *self.positions.errors(self.d_model, self.num_heads),
@@ -80,10 +80,10 @@ class TransformerConfig(TransformerFields):
         ]
 
     def num_params(self, vocab_size: int) -> ModelSize:
-        """Count the parameters without building the model; those of an external router apart.
+        """Count the parameters without building the model, except those of an external router.
 
         Args:
-            vocab_size: number of tokens, the same on both sides.
+            vocab_size: vocabulary size, the same for source and target.
         """
         size = _dense(self.embedding_params(self.d_model, vocab_size))
         for stack in self.stacks:
@@ -103,7 +103,7 @@ class TransformerConfig(TransformerFields):
         return size
 
     def _ffn_size(self, num_experts: int) -> ModelSize:
-        """A dense feed-forward, or experts with all that belongs to them."""
+        """Return the size of a dense feed-forward, or of experts with router and dense branch."""
         if self.moe is None or num_experts == 0:
             return _dense(self.ffn_params(self.d_model, self.ffn_dim))
         width = self.moe.ffn_dim or self.ffn_dim
@@ -113,10 +113,10 @@ class TransformerConfig(TransformerFields):
         )
         dense_width = self.moe.dense_width(width)
         branch = self.ffn_params(self.d_model, dense_width) if dense_width else 0
-        beside = branch + self.moe.num_params(self.d_model, num_experts)
-        return experts + _dense(beside)
+        shared = branch + self.moe.num_params(self.d_model, num_experts)
+        return experts + _dense(shared)
 
 
 def _dense(count: int) -> ModelSize:
-    """The size of a part that every token meets."""
+    """Return the size of a part that every token passes through."""
     return ModelSize(count, count)

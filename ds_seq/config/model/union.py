@@ -1,4 +1,4 @@
-"""The `model` section: one of ours, or one from outside."""
+"""The `model` section: a built-in model or an external one."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ds_seq.config.model.transformer import TransformerConfig, TransformerFields
 
 
 class ExternalModelConfig(TransformerFields):
-    """A model that lives outside ds_seq; takes all options of the Transformer as well.
+    """A model from outside ds_seq; accepts all options of the Transformer.
 
-    Its builder decides which of them it reads. What the rest of the system asks of it is
-    `max_positions`, `moe` and the depth of the stacks, so that these alone have to be true.
+    Its builder decides which of them it reads. The rest of the system reads only `max_positions`,
+    `moe` and the depth of the stacks, so only these have to be accurate.
     """
 
     name: ExternalName = Field(
-        description="`package.module:Name` of a builder; it is called with the whole section."
+        description="`package.module:Name` of a builder, which is called with the whole section."
     )
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Free-form options for that builder."
+        default_factory=dict, description="Free-form options of the builder."
     )
 
     def num_params(self, vocab_size: int) -> None:
-        """Nobody knows before it is built."""
+        """Return None: the size is unknown before the model is built."""
 
 
 ModelConfig = Annotated[

@@ -1,7 +1,7 @@
-"""Model sections as earlier versions wrote them, in the form of today.
+"""Upgrade model sections that were written by earlier versions.
 
-A run folder keeps its whole experiment in `config.yaml` and must load in later versions. Fields
-that were renamed or moved since then are translated here, before the section is checked.
+A run folder stores its whole experiment in `config.yaml`, which must load in later versions. Fields
+that have since been renamed or moved are translated here, before the section is checked.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _FIRST_MOE_FIELDS = (
 
 
 def upgraded(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section in the form of today.
+    """Return the section in its current form.
 
     Args:
-        section: `model` as in a file, not yet checked.
+        section: content of `model` in a file, not yet checked.
     """
     new = dict(section)
-    # once all models had `options`, empty unless the model was external (`package.module:Name`)
+    # all models used to have `options`, empty unless the model was external (`package.module:Name`)
     if new.get("options", "absent") in ({}, None) and ":" not in str(new.get("name", "")):
         del new["options"]
     return new

@@ -283,7 +283,7 @@ def test_a_failed_run_is_gone_on_with(
         (["--input", "in", "--reference", "short"], "in has 4 lines but short has 1"),
         (["--reference", "short"], "has 4 lines but short has 1"),
         (["--input", "bad"], "bad: line 2: invalid UTF-8"),
-        (["--output", "missing/out"], "there is no folder missing"),
+        (["--output", "missing/out"], "no such folder missing"),
         (["--output", "."], "is a folder"),
         (["--n-best", "2"], "--n-best 2: --format text has one translation a line"),
         (["--n-best", "6", "--format", "tsv"], "the search keeps 5 hypotheses; raise --beam"),
@@ -296,7 +296,7 @@ def test_a_failed_run_is_gone_on_with(
         ),
         (
             ["--sampling", "true", "--sampling-top-k", "3", "--sampling-top-p", "0.5"],
-            "error: --sampling-top-p: does not go together with sampling_top_k",
+            "error: --sampling-top-p: cannot be combined with sampling_top_k",
         ),
         (["--temperature", "0"], "error: --temperature: should be"),
         (["--length-penalty-form", "marian"], "error: --length-penalty-form: should be"),

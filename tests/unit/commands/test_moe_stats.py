@@ -186,7 +186,7 @@ def test_a_few_batches_have_both_short_and_long_sentences(
         (("moe", "--data", "plain", "--checkpoint", "update_7"), "no checkpoint 'update_7'"),
         (("moe", "--data", "foreign"), "made with vocabulary"),
         (("moe", "--data", "plain", "--out", "a.jpg"), "a name that ends in .png"),
-        (("moe", "--data", "plain", "--out", "nowhere/a.png"), "no folder nowhere"),
+        (("moe", "--data", "plain", "--out", "nowhere/a.png"), "no such folder nowhere"),
         (("moe", "--data", "plain", "--max-batches", "0"), "--max-batches 0"),
     ],
 )

@@ -44,19 +44,19 @@ def test_every_option_has_a_description() -> None:
     ("section", "values", "words"),
     [
         ("train", {"expert_parallel": 3}, "expert_parallel: 3 does not divide"),
-        ("train", {"max_tokens": 100}, "max_tokens: 100 holds no sentence"),
+        ("train", {"max_tokens": 100}, "max_tokens: 100 is less than data.max_source_length"),
         ("train", {"validate_every": None}, "save_every"),
         ("train", {"validate_every": None, "save_every": 5, "patience": 3}, "patience"),
-        ("train", {"valid_bleu": False}, "validation.best: bleu is none of validation.metrics"),
-        ("validation", {"metrics": ["chrf"]}, "validation.best: bleu is none of"),
-        ("validation", {"metrics": []}, "(empty); name one of them, or use loss"),
+        ("train", {"valid_bleu": False}, "validation.best: bleu is not in validation.metrics"),
+        ("validation", {"metrics": ["chrf"]}, "validation.best: bleu is not in"),
+        ("validation", {"metrics": []}, "(empty); use one of them, or loss"),
         ("validation", {"best": "los"}, "did you mean 'loss'"),
         ("validation", {"metrics": ["bleu", "chrrf"]}, "no metric 'chrrf' (did you mean 'chrf'?)"),
-        ("validation", {"metrics": ["bleu", "chrf", "bleu"]}, "'bleu' stands in the list twice"),
+        ("validation", {"metrics": ["bleu", "chrf", "bleu"]}, "'bleu' is listed twice"),
         ("validation", {"metrics": ["bleu", "loss"]}, "loss is always measured"),
         ("train", {"accumulate": 0}, "accumulate"),
         ("train", {"max_hours": 0}, "max_hours"),
-        ("train", {"sparse_clip": True}, "sparse_clip: clips by clip_norm, which is 0"),
+        ("train", {"sparse_clip": True}, "sparse_clip: needs clip_norm above 0"),
         ("model", {"moe": None}, "expert_parallel: 2, but model.moe is null"),
         ("model", {"moe": {"num_experts": 3}}, "does not divide model.moe.num_experts 3"),
         ("model", {"moe": {"num_experts": [4, 4, 2, 4, 4, 5]}}, "model.moe.num_experts 5"),
@@ -92,7 +92,9 @@ def test_bad_values_are_refused(
 def test_clipping_by_weighted_experts_needs_experts(make: MakeConfig) -> None:
     train = {"sparse_clip": True, "clip_norm": 1.0}
     make(model={"moe": {}}, train=train)
-    with pytest.raises(ValidationError, match="sparse_clip: is about experts, but model.moe is n"):
+    with pytest.raises(
+        ValidationError, match="sparse_clip: applies to experts, but model.moe is n"
+    ):
         make(model={"moe": None}, train=train)
 
 

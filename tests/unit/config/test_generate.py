@@ -34,11 +34,11 @@ def test_what_goes_together(given: dict[str, Any]) -> None:
         ({"sampling_epsilon": 0.5}, "sampling_epsilon: has no effect without sampling: true"),
         (
             {"sampling": True, "sampling_top_k": 5, "sampling_top_p": 0.5},
-            "sampling_top_p: does not go together with sampling_top_k",
+            "sampling_top_p: cannot be combined with sampling_top_k",
         ),
         (
             {"sampling": True, "sampling_epsilon": 0.1, "sampling_top_p": 0.5},
-            "sampling_epsilon: does not go together with sampling_top_p",
+            "sampling_epsilon: cannot be combined with sampling_top_p",
         ),
         ({"sampling": True, "sampling_top_p": 0.0}, "sampling_top_p"),
         ({"sampling": True, "sampling_epsilon": 1.0}, "sampling_epsilon"),
@@ -47,15 +47,15 @@ def test_what_goes_together(given: dict[str, Any]) -> None:
         ({"diverse_strength": 1.0}, "diverse_strength: has no effect without diverse_groups"),
         (
             {"diverse_groups": 5, "diverse_siblings": 1.0},
-            "diverse_siblings: does not go together with diverse_groups",
+            "diverse_siblings: cannot be combined with diverse_groups",
         ),
         (
             {"diverse_groups": 5, "sampling": True},
-            "diverse_groups: does not go together with sampling",
+            "diverse_groups: cannot be combined with sampling",
         ),
         (
             {"diverse_siblings": 0.5, "sampling": True},
-            "diverse_siblings: does not go together with sampling",
+            "diverse_siblings: cannot be combined with sampling",
         ),
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),

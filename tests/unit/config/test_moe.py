@@ -66,7 +66,10 @@ def test_a_dense_model_has_none() -> None:
     ("moe", "words"),
     [
         # counts and layers
-        ({"num_experts": 0}, "num_experts\n.*a whole number from 1, or a list of them, not 0"),
+        (
+            {"num_experts": 0},
+            "num_experts\n.*a whole number of at least 1, or a list of them, not 0",
+        ),
         ({"num_experts": []}, r"or a list of them, not \[\]"),
         ({"num_experts": [4, 0, 4]}, r"or a list of them, not \[4, 0, 4\]"),
         ({"num_experts": True}, "or a list of them, not True"),
@@ -79,11 +82,11 @@ def test_a_dense_model_has_none() -> None:
         ({"layers": {}}, "moe.layers: no layer has experts: empty"),
         ({"layers": {"encoder": [4]}}, "moe.layers.encoder: 4, but encoder_layers is 4"),
         ({"layers": {"decoder": [0, 3]}}, "moe.layers.decoder: 3, but decoder_layers is 3"),
-        ({"layers": {"encoder": [1, 1]}}, r"layers.encoder: names a layer twice: \[1, 1\]"),
+        ({"layers": {"encoder": [1, 1]}}, r"layers.encoder: lists a layer twice: \[1, 1\]"),
         ({"layers": {"encoder": [-1]}}, "layers.encoder"),
         (
             {"layers": {"decoder": [1]}, "placement": "encoder"},
-            "layers.decoder: placement is encoder; say both",
+            "layers.decoder: placement is encoder; set placement to both",
         ),
         (
             {"num_experts": [4, 4]},
@@ -102,7 +105,7 @@ def test_a_dense_model_has_none() -> None:
         ),
         (
             {"router": "expert_choice", **ENCODER, "load_balance": "global"},
-            "load_balance: experts that choose are balanced",
+            "load_balance: expert_choice is always balanced",
         ),
         (
             {"router": "expert_choice", **ENCODER, "normalize_weights": "after_dropping"},
@@ -116,14 +119,14 @@ def test_a_dense_model_has_none() -> None:
             {"router": "language", "eval_capacity_factor": 1.0},
             "eval_capacity_factor: router language drops nothing",
         ),
-        ({"router": "language", "noise": "jitter"}, "noise: router language takes none"),
+        ({"router": "language", "noise": "jitter"}, "noise: router language supports none"),
         (
             {"router": "expert_choice", **ENCODER, "noise": "gumbel"},
-            "noise: router expert_choice takes none",
+            "noise: router expert_choice supports none",
         ),
-        ({"router": "sigmoid", "noise": "gumbel"}, "noise: sigmoid scores are no distribution"),
+        ({"router": "sigmoid", "noise": "gumbel"}, "noise: sigmoid scores are not a distribution"),
         ({"router": "sigmoid", "bias_rate": -1}, "bias_rate"),
-        ({"router_dim": 8}, "router_dim: is of router cosine, not of softmax"),
+        ({"router_dim": 8}, "router_dim: applies to router cosine, not softmax"),
         ({"router": "cosine", "router_dim": 0}, "router_dim"),
         ({"second_expert": "random"}, "second_expert: random needs top_k 2 and softmax or cosine"),
         ({"second_expert": "sampled", "top_k": 3}, "second_expert: sampled needs top_k 2"),
@@ -140,14 +143,17 @@ def test_a_dense_model_has_none() -> None:
         ({"output_masking": 1.0}, "output_masking"),
         ({"load_balance": "world"}, "load_balance"),
         # branches
-        ({"residual": True, "shared_experts": 1}, "shared_experts: stands beside residual"),
+        (
+            {"residual": True, "shared_experts": 1},
+            "shared_experts: cannot be combined with residual",
+        ),
         (
             {"residual": True, "conditional_budget": 0.5},
-            "conditional_budget: stands beside residual: only one of them",
+            "conditional_budget: cannot be combined with residual; use only one of them",
         ),
         (
             {"shared_experts": 1, "conditional_budget": 0.5},
-            "conditional_budget: stands beside shared_experts",
+            "conditional_budget: cannot be combined with shared_experts",
         ),
         ({"conditional_dropout": 0.1}, "conditional_dropout: needs conditional_budget"),
         ({"conditional_budget": 0.0}, "conditional_budget"),
@@ -229,8 +235,11 @@ def test_a_router_from_outside_is_a_name_or_a_section() -> None:
 @pytest.mark.parametrize(
     ("moe", "message"),
     [
-        ({"router": OUTSIDE, "noise": "jitter"}, "noise: belongs to our routers; give my_lab."),
-        ({"router": OUTSIDE, "bias_rate": 0.1}, "bias_rate: belongs to our routers"),
+        (
+            {"router": OUTSIDE, "noise": "jitter"},
+            "noise: applies to built-in routers; set options of my_lab.",
+        ),
+        ({"router": OUTSIDE, "bias_rate": 0.1}, "bias_rate: applies to built-in routers"),
         ({"router": OUTSIDE, "load_balance": "global"}, "in model.moe.router.options"),
         ({"router": OUTSIDE, "top_k": 9}, "top_k: 9 is more than num_experts 8"),
         ({"router": "sofmax"}, "no router 'sofmax' (did you mean 'softmax'?); there are softmax,"),

@@ -64,8 +64,8 @@ def test_a_mistake_in_an_old_key_is_told_with_its_line(write: WriteFile, experim
     path = write("old.yaml", "extends: small.yaml\n\ntrain:\n  seed: 2\n  best_metric: rouge\n")
     with pytest.raises(UserError) as caught:
         load_experiment(path)
-    assert str(caught.value).startswith(f"{path}:5: validation.best: rouge is none of")
-    with pytest.raises(UserError, match=r"^command line: validation\.best: ter is none of"):
+    assert str(caught.value).startswith(f"{path}:5: validation.best: rouge is not in")
+    with pytest.raises(UserError, match=r"^command line: validation\.best: ter is not in"):
         load_experiment(experiment, ["train.best_metric=ter"])
 
 
@@ -78,7 +78,7 @@ def test_a_mistake_in_an_old_key_is_told_with_its_line(write: WriteFile, experim
     ],
 )
 def test_an_old_key_that_cannot_be_moved_is_refused(experiment: Path, overrides: list[str]) -> None:
-    with pytest.raises(UserError, match=r"train\.valid_bleu: unknown key; it is validation\.met"):
+    with pytest.raises(UserError, match=r"train\.valid_bleu: unknown key; it is now validation\.m"):
         load_experiment(experiment, overrides)
 
 

@@ -67,7 +67,7 @@ def test_verses_are_joined_by_number(tmp_path: Path) -> None:
         Unit("1.1", "second", "zweiter"),
     ]
     (tmp_path / "bad.db").write_bytes(b"no database at all" * 10)
-    with pytest.raises(UserError, match="bad.db: has no table"):
+    with pytest.raises(UserError, match="bad.db: lacks the expected table"):
         list(sample.bible_units(tmp_path / "bad.db"))
 
 

@@ -227,13 +227,13 @@ def _remove(cache: Path) -> None:
     [
         (_truncate, r"train\.teacher\.00002\.bin: has [\d,]+ bytes in place of"),
         (_delete, r"train\.teacher\.00001\.bin: has 0 bytes in place of"),
-        (_edit(vocab_hash="f" * 64), r"train\.teacher\.json: .*vocabulary f{12}, the data have"),
+        (_edit(vocab_hash="f" * 64), r"train\.teacher\.json: .*vocabulary f{12}, the data has"),
         (_edit(source="ff"), r"train\.teacher\.json: .*other shards"),
         (_edit(version=3), "has format version 3, but 2 is needed"),
         (_scribble, r"train\.teacher\.json: is damaged"),
         (_edit(first=None), r"train\.teacher\.json: is damaged"),
         (_rename, r"runs/big --data \S+ --top-k 3 --splits train --out \S+cache"),
-        (_empty, "holds no cache; make it with `ds-seq teacher-cache"),
+        (_empty, "contains no cache; make it with `ds-seq teacher-cache"),
         (_remove, "no such cache; make it with `ds-seq teacher-cache"),
     ],
 )

@@ -86,7 +86,7 @@ def test_unequal_sides_are_told_with_both_counts(tmp_path: Path) -> None:
 def test_bad_output_paths_are_refused_beforehand(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder"):
         check_writable(tmp_path)
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         check_writable(tmp_path / "missing" / "out")
     check_writable(tmp_path / "out")
     check_writable("-")

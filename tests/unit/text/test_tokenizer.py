@@ -106,7 +106,9 @@ def test_a_config_normalizes(vocab: SentencePieceTokenizer) -> None:
 def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = Symbols(pad=0, eos=1, unk=2, start=1)
     monkeypatch.setattr(CharacterTokenizer, "symbols", symbols)
-    with pytest.raises(UserError, match="file: pads with id 0; models know no padding but id 1"):
+    with pytest.raises(
+        UserError, match="file: pads with id 0, but models support only padding id 1"
+    ):
         read_tokenizers(section(**CHARACTERS), b'[["a"], 0]', "file")
 
 
@@ -115,7 +117,10 @@ def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch)
     [
         ({"name": "sentencpiece"}, r"no tokenizer 'sentencpiece' \(did you mean 'sentencepiece'"),
         ({"options": {"a": 1}}, "only an external tokenizer"),
-        ({**CHARACTERS, "model_type": "bpe"}, "belongs to sentencepiece; give tests.data"),
+        (
+            {**CHARACTERS, "model_type": "bpe"},
+            "applies to sentencepiece only; set options of tests.data",
+        ),
     ],
 )
 def test_what_does_not_belong_to_a_kind_is_refused(vocab: dict[str, object], message: str) -> None:
