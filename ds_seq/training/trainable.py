@@ -73,7 +73,7 @@ def describe_frozen(model: nn.Module, parts: Collection[FrozenPart], is_drawn: b
     line = f"frozen: {', '.join(parts)}; {count:,} parameters on this rank"
     if not is_drawn:
         return line
-    return f"{line}. Warning: they keep their random initial values; name a run in train.init_from"
+    return f"{line}. Warning: they keep values drawn at random; name a run in train.init_from"
 
 
 class FrozenCheck:
