@@ -31,8 +31,8 @@ from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student
 
 STUDENT_KEY = "ds_seq.student"
-"""Key in the header of the weights file. Its value is JSON: the path of the `teacher`'s weights, the
-copied layers of `encoder` and `decoder`, and each expert's share in `merged` layers."""
+"""Key in the header of the weights file. Its value is JSON: the path of the `teacher`'s weights,
+the copied layers of `encoder` and `decoder`, and each expert's share in `merged` layers."""
 
 
 def fine_tuning(student: ExperimentConfig, out: Path) -> ExperimentConfig:
