@@ -1,4 +1,4 @@
-"""ds_seq as a library: what the commands do, as functions.
+"""The Python interface of ds_seq: functions that do what the commands do.
 
     model = ds_seq.load("runs/x")  # a run folder or an export
     model.translate(["Hello.", "Goodbye."], beam=5)
@@ -73,38 +73,38 @@ class Translation(NamedTuple):
 
     text: str
     score: float
-    """As `ds-seq generate` writes it: log-probability divided by the length penalty."""
+    """Log-probability divided by the length penalty, as written by `ds-seq generate`."""
 
 
 class TargetScore(NamedTuple):
-    """What a model thinks of a given translation."""
+    """A model's score of a given translation."""
 
     log_prob: float
     """The sum of `token_scores`."""
     token_scores: list[float]
-    """Log-probability of each piece of the target and of its end."""
+    """Log-probability of each piece of the target and of the end symbol."""
     score: float
-    """As `ds-seq rescore` writes it: log-probability divided by the length penalty."""
+    """Log-probability divided by the length penalty, as written by `ds-seq rescore`."""
 
 
 class Encoding(NamedTuple):
-    """The encoder's view of some lines."""
+    """Encoder states of some lines."""
 
     states: Tensor
-    """(N, S, D); what the mask leaves out is 0."""
+    """(N, S, D) last hidden states, 0 where the mask is False."""
     mask: Tensor
-    """(N, S) bool, True at tokens; False throughout for a line without text."""
+    """(N, S) bool, True at tokens; all False for a line without text."""
 
 
 class TrainedModel:
-    """A trained model, ready for use; made by `load`.
+    """A trained model, ready for use, as returned by `load`.
 
     Args:
         run: the model and its card.
-        device: where it is.
+        device: device of the model.
 
     Attributes:
-        card: name, languages, tokenizers, longest input and search defaults of the model.
+        card: name, languages, tokenizers, maximum input length and search defaults of the model.
         module: the model itself, in evaluation mode.
     """
 
@@ -141,23 +141,22 @@ class TrainedModel:
         n_best: int | None = None,
         **options: Any,
     ) -> str | list[str] | list[Translation] | list[list[Translation]]:
-        """Translate as `ds-seq generate` does.
+        """Translate lines, like `ds-seq generate`.
 
         Args:
-            lines: one sentence, or any number of them. A line without text has an empty
-                translation; of one that is longer than the model takes, the start is translated
-                and a warning given.
-            beam: hypotheses kept per sentence; None: as the card says.
-            n_best: how many translations of a line are wanted; None: the best alone, as text.
+            lines: one sentence, or a sequence of sentences. A line without text has an empty
+                translation. A line that is too long for the model is truncated, with a warning.
+            beam: beam size; None: as in the card.
+            n_best: number of translations per line; None: only the best, as text.
             **options: other fields of the experiment's section `generation`, such as
-                ``length_penalty=0.6`` or ``sampling=True``.
+                `length_penalty=0.6` or `sampling=True`.
 
         Returns:
-            The translations, or with ``n_best`` lists of translations with scores; not in a list of
-            lines where one line was given.
+            One translation per line, or with `n_best` a list of translations with scores per line.
+            For a single line, only the entry of that line.
 
         Raises:
-            UserError: an option is wrong.
+            UserError: an option is invalid.
         """
         settings = self._settings(options if beam is None else {"beam": beam, **options})
         count = 1 if n_best is None else n_best
@@ -173,13 +172,13 @@ class TrainedModel:
             workers=default_workers(self._device),
         )
 
-        def answer(found: LineResult) -> list[Translation]:
+        def translations(found: LineResult) -> list[Translation]:
             return [
                 Translation(plain_text(tokenizers.target, hypothesis.tokens), hypothesis.score)
                 for hypothesis in found.hypotheses
             ]
 
-        gathered = gather_lines(searched, answer)
+        gathered = gather_lines(searched, translations)
         assert gathered is not None, "one process has all lines"
         if n_best is None:
             texts = [best.text for best, *_ in gathered[0]]
@@ -189,18 +188,18 @@ class TrainedModel:
     def score(
         self, sources: str | Sequence[str], targets: str | Sequence[str], **options: Any
     ) -> list[TargetScore]:
-        """Score given translations as `ds-seq rescore` does.
+        """Score given translations, like `ds-seq rescore`.
 
         Args:
-            sources: sentences.
-            targets: a translation of each.
-            **options: see `translate`; such as ``length_penalty=0``.
+            sources: source sentences.
+            targets: one translation per source.
+            **options: see `translate`; for example `length_penalty=0`.
 
         Returns:
-            One for each pair. One without any text has score 0.
+            One score per pair; 0 for a pair without any text.
 
         Raises:
-            UserError: the numbers differ, or a target is longer than the model takes.
+            UserError: the numbers of lines differ, or a target is too long for the model.
         """
         sources, targets = _listed(sources), _listed(targets)
         check_counts(sources, "sources", targets, "targets")
@@ -215,19 +214,21 @@ class TrainedModel:
         scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)
         assert scored is not None, "one process has all rows"
         return [
-            TargetScore(math.fsum(found.token_scores), found.token_scores, found.score)
-            for found in scored
+            TargetScore(
+                math.fsum(hypothesis.token_scores), hypothesis.token_scores, hypothesis.score
+            )
+            for hypothesis in scored
         ]
 
     @torch.inference_mode()
     def encode(self, lines: str | Sequence[str]) -> Encoding:
-        """The encoder's last hidden states; of lines that are too long, those of the start.
+        """Return the encoder's last hidden states; lines that are too long are truncated.
 
         Args:
             lines: sentences.
 
         Raises:
-            UserError: there is no line.
+            UserError: there are no lines.
         """
         lines = _listed(lines)
         if not lines:
@@ -241,7 +242,7 @@ class TrainedModel:
         limits = run_decoding([self._run], settings).limits
         mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=self._device)
         states: Tensor | None = None
-        # a line without text goes with the others, so that the width of the states is known
+        # lines without text are encoded, too, so that the width of the states is always known
         for batch in cut_batches(np.maximum(lengths, 1), limits):
             eos = self.card.tokenizers.source.symbols.eos
             padded, real = pad_rows([rows[i] or [eos] for i in batch], pad).to(self._device)
@@ -257,12 +258,12 @@ class TrainedModel:
         return Encoding(states, mask)
 
     def _settings(self, options: Mapping[str, Any]) -> GenerationConfig:
-        """The card's search with other values."""
+        """Return the card's search settings with some values changed."""
         for name in options:
             if name not in GenerationConfig.model_fields:
                 known = ", ".join(GenerationConfig.model_fields)
                 hint = nearest(name, GenerationConfig.model_fields)
-                raise UserError(f"no option {name!r} of a search{hint}; there are {known}")
+                raise UserError(f"no search option {name!r}{hint}; there are {known}")
         return changed_settings(self.card.generation, options, str)
 
     def _plan(self, lines: Sequence[str], settings: GenerationConfig) -> SearchPlan:
@@ -283,14 +284,14 @@ def load(
     """Load a trained model.
 
     Args:
-        path: a run folder, or a file or folder that `ds-seq export` made.
-        checkpoint: ``best``, ``last``, the name of a checkpoint or a path.
-        device: such as ``cpu`` or ``cuda:1``; None: a GPU where there is one.
-        dtype: number format; None: as trained on a GPU, fp32 on a CPU. ``int8`` rounds the weights,
-            on a CPU only.
+        path: a run folder, or a file or folder written by `ds-seq export`.
+        checkpoint: `best`, `last`, the name of a checkpoint or a path.
+        device: device such as `cpu` or `cuda:1`; None: a GPU if there is one.
+        dtype: number format; None: as in training on a GPU, fp32 on a CPU. `int8` quantizes the
+            weights and works only on a CPU.
 
     Raises:
-        UserError: there is no such model, device or number format.
+        UserError: the model, device or number format does not exist.
     """
     place = distributed.World().device if device is None else parse_device(str(device))
     run = load_packed(path, checkpoint, _dtype_name(dtype), place)
@@ -298,15 +299,15 @@ def load(
 
 
 def prepare(experiment: Experiment, *overrides: str, force: bool = False) -> None:
-    """Make the clean text, the vocabulary and the shards of an experiment; see `ds-seq prepare`.
+    """Make the clean text, the vocabulary and the shards of an experiment, like `ds-seq prepare`.
 
     Args:
-        experiment: a file, what could be written in one, or an experiment.
-        *overrides: replace single settings, such as ``data.workers=4``.
-        force: also make again what is up to date.
+        experiment: an experiment file, a mapping with its contents, or an `ExperimentConfig`.
+        *overrides: settings to replace, such as `data.workers=4`.
+        force: whether to redo steps that are up to date.
 
     Raises:
-        UserError: the experiment or its text is of no use.
+        UserError: the experiment or its text is invalid.
     """
     prepare_data(read_experiment(experiment, overrides), force)
 
@@ -314,19 +315,19 @@ def prepare(experiment: Experiment, *overrides: str, force: bool = False) -> Non
 def fit(
     experiment: Experiment, *overrides: str, resume: bool = False, overwrite: bool = False
 ) -> TrainingResult:
-    """Train a model as `ds-seq train` does, in this process or in all that a launcher has started.
+    """Train a model like `ds-seq train`, in this process or in all processes of a launcher.
 
     Args:
-        experiment: a file, what could be written in one, or an experiment.
-        *overrides: replace single settings, such as ``train.max_updates=1000``.
-        resume: resume from the run's last checkpoint; from the beginning where there is none yet.
-        overwrite: delete what an earlier run of this name has left.
+        experiment: an experiment file, a mapping with its contents, or an `ExperimentConfig`.
+        *overrides: settings to replace, such as `train.max_updates=1000`.
+        resume: resume from the run's last checkpoint, or start from scratch if there is none.
+        overwrite: delete an earlier run of this name.
 
     Returns:
-        Why it ended, the best score, and the run folder, which `load` takes.
+        Why the training ended, its best score, and the run folder, which `load` accepts.
 
     Raises:
-        UserError: the experiment, its data or its run folder is of no use.
+        UserError: the experiment, its data or its run folder is invalid.
     """
     from ds_seq.training.run import run_training  # imports DeepSpeed
 
@@ -350,7 +351,7 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
 
 
 def _warn_of_cut(lines: Sequence[int]) -> None:
-    """Warn of lines, by numbers from 1, of which only the start is read."""
+    """Warn about truncated lines, given by their numbers from 1."""
     if lines:
         shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The commands: a module each, with ``main(argv) -> int``, that parses, calls and prints."""
+"""The commands, one module each; its `main(argv) -> int` parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """The module that has the command's ``main(argv) -> int``, and what the command is for."""
+    """Name of the module with the command's `main(argv) -> int`, and the command's purpose."""
 
     module: str
     help: str
 
 
 _HELP = {
-    "check": "what an experiment file means, or its mistakes",
+    "check": "experiment file -> resolved settings, or its mistakes",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
     "train": "shards -> run folder",
     "generate": "run folder + text -> translations (and a score)",
@@ -24,8 +24,8 @@ _HELP = {
     "export": "run folder -> one file that translates",
     "average": "checkpoints -> their mean, as one model",
     "prune-experts": "run folder + text -> smaller model for that kind of text",
-    "make-student": "run folder -> smaller model of some of its layers",
-    "teacher-cache": "teacher + shards -> its answers, to train from",
+    "make-student": "run folder -> smaller model made of some of its layers",
+    "teacher-cache": "teacher + shards -> cached outputs to train from",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""What is done with the hypotheses of a search before they are written, by command-line options."""
+"""Options for processing the hypotheses of a search before they are written."""
 
 from __future__ import annotations
 
@@ -22,58 +22,60 @@ _SAMPLES = 32
 
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options for alignments, unknown pieces and minimum Bayes risk."""
-    add = parser.add_argument_group("what is done with what was found").add_argument
+    """Add options for alignments, unknown pieces and minimum Bayes risk."""
+    add = parser.add_argument_group("processing of the hypotheses").add_argument
     add("--align", action="store_true",
-        help="write which words of the source the words of a translation come from, as pairs "
-        "0-0 1-2, by attention: in jsonl, tsv and fairseq (there, of pieces)")  # fmt: skip
+        help="write which source words the words of a translation attend to, as pairs 0-0 1-2; "
+        "for jsonl, tsv and fairseq (there for pieces)")  # fmt: skip
     add("--replace-unk", action="store_true",
-        help="in the text, put what the model looks at in the source in place of each unknown "
-        "piece")  # fmt: skip
+        help="replace each unknown piece of the translation by the source word that it attends "
+        "to")  # fmt: skip
     add("--align-layer", type=int, metavar="N",
-        help="the decoder layer, from 1, whose attention aligns (default: the last)")  # fmt: skip
+        help="decoder layer, from 1, whose attention aligns (default: the last)")  # fmt: skip
     add("--mbr", choices=UTILITIES,
-        help="draw samples and write that which most resembles the others (minimum Bayes risk); "
-        "the cost grows with the square of their number")  # fmt: skip
+        help="draw samples and write the one most similar to the others (minimum Bayes risk); the "
+        "cost grows with the square of their number")  # fmt: skip
     add("--samples-per-line", type=int, metavar="N",
-        help=f"how many samples --mbr draws (default: {_SAMPLES})")  # fmt: skip
+        help=f"number of samples that --mbr draws (default: {_SAMPLES})")  # fmt: skip
 
 
 def check_result_arguments(args: argparse.Namespace) -> None:
-    """Refuse what does not go together."""
+    """Refuse options that cannot be combined."""
     aligns = args.align or args.replace_unk
     if args.align and args.format == "text":
-        raise UserError("--align: --format text has no place for it; say tsv, jsonl or fairseq")
+        raise UserError("--align: --format text cannot show it; use tsv, jsonl or fairseq")
     if args.align_layer is not None:
         if not aligns:
-            raise UserError("--align-layer: serves --align and --replace-unk; add one of them")
+            raise UserError(
+                "--align-layer: only affects --align and --replace-unk; add one of them"
+            )
         if args.align_layer < 1:
             raise UserError(f"--align-layer {args.align_layer}: layers are counted from 1")
     if aligns and args.expert_parallel > 1:
         raise UserError(
             f"--expert-parallel {args.expert_parallel}: alignments need all experts on each "
-            "process; leave it out, or --align and --replace-unk"
+            "process; leave out this option, or --align and --replace-unk"
         )
     if args.mbr is None:
         if args.samples_per_line is not None:
-            raise UserError("--samples-per-line: is the number of samples for --mbr; add it")
+            raise UserError("--samples-per-line: only affects --mbr; add --mbr")
         return
     if args.samples_per_line is not None and args.samples_per_line < 2:
-        raise UserError(f"--samples-per-line {args.samples_per_line}: at least 2 are compared")
+        raise UserError(f"--samples-per-line {args.samples_per_line}: at least 2 are needed")
 
 
 def result_settings(args: argparse.Namespace) -> dict[str, bool]:
-    """What the search needs for these options, by field: ``--mbr`` samples by default."""
+    """Return search settings that these options imply, by field: `--mbr` samples by default."""
     return {"sampling": True} if args.mbr is not None and args.sampling is None else {}
 
 
 def num_hypotheses(args: argparse.Namespace, settings: GenerationConfig) -> int:
-    """How many hypotheses a search has to find so that ``--n-best`` can be written."""
+    """Return the number of hypotheses that the search must find to write `--n-best` of them."""
     check_n_best(args.n_best, settings)
     if args.mbr is None:
         return int(args.n_best)
     if not settings.sampling:
-        raise UserError("--mbr: chooses among samples; leave --sampling out or say true")
+        raise UserError("--mbr: chooses among samples; leave out --sampling or set it to true")
     samples = args.samples_per_line or _SAMPLES
     if args.n_best > samples:
         raise UserError(f"--n-best {args.n_best}: raise --samples-per-line, which is {samples}")
@@ -81,7 +83,7 @@ def num_hypotheses(args: argparse.Namespace, settings: GenerationConfig) -> int:
 
 
 def result_conditions(args: argparse.Namespace) -> dict[str, str | int]:
-    """What of these options the output depends on."""
+    """Return those of these options on which the output depends."""
     return {
         "align": int(args.align),
         "align-layer": args.align_layer or 0,
@@ -97,7 +99,7 @@ def build_steps(
     limits: BatchLimits,
     device: torch.device,
 ) -> tuple[ResultStep, ...]:
-    """What the options ask for, in the order in which it is to be done.
+    """Build the processing steps that the options select, in their order.
 
     Raises:
         UserError: there is no such layer, or a language needs a package that is not installed.

@@ -1,4 +1,4 @@
-"""``ds-seq average``: the mean of several checkpoints, as one model."""
+"""`ds-seq average`: average several checkpoints into one model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of ``ds-seq average``."""
+    """Run `ds-seq average`; return the exit code."""
     options = _parser().parse_args(argv)
     check_new(options.out)
     parts = _parts(options)
@@ -34,16 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "average",
         "Write the mean of several checkpoints as one model, as `ds-seq export` does. "
-        "They must have the same model section and vocabulary. Trains and measures nothing.",
+        "They must have the same model section and vocabulary. Neither trains nor evaluates.",
     )
     add = parser.add_argument
     add("models", nargs="+", type=Path, metavar="RUN | FILES",
-        help="a run folder, with --last or --best; or checkpoints, exports, and run folders, "
-        "whose best checkpoint counts")  # fmt: skip
+        help="a run folder, with --last or --best; or checkpoints, exports, and run folders (their "
+        "best checkpoint is used)")  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--last", type=int, metavar="N", help="the N most recent checkpoints of RUN")
     which.add_argument("--best", type=int, metavar="N", help="the N best checkpoints of RUN")
-    add("--until", type=int, metavar="UPDATE", help="of these, none after UPDATE")
+    add("--until", type=int, metavar="UPDATE", help="only checkpoints up to UPDATE")
     add("--out", type=Path, required=True,
         help=f"new file (NAME{EXPORT_SUFFIX}) or folder to write")  # fmt: skip
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
@@ -51,18 +51,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parts(options: argparse.Namespace) -> list[AveragedModel]:
-    """What the command line asks for."""
+    """Return the models to average."""
     models: list[Path] = options.models
     which = "last" if options.last is not None else "best"
     count = options.last if options.last is not None else options.best
     if count is None:
         if options.until is not None:
-            raise UserError("--until: goes with --last N or --best N")
+            raise UserError("--until: needs --last N or --best N; add one of them")
         if len(models) == 1 and (models[0] / CHECKPOINTS / INDEX_FILE).is_file():
-            raise UserError(f"{models[0]}: how many of its checkpoints? Say --last N or --best N")
+            raise UserError(
+                f"{models[0]}: is a run folder; add --last N or --best N to choose checkpoints"
+            )
         return [named_model(path) for path in models]
     if count < 1:
-        raise UserError(f"--{which} {count}: there must be at least 1 to average")
+        raise UserError(f"--{which} {count}: must be at least 1")
     if len(models) > 1:
         raise UserError(f"--{which}: takes the checkpoints of one run folder, not of {len(models)}")
     return listed_models(models[0], which, count, options.until)

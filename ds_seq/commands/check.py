@@ -1,4 +1,4 @@
-"""``ds-seq check``: what an experiment file means, before a queue slot or a GPU is spent on it."""
+"""`ds-seq check`: check an experiment file before using a queue slot or a GPU for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
     parser = command_parser(
         "check",
-        "Check an experiment file and show what it comes to. Exit code 2 on a mistake.",
+        "Check an experiment file and print its resolved settings. Exit code 2 on a mistake.",
         abbreviations=True,
     )
     parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         print(options_table(), end="")
         return 0
     if arguments.experiment is None:
-        raise UserError("ds-seq check: name an experiment file, or use --options")
+        raise UserError("ds-seq check: no experiment file; name one, or use --options")
     if arguments.world_size is not None and arguments.world_size < 1:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(config: ExperimentConfig, world_size: int | None = None) -> str:
-    """The three parts of the answer; each is headed by a comment, so the first is valid YAML."""
+    """Return the report in three parts, each under a YAML comment, so the first is valid YAML."""
     engine = engine_config_for(config, world_size=world_size)
     return "\n".join(
         [
@@ -62,11 +62,11 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
 
 
 def _notes(config: ExperimentConfig) -> list[str]:
-    """What is allowed but seldom meant."""
+    """Return notes on settings that are allowed but rarely intended."""
     moe = config.model.moe
     if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
         return []
-    # balanced without a loss, or for all we know so
+    # these routers balance without a loss, or may do so
     if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
         return []
     return [
@@ -84,7 +84,7 @@ def _size_lines(config: ExperimentConfig) -> list[str]:
         return [f"not known for the external model {model.name}"]
     lines = [
         f"total   {size.total:>16,}   with a vocabulary of {vocab_size:,}",
-        f"active  {size.active:>16,}   met by one token",
+        f"active  {size.active:>16,}   used per token",
     ]
     if model.moe is not None:
         ranks = config.train.expert_parallel
@@ -94,9 +94,9 @@ def _size_lines(config: ExperimentConfig) -> list[str]:
         lines += [
             f"experts {size.experts:>16,}   {model.num_moe_layers} layers x "
             f"{model.moe.num_experts} experts",
-            f"a rank  {on_rank:>16,}   with train.expert_parallel {ranks}, before ZeRO",
+            f"rank    {on_rank:>16,}   with train.expert_parallel {ranks}, before ZeRO",
             f"dense   {dense.total:>16,}   the same model without experts",
         ]
         if isinstance(model.moe.router, ExternalRouterConfig):
-            lines.append(f"without those of {model.moe.router.name}, which nobody knows beforehand")
+            lines.append(f"without the router {model.moe.router.name}, whose size is unknown")
     return lines

@@ -1,4 +1,4 @@
-"""``ds-seq export``: one weights file, for use on any machine, without DeepSpeed."""
+"""`ds-seq export`: write one weights file for use on any machine, without DeepSpeed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ds_seq.text.vocab_file import VOCAB_FILE
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of ``ds-seq export``."""
+    """Run `ds-seq export`; return the exit code."""
     parser = command_parser(
         "export",
-        "Write a trained model as one file that holds all: weights, experiment and "
-        "vocabulary. `ds-seq generate model.safetensors` needs nothing beside it. A name that does "
-        f"not end in {EXPORT_SUFFIX} gives a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
+        "Write a trained model as one self-contained file: weights, experiment and "
+        "vocabulary. `ds-seq generate model.safetensors` needs nothing else. If the name does not "
+        f"end in {EXPORT_SUFFIX}, write a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
         abbreviations=True,
     )
     parser.add_argument("run", type=Path, help="run folder, or an earlier export")

@@ -1,10 +1,10 @@
-"""The command ``ds-seq generate``: translate text with trained models.
+"""The command `ds-seq generate`: translate text with trained models.
 
 ds-seq generate runs/x --input text.de --output text.en --reference reference.en
 ds-seq generate model.safetensors --input text.de
 ds-seq generate runs/x --input text.de --format jsonl --n-best 5
-ds-seq generate runs/x runs/y --input text.de        # both models decide about every token
-zcat text.de.gz | ds-seq generate runs/x --input -   # translations come as the text comes
+ds-seq generate runs/x runs/y --input text.de        # an ensemble of both models
+zcat text.de.gz | ds-seq generate runs/x --input -   # translations are written while text arrives
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ _BUFFER_SIZE = 512
 
 
 class _Text(NamedTuple):
-    """What is to be translated, and what to compare with."""
+    """The text to translate and its reference."""
 
     source: list[str]
     reference: list[str] | None
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What to translate with, and how; the same on every rank but for the device."""
+class _Generation:
+    """Models and settings of a translation, the same on every rank except for the device."""
 
     args: argparse.Namespace
     runs: list[LoadedRun]
@@ -82,31 +82,31 @@ class _Job:
 
     @property
     def card(self) -> ModelCard:
-        """The first run's, whose word counts for all but the models themselves."""
+        """The first run's card, which determines everything except the models themselves."""
         return self.runs[0].card
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq generate``; returns the exit code."""
+    """Run `ds-seq generate`; return the exit code."""
     args = _parser().parse_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
             text = None if args.input is None or _streams(args) else _read_input(args)
-            job = _load(args, world)
+            generation = _load(args, world)
             if args.input is None:
-                text = _read_test_split(job.card, args.reference)
+                text = _read_test_split(generation.card, args.reference)
             if text is not None:
-                job.steering.check_counts(text.source)
+                generation.steering.check_counts(text.source)
             scorer = None
             if text is not None and text.reference is not None:
                 if not text.reference:
                     raise UserError("there is nothing to translate and score: the text is empty")
-                scorer = Scorer(job.card.target_lang)
+                scorer = Scorer(generation.card.target_lang)
         if text is None:
-            _stream(job)
+            _stream(generation)
         else:
-            _translate(job, text, scorer, world)
+            _translate(generation, text, scorer, world)
     return 0
 
 
@@ -117,31 +117,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN",
-        help="run folder, or a file or folder that `ds-seq export` made; several of one "
-        "vocabulary translate together")  # fmt: skip
+        help="run folder, or a file or folder written by `ds-seq export`; several with the same "
+        "vocabulary form an ensemble")  # fmt: skip
     add_loading_arguments(parser)
-    add("--input", help="text, one sentence a line; - = standard input (default: data.raw.test)")
+    add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
     add("--output", default=STANDARD,
-        help="file for the translations; what is done so far is in OUTPUT.partial (default: "
+        help="file for the translations; unfinished results are in OUTPUT.partial (default: "
         "standard output)")  # fmt: skip
-    add("--resume", action="store_true", help="go on with the unfinished OUTPUT.partial, if any")
+    add("--resume", action="store_true", help="resume from the unfinished OUTPUT.partial, if any")
     add("--reference", help="raw reference text to score against")
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
     add("--format", choices=FORMATS, default="text",
         help="text: the best translation; tsv: line number, score, translation; jsonl: one object "
-        "a line of the input; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
+        "per input line; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
         "(default: %(default)s)")  # fmt: skip
     add("--long-lines", choices=LONG_LINES, default="truncate",
-        help="what becomes of a line longer than the model can take: its start is translated, its "
-        "line of the output is empty, or the text is refused (default: %(default)s)")  # fmt: skip
+        help="for input lines that are too long for the model: translate the start, leave the "
+        "output line empty, or stop with an error (default: %(default)s)")  # fmt: skip
     add("--workers", type=int, metavar="N",
-        help="batches that a process searches at a time, on a CPU with its threads shared out "
-        f"(default: one for each thread, at most {MOST_WORKERS}; on a GPU 1)")  # fmt: skip
+        help="number of batches that a process searches at the same time; on a CPU they share the "
+        f"threads (default: one per thread, at most {MOST_WORKERS}; on a GPU 1)")  # fmt: skip
     add("--buffer-size", type=int, metavar="N",
-        help="from standard input to standard output: translate N lines at a time (default: "
-        f"{_BUFFER_SIZE}; 1 where the input is typed)")  # fmt: skip
-    add("--samples", type=int, default=0, help="sample translations to show (default: none)")
+        help="when reading standard input and writing standard output, translate N lines at a time "
+        f"(default: {_BUFFER_SIZE}; 1 on a terminal)")  # fmt: skip
+    add("--samples", type=int, default=0, help="number of sample translations to show (default: 0)")
     add_result_arguments(parser)
     add_steering_arguments(parser)
     add_search_arguments(parser)
@@ -149,33 +149,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
-    """Find what is wrong with the arguments before anything costs time."""
+    """Check the arguments before anything takes time."""
     if args.input == STANDARD and world_size > 1:
         raise UserError(
             f"--input -: {world_size} processes cannot share standard input; give a file"
         )
     if args.n_best > 1 and args.format == "text":
         raise UserError(
-            f"--n-best {args.n_best}: --format text has one translation a line; add --format tsv, "
-            "jsonl or fairseq"
+            f"--n-best {args.n_best}: --format text has one translation per line; add --format "
+            "tsv, jsonl or fairseq"
         )
     if args.resume and args.output == STANDARD:
-        raise UserError("--resume: what went to standard output is gone; add --output FILE")
+        raise UserError("--resume: cannot resume standard output; add --output FILE")
     if args.workers is not None:
         if args.workers < 1:
             raise UserError(f"--workers {args.workers}: at least 1 is needed")
         if args.workers > 1 and args.expert_parallel > 1:
             raise UserError(
-                f"--workers {args.workers}: with --expert-parallel all processes search in step; "
-                "leave it out"
+                f"--workers {args.workers}: --expert-parallel searches one batch at a time; "
+                "leave out one of them"
             )
     if args.buffer_size is not None:
         if args.buffer_size < 1:
             raise UserError(f"--buffer-size {args.buffer_size}: at least 1 line is needed")
         if not _streams(args):
             raise UserError(
-                "--buffer-size: serves --input - without --output, --reference, --prefix, "
-                "--constraints and --samples, which wait for the whole text; leave it out"
+                "--buffer-size: only works with --input - and without --output, --reference, "
+                "--prefix, --constraints and --samples, which need the whole text; leave it out"
             )
     check_result_arguments(args)
     check_expert_parallel(args.expert_parallel, world_size)
@@ -183,7 +183,7 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
 
 
 def _streams(args: argparse.Namespace) -> bool:
-    """Whether translations are written while the text still comes."""
+    """Return whether translations are written while text is still arriving."""
     per_line = (args.reference, args.prefix, args.constraints)
     waits = any(path is not None for path in per_line) or args.samples > 0
     return args.input == STANDARD and args.output == STANDARD and not waits
@@ -204,15 +204,15 @@ def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
 
 def _read_test_split(card: ModelCard, reference: str | None) -> _Text:
     if not card.test:
-        raise UserError("data.raw.test: names no text; give --input FILE")
+        raise UserError("data.raw.test: is empty; give --input FILE")
     text = read_raw("test", card.test)
     if reference is None:
         return _Text(text.source, text.target)
     return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
 
 
-def _load(args: argparse.Namespace, world: World) -> _Job:
-    """Load the models, and see that they and the arguments fit together."""
+def _load(args: argparse.Namespace, world: World) -> _Generation:
+    """Load the models, and check that they fit each other and the arguments."""
     steering = read_steering(args)
     device = chosen_device(args, world)
     runs = [
@@ -224,7 +224,7 @@ def _load(args: argparse.Namespace, world: World) -> _Job:
         if run.tokenizers.fingerprint != first.tokenizers.fingerprint:
             raise UserError(
                 f"{name}: has another vocabulary than {args.runs[0]}; models that translate "
-                "together need the same one"
+                "together need the same vocabulary"
             )
     settings = search_settings(first.card, args, result_settings(args))
     translator = run_translator(runs, settings, device, num_hypotheses(args, settings))
@@ -238,32 +238,32 @@ def _load(args: argparse.Namespace, world: World) -> _Job:
         align=args.align,
         replace_unk=args.replace_unk,
     )
-    return _Job(args, runs, settings, steering, translator)
+    return _Generation(args, runs, settings, steering, translator)
 
 
-def _stream(job: _Job) -> None:
-    """Translate standard input as it comes."""
-    size = job.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
-    done = translate_stream(job.translator, size)
-    _report(job.args, done.num_lines, 0, done.remarkable, done.seconds, 1)
+def _stream(generation: _Generation) -> None:
+    """Translate standard input as it arrives."""
+    size = generation.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
+    done = translate_stream(generation.translator, size)
+    _report(generation.args, done.num_lines, 0, done.remarkable, done.seconds, 1)
 
 
-def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> None:
-    """Translate a whole text, this process's share of it; the first one tells of all."""
-    args = job.args
+def _translate(generation: _Generation, text: _Text, scorer: Scorer | None, world: World) -> None:
+    """Translate this process's share of a whole text; the first process writes and reports all."""
+    args = generation.args
     any_rank = distributed.any_rank if args.expert_parallel > 1 else None
     share = Share(world.rank, world.size, any_rank)
     partial = None if args.output == STANDARD else PartialOutput(Path(args.output))
     done: list[int] = []
     with distributed.shared_errors():
-        reading = job.translator.read(text.source)
+        reading = generation.translator.read(text.source)
         if partial is not None and world.is_first:
-            done = partial.begin(_conditions(job, text), args.resume)
+            done = partial.begin(_conditions(generation, text), args.resume)
     done = distributed.broadcast_object(done)
     with distributed.shared_errors():
         store = MemoryStore() if partial is None else partial.store(world.rank)
     started = time.monotonic()
-    lines = translate_share(job.translator, reading, text.reference, share, done, store)
+    lines = translate_share(generation.translator, reading, text.reference, share, done, store)
     if lines is None:
         return
     if len(lines) != len(text.source):
@@ -277,23 +277,23 @@ def _translate(job: _Job, text: _Text, scorer: Scorer | None, world: World) -> N
         partial.remove()
 
 
-def _conditions(job: _Job, text: _Text) -> Settings:
-    """All on which the output depends, for a run that goes on with what another has begun."""
-    args = job.args
+def _conditions(generation: _Generation, text: _Text) -> Settings:
+    """Return everything on which the output depends, to check it when a run is resumed."""
+    args = generation.args
     written = [] if args.format != "fairseq" or text.reference is None else text.reference
     return {
         "input": _digest(text.source),
         "reference": _digest(written),
-        "model": ",".join(map(weights_fingerprint, job.runs)),
-        "dtype": args.dtype or default_dtype(job.card, job.translator.device),
+        "model": ",".join(map(weights_fingerprint, generation.runs)),
+        "dtype": args.dtype or default_dtype(generation.card, generation.translator.device),
         "format": args.format,
         "n-best": args.n_best,
         **result_conditions(args),
         "long-lines": args.long_lines,
-        **{name: _digest(lines) for name, lines in job.steering.conditions.items()},
+        **{name: _digest(lines) for name, lines in generation.steering.conditions.items()},
         **{
             name.replace("_", "-"): value
-            for name, value in job.settings.model_dump(exclude=set(BATCH_SIZE)).items()
+            for name, value in generation.settings.model_dump(exclude=set(BATCH_SIZE)).items()
         },
     }
 
@@ -310,7 +310,7 @@ def _report(
     seconds: float,
     world_size: int,
 ) -> None:
-    """Say on stderr how fast it went, and what was not translated as a whole."""
+    """Print to stderr the speed, and warnings about sentences not translated completely."""
     now = count - before
     print(
         f"translated {now:,} sentences in {seconds:.1f} s "
@@ -318,9 +318,9 @@ def _report(
         + (f"; {before:,} were done before" if before else ""),
         file=sys.stderr,
     )
-    fate = "left out" if args.long_lines == "skip" else "cut"
+    outcome = "left out" if args.long_lines == "skip" else "cut"
     warn_of_lines(
-        f"sentence(s) longer than the model can take were {fate}",
+        f"sentence(s) longer than the model can take were {outcome}",
         [line.number + 1 for line in lines if line.cut],
     )
     warn_of_lines(
@@ -332,7 +332,7 @@ def _report(
 def _finish(
     args: argparse.Namespace, lines: list[Line], text: _Text, scorer: Scorer | None
 ) -> None:
-    """Write the output; show samples and scores, on stderr where stdout is the output."""
+    """Write the output; print samples and scores, to stderr if stdout is the output."""
     write_lines(args.output, [line.output for line in lines])
     stream = sys.stderr if args.output == STANDARD else sys.stdout
     translations = [line.best for line in lines]

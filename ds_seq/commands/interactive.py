@@ -1,4 +1,4 @@
-"""The command ``ds-seq interactive``: translate what is typed, and show how sure the model is.
+"""The command `ds-seq interactive`: translate lines as they are typed, and show scores.
 
 ds-seq interactive runs/x
 ds-seq interactive runs/x --n-best 5 --beam 10
@@ -42,13 +42,13 @@ _INPUT = Path("standard input")
 
 
 @dataclass(frozen=True)
-class _Speaker:
-    """Translates a line and says what it found.
+class _LineTranslator:
+    """Translates a line and formats the result.
 
     Attributes:
-        translator: reads and searches.
-        aligner: looks back at the source.
-        width: columns of the screen.
+        translator: reads and translates.
+        aligner: aligns translations with the source.
+        width: width of the screen in columns.
     """
 
     translator: Translator
@@ -56,78 +56,79 @@ class _Speaker:
     width: int
 
     def __call__(self, text: str) -> list[str]:
-        """The table for a line: scores and translations, then the words of the best one.
+        """Return the scores and translations of a line, then the best one's aligned words.
 
-        Nothing for a line without text.
+        The result is empty for a line without text.
 
         Raises:
-            UserError: a batch of this one sentence does not fit into memory.
+            UserError: a batch of this single sentence does not fit into memory.
         """
-        own = self.translator
-        reading = own.read([text])
+        translator = self.translator
+        reading = translator.read([text])
         if not reading.lines[0]:
             return []
-        (batch,) = search_plan(own.model, reading.plan, own.search, own.device)
-        (found,) = self.aligner(batch)
-        write = LineWriter(own.form, own.tokenizers, reading.lines, align=True)
+        plan, search = reading.plan, translator.search
+        (batch,) = search_plan(translator.model, plan, search, translator.device)
+        (result,) = self.aligner(batch)
+        write = LineWriter(translator.form, translator.tokenizers, reading.lines, align=True)
         rows = []
-        if found.cut:
+        if result.cut:
             rows.append(
-                f"(longer than the {own.limits.max_source_length - 1:,} pieces that the model "
-                "takes: only its beginning is translated)"
+                f"(longer than the {translator.limits.max_source_length - 1:,} pieces that the "
+                "model takes: only the beginning is translated)"
             )
-        for hypothesis in found.hypotheses:
+        for hypothesis in result.hypotheses:
             rows.append(f"{hypothesis.score:8.4f}  {write.text(0, hypothesis)}")
-        return [*rows, "", *self._words(write, found.hypotheses[0])]
+        return [*rows, "", *self._words(write, result.hypotheses[0])]
 
     def _words(self, write: LineWriter, best: Hypothesis) -> Iterator[str]:
-        """The words of a translation, and under each what it looks at."""
+        """Yield rows with the words of a translation above the source words they attend to."""
         source = write.source[0].split()
-        seen: dict[int, list[str]] = {}
+        origins: dict[int, list[str]] = {}
         for origin, word in write.words(0, best):
-            seen.setdefault(word, []).append(source[origin])
+            origins.setdefault(word, []).append(source[origin])
         words = write.text(0, best).split()
         columns = [
-            (word, "+".join(seen.get(number, [_NO_WORD]))) for number, word in enumerate(words)
+            (word, "+".join(origins.get(number, [_NO_WORD]))) for number, word in enumerate(words)
         ]
         yield from interlinear(columns, self.width)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``ds-seq interactive``."""
+    """Run `ds-seq interactive`; return the exit code."""
     args = _parser().parse_args(argv)
-    speak = _load(args)
+    translate = _load(args)
     terminal = sys.stdin.isatty()
     try:
-        _talk(speak, terminal)
+        _translate_input(translate, terminal)
     except KeyboardInterrupt:
         if terminal:
-            print(file=sys.stderr)  # what follows does not stand behind the prompt
+            print(file=sys.stderr)  # start a new line after the prompt
         raise
     return 0
 
 
-def _talk(speak: _Speaker, terminal: bool) -> None:
-    """Answer every line of standard input, as it comes."""
+def _translate_input(translate: _LineTranslator, terminal: bool) -> None:
+    """Translate every line of standard input as it arrives."""
     if terminal:
         print("Type a sentence and press Enter; Ctrl-D ends.", file=sys.stderr)
     for number, line in enumerate(_typed(terminal), 1):
         try:
-            rows = speak(decode_line(line, _INPUT, number))
+            rows = translate(decode_line(line, _INPUT, number))
             if rows:
                 write_lines(STANDARD, [*rows, ""])
         except UserError as error:
             if not terminal:
                 raise
-            print(f"ds-seq: error: {error}", file=sys.stderr)  # the next line may be better
+            print(f"ds-seq: error: {error}", file=sys.stderr)  # continue with the next line
 
 
 def interlinear(columns: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
-    """Rows of words with rows of other words under them, each pair in one column.
+    """Yield rows of words with rows of other words below them, each pair in one column.
 
     Args:
-        columns: the two words of each column.
-        width: rows longer than that many characters are continued below, after an empty row.
+        columns: upper and lower word of each column.
+        width: maximum length of a row in characters; more rows follow after an empty one.
     """
     while columns:
         used, count = 0, 0
@@ -149,9 +150,9 @@ def interlinear(columns: Sequence[tuple[str, str]], width: int) -> Iterator[str]
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "interactive",
-        "Translate line by line what is typed or piped in. Shows the translations, the "
-        "best first, with their scores, and under each word of the best one the words of the "
-        "source that the model looks at.",
+        "Translate line by line as text is typed or piped in. Shows the translations with "
+        "their scores, the best first, and below each word of the best one the source words that "
+        "it attends to.",
     )
     add_model_arguments(parser)
     parser.add_argument("--n-best", type=int, default=1, metavar="N",
@@ -160,10 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _load(args: argparse.Namespace) -> _Speaker:
+def _load(args: argparse.Namespace) -> _LineTranslator:
     world = distributed.discover(os.environ)
     if world.size > 1:
-        raise UserError(f"{world.size} processes cannot talk to one terminal; start a single one")
+        raise UserError(f"{world.size} processes cannot share one terminal; start a single one")
     check_expert_parallel(args.expert_parallel, world.size)
     device = chosen_device(args, world)
     run = load_packed(args.run, args.checkpoint, args.dtype, device)
@@ -172,17 +173,17 @@ def _load(args: argparse.Namespace) -> _Speaker:
     translator = run_translator([run], settings, device, num_best=args.n_best)
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
     aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
-    return _Speaker(translator, aligner, width)
+    return _LineTranslator(translator, aligner, width)
 
 
 def _typed(terminal: bool) -> Iterator[bytes]:
-    """Lines of standard input, with a prompt before each on a terminal."""
+    """Yield lines of standard input, with a prompt before each on a terminal."""
     while True:
         if terminal:
             print(_PROMPT, end="", file=sys.stderr, flush=True)
         line = sys.stdin.buffer.readline()
         if not line:
             if terminal:
-                print(file=sys.stderr)  # Ctrl-D leaves the cursor behind the prompt
+                print(file=sys.stderr)  # Ctrl-D leaves the cursor after the prompt
             return
         yield line.rstrip(b"\r\n")

@@ -1,8 +1,8 @@
-"""``ds-seq make-student``: a smaller model out of some layers of a trained one, to be fine-tuned.
+"""`ds-seq make-student`: make a smaller model from some layers of a trained one, for fine-tuning.
 
     ds-seq make-student runs/teacher --out runs/student --encoder-layers 6 --decoder-layers 3
 
-See `ds_seq.surgery.student`. The student is an export like any other: it translates as it is, and
+See `ds_seq.surgery.student`. The student is an ordinary export: it can translate as it is, and
 `config.yaml` in its folder is the experiment of its fine-tuning.
 """
 
@@ -42,7 +42,7 @@ _MAPS: dict[str, LayerMap] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of ``ds-seq make-student``."""
+    """Run `ds-seq make-student`; return the exit code."""
     options = _parser().parse_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
@@ -71,40 +71,44 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "make-student",
-        "Make a smaller model of some layers of a trained one: embeddings, norms and "
-        "output come with them, bit for bit. Trains nothing; prints the command that does.",
-        epilog=f"Of --out FOLDER, {CONFIG_FILE} is the experiment of the fine-tuning: that of the "
-        "teacher, but that it starts with the student. Look at optimizer.lr, scheduler and "
-        "train.max_updates in it, for a student needs fewer and smaller steps than its teacher "
-        "did; and at criterion, where the teacher can go on teaching.",
+        "Make a smaller model from some layers of a trained one. Embeddings, norms and output "
+        "projection are copied unchanged. Does not train; prints the command for fine-tuning.",
+        epilog=f"{CONFIG_FILE} in --out FOLDER is the experiment of the fine-tuning: the teacher's "
+        "experiment, but starting from the student. Check its optimizer.lr, scheduler and "
+        "train.max_updates, because a student needs fewer and smaller steps than its teacher; and "
+        "criterion, if the student should also learn from the teacher's outputs.",
     )
     add = parser.add_argument
-    add("run", type=Path, help="the teacher: run folder, or what `ds-seq export` made of one")
+    add(
+        "run",
+        type=Path,
+        help="the teacher: run folder, or a file or folder written by `ds-seq export`",
+    )
     add("--out", type=Path, required=True,
         help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
     for stack in STACKS:
-        depth = f"layers of the student's {stack} (default: as many as the teacher's)"
-        listed = "the layers of the teacher that these are, from 0, in place of --copy"
+        depth = f"number of layers of the student's {stack} (default: as in the teacher)"
+        listed = "indices (from 0) of the teacher's layers to copy, instead of --copy"
         add(f"--{stack}-layers", type=int, metavar="N", help=depth)
         add(f"--{stack}-copy", metavar="I,J,...", help=listed)
     add("--copy", choices=sorted(_MAPS), default="table",
-        help="which layers to take: table, of depths that have been tried, and even for others; "
-        "even, evenly spaced from the first to the last; first (default: %(default)s)")  # fmt: skip
+        help="which layers to copy: table, tested choices for common depths, otherwise even; even, "
+        "evenly spaced from first to last; first (default: %(default)s)")  # fmt: skip
     add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
     add("--dense", action="store_true",
-        help="merge the experts of each layer into one dense feed-forward: their average, each "
-        "weighted by its use on --data")  # fmt: skip
+        help="merge the experts of each layer into one dense feed-forward, their average weighted "
+        "by use on --data")  # fmt: skip
     add("--data", type=Path, metavar="SHARDS",
         help="for --dense: folder of shards made with the run's vocabulary")  # fmt: skip
-    add("--split", default="train", help="which of its splits (default: %(default)s)")
+    add("--split", default="train", help="split of --data (default: %(default)s)")
     add("--max-tokens-measured", type=int, default=100_000, metavar="N",
-        help="about so many target tokens of it, evenly spread (default: %(default)s)")  # fmt: skip
+        help="measure on about N target tokens, evenly spread (default: %(default)s)")  # fmt: skip
     return parser
 
 
 def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
-    """The layers that the command line asks for."""
+    """Return the layers that the command line selects."""
     given_options = vars(options)
     depths = {stack: given_options[f"{stack}_layers"] for stack in STACKS}
     lists = {stack: given_options[f"{stack}_copy"] for stack in STACKS}
@@ -132,7 +136,7 @@ def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:
 
 
 def _ids(stack: Stack, text: str, limit: int) -> list[int]:
-    """Layers such as ``0,2,5``, in the order given."""
+    """Parse layers such as `0,2,5`, keeping their order."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise UserError(f"--{stack}-copy {text}: give layers of the teacher such as 0,2,5")
@@ -148,15 +152,17 @@ def _ids(stack: Stack, text: str, limit: int) -> list[int]:
 
 
 def _sample(options: argparse.Namespace, stored: StoredRun) -> Sample | None:
-    """What experts are measured on."""
+    """Return the pairs on which to measure experts; None without `--dense`."""
     if not options.dense:
         if options.data is not None:
-            raise UserError("--data is what --dense measures experts on; give both or none of them")
+            raise UserError("--data: only used with --dense; give both or neither")
         return None
     if stored.model_config.moe is None:
-        raise UserError(f"{options.run}: is a dense model, there are no experts to merge (--dense)")
+        raise UserError(
+            f"{options.run}: is a dense model without experts to merge; leave out --dense"
+        )
     if options.data is None:
-        raise UserError("--dense measures how much each expert is used: give --data SHARDS as well")
+        raise UserError("--dense: needs text to measure the use of experts; add --data SHARDS")
     if options.max_tokens_measured < 1:
         raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
     source = open_shards(options.data, options.split, stored.tokenizers.fingerprint)
@@ -166,7 +172,7 @@ def _sample(options: argparse.Namespace, stored: StoredRun) -> Sample | None:
 def _next_commands(
     options: argparse.Namespace, teacher: ExperimentConfig, student: ExperimentConfig
 ) -> Iterator[str]:
-    """How to fine-tune the student, without its teacher and with it."""
+    """Yield the commands to fine-tune the student, without and with its teacher."""
     ranks = student.train.expert_parallel
     train = "ds-seq train" if ranks == 1 else f"deepspeed --num_gpus {ranks} ds_seq/train.py"
     if options.out.suffix == EXPORT_SUFFIX:
@@ -186,7 +192,7 @@ def _next_commands(
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Overrides (`dotted.key=value`) that turn one experiment into another."""
+    """Yield the overrides (`dotted.key=value`) that turn one experiment into another."""
     for key, value in new.items():
         before = old.get(key)
         if isinstance(value, dict) and isinstance(before, dict):

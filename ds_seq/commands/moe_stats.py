@@ -1,8 +1,8 @@
-"""``ds-seq moe-stats``: how a trained model spreads the tokens of a text over its experts.
+"""`ds-seq moe-stats`: show how a trained model spreads the tokens of a text over its experts.
 
     ds-seq moe-stats runs/x --data data/x --out load.png
 
-Where sentences open with a tag of their language, there is a table and a map for each language.
+If sentences begin with a language tag, there is a table and a map for each language.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
 
 _ALL, _UNTAGGED = "all sentences", "without a tag"
-_CHUNK = 1 << 16  # sentences looked at in one go
+_CHUNK = 1 << 16  # sentences examined at a time
 
 
 class _Measured(NamedTuple):
-    """Routing of some sentences."""
+    """Routing figures of a group of sentences."""
 
     name: str
     figures: dict[str, Any]
-    """As `LossSums.reduce` gives them."""
+    """Result of `LossSums.reduce`."""
 
     def title(self) -> str:
         counts = (int(self.figures[key]) for key in ("sentences", "tokens"))
@@ -51,7 +51,7 @@ class _Measured(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq moe-stats``; returns the exit code."""
+    """Run `ds-seq moe-stats`; return the exit code."""
     args = _parser().parse_args(argv)
     _check_arguments(args)
     distributed.keep_freed_memory()
@@ -77,15 +77,15 @@ def main(argv: Sequence[str]) -> int:
 def languages(
     source: Source, rows: NDArray[np.integer], tokenizer: Tokenizer
 ) -> dict[str, NDArray[np.int64]]:
-    """Sort sentences by the tag that opens their source.
+    """Group sentences by the tag at the beginning of their source.
 
     Args:
         source: the pairs.
-        rows: (N,) numbers of some of them.
-        tokenizer: of the source side.
+        rows: (N,) indices of pairs.
+        tokenizer: tokenizer of the source side.
 
     Returns:
-        Places in ``rows`` by tag. One group of all where no sentence has a tag.
+        Positions in `rows` by tag; a single group if no sentence has a tag.
     """
     everything = np.arange(len(rows))
     if not tokenizer.tag_ids:
@@ -113,7 +113,7 @@ def _measure(
     max_batches: int | None,
     device: torch.device,
 ) -> list[_Measured]:
-    """Run the model over each group; the first result is that of all of them together."""
+    """Run the model on each group; the first result covers all sentences."""
     symbols = run.tokenizers.symbols
     batches = {name: _batches(run, dataset, places, max_batches) for name, places in groups.items()}
     total, parts = LossSums(), {name: LossSums() for name in groups}
@@ -134,7 +134,7 @@ def _measure(
 def _batches(
     run: LoadedRun, dataset: ParallelDataset, places: NDArray[np.int64], max_batches: int | None
 ) -> list[NDArray[np.int64]]:
-    """Pair numbers of each batch; of ``max_batches`` the lengths are like those of all."""
+    """Return pair indices per batch; `max_batches` are chosen evenly over all lengths."""
     sizes = run.card.sizes
     lengths = dataset.lengths[places]
     sampler = TokenBatchSampler(lengths, sizes.max_tokens, sizes.max_sentences, accumulate=1)
@@ -158,7 +158,7 @@ def _text(run: LoadedRun, measured: Sequence[_Measured], names: Sequence[str]) -
 def _record(
     run: LoadedRun, split: str, measured: Sequence[_Measured], names: Sequence[str]
 ) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the figures for JSON output."""
 
     def group(figures: dict[str, Any]) -> dict[str, Any]:
         layers = layer_figures(figures)
@@ -196,15 +196,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "moe-stats",
         "Show how a trained model spreads tokens over its experts: share, dropped "
-        "tokens, entropy, balance and losses of each layer, and of each language where the source "
-        "opens with a tag.",
+        "tokens, entropy, balance and losses of each layer, and of each language if the source "
+        "begins with a tag.",
     )
     add = parser.add_argument
-    add("run", help="run folder, or a folder that `ds-seq export` made")
+    add("run", help="run folder, or a file or folder written by `ds-seq export`")
     add("--data", required=True, type=Path, help="folder of shards made with the run's vocabulary")
-    add("--split", default="valid", help="which of its splits (default: %(default)s)")
+    add("--split", default="valid", help="split of --data (default: %(default)s)")
     add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
-    add("--out", type=Path, help="also draw a heat map, as a PNG file of this name")
+    add("--out", type=Path, help="also write a heat map to this PNG file")
     add("--json", action="store_true", help="print JSON instead of tables")
-    add("--max-batches", type=int, metavar="N", help="at most N batches a language (default: all)")
+    add(
+        "--max-batches", type=int, metavar="N", help="at most N batches per language (default: all)"
+    )
     return parser

@@ -1,4 +1,4 @@
-"""What the commands that search with a trained model have in common on their command lines."""
+"""Options shared by the commands that search with a trained model."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from ds_seq.runs.open import DTYPES, INT8, parse_device
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which model, where and how precise: the run itself and `add_loading_arguments`."""
-    parser.add_argument("run", help="run folder, or a file or folder that `ds-seq export` made")
+    """Add the run and the options of `add_loading_arguments`."""
+    parser.add_argument("run", help="run folder, or a file or folder written by `ds-seq export`")
     add_loading_arguments(parser)
 
 
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
-    """How trained models are loaded: four options, and what a launcher adds."""
+    """Add the options for loading trained models, and the one that a launcher adds."""
     add = parser.add_argument
     add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
-    add("--device", help="such as cpu or cuda:1 (default: a GPU where there is one)")
+    add("--device", help="cpu, cuda:1, ... (default: a GPU if there is one)")
     add(
         "--dtype",
         choices=[*DTYPES, INT8],
@@ -36,46 +36,46 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--expert-parallel", type=int, default=1, metavar="N",
         help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
-    # The deepspeed launcher puts it before all other arguments; the environment says the same.
+    # The deepspeed launcher adds it before all other arguments; the environment has it, too.
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def add_search_arguments(
     parser: argparse.ArgumentParser, names: Sequence[str] = tuple(GenerationConfig.model_fields)
 ) -> None:
-    """One option for each field of `GenerationConfig`, or for some of them."""
-    search = parser.add_argument_group("search (default: what the experiment says)")
+    """Add one option for each field of `GenerationConfig`, or for some of them."""
+    search = parser.add_argument_group("search (default: as in the experiment)")
     for name in names:
         description = GenerationConfig.model_fields[name].description
         search.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=description)
 
 
 def check_expert_parallel(size: int, world_size: int) -> None:
-    """Refuse a number of ranks that experts cannot be spread over."""
+    """Refuse a number of ranks over which experts cannot be spread."""
     if size < 1 or world_size % size:
         raise UserError(
             f"--expert-parallel {size}: does not divide the {world_size} process(es); start more "
-            "or ask for less"
+            "processes or lower it"
         )
 
 
 def chosen_device(args: argparse.Namespace, world: World) -> torch.device:
-    """The device of ``--device``, by default that of this process."""
+    """Return the device of `--device`, by default that of this process."""
     return world.device if args.device is None else parse_device(args.device)
 
 
 def search_settings(
     card: ModelCard, args: argparse.Namespace, more: Mapping[str, Any] = MappingProxyType({})
 ) -> GenerationConfig:
-    """The search of a model, changed as the command line says.
+    """Return the search settings of a model, changed by the command line.
 
     Args:
-        card: of the model.
-        args: with the options of `add_search_arguments`.
-        more: what other options say of the search, by field.
+        card: card of the model.
+        args: parsed arguments with the options of `add_search_arguments`.
+        more: search settings from other options, by field.
 
     Raises:
-        UserError: a value is wrong.
+        UserError: a value is invalid.
     """
     given = {
         name: value

@@ -1,4 +1,4 @@
-"""``ds-seq prepare``: raw text -> clean text -> vocabulary -> shards, by `ds_seq.tasks.prepare`."""
+"""`ds-seq prepare`: raw text -> clean text -> vocabulary -> shards, by `ds_seq.tasks.prepare`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds_seq.tasks.prepare import prepare
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepares the data of an experiment file."""
+    """Run `ds-seq prepare`; return the exit code."""
     parser = command_parser(
         "prepare",
         "Clean raw parallel text, train a vocabulary on it and binarize it.",
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("experiment", help="experiment file (YAML)")
     add_overrides(parser)
-    parser.add_argument("--force", action="store_true", help="make everything again")
+    parser.add_argument("--force", action="store_true", help="redo all steps, even if up to date")
     arguments = parser.parse_intermixed_args(argv)
     prepare(load_experiment(arguments.experiment, arguments.overrides), arguments.force)
     return 0

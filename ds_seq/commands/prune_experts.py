@@ -1,4 +1,4 @@
-"""``ds-seq prune-experts``: drop the experts that a language or a domain needs least."""
+"""`ds-seq prune-experts`: drop the least important experts for a language or a domain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ds_seq.text.normalize import Normalizer
 
 
 class _Texts(NamedTuple):
-    """What the command reads."""
+    """The texts that the command reads."""
 
     calibration: list[str]
     calibration_target: list[str] | None
@@ -36,7 +36,7 @@ class _Texts(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of ``ds-seq prune-experts``."""
+    """Run `ds-seq prune-experts`; return the exit code."""
     options = _parser().parse_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
     scorer = Scorer(run.card.target_lang)
     pairs = _pairs(run, texts, device)
     limits = run_decoding([run], run.card.generation).limits
-    found = importance(run.model, pairs, run.tokenizers.symbols, limits, device)
-    kept = best_experts(found, keep)
+    expert_importance = importance(run.model, pairs, run.tokenizers.symbols, limits, device)
+    kept = best_experts(expert_importance, keep)
     smaller, config = prune(run.model, experiment, run.tokenizers.size, kept)
     before = _score(run, texts, scorer, device, "translate, all experts")
     smaller.to(device)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     after = _score(pruned, texts, scorer, device, "translate, pruned")
     smaller.to("cpu", DTYPES[options.dtype])
     path = write_export(smaller, config, run.tokenizers, options.out)
-    print("\n".join(_report(found, kept)))
+    print("\n".join(_report(expert_importance, kept)))
     old, new = (sum(p.numel() for p in model.parameters()) for model in (run.model, smaller))
     print(f"parameters  {old:,} -> {new:,} ({100 * (new - old) / old:+.1f}%)")
     for score, label in ((before, "before"), (after, "after")):
@@ -69,16 +69,22 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "prune-experts",
-        "Keep the experts that a text needs most, as a smaller model for that kind of "
-        "text. Prints what each layer keeps, and BLEU before and after. Trains nothing.",
+        "Keep the most important experts for a text, as a smaller model for that kind of "
+        "text. Prints the experts that each layer keeps, and BLEU before and after. Does not "
+        "train.",
     )
     add = parser.add_argument
-    add("run", type=Path, help="run folder, or a file or folder that `ds-seq export` made")
+    add("run", type=Path, help="run folder, or a file or folder written by `ds-seq export`")
     add("--keep", required=True, metavar="N",
-        help="experts a layer, or a number for each layer: 4,2,4")  # fmt: skip
-    add("--calibration", required=True, metavar="FILE", help="raw source text of that kind")
+        help="number of experts to keep per layer, or one for each layer: 4,2,4")  # fmt: skip
+    add(
+        "--calibration",
+        required=True,
+        metavar="FILE",
+        help="raw source text to measure importance on",
+    )
     add("--calibration-target", metavar="FILE",
-        help="its translation (default: what the model makes of it)")  # fmt: skip
+        help="its translation (default: the model's own translation)")  # fmt: skip
     add("--out", type=Path, required=True,
         help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
     add("--checkpoint", default="best", help=CHECKPOINT_HELP)
@@ -97,21 +103,21 @@ def _read(options: argparse.Namespace, card: ModelCard) -> _Texts:
         target = read_lines(options.calibration_target)
         check_counts(calibration, options.calibration, target, options.calibration_target)
     if (options.input is None) != (options.reference is None):
-        raise UserError("--input and --reference belong together: give both or none of them")
+        raise UserError("--input, --reference: belong together; give both or neither")
     if options.input is not None:
         source, reference = read_parallel(options.input, options.reference)
     elif card.test:
         text = read_raw("test", card.test)
         source, reference = text.source, text.target
     else:
-        raise UserError("data.raw.test: names no text; give --input FILE and --reference FILE")
+        raise UserError("data.raw.test: is empty; give --input FILE and --reference FILE")
     if not reference:
         raise UserError("there is nothing to translate and score: the text is empty")
     return _Texts(calibration, target, source, reference)
 
 
 def _pairs(run: LoadedRun, texts: _Texts, device: torch.device) -> list[Ids]:
-    """The calibration text as ids; lines without text are left out."""
+    """Encode the calibration text, leaving out empty lines."""
     target = texts.calibration_target
     if target is None:
         target = _translations(run, texts.calibration, device, "translate the calibration text")
@@ -125,23 +131,23 @@ def _translations(
 ) -> list[str]:
     _, search, limits = run_decoding([run], run.card.generation)
     with Progress(label, len(lines), "sentences") as progress:
-        found = translate(
+        translation = translate(
             run.seq2seq, run.tokenizers, lines, search, limits, device, progress=progress
         )
-    assert found is not None, "one process has all lines"
-    return found.lines
+    assert translation is not None, "one process has all lines"
+    return translation.lines
 
 
 def _score(
     run: LoadedRun, texts: _Texts, scorer: Scorer, device: torch.device, label: str
 ) -> CorpusScore:
-    """BLEU of the model on the test text."""
+    """Return the BLEU score of the model on the test text."""
     return scorer(_translations(run, texts.source, device, label), texts.reference)[0]
 
 
-def _report(found: Mapping[str, Tensor], kept: Mapping[str, list[int]]) -> Iterator[str]:
-    """A line for each layer: its experts with their importance, the most important first."""
-    for name, values in found.items():
+def _report(importance: Mapping[str, Tensor], kept: Mapping[str, list[int]]) -> Iterator[str]:
+    """Yield a line per layer with its experts and their importance, most important first."""
+    for name, values in importance.items():
         order = values.argsort(descending=True, stable=True).tolist()
         texts = {expert: f"{expert} ({values[expert]:.3g})" for expert in order}
         keeps = " ".join(texts[expert] for expert in order if expert in kept[name])

@@ -1,9 +1,9 @@
-"""``ds-seq pseudo-label``: a data folder whose targets are what a teacher makes of the sources.
+"""`ds-seq pseudo-label`: make a data folder whose targets are a teacher's translations.
 
     ds-seq pseudo-label runs/teacher --data data/x --out data/labels --beam 5
     torchrun --nproc_per_node 8 -m ds_seq pseudo-label runs/teacher --data data/x --out data/labels
 
-See `ds_seq.distill.pseudo_labels`. After a kill the same command goes on.
+See `ds_seq.distill.pseudo_labels`. An interrupted command resumes when it is run again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ds_seq.runs.open import default_dtype, open_run
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq pseudo-label``; returns the exit code."""
+    """Run `ds-seq pseudo-label`; return the exit code."""
     args = _parser().parse_args(argv)
     out = Path(args.out)
     work = WorkFolder(out)
@@ -64,37 +64,39 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "pseudo-label",
-        "Make a data folder whose targets are a teacher's translations. After a kill "
-        "the same command goes on.",
+        "Make a data folder whose targets are a teacher's translations. An interrupted "
+        "command resumes when it is run again.",
     )
     add_model_arguments(parser)
     add = parser.add_argument
     add("--data", required=True, help="data folder with the shards to label")
     add("--out", required=True, help="new data folder")
-    add("--split", default="train", help="what to label; others are taken over (default: train)")
+    add("--split", default="train", help="split to label; the others are copied (default: train)")
     add("--n-best", type=int, default=1, metavar="N",
-        help="hypotheses of a source, each a pair of its own (default: %(default)s)")  # fmt: skip
+        help="hypotheses per source, each a separate pair (default: %(default)s)")  # fmt: skip
     add("--original", type=float, default=0.0, metavar="TIMES",
-        help="mix in every original pair so often; 0.5 = half of them (default: none)")  # fmt: skip
+        help="also add all original pairs TIMES times; 0.5 = half (default: 0)")  # fmt: skip
     group = parser.add_argument_group("filters (a hypothesis must pass all)")
     group.add_argument("--min-score", type=float, metavar="X",
-        help="least score by the teacher: log-probability / length ** length penalty")  # fmt: skip
+        help="minimum teacher score: log-probability / length ** length penalty")  # fmt: skip
     group.add_argument("--max-ratio", type=float, metavar="X",
-        help="neither side has more than X times the other's tokens")  # fmt: skip
+        help="maximum ratio of token counts between the sides, in either direction")  # fmt: skip
     for name in METRICS:
         group.add_argument(f"--min-{name}", type=float, metavar="X",
-            help=f"least sentence {name} against the reference, 0 to 100")  # fmt: skip
+            help=f"minimum sentence {name} against the reference, 0 to 100")  # fmt: skip
     group.add_argument("--best-metric", choices=METRICS,
-        help="of the N best keep the one closest to the reference")  # fmt: skip
+        help="keep only the one of the N best that is closest to the reference")  # fmt: skip
     add_search_arguments(parser)
     return parser
 
 
 def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
-    """Find what is wrong with the arguments before anything costs time."""
+    """Check the arguments before anything takes time."""
     check_expert_parallel(args.expert_parallel, world_size)
     if args.best_metric is not None and args.n_best < 2:
-        raise UserError("--best-metric: there is nothing to choose from; add --n-best 5, say")
+        raise UserError(
+            "--best-metric: there is nothing to choose from; add for example --n-best 5"
+        )
     if not 0 <= args.original < float("inf"):
         raise UserError(f"--original {args.original}: must be 0 or more")
     if args.max_ratio is not None and not args.max_ratio >= 1:
@@ -102,7 +104,7 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
 
 
 def _plan(args: argparse.Namespace, world: World) -> Labeling:
-    """Open teacher and data, and see that they and the arguments fit together."""
+    """Open teacher and data, and check that they fit each other and the arguments."""
     device = chosen_device(args, world)
     run = open_run(args.run, args.checkpoint)
     settings = search_settings(run.card, args)
@@ -115,7 +117,7 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         {name: value for name, value in least.items() if value is not None},
         args.best_metric,
     )
-    Similarity(filters.metrics, reader.manifest.languages[1])  # needs what is not installed?
+    Similarity(filters.metrics, reader.manifest.languages[1])  # raises if a package is missing
     return Labeling(
         teacher=args.run,
         run=run,
@@ -133,14 +135,14 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
 
 
 def _report(job: Labeling, out: Path, summary: Summary) -> str:
-    """What was written, and what was not."""
+    """Describe what was written and what was left out."""
     lengths = job.reader.lengths[:, SOURCE]
     longest = job.decoding.limits.max_source_length
     lines = [
         f"{job.split}: {summary.labels:,} labels of {summary.sentences:,} sentences and "
         f"{summary.originals:,} original pairs -> {out}",
-        f"    mean score {summary.mean_score:.3f}, {summary.mean_ratio:.3f} tokens for each token "
-        "of the source",
+        f"    mean score {summary.mean_score:.3f}, {summary.mean_ratio:.3f} tokens per "
+        "source token",
     ]
     left_out = {
         f"sources longer than the teacher's {longest} tokens": int((lengths > longest).sum()),

@@ -1,4 +1,4 @@
-"""The command ``ds-seq rescore``: the scores that a model gives to translations from anywhere.
+"""The command `ds-seq rescore`: score translations from any source with a model.
 
 ds-seq rescore runs/x --source text.de --hypotheses text.en --output scores.tsv
 ds-seq rescore runs/x --source text.de --hypotheses text.en --format jsonl --length-penalty 0
@@ -47,11 +47,11 @@ _OPTIONS = (
     "max_tokens",
     "max_sentences",
 )
-"""Fields of the experiment's `generation` that a score depends on, and the size of a batch."""
+"""Fields of the experiment's `generation` that affect a score, and the maximum batch size."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq rescore``; returns the exit code."""
+    """Run `ds-seq rescore`; return the exit code."""
     args = _parser().parse_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
@@ -67,13 +67,14 @@ def main(argv: Sequence[str]) -> int:
             encoded = encode_rows(run.tokenizers, source, rows, args.hypotheses, max_positions)
             score = PairScorer(run.seq2seq, decoding.search, decoding.limits, device)
         started = time.monotonic()
-        found = score(encoded, world.rank, world.size)
-        if found is not None:
+        hypotheses = score(encoded, world.rank, world.size)
+        if hypotheses is not None:
             writer = LineWriter(args.format, run.tokenizers, source)
-            by_line = groupby(zip(rows, found, strict=True), key=lambda pair: pair[0].line)
-            output = [writer(line, [one for _, one in group]) for line, group in by_line]
+            pairs = zip(rows, hypotheses, strict=True)
+            by_line = groupby(pairs, key=lambda pair: pair[0].line)
+            output = [writer(line, [scored for _, scored in group]) for line, group in by_line]
             write_lines(args.output, output)
-            _report(found, encoded.cut, time.monotonic() - started)
+            _report(hypotheses, encoded.cut, time.monotonic() - started)
     return 0
 
 
@@ -81,21 +82,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "rescore",
         "Score given translations with a model, as its beam search would: "
-        "log-probability divided by the length penalty, and the log-probability of each piece. "
-        "The text is scored in the pieces that the vocabulary splits it into.",
+        "log-probability divided by the length penalty, and the log-probability of each piece "
+        "into which the vocabulary splits the text.",
     )
     add_model_arguments(parser)
     add = parser.add_argument
-    add("--source", required=True, help="text, one sentence a line; - = standard input")
+    add("--source", required=True, help="text, one sentence per line; - = standard input")
     add("--hypotheses", required=True, metavar="FILE",
         help="its translations; - = standard input")  # fmt: skip
     add("--hypotheses-format", choices=("text", "tsv"), default="text",
-        help="text: one line for each line of the source; tsv: any number, as `ds-seq generate "
-        "--format tsv` writes them: line number, anything, translation "
+        help="text: one line per source line; tsv: any number per source line, as `ds-seq generate "
+        "--format tsv` writes them: line number, any text, translation "
         "(default: %(default)s)")  # fmt: skip
     add("--output", default=STANDARD, help="file for the scores (default: standard output)")
     add("--format", choices=_FORMATS, default="tsv",
-        help="tsv: line number, score, translation; jsonl: one object a line, with a score for "
+        help="tsv: line number, score, translation; jsonl: one object per line, with a score for "
         "each piece and for the end (default: %(default)s)")  # fmt: skip
     add_search_arguments(parser, _OPTIONS)
     return parser
@@ -108,7 +109,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
             "process; leave the option out"
         )
     if args.source == args.hypotheses == STANDARD:
-        raise UserError("--source - --hypotheses -: standard input can be one of them only")
+        raise UserError("--source - --hypotheses -: only one of them can be standard input")
     if STANDARD in (args.source, args.hypotheses) and distributed.world_size() > 1:
         raise UserError("-: several processes cannot share standard input; give a file")
     check_writable(args.output)
@@ -120,10 +121,10 @@ def _rows(
     target: Sequence[str],
     tokenizer: Tokenizer,
 ) -> list[Row]:
-    """The translations, those of a line of the source one after the other.
+    """Read the translations, grouped by source line.
 
     Raises:
-        UserError: they do not fit the source.
+        UserError: the translations do not fit the source.
     """
     if args.hypotheses_format == "text":
         check_counts(source, args.source, target, args.hypotheses)
@@ -133,8 +134,8 @@ def _rows(
         number, *others = row.split("\t")
         if len(others) < 2 or not number.isdecimal() or not 1 <= int(number) <= len(source):
             raise UserError(
-                f"{args.hypotheses}: line {where}: should be a line number from 1 to "
-                f"{len(source):,}, anything, and a translation, with tabs between them"
+                f"{args.hypotheses}: line {where}: must be a line number from 1 to "
+                f"{len(source):,}, any text, and a translation, separated by tabs"
             )
         if rows and rows[-1].line > int(number) - 1:
             raise UserError(
@@ -145,14 +146,14 @@ def _rows(
     return rows
 
 
-def _report(found: Sequence[Hypothesis], cut: Sequence[int], seconds: float) -> None:
-    """Say on stderr what the whole text has, and what was not read as a whole."""
-    total = math.fsum(score for one in found for score in one.token_scores)
-    tokens = sum(len(one.token_scores) for one in found)
+def _report(hypotheses: Sequence[Hypothesis], cut: Sequence[int], seconds: float) -> None:
+    """Print to stderr the figures of the whole text, and a warning about truncated lines."""
+    total = math.fsum(score for item in hypotheses for score in item.token_scores)
+    tokens = sum(len(item.token_scores) for item in hypotheses)
     perplexity = f"{_exp(-total / tokens):.3f}" if tokens else "none"
     print(
-        f"scored {len(found):,} translations in {seconds:.1f} s: {tokens:,} pieces with the ends, "
-        f"log-probability {total:.3f}, perplexity {perplexity}",
+        f"scored {len(hypotheses):,} translations in {seconds:.1f} s: {tokens:,} pieces including "
+        f"the ends, log-probability {total:.3f}, perplexity {perplexity}",
         file=sys.stderr,
     )
     warn_of_lines("source line(s) longer than the model can take were cut", cut)

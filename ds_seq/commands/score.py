@@ -1,6 +1,6 @@
-"""The command ``ds-seq score``: numbers of translations that can be published, and how sure.
+"""The command `ds-seq score`: publishable scores of translations, with confidence intervals.
 
-The numbers and signatures are those that the command of sacreBLEU prints for the same files.
+Scores and signatures equal those that sacreBLEU's command prints for the same files.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class _Texts:
-    """What is compared.
+    """The texts to compare.
 
     Attributes:
         systems: lines of each system's translation, by path.
         references: lines of each reference, by path.
-        source: lines of the source, if COMET is to see it.
+        source: lines of the source, for COMET; empty otherwise.
     """
 
     systems: dict[str, list[str]]
@@ -43,7 +43,7 @@ class _Texts:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``ds-seq score``."""
+    """Run `ds-seq score`; return the exit code."""
     args = _parser().parse_intermixed_args(argv)
     systems, references = _resolve(args)
     _check(args, len(systems), len(references))
@@ -53,38 +53,38 @@ def main(argv: Sequence[str]) -> int:
             print(f"ds-seq: warning: {path} {warning}", file=sys.stderr)
     resampling = Resampling(args.confidence, args.paired, args.samples, args.seed or DEFAULT_SEED)
     metrics = _metrics(args, texts.source)
-    found = score_systems(texts.systems, list(texts.references.values()), metrics, resampling)
+    scores = score_systems(texts.systems, list(texts.references.values()), metrics, resampling)
     if args.json:
-        print(json.dumps(_as_json(texts, found, resampling), indent=2))
-    elif len(found) == 1:
-        print(*next(iter(found.values())), sep="\n")
+        print(json.dumps(_as_json(texts, scores, resampling), indent=2))
+    elif len(scores) == 1:
+        print(*next(iter(scores.values())), sep="\n")
     else:
-        print(*_table(found, resampling), sep="\n")
+        print(*_table(scores, resampling), sep="\n")
     return 0
 
 
 def suspicions(lines: Sequence[str], *, tokenized: bool = False) -> list[str]:
-    """What a text that is to be scored should not look like, one message each.
+    """Return warnings about a text that does not look ready for scoring.
 
     Args:
         lines: the text.
-        tokenized: it is meant to be tokenized.
+        tokenized: whether the text is tokenized on purpose.
     """
-    found = []
-    # of true text, one line in a hundred may hold such a sign
+    warnings = []
+    # in real text, one line in a hundred may contain such a mark
     marked = _count(r"▁|@@(?: |$)", lines)
     if marked * 100 > len(lines):
-        found.append(
+        warnings.append(
             f"has subword marks (▁ or @@) in {marked:,} of {len(lines):,} lines: "
             "join the pieces into words first"
         )
     split = _count(r" \.$| @-@ ", lines)
     if not tokenized and (split >= 100 or split * 2 > len(lines)):  # 100: as sacreBLEU
-        found.append(
+        warnings.append(
             f"looks tokenized ({split:,} of {len(lines):,} lines have ' .' at the end or ' @-@ '): "
-            "take raw text, or the scores cannot be compared with any other"
+            "use raw text, or the scores are not comparable to others"
         )
-    return found
+    return warnings
 
 
 def _count(pattern: str, lines: Sequence[str]) -> int:
@@ -93,7 +93,7 @@ def _count(pattern: str, lines: Sequence[str]) -> int:
 
 
 def _resolve(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Paths of the systems and of the references."""
+    """Return the paths of the systems and of the references."""
     systems, references = args.systems or [], args.reference or []
     if systems:
         references = [*args.text, *references]
@@ -107,36 +107,38 @@ def _resolve(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             "(texts without an option before --metrics, --systems and --reference)"
         )
     source = [args.source] if args.source else []
-    twice = [
+    duplicates = [
         path
         for paths in (systems, references)
         for number, path in enumerate(paths)
         if path in paths[:number]
     ]
-    if twice:
-        raise UserError(f"{twice[0]}: is given more than once")
+    if duplicates:
+        raise UserError(f"{duplicates[0]}: is given more than once")
     if [*systems, *references, *source].count(STANDARD) > 1:
-        raise UserError(f"{STANDARD}: standard input can be one of the texts only")
+        raise UserError(f"{STANDARD}: only one of the texts can be standard input")
     return systems, references
 
 
 def _check(args: argparse.Namespace, num_systems: int, num_references: int) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that cannot be combined."""
     metrics = args.metrics or ()
     if args.paired and num_systems == 1:
-        raise UserError("--paired compares systems: give two or more to --systems, baseline first")
+        raise UserError("--paired: compares systems; give two or more to --systems, baseline first")
     if not (args.paired or args.confidence) and (args.samples or args.seed):
-        raise UserError("--samples and --seed go with --confidence or --paired")
+        raise UserError("--samples, --seed: need --confidence or --paired; add one of them")
     if args.tokenized and metrics:
-        raise UserError("--tokenized is BLEU alone; other metrics need raw text: drop --metrics")
+        raise UserError(
+            "--tokenized: supports only BLEU, as other metrics need raw text; drop --metrics"
+        )
     if "comet" in metrics and (not args.source or num_references > 1):
-        raise UserError("comet: needs one reference and the translated text, --source FILE")
+        raise UserError("comet: needs exactly one reference and the source text; add --source FILE")
     if args.source and "comet" not in metrics:
-        raise UserError("--source is for `--metrics comet` only")
+        raise UserError("--source: only used by `--metrics comet`; leave it out")
 
 
 def _read(systems: list[str], references: list[str], source: str | None) -> _Texts:
-    """Read all texts; they have as many lines as the first reference."""
+    """Read all texts, which must have the same number of lines as the first reference."""
     texts = _Texts(
         {path: read_lines(path) for path in systems},
         {path: read_lines(path) for path in references},
@@ -164,7 +166,9 @@ def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
                 metrics[member] = find_metric(member, args.target_lang, "--metrics")
     for name, metric in metrics.items():
         if metric.needs != TEXT:
-            raise UserError(f"{name}: compares {metric.needs}, but there is only text here")
+            raise UserError(
+                f"{name}: compares {metric.needs}, but only text is available; use another metric"
+            )
     return list(metrics.values())
 
 
@@ -196,7 +200,7 @@ def _as_json(
 
 
 def _table(found: Mapping[str, Sequence[CorpusScore]], resampling: Resampling) -> list[str]:
-    """The lines of a table of systems and metrics, then the signatures."""
+    """Return the lines of a table of systems and metrics, then the signatures."""
     baseline, first = next(iter(found.items()))
     rows = [("system", "metric", "score", "mean ± 95% CI", "p-value")]
     for number, scores in enumerate(zip(*found.values(), strict=True)):
@@ -242,8 +246,8 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "score",
-        "Scores of translations against raw references, as sacreBLEU has them. All "
-        "texts: one sentence a line, UTF-8; - = stdin.",
+        "Score translations against raw references, as sacreBLEU does. All texts are "
+        "UTF-8 with one sentence per line; - = standard input.",
         usage="ds-seq score HYP REF [options]\n"
         "       ds-seq score HYP --reference R [R ...] [options]\n"
         "       ds-seq score REF --systems A B [...] [options]",
@@ -251,22 +255,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("text", nargs="*", help="HYP: detokenized translation; REF: raw reference text")
-    add("--reference", nargs="+", metavar="R", help="several raw reference texts")
+    add("--reference", nargs="+", metavar="R", help="one or more raw reference texts")
     add("--systems", nargs="+", metavar="A", help="translations of several systems")
     add("--metrics", nargs="+", type=_metric_name, metavar="M",
         help=f"some of {', '.join(_NAMES)}, or package.module:Name "
         f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
     add("--target-lang", default="", metavar="LANG",
-        help="language code; matters for BLEU of zh, ja and ko; rouge needs it")  # fmt: skip
+        help="language code; used by BLEU for zh, ja and ko, and required by rouge")  # fmt: skip
     add("--tokenized", "--tokenised", action="store_true",
-        help="texts are tokenized already: tokenized BLEU, which is not comparable")  # fmt: skip
-    add("--confidence", action="store_true", help="95%% confidence intervals by the bootstrap")
+        help="the texts are already tokenized: BLEU that is not comparable to others")  # fmt: skip
+    add("--confidence", action="store_true", help="95%% bootstrap confidence intervals")
     add("--paired", nargs="?", const="bootstrap", choices=list(SAMPLES),
         help="p-values of the differences to the first system (default: bootstrap)")  # fmt: skip
     add("--samples", type=_at_least(2), metavar="N",
-        help="resamples (default: 1000; paired randomization: 10000)")  # fmt: skip
-    add("--seed", type=_at_least(1), metavar="N", help=f"of both (default: {DEFAULT_SEED})")
-    add("--json", action="store_true", help="everything in machine-readable form")
-    add("--source", metavar="FILE", help="text that was translated, for comet")
-    add("--comet-model", default=_COMET_MODEL, metavar="NAME", help="default: %(default)s")
+        help="number of resamples (default: 1000; paired randomization: 10000)")  # fmt: skip
+    add(
+        "--seed",
+        type=_at_least(1),
+        metavar="N",
+        help=f"seed of the resampling (default: {DEFAULT_SEED})",
+    )
+    add("--json", action="store_true", help="print all results as JSON")
+    add("--source", metavar="FILE", help="source text, for comet")
+    add(
+        "--comet-model",
+        default=_COMET_MODEL,
+        metavar="NAME",
+        help="COMET model (default: %(default)s)",
+    )
     return parser

@@ -1,4 +1,4 @@
-"""What the command line says about single translations: prefixes, phrases, a list of outputs."""
+"""Options that constrain translations: prefixes, phrases and a list of allowed outputs."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
 
 
 def add_steering_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that `read_steering` reads."""
-    group = parser.add_argument_group("what translations are to look like")
+    """Add the options that `read_steering` reads."""
+    group = parser.add_argument_group("constraints on the translations")
     add = group.add_argument
     add("--prefix", metavar="FILE",
-        help="translation n begins with line n of this file; an empty one asks "
-        "for nothing")  # fmt: skip
+        help="translation n begins with line n of this file; an empty line is no "
+        "constraint")  # fmt: skip
     add("--target-tag", metavar="TOKEN",
         help="every translation begins with this symbol of the vocabulary, "
         "before --prefix")  # fmt: skip
     add("--constraints", metavar="FILE",
-        help="translation n contains the phrases of line n, separated by tabs")  # fmt: skip
+        help="translation n contains the tab-separated phrases in line n of this file")  # fmt: skip
     add("--constraint-order", choices=_ORDERS,
-        help="given: phrases of --constraints occur in their order, without overlap "
+        help="given: the phrases of --constraints occur in the given order, without overlap "
         f"(default: {_ORDERS[0]})")  # fmt: skip
     add("--allowed", metavar="FILE", help="every translation is one of the lines of this file")
 
@@ -47,14 +47,14 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True)
 class Steering:
-    """The content of those options, as it was read.
+    """The contents of the steering options.
 
     Attributes:
-        prefix: a line for each line of the input, or None.
-        target_tag: a symbol, or None.
-        constraints: a line for each line of the input, or None.
-        order: of the phrases in `constraints`.
-        allowed: a line for each allowed output, or None.
+        prefix: one prefix per input line, or None.
+        target_tag: symbol at the beginning of every translation, or None.
+        constraints: one line of phrases per input line, or None.
+        order: order of the phrases in `constraints`.
+        allowed: the allowed outputs, one per line, or None.
     """
 
     prefix: _File | None
@@ -65,7 +65,7 @@ class Steering:
 
     @property
     def conditions(self) -> dict[str, Sequence[str]]:
-        """All that it says, by option; lines of files, not their names."""
+        """All settings by option, with the lines of files instead of their names."""
         tag = [] if self.target_tag is None else [self.target_tag]
         files = [file for file in (self.prefix, self.constraints, self.allowed) if file is not None]
         return {
@@ -75,31 +75,33 @@ class Steering:
         }
 
     def check_counts(self, source: Sequence[str]) -> None:
-        """Refuse files that have not one line for each line of `source`."""
+        """Refuse files that do not have one line per line of `source`."""
         for file in (self.prefix, self.constraints):
             if file is not None and len(file.lines) != len(source):
                 raise UserError(
                     f"--{file.option} {file.path}: has {len(file.lines):,} lines but the input has "
-                    f"{len(source):,}; line n must belong to line n, an empty one asks for nothing"
+                    f"{len(source):,}; give one line per input line, an empty one for no constraint"
                 )
 
     def steer(self, search: BeamSearch, tokenizer: Tokenizer) -> BeamSearch:
-        """The search with all that is asked for.
+        """Return the search with all constraints.
 
         Args:
-            search: as the experiment and its options say.
-            tokenizer: of the target.
+            search: the search without these constraints.
+            tokenizer: tokenizer of the target.
 
         Raises:
-            UserError: something cannot be said with this vocabulary or in this length, or does not
-                go together with the search.
+            UserError: a constraint cannot be expressed in this vocabulary, is too long, or cannot
+                be combined with the search.
         """
         reader = _Reader(tokenizer, search.max_positions)
         guides: list[GuideMaker] = []
         if self.prefix is not None or self.target_tag is not None:
             common = [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
-            own = None if self.prefix is None else list(reader.prefixes(self.prefix, len(common)))
-            guides.append(Prefixes(own, common))
+            prefixes = None
+            if self.prefix is not None:
+                prefixes = list(reader.prefixes(self.prefix, len(common)))
+            guides.append(Prefixes(prefixes, common))
         if self.allowed is not None:
             outputs = reader.outputs(self.allowed)
             guides.append(AllowedOutputs(outputs, len(tokenizer), search.symbols.eos))
@@ -109,8 +111,8 @@ class Steering:
         if search.sampling is not None or search.selection != Plain():
             rival = "sampling" if search.sampling is not None else "diverse beams"
             raise UserError(
-                f"--constraints {self.constraints.path}: does not go together with {rival}; leave "
-                "one of them out"
+                f"--constraints {self.constraints.path}: cannot be combined with {rival}; leave "
+                "out one of them"
             )
         phrases = list(reader.phrases(self.constraints))
         return replace(steered, selection=Constraints(phrases, self.order, search.symbols.eos))
@@ -120,13 +122,13 @@ def read_steering(args: argparse.Namespace) -> Steering:
     """Read the files that the arguments name.
 
     Raises:
-        UserError: a file is missing or no text, or an option has nothing to work on.
+        UserError: a file is missing or not text, or an option would have no effect.
     """
     if args.constraint_order is not None and args.constraints is None:
         raise UserError("--constraint-order: has no effect without --constraints FILE")
     allowed = _read("allowed", args.allowed)
     if allowed is not None and not allowed.lines:
-        raise UserError(f"--allowed {allowed.path}: is empty, so that no translation is allowed")
+        raise UserError(f"--allowed {allowed.path}: is empty; give at least one allowed output")
     return Steering(
         _read("prefix", args.prefix),
         args.target_tag,
@@ -144,7 +146,7 @@ def _tag_id(tag: str, tokenizer: Tokenizer) -> int:
     ids = tokenizer.encode(tag)
     if len(ids) != 1 or ids[0] == tokenizer.symbols.unk:
         raise UserError(
-            f"--target-tag {tag}: is not one symbol of the vocabulary; name one of "
+            f"--target-tag {tag}: is not a single symbol of the vocabulary; use one of "
             "data.vocab.user_symbols"
         )
     return ids[0]
@@ -152,29 +154,27 @@ def _tag_id(tag: str, tokenizer: Tokenizer) -> int:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Makes tokens of the lines of files."""
+    """Converts the lines of files to tokens."""
 
     tokenizer: Tokenizer
     max_positions: int | None
 
     def prefixes(self, file: _File, taken: int) -> Iterator[list[int]]:
-        """Those of each line; `taken` tokens stand before them."""
+        """Yield the tokens of each line, which follow `taken` other tokens."""
         for number, ids in enumerate(self._encode(file, enumerate(file.lines, 1)), 1):
             self._check_length(file, number, taken + len(ids))
             yield ids
 
     def outputs(self, file: _File) -> Iterator[list[int]]:
-        """Those of each line, of which none may be empty."""
+        """Yield the tokens of each line; no line may be empty."""
         for number, ids in enumerate(self._encode(file, enumerate(file.lines, 1)), 1):
             if not ids:
-                raise UserError(
-                    f"--{file.option} {file.path}:{number}: is empty; a translation is not"
-                )
+                raise UserError(f"--{file.option} {file.path}:{number}: is empty; remove the line")
             self._check_length(file, number, len(ids))
             yield ids
 
     def phrases(self, file: _File) -> Iterator[list[list[int]]]:
-        """The phrases of each line."""
+        """Yield the phrases of each line."""
         for number, line in enumerate(file.lines, 1):
             texts = [(number, text) for text in line.split("\t")]
             phrases = [ids for ids in self._encode(file, texts) if ids]
@@ -182,20 +182,20 @@ class _Reader:
             yield phrases
 
     def _encode(self, file: _File, texts: Iterable[tuple[int, str]]) -> list[list[int]]:
-        """Tokens of numbered texts, every one of which the vocabulary must know."""
+        """Encode numbered texts, all of whose characters must be in the vocabulary."""
         numbered = [(number, self.tokenizer.normalize(text)) for number, text in texts]
         encoded = self.tokenizer.encode_lines([text for _, text in numbered])
         for (number, text), ids in zip(numbered, encoded, strict=True):
             if self.tokenizer.symbols.unk in ids:
                 raise UserError(
-                    f"--{file.option} {file.path}:{number}: {text!r} has characters that the "
-                    "vocabulary does not know, so that no translation can have them"
+                    f"--{file.option} {file.path}:{number}: {text!r} has characters that are not "
+                    "in the vocabulary, so no translation can contain them; remove them"
                 )
         return encoded
 
     def _check_length(self, file: _File, number: int, length: int) -> None:
         if self.max_positions is not None and length > self.max_positions - 1:
             raise UserError(
-                f"--{file.option} {file.path}:{number}: has {length:,} tokens, but the model makes "
-                f"translations of at most {self.max_positions - 1:,}"
+                f"--{file.option} {file.path}:{number}: has {length:,} tokens, but translations "
+                f"of the model have at most {self.max_positions - 1:,}; shorten the line"
             )

@@ -1,10 +1,10 @@
-"""``ds-seq teacher-cache``: ask a teacher once, so that training needs it no more.
+"""`ds-seq teacher-cache`: cache a teacher's outputs, so that training does not have to run it.
 
     ds-seq teacher-cache runs/big --data data/x --top-k 8
     torchrun --nproc_per_node 8 -m ds_seq teacher-cache runs/big --data data/x --top-k 8
 
-See `ds_seq.distill.fill_cache`; ``criterion.cache`` names the folder that is written. A command
-that was killed resumes when it is given again.
+See `ds_seq.distill.fill_cache`. Training reads the written folder if `criterion.cache` names it. An
+interrupted command resumes when it is run again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq teacher-cache``; returns the exit code."""
+    """Run `ds-seq teacher-cache`; return the exit code."""
     args = _parser().parse_intermixed_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _open(args: argparse.Namespace, world_size: int) -> dict[str, Source]:
-    """The shards of each split, all of one vocabulary."""
+    """Open the shards of each split, all of which must have the same vocabulary."""
     check_expert_parallel(args.expert_parallel, world_size)
     for name in ("top_k", "part_tokens", "max_tokens"):
         if (value := vars(args)[name]) is not None and value < 1:
@@ -76,7 +76,7 @@ def _open(args: argparse.Namespace, world_size: int) -> dict[str, Source]:
 
 
 def _default_folder(args: argparse.Namespace) -> Path:
-    """Beside the shards, named after the runs."""
+    """Return a folder next to the shards, named after the runs."""
     names = [Path(run).resolve().name.removesuffix(EXPORT_SUFFIX) for run in args.runs]
     folder: Path = args.data / f"teacher-{'+'.join(names)}-top{args.top_k}"
     return folder
@@ -89,7 +89,7 @@ def _max_tokens(args: argparse.Namespace, teacher: LiveTeacher) -> int:
 
 
 def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_size: int) -> None:
-    """Say on stderr what was done, and what could not be."""
+    """Print to stderr what was done, and warnings about pairs that were left out."""
     for split in splits:
         manifest = split.writer.manifest
         if manifest.left_out:
@@ -103,7 +103,7 @@ def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_si
     writers = [split.writer for split in splits]
     size, total = sum(w.size for w in writers), sum(w.num_tokens() for w in writers)
     print(
-        f"asked about {tokens:,} target tokens in {seconds:.1f} s ({tokens / seconds:,.0f} "
+        f"cached {tokens:,} target tokens in {seconds:.1f} s ({tokens / seconds:,.0f} "
         f"tokens/s, {world_size} process(es)); {size / 1e6:,.1f} MB for {total:,} tokens; train "
         f"with criterion.cache={writers[0].folder}",
         file=sys.stderr,
@@ -113,33 +113,44 @@ def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_si
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "teacher-cache",
-        "Write what a teacher says about every target token, so that training with "
-        "criterion.cache needs no teacher. Killed, it goes on when it is given again.",
+        "Write a teacher's output for every target token, so that training with "
+        "criterion.cache needs no teacher. An interrupted command resumes when it is run again.",
     )
     add = parser.add_argument
     add(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="run folder, or a file or folder that `ds-seq export` made; of several the "
-        "probabilities are averaged",
+        help="run folder, or a file or folder written by `ds-seq export`; the probabilities of "
+        "several are averaged",
     )
     add("--data", required=True, type=Path, help="folder of shards made with their vocabulary")
-    add("--top-k", required=True, type=int, metavar="K", help="most probable tokens to keep")
-    add("--splits", nargs="+", help="which splits (default: train, and valid if it is there)")
-    add("--out", type=Path, help="folder of the cache (default: one inside that of the shards)")
+    add(
+        "--top-k",
+        required=True,
+        type=int,
+        metavar="K",
+        help="number of most probable tokens to store",
+    )
+    add("--splits", nargs="+", help="splits to cache (default: train, and valid if it exists)")
+    add(
+        "--out",
+        type=Path,
+        help="folder of the cache (default: a new one in the folder of the shards)",
+    )
     add(
         "--precision",
         choices=("fp16", "fp32"),
         default="fp16",
-        help="number format of the stored logarithms (default: %(default)s)",
+        help="number format of the stored log-probabilities (default: %(default)s)",
     )
-    add("--max-tokens", type=int, help="padded tokens of a batch (default: as in its training)")
+    add("--max-tokens", type=int, help="maximum padded tokens per batch (default: as in training)")
     add(
         "--part-tokens",
         type=int,
         default=1 << 20,
-        help="target tokens of a part, which is what a kill can cost (default: %(default)s)",
+        help="target tokens per part; an interruption loses at most one part per process "
+        "(default: %(default)s)",
     )
     add_loading_arguments(parser)
     return parser

@@ -1,4 +1,4 @@
-"""The command ``ds-seq train``: shards -> run folder."""
+"""The command `ds-seq train`: shards -> run folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ds_seq.training.run import TrainingResult, run_training
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command ``ds-seq train``; returns the exit code."""
+    """Run `ds-seq train`; return the exit code."""
     args = _parser().parse_intermixed_args(argv)
     try:
         result = run_training(
@@ -30,19 +30,19 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "train",
-        "Train a model; one process, or as many as the launcher starts.",
+        "Train a model in one process, or in all processes that a launcher starts.",
     )
     parser.add_argument("experiment", help="experiment file (YAML)")
     add_overrides(parser, "replace single settings")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the run's last checkpoint; start from scratch where there is none yet",
+        help="resume from the run's last checkpoint; start from scratch if there is none",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="delete what an earlier run of this name has left"
+        "--overwrite", action="store_true", help="delete an earlier run of this name"
     )
-    # the deepspeed launcher puts it before all other arguments; the environment says the same
+    # the deepspeed launcher adds it before all other arguments; the environment has it, too
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 

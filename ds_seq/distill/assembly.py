@@ -1,4 +1,4 @@
-"""From the hypotheses of a teacher to a data folder to train on.
+"""Turn the hypotheses of a teacher into a data folder to train on.
 
 Shapes: N sentences, H hypotheses.
 """
@@ -22,27 +22,27 @@ from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import ShardReader, ShardWriter, manifest_path
 from ds_seq.data.source import SOURCE, TokenBlock
-from ds_seq.distill.filters import Filters, Judge, Similarity, compare
+from ds_seq.distill.filters import Comparison, Filters, Similarity, compare
 from ds_seq.distill.journal import Journals, Labels
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
-_CHUNK = 10_000  # sentences that are worked on at a time
-_CHUNKS_PER_WORKER = 4  # fewer do not pay for the start of another process
-_SEED = 1  # of the choice among the original pairs
+_CHUNK = 10_000  # sentences that are processed at a time
+_CHUNKS_PER_WORKER = 4  # with fewer, starting another process does not pay off
+_SEED = 1  # of the random choice among the original pairs
 
 
 @dataclass
 class Summary:
-    """What came of the hypotheses.
+    """Counts of written and dropped hypotheses.
 
     Attributes:
-        hypotheses: how many there were.
-        dropped: how many were dropped, by the reason that came first.
-        labels: how many were written.
-        sentences: of how many sentences they are.
-        originals: pairs of the old data that were written as they are.
+        hypotheses: number of hypotheses.
+        dropped: number of dropped hypotheses by the first filter that they failed.
+        labels: number of written labels.
+        sentences: number of sentences that have labels.
+        originals: number of pairs copied from the old data.
     """
 
     hypotheses: int = 0
@@ -60,11 +60,11 @@ class Summary:
 
     @property
     def mean_ratio(self) -> float:
-        """Mean of the labels' tokens by those of their sources."""
+        """Mean ratio of the labels' token counts to those of their sources."""
         return self._ratios / max(self.labels, 1)
 
     def add(self, labels: Labels, ratios: NDArray[np.float64]) -> None:
-        """Count labels that were written, with (H,) quotients of lengths."""
+        """Count written labels, given their ratios (H,) of target to source length."""
         self.labels += len(labels.rows)
         self.sentences += len(np.unique(labels.rows))
         self._scores += float(labels.scores.sum(dtype=np.float64))
@@ -72,12 +72,12 @@ class Summary:
 
 
 class Sources(NamedTuple):
-    """Where the pairs of the new split come from.
+    """Sources of the pairs of the new split.
 
     Attributes:
-        reader: the old split.
-        journals: the hypotheses for its sources.
-        tokenizers: of both.
+        reader: reader of the old split.
+        journals: the hypotheses for its source sentences.
+        tokenizers: tokenizers of both splits.
     """
 
     reader: ShardReader
@@ -95,20 +95,20 @@ def assemble(
     workers: int = 1,
     progress: Report = ignore,
 ) -> Summary:
-    """Write the new split: labels by the number of their sentence, then original pairs.
+    """Write the new split: labels in the order of their sentences, then original pairs.
 
-    What is written depends on the arguments alone. The split is there as a whole or not at all.
+    The output depends only on the arguments. The split is never partial.
 
     Args:
-        sources: where pairs come from.
-        filters: which hypotheses become labels.
-        original: how often every original pair is written; a fraction is a random choice, the
-            same each time.
-        folder: of the new split.
-        split: its name.
-        shard_size: pairs in a shard.
-        workers: processes that compute metrics.
-        progress: told the number of hypotheses dealt with.
+        sources: sources of the pairs.
+        filters: filters that decide which hypotheses become labels.
+        original: number of times to write every original pair; a fraction selects a reproducible
+            random part.
+        folder: folder of the new split.
+        split: name of the split.
+        shard_size: number of pairs per shard.
+        workers: number of processes that compute metrics.
+        progress: called with the number of hypotheses processed since the last call.
 
     Raises:
         UserError: there is no pair to write.
@@ -125,12 +125,12 @@ def assemble(
         languages=reader.manifest.languages,
         shard_size=shard_size,
     ) as writer:
-        for part, kept in _filtered(sources, labels, filters, summary, workers):
-            if len(kept.rows):
-                source, target = reader.gather(kept.rows)[0], journals.gather(kept)
+        for count, passing in _filtered(sources, labels, filters, summary, workers):
+            if len(passing.rows):
+                source, target = reader.gather(passing.rows)[0], journals.gather(passing)
                 writer.add_block(source, target)
-                summary.add(kept, (target.lengths - 1) / (source.lengths - 1))
-            progress(part)
+                summary.add(passing, (target.lengths - 1) / (source.lengths - 1))
+            progress(count)
         for start in range(0, len(chosen), _CHUNK):
             writer.add_block(*reader.gather(chosen[start : start + _CHUNK]))
         summary.originals = len(chosen)
@@ -140,7 +140,7 @@ def assemble(
 
 
 def _choose_originals(num_pairs: int, times: float) -> NDArray[np.int64]:
-    """Numbers of the original pairs to write: all of them so often, and a part once more."""
+    """Return the indices of the original pairs to write: all `times` times, by whole and part."""
     whole = int(times)
     part = round((times - whole) * num_pairs)
     drawn = np.sort(np.random.default_rng(_SEED).permutation(num_pairs)[:part])
@@ -150,8 +150,8 @@ def _choose_originals(num_pairs: int, times: float) -> NDArray[np.int64]:
 def _filtered(
     sources: Sources, labels: Labels, filters: Filters, summary: Summary, workers: int
 ) -> Iterator[tuple[int, Labels]]:
-    """The labels that pass, chunk by chunk, each with the number of hypotheses looked at."""
-    # cut between sentences, so that the best of one can be found
+    """Yield, per chunk, the number of hypotheses examined and the labels that pass."""
+    # split between sentences, so that all hypotheses of a sentence are in one chunk
     first = np.flatnonzero(np.diff(labels.rows, prepend=-1))  # (N,) first hypothesis of each
     cuts = [*first[::_CHUNK].tolist(), len(labels.rows)]
     spans = list(zip(cuts, cuts[1:], strict=False))
@@ -161,14 +161,14 @@ def _filtered(
     )
     if filters.metrics:
         passing = _pass_by_metrics(sources, passing, filters, summary, workers)
-    for (start, stop), kept in zip(spans, passing, strict=True):
-        yield stop - start, kept
+    for (start, stop), chunk in zip(spans, passing, strict=True):
+        yield stop - start, chunk
 
 
 def _pass_by_numbers(
     reader: ShardReader, labels: Labels, filters: Filters, summary: Summary
 ) -> Labels:
-    """Apply the filters that need no text."""
+    """Apply the filters that need only scores and lengths."""
     source = reader.lengths[labels.rows, SOURCE] - 1.0  # (H,) without end symbols
     target = labels.lengths - 1.0
     tests = {"empty": target > 0}
@@ -187,20 +187,20 @@ def _pass_by_metrics(
     summary: Summary,
     workers: int,
 ) -> Iterator[Labels]:
-    """Apply the filters that compare the hypotheses with references."""
+    """Apply the filters that compare hypotheses with references."""
     reader, journals, tokenizers = sources
     target_lang = reader.manifest.languages[1]
-    judge = Judge(tokenizers.target, Similarity(filters.metrics, target_lang))
-    waiting: deque[Labels] = deque()  # workers are a few chunks ahead
+    comparison = Comparison(tokenizers.target, Similarity(filters.metrics, target_lang))
+    pending: deque[Labels] = deque()  # workers are a few chunks ahead
 
     def texts() -> Iterator[tuple[TokenBlock, TokenBlock]]:
         for labels in chunks:
-            waiting.append(labels)
-            found = journals.gather(labels)
-            yield found, reader.gather(labels.rows)[1] if len(labels.rows) else found
+            pending.append(labels)
+            hypotheses = journals.gather(labels)
+            yield hypotheses, reader.gather(labels.rows)[1] if len(labels.rows) else hypotheses
 
-    for values in map_in_order(compare, judge, texts(), workers):
-        labels = waiting.popleft()
+    for values in map_in_order(compare, comparison, texts(), workers):
+        labels = pending.popleft()
         by_name = dict(zip(filters.metrics, values.T, strict=True))
         tests = {
             f"--min-{name}": by_name[name] >= least for name, least in filters.min_metric.items()
@@ -214,7 +214,7 @@ def _pass_by_metrics(
 
 
 def _all_of(tests: dict[str, NDArray[np.bool_]], count: int, summary: Summary) -> NDArray[np.bool_]:
-    """Which of `count` hypotheses pass all tests; counts the others by the first that they fail."""
+    """Return a mask of the hypotheses that pass all tests; count others by the first they fail."""
     passing = np.ones(count, bool)
     for name, passed in tests.items():
         summary.dropped[name] += int((passing & ~passed).sum())
@@ -225,7 +225,7 @@ def _all_of(tests: dict[str, NDArray[np.bool_]], count: int, summary: Summary) -
 def _best_of_each(
     rows: NDArray[np.int64], values: NDArray[np.float64], passing: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """Of the (H,) that pass, the one of the highest value for each sentence, the first if equal."""
+    """Return a mask (H,) of the passing hypothesis with the highest value, per sentence."""
     places = np.flatnonzero(passing)
     order = places[np.lexsort((places, -values[places], rows[places]))]
     best = np.zeros_like(passing)
@@ -234,13 +234,13 @@ def _best_of_each(
 
 
 def workers_for(num_sentences: int) -> int:
-    """Processes that comparing so many sentences is worth."""
+    """Return the number of processes worth starting to compare this many sentences."""
     cores = len(os.sched_getaffinity(0))
     return min(cores, 1 + num_sentences // (_CHUNK * _CHUNKS_PER_WORKER))
 
 
 def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
-    """Put into a new data folder what it takes from the old one: vocabulary and other splits."""
+    """Copy the vocabulary and the other splits from the old data folder to the new one."""
     files.remove_leftovers(out)
     save_tokenizer(tokenizer, out / VOCAB_FILE)
     suffix = ".manifest.json"
@@ -248,13 +248,13 @@ def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
         other = path.name.removesuffix(suffix)
         if other == split:
             continue
-        # the manifest last: where it is, the split is whole
+        # the manifest comes last: if it exists, the split is complete
         for name in [*Manifest.read(path).files, manifest_path(out, other).name]:
             _link(data / name, out / name)
 
 
 def _link(old: Path, new: Path) -> None:
-    """One more name for a file that nobody writes to again; a copy on another file system."""
+    """Hard-link a file that is never written again, or copy it to another file system."""
     with files.replacing(new) as temporary:
         try:
             os.link(old.resolve(), temporary)
@@ -266,5 +266,5 @@ def _explain_nothing(summary: Summary) -> str:
     reasons = ", ".join(f"{count:,} by {name}" for name, count in summary.dropped.items() if count)
     return (
         f"not one of {summary.hypotheses:,} hypotheses is left (dropped: {reasons or 'none'}); "
-        "call the same command with weaker filters: what was decoded is kept"
+        "run the same command with weaker filters: the decoded hypotheses are kept"
     )

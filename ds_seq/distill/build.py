@@ -1,4 +1,4 @@
-"""The teacher that a criterion's section describes."""
+"""Build the teacher that the config section of a criterion describes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def build_teacher(
     """Load the live teachers of a distillation; a collective.
 
     Args:
-        config: the section; it names teachers and no cache.
-        vocab_hash: `Tokenizers.fingerprint` that all of them must have.
-        device: of this rank.
-        student: who learns from them, if anybody; which of their layers it imitates is in the
-            section.
+        config: config section that names teachers and no cache.
+        vocab_hash: `Tokenizers.fingerprint` that all teachers must have.
+        device: device of this rank.
+        student: the student that learns from them, or None; the section names the layers that it
+            imitates.
 
     Raises:
-        UserError: see `load_teacher`.
+        UserError: a teacher cannot be loaded or does not fit, see `load_teacher`.
     """
     hidden, attention = (
         None if section is None else matched_layers(section)

@@ -1,9 +1,9 @@
-"""Ask a teacher once, so that training needs it no more: its answers become a cache.
+"""Cache the outputs of a teacher, so that training does not have to run it.
 
-For every target token the most probable tokens and their probabilities are written next to the
-shards. Work is cut into parts; parts that are finished are not computed again.
+For every target token, the most probable tokens and their log-probabilities are written next to the
+shards. The work is divided into parts; finished parts are not computed again.
 
-Legend: ``N`` real target tokens of a batch, ``V`` vocabulary, ``K`` kept tokens.
+Shapes: `N` real target tokens of a batch, `V` vocabulary, `K` stored tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DIGESTED = 8
 
 
 def top_tokens(logits: Tensor, k: int) -> TopTokens:
-    """The k most probable tokens of logits (N, V), with their probabilities among all V."""
+    """Return the k most probable tokens of logits (N, V) with log-probabilities over all V."""
     ids, log_probs = [], []
     for block in row_blocks(logits):
         rows = block.float()
@@ -44,21 +44,21 @@ def top_tokens(logits: Tensor, k: int) -> TopTokens:
 
 
 class CachedSplit(NamedTuple):
-    """Part of the work."""
+    """A split and the writer of its cache."""
 
     pairs: ParallelDataset
-    """All of them, whatever their length."""
+    """All pairs of the split, of any length."""
     writer: CacheWriter
 
 
 class TeacherReader:
-    """Reads sentence pairs with the teacher.
+    """Runs the teacher on sentence pairs.
 
     Args:
-        teacher: whose answers are wanted.
-        device: where it is.
-        max_tokens: bound of the padded size of a batch.
-        collective: whether all ranks have to read together.
+        teacher: the teacher to run.
+        device: device of the teacher.
+        max_tokens: maximum padded size of a batch in tokens.
+        collective: whether all ranks must run the teacher together.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TeacherReader:
         self._max_tokens, self.collective = max_tokens, collective
 
     def __call__(self, split: CachedSplit, part: int, report: Report) -> NDArray[np.void]:
-        """The records (T,) of a part; zeros for pairs that are too long for the teacher."""
+        """Return the records (T,) of a part; zeros for pairs that are too long for the teacher."""
         dataset, manifest = split.pairs, split.writer.manifest
         pairs = np.asarray(split.writer.pairs(part))
         lengths = dataset.lengths[pairs, TARGET]
@@ -78,18 +78,20 @@ class TeacherReader:
         for batch in self._batches(dataset, pairs[longest <= manifest.max_length]):
             inside = batch - pairs[0]
             places = token_places(starts[inside], lengths[inside])
-            answer = self._ask(dataset, batch, manifest.top_k)
-            records["ids"][places] = answer.ids.cpu().numpy()
-            records["log_probs"][places] = answer.log_probs.cpu().numpy()
+            top = self._top_tokens(dataset, batch, manifest.top_k)
+            records["ids"][places] = top.ids.cpu().numpy()
+            records["log_probs"][places] = top.log_probs.cpu().numpy()
             report(len(places))
         return records
 
     def wait(self, dataset: ParallelDataset) -> None:
-        """Where ranks read together: read empty batches until none has a sentence left."""
+        """Run empty batches until all ranks are done, if ranks run the teacher together."""
         while self.collective and distributed.any_rank(False):
             self._forward(dataset, np.zeros(0, np.int64))
 
-    def _ask(self, dataset: ParallelDataset, pairs: NDArray[np.integer], k: int) -> TopTokens:
+    def _top_tokens(
+        self, dataset: ParallelDataset, pairs: NDArray[np.integer], k: int
+    ) -> TopTokens:
         if self.collective:
             distributed.any_rank(True)
         return top_tokens(self._forward(dataset, pairs), k)
@@ -104,11 +106,11 @@ class TeacherReader:
     def _batches(
         self, dataset: ParallelDataset, pairs: NDArray[np.integer]
     ) -> Iterator[NDArray[np.integer]]:
-        """Sentences of like length together."""
+        """Yield batches of pairs of similar length."""
         if not len(pairs):
             return
         lengths = dataset.lengths[pairs]
-        # a sentence that is longer than a batch should be makes one of its own
+        # a sentence that is longer than max_tokens gets a batch of its own
         bound = max(self._max_tokens, int(lengths.max()))
         for places in TokenBatchSampler(lengths, bound, accumulate=1).epoch(0):
             yield pairs[places]
@@ -116,13 +118,13 @@ class TeacherReader:
 
 @dataclass(frozen=True)
 class CacheOptions:
-    """What a cache is to be.
+    """Options of a cache.
 
     Attributes:
-        folder: where it goes.
-        top_k: K.
-        precision: number format of the stored logarithms: ``fp16`` or ``fp32``.
-        part_tokens: target tokens of a part, which is what a kill can cost.
+        folder: folder of the cache.
+        top_k: number K of tokens stored per target token.
+        precision: number format of the stored log-probabilities: `fp16` or `fp32`.
+        part_tokens: target tokens per part; an interruption loses at most one part per rank.
     """
 
     folder: Path
@@ -138,17 +140,17 @@ def plan_splits(
     sources: Mapping[str, Source],
     world: World,
 ) -> list[CachedSplit]:
-    """What is to be written; on the first rank the folder is made or looked at.
+    """Plan the cache of each split; the first rank creates or checks the folder.
 
     Args:
-        options: what the cache is to be.
-        names: of the teachers, as the user gave them.
-        teacher: these teachers.
+        options: options of the cache.
+        names: names of the teachers, as given by the user.
+        teacher: the loaded teachers.
         sources: the shards of each split.
-        world: of this rank.
+        world: this rank and the number of ranks.
 
     Raises:
-        UserError: the folder holds a cache of another kind.
+        UserError: the folder holds a cache with other settings.
     """
     records = [
         TeacherRecord(
@@ -170,9 +172,9 @@ def plan_splits(
 
 
 def _digest(model: nn.Module) -> str:
-    """Tells trained models apart by the first numbers of all their tensors.
+    """Compute a digest of a trained model from the first numbers of all its tensors.
 
-    So few that a rank with some of the experts, and thus of their tensors' rows, has them.
+    They are few enough to be present on ranks that hold only some rows of the expert tensors.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -183,21 +185,21 @@ def _digest(model: nn.Module) -> str:
 
 
 def write_missing(splits: Sequence[CachedSplit], read: TeacherReader, world: World) -> int:
-    """Compute this rank's share of what is missing; returns the tokens of all ranks.
+    """Compute this rank's share of the missing parts; return the number of tokens of all ranks.
 
     A collective. Afterwards the first rank calls `CacheWriter.finish` for each split.
     """
-    # one rank looks, for a quick one may have written a part before a slow one looks
-    todo = distributed.broadcast_object(
+    # only the first rank looks: a fast rank may have written a part before a slow one looks
+    missing = distributed.broadcast_object(
         [(place, part) for place, split in enumerate(splits) for part in split.writer.missing()]
     )
-    mine = [(splits[place], part) for place, part in todo[world.rank :: world.size]]
-    tokens = sum(split.writer.num_tokens(part) for split, part in mine)
-    # where ranks read together, one that fails cannot meet the others to tell them
+    share = [(splits[place], part) for place, part in missing[world.rank :: world.size]]
+    tokens = sum(split.writer.num_tokens(part) for split, part in share)
+    # when ranks run together, a failed rank cannot join the others to report its error
     errors = nullcontext() if read.collective else distributed.shared_errors()
     shown = Progress("teacher-cache", tokens, "tokens") if world.is_first else nullcontext(ignore)
     with errors, shown as report:
-        for split, part in mine:
+        for split, part in share:
             split.writer.write(part, read(split, part, report))
         read.wait(splits[0].pairs)
     distributed.barrier()

@@ -1,10 +1,10 @@
-"""Which hypotheses of a teacher are good enough to learn from.
+"""Filters that decide which hypotheses of a teacher are good enough to learn from.
 
 Post, 2018, "A Call for Clarity in Reporting BLEU Scores", https://arxiv.org/abs/1804.08771;
 Popovic, 2015, "chrF: character n-gram F-score for automatic MT evaluation"; Lin, 2004, "ROUGE: A
 Package for Automatic Evaluation of Summaries".
 
-Imports no torch, which the processes that compare text need not load. Shapes: H hypotheses.
+Does not import torch, which the processes that compare text do not need. Shapes: H hypotheses.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Metric = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class Filters:
-    """What a hypothesis must be to become a label.
+    """Conditions that a hypothesis must meet to become a label.
 
     Attributes:
-        min_score: its `Hypothesis.score` is at least this.
-        max_ratio: neither it nor its source has more than so many times the other's tokens.
-        min_metric: its similarity to the reference, by name of the metric, is at least this.
-        best_metric: of the hypotheses of a sentence that pass, only the one that is closest to the
-            reference by this metric; of equal ones the one that the teacher prefers.
+        min_score: minimum `Hypothesis.score`.
+        max_ratio: maximum ratio of token counts between hypothesis and source, in either direction.
+        min_metric: minimum similarity to the reference, by name of the metric.
+        best_metric: metric by which only the passing hypothesis closest to the reference is kept
+            per sentence; on a tie, the one that the teacher prefers.
     """
 
     min_score: float | None = None
@@ -47,23 +47,23 @@ class Filters:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that must be known, in the order of `METRICS`."""
+        """The metrics that the filters need, in the order of `METRICS`."""
         return [name for name in METRICS if name in self.min_metric or name == self.best_metric]
 
 
 class Similarity:
-    """How close a sentence is to its reference, both detokenized.
+    """Similarity of a sentence to its reference, both detokenized.
 
-    Every metric goes from 0 to 100. BLEU has effective order, as it must for single sentences;
-    ROUGE is the F-measure, of stemmed words in English. In other languages its words are those
-    of BLEU: the rouge-score package knows no letters but a to z.
+    Every metric ranges from 0 to 100. BLEU uses the effective order, as single sentences require.
+    ROUGE is the F-measure, on stemmed words in English. In other languages it uses BLEU's
+    tokenization, because the rouge-score package only supports the letters a to z.
 
     Args:
-        metrics: names, some of `METRICS`.
-        target_lang: language code.
+        metrics: names of the metrics, from `METRICS`.
+        target_lang: language code of the target.
 
     Attributes:
-        metrics: as given.
+        metrics: names of the metrics.
 
     Raises:
         UserError: a package that a metric needs is not installed.
@@ -75,11 +75,11 @@ class Similarity:
         self._score = [_metric(name, target_lang) for name in metrics]
 
     def __reduce__(self) -> tuple[type[Similarity], tuple[tuple[str, ...], str]]:
-        # to travel to other processes: tokenizers cannot
+        # for other processes: the metrics' tokenizers cannot be pickled
         return Similarity, (self.metrics, self._target_lang)
 
     def __call__(self, hypothesis: str, reference: str) -> list[float]:
-        """One value for each metric."""
+        """Return one value per metric."""
         return [metric(hypothesis, reference) for metric in self._score]
 
 
@@ -87,10 +87,10 @@ def _metric(name: str, target_lang: str) -> Metric:
     if name == "chrf":
         return _sentence_score(CHRF())
     try:
-        # force: text that ends in " ." is scored as it is, without a warning for each sentence
+        # force: no warning for each sentence that ends in " ."
         bleu = BLEU(trg_lang=target_lang, effective_order=True, force=True)
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-        why = " ".join(str(error).split())  # sacreBLEU's advice has many lines
+        why = " ".join(str(error).split())  # sacreBLEU's message has many lines
         raise UserError(f"{name}: cannot compare text in {target_lang!r}: {why}") from error
     if name == "bleu":
         return _sentence_score(bleu)
@@ -104,21 +104,22 @@ def _sentence_score(scorer: BLEU | CHRF) -> Metric:
     return score
 
 
-class Judge(NamedTuple):
-    """What a process needs to compare ids."""
+class Comparison(NamedTuple):
+    """What a worker process needs to compare token ids as text."""
 
     tokenizer: Tokenizer
     similarity: Similarity
 
 
-def compare(judge: Judge, pair: tuple[TokenBlock, TokenBlock]) -> NDArray[np.float64]:
-    """Metrics of hypotheses and as many references: (H, number of metrics)."""
-    texts = [[judge.tokenizer.decode(ids) for ids in _sentences(block)] for block in pair]
-    values = [judge.similarity(*both) for both in zip(*texts, strict=True)]
-    return np.array(values, np.float64).reshape(len(values), len(judge.similarity.metrics))
+def compare(comparison: Comparison, pair: tuple[TokenBlock, TokenBlock]) -> NDArray[np.float64]:
+    """Compare hypotheses with the same number of references: (H, number of metrics)."""
+    decode = comparison.tokenizer.decode
+    texts = [[decode(ids) for ids in _sentences(block)] for block in pair]
+    values = [comparison.similarity(*both) for both in zip(*texts, strict=True)]
+    return np.array(values, np.float64).reshape(len(values), len(comparison.similarity.metrics))
 
 
 def _sentences(block: TokenBlock) -> list[list[int]]:
-    """The sentences of a block, as lists."""
+    """Return the sentences of a block as lists."""
     ends = np.cumsum(block.lengths)
     return [part.tolist() for part in np.split(block.tokens, ends[:-1])] if len(ends) else []

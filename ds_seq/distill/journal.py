@@ -1,15 +1,15 @@
-"""What a search has found so far, on disk: a file that only grows and survives a kill.
+"""Journals: files that record the results of a search as it runs, and survive an interruption.
 
-A journal is a row of records, one for each batch, in little-endian words of 32 bits::
+A journal is a sequence of records, one per batch, in little-endian words of 32 bits::
 
     magic  n  h  t  checksum     sentences, hypotheses and tokens of the record; CRC-32 of the rest
-    rows     (n)                 number of each sentence
-    counts   (n)                 its hypotheses
+    rows     (n)                 index of each sentence
+    counts   (n)                 number of its hypotheses
     lengths  (h)                 tokens of each hypothesis, end symbol included
     scores   (h)                 float32
     tokens   (t)
 
-A kill leaves at most one record that is not whole, the last. Whoever reads stops in front of it.
+After an interruption at most the last record is incomplete. Readers stop before it.
 
 Shapes: N sentences, H hypotheses, L tokens of some hypotheses.
 """
@@ -36,13 +36,13 @@ Words = NDArray[np.uint32]
 
 
 class JournalWriter:
-    """Appends to a journal, which ends with a whole record or does not exist; see `repair`.
+    """Appends to a journal that ends with a complete record or does not exist; see `repair`.
 
     A context manager. No other process can append while it is open.
 
     Args:
         path: the file.
-        eos_id: put at the end of each hypothesis.
+        eos_id: end symbol, appended to each hypothesis.
     """
 
     def __init__(self, path: Path, eos_id: int) -> None:
@@ -56,17 +56,14 @@ class JournalWriter:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
-    def append(self, rows: NDArray[np.int64], found: Sequence[Sequence[Hypothesis]]) -> None:
-        """Record the hypotheses of a batch, (N,) sentences, the best first; a kill cannot undo it.
-
-        One write: a record of before a kill of this process is whole.
-        """
-        hypotheses = [hypothesis for several in found for hypothesis in several]
+    def append(self, rows: NDArray[np.int64], results: Sequence[Sequence[Hypothesis]]) -> None:
+        """Record the hypotheses of (N,) sentences, best first, in a single flushed write."""
+        hypotheses = [hypothesis for beam in results for hypothesis in beam]
         tokens = [token for h in hypotheses for token in (*h.tokens, self._eos_id)]
         body = np.concatenate(
             [
                 rows.astype(_WORD),
-                np.array([len(several) for several in found], _WORD),
+                np.array([len(beam) for beam in results], _WORD),
                 np.array([len(h.tokens) + 1 for h in hypotheses], _WORD),
                 np.array([h.score for h in hypotheses], "<f4").view(_WORD),
                 np.array(tokens, _WORD),
@@ -78,7 +75,7 @@ class JournalWriter:
 
 
 class _Record(NamedTuple):
-    """The parts of a record, as views of the file, and where its tokens start in it."""
+    """The fields of a record, as views of the file, and the position of its first token."""
 
     rows: Words
     counts: Words
@@ -88,21 +85,21 @@ class _Record(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """Hypotheses of many sentences: sorted by sentence, those of one sentence the best first."""
+    """Hypotheses of many sentences, sorted by sentence, then best first."""
 
     rows: NDArray[np.int64]
-    """(H,) the number of its sentence."""
+    """(H,) index of its sentence."""
     scores: NDArray[np.float32]
     """(H,) `Hypothesis.score`."""
     lengths: NDArray[np.int32]
-    """(H,) tokens, end symbol included."""
+    """(H,) number of tokens, including the end symbol."""
     files: NDArray[np.int16]
-    """(H,) which journal holds its tokens, ..."""
+    """(H,) index of the journal that holds its tokens."""
     starts: NDArray[np.int64]
-    """(H,) ... and from which word on."""
+    """(H,) position of its first token in that journal, in words."""
 
     def take(self, chosen: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Labels:
-        """Some of them, in their order."""
+        """Return the selected hypotheses in the given order."""
         rows, scores, lengths, files, starts = self
         return Labels(rows[chosen], scores[chosen], lengths[chosen], files[chosen], starts[chosen])
 
@@ -117,7 +114,7 @@ _NO_LABELS = Labels(
 
 
 class Journals:
-    """Several journals, memory-mapped; numbers about hypotheses are in memory, their tokens not.
+    """Several memory-mapped journals; metadata of hypotheses is in memory, tokens stay on disk.
 
     Args:
         paths: the files.
@@ -127,12 +124,12 @@ class Journals:
         self._words = [_map(path) for path in paths]
 
     def sentences(self) -> NDArray[np.int64]:
-        """Numbers of all sentences that were searched, in any order."""
+        """Return the indices of all searched sentences, in any order."""
         rows = [record.rows for words in self._words for record in _records(words)]
         return np.concatenate([np.zeros(0, _WORD), *rows]).astype(np.int64)
 
     def labels(self) -> Labels:
-        """All hypotheses."""
+        """Return all hypotheses."""
         parts = [_NO_LABELS]
         for number, words in enumerate(self._words):
             parts += [_labels(record, number) for record in _records(words)]
@@ -146,7 +143,7 @@ class Journals:
         return labels.take(np.argsort(labels.rows, kind="stable"))
 
     def gather(self, labels: Labels) -> TokenBlock:
-        """Copy the tokens of some hypotheses, end symbols included."""
+        """Copy the tokens of some hypotheses, including end symbols."""
         lengths = labels.lengths.astype(np.int64)
         ends = np.cumsum(lengths)
         starts = np.repeat(labels.starts - ends + lengths, lengths)
@@ -160,10 +157,10 @@ class Journals:
 
 
 def repair(path: Path) -> None:
-    """Cut off what a kill has left behind the last whole record.
+    """Truncate a journal after its last complete record.
 
     Raises:
-        UserError: somebody is still writing to the journal.
+        UserError: another process is still writing to the journal.
     """
     words = _map(path)
     end = 0
@@ -180,7 +177,7 @@ def _map(path: Path) -> Words:
 
 
 def _records(words: Words) -> Iterator[_Record]:
-    """The records of a journal up to the first that is not whole."""
+    """Yield the records of a journal up to the first incomplete one."""
     start = 0
     while start + _HEADER <= len(words):
         magic, *counts, checksum = (int(word) for word in words[start : start + _HEADER])
@@ -196,7 +193,7 @@ def _records(words: Words) -> Iterator[_Record]:
 
 
 def _labels(record: _Record, file: int) -> Labels:
-    """The hypotheses of a record, in the order of the record."""
+    """Return the hypotheses of a record, in the order of the record."""
     lengths = record.lengths.astype(np.int32)
     starts = record.first_token + np.cumsum(lengths, dtype=np.int64) - lengths
     return Labels(

@@ -1,12 +1,12 @@
-"""Labels of a teacher: a data folder whose targets are what it makes of the sources.
+"""Pseudo-labels: a data folder whose targets are a teacher's translations of the sources.
 
 Kim and Rush, 2016, "Sequence-Level Knowledge Distillation", https://arxiv.org/abs/1606.07947;
 Shleifer and Rush, 2020, "Pre-trained Summarization Distillation", https://arxiv.org/abs/2010.13002.
 
-Ids of the shards are searched, and the ids that are found become shards: no text is encoded anew.
-Batches are cut from the whole split and dealt out to the ranks, so that their content, and with it
-each digit, is the same for any number of ranks. A batch that is done is in a journal: after a kill
-the same command goes on with the others.
+The search reads and writes token ids, so no text is encoded again. Batches are made from the whole
+split and then distributed over the ranks, so that their content, and every digit of the result, is
+the same for any number of ranks. Finished batches are recorded in a journal: after an interruption
+the same command resumes with the others.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from ds_seq.runs.open import load_packed, weights_fingerprint
 
 @dataclass(frozen=True)
 class Labeling:
-    """What is to be done, the same on every rank but for the device.
+    """Settings of a labeling job, the same on every rank except for the device.
 
     Attributes:
-        teacher: path of its run or export.
-        run: what that is.
+        teacher: path of the teacher's run or export.
+        run: the opened run or export.
         data: folder of the shards.
-        split: which of them.
-        reader: reads them.
-        decoding: how to search; as many hypotheses as `num_best` are returned.
-        num_best: hypotheses of a source, each a pair of its own.
-        filters: what a hypothesis must pass.
-        original: how often every original pair is mixed in.
-        device: where the teacher runs.
-        dtype: its number format, by name.
-        expert_parallel: ranks to spread its experts over.
+        split: name of the split.
+        reader: reader of the split.
+        decoding: search that returns `num_best` hypotheses.
+        num_best: number of hypotheses per source, each of which becomes a separate pair.
+        filters: filters that a hypothesis must pass.
+        original: number of times to add every original pair.
+        device: device of the teacher.
+        dtype: name of the teacher's number format.
+        expert_parallel: number of ranks that share the teacher's experts.
     """
 
     teacher: str
@@ -70,21 +70,21 @@ class Labeling:
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Which sources (N,) have a token besides the end symbol and are not too long."""
+        """Mask (N,) of sources that are neither empty nor too long."""
         lengths = self.reader.lengths[:, SOURCE]
         return (lengths > 1) & (lengths <= self.decoding.limits.max_source_length)
 
     @property
     def num_usable(self) -> int:
-        """How many sources are searched."""
+        """Number of sources to translate."""
         return int(self.usable.sum())
 
 
 def begin(job: Labeling, work: WorkFolder) -> NDArray[np.int64]:
-    """Write down what is being done, or compare; returns the sentences that are done.
+    """Record the settings, or compare them with recorded ones; return the finished sentences.
 
     Raises:
-        UserError: the work was begun with other settings, or another process is at it.
+        UserError: the work was begun with other settings, or another process is doing it.
     """
     search = job.decoding.settings.model_dump(exclude=set(BATCH_SIZE))
     settings: Settings = {
@@ -100,16 +100,16 @@ def begin(job: Labeling, work: WorkFolder) -> NDArray[np.int64]:
 
 
 def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: World) -> float:
-    """Search what is not done, this rank's share of it; a collective.
+    """Translate this rank's share of the remaining sentences; a collective.
 
     Args:
-        job: what to search.
-        work: where the hypotheses go.
-        done: what `begin` returned, on every rank.
-        world: of this rank.
+        job: settings of the job.
+        work: folder that receives the hypotheses.
+        done: indices of finished sentences, as returned by `begin`, on every rank.
+        world: this rank and the number of ranks.
 
     Returns:
-        The seconds until all ranks were ready.
+        The seconds until all ranks were done.
     """
     reader = job.reader
     usable = np.flatnonzero(job.usable)
@@ -120,26 +120,26 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
     batches = [left for batch in batches if len(left := batch[remaining[batch]])]
     if not batches:  # on all ranks
         return 0.0
-    mine = batches[world.rank :: world.size]
+    share = batches[world.rank :: world.size]
     with distributed.shared_errors():
-        # by its path: "best" may be another one by now, if the teacher is still being trained
+        # by path: "best" may have changed if the teacher is still being trained
         checkpoint = str(job.run.source)
         run = load_packed(job.teacher, checkpoint, job.dtype, job.device, job.expert_parallel)
         writer = JournalWriter(work.journal(world.rank), run.tokenizers.target.symbols.eos)
     any_rank = distributed.any_rank if job.expert_parallel > 1 else None
     started = time.monotonic()
-    bar = Progress("pseudo-label", sum(map(len, mine)), "sentences") if world.is_first else None
+    bar = Progress("pseudo-label", sum(map(len, share)), "sentences") if world.is_first else None
     with writer, bar or nullcontext():
-        for batch, found in search_batches(
+        for batch, hypotheses in search_batches(
             run.seq2seq,
             job.decoding.search,
-            mine,
+            share,
             lambda row: reader[row][0].tolist(),
             job.device,
             any_rank,
             default_workers(job.device),
         ):
-            writer.append(batch, found)
+            writer.append(batch, hypotheses)
             if bar is not None:
                 bar(len(batch))
     distributed.barrier()
@@ -147,7 +147,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
 
 
 def finish(job: Labeling, work: WorkFolder, out: Path) -> Summary:
-    """Make the new data folder ``out`` of what all ranks have decoded; the work folder goes."""
+    """Write the new data folder `out` from the results of all ranks; remove the work folder."""
     copy_rest(job.data, out, job.split, job.run.tokenizers.target)
     sources = Sources(job.reader, work.journals(), job.run.tokenizers)
     most = job.num_usable * job.num_best

@@ -1,6 +1,6 @@
-"""Teachers that run beside the student: trained models, frozen, one or several.
+"""Teachers: one or several trained, frozen models from which a student learns.
 
-Legend: ``N`` real target tokens of a batch, ``V`` vocabulary.
+Shapes: `N` real target tokens of a batch, `V` vocabulary.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ds_seq.names import Capture, Precision
 from ds_seq.runs.card import LoadedRun, StoredRun
 from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
-# float32 numbers to work on at a time: on a CPU what its cache holds, on a GPU not a whole (N, V)
+# float32 numbers per block: on a CPU what fits into the cache, on a GPU less than a whole (N, V)
 _CPU_NUMBERS, _GPU_NUMBERS = 1 << 18, 1 << 24
 
 
 @dataclass(frozen=True)
 class Student:
-    """What a teacher has to suit.
+    """The properties of a student that a teacher must fit.
 
     Attributes:
-        model: the student.
-        max_length: longest sentence of either side that it learns from, in tokens.
-        hidden: the layers whose hidden states it imitates, or None.
-        attention: the layers whose attention maps it imitates, or None.
+        model: model config of the student.
+        max_length: maximum length of a training sentence on either side, in tokens.
+        hidden: teacher layers whose hidden states the student imitates, or None.
+        attention: teacher layers whose attention maps the student imitates, or None.
     """
 
     model: ModelConfig
@@ -52,10 +52,10 @@ class Loading:
     """How teachers are loaded.
 
     Attributes:
-        checkpoint: which one, of a run folder.
-        precision: number format; None: that of their training on a GPU, fp32 on a CPU.
-        expert_parallel: ranks that share their experts.
-        zero3: whether their weights are spread over all ranks (ZeRO stage 3).
+        checkpoint: checkpoint to load from a run folder.
+        precision: number format; None: as in their training on a GPU, fp32 on a CPU.
+        expert_parallel: number of ranks that share the experts.
+        zero3: whether the weights are partitioned over all ranks (ZeRO stage 3).
     """
 
     checkpoint: str
@@ -65,15 +65,15 @@ class Loading:
 
 
 class LiveTeacher:
-    """Frozen models that read a batch when they are called; several are an ensemble.
+    """Frozen models that run on each batch; several models form an ensemble.
 
     Args:
         runs: the models, in evaluation mode.
-        description: one line for people.
-        capture: what their output holds besides the logits; of one model only.
+        description: one-line description for the log.
+        capture: layer outputs to return besides the logits; for a single model only.
 
     Attributes:
-        runs: as given.
+        runs: the models, in evaluation mode.
     """
 
     def __init__(
@@ -84,21 +84,20 @@ class LiveTeacher:
         self._description, self._capture = description, capture
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a one-line description."""
         return self._description
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """Logits (N, V) of one teacher, or log-probabilities (N, V) in float32 of several.
+        """Return logits (N, V) of one teacher, or float32 log-probabilities (N, V) of several.
 
-        With experts or weights spread over ranks a collective, so that a batch without a sentence
-        is read as well.
+        A collective if experts or weights are spread over ranks; then empty batches are run, too.
         """
         first, *others = self.runs
         logits, layers = self._read(first.model, batch)
         if others:
             total = _log_softmax(logits)
-            del logits  # so that no more than two (N, V) tensors are there at a time
+            del logits  # so that at most two (N, V) tensors exist at a time
             for run in others:
                 _add_probabilities(total, self._read(run.model, batch)[0])
             logits = total.sub_(math.log(len(self.runs)))
@@ -110,44 +109,44 @@ class LiveTeacher:
 
 
 class CachedTeacher:
-    """A teacher whose answers come with the batches.
+    """A teacher whose outputs come with the batches.
 
     Args:
-        cache: where they are from.
+        cache: the cache that holds the outputs.
     """
 
     def __init__(self, cache: TeacherCache) -> None:
         self._cache = cache
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """What `ParallelDataset.attach` has let the batch bring."""
+        """Return the cached outputs that `ParallelDataset.attach` has added to the batch."""
         return TeacherOutput(None, top=batch.teacher)
 
     def describe(self) -> str:
-        """One line for people."""
+        """Return a one-line description."""
         return self._cache.describe()
 
 
 def attach_cache(folder: str, train_set: Dataset, valid_set: Dataset | None) -> CachedTeacher:
-    """Let all batches bring what a teacher once said.
+    """Attach the cached outputs of a teacher to all batches.
 
     Args:
-        folder: what `ds-seq teacher-cache` has written.
-        train_set: the pairs to learn from.
-        valid_set: those to validate with; None if nobody does.
+        folder: cache folder written by `ds-seq teacher-cache`.
+        train_set: training pairs.
+        valid_set: validation pairs; None without validation.
 
     Raises:
-        UserError: the cache is missing, damaged, of other shards or lacks pairs, or its splits are
-            of different teachers; or the task does not learn from sentence pairs.
+        UserError: the cache is missing or damaged, belongs to other shards, lacks pairs, or mixes
+            different teachers; or the task has no sentence pairs.
     """
     if not isinstance(train_set, ParallelDataset):
-        raise UserError("criterion.cache: holds answers to sentence pairs; the task has none")
+        raise UserError("criterion.cache: holds outputs for sentence pairs, but the task has none")
     cache = TeacherCache(folder, "train", train_set.source)
     train_set.attach(cache)
     if isinstance(valid_set, ParallelDataset):
         valid = TeacherCache(folder, "valid", valid_set.source)
-        asked = [(made.manifest.top_k, made.manifest.teachers) for made in (cache, valid)]
-        if asked[0] != asked[1]:
+        settings = [(part.manifest.top_k, part.manifest.teachers) for part in (cache, valid)]
+        if settings[0] != settings[1]:
             raise UserError(
                 f"{folder}: train and valid were made with different teachers or --top-k; make "
                 "them with one `ds-seq teacher-cache` command"
@@ -164,19 +163,19 @@ def load_teacher(
     student: Student | None = None,
     capture: Capture = "none",
 ) -> LiveTeacher:
-    """Open the teachers of these names and bring them to this rank; a collective.
+    """Load teachers by name onto this rank; a collective.
 
     Args:
         names: run folders, exported folders or exported files.
-        loading: how.
-        vocab_hash: `Tokenizers.fingerprint` that all of them must have.
-        device: of this rank.
-        student: whom to teach; None if nobody learns from it directly.
-        capture: what their output holds besides the logits; of one teacher only.
+        loading: how to load them.
+        vocab_hash: `Tokenizers.fingerprint` that all teachers must have.
+        device: device of this rank.
+        student: the student that learns from them; None if there is none, as for a cache.
+        capture: layer outputs to return besides the logits; for a single teacher only.
 
     Raises:
-        UserError: a teacher is missing or damaged, does not suit the student or the vocabulary, or
-            cannot be spread as asked.
+        UserError: a teacher is missing or damaged, does not fit the student or the vocabulary, or
+            cannot be spread over the ranks.
     """
     checkpoint, spread = loading.checkpoint, loading.expert_parallel
     with distributed.shared_errors():
@@ -185,7 +184,7 @@ def load_teacher(
             _check(name, run, vocab_hash, spread)
             if student is not None:
                 _check_student(name, run, student)
-    if spread > 1:  # a collective, so not where one rank may fail alone
+    if spread > 1:  # a collective, so not where a single rank may fail
         from ds_seq.moe.engine import expert_parallel_group
 
         expert_parallel_group(spread)
@@ -222,7 +221,7 @@ def _describe(runs: Sequence[LoadedRun], loading: Loading) -> str:
 
 
 def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> None:
-    """Whether the teacher speaks the language of the data, and its experts can be dealt out."""
+    """Check that the teacher has the data's vocabulary and that its experts can be spread."""
     if (fingerprint := run.tokenizers.fingerprint) != vocab_hash:
         raise UserError(
             f"teacher {name}: has vocabulary {fingerprint[:12]}, the data {vocab_hash[:12]}; "
@@ -244,7 +243,7 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
 
 
 def _check_student(name: str, run: StoredRun, student: Student) -> None:
-    """Whether the teacher can read all sentences and has the layers that are to be imitated."""
+    """Check that the teacher can read all sentences and has the layers to imitate."""
     if (longest := run.card.max_positions) < student.max_length:
         raise UserError(
             f"teacher {name}: reads {longest} tokens, but sentences may have "
@@ -270,13 +269,13 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
                     raise UserError(f"teacher {name}: {label}, {stack}: {error}") from None
             elif layers and max(layers) >= deep:
                 raise UserError(
-                    f"teacher {name}: {label}.{stack} asks for layer {max(layers)}, but its "
+                    f"teacher {name}: {label}.{stack} names layer {max(layers)}, but its "
                     f"{deep} layers are 0 to {deep - 1}"
                 )
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities (N, V) in float32, in the place of ``logits`` where these are float32."""
+    """Return float32 log-probabilities (N, V), computed in place if `logits` are float32."""
     total = logits.float()
     for rows in row_blocks(total):
         rows.copy_(rows.log_softmax(1))
@@ -284,12 +283,12 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _add_probabilities(total: Tensor, logits: Tensor) -> None:
-    """Add the probabilities of (N, V) logits to those whose logarithms are in ``total`` (N, V)."""
+    """Add the probabilities of logits (N, V) to those whose logarithms are in `total` (N, V)."""
     for rows, more in zip(row_blocks(total), row_blocks(logits), strict=True):
         torch.logaddexp(rows, more.log_softmax(1, dtype=torch.float32), out=rows)
 
 
 def row_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
-    """Views (n, V) of a few rows each of a matrix (N, V)."""
+    """Split a matrix (N, V) into views (n, V) of a few rows each."""
     numbers = _CPU_NUMBERS if matrix.device.type == "cpu" else _GPU_NUMBERS
     return matrix.split(max(1, numbers // matrix.shape[1]))

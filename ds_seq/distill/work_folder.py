@@ -1,4 +1,4 @@
-"""The unfinished state of a labeling: what it was begun with, and what is done."""
+"""The state of an unfinished labeling job: its settings and its results so far."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Settings = Mapping[str, str | int | float]
 
 
 class WorkFolder:
-    """A folder in the new data folder, there until that is complete.
+    """A folder inside the new data folder that exists until the data are complete.
 
     Args:
         out: the new data folder.
@@ -31,11 +31,11 @@ class WorkFolder:
         self._settings = self._folder / "settings.json"
 
     def check_new(self, data: Path) -> None:
-        """Refuse a new data folder that would touch other data.
+        """Refuse a new data folder that would overwrite other data.
 
         Raises:
-            UserError: it is or lies in the old one, ``data``, or holds data and is no unfinished
-                labeling.
+            UserError: it is the old folder `data`, lies in it, or holds data that are not an
+                unfinished labeling.
         """
         out, old = self._out.resolve(), data.resolve()
         if out == old or old in out.parents:
@@ -47,17 +47,17 @@ class WorkFolder:
             raise UserError(f"--out {self._out}: holds data already; remove it or give another one")
 
     def begin(self, settings: Settings, notes: Settings) -> NDArray[np.int64]:
-        """Begin, or go on with what was begun.
+        """Begin a labeling, or resume an unfinished one.
 
         Args:
-            settings: what must be the same to go on.
-            notes: what is written down with them, for the reader.
+            settings: settings that must be the same to resume.
+            notes: information written next to the settings for human readers.
 
         Returns:
-            Numbers of the sentences that are done.
+            Indices of the finished sentences.
 
         Raises:
-            UserError: begun with other settings, or another process is at it.
+            UserError: it was begun with other settings, or another process is doing it.
         """
         if self._settings.exists():
             self._compare(settings)
@@ -75,31 +75,31 @@ class WorkFolder:
         if changed:
             raise UserError(
                 f"--out {self._out}: was begun with {'; '.join(changed)}; give what "
-                f"{self._settings} says to go on, or another --out"
+                f"{self._settings} says to resume, or another --out"
             )
 
     def journal(self, rank: int) -> Path:
-        """The file to which a rank writes."""
+        """Return the file to which a rank writes."""
         return self._folder / f"journal.{rank:05d}"
 
     def journals(self) -> Journals:
-        """What all ranks have written, in this run and before."""
+        """Open the journals of all ranks, from this run and earlier ones."""
         return Journals(self._paths())
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("journal.*"))
 
     def remove(self) -> None:
-        """Remove it."""
+        """Delete the folder."""
         files.remove_folder(self._folder)
 
 
 def data_fingerprint(data: Path, split: str) -> str:
-    """SHA-256 of a split: its manifest holds those of its files."""
+    """Return the SHA-256 of a split's manifest, which contains the hashes of its files."""
     return files.fingerprint(manifest_path(data, split))
 
 
 def _short(value: object) -> str:
-    """A value in a message: of a checksum only the start."""
+    """Format a value for a message, shortening checksums."""
     text = "unknown" if value is None else str(value)
     return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 else text

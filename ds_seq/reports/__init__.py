@@ -1,1 +1,1 @@
-"""reports."""
+"""Figures of training and routing, as tables, heat maps and warnings."""

@@ -1,7 +1,8 @@
-"""The load of experts as a picture: a row for each layer, a column for each expert.
+"""Draw the load of experts as a heat map: a row for each layer, a column for each expert.
 
-Drawn with Pillow, which TensorBoard needs anyway. Nothing here knows models or runs.
-Legend: ``E`` experts, ``H`` height and ``W`` width in pixels.
+Drawn with Pillow, which TensorBoard needs anyway. Does not depend on models or runs.
+
+Shapes: `E` experts, `H` height and `W` width in pixels.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ Pixels = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 STARVED = 0.01
-"""Below this part of the fair share an expert is as good as unused."""
+"""Fraction of the fair share below which an expert counts as unused."""
 
 _PAGE, _INK, _STARVED_COLOUR = (255, 255, 255), (40, 40, 40), (60, 60, 60)
-# From little (blue) over the fair share (pale yellow) to much (red); told apart by readers who
-# mix up red and green. Colors stand for powers of two of the fair share.
+# From low (blue) through the fair share (pale yellow) to high (red), for readers who cannot
+# distinguish red and green. The scale is logarithmic, in powers of two of the fair share.
 _SCALE: list[Color] = [
     (49, 54, 149),
     (116, 173, 209),
@@ -42,24 +43,24 @@ _BAR = 24 * (len(_TICKS) - 1)
 
 
 class Panel(NamedTuple):
-    """One map: layers from top to bottom."""
+    """Data of one heat map, with layers from top to bottom."""
 
     title: str
     layers: Sequence[str]
     """Name of each layer."""
     shares: Sequence[Sequence[float]]
-    """For each layer the share of the tokens of each of its experts over the fair share, 1 / E.
-    Layers may have different numbers of experts; what a layer does not have stays blank."""
+    """For each layer, the token share of each expert divided by the fair share, 1 / E. Layers may
+    have different numbers of experts; missing cells stay blank."""
 
 
 def draw_heat_map(panels: Sequence[Panel]) -> Pixels:
-    """Draw maps side by side and below each other, with one scale for all.
+    """Draw heat maps in a grid with a common scale.
 
     Args:
-        panels: at least one, each with at least one layer.
+        panels: data of the maps, at least one, each with at least one layer.
 
     Returns:
-        (H, W, 3) red, green and blue.
+        (H, W, 3) RGB pixels.
     """
     drawn = [_panel(panel) for panel in panels]
     height = max(image.height for image in drawn)
@@ -78,17 +79,17 @@ def draw_heat_map(panels: Sequence[Panel]) -> Pixels:
 
 
 def save_picture(path: Path, pixels: Pixels) -> None:
-    """Write (H, W, 3) pixels as a PNG file, whole or not at all.
+    """Write pixels (H, W, 3) to a PNG file atomically.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     with files.replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, "PNG")
 
 
 def _panel(panel: Panel) -> Image.Image:
-    """Title, cells, names of the layers on the left, numbers of the experts below."""
+    """Draw the title, the cells, the layer names on the left and the expert numbers below."""
     font = _font()
     num_experts = max(map(len, panel.shares))
     with_numbers = num_experts <= _MOST_WITH_NUMBERS
@@ -122,7 +123,7 @@ def _panel(panel: Panel) -> Image.Image:
 
 
 def _legend() -> Image.Image:
-    """The scale, with what its colors mean."""
+    """Draw the color scale and its labels."""
     font = _font()
     words = "share of the tokens over the fair share"
     starved = f"below {STARVED:g}: starved"
@@ -145,7 +146,7 @@ def _legend() -> Image.Image:
 
 
 def _colors(shares: Sequence[float] | NDArray[np.float64]) -> Pixels:
-    """Colors (E, 3) of shares (E,) over the fair share."""
+    """Return colors (E, 3) of shares (E,), relative to the fair share."""
     share = np.asarray(shares, np.float64)
     place = np.log2(np.maximum(share, 1e-9)).clip(-_REACH, _REACH)
     knots = np.linspace(-_REACH, _REACH, len(_SCALE))
@@ -156,7 +157,7 @@ def _colors(shares: Sequence[float] | NDArray[np.float64]) -> Pixels:
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow brings it, so the picture is the same on every machine."""
+    """Return the font that comes with Pillow, so that images are the same on every machine."""
     return ImageFont.load_default(_TEXT)
 
 

@@ -1,7 +1,6 @@
-"""Sums of losses and routing statistics: on the device while training, one reduction when asked
-    for.
+"""Sums of losses and routing statistics, kept on the device and reduced only on request.
 
-Legend: ``E`` experts.
+Shapes: `E` experts.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _EXPERTS_A_LINE = 16
 
 
 class LossSums:
-    """Accumulates the parts of many batches, without a synchronization until `reduce`.
+    """Accumulates the loss parts of many batches, without synchronization until `reduce`.
 
-    Every rank adds the same parts and layers, empty batches included, so that one vector serves
-    all.
+    Every rank adds the same parts and layers, even for empty batches, so that a single vector can
+    be reduced over all ranks.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class LossSums:
         self._counts = [0, 0]  # target tokens, sentences
 
     def add(self, parts: Mapping[str, Tensor], stats: list[RoutingStats], batch: Batch) -> None:
-        """Take in one batch; ``parts`` are sums over its target tokens."""
+        """Add one batch; `parts` are sums over its target tokens."""
         for name, value in parts.items():
             self._parts[name] = self._parts[name] + value if name in self._parts else value
         layers = [packed(layer) for layer in stats]
@@ -52,11 +51,11 @@ class LossSums:
         self._counts[1] += batch.num_sentences
 
     def reduce(self) -> Figures:
-        """Means per target token over all ranks, and routing figures per MoE layer. A collective.
+        """Return means per target token over all ranks, and routing figures. A collective.
 
         Returns:
-            The parts by name, ``ppl`` from ``nll``, ``tokens``, ``sentences``, and for MoE layer i
-            (from 0, encoder first) ``moe/layer<i>/{load,dropped,entropy,load_cv}`` and its losses.
+            The parts by name, `ppl` from `nll`, `tokens`, `sentences`, and for MoE layer i (from 0,
+            encoder first) `moe/layer<i>/{load,dropped,entropy,load_cv}` and its losses.
         """
         names = sorted(self._parts)
         pieces = [torch.tensor(self._counts, dtype=torch.float64)]
@@ -78,12 +77,12 @@ class LossSums:
 
 
 def metric_names(figures: Mapping[str, Any]) -> list[str]:
-    """The metrics among the figures of a validation: what comes with a signature."""
+    """Return the names of the metrics, the figures that have a signature."""
     return [name for name in figures if f"{name}_signature" in figures]
 
 
 def metric_lines(figures: Mapping[str, Any]) -> list[str]:
-    """The metrics of a validation with their signatures, for people to read."""
+    """Format the metrics of a validation with their signatures, one per line."""
     return [
         f"valid {name} {figures[name]:.2f} ({figures[f'{name}_signature'] or 'no signature'})"
         for name in metric_names(figures)
@@ -91,25 +90,25 @@ def metric_lines(figures: Mapping[str, Any]) -> list[str]:
 
 
 def layer_figures(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The routing figures of ``figures``, one mapping for each MoE layer; none for a dense model.
+    """Return the routing figures, one mapping per MoE layer; empty for a dense model.
 
     Args:
-        figures: as `LossSums.reduce` gives them; others are left out.
+        figures: result of `LossSums.reduce`; figures other than routing are ignored.
     """
     layers: dict[int, dict[str, Any]] = {}
     for name, value in figures.items():
-        if found := re.fullmatch(r"moe/layer(\d+)/(\w+)", name):
-            layers.setdefault(int(found[1]), {})[found[2]] = value
+        if match := re.fullmatch(r"moe/layer(\d+)/(\w+)", name):
+            layers.setdefault(int(match[1]), {})[match[2]] = value
     return [layers[index] for index in range(len(layers))]
 
 
 def load_panel(title: str, figures: Mapping[str, Any], names: Sequence[str] = ()) -> Panel | None:
-    """What `ds_seq.reports.heat_map` draws of ``figures``; ``None`` for a dense model.
+    """Return the heat map data of `figures`; `None` for a dense model.
 
     Args:
-        title: of the map.
-        figures: as `LossSums.reduce` gives them.
-        names: of the layers; missing ones are numbered.
+        title: title of the map.
+        figures: result of `LossSums.reduce`.
+        names: names of the layers; layers are numbered if the names do not match their number.
     """
     loads = [layer["load"] for layer in layer_figures(figures)]
     if not loads:
@@ -119,14 +118,14 @@ def load_panel(title: str, figures: Mapping[str, Any], names: Sequence[str] = ()
 
 
 def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
-    """The share of tokens of each expert, for people to read: at most 100 columns.
+    """Format each expert's share of the tokens as a table of at most 100 columns.
 
     Args:
-        figures: as `LossSums.reduce` gives them.
-        names: of the layers; missing ones are numbered.
+        figures: result of `LossSums.reduce`.
+        names: names of the layers; layers are numbered if the names do not match their number.
 
     Returns:
-        Several lines, more than one for a layer of many experts; empty for a dense model.
+        The table, with several lines per layer if it has many experts; empty for a dense model.
     """
     layers = layer_figures(figures)
     if not layers:
@@ -146,7 +145,7 @@ def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
 
 
 def router_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
-    """What `LossSums.reduce` tells of each MoE layer beside `load_table`; empty when dense."""
+    """Format the routing figures that `load_table` leaves out; empty for a dense model."""
     layers = layer_figures(figures)
     if not layers:
         return ""

@@ -1,4 +1,4 @@
-"""Watches the load of experts while a model trains, and says when a layer collapses."""
+"""Watch the load of experts during training and warn when a layer collapses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ds_seq.reports.heat_map import STARVED
 from ds_seq.reports.metrics import layer_figures
 
 PATIENCE = 500
-"""Updates during which an expert may be starved before it is told."""
+"""Updates for which an expert may be starved before it is reported."""
 
 _PLACE = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 _MOST_NAMED = 8
@@ -26,11 +26,12 @@ _ADVICE = (
 
 
 def layer_names(model: nn.Module) -> list[str]:
-    """What to call the Mixture-of-Experts layers of ``model``, in the order of their statistics.
+    """Name the Mixture-of-Experts layers of `model`, in the order of their statistics.
 
     Returns:
-        Such as ``encoder 1`` (from 0, as in the experiment file), or the path of a module that lies
-        elsewhere; ``encoder 1 (call 2)`` for the second call of a layer; empty for a dense model.
+        Names such as `encoder 1` (from 0, as in the experiment file), or the path of a module
+        outside the stacks; `encoder 1 (call 2)` for the second call of a layer. Empty for a dense
+        model.
     """
     paths = {module: path for path, module in model.named_modules()}  # a module's first path
     calls: Counter[str] = Counter()
@@ -45,31 +46,31 @@ def layer_names(model: nn.Module) -> list[str]:
 
 
 class MoeWatch:
-    """Counts for how long an expert has had next to no tokens.
+    """Counts for how many updates experts have received almost no tokens.
 
-    An expert is starved while it gets less than 1% of its fair share of a log interval's
-    assignments: its part of the model learns nothing, and seldom comes back by itself.
+    An expert is starved if it gets less than 1% of its fair share of the assignments in a log
+    interval. A starved expert learns nothing and seldom recovers.
 
     Args:
-        names: of the layers, see `layer_names`; others are called by their number.
-        patience: updates after which a starved expert is told.
+        names: names of the layers, see `layer_names`; layers without a name are numbered.
+        patience: number of updates after which a starved expert is reported.
     """
 
     def __init__(self, names: Sequence[str] = (), patience: int = PATIENCE) -> None:
         self._names, self._patience = list(names), patience
         self._starved: list[list[int]] = []  # updates, by layer and expert
-        self._told: list[bool] = []  # by layer
+        self._reported: list[bool] = []  # by layer
 
     def observe(self, figures: Mapping[str, Any], updates: int) -> list[str]:
-        """Take in a log interval.
+        """Add the figures of a log interval.
 
         Args:
-            figures: of the interval, as `LossSums.reduce` gives them.
-            updates: how many it has.
+            figures: figures of the interval, the result of `LossSums.reduce`.
+            updates: number of updates in the interval.
 
         Returns:
-            What to tell: a line for each layer that has just collapsed or recovered. A layer is
-            told once, until all of its experts have tokens again.
+            Messages, a line for each layer that has just collapsed or recovered. A collapsed layer
+            is reported once, until all of its experts receive tokens again.
         """
         lines = []
         for layer, figure in enumerate(layer_figures(figures)):
@@ -77,29 +78,29 @@ class MoeWatch:
             assert isinstance(load, list)
             if layer == len(self._starved):
                 self._starved.append([0] * len(load))
-                self._told.append(False)
+                self._reported.append(False)
             self._starved[layer] = starved = [
                 before + updates if share * len(load) < STARVED else 0
                 for before, share in zip(self._starved[layer], load, strict=True)
             ]
             name = self._names[layer] if layer < len(self._names) else f"layer {layer}"
             experts = [index for index, count in enumerate(starved) if count >= self._patience]
-            if experts and not self._told[layer]:
+            if experts and not self._reported[layer]:
                 lines.append(_warning(name, experts, max(starved)))
-                self._told[layer] = True
-            elif self._told[layer] and not any(starved):
+                self._reported[layer] = True
+            elif self._reported[layer] and not any(starved):
                 lines.append(f"{name}: all experts get tokens again")
-                self._told[layer] = False
+                self._reported[layer] = False
         return lines
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able state."""
-        return {"starved": [list(layer) for layer in self._starved], "told": list(self._told)}
+        """Return the state, serializable as JSON."""
+        return {"starved": [list(layer) for layer in self._starved], "told": list(self._reported)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo of `state_dict`."""
+        """Inverse of `state_dict`."""
         self._starved = [list(layer) for layer in state["starved"]]
-        self._told = list(state["told"])
+        self._reported = list(state["told"])
 
 
 def _warning(name: str, experts: Sequence[int], updates: int) -> str:

@@ -1,1 +1,1 @@
-"""surgery."""
+"""Operations on the weights of trained models: merge, prune, shrink and upcycle."""

@@ -1,16 +1,16 @@
-"""A layer with experts becomes a dense feed-forward: the average of its experts.
+"""Merge the experts of a layer into one dense feed-forward, their weighted average.
 
-Each expert counts as much as the layer has used it: with its share of the weights that tokens gave
-to the experts they visited. So an expert that nobody chooses leaves no trace, whatever probability
-it has, and one that does all the work is the result. Where the weights of a token do not sum to 1
-(`normalize_weights: none`), the result is scaled by their mean sum, as the layer's output is.
+Each expert is weighted by its use: its share of the routing weights that tokens gave to the experts
+they visited. An expert that no token chooses therefore has no effect, whatever its probability, and
+an expert that receives all tokens is the result. Where the weights of a token do not sum to 1
+(`normalize_weights: none`), the result is scaled by their mean sum, like the layer's output.
 
-The average is exact for experts that are equal, and near for those that have grown out of one
-feed-forward; experts that were drawn apart have hidden units in orders of their own. Fine-tuning
-has to mend the rest.
+The average is exact for equal experts and a good approximation for experts that were upcycled from
+one feed-forward. Experts with independent initial values have differently ordered hidden units;
+fine-tuning has to make up for that.
 
-Legend: ``N`` tokens, ``K`` choices per token, ``E`` experts, ``D`` model, ``F`` width of an expert,
-``H`` = F, or 2F with a gated activation.
+Shapes: `N` tokens, `K` choices per token, `E` experts, `D` model width, `F` width of an expert,
+`H` = F, or 2F with a gated activation.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import Routing, normalized
-from ds_seq.surgery.prune import listening, moe_layers
+from ds_seq.surgery.prune import moe_layers, routing_callbacks
 from ds_seq.surgery.upcycle import DenseTensors, copy_into, tensors_of
 
 
 class ExpertUse(NamedTuple):
-    """What the feed-forwards of a layer were multiplied with, mean over tokens."""
+    """Mean weights over tokens by which the outputs of a layer's feed-forwards were multiplied."""
 
     experts: Tensor
-    """(E,) float64; 0 where a token did not visit the expert."""
+    """(E,) float64 mean weight of each expert; a token that did not visit it counts as 0."""
     branch: float
-    """The same of the dense feed-forward that a learned mixture sets beside the experts; 0 if there
-    is none."""
+    """Mean weight of the dense branch in a learned mixture with the experts; 0 if there is none."""
 
     @property
     def shares(self) -> Tensor:
-        """(E,) the weights of the experts among each other; they sum to 1."""
+        """(E,) weights of the experts relative to each other, with sum 1."""
         return self.experts / self.experts.sum()
 
 
@@ -51,26 +50,26 @@ class ExpertUse(NamedTuple):
 def measure_use(
     model: nn.Module, batches: Iterable[Batch], names: Collection[str]
 ) -> dict[str, ExpertUse]:
-    """How much a model uses each of its experts on some text.
+    """Measure how much a model uses each of its experts on some text.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         batches: at least one, on the model's device.
-        names: of the layers with experts that are asked for, see `moe_layers`.
+        names: names of the layers to measure, see `moe_layers`.
 
     Returns:
-        The use by layer.
+        The use of the experts by name of the layer.
     """
     layers = moe_layers(model)
-    heard = {name: _Listener(layers[name]) for name in names}
-    with listening(model, {name: listener.add for name, listener in heard.items()}):
+    counters = {name: _UseCounter(layers[name]) for name in names}
+    with routing_callbacks(model, {name: counter.add for name, counter in counters.items()}):
         for batch in batches:
             model(batch.inputs)
-    return {name: listener.use() for name, listener in heard.items()}
+    return {name: counter.use() for name, counter in counters.items()}
 
 
-class _Listener:
-    """Sums up what one layer does. Weights are those of a layer that drops nothing."""
+class _UseCounter:
+    """Sums the weights of one layer's experts, ignoring capacity limits."""
 
     def __init__(self, layer: MoeFeedForward) -> None:
         self._layer = layer
@@ -79,7 +78,7 @@ class _Listener:
         self._tokens = 0
 
     def add(self, routing: Routing, rows: Tensor) -> None:
-        """Count one forward; see `listening`."""
+        """Add the routing of one forward; see `routing_callbacks`."""
         weights = routing.weights.double()  # (N, K); 0 where a choice is not valid
         if self._layer.normalize_weights != "none":
             weights = normalized(weights)
@@ -94,7 +93,7 @@ class _Listener:
 
 
 def _share(branch: nn.Module | None, rows: Tensor) -> Tensor:
-    """(N, 1) float64: how much of the layer's output is that of the experts."""
+    """Return the experts' share (N, 1), float64, of the layer's output."""
     if isinstance(branch, ResidualBranch):
         return branch.mix(rows).double().softmax(-1)[:, :1]
     if isinstance(branch, ConditionalBranch):
@@ -104,15 +103,15 @@ def _share(branch: nn.Module | None, rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merge_experts(layer: MoeFeedForward, use: ExpertUse) -> FeedForward:
-    """The dense feed-forward in place of a layer with experts.
+    """Return a dense feed-forward that replaces a layer with experts.
 
-    A dense branch that a learned mixture sets beside the experts is averaged in like one more of
-    them. Shared experts, which every token visits with weight 1, keep their hidden units beside the
-    averaged ones: there nothing is lost, and the result is wider.
+    A dense branch in a learned mixture with the experts is averaged like another expert. Shared
+    experts, which every token visits with weight 1, keep their hidden units next to the averaged
+    ones: this loses nothing, and the result is wider.
 
     Args:
-        layer: holds all of its experts.
-        use: of this layer.
+        layer: the layer, holding all of its experts.
+        use: measured use of this layer's experts.
 
     Returns:
         A new feed-forward, in float32 on the CPU.
@@ -126,7 +125,7 @@ def merge_experts(layer: MoeFeedForward, use: ExpertUse) -> FeedForward:
         weights.append(use.branch)
     dense = _average(parts, weights)
     if isinstance(branch, SharedBranch):
-        dense = _side_by_side(dense, tensors_of(branch.dense), experts.activation)
+        dense = _concatenate(dense, tensors_of(branch.dense), experts.activation)
     d_model, width = dense.down.shape
     merged = FeedForward(d_model, width, experts.activation, experts.dropout)
     copy_into(merged, dense)
@@ -139,9 +138,9 @@ def _expert(experts: Experts, index: int) -> DenseTensors:
 
 
 def _average(parts: list[DenseTensors], weights: list[float]) -> DenseTensors:
-    """The feed-forward whose tensors are averages, times the sum of ``weights``."""
+    """Return the weighted average of the tensors, scaled by the sum of `weights`."""
     total = sum(weights)
-    # in float64, so that equal experts give just that expert
+    # in float64, so that averaging equal experts returns exactly that expert
     means = []
     for tensors in zip(*parts, strict=True):
         mean = torch.zeros_like(tensors[0], dtype=torch.float64)
@@ -152,8 +151,8 @@ def _average(parts: list[DenseTensors], weights: list[float]) -> DenseTensors:
     return dense._replace(down=dense.down * total, down_bias=dense.down_bias * total)
 
 
-def _side_by_side(one: DenseTensors, other: DenseTensors, activation: str) -> DenseTensors:
-    """The feed-forward with the hidden units of both: its output is the sum of theirs."""
+def _concatenate(first: DenseTensors, second: DenseTensors, activation: str) -> DenseTensors:
+    """Concatenate the hidden units of two feed-forwards, which adds their outputs."""
     parts = find_activation(activation).num_parts  # all gates come before all values
 
     def rows(a: Tensor, b: Tensor) -> Tensor:
@@ -161,8 +160,8 @@ def _side_by_side(one: DenseTensors, other: DenseTensors, activation: str) -> De
         return torch.cat([half for pair in pairs for half in pair])
 
     return DenseTensors(
-        rows(one.up, other.up),  # (H, D)
-        rows(one.up_bias, other.up_bias),
-        torch.cat([one.down, other.down], dim=1),  # (D, F)
-        one.down_bias + other.down_bias,
+        rows(first.up, second.up),  # (H, D)
+        rows(first.up_bias, second.up_bias),
+        torch.cat([first.down, second.down], dim=1),  # (D, F)
+        first.down_bias + second.down_bias,
     )

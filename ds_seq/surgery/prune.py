@@ -1,12 +1,12 @@
-"""Drop the experts that a language or a domain needs least.
+"""Drop the least important experts for a language or a domain.
 
 An expert's importance for a text is the mean probability that the router gives it, times the share
 of tokens that choose it (after Koishekenov et al., 2023, "Memory-efficient NLLB-200:
 Language-specific Expert Pruning of a Massively Multilingual Machine Translation Model",
-arXiv:2212.09811). The most important ones of each layer stay, without further training, and become
-a new export.
+arXiv:2212.09811). The most important experts of each layer are kept without further training and
+become a new export.
 
-Legend: ``E`` experts, ``B`` sentences, ``S`` and ``T`` source and target length.
+Shapes: `E` experts, `N` tokens, `D` model width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Ids = tuple[list[int], list[int]]
 
 
 class _Sums:
-    """What one router has done so far."""
+    """Sums of one router's probabilities and choices."""
 
     def __init__(self, num_experts: int) -> None:
         self.probability = torch.zeros(num_experts, dtype=torch.float64)
@@ -44,19 +44,19 @@ class _Sums:
         self.tokens = 0
 
     def add(self, routing: Routing, rows: Tensor) -> None:
-        """Count one forward, whatever the rows were; see `listening`."""
+        """Add the routing of one forward; see `routing_callbacks`."""
         chosen = routing.experts if routing.valid is None else routing.experts[routing.valid]
         self.probability += routing.probabilities.sum(0).double().cpu()
         self.usage += torch.bincount(chosen.flatten(), minlength=len(self.usage)).double().cpu()
         self.tokens += len(routing.probabilities)
 
     def importance(self) -> Tensor:
-        """(E,): mean probability times share of tokens."""
+        """Return the importance (E,): mean probability times share of tokens."""
         return self.probability * self.usage / max(self.tokens, 1) ** 2
 
 
 def moe_layers(model: nn.Module) -> dict[str, MoeFeedForward]:
-    """The layers with experts by name, those of the encoder first."""
+    """Return the layers with experts by name, encoder layers first."""
     modules = model.named_modules()
     return {name: module for name, module in modules if isinstance(module, MoeFeedForward)}
 
@@ -69,21 +69,22 @@ def importance(
     limits: BatchLimits,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """How important each expert is for a text.
+    """Measure how important each expert is for a text.
 
     Args:
-        model: in evaluation mode, on ``device``.
-        pairs: sentences with their translations; at least one token.
-        symbols: of the target; `Symbols.eos` ends the source, too.
-        limits: size of batches and of sentences.
-        device: where the model is.
+        model: the model, in evaluation mode, on `device`.
+        pairs: sentences with their translations, with at least one token in total.
+        symbols: symbols of the target; `Symbols.eos` also ends the source.
+        limits: maximum size of batches and of sentences.
+        device: device of the model.
 
     Returns:
-        (E,) float64 for each layer with experts, by name.
+        Importance (E,), float64, of the experts of each layer, by name.
     """
     sums = {name: _Sums(layer.num_experts) for name, layer in moe_layers(model).items()}
-    hear = {name: heard.add for name, heard in sums.items()}
-    with listening(model, hear), Progress("calibrate", len(pairs), "sentences") as progress:
+    callbacks = {name: layer.add for name, layer in sums.items()}
+    progress_bar = Progress("calibrate", len(pairs), "sentences")
+    with routing_callbacks(model, callbacks), progress_bar as progress:
         for batch in _batches(pairs, limits):
             source, target = (
                 TokenBlock.of([[*ids, symbols.eos] for ids in side])
@@ -95,22 +96,25 @@ def importance(
 
 
 @contextmanager
-def listening(
-    model: nn.Module, hear: Mapping[str, Callable[[Routing, Tensor], None]]
+def routing_callbacks(
+    model: nn.Module, callbacks: Mapping[str, Callable[[Routing, Tensor], None]]
 ) -> Iterator[None]:
-    """Within the block, tell what the routers of some layers decide.
+    """Call functions with the routing of some layers within a `with` block.
 
     Args:
-        model: has layers with experts.
-        hear: by name of the layer; called in every forward with the router's answer for N tokens
-            and with what it has looked at, the (N, D) input of the layer.
+        model: a model that has layers with experts.
+        callbacks: functions by name of the layer, called in every forward with the routing of N
+            tokens and the layer's input rows (N, D).
     """
 
-    def hook(heard: Callable[[Routing, Tensor], None]) -> Any:
-        return lambda gate, inputs, routing: heard(routing, rows_of(inputs[0], inputs[1]))
+    def hook(callback: Callable[[Routing, Tensor], None]) -> Any:
+        return lambda gate, inputs, routing: callback(routing, rows_of(inputs[0], inputs[1]))
 
     layers = moe_layers(model)
-    handles = [layers[name].gate.register_forward_hook(hook(heard)) for name, heard in hear.items()]
+    handles = [
+        layers[name].gate.register_forward_hook(hook(callback))
+        for name, callback in callbacks.items()
+    ]
     try:
         yield
     finally:
@@ -119,7 +123,7 @@ def listening(
 
 
 def _batches(pairs: Sequence[Ids], limits: BatchLimits) -> Iterator[list[Ids]]:
-    """Sentences of similar length together, cut to what the model can take."""
+    """Yield batches of similar length, with sentences truncated to the model's maximum."""
     longest = limits.max_source_length - 1  # room for the end symbol
     cut = [(source[:longest], target[:longest]) for source, target in pairs]
     batch: list[Ids] = []
@@ -138,7 +142,7 @@ def _length(pair: Ids) -> int:
 
 
 def best_experts(importance: Mapping[str, Tensor], keep: Sequence[int]) -> dict[str, list[int]]:
-    """The most important experts of each layer, as many as ``keep`` says, in ascending order."""
+    """Return the `keep` most important experts of each layer, in ascending order."""
     return {
         name: sorted(values.argsort(descending=True, stable=True)[:count].tolist())
         for (name, values), count in zip(importance.items(), keep, strict=True)
@@ -149,13 +153,13 @@ def best_experts(importance: Mapping[str, Tensor], keep: Sequence[int]) -> dict[
 def prune(
     model: nn.Module, config: ExperimentConfig, vocab_size: int, kept: Mapping[str, list[int]]
 ) -> tuple[nn.Module, ExperimentConfig]:
-    """A model with those experts only, and the experiment that describes it.
+    """Build a model with some of the experts, and the experiment that describes it.
 
     Args:
-        model: stays as it is.
-        config: describes ``model``.
-        vocab_size: number of tokens.
-        kept: experts by layer.
+        model: the model to prune; it is not changed.
+        config: experiment that describes `model`.
+        vocab_size: number of tokens in the vocabulary.
+        kept: experts to keep, by layer.
 
     Returns:
         The smaller model, on the CPU, and its experiment.
@@ -176,7 +180,7 @@ def prune(
 
 
 def _expert_rows(model: nn.Module, kept: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """The rows that stay, for each tensor that has a row for each expert."""
+    """Return the rows to keep, for each tensor that has one row per expert."""
     rows = {}
     for name, layer in moe_layers(model).items():
         for part, _ in layer.experts.named_parameters():
@@ -194,12 +198,12 @@ def _config(
     moe = data["model"]["moe"]
     moe["num_experts"] = counts if len(set(counts)) > 1 else counts[0]
     moe["router_dim"] = _router_dim(model)
-    data["train"]["expert_parallel"] = 1  # that of the training need not divide the counts
+    data["train"]["expert_parallel"] = 1  # the old value may not divide the new counts
     return ExperimentConfig.model_validate(data)
 
 
 def _router_dim(model: nn.Module) -> int | None:
-    """What `model.moe.router_dim` must say now: left open, it would follow from the new counts."""
+    """Return an explicit `model.moe.router_dim`: by default it depends on the number of experts."""
     gates = [layer.gate for layer in moe_layers(model).values()]
     widths = {len(gate.projection) for gate in gates if isinstance(gate, CosineRouter)}
     if len(widths) > 1:
@@ -211,15 +215,18 @@ def _router_dim(model: nn.Module) -> int | None:
 
 
 def parse_keep(text: str, model: nn.Module, config: ExperimentConfig) -> list[int]:
-    """The number of experts that each layer keeps, as ``--keep`` says it.
+    """Parse `--keep`, the number of experts that each layer keeps.
 
     Args:
-        text: ``4``, or a count for each layer as in ``4,2,4``.
-        model: has the layers.
-        config: describes it.
+        text: `4`, or a count for each layer such as `4,2,4`.
+        model: the model to prune.
+        config: experiment that describes the model.
+
+    Returns:
+        One count per layer.
 
     Raises:
-        UserError: that is not possible.
+        UserError: the counts are malformed or do not fit the layers.
     """
     layers, moe = moe_layers(model), config.model.moe
     if moe is None or not layers:

@@ -1,7 +1,7 @@
-"""A student out of some layers of its teacher: its experiment and its weights.
+"""Build a student from some layers of its teacher: its experiment and its weights.
 
-Layers keep their experts, routers and branches. No part of a model depends on the place that a
-layer has in its stack, but for the config, which says where experts are and how many.
+Layers keep their experts, routers and branches. Nothing in a model depends on the position of a
+layer in its stack, except the config, which lists the layers with experts and their counts.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
 
 
 class CopiedLayers(NamedTuple):
-    """The teacher layers, from 0, that a student's layers are copies of."""
+    """Indices (from 0) of the teacher layers from which the student's layers are copied."""
 
     encoder: list[int]
     decoder: list[int]
 
     def of(self, stack: Stack) -> list[int]:
-        """Those of one stack."""
+        """Return the indices for one stack."""
         return self.encoder if stack == "encoder" else self.decoder
 
 
 def student_config(
     teacher: ExperimentConfig, layers: CopiedLayers, dense: bool = False
 ) -> ExperimentConfig:
-    """The experiment that describes a student: the teacher's, with a smaller model.
+    """Return the experiment of a student: the teacher's, with a smaller model.
 
     Args:
-        teacher: of the teacher.
-        layers: what the student is made of.
-        dense: layers with experts become dense ones.
+        teacher: experiment of the teacher.
+        layers: the teacher's layers to copy.
+        dense: whether layers with experts become dense.
 
     Raises:
-        UserError: the dense layers would be of two widths.
+        UserError: the dense layers would have two different widths.
     """
     data = teacher.model_dump(mode="json")
     data["model"] |= {
@@ -67,15 +67,15 @@ def student_config(
 
 
 def _moe_section(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any] | None:
-    """`model.moe` with the experts where they are now; none are left: None."""
+    """Return `model.moe` with the new positions of layers with experts; None if none are left."""
     if model.moe is None:
         return None
     places: dict[str, list[int]] = {}
     counts = []
     for stack in STACKS:
-        found = [model.experts_in(stack, layer) for layer in layers.of(stack)]
-        places[stack] = [index for index, count in enumerate(found) if count]
-        counts += [count for count in found if count]
+        experts = [model.experts_in(stack, layer) for layer in layers.of(stack)]
+        places[stack] = [index for index, count in enumerate(experts) if count]
+        counts += [count for count in experts if count]
     if not counts:
         return None
     num_experts = counts if len(set(counts)) > 1 else counts[0]
@@ -83,7 +83,7 @@ def _moe_section(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any] | N
 
 
 def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
-    """`model.ffn_dim` when no layer has experts any more."""
+    """Return `model.ffn_dim` for a model in which all layers are dense."""
     assert model.moe is not None
     sparse = {stack: set(model.moe_layers(stack)) for stack in STACKS}
     is_merged = {layer in sparse[stack] for stack in STACKS for layer in layers.of(stack)}
@@ -99,7 +99,7 @@ def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
 
 
 def _follow_layers(criterion: dict[str, Any], layers: CopiedLayers) -> None:
-    """What the teacher's layers have imitated is what their copies imitate."""
+    """Let the copied layers imitate the same layers as the originals did."""
     for name in ("hidden", "attention"):
         section = criterion.get(name) or {}
         for stack in STACKS:
@@ -115,20 +115,20 @@ def make_student(
     layers: CopiedLayers,
     merged: Mapping[str, FeedForward] | None = None,
 ) -> nn.Module:
-    """Copy a student out of its teacher; all that is in no layer is copied whole.
+    """Build a student by copying layers of its teacher, and everything outside the layers.
 
     Args:
-        teacher: a model of this package; stays as it is.
-        config: of the student, see `student_config`.
-        vocab_size: number of tokens.
-        layers: what ``config`` was made for.
-        merged: by name in the teacher, what comes in the place of layers with experts.
+        teacher: a model of this package; it is not changed.
+        config: experiment of the student, see `student_config`.
+        vocab_size: number of tokens in the vocabulary.
+        layers: the layers for which `config` was made.
+        merged: replacements for layers with experts, by the layer's name in the teacher.
 
     Returns:
         The student in evaluation mode, in float32 on the CPU.
 
     Raises:
-        UserError: the teacher comes from elsewhere.
+        UserError: the teacher is an external model.
     """
     if not isinstance(teacher, Seq2SeqTransformer):
         raise UserError(
@@ -147,7 +147,7 @@ def make_student(
 
 
 def _source(name: str, layers: CopiedLayers) -> str:
-    """Name in the teacher of a tensor of the student."""
+    """Return the teacher's name of a tensor of the student."""
     match = _LAYER.match(name)
     if match is None:
         return name

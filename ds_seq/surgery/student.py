@@ -1,7 +1,7 @@
-"""A student for fine-tuning: which layers, how its teacher's experts are merged, what trains it.
+"""Make a student for fine-tuning: its layers, its merged experts, and its experiment.
 
 Shrink and fine-tune (Shleifer and Rush, 2020, "Pre-trained Summarization Distillation",
-arXiv:2010.13002). The student is an export like any other: it translates as it is, and
+arXiv:2010.13002). The student is an ordinary export: it can translate as it is, and
 `config.yaml` in its folder is the experiment of its fine-tuning.
 """
 
@@ -31,12 +31,12 @@ from ds_seq.surgery.prune import moe_layers
 from ds_seq.surgery.shrink import CopiedLayers, make_student
 
 STUDENT_KEY = "ds_seq.student"
-"""In the header of the weights file: JSON with the ``teacher``'s weights, the layers that those of
-``encoder`` and ``decoder`` are copies of, and the share of each expert in layers ``merged``."""
+"""Key in the header of the weights file. Its value is JSON: the path of the `teacher`'s weights,
+the copied layers of `encoder` and `decoder`, and each expert's share in `merged` layers."""
 
 
 def fine_tuning(student: ExperimentConfig, out: Path) -> ExperimentConfig:
-    """The experiment that starts with the student in ``out``; its run folder is another one."""
+    """Return the experiment that fine-tunes the student in `out`, in a new run folder."""
     stem = out.name.removesuffix(EXPORT_SUFFIX)
     name = re.sub(r"[^\w.+-]", "_", stem) + "-tuned"
     start = {"init_from": str(out), "init_checkpoint": "best", "upcycle_noise": 0.0}
@@ -45,19 +45,19 @@ def fine_tuning(student: ExperimentConfig, out: Path) -> ExperimentConfig:
 
 
 class Sample(NamedTuple):
-    """Some pairs of a data set."""
+    """A sample of the pairs of a dataset."""
 
     dataset: ParallelDataset
     pairs: NDArray[np.int64]
 
 
 def spread_sample(source: Source, card: ModelCard, max_tokens: int) -> Sample:
-    """Pairs, evenly spread over a source, on which experts are measured.
+    """Sample pairs, evenly spread over a source, for measuring experts.
 
     Args:
-        source: made with the vocabulary of the model.
-        card: of the model.
-        max_tokens: about so many target tokens, at least 1.
+        source: shards that were made with the model's vocabulary.
+        card: card of the model.
+        max_tokens: approximate number of target tokens, at least 1.
     """
     sizes = card.sizes
     dataset = ParallelDataset(source, sizes.max_source_length, sizes.max_target_length)
@@ -68,14 +68,14 @@ def spread_sample(source: Source, card: ModelCard, max_tokens: int) -> Sample:
 
 
 class Student(NamedTuple):
-    """A model made of another one."""
+    """A student model and how it was made."""
 
     model: nn.Module
-    """On the CPU, in float32."""
+    """The model, on the CPU, in float32."""
     shares: dict[str, list[float]]
-    """Of each expert in the layers that were merged, by name of the layer."""
+    """Share of each expert in the merged layers, by name of the layer."""
     notes: dict[str, str]
-    """For the header of its weights file."""
+    """Metadata for the header of the weights file."""
 
 
 def student_of(
@@ -85,17 +85,17 @@ def student_of(
     sample: Sample | None,
     device: torch.device,
 ) -> Student:
-    """Make the student that ``config`` describes.
+    """Make the student that `config` describes.
 
     Args:
-        teacher: in float32.
-        config: of the student.
-        layers: what it is made of.
-        sample: what the experts are measured on if they are to be merged; None: they stay.
-        device: where the teacher is.
+        teacher: the teacher, in float32.
+        config: experiment of the student.
+        layers: the teacher's layers to copy.
+        sample: pairs on which to measure the experts to merge; None: do not merge.
+        device: device of the teacher.
 
     Raises:
-        UserError: the teacher is no Transformer of ds_seq.
+        UserError: the teacher is not a Transformer of ds_seq.
     """
     use = {} if sample is None else _measure(teacher, sample, layers, device)
     experts = moe_layers(teacher.model)
@@ -109,7 +109,7 @@ def student_of(
 def _measure(
     run: LoadedRun, sample: Sample, layers: CopiedLayers, device: torch.device
 ) -> dict[str, ExpertUse]:
-    """How the experts of the layers that are copied are used, by name of the layer."""
+    """Measure the use of the experts in the copied layers, by name of the layer."""
     sparse = {stack: run.model_config.moe_layers(stack) for stack in STACKS}
     names = [
         f"{stack}.layers.{layer}.feed_forward"

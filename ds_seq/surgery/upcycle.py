@@ -1,12 +1,11 @@
-"""Start from the weights of another run; a dense feed-forward becomes every expert of its layer.
+"""Start from the weights of another run; copy a dense feed-forward into every expert of its layer.
 
 Komatsuzaki et al., 2022, "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints",
-https://arxiv.org/abs/2212.05055. With weights that sum to 1 over the experts of a token
-(``normalize_weights``), the model starts as the dense one exactly. Without, an expert's output is
-scaled by the router's probability, and the start is a worse one.
+https://arxiv.org/abs/2212.05055. If the weights over the experts of a token sum to 1
+(`normalize_weights`), the model initially computes exactly the same as the dense one. Otherwise an
+expert's output is scaled by the router's probability, and training starts from a worse model.
 
-Legend: ``D`` model, ``F`` feed-forward width (the fused ``2F`` with a gate), ``E_local`` experts
-held here.
+Shapes: `D` model width, `F` feed-forward width (the fused `2F` with a gate).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import fill, read_like
 from ds_seq.weights.source import TensorSource
 
-# of a model, without a trace in the shapes of its tensors
+# model options that do not affect the shapes of its tensors
 _SHAPELESS = ("num_heads", "activation", "norm_position", "norm", "positions")
 
 
@@ -46,17 +45,17 @@ class DenseTensors(NamedTuple):
 
 
 def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> None:
-    """Fill a new model with the weights of the run ``train.init_from``.
+    """Fill a new model with the weights of the run `train.init_from`.
 
-    Every rank reads what it holds. The routers of upcycled layers stay as they were drawn.
+    Every rank reads only what it holds. Routers of upcycled layers keep their initial values.
 
     Args:
-        model: as built from ``config``, on the CPU.
-        config: names the other run and its checkpoint.
+        model: a model built from `config`, on the CPU.
+        config: experiment that names the other run and its checkpoint.
         fingerprint: `Tokenizers.fingerprint` of this run's data.
 
     Raises:
-        UserError: no such run, another vocabulary, or a model that does not fit.
+        UserError: the run does not exist, has another vocabulary, or its model does not fit.
     """
     train = config.train
     assert train.init_from is not None
@@ -73,13 +72,13 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
 
 @torch.no_grad()
 def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
-    """Copy ``source`` into ``model``; where it is dense and the model has experts, upcycle.
+    """Copy `source` into `model`, upcycling layers that are dense only in the source.
 
     Args:
-        model: new.
-        source: tensors of a model that is the same but for feed-forwards in place of experts.
-        noise: standard deviation of the noise on the experts' matrices, in units of each matrix's
-            own. It depends on the seed and the global index of an expert alone.
+        model: a new model.
+        source: tensors of the same model, possibly with dense layers instead of experts.
+        noise: standard deviation of the noise added to the experts' matrices, relative to that of
+            each matrix. The noise depends only on the seed and the global index of an expert.
 
     Returns:
         The number of layers upcycled.
@@ -103,7 +102,7 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
     experts, branch = layer.experts, layer.branch
     dense = _read(source, name, experts)
     if isinstance(branch, SharedBranch):
-        # both halves of the output learn from the start, and their sum is the dense output
+        # half each, so that both learn from the start and their sum is the dense output
         dense = dense._replace(down=dense.down / 2, down_bias=dense.down_bias / 2)
         _copy_into_shared(_feed_forward(branch.dense), dense)
     elif isinstance(branch, ResidualBranch | ConditionalBranch):
@@ -141,13 +140,13 @@ def _feed_forward(module: nn.Module) -> FeedForward:
 
 
 def tensors_of(module: nn.Module) -> DenseTensors:
-    """Those of a feed-forward."""
+    """Return the tensors of a feed-forward."""
     dense = _feed_forward(module)
     return DenseTensors(dense.up.weight, dense.up.bias, dense.down.weight, dense.down.bias)
 
 
 def copy_into(target: FeedForward, dense: DenseTensors) -> None:
-    """Fill a feed-forward of the same size."""
+    """Copy the tensors into a feed-forward of the same size."""
     target.up.weight.copy_(dense.up)
     target.up.bias.copy_(dense.up_bias)
     target.down.weight.copy_(dense.down)
@@ -155,14 +154,18 @@ def copy_into(target: FeedForward, dense: DenseTensors) -> None:
 
 
 def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:
-    """Fill the first F hidden units. The others keep what was drawn for their way in, but add
-    nothing to the output yet: as copies they would learn the same for ever."""
+    """Fill the first F hidden units.
+
+    The others keep their random input weights, with output weights of zero: copies would receive
+    the same gradients forever.
+    """
     parts = find_activation(target.activation).num_parts
-    for mine, theirs in (
+    for target_tensor, dense_tensor in (
         (target.up.weight, dense.up),
         (target.up.bias, dense.up_bias),
     ):
-        for wide, narrow in zip(mine.chunk(parts), theirs.chunk(parts), strict=True):
+        halves = zip(target_tensor.chunk(parts), dense_tensor.chunk(parts), strict=True)
+        for wide, narrow in halves:
             wide[: len(narrow)].copy_(narrow)
     target.down.weight.zero_()
     target.down.weight[:, : dense.down.shape[1]].copy_(dense.down)
@@ -171,7 +174,7 @@ def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:
 
 def _add_noise(experts: Experts, noise: float) -> None:
     for local in range(experts.num_local):
-        # the expert's own stream, whose first use, its initial values, has been overwritten
+        # reuse the expert's random stream: the initial values drawn from it were overwritten
         generator = expert_generator(experts.seed, experts.first_expert + local)
         for matrix in (weight[local] for weight in experts.maps):
             drawn = torch.randn(matrix.shape, generator=generator)
@@ -179,7 +182,7 @@ def _add_noise(experts: Experts, noise: float) -> None:
 
 
 def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
-    """Refuse weights that fit in shape and would mean something else."""
+    """Refuse weights whose shapes fit but whose meaning differs."""
     if theirs.name != ours.name:
         return
     old, new = theirs.model_dump(), ours.model_dump()
@@ -187,5 +190,5 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
         if old[key] != new[key]:
             raise UserError(
                 f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
-                "its weights need the former"
+                "use the former, with which its weights were trained"
             )

@@ -1,1 +1,1 @@
-"""Training under DeepSpeed: engine, trainer, validation, checkpoints and what a run tells."""
+"""Training under DeepSpeed: engine, trainer, validation, checkpoints and logs."""

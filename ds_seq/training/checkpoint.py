@@ -1,16 +1,16 @@
 """Checkpoints that load at every world size, expert-parallel size, ZeRO stage and precision.
 
-DeepSpeed's own checkpoints are cut by rank and reload at one layout, or after a conversion step.
-Ours hold whole tensors by name, fp32 weights and optimizer state alike, experts by global index,
-and the model's persistent buffers as they are. All ranks write a share: a parameter goes to one of
-the ranks that have it, in turn; buffers, which all have, to the first. A folder is written under a
-temporary name and renamed when it is complete, so it is there whole or not at all.
+DeepSpeed's own checkpoints are split by rank and load only into the same layout, or after a
+conversion step. These hold whole tensors by name: fp32 weights and optimizer state, experts by
+global index, and the model's persistent buffers unchanged. Every rank writes a share: the ranks
+that hold a parameter take turns, and the first rank writes the buffers, which all ranks hold. A
+folder is written under a temporary name and renamed when complete, so it is never partial.
 
-    <run>/checkpoints/index.json                    which is the last, which are the best
+    <run>/checkpoints/index.json                    names of the last and of the best checkpoints
     <run>/checkpoints/update_00001200/checkpoint.json
                                      /weights.<rank>.safetensors
                                      /optimizer.<rank>.safetensors
-                                     /criterion.<rank>.safetensors   if it remembers anything
+                                     /criterion.<rank>.safetensors   if the criterion has state
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: ``<run>/checkpoints``.
-        keep_last: how many of the most recent ones stay.
-        keep_best: how many of the best ones stay.
-        higher_is_better: of the score.
-        vocab_hash: of the vocabulary, so that checkpoints are not used with another one.
-        figure: name of the score. Checkpoints that were the best by another one no longer are; an
-            index of before it was noted belongs to any.
+        folder: `<run>/checkpoints`.
+        keep_last: number of most recent checkpoints to keep.
+        keep_best: number of best checkpoints to keep.
+        higher_is_better: whether a higher score is better.
+        vocab_hash: hash of the vocabulary, stored so that no other vocabulary is used with the
+            checkpoints.
+        figure: name of the score. The list of best checkpoints is cleared if it was kept by another
+            score; an index without a name is assumed to use this one.
     """
 
     def __init__(
@@ -85,14 +86,14 @@ class CheckpointStore:
         score: float | None,
         criterion: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Path:
-        """Write the state after ``update``. A collective.
+        """Write the state after `update`. A collective.
 
         Args:
-            engine: whose weights, optimizer and schedule are written.
+            engine: the engine whose weights, optimizer and schedule are written.
             update: number of finished updates.
-            progress: JSON-able state of everything else.
-            score: validation score, if this state was validated.
-            criterion: what the criterion remembers; no two ranks give the same name.
+            progress: state of everything else, serializable as JSON.
+            score: validation score; None if this state was not validated.
+            criterion: state of the criterion; no two ranks pass the same name.
 
         Returns:
             The checkpoint's folder.
@@ -125,7 +126,7 @@ class CheckpointStore:
         return final
 
     def discard_incomplete(self) -> None:
-        """Remove what a killed save has left."""
+        """Remove the leftovers of an interrupted save."""
         files.remove_leftovers(self.folder)
         for path in self.folder.glob(f"*{_TEMPORARY}"):
             files.remove(path)
@@ -133,7 +134,7 @@ class CheckpointStore:
             whole = path.with_name(path.name.removesuffix(_REPLACED))
             if whole.exists():
                 files.remove(path)
-            else:  # killed between the two renames of `_replace`
+            else:  # interrupted between the two renames of `_replace`
                 path.rename(whole)
 
     def _register(self, name: str, score: float | None) -> None:
@@ -146,26 +147,26 @@ class CheckpointStore:
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         self.index = {**self.index, **lists}
         files.write_json(self.folder / INDEX_FILE, self.index)
-        kept = {entry["name"] for entries in lists.values() for entry in entries}
+        kept_names = {entry["name"] for entries in lists.values() for entry in entries}
         for path in self.folder.glob("update_*"):
-            if path.name not in kept and path.suffix not in (_TEMPORARY, _REPLACED):
+            if path.name not in kept_names and path.suffix not in (_TEMPORARY, _REPLACED):
                 files.remove(path)
 
 
 def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     """Load optimizer, fp32 weights, schedule and loss scale.
 
-    The model's own weights are loaded before, those that are not trained and its buffers included.
+    The model's own weights, including frozen parameters and buffers, must already be loaded.
 
     Args:
-        engine: made around the model that `load_weights` has filled from ``folder``.
-        folder: a checkpoint.
+        engine: an engine around the model that `load_weights` has filled from `folder`.
+        folder: folder of the checkpoint.
 
     Returns:
-        The ``progress`` that `CheckpointStore.save` was given.
+        The `progress` that was passed to `CheckpointStore.save`.
 
     Raises:
-        UserError: the checkpoint is damaged, of another model or of another optimizer.
+        UserError: the checkpoint is damaged, or belongs to another model or optimizer.
     """
     meta = read_meta(folder)
     state = FullState(engine.deepspeed)
@@ -173,12 +174,12 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     written = meta["optimizer"]
     if written["name"] != type(engine.deepspeed.basic_optimizer).__name__:
         raise UserError(
-            f"{folder}: holds the state of {written['name']}, the experiment says "
+            f"{folder}: holds the state of {written['name']}, but the experiment sets "
             f"optimizer.name={type(engine.deepspeed.basic_optimizer).__name__.lower()}; "
             "use the optimizer of the checkpoint"
         )
     offsets = expert_offsets(engine.module)
-    has_state = written["schedule_updates"] > 0  # before its first step an optimizer has none
+    has_state = written["schedule_updates"] > 0  # an optimizer has no state before its first step
     if has_state:
         state.make_state()
     for name, parameter in state.parameters():
@@ -187,7 +188,7 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
         for key in written["state"]:
             slot = f"{key}/{name}"
             if has_state and _has(moments, slot, first):
-                # not by the parameter's shape: Adafactor's row and column sums have their own
+                # not by the parameter's shape: Adafactor's row and column sums have other shapes
                 state.write(parameter, key, moments.read_stacked(slot, first, shape[0]))
     if has_state:
         state.set_steps(float(written["steps"]))
@@ -198,7 +199,7 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
 
 
 def criterion_state(folder: Path) -> dict[str, Tensor]:
-    """What the criterion of all ranks had remembered; empty if nothing.
+    """Read the criterion's state from all ranks; empty if it had none.
 
     Raises:
         UserError: the checkpoint is damaged.
@@ -211,40 +212,40 @@ def _has(moments: TensorFolder, slot: str, first_expert: int | None) -> bool:
     return (slot if first_expert is None else expert_key(slot, first_expert)) in moments
 
 
-def _own_copy(value: Tensor) -> Tensor:
-    """On the CPU, in storage of its own: safetensors refuses tensors that share memory."""
+def _cpu_copy(value: Tensor) -> Tensor:
+    """Copy to new CPU memory, because safetensors rejects tensors that share memory."""
     return value.detach().to("cpu", copy=True).contiguous()
 
 
 def _write_tensors(
     engine: Engine, state: FullState, criterion: Mapping[str, Tensor], folder: Path
 ) -> dict[str, int]:
-    """Gather every tensor in turn and write the share of this rank; returns file sizes."""
+    """Gather every tensor in turn, write this rank's share and return the file sizes."""
     offsets = expert_offsets(engine.module)
     kinds: dict[str, dict[str, Tensor]] = {
         "weights": {},
         "optimizer": {},
-        "criterion": {name: _own_copy(tensor) for name, tensor in criterion.items()},
+        "criterion": {name: _cpu_copy(tensor) for name, tensor in criterion.items()},
     }
     optimizer_state = state.state_names() if engine.schedule.updates else ()
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
         first = offsets.get(name)
-        mine = _is_writer(index, spread=first is not None, engine=engine)
-        # a parameter that is not trained has no optimizer state, but belongs to the model
+        is_writer = _is_writer(index, spread=first is not None, engine=engine)
+        # a frozen parameter has no optimizer state, but is part of the model
         for key in (WEIGHT, *(optimizer_state if parameter.requires_grad else ())):
-            value = state.read(parameter, key)  # a collective: every rank reads, one keeps
-            if value is None or not mine:
+            value = state.read(parameter, key)  # a collective: every rank reads, one writes
+            if value is None or not is_writer:
                 continue
             target = kinds["weights" if key == WEIGHT else "optimizer"]
             slot = name if key == WEIGHT else f"{key}/{name}"
             if first is None:
-                target[slot] = _own_copy(value)
+                target[slot] = _cpu_copy(value)
             else:
                 for row in range(value.shape[0]):
-                    target[expert_key(slot, first + row)] = _own_copy(value[row])
+                    target[expert_key(slot, first + row)] = _cpu_copy(value[row])
     if distributed.rank() == 0:
         buffers = persistent_buffers(engine.module)
-        kinds["weights"].update({name: _own_copy(buffer) for name, buffer in buffers})
+        kinds["weights"].update({name: _cpu_copy(buffer) for name, buffer in buffers})
     sizes = {}
     with distributed.shared_errors():
         for kind, tensors in kinds.items():
@@ -256,8 +257,11 @@ def _write_tensors(
 
 
 def _is_writer(index: int, spread: bool, engine: Engine) -> bool:
-    """Whether this rank writes parameter ``index``: dense ones in turn over all ranks, experts in
-    turn over the ranks that hold the same ones."""
+    """Return whether this rank writes parameter `index`.
+
+    All ranks take turns with dense parameters; the ranks that hold the same experts take turns with
+    those.
+    """
     ranks = engine.expert_parallel if spread else 1
     replicas = distributed.world_size() // ranks
     return index % replicas == distributed.rank() // ranks
@@ -295,7 +299,7 @@ def _make_folder(path: Path) -> None:
 
 
 def _replace(new: Path, final: Path) -> None:
-    """Rename ``new`` to ``final``; what was there goes only when the new one is in its place."""
+    """Rename `new` to `final`; delete the old `final` only after the new one is in place."""
     old = final.with_name(final.name + _REPLACED)
     if final.exists():
         files.remove(old)
@@ -308,5 +312,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); remove it to start anew") from error
+        raise UserError(f"{path}: damaged ({error}); remove it to start over") from error
     return value

@@ -1,14 +1,13 @@
-"""The norm that clipping compares with its limit: what DeepSpeed 0.19 counts wrong is counted here.
+"""Gradient norm for clipping: corrections of what DeepSpeed 0.19 computes wrongly.
 
-- Without ZeRO in fp32 the engine averages the norms of the ranks, though with expert parallelism
-  each holds other experts. `PlainClipping` takes its place.
-- Without ZeRO in half precision the norm it tells still has the loss scale in it.
-- SparseClip (`train.sparse_clip`) wants the gradient of an expert, which sees one of E parts of the
-  tokens, to count 1 / sqrt(E) in the norm. `correct_norm` gives every wrapper of DeepSpeed around
-  the optimizer these weights. The coefficient that follows from the norm still multiplies all
-  gradients alike.
-- ZeRO 1 and 2 take the norm of one gradient after the other, each through a float64 copy: on a GPU
-  several hundred kernels, which the step waits to see launched. There a few do (`_weigh_zero`).
+- Without ZeRO in fp32, the engine averages the norms of the ranks, although with expert parallelism
+  each rank holds different experts. `PlainClipping` replaces its clipping.
+- Without ZeRO in half precision, the reported norm still includes the loss scale.
+- SparseClip (`train.sparse_clip`) multiplies the gradient norm of an expert, which sees about 1 / E
+  of the tokens, by 1 / sqrt(E). `correct_norm` passes these weights to each of DeepSpeed's wrappers
+  around the optimizer. The clipping coefficient still multiplies all gradients equally.
+- ZeRO 1 and 2 compute the norms one gradient at a time, each through a float64 copy. On a GPU these
+  are several hundred kernels that the step has to launch; `_weigh_zero` launches only a few.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from ds_seq.moe.engine import expert_parallel_group
 from ds_seq.moe.layer import MoeFeedForward
 
 NormWeights = Mapping[int, float]
-"""id of a parameter -> what its gradient counts in the norm, where that is not 1."""
+"""id of a parameter -> weight of its gradient in the norm, where it is not 1."""
 
 
 def sparse_clip_weights(model: nn.Module) -> dict[int, float]:
-    """``1 / sqrt(E)`` for each expert parameter, E being the experts of its layer on all ranks.
+    """Return `1 / sqrt(E)` for each expert parameter, E being all experts of its layer.
 
-    The method this follows takes ``max(ranks, E)``; without the ranks the norm is the same in every
+    The original method uses `max(ranks, E)`; leaving out the ranks makes the norm the same in every
     layout.
     """
     weights = {}
@@ -46,10 +45,10 @@ def sparse_clip_weights(model: nn.Module) -> dict[int, float]:
 
 
 class PlainClipping:
-    """Norm and clipping of stage 0 in fp32, each expert counted once.
+    """Computes the norm and clips at stage 0 in fp32, counting each expert once.
 
     Args:
-        engine: a ``DeepSpeedEngine`` without ZeRO, whose own clipping is replaced.
+        engine: a `DeepSpeedEngine` without ZeRO; its own clipping is replaced.
         weights: see `NormWeights`.
         expert_parallel: ranks that share the experts.
     """
@@ -62,13 +61,13 @@ class PlainClipping:
         engine.clip_fp32_gradients = self._clip
 
     def measure(self) -> None:
-        """Set ``norm`` from the reduced gradients, before the step. A collective."""
+        """Set `norm` from the reduced gradients, before the step. A collective."""
         with_gradient = [p for p in self._model.parameters() if p.grad is not None]
         spread = ["group_name" in vars(p) for p in with_gradient]
         dense = [p for p, is_spread in zip(with_gradient, spread, strict=True) if not is_spread]
         total = self._squared_norm(dense)
         if self._expert_parallel > 1:
-            # the ranks of this group hold different experts, and together all of them
+            # the ranks of this group hold different experts; together they hold all
             experts = [p for p, is_spread in zip(with_gradient, spread, strict=True) if is_spread]
             of_experts = self._squared_norm(experts)
             dist.all_reduce(of_experts, group=expert_parallel_group(self._expert_parallel))
@@ -90,10 +89,10 @@ class PlainClipping:
 
 
 def correct_norm(wrapper: Any, weights: NormWeights) -> None:
-    """Make DeepSpeed's ``wrapper`` of the optimizer clip by the weighted norm, and report it.
+    """Make DeepSpeed's `wrapper` of the optimizer clip by the weighted norm, and report it.
 
     Args:
-        wrapper: of stage 0 in half precision, or of ZeRO 1, 2 or 3.
+        wrapper: the wrapper of stage 0 in half precision, or of ZeRO 1, 2 or 3.
         weights: see `NormWeights`.
     """
     if isinstance(wrapper, FP16_UnfusedOptimizer):
@@ -105,7 +104,7 @@ def correct_norm(wrapper: Any, weights: NormWeights) -> None:
 
 
 def _correct_unfused(wrapper: Any, weights: NormWeights) -> None:
-    """Stage 0 in half precision; gradients are in fp32 and whole when they come to be clipped."""
+    """Correct stage 0 in half precision, where gradients are clipped as whole fp32 tensors."""
     clip: Callable[..., float] = wrapper.unscale_and_clip_grads
 
     def unscale_and_clip_grads(total_norm: float, apply_scale: bool = True) -> float:
@@ -132,9 +131,9 @@ def _combined(gradients: Iterable[tuple[nn.Parameter, Tensor]], weights: NormWei
 
 
 def _weigh_bf16(wrapper: Any, weights: NormWeights) -> None:
-    """Stage 1 in bf16 with fp32 accumulation: the wrapper lists gradients and takes their norms.
+    """Correct stage 1 in bf16 with fp32 accumulation, where the wrapper lists gradients.
 
-    It is given the weighted norms in their place, for the norm of a single number is its size.
+    The list holds the weighted norms instead: the norm of a single number is its absolute value.
     """
     listed = wrapper.get_grads_for_norm
     weight_of = {
@@ -156,10 +155,9 @@ def _weigh_bf16(wrapper: Any, weights: NormWeights) -> None:
 
 
 def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
-    """ZeRO 1, 2 and 3: the norm of a group is taken of its gradients or, with an offloaded
-    optimizer, of norms noted when they arrived. Both are weighted on their way in.
+    """Weight gradients under ZeRO 1, 2 and 3, or their recorded norms with an offloaded optimizer.
 
-    The norm of a vector of norms is the norm of everything, so DeepSpeed is handed that one vector.
+    The norm of a vector of norms is the global norm, so DeepSpeed receives this one vector.
     """
     direct, offloaded = (
         wrapper.get_grad_norm_direct,
@@ -170,16 +168,16 @@ def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
         gradients: list[Tensor], params: list[nn.Parameter], norm_type: int = 2
     ) -> Tensor:
         # stages 1 and 2 append zeros that belong to no parameter, and mark them
-        own = [g for g in gradients if "_zero_padding" not in vars(g)]
-        if len(own) != len(params):
-            raise RuntimeError(f"{len(own)} gradients for {len(params)} parameters")
-        if own:
-            norms = torch.stack(torch._foreach_norm(own, 2, torch.float32))
+        real = [g for g in gradients if "_zero_padding" not in vars(g)]
+        if len(real) != len(params):
+            raise RuntimeError(f"{len(real)} gradients for {len(params)} parameters")
+        if real:
+            norms = torch.stack(torch._foreach_norm(real, 2, torch.float32))
             if weights:
                 factors = [weights.get(id(p), 1.0) for p in params]
                 norms = norms * torch.tensor(factors, device=norms.device)
-            own, params = [norms], params[:1]
-        result: Tensor = direct(own, params, norm_type)
+            real, params = [norms], params[:1]
+        result: Tensor = direct(real, params, norm_type)
         return result
 
     def complete_grad_norm_calculation_for_cpu_offload(params: list[nn.Parameter]) -> Tensor:
@@ -201,6 +199,6 @@ def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    """() float32, whatever the precision of the gradient."""
+    """Return the norm, () float32 for gradients of any precision."""
     norm: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32)
     return norm

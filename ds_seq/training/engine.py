@@ -1,7 +1,7 @@
-"""The DeepSpeed engine behind four things: forward, backward, step, and the module.
+"""A small interface to the DeepSpeed engine: forward, backward, step, and the module.
 
 DeepSpeed owns mixed precision, loss scaling, clipping, ZeRO, accumulation and the optimizer's step.
-What it gets wrong for our models is mended here and nowhere else.
+All corrections of its behavior are applied here.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ds_seq.training.loss_scale import LossScale
 
 
 class StepResult(NamedTuple):
-    """What one update did."""
+    """Result of one update."""
 
     applied: bool
-    """False where fp16 gradients overflowed and the update was skipped, on all ranks alike."""
+    """False if fp16 gradients overflowed and all ranks skipped the update."""
     grad_norm: float
-    """Global L2 norm before clipping, each expert counted once; infinite where not applied."""
+    """Global L2 norm before clipping, counting each expert once; infinite if not applied."""
     loss_scale: float
     """1.0 without fp16."""
 
 
 class UpdateSchedule:
-    """Sets the learning rate of update n + 1 after n applied updates; DeepSpeed calls ``step``.
+    """Sets the learning rate of update n + 1 after n applied updates; DeepSpeed calls `step`.
 
     Args:
         optimizer: the torch optimizer.
@@ -49,33 +49,33 @@ class UpdateSchedule:
         self.set_updates(0)
 
     def step(self) -> None:
-        """One more update was applied."""
+        """Advance by one applied update."""
         self.set_updates(self.updates + 1)
 
     def set_updates(self, updates: int) -> None:
-        """Go to the state after ``updates`` applied updates."""
+        """Set the state after `updates` applied updates."""
         self.updates = updates
         self.lr = self._schedule(updates + 1)
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr
 
     def get_last_lr(self) -> list[float]:
-        """Learning rate of the coming update, per group."""
+        """Return the learning rate of the next update, per group."""
         return [self.lr for _ in self._optimizer.param_groups]
 
 
 class Engine:
-    """A model under ``deepspeed.initialize``.
+    """A model under `deepspeed.initialize`.
 
     Args:
-        model: built, connected by `ds_seq.moe.engine.connect_expert_parallel`, weights loaded.
+        model: a model with loaded weights, prepared by `ds_seq.moe.engine.connect_expert_parallel`.
         make_optimizer: parameter groups -> torch optimizer.
-        groups: parameter groups of the model; experts are split off here.
+        groups: parameter groups of the model; the engine separates the experts.
         schedule: update number -> learning rate.
         config: the dict of `ds_seq.config.deepspeed.engine_config`.
-        expert_parallel: ranks that share the experts.
-        sparse_clip: let the gradient of an expert count 1 / sqrt(number of experts) in the norm.
-        capture: what the output must hold of the model's layers.
+        expert_parallel: number of ranks that share the experts.
+        sparse_clip: weight expert gradients in the norm by 1 / sqrt(number of experts).
+        capture: which layer outputs the model returns.
     """
 
     def __init__(  # noqa: PLR0913  (a builder: what the model is trained with, and how)
@@ -109,13 +109,13 @@ class Engine:
             correct_norm(self.deepspeed.optimizer, weights)
 
     def __call__(self, batch: Batch) -> ModelOutput:
-        """Forward of a batch on `device`; logits are (N, V), a row per real target token."""
+        """Run the model on a batch on `device`; logits (N, V) have a row per real target token."""
         output: ModelOutput = self.deepspeed(batch.inputs, self._capture)
         return output
 
     @property
     def device(self) -> torch.device:
-        """Where batches must be."""
+        """Device on which batches must be."""
         return torch.device(self.deepspeed.device)
 
     @property
@@ -131,21 +131,21 @@ class Engine:
 
     @property
     def forward_is_collective(self) -> bool:
-        """Whether all ranks must run the same number of forwards: experts or weights are spread."""
+        """Whether all ranks must run the same number of forwards, sharing experts or weights."""
         return self.expert_parallel > 1 or self.zero_stage == 3
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of ``loss``; DeepSpeed divides by ranks and accumulation steps."""
+        """Accumulate gradients of `loss`; DeepSpeed divides by ranks and accumulation steps."""
         self.deepspeed.backward(loss if self._scale is None else self._scale.scaled(loss))
 
     def step(self) -> StepResult | None:
-        """After each backward; the update happens after the last one of the accumulation.
+        """Step after each backward; the last micro-batch of an accumulation applies the update.
 
         Returns:
-            ``None`` before the last micro-batch.
+            The result of the update; `None` before the last micro-batch.
 
         Raises:
-            UserError: the fp16 loss scale can fall no further.
+            UserError: the fp16 loss scale has reached its minimum.
         """
         last = self.deepspeed.is_gradient_accumulation_boundary()
         if last and self._plain is not None:
@@ -154,7 +154,7 @@ class Engine:
             self.deepspeed.step()
         except Exception as error:
             if "minimum" in str(error) and "scale" in str(error):
-                with distributed.shared_errors():  # all ranks overflow alike; one tells
+                with distributed.shared_errors():  # all ranks overflow; one reports it
                     raise UserError(_scale_advice(self.loss_scale)) from error
             raise
         if not last:
@@ -171,11 +171,11 @@ class Engine:
         return 1.0 if self._scale is None else self._scale.value
 
     def loss_scaler_state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same loss scale."""
+        """Return the state from which a resumed run continues with the same loss scale."""
         return {} if self._scale is None else self._scale.state()
 
     def load_loss_scaler_state(self, state: dict[str, Any]) -> None:
-        """Undo of `loss_scaler_state`; ignored without fp16."""
+        """Inverse of `loss_scaler_state`; ignored without fp16."""
         if self._scale is not None:
             self._scale.load_state(state)
 

@@ -1,10 +1,10 @@
-"""The fp16 loss scale, with three things of DeepSpeed 0.19 put right.
+"""The fp16 loss scale, with corrections of three errors of DeepSpeed 0.19.
 
 - Without ZeRO the engine divides gradients by the scale but never multiplies the loss by it: every
-  gradient comes out smaller by the scale, and nothing is protected from underflow.
+  gradient is too small by that factor, and nothing is protected from underflow.
 - The scale grows in the middle of a step, before gradients are divided by it: the gradient of that
-  update comes out at half its size. Growth is held back here until the step is over.
-- Without ZeRO a scale that can fall no further is no error: every update is skipped, for ever.
+  update is halved. Here the scale grows only after the step.
+- Without ZeRO, reaching the minimum scale is not an error: every update is skipped forever.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class LossScale:
-    """What the loss is multiplied by, so that fp16 gradients do not underflow.
+    """The factor on the loss that keeps fp16 gradients from underflowing.
 
     Args:
-        engine: a ``DeepSpeedEngine`` in fp16.
+        engine: a `DeepSpeedEngine` in fp16.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -33,44 +33,44 @@ class LossScale:
 
     @property
     def value(self) -> float:
-        """The scale of the coming backward pass."""
+        """Scale of the next backward pass."""
         return float(self._wrapper.loss_scale)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """``loss`` as the engine's backward wants it."""
+        """Return `loss` as the engine's backward expects it."""
         return loss * self.value if self._forgotten else loss
 
     def end_step(self) -> None:
-        """After the engine's step: let the scale grow, if it is time."""
+        """Let the scale grow if it is due; called after the engine's step."""
         if self._grows:
             self._grows = False
             self._update_scale(False)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the same scale."""
-        own = self._own_state()
-        return {key: own[key] for key in _STATE if key in own}
+        """Return the state from which a resumed run continues with the same scale."""
+        values = self._scaler_state()
+        return {key: values[key] for key in _STATE if key in values}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of `state`."""
-        own = self._own_state()
-        own.update({key: state[key] for key in _STATE if key in state and key in own})
+        values = self._scaler_state()
+        values.update({key: state[key] for key in _STATE if key in state and key in values})
 
-    def _own_state(self) -> dict[str, Any]:
+    def _scaler_state(self) -> dict[str, Any]:
         scaler = self._wrapper.loss_scale_config if self._forgotten else self._wrapper.loss_scaler
-        own: dict[str, Any] = vars(scaler)
-        return own
+        values: dict[str, Any] = vars(scaler)
+        return values
 
     def _hold_growth(self, has_overflow: bool = False) -> None:
-        if has_overflow:  # this step is void, its gradients are thrown away
+        if has_overflow:  # the step is skipped and its gradients are discarded
             self._check_can_fall()
             self._update_scale(True)
         else:
             self._grows = True
 
     def _check_can_fall(self) -> None:
-        """Where ZeRO's own scaler raises, so do we without ZeRO."""
-        own = self._own_state()
-        is_dynamic = self._forgotten and own["dynamic_loss_scale"]
-        if is_dynamic and own["cur_scale"] <= own["min_loss_scale"]:
+        """Raise without ZeRO where ZeRO's own scaler raises."""
+        values = self._scaler_state()
+        is_dynamic = self._forgotten and values["dynamic_loss_scale"]
+        if is_dynamic and values["cur_scale"] <= values["min_loss_scale"]:
             raise RuntimeError("the loss scale is at its minimum")

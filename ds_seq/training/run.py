@@ -1,4 +1,4 @@
-"""Train a model: from config to task, model, criterion, engine and trainer, in this order."""
+"""Train a model: build task, model, criterion, engine and trainer from a config, in this order."""
 
 # ruff: noqa: E402 - DeepSpeed is imported first, see below
 
@@ -58,16 +58,16 @@ from ds_seq.weights.source import CHECKPOINTS
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended.
+    """Result of a training run.
 
     Attributes:
-        reason: why: ``max_updates``, ``max_epochs``, ``max_hours``, ``patience`` or ``signal``.
-        update: the last one.
-        best_score: of the best validation; None without one.
-        best_by: name of that figure.
-        folder: of the run.
-        figures: of the last validation; empty without one.
-        layer_names: of the layers with experts, in the order in which the figures list them.
+        reason: why it ended: `max_updates`, `max_epochs`, `max_hours`, `patience` or `signal`.
+        update: number of the last update.
+        best_score: score of the best validation; None without validation.
+        best_by: name of that score.
+        folder: folder of the run.
+        figures: figures of the last validation; empty without validation.
+        layer_names: names of the layers with experts, in the order of the figures.
     """
 
     reason: str
@@ -82,18 +82,18 @@ class TrainingResult:
 def run_training(
     load: Callable[[], ExperimentConfig], resume: bool = False, overwrite: bool = False
 ) -> TrainingResult:
-    """Train, in one process or in as many as the launcher has started.
+    """Train in one process, or in all processes that the launcher has started.
 
-    The process group stays up, for DeepSpeed cannot live through a second one: the process calls
-    `distributed.shutdown` when it trains no more.
+    The process group stays open because DeepSpeed cannot work with a second one; the process calls
+    `distributed.shutdown` after its last training.
 
     Args:
-        load: reads the experiment; called when errors of one rank reach all of them.
-        resume: resume from the run's last checkpoint; from the beginning where there is none yet.
-        overwrite: delete what an earlier run of this name has left.
+        load: reads the experiment; called once errors of any rank are shared with all ranks.
+        resume: resume from the run's last checkpoint, or start from scratch if there is none.
+        overwrite: delete an earlier run of this name.
 
     Raises:
-        UserError: the experiment, its data or its run folder is of no use.
+        UserError: the experiment, its data or its run folder is invalid.
     """
     world = distributed.discover(os.environ)
     distributed.keep_freed_memory()
@@ -132,7 +132,7 @@ def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:
     if config.train.validate_every is None:
         return None
     if config.validation.metrics:
-        for pair in config.data.raw.valid:  # unreadable text is told now, not at a validation
+        for pair in config.data.raw.valid:  # report unreadable text early, not in a validation
             read_parallel(pair.source, pair.target)
     return task.dataset("valid")
 
@@ -140,7 +140,7 @@ def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:
 def _cached_teacher(
     config: ExperimentConfig, train_set: Dataset, valid_set: Dataset | None
 ) -> CachedTeacher | None:
-    """Let all batches bring what the teacher once said, where the criterion wants that."""
+    """Attach the teacher's cached outputs to all batches if the criterion uses a cache."""
     criterion = config.distillation
     if criterion is None or criterion.cache is None:
         return None
@@ -148,7 +148,7 @@ def _cached_teacher(
 
 
 def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTeacher | None:
-    """The frozen models that the criterion asks for, on this rank's device; a collective."""
+    """Load the criterion's live teachers onto this rank's device; a collective."""
     criterion, data = config.distillation, config.data
     if criterion is None:
         return None
@@ -164,7 +164,7 @@ def _build(
     teacher: Teacher | None,
     world: World,
 ) -> Trainer:
-    """Model, engine and trainer; a collective."""
+    """Build model, engine and trainer; a collective."""
     config, train = setup.config, setup.config.train
     with distributed.shared_errors():
         model = _model(setup, task, world)
@@ -254,7 +254,7 @@ def _train_batches(
 def _valid_batches(
     config: ExperimentConfig, task: Task, dataset: Dataset | None, world: World
 ) -> Iterator[Batch]:
-    """This rank's validation batches, the same number on every rank."""
+    """Yield this rank's validation batches, the same number on every rank."""
     assert dataset is not None, "validation needs train.validate_every"
     sampler = TokenBatchSampler(
         dataset.lengths,
@@ -271,7 +271,7 @@ def _valid_batches(
 def _scorer(
     config: ExperimentConfig, task: Task, metrics: Sequence[Metric], engine: Engine, world: World
 ) -> Score | None:
-    """Score the validation split with the generation's own code; None without a metric."""
+    """Return the scorer of the validation split, which decodes as `generate` does, or None."""
     positions = config.model.max_positions
     _, search, limits = build_decoding(config.generation, task.symbols, positions)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
@@ -287,7 +287,7 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
     trainer.log.say(
         f"{setup.config.name}: {total:,} parameters on this rank; "
         f"{len(dataset):,} pairs{left_out}, "
-        f"{trainer.batches.updates_per_epoch:,} updates an epoch; {world.size} rank(s), "
+        f"{trainer.batches.updates_per_epoch:,} updates per epoch; {world.size} rank(s), "
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
         f"{world.device.type}"
     )

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it before a training, and what the training puts there."""
+"""The folder of a run: checking what it holds before a training, and writing the run's files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What is settled before anything is built.
+    """What is decided before anything is built.
 
     Attributes:
         config: the experiment.
-        engine_config: for DeepSpeed.
-        folder: of the run.
-        checkpoint: to resume from; None: training starts from the beginning.
-        overwrite: whether what an earlier run has left is deleted.
+        engine_config: config dictionary for DeepSpeed.
+        folder: folder of the run.
+        checkpoint: checkpoint to resume from; None: train from scratch.
+        overwrite: whether to delete an earlier run.
     """
 
     config: ExperimentConfig
@@ -40,7 +40,7 @@ class RunSetup:
 
 
 def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: bool) -> RunSetup:
-    """Look at the run folder; writes nothing.
+    """Inspect the run folder without writing anything.
 
     Args:
         config: the experiment.
@@ -49,7 +49,7 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
         overwrite: whether an earlier run of this name may be deleted.
 
     Raises:
-        UserError: the run does not suit the ranks, or the folder holds something else.
+        UserError: the number of ranks does not fit the run, or the folder holds something else.
     """
     engine_config = engine_config_for(config, world_size=world_size)
     folder = config.run_folder
@@ -58,7 +58,7 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
     has_run = any((folder / name).exists() for name in _OLD_FILES)
     if has_run and not (resume or overwrite):
         raise UserError(
-            f"{folder}: holds an earlier run; give --resume to go on with it, --overwrite to "
+            f"{folder}: holds an earlier run; give --resume to continue it, --overwrite to "
             "delete it, or another name="
         )
     checkpoint = None
@@ -68,23 +68,23 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
 
 
 def check_vocab(folder: Path, tokenizers: Tokenizers) -> None:
-    """Refuse to resume with other subwords: the same ids would mean other things.
+    """Refuse to resume with another vocabulary, in which the same ids mean other subwords.
 
     Raises:
-        UserError: the run in ``folder`` was trained with other tokenizers.
+        UserError: the run in `folder` was trained with other tokenizers.
     """
     old, new = open_tokenizers(folder).fingerprint, tokenizers.fingerprint
     if old != new:
         raise UserError(
-            f"{folder}: was trained with vocabulary {old[:12]}, the data have {new[:12]}; "
+            f"{folder}: was trained with vocabulary {old[:12]}, but the data have {new[:12]}; "
             "give --resume the data of the run, or start another run with another name="
         )
 
 
 def write_run_files(setup: RunSetup, tokenizers: Tokenizers) -> None:
-    """Make the folder self-sufficient: it alone is enough to translate.
+    """Write all files that the folder needs to translate on its own.
 
-    Called when nothing can be wrong with the input any more, so that a mistake costs no old run.
+    Called after all input has been checked, so that a mistake never deletes an earlier run.
     """
     folder = setup.folder
     try:

@@ -1,5 +1,4 @@
-"""What a run tells: a line of JSON for programs, TensorBoard curves and pictures and a progress bar
-for people."""
+"""Logs of a run: JSON lines, TensorBoard curves and images, and a progress bar."""
 
 from __future__ import annotations
 
@@ -21,11 +20,11 @@ class RunLog:
     """Writes on rank 0; on other ranks every method does nothing.
 
     Args:
-        folder: the run folder; ``metrics.jsonl`` and ``tensorboard/`` go there.
+        folder: the run folder, which receives `metrics.jsonl` and `tensorboard/`.
         active: whether this is rank 0.
-        tensorboard: also write event files.
+        tensorboard: whether to write event files, too.
         total_updates: length of the progress bar.
-        done_updates: where it starts.
+        done_updates: where the progress bar starts.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class RunLog:
             )
 
     def record(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
-        """Keep ``figures`` of ``train`` or ``valid``; a list becomes one curve per element."""
+        """Record `figures` of `train` or `valid`; a list becomes one curve per element."""
         if self._file is None:
             return
         line = {"kind": kind, "update": update, "time": round(time.time(), 1), **figures}
@@ -69,14 +68,14 @@ class RunLog:
         self._writer.flush()
 
     def picture(self, tag: str, update: int, panel: Panel | None) -> None:
-        """Add a heat map to the event files; nothing where there is none to draw."""
+        """Add a heat map to the event files; do nothing if `panel` is None."""
         if self._writer is None or panel is None:
             return
         self._writer.add_image(tag, draw_heat_map([panel]), update, dataformats="HWC")
         self._writer.flush()
 
     def advance(self, update: int, brief: Mapping[str, str] | None = None) -> None:
-        """Move the progress bar to ``update``; without a terminal print ``brief`` as a line."""
+        """Move the progress bar to `update`; without a terminal, print `brief` as a line."""
         if not self._active:
             return
         if self._bar is not None:
@@ -88,13 +87,13 @@ class RunLog:
             print(f"update {update} | {shown}", file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """Print a message, above the bar where there is one."""
+        """Print a message, above the progress bar if there is one."""
         if self._active:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Finish files and bar."""
+        """Close the files and the progress bar."""
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
@@ -104,21 +103,21 @@ class RunLog:
 
 
 def _forget_after(path: Path, update: int) -> None:
-    """Drop the records of updates that a resumed run makes anew, and a line cut off by a crash."""
+    """Drop records of updates that a resumed run repeats, and a line cut off by a crash."""
     if not path.exists():
         return
-    kept = []
+    kept_lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             if json.loads(line)["update"] <= update:
-                kept.append(line)
+                kept_lines.append(line)
         except ValueError:
             continue
-    files.write_text(path, "".join(kept))
+    files.write_text(path, "".join(kept_lines))
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN: null, which an overflowing gradient norm becomes."""
+    """Replace infinity and NaN, as of an overflowing norm, by null: JSON has neither."""
     if isinstance(value, list):
         return [_finite(element) for element in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

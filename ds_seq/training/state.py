@@ -1,9 +1,9 @@
-"""Full fp32 weights and optimizer state of every parameter, whatever DeepSpeed made of them.
+"""Full fp32 weights and optimizer state of every parameter, in any DeepSpeed layout.
 
-ZeRO cuts them into flat slices, the fp16 wrapper keeps copies of its own, stage 0 leaves them
-whole. `FullState` gives one view of all of these, by parameter and by name of the state, so that a
-checkpoint need not know the layout that wrote it. Reading is a collective: all ranks ask for the
-same things in the same order, experts over the ranks that hold the same ones.
+ZeRO partitions them into flat slices, the fp16 wrapper keeps separate copies, and stage 0 leaves
+them whole. `FullState` gives one view of all of these, by parameter and by name of the state, so
+that a checkpoint does not depend on the layout that wrote it. Reading is a collective: all ranks
+read the same tensors in the same order; an expert is read by all ranks that hold it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, nn
 
 WEIGHT = "weight"
-"""The name under which the fp32 weight itself goes, beside the optimizer's own state names."""
+"""Name of the fp32 weight itself, next to the optimizer's own state names."""
 
 
 class FullState:
-    """The fp32 weights and the optimizer state behind an engine, between two of its updates.
+    """The fp32 weights and the optimizer state of an engine, between two updates.
 
     Args:
-        engine: a ``DeepSpeedEngine`` that owns a torch optimizer.
+        engine: a `DeepSpeedEngine` that owns a torch optimizer.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -38,13 +38,13 @@ class FullState:
         self._linked = False
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Trainable parameters with their names, in the order of the model."""
+        """Yield trainable parameters with their names, in the order of the model."""
         for name, parameter in self._engine.module.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
 
     def state_names(self) -> tuple[str, ...]:
-        """Names of the optimizer's per-parameter tensors; one answer for all parameters."""
+        """Return names of the optimizer's per-parameter tensors, the same for all parameters."""
         if isinstance(self._torch_optimizer, torch.optim.Adam):  # AdamW is an Adam
             return ("exp_avg", "exp_avg_sq")
         if isinstance(self._torch_optimizer, torch.optim.SGD):
@@ -67,7 +67,7 @@ class FullState:
         )
 
     def _master(self, parameter: nn.Parameter) -> Tensor:
-        """The fp32 tensor that stage 0 optimizes in place of ``parameter``; often itself."""
+        """Return the fp32 tensor that stage 0 optimizes for `parameter`; often the same tensor."""
         return self._masters.get(id(parameter), parameter)
 
     @property
@@ -75,9 +75,9 @@ class FullState:
         return self._stage > 0
 
     def read(self, parameter: nn.Parameter, name: str) -> Tensor | None:
-        """The whole tensor of ``parameter``; ``None`` if there is none yet. A collective.
+        """Return the whole tensor of `parameter`; `None` if there is none yet. A collective.
 
-        A parameter that is not trained has a weight, and nothing else.
+        A frozen parameter has only a weight.
         """
         if not parameter.requires_grad:
             return self._frozen(parameter)
@@ -93,17 +93,17 @@ class FullState:
         return _shaped(safe_get_full_optimizer_state(parameter, name), parameter)
 
     def _frozen(self, parameter: nn.Parameter) -> Tensor:
-        """A weight of which the optimizer knows nothing: no fp32 copy, but sliced under stage 3."""
+        """Return a frozen weight, which has no fp32 copy but is partitioned under stage 3."""
         if self._stage < 3:
             return _wide(parameter)
         with GatheredParameters([parameter]):
             return _wide(parameter).clone()
 
     def write(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
-        """Put this rank's share of the whole tensor in place. No collective.
+        """Write this rank's share of the whole tensor. Not a collective.
 
-        Weights are written to the fp32 copies only: the model itself is loaded before the engine is
-        made, so its rounded copies agree already.
+        Weights are written to the fp32 copies only: the model is loaded before the engine is built,
+        so its rounded copies already agree.
         """
         if not self._sliced:
             master = self._master(parameter)
@@ -120,14 +120,14 @@ class FullState:
             parameter.set_full_hp_param(value.to(parameter.device), key)  # type: ignore[attr-defined]
 
     def steps(self) -> float:
-        """The optimizer's own count of applied updates (Adam's bias correction)."""
+        """Return the optimizer's own count of applied updates (for Adam's bias correction)."""
         for state in self._torch_optimizer.state.values():
             if "step" in state:
                 return float(state["step"])
         return 0.0
 
     def set_steps(self, steps: float) -> None:
-        """Set that count everywhere."""
+        """Set the optimizer's count of applied updates for all parameters."""
         for master in self._optimized():
             state = self._torch_optimizer.state[master]
             if isinstance(state.get("step"), Tensor):
@@ -136,10 +136,10 @@ class FullState:
                 state["step"] = int(steps)
 
     def _link_slices(self) -> None:
-        """ZeRO 1 and 2 tell parameters where their optimizer state lies only on demand.
+        """Link parameters to their optimizer state, which ZeRO 1 and 2 do only on demand.
 
-        DeepSpeed does it once, after the step of its first parameter group, when the others have no
-        state yet; so the links are made anew here, once, for it takes a walk over all parameters.
+        DeepSpeed links them once, after the step of its first parameter group, when the others have
+        no state yet. The links are renewed here, only once, because that visits all parameters.
         """
         if self._linked:
             return
@@ -151,7 +151,7 @@ class FullState:
             self._wrapper._lazy_init_hp_params_optimizer_state()
 
     def make_state(self) -> None:
-        """Give the optimizer its (zero) state where its first step would make it; for writing."""
+        """Create the zero state that the optimizer's first step would create, for writing."""
         self._linked = False
         for master in self._optimized():
             state = self._torch_optimizer.state[master]
@@ -163,7 +163,7 @@ class FullState:
                 state[name] = torch.zeros_like(master, dtype=torch.float32)
 
     def _optimized(self) -> list[Tensor]:
-        """What the torch optimizer really updates: parameters, fp32 copies, or flat slices."""
+        """Return what the torch optimizer updates: parameters, fp32 copies, or flat slices."""
         if not self._sliced:
             return [self._master(parameter) for _, parameter in self.parameters()]
         if isinstance(self._wrapper, BF16_Optimizer):
@@ -173,18 +173,18 @@ class FullState:
         return list(self._wrapper.single_partition_of_fp32_groups)
 
     def _write_stage3(self, parameter: Any, name: str, value: Tensor) -> None:
-        """DeepSpeed's own setter cuts unpadded values, which fails when the last slice is short."""
+        """Write a slice under stage 3; DeepSpeed's setter fails if the last slice is short."""
         key = None if name == WEIGHT else name
         slot, _ = self._wrapper._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=key
         )
         start = slot.numel() * parameter.ds_zero_partition_rank
-        mine = value.reshape(-1)[start : start + slot.numel()]
-        slot.data[: mine.numel()].copy_(mine)
+        rank_slice = value.reshape(-1)[start : start + slot.numel()]
+        slot.data[: rank_slice.numel()].copy_(rank_slice)
 
 
 def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:
-    """fp32 copies that DeepSpeed keeps of half-precision parameters under stage 0, by parameter."""
+    """Map ids of half-precision parameters to DeepSpeed's fp32 copies of them under stage 0."""
     if not isinstance(wrapper, FP16_UnfusedOptimizer):
         return {}
     pairs = zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
@@ -192,7 +192,7 @@ def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:
 
 
 def _wide(parameter: nn.Parameter) -> Tensor:
-    """In fp32, but whole numbers as they are."""
+    """Convert to fp32; integers stay unchanged."""
     value = parameter.detach()
     return value.float() if value.is_floating_point() else value
 
@@ -202,6 +202,6 @@ def _shaped(value: Tensor | None, parameter: Any) -> Tensor | None:
 
 
 def full_shape(parameter: Any) -> torch.Size:
-    """Shape of the whole parameter, also where ZeRO stage 3 has taken it away."""
+    """Return the shape of the whole parameter, even if ZeRO stage 3 has partitioned it."""
     shape: torch.Size = parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape
     return shape

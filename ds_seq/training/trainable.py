@@ -1,4 +1,4 @@
-"""Parts of a model that keep the weights they start with, and the proof that they did."""
+"""Freeze parts of a model, and verify that they stayed unchanged."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ds_seq.weights.fill import persistent_buffers
 
 
 def freeze(model: nn.Module, parts: Collection[FrozenPart]) -> None:
-    """Stop parts of a model from learning; before optimizer and engine are made.
+    """Freeze parts of a model; call it before optimizer and engine are built.
 
-    - ``encoder``: the layers of the encoder, its learned positions and its last norm, but not the
-      embedding of source tokens, which the decoder may share. What the encoder says of a sentence
-      stays the same if ``embeddings`` are frozen, too.
-    - ``embeddings``: of source and target tokens, and learned positions of both sides. A projection
-      to the vocabulary that is tied to an embedding is frozen with it; one of its own is not.
+    - `encoder`: the layers of the encoder, its learned positions and its last norm, but not the
+      embedding of source tokens, which the decoder may share. The encoder's output for a sentence
+      stays the same only if `embeddings` are frozen, too.
+    - `embeddings`: embeddings of source and target tokens, and learned positions of both sides. An
+      output projection that is tied to an embedding is frozen with it; an untied one is not.
 
     Args:
-        model: whose parameters lose their gradient.
-        parts: which ones; none is allowed.
+        model: the model whose parameters no longer need gradients.
+        parts: parts to freeze; may be empty.
 
     Raises:
-        UserError: the model is none of ours, so that nobody knows its parts.
+        UserError: the model is external, so that its parts are unknown.
     """
     if not parts:
         return
@@ -55,36 +55,34 @@ def _modules(model: Seq2SeqTransformer, parts: Collection[FrozenPart]) -> Iterat
 
 
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Those that are not trained, with their names."""
+    """Yield parameters that are not trained, with their names."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             yield name, parameter
 
 
 def describe_frozen(model: nn.Module, parts: Collection[FrozenPart], is_drawn: bool) -> str:
-    """What is frozen, in one line.
+    """Describe in one line what is frozen.
 
     Args:
-        model: after `freeze`, also under an engine.
-        parts: what `freeze` was given.
-        is_drawn: whether its weights come from nowhere but chance, which freezing is rarely for.
+        model: the model after `freeze`, with or without an engine around it.
+        parts: the parts that were passed to `freeze`.
+        is_drawn: whether the weights are randomly initialized, which is rarely meant to be frozen.
     """
     count = sum(full_shape(parameter).numel() for _, parameter in frozen_parameters(model))
     line = f"frozen: {', '.join(parts)}; {count:,} parameters on this rank"
     if not is_drawn:
         return line
-    return (
-        f"{line}. Warning: they stay as they were drawn, at random; name a run in train.init_from"
-    )
+    return f"{line}. Warning: they keep values drawn at random; name a run in train.init_from"
 
 
 class FrozenCheck:
-    """Proves that what is frozen has kept every bit: parameters, and buffers of frozen modules.
+    """Verifies that frozen parameters, and buffers of frozen modules, are unchanged bit for bit.
 
-    Making and asking one is a collective: ZeRO 3 gathers each parameter for a moment.
+    The constructor and `verify` are collectives: ZeRO 3 gathers each parameter temporarily.
 
     Args:
-        model: after the engine has been made around it, which may round, move and cut weights.
+        model: the model inside an engine, which may have rounded, moved and partitioned weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -92,24 +90,24 @@ class FrozenCheck:
         self._before = self._fingerprints()
 
     def verify(self) -> None:
-        """See that nothing has changed; if it has, the program is wrong, not its user."""
+        """Assert that nothing has changed; a change is a bug, not a user's mistake."""
         for name, value in self._fingerprints().items():
             assert value == self._before[name], f"{name} is frozen, but training has changed it"
 
     def _fingerprints(self) -> dict[str, bytes]:
-        found = {}
+        fingerprints = {}
         for name, parameter in frozen_parameters(self._model):
             with GatheredParameters([parameter]):
-                found[name] = _fingerprint(parameter)
+                fingerprints[name] = _fingerprint(parameter)
         for name, buffer in persistent_buffers(self._model):
             if _is_frozen(self._model.get_submodule(name.rpartition(".")[0])):
-                found[name] = _fingerprint(buffer)
-        return found
+                fingerprints[name] = _fingerprint(buffer)
+        return fingerprints
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    own = list(module.parameters(recurse=False))
-    return bool(own) and not any(parameter.requires_grad for parameter in own)
+    parameters = list(module.parameters(recurse=False))
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
 
 
 def _fingerprint(tensor: Tensor) -> bytes:

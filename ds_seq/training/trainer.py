@@ -1,7 +1,7 @@
-"""The order of events of a training run; every event itself is somebody else's work.
+"""The training loop: the order of events; other modules do the work of each event.
 
-rehearse validation on a few batches, so that a mistake there costs seconds and not hours
-until the last update, epoch or hour, until patience or SIGTERM ends the run:
+validate on a few batches first, so that a mistake there costs seconds instead of hours
+until the last update, epoch or hour, or until patience or a signal ends the run:
     take `accumulate` batches; sum their target tokens over all ranks
     for each: forward, criterion, backward of loss / tokens; DeepSpeed steps after the last one
     every log_every updates: reduce and write the figures
@@ -39,7 +39,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Update(NamedTuple):
-    """The batches of one update and what all ranks know of it."""
+    """The batches of one update, and its figures over all ranks."""
 
     batches: list[Batch]
     tokens: float
@@ -47,17 +47,17 @@ class _Update(NamedTuple):
 
 
 class Trainer:
-    """Trains until something says enough.
+    """Trains until one of the stopping conditions is met.
 
     Args:
         engine: the model under DeepSpeed.
         criterion: the loss.
-        batches: this rank's training batches; its place is part of a checkpoint.
-        validator: measures the validation split.
-        checkpoints: where states go.
-        log: what is told.
-        config: the ``train`` section.
-        best: what makes a validated state the best so far.
+        batches: this rank's training batches; their position is part of a checkpoint.
+        validator: evaluates the model on the validation split.
+        checkpoints: the checkpoints of the run.
+        log: the log of the run.
+        config: the `train` section of the experiment.
+        best: the score by which validated states are compared.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Trainer:
         """Train.
 
         Returns:
-            Why it ended, in words.
+            Why it ended, see `TrainingResult.reason`.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         try:
@@ -121,7 +121,7 @@ class Trainer:
             self.validator(self.config.sanity_validation_batches)
 
     def _run(self) -> str:
-        """Updates until one of the ends; returns which."""
+        """Run updates until a stopping condition is met, and return which one."""
         updates = self._updates()
         while self.update < self.config.max_updates:
             if self._out_of_patience():
@@ -142,23 +142,22 @@ class Trainer:
         hours = self.config.max_hours
         while True:
             batches = [b for _, b in zip(range(self.engine.accumulate), self.batches, strict=False)]
-            if len(batches) < self.engine.accumulate:  # all ranks end together
+            if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
             tokens = float(sum(batch.num_tokens for batch in batches))
             out_of_time = hours is not None and self._seconds() > 3600 * hours
-            mine = torch.tensor(
+            local = torch.tensor(
                 [tokens, float(self._signalled or out_of_time)], dtype=torch.float64
             )
-            total, stop = distributed.sum_over_ranks(mine).tolist()
+            total, stop = distributed.sum_over_ranks(local).tolist()
             yield _Update(batches, total, bool(stop))
 
     def _train_step(self, update: _Update) -> StepResult:
-        """One update: forward and backward per batch; DeepSpeed steps after the last."""
+        """Run one update: forward and backward per batch; DeepSpeed steps after the last."""
         self.engine.module.train()
         self._lr = self.engine.schedule.lr
         _seed_update(self.config.seed, self.update)
-        # DeepSpeed averages over ranks and accumulation steps; a token-weighted mean does not want
-        # that
+        # undo DeepSpeed's averaging over ranks and accumulation steps: the mean is per token
         scale = distributed.world_size() * self.engine.accumulate / max(update.tokens, 1.0)
         result = None
         for host_batch in update.batches:
@@ -179,8 +178,8 @@ class Trainer:
         return result
 
     def _periodic(self, result: StepResult) -> None:
-        """What is due after this update: log, validate, save."""
-        if result.applied:  # an infinite norm has damaged the weights, which must not be saved
+        """Log, validate and save if they are due after this update."""
+        if result.applied:  # after an infinite norm the weights are useless and must not be saved
             _require_finite("gradient norm", result.grad_norm, self.update)
         self._window_updates += 1
         if self.update % self.config.log_every == 0:
@@ -227,7 +226,7 @@ class Trainer:
         self._window_start, self._window_updates = time.monotonic(), 0
 
     def _validate(self) -> float:
-        """Validate, record, and judge; returns the score."""
+        """Validate, record the figures, compare with the best, and return the score."""
         paused = time.monotonic()
         figures = self.validator()
         _require_finite("validation loss", float(figures["loss"]), self.update)
@@ -245,11 +244,11 @@ class Trainer:
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
         shown = [f"valid {name} {figures[name]:.2f}" for name in names]
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
-        self._window_start += time.monotonic() - paused  # tokens/s is of training alone
+        self._window_start += time.monotonic() - paused  # tokens/s counts training only
         return score
 
     def _say_signatures(self, figures: Mapping[str, Any]) -> None:
-        """How scores are computed: without that nobody could compare them with others."""
+        """Print the signatures of the metrics, which make scores comparable."""
         for name in metric_names(figures):
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
@@ -263,7 +262,7 @@ class Trainer:
         self._window_start += time.monotonic() - paused
 
     def _finish(self, validate: bool) -> None:
-        """Leave a checkpoint of the very end, validated unless time is short."""
+        """Save a final checkpoint, validated unless a signal ended the run."""
         score = None
         if (
             validate
@@ -279,7 +278,7 @@ class Trainer:
         return patience is not None and self.validations_without_progress >= patience
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Finish the update, save and end; a second Ctrl-C ends at once."""
+        """Finish the update, save and end; a second Ctrl-C ends immediately."""
         if number == signal.SIGINT and self._signalled:
             raise KeyboardInterrupt
         self._signalled = True
@@ -288,11 +287,11 @@ class Trainer:
         return distributed.any_rank(self._signalled)
 
     def _seconds(self) -> float:
-        """Training time, that of the runs this one resumes included."""
+        """Return the training time, including that of the runs that this one resumes."""
         return self._seconds_before + time.monotonic() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run must know beside weights, optimizer, schedule and loss scale."""
+        """Return the state to resume from, besides weights, optimizer, schedule and loss scale."""
         return {
             "update": self.update,
             "skipped": self.skipped,
@@ -306,23 +305,23 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo of `state_dict`."""
+        """Inverse of `state_dict`."""
         self.update, self.skipped = state["update"], state["skipped"]
-        if state.get("best_by", self.best.figure) == self.best.figure:  # older states: unnamed
+        if state.get("best_by", self.best.figure) == self.best.figure:  # older states have no name
             self.best_score = state["best_score"]
             self.validations_without_progress = state["validations_without_progress"]
         self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
-        if "moe_watch" in state:  # checkpoints of before it was kept have none
+        if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
 
 
 def _require_finite(kind: str, value: float, update: int) -> None:
-    """End a run that has diverged, before it replaces good checkpoints."""
+    """End a run that has diverged before it replaces good checkpoints."""
     if math.isfinite(value):
         return
-    with distributed.shared_errors():  # all ranks see it; one tells
+    with distributed.shared_errors():  # all ranks see it; one reports it
         raise UserError(
             f"the {kind} is {value} at update {update}; the last checkpoint is intact. Lower "
             "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
@@ -330,6 +329,6 @@ def _require_finite(kind: str, value: float, update: int) -> None:
 
 
 def _seed_update(seed: int, update: int) -> None:
-    """Dropout is a function of (seed, update, rank): a resumed run needs no generator state."""
+    """Make dropout depend on (seed, update, rank), so that resuming needs no generator state."""
     mixed = (seed * 1_000_003 + update) * 8191 + distributed.rank()
     torch.manual_seed(mixed % 2**63)

@@ -1,4 +1,4 @@
-"""Validation: loss per token over a split, and what the task's metrics say."""
+"""Validation: loss per token over a split, and the task's metrics."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ds_seq.tasks import Task
 from ds_seq.training.engine import Engine
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]
-"""(model, most sentences or None) -> what `Task.evaluate` gives; a collective."""
+"""(model, maximum number of sentences or None) -> result of `Task.evaluate`; a collective."""
 
 
 class BestBy(NamedTuple):
-    """Which figure of a validation makes a checkpoint the best.
+    """The figure by which checkpoints are compared.
 
     Attributes:
         figure: its name.
@@ -35,25 +35,25 @@ class BestBy(NamedTuple):
     higher_is_better: bool
 
     def improves(self, score: float, on: float) -> bool:
-        """Whether ``score`` is better than ``on``."""
+        """Return whether `score` is better than `on`."""
         return score > on if self.higher_is_better else score < on
 
 
 def choose_metrics(task: Task, names: Sequence[str], best: str) -> tuple[list[Metric], BestBy]:
-    """The metrics of a task that a config names, and how to compare checkpoints.
+    """Return the metrics that a config names, and how to compare checkpoints.
 
     Args:
-        task: says what a name means.
-        names: of the metrics.
-        best: `loss`, or one of ``names``.
+        task: the task, which resolves the names.
+        names: names of the metrics.
+        best: `loss`, or one of `names`.
 
     Raises:
-        UserError: there is no such metric, it needs what is not installed, or two have one name.
+        UserError: a metric does not exist, needs a missing package, or has the name of another.
     """
     metrics = {name: task.metric(name) for name in names}
-    called = [metric.name for metric in metrics.values()]
-    if twice := [name for name in called if called.count(name) > 1]:
-        raise UserError(f"validation.metrics: two of them call themselves {twice[0]!r}")
+    labels = [metric.name for metric in metrics.values()]
+    if duplicates := [name for name in labels if labels.count(name) > 1]:
+        raise UserError(f"validation.metrics: two of them are named {duplicates[0]!r}")
     chosen = metrics.get(best)
     if chosen is None:  # `loss`, or a run without validation
         return list(metrics.values()), BestBy(best, higher_is_better=False)
@@ -68,7 +68,7 @@ def score_by(
     device: torch.device,
     share: Share,
 ) -> Score | None:
-    """The `Score` of a task's validation split, None without metrics; see `Task.evaluate`."""
+    """Return a `Score` that calls `Task.evaluate` on the validation split; None without metrics."""
     if not metrics:
         return None
 
@@ -81,14 +81,14 @@ def score_by(
 
 
 class Validator:
-    """Measures a model on a held-out split without leaving a trace in it.
+    """Evaluates a model on a held-out split without changing it.
 
     Args:
-        engine: runs the forwards.
-        criterion: gives the loss parts.
-        batches: makes this rank's batches of the split anew; the same number on every rank.
-        score: translates and scores; ``None`` measures the loss only.
-        max_sentences: most sentences to translate; ``None`` for all.
+        engine: the engine that runs the forwards.
+        criterion: the loss.
+        batches: returns this rank's batches of the split, the same number on every rank.
+        score: translates and scores; `None` computes the loss only.
+        max_sentences: maximum number of sentences to translate; `None` for all.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class Validator:
         """Validate; a collective.
 
         Args:
-            max_batches: try only so many batches, and translate only a few sentences: the rehearsal
-                before training.
+            max_batches: use at most this many batches and translate only a few sentences, to find
+                mistakes before training starts.
 
         Returns:
-            Per-token means of the loss parts, ``loss`` (what is optimized, per token), ``ppl``,
-            routing figures, and what `score` gives.
+            Per-token means of the loss parts, `loss` (the optimized loss per token), `ppl`, routing
+            figures, and the result of `score`.
         """
         module = self._engine.module
         was_training, criterion_was_training = module.training, self._criterion.training
@@ -143,9 +143,9 @@ class Validator:
 
 
 def _check_names(figures: dict[str, Any], scores: dict[str, Any]) -> None:
-    """A metric must not hide a figure that is there anyway."""
-    if twice := sorted(figures.keys() & scores.keys()):
+    """Refuse metrics that would hide another figure of the validation."""
+    if duplicates := sorted(figures.keys() & scores.keys()):
         raise UserError(
-            f"validation.metrics: {twice[0]!r} is the name of another figure of a validation; give "
-            "the metric another name"
+            f"validation.metrics: {duplicates[0]!r} is the name of another figure of a validation; "
+            "give the metric another name"
         )

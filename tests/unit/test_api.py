@@ -130,7 +130,7 @@ def test_encoder_states_of_a_line_do_not_depend_on_the_others(lab: Path, name: s
     [
         (
             {"length_penality": 1.0},
-            "no option 'length_penality' of a search (did you mean 'length_penalty'?)",
+            "no search option 'length_penality' (did you mean 'length_penalty'?)",
         ),
         ({"beam": 0}, "beam: should be greater than or equal to 1, not 0"),
         ({"beam": 2, "n_best": 3}, "the search keeps 2 hypotheses"),

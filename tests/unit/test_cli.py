@@ -114,7 +114,7 @@ def test_check_prints_experiment_dictionary_and_sizes(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "name an experiment file"),
+        ([], "no experiment file; name one"),
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
         ([TINY_MOE, "train.max_tokenz=1"], "did you mean 'max_tokens'?"),
         ([TINY_MOE, "--world-size", "3"], "train.expert_parallel: 2 does not divide"),
@@ -144,7 +144,7 @@ def test_check_of_an_external_router(capsys: pytest.CaptureFixture[str]) -> None
     outside = "model.moe.router=my.routers:Best"
     assert cli.main(["check", TINY_MOE, "criterion.name=cross_entropy", outside]) == 0
     out = capsys.readouterr().out
-    assert "without those of my.routers:Best, which nobody knows beforehand" in out
+    assert "without the router my.routers:Best, whose size is unknown" in out
     assert "nothing balances" not in out
 
 

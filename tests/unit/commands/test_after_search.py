@@ -157,13 +157,13 @@ def test_another_choice_cannot_resume(run: Path, lines: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--align"], "--align: --format text has no place for it"),
-        (["--align-layer", "1"], "--align-layer: serves --align and --replace-unk"),
+        (["--align"], "--align: --format text cannot show it"),
+        (["--align-layer", "1"], "--align-layer: only affects --align and --replace-unk"),
         (["--replace-unk", "--align-layer", "0"], "layers are counted from 1"),
         (["--replace-unk", "--align-layer", "3"], "--align-layer 3: the decoder has fewer layers"),
         (["--replace-unk", "--expert-parallel", "2"], "alignments need all experts"),
-        (["--samples-per-line", "3"], "--samples-per-line: is the number of samples for --mbr"),
-        (["--mbr", "chrf", "--samples-per-line", "1"], "at least 2 are compared"),
+        (["--samples-per-line", "3"], "--samples-per-line: only affects --mbr"),
+        (["--mbr", "chrf", "--samples-per-line", "1"], "at least 2 are needed"),
         (["--mbr", "chrf", "--sampling", "false"], "--mbr: chooses among samples"),
         (
             ["--mbr", "chrf", "--samples-per-line", "4", "--format", "tsv", "--n-best", "5"],

@@ -207,7 +207,7 @@ def test_several_processes_are_refused(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert piped(monkeypatch, b"a\n", run) == EXIT_USER_ERROR
-    assert "2 processes cannot talk to one terminal" in capfd.readouterr().err
+    assert "2 processes cannot share one terminal" in capfd.readouterr().err
 
 
 def test_rows_are_as_wide_as_the_screen_allows() -> None:

@@ -298,7 +298,7 @@ def test_what_was_begun_with_other_settings_is_left_alone(
     assert content(begun) == before
     error = capsys.readouterr().err
     assert f"--out {begun}: was begun with " in error and words in error
-    assert "settings.json says to go on, or another --out\n" in error and error.count("\n") == 1
+    assert "settings.json says to resume, or another --out\n" in error and error.count("\n") == 1
 
 
 def test_other_weights_or_data_under_the_same_name_are_noticed(

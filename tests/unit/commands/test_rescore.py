@@ -176,14 +176,14 @@ TSV = ["--source", "src", "--hypotheses-format", "tsv", "--hypotheses"]
     [
         (["--source", "src", "--hypotheses", "short"], "has 12 lines but short has 1"),
         (["--source", "src", "--hypotheses", "none"], "none: no such file"),
-        (["--source", "-", "--hypotheses", "-"], "standard input can be one of them only"),
+        (["--source", "-", "--hypotheses", "-"], "only one of them can be standard input"),
         (["--source", "short", "--hypotheses", "long"], "long: line 1: has 160 pieces"),
         (["--source", "short", "--hypotheses", "bad"], "bad: line 1: invalid UTF-8"),
         (["--source", "src", "--hypotheses", "tgt", "--output", "."], "is a folder"),
         (["--source", "src", "--hypotheses", "tgt", "--expert-parallel", "2"], "all experts"),
         (["--source", "src", "--hypotheses", "tgt", "--temperature", "0"], "--temperature: "),
-        ([*TSV, "tgt"], "tgt: line 1: should be a line number from 1 to 12"),
-        ([*TSV, "beyond"], "beyond: line 2: should be a line number from 1 to 12"),
+        ([*TSV, "tgt"], "tgt: line 1: must be a line number from 1 to 12"),
+        ([*TSV, "beyond"], "beyond: line 2: must be a line number from 1 to 12"),
         ([*TSV, "back"], "back: line 2: line 1 of the source comes after line 2; sort"),
     ],
 )

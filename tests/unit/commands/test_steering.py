@@ -161,11 +161,11 @@ def test_allowed_outputs(run: Path, folder: Path) -> None:
         ("a " * 24 + "\n\n\n\n", ["--prefix"], "--prefix FILE:1: has 48 tokens"),
         ("\n" + "a\t" * 24 + "\n\n\n", ["--constraints"], "--constraints FILE:2: has 48 tokens"),
         ("a " * 24 + "\n", ["--allowed"], "--allowed FILE:1: has 48 tokens"),
-        ("\n" * 4, ["--sampling", "1", "--constraints"], "does not go together with sampling"),
+        ("\n" * 4, ["--sampling", "1", "--constraints"], "cannot be combined with sampling"),
         (
             "\n" * 4,
             ["--diverse-siblings", "1", "--constraints"],
-            "--constraints FILE: does not go together with diverse beams",
+            "--constraints FILE: cannot be combined with diverse beams",
         ),
     ],
 )
@@ -188,8 +188,8 @@ def test_mistakes_in_files(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not one symbol"),
-        (["--target-tag", "\u2665"], "--target-tag \u2665: is not one symbol"),
+        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not a single symbol"),
+        (["--target-tag", "\u2665"], "--target-tag \u2665: is not a single symbol"),
         (["--constraint-order", "given"], "--constraint-order: has no effect"),
         (["--prefix", "nowhere"], "nowhere: no such file"),
     ],

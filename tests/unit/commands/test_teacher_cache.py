@@ -170,7 +170,7 @@ def test_by_default_it_lies_beside_the_shards(
     folder = data / "teacher-big+moe-top3"
     tokens = ShardReader(data, "valid").manifest.tgt_tokens
     told = capsys.readouterr().err
-    assert f"criterion.cache={folder}" in told and f"asked about {tokens:,} target tokens" in told
+    assert f"criterion.cache={folder}" in told and f"cached {tokens:,} target tokens" in told
     assert (folder / "valid.teacher.00000.bin").stat().st_size == tokens * 3 * (2 + 2)
     manifest = json.loads((folder / "valid.teacher.json").read_text())
     assert manifest["top_k"] == 3 and [t["name"] for t in manifest["teachers"]] == runs
@@ -202,7 +202,7 @@ def test_what_is_finished_is_not_computed_again(
     assert all(path.stat().st_mtime_ns == time for path, time in done.items())
     left[0], asked[0] = 0, 0
     assert lab.main(*arguments) == 0
-    assert "asked about 0 target tokens" in capsys.readouterr().err
+    assert "cached 0 target tokens" in capsys.readouterr().err
     whole = tmp_path / "whole"
     left[0] = 1000
     lab.main("--out", whole, "--splits", "train")

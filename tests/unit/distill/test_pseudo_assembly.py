@@ -277,7 +277,7 @@ def test_where_nothing_is_left_nothing_is_written(
 ) -> None:
     found: Found = {0: [("was", -2.0)], 1: [("", -1.0)]}
     with pytest.raises(
-        UserError, match=r"not one of 2 .* 1 by empty, 1 by --min-score\); call the"
+        UserError, match=r"not one of 2 .* 1 by empty, 1 by --min-score\); run the"
     ):
         made(tmp_path, reader, vocab, found, Filters(min_score=-1.0))
     assert {path.name for path in tmp_path.iterdir()} == {"journal.0", "journal.1"}

@@ -215,8 +215,8 @@ def test_another_vocabulary_is_refused(lab: Lab) -> None:
         ({"hidden": {}}, {"d_model": 32}, "d_model 16, the student 32"),
         ({"hidden": {}}, {"encoder_layers": 4}, "hidden, encoder: "),
         ({"attention": {}}, {"decoder_layers": 3}, "attention, decoder: "),
-        ({"attention": {"encoder": [0, 3]}}, {}, "attention.encoder asks for layer 3, but"),
-        ({"hidden": {"decoder": [2, 0]}}, {}, "hidden.decoder asks for layer 2, but its 2 layers"),
+        ({"attention": {"encoder": [0, 3]}}, {}, "attention.encoder names layer 3, but"),
+        ({"hidden": {"decoder": [2, 0]}}, {}, "hidden.decoder names layer 2, but its 2 layers"),
     ],
 )
 def test_a_teacher_that_does_not_suit_the_student_is_refused(

@@ -63,10 +63,10 @@ def test_more_than_are_kept(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--last", "0"), "--last 0: there must be at least 1"),
-        (("--best", "-1"), "--best -1: there must be at least 1"),
-        ((), "how many of its checkpoints? Say --last N or --best N"),
-        (("--until", "3"), "--until: goes with --last N or --best N"),
+        (("--last", "0"), "--last 0: must be at least 1"),
+        (("--best", "-1"), "--best -1: must be at least 1"),
+        ((), "is a run folder; add --last N or --best N"),
+        (("--until", "3"), "--until: needs --last N or --best N"),
         (("RUN", "--last", "2"), "--last: takes the checkpoints of one run folder, not of 2"),
         (("nowhere",), "nowhere: no such run folder or exported file"),
         (("RUN/checkpoints",), "not a run folder (config.yaml is missing)"),

@@ -291,11 +291,11 @@ def test_bad_input_is_one_line_and_writes_nothing(
         (run, {"--calibration": str(blank)}, "blank.en: has no text to calibrate on"),
         (run, {"--calibration": "nowhere.en"}, "nowhere.en: no such file"),
         (run, {"--calibration-target": str(blank)}, "blank.en has 3"),
-        (run, {"--input": test}, "--input and --reference belong together"),
+        (run, {"--input": test}, "--input, --reference: belong together"),
         (run, {"--input": str(blank), "--reference": valid}, "must be the translation"),
         (run, {"--out": str(taken)}, "taken: exists already"),
         (dense_run, {}, "dense model"),
-        (no_test, {}, "data.raw.test: names no text"),
+        (no_test, {}, "data.raw.test: is empty"),
         (tmp_path / "nowhere", {}, "no such run folder"),
     ]
     before = sorted(tmp_path.rglob("*"))
