@@ -84,7 +84,7 @@ def _killed(arguments: list[str], after: int) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("more", FORMATS)
-def test_killed_runs_go_on_and_write_the_same_bytes(
+def test_killed_runs_resume_and_write_the_same_bytes(
     work: Work, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -175,7 +175,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(work: Work, tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(120)
-def test_a_full_disk_is_told_in_a_line(work: Work, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(work: Work, tmp_path: Path) -> None:
     with open("/dev/full", "wb") as full:
         command = [str(word) for word in ds_seq("generate", str(work.run), "--input", work.text)]
         done = subprocess.run(

@@ -48,7 +48,7 @@ def _refused(finished: Finished, *expected: str) -> None:
         assert part in lines[0]
 
 
-def test_a_dense_run_goes_on_with_experts(lab: Lab, dense_run: Path, tmp_path: Path) -> None:
+def test_a_dense_run_continues_with_experts(lab: Lab, dense_run: Path, tmp_path: Path) -> None:
     start = (f"train.init_from={dense_run}", "train.max_updates=1", "train.max_tokens=2000")
     dense, sparse, fresh = (tmp_path / name for name in ("dense", "sparse", "fresh"))
     finished = train(lab.dense, *SETTINGS, *start, "train.accumulate=2", f"run_dir={dense}")[0]
@@ -130,7 +130,7 @@ def _truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("damage", "word"), [(Path.unlink, "missing"), (_truncate, "truncated")])
-def test_a_lost_expert_file_is_told_by_every_command(
+def test_a_lost_expert_file_is_reported_by_every_command(
     lab: Lab, moe_run: Path, tmp_path: Path, damage: Callable[[Path], object], word: str
 ) -> None:
     copy = Path(shutil.copytree(moe_run, tmp_path / "copy"))

@@ -115,7 +115,7 @@ def run_report(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_report_tells_updates_from_time(tmp_path: Path) -> None:
+def test_the_report_distinguishes_updates_and_time(tmp_path: Path) -> None:
     """Experts that need half the updates at a third of the speed: one goal of two is reached."""
     path = tmp_path / "record.jsonl"
     record = Record(path)

@@ -268,7 +268,7 @@ def test_a_live_teacher_cut_to_k_equals_a_cache_of_k() -> None:
         torch.testing.assert_close(*results)
 
 
-def test_nobody_can_be_cut_to_more_words_than_there_are() -> None:
+def test_a_top_k_beyond_the_vocabulary_keeps_everything() -> None:
     student, teacher = torch.randn(3, 6), torch.randn(3, 6)
     assert divergence_of(student, teacher, distil(top_k=50)) == pytest.approx(
         divergence_of(student, teacher, distil())
