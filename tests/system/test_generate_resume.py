@@ -61,12 +61,12 @@ class Work:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """What all tests translate; nobody writes there."""
+    """The text that all tests translate; read-only."""
     return Work(tmp_path_factory.mktemp("work"))
 
 
 def _killed(arguments: list[str], after: int) -> None:
-    """Run the command, killed from outside when it has kept so many batches."""
+    """Run the command, killed from outside when it has finished this many batches."""
     child = os.fork()
     if child == 0:
         keep, batches = JournalStore.add, iter(range(after - 1))
@@ -160,7 +160,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(work: Work, tmp_path: Path) -> N
         try:
             while block := os.read(control, 1 << 16):
                 shown += block
-        except OSError:  # how a terminal says that nobody writes to it any more
+        except OSError:  # a terminal reports that its writers are gone
             pass
         finally:
             os.close(control)

@@ -50,7 +50,7 @@ def figures_of(out: Path) -> dict[str, Any]:
 
 
 def run_here(out: Path) -> int:
-    """All sections in this process, which must be one that nobody needs afterwards."""
+    """Run all sections in this process, which is not used afterwards."""
     sys.path.insert(0, str(SCRIPT.parent))
     gpu = importlib.import_module("gpu")
     options = ["--tiny", "--one-process", "--out", str(out), "--only", ",".join(SECTIONS)]

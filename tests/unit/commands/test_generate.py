@@ -30,7 +30,7 @@ LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with ``in``, ``ref`` and a test split; any run folder that is asked for "loads"."""
+    """A folder with ``in``, ``ref`` and a test split; any requested run folder "loads"."""
     (tmp_path / "in").write_text("".join(f"{line}\n" for line in LINES))
     (tmp_path / "ref").write_text("w5\n\nw6 w6\nw8\n")
     split = {"source": str(tmp_path / "in"), "target": str(tmp_path / "ref")}
@@ -197,7 +197,7 @@ def test_a_stream_says_what_a_file_says(
     form: str,
     sampling: str,
 ) -> None:
-    """Numbers of lines, and random numbers, go on from buffer to buffer."""
+    """Line numbers and random numbers continue from buffer to buffer."""
     more = ["--format", form, "--sampling", sampling]
     assert call("--input", folder / "in", *more) == 0
     expected = capsys.readouterr().out

@@ -245,7 +245,7 @@ def test_a_kill_while_shards_are_written_leaves_no_split_and_costs_nothing(
 
 
 def test_another_number_of_ranks_resumes(lab: Path, tmp_path: Path, stopping: Stopping) -> None:
-    """Journals of other ranks are read, whoever goes on; see tests/system for real ranks."""
+    """Journals of other ranks are read by any rank; see tests/system for real ranks."""
     new = tmp_path / "new"
     everything = stopping(None)
     assert label(lab, tmp_path / "whole") == 0

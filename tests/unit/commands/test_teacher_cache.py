@@ -74,7 +74,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
             shard_size=25,
         )
     longest = ParallelDataset(ShardReader(folder / "data", "train")).lengths[:, 1].max()
-    # a learned position is there or not; others go on for ever
+    # learned positions are limited; others are not
     short = {"max_positions": int(longest) - 3, "positions": "learned"}
     models: dict[str, dict[str, Any]] = {
         "big": {},

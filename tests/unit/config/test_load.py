@@ -1,4 +1,4 @@
-"""YAML files, `extends`, overrides, and what the user is told about mistakes."""
+"""YAML files, `extends`, overrides, and messages about errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross entropy over batches, gate losses beside a base, and how criterions are made."""
+"""Cross entropy over batches, router losses added to a base, and building criterions."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_tokens_outside_the_top_have_probability_zero(divergence: Divergence) ->
 
 
 class Reference(NamedTuple):
-    """What a test asks for; the same in float64, by autograd."""
+    """Options of a test; the same loss in float64, by autograd."""
 
     divergence: Divergence
     dense: bool
@@ -334,7 +334,7 @@ def test_small_gradients_survive_half_precision(
         gradients.append(student.grad.float())
     half, single = gradients
     assert single.abs().median() / 2**13 < 6e-7  # a subnormal number in float16
-    places = single.abs() > 1e-4  # beside them float16 itself counts in steps of 6e-8
+    places = single.abs() > 1e-4  # below that float16 itself has steps of 6e-8
     assert places.float().mean() > 0.9
     rounding = 2e-2 if dtype == torch.bfloat16 else 3e-3
     if divergence == "reverse_kl" and dtype == torch.float16:

@@ -1,4 +1,4 @@
-"""A cache answers for exactly the tokens that are asked about, or says why it cannot."""
+"""A cache answers for exactly the requested tokens, or reports why it cannot."""
 
 from __future__ import annotations
 

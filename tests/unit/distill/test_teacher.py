@@ -54,7 +54,7 @@ class Lab(NamedTuple):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Runs of three models; nobody writes to them."""
+    """Runs of three models, which are read-only."""
     folder = tmp_path_factory.mktemp("lab")
     lines = "".join(f"{line}\n" for pair in toy_pairs(60) for line in pair)
     (folder / "text").write_text(lines, encoding="utf-8")
@@ -81,7 +81,7 @@ def direct(lab: Lab, name: str, item: Batch) -> Tensor:
 
 
 class Fixed(nn.Module):
-    """Says what it is told to."""
+    """Returns given outputs."""
 
     def __init__(self, logits: Tensor, layers: LayerOutputs | None = None) -> None:
         super().__init__()

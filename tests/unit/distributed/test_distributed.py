@@ -1,4 +1,4 @@
-"""Who a process is under each launcher, and collectives where there is nobody else."""
+"""Rank of a process under each launcher, and collectives of a single process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding step by step says what the whole forward says, whatever beams do meanwhile."""
+"""Decoding step by step gives the same as the whole forward, for any moves of beams."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_cached_decoding_is_the_full_forward(build, pairs, shape, beam):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_beams_that_move_and_sentences_that_end(build, pairs, shape):
-    """A random walk of re-orderings; the history of every row is kept beside and re-scored."""
+    """A random walk of re-orderings; each row keeps its history and is scored again."""
     model = build(**shape).eval()
     generator = torch.Generator().manual_seed(2)
     src = pairs.src

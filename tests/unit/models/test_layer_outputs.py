@@ -1,4 +1,4 @@
-"""What layers show: hidden states and attention maps, where they are asked for."""
+"""Outputs of layers: hidden states and attention maps, if requested."""
 
 from __future__ import annotations
 

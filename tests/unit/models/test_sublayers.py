@@ -83,7 +83,7 @@ class BiasedAttention(nn.Module):
         return output
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
-        """See `Body`; asks for the positions of keys."""
+        """See `Body`; requests the positions of keys."""
         paths.track_positions()
         return self.attention.start_past(context, paths)
 
@@ -171,7 +171,7 @@ def test_a_bias_of_the_module_equals_one_of_the_context(causal, with_maps):
 
 
 def test_a_state_that_stays_with_its_row_is_wrong(build, pairs, monkeypatch):
-    """The walk above tells bodies that follow their hypotheses from those that do not."""
+    """The walk above distinguishes bodies that follow their hypotheses from those that do not."""
     model = with_mixer(build(), Decay)
     monkeypatch.setattr(DecayState, "reorder", lambda self, rows: None)
     with pytest.raises(AssertionError, match="not close"):

@@ -1,4 +1,4 @@
-"""Dense feed-forwards beside the experts."""
+"""Dense feed-forward layers next to the experts."""
 
 from __future__ import annotations
 

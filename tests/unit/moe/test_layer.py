@@ -267,7 +267,7 @@ def test_with_one_expert_the_gradient_goes_straight_through(normalize: str) -> N
     ("normalize", "alone"), [("none", 0.5), ("before_dropping", 0.625), ("after_dropping", 1.0)]
 )
 def test_a_second_expert_that_is_left_out_by_chance(normalize: str, alone: float) -> None:
-    """GShard's random policy: what the first expert weighs where the second is not asked."""
+    """GShard's random policy: weight of the first expert where the second is not used."""
     by_share = normalize == "before_dropping"
     layer = golden_layer(
         2,

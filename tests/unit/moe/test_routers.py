@@ -24,7 +24,7 @@ def sentences(seed: int, lengths: list[int] = LENGTHS) -> tuple[Tensor, Tensor, 
 
 
 def route(router: Router, x: Tensor, mask: Tensor, tag: Tensor) -> Routing:
-    """As a layer does it."""
+    """Route in the same way as a layer."""
     real = None if mask.all() else mask.reshape(-1).nonzero().squeeze(1)
     answer: Routing = router(x.reshape(-1, D), real, (x.shape[0], x.shape[1]), tag)
     return answer

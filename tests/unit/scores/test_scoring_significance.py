@@ -40,7 +40,7 @@ def test_p_values_tell_systems_apart(paired: PairedName, metric: str) -> None:
 
 
 def test_the_bootstrap_brings_the_confidence_of_a_single_system_along() -> None:
-    """The same resamples: the number does not depend on how it was asked for."""
+    """The same resamples: the number does not depend on how it is requested."""
     paired = scores(Resampling(paired="bootstrap", samples=50))
     alone = scores(Resampling(confidence=True, samples=50))
     for system in SYSTEMS:

@@ -212,7 +212,7 @@ def test_every_update_and_every_seed_draws_other_dropout() -> None:
 
 
 def collapse(scene: Scene) -> list[str]:
-    """Train with a layer of which one expert gets nothing; returns what is told of it."""
+    """Train with a layer in which one expert gets no tokens; return the reports about it."""
     scene.engine.stats = lambda batch: [make_stats([1, 1]), make_stats([2, 0], router_z=0.5)]
     scene.trainer.fit()
     return [text for (text,) in scene.of_kind("said") if "collapses" in text]

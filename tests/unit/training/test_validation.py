@@ -29,7 +29,7 @@ class Engine(SimpleNamespace):
 
 
 class ThreeNats(Criterion):
-    """Three nats a token, if it is told that this is a validation."""
+    """Return three nats per token if called in validation."""
 
     def __call__(self, output: ModelOutput, batch: Any) -> Loss:
         assert not self.training
