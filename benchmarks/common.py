@@ -1,6 +1,6 @@
-"""What every benchmark shares: goals, tables, the machine and the record in RESULTS.md.
+"""Shared parts of all benchmarks: goals, tables, the machine and the record in RESULTS.md.
 
-Standard library only, so that a script can import it under any interpreter.
+Uses only the standard library, so that any interpreter can import it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 @dataclass(frozen=True)
 class Goal:
-    """One figure and what it should be.
+    """A measured figure and its goal.
 
     Args:
         name: what was measured.
-        figure: what came out.
-        bound: what was hoped for.
-        unit: written behind both numbers.
-        at_least: whether the figure should be at least the bound, or at most.
+        figure: the measured value.
+        bound: the value to reach.
+        unit: unit written after both numbers.
+        at_least: whether the bound is a minimum (True) or a maximum.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Goal:
 
     @property
     def reached(self) -> bool:
-        """Whether the figure is good enough; a NaN never is."""
+        """Whether the goal is reached; NaN never reaches it."""
         return self.figure >= self.bound if self.at_least else self.figure <= self.bound
 
     def __str__(self) -> str:
@@ -59,23 +59,23 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Summarizes at least one value."""
+        """Summarize at least one value."""
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, digits: int = 0) -> str:
-        """Returns ``median (lowest-highest)``."""
+        """Return `median (lowest-highest)`."""
         low, mid, high = (f"{v:,.{digits}f}" for v in (self.lowest, self.median, self.highest))
         return f"{mid} ({low}-{high})"
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one part of a benchmark has to say.
+    """The outcome of one section of a benchmark.
 
     Args:
-        title: its heading.
+        title: heading of the section.
         body: tables and remarks.
-        goals: its goals.
+        goals: goals of the section.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Section:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table: first column to the left, the others to the right."""
+    """Return a Markdown table: the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -99,7 +99,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    """Returns the processor's name and how many cores this process may use."""
+    """Return the processor's name and how many cores this process may use."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -111,29 +111,29 @@ def machine() -> str:
 
 
 def command_line() -> str:
-    """Returns how this script was called: names of files, not their folders, for all to read."""
+    """Return the command line of this script, with file names but without their folders."""
     return " ".join(word.rpartition("/")[2] for word in sys.argv)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that every benchmark takes."""
+    """Add the options shared by all benchmarks."""
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under 3 minutes")
     parser.add_argument(
-        "--record", action="store_true", help=f"append what is printed to {RESULTS.name}"
+        "--record", action="store_true", help=f"append the output to {RESULTS.name}"
     )
 
 
 def finish(title: str, body: str, goals: Sequence[Goal], record: bool) -> int:
-    """Prints the outcome, records it if asked, and returns the exit status.
+    """Print the outcome, record it if requested, and return the exit status.
 
     Args:
-        title: heading of the entry in RESULTS.md; the date is put before it.
+        title: heading of the entry in RESULTS.md; the date is prepended.
         body: tables and remarks.
-        goals: the goals, printed last, one a line.
-        record: whether to append all that to RESULTS.md.
+        goals: the goals, printed last, one per line.
+        record: whether to append the output to RESULTS.md.
 
     Returns:
-        1 when a goal is short, else 0.
+        1 if a goal is missed, else 0.
     """
     verdicts = "\n".join(str(goal) for goal in goals)
     print(f"\n{body}\n\n{verdicts}", flush=True)

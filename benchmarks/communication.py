@@ -1,4 +1,4 @@
-"""Time that a process spends in collectives: those of the experts, and all others."""
+"""Time that a process spends in collectives, separately for those of the experts."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ _OTHERS = (
 
 
 class CommunicationClock:
-    """Sums of seconds since it was made or last read; waiting for other ranks counts.
+    """Seconds since construction or the last read, including waits for other ranks.
 
-    Puts a wrapper around every collective of ``torch.distributed``, through which DeepSpeed and the
-    expert layers go.
+    Wraps every collective of `torch.distributed`, which DeepSpeed and the expert layers call.
     """
 
     def __init__(self) -> None:
@@ -54,24 +53,24 @@ class CommunicationClock:
         return timed
 
     def add(self, kind: str, seconds: float) -> None:
-        """Count seconds of a collective that was waited for later."""
+        """Add the time spent waiting for an asynchronous collective."""
         self._seconds[kind] += seconds
 
     def read(self) -> tuple[float, float]:
-        """Seconds in exchanges between experts and in other collectives; begins anew."""
+        """Return seconds in exchanges between experts and in other collectives, and reset both."""
         exchange, reduce = self._seconds["exchange"], self._seconds["reduce"]
         self._seconds = {"exchange": 0.0, "reduce": 0.0}
         return exchange, reduce
 
 
 class _TimedWork:
-    """An asynchronous collective: what counts is the wait for it."""
+    """An asynchronous collective, of which only the wait is timed."""
 
     def __init__(self, work: Any, clock: CommunicationClock, kind: str) -> None:
         self._work, self._clock, self._kind = work, clock, kind
 
     def wait(self, *args: Any) -> Any:
-        """See ``torch.distributed.Work``."""
+        """See `torch.distributed.Work`."""
         begin = time.perf_counter()
         try:
             return self._work.wait(*args)
@@ -79,5 +78,5 @@ class _TimedWork:
             self._clock.add(self._kind, time.perf_counter() - begin)
 
     def is_completed(self) -> bool:
-        """See ``torch.distributed.Work``."""
+        """See `torch.distributed.Work`."""
         return bool(self._work.is_completed())

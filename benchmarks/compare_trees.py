@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Speed of two checkouts of ds_seq by turns: training, dense and with experts, and translation.
+"""Speed of two checkouts of ds_seq in turns: training, dense and with experts, and translation.
 
     python benchmarks/compare_trees.py OLD NEW [--rounds 9]
 
-Each side runs the code of its own checkout. Training is its ``benchmarks/ds_seq_side.py``, which is
-``ds-seq train`` held up between blocks of updates. Translation is its ``ds-seq generate``, which
-reports a speed without start-up. Data and model are made once, by OLD; the text is made up. Ratios
-are taken within a round, the order alternates from round to round.
+Each side runs the code of its own checkout. Training is its `benchmarks/ds_seq_side.py`, which is
+`ds-seq train` paused between blocks of updates. Translation is its `ds-seq generate`, which
+reports a speed without start-up. OLD prepares the data and trains the model once; the text is
+synthetic. Ratios are taken within a round, and the order alternates from round to round.
 
-The script also says whether both compute the same: losses and translations.
+The script also reports whether both compute the same losses and translations.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _WITH_GATES = {
 
 @dataclass
 class Comparison:
-    """What both sides did in each round.
+    """Results of both sides in each round.
 
     Attributes:
-        name: of the work.
-        unit: of a speed.
+        name: name of the work.
+        unit: unit of the speeds.
         speeds: wall-clock speed by side, round by round.
-        cpu_speeds: the same per second of processor time.
-        same: whether both came to the same results.
+        cpu_speeds: speed per second of processor time.
+        same: whether both results are the same.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Comparison:
     same: bool = True
 
     def row(self) -> list[str]:
-        """Cells of the table."""
+        """Return the cells of the table."""
         old, new = (Spread.of(self.speeds[side]) for side in SIDES)
         by_round = _ratios(self.speeds)
         cells = [f"{self.name}, {self.unit}", old.text(1), new.text(1)]
@@ -78,8 +78,8 @@ HEADER = (
     "old",
     "new",
     "ratio of medians",
-    "new to old by round",
-    "quartiles apart",
+    "new to old per round",
+    "interquartile range",
     "by CPU time",
     "same results",
 )
@@ -87,7 +87,7 @@ HEADER = (
 
 def _ratios(speeds: Mapping[str, Sequence[float]]) -> list[float]:
     old, new = (speeds[side] for side in SIDES)
-    return [mine / theirs for mine, theirs in zip(new, old, strict=True)]
+    return [new_speed / old_speed for new_speed, old_speed in zip(new, old, strict=True)]
 
 
 def _interquartile(values: Sequence[float]) -> float:
@@ -96,7 +96,7 @@ def _interquartile(values: Sequence[float]) -> float:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures and prints; returns 1 when results differ."""
+    """Measure and print; return 1 if the results differ."""
     arguments = _parse(argv)
     trees = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
     found = []
@@ -118,28 +118,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("old", type=Path, help="a checkout of ds_seq")
-    parser.add_argument("new", type=Path, help="another one, which reads what the old one writes")
+    parser.add_argument("new", type=Path, help="another one, able to read what the old one writes")
     works = [*MODELS, "translation"]
     parser.add_argument("--only", nargs="+", choices=works, default=works)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--updates", type=int, default=12, help="of each side in each round")
+    parser.add_argument("--updates", type=int, default=12, help="updates per side and round")
     parser.add_argument("--warmup", type=int, default=20, help="updates before the first round")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="of a training batch")
-    parser.add_argument("--sentences", type=int, default=400, help="translated in each round")
-    parser.add_argument("--trained", type=int, default=150, help="updates of the translating model")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="tokens per training batch")
+    parser.add_argument("--sentences", type=int, default=400, help="sentences translated per round")
+    parser.add_argument("--trained", type=int, default=150, help="updates of the translation model")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(argv)
 
 
 def _environment(tree: Path, threads: int) -> dict[str, str]:
-    """Variables with which a process runs the code of a checkout."""
+    """Return the environment that makes a process run the code of a checkout."""
     count = str(threads)
     paths = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     return {**paths, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
 
 
 def _write_text(folder: Path, num_test: int) -> None:
-    """A language of made-up words, and its translation word by word, spelled backwards."""
+    """Write text of invented words, and its translation: each word spelled backwards."""
     rng = random.Random(1)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     words = sorted(
@@ -157,7 +157,7 @@ def _write_text(folder: Path, num_test: int) -> None:
 
 
 def _write_experiment(folder: Path, model: str, side: str, arguments: argparse.Namespace) -> Path:
-    """The experiment of a side, in JSON, which is YAML. Only keys that all versions know."""
+    """Write the experiment of a side as JSON, which is YAML, with keys that all versions have."""
     moe = MODELS[model]
     path = folder / f"{model}-{side}.yaml"
     experiment = {
@@ -200,10 +200,10 @@ def _write_experiment(folder: Path, model: str, side: str, arguments: argparse.N
 def _command(
     environment: Mapping[str, str], *arguments: str
 ) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Runs ``ds-seq ARGUMENTS``; returns it, and the processor time it took, start-up included.
+    """Run `ds-seq ARGUMENTS`; return the process and its processor time, including start-up.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     before = os.times()
     process = subprocess.run(
@@ -221,7 +221,7 @@ def _command(
 
 
 def _order(number: int) -> tuple[str, ...]:
-    """Who is first in a round."""
+    """Return the order of the sides in a round."""
     return SIDES if number % 2 == 0 else SIDES[::-1]
 
 
@@ -245,7 +245,7 @@ def _compare_training(
     folder: Path,
     arguments: argparse.Namespace,
 ) -> Comparison:
-    """Blocks of updates on the same batches."""
+    """Time blocks of updates on the same batches."""
     paths = {side: _write_experiment(folder, model, side, arguments) for side in SIDES}
     _command(environments["old"], "prepare", str(paths["old"]))
     comparison = Comparison(f"training, {model}", "target tokens/s")
@@ -284,7 +284,7 @@ def _compare_translation(
     folder: Path,
     arguments: argparse.Namespace,
 ) -> Comparison:
-    """The test sentences with beam 5 by a model that OLD has trained for a short while."""
+    """Translate the test sentences with beam 5 and a model that OLD has trained briefly."""
     path = _write_experiment(folder, "dense", "translating", arguments)
     _command(environments["old"], "prepare", str(path))
     with contextlib.ExitStack() as stack:

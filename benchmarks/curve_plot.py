@@ -1,4 +1,4 @@
-"""Draws learning curves. matplotlib is an extra: ``pip install 'ds_seq[benchmarks]'``."""
+"""Plots of learning curves. matplotlib is an extra: `pip install 'ds_seq[benchmarks]'`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _AXES = (("update", "updates", 1.0), ("seconds", "minutes of training", 60.0))
 
 
 def load_matplotlib() -> Any:
-    """Returns ``matplotlib.figure``, which draws without a window.
+    """Return `matplotlib.figure`, which needs no display.
 
     Raises:
-        UserError: it is not installed.
+        UserError: matplotlib is not installed.
     """
     try:
         from matplotlib import figure
     except ImportError as error:
         raise UserError(
-            f"the plot needs matplotlib ({error}): pip install matplotlib, or leave it out with "
+            f"the plot needs matplotlib ({error}): pip install matplotlib, or skip the plot with "
             "--no-plot"
         ) from error
     return figure
@@ -33,13 +33,13 @@ def load_matplotlib() -> Any:
 def plot_curves(
     curves: Mapping[int, Mapping[str, Curve]], reference: str, title: str, path: Path
 ) -> None:
-    """Draws validation BLEU over updates and over training time, side by side.
+    """Plot validation BLEU over updates and over training time, side by side.
 
     Args:
-        curves: by seed and system.
+        curves: curves by seed and system.
         reference: the system whose best BLEU is marked.
-        title: over both.
-        path: the picture; its suffix names the format.
+        title: title of the figure.
+        path: file to write; its suffix determines the format.
     """
     picture = load_matplotlib().Figure(figsize=(9, 3.8), layout="constrained")
     panels = picture.subplots(1, len(_AXES), sharey=True)

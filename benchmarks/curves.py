@@ -1,4 +1,4 @@
-"""Learning curves: where one first is as good as another, and their record on disk.
+"""Learning curves: when one first reaches the level of another, and their record on disk.
 
 Standard library only.
 """
@@ -21,22 +21,22 @@ class Point:
     seed: int
     update: int
     seconds: float
-    """Of training, from the first update; validation and start-up are not in it."""
+    """Training time since the first update, without validation and start-up."""
     target_tokens: int
-    """Trained on so far."""
+    """Target tokens trained on so far."""
     bleu: float
     loss: float
-    """Nats a target token, without label smoothing."""
+    """Nats per target token, without label smoothing."""
     valid_seconds: float
-    """What this validation took."""
+    """Duration of this validation."""
 
 
 class Curve:
-    """The validations of one run, in order; before the first update it knows nothing.
+    """The validations of one run, in order, starting from an untrained model.
 
     Args:
-        points: of one system and seed.
-        vocab_size: tells the loss of knowing nothing.
+        points: validations of one system and seed.
+        vocab_size: vocabulary size, which gives the loss of an untrained model.
     """
 
     def __init__(self, points: Sequence[Point], vocab_size: int) -> None:
@@ -44,11 +44,11 @@ class Curve:
         self._ignorance = math.log(vocab_size)
 
     def against(self, axis: str, figure: str) -> list[tuple[float, float]]:
-        """The curve as (x, y), higher being better.
+        """Return the curve as (x, y), where higher is better.
 
         Args:
-            axis: ``update`` or ``seconds``.
-            figure: ``bleu``, or ``loss``, whose sign is turned.
+            axis: `update` or `seconds`.
+            figure: `bleu`, or `loss`, which is negated.
         """
         sign, start = (1.0, 0.0) if figure == "bleu" else (-1.0, -self._ignorance)
         points = [asdict(point) for point in self.points]
@@ -66,14 +66,14 @@ class Curve:
 
 
 def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """The x at which a curve, straight between its points, first is at least ``level`` high.
+    """Return the x at which a curve, linear between its points, first reaches `level`.
 
     Args:
-        curve: (x, y) by rising x.
-        level: the height.
+        curve: (x, y) by increasing x.
+        level: the level to reach.
 
     Returns:
-        NaN where it never is.
+        NaN if it never does.
     """
     before: tuple[float, float] | None = None
     for x, y in curve:
@@ -89,18 +89,18 @@ def first_reach(curve: Sequence[tuple[float, float]], level: float) -> float:
 def reach_ratio(
     curve: Sequence[tuple[float, float]], reference: Sequence[tuple[float, float]], share: float = 1
 ) -> float:
-    """How much of the reference's way a curve needs to a height that the reference has reached.
+    """Return the share of the reference's x that a curve needs to reach the same level.
 
     Args:
-        curve: (x, y) by rising x; both begin at the same height.
-        reference: likewise.
-        share: the height, from the start (0) to the reference's best (1).
+        curve: (x, y) by increasing x; both begin at the same level.
+        reference: the other curve, in the same form.
+        share: the level, from the start (0) to the reference's best (1).
 
     Returns:
-        Less than 1 where the curve is there first; infinity where it never gets there.
+        Less than 1 if the curve is faster; infinity if it never reaches the level.
     """
     start, best = reference[0][1], max(y for _, y in reference)
-    # in this form a share of 1 is the best itself, whatever the rounding
+    # in this form a share of 1 gives exactly the best, without rounding
     level = best - (1 - share) * (best - start)
     mine, theirs = first_reach(curve, level), first_reach(reference, level)
     if math.isnan(mine):
@@ -109,30 +109,30 @@ def reach_ratio(
 
 
 class Record:
-    """A file of JSON lines: the settings first, then a line for each validation.
+    """A file of JSON lines: the settings first, then one line per validation.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Start anew."""
+        """Start a new record."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
 
     def add(self, point: Point) -> None:
-        """Append a validation, at once: what was measured survives whatever happens next."""
+        """Append a validation immediately, so that it survives an interruption."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(point)) + "\n")
 
     def read(self) -> tuple[dict[str, Any], list[Point]]:
-        """Returns the settings and all validations.
+        """Return the settings and all validations.
 
         Raises:
-            ValueError: the file is not such a record; the message names the line.
+            ValueError: the file is not a record of curves; the message gives the line.
         """
         settings: dict[str, Any] | None = None
         points: list[Point] = []
@@ -152,7 +152,7 @@ class Record:
 
 
 def curves_of(points: Iterable[Point], vocab_size: int) -> dict[int, dict[str, Curve]]:
-    """Sorts validations into curves: by seed, then by system."""
+    """Group validations into curves by seed, then by system."""
     sorted_out: dict[int, dict[str, list[Point]]] = {}
     for point in points:
         sorted_out.setdefault(point.seed, {}).setdefault(point.system, []).append(point)

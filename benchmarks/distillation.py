@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What distillation gives and costs: students with and without a teacher; time of an update.
+"""Gain and cost of distillation: students with and without a teacher; time per update.
 
-``quality`` trains one teacher and, with several seeds each, the same small student in five ways.
-Every run is `ds-seq` as a user calls it; what is finished is not trained again, so the script goes
-on where it was stopped. ``cost`` lets plain training, training with a live teacher and training
+`quality` trains one teacher and, with several seeds each, the same small student in five ways.
+Every run is a `ds-seq` command; finished runs are not trained again, so the script resumes after an
+interruption. `cost` lets plain training, training with a live teacher and training
 from a cache take turns.
 """
 
@@ -29,7 +29,7 @@ QUICK = {"teacher_updates": 60, "updates": 40, "seeds": [1, 2], "rounds": 3, "bl
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the sections that were asked for; returns the exit status."""
+    """Run the requested sections; return the exit status."""
     arguments = _parse(argv)
     text = fetch_text(arguments.cache, arguments.tsv)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     goals: list[Goal] = []
     if "quality" in arguments.only:
         if arguments.plot:
-            load_matplotlib()  # an hour later would be late
+            load_matplotlib()  # fail now rather than an hour later
         results = train_all(quality)
         section = quality_section(quality, results)
         body = f"### {section.title}\n\n{section.body}"
@@ -73,18 +73,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_common_arguments(parser)
     add = parser.add_argument
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections")
-    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of every kind of student")
-    add("--teacher-updates", type=int, default=3000, metavar="N", help="of the teacher")
-    add("--updates", type=int, default=800, metavar="N", help="of each student")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of every kind of student")
+    add("--teacher-updates", type=int, default=3000, metavar="N", help="updates of the teacher")
+    add("--updates", type=int, default=800, metavar="N", help="updates of each student")
     add("--jobs", type=int, default=2, metavar="N", help="students that train at the same time")
-    add("--threads", type=int, default=2, metavar="N", help="of what runs alone")
-    add("--rounds", type=int, default=10, metavar="N", help="of the section cost")
-    add("--block", type=int, default=10, metavar="N", help="updates of a turn of that section")
-    add("--minutes", type=float, default=10.0, help="for that section, about")
+    add("--threads", type=int, default=2, metavar="N", help="threads of a process that runs alone")
+    add("--rounds", type=int, default=10, metavar="N", help="rounds of the section cost")
+    add("--block", type=int, default=10, metavar="N", help="updates per turn of that section")
+    add("--minutes", type=float, default=10.0, help="approximate time for that section")
     add("--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text")
-    add("--cache", type=Path, default=CACHE, help="for the text")
-    add("--out", type=Path, default=Path("runs") / NAME, help="for all runs and the plot")
-    add("--no-plot", dest="plot", action="store_false", help="needs no matplotlib")
+    add("--cache", type=Path, default=CACHE, help="folder for the text")
+    add("--out", type=Path, default=Path("runs") / NAME, help="folder for all runs and the plot")
+    add("--no-plot", dest="plot", action="store_false", help="draw no plot; needs no matplotlib")
     if "--quick" in argv:
         parser.set_defaults(out=Path("runs") / f"{NAME}-quick", **QUICK)
     return parser.parse_args(argv)

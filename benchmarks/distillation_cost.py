@@ -1,4 +1,4 @@
-"""distillation.py: what an update costs with a live teacher and from a cache."""
+"""distillation.py: cost of an update with a live teacher and with a cache."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from experiments import NEVER, write_experiment
 from worker import Block, Worker
 
 HERE = Path(__file__).resolve().parent
-PLAIN, IDLE = "plain", "plain, and a teacher that nobody asks"
+PLAIN, IDLE = "plain", "plain, with an unused teacher"
 LIVE, CACHED = "live teacher", f"cached teacher, top {TOP_K}"
 ALLOWED = 15.0  # percent of plain training
 
 
 @dataclass(frozen=True)
 class Cost:
-    """How it is measured.
+    """Settings of the measurement.
 
     Attributes:
-        quality: gives teacher and student.
-        rounds: how often each system has its turn, at most.
-        block: updates of a turn.
-        seconds: begin no round later than this, once there have been two.
+        quality: settings that define teacher and student.
+        rounds: maximum number of turns of each system.
+        block: updates per turn.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     quality: Quality
@@ -49,7 +49,7 @@ class Cost:
 
 
 def cost_section(cost: Cost) -> Section:
-    """Time of an update against plain training, round by round."""
+    """Compare the time per update with plain training, round by round."""
     quality = cost.quality
     train_teacher(quality)
     make_cache(quality)
@@ -67,16 +67,16 @@ def cost_section(cost: Cost) -> Section:
                 Spread.of(to_plain).text(1),
             ]
         )
-    header = ["system", "ms an update", "target tokens/s", "more time than plain, %"]
+    header = ["system", "ms per update", "target tokens/s", "extra time over plain, %"]
     blocks = [block for turn in rounds for block in turn.values()]
     wall = quality.threads * sum(block.seconds for block in blocks)
     remarks = (
         f"Medians (and extremes) of {len(rounds)} rounds of {cost.block} updates: `ds-seq train`, "
         f"teacher and student as above, whole distributions from the live teacher, "
-        f"{quality.threads} threads, which ran "
+        f"{quality.threads} threads, busy "
         f"{sum(block.cpu_seconds for block in blocks) / wall:.0%} of the time. *{IDLE}*: the "
-        "teacher's forward on every batch, its answer thrown away; what a live teacher takes "
-        "beyond that is the price of the loss itself."
+        "teacher's forward on every batch, its output discarded; what a live teacher takes "
+        "beyond that is the cost of the loss itself."
     )
     loss_alone = _share(times[LIVE], times[IDLE], plain)
     cached = _share(times[CACHED], plain, plain)
@@ -84,7 +84,7 @@ def cost_section(cost: Cost) -> Section:
         Goal("live teacher, beyond its forward", loss_alone, ALLOWED, "% of plain", at_least=False),
         Goal("cached teacher, beyond plain", cached, ALLOWED, "% of plain", at_least=False),
     ]
-    return Section("Time of an update", f"{table(header, rows)}\n\n{remarks}", goals)
+    return Section("Time per update", f"{table(header, rows)}\n\n{remarks}", goals)
 
 
 def _share(mine: Sequence[float], less: Sequence[float], plain: Sequence[float]) -> float:
@@ -106,7 +106,7 @@ def _criterions(quality: Quality) -> Mapping[str, dict[str, Any]]:
 
 
 def _measure(cost: Cost, criterions: Mapping[str, dict[str, Any]]) -> list[Mapping[str, Block]]:
-    """Lets all systems take turns."""
+    """Let all systems take turns."""
     folder = cost.quality.folder / "cost"
     folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A criterion that lets a teacher work and throws its answer away: the price of its forward."""
+"""A criterion that discards a teacher's output, to measure the cost of its forward pass."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ds_seq.runs.open import load_run
 
 
 class IdleTeacher(Criterion):
-    """Cross entropy, and the forward of a teacher.
+    """Cross entropy, and the forward pass of a teacher.
 
     Args:
-        teacher: run folder.
-        label_smoothing: of the cross entropy.
+        teacher: run folder of the teacher.
+        label_smoothing: label smoothing of the cross entropy.
     """
 
     def __init__(self, teacher: str, label_smoothing: float) -> None:

@@ -36,26 +36,26 @@ TEACHER, SCRATCH = "teacher", "from scratch"
 WORD_SEQ, GLOBAL = "word_seq_level", "global_level"
 SEQUENCE, SHRUNK = "sequence level", "shrink and fine-tune"
 STUDENTS = (SCRATCH, WORD_SEQ, GLOBAL, SEQUENCE, SHRUNK)
-MOST_TOKENS = 32  # of a sentence, as in the quick start
+MOST_TOKENS = 32  # per sentence, as in the quick start
 BEAM = 4
 WINNERS_WANTED = 2
-TOP_K = 8  # tokens of the teacher's distribution that its cache keeps
+TOP_K = 8  # tokens per distribution in the teacher's cache
 _ENCODER, _DECODER = 2, 1  # layers of the student
 _ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is trained.
+    """The models to train.
 
     Attributes:
-        text: from `fetch_text`.
-        folder: for all runs; what is finished there is taken as it is.
-        teacher_updates: of the teacher.
-        updates: of each student.
-        seeds: of each kind of student.
-        jobs: students that train at the same time, a thread each.
-        threads: of everything that runs alone.
+        text: folder of the text, from `fetch_text`.
+        folder: folder of all runs; finished runs in it are reused.
+        teacher_updates: updates of the teacher.
+        updates: updates of each student.
+        seeds: seeds of each kind of student.
+        jobs: students that train at the same time, one thread each.
+        threads: threads of a process that runs alone.
     """
 
     text: Path
@@ -86,7 +86,7 @@ class Result:
     chrf: float
     parameters: int
     speed: float
-    """Sentences a second, median of the rounds; 0 where it was not measured."""
+    """Sentences per second, median of the rounds; 0 if not measured."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _Test:
 
 
 def train_all(quality: Quality) -> list[Result]:
-    """Trains what is not trained yet; tests all; returns the teacher first."""
+    """Train what is not trained yet and test all models; return the teacher first."""
     train_teacher(quality)
     make_cache(quality)
     labels, shrunk = quality.folder / "labels", quality.folder / "shrunk"
@@ -120,7 +120,7 @@ def train_all(quality: Quality) -> list[Result]:
 
 
 def train_teacher(quality: Quality) -> None:
-    """Trains the teacher, unless that is done."""
+    """Train the teacher unless it is finished."""
     _train(quality, teacher_experiment(quality), quality.threads)
 
 
@@ -133,7 +133,7 @@ def teacher_experiment(quality: Quality) -> dict[str, Any]:
 
 
 def student_experiment(quality: Quality, kind: str, seed: int) -> dict[str, Any]:
-    """2 + 1 layers of the same width; the last checkpoint counts."""
+    """2 + 1 layers of the same width; the last checkpoint is used."""
     recipe = _recipe(quality, 1, quality.updates, {"seed": seed, "save_every": NEVER})
     if kind == SEQUENCE:
         recipe = replace(recipe, shards=quality.folder / "labels")
@@ -143,23 +143,23 @@ def student_experiment(quality: Quality, kind: str, seed: int) -> dict[str, Any]
         experiment["criterion"] = cached_section(quality) | {"strategy": kind}
     if kind == SHRUNK:
         experiment["train"]["init_from"] = str(quality.folder / "shrunk")
-        experiment["optimizer"]["lr"] = 1e-3  # a third: it need not be found, but kept
+        experiment["optimizer"]["lr"] = 1e-3  # a third: the model need not be learned, only kept
     return experiment
 
 
 def live_section(quality: Quality) -> dict[str, Any]:
-    """Section ``criterion`` of a student that asks its teacher about every batch."""
+    """Section `criterion` of a student with a live teacher."""
     return {"name": "distillation", "teacher": str(quality.teacher), "label_smoothing": 0.1}
 
 
 def cached_section(quality: Quality) -> dict[str, Any]:
-    """The same of one that has the teacher's answers on the disk."""
+    """Section `criterion` of a student with a cache of the teacher."""
     cache = str(quality.folder / "cache")
     return {"name": "distillation", "cache": cache, "label_smoothing": 0.1}
 
 
 def make_cache(quality: Quality) -> None:
-    """Asks the teacher about all the text, unless that is done."""
+    """Write the teacher's cache for all of the text unless it exists."""
     cache = quality.folder / "cache"
     if not (cache / "train.teacher.json").exists():
         shards = str(quality.folder / "shards")
@@ -189,7 +189,7 @@ def _recipe(quality: Quality, layers: int, updates: int, train: dict[str, Any]) 
 
 
 def _train(quality: Quality, experiment: dict[str, Any], threads: int) -> None:
-    """Runs ``ds-seq train``, unless the run is finished.
+    """Run `ds-seq train`, unless the run is finished.
 
     Raises:
         UserError: the folder holds a run of another experiment.
@@ -198,11 +198,11 @@ def _train(quality: Quality, experiment: dict[str, Any], threads: int) -> None:
     path = quality.folder / f"{run.name}.yaml"
     if experiment["data"]["dir"] == str(quality.folder / "shards"):
         config = write_experiment(experiment, path)
-    else:  # labels are no text that could be prepared
+    else:  # pseudo-labels are shards, not text to prepare
         config = ExperimentConfig.model_validate(experiment)
         path.write_text(to_yaml(experiment), encoding="utf-8")
     if (run / CONFIG_FILE).exists() and load_experiment(run / CONFIG_FILE, []) != config:
-        raise UserError(f"{run}: is a run of another experiment; give another --out")
+        raise UserError(f"{run}: is a run of another experiment; choose another --out")
     last = f"update_{config.train.max_updates:08d}"
     if (run / "checkpoints").exists() and find_checkpoint(run, "last").name == last:
         return
@@ -210,10 +210,10 @@ def _train(quality: Quality, experiment: dict[str, Any], threads: int) -> None:
 
 
 def run_ds_seq(arguments: Sequence[str], threads: int, log: Path) -> None:
-    """Runs a command; what it prints goes to a file.
+    """Run a command with its output in a file.
 
     Raises:
-        UserError: it failed.
+        UserError: the command failed.
     """
     print(f"ds-seq {' '.join(Path(word).name for word in arguments)}", file=sys.stderr, flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -226,7 +226,7 @@ def run_ds_seq(arguments: Sequence[str], threads: int, log: Path) -> None:
 
 
 def _results(quality: Quality) -> list[Result]:
-    """Tests every run; the speed is that of the first seed, all kinds taking turns."""
+    """Test every run; speed is measured on the first seed, with all kinds in turns."""
     torch.set_num_threads(quality.threads)
     test = _short_test(quality)
     runs = {(TEACHER, 0): load_run(quality.teacher, "best")}
@@ -252,7 +252,7 @@ def _results(quality: Quality) -> list[Result]:
 
 
 def _short_test(quality: Quality) -> _Test:
-    """The pairs of the test set that are as short as those that were learned from."""
+    """Return the pairs of the test set that are no longer than the training pairs."""
     vocab = SentencePieceTokenizer.load(quality.folder / "shards" / "vocab.model")
     raw = quality.text / "raw"
     pairs = list(zip(*read_parallel(str(raw / "test.en"), str(raw / "test.de")), strict=True))
@@ -271,7 +271,7 @@ def _translate(run: LoadedRun, sources: Sequence[str]) -> list[str]:
 
 
 def quality_section(quality: Quality, results: Sequence[Result]) -> Section:
-    """One row a kind; whether the distilled students are beyond the noise of the seeds."""
+    """One row per kind, and whether the distilled students gain more than the seeds differ."""
     by_kind = {kind: [r for r in results if r.kind == kind] for kind in (TEACHER, *STUDENTS)}
     scratch = [result.bleu for result in by_kind[SCRATCH]]
     rows, winners = [], 0
@@ -297,15 +297,15 @@ def quality_section(quality: Quality, results: Sequence[Result]) -> Section:
     test = _short_test(quality)
     remarks = (
         f"Test set: {len(test.sources)} of {test.total} pairs, those of at most {MOST_TOKENS} "
-        f"subwords a side, beam {BEAM}; BLEU and chrF are sacreBLEU's, of detokenized text. "
+        f"subwords per side, beam {BEAM}; BLEU and chrF are sacreBLEU's, of detokenized text. "
         f"Teacher: 4 + 4 layers of width 192/768, {quality.teacher_updates:,} updates, its best by "
         f"validation BLEU. Students: {_ENCODER} + {_DECODER} layers of the same width, "
         f"{quality.updates:,} updates of at most 4,000 tokens, the last state; "
         f"{WORD_SEQ} and {GLOBAL} from a cache of the teacher's {TOP_K} best tokens; median (and "
         f"extremes) of seeds {', '.join(map(str, quality.seeds))}. *gain*: difference "
         f"of the means to {SCRATCH}; *spread*: largest less smallest BLEU over "
-        f"the seeds, of this kind or of {SCRATCH}, whichever is more. Speed: translation of the "
-        f"test set, by turns, of the first seed, {quality.threads} threads."
+        f"the seeds, of this kind or of {SCRATCH}, whichever is larger. Speed: translation of the "
+        f"test set, in turns, of the first seed, {quality.threads} threads."
     )
     goal = Goal(
         f"kinds of distilled students whose gain is more than the spread over "
@@ -317,7 +317,7 @@ def quality_section(quality: Quality, results: Sequence[Result]) -> Section:
 
 
 def plot_quality(results: Sequence[Result], path: Path) -> None:
-    """Draws BLEU by kind: a bar for the mean, a dot a seed, size and speed beside."""
+    """Plot BLEU by kind: a bar for the mean, a dot per seed, labeled with size and speed."""
     kinds = list(dict.fromkeys(result.kind for result in results))
     picture = load_matplotlib().Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = picture.subplots()

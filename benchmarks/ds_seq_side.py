@@ -1,8 +1,8 @@
-"""ds_seq's side of a benchmark: ``ds-seq train`` itself, made to wait between blocks of updates.
+"""ds_seq's side of a benchmark: `ds-seq train` itself, paused between blocks of updates.
 
-Usage: ds_seq_side.py EXPERIMENT.yaml. All of the command runs as it does for a user; only the
-stream of batches is held up where a command's updates are done. With several ranks the first one
-takes the commands and answers for all.
+Usage: ds_seq_side.py EXPERIMENT.yaml. The whole command runs as it does for a user; only the
+stream of batches pauses when the requested updates are done. With several ranks, rank 0 receives
+the commands and reports for all.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from worker import Block, Channel, Command, Stopwatch, Validation
 
-CHANNEL = Channel()  # before DeepSpeed is imported, which prints
+CHANNEL = Channel()  # before importing DeepSpeed, which prints
 
 from ds_seq import distributed  # noqa: E402
 
-distributed.import_deepspeed()  # as ds_seq.train does, which is imported below
+distributed.import_deepspeed()  # as ds_seq.train does, imported below
 
 import deepspeed  # noqa: E402
 import torch  # noqa: E402
@@ -36,9 +36,9 @@ from ds_seq.training.validation import Validator  # noqa: E402
 
 
 class HeldBatches:
-    """Hands out the batches of as many updates as the parent asks for, and times them.
+    """Yield the batches of as many updates as the parent requests, and time them.
 
-    An update's time ends when the trainer comes for the next batch.
+    An update ends when the trainer requests the next batch.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class HeldBatches:
         return batch
 
     def _wait(self) -> None:
-        """Report the finished block, and do as told until more updates are wanted."""
+        """Report the finished block, and execute commands until more updates are requested."""
         if self._asked:
             block = self._watch.block(self._asked, self._tokens, self._criterion.last_loss())
             self._answer(_over_ranks(block, self._clock))
@@ -125,7 +125,7 @@ def _next_command() -> Command | None:
 
 
 def _over_ranks(block: Block, clock: CommunicationClock | None) -> Block:
-    """Tokens and processor time of all ranks, means of their times in collectives."""
+    """Sum tokens and processor time over ranks; average their time in collectives."""
     exchange, reduce = (0.0, 0.0) if clock is None else clock.read()
     mine = [float(block.target_tokens), block.cpu_seconds, exchange, reduce]
     tokens, cpu, exchange, reduce = distributed.sum_over_ranks(
@@ -142,7 +142,7 @@ def _over_ranks(block: Block, clock: CommunicationClock | None) -> Block:
 
 
 class NotedCriterion(Criterion):
-    """Passes a criterion through and remembers what it last said."""
+    """Wrap a criterion and record its last output."""
 
     def __init__(self, criterion: Criterion) -> None:
         self._criterion = criterion
@@ -167,7 +167,7 @@ class NotedCriterion(Criterion):
         return self._criterion.state()
 
     def last_loss(self) -> float:
-        """Nats a target token of the last batch, without smoothing and gate losses."""
+        """Loss of the last batch in nats per target token, without smoothing and router losses."""
         if self._last is None:
             return math.nan
         loss, tokens = self._last
@@ -175,7 +175,7 @@ class NotedCriterion(Criterion):
 
 
 class HeldTrainer(Trainer):
-    """The trainer with its batches held up; says that it is ready when it is complete."""
+    """The trainer with a paused stream of batches; reports when it is ready."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class HeldTrainer(Trainer):
 
 
 def main() -> None:
-    """Runs ``ds-seq train EXPERIMENT.yaml --overwrite``."""
+    """Run `ds-seq train EXPERIMENT.yaml --overwrite`."""
     run.Trainer = HeldTrainer  # type: ignore[attr-defined,assignment,misc]
     sys.exit(train.main([sys.argv[1], "--overwrite"]))
 

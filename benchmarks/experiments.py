@@ -1,4 +1,4 @@
-"""The experiments that benchmarks run: one text, and what the compared systems share."""
+"""The experiments of the benchmarks: their text, and the settings that systems share."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ROUTER_LOSSES = {"load_balance": 0.01, "router_z": 0.001}
 
 
 def fetch_text(cache: Path, tsv: Path | None) -> Path:
-    """Returns the folder of the text, which is fetched unless the cache has it.
+    """Return the folder of the text, fetching it unless it is in the cache.
 
     Args:
-        cache: where texts are kept.
-        tsv: source and target a line to take instead.
+        cache: folder of cached texts.
+        tsv: file with a source and a target per line, used instead.
     """
     folder = cache / ("throughput" if tsv is None else f"throughput-{tsv.name.partition('.')[0]}")
     if not (folder / "raw" / "train.de").exists():
@@ -38,7 +38,7 @@ def fetch_text(cache: Path, tsv: Path | None) -> Path:
 
 
 def model_section(layers: int, d_model: int, ffn_dim: int, dropout: float) -> dict[str, Any]:
-    """Section ``model`` of a dense pre-norm Transformer with as many layers on both sides."""
+    """Section `model` of a dense pre-norm Transformer with equally deep stacks."""
     return {
         "d_model": d_model,
         "ffn_dim": ffn_dim,
@@ -52,21 +52,21 @@ def model_section(layers: int, d_model: int, ffn_dim: int, dropout: float) -> di
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of an experiment but what the compared systems differ in.
+    """The part of an experiment that the compared systems share.
 
     Args:
-        text: from `fetch_text`.
-        shards: folder of vocabulary and shards; made where it does not exist.
-        vocab_size: subwords.
-        model: section ``model``, without experts.
-        train: section ``train``, on top of what keeps a run silent: no validation, no checkpoint.
-        optimizer: section ``optimizer``.
-        scheduler: section ``scheduler``.
-        splits: of the text, those that are used.
-        label_smoothing: of the cross entropy.
-        data: more of section ``data``.
-        generation: section ``generation``.
-        router_losses: weights of the gates' losses.
+        text: folder of the text, from `fetch_text`.
+        shards: folder of vocabulary and shards; created if missing.
+        vocab_size: number of subwords.
+        model: section `model`, without experts.
+        train: section `train`, added to settings without validation and checkpoints.
+        optimizer: section `optimizer`.
+        scheduler: section `scheduler`.
+        splits: splits of the text to use.
+        label_smoothing: label smoothing of the cross entropy.
+        data: further keys of section `data`.
+        generation: section `generation`.
+        router_losses: weights of the router losses.
     """
 
     text: Path
@@ -83,11 +83,11 @@ class Recipe:
     router_losses: Mapping[str, float | None] = field(default_factory=lambda: ROUTER_LOSSES)
 
     def experiment(self, run_dir: Path, moe: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Returns the experiment of one system, as its file would have it.
+        """Return the experiment of one system, as its file states it.
 
         Args:
-            run_dir: where its files go.
-            moe: section ``model.moe``; None is the dense model.
+            run_dir: run folder.
+            moe: section `model.moe`; None for the dense model.
         """
         raw = {
             split: {side: str(self.text / "raw" / f"{split}.{lang}") for side, lang in _SIDES}
@@ -136,18 +136,18 @@ _SIDES = (("source", "en"), ("target", "de"))
 def write_experiment(
     experiment: dict[str, Any], path: Path, overrides: Sequence[str] = ()
 ) -> ExperimentConfig:
-    """Writes an experiment's file and prepares its data, unless that is done.
+    """Write an experiment's file and prepare its data unless that is done.
 
     Args:
         experiment: from `Recipe.experiment`.
-        path: of its file.
-        overrides: ``key=value``, laid over it as ``ds-seq train`` does.
+        path: path of the file.
+        overrides: `key=value` overrides, as for `ds-seq train`.
 
     Returns:
-        What the file says.
+        The loaded experiment.
 
     Raises:
-        UserError: something in it makes no sense.
+        UserError: the experiment is invalid.
     """
     path.write_text(to_yaml(experiment), encoding="utf-8")
     config = load_experiment(path, overrides)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether beam search finds what fairseq's finds, with the same weights and sentences.
+"""Whether beam search finds the same translations as fairseq's, with the same weights.
 
 The weights of a trained dense run are copied parameter by parameter into fairseq's
 `TransformerModel`. fairseq's `SequenceGenerator` and our `BeamSearch` then translate the same
@@ -7,20 +7,21 @@ sources (ids; no text is read) with every beam and length penalty. Translations 
 listed, each with both sides' scores of both and the cause:
 
 - near-tie: the scores of the two are closer than 1e-4;
-- rounding: with the models in float64 both find the same, so it was a near-tie on the way, where
-  one hypothesis more or less stayed in the beam;
+- rounding: with the models in float64 both find the same, so there was a near-tie during the search
+  that decided which hypothesis stayed in the beam;
 - begin symbol: see below;
-- REAL: none of these; the goal is that there are none.
+- REAL: none of these; the goal is zero of them.
 
-Where the two differ on purpose:
+Intended differences between the two:
 
-- Length limit. fairseq's is 1.2 S + 10 with S the width of the padded batch, so a translation
-  may depend on its batch. Ours is that of the sentence's own length. Here fairseq gets batches of
-  equally long sources, where both limits are the same; ours are padded as in ``ds-seq generate``.
-- Begin symbol. fairseq may generate ``<s>``, which occurs in no target; we never do. It then takes
+- Length limit. fairseq uses 1.2 S + 10 with S the width of the padded batch, so a translation
+  may depend on its batch. Ours depends on the length of the sentence itself. Here fairseq gets
+  batches of equally long sources, where both limits are the same; ours are padded as in
+  `ds-seq generate`.
+- Begin symbol. fairseq may generate `<s>`, which occurs in no target; we never do. It then occupies
   a place in the beam, so even a translation without it may differ.
-- When to stop. fairseq goes on until a sentence has as many finished hypotheses as the beam is
-  wide. We also stop when no open hypothesis can still win; the best one is the same.
+- Stopping. fairseq continues until a sentence has as many finished hypotheses as the beam
+  width. We also stop when no open hypothesis can still win; the best one is the same.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ BEAMS = (1, 4, 5, 10)
 LENGTH_PENALTIES = (0.6, 1.0, 1.2)
 SETTINGS = [Setting(beam, penalty) for beam in BEAMS for penalty in LENGTH_PENALTIES]
 LARGEST = 1e-4
-UPDATES = 500  # of the run that is trained where none is given
+UPDATES = 500  # of the run trained by default
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compares, prints, records; returns the exit status."""
+    """Compare, print, record; return the exit status."""
     arguments = _parse(argv)
     torch.set_num_threads(arguments.threads)
     python = make_fairseq_venv(arguments.cache / "fairseq-venv")
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         Goal("differences without a cause", count_causes(differences)[REAL], 0, at_least=False),
         Goal("largest difference of scores", worst, LARGEST, at_least=False),
     ]
-    return finish("Beam search beside fairseq's", body, goals, arguments.record)
+    return finish("Beam search compared with fairseq's", body, goals, arguments.record)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -83,24 +84,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_common_arguments(parser)
     parser.add_argument(
-        "--run", type=Path, help="a trained dense run; default: trains a small one, once"
+        "--run", type=Path, help="a trained dense run; default: train a small one, once"
     )
-    parser.add_argument("--sentences", type=int, default=500, help="first of the held-out text")
-    parser.add_argument("--threads", type=int, default=2, help="of each side")
+    parser.add_argument(
+        "--sentences", type=int, default=500, help="from the start of the held-out text"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of each side")
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
     )
-    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, run, fairseq")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, run and fairseq")
     parser.add_argument(
         "--write-test-data",
         action="store_true",
-        help="only write what the unit tests compare with: fairseq's answers for a tiny model",
+        help="only write the reference of the unit tests: fairseq's results for a tiny model",
     )
     return parser.parse_args(argv)
 
 
 def _train(cache: Path, tsv: Path | None) -> Path:
-    """Returns the folder of a small trained run, which is trained unless the cache has it."""
+    """Return the folder of a small trained run, training it unless the cache has it."""
     text = fetch_text(cache, tsv)
     run_dir = text / "parity-run"
     if not (run_dir / "checkpoints" / "index.json").exists():
@@ -121,7 +124,7 @@ def _train(cache: Path, tsv: Path | None) -> Path:
 
 
 def _sources(run: LoadedRun, count: int) -> list[list[int]]:
-    """The first sentences of the run's test text, or of its validation text, as ids."""
+    """Return the first sentences of the run's test or validation text, as ids."""
     folder, data = Path(run.require_experiment().data.dir), run.require_experiment().data
     split = "test" if data.raw.test else "valid"
     reader = ShardReader(folder, split, run.tokenizers.fingerprint)

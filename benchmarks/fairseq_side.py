@@ -1,6 +1,6 @@
-"""fairseq's side of train_throughput.py: fairseq's own Trainer on batches that are given.
+"""fairseq's side of train_throughput.py: fairseq's own Trainer on given batches.
 
-Runs in the virtual environment that train_throughput.py makes; usage: fairseq_side.py SETUP.json
+Runs in the virtual environment that train_throughput.py creates; usage: fairseq_side.py SETUP.json
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from worker import Channel, Stopwatch
 
 
 class SentencesFromArrays:
-    """Sentences that lie back to back in one array, as fairseq wants a dataset.
+    """A fairseq dataset of sentences stored back to back in one array.
 
     Args:
         tokens: (N,) ids of all sentences, the end symbol included.
@@ -38,10 +38,10 @@ class SentencesFromArrays:
 
 
 class FairseqSystem:
-    """fairseq as its command line sets it up, but with the sentences of every batch given.
+    """fairseq as set up by its command line, but with the sentences of every batch given.
 
     Args:
-        setup: what train_throughput.py wrote: sizes, threads, seed, path of the batches.
+        setup: settings written by train_throughput.py: sizes, threads, seed, path of the batches.
     """
 
     def __init__(self, setup: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ class FairseqSystem:
         self.versions = f"fairseq {fairseq.__version__}, torch {torch.__version__}"
 
     def run(self, updates: int) -> tuple[int, float]:
-        """Does what the loop of fairseq_cli.train does between two log entries."""
+        """Perform what the loop of fairseq_cli.train does between two log entries."""
         from fairseq.logging import metrics
 
         target_tokens, loss = 0, math.nan
@@ -111,7 +111,7 @@ class FairseqSystem:
 
 
 def make_dictionary(size: int) -> Any:
-    """Returns a fairseq dictionary whose four special symbols stand where ours do."""
+    """Return a fairseq dictionary with the same ids of the four special symbols as ours."""
     from fairseq.data import Dictionary
 
     dictionary = Dictionary()
@@ -122,7 +122,7 @@ def make_dictionary(size: int) -> Any:
 
 
 def command_line(setup: dict[str, Any]) -> list[str]:
-    """Returns the options of ``fairseq-train`` that describe the common setup."""
+    """Return the options of `fairseq-train` that describe the common setup."""
     layers, width = str(setup["layers"]), str(setup["d_model"])
     flags = ["--cpu", "--no-progress-bar", "--share-all-embeddings"]
     values = {
@@ -153,7 +153,7 @@ def command_line(setup: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Serves blocks of updates to train_throughput.py."""
+    """Execute the commands of train_throughput.py."""
     channel = Channel()
     system = FairseqSystem(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     channel.ready(system.num_parameters, system.versions)

@@ -1,8 +1,8 @@
-"""Makes the virtual environment that fairseq runs in.
+"""Create the virtual environment of fairseq.
 
-fairseq-fixed is fairseq 0.12 with the mends that Python 3.11 needs. It asks for versions of hydra
-that nothing else should have to live with, hence an environment of its own. That environment sees
-the packages of the interpreter that makes it, so both sides of a comparison run on the very same
+fairseq-fixed is fairseq 0.12 with the fixes for Python 3.11. It requires old versions of hydra that
+should not affect other packages, so it gets a separate environment. This environment can import
+the packages of the interpreter that creates it, so that both sides of a comparison use the same
 build of torch.
 """
 
@@ -27,20 +27,20 @@ NEEDED_BY_IMPORTS = ("cffi", "cython", "regex")
 
 
 def make_fairseq_venv(folder: Path) -> Path:
-    """Returns the interpreter of the environment, which is made unless it is there.
+    """Return the interpreter of the environment, creating it if it is missing.
 
     Args:
-        folder: where it belongs; removed by hand, it is made anew.
+        folder: folder of the environment; if deleted, it is created again.
 
     Raises:
-        SystemExit: something could not be installed.
+        SystemExit: the installation failed.
     """
     python = folder / "bin" / "python"
     done = folder / "complete"
     signature = f"{FAIRSEQ} {sys.version} {sysconfig.get_path('purelib')}"
     if done.exists() and done.read_text(encoding="utf-8") == signature:
         return python
-    print(f"making {folder} for {FAIRSEQ} (once)", file=sys.stderr, flush=True)
+    print(f"creating {folder} for {FAIRSEQ} (once)", file=sys.stderr, flush=True)
     _run([sys.executable, "-m", "venv", "--clear", str(folder)])
     answer = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = Path(
@@ -49,8 +49,8 @@ def make_fairseq_venv(folder: Path) -> Path:
     (packages / "parent.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _run([*pip, *NEEDED, *NEEDED_BY_IMPORTS])
-    # fairseq's own switch against building its C++ extensions: they cut batches, score BLEU and
-    # serve other models, none of which is measured here, and they would ask for a compiler.
+    # fairseq's switch to skip its C++ extensions: they build batches, score BLEU and support
+    # other models, none of which is measured here, and they would require a compiler.
     _run([*pip, "--no-deps", "--no-build-isolation", FAIRSEQ], READTHEDOCS="1")
     done.write_text(signature, encoding="utf-8")
     return python

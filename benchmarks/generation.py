@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Speed of translating: ds_seq, fairseq and CTranslate2 with the same weights and sentences.
+"""Translation speed of ds_seq, fairseq and CTranslate2 with the same weights and sentences.
 
-Every system runs in a process of its own, with the batch size that suits it best, and they take
-turns: all sentences of one, all of the next, for several rounds. Ratios are taken within a round.
-All may give the same translations: no limit of length is near, none rules an end symbol out.
-Translations that are not ours are listed, each with our scores of both and the cause:
+Every system runs in a separate process with its best batch size, and they take turns: all
+sentences by one system, then all by the next, for several rounds. Ratios are taken within a round.
+The settings allow the same translations: length limits are not reached, and no system forbids the
+end symbol. Translations that differ from ours are listed, with our scores of both and the cause:
 
 - near-tie: the two scores are closer than 1e-3;
-- rounding: with our model in float64 we find theirs, so it was a near-tie on the way;
-- limit: theirs is as long as it may be, and CTranslate2 cuts such a translation without an end;
-- REAL: none of these; the goal is that there are none.
+- rounding: with our model in float64 we find theirs, so there was a near-tie during the search;
+- limit: theirs has the maximum length, where CTranslate2 cuts a translation without an end symbol;
+- REAL: none of these; the goal is zero of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from generation_growth import Growing, length_section
 from generation_half import Halving, half_section
 from generation_models import large_run, recipe, small_run
 from overhead_generation import Translating, generation_section
-from parity_sides import Found, Ours, Setting, Subject
+from parity_sides import Hypothesis, Ours, Setting, Subject
 from parity_weights import FIRST_POSITION, fairseq_flags, fairseq_weights
 from safetensors.torch import save_file
 from worker import Block, Worker
@@ -52,19 +52,19 @@ OURS, FAIRSEQ, CTRANSLATE2 = "ds_seq", "fairseq", "CTranslate2"
 IN_BYTES = {f"{OURS} int8": OURS, f"{CTRANSLATE2} int8": CTRANSLATE2}  # linear maps in 8 bits
 FAIRSEQ_GOAL, CTRANSLATE2_GOAL = 2.0, 0.8
 BEAM = 5
-MOST = 60  # tokens of a translation: more than any here needs
+MOST = 60  # tokens per translation: more than any of these needs
 NEAR = 1e-3
 NEAR_TIE, ROUNDING, LIMIT, REAL = "near-tie", "rounding", "limit", "REAL"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
+    """Extent of the measurement.
 
     Attributes:
-        sentences: for the small and the large model.
-        rounds: most rounds.
-        seconds: for each model, begin no round later than this, once there have been two.
+        sentences: number of sentences for the small and the large model.
+        rounds: maximum number of rounds.
+        seconds: time per model after which no round begins, provided there have been two.
     """
 
     sentences: tuple[int, int]
@@ -77,9 +77,9 @@ FULL = Plan((1000, 100), rounds=7, seconds=100)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, prints, records; returns the exit status."""
+    """Measure, print, record; return the exit status."""
     arguments = _parse(argv)
-    keep_freed_memory()  # as every command of ds-seq does
+    keep_freed_memory()  # as every ds-seq command does
     plan = QUICK if arguments.quick else FULL
     small = arguments.run or small_run(arguments.cache, arguments.tsv)
     sections = []
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
             sections.append(SECTIONS[name](arguments, plan, small, Path(folder)))
     body = "\n\n".join(f"### {section.title}\n\n{section.body}" for section in sections)
     goals = [goal for section in sections for goal in section.goals]
-    return finish("Speed of translating", body, goals, arguments.record)
+    return finish("Translation speed", body, goals, arguments.record)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -97,15 +97,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
-    parser.add_argument("--threads", type=int, default=2, help="of each system")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each system")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument(
-        "--run", type=Path, help="a trained dense run as the small model; default: trains it, once"
+        "--run", type=Path, help="a trained dense run as the small model; default: train one, once"
     )
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
     )
-    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, models, fairseq")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="for text, models and fairseq")
     return parser.parse_args(argv)
 
 
@@ -139,7 +139,7 @@ def _length(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path
 
 def _half(arguments: argparse.Namespace, plan: Plan, small: Path, folder: Path) -> Section:
     if not torch.cuda.is_available():
-        return Section("Half precision", "Left out: this machine has no GPU.")
+        return Section("Half precision", "Skipped: this machine has no GPU.")
     device = torch.device("cuda")
     return half_section(Halving(large_run(small), device, 1000, plan.rounds, plan.seconds / 2))
 
@@ -156,7 +156,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, Plan, Path, Path], Section]] =
 def _compared(
     arguments: argparse.Namespace, plan: Plan, path: Path, folder: Path, count: int
 ) -> Section:
-    """All systems with one model."""
+    """Compare all systems with one model."""
     folder.mkdir()
     run = load_run(path, "best")
     sources, references = _text(run, count)
@@ -166,7 +166,7 @@ def _compared(
     environment = {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # fairseq 0.12 is older than that guard
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # fairseq 0.12 predates this check
     }
     systems = {name: name for name in (OURS, FAIRSEQ, CTRANSLATE2)} | IN_BYTES
     answers = {name: folder / f"{name}.answer.json" for name in systems}
@@ -174,8 +174,8 @@ def _compared(
         workers = []
         for name, system in systems.items():
             own = folder / f"{name}.json"
-            mine = {"system": system, "int8": name in IN_BYTES, "answer": str(answers[name])}
-            own.write_text(json.dumps(job | mine), encoding="utf-8")
+            settings = {"system": system, "int8": name in IN_BYTES, "answer": str(answers[name])}
+            own.write_text(json.dumps(job | settings), encoding="utf-8")
             interpreter = python if system == FAIRSEQ else sys.executable
             command = [interpreter, str(HERE / "generation_sides.py"), str(own)]
             worker = Worker(name, command, folder / f"{name}.log", environment)
@@ -184,17 +184,17 @@ def _compared(
         for worker in workers:
             worker.save()
     found = {
-        name: [Found(*one) for one in json.loads(answer.read_text(encoding="utf-8"))]
+        name: [Hypothesis(*one) for one in json.loads(answer.read_text(encoding="utf-8"))]
         for name, answer in answers.items()
     }
     return _section(run, (sources, references), workers, rounds, found)
 
 
 def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
-    """Sentences spread over the run's test text, or over its validation text.
+    """Return sentences spread over the run's test or validation text.
 
-    A model that was hardly trained repeats itself endlessly now and then. These sentences are left
-    out: it depends on the limits of a system, which are different, what becomes of them.
+    A briefly trained model sometimes repeats itself endlessly. Such sentences are left out, since
+    their translations depend on the length limits of a system, which differ.
 
     Returns:
         Ids of sources, without end symbols, and references.
@@ -219,7 +219,7 @@ def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
 def _job(
     threads: int, path: Path, run: LoadedRun, sources: list[list[int]], folder: Path
 ) -> dict[str, Any]:
-    """What the children are told; writes the model as each of them reads it."""
+    """Return the job of the children, and write the model in the format of each."""
     export(path, folder / "ctranslate2", "best", form="ctranslate2")
     weights = folder / "fairseq.safetensors"
     save_file(fairseq_weights(run.model, run.model_config), weights)
@@ -228,7 +228,7 @@ def _job(
         "beam": BEAM,
         "most": MOST,
         "sources": sources,
-        "choose_from": 2,  # every second sentence is enough to choose the batches by
+        "choose_from": 2,  # every second sentence is enough to choose the batch size
         "run": str(path),
         "ctranslate2": str(folder / "ctranslate2"),
         "num_parameters": sum(p.numel() for p in run.model.parameters()),
@@ -243,7 +243,7 @@ def _job(
 
 
 def _measure(workers: Sequence[Worker], plan: Plan) -> list[dict[str, Block]]:
-    """Lets all take turns; returns what each did in each round."""
+    """Let all systems take turns; return the results of each in each round."""
     rounds: list[dict[str, Block]] = []
     spent = 0.0
     for number in range(plan.rounds):
@@ -262,7 +262,7 @@ def _section(
     text: tuple[list[list[int]], list[str]],
     workers: Sequence[Worker],
     rounds: Sequence[dict[str, Block]],
-    answers: dict[str, list[Found]],
+    answers: dict[str, list[Hypothesis]],
 ) -> Section:
     sources, references = text
     rows = []
@@ -281,7 +281,7 @@ def _section(
             ]
         )
     header = ["system", "sentences/s", "to fairseq", "to CTranslate2"]
-    header += ["sentences per CPU second", "translations as ours", "BLEU"]
+    header += ["sentences per CPU second", "translations equal to ours", "BLEU"]
     differences = [
         f"{name}, {one}"
         for name in (FAIRSEQ, CTRANSLATE2)
@@ -293,7 +293,7 @@ def _section(
         f"{table(header, rows)}\n\n"
         f"Medians (and extremes) of {len(rounds)} rounds: {len(sources)} sentences of "
         f"{sum(map(len, sources)) / len(sources):.1f} tokens, translations of "
-        f"{tokens / len(sources):.1f}; beam {BEAM}, float32 but for the last two. {versions}."
+        f"{tokens / len(sources):.1f}; beam {BEAM}, float32 except for the last two. {versions}."
         + "".join(f"\n- {one}" for one in differences)
     )
     title = (
@@ -309,11 +309,11 @@ def _section(
     return Section(title, body, goals)
 
 
-def _same(ours: list[Found], theirs: list[Found]) -> int:
+def _same(ours: list[Hypothesis], theirs: list[Hypothesis]) -> int:
     return sum(a.tokens == b.tokens for a, b in zip(ours, theirs, strict=True))
 
 
-def _bleu(run: LoadedRun, found: list[Found], references: list[str]) -> float:
+def _bleu(run: LoadedRun, found: list[Hypothesis], references: list[str]) -> float:
     lines = [run.tokenizers.target.decode(one.tokens) for one in found]
     return float(sacrebleu.corpus_bleu(lines, [references]).score)
 
@@ -323,9 +323,9 @@ def _ratio(rounds: Sequence[dict[str, Block]], system: str, to: str) -> Spread:
 
 
 def _differences(
-    run: LoadedRun, sources: list[list[int]], ours: list[Found], theirs: list[Found]
+    run: LoadedRun, sources: list[list[int]], ours: list[Hypothesis], theirs: list[Hypothesis]
 ) -> list[str]:
-    """Sentences that another system translates in another way, and why."""
+    """Return the sentences that another system translates differently, and why."""
     subject = Subject(run.model, run.model_config, run.tokenizers.size, MOST)
     single, found = Ours(subject), []
     double = None

@@ -1,6 +1,6 @@
-"""generation.py: what a token costs and how much memory a search takes as translations grow.
+"""generation.py: cost per token and memory of a search as translations grow.
 
-Legend: B sentences, K beam, L length of the translations, D model width.
+Shapes: B sentences, K beam, L length of the translations, D model width.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ds_seq.runs.open import load_run
 LENGTHS = (32, 64, 128, 256, 512)
 BEAM, SENTENCES, SOURCE = 5, 16, 24
 MEMORY_GOAL = 1.2
-TIME_GOAL = 2.0  # attention looks at more and more tokens, all else is the same for each
+TIME_GOAL = 2.0  # the cost of attention grows with the length, that of everything else does not
 
 
 @dataclass(frozen=True)
 class Growing:
-    """How long to measure.
+    """Extent of the measurement.
 
     Attributes:
         run: folder of a trained model.
-        threads: of this process.
-        rounds: most rounds.
-        seconds: begin no round later than this, once there have been two.
+        threads: number of threads of this process.
+        rounds: maximum number of rounds.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     run: Path
@@ -43,10 +43,10 @@ class Growing:
 
 
 def length_section(settings: Growing) -> Section:
-    """Time a token and peak memory of translations that may end nowhere else than at length L."""
+    """Measure time per token and peak memory of translations that all have length L."""
     torch.set_num_threads(settings.threads)
     model: Any = load_run(settings.run, "best").model
-    pack_weights(model)  # as `ds-seq generate` does
+    pack_weights(model)  # like `ds-seq generate`
     generator = torch.Generator().manual_seed(1)
     src = torch.randint(4, 1000, (SENTENCES, SOURCE), generator=generator)
     src[:, -1] = 2
@@ -70,7 +70,7 @@ def length_section(settings: Growing) -> Section:
     scale = LENGTHS[0] / LENGTHS[-1]
     cost = Spread.of([scale * ratio for ratio in rounds.ratios(longest, shortest)]).median
     body = (
-        f"{table(['tokens', 'us a token', 'peak, MB', 'cache, MB', 'peak to cache'], rows)}\n\n"
+        f"{table(['tokens', 'us per token', 'peak, MB', 'cache, MB', 'peak to cache'], rows)}\n\n"
         f"Medians (and extremes) of {rounds.count} rounds: {SENTENCES} sentences, beam {BEAM}, "
         f"{settings.threads} threads; every translation ends at the same length. *peak*: most "
         "bytes that torch's allocator held at one time during a search, beyond the model. "
@@ -107,7 +107,7 @@ def _search(model: Any, src: torch.Tensor, length: int) -> Callable[[], None]:
 
 
 def _cache_bytes(model: Any, length: int) -> int:
-    """Of K rows of keys and values a sentence in each layer, and one of the source."""
+    """Bytes of K rows of keys and values per sentence in each layer, and one of the source."""
     table = model.target_embedding.weight
     layers = len(model.decoder.layers)
     columns = BEAM * (length + 1) + SOURCE

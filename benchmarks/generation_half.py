@@ -1,6 +1,6 @@
-"""generation.py: half precision against single on a GPU, in one process.
+"""generation.py: half precision compared with single on a GPU, in one process.
 
-Legend: ``B`` sentences.
+Shapes: B sentences.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from ds_seq.runs.card import LoadedRun
 from ds_seq.runs.open import DTYPES, load_run
 
 BEAM = 5
-BLEU_GOAL = 0.1  # how far it may move
+BLEU_GOAL = 0.1  # allowed change of BLEU
 _SINGLE = "fp32"
 
 
 @dataclass(frozen=True)
 class Halving:
-    """What to translate, and for how long.
+    """Settings of the measurement.
 
     Attributes:
         run: folder of a trained model with shards of its held-out text.
-        device: where.
-        sentences: the first of the text.
-        rounds: most rounds.
-        seconds: begin no round later than this, once there have been two.
+        device: device of the models.
+        sentences: number of sentences from the start of the text.
+        rounds: maximum number of rounds.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     run: Path
@@ -49,7 +49,7 @@ class Halving:
 
 
 def half_section(settings: Halving) -> Section:
-    """Sentences a second and BLEU of each precision."""
+    """Measure sentences per second and BLEU of each precision."""
     runs = {
         name: load_run(settings.run, "best", device=settings.device, dtype=dtype)
         for name, dtype in DTYPES.items()
@@ -82,7 +82,7 @@ def half_section(settings: Halving) -> Section:
 
 
 def _text(run: LoadedRun, count: int) -> tuple[list[list[int]], list[str]]:
-    """Sources with their end symbols, and references as text."""
+    """Return sources with their end symbols, and references as text."""
     data = run.require_experiment().data
     reader = ShardReader(
         Path(data.dir), "test" if data.raw.test else "valid", run.tokenizers.fingerprint
@@ -101,7 +101,7 @@ def _translation(
     settings: Halving,
     found: dict[str, list[str]],
 ) -> Callable[[], None]:
-    """Translates all; what was found stands in ``found[name]`` afterwards."""
+    """Translate all; the translations are in `found[name]` afterwards."""
     search = beam_search(
         run.tokenizers.symbols, beam=BEAM, max_positions=run.model_config.max_positions
     )

@@ -1,8 +1,8 @@
-"""generation.py: the models that translate, a small trained one and a large one made of it.
+"""generation.py: the models: a small trained one, and a large one derived from it.
 
-An untrained model gives translations of any length, and training a large one takes hours. The
-large model computes the same as the small one: it costs what its size costs, and its translations
-are as long as real ones.
+Translations of an untrained model have arbitrary lengths, and training a large one takes hours. The
+large model computes the same function as the small one, so that it has the cost of its size and
+translations of realistic length.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.export import write_export
 from ds_seq.runs.open import load_run
 
-UPDATES = 800  # of the small model: enough for translations of sensible lengths
+UPDATES = 800  # of the small model: enough for translations of realistic length
 SMALL = model_section(layers=2, d_model=128, ffn_dim=512, dropout=0.1)
 LAYERS, WIDTH, HEADS, INNER = 6, 512, 8, 2048  # of the large model
 VOCAB_SIZE = 4000
 
 
 def recipe(text: Path) -> Recipe:
-    """Returns the small model's experiment, given the folder of the text."""
+    """Return the small model's experiment, given the folder of the text."""
     return Recipe(
         text=text,
         shards=text / "generation-shards",
@@ -40,7 +40,7 @@ def recipe(text: Path) -> Recipe:
 
 
 def small_run(cache: Path, tsv: Path | None) -> Path:
-    """Returns the folder of the trained run, which is trained unless the cache has it."""
+    """Return the folder of the trained run, training it unless the cache has it."""
     text = fetch_text(cache, tsv)
     run_dir = text / "generation-run"
     if not (run_dir / "checkpoints" / "index.json").exists():
@@ -52,13 +52,13 @@ def small_run(cache: Path, tsv: Path | None) -> Path:
 
 
 def large_run(small: Path) -> Path:
-    """Returns the folder of the large model that is as the small one, made unless it is there."""
+    """Return the folder of the large model, deriving it from the small one unless it exists."""
     out = small.with_name("generation-large")
     if not out.exists():
         run = load_run(small, "best")
         sizes = {"d_model": WIDTH, "ffn_dim": INNER, "num_heads": HEADS}
         layers = {"encoder_layers": LAYERS, "decoder_layers": LAYERS}
-        # rows of sines depend on the width: the small model's are taken along as trained ones
+        # sinusoidal rows depend on the width, so the small model's are copied as learned rows
         model = run.model_config.model_dump() | sizes | layers | {"positions": "learned"}
         config = ExperimentConfig.model_validate(
             run.require_experiment().model_dump() | {"model": model}

@@ -1,9 +1,9 @@
-"""generation.py: one system in a process of its own, which translates when it is told to.
+"""generation.py: one system in a separate process, which translates on command.
 
 Usage: generation_sides.py JOB.json, under the interpreter that the system needs. `run` translates
-all sentences, `save` writes what was found.
+all sentences, `save` writes the translations.
 
-Legend: ``B`` sentences, ``S`` source length.
+Shapes: B sentences, S source length.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from typing import Any, Protocol
 
 from worker import Channel, Stopwatch
 
-Found = tuple[list[int], float]
+Hypothesis = tuple[list[int], float]
 """Ids without the end symbol, and a score."""
 
 EOS, PAD = 2, 1
-TOKENS = 4096  # of a batch, at most
+TOKENS = 4096  # maximum per batch
 
 
 class System(Protocol):
-    """What translates."""
+    """A system that translates."""
 
     num_parameters: int
     versions: str
     choices: list[Any]
-    """Ways to cut batches and to use threads, of which the quickest is measured."""
+    """Return batch sizes and uses of threads, of which the fastest is measured."""
 
-    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
-        """The best translation of every source, which has no end symbol."""
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Hypothesis]:
+        """Return the best translation of every source; sources have no end symbol."""
 
 
 class Ours:
-    """`ds_seq`, as ``ds-seq generate`` searches: packed weights, a batch a thread at a time.
+    """`ds_seq`, searching like `ds-seq generate`: packed weights, one batch per thread at a time.
 
     Args:
-        job: from `generation.py`.
+        job: settings written by `generation.py`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Ours:
         from ds_seq.models.packing import pack_weights
         from ds_seq.runs.open import load_run
 
-        keep_freed_memory()  # as every command of ds-seq does
+        keep_freed_memory()  # as every ds-seq command does
         torch.set_num_threads(job["threads"])
         self._model: Any = load_run(job["run"], "best").model
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
@@ -67,8 +67,8 @@ class Ours:
         workers = {1, job["threads"]}
         self.choices = [(n, size) for n in sorted(workers) for size in (32, 64, 128, 256)]
 
-    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
-        """See `System`; a choice is batches at a time and the sentences of a batch."""
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Hypothesis]:
+        """See `System`; a choice is the number of parallel batches and of sentences per batch."""
         import numpy as np
         import torch
         from plain import batch_limits
@@ -78,7 +78,7 @@ class Ours:
         workers, size = choice
         limits = batch_limits(max_tokens=TOKENS, max_sentences=size)
         batches = cut_batches(np.array([len(ids) + 1 for ids in sources]), limits)
-        answer: list[Found] = [([], 0.0)] * len(sources)
+        answer: list[Hypothesis] = [([], 0.0)] * len(sources)
         for batch, found in search_batches(
             self._model,
             self._search,
@@ -96,7 +96,7 @@ class Fairseq:
     """fairseq's generator, in batches of similar length.
 
     Args:
-        job: from `generation.py`.
+        job: settings written by `generation.py`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -115,18 +115,18 @@ class Fairseq:
         self.versions = f"fairseq {fairseq.__version__}, torch {torch.__version__}"
         self.choices = [32, 64, 128]
 
-    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
-        """See `System`; a choice is the sentences of a batch."""
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Hypothesis]:
+        """See `System`; a choice is the number of sentences per batch."""
         import torch
 
         order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-        answer: list[Found] = [([], 0.0)] * len(sources)
+        answer: list[Hypothesis] = [([], 0.0)] * len(sources)
         for first in range(0, len(order), choice):
             batch = order[first : first + choice]
             rows = [[*sources[i], EOS] for i in batch]
             lengths = torch.tensor([len(row) for row in rows])
             width = int(lengths.max())
-            # padding on the left, which is what fairseq itself makes
+            # padding on the left, as fairseq does
             src = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])  # (B, S)
             sample = {"net_input": {"src_tokens": src, "src_lengths": lengths}}
             for i, found in zip(
@@ -137,10 +137,10 @@ class Fairseq:
 
 
 class CTranslate2:
-    """CTranslate2, with one worker of all threads or a worker a thread.
+    """CTranslate2, with one worker that uses all threads, or one worker per thread.
 
     Args:
-        job: from `generation.py`.
+        job: settings written by `generation.py`.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -168,8 +168,8 @@ class CTranslate2:
         sizes = [(16, "examples"), (32, "examples"), (64, "examples"), (1024, "tokens")]
         self.choices = [(workers, *size) for workers in self._translators for size in sizes]
 
-    def translate(self, sources: list[list[int]], choice: Any) -> list[Found]:
-        """See `System`; a choice is workers, size of batches and what it counts."""
+    def translate(self, sources: list[list[int]], choice: Any) -> list[Hypothesis]:
+        """See `System`; a choice is the number of workers, the batch size and its unit."""
         workers, size, unit = choice
         found = self._translators[workers].translate_batch(
             [[self._pieces[i] for i in ids] for ids in sources],
@@ -188,16 +188,16 @@ SYSTEMS: dict[str, Callable[[dict[str, Any]], System]] = {
 
 
 def main() -> None:
-    """Serves the commands of `generation.py`."""
-    channel = Channel()  # before libraries that print are imported
+    """Execute the commands of `generation.py`."""
+    channel = Channel()  # before importing libraries that print
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sources: list[list[int]] = job["sources"]
     system = SYSTEMS[job["system"]](job)
     some = sources[:: job["choose_from"]]
-    system.translate(some[:8], system.choices[0])  # the first call is not like the others
+    system.translate(some[:8], system.choices[0])  # the first call is slower than the others
     choice = min(system.choices, key=lambda each: _seconds(system, some, each))
     channel.ready(system.num_parameters, f"{system.versions}, batches of {choice}")
-    found: list[Found] = []
+    found: list[Hypothesis] = []
     while (command := channel.command()) is not None:
         if command.verb == "save":
             Path(job["answer"]).write_text(json.dumps(found), encoding="utf-8")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What a GPU does with ds_seq: products, attention, losses, layers, training steps, beam search.
+"""Speed of ds_seq on a GPU: products, attention, losses, layers, training steps, beam search.
 
-    python benchmarks/gpu.py --out FOLDER [--budget 330]      all sections, the most telling first
+    python benchmarks/gpu.py --out FOLDER [--budget 330]      all sections, the most important first
     python benchmarks/gpu.py --out FOLDER --only train_dense,loss --tokens 16384
     python benchmarks/gpu.py --out FOLDER --tiny              the same at toy sizes, even on a CPU
 
-Every section runs in a process of its own under its own time limit, so that one that hangs, dies or
-runs out of memory costs no other. Figures go to FOLDER/bench.json after each section, what sections
-print to FOLDER/bench.log, a summary to the standard output. Text is made up; nothing is fetched.
+Every section runs in a separate process with a time limit, so that one that hangs, crashes or runs
+out of memory does not affect the others. Figures go to FOLDER/bench.json after each section, the
+sections' output to FOLDER/bench.log, a summary to standard output. The text is synthetic.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from gpu_sections.report import summary
 from gpu_sections.searching import generate
 from gpu_sections.training import Variant, train, train_compiled, train_many_experts
 
-_LEAST = 15.0  # seconds without which no section is begun
-_MARGIN = 3.0  # seconds before its limit at which a section is cut off
+_LEAST = 15.0  # minimum of remaining seconds to begin a section
+_MARGIN = 3.0  # seconds before its limit at which a section is stopped
 
 
 def _few_experts(precision: Any = "bf16", all_sizes: bool = True) -> Section:
@@ -52,13 +52,13 @@ def _dense(**options: Any) -> Section:
 
 
 class Entry(NamedTuple):
-    """A section and the most seconds it may take."""
+    """A section and its time limit in seconds."""
 
     section: Section
     seconds: float
 
 
-# in the order of what would be missed most
+# the most important first
 SECTIONS = {
     "machine": Entry(machine, 40),
     "train_dense": Entry(_dense(), 75),
@@ -68,11 +68,11 @@ SECTIONS = {
     "train_moe_small": Entry(_few_experts(), 75),
     "moe_layer": Entry(moe_layer, 50),
     "loss": Entry(loss, 50),
-    # what DeepSpeed's own checks cost, which ds_seq leaves out
+    # cost of DeepSpeed's own checks, which ds_seq turns off
     "train_dense_checked": Entry(_dense(engine="zero1_checked", all_sizes=False), 45),
     "train_dense_cudnn": Entry(_dense(cudnn=True, all_sizes=False, detail=False), 50),
     "train_moe_large": Entry(train_many_experts, 100),
-    # what the engine costs
+    # cost of the engine
     "train_dense_plain": Entry(_dense(engine="plain"), 50),
     "train_dense_fp16": Entry(_dense(precision="fp16", all_sizes=False), 45),
     "train_moe_fp16": Entry(_few_experts("fp16", all_sizes=False), 60),
@@ -82,7 +82,7 @@ SECTIONS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one section, or all in processes of their own; returns the exit status."""
+    """Run one section here, or all in separate processes; return the exit status."""
     arguments = _parse(argv)
     Path(arguments.out).mkdir(parents=True, exist_ok=True)
     if arguments.section:
@@ -94,10 +94,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu_bench_out"), help="folder of figures")
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu_bench_out"), help="folder of the figures"
+    )
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument(
-        "--tokens", type=int, metavar="N", help="the only size of a batch; default: several"
+        "--tokens", type=int, metavar="N", help="the only batch size to measure; default: several"
     )
     parser.add_argument("--budget", type=float, default=330.0, help="seconds for all sections")
     parser.add_argument(
@@ -107,11 +109,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="A,B",
         help=f"sections, separated by commas, of: {', '.join(SECTIONS)}",
     )
-    parser.add_argument(
-        "--one-process", action="store_true", help="no isolation and no limits of time"
-    )
+    parser.add_argument("--one-process", action="store_true", help="no isolation, no time limits")
     parser.add_argument("--section", choices=SECTIONS, help="run one section in this process")
-    parser.add_argument("--seconds", type=float, default=60.0, help="limit of that section")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit of that section")
     return parser.parse_args(argv)
 
 
@@ -133,7 +133,7 @@ def _bench(arguments: argparse.Namespace, seconds: float) -> Bench:
 
 
 def _measure(name: str, bench: Bench) -> dict[str, Any]:
-    """The figures of a section, with the key ``error`` where it failed."""
+    """Return the figures of a section, with the key `error` if it failed."""
     begun = time.monotonic()
     name_of_device = bench.figures["device"]
     try:
@@ -147,8 +147,8 @@ def _measure(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def _run_section(arguments: argparse.Namespace) -> int:
-    """One section in this process; writes what there is where its time runs out."""
-    since_start = time.time() - psutil.Process().create_time()  # imports count, too
+    """Run one section in this process; write the figures so far if its time runs out."""
+    since_start = time.time() - psutil.Process().create_time()  # includes the imports
     seconds = max(arguments.seconds - since_start - _MARGIN, 1.0)
     bench = _bench(arguments, seconds)
     target = _section_file(arguments.out, arguments.section)
@@ -160,9 +160,9 @@ def _run_section(arguments: argparse.Namespace) -> int:
                 figures = copy.deepcopy(bench.figures)
                 target.write_text(json.dumps({**figures, "cut": cut}, indent=1), encoding="utf-8")
                 break
-            except RuntimeError:  # the section was just writing into it
+            except RuntimeError:  # the section may be writing to it
                 time.sleep(0.01)
-        os._exit(3)  # whatever it hangs in
+        os._exit(3)  # even if a call hangs
 
     timer = threading.Timer(seconds, out_of_time)
     timer.daemon = True
@@ -175,7 +175,7 @@ def _run_section(arguments: argparse.Namespace) -> int:
 
 
 def _run_here(arguments: argparse.Namespace) -> int:
-    """All sections one after the other in this process: a rehearsal of the code."""
+    """Run all sections in this process, to test the code."""
     figures: dict[str, Any] = {}
     for name in arguments.only:
         figures[name] = _measure(name, _bench(arguments, 1e9))
@@ -187,7 +187,7 @@ def _run_here(arguments: argparse.Namespace) -> int:
 
 
 def _run_all(arguments: argparse.Namespace) -> int:
-    """Every section in a process of its own, as long as the budget lasts."""
+    """Run every section in a separate process while the budget lasts."""
     end, figures = time.monotonic() + arguments.budget, {}
     with (arguments.out / "bench.log").open("w", encoding="utf-8") as log:
         for name in arguments.only:

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # From text to translations on a machine with a GPU, through the commands of ds_seq: prepare, train
-# (bf16 with experts, ZeRO 1), resume (ZeRO 3), train fp16 (ZeRO 2), distil, generate, export.
+# (bf16 with experts, ZeRO 1), resume (ZeRO 3), train fp16 (ZeRO 2), distill, generate, export.
 #
 #   bash benchmarks/gpu_end_to_end.sh            in the root of the repository
 #
-# The text is made up: a language whose words are those of another one spelled backwards. Every step
-# says how long it took; a step that fails does not keep the next ones from running. Exits 1 when one
-# failed.
+# The text is synthetic: the words of the target language are those of the source spelled backwards.
+# Every step reports its duration; the next steps run even if one fails. Exits with 1 if one failed.
 #
-# Environment: UPDATES of training (120), STEP_LIMIT seconds per step (60), EXTRA options for
+# Environment: UPDATES of training (120), STEP_LIMIT in seconds per step (60), EXTRA options for
 # check and train, PYTHON (python3).
 set -uo pipefail
 PYTHON=${PYTHON:-python3}

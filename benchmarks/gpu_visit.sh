@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# All that is worth knowing from a few minutes on a machine with a GPU, in one command:
+# Everything worth measuring in a few minutes on a machine with a GPU, in one command:
 #
 #   bash benchmarks/gpu_visit.sh                 in the root of the repository, ds_seq installed
 #
-# Versions, the tests for GPUs, a run from text to translations, the benchmark: each under its own
-# time limit, and none keeps the next from running. Logs and figures go to $OUT: versions.txt,
-# tests.log, end_to_end.log, bench.json, bench.log. Exits 1 when a step failed.
+# Versions, the GPU tests, a run from text to translations, the benchmark: each has a time limit, and
+# the next one runs even if one fails. Logs and figures go to $OUT: versions.txt, tests.log,
+# end_to_end.log, bench.json, bench.log. Exits with 1 if a step failed.
 #
 # Environment:
-#   OUT         folder of the results (gpu_visit)
-#   BUDGET      seconds for everything (530); the benchmark gets what the others leave
-#   STEPS       which to run ("tests end_to_end benchmark")
+#   OUT         folder for the results (gpu_visit)
+#   BUDGET      seconds for everything (530); the benchmark gets the remaining time
+#   STEPS       steps to run ("tests end_to_end benchmark")
 #   TESTS_LIMIT seconds for the tests (120)
 #   BENCH_ARGS  options for benchmarks/gpu.py, such as "--only train_dense,loss --tokens 16384"
 #   PYTHON      python3
@@ -23,7 +23,7 @@ STEPS=${STEPS:-tests end_to_end benchmark}
 PYTHON=${PYTHON:-python3}
 export PYTHON PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT # of the launcher that started this
+unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT # set by a launcher that started this
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 status=0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What experts cost: a layer, an update, training, beam search, two processes; and DeepSpeed's.
+"""Cost of experts: layer, update, training, beam search, two processes, DeepSpeed's layer.
 
-Every comparison runs by turns, round by round, and its ratios are taken within a round.
+Every comparison runs in turns, and its ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ OPTIMIZER = {"name": "adam", "lr": 5e-4, "betas": [0.9, 0.98], "eps": 1e-8, "wei
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure, and on how much.
+    """Extent of the measurements.
 
     Attributes:
-        layer_rounds: most rounds of a comparison of layers.
-        layer_seconds: no comparison of layers begins a round later.
-        grid_tokens: tokens of the comparisons with DeepSpeed.
-        grid_experts: experts of the same.
-        growth_rounds: most rounds of 8 against 64 experts.
+        layer_rounds: maximum number of rounds per comparison of layers.
+        layer_seconds: time after which a comparison of layers begins no round.
+        grid_tokens: numbers of tokens in the comparison with DeepSpeed.
+        grid_experts: numbers of experts in the comparison with DeepSpeed.
+        growth_rounds: maximum number of rounds of 8 against 64 experts.
         train_rounds: rounds of training.
-        train_updates: updates of a round.
-        sentences: translated in a round.
-        seconds: no other comparison begins a round later.
+        train_updates: updates per round.
+        sentences: sentences translated per round.
+        seconds: time after which any other comparison begins no round.
     """
 
     layer_rounds: int
@@ -80,10 +80,10 @@ QUICK = Effort(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, prints, records; returns the exit status."""
+    """Measure, print, record; return the exit status."""
     arguments = _parse(argv)
     torch.set_num_threads(arguments.threads)
-    distributed.keep_freed_memory()  # as every command of ds-seq does
+    distributed.keep_freed_memory()  # as every ds-seq command does
     effort = QUICK if arguments.quick else FULL
     done: list[Section] = []
     with tempfile.TemporaryDirectory(prefix="ds_seq_overhead_") as folder:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
                 done.append(measure(arguments, effort, Path(folder)))
     body = "\n\n".join(f"### {section.title}\n\n{section.body}" for section in done)
     goals = [goal for section in done for goal in section.goals]
-    return finish("What experts cost", body, goals, arguments.record)
+    return finish("Cost of experts", body, goals, arguments.record)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -101,17 +101,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_common_arguments(parser)
     add = parser.add_argument
     add("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION",
-        help=f"of {', '.join(SECTIONS)} only these")  # fmt: skip
-    add("--threads", type=int, default=2, help="of each system, over all its processes")
-    add("--d-model", type=int, default=256, help="width (default: %(default)s)")
+        help=f"sections to run, of {', '.join(SECTIONS)}")  # fmt: skip
+    add("--threads", type=int, default=2, help="threads of each system, over all its processes")
+    add("--d-model", type=int, default=256, help="model width (default: %(default)s)")
     add("--ffn-dim", type=int, default=1024, help="inner width (default: %(default)s)")
-    add("--tokens", type=int, default=2048, help="of a layer's input (default: %(default)s)")
+    add("--tokens", type=int, default=2048, help="tokens of a layer's input (default: %(default)s)")
     add("--update-tokens", type=int, default=16384, help="of `growth` (default: %(default)s)")
-    add("--layers", type=int, default=4, help="of both stacks (default: %(default)s)")
-    add("--max-tokens", type=int, default=4096, help="of a batch, with padding")
+    add("--layers", type=int, default=4, help="layers of each stack (default: %(default)s)")
+    add("--max-tokens", type=int, default=4096, help="tokens per batch, including padding")
     add("--vocab-size", type=int, default=VOCAB_SIZE, help="subwords (default: %(default)s)")
     add("--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text")
-    add("--cache", type=Path, default=CACHE, help="for text and vocabulary")
+    add("--cache", type=Path, default=CACHE, help="folder for text and vocabulary")
     add("--runs", nargs=2, metavar=("DENSE", "MOE"),
         help="run folders for `generation` (default: untrained models)")  # fmt: skip
     return parser.parse_args(argv)
@@ -201,7 +201,7 @@ def _generation(arguments: argparse.Namespace, effort: Effort, folder: Path) -> 
     )
 
 
-# DeepSpeed last: it sets the environment variables of a launcher, and keeps gigabytes
+# DeepSpeed last: it sets a launcher's environment variables and keeps gigabytes of memory
 SECTIONS: dict[str, Callable[[argparse.Namespace, Effort, Path], Section]] = {
     "layer": _layer,
     "growth": _growth,

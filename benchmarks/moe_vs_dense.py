@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Does it pay? Dense against experts: quality over updates and over time of training.
+"""Whether experts pay off: quality of dense and MoE models over updates and training time.
 
 Both systems are `ds-seq train` on the same batches, with the same active parameters. They take
-turns, some updates each, and only one of them runs at a time, so that whatever else the machine
-does hits both alike. Time of training leaves validation out.
+turns of a few updates, and only one of them runs at a time, so that other load on the machine
+affects both equally. Training time excludes validation.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ QUICK = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How long the systems train, and how they take turns.
+    """Length of the training, and turns of the systems.
 
     Attributes:
-        slice: updates of a turn.
+        slice: updates per turn.
         validate_every: updates between two validations.
-        updates: of each system at most.
-        seconds: for both together, start-up and validation included.
+        updates: maximum number of updates of each system.
+        seconds: time for both together, including start-up and validation.
     """
 
     slice: int
@@ -61,10 +61,10 @@ class Plan:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains, or reads what was trained; prints, draws, records; returns the exit status."""
+    """Train, or read a record; print, plot, record; return the exit status."""
     arguments = _parse(argv)
     if arguments.plot:
-        load_matplotlib()  # an hour later would be late
+        load_matplotlib()  # fail now rather than an hour later
     record = Record(arguments.report or arguments.out / f"{NAME}.jsonl")
     if arguments.report is None:
         _train(arguments, record)
@@ -92,42 +92,42 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_common_arguments(parser)
     add = parser.add_argument_group("time").add_argument
-    add("--minutes", type=float, default=55.0, help="for both systems and all seeds together")
-    add("--updates", type=int, help="of each system at most")
-    add("--slice", type=int, default=10, metavar="N", help="updates of a turn")
+    add("--minutes", type=float, default=55.0, help="time for both systems and all seeds together")
+    add("--updates", type=int, help="maximum number of updates of each system")
+    add("--slice", type=int, default=10, metavar="N", help="updates per turn")
     add("--validate-every", type=int, default=100, metavar="N", help="updates")
     add("--valid-sentences", type=int, default=500, metavar="N", help="translated for BLEU")
-    add("--beam", type=int, default=4, help="of those translations")
-    add("--seeds", type=int, nargs="+", default=[1], help="a pair of runs for each")
-    add("--threads", type=int, default=2, help="of each system")
+    add("--beam", type=int, default=4, help="beam size of these translations")
+    add("--seeds", type=int, nargs="+", default=[1], help="seeds, with a pair of runs each")
+    add("--threads", type=int, default=2, help="threads of each system")
     add = parser.add_argument_group("model and training, alike for both").add_argument
-    add("--layers", type=int, default=4, help="of both stacks")
+    add("--layers", type=int, default=4, help="layers of each stack")
     add("--d-model", type=int, default=256, help="width")
-    add("--ffn-dim", type=int, default=1024, help="inner width, dense and of each expert")
+    add("--ffn-dim", type=int, default=1024, help="inner width, dense and per expert")
     add("--vocab-size", type=int, default=8000, help="subwords")
-    add("--dropout", type=float, default=0.2, help="on embeddings and sub-layers")
-    add("--max-tokens", type=int, default=4096, help="of a batch, with padding")
-    add("--accumulate", type=int, default=1, metavar="N", help="batches of an update")
-    add("--lr", type=float, default=2e-3, help="highest learning rate")
-    add("--warmup", type=int, default=400, metavar="N", help="updates to the highest rate")
+    add("--dropout", type=float, default=0.2, help="dropout on embeddings and sublayers")
+    add("--max-tokens", type=int, default=4096, help="tokens per batch, including padding")
+    add("--accumulate", type=int, default=1, metavar="N", help="batches per update")
+    add("--lr", type=float, default=2e-3, help="peak learning rate")
+    add("--warmup", type=int, default=400, metavar="N", help="updates until the peak learning rate")
     add("--scheduler", choices=("inverse_sqrt", "cosine", "linear"), default="inverse_sqrt",
         help="cosine and linear end at --updates")  # fmt: skip
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="any setting of an experiment")
     add = parser.add_argument_group("experts").add_argument
-    add("--experts", type=int, default=8, help="of a layer, top-1")
+    add("--experts", type=int, default=8, help="experts per layer, top-1")
     add("--every", type=int, default=2, metavar="N", help="every n-th layer has experts")
-    add("--capacity-factor", type=float, help="of an expert in training; none: no token is dropped")
+    add("--capacity-factor", type=float, help="in training; none: no token is dropped")
     add("--load-balance", type=float, default=0.01, help="weight of that loss")
     add("--router-z", type=float, default=0.001, help="weight of that loss")
     add("--set-moe", nargs="+", default=[], metavar="KEY=VALUE",
         help="any setting of the MoE experiment, such as model.moe.noise=jitter")  # fmt: skip
     add = parser.add_argument_group("files").add_argument
     add("--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text")
-    add("--cache", type=Path, default=CACHE, help="for text and vocabulary")
-    add("--out", type=Path, default=Path("runs") / NAME, help="for the record, the plot and runs")
+    add("--cache", type=Path, default=CACHE, help="folder for text and vocabulary")
+    add("--out", type=Path, default=Path("runs") / NAME, help="for the record, plot and runs")
     add("--save", action="store_true", help="keep the trained models below --out")
-    add("--no-plot", dest="plot", action="store_false", help="needs no matplotlib")
-    add("--report", type=Path, metavar="JSONL", help="train nothing, report on such a record")
+    add("--no-plot", dest="plot", action="store_false", help="draw no plot; needs no matplotlib")
+    add("--report", type=Path, metavar="JSONL", help="train nothing; report on this record")
     if "--quick" in argv:
         parser.set_defaults(**QUICK)
     arguments = parser.parse_args(argv)
@@ -156,7 +156,7 @@ def _recipe(arguments: argparse.Namespace, seed: int) -> Recipe:
             "accumulate": arguments.accumulate,
             "clip_norm": 1.0,
             "seed": seed,
-            # validation and the end come on command: the trainer itself must see neither
+            # the parent decides on validation and the end, so the trainer itself must do neither
             "max_updates": NEVER,
             "validate_every": NEVER,
             "valid_bleu": True,
@@ -171,7 +171,7 @@ def _recipe(arguments: argparse.Namespace, seed: int) -> Recipe:
 
 
 def _train(arguments: argparse.Namespace, record: Record) -> None:
-    """Trains a pair for each seed, and records their validations."""
+    """Train a pair of runs per seed, and record their validations."""
     seconds = 60 * arguments.minutes / len(arguments.seeds)
     for number, seed in enumerate(arguments.seeds):
         begin = time.monotonic()
@@ -198,7 +198,7 @@ _KEYS = {DENSE: "dense", MOE: "moe"}
 def _experiments(
     arguments: argparse.Namespace, seed: int, folder: Path
 ) -> dict[str, ExperimentConfig]:
-    """Writes both experiments and prepares the text."""
+    """Write both experiments and prepare the text."""
     recipe = _recipe(arguments, seed)
     experts = {
         "num_experts": arguments.experts,
@@ -223,7 +223,7 @@ def _experiments(
 def _settings(
     arguments: argparse.Namespace, configs: Mapping[str, ExperimentConfig]
 ) -> dict[str, Any]:
-    """What the report has to know of the runs."""
+    """Return the properties of the runs that the report needs."""
     vocab_size = len(SentencePieceTokenizer.load(f"{configs[DENSE].data.dir}/vocab.model"))
     sizes = {name: config.model.num_params(vocab_size) for name, config in configs.items()}
     model = configs[MOE].model
@@ -262,7 +262,7 @@ def _take_turns(
     note: Callable[[Point], None],
     seed: int,
 ) -> None:
-    """Trains by turns until the updates or the time are used up; validates on the way and at the
+    """Train in turns until the updates or the time are used up; validate on the way and at the
     end."""
     seconds = {worker.name: 0.0 for worker in workers}
     update = tokens = turn = 0
@@ -273,11 +273,11 @@ def _take_turns(
         updates = min(plan.slice, plan.updates - update)
         blocks = {worker.name: worker.run(updates) for worker in order}
         seen = {block.target_tokens for block in blocks.values()}
-        assert len(seen) == 1, f"the systems did not see the same batches: {blocks}"
+        assert len(seen) == 1, f"the systems did not train on the same batches: {blocks}"
         update, tokens = update + updates, tokens + seen.pop()
         for name, block in blocks.items():
             seconds[name] += block.seconds
-        # the last validation belongs to the time there is
+        # the last validation must fit into the remaining time
         over = time.monotonic() - begin + validation_seconds > plan.seconds
         last = over or update >= plan.updates
         if last or update % plan.validate_every == 0:

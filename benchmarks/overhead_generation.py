@@ -1,6 +1,6 @@
-"""moe_overhead.py: beam search of the model with experts against the dense one, in one process.
+"""moe_overhead.py: beam search with the MoE and the dense model, in one process.
 
-Legend: ``B`` sentences, ``S`` source length, ``K`` beam, ``N`` = B K hypotheses.
+Shapes: B sentences, S source length, K beam, N = B K hypotheses.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 GENERATION_GOAL = 0.85
 BEAM = 5
-NO_END = 10**6  # tokens before the end symbol: more than the longest sentence may have
+NO_END = 10**6  # tokens before the end symbol: more than the longest sentence has
 
 
 @dataclass(frozen=True)
 class Translating:
-    """What is translated by what.
+    """Models and text of the measurement.
 
     Attributes:
         recipe: the experiment, without experts; gives the text and the sizes of untrained models.
-        folder: for files that nobody needs afterwards.
+        folder: folder for temporary files.
         trained: run folders of a dense model and of one with experts, both with the vocabulary of
-            the recipe; None takes untrained models.
-        sentences: of the held-out text, so many.
-        batch: sentences of a batch.
-        threads: of this process.
-        rounds: most rounds.
-        seconds: begin no round later than this, once there have been two.
+            the recipe; None for untrained models.
+        sentences: number of sentences of the held-out text.
+        batch: sentences per batch.
+        threads: number of threads of this process.
+        rounds: maximum number of rounds.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     recipe: Recipe
@@ -65,14 +65,14 @@ class Translating:
 
 
 class ShuffledTokens:
-    """A model that is fed random tokens in place of those that the search chose.
+    """A model that is fed random tokens instead of those that the search selects.
 
-    An untrained model says the same few tokens again and again, and these would all visit the same
-    experts: less work than any real translation. The search itself goes on with the model's scores.
+    An untrained model repeats a few tokens, which would all visit the same experts: less work than
+    in any real translation. The search itself uses the model's scores.
 
     Args:
-        model: untrained.
-        vocab_size: tokens to draw from.
+        model: untrained model.
+        vocab_size: number of tokens to draw from.
     """
 
     def __init__(self, model: Seq2SeqTransformer, vocab_size: int) -> None:
@@ -80,7 +80,7 @@ class ShuffledTokens:
         self._generator = torch.Generator()
 
     def encode(self, source: Tensor, source_mask: Tensor) -> EncoderOutput:
-        """See `Seq2SeqTransformer`; the random tokens begin anew, alike for every model."""
+        """See `Seq2SeqTransformer`; restarts the random tokens, equal for every model."""
         self._generator.manual_seed(1)
         return self._model.encode(source, source_mask)
 
@@ -89,13 +89,13 @@ class ShuffledTokens:
         return self._model.start_cache(encoded, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
-        """See `Seq2SeqTransformer`; feeds others than ``tokens`` (N,)."""
+        """See `Seq2SeqTransformer`; feeds random tokens instead of `tokens` (N,)."""
         drawn = torch.randint(4, self._vocab_size, tokens.shape, generator=self._generator)
         return self._model.decode_step(drawn, cache)
 
 
 def generation_section(settings: Translating) -> Section:
-    """Sentences a second of a beam search in which both models do the same number of steps."""
+    """Compare beam search speed, with the same number of steps for both models."""
     config = write_experiment(
         settings.recipe.experiment(settings.folder / "generation"),
         settings.folder / "generation.yaml",
@@ -116,7 +116,7 @@ def generation_section(settings: Translating) -> Section:
     rounds = take_turns(sides, settings.rounds, settings.seconds)
     sentences = sum(len(batch.ids) for batch in batches)
     tokens = sum(int(batch.mask.sum()) for batch in batches)
-    # a ratio of speeds is the inverse of one of times
+    # a ratio of speeds is the inverse of a ratio of times
     ratios = {name: Spread.of(rounds.ratios(DENSE, name)) for name in sides}
     rows = [
         [
@@ -131,8 +131,8 @@ def generation_section(settings: Translating) -> Section:
         f"{table(['model', 'sentences/s', 'to dense'], rows)}\n\n"
         f"Medians (and extremes) of {rounds.count} rounds: beam {BEAM}, {sentences:,} sentences of "
         f"the held-out text in batches of {settings.batch}, {which} models, fp32, "
-        f"{settings.threads} threads, which ran {rounds.busy(settings.threads):.0%} of the time. "
-        "Both make the same steps: no translation may end before it has as many tokens as its "
+        f"{settings.threads} threads, busy {rounds.busy(settings.threads):.0%} of the time. "
+        "Both do the same steps: no translation may end before it has as many tokens as its "
         f"source, {tokens / sentences:.1f} on average."
     )
     goal = Goal(f"{MOE} to dense, beam search", ratios[MOE].median, GENERATION_GOAL, "x")
@@ -140,7 +140,7 @@ def generation_section(settings: Translating) -> Section:
 
 
 def _batches(settings: Translating, data: Path, vocab: SentencePieceTokenizer) -> list[Padded]:
-    """Sources (B, S) of similar length, spread evenly over the held-out text."""
+    """Return sources (B, S) of similar length, spread evenly over the held-out text."""
     dataset = ParallelDataset(ShardReader(data, "valid", vocab.fingerprint))
     count = min(settings.sentences, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
@@ -151,7 +151,7 @@ def _batches(settings: Translating, data: Path, vocab: SentencePieceTokenizer) -
 
 
 def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, Any]:
-    """The two models that are compared, in evaluation mode."""
+    """Return the two models to compare, in evaluation mode."""
     if settings.trained is not None:
         runs = {
             name: load_run(run, "best")
@@ -160,10 +160,10 @@ def _models(settings: Translating, vocab: SentencePieceTokenizer) -> dict[str, A
         for name, run in runs.items():
             if run.tokenizers.fingerprint != vocab.fingerprint:
                 raise UserError(
-                    f"{run.source}: the {name} model was trained with another vocabulary than that "
+                    f"{run.source}: the {name} model was trained with a vocabulary other than that "
                     f"of the text; give --tsv and --vocab-size as for that run"
                 )
-            pack_weights(run.model)  # as `ds-seq generate` does
+            pack_weights(run.model)  # like `ds-seq generate`
         return {name: run.model for name, run in runs.items()}
     sections: dict[str, Mapping[str, Any]] = {
         name: settings.recipe.experiment(settings.folder / "untrained", moe)["model"]
@@ -185,7 +185,7 @@ def _translation(search: BeamSearch, model: Any, batches: Sequence[Padded]) -> C
     workers = default_workers(torch.device("cpu"))
 
     def translate() -> None:
-        # side by side, as `ds-seq generate` does
+        # in parallel, like `ds-seq generate`
         searches = map_in_threads(lambda batch: search.search(model, *batch), batches, workers)
         assert len(list(searches)) == len(batches)
 
@@ -193,7 +193,7 @@ def _translation(search: BeamSearch, model: Any, batches: Sequence[Padded]) -> C
 
 
 def _check_lengths(search: BeamSearch, models: Mapping[str, Any], batch: Padded) -> None:
-    """Make sure that both models do the same work."""
+    """Check that both models do the same work."""
     wanted = batch.mask.sum(1).tolist()
     for name, model in models.items():
         found = [len(hypotheses[0].tokens) for hypotheses in search.search(model, *batch)]

@@ -1,6 +1,6 @@
-"""moe_overhead.py: what more experts cost at the same number of active parameters.
+"""moe_overhead.py: cost of more experts at the same number of active parameters.
 
-Legend: ``N`` tokens, ``D`` model, ``E`` experts.
+Shapes: N tokens, D model, E experts.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Growth:
-    """What to measure.
+    """Sizes of the measurement.
 
     Attributes:
-        d_model: D.
-        ffn_dim: inner width, dense and of each expert.
-        sentences: of the update.
-        length: tokens of each.
-        layers: of the encoder; every second one has experts.
-        threads: of this process.
-        rounds: most rounds.
-        seconds: begin no round later than this, once there have been two.
+        d_model: model width D.
+        ffn_dim: inner width of the dense layer and of each expert.
+        sentences: sentences per update.
+        length: tokens per sentence.
+        layers: layers of the encoder; every second one has experts.
+        threads: number of threads of this process.
+        rounds: maximum number of rounds.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     d_model: int
@@ -55,10 +55,10 @@ class Growth:
 
 @dataclass
 class Update:
-    """An encoder with experts that can be trained for one update at a time.
+    """An encoder with experts that is trained one update at a time.
 
     Attributes:
-        parts: seconds in forward, backward and optimizer, a triple for each update.
+        parts: seconds in forward, backward and optimizer, a triple per update.
     """
 
     growth: Growth
@@ -91,21 +91,21 @@ class Update:
 
     @property
     def num_parameters(self) -> int:
-        """All of them, those of idle experts included."""
+        """All parameters, including those of idle experts."""
         return sum(p.numel() for p in self.encoder.parameters())
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Returns the encoded sentences and the gates' losses."""
+        """Return the encoded sentences and the router losses."""
         result = self.encoder(self._x, Context())
         router_losses = sum(sum(layer.losses.values()) for layer in result.aux)
         return result.hidden, GATE_LOSS_WEIGHT * router_losses
 
     def backward(self, out: Tensor, gate_loss: Tensor) -> None:
-        """Gradients of the embedded sentences and of all parameters."""
+        """Compute gradients of the embedded sentences and all parameters."""
         torch.autograd.backward([out, gate_loss], [self._grad, None])
 
     def __call__(self) -> None:
-        """One update."""
+        """Perform one update."""
         self.drop_gradients()
         times = [time.perf_counter()]
         result = self.forward()
@@ -118,13 +118,13 @@ class Update:
         self.parts.append((times[1] - times[0], times[2] - times[1], times[3] - times[2]))
 
     def drop_gradients(self) -> None:
-        """As between two updates."""
+        """Reset the state as between two updates."""
         self.optimizer.zero_grad()
         self._x.grad = None
 
 
 def growth_section(growth: Growth) -> Section:
-    """8 against 64 experts: time of an update, memory of its activations, where the time goes."""
+    """Compare 8 and 64 experts: time per update, memory of activations, classes of operators."""
     updates = {f"{number} experts": Update(growth, number) for number in (FEW, MANY)}
     few, many = updates
     rounds = take_turns(updates, growth.rounds, growth.seconds)
@@ -144,27 +144,27 @@ def growth_section(growth: Growth) -> Section:
                 f"{peaks[name] / _MIB:,.1f}",
             ]
         )
-    header = ["encoder with", "parameters", "ms an update", f"to {FEW} experts"]
+    header = ["encoder with", "parameters", "ms per update", f"to {FEW} experts"]
     header += ["forward", "backward", "optimizer", "peak activations, MiB"]
     names = list(classes[few])
     class_rows = [
         [name, *(f"{1000 * kinds[kind]:,.0f}" for kind in names)] for name, kinds in classes.items()
     ]
     body = (
-        f"{table(header, rows)}\n\n{table(['ms of an update in', *names], class_rows)}\n\n"
+        f"{table(header, rows)}\n\n{table(['ms per update in', *names], class_rows)}\n\n"
         f"Medians (and extremes) of {rounds.count} rounds: an encoder of {growth.layers} layers, "
         f"experts in every second one, width {growth.d_model}/{growth.ffn_dim}, top-1, no token "
-        f"dropped, fp32, Adam, {growth.sentences * growth.length:,} tokens an update in one batch, "
-        f"{growth.threads} threads, which ran {rounds.busy(growth.threads):.0%} of the time. The "
-        "second table is from torch's profiler: the quickest of three updates, each operator "
+        f"dropped, fp32, Adam, {growth.sentences * growth.length:,} tokens per update in a batch, "
+        f"{growth.threads} threads, busy {rounds.busy(growth.threads):.0%} of the time. The "
+        "second table is from torch's profiler: the fastest of three updates, each operator "
         "without those it calls. Peak activations: the most that was allocated at one time in "
-        "forward and backward, temporaries included, gradients of parameters left out."
+        "forward and backward, including temporaries, excluding gradients of parameters."
     )
     time_growth = 100 * (statistics.median(rounds.ratios(many, few)) - 1)
     memory_growth = 100 * (peaks[many] / peaks[few] - 1)
     name = f"{FEW} to {MANY} experts"
     goals = [
-        Goal(f"{name}, time of an update grows", time_growth, TIME_GOAL, "%", at_least=False),
+        Goal(f"{name}, time per update grows", time_growth, TIME_GOAL, "%", at_least=False),
         Goal(f"{name}, peak activations grow", memory_growth, MEMORY_GOAL, "%", at_least=False),
     ]
     return Section("More experts at the same active parameters", body, goals)

@@ -1,6 +1,6 @@
-"""moe_overhead.py: one feed-forward layer with experts, against the dense one and DeepSpeed's.
+"""moe_overhead.py: a feed-forward layer with experts, compared to the dense one and DeepSpeed's.
 
-Legend: ``N`` tokens, ``D`` model, ``E`` experts.
+Shapes: N tokens, D model, E experts.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from ds_seq.modules.body import BodyOutput
 
 LAYER_GOALS = {8: 1.25, 64: 1.8}
 GATE_LOSS_WEIGHT = 0.01
-SEQUENCE = 32  # tokens of a sentence; a feed-forward does not care
+SEQUENCE = 32  # tokens per sentence, irrelevant for a feed-forward layer
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Widths of the layer and how long to measure.
+    """Widths of the layer and extent of the measurement.
 
     Attributes:
-        d_model: D.
-        ffn_dim: inner width, dense and of each expert.
-        tokens: N of the comparison with the dense layer.
-        threads: of this process.
-        rounds: most rounds of a comparison.
-        seconds: a comparison begins no round later than this, once there have been two.
+        d_model: model width D.
+        ffn_dim: inner width of the dense layer and of each expert.
+        tokens: number of tokens N in the comparison with the dense layer.
+        threads: number of threads of this process.
+        rounds: maximum number of rounds per comparison.
+        seconds: time after which a comparison begins no round, provided there have been two.
     """
 
     d_model: int
@@ -49,12 +49,12 @@ class Shape:
 
 
 def feed_forward(d_model: int, ffn_dim: int, num_experts: int | None) -> nn.Module:
-    """A feed-forward as a model has it: dense, or top-1 over experts, none of them ever full.
+    """Return a feed-forward layer as in a model: dense, or top-1 over experts without a capacity.
 
     Args:
-        d_model: D.
+        d_model: model width D.
         ffn_dim: inner width.
-        num_experts: E; None is the dense one.
+        num_experts: number of experts E; None for the dense layer.
     """
     moe = {"num_experts": num_experts, "top_k": 1, "placement": "encoder", "every": 1}
     config = TransformerConfig.model_validate(
@@ -79,10 +79,10 @@ def feed_forward(d_model: int, ffn_dim: int, num_experts: int | None) -> nn.Modu
 
 
 def step_of(layer: nn.Module, d_model: int, tokens: int) -> Callable[[], None]:
-    """Returns a function that goes forward and backward once.
+    """Return a function that does one forward and backward pass.
 
-    Backward is with respect to inputs and parameters. Gradients are dropped before, as an
-    optimizer's ``zero_grad`` does.
+    Gradients are those of inputs and parameters. They are dropped before each call, as an
+    optimizer's `zero_grad` does.
     """
     generator = torch.Generator().manual_seed(1)
     shape = (max(tokens // SEQUENCE, 1), min(SEQUENCE, tokens), d_model)
@@ -103,7 +103,7 @@ def step_of(layer: nn.Module, d_model: int, tokens: int) -> Callable[[], None]:
 
 
 def _call(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Output and sum of the gate's losses, of our layers or of DeepSpeed's."""
+    """Return output and sum of router losses, of our layers or of DeepSpeed's."""
     result = layer(x)
     if not isinstance(result, BodyOutput):  # DeepSpeed: output, loss, counts
         return result[0], result[1]
@@ -112,7 +112,7 @@ def _call(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def layer_section(shape: Shape) -> Section:
-    """Our layer with 8 and 64 experts against the dense one."""
+    """Compare our layer with 8 and 64 experts to the dense one."""
     layers = {"dense": feed_forward(shape.d_model, shape.ffn_dim, None)}
     for num_experts in LAYER_GOALS:
         name = _name(num_experts)
@@ -129,13 +129,13 @@ def layer_section(shape: Shape) -> Section:
         ]
         for name, layer in layers.items()
     ]
-    header = ["layer", "parameters", "ms forward + backward", "to dense", "tokens an expert"]
+    header = ["layer", "parameters", "ms forward + backward", "to dense", "tokens per expert"]
     body = (
         f"{table(header, rows)}\n\n"
         f"Medians (and extremes) of {rounds.count} rounds; width {shape.d_model}/{shape.ffn_dim}, "
-        f"{shape.tokens:,} tokens, relu, fp32, {shape.threads} threads, which ran "
+        f"{shape.tokens:,} tokens, relu, fp32, {shape.threads} threads, busy "
         f"{rounds.busy(shape.threads):.0%} of the time. Top-1, no token dropped, random inputs and "
-        "a fresh gate; the gate's losses are part of it."
+        "an untrained router; the router losses are included."
     )
     goals = [
         Goal(
@@ -156,7 +156,7 @@ def _name(num_experts: int) -> str:
 
 @torch.no_grad()
 def _shares(layer: nn.Module, shape: Shape) -> str:
-    """Fewest and most tokens of an expert."""
+    """Return the fewest and most tokens of an expert."""
     x = torch.randn(1, shape.tokens, shape.d_model, generator=torch.Generator().manual_seed(1))
     aux = layer(x).aux
     if aux is None:
@@ -166,7 +166,7 @@ def _shares(layer: nn.Module, shape: Shape) -> str:
 
 
 def deepspeed_section(shape: Shape, tokens: Sequence[int], experts: Sequence[int]) -> Section:
-    """Our layer against ``deepspeed.moe.layer.MoE`` over a grid of sizes."""
+    """Compare our layer to `deepspeed.moe.layer.MoE` over a grid of sizes."""
     distributed.init(distributed.World())
     distributed.quiet_deepspeed()
     try:
@@ -205,14 +205,14 @@ def _cell(rounds: Rounds, dropped: float) -> str:
 
 
 def _against_deepspeed(shape: Shape, tokens: int, num_experts: int) -> tuple[Rounds, float]:
-    """Measures one size; returns the rounds and the share of tokens that DeepSpeed drops."""
+    """Measure one size; return the rounds and the share of tokens that DeepSpeed drops."""
     from deepspeed.moe.layer import MoE
 
     torch.manual_seed(1)
     expert = nn.Sequential(
         nn.Linear(shape.d_model, shape.ffn_dim), nn.ReLU(), nn.Linear(shape.ffn_dim, shape.d_model)
     )
-    with contextlib.redirect_stdout(sys.stderr):  # it greets
+    with contextlib.redirect_stdout(sys.stderr):  # it prints a greeting
         theirs = MoE(shape.d_model, expert, num_experts, k=1, capacity_factor=1.0)
         theirs.set_deepspeed_parallelism()
     theirs.train()

@@ -1,4 +1,4 @@
-"""moe_overhead.py: whole training runs, in one process and with experts spread over two."""
+"""moe_overhead.py: whole training runs, in one process and with experts distributed over two."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ TRAIN_GOAL, VALID_GOAL = 0.90, 0.90
 
 @dataclass(frozen=True)
 class Runs:
-    """What is trained, and for how long.
+    """The training to measure.
 
     Attributes:
         recipe: the experiment, without experts.
-        folder: for files that nobody needs afterwards.
-        threads: of all processes of a system together.
-        rounds: how often each system has its turn.
-        updates: of each system in each round.
+        folder: folder for temporary files.
+        threads: total number of threads of a system's processes.
+        rounds: number of turns of each system.
+        updates: updates of each system per round.
         warmup: updates before the first round, not counted.
-        seconds: begin no round later than this, once there have been two.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     recipe: Recipe
@@ -48,14 +48,14 @@ class Runs:
 
 @dataclass(frozen=True)
 class Round:
-    """What one system did in its turn."""
+    """Results of one system in its turn."""
 
     trained: Block
     validated: Validation | None
 
 
 def training_section(runs: Runs) -> Section:
-    """Target tokens a second of the dense model and of experts in every second layer."""
+    """Measure target tokens per second of the dense model and of experts in every second layer."""
     rounds, parameters, versions = _measure(runs, ranks=1)
     train = {name: Spread.of(_ratios(rounds, name, _train_speed)) for name in (DENSE, MOE)}
     valid = {name: Spread.of(_ratios(rounds, name, _valid_speed)) for name in (DENSE, MOE)}
@@ -82,7 +82,7 @@ def training_section(runs: Runs) -> Section:
 
 
 def parallel_section(runs: Runs, ranks: int = 2) -> Section:
-    """The same on two processes: experts spread over them, against dense data parallelism."""
+    """Measure two processes: experts distributed over them, against dense data parallelism."""
     rounds, parameters, versions = _measure(runs, ranks)
     rows = [
         [
@@ -95,14 +95,14 @@ def parallel_section(runs: Runs, ranks: int = 2) -> Section:
         ]
         for name in (DENSE, MOE)
     ]
-    header = ["system", "parameters a process", "training, tokens/s", "to dense"]
+    header = ["system", "parameters per process", "training, tokens/s", "to dense"]
     header += ["% of time in all-to-all", "% in other collectives"]
     body = (
         f"{table(header, rows)}\n\n{_remarks(runs, rounds, ranks, versions)} Expert parallel "
         f"{ranks} against data parallel {ranks}, ZeRO 0, gloo. Waiting for the other process "
-        "counts as communication; all-to-all is the MoE layers' own, the others sum gradients."
+        "counts as communication; all-to-all is that of the MoE layers, the others sum gradients."
     )
-    return Section("Two processes, experts spread over them", body)
+    return Section("Two processes, experts distributed over them", body)
 
 
 def _percent(shares: Any) -> str:
@@ -133,13 +133,13 @@ def _remarks(runs: Runs, rounds: Sequence[Mapping[str, Round]], ranks: int, vers
         f"{runs.warmup} uncounted ones: `ds-seq train`, {model['encoder_layers']} + "
         f"{model['decoder_layers']} layers, width {model['d_model']}/{model['ffn_dim']}, 8 experts "
         f"in every second layer of both stacks, no token dropped, fp32, {ranks} process(es) with "
-        f"{runs.threads // ranks} thread(s) each, which ran {busy:.0%} of the time, batches of at "
-        f"most {train['max_tokens']:,} tokens a process. {versions}."
+        f"{runs.threads // ranks} thread(s) each, busy {busy:.0%} of the time, batches of at "
+        f"most {train['max_tokens']:,} tokens per process. {versions}."
     )
 
 
 def _measure(runs: Runs, ranks: int) -> tuple[list[dict[str, Round]], dict[str, int], str]:
-    """Lets both systems take turns; returns what each did in each round, sizes and versions."""
+    """Let both systems take turns; return their results per round, sizes and versions."""
     validate = ranks == 1
     with contextlib.ExitStack() as stack:
         workers = [
@@ -163,7 +163,7 @@ def _measure(runs: Runs, ranks: int) -> tuple[list[dict[str, Round]], dict[str, 
                 for worker in order
             }
             tokens = {turn.trained.target_tokens for turn in done.values()}
-            assert len(tokens) == 1, f"the systems did not see the same batches: {done}"
+            assert len(tokens) == 1, f"the systems did not train on the same batches: {done}"
             speeds = ", ".join(f"{name} {done[name].trained.speed:,.0f}" for name in (DENSE, MOE))
             print(f"round {number + 1}: target tokens/s: {speeds}", file=sys.stderr, flush=True)
             rounds.append(done)
@@ -191,7 +191,7 @@ def _worker(runs: Runs, name: str, moe: Mapping[str, Any] | None, ranks: int) ->
 
 
 def _ranks(number: int) -> list[dict[str, str]]:
-    """What a launcher would tell so many processes on this machine."""
+    """Return the environment variables that a launcher would set for this many processes."""
     if number == 1:
         return [{}]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

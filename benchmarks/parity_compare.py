@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from parity_sides import Answer, Fairseq, Found, Ours, Setting, Subject
+from parity_sides import Answer, Fairseq, Hypothesis, Ours, Setting, Subject
 
 NEAR = 1e-4
 NEAR_TIE = "near-tie"
@@ -21,29 +21,29 @@ class Difference:
     """A sentence that the two sides translate differently.
 
     Attributes:
-        setting: of the search.
-        sentence: its number.
-        ours: what we found, with our score.
-        theirs: what fairseq found, with fairseq's score.
+        setting: setting of the search.
+        sentence: number of the sentence.
+        ours: our hypothesis with our score.
+        theirs: fairseq's hypothesis with fairseq's score.
         ours_by_fairseq: fairseq's score of ours.
         theirs_by_us: our score of theirs.
         cause: `NEAR_TIE`: the two scores are closer than `NEAR`. `ROUNDING`: with the models in
-            float64 both sides find the same, so a near-tie on the way, where a hypothesis left
-            the beam. `BEGIN`: they find the same when fairseq may not generate the begin symbol.
-            `REAL`: none of these.
+            float64 both sides find the same, so there was a near-tie during the search, where a
+            hypothesis left the beam. `BEGIN`: they find the same when fairseq may not generate
+            the begin symbol. `REAL`: none of these.
     """
 
     setting: Setting
     sentence: int
-    ours: Found
-    theirs: Found
+    ours: Hypothesis
+    theirs: Hypothesis
     ours_by_fairseq: float
     theirs_by_us: float
     cause: str = REAL
 
     @property
     def gap(self) -> float:
-        """The larger of the two sides' distances between the two scores."""
+        """The larger of the two sides' differences between the two scores."""
         by_us = abs(self.ours.score - self.theirs_by_us)
         return max(by_us, abs(self.theirs.score - self.ours_by_fairseq))
 
@@ -58,13 +58,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One setting's outcome.
+    """Outcome of one setting.
 
     Attributes:
-        setting: of the search.
-        identical: sentences with the same best hypothesis.
-        total: sentences.
-        largest: difference of scores among the identical ones.
+        setting: setting of the search.
+        identical: number of sentences with the same best hypothesis.
+        total: number of sentences.
+        largest: largest difference of scores among the identical ones.
         differing: numbers of the other sentences.
     """
 
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def compare(setting: Setting, ours: Answer, theirs: Answer) -> Comparison:
-    """Compares the best hypotheses."""
+    """Compare the best hypotheses."""
     pairs = [(a[0], b[0]) for a, b in zip(ours, theirs, strict=True)]
     distances = [abs(a.score - b.score) for a, b in pairs if a.tokens == b.tokens]
     differing = [i for i, (a, b) in enumerate(pairs) if a.tokens != b.tokens]
@@ -91,7 +91,7 @@ def explain(
     ours: Answer,
     theirs: Answer,
 ) -> list[Difference]:
-    """Returns every difference of a setting with its cause."""
+    """Return every difference of a setting with its cause."""
     setting, numbers = comparison.setting, comparison.differing
     if not numbers:
         return []
@@ -123,7 +123,7 @@ def explain(
 
 
 def count_causes(differences: Sequence[Difference]) -> Counter[str]:
-    """Returns how many differences have which cause."""
+    """Count differences by cause."""
     return Counter(difference.cause for difference in differences)
 
 

@@ -1,10 +1,10 @@
-"""fairseq's side of fairseq_parity.py: fairseq's own generator on weights that are given.
+"""fairseq's side of fairseq_parity.py: fairseq's own generator on given weights.
 
-Runs in the virtual environment that `fairseq_venv` makes; usage: parity_fairseq_side.py FOLDER.
-Reads job.json and weights.safetensors there (`parity_sides.Fairseq` writes them) and leaves
+Runs in the virtual environment that `fairseq_venv` creates; usage: parity_fairseq_side.py FOLDER.
+Reads job.json and weights.safetensors in it (written by `parity_sides.Fairseq`) and writes
 answer.json.
 
-Legend: ``B`` sentences, ``S`` source length, ``T`` target length with its end symbol.
+Shapes: B sentences, S source length, T target length with its end symbol.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fairseq_side import make_dictionary
 
 
 def build(job: dict[str, Any], weights: Path) -> tuple[Any, Any]:
-    """Returns fairseq's model, in evaluation mode, and its dictionary."""
+    """Return fairseq's model, in evaluation mode, and its dictionary."""
     import torch
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -35,7 +35,7 @@ def build(job: dict[str, Any], weights: Path) -> tuple[Any, Any]:
     model.load_state_dict(load_file(weights), strict=True)
     for stack in (model.encoder, model.decoder):
         positions = stack.embed_positions
-        if hasattr(positions, "weights"):  # fixed rows: count from 0 at the first position
+        if hasattr(positions, "weights"):  # fixed rows, which count from 0 at the first position
             rows = positions.get_embedding(*positions.weights.shape, None)
             unused = torch.zeros(job["first_position"], rows.size(1))
             positions.weights = torch.cat([unused, rows])
@@ -45,12 +45,12 @@ def build(job: dict[str, Any], weights: Path) -> tuple[Any, Any]:
 def search(
     model: Any, dictionary: Any, job: dict[str, Any], beam: int, length_penalty: float
 ) -> list[Any]:
-    """Returns ``[tokens, score]`` of every hypothesis of every sentence, batch by batch."""
+    """Return `[tokens, score]` of every hypothesis of every sentence, batch by batch."""
     import torch
     from fairseq.sequence_generator import SequenceGenerator
 
     generator = SequenceGenerator(
-        [copy.deepcopy(model)],  # the generator tells its model the beam, for good
+        [copy.deepcopy(model)],  # the generator sets the beam size of its model permanently
         dictionary,
         beam_size=beam,
         max_len_a=job["max_len_a"],
@@ -60,7 +60,7 @@ def search(
     )
     found = []
     for batch in job["batches"]:
-        src = torch.tensor(batch)  # (B, S), no padding: all of a batch are equally long
+        src = torch.tensor(batch)  # (B, S), no padding: all sources of a batch have the same length
         lengths = torch.full((len(batch),), src.size(1))
         sample = {"net_input": {"src_tokens": src, "src_lengths": lengths}}
         for hypotheses in generator.generate([model], sample):
@@ -69,7 +69,7 @@ def search(
 
 
 def force(model: Any, dictionary: Any, source: list[int], target: list[int]) -> list[float]:
-    """Returns the log-probability of every token (T,) of a target that ends."""
+    """Return the log-probability of every token (T,) of a target that ends."""
     import torch
 
     src, tgt = torch.tensor([source]), torch.tensor([target])
@@ -82,7 +82,7 @@ def force(model: Any, dictionary: Any, source: list[int], target: list[int]) -> 
 
 
 def main() -> None:
-    """Does the job of a folder."""
+    """Execute the job in a folder."""
     folder = Path(sys.argv[1])
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     import fairseq

@@ -1,10 +1,10 @@
-"""fairseq_parity.py: what fairseq answers for a tiny model, kept for the unit tests.
+"""fairseq_parity.py: fairseq's results for a tiny model, recorded for the unit tests.
 
-The tests compare our search with it where there is no fairseq. The file holds ids and numbers only:
-the weights of the model, sources drawn at random, and under each setting all hypotheses of
-fairseq's beam with their scores.
+The tests compare our search with them without fairseq. The file holds only ids and numbers: the
+weights of the model, random sources, and for each setting all hypotheses of fairseq's beam with
+their scores.
 
-Legend: ``B`` sentences, ``S`` source length, ``K`` beam width, ``T`` target length.
+Shapes: B sentences, S source length, K beam width, T target length.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _SIZES = {
     "max_positions": 64,
 }
 _SEED = 2
-_GAIN = 1.6  # an untrained model says nearly the same everywhere
+_GAIN = 1.6  # an untrained model gives nearly the same output everywhere
 
 
 def tiny() -> Subject:
-    """Returns an untrained model whose answers differ from sentence to sentence."""
+    """Return an untrained model whose outputs differ between sentences."""
     config = TransformerConfig.model_validate(_SIZES)
     model = build_seq2seq(config, VOCAB, 1, 0, seed=_SEED).requires_grad_(False).eval()
     for parameter in model.parameters():
@@ -50,7 +50,7 @@ def tiny() -> Subject:
 
 
 def draw_sources() -> list[list[int]]:
-    """Returns sources of 1 to 7 words, each with the end symbol."""
+    """Return sources of 1 to 7 words, each with the end symbol."""
     draw = random.Random(_SEED)
     return [
         [draw.randrange(FIRST_WORD, VOCAB) for _ in range(draw.randint(1, LONGEST))] + [EOS]
@@ -59,7 +59,7 @@ def draw_sources() -> list[list[int]]:
 
 
 def write_recorded(python: Path, settings: Sequence[Setting], threads: int) -> str:
-    """Asks fairseq and writes the file; returns a line that says so."""
+    """Run fairseq and write the file; return a line that reports it."""
     subject, sources = tiny(), draw_sources()
     fairseq = Fairseq(python, subject, threads)
     answers = fairseq.search(sources, settings)
@@ -85,7 +85,7 @@ def _pad(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _as_tensors(answer: Answer, beam: int) -> tuple[Tensor, Tensor]:
-    """Tokens (B, K, T) with the end symbol, and scores (B, K)."""
+    """Return tokens (B, K, T) with the end symbol, and scores (B, K)."""
     tokens = _pad([[*found.tokens, EOS] for found_all in answer for found in found_all])
     scores = torch.tensor([[found.score for found in found_all] for found_all in answer])
     return tokens.view(len(answer), beam, -1), scores

@@ -1,6 +1,6 @@
-"""fairseq_parity.py: the two searches that are compared, asked alike.
+"""fairseq_parity.py: the two searches to compare, behind the same interface.
 
-Legend: ``B`` sentences, ``S`` source length, ``T`` target length with its end symbol.
+Shapes: B sentences, S source length, T target length with its end symbol.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from ds_seq.text.tokenizer import Symbols
 EOS = 2
 SYMBOLS = Symbols(pad=1, eos=EOS, unk=3, start=EOS)
 MAX_LEN_A, MAX_LEN_B = 1.2, 10
-BATCH = 64  # sentences
+BATCH = 64  # sentences per batch
 
 HERE = Path(__file__).resolve().parent
 
 
 class Setting(NamedTuple):
-    """What a search is asked for."""
+    """Settings of a search."""
 
     beam: int
     length_penalty: float
 
 
-class Found(NamedTuple):
+class Hypothesis(NamedTuple):
     """A hypothesis and its normalized score."""
 
     tokens: list[int]
     score: float
 
 
-Answer = list[list[Found]]
-"""The hypotheses of every sentence, the best first."""
+Answer = list[list[Hypothesis]]
+"""Hypotheses of every sentence, the best first."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What both sides search with.
+    """The model that both sides search with.
 
     Attributes:
-        model: dense, in evaluation mode, float32.
-        config: what the model is.
-        vocab_size: of its target.
+        model: dense model in evaluation mode, float32.
+        config: config of the model.
+        vocab_size: size of the target vocabulary.
         max_len_b: a translation has at most 1.2 S + this many tokens.
     """
 
@@ -72,12 +72,12 @@ class Subject:
 
 
 class Ours:
-    """Our beam search, in padded batches of similar length as ``ds-seq generate`` makes them.
+    """Our beam search, in padded batches of similar length like `ds-seq generate`.
 
     Args:
-        subject: what to search with.
-        num_best: hypotheses of a sentence; None: as many as the beam is wide.
-        double: compute the model in float64.
+        subject: model to search with.
+        num_best: hypotheses per sentence; None for the beam size.
+        double: whether to compute the model in float64.
     """
 
     def __init__(self, subject: Subject, num_best: int | None = 1, double: bool = False) -> None:
@@ -86,7 +86,7 @@ class Ours:
         self._model = copy.deepcopy(subject.model).double() if double else subject.model
 
     def search(self, sources: Sequence[list[int]], setting: Setting) -> Answer:
-        """Returns what is found for sources that end with the end symbol."""
+        """Return the hypotheses of sources that end with the end symbol."""
         search = beam_search(
             beam=setting.beam,
             length_penalty=setting.length_penalty,
@@ -103,12 +103,12 @@ class Ours:
             self._model, search, batches, lambda i: sources[i], device
         ):
             for sentence, hypotheses in zip(batch, found, strict=True):
-                answer[sentence] = [Found(h.tokens, h.score) for h in hypotheses]
+                answer[sentence] = [Hypothesis(h.tokens, h.score) for h in hypotheses]
         return answer
 
     @torch.no_grad()
     def force(self, source: list[int], tokens: list[int]) -> list[float]:
-        """Returns the log-probability of every token (T,) and of the end symbol."""
+        """Return the log-probability of every token (T,) and of the end symbol."""
         sides = (TokenBlock.of([side]) for side in (source, [*tokens, EOS]))
         batch = seq2seq_batch(*sides, SYMBOLS)
         log_probs = self._model(batch.inputs).logits.log_softmax(-1)  # (T + 1, V)
@@ -117,15 +117,15 @@ class Ours:
 
 
 class Fairseq:
-    """fairseq's generator in a process of its own.
+    """fairseq's generator in a separate process.
 
     fairseq limits the length of a translation by the width of the padded batch, so it gets batches
-    of equally long sentences: there its limit is that of each sentence, as ours is.
+    of equally long sentences, where its limit is the same as ours.
 
     Args:
         python: interpreter of fairseq's environment.
-        subject: what to search with.
-        threads: of its process.
+        subject: model to search with.
+        threads: threads of the process.
     """
 
     def __init__(self, python: Path, subject: Subject, threads: int) -> None:
@@ -141,16 +141,16 @@ class Fairseq:
         double: bool = False,
         without_begin: bool = False,
     ) -> list[Answer]:
-        """Searches.
+        """Search under each setting.
 
         Args:
-            sources: with their end symbols.
-            settings: what is asked for.
-            double: compute the model in float64.
-            without_begin: never generate the begin symbol, which fairseq otherwise may.
+            sources: sources with their end symbols.
+            settings: settings to search with.
+            double: whether to compute the model in float64.
+            without_begin: whether to forbid the begin symbol, which fairseq may generate.
 
         Returns:
-            What is found under each setting, all hypotheses of the beam.
+            All hypotheses of the beam, by setting.
         """
         by_length: dict[int, list[int]] = defaultdict(list)
         for sentence, source in enumerate(sources):
@@ -167,12 +167,12 @@ class Fairseq:
         for found in self._ask({**job, "batches": rows, "settings": settings})["found"]:
             answer: Answer = [[] for _ in sources]
             for sentence, hypotheses in zip(order, found, strict=True):
-                answer[sentence] = [Found(*hypothesis) for hypothesis in hypotheses]
+                answer[sentence] = [Hypothesis(*hypothesis) for hypothesis in hypotheses]
             answers.append(answer)
         return answers
 
     def force(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Returns what `Ours.force` does, for pairs of a source and tokens."""
+        """Return the result of `Ours.force` for pairs of a source and tokens."""
         forced = [[source, [*tokens, EOS]] for source, tokens in pairs]
         scores: list[list[float]] = self._ask({"forced": forced})["forced"]
         return scores
@@ -195,7 +195,7 @@ class Fairseq:
             weights = fairseq_weights(self._subject.model, self._subject.config)
             save_file(weights, folder / "weights.safetensors")
             (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            # fairseq 0.12 is older than torch's guard against pickles
+            # fairseq 0.12 predates torch's check of pickles
             environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
             command = [str(self._python), str(HERE / "parity_fairseq_side.py"), name]
             result = subprocess.run(

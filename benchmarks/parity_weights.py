@@ -1,10 +1,10 @@
-"""fairseq_parity.py: a dense model of ours as fairseq's `TransformerModel` has it.
+"""fairseq_parity.py: weights of one of our dense models for fairseq's `TransformerModel`.
 
-Only names differ, and queries, keys and values are one matrix here and three there. fairseq counts
-positions from the padding id + 1, we from 0: learned rows are moved, and the fixed table of
-fairseq is laid so that its first position gets our row 0.
+Only names differ, and queries, keys and values are one matrix here but three in fairseq, which
+counts positions from the padding id + 1 while we count from 0: learned rows are shifted, and the
+fixed table of fairseq is built so that its first position gets our row 0.
 
-Legend: ``D`` model width.
+Shapes: D model width.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SPLIT = {
 
 
 def fairseq_flags(config: ModelConfig) -> list[str]:
-    """Returns the options of ``fairseq-train`` that make a model of the same shape.
+    """Return the options of `fairseq-train` for a model of the same shape.
 
     Raises:
         UserError: fairseq has no such model.
@@ -64,8 +64,8 @@ def fairseq_flags(config: ModelConfig) -> list[str]:
 
 
 def fairseq_weights(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
-    """Returns every parameter under fairseq's name, in float32."""
-    # without a version fairseq takes a state dict for one of its oldest, and drops the last norms
+    """Return every parameter under fairseq's name, in float32."""
+    # without a version fairseq assumes its oldest format and drops the last norms
     found = {f"{side}.version": torch.tensor([3.0]) for side in ("encoder", "decoder")}
     for name, parameter in model.named_parameters():
         value = parameter.detach().float()

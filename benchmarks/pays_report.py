@@ -1,4 +1,4 @@
-"""moe_vs_dense.py: what its curves say, as tables and goals."""
+"""moe_vs_dense.py: tables and goals from its curves."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NAMES = {"bleu": "BLEU", "loss": "loss"}
 def report(
     settings: Mapping[str, Any], points: Sequence[Point], picture: Path | None, record: bool
 ) -> int:
-    """Prints tables and goals, records them if asked, and returns the exit status.
+    """Print tables and goals, record them if requested, and return the exit status.
 
     Args:
-        settings: of the record.
-        points: of the record.
-        picture: of the curves, if there is one.
+        settings: settings of the record.
+        points: validations of the record.
+        picture: plot of the curves, if there is one.
         record: see `common.finish`.
     """
     pairs = [
@@ -48,7 +48,7 @@ def report(
     body = f"{_systems(settings, pairs)}\n\n{_reach(pairs)}\n\n{_remarks(settings, pairs)}"
     if picture is not None and record:
         body += f"\n\n![validation BLEU]({picture.relative_to(RESULTS.parent).as_posix()})"
-    return finish("Does it pay?", body, goals, record)
+    return finish("Do experts pay off?", body, goals, record)
 
 
 def _systems(settings: Mapping[str, Any], pairs: Sequence[Mapping[str, Curve]]) -> str:
@@ -78,7 +78,7 @@ def _systems(settings: Mapping[str, Any], pairs: Sequence[Mapping[str, Curve]]) 
 
 
 def _reach(pairs: Sequence[Mapping[str, Curve]]) -> str:
-    """How much of the dense run's updates and time the other needs to several heights."""
+    """Return the share of the dense run's updates and time needed to reach several levels."""
     header = [f"{MOE} to {DENSE}, to reach", *(f"{share:.0%} of its best" for share in SHARES)]
     rows = [
         [
@@ -113,10 +113,10 @@ def _remarks(settings: Mapping[str, Any], pairs: Sequence[Mapping[str, Curve]]) 
     return (
         f"{settings['title']}; {settings['text']}, {updates} updates of {tokens} target tokens, "
         f"{moe['num_experts']} experts in {layers}, top-{moe['top_k']}, {settings['threads']} "
-        f"threads; {runs}, by turns of {settings['slice']} updates. "
+        f"threads; {runs}, in turns of {settings['slice']} updates. "
         f"BLEU of {settings['valid_sentences']} sentences. Time is that of training, without "
         "validation. A ratio below 1 is in favor of the experts, inf means that they never got "
-        "there; between two validations the curves are taken as straight. Trained by "
+        "there; between two validations the curves are linear. Trained by "
         f"`{settings['run']}`."
     )
 

@@ -1,4 +1,4 @@
-"""Searches and batches with the schema's defaults, but for what a measurement sets itself."""
+"""Searches and batches with the schema's defaults, except for options that a benchmark sets."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _SEARCH = (
 )
 
 
-# the order of special symbols that ds_seq trains its vocabularies with
+# the order of special symbols in vocabularies that ds_seq trains
 _SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2, bos=0)
 
 
 def beam_search(symbols: Symbols = _SYMBOLS, **options: Any) -> BeamSearch:
-    """A search; ``options`` are those of `BeamSearch`."""
+    """Return a search; `options` are those of `BeamSearch`."""
     fields = GenerationConfig.model_fields
     defaults = {name: fields[name].default for name in _SEARCH}
     return BeamSearch(symbols, **{**defaults, **options})
 
 
 def batch_limits(**options: int) -> BatchLimits:
-    """Limits for sources of up to 1024 tokens; ``options`` are those of `BatchLimits`."""
+    """Return limits for sources of up to 1024 tokens; `options` are those of `BatchLimits`."""
     fields = GenerationConfig.model_fields
     sizes = {name: fields[name].default for name in ("max_tokens", "max_sentences")}
     return BatchLimits(**{**sizes, "max_source_length": 1024, **options})

@@ -1,4 +1,4 @@
-"""What torch's profiler knows: where the time goes, and how much memory activations take."""
+"""Time by class of operator and memory of activations, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KINDS = (MATMUL, ATTENTION, MOVEMENT, REST, OPTIMIZER)
 
 
 def kind_of(operator: str) -> str:
-    """To which class of work an operator belongs, such as ``aten::index_select``."""
+    """Return the class of work of an operator such as `aten::index_select`."""
     name = operator.rpartition("::")[2]
     if "attention" in name:
         return ATTENTION
@@ -62,11 +62,11 @@ def kind_of(operator: str) -> str:
 
 
 def operator_seconds(call: Callable[[], object], repeats: int = 3) -> dict[str, float]:
-    """Seconds of a call in each class of work, each operator without those it calls.
+    """Return seconds of a call by class of work, each operator without those it calls.
 
     Args:
-        call: what is profiled.
-        repeats: how often; the quickest counts, on which the profiler and others weighed least.
+        call: function to profile.
+        repeats: number of calls; the fastest is used, as the one disturbed least.
     """
     return min((_profiled(call) for _ in range(repeats)), key=lambda found: sum(found.values()))
 
@@ -81,22 +81,22 @@ def _profiled(call: Callable[[], object]) -> dict[str, float]:
 
 
 class Allocation(NamedTuple):
-    """A block of memory taken, or given back where the size is negative."""
+    """A block of memory that is allocated, or freed if the size is negative."""
 
     address: int
     size: int
 
 
 def peak_activation_bytes(call: Callable[[], object], parameters: Iterable[nn.Parameter]) -> int:
-    """Most bytes that a forward and backward held at one time beyond what was there before.
+    """Return the peak memory in bytes of a forward and backward pass, beyond that held before.
 
-    Every allocation of torch's CPU allocator counts, temporaries inside of operators included. What
-    is the gradient of a parameter when the call is over does not: it grows with the parameters by
-    definition, and lives on.
+    Every allocation of torch's CPU allocator counts, including temporaries inside operators. The
+    final gradients of parameters do not count: they grow with the parameters by definition, and
+    outlive the call.
 
     Args:
-        call: goes forward and backward; before it no parameter has a gradient.
-        parameters: whose gradients are left out.
+        call: forward and backward pass; before it no parameter has a gradient.
+        parameters: parameters whose gradients are excluded.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
@@ -112,11 +112,11 @@ def peak_activation_bytes(call: Callable[[], object], parameters: Iterable[nn.Pa
 
 
 def peak_bytes(allocations: Sequence[Allocation], kept: set[int]) -> int:
-    """Highest sum of the blocks that are held at one time.
+    """Return the largest total size of blocks held at the same time.
 
     Args:
-        allocations: in order of time; a block given back that was not taken here is not counted.
-        kept: addresses; the last block at each, if never given back, is left out.
+        allocations: allocations in order of time; frees of blocks allocated earlier do not count.
+        kept: addresses whose last block, if never freed, is excluded.
     """
     last = {a.address: i for i, a in enumerate(allocations) if a.address in kept}
     left_out = {i for i in last.values()}

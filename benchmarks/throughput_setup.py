@@ -1,5 +1,4 @@
-"""What train_throughput.py measures: one text, one model, one list of batches, said to each
-system."""
+"""Setup of train_throughput.py: one text, one model and one list of batches for all systems."""
 
 from __future__ import annotations
 
@@ -40,11 +39,11 @@ SEED = 1
 
 
 def recipe(text: Path, max_tokens: int) -> Recipe:
-    """Returns what our two systems and fairseq share.
+    """Return the settings shared by our two systems and fairseq.
 
     Args:
-        text: from `fetch_text`.
-        max_tokens: of a batch.
+        text: folder of the text, from `fetch_text`.
+        max_tokens: tokens per batch.
     """
     return Recipe(
         text=text,
@@ -61,13 +60,13 @@ def recipe(text: Path, max_tokens: int) -> Recipe:
 def write_fairseq_setup(
     config: ExperimentConfig, path: Path, num_updates: int, threads: int
 ) -> Path:
-    """Writes the dense experiment for fairseq, with the batches that ours will take.
+    """Write the dense experiment for fairseq, with the batches that ours will use.
 
     Args:
-        config: the dense experiment, its data prepared.
-        path: the file to write; the batches go beside it.
-        num_updates: how many batches.
-        threads: that fairseq may use.
+        config: the dense experiment, with prepared data.
+        path: file to write; the batches are written next to it.
+        num_updates: number of batches.
+        threads: number of threads for fairseq.
     """
     batches = path.with_suffix(".npz")
     vocab_size = _write_batches(config, batches, num_updates)
@@ -91,7 +90,7 @@ def write_fairseq_setup(
 
 
 def _write_batches(config: ExperimentConfig, path: Path, num_updates: int) -> int:
-    """Writes sentences and batches as plain arrays; returns the size of the vocabulary."""
+    """Write sentences and batches as plain arrays; return the vocabulary size."""
     folder = Path(config.data.dir)
     vocab = SentencePieceTokenizer.load(folder / "vocab.model")
     reader = ShardReader(folder, "train", vocab.fingerprint)

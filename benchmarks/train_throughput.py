@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Training speed of ds_seq, dense and with experts, against fairseq, on the same batches.
+"""Training speed of ds_seq, dense and with experts, compared with fairseq on the same batches.
 
 Three processes train the same architecture on the same batches and take turns: some updates of one,
-the same updates of the next, and so on for several rounds, so that whatever else the machine does
-hits all alike. Ratios are taken within a round.
+the same updates of the next, and so on for several rounds, so that other load on the machine
+affects all equally. Ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ DENSE_GOAL, MOE_GOAL = 1.3, 0.8
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure.
+    """Extent of the measurement.
 
     Attributes:
-        rounds: how often each system has its turn.
-        updates: of each system in each round.
+        rounds: number of turns of each system.
+        updates: updates of each system per round.
         warmup: updates of each system before the first round, not counted.
-        seconds: begin no round later than this, once there have been two.
+        seconds: time after which no round begins, provided there have been two.
     """
 
     rounds: int
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def total_updates(self) -> int:
-        """Updates of each system."""
+        """Total updates of each system."""
         return self.warmup + self.rounds * self.updates
 
 
@@ -55,7 +55,7 @@ QUICK = Plan(rounds=5, updates=3, warmup=2, seconds=90)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures, prints, records; returns the exit status."""
+    """Measure, print, record; return the exit status."""
     arguments = _parse(argv)
     plan = QUICK if arguments.quick else Plan(arguments.rounds, arguments.updates, warmup=4)
     with tempfile.TemporaryDirectory(prefix="ds_seq_throughput_") as folder:
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         environment = {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # fairseq 0.12 is older than that guard
+            "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # fairseq 0.12 predates this check
         }
         with contextlib.ExitStack() as stack:
             workers = []
@@ -78,10 +78,12 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument("--threads", type=int, default=2, help="of each system")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="of a batch, with padding")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each system")
+    parser.add_argument(
+        "--max-tokens", type=int, default=4096, help="tokens per batch, with padding"
+    )
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--updates", type=int, default=4, help="of each system in each round")
+    parser.add_argument("--updates", type=int, default=4, help="updates of each system per round")
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE", help="source<TAB>target lines instead of fetched text"
     )
@@ -90,7 +92,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _commands(arguments: argparse.Namespace, plan: Plan, folder: Path) -> dict[str, list[str]]:
-    """Makes everything that the systems need; returns how to start them."""
+    """Prepare all inputs of the systems; return how to start them."""
     python = make_fairseq_venv(arguments.cache / "fairseq-venv")
     shared = recipe(fetch_text(arguments.cache, arguments.tsv), arguments.max_tokens)
     configs, commands = {}, {}
@@ -105,7 +107,7 @@ def _commands(arguments: argparse.Namespace, plan: Plan, folder: Path) -> dict[s
 
 
 def _measure(workers: Sequence[Worker], plan: Plan) -> list[dict[str, Block]]:
-    """Lets all take turns; returns what each did in each round."""
+    """Let all systems take turns; return the results of each in each round."""
     begin = time.monotonic()
     for worker in workers:
         worker.run(plan.warmup)
@@ -115,7 +117,7 @@ def _measure(workers: Sequence[Worker], plan: Plan) -> list[dict[str, Block]]:
             break
         blocks = {worker.name: worker.run(plan.updates) for worker in workers}
         tokens = {block.target_tokens for block in blocks.values()}
-        assert len(tokens) == 1, f"the systems did not see the same batches: {blocks}"
+        assert len(tokens) == 1, f"the systems did not train on the same batches: {blocks}"
         speeds = ", ".join(f"{name} {block.speed:,.0f}" for name, block in blocks.items())
         print(f"round {number + 1}: target tokens/s: {speeds}", file=sys.stderr, flush=True)
         rounds.append(blocks)
@@ -129,7 +131,7 @@ def _report(
     arguments: argparse.Namespace,
 ) -> int:
     parameters = {worker.name: worker.num_parameters for worker in workers}
-    assert parameters[DENSE] == parameters[FAIRSEQ], f"not the same model: {parameters}"
+    assert parameters[DENSE] == parameters[FAIRSEQ], f"the models differ: parameters {parameters}"
     rows = [
         [
             worker.name,
@@ -154,8 +156,8 @@ def _report(
         f"{table(header, rows)}\n\n"
         f"Medians (and extremes) of {len(rounds)} rounds of {plan.updates} updates after "
         f"{plan.warmup} uncounted ones; fp32, {arguments.threads} threads, batches of at most "
-        f"{arguments.max_tokens:,} tokens, {text}; loss in nats a token. "
-        f"Threads ran {share:.0%} of the time (less: a busy machine, a noisy result).\n{versions}."
+        f"{arguments.max_tokens:,} tokens, {text}; loss in nats per token. "
+        f"Threads ran {share:.0%} of the time (less: a busy machine, noisy results).\n{versions}."
     )
     goals = [
         Goal(f"{DENSE} to {FAIRSEQ}", _ratio(rounds, DENSE, FAIRSEQ).median, DENSE_GOAL, "x"),

@@ -1,7 +1,7 @@
-"""Takes the time of several pieces of code by turns, so that ratios mean something on any machine.
+"""Time several pieces of code in turns, so that ratios are meaningful on any machine.
 
-In a round every side has its turn, and the order rotates from round to round: whatever else the
-machine does hits all alike. Ratios are taken within a round. Standard library only.
+Every side has one turn per round, and the order rotates from round to round, so that other load on
+the machine affects all sides equally. Ratios are taken within a round. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Turn:
-    """One side's turn in one round, per call."""
+    """Time per call of one side in one round."""
 
     seconds: float
     cpu_seconds: float
-    """Processor time, of all threads."""
+    """Processor time of all threads."""
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What all sides took.
+    """Times of all sides.
 
     Args:
-        turns: by side, one for each round.
+        turns: turns by side, one per round.
     """
 
     turns: Mapping[str, list[Turn]]
 
     @property
     def count(self) -> int:
-        """How many rounds there were."""
+        """Number of rounds."""
         return min(len(turns) for turns in self.turns.values())
 
     def seconds(self, side: str) -> list[float]:
-        """Seconds a call, round by round."""
+        """Seconds per call, round by round."""
         return [turn.seconds for turn in self.turns[side]]
 
     def ratios(self, side: str, to: str) -> list[float]:
-        """How many times as long a call of ``side`` took, round by round."""
+        """Time per call of `side` divided by that of `to`, round by round."""
         return [
-            mine.seconds / theirs.seconds
-            for mine, theirs in zip(self.turns[side], self.turns[to], strict=True)
+            turn.seconds / reference.seconds
+            for turn, reference in zip(self.turns[side], self.turns[to], strict=True)
         ]
 
     def busy(self, threads: int) -> float:
-        """Share of the time in which the threads ran; less on a machine that others use as well."""
+        """Share of the time in which the threads ran; lower on a machine with other load."""
         turns = [turn for side in self.turns.values() for turn in side]
         wall = sum(turn.seconds for turn in turns)
         return sum(turn.cpu_seconds for turn in turns) / (threads * wall)
@@ -60,13 +60,13 @@ def take_turns(
     seconds: float = math.inf,
     turn_seconds: float = 0.05,
 ) -> Rounds:
-    """Measures.
+    """Time all sides in turns.
 
     Args:
-        sides: the code, by name.
-        rounds: how many rounds.
-        seconds: begin no round later than this, once there have been two.
-        turn_seconds: a turn repeats a call that is shorter than this until it takes as long.
+        sides: the code of each side, by name.
+        rounds: maximum number of rounds.
+        seconds: time after which no round begins, provided there have been two.
+        turn_seconds: shortest duration of a turn; a shorter call is repeated.
     """
     repeats = {name: _repeats(call, turn_seconds) for name, call in sides.items()}
     begin = time.monotonic()
@@ -82,7 +82,7 @@ def take_turns(
 
 
 def _repeats(call: Callable[[], object], turn_seconds: float) -> int:
-    """How many calls make a turn; warms up on the way: the first calls are not like the others."""
+    """Return the number of calls per turn; warms up too, since the first calls are slower."""
     taken = _turn(call, 1).seconds
     if taken < 10 * turn_seconds:
         taken = min(taken, _turn(call, 2).seconds)

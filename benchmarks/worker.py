@@ -1,9 +1,9 @@
 """Child processes that train on command, so that several systems can take turns in one run.
 
-A child answers one JSON line when it is ready and one for every command (``run N``, ``validate``,
-``save``); whatever it or its libraries print goes to a log file. Between two commands it blocks on
-its input and costs nothing. A child may be several processes; the first one speaks for all.
-Standard library only: a child may run under another interpreter than the parent.
+A child writes one JSON line when it is ready and one after every command (`run N`, `validate`,
+`save`); all other output goes to a log file. Between two commands it blocks on its input and uses
+no processor time. A child may consist of several processes, of which the first one communicates.
+Standard library only: a child may run under a different interpreter than the parent.
 """
 
 from __future__ import annotations
@@ -22,57 +22,57 @@ from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
-    """What a child is to do next."""
+    """A command for a child."""
 
     verb: str
-    """``run``, ``validate`` or ``save``."""
+    """`run`, `validate` or `save`."""
     number: int = 0
-    """Updates to ``run``."""
+    """Number of updates to `run`."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """What a number of consecutive updates took, over all processes of the child."""
+    """Cost of consecutive updates, over all processes of the child."""
 
     updates: int
     seconds: float
     target_tokens: int
     cpu_seconds: float
-    """Processor time, of all threads."""
+    """Processor time of all threads."""
     loss: float
-    """Of the last update, nats a target token, without label smoothing."""
+    """Loss of the last update in nats per target token, without label smoothing."""
     exchange_seconds: float = 0.0
-    """In exchanges of rows between experts on several processes, waiting included; mean."""
+    """Time exchanging rows between experts on several processes, including waits; mean."""
     reduce_seconds: float = 0.0
-    """In all other collectives, waiting included; mean over the processes."""
+    """Time in all other collectives, including waits; mean over the processes."""
 
     @property
     def speed(self) -> float:
-        """Target tokens a second."""
+        """Target tokens per second."""
         return self.target_tokens / self.seconds
 
     @property
     def cpu_speed(self) -> float:
-        """Target tokens a second of processor time: what is left to compare on a busy machine."""
+        """Target tokens per second of processor time, comparable even on a busy machine."""
         return self.target_tokens / self.cpu_seconds
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a pass over the held-out text took and gave."""
+    """Cost and result of a pass over the held-out text."""
 
     seconds: float
     target_tokens: int
     cpu_seconds: float
-    """Processor time, of all threads and processes."""
+    """Processor time of all threads and processes."""
     loss: float
-    """Nats a target token, without label smoothing."""
+    """Nats per target token, without label smoothing."""
     bleu: float | None = None
-    """Of the translations, where the child makes any."""
+    """BLEU of the translations, if the child makes any."""
 
     @property
     def speed(self) -> float:
-        """Target tokens a second."""
+        """Target tokens per second."""
         return self.target_tokens / self.seconds
 
 
@@ -80,12 +80,12 @@ class Worker:
     """The parent's end of one child.
 
     Args:
-        name: what tables call it.
+        name: name in tables.
         command: the child's command line.
-        log: where its output goes.
-        environment: variables set for it on top of the inherited ones.
-        others: variables of further processes of the same child, such as their ranks; they take no
-            commands from here.
+        log: log file of its output.
+        environment: variables set in addition to the inherited ones.
+        others: variables of further processes of the same child, such as their ranks; these
+            receive no commands.
     """
 
     def __init__(
@@ -126,20 +126,20 @@ class Worker:
         self.versions = str(answer["versions"])
 
     def run(self, updates: int) -> Block:
-        """Lets the child train and waits for it."""
+        """Make the child train, and wait for it."""
         return Block(**self._ask(Command("run", updates)))
 
     def validate(self) -> Validation:
-        """Lets the child go over the held-out text and waits for it."""
+        """Make the child process the held-out text, and wait for it."""
         return Validation(**self._ask(Command("validate")))
 
     def save(self) -> None:
-        """Lets the child write a checkpoint."""
+        """Make the child write a checkpoint."""
         self._ask(Command("save"))
 
     def _ask(self, command: Command) -> dict[str, Any]:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # a dead child's last words say more
+        with contextlib.suppress(BrokenPipeError):  # the log of a dead child says more
             print(f"{command.verb} {command.number}", file=self._process.stdin, flush=True)
         return self._answer()
 
@@ -167,7 +167,7 @@ class Worker:
         self._end(seconds=20)
 
     def _end(self, seconds: float) -> None:
-        """Waits so long for all processes to leave by themselves."""
+        """Wait up to this long for all processes to exit, then kill them."""
         deadline = time.monotonic() + seconds
         for process in [self._process, *self._others]:
             try:
@@ -178,21 +178,21 @@ class Worker:
 
 
 class Stopwatch:
-    """Wall and processor time since it was made."""
+    """Wall and processor time since construction."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def block(self, updates: int, target_tokens: int, loss: float) -> Block:
-        """Returns what was done in the meantime."""
+        """Return the work done since then."""
         seconds, cpu_seconds = time.perf_counter() - self._wall, time.process_time() - self._cpu
         return Block(updates, seconds, target_tokens, cpu_seconds, loss)
 
 
 class Channel:
-    """The child's end: answers go to the parent, everything else that is printed to the log.
+    """The child's end: answers go to the parent, all other output to the log.
 
-    Make one before importing libraries that print.
+    Create one before importing libraries that print.
     """
 
     def __init__(self) -> None:
@@ -200,11 +200,11 @@ class Channel:
         os.dup2(2, 1)
 
     def ready(self, num_parameters: int, versions: str) -> None:
-        """Say that training can begin."""
+        """Report that training can begin."""
         self._answer({"num_parameters": num_parameters, "versions": versions})
 
     def command(self) -> Command | None:
-        """Wait for the next command; returns None at the end."""
+        """Wait for the next command; return None at the end."""
         words = sys.stdin.readline().split()
         return Command(words[0], int(words[1])) if words else None
 

@@ -3,14 +3,14 @@
 #
 #   bash launch/quickstart.sh [--dense] [--data TSV] [--out DIR] [--quick]
 #
-#   --dense      train the dense twin instead of the Mixture-of-Experts model
-#   --data TSV   your own text, one pair a line: source, tab, target (default: fetch a sample)
-#   --out DIR    where data/ and runs/ are made (default: the repository; with --data a folder
-#                under runs/ that has the name of the file)
-#   --quick      a short training, to see every step work; expect a poor score
+#   --dense      train the dense counterpart instead of the Mixture-of-Experts model
+#   --data TSV   your own text, one pair per line: source, tab, target (default: fetch a sample)
+#   --out DIR    folder for data/ and runs/ (default: the repository; with --data, a folder under
+#                runs/ named after the file)
+#   --quick      a short training run, to see every step work; expect a low score
 #
-# Installs into .venv, or into the active virtual environment. Asks nothing. Run it again to go on
-# where it stopped: what is done is skipped.
+# Installs into .venv, or into the active virtual environment. Never prompts. Run it again to resume
+# after an interruption: finished steps are skipped.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/setup.sh
@@ -57,13 +57,13 @@ fi
 out=${out:-$ROOT}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-cd "$out" # paths in the experiment files are relative to the working folder
+cd "$out" # paths in the experiment files are relative to the working directory
 
 config=$ROOT/configs/experiments/$experiment.yaml
 run=runs/$experiment$name_suffix
 raw=data/quickstart/raw
 if [ -n "$name_suffix" ]; then
-    # A run of its own: the learning rate follows max_updates, so the long run must not continue it.
+    # A separate run: the learning rate depends on max_updates, so the full run must not resume this one.
     overrides+=("name=$experiment$name_suffix" train.max_updates=150 train.validate_every=75
         scheduler.warmup_updates=50)
 fi
@@ -83,14 +83,14 @@ show_and_run() {
 }
 
 stage="the set-up"
-say_where_it_stopped() {
+report_interruption() {
     local status=$?
     if [ "$status" -ne 0 ]; then
-        printf '\nStopped (exit code %s) in: %s. The same command again goes on from there.\n' \
+        printf '\nStopped (exit code %s) in: %s. Run the same command again to resume.\n' \
             "$status" "$stage" >&2
     fi
 }
-trap say_where_it_stopped EXIT
+trap report_interruption EXIT
 
 # Two ranks: two GPUs, or two processes on the CPU. One GPU cannot serve two ranks.
 choose_ranks() {
@@ -100,7 +100,7 @@ choose_ranks() {
     case $gpus in
         0)
             ranks=2
-            export DS_ACCELERATOR=cpu # else deepspeed warns in each process that it found no GPU
+            export DS_ACCELERATOR=cpu # otherwise DeepSpeed warns in every process that it found no GPU
             ;;
         1)
             ranks=1
@@ -112,39 +112,39 @@ choose_ranks() {
     echo "$gpus GPU(s), $cores CPU core(s): $ranks process(es) with $OMP_NUM_THREADS thread(s) each"
 }
 
-# A free port, so that two runs on one machine do not meet; --quiet leaves out the launcher's own log.
+# A free port, so that two runs on one machine do not collide; --quiet hides the launcher's own log.
 launch() {
     local port
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     show_and_run deepspeed --quiet --num_gpus "$ranks" --master_port "$port" "$@"
 }
 
-# The model learns from short sentences only, so it is tested on short ones, and says so.
+# The model is trained on short sentences only, so it is tested on short ones; the output says so.
 select_short_test_pairs() {
     python - "$run" "$raw/test.en" "$raw/test.de" "$run/test.en" "$run/test.de" <<'PY'
 import sys
 from pathlib import Path
 
 from ds_seq.config.load import load_experiment
-from ds_seq.data.vocab import Vocab
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 run = Path(sys.argv[1])
 data = load_experiment(run / "config.yaml", []).data
 sources, targets = (open(path, encoding="utf-8", newline="\n") for path in sys.argv[2:4])
 short_sources, short_targets = (open(path, "w", encoding="utf-8") for path in sys.argv[4:6])
-vocab = Vocab.load(run / "vocab.model")
+tokenizer = SentencePieceTokenizer.load(run / "vocab.model")
 total = kept = 0
 for source, target in zip(sources, targets, strict=True):
     total += 1
     if (
-        len(vocab.encode(source.rstrip("\n"))) < data.max_source_length
-        and len(vocab.encode(target.rstrip("\n"))) < data.max_target_length
+        len(tokenizer.encode(source.rstrip("\n"))) < data.max_source_length
+        and len(tokenizer.encode(target.rstrip("\n"))) < data.max_target_length
     ):
         kept += 1
         short_sources.write(source)
         short_targets.write(target)
 print(
-    f"Test set: {kept} of {total} pairs, those of at most {data.max_source_length} subwords a side. "
+    f"Test set: {kept} of {total} pairs, those of at most {data.max_source_length} subwords per side. "
     "The score is not comparable with published figures."
 )
 PY
@@ -160,7 +160,7 @@ show_samples() {
         }'
 }
 
-# What share of the tokens each expert got in the last validation, as the training recorded it.
+# Share of the tokens routed to each expert in the last validation, as recorded during training.
 show_expert_load() {
     echo
     python - "$run/metrics.jsonl" <<'PY'
@@ -177,9 +177,9 @@ PY
 set_up base
 choose_ranks
 
-begin_step "real text"
+begin_step "fetch the text"
 origin=${tsv:-sample}
-changed_since() { # the file $1 (if there is one) since the stamp $2
+changed_since() { # whether the file $1 (if given) is newer than the stamp $2
     [ -n "$1" ] && [ "$1" -nt "$2" ]
 }
 if [ "$(cat "$raw/.origin" 2>/dev/null)" = "$origin" ] && ! changed_since "$tsv" "$raw/.origin"; then
@@ -189,7 +189,7 @@ else
     echo "$origin" >"$raw/.origin"
 fi
 
-begin_step "clean it, learn subwords, binarize"
+begin_step "clean the text, train the vocabulary, binarize"
 show_and_run ds-seq prepare "$config" "${overrides[@]}"
 
 begin_step "train $run"
@@ -204,17 +204,17 @@ begin_step "look at the result"
 show_samples "$run/test.en" "$run/test.de" "$run/test.hyp"
 [ "$experiment" = tiny_dense ] || show_expert_load
 
-heading "What next"
+heading "Next steps"
 cat <<END
-Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. Everything about the run is in $out/$run. Try:
+Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. All files of the run are in $out/$run. Try:
 
   cd $out
   . $VIRTUAL_ENV/bin/activate
   echo 'Click the button to open the file.' | ds-seq generate $run --input -
   tensorboard --logdir $run
-  bash $ROOT/launch/quickstart.sh --dense          # the dense twin, on the same text
+  bash $ROOT/launch/quickstart.sh --dense          # the dense counterpart, same text
   bash $ROOT/launch/quickstart.sh --data your.tsv  # your own text
 
-Your own experiment is a copy of $config:
-README.md goes from your text to BLEU in five commands.
+To make your own experiment, copy $config;
+README.md describes the five commands from your text to BLEU.
 END

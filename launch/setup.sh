@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The one place that makes the virtual environment and installs ds_seq into it. Sourced by
-# launch/quickstart.sh, tests/run.sh and .ci/run, which then call `set_up`; or by hand:
+# Creates the virtual environment and installs ds_seq into it. launch/quickstart.sh, tests/run.sh and
+# .ci/run source this file and call `set_up`. To run it directly:
 #
-#   bash launch/setup.sh           what training and translating need
-#   bash launch/setup.sh test      the same and pytest
-#   bash launch/setup.sh dev       the same and ruff, mypy, pre-commit
+#   bash launch/setup.sh           dependencies of training and translation
+#   bash launch/setup.sh test      these and pytest
+#   bash launch/setup.sh dev       these and ruff, mypy, pre-commit
 #
-# Uses the active virtual environment, else makes .venv. A stamp in the environment records what
-# was installed from which setup.py, so a second call takes no time and asks no index.
+# Uses the active virtual environment, or creates .venv if there is none. A stamp file in the
+# environment records what was installed from which setup.py, so a second call is instant and
+# contacts no package index.
 
 DS_SEQ_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -30,17 +31,17 @@ activate_environment() {
         if [ ! -f "$venv/bin/activate" ]; then
             command -v "$python" >/dev/null || fail "no $python found; install Python 3.10 or newer"
             "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-                fail "$("$python" --version) is too old; name Python 3.10 or newer: PYTHON=python3.12 bash $0"
-            heading "Making a virtual environment in $venv"
+                fail "$("$python" --version) is too old; set Python 3.10 or newer: PYTHON=python3.12 bash $0"
+            heading "Creating a virtual environment in $venv"
             "$python" -m venv "$venv" || {
                 rm -rf "$venv"
-                fail "python could not make a virtual environment (Debian, Ubuntu: apt-get install python3-venv)"
+                fail "Python could not create a virtual environment (Debian, Ubuntu: apt-get install python3-venv)"
             }
         fi
         # shellcheck disable=SC1091
         . "$venv/bin/activate"
     fi
-    # An environment that was activated by name only, in a shell that did not export its PATH.
+    # VIRTUAL_ENV may be set in a shell that did not export its PATH.
     export PATH="$VIRTUAL_ENV/bin:$PATH"
 }
 
@@ -48,7 +49,7 @@ set_up() {
     local extra=${1:-base} target=$DS_SEQ_ROOT stamp key covered quiet=()
     activate_environment
     stamp=$VIRTUAL_ENV/.ds_seq.stamp
-    # The folder is part of the key: an editable install belongs to one checkout.
+    # The path is part of the key: an editable install belongs to one checkout.
     key="$(cksum <"$DS_SEQ_ROOT/setup.py" | tr -d ' ') $DS_SEQ_ROOT"
     if grep -qsxF "$extra $key" "$stamp"; then
         return

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turns one split of parallel text into shards."""
+"""Convert one split of parallel text into shards."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ds_seq.text.tokenizer import Tokenizers
 
 
 def main(argv: Sequence[str]) -> int:
-    """Binarizes one pair of files."""
+    """Binarize a pair of files."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for name in ("source", "target"):
-        parser.add_argument(name, type=Path, help=f"{name} text, one sentence a line")
+        parser.add_argument(name, type=Path, help=f"{name} text, one sentence per line")
     parser.add_argument("--vocab", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--split", required=True, help="train, valid or test")
@@ -32,15 +32,15 @@ def main(argv: Sequence[str]) -> int:
         nargs=2,
         required=True,
         metavar=("SOURCE", "TARGET"),
-        help="for example en de",
+        help="language codes, such as en de",
     )
     parser.add_argument(
         "--shard-size",
         type=int,
         default=DataConfig.model_fields["shard_size"].default,
-        help="pairs a shard",
+        help="pairs per shard",
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
     arguments = parser.parse_args(argv)
     total = count_pairs([PairPath(arguments.source, arguments.target)])
     with Progress(f"binarizing {arguments.split}", total) as progress:

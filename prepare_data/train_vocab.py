@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains one SentencePiece vocabulary on all the files given (normally both sides of the text)."""
+"""Train one SentencePiece vocabulary on all given files (normally both sides of the text)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains and writes a vocabulary."""
+    """Train and write a vocabulary."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("files", type=Path, nargs="+", help="text, one sentence a line")
+    parser.add_argument("files", type=Path, nargs="+", help="text, one sentence per line")
     parser.add_argument("--out", type=Path, required=True, help="model file to write")
-    parser.add_argument("--size", type=int, default=32000, help="subwords, special ones included")
+    parser.add_argument("--size", type=int, default=32000, help="subwords, including special ones")
     parser.add_argument("--type", choices=("unigram", "bpe"), default="unigram", help="algorithm")
     parser.add_argument(
         "--character-coverage", type=float, default=1.0, help="0.9995 for Chinese or Japanese"
@@ -28,9 +28,9 @@ def main(argv: Sequence[str]) -> int:
         "--sentences",
         type=int,
         default=10_000_000,
-        help="size of the sample to learn from; 0 = all",
+        help="number of sampled sentences to train on; 0 = all",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the sample")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the sample")
     parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
     arguments = parser.parse_args(argv)
     print("training (large texts take minutes)", file=sys.stderr)

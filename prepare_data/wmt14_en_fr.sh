@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Downloads the raw text of WMT14 English-French (41 million pairs, 7 GB of archives):
+# Download the raw text of WMT14 English-French (41 million pairs, 7 GB of archives):
 #
 #   bash prepare_data/wmt14_en_fr.sh [FOLDER]        # default: data/wmt14_en_fr/raw
-#   ds-seq prepare EXPERIMENT.yaml  # a copy of wmt16_en_de_base.yaml that names this folder
+#   ds-seq prepare EXPERIMENT.yaml  # a copy of wmt16_en_de_base.yaml with this folder
 #
 # Train: Europarl v7, Common Crawl, UN, News Commentary v9, Giga-French. Valid: newstest2013. Test:
-# newstest2014, all 3,003 sentences. Run it again after a broken download: finished archives are
-# not fetched twice.
+# newstest2014, all 3,003 sentences. Run it again after an interrupted download: complete archives
+# are kept.
 set -euo pipefail
 out=${1:-data/wmt14_en_fr/raw}
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Downloads the raw text of WMT16 English-German (4.5 million pairs, 1.5 GB of archives):
+# Download the raw text of WMT16 English-German (4.5 million pairs, 1.5 GB of archives):
 #
 #   bash prepare_data/wmt16_en_de.sh [FOLDER]        # default: data/wmt16_en_de/raw
 #   ds-seq prepare configs/experiments/wmt16_en_de_base.yaml
 #
 # Train: Europarl v7, Common Crawl, News Commentary v11. Valid: newstest2013. Test: newstest2014,
-# all 3,003 sentences. Run it again after a broken download: finished archives are not fetched twice.
+# all 3,003 sentences. Run it again after an interrupted download: complete archives are kept.
 set -euo pipefail
 out=${1:-data/wmt16_en_de/raw}
 

@@ -1,4 +1,4 @@
-"""Settings of every test: one thread, no GPU unless asked for, no launcher's environment."""
+"""Settings of every test: one thread, no GPU unless requested, no launcher's environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if "not gpu" in config.option.markexpr:
-        # The default suite asks the same of every machine: with a GPU it still runs on the CPU.
+        # The default suite is the same on every machine: it runs on the CPU even with a GPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["DS_ACCELERATOR"] = "cpu"
 
@@ -62,7 +62,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of pytest-xdist tells what it left out to the process that writes the summary."""
+    """A worker of pytest-xdist reports deselected tests to the process that writes the summary."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         stash = session.config.stash

@@ -14,7 +14,7 @@ _RANDOM = random.SystemRandom()  # a test may have seeded the other one
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, and that no other worker of this session gets."""
+    """Return a free TCP port that no other worker of this session gets."""
     while True:
         port = _RANDOM.randrange(_FIRST + _WORKER, _LAST, _WORKERS)
         with socket.socket() as probe:

@@ -59,7 +59,7 @@ KINDS = {
     },
 }
 NOT_OF_THE_PAIR = ("distributed", "reports/metrics.py", "reports/")
-_FUNCTION = 0x0001 | 0x0002  # optimized, with locals of its own: not a module, not a class body
+_FUNCTION = 0x0001 | 0x0002  # optimized, with separate locals: not a module, not a class body
 
 
 class Tracer:
@@ -154,7 +154,7 @@ def trace(kind: str, folder: Path) -> list[str]:
 
     assert cli.main(["prepare", str(experiment)]) == 0
     from ds_seq.config.load import load_experiment
-    from ds_seq.training.run import run_training  # imports DeepSpeed, in the way that ds_seq wants
+    from ds_seq.training.run import run_training  # imports DeepSpeed with ds_seq's settings
 
     engine_class: Any = sys.modules["deepspeed.runtime.engine"].DeepSpeedEngine
     tracer = Tracer(Path(ds_seq.__file__).resolve().parent)
@@ -190,7 +190,7 @@ def _print_one(kind: str) -> None:
 
 
 def main(kinds: Sequence[str]) -> int:
-    """Each kind in a process of its own: DeepSpeed is started once in each."""
+    """Each kind in a separate process, so that DeepSpeed is started once in each."""
     if strange := set(kinds) - set(KINDS):
         print(f"{', '.join(sorted(strange))}: choose from {', '.join(KINDS)}", file=sys.stderr)
         return 2

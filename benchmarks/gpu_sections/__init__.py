@@ -1,1 +1,1 @@
-"""Sections of gpu.py: what is measured, one file per kind of work."""
+"""Sections of gpu.py, one file per kind of work."""

@@ -1,4 +1,4 @@
-"""gpu.py: what every section is given, and the sizes it measures at."""
+"""gpu.py: inputs of every section, and the sizes to measure."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is.
+    """Sizes of everything measured.
 
     Attributes:
-        tiny: whether these are toys.
+        tiny: whether these are toy sizes.
         model: widths and depths of the Transformer.
-        vocab: V.
-        tokens: tokens per batch on the longer side, with padding; training runs at each.
-        middle: tokens per batch where a section takes one size only.
-        steps: training steps that are timed at each size.
-        shapes: distinct batches of a series.
-        experts: few and many.
+        vocab: vocabulary size V.
+        tokens: tokens per batch on the longer side, with padding; training is measured at each.
+        middle: tokens per batch for sections that use one size only.
+        steps: timed training steps per size.
+        shapes: number of different batches.
+        experts: a small and a large number of experts.
         searches: sentences per batch of a beam search.
-        mean_length: tokens of a translation.
+        mean_length: mean number of tokens of a translation.
     """
 
     tiny: bool
@@ -46,11 +46,11 @@ class Sizes:
 
     @classmethod
     def choose(cls, tiny: bool = False, tokens: int | None = None) -> Sizes:
-        """The sizes of Transformer-big on WMT, or toys.
+        """Return the sizes of Transformer-big on WMT, or toy sizes.
 
         Args:
-            tiny: whether to take toys.
-            tokens: the only size of a training batch; None takes several.
+            tiny: whether to use toy sizes.
+            tokens: the only size of a training batch; None for several.
         """
         several, middle = ((64, 96), 96) if tiny else ((8192, 16384, 32768), 16384)
         if tokens is not None:
@@ -62,13 +62,13 @@ class Sizes:
 
 @dataclass
 class Bench:
-    """What a section is given.
+    """Inputs and results of a section.
 
     Attributes:
-        sizes: what it measures at.
-        device: where.
-        deadline: value of `time.monotonic` at which it should be done.
-        figures: what it fills in as it goes: what is there is reported even if its time runs out.
+        sizes: sizes to measure.
+        device: device to measure.
+        deadline: value of `time.monotonic` by which the section should end.
+        figures: results, added as they are measured, so that they survive a time limit.
     """
 
     sizes: Sizes
@@ -78,7 +78,7 @@ class Bench:
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline."""
+        """Seconds until the deadline."""
         return self.deadline - time.monotonic()
 
 
@@ -93,7 +93,7 @@ class Peak:
         half: FLOP/s of dense products in bf16 and fp16.
         tf32: the same in TF32.
         fp32: the same in fp32, without tensor cores.
-        bandwidth: bytes per second of its memory.
+        bandwidth: memory bandwidth in bytes per second.
     """
 
     half: float
@@ -102,28 +102,28 @@ class Peak:
     bandwidth: float
 
     def flops(self, precision: str) -> float:
-        """FLOP/s in bf16, fp16 or fp32."""
+        """Return FLOP/s in bf16, fp16 or fp32."""
         return self.fp32 if precision == "fp32" else self.half
 
 
 PEAKS = {
-    "H200": Peak(989e12, 494e12, 67e12, 4.8e12),  # SXM; there is an NVL too, see `peak_of`
+    "H200": Peak(989e12, 494e12, 67e12, 4.8e12),  # SXM; for NVL cards see `peak_of`
     "H100 80GB HBM3": Peak(989e12, 494e12, 67e12, 3.35e12),  # SXM
     "A100-SXM4-80GB": Peak(312e12, 156e12, 19.5e12, 2.04e12),
 }
-"""By part of the name that the driver gives."""
+"""Data sheets by a part of the driver's name of the card."""
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def peak_of(name: str) -> Peak | None:
-    """The data sheet of the device of this name; None where it is not known.
+    """Return the data sheet of the device of this name, or None if unknown.
 
-    Cards of other forms (PCIe, NVL) have lower clocks: a share of the peak of another card would
-    mislead.
+    Other forms of a card (PCIe, NVL) have lower clocks, so a share of another form's peak would be
+    misleading.
     """
     if "NVL" in name or "PCIe" in name:
         return None

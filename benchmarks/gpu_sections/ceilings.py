@@ -1,4 +1,4 @@
-"""gpu.py: what the machine can do at best, and what each attention kernel of torch does with it."""
+"""gpu.py: peak speed of the machine, and speed of each attention kernel of torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BACKENDS = {
 
 
 def machine(bench: Bench) -> None:
-    """Versions, and the two ceilings: bytes and products."""
+    """Report versions and the two peaks: memory bandwidth and matrix products."""
     figures, device = bench.figures, bench.device
     figures.update(torch=torch.__version__, python=sys.version.split()[0])
     figures["sdpa_order"] = [int(x) for x in torch._C._get_sdp_priority_order()]
@@ -58,7 +58,7 @@ def _matmul_tflops(size: int, dtype: torch.dtype, device: torch.device) -> float
 
 
 def _linear_maps(bench: Bench) -> None:
-    """TFLOP/s of the products of a Transformer layer."""
+    """Measure TFLOP/s of the products of a Transformer layer."""
     d, f, rows = bench.sizes.model["d_model"], bench.sizes.model["ffn_dim"], bench.sizes.middle
     maps = {
         "qkv": (d, 3 * d),
@@ -81,7 +81,7 @@ def _linear(x: Tensor, weight: Tensor) -> Callable[[], object]:
 
 
 def attention(bench: Bench) -> None:
-    """Every backend of SDPA at the shapes of a training step: a new shape, then a known one."""
+    """Time every backend of SDPA at shapes of training steps: first new shapes, then known ones."""
     lengths = (5, 6) if bench.sizes.tiny else (24, 25, 26)
     for kind in ("masked", "causal", "plain"):
         for name, backend in _BACKENDS.items():
@@ -91,7 +91,7 @@ def attention(bench: Bench) -> None:
 def _attention_times(
     bench: Bench, kind: str, backend: SDPBackend | None, lengths: tuple[int, ...]
 ) -> dict[str, Any] | str:
-    """Times in ms, or why there are none."""
+    """Return times in ms, or the reason why there are none."""
     new, known = [], []
     chosen: AbstractContextManager[Any] = (
         contextlib.nullcontext() if backend is None else sdpa_kernel(backend)
@@ -102,13 +102,13 @@ def _attention_times(
                 run = _attention_call(bench, kind, length)
                 new.append(round(wall_ms(run), 2))
                 known.append(round(median_ms(run, 2, 5), 3))
-    except RuntimeError as problem:  # a kernel that does not take these
+    except RuntimeError as problem:  # this kernel does not support these inputs
         return str(problem).splitlines()[0][:120]
     return {"new_shape_ms": new, "known_shape_ms": known}
 
 
 def _attention_call(bench: Bench, kind: str, length: int) -> Callable[[], None]:
-    """Forward and backward over all rows of a batch."""
+    """Return a call that does forward and backward over all rows of a batch."""
     heads = bench.sizes.model["num_heads"]
     width = bench.sizes.model["d_model"] // heads
     rows = max(bench.sizes.middle // length, 1)

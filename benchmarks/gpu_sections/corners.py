@@ -1,4 +1,4 @@
-"""gpu.py: does every kind of layer make a step with finite gradients, whatever the batch?"""
+"""gpu.py: whether every kind of layer gives finite gradients for every kind of batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _MODELS: dict[str, dict[str, Any]] = {
 
 
 def corners(bench: Bench) -> None:
-    """Every model in every precision on every batch; failures are listed once more."""
+    """Run every model in every precision on every batch; list failures separately."""
     batches, outcomes = _batches(bench.device), {}
     for name, changes in _MODELS.items():
         for precision, dtype in DTYPES.items():
@@ -76,7 +76,7 @@ def _batches(device: torch.device) -> dict[str, Batch[Seq2SeqInputs]]:
 
 
 def _try(model: torch.nn.Module, batch: Batch[Seq2SeqInputs]) -> str:
-    """``ok``, or what went wrong."""
+    """Return `ok`, or a description of the failure."""
     model.zero_grad(set_to_none=True)
     try:
         criterion()(model(batch.inputs), batch).total.backward()

@@ -1,6 +1,6 @@
-"""gpu.py: the expert layer against the dense one and against bare grouped products.
+"""gpu.py: the expert layer compared with the dense one and with bare grouped products.
 
-Legend: ``N`` tokens, ``D`` model, ``F`` feed-forward, ``E`` experts.
+Shapes: N tokens, D model, F feed-forward, E experts.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .bench import Bench, Sizes
 from .measure import Call, count_waits, median_ms, profile
 
 _SENTENCE = 8  # tokens
-_REAL = 0.98  # of the tokens, the others are padding
+_REAL = 0.98  # share of real tokens; the others are padding
 
 
 def moe_layer(bench: Bench) -> None:
-    """Forward and backward of a layer, with few and many experts, at the smaller batch sizes."""
+    """Time a layer with few and with many experts at the smaller batch sizes."""
     for count in bench.sizes.tokens[:2]:
         _LayerTimes(bench, count).measure()
 
 
 def feed_forward(sizes: Sizes, moe: MoeConfig | None) -> nn.Module:
-    """A feed-forward as a model has it, in training mode."""
+    """Return a feed-forward layer as in a model, in training mode."""
     fields: dict[str, Any] = {
         **sizes.model,
         "encoder_layers": 1,
@@ -55,11 +55,11 @@ def feed_forward(sizes: Sizes, moe: MoeConfig | None) -> nn.Module:
 
 
 class _LayerTimes:
-    """Times of everything that reads one batch.
+    """Times of all layers on one batch.
 
     Args:
-        bench: what is measured, and where the times go.
-        count: N.
+        bench: sizes and results.
+        count: number of tokens N.
     """
 
     def __init__(self, bench: Bench, count: int) -> None:
@@ -71,7 +71,7 @@ class _LayerTimes:
         self._flops = 3 * 4 * count * width * bench.sizes.model["ffn_dim"]
 
     def measure(self) -> None:
-        """All layers at this size."""
+        """Time all layers at this size."""
         few, many = self._bench.sizes.experts
         self._time("dense bf16", self._step(self._on_device(None), torch.bfloat16))
         for number in (few, many):
@@ -110,7 +110,7 @@ class _LayerTimes:
         return step
 
     def _bare_products(self, number: int) -> Call:
-        """What the layer could cost at best: sort, two grouped products, undo the sorting."""
+        """Return a lower bound of the layer: sort, two grouped products, inverse sort."""
         flat = self._x.flatten(0, 1)
         shape = number, flat.shape[1], self._bench.sizes.model["ffn_dim"]
         up, down = (

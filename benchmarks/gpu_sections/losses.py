@@ -1,6 +1,6 @@
 """gpu.py: label-smoothed cross entropy, alone and with distillation, forward and backward.
 
-Legend: ``N`` target tokens, ``V`` vocabulary.
+Shapes: N target tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .bench import DTYPES, Bench, device_name, peak_of
 from .measure import Call, clear, median_ms, peak_gb, wall_ms
 from .training import SMOOTHING
 
-_TOP = 8  # tokens that a cached teacher names
+_TOP = 8  # tokens per position in a teacher's cache
 
 
 def loss(bench: Bench) -> None:
-    """Our losses next to torch's, in both half precisions; and how much to take at a time."""
+    """Time our losses and torch's in both half precisions, and the effect of slice sizes."""
     rows, vocab, device = bench.sizes.middle, bench.sizes.vocab, bench.device
     targets = torch.randint(4, vocab, (rows,), device=device)
     for precision in ("bf16", "fp16"):
@@ -43,7 +43,7 @@ def loss(bench: Bench) -> None:
 
 
 def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
-    """Forward and backward of each loss, by name."""
+    """Return forward and backward of each loss, by name."""
     best = TopTokens(*_top_tokens(teacher))
     forward_kl = Distil(weight=1.0, divergence="forward_kl", temperature=1.0, top_k=None)
 
@@ -69,7 +69,7 @@ def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:
 
 
 def _top_tokens(teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and log-probabilities, (N, _TOP), slice by slice: all of it in fp32 would not fit."""
+    """Return ids and log-probabilities, (N, _TOP), computed in slices to save memory."""
     parts = [rows.float().log_softmax(1).topk(_TOP) for rows in teacher.split(2048)]
     return torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts])
 
@@ -99,7 +99,7 @@ def _times(bench: Bench, step: Call) -> dict[str, Any]:
     ms = median_ms(step, 2, 5)
     entry: dict[str, Any] = {"ms": round(ms, 3), "extra_gb": round(peak_gb() - before, 2)}
     peak = peak_of(device_name(bench.device))
-    if peak is not None:  # what the time would be enough for
+    if peak is not None:  # memory traffic possible in this time
         traffic = ms / 1e3 * peak.bandwidth
         per_logit = traffic / (bench.sizes.middle * bench.sizes.vocab)
         entry["bytes_per_logit"] = round(per_logit, 1)
@@ -107,7 +107,7 @@ def _times(bench: Bench, step: Call) -> dict[str, Any]:
 
 
 def _sizes_of_slices(bench: Bench, logits: Tensor, targets: Tensor) -> None:
-    """Cross entropy with more or fewer logits at a time."""
+    """Time cross entropy with more or fewer logits per slice."""
     usual = module._GPU_ELEMENTS
     try:
         for power in (20, 22, 24, 26, 28):
@@ -119,7 +119,7 @@ def _sizes_of_slices(bench: Bench, logits: Tensor, targets: Tensor) -> None:
 
 
 def _compiled(logits: Tensor, targets: Tensor) -> dict[str, Any]:
-    """What a fused kernel could do: the same function in one piece for inductor."""
+    """Time the same function compiled by inductor, as a bound for a fused kernel."""
     a, b = smoothing_weights(SMOOTHING, logits.shape[1], "fairseq")
 
     def smoothed(scores: Tensor, labels: Tensor) -> Tensor:
@@ -137,5 +137,5 @@ def _compiled(logits: Tensor, targets: Tensor) -> dict[str, Any]:
     try:
         seconds = wall_ms(step) / 1e3
         return {"ms": round(median_ms(step, 2, 5), 3), "compile_s": round(seconds, 1)}
-    except Exception as problem:  # compilers need what a machine may not have
+    except Exception as problem:  # the machine may lack a compiler
         return {"problem": repr(problem)[:200]}

@@ -33,17 +33,17 @@ _KINDS = {
     "collective": ("nccl",),
     "elementwise": ("elementwise", "vectorized", "unrolled"),
 }
-"""Signs in the name of a kernel, first match first."""
+"""Parts of kernel names; the first match decides."""
 
 
 def sync() -> None:
-    """Wait until the GPU has done all it was given; nothing without one."""
+    """Wait for all work of the GPU; do nothing without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def wall_ms(call: Call) -> float:
-    """Milliseconds of one call on an idle device."""
+    """Return milliseconds of one call on an idle device."""
     sync()
     begun = time.perf_counter()
     call()
@@ -52,7 +52,7 @@ def wall_ms(call: Call) -> float:
 
 
 def median_ms(call: Call, warmup: int = 3, repeats: int = 10) -> float:
-    """Median milliseconds of a call, on a GPU between two events of the device."""
+    """Return median milliseconds of a call, measured by device events on a GPU."""
     for _ in range(warmup):
         call()
     sync()
@@ -70,12 +70,12 @@ def _event_ms(call: Call) -> float:
 
 
 def peak_gb() -> float:
-    """Most memory that tensors have held since `clear`; 0 without a GPU."""
+    """Return the peak memory of tensors since `clear`; 0 without a GPU."""
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
 
 
 def clear() -> None:
-    """Drop what is no longer used and begin to count memory anew."""
+    """Free unused memory and reset the peak."""
     if torch.cuda.is_available():
         gc.collect()
         torch.cuda.empty_cache()
@@ -83,12 +83,12 @@ def clear() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what the error says."""
+    """Whether the error reports lack of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def count_waits(call: Call) -> dict[str, int]:
-    """How often a call waits for the device, by place in the source, most frequent first.
+    """Count waits of a call for the device by place in the source, most frequent first.
 
     On a GPU these are CUDA's own warnings; on a CPU, the operators that would wait.
     """
@@ -111,7 +111,7 @@ def count_waits(call: Call) -> dict[str, int]:
 
 
 class _Waits(TorchDispatchMode):
-    """Notes the operators that would wait for a device."""
+    """Record the operators that would wait for a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,12 +136,12 @@ def profile(call: Call, rows: int = 15) -> dict[str, Any]:
     """Profile one call.
 
     Args:
-        call: what to profile.
-        rows: how many kernels are listed one by one.
+        call: function to profile.
+        rows: number of kernels to list individually.
 
     Returns:
-        How long the call took under the profiler and how long the device was busy in it, the
-        number of launches, milliseconds by kind of kernel, and the longest kernels.
+        Duration of the call under the profiler, busy time of the device, number of launches,
+        milliseconds by kind of kernel, and the longest kernels.
     """
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
@@ -153,7 +153,7 @@ def profile(call: Call, rows: int = 15) -> dict[str, Any]:
     def own_ms(event: Any) -> float:
         return (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3
 
-    # kernels and copies alone: operators would count their kernels once more
+    # only kernels and copies: operators would count their kernels again
     kernels = [e for e in events if not on_gpu or str(e.device_type).endswith("CUDA")]
     kernels.sort(key=own_ms, reverse=True)
     busy = sum(map(own_ms, kernels))
@@ -178,7 +178,7 @@ def profile(call: Call, rows: int = 15) -> dict[str, Any]:
 
 
 def kind_of(name: str) -> str:
-    """What kind of work a kernel does, by its name."""
+    """Return the kind of work of a kernel, by its name."""
     low = name.lower()
     for kind, signs in _KINDS.items():
         if any(sign in low for sign in signs):

@@ -1,4 +1,4 @@
-"""gpu.py: a short summary of the figures for people to read. Standard library only."""
+"""gpu.py: a short summary of the figures. Standard library only."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _ENDINGS = ("error", "skipped", "cut", "note")
 
 
 def summary(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures of all sections, a few lines for each.
+    """Return the figures of all sections, a few lines each.
 
     Args:
-        figures: by section, as in bench.json.
+        figures: figures by section, as in bench.json.
     """
     devices = sorted({found["device"] for found in figures.values() if "device" in found})
     lines = ["", f"== figures of {', '.join(devices) or 'no device'}"]

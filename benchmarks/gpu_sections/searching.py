@@ -1,4 +1,4 @@
-"""gpu.py: beam search over batches of one length class.
+"""gpu.py: beam search over batches of similar length.
 
 Shapes: B sentences, S source length, N rows of hypotheses.
 """
@@ -28,7 +28,7 @@ from .text import SYMBOLS
 from .training import model_config
 
 _BEAM = 5
-_PUSH = 1.2  # added to the logit of the end symbol per step after the mean length
+_PUSH = 1.2  # added to the logit of the end symbol at each step beyond the mean length
 _VARIANTS = {
     # label: precision, cuDNN's attention, TF32
     "bf16": ("bf16", False, False),
@@ -40,11 +40,11 @@ _VARIANTS = {
 
 
 class Finishing:
-    """A model that ends its sentences about where real ones end, though it is untrained.
+    """An untrained model whose sentences have realistic lengths.
 
     Args:
-        model: otherwise this one.
-        mean: tokens of a translation.
+        model: model to wrap.
+        mean: mean number of tokens of a translation.
     """
 
     def __init__(self, model: Seq2SeqTransformer, mean: int) -> None:
@@ -68,7 +68,7 @@ class Finishing:
 
 
 def generate(bench: Bench) -> None:
-    """Precisions and batch sizes, until the time is up."""
+    """Measure precisions and batch sizes until the time is up."""
     sizes, search = bench.sizes, beam_search(SYMBOLS, beam=_BEAM)
     base = (
         build_seq2seq(model_config(sizes), sizes.vocab, 1, 0, seed=1).requires_grad_(False).eval()
@@ -96,7 +96,7 @@ def generate(bench: Bench) -> None:
 
 
 def _sources(bench: Bench, count: int) -> Padded:
-    """Sources (B, S) of random words, of about the mean length."""
+    """Return sources (B, S) of random words, of about the mean length."""
     mean, generator = bench.sizes.mean_length, torch.Generator().manual_seed(5)
     lengths = torch.randint(mean - 4, mean + 1, (count,), generator=generator)
     source = torch.randint(4, bench.sizes.vocab, (count, mean), generator=generator)
@@ -110,7 +110,7 @@ def _call(search: BeamSearch, model: Finishing, source: Padded) -> Call:
 
 
 def _time_search(bench: Bench, search: BeamSearch, model: Finishing, count: int) -> dict[str, Any]:
-    """Figures of a batch of `count` sentences."""
+    """Measure a batch of `count` sentences."""
     clear()
     source = _sources(bench, count)
     call = _call(search, model, source)
@@ -138,7 +138,7 @@ def _time_search(bench: Bench, search: BeamSearch, model: Finishing, count: int)
 
 
 def _look_closely(bench: Bench, search: BeamSearch, model: Finishing, count: int) -> None:
-    """Waits, launches and kernels of one search."""
+    """Report waits, launches and kernels of one search."""
     call, figures = _call(search, model, _sources(bench, count)), bench.figures
     figures["waits_per_search"] = count_waits(call)
     figures["waits_per_step"] = round(sum(figures["waits_per_search"].values()) / model.steps, 2)

@@ -1,4 +1,4 @@
-"""gpu.py: made-up text with lengths like WMT's, and the work that a batch of it is.
+"""gpu.py: synthetic text with lengths like WMT's, and the work per batch.
 
 Shapes: B sentences, S source length, T target length.
 """
@@ -20,31 +20,31 @@ from ds_seq.text.tokenizer import Symbols
 from .bench import Sizes
 
 SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2, bos=0)
-_FIRST_WORD = 4  # ids below are symbols
+_FIRST_WORD = 4  # lower ids are special symbols
 _PAIRS = 60_000
 _LONGEST = 120
 
 
 class TextBatch(NamedTuple):
-    """A batch and how long its sentences are."""
+    """A batch and the lengths of its sentences."""
 
     batch: Batch[Seq2SeqInputs]
     source: NDArray[np.int64]
-    """(B,) tokens of each source."""
+    """(B,) lengths of the sources."""
     target: NDArray[np.int64]
-    """(B,) tokens of each target."""
+    """(B,) lengths of the targets."""
 
 
 def make_batches(
     sizes: Sizes, max_tokens: int, count: int, device: torch.device
 ) -> list[TextBatch]:
-    """Batches of random words, cut as training cuts them.
+    """Return batches of random words, formed as in training.
 
     Args:
-        sizes: vocabulary.
-        max_tokens: of a batch, with padding.
-        count: how many.
-        device: where they go.
+        sizes: sizes, of which the vocabulary is used.
+        max_tokens: tokens per batch, including padding.
+        count: number of batches.
+        device: device of the batches.
     """
     random = np.random.default_rng(7)
     drawn = np.exp(random.normal(3.15, 0.6, _PAIRS)).astype(np.int64) + 2
@@ -73,14 +73,14 @@ def _sentences(vocab: int, lengths: NDArray[np.int64], random: np.random.Generat
 
 
 def step_flops(sizes: Sizes, text: TextBatch, padded: bool = False) -> float:
-    """FLOPs of forward and backward: 6 per weight and token, 12 per pair that is attended to.
+    """Return FLOPs of forward and backward: 6 per weight and token, 12 per attended pair.
 
-    A top-1 expert costs what the dense feed-forward costs.
+    A top-1 expert costs the same as the dense feed-forward.
 
     Args:
-        sizes: of the model.
+        sizes: sizes of the model.
         text: the batch.
-        padded: whether to count what is computed for padding as well.
+        padded: whether to count the work for padding too.
     """
     batch = text.batch
     if padded:

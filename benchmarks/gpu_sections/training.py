@@ -1,4 +1,4 @@
-"""gpu.py: training steps of Transformer-big, dense and with experts, as users run them and not."""
+"""gpu.py: training steps of Transformer-big, dense and with experts, in several variants."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from .text import make_batches, step_flops
 
 SMOOTHING = 0.1
 _LR = 1e-4
-_SECONDS = 25.0  # of the timed steps at one size
+_SECONDS = 25.0  # time for the timed steps at one size
 _BUCKETS = {"reduce_bucket_size": 200_000_000, "allgather_bucket_size": 200_000_000}
 _ADAM = AdamConfig(lr=_LR, betas=(0.9, 0.98))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How to train.
+    """A way to train.
 
     Attributes:
-        precision: of the model.
-        experts: in every second layer; 0 is dense.
-        engine: ``zero0`` and ``zero1`` are DeepSpeed's stages, set as ds_seq sets them for one
-            rank; ``zero1_checked`` lets DeepSpeed overlap communication and check every gradient
-            as it would by itself; ``plain`` is torch alone, without fp32 masters.
-        cudnn: lets torch take cuDNN's attention, which ds_seq leaves out.
-        all_sizes: whether to train at all sizes or at the middle one.
-        detail: whether to profile a step and to count its waits.
+        precision: precision of the model.
+        experts: number of experts in every second layer; 0 for a dense model.
+        engine: `zero0` and `zero1` are DeepSpeed's stages, set as ds_seq sets them for one
+            rank; `zero1_checked` lets DeepSpeed overlap communication and check every gradient
+            as it does by default; `plain` is torch alone, without fp32 masters.
+        cudnn: whether to allow cuDNN's attention, which ds_seq turns off.
+        all_sizes: whether to train at all sizes or only at the middle one.
+        detail: whether to profile a step and count its waits.
     """
 
     precision: Precision = "bf16"
@@ -62,7 +62,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Training:
-    """A model and how to train it on a batch."""
+    """A model and its training step."""
 
     model: nn.Module
     step: Callable[[Batch[Seq2SeqInputs]], None]
@@ -70,20 +70,20 @@ class Training:
 
 
 def model_config(sizes: Sizes, experts: int = 0) -> TransformerConfig:
-    """The pre-norm Transformer of these sizes; experts are top-1 in every second layer."""
+    """Return the pre-norm Transformer of these sizes, with top-1 experts in every second layer."""
     moe = MoeConfig(num_experts=experts) if experts else None
     fields: dict[str, Any] = {**sizes.model, "dropout": 0.1, "norm_position": "pre", "moe": moe}
     return TransformerConfig(**fields)
 
 
 def criterion() -> ModelAndBase:
-    """Label-smoothed cross entropy, and the losses of gates where there are any."""
+    """Return label-smoothed cross entropy, plus the router losses if there are experts."""
     weights = {"load_balance": 0.01, "router_z": 0.001}
     return ModelAndBase(CrossEntropy(SMOOTHING, "fairseq"), weights, ROUTER_LOSSES)
 
 
 def plain_training(model: nn.Module) -> Training:
-    """Training with torch alone; the model is on its device and in its precision."""
+    """Train with torch alone; the model is on its device and in its precision."""
     model.train()
     loss_of, sums = criterion(), LossSums()
     optimizer = build_optimizer(_ADAM, parameter_groups(model, _LR))
@@ -100,10 +100,10 @@ def plain_training(model: nn.Module) -> Training:
 
 
 def engine_training(model: nn.Module, variant: Variant, figures: Figures) -> Training:
-    """Training under DeepSpeed's engine, whose settings go into the figures."""
+    """Train with DeepSpeed's engine, and add its settings to the figures."""
     distributed.init(distributed.discover(os.environ))
     distributed.quiet_deepspeed()
-    from ds_seq.training.engine import Engine  # imports DeepSpeed, which `init` keeps quiet
+    from ds_seq.training.engine import Engine  # imports DeepSpeed, which `init` silences
 
     train = TrainConfig(precision=variant.precision, clip_norm=1.0)
     settings = engine_config(
@@ -137,7 +137,7 @@ def engine_training(model: nn.Module, variant: Variant, figures: Figures) -> Tra
 
 
 def deepspeed_json(variant: Variant) -> dict[str, Any]:
-    """What a user's file would say, such as those in configs/ds_config."""
+    """Return DeepSpeed settings such as those in configs/ds_config."""
     stage = 0 if variant.engine == "zero0" else 1
     zero: dict[str, Any] = {"stage": stage}
     if stage == 1:
@@ -149,7 +149,7 @@ def deepspeed_json(variant: Variant) -> dict[str, Any]:
 
 
 def train(bench: Bench, variant: Variant) -> None:
-    """Steps at each size; of one of the middle size also kernels and waits."""
+    """Time steps at each size; at the middle size report kernels and waits too."""
     figures, sizes = bench.figures, bench.sizes
     figures.update(precision=variant.precision, experts=variant.experts, engine=variant.engine)
     begun = time.monotonic()
@@ -177,7 +177,7 @@ def train(bench: Bench, variant: Variant) -> None:
 
 
 def start_training(bench: Bench, variant: Variant) -> Training:
-    """Build the model and what trains it."""
+    """Build the model and its training step."""
     if variant.engine == "plain":
         torch.backends.cuda.enable_cudnn_sdp(False)
         model = build_seq2seq(
@@ -197,7 +197,7 @@ def start_training(bench: Bench, variant: Variant) -> Training:
 def time_training(
     bench: Bench, training: Training, max_tokens: int, precision: str
 ) -> dict[str, Any]:
-    """A pass over batches of new shapes, a second one to warm up, then timed ones."""
+    """Time passes over batches, after one with new shapes and one to warm up."""
     sizes = bench.sizes
     texts = make_batches(sizes, max_tokens, sizes.shapes, bench.device)
     if bench.device.type == "cuda":
@@ -236,7 +236,7 @@ def time_training(
 
 
 def _utilization(bench: Bench, texts: Any, seconds: float, precision: str) -> dict[str, Any]:
-    """Shares of the data sheet's FLOP/s, without and with those of padding."""
+    """Return shares of the data sheet's FLOP/s, without and with padding."""
     work, padded = (
         sum(step_flops(bench.sizes, text, padding) for text in texts) / len(texts)
         for padding in (False, True)
@@ -250,9 +250,9 @@ def _utilization(bench: Bench, texts: Any, seconds: float, precision: str) -> di
 
 
 def train_many_experts(bench: Bench) -> None:
-    """64 experts: 3.3 billion parameters, which with masters and moments fill 80 GB.
+    """Train with 64 experts: 3.3 billion parameters, 80 GB with masters and moments.
 
-    Where they do not fit, plain AdamW on bf16 weights.
+    If they do not fit, use plain AdamW on bf16 weights.
     """
     experts = bench.sizes.experts[1]
     try:
@@ -269,7 +269,7 @@ def train_many_experts(bench: Bench) -> None:
 
 
 def train_compiled(bench: Bench) -> None:
-    """What torch.compile of single layers would bring, with dynamic shapes and no DeepSpeed."""
+    """Train with torch.compile of single layers, with dynamic shapes and without DeepSpeed."""
     figures, sizes = bench.figures, bench.sizes
     training = start_training(bench, Variant(engine="plain"))
     figures["eager"] = time_training(bench, training, sizes.middle, "bf16")

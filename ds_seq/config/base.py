@@ -47,7 +47,8 @@ class NamedConfig(Config):
     @model_serializer(mode="wrap")
     def _short(self, serialize: SerializerFunctionWrapHandler) -> Any:
         fields = serialize(self)
-        return fields["name"] if set(type(self).model_fields) == {"name"} else fields
+        # a dump without defaults has left the name out
+        return vars(self)["name"] if set(type(self).model_fields) == {"name"} else fields
 
 
 def _section_of_name(value: Any) -> Any:

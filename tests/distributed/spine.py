@@ -52,14 +52,14 @@ class Result(NamedTuple):
 
 
 def model_config(**changes: Any) -> TransformerConfig:
-    """Two layers a side, experts in the second ones; dropless: every layout routes alike."""
+    """Two layers per side, experts in the second ones; dropless: every layout routes alike."""
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None)
     sizes = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
     return TransformerConfig(**{**sizes, "dropout": 0.0, "moe": moe, **changes})  # type: ignore[arg-type]
 
 
 def small_model(**changes: Any) -> TransformerConfig:
-    """One layer a side, both with experts: what an engine does to it, in half the time."""
+    """One layer per side, both with experts: what an engine does to it, in half the time."""
     moe = MoeConfig(num_experts=4, top_k=2, capacity_factor=None, every=1)
     return model_config(**{"encoder_layers": 1, "decoder_layers": 1, "moe": moe, **changes})
 

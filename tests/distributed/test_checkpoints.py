@@ -1,4 +1,4 @@
-"""A checkpoint written in one layout goes on in any other as if nothing had happened."""
+"""A checkpoint written in one layout resumes unchanged in any other."""
 
 from __future__ import annotations
 

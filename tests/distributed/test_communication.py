@@ -1,4 +1,4 @@
-"""What ranks tell each other in a forward and a backward pass, counted where torch does it."""
+"""Communication of ranks in a forward and a backward pass, counted in torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_LAYERS = 2  # with experts, in spine's model
 
 
 def _collectives(function: Callable[[], object]) -> Counter[str]:
-    """Names of the collectives that ``function`` calls, whoever calls them, and how often."""
+    """Names of the collectives that ``function`` calls, from any caller, and their counts."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         function()
     events = {event.key: event.count for event in profiler.key_averages()}
@@ -74,7 +74,7 @@ def test_a_moe_layer_exchanges_counts_and_rows_and_nothing_else(
     recompute: bool, load_balance: str, counted: Counted
 ) -> None:
     exchanges = {"alltoall_base_": 3 * NUM_LAYERS}
-    # a joint load balance is asked for, and costs one more
+    # a joint load balance is requested, and costs one more
     balance = {"allreduce_": NUM_LAYERS} if load_balance == "global" else {}
     backward = {"alltoall_base_": 2 * NUM_LAYERS}
     if recompute:  # a forward in the backward

@@ -42,7 +42,7 @@ def test_the_cpu_communication_helper_can_be_switched_off() -> None:
         (FP16_UnfusedOptimizer, ("unscale_and_clip_grads", "_update_scale")),
     ],
 )
-def test_what_we_put_in_place_of_its_own_exists(wrapper: type, methods: tuple[str, ...]) -> None:
+def test_the_functions_that_we_replace_exist(wrapper: type, methods: tuple[str, ...]) -> None:
     """`training/clipping.py` and `training/loss_scale.py` replace these on the wrapper."""
     for name in methods:
         assert callable(vars(wrapper).get(name)), f"{wrapper.__name__}.{name}"

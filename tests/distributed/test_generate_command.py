@@ -1,4 +1,4 @@
-"""`ds-seq generate` by many processes: the text of one process, and nobody waits for nothing.
+"""`ds-seq generate` by many processes: the text of one process, and no deadlocks.
 
 Dense models and models with experts, on 2 and 4 ranks. The ranks start once and go through all
 cases; one case more goes through a real launcher.
@@ -31,7 +31,7 @@ from tests.system.commands import run, script
 from tests.unit.runs.made import experiment, write_run
 
 SEARCH = ("--beam", "3", "--max-len-a", "0.3", "--max-len-b", "3")
-SMALL = ("--max-tokens", "100")  # several batches a rank, not equally many
+SMALL = ("--max-tokens", "100")  # several batches per rank, in different numbers
 MANY = 17
 SIZES = {"nothing": 0, "one": 1, "few": 3, "many": MANY, "full": MANY, "empty": 4}
 """Lines of the texts: of `many` one is empty, of `empty` all."""
@@ -67,7 +67,7 @@ def cases(world_size: int) -> list[Case]:
 
 
 class Work(NamedTuple):
-    """What the cases work on; nobody writes below `runs`."""
+    """Inputs of the cases; `runs` is read-only."""
 
     texts: Path
     runs: dict[str, Path]

@@ -73,7 +73,7 @@ Answers = dict[str, Translations | None]
 
 
 def translate_all(spread: tuple[int, ...]) -> Answers:
-    """What this rank answers in each case; with experts spread over so many ranks."""
+    """Results of this rank in each case, with experts distributed over this many ranks."""
     answers: Answers = {}
     for name, search in {"search": SEARCH, "draw": DRAW}.items():
         for count in COUNTS if search is SEARCH else COUNTS[-1:]:

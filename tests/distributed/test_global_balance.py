@@ -1,4 +1,4 @@
-"""`load_balance: global` wants balance over the joint batch of all ranks: here against one process
+"""`load_balance: global` balances over the joint batch of all ranks: here against one process
 that knows the counts of all of them."""
 
 from __future__ import annotations

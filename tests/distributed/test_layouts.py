@@ -113,7 +113,7 @@ def expected() -> dict[str, spine.Result]:
 
 @pytest.fixture(scope="module")
 def results_of() -> Callable[[int], list[dict[Case, spine.Result]]]:
-    """World size -> results by rank and case; run when first asked for."""
+    """World size -> results by rank and case; run at the first request."""
 
     @cache
     def run(world: int) -> list[dict[Case, spine.Result]]:

@@ -63,7 +63,7 @@ def _listen(lab: Lab, more: dict[str, Any]) -> Said:
     teacher = build_teacher(settings, lab.vocab_hash, CPU, None)
     mine = spine.batches(1, 6)[distributed.rank() :: distributed.world_size()]
     said = [teacher(batch).logits for batch in mine]
-    # what ZeRO has cut is empty between forwards; its slice is beside it
+    # ZeRO empties a parameter between forwards and keeps its slice next to it
     weights: list[Any] = list(teacher.runs[0].model.parameters())
     whole = sum(weight.numel() for weight in weights)
     cut = sum(weight.ds_tensor.numel() for weight in weights if weight.numel() == 0)

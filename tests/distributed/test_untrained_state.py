@@ -89,7 +89,7 @@ def _save_all(folder: Path) -> list[Any]:
 
 
 def _go_on_all(folder: Path) -> dict[int, Any]:
-    """Of the cases that are read by so many ranks as these are."""
+    """States of the cases that are read by this number of ranks."""
     found = {}
     for index, case in enumerate(CASES):
         world, spread, stage = case.read
@@ -107,7 +107,7 @@ class Travelled(NamedTuple):
     written: list[list[Any]]
     """By rank and case, what the training that wrote it went on to."""
     read: list[list[Any]]
-    """By case and rank, what one that goes on from the disk does."""
+    """Results of resuming from disk, by case and rank."""
 
 
 @pytest.fixture(scope="module")

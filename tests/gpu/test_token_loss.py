@@ -51,7 +51,7 @@ def test_cross_entropy_equals_the_plain_one_in_float64(
     assert ours.grad is not None and exact.grad is not None
     assert ours.grad.dtype == dtype
     rounding = ROUNDING[dtype]
-    # beside probabilities of almost 1 an element counts in steps of what was subtracted
+    # near probabilities of 1 an element has the rounding of what was subtracted
     torch.testing.assert_close(
         ours.grad.double() / factor, exact.grad / factor, rtol=rounding, atol=1e-6
     )

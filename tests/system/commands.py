@@ -1,4 +1,4 @@
-"""Run the program as users do, in processes of its own, and never leave one behind."""
+"""Run the program as users do, in separate processes, and leave none behind."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Running:
         ]
 
     def end(self) -> None:
-        """Kill whatever is left, those that have left the process group included."""
+        """Kill all remaining processes, including those that left the process group."""
         try:
             family = psutil.Process(self.pid).children(recursive=True)
         except psutil.NoSuchProcess:

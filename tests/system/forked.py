@@ -23,12 +23,12 @@ def train(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list
 
 
 def generate(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
-    """``ds-seq generate`` likewise."""
+    """Run `ds-seq generate` in the same way."""
     return _run(generate_command.main, arguments, ranks, timeout)
 
 
 def command(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
-    """``ds-seq ARGUMENTS`` likewise."""
+    """Run `ds-seq ARGUMENTS` in the same way."""
     return _run(cli.main, arguments, ranks, timeout)
 
 

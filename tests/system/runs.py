@@ -14,7 +14,7 @@ NO_VALIDATION = ("train.validate_every=null", "train.save_every=1000")
 
 
 class Lab(NamedTuple):
-    """The folder that the tests share; nobody writes to it but the fixtures that make it."""
+    """The folder shared by the tests, written only by the fixtures that create it."""
 
     folder: Path
 
@@ -58,7 +58,7 @@ def forget_vocab(run: Path) -> None:
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file below ``folder``; equal ones mean that nobody wrote there."""
+    """Size and time of every file below ``folder``; equal ones mean that nothing was written."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     stats = {str(path.relative_to(folder)): path.stat() for path in files}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}

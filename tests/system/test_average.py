@@ -18,7 +18,7 @@ KEPT = ("train.keep_last=3", "train.keep_best=2", "model.moe.router=sigmoid")
 
 @pytest.fixture(scope="module")
 def moved_run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Updates 2 and 4 with experts on two ranks, update 6 with all on one; nobody changes it."""
+    """Updates 2 and 4 with experts on two ranks, update 6 with all on one; read-only."""
     folder = tmp_path_factory.mktemp("average") / "run"
     arguments = (lab.moe, *SETTINGS, *KEPT, f"run_dir={folder}")
     train(*arguments, "train.max_updates=4", ranks=2)[0].check()

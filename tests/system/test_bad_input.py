@@ -31,7 +31,7 @@ def assert_refused(finished: Finished, *expected: str) -> None:
 
 @pytest.fixture(scope="module")
 def small_run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two updates on two ranks; nobody changes it."""
+    """A run of two updates on two ranks, which is read-only."""
     folder = tmp_path_factory.mktemp("small")
     train(lab.moe, *SETTINGS, f"run_dir={folder}", ranks=2)[0].check()
     return folder

@@ -22,7 +22,7 @@ from tests.unit.runs.made import experiment, write_run
 
 
 class Place(NamedTuple):
-    """A folder with all that the cases need; nobody may write to it."""
+    """A read-only folder with all inputs of the cases."""
 
     folder: Path
 

@@ -69,7 +69,7 @@ def used(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Fini
     for toy in TOYS:
         try:
             add(toy, folder / "ds_seq")
-        except AssertionError as error:  # the others are used all the same
+        except AssertionError as error:  # the others are used anyway
             result_file(toy, results).write_text(json.dumps(str(error)), encoding="utf-8")
     there = ["sh", "-c", 'cd "$0" && exec "$@"', folder]  # where `python -m` looks first
     command = [*there, sys.executable, "-m", f"{TOY}.driver", lab.dense, results]

@@ -95,7 +95,7 @@ def test_an_ensemble_spread_over_ranks_teaches_as_its_members_on_one(
     assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)
 
 
-def test_a_killed_cache_goes_on(lab: Lab, dense_run: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_killed_cache_resumes(lab: Lab, dense_run: Path, cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     arguments = cache_command(lab, dense_run, folder)
     with started(ds_seq(*arguments, "--max-tokens", "60")) as running:

@@ -60,7 +60,7 @@ def test_a_run_and_its_exports_translate_alike(lab: Lab, run: Path, tmp_path: Pa
         assert translated(out, text).out == found
 
 
-def test_training_goes_on_with_it(lab: Lab, run: Path, settings: tuple[str, ...]) -> None:
+def test_training_resumes_with_it(lab: Lab, run: Path, settings: tuple[str, ...]) -> None:
     more = (*settings, *TINY, *NO_VALIDATION, "train.max_updates=3", "--resume")
     assert "resuming at update 2 of 3" in train(lab.dense, *more)[0].check().err
 

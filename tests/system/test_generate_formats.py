@@ -48,7 +48,7 @@ def output(run: Path, text: tuple[Path, Path], *options: str, ranks: int = 1) ->
 
 
 @pytest.mark.timeout(120)
-def test_all_formats_say_the_same(run: Path, text: tuple[Path, Path]) -> None:
+def test_all_formats_agree(run: Path, text: tuple[Path, Path]) -> None:
     beam = ("--beam", "4")
     listed = (*beam, "--n-best", str(NUM_BEST), "--format")
     plain = output(run, text, *beam)

@@ -61,12 +61,12 @@ class Work:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """What all tests translate; nobody writes there."""
+    """The text that all tests translate; read-only."""
     return Work(tmp_path_factory.mktemp("work"))
 
 
 def _killed(arguments: list[str], after: int) -> None:
-    """Run the command, killed from outside when it has kept so many batches."""
+    """Run the command, killed from outside when it has finished this many batches."""
     child = os.fork()
     if child == 0:
         keep, batches = JournalStore.add, iter(range(after - 1))
@@ -84,7 +84,7 @@ def _killed(arguments: list[str], after: int) -> None:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("more", FORMATS)
-def test_killed_runs_go_on_and_write_the_same_bytes(
+def test_killed_runs_resume_and_write_the_same_bytes(
     work: Work, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -160,7 +160,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(work: Work, tmp_path: Path) -> N
         try:
             while block := os.read(control, 1 << 16):
                 shown += block
-        except OSError:  # how a terminal says that nobody writes to it any more
+        except OSError:  # a terminal reports that its writers are gone
             pass
         finally:
             os.close(control)
@@ -175,7 +175,7 @@ def test_a_bar_on_a_terminal_and_none_in_a_pipe(work: Work, tmp_path: Path) -> N
 
 
 @pytest.mark.timeout(120)
-def test_a_full_disk_is_told_in_a_line(work: Work, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(work: Work, tmp_path: Path) -> None:
     with open("/dev/full", "wb") as full:
         command = [str(word) for word in ds_seq("generate", str(work.run), "--input", work.text)]
         done = subprocess.run(

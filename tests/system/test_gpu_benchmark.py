@@ -50,7 +50,7 @@ def figures_of(out: Path) -> dict[str, Any]:
 
 
 def run_here(out: Path) -> int:
-    """All sections in this process, which must be one that nobody needs afterwards."""
+    """Run all sections in this process, which is not used afterwards."""
     sys.path.insert(0, str(SCRIPT.parent))
     gpu = importlib.import_module("gpu")
     options = ["--tiny", "--one-process", "--out", str(out), "--only", ",".join(SECTIONS)]
@@ -95,7 +95,7 @@ def test_training_takes_the_settings_that_users_get(figures: dict[str, Any]) -> 
     assert checked["overlap_comm"] is True and checked["check_grad_overflow"] is True
 
 
-def test_sections_run_in_processes_of_their_own_at_the_size_that_is_asked_for(
+def test_sections_run_in_separate_processes_at_the_requested_size(
     tmp_path: Path,
 ) -> None:
     options = ["--tiny", "--only", "moe_layer", "--tokens", "128", "--budget", str(LIMIT)]

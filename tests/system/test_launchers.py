@@ -1,4 +1,4 @@
-"""The same run under every launcher, and how a run ends that is told to."""
+"""The same run under every launcher, and the end of a run that is told to stop."""
 
 from __future__ import annotations
 

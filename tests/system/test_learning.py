@@ -83,7 +83,7 @@ def test_training_says_how_it_goes(moe_run: Path, moe_training: Finished) -> Non
     assert "Traceback" not in moe_training.err
 
 
-def test_the_log_tells_every_part(moe_run: Path) -> None:
+def test_the_log_reports_every_part(moe_run: Path) -> None:
     last = records(moe_run)[-1]
     assert last["update"] == 160
     assert {"loss", "ce", "nll", "ppl", "load_balance", "router_z", "lr", "grad_norm"} <= set(last)

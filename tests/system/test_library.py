@@ -1,4 +1,4 @@
-"""A notebook's way: prepare, fit, load and translate from Python, in a process of its own."""
+"""Use in a notebook: prepare, fit, load and translate from Python, in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ds-seq make-student` on trained models: the student translates and goes on learning."""
+"""`ds-seq make-student` on trained models: the student translates and continues to learn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _translated(lab: Lab, student: Path, folder: Path) -> list[str]:
 
 
 def _tuned(student: Path, folder: Path, *settings: str, ranks: int = 1) -> Finished:
-    """Two updates of the experiment that lies beside the student."""
+    """Two updates of the experiment next to the student."""
     experiment = student / "config.yaml"
     more = (*_BRIEF, *settings, "train.max_updates=2", f"run_dir={folder}")
     return train(experiment, *more, ranks=ranks)[0].check()
@@ -53,7 +53,7 @@ def test_a_student_of_all_layers_starts_where_its_teacher_is(
         command("make-student", moe_run, "--out", out, "--encoder-copy", "0,1")[0].check()
     theirs, ours, files = (_translated(lab, run, tmp_path) for run in (moe_run, student, file))
     assert ours == theirs == files
-    _tuned(student, tmp_path / "tuned", ranks=2)  # as the teacher's expert_parallel asks
+    _tuned(student, tmp_path / "tuned", ranks=2)  # as the teacher's expert_parallel requires
     start = (f"train.init_from={moe_run}", "train.max_updates=1", f"run_dir={tmp_path / 'again'}")
     train(lab.moe, *_BRIEF, *start, ranks=2)[0].check()
     first = [records(tmp_path / name)[0]["ce"] for name in ("tuned", "again")]

@@ -101,7 +101,7 @@ def test_max_epochs_ends_a_run_at_the_end_of_the_data(lab: Lab, tmp_path: Path) 
     assert pairs == 2 * 2000, "every pair once an epoch"
 
 
-def test_the_rehearsal_of_validation_leaves_no_trace(lab: Lab, tmp_path: Path) -> None:
+def test_the_sanity_validation_leaves_no_trace(lab: Lab, tmp_path: Path) -> None:
     found = []
     for batches in (0, 2):
         folder = tmp_path / str(batches)

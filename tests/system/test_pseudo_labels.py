@@ -48,7 +48,7 @@ def options(lab: Lab) -> list[str | Path]:
 
 
 @pytest.mark.timeout(240)
-def test_after_a_kill_other_ranks_go_on_to_the_same_bytes(
+def test_after_a_kill_other_ranks_resume_to_the_same_bytes(
     lab: Lab, dense_run: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "new"

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if nothing had happened."""
+"""A run that was stopped resumes unchanged."""
 
 from __future__ import annotations
 

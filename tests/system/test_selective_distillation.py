@@ -20,7 +20,7 @@ QUEUES = ("global_level", "global_language_wise")
 
 
 class Tagged(NamedTuple):
-    """Text in two languages that a tag tells apart, and who has learned it."""
+    """Text in two languages marked by a tag, and a teacher trained on it."""
 
     experiment: Path
     teacher: Path

@@ -24,7 +24,7 @@ def test_experts_count_less_in_the_norm(lab: Lab, tmp_path: Path, ranks: int) ->
     assert 0.1 < norms["true"] < 0.999 * norms["false"]
 
 
-def test_it_wants_a_limit(lab: Lab, tmp_path: Path) -> None:
+def test_it_requires_a_limit(lab: Lab, tmp_path: Path) -> None:
     wrong = ("train.sparse_clip=true", "train.clip_norm=0", f"run_dir={tmp_path / 'run'}")
     result = train(lab.moe, *SETTINGS, *wrong)[0]
     assert result.code == 2

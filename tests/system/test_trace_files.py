@@ -1,4 +1,4 @@
-"""The way from a sentence pair to its loss does not grow: `tests/trace_files.py` lists it."""
+"""The files between a sentence pair and its loss, listed by `tests/trace_files.py`."""
 
 from __future__ import annotations
 

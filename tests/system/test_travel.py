@@ -20,7 +20,7 @@ EXACT = ("model.moe.capacity_factor=null", "model.moe.normalize_weights=after_dr
 
 @pytest.fixture(scope="module")
 def dense_run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dense run of a few updates; nobody changes it."""
+    """A dense run of a few updates; read-only."""
     folder = tmp_path_factory.mktemp("dense")
     more = ("train.max_updates=6", "optimizer.lr=0.02", "scheduler.warmup_updates=1")
     train(lab.dense, *SETTINGS, *more, f"run_dir={folder}")[0].check()
@@ -29,7 +29,7 @@ def dense_run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def moe_run(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two updates with experts on two ranks; nobody changes it."""
+    """A run of two updates with experts on two ranks; read-only."""
     folder = tmp_path_factory.mktemp("moe")
     train(lab.moe, *SETTINGS, "train.max_updates=2", f"run_dir={folder}", ranks=2)[0].check()
     return folder
@@ -48,7 +48,7 @@ def _refused(finished: Finished, *expected: str) -> None:
         assert part in lines[0]
 
 
-def test_a_dense_run_goes_on_with_experts(lab: Lab, dense_run: Path, tmp_path: Path) -> None:
+def test_a_dense_run_continues_with_experts(lab: Lab, dense_run: Path, tmp_path: Path) -> None:
     start = (f"train.init_from={dense_run}", "train.max_updates=1", "train.max_tokens=2000")
     dense, sparse, fresh = (tmp_path / name for name in ("dense", "sparse", "fresh"))
     finished = train(lab.dense, *SETTINGS, *start, "train.accumulate=2", f"run_dir={dense}")[0]
@@ -58,7 +58,7 @@ def test_a_dense_run_goes_on_with_experts(lab: Lab, dense_run: Path, tmp_path: P
     assert _first_loss(sparse) == pytest.approx(_first_loss(dense), rel=1e-4)
     assert _first_loss(fresh) > _first_loss(dense) + 0.1
 
-    # a checkpoint of its own comes first
+    # the run's own checkpoint takes precedence
     gone = ("train.init_from=nowhere", "train.max_updates=2", "--resume", f"run_dir={sparse}")
     again = train(lab.moe, *SETTINGS, *EXACT, *gone, ranks=2)[0].check()
     assert "resuming at update 1" in again.err and "starting with" not in again.err
@@ -130,7 +130,7 @@ def _truncate(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("damage", "word"), [(Path.unlink, "missing"), (_truncate, "truncated")])
-def test_a_lost_expert_file_is_told_by_every_command(
+def test_a_lost_expert_file_is_reported_by_every_command(
     lab: Lab, moe_run: Path, tmp_path: Path, damage: Callable[[Path], object], word: str
 ) -> None:
     copy = Path(shutil.copytree(moe_run, tmp_path / "copy"))

@@ -189,7 +189,7 @@ def test_a_model_without_an_experiment_can_be_used_but_not_changed(lab: Path) ->
 
 
 class Pointer:
-    """A format of somebody else: a file that names the model, and knows no experiment."""
+    """A third-party format: a file that names the model and has no experiment."""
 
     def detects(self, path: Path) -> bool:
         """See `ds_seq.runs.formats.Format`."""

@@ -31,5 +31,5 @@ class FirstPairs:
 def open_first(
     folder: str | Path, split: str, vocab_hash: str | None = None, *, pairs: int
 ) -> FirstPairs:
-    """At most so many `pairs` of the shards in `folder`."""
+    """At most this many `pairs` of the shards in `folder`."""
     return FirstPairs(ShardReader(folder, split, vocab_hash), pairs)

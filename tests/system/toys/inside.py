@@ -1,4 +1,4 @@
-"""What a developer changes in ds_seq for a part of each kind, and how an experiment asks for it.
+"""What a developer changes in ds_seq for a part of each kind, and how an experiment selects it.
 
 A change names the file and a text that stands in it exactly once, so a toy that the package has
 moved away from is reported, not left out.
@@ -32,7 +32,7 @@ class Toy(NamedTuple):
     """New files: where they go, and what they are copied from."""
     changes: tuple[Change, ...]
     fields: dict[str, Any] | None = None
-    """Fields of `model` that ask for it, if it is an axis of the model."""
+    """Fields of `model` that select it, if it is an axis of the model."""
 
     @property
     def files(self) -> list[str]:

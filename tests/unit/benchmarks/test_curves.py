@@ -30,7 +30,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def point(system: str, update: int, bleu: float, speed: float = 1.0, seed: int = 1) -> Point:
-    """A validation after ``update`` updates, ``speed`` of them a second."""
+    """A validation after ``update`` updates, ``speed`` of them per second."""
     seconds = update / speed
     return Point(system, seed, update, seconds, 10 * update, bleu, 4.0 - bleu / 10, 1.0)
 
@@ -63,7 +63,7 @@ def test_a_curve_that_stays_below_never_gets_there() -> None:
 
 
 def test_shares_of_a_loss_count_from_knowing_nothing() -> None:
-    """Halfway down from log(vocabulary) to the best loss, whatever the sign."""
+    """Halfway down from log(vocabulary) to the best loss, despite the sign."""
     dense = Curve([point("dense", 100, 20.0)], VOCAB)
     half = reach_ratio(dense.against("update", "loss"), dense.against("update", "loss"), 0.5)
     assert half == 1.0
@@ -115,7 +115,7 @@ def run_report(path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_report_tells_updates_from_time(tmp_path: Path) -> None:
+def test_the_report_distinguishes_updates_and_time(tmp_path: Path) -> None:
     """Experts that need half the updates at a third of the speed: one goal of two is reached."""
     path = tmp_path / "record.jsonl"
     record = Record(path)

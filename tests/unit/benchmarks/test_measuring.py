@@ -32,7 +32,7 @@ if os.environ["RANK"] == "0":
             channel.done()
 else:
     open(os.environ["SIGN"], "w").close()
-    assert not channel.command()  # nobody talks to it
+    assert not channel.command()  # there are no commands
 """
 
 
@@ -84,7 +84,7 @@ def test_only_the_last_block_at_an_address_is_a_gradient() -> None:
 
 
 def test_activations_are_counted_and_gradients_of_parameters_are_not() -> None:
-    """Twice the rows are twice the activations; parameters that nobody uses cost nothing."""
+    """Twice the rows are twice the activations; unused parameters cost nothing."""
     model = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 8))
 
     def peak(rows: int) -> int:

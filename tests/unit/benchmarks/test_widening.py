@@ -1,4 +1,4 @@
-"""The large model of the benchmark of generation computes the same as the small one."""
+"""The large model of the generation benchmark computes the same as the small one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VOCAB = 40
 
 
 def built(section: dict[str, object]) -> Seq2SeqTransformer:
-    """A model in which every parameter matters."""
+    """Return a model in which every parameter affects the output."""
     model = (
         build_seq2seq(TransformerConfig.model_validate(section), VOCAB, 1, 0, seed=1)
         .requires_grad_(False)
@@ -35,7 +35,7 @@ def built(section: dict[str, object]) -> Seq2SeqTransformer:
     return model
 
 
-def test_wider_and_deeper_the_logits_are_the_same() -> None:
+def test_a_wider_and_deeper_model_has_the_same_logits() -> None:
     small, large = built(SMALL), built(LARGE)
     grow(small, large)
     src = torch.randint(4, VOCAB, (3, 7))
@@ -46,6 +46,6 @@ def test_wider_and_deeper_the_logits_are_the_same() -> None:
     torch.testing.assert_close(score(large, src, tgt).logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_model_that_cannot_be_the_same_is_noticed() -> None:
-    with pytest.raises(AssertionError, match="not the small one"):
+def test_a_model_that_cannot_be_the_same_is_detected() -> None:
+    with pytest.raises(AssertionError, match="differs from the small one"):
         grow(built({**SMALL, "norm_position": "post"}), built({**LARGE, "norm_position": "post"}))

@@ -30,7 +30,7 @@ LINES = ["w4 w5", "", "w6 w7 w8", "w4"]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with ``in``, ``ref`` and a test split; any run folder that is asked for "loads"."""
+    """A folder with ``in``, ``ref`` and a test split; any requested run folder "loads"."""
     (tmp_path / "in").write_text("".join(f"{line}\n" for line in LINES))
     (tmp_path / "ref").write_text("w5\n\nw6 w6\nw8\n")
     split = {"source": str(tmp_path / "in"), "target": str(tmp_path / "ref")}
@@ -155,7 +155,7 @@ def test_long_lines_are_reported(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_what_no_translation_can_meet_is_told(
+def test_unsatisfiable_constraints_are_reported(
     streams: bool,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -197,7 +197,7 @@ def test_a_stream_says_what_a_file_says(
     form: str,
     sampling: str,
 ) -> None:
-    """Numbers of lines, and random numbers, go on from buffer to buffer."""
+    """Line numbers and random numbers continue from buffer to buffer."""
     more = ["--format", form, "--sampling", sampling]
     assert call("--input", folder / "in", *more) == 0
     expected = capsys.readouterr().out
@@ -210,7 +210,7 @@ def test_a_stream_says_what_a_file_says(
     assert (folder / "out").read_text() == expected
 
 
-def test_a_stream_tells_long_lines_of_all_buffers(
+def test_a_stream_reports_long_lines_of_all_buffers(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     feed(monkeypatch, ["w4", "w5 " * 50, "", "w6 " * 12])
@@ -241,7 +241,7 @@ def test_several_runs_translate_together(folder: Path, capsys: pytest.CaptureFix
     assert "strange_run: has another vocabulary than the_run" in capsys.readouterr().err
 
 
-def test_a_failed_run_is_gone_on_with(
+def test_a_failed_run_is_resumed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever is done is not searched again, and another text is not mixed with it."""

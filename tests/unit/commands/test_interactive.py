@@ -82,7 +82,7 @@ class Terminal:
 
 @contextmanager
 def on_terminal(*arguments: object) -> Iterator[Terminal]:
-    """The command as the leader of a session with a terminal of its own."""
+    """The command as the leader of a session with a separate terminal."""
     pid, descriptor = pty.fork()
     if pid == 0:
         code = 99

@@ -119,7 +119,7 @@ def _read_command(line: str) -> tuple[str, list[str]]:
     return file, overrides
 
 
-def test_a_file_comes_with_the_overrides_that_say_the_same(
+def test_a_file_comes_with_equivalent_overrides(
     lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a student.safetensors"

@@ -121,7 +121,7 @@ def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Pat
         ("data.target_lang=en", "both 'en'"),
     ],
 )
-def test_mistakes_are_told_in_a_line(
+def test_errors_are_reported_in_one_line(
     experiment: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

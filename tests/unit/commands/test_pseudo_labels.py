@@ -244,8 +244,8 @@ def test_a_kill_while_shards_are_written_leaves_no_split_and_costs_nothing(
     assert content(new) == content(tmp_path / "whole")
 
 
-def test_another_number_of_ranks_goes_on(lab: Path, tmp_path: Path, stopping: Stopping) -> None:
-    """Journals of other ranks are read, whoever goes on; see tests/system for real ranks."""
+def test_another_number_of_ranks_resumes(lab: Path, tmp_path: Path, stopping: Stopping) -> None:
+    """Journals of other ranks are read by any rank; see tests/system for real ranks."""
     new = tmp_path / "new"
     everything = stopping(None)
     assert label(lab, tmp_path / "whole") == 0
@@ -380,7 +380,7 @@ def test_a_finished_labeling_is_not_written_over(
     assert content(tmp_path) == before
 
 
-def test_settings_say_what_they_are_about(lab: Path, begun: Path) -> None:
+def test_settings_identify_their_subject(lab: Path, begun: Path) -> None:
     record = json.loads((begun / "pseudo-labels.work" / "settings.json").read_text())
     assert record["notes"]["data"] == str((lab / "data").resolve())
     assert Path(record["notes"]["checkpoint"]).name == "update_00000001"

@@ -105,7 +105,7 @@ def test_standard_input_needs_a_prefix_for_every_line(
 
 
 def test_files_are_read_as_the_input_is(run: Path, folder: Path) -> None:
-    """What nobody sees is no part of a prefix."""
+    """Invisible characters are not part of a prefix."""
     (folder / "prefix").write_text("ein\u00ad Kind\n\n\n\n")
     assert call(run, folder, "--prefix", folder / "prefix") == 0
     assert translations(folder)[0].startswith("ein Kind")
@@ -209,7 +209,7 @@ def test_mistakes_in_arguments(
 def test_unfinished_work_belongs_to_its_files(
     run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was begun with other prefixes must not be gone on with."""
+    """Work begun with other prefixes must not be resumed."""
     (folder / "prefix").write_text("ein\n" * 4)
     with pytest.MonkeyPatch.context() as patch:  # as if killed before it could tidy up
         patch.setattr(generate.PartialOutput, "remove", lambda self: None)

@@ -74,7 +74,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
             shard_size=25,
         )
     longest = ParallelDataset(ShardReader(folder / "data", "train")).lengths[:, 1].max()
-    # a learned position is there or not; others go on for ever
+    # learned positions are limited; others are not
     short = {"max_positions": int(longest) - 3, "positions": "learned"}
     models: dict[str, dict[str, Any]] = {
         "big": {},
@@ -157,7 +157,7 @@ def test_top_tokens_are_the_same_in_blocks_of_rows(monkeypatch: pytest.MonkeyPat
     assert top_tokens(torch.zeros(0, 11), 4).ids.shape == (0, 4)
 
 
-def test_by_default_it_lies_beside_the_shards(
+def test_by_default_it_is_next_to_the_shards(
     lab: Lab, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # another data folder with the same shards
@@ -274,7 +274,7 @@ def _file_in_the_way(lab: Lab, folder: Path) -> None:
         ([], _file_in_the_way, "cannot be written"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_errors_are_reported_in_one_line(
     lab: Lab,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -53,7 +53,7 @@ def test_precision_is_switched_and_its_tuning_kept(precision: str) -> None:
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_who_wants_each_bf16_gradient_checked_gets_it(check: bool) -> None:
+def test_checking_each_bf16_gradient_can_be_requested(check: bool) -> None:
     train = TrainConfig(precision="bf16")
     engine = engine_config(train, {"bf16": {"check_grad_overflow": check}}, moe=False)
     assert engine["bf16"] == {"enabled": True, "check_grad_overflow": check}

@@ -25,7 +25,7 @@ JSON_FILES = sorted((Path(__file__).parents[3] / "configs" / "ds_config").glob("
 @pytest.mark.parametrize(
     ("precision", "clip_norm", "accumulate"), [("fp32", 0.0, 1), ("fp16", 0.7, 3), ("bf16", 2.0, 2)]
 )
-def test_deepspeed_understands_what_was_asked_for(
+def test_deepspeed_understands_the_settings(
     file: Path, precision: str, clip_norm: float, accumulate: int
 ) -> None:
     train = TrainConfig.model_validate(

@@ -1,4 +1,4 @@
-"""The section of the distillation criterion: what contradicts itself is told at once."""
+"""The section of the distillation criterion: contradictions are reported at once."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_a_base_criterion_may_be_external(make: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize("nothing", ["", None, {}])
-def test_no_loss_weights_can_be_said_in_three_ways(make: MakeConfig, nothing: object) -> None:
+def test_no_loss_weights_can_be_written_in_three_ways(make: MakeConfig, nothing: object) -> None:
     criterion = make(criterion={"name": "model_and_base", "loss_weights": nothing}).criterion
     assert criterion.loss_weights == {}  # type: ignore[union-attr]
 

@@ -1,4 +1,4 @@
-"""YAML files, `extends`, overrides, and what the user is told about mistakes."""
+"""YAML files, `extends`, overrides, and messages about errors."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_dump_loads_to_the_same_experiment(write: WriteFile, experiment: Path) -
     assert again == config
 
 
-def test_all_mistakes_are_told_at_once_with_line_and_hint(write: WriteFile) -> None:
+def test_all_errors_are_reported_at_once_with_line_and_hint(write: WriteFile) -> None:
     path = write(
         "bad.yaml",
         "name: bad\n"
@@ -194,7 +194,7 @@ def test_all_mistakes_are_told_at_once_with_line_and_hint(write: WriteFile) -> N
         ("criterion.base={name: cross_entropy}", "criterion.base: unknown key"),
     ],
 )
-def test_a_key_in_the_wrong_place_is_told_its_home(
+def test_a_misplaced_key_is_reported_with_its_home(
     experiment: Path, override: str, words: str
 ) -> None:
     (line,) = complaints(experiment, override)
@@ -263,7 +263,7 @@ def test_odd_overrides(experiment: Path, override: str, words: str) -> None:
         ([], ["train.expert_parallel", "data.max_source_length"]),
     ],
 )
-def test_sound_sections_are_checked_against_one_another_beside_broken_ones(
+def test_valid_sections_are_checked_against_each_other_despite_invalid_ones(
     write: WriteFile, experiment: Path, overrides: list[str], expected: list[str]
 ) -> None:
     path = write(

@@ -116,7 +116,7 @@ def test_a_dump_can_be_overridden_in_each_form(
     assert (model.positions.name, model.norm.eps) == (positions, eps)
 
 
-def test_more_can_be_said_of_a_section_in_short_form(write: WriteFile, experiment: Path) -> None:
+def test_a_section_in_short_form_can_be_extended(write: WriteFile, experiment: Path) -> None:
     path = write("short.yaml", "extends: small.yaml\nmodel: {norm: layer}\n")
     assert load_experiment(path, ["model.norm.eps=0.5"]).model.norm.eps == 0.5
     both = ["model.norm=layer", "model.norm.eps=0.5"]
@@ -170,7 +170,7 @@ def test_only_external_models_take_options(make: MakeConfig) -> None:
         make(model={"options": {"x": 1}})
 
 
-def test_every_union_member_answers_what_the_system_asks() -> None:
+def test_every_union_member_has_the_required_interface() -> None:
     for section in ({}, {"name": "a:B"}):
         config = MODELS.validate_python({**section, "encoder_layers": 4, "decoder_layers": 2})
         assert config.stacks == ("encoder", "decoder")

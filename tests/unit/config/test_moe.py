@@ -198,7 +198,7 @@ def test_weights_are_scaled_unless_one_expert_is_all_there_is(
     assert MoeConfig.model_validate(moe).normalization == expected
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     moe = {"top_k": 9, "router_dim": 4, "conditional_dropout": 0.1}
     with pytest.raises(ValidationError) as caught:
         MoeConfig.model_validate(moe)

@@ -21,7 +21,7 @@ def test_each_option_has_a_row() -> None:
     assert not missing
 
 
-def test_required_and_default_are_told_apart() -> None:
+def test_required_and_default_are_distinguished() -> None:
     table = options_table()
     assert "| `data.source_lang` | text | required |" in table
     assert "| `train.max_tokens` | int >= 1 | `4096` |" in table

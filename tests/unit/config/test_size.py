@@ -95,7 +95,7 @@ def test_active_counts_top_k_experts_of_each_layer() -> None:
     assert len({size.total for size in sizes}) == 1
 
 
-def test_what_stands_beside_the_experts_is_always_active() -> None:
+def test_dense_parts_next_to_experts_are_always_active() -> None:
     def size(**moe: Any) -> ModelSize:
         return TransformerConfig.model_validate({**SMALL, "moe": moe}).num_params(VOCAB)
 

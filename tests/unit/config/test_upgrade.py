@@ -60,7 +60,7 @@ def test_the_later_file_wins_whichever_key_it_uses(write: WriteFile, experiment:
     assert (last.validation.best, last.validation.metrics) == ("ter", ["ter"])
 
 
-def test_a_mistake_in_an_old_key_is_told_with_its_line(write: WriteFile, experiment: Path) -> None:
+def test_an_old_key_error_is_reported_with_its_line(write: WriteFile, experiment: Path) -> None:
     path = write("old.yaml", "extends: small.yaml\n\ntrain:\n  seed: 2\n  best_metric: rouge\n")
     with pytest.raises(UserError) as caught:
         load_experiment(path)

@@ -65,7 +65,7 @@ def test_an_unknown_loss_name_is_refused() -> None:
         ModelAndBase(CrossEntropy(0.1, "fairseq"), {"gate": 1.0}, ROUTER_LOSSES)
 
 
-def test_distillation_stands_beside_gate_losses() -> None:
+def test_distillation_combines_with_router_losses() -> None:
     torch.manual_seed(0)
     logits, teacher = torch.randn(3, 7), torch.randn(3, 7)
     batch = row_batch(3)
@@ -79,7 +79,7 @@ def test_distillation_stands_beside_gate_losses() -> None:
     assert set(parts) == {"ce", "nll", "kd", "kd_tokens", "load_balance"}
 
 
-def test_what_a_base_remembers_and_asks_for_is_that_of_the_whole() -> None:
+def test_state_and_requests_of_a_base_are_those_of_the_whole() -> None:
     options: dict[str, Any] = {"strategy": "global_level", "queue_size": 4, "rate": 0.5}
     base = distillation(hidden={}, **options)
     whole = ModelAndBase(base, {}, ROUTER_LOSSES)

@@ -39,7 +39,7 @@ def random_case(rows: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Batch]:
     return student, teacher, row_batch(rows)
 
 
-def test_logits_with_has_the_losses_it_is_told() -> None:
+def test_logits_with_has_the_given_losses() -> None:
     loss = distillation()(output_of(logits_with(HARD)), row_batch(6))
     assert loss.parts["nll"].item() == pytest.approx(sum(HARD), rel=1e-5)
 
@@ -226,7 +226,7 @@ def test_a_cache_teaches_like_the_live_teacher_cut_to_its_size(strategy: str) ->
     assert whole.parts["kd"].item() != pytest.approx(live.parts["kd"].item(), rel=1e-2)
 
 
-def test_a_batch_that_nobody_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_without_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     criterion = cached(strategy="global_level", queue_size=9)
     empty = criterion(output_of(torch.zeros(0, WORDS, requires_grad=True)), row_batch(0))
     empty.total.backward()

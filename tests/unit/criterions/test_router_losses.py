@@ -66,7 +66,7 @@ def test_a_batch_twice_as_large_has_the_same_loss_per_token(router: str) -> None
     torch.testing.assert_close(*per_token)
 
 
-def test_experts_that_choose_have_no_load_balance_and_nobody_minds() -> None:
+def test_expert_choice_has_no_load_balance_and_needs_none() -> None:
     model = make_model(router="expert_choice", placement="encoder")
     loss = loss_of(model, make_batch(), {"load_balance": 100.0, "router_z": 0.0})
     assert "load_balance" not in loss.parts and "router_z" in loss.parts

@@ -190,7 +190,7 @@ def test_every_language_has_its_queue_and_its_gate(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_saved_and_restored_it_goes_on_as_if_nothing_had_happened(shared: bool) -> None:
+def test_it_continues_unchanged_after_save_and_restore(shared: bool) -> None:
     selectors = [QueueSelector(0.4, 20, shared, tags=[6, 9]) for _ in range(2)]
     generator = torch.Generator().manual_seed(0)
 
@@ -237,7 +237,7 @@ def test_queues_of_ranks_go_to_other_worlds(monkeypatch: pytest.MonkeyPatch) -> 
     assert queue(selector) == [0.0]
 
 
-def test_a_shared_queue_goes_to_ranks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_queue_is_restored_as_queues_per_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     on_rank(monkeypatch, 3)
     selector = QueueSelector(0.5, 2, shared=False)
     selector.load_state({"queue.all": torch.tensor([1.0, 2, 3]), "queue.77": torch.tensor([5.0])})

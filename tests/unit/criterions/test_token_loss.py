@@ -268,7 +268,7 @@ def test_a_live_teacher_cut_to_k_equals_a_cache_of_k() -> None:
         torch.testing.assert_close(*results)
 
 
-def test_nobody_can_be_cut_to_more_words_than_there_are() -> None:
+def test_a_top_k_beyond_the_vocabulary_keeps_everything() -> None:
     student, teacher = torch.randn(3, 6), torch.randn(3, 6)
     assert divergence_of(student, teacher, distil(top_k=50)) == pytest.approx(
         divergence_of(student, teacher, distil())
@@ -334,7 +334,7 @@ def test_small_gradients_survive_half_precision(
         gradients.append(student.grad.float())
     half, single = gradients
     assert single.abs().median() / 2**13 < 6e-7  # a subnormal number in float16
-    places = single.abs() > 1e-4  # beside them float16 itself counts in steps of 6e-8
+    places = single.abs() > 1e-4  # below that float16 itself has steps of 6e-8
     assert places.float().mean() > 0.9
     rounding = 2e-2 if dtype == torch.bfloat16 else 3e-3
     if divergence == "reverse_kl" and dtype == torch.float16:

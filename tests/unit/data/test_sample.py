@@ -127,7 +127,7 @@ def test_too_little_text_says_so() -> None:
 
 
 @pytest.mark.parametrize("num_pages", [1, 2])
-def test_too_few_pages_say_so(num_pages: int) -> None:
+def test_too_few_pages_are_reported(num_pages: int) -> None:
     units = [Unit(str(n % num_pages), f"{c} text", c) for n, c in enumerate("abcdefghijklmnop")]
     with pytest.raises(UserError, match=f"{num_pages} pages are too few"):
         sample.split(units, 5, 1)

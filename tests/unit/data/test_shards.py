@@ -55,7 +55,7 @@ def test_writer_and_reader_agree(tmp_path: Path, shard_size: int) -> None:
     reader.check(full=True)
 
 
-def test_ids_take_no_more_room_than_the_vocabulary_asks_for() -> None:
+def test_ids_take_no_more_space_than_the_vocabulary_needs() -> None:
     assert id_dtype(65_535) == np.uint16
     assert id_dtype(65_536) == np.uint32
 
@@ -116,7 +116,7 @@ def test_is_current_notices_every_change(
     assert not is_current(folder, "train", vocab, text, 80)
 
 
-def test_missing_folder_and_split_are_told_apart(shards: Path, tmp_path: Path) -> None:
+def test_missing_folder_and_split_are_distinguished(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such data folder; check data.dir"):
         ShardReader(tmp_path / "none", "train")
     with pytest.raises(UserError, match=r"valid.manifest.json: no such manifest .*train"):

@@ -72,9 +72,7 @@ def test_epochs_follow_each_other(dataset: ParallelDataset, num_prefetch: int) -
 
 
 @pytest.mark.parametrize("taken", [0, 1, 7, -1, 0.5, 1.5])
-def test_resumed_stream_goes_on_as_if_nothing_had_happened(
-    dataset: ParallelDataset, taken: float
-) -> None:
+def test_a_resumed_stream_continues_unchanged(dataset: ParallelDataset, taken: float) -> None:
     """Stops after some updates of the first epoch; -1: exactly at its end; 1.5: in the second."""
     accumulate = 2
     with _stream(dataset, accumulate=accumulate) as stream:
@@ -101,7 +99,7 @@ def test_an_unfinished_update_is_done_again(dataset: ParallelDataset) -> None:
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(4, 1), (1, 4), (1, 1), (3, 2)])
-def test_resumption_at_another_layout_sees_the_rest_of_the_epoch(
+def test_resuming_with_another_layout_yields_the_rest_of_the_epoch(
     dataset: ParallelDataset, world: int, accumulate: int
 ) -> None:
     seen = []
@@ -141,7 +139,7 @@ def test_resumption_with_the_same_update_size_has_the_same_updates(
     assert updates(1, 4) == reference
 
 
-def test_other_batches_resume_at_the_same_part_and_say_so(
+def test_other_batches_resume_at_the_same_part_and_report_it(
     dataset: ParallelDataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     with _stream(dataset) as stream:

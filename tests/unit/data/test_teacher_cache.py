@@ -1,4 +1,4 @@
-"""A cache answers for exactly the tokens that are asked about, or says why it cannot."""
+"""A cache answers for exactly the requested tokens, or reports why it cannot."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def cache(tmp_path: Path, reader: ShardReader) -> Path:
 
 
 @pytest.mark.parametrize("part_tokens", [1, 97, 500, MANY])
-def test_answers_belong_to_the_tokens_asked_about(
+def test_answers_belong_to_the_requested_tokens(
     reader: ShardReader, tmp_path: Path, part_tokens: int
 ) -> None:
     manifest = plan(reader, part_tokens)

@@ -55,14 +55,14 @@ def test_english_words_are_stemmed() -> None:
 
 
 @pytest.mark.parametrize("metric", ROUGE)
-def test_rouge_sees_letters_beyond_english(metric: str) -> None:
+def test_rouge_supports_letters_beyond_english(metric: str) -> None:
     """The package's own words would be empty here: it keeps a to z only."""
     assert similarity(metric, "это дом большой", "это дом большой", "ru") == pytest.approx(100.0)
     assert similarity(metric, "нет", "это дом", "ru") == 0.0
     assert similarity(metric, "हम घर जाते हैं", "हम घर जाते हैं", "hi") == pytest.approx(100.0)
 
 
-def test_each_metric_in_the_order_asked_for() -> None:
+def test_metrics_keep_the_requested_order() -> None:
     names = ["rougeL", "bleu"]
     both = Similarity(names, "en")("the cat sat down", REFERENCE)
     assert both == [similarity(name, "the cat sat down", REFERENCE) for name in names]
@@ -85,7 +85,7 @@ def test_without_the_package_the_message_says_how_to_get_it(
         Similarity(["rouge2"], "en")
 
 
-def test_words_of_a_language_are_asked_for_only_where_they_count(
+def test_word_tokenizers_are_required_only_where_they_matter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*args: object, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""The journal of a labeling: what goes in comes out, and a kill costs one record at most."""
+"""The journal of a labeling: records are read as written, and a kill loses one record at most."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write(path: Path, batches: list[Batch]) -> None:
 
 
 def content(batches: list[Batch]) -> list[tuple[int, float, list[int]]]:
-    """Row, score and tokens of each hypothesis, as they must come out."""
+    """Row, score and tokens of each hypothesis, as they must be read."""
     by_row = {
         row: several for rows, found in batches for row, several in zip(rows, found, strict=True)
     }

@@ -54,7 +54,7 @@ class Lab(NamedTuple):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """Runs of three models; nobody writes to them."""
+    """Runs of three models, which are read-only."""
     folder = tmp_path_factory.mktemp("lab")
     lines = "".join(f"{line}\n" for pair in toy_pairs(60) for line in pair)
     (folder / "text").write_text(lines, encoding="utf-8")
@@ -81,7 +81,7 @@ def direct(lab: Lab, name: str, item: Batch) -> Tensor:
 
 
 class Fixed(nn.Module):
-    """Says what it is told to."""
+    """Returns given outputs."""
 
     def __init__(self, logits: Tensor, layers: LayerOutputs | None = None) -> None:
         super().__init__()
@@ -155,14 +155,14 @@ def test_an_ensemble_of_half_precision_is_averaged_in_fp32(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("capture", ["hidden", "attention"])
-def test_layers_are_shown_when_they_are_asked_for(lab: Lab, capture: str) -> None:
+def test_layer_outputs_are_returned_when_requested(lab: Lab, capture: str) -> None:
     asked: dict[str, Any] = {capture: {}}
     layers = lab.load("dense", **asked)(batch()).layers
     assert layers is not None and len(layers.encoder) == 3 and len(layers.decoder) == 2
     assert bool(layers.encoder_attention) == (capture == "attention")
 
 
-def test_a_batch_without_sentences_is_read_all_the_same() -> None:
+def test_a_batch_without_sentences_is_accepted() -> None:
     empty = empty_seq2seq_batch(Symbols(pad=1, eos=2, unk=3, start=2))
     model = Fixed(torch.zeros(0, 5))
     said = fixed(model, model)(empty).logits

@@ -1,4 +1,4 @@
-"""Who a process is under each launcher, and collectives where there is nobody else."""
+"""Rank of a process under each launcher, and collectives of a single process."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_first_host_of_a_list_in_brackets(
 
 
 @pytest.mark.parametrize("script", [None, "exit 1"])
-def test_a_list_that_nobody_can_read_says_what_to_do(
+def test_an_unreadable_list_reports_the_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -154,7 +154,7 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize(("env", "message"), CONTRADICTIONS)
-def test_contradictions_are_told(env: dict[str, str], message: str) -> None:
+def test_contradictions_are_reported(env: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         discover(env)
 

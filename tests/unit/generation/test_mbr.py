@@ -47,7 +47,7 @@ def test_utilities_are_sacrebleus_sentence_scores(name: str, seed: int) -> None:
     assert 5 < table.mean() < 95
 
 
-def test_bleu_splits_words_as_the_language_wants_it() -> None:
+def test_bleu_tokenizes_by_language() -> None:
     texts = ["我们去北京。", "我们去上海。"]
     metric = BLEU(effective_order=True, trg_lang="zh")
     table = build_utility("bleu", "zh")(texts)

@@ -37,7 +37,7 @@ def too_much_of_python() -> None:
 
 
 class SmallModel(TableModel):
-    """Has room for so many sentences; remembers the sizes that it was tried with."""
+    """Has room for a given number of sentences; records the sizes that were tried."""
 
     def __init__(self, room: int, fail: Callable[[], None] = too_much_of_the_host) -> None:
         super().__init__(VOCAB)

@@ -73,7 +73,7 @@ def test_a_record_that_is_not_whole_is_dropped(tmp_path: Path, damage: str) -> N
     assert [line.number for line in partial.lines()] == [3, 0, 2]
 
 
-def test_nothing_done_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+def test_without_finished_work_there_is_nothing_to_resume(tmp_path: Path) -> None:
     begun(tmp_path)
     other = {**SETTINGS, "beam": 1}
     assert PartialOutput(tmp_path / "out").begin(other, False) == []
@@ -108,7 +108,7 @@ def test_other_settings_are_refused(
         partial.begin(settings, True)
 
 
-def test_lost_settings_are_told(tmp_path: Path) -> None:
+def test_lost_settings_are_reported(tmp_path: Path) -> None:
     partial = begun(tmp_path, LINES)
     (partial.folder / "settings.json").write_text("{")
     with pytest.raises(UserError, match=r"settings\.json: damaged; remove "):
@@ -125,7 +125,9 @@ def test_two_runs_do_not_write_at_once(tmp_path: Path) -> None:
     assert len(partial.begin(SETTINGS, True)) == 4
 
 
-def test_a_full_disk_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     partial = begun(tmp_path)
     (partial.folder / "journal.00000").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"journal\.00000: cannot be written: No space left"):

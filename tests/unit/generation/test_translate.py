@@ -112,7 +112,7 @@ def test_batches_are_full_but_within_limits() -> None:
     assert padding < 0.1 * sum(src.numel() for src in model.batches)
 
 
-def test_rounds_without_a_batch_are_not_told() -> None:
+def test_rounds_without_a_batch_are_not_reported() -> None:
     """A rank that is through takes part in the forwards of others, with nothing to show for it."""
     sources = [[4, 5, EOS], [6, EOS], [7, 8, 4, EOS]]
     batches = cut_batches(np.array([3, 2, 4]), batch_limits(max_sentences=2))

@@ -18,7 +18,7 @@ from ds_seq.text.tokenizer import Tokenizers
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 
-# the normalization of SentencePiece makes a space inside of the word with an accent of its own,
+# the normalization of SentencePiece makes a space inside the word with a separate accent,
 # and none of the two hearts
 HARD = "We see\u2665\u2665 the \u263a, now\u00a0it\u00b4s (\u263a) 7 \u2665"
 

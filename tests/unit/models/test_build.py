@@ -199,7 +199,7 @@ def test_experts_that_choose_take_the_capacity_factor(build):
         ({"conditional_budget": 0.4, "conditional_dropout": 0.1}, ConditionalBranch, 24),
     ],
 )
-def test_a_dense_branch_beside_the_experts(build, settings, kind, width):
+def test_a_dense_branch_next_to_the_experts(build, settings, kind, width):
     branch = layer_of(build, **settings).branch
     if kind is None:
         assert branch is None

@@ -50,7 +50,7 @@ def test_asking_changes_no_score(build, pairs, shape, capture):
             assert plain.layers is None
 
 
-def test_only_what_is_asked_for_is_returned(build, pairs):
+def test_only_requested_outputs_are_returned(build, pairs):
     model = build(encoder_layers=3, decoder_layers=2)
     hidden = score(model, *pairs, capture="hidden").layers
     assert [len(group) for group in hidden] == [3, 2, 0, 0, 0]

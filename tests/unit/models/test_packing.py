@@ -54,7 +54,7 @@ def test_every_map_is_packed_but_gradients_see_the_weights(build, pairs, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_eight_bits_say_nearly_the_same(build, pairs, shape):
+def test_eight_bits_give_nearly_the_same(build, pairs, shape):
     model = build(**shape).eval()
     with torch.no_grad():
         expected = score(model, pairs.src, pairs.tgt).logits

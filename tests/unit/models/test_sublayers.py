@@ -158,7 +158,7 @@ def test_a_new_mixer_decodes_step_by_step(build, pairs, mixer, beam, norm):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("with_maps", [True, False])
-def test_a_bias_of_its_own_is_one_of_the_context(causal, with_maps):
+def test_a_bias_of_the_module_equals_one_of_the_context(causal, with_maps):
     own, plain = sloping_attention(causal), SelfAttention(D, HEADS, 0.0, causal)
     plain.load_state_dict(own.state_dict())
     x = torch.randn(3, 15, D, generator=torch.Generator().manual_seed(1))
@@ -186,7 +186,7 @@ def test_a_bias_by_column_instead_of_position_is_wrong(build, pairs, monkeypatch
         walk(model, pairs.src, 3, 50)
 
 
-def test_a_copied_cache_has_states_of_its_own(build, pairs):
+def test_a_copied_cache_has_separate_states(build, pairs):
     model = with_mixer(build(), Decay)
     with torch.inference_mode():
         cache = model.start_cache(encode(model, pairs.src), 2, max_length=4)

@@ -95,7 +95,7 @@ def test_keys_keep_their_positions(beam):
         assert paths.used < length * beam
 
 
-def test_positions_are_kept_only_where_they_are_asked_for():
+def test_positions_are_kept_only_when_requested():
     paths = BeamPaths(2, 2, 8, torch.empty(0))
     with pytest.raises(ValueError, match="track_positions before the first step"):
         _ = paths.key_positions

@@ -156,7 +156,7 @@ def test_rotary_scores_depend_on_distance_only():
 @pytest.mark.parametrize(
     "positions", [SinusoidalPositions(8), LearnedPositions(700, 8), RotaryPositions(8)]
 )
-def test_a_position_is_the_same_however_it_is_asked_for(positions):
+def test_a_position_does_not_depend_on_how_it_is_requested(positions):
     if isinstance(positions, LearnedPositions):
         torch.nn.init.normal_(positions.weight, generator=generator())
     x = torch.ones(1, 600, 8)

@@ -241,7 +241,7 @@ def test_random_selection_is_for_training_only() -> None:
     assert all(torch.equal(layer(x)[0], expected) for _ in range(10))
 
 
-def test_capacity_in_evaluation_if_asked_for() -> None:
+def test_capacity_in_evaluation_if_requested() -> None:
     layer = golden_layer(eval_capacity_factor=1.0, min_capacity=0)
     assert layer(LOGITS.unsqueeze(0))[1].stats.dropped.item() == 0
     assert layer.eval()(LOGITS.unsqueeze(0))[1].stats.dropped.item() == 2

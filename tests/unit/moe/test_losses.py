@@ -72,6 +72,6 @@ def test_no_token_has_no_loss_and_no_bad_gradient() -> None:
     assert share.grad is not None and share.grad.eq(0).all()
 
 
-def test_counts_of_experts_that_nobody_chose_are_zero() -> None:
+def test_counts_of_unused_experts_are_zero() -> None:
     assert expert_counts(torch.tensor([[2, 0], [2, 2]]), 4).tolist() == [1, 0, 3, 0]
     assert expert_counts(torch.zeros(0, 2, dtype=torch.int64), 3).tolist() == [0, 0, 0]

@@ -54,7 +54,7 @@ def test_weights_are_probabilities_of_the_best(top_k: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 300])  # two kernels
-def test_only_the_rows_asked_for_are_routed(rows: int) -> None:
+def test_only_the_requested_rows_are_routed(rows: int) -> None:
     gate, x = make_router(top_k=2), torch.randn(rows, D)
     real = torch.arange(0, rows, 2)
     some, alone = gate(x, real), gate(x[real])

@@ -25,7 +25,7 @@ def load(*layers: list[float]) -> dict[str, object]:
 BALANCED, COLLAPSED = [1.0, 1.0, 1.0], [1.0, 0.004, 1.0]  # the fair share is 0.668
 
 
-def test_a_starved_expert_is_told_once_after_so_many_updates() -> None:
+def test_a_starved_expert_is_reported_once_after_the_set_number_of_updates() -> None:
     watch = MoeWatch(["encoder 1"], patience=500)
     told = [watch.observe(load(COLLAPSED), 100) for _ in range(20)]
     assert [bool(lines) for lines in told] == [False] * 4 + [True] + [False] * 15
@@ -62,7 +62,7 @@ def test_intervals_in_which_experts_starve_in_turn_are_no_collapse() -> None:
         assert not watch.observe(load([0.0 if turn % 3 == i else 1.0 for i in range(3)]), 200)
 
 
-def test_a_layer_is_told_again_only_after_it_has_recovered() -> None:
+def test_a_layer_is_reported_again_only_after_recovery() -> None:
     watch = MoeWatch(patience=10)
     assert len(watch.observe(load([1.0, 0.0, 0.0]), 10)) == 1
     assert not watch.observe(load([1.0, 1.0, 0.0]), 10), "one of two is still starved"

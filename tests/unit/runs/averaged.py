@@ -69,5 +69,5 @@ def assert_mean(result: nn.Module, models: Sequence[nn.Module]) -> None:
 
 
 def bits(value: Tensor) -> Tensor:
-    """To compare by: it tells 0.0 from -0.0."""
+    """Key for comparisons, which distinguishes 0.0 from -0.0."""
     return value.detach().contiguous().view(torch.uint8)

@@ -1,4 +1,4 @@
-"""The mean of checkpoints, whoever wrote them."""
+"""The mean of checkpoints of any origin."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_is_averaged_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_the_mean_of_whole_numbers_is_the_nearest_one(count: int) -> None:
-    large = 2**61  # no float64 tells it from its neighbors, and a sum of four is too much
+    large = 2**61  # float64 cannot represent it exactly, and a sum of four overflows
     generator = torch.Generator().manual_seed(count)
     near = torch.randint(-9, 9, (count, 99), generator=generator).tolist()
     columns = [[*row, row[0] + large, row[1] - large] for row in near]

@@ -1,6 +1,6 @@
 """Exported models give the same probabilities in CTranslate2.
 
-Legend: ``T`` target length.
+Shapes: ``T`` target length.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_p_values_tell_systems_apart(paired: PairedName, metric: str) -> None:
 
 
 def test_the_bootstrap_brings_the_confidence_of_a_single_system_along() -> None:
-    """The same resamples: the number does not depend on how it was asked for."""
+    """The same resamples: the number does not depend on how it is requested."""
     paired = scores(Resampling(paired="bootstrap", samples=50))
     alone = scores(Resampling(confidence=True, samples=50))
     for system in SYSTEMS:
@@ -50,7 +50,7 @@ def test_the_bootstrap_brings_the_confidence_of_a_single_system_along() -> None:
     assert alone["bad"].ci and alone["bad"].p_value is None
 
 
-def test_randomization_has_confidence_where_asked_for() -> None:
+def test_randomization_has_confidence_if_requested() -> None:
     without = scores(Resampling(paired="randomization", samples=50))
     assert all(score.ci is None for score in without.values())
     both = scores(Resampling(confidence=True, paired="randomization", samples=50))

@@ -205,7 +205,7 @@ def test_half_precision_logits_are_normalized_in_single() -> None:
 
 
 @pytest.mark.parametrize("extra", [1, 100])
-def test_a_finished_rank_goes_on_without_changing_its_result(extra: int) -> None:
+def test_a_finished_rank_continues_without_changing_its_result(extra: int) -> None:
     """100 steps are more than the cache of the short search has room for."""
     model, src = TableModel(VOCAB), pad(draw_sources(5))
     search = beam_search(SYMBOLS, beam=2)

@@ -126,7 +126,7 @@ def test_without_diversity_it_is_plain_beam_search(selection: SelectionMaker) ->
         assert all(map(alike, found, plain.search(model, *src)))
 
 
-def test_groups_without_strength_are_searches_of_their_own() -> None:
+def test_groups_without_strength_are_independent_searches() -> None:
     model, src = TableModel(VOCAB, seed=3, end_bias=-9), pad(draw_sources(8))
     narrow = beam_search(SYMBOLS, beam=2, num_best=2, max_len_a=0, max_len_b=7).search(model, *src)
     search = beam_search(

@@ -68,6 +68,6 @@ def test_ranks_that_wait_for_each_other_may_use_one() -> None:
     assert all(map(alike, found, expected))
 
 
-def test_an_ensemble_of_nobody_is_refused() -> None:
+def test_an_empty_ensemble_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a model"):
         Ensemble([])

@@ -90,7 +90,7 @@ def test_scores_are_those_of_one_full_forward(search: BeamSearch) -> None:
 
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES.keys())
 def test_ranks_may_run_out_of_sentences(search: BeamSearch) -> None:
-    """One goes on for others when it is through, another has nothing from the start."""
+    """One continues for others when it is finished, another has nothing from the start."""
     model, src = make_model(3), make_sources()
     expected = search.search(model, *padded(src))
     for rows, answer in ((src, expected), (src[:0, :1], [])):

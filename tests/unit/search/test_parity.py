@@ -40,7 +40,7 @@ class Recorded(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-class Found(NamedTuple):
+class FairseqResult(NamedTuple):
     """What fairseq found for one sentence, the best first."""
 
     tokens: list[list[int]]
@@ -63,12 +63,12 @@ def recorded() -> Recorded:
     return Recorded(model, int(notes["max_len_b"]), tensors)
 
 
-def theirs(beam: int, length_penalty: float) -> list[Found]:
+def theirs(beam: int, length_penalty: float) -> list[FairseqResult]:
     tokens = recorded().tensors[f"tokens.{beam}.{length_penalty}"].long()  # (B, K, T)
     scores = recorded().tensors[f"scores.{beam}.{length_penalty}"]  # (B, K)
     assert tokens.shape[:2] == scores.shape == (32, beam)
     return [
-        Found([row[: row.index(EOS)] for row in sentence], sentence_scores)
+        FairseqResult([row[: row.index(EOS)] for row in sentence], sentence_scores)
         for sentence, sentence_scores in zip(tokens.tolist(), scores.tolist(), strict=True)
     ]
 

@@ -292,7 +292,7 @@ def test_a_model_without_probabilities_gives_empty_translations(value: float) ->
 
 
 @pytest.mark.parametrize("extra", [1, 100])
-def test_a_finished_rank_goes_on_without_changing_its_result(extra: int) -> None:
+def test_a_finished_rank_continues_without_changing_its_result(extra: int) -> None:
     model, src = TableModel(VOCAB), pad(draw_sources(5))
     search = replace(SAMPLING, num_best=2)
     expected = search.search(model, *src)

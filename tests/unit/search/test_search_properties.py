@@ -149,7 +149,7 @@ def test_scores_are_those_of_a_full_forward(
 
 
 def test_a_result_is_its_sentences_own(model: Seq2SeqTransformer) -> None:
-    """Alone, in any order, beside a much longer one, beside itself."""
+    """Alone, in any order, next to a much longer one, next to itself."""
     search = beam_search(SYMBOLS, beam=3, num_best=3, max_len_a=0.5, max_len_b=7)
     alone = [search.search(model, *pad([source]))[0] for source in SOURCES]
     long = [4 + n % 13 for n in range(40)] + [EOS]

@@ -154,7 +154,7 @@ def test_the_experiment_says_where_experts_are_now() -> None:
     assert model.model_dump(exclude=changed) == config.model.model_dump(exclude=changed)
 
 
-def test_without_experts_nothing_is_said_about_them() -> None:
+def test_without_experts_nothing_is_reported_about_them() -> None:
     _, config = _teacher(moe=MOE)
     settings = {"expert_parallel": 2, "sparse_clip": True, "clip_norm": 1.0}
     config = config.model_copy(update={"train": config.train.model_copy(update=settings)})
@@ -225,7 +225,7 @@ def test_dense_layers_must_come_out_alike() -> None:
         student_config(config, CopiedLayers([0], [1]), dense=True)
 
 
-def test_the_fine_tuning_has_a_run_folder_of_its_own() -> None:
+def test_fine_tuning_has_a_separate_run_folder() -> None:
     _, config = _teacher()
     config = config.model_copy(update={"run_dir": "runs/teacher"})
     for out, name in (("runs/a b.2", "a_b.2"), ("runs/small.safetensors", "small")):

@@ -76,7 +76,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_lines(tmp_path / "nowhere")
 
 
-def test_unequal_sides_are_told_with_both_counts(tmp_path: Path) -> None:
+def test_unequal_sides_are_reported_with_both_counts(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1\n2\n3\n")
     (tmp_path / "b").write_text("1\n2\n")
     with pytest.raises(UserError, match=r"a has 3 lines but .*b has 2"):

@@ -35,7 +35,7 @@ def test_decoding_skips_special_symbols_but_shows_unknown_ones(
     assert "⁇" in vocab.decode(vocab.encode("漢"))
 
 
-def test_hash_tells_models_apart_and_survives_copies(
+def test_hash_distinguishes_models_and_survives_copies(
     vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     vocab.save(tmp_path / "copy.model")

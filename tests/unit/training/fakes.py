@@ -1,4 +1,4 @@
-"""Stand-ins for the parts around the trainer; each writes down what was asked of it."""
+"""Stand-ins for the modules around the trainer; each records its calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.batches import batch_of
 
 
 def make_batch(num_tokens: int) -> Batch:
-    """One sentence of so many target tokens; none gives the empty batch."""
+    """One sentence with this many target tokens; none gives the empty batch."""
     tokens = torch.full((1, max(num_tokens, 1)), 4 if num_tokens else 1)
     batch = batch_of(tokens, tokens)
     return batch if num_tokens else replace(batch, num_sentences=0)
@@ -98,7 +98,7 @@ class FakeStream:
 
 
 class FakeCriterion(Criterion):
-    """As many nats a token as the scene says; writes down the hooks that are called."""
+    """Return the scene's nats per token; record the hooks that are called."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene

@@ -1,4 +1,4 @@
-"""The learning rate follows the updates that were applied; what a model is asked for."""
+"""The learning rate follows the applied updates; outputs requested from a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run tells, to programs and to people."""
+"""Output of a run, for programs and for people."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_resumed_run_appends_and_replaces_what_lies_after_its_checkpoint(tmp_p
     assert curves(tmp_path)["train/loss"] == [(1, 5.0), (2, 4.0)]
 
 
-def test_other_ranks_write_and_say_nothing(
+def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = RunLog(tmp_path, False, True, 10, 0)

@@ -83,7 +83,7 @@ def test_gradients_reach_what_is_not_frozen_and_no_more(
             assert parameter.grad.any(), name
 
 
-def test_a_frozen_encoder_and_embeddings_say_the_same_for_ever() -> None:
+def test_a_frozen_encoder_and_embeddings_never_change() -> None:
     model = build(share_embeddings="all", moe=MOE)
     freeze(model, ["encoder", "embeddings"])
     src = torch.tensor([[5, 6, 7]])

@@ -99,14 +99,14 @@ def test_saves_between_validations() -> None:
     assert dict(scene.of_kind("save")) == {3: None, 4: 1.0, 6: 2.0}
 
 
-def test_without_validation_nothing_is_rehearsed_or_validated() -> None:
+def test_without_validation_there_is_no_sanity_check() -> None:
     scene = Scene(max_updates=3, sanity_validation_batches=2)
     scene.trainer.fit()
     assert not scene.of_kind("rehearsal") and not scene.of_kind("valid")
     assert scene.of_kind("save") == [(3, None)]
 
 
-def test_the_rehearsal_comes_first_and_leaves_no_trace() -> None:
+def test_the_sanity_check_comes_first_and_leaves_no_trace() -> None:
     scene = Scene(max_updates=2, sanity_validation_batches=3, **VALIDATING)
     scene.trainer.fit()
     assert scene.events[0] == ("rehearsal", 3)
@@ -184,7 +184,7 @@ def test_a_validation_loss_that_is_no_number_is_no_checkpoint() -> None:
     assert scene.of_kind("save") == [(2, 1.0)]
 
 
-def test_a_resumed_run_goes_on_where_the_first_ended() -> None:
+def test_a_resumed_run_continues_where_the_first_ended() -> None:
     whole = Scene(tokens=[1, 2, 3, 4, 5, 6], max_updates=6, **VALIDATING)
     whole.trainer.fit()
     first = Scene(tokens=[1, 2, 3, 4, 5, 6], max_updates=4, **VALIDATING)
@@ -212,13 +212,13 @@ def test_every_update_and_every_seed_draws_other_dropout() -> None:
 
 
 def collapse(scene: Scene) -> list[str]:
-    """Train with a layer of which one expert gets nothing; returns what is told of it."""
+    """Train with a layer in which one expert gets no tokens; return the reports about it."""
     scene.engine.stats = lambda batch: [make_stats([1, 1]), make_stats([2, 0], router_z=0.5)]
     scene.trainer.fit()
     return [text for (text,) in scene.of_kind("said") if "collapses" in text]
 
 
-def test_a_collapsed_layer_is_told_in_the_log() -> None:
+def test_a_collapsed_layer_is_reported_in_the_log() -> None:
     scene = Scene(epochs=2000, max_updates=800, log_every=50)
     (line,) = collapse(scene)
     assert line.startswith("update 500 | warning: layer 1 collapses: expert 1 got less than 1%")
@@ -272,7 +272,7 @@ def test_biases_of_sigmoid_routers_follow_the_load_of_whole_applied_updates() ->
     assert torch.equal(gate.bias_steps, 2 * torch.tensor(step))
 
 
-def test_a_criterion_hears_of_each_update_after_its_batches() -> None:
+def test_a_criterion_is_notified_of_each_update_after_its_batches() -> None:
     scene = Scene([3, 4], accumulate=2, max_updates=2)
     scene.engine.results = [StepResult(True, 1.0, 1.0), StepResult(False, math.inf, 1.0)]
     scene.trainer.fit()

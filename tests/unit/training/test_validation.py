@@ -29,7 +29,7 @@ class Engine(SimpleNamespace):
 
 
 class ThreeNats(Criterion):
-    """Three nats a token, if it is told that this is a validation."""
+    """Return three nats per token if called in validation."""
 
     def __call__(self, output: ModelOutput, batch: Any) -> Loss:
         assert not self.training
@@ -62,7 +62,7 @@ def test_means_and_scores_and_the_mode_is_put_back(training: bool) -> None:
     assert (figures["tokens"], figures["bleu"], figures["most"]) == (6, 12.0, 7)
 
 
-def test_a_rehearsal_takes_a_few_batches_and_sentences() -> None:
+def test_the_sanity_check_takes_a_few_batches_and_sentences() -> None:
     validator, *_ = _setting(lambda model, most: {"most": most})
     figures = validator(max_batches=1)
     assert (figures["tokens"], figures["most"]) == (4, 2)
