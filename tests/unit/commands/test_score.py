@@ -192,7 +192,10 @@ def test_warnings_name_the_file_and_leave_stdout_alone(capsys: pytest.CaptureFix
         ("good ref --tokenized --metrics chrf", "--tokenized: supports only BLEU"),
         ("good ref --metrics rouge", "--target-lang"),
         ("good ref --metrics comet", "comet: needs exactly one reference and the source text"),
-        ("good --reference ref ref2 --metrics comet --source ref", "comet: needs exactly one reference"),
+        (
+            "good --reference ref ref2 --metrics comet --source ref",
+            "comet: needs exactly one reference",
+        ),
         ("good ref --metrics comet --source short", "short has 1 lines but ref has 30"),
         ("good ref --source bad", "--source: only used by"),
     ],

@@ -276,9 +276,7 @@ def test_where_nothing_is_left_nothing_is_written(
     tmp_path: Path, reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:
     found: Found = {0: [("was", -2.0)], 1: [("", -1.0)]}
-    with pytest.raises(
-        UserError, match=r"not one of 2 .* 1 by empty, 1 by --min-score\); run the"
-    ):
+    with pytest.raises(UserError, match=r"not one of 2 .* 1 by empty, 1 by --min-score\); run the"):
         made(tmp_path, reader, vocab, found, Filters(min_score=-1.0))
     assert {path.name for path in tmp_path.iterdir()} == {"journal.0", "journal.1"}
     written, _ = made(tmp_path / "b", reader, vocab, found, Filters(min_score=-1.0), 1.0)

@@ -1,4 +1,4 @@
-"""Stand-ins for the parts around the trainer; each writes down what was asked of it."""
+"""Stand-ins for the parts around the trainer; each records how it is called."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tests.batches import batch_of
 
 
 def make_batch(num_tokens: int) -> Batch:
-    """One sentence of so many target tokens; none gives the empty batch."""
+    """A sentence of this many target tokens; 0 gives the empty batch."""
     tokens = torch.full((1, max(num_tokens, 1)), 4 if num_tokens else 1)
     batch = batch_of(tokens, tokens)
     return batch if num_tokens else replace(batch, num_sentences=0)
 
 
 def make_stats(load: Sequence[float], dropped: float = 0.0, **losses: float) -> RoutingStats:
-    """Of a layer that routed each token to one expert; ``losses`` are means over its tokens."""
+    """Statistics of a layer with one expert per token; `losses` are means over its tokens."""
     tokens = torch.tensor(float(sum(load)))
     return RoutingStats(
         torch.tensor(load).float(),
@@ -98,7 +98,7 @@ class FakeStream:
 
 
 class FakeCriterion(Criterion):
-    """As many nats a token as the scene says; writes down the hooks that are called."""
+    """A loss in nats per token, set by the scene; records the hooks that are called."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene

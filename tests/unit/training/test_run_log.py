@@ -1,4 +1,4 @@
-"""What a run tells, to programs and to people."""
+"""Logs of a run, for programs and for people."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Engine(SimpleNamespace):
 
 
 class ThreeNats(Criterion):
-    """Three nats a token, if it is told that this is a validation."""
+    """A loss of three nats per token in evaluation mode."""
 
     def __call__(self, output: ModelOutput, batch: Any) -> Loss:
         assert not self.training
