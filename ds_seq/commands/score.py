@@ -173,7 +173,7 @@ def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
 
 
 def _as_json(
-    texts: _Texts, found: Mapping[str, Sequence[CorpusScore]], resampling: Resampling
+    texts: _Texts, scores_by_system: Mapping[str, Sequence[CorpusScore]], resampling: Resampling
 ) -> dict[str, object]:
     return {
         "references": list(texts.references),
@@ -194,17 +194,17 @@ def _as_json(
                     for score in scores
                 },
             }
-            for system, scores in found.items()
+            for system, scores in scores_by_system.items()
         ],
     }
 
 
-def _table(found: Mapping[str, Sequence[CorpusScore]], resampling: Resampling) -> list[str]:
+def _table(scores_by_system: Mapping[str, Sequence[CorpusScore]], resampling: Resampling) -> list[str]:
     """Return the lines of a table of systems and metrics, then the signatures."""
-    baseline, first = next(iter(found.items()))
+    baseline, first = next(iter(scores_by_system.items()))
     rows = [("system", "metric", "score", "mean ± 95% CI", "p-value")]
-    for number, scores in enumerate(zip(*found.values(), strict=True)):
-        for system, score in zip(found, scores, strict=True):
+    for number, scores in enumerate(zip(*scores_by_system.values(), strict=True)):
+        for system, score in zip(scores_by_system, scores, strict=True):
             sure = "" if score.mean is None else f"{score.mean:.2f} ± {score.ci:.2f}"
             chance = "baseline" if resampling.paired and system == baseline else ""
             if score.p_value is not None:

@@ -37,7 +37,7 @@ def freeze(model: nn.Module, parts: Collection[FrozenPart]) -> None:
         return
     if not isinstance(model, Seq2SeqTransformer):
         raise UserError(
-            f"train.freeze: cannot tell the parts of an external model ({type(model).__name__}); "
+            f"train.freeze: the parts of an external model are unknown ({type(model).__name__}); "
             "let its builder set requires_grad"
         )
     for module in _modules(model, parts):

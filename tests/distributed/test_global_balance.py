@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ds_seq.config.model import MoeConfig
 from ds_seq.models.build import build_seq2seq
-from ds_seq.moe import gate
+from ds_seq.moe import router
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
@@ -41,10 +41,10 @@ def _gradients_of_one_process(joint: bool) -> dict[str, Tensor]:
         counts.append(values)
         return values
 
-    gate.world_size = lambda: WORLD
+    router.world_size = lambda: WORLD
     for start in range(0, len(everyone), WORLD):
         group = everyone[start : start + WORLD]
-        gate.sum_over_ranks = note
+        router.sum_over_ranks = note
         counts.clear()
         for batch in group:
             net(batch.inputs)
@@ -53,7 +53,7 @@ def _gradients_of_one_process(joint: bool) -> dict[str, Tensor]:
         for index, batch in enumerate(group):
             own = counts[index * layers : (index + 1) * layers]
             answers = iter(summed if joint else own)
-            gate.sum_over_ranks = lambda values, answers=answers: next(answers)
+            router.sum_over_ranks = lambda values, answers=answers: next(answers)
             output = net(batch.inputs)
             (criterion(output, batch).total / tokens).backward()
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}

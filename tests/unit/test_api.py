@@ -31,11 +31,11 @@ import ds_seq
 assert set(sys.modules) & {"torch", "ds_seq.api"} == set()
 options = json.loads(sys.argv[1])
 sources, targets = (open(name, encoding="utf-8").read().splitlines() for name in sys.argv[2:4])
-said = []
+results = []
 for path in sys.argv[4:]:
     model = ds_seq.load(path, device="cpu")
     listed = model.translate(sources, beam=4, n_best=3, **options)
-    said.append({
+    results.append({
         "best": model.translate(sources),
         "tsv": [f"{n}\\t{score:.6f}\\t{text}"
                 for n, found in enumerate(listed, 1) for text, score in found],
@@ -43,7 +43,7 @@ for path in sys.argv[4:]:
         "encoded": [list(model.encode(sources).states.shape), model.card.max_positions],
     })
 assert "deepspeed" not in sys.modules
-json.dump(said, sys.stdout)
+json.dump(results, sys.stdout)
 """
 
 
@@ -66,7 +66,7 @@ def command(main: Any, lab: Path, name: str, *arguments: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def said(lab: Path) -> dict[str, Any]:
+def results(lab: Path) -> dict[str, Any]:
     """What a fresh process answers, by model."""
     paths = [str(lab / name) for name in ("src", "tgt", *MODELS)]
     argv = [sys.executable, "-c", _SCRIPT, json.dumps(OPTIONS), *paths]
@@ -77,9 +77,9 @@ def said(lab: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fresh_process_says_what_the_commands_say(
-    lab: Path, said: dict[str, Any], name: str
+    lab: Path, results: dict[str, Any], name: str
 ) -> None:
-    found, texts = said[name], (lab / "src", lab / "tgt")
+    found, texts = results[name], (lab / "src", lab / "tgt")
     assert found["best"] == command(generate.main, lab, name, "--input", texts[0])
     options = [f"--{key}={value}".replace("_", "-") for key, value in OPTIONS.items()]
     several = ["--beam", 4, "--n-best", 3, "--format", "tsv", *options]

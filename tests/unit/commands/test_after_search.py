@@ -93,8 +93,8 @@ def test_unknown_pieces_give_way_in_every_format(
     best = output(run, lines, *sampled, "--replace-unk", "--samples", 4)
     assert best == [line[0]["text"] for line in copied]
     assert any("\u2047" in line[0]["text"] for line in plain)
-    said = capsys.readouterr().out.split("\n")
-    shown = [row for row in said if row.startswith("translation")]
+    printed = capsys.readouterr().out.split("\n")
+    shown = [row for row in printed if row.startswith("translation")]
     assert [row.removeprefix("translation").strip() for row in shown] == best
 
 

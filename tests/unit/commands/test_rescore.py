@@ -97,10 +97,10 @@ def test_scores_are_sums_of_log_probabilities_over_the_penalty(
         assert hypothesis["score"] == pytest.approx(mean, abs=1e-4)
         assert hypothesis["text"] == vocab.decode(vocab.encode(text))
     assert len(wanted[2]) == 0 and len(wanted[3]) == 1 < len(wanted[4])
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     flat = [score for scores in wanted for score in scores]
-    assert "scored 12 translations in" in said and f"{len(flat)} pieces" in said
-    perplexity = float(said.rsplit("perplexity ", 1)[1])
+    assert "scored 12 translations in" in printed and f"{len(flat)} pieces" in printed
+    perplexity = float(printed.rsplit("perplexity ", 1)[1])
     assert perplexity == pytest.approx(math.exp(-sum(flat) / len(flat)), rel=1e-3)
 
 

@@ -169,8 +169,8 @@ def test_by_default_it_is_next_to_the_shards(
     assert cli.main(["teacher-cache", *runs, "--data", str(data), "--top-k", "3"]) == 0
     folder = data / "teacher-big+moe-top3"
     tokens = ShardReader(data, "valid").manifest.tgt_tokens
-    told = capsys.readouterr().err
-    assert f"criterion.cache={folder}" in told and f"cached {tokens:,} target tokens" in told
+    printed = capsys.readouterr().err
+    assert f"criterion.cache={folder}" in printed and f"cached {tokens:,} target tokens" in printed
     assert (folder / "valid.teacher.00000.bin").stat().st_size == tokens * 3 * (2 + 2)
     manifest = json.loads((folder / "valid.teacher.json").read_text())
     assert manifest["top_k"] == 3 and [t["name"] for t in manifest["teachers"]] == runs
@@ -237,12 +237,12 @@ def test_pairs_that_are_too_long_for_the_teacher_are_left_out(
 ) -> None:
     arguments = ("--splits", "train", "--part-tokens", 30, "--precision", "fp32")
     assert lab.main(*arguments, "--out", tmp_path / "short", run="short") == 0
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     reader = ShardReader(lab.data, "train")
     longest = reader.lengths.max(axis=1)
     manifest = TeacherCache(tmp_path / "short", "train", reader).manifest
     assert manifest.left_out == (longest > manifest.max_length).sum() > 0
-    assert f"{manifest.left_out} pair(s) of train are longer than the" in told
+    assert f"{manifest.left_out} pair(s) of train are longer than the" in printed
     dataset = ParallelDataset(reader, manifest.max_length, manifest.max_length)
     dataset.attach(TeacherCache(tmp_path / "short", "train", reader))
     batch = batch_of(dataset, list(range(len(dataset))))
@@ -285,5 +285,5 @@ def test_errors_are_reported_in_one_line(
     prepare(lab, tmp_path / "out")
     usual = ["--data", str(lab.data), "--top-k", "3", "--out", str(tmp_path / "out")]
     assert cli.main(["teacher-cache", str(lab.folder / "big"), *usual, *arguments]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and message in told[0]
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1 and message in printed[0]

@@ -103,21 +103,21 @@ def fixed(*models: Fixed, **more: Any) -> LiveTeacher:
 def test_a_teacher_says_what_its_model_says(lab: Lab, name: str) -> None:
     item = batch()
     teacher = lab.load(name)
-    said = teacher(item)
-    assert said.logits is not None and said.top is None and said.layers is None
-    torch.testing.assert_close(said.logits, direct(lab, name, item), rtol=0, atol=1e-5)
-    assert not said.logits.requires_grad
+    output = teacher(item)
+    assert output.logits is not None and output.top is None and output.layers is None
+    torch.testing.assert_close(output.logits, direct(lab, name, item), rtol=0, atol=1e-5)
+    assert not output.logits.requires_grad
     again = teacher(item).logits
-    assert again is not None and torch.equal(again, said.logits), "dropout is off"
+    assert again is not None and torch.equal(again, output.logits), "dropout is off"
     assert name in teacher.describe() and "\n" not in teacher.describe()
 
 
 def test_an_exported_file_is_a_teacher(lab: Lab, tmp_path: Path) -> None:
     export(lab.folder / "moe", tmp_path / "moe.safetensors", "best")
     settings = DistillationConfig(teacher=str(tmp_path / "moe.safetensors"))
-    said = build_teacher(settings, lab.vocab.fingerprint, CPU, None)(batch()).logits
-    assert said is not None
-    torch.testing.assert_close(said, direct(lab, "moe", batch()), rtol=0, atol=1e-5)
+    output = build_teacher(settings, lab.vocab.fingerprint, CPU, None)(batch()).logits
+    assert output is not None
+    torch.testing.assert_close(output, direct(lab, "moe", batch()), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("numbers", [1, 300, 1 << 18])
@@ -126,32 +126,32 @@ def test_an_ensemble_says_the_mean_of_probabilities(
 ) -> None:
     monkeypatch.setattr(teacher_module, "_CPU_NUMBERS", numbers)
     item = batch()
-    said = lab.load(*MODELS)(item).logits
-    assert said is not None and said.dtype == torch.float32
+    output = lab.load(*MODELS)(item).logits
+    assert output is not None and output.dtype == torch.float32
     each = [direct(lab, name, item).double().softmax(1) for name in MODELS]
     expected = torch.stack(each).mean(0)
-    torch.testing.assert_close(said.double().exp(), expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(output.double().exp(), expected, rtol=1e-5, atol=1e-9)
     # log-probabilities, which softmax takes as it takes logits
-    torch.testing.assert_close(said.double().softmax(1), expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(output.double().softmax(1), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_an_ensemble_of_teachers_that_are_sure_of_themselves_stays_finite() -> None:
     first, second = Fixed(torch.tensor([[0.0, 500.0]])), Fixed(torch.tensor([[0.0, 300.0]]))
-    said = fixed(first, second)(batch()).logits
-    assert said is not None and torch.isfinite(said).all()
-    assert said[0, 0].item() == pytest.approx(-300 - torch.log(torch.tensor(2.0)).item())
+    output = fixed(first, second)(batch()).logits
+    assert output is not None and torch.isfinite(output).all()
+    assert output[0, 0].item() == pytest.approx(-300 - torch.log(torch.tensor(2.0)).item())
 
 
 def test_an_ensemble_of_half_precision_is_averaged_in_fp32(lab: Lab) -> None:
     item = batch()
-    said = lab.load("dense", "other", teacher_precision="bf16")(item).logits
-    assert said is not None and said.dtype == torch.float32
+    output = lab.load("dense", "other", teacher_precision="bf16")(item).logits
+    assert output is not None and output.dtype == torch.float32
     alone = lab.load("dense", teacher_precision="bf16")
     assert {p.dtype for p in alone.runs[0].model.parameters()} == {torch.bfloat16}
     expected = lab.load("dense", "other")(item).logits
     assert expected is not None
-    torch.testing.assert_close(said.exp(), expected.exp(), rtol=0.1, atol=1e-2)
-    assert not torch.equal(said, expected)
+    torch.testing.assert_close(output.exp(), expected.exp(), rtol=0.1, atol=1e-2)
+    assert not torch.equal(output, expected)
 
 
 @pytest.mark.parametrize("capture", ["hidden", "attention"])
@@ -165,8 +165,8 @@ def test_layer_outputs_are_returned_when_requested(lab: Lab, capture: str) -> No
 def test_a_batch_without_sentences_is_accepted() -> None:
     empty = empty_seq2seq_batch(Symbols(pad=1, eos=2, unk=3, start=2))
     model = Fixed(torch.zeros(0, 5))
-    said = fixed(model, model)(empty).logits
-    assert len(model.calls) == 2 and said is not None and said.shape == (0, 5)
+    output = fixed(model, model)(empty).logits
+    assert len(model.calls) == 2 and output is not None and output.shape == (0, 5)
 
 
 @pytest.mark.parametrize("capture", ["none", "hidden"])

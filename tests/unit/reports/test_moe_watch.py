@@ -27,9 +27,9 @@ BALANCED, COLLAPSED = [1.0, 1.0, 1.0], [1.0, 0.004, 1.0]  # the fair share is 0.
 
 def test_a_starved_expert_is_reported_once_after_the_set_number_of_updates() -> None:
     watch = MoeWatch(["encoder 1"], patience=500)
-    told = [watch.observe(load(COLLAPSED), 100) for _ in range(20)]
-    assert [bool(lines) for lines in told] == [False] * 4 + [True] + [False] * 15
-    (line,) = told[4]
+    reports = [watch.observe(load(COLLAPSED), 100) for _ in range(20)]
+    assert [bool(lines) for lines in reports] == [False] * 4 + [True] + [False] * 15
+    (line,) = reports[4]
     assert "encoder 1" in line and "expert 1 got less than 1%" in line and "500 updates" in line
     for option in ("criterion.loss_weights.load_balance", "model.moe.noise", "model.moe.router"):
         assert option in line
@@ -93,9 +93,9 @@ def test_a_resumed_run_counts_on(split: int) -> None:
     expected = [whole.observe(figures, 10) for figures in intervals]
     assert sum(map(len, expected)) == 3
     first, second = MoeWatch(patience=30), MoeWatch(patience=30)
-    told = [first.observe(figures, 10) for figures in intervals[:split]]
+    reports = [first.observe(figures, 10) for figures in intervals[:split]]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert told + [second.observe(figures, 10) for figures in intervals[split:]] == expected
+    assert reports + [second.observe(figures, 10) for figures in intervals[split:]] == expected
 
 
 def test_layers_are_called_by_stack_and_number() -> None:

@@ -61,12 +61,12 @@ def test_importance_is_mean_probability_times_share_of_tokens(
 ) -> None:
     model, _ = _model(vocab, {"num_experts": 4, "top_k": 2})
     pair = _pairs(vocab, 1)[0]
-    heard = []
+    routings = []
     for layer in moe_layers(model).values():
-        layer.gate.register_forward_hook(lambda module, inputs, routing: heard.append(routing))
+        layer.gate.register_forward_hook(lambda module, inputs, routing: routings.append(routing))
     found = _important(model, vocab, [pair])
     assert list(found) == [ENCODER, DECODER]
-    for (name, values), routing in zip(found.items(), heard, strict=True):
+    for (name, values), routing in zip(found.items(), routings, strict=True):
         length = len(pair[0 if name == ENCODER else 1]) + 1
         assert routing.probabilities.shape == (length, 4)
         for expert in range(4):

@@ -30,7 +30,7 @@ def make_batch(num_tokens: int) -> Batch:
 
 
 def make_stats(load: Sequence[float], dropped: float = 0.0, **losses: float) -> RoutingStats:
-    """Of a layer that routed each token to one expert; ``losses`` are means over its tokens."""
+    """Statistics of a layer with one expert per token; `losses` are means over its tokens."""
     tokens = torch.tensor(float(sum(load)))
     return RoutingStats(
         torch.tensor(load).float(),

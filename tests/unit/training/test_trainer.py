@@ -63,12 +63,12 @@ def test_the_first_validation_says_the_signatures() -> None:
         "chrf_signature": "nrefs:1|b",
     }
     scene.trainer.fit()
-    said = [text for (text,) in scene.of_kind("said") if "signature" in text]
-    assert said == [
+    messages = [text for (text,) in scene.of_kind("said") if "signature" in text]
+    assert messages == [
         "valid bleu is of detokenized text, signature nrefs:1|a",
         "valid chrf is of detokenized text, signature nrefs:1|b",
     ]
-    first = scene.events.index(("said", said[0]))
+    first = scene.events.index(("said", messages[0]))
     assert [event[0] for event in scene.events[:first]].count("batch") == 2
 
 
@@ -76,8 +76,8 @@ def test_a_validation_shows_all_metrics_there_are() -> None:
     scene = Scene(max_updates=1, validate_every=1, save_every=None, best=BestBy("ter", False))
     scene.valid_figures = {"ter": 40.0, "ter_signature": "", "nll": 1.0, "samples": "text"}
     scene.trainer.fit()
-    said = [text for (text,) in scene.of_kind("said")]
-    assert said == ["update 1 | valid loss 1.00 | valid ter 40.00 | best"]
+    messages = [text for (text,) in scene.of_kind("said")]
+    assert messages == ["update 1 | valid loss 1.00 | valid ter 40.00 | best"]
     assert scene.of_kind("save") == [(1, 40.0)]
 
 
@@ -276,9 +276,9 @@ def test_a_criterion_is_notified_of_each_update_after_its_batches() -> None:
     scene = Scene([3, 4], accumulate=2, max_updates=2)
     scene.engine.results = [StepResult(True, 1.0, 1.0), StepResult(False, math.inf, 1.0)]
     scene.trainer.fit()
-    heard = [event for event in scene.events if event[0] in ("batch", "end_update")]
+    events = [event for event in scene.events if event[0] in ("batch", "end_update")]
     batches = [("batch", 3), ("batch", 4)]
-    assert heard == [*batches, ("end_update", True), *batches, ("end_update", False)]
+    assert events == [*batches, ("end_update", True), *batches, ("end_update", False)]
 
 
 def test_what_a_criterion_remembers_is_saved() -> None:
