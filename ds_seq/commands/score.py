@@ -199,7 +199,9 @@ def _as_json(
     }
 
 
-def _table(scores_by_system: Mapping[str, Sequence[CorpusScore]], resampling: Resampling) -> list[str]:
+def _table(
+    scores_by_system: Mapping[str, Sequence[CorpusScore]], resampling: Resampling
+) -> list[str]:
     """Return the lines of a table of systems and metrics, then the signatures."""
     baseline, first = next(iter(scores_by_system.items()))
     rows = [("system", "metric", "score", "mean ± 95% CI", "p-value")]

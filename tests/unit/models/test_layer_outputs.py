@@ -43,10 +43,10 @@ def test_asking_changes_no_score(build, pairs, shape, capture):
     for mode in (True, False):
         model = build(encoder_layers=3, **shape).train(mode)
         for src, tgt in (tuple(pairs), long_pairs()):
-            plain, seen = score(model, src, tgt), score(model, src, tgt, capture=capture)
+            plain, full = score(model, src, tgt), score(model, src, tgt, capture=capture)
             real = tgt != PAD
-            torch.testing.assert_close(seen.logits[real], plain.logits[real], atol=1e-6, rtol=1e-5)
-            torch.testing.assert_close(seen.router_losses, plain.router_losses)
+            torch.testing.assert_close(full.logits[real], plain.logits[real], atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(full.router_losses, plain.router_losses)
             assert plain.layers is None
 
 
@@ -99,11 +99,11 @@ def test_maps_are_distributions_over_what_may_be_seen(build, pairs, shape):
             (layers.decoder_attention, future),
             (layers.cross_attention, padding),
         ):
-            for seen in maps:
-                torch.testing.assert_close(seen.sum(-1), torch.ones(seen.shape[:-1]))
-                unseen = hidden.expand(seen.shape)
-                assert not seen[unseen].any()
-                assert (seen[~unseen] > 0).all()
+            for weights in maps:
+                torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+                masked = hidden.expand(weights.shape)
+                assert not weights[masked].any()
+                assert (weights[~masked] > 0).all()
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
@@ -141,9 +141,9 @@ def test_maps_are_float32_and_states_have_the_models_precision(build, pairs):
     layers = score(build().bfloat16(), *pairs, capture="attention").layers
     assert {state.dtype for state in layers.encoder + layers.decoder} == {torch.bfloat16}
     maps = layers.encoder_attention + layers.decoder_attention + layers.cross_attention
-    assert {seen.dtype for seen in maps} == {torch.float32}
-    for seen in maps:  # not rounded on the way
-        torch.testing.assert_close(seen.sum(-1), torch.ones(seen.shape[:-1]))
+    assert {weights.dtype for weights in maps} == {torch.float32}
+    for weights in maps:  # not rounded on the way
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
 
 def test_dropout_leaves_the_maps_alone_and_not_the_layer(build, pairs):

@@ -116,9 +116,9 @@ def test_padding_is_what_the_mask_says_and_no_id(build, pairs):
     source = pairs.src.clone()
     source[0, 2] = PAD
     mask = torch.ones_like(source[:1], dtype=torch.bool)
-    seen = model.encode(source[:1], mask).hidden
+    changed = model.encode(source[:1], mask).hidden
     hidden = model.encode(source[:1], source[:1] != PAD).hidden
-    assert (seen[0, :2] - hidden[0, :2]).abs().max() > 1e-4
+    assert (changed[0, :2] - hidden[0, :2]).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("moe", [None, *SPARSE])

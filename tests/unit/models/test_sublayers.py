@@ -77,7 +77,7 @@ class BiasedAttention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
         """See `Body`."""
         places = torch.arange(x.size(1))
-        distances = places[:, None] - places  # (T, T); what is to come is not seen anyway
+        distances = places[:, None] - places  # (T, T); later keys are masked anyway
         bias = -SLOPES[:, None, None] * distances
         output: BodyOutput = self.attention(x, context._replace(position_bias=bias))
         return output

@@ -22,7 +22,7 @@ class Reference:
         self.past = torch.cat([self.past, rows], dim=1)
 
 
-def seen(keys: torch.Tensor, mask: torch.Tensor | None, beam: int) -> list[torch.Tensor]:
+def visible(keys: torch.Tensor, mask: torch.Tensor | None, beam: int) -> list[torch.Tensor]:
     """Return the keys that each hypothesis attends to, out of (B, H, C, Dh), in order."""
     rows = []
     for row in range(len(keys) * beam):
@@ -48,8 +48,8 @@ def test_every_hypothesis_sees_its_own_past_and_nothing_else(beam, length):
         keys, values = buffer.append(key, -key)
         expected.append(key)
         assert torch.equal(values, -keys)
-        for found, own in zip(seen(keys, paths.mask, beam), expected.past, strict=True):
-            assert torch.equal(found, own)
+        for actual, reference in zip(visible(keys, paths.mask, beam), expected.past, strict=True):
+            assert torch.equal(actual, reference)
         if step in (5, 30, 31):
             kept = torch.randperm(num_sentences, generator=generator)[:-1]
             moves = KeptSentences.of(kept)

@@ -106,21 +106,21 @@ def test_attention_is_the_formula(mask_kind, queries):
     causal = mask_kind == "causal"
     actual = attend(query, KeyValue(key, value), mask, causal, dropout=0.0)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    actual, seen = attend_with_map(query, KeyValue(key, value), mask, causal, dropout=0.0)
+    actual, weights = attend_with_map(query, KeyValue(key, value), mask, causal, dropout=0.0)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(seen, scores.softmax(-1))
+    torch.testing.assert_close(weights, scores.softmax(-1))
 
 
 def test_a_map_is_what_attention_was_before_dropout():
     query, key = torch.randn(2, 50, 2, 4, 8, generator=generator())
     memory = KeyValue(key, torch.eye(4).expand(50, 2, 4, 4))  # values that show the weights
     torch.manual_seed(3)
-    used, seen = attend_with_map(query, memory, dropout=0.25)
+    used, weights = attend_with_map(query, memory, dropout=0.25)
     used = used.unflatten(-1, (2, 4)).transpose(1, 2)  # (B, T, H S) -> (B, H, T, S)
     dropped = used == 0
     assert 0.2 < dropped.float().mean() < 0.3
-    torch.testing.assert_close(used[~dropped], seen[~dropped] / 0.75, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(seen.sum(-1), torch.ones(50, 2, 4))
+    torch.testing.assert_close(used[~dropped], weights[~dropped] / 0.75, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(50, 2, 4))
 
 
 def test_both_attention_kernels_agree_around_the_switch(monkeypatch):

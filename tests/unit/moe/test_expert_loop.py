@@ -52,8 +52,8 @@ def test_values_and_gradients_are_those_of_autograd(
     torch.testing.assert_close(y, expected, **tolerance)
     ours = torch.autograd.grad(y, [x, *net], upstream)
     theirs = torch.autograd.grad(expected, [x, *net], upstream)
-    for mine, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, other, **tolerance)
+    for actual, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, other, **tolerance)
     with torch.no_grad():
         alone = expert_loop(x, *net, noise, ACTIVATIONS[activation], COUNTS)
     torch.testing.assert_close(alone, y, rtol=0, atol=0)
@@ -135,9 +135,9 @@ def test_rows_of_neighbors_leave_no_trace(activation: str) -> None:
     for expert, (rows, grad) in enumerate(
         zip(x.split(counts.tolist()), upstream.split(counts.tolist()), strict=True)
     ):
-        mine = [p[expert : expert + 1].detach().requires_grad_() for p in net]
+        net_e = [p[expert : expert + 1].detach().requires_grad_() for p in net]
         rows = rows.detach().requires_grad_()
-        y = expert_loop(rows, *mine, None, ACTIVATIONS[activation], counts[expert : expert + 1])
-        alone.append(list(torch.autograd.grad(y, [rows, *mine], grad)))
+        y = expert_loop(rows, *net_e, None, ACTIVATIONS[activation], counts[expert : expert + 1])
+        alone.append(list(torch.autograd.grad(y, [rows, *net_e], grad)))
     for ours, theirs in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(ours, torch.cat(theirs))

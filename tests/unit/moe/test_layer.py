@@ -85,8 +85,8 @@ def test_output_and_gradients_are_those_of_the_weighted_sum(
     inputs = [x, *layer.parameters()]
     ours = torch.autograd.grad((y * target).sum(), inputs, allow_unused=True)
     theirs = torch.autograd.grad((expected * target).sum(), inputs, allow_unused=True)
-    for mine, reference in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-6)
+    for actual, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-5, atol=1e-6)
 
 
 def all_experts_with_graph(experts: Experts, x: Tensor) -> Tensor:
@@ -234,8 +234,8 @@ def test_random_selection_is_for_training_only() -> None:
     layer = golden_layer(drop="random", **settings)
     x = LOGITS.unsqueeze(0)
     torch.manual_seed(0)
-    seen = {tuple((layer(x)[0][0].sum(-1) > 0).tolist()) for _ in range(100)}
-    assert len(seen) == 6  # two of the four that want expert 0
+    outcomes = {tuple((layer(x)[0][0].sum(-1) > 0).tolist()) for _ in range(100)}
+    assert len(outcomes) == 6  # two of the four tokens that choose expert 0
     layer.eval()
     expected = golden_layer(**settings).eval()(x)[0]
     assert all(torch.equal(layer(x)[0], expected) for _ in range(10))
