@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from ds_seq import distributed
+from ds_seq.distributed import group
 from ds_seq.errors import run_command
 from ds_seq.generate import main
 from ds_seq.models import build_model
@@ -112,11 +113,11 @@ def _write_model(folder: Path, vocab: SentencePieceTokenizer, section: dict[str,
 @contextmanager
 def _one_group() -> Iterator[None]:
     """Let the command leave the group of processes as it is, for the next case."""
-    leave, distributed.shutdown = distributed.shutdown, lambda: None
+    leave, group.shutdown = group.shutdown, lambda: None
     try:
         yield
     finally:
-        distributed.shutdown = leave
+        group.shutdown = leave
 
 
 def _translate(work: Work, todo: Sequence[Case], folder: Path) -> list[int]:
