@@ -96,7 +96,7 @@ def test_killed_runs_resume_and_write_the_same_bytes(
     journal = tmp_path / "out.partial" / "journal.00000"
     assert journal.read_bytes().count(b"\n") == 6
     refused = generate(*work.arguments(out, *more))[0]
-    assert refused.code == 2 and "add --resume to go on" in refused.err
+    assert refused.code == 2 and "add --resume to continue it" in refused.err
     refused = generate(*work.arguments(out, *more, "--resume", "--min-len", "2"))[0]
     assert refused.code == 2 and "begun with another min-len" in refused.err
     told = generate(*work.arguments(out, *more, "--resume"), ranks=2)[0].check().err
