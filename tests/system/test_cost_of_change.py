@@ -15,8 +15,9 @@ import pytest
 
 from tests.system.commands import REPOSITORY, Finished, run
 from tests.system.runs import Lab
-from tests.system.toys.inside import EXPERTS, TOYS, Toy, add, result_file
+from tests.system.toys.inside import EXPERTS, TOYS
 from tests.system.toys.life import live
+from tests.system.toys.toy import Toy, add, result_file
 
 MOST_FILES = 3
 TOY = "tests.system.toys"

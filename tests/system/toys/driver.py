@@ -21,8 +21,9 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build import build_seq2seq
 from tests.batches import PAD, encode
 from tests.distributed.harness import run_distributed
-from tests.system.toys.inside import TOYS, Toy, result_file
+from tests.system.toys.inside import TOYS
 from tests.system.toys.life import live
+from tests.system.toys.toy import Toy, result_file
 from tests.unit.models.test_sublayers import VOCAB, walk
 
 SIZES = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 3, "num_heads": 2, "ffn_dim": 24}

@@ -21,6 +21,9 @@ from tests import batches
 
 PAD = 1
 WORDS = 7  # vocabulary of `logits_with`
+DIVERGENCES: tuple[Divergence, ...] = ("forward_kl", "reverse_kl", "js", "tv")
+PARTIAL: tuple[Divergence, ...] = ("forward_kl", "js", "tv")  # those that a top-k teacher can have
+CASES = [(d, dense) for dense in (True, False) for d in (DIVERGENCES if dense else PARTIAL)]
 
 
 def batch_of(targets: list[list[int]], tags: Sequence[int] | None = None) -> Batch[Seq2SeqInputs]:
