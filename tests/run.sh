@@ -4,8 +4,8 @@
 #   bash tests/run.sh                      everything but gpu and slow tests
 #   bash tests/run.sh tests/unit -k beam   arguments go to pytest
 #
-# TEST_WORKERS (default: one more than the number of cores, at most 8) is the number of workers; 1
-#   runs plain pytest in one process, as --pdb and -s need.
+# TEST_WORKERS (default: the number of cores, at most 8) is the number of workers; 1 runs plain
+#   pytest in one process, as --pdb and -s need.
 # TEST_TIME_LIMIT (seconds, default 1500) bounds the run, so that a hang ends as a failure.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,8 +14,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # nproc would take these variables for the number of cores
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)
-# One more than the cores: the ranks of the distributed tests often wait for each other.
-workers=${TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}
+# A worker per core: tests/conftest.py keeps each on its own, with all processes that it starts.
+workers=${TEST_WORKERS:-$((cores < 8 ? cores : 8))}
 [[ $workers =~ ^[1-9][0-9]*$ ]] || fail "TEST_WORKERS=$workers is not a positive whole number"
 
 set_up test

@@ -15,7 +15,7 @@ from ds_seq.distributed.collectives import (
 from ds_seq.distributed.device import avoid_cudnn_attention, keep_freed_memory
 from ds_seq.distributed.group import init, joined, rank, shutdown, world_size
 from ds_seq.distributed.launch import World, discover, free_port
-from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
+from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepspeed
 
 __all__ = [
     "World",
@@ -28,6 +28,7 @@ __all__ = [
     "gather_objects",
     "gather_pieces",
     "import_deepspeed",
+    "import_zero",
     "init",
     "joined",
     "keep_freed_memory",

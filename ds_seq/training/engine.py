@@ -94,6 +94,7 @@ class Engine:
             unmark_frozen_experts(model)
         optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
         self.schedule = UpdateSchedule(optimizer, schedule)
+        distributed.import_zero()
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, lr_scheduler=self.schedule, config=config
         )

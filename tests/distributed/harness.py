@@ -16,14 +16,14 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it, for seconds
-from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401 - so would the first engine
 
+from ds_seq import distributed
 from tests.ports import free_port
 
 # DeepSpeed finds out, with a compiler, which of its C++ parts can be built: here once, and not in
 # every process that is forked.
 deepspeed.ops.__compatible_ops__  # noqa: B018
+distributed.import_zero()  # the first engine of each would, for seconds
 
 
 def run_distributed(
@@ -82,8 +82,6 @@ def _worker(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    from ds_seq import distributed
-
     try:
         distributed.init(distributed.discover(os.environ))
         distributed.quiet_deepspeed()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
@@ -275,8 +276,16 @@ def all_gradients(engine: Engine) -> dict[str, Tensor]:
 
 
 def _whole(mine: dict[str, Tensor], spread: int) -> dict[str, Tensor]:
-    parts = distributed.broadcast_object(distributed.gather_objects(mine))
-    return {
-        name: torch.cat([part[name] for part in parts[:spread]]) if ".experts." in name else value
-        for name, value in mine.items()
+    experts = {name: value for name, value in mine.items() if ".experts." in name}
+    if spread == 1 or not experts:
+        return mine
+    flat = torch.cat([value.flatten() for value in experts.values()])  # one message, not pickles
+    everyone = [torch.empty_like(flat) for _ in range(distributed.world_size())]
+    dist.all_gather(everyone, flat)
+    sizes = [value.numel() for value in experts.values()]
+    parts = zip(*(part.split(sizes) for part in everyone[:spread]), strict=True)
+    whole = {
+        name: torch.cat([part.view_as(value) for part in pieces])
+        for (name, value), pieces in zip(experts.items(), parts, strict=True)
     }
+    return {**mine, **whole}
