@@ -37,7 +37,7 @@ def import_zero() -> None:
     They import DeepSpeed's Muon, which ds_seq does not use and whose functions are decorated with
     `torch.compile`. That loads inductor: 1.7 of the 9 seconds that a rank took to its first update.
     """
-    import torch._dynamo  # reads the variable below for good when it is first imported
+    import torch._dynamo  # noqa: F401  (it remembers the variable from its first import)
 
     before = os.environ.get("TORCHDYNAMO_DISABLE")
     os.environ["TORCHDYNAMO_DISABLE"] = "1"

@@ -21,9 +21,9 @@ from ds_seq.moe.sigmoid import SigmoidRouter
 from tests.batches import inputs_of
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
-from tests.distributed.test_generation import CPU, SEARCH, share
-from tests.unit.search.table_model import words
-from tests.values import batch_limits
+from tests.distributed.test_generation import CPU, share
+from tests.unit.search.table_model import SYMBOLS, words
+from tests.values import batch_limits, beam_search
 
 SEEDS = (1, 2, 3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -116,6 +116,7 @@ def test_logits_of_a_sentence_depend_on_nothing_else(
     torch.testing.assert_close(spread, alone, rtol=1e-5, atol=1e-5)
 
 
+SEARCH = beam_search(SYMBOLS, beam=2, max_len_a=1, max_len_b=3)
 LINES = [" ".join(f"w{4 + (i * n * n) % 15}" for n in range(1 + i * i % 23)) for i in range(1, 6)]
 
 

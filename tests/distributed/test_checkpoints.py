@@ -22,7 +22,7 @@ Steps = spine.Steps
 CLIPPED: dict[str, Any] = {"clip": 0.5, "optimizer": AdamConfig(lr=0.003)}
 PYRAMID = MoeConfig(num_experts=[4, 8], top_k=2, capacity_factor=None, every=1)
 TRAVELLER: dict[str, Any] = {**CLIPPED, "model": spine.small_model(moe=PYRAMID)}
-SAVED_AT, AFTER = 3, 6  # updates before and after a save
+SAVED_AT, AFTER = 2, 3  # updates before and after a save
 
 
 class Layout(NamedTuple):
@@ -48,19 +48,19 @@ WAYS = [(written, read) for written, readers in ROUTES.items() for read in reade
 WORLDS = (1, 2, 4)
 
 
-def _save(folder: Path, stage: int, spread: int, options: dict[str, Any], after: int = 3) -> Steps:
-    """Some updates, a save, ``after`` more; returns these."""
+def _save(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Steps:
+    """Some updates, a save, `AFTER` more; returns these."""
     engine = spine.make_engine(stage, spread, **options)
     spine.train(engine, range(SAVED_AT))
     progress = {"update": SAVED_AT}
     CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, SAVED_AT, progress, None)
-    return spine.train(engine, range(SAVED_AT, SAVED_AT + after))
+    return spine.train(engine, range(SAVED_AT, SAVED_AT + AFTER))
 
 
-def _go_on(folder: Path, stage: int, spread: int, options: dict[str, Any], after: int = 3) -> Steps:
+def _go_on(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Steps:
     path = find_checkpoint(folder, "last")
     engine = spine.make_engine(stage, spread, checkpoint=path, **options)
-    return spine.train(engine, range(SAVED_AT, SAVED_AT + after))
+    return spine.train(engine, range(SAVED_AT, SAVED_AT + AFTER))
 
 
 def _assert_close(ours: Steps, expected: Steps, tolerance: float) -> None:
@@ -72,7 +72,7 @@ def _assert_close(ours: Steps, expected: Steps, tolerance: float) -> None:
 
 def _write_all(root: Path, world: int) -> dict[Layout, Steps]:
     return {
-        layout: _save(root / str(layout), layout.stage, layout.expert_parallel, TRAVELLER, AFTER)
+        layout: _save(root / str(layout), layout.stage, layout.expert_parallel, TRAVELLER)
         for layout in ROUTES
         if layout.world == world
     }
@@ -80,9 +80,7 @@ def _write_all(root: Path, world: int) -> dict[Layout, Steps]:
 
 def _read_all(root: Path, world: int) -> dict[tuple[Layout, Layout], Steps]:
     return {
-        (written, read): _go_on(
-            root / str(written), read.stage, read.expert_parallel, TRAVELLER, AFTER
-        )
+        (written, read): _go_on(root / str(written), read.stage, read.expert_parallel, TRAVELLER)
         for written, read in WAYS
         if read.world == world
     }

@@ -59,7 +59,7 @@ class Case(NamedTuple):
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of an update over all ranks: every world size accumulates, four ranks too."""
+        """Micro-batches of an update over all ranks; every rank accumulates two or more."""
         return 8 if self.world == 4 else 4
 
     def __str__(self) -> str:

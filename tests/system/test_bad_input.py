@@ -12,8 +12,8 @@ import pytest
 
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
-from tests.system.commands import Finished, deepspeed, ds_seq, run
-from tests.system.forked import generate, train
+from tests.system.commands import Finished, deepspeed, run
+from tests.system.forked import command, generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, snapshot
 
 SETTINGS = (*TINY, *NO_VALIDATION, "train.max_updates=2")
@@ -109,8 +109,8 @@ def test_a_world_that_expert_parallelism_does_not_divide(lab: Lab, tmp_path: Pat
 
 
 def test_no_rank_hangs_under_a_launcher_and_one_speaks(lab: Lab, tmp_path: Path) -> None:
-    command = deepspeed("train", lab.moe, *SETTINGS, "data.dir=/nowhere", f"run_dir={tmp_path}/run")
-    assert_refused(run(command, timeout=60), "/nowhere")
+    settings = (*SETTINGS, "data.dir=/nowhere", f"run_dir={tmp_path}/run")
+    assert_refused(run(deepspeed("train", lab.moe, *settings), timeout=60), "/nowhere")
 
 
 def _truncate(path: Path) -> None:
@@ -119,7 +119,7 @@ def _truncate(path: Path) -> None:
 
 def _other_vocabulary(data: Path, lab: Lab) -> None:
     other = data.with_name("other")
-    run(ds_seq("prepare", lab.dense, f"data.dir={other}", "data.vocab.size=200"), 60).check()
+    command("prepare", lab.dense, f"data.dir={other}", "data.vocab.size=200")[0].check()
     shutil.copyfile(other / "vocab.model", data / "vocab.model")
 
 
@@ -177,7 +177,7 @@ def test_resuming_another_experiment(
 
 def test_resuming_with_other_subwords(lab: Lab, copied_run: Path, tmp_path: Path) -> None:
     data = f"data.dir={tmp_path}/data"
-    run(ds_seq("prepare", lab.dense, data, "data.vocab.size=200"), timeout=60).check()
+    command("prepare", lab.dense, data, "data.vocab.size=200")[0].check()
     settings = (*SETTINGS, data, "--resume")
     finished = _refused_training(lab, copied_run, lab.moe, *settings, ranks=2)
     assert_refused(finished, str(copied_run), "vocabulary")

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from tests.system.commands import ds_seq, run
+from tests.system.forked import command
 from tests.system.runs import Lab, records
 
 
@@ -21,7 +21,7 @@ def test_the_figures_are_those_of_the_validation_on_other_ranks(
 ) -> None:
     picture = tmp_path / "load.png"
     arguments = ("--data", lab.folder / "data", "--checkpoint", "last", "--json", "--out", picture)
-    finished = run(ds_seq("moe-stats", moe_run, *arguments), timeout=60).check()
+    finished = command("moe-stats", moe_run, *arguments)[0].check()
     result = json.loads(finished.out)
     valid = records(moe_run, "valid")[-1]
     assert result["checkpoint"].endswith(f"update_{valid['update']:08d}")
@@ -38,7 +38,7 @@ def test_the_figures_are_those_of_the_validation_on_other_ranks(
 @pytest.mark.timeout(240)
 def test_a_validation_leaves_a_map_in_the_event_files(moe_run: Path) -> None:
     events = EventAccumulator(str(moe_run / "tensorboard")).Reload()
-    assert [image.step for image in events.Images("valid/moe/load")] == [80, 160]
+    assert [image.step for image in events.Images("valid/moe/load")] == [60, 120]
     scalars = set(events.Tags()["scalars"])
     assert {f"moe/layer{layer}/{name}" for layer in (0, 1) for name in ("load_cv", "router_z")} <= (
         scalars
@@ -47,6 +47,6 @@ def test_a_validation_leaves_a_map_in_the_event_files(moe_run: Path) -> None:
 
 @pytest.mark.timeout(240)
 def test_a_dense_run_is_refused(lab: Lab, dense_run: Path) -> None:
-    finished = run(ds_seq("moe-stats", dense_run, "--data", lab.folder / "data"), timeout=60)
+    finished = command("moe-stats", dense_run, "--data", lab.folder / "data")[0]
     assert finished.code == 2 and not finished.out
     assert "is a dense model" in finished.err and "Traceback" not in finished.err

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.commands import REPOSITORY, ds_seq, run
-from tests.system.forked import train
+from tests.system.commands import REPOSITORY
+from tests.system.forked import command, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, losses, records
 
 TINY_TRAINING = (*TINY, *NO_VALIDATION, "train.log_every=1")
@@ -24,7 +24,7 @@ def test_fp16_lowers_its_loss_scale_and_trains(lab: Lab, tmp_path: Path) -> None
     fp16 = {"initial_scale_power": 22, "hysteresis": 1}
     file.write_text(json.dumps({"zero_optimization": {"stage": 1}, "fp16": fp16}))
     more = ("train.precision=fp16", f"train.deepspeed={file}", f"run_dir={folder}")
-    length = ("train.max_updates=12", "scheduler.warmup_updates=2")
+    length = ("train.max_updates=12", "scheduler.warmup_updates=2", "train.max_tokens=500")
     train(lab.moe, *TINY_TRAINING, *more, *length, ranks=2)[0].check()
     lines = records(folder)
     assert lines[0]["skipped_updates"] == 1 and lines[0]["grad_norm"] is None
@@ -61,7 +61,7 @@ def five_sentences(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> tuple[
         (folder / f"valid.{language}").write_text("\n".join(lines) + "\n")
     sides = f"{{source: {folder}/valid.en, target: {folder}/valid.de}}"
     settings = (f"data.dir={folder}/data", f"data.raw.valid={sides}")
-    run(ds_seq("prepare", lab.dense, *settings), timeout=60).check()
+    command("prepare", lab.dense, *settings)[0].check()
     return settings
 
 
@@ -69,7 +69,8 @@ def test_zero_3_with_spread_experts_validates_on_uneven_shares(
     lab: Lab, five_sentences: tuple[str, ...], tmp_path: Path
 ) -> None:
     more = (_zero(3), "train.validate_every=2", "train.max_updates=2", "train.max_sentences=1")
-    train(lab.moe, *TINY, *five_sentences, *more, f"run_dir={tmp_path}", ranks=2)[0].check()
+    short = ("generation.max_len_a=0", "generation.max_len_b=8")
+    train(lab.moe, *TINY, *short, *five_sentences, *more, f"run_dir={tmp_path}", ranks=2)[0].check()
     (valid,) = records(tmp_path, "valid")
     assert valid["sentences"] == 5 and 0.0 <= valid["bleu"] <= 100.0
     assert valid["samples"].count("translation") == 5
@@ -162,7 +163,7 @@ def test_a_teacher_with_other_subwords_is_refused(
     lab: Lab, dense_run: Path, tmp_path: Path
 ) -> None:
     data = f"data.dir={tmp_path}/data"
-    run(ds_seq("prepare", lab.dense, data, "data.vocab.size=200"), timeout=60).check()
+    command("prepare", lab.dense, data, "data.vocab.size=200")[0].check()
     criterion = f"criterion={{name: distillation, teacher: {dense_run}}}"
     finished = train(lab.dense, *TINY, data, criterion, f"run_dir={tmp_path / 'student'}")[0]
     assert finished.code == 2

@@ -12,6 +12,7 @@ import pytest
 
 from tests.data.toy import write_toy
 from tests.system.commands import ds_seq, run
+from tests.system.forked import command
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def sacrebleu(folder: Path, references: str, systems: str, *options: str) -> str
 
 def ours(folder: Path, references: str, systems: str, *options: str) -> list[dict[str, Any]]:
     paths = [[folder / name for name in names.split()] for names in (references, systems)]
-    command = ds_seq("score", *paths[0], "--systems", *paths[1], "--json", *options)
-    systems_found = json.loads(run(command, timeout=60).check().out)["systems"]
+    words = ds_seq("score", *paths[0], "--systems", *paths[1], "--json", *options)
+    systems_found = json.loads(run(words, timeout=60).check().out)["systems"]
     assert [system["system"] for system in systems_found] == list(map(str, paths[1]))
     return [system["scores"] for system in systems_found]
 
@@ -84,8 +85,8 @@ def test_paired_tests(folder: Path, paired: str, short: str) -> None:
 
 
 def test_positional_form_prints_the_lines_of_sacrebleu(folder: Path) -> None:
-    command = ds_seq("score", folder / "b", folder / "ref", "--metrics", "bleu", "chrf++", "ter")
-    found = run(command, timeout=60).check()
+    words = ds_seq("score", folder / "b", folder / "ref", "--metrics", "bleu", "chrf++", "ter")
+    found = run(words, timeout=60).check()
     options = ["-m", "bleu", "chrf", "ter", "-f", "text", "-w", "2", "--chrf-word-order", "2"]
     expected = sacrebleu(folder, "ref", "b", *options).splitlines()
     assert found.out.splitlines() == [line.strip() for line in expected]
@@ -94,7 +95,7 @@ def test_positional_form_prints_the_lines_of_sacrebleu(folder: Path) -> None:
 
 def test_a_mistake_is_one_line_and_exit_code_2(folder: Path) -> None:
     (folder / "short").write_text("x\n")
-    finished = run(ds_seq("score", folder / "short", folder / "ref"), timeout=60)
+    finished = command("score", folder / "short", folder / "ref")[0]
     assert finished.code == 2
     assert "short has 1 lines but" in finished.err and len(finished.err.splitlines()) == 1
     assert not finished.out

@@ -10,8 +10,7 @@ import pytest
 
 from ds_seq.config.criterion import Strategy
 from tests.data.toy import toy_pairs
-from tests.system.commands import ds_seq, run
-from tests.system.forked import train
+from tests.system.forked import command, train
 from tests.system.runs import Lab, records
 
 FIGURES = ("loss", "ce", "kd", "kd_tokens")
@@ -61,7 +60,7 @@ validation: {{metrics: [], best: loss}}
 """,
         encoding="utf-8",
     )
-    run(ds_seq("prepare", experiment), timeout=60).check()
+    command("prepare", experiment)[0].check()
     train(experiment, "train.accumulate=4")[0].check()
     return Tagged(experiment, folder / "teacher")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.commands import Finished, ds_seq, run
+from tests.system.commands import Finished
 from tests.system.forked import command, generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, forget_vocab, records, snapshot
 
@@ -66,9 +66,7 @@ def test_a_dense_run_continues_with_experts(lab: Lab, dense_run: Path, tmp_path:
 
 def test_a_start_that_is_not_possible(lab: Lab, dense_run: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(dense_run, tmp_path / "other"))
-    run(
-        ds_seq("prepare", lab.dense, f"data.dir={tmp_path}/data", "data.vocab.size=200"), 60
-    ).check()
+    command("prepare", lab.dense, f"data.dir={tmp_path}/data", "data.vocab.size=200")[0].check()
     shutil.copyfile(tmp_path / "data" / "vocab.model", other / "vocab.model")
     forget_vocab(other)
     kept = Path(shutil.copytree(dense_run, tmp_path / "kept"))
@@ -110,7 +108,7 @@ def test_pruning_gives_a_smaller_model_and_two_scores(
 ) -> None:
     file, valid = tmp_path / "small.safetensors", lab.text("valid.en")
     arguments = ("prune-experts", moe_run, "--calibration", valid, "--out", file)
-    finished = run(ds_seq(*arguments, "--keep", "1,3"), timeout=60).check()
+    finished = command(*arguments, "--keep", "1,3")[0].check()
     assert len(re.findall(r"^(?:en|de)coder\S+  keeps .+ drops ", finished.out, re.MULTILINE)) == 2
     scores = re.findall(r"^(?:before|after) .*BLEU\S+ = ([\d.]+)", finished.out, re.MULTILINE)
     generated = generate(file)[0].check()
