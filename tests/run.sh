@@ -19,6 +19,8 @@ workers=${TEST_WORKERS:-$((cores < 8 ? cores : 8))}
 [[ $workers =~ ^[1-9][0-9]*$ ]] || fail "TEST_WORKERS=$workers is not a positive whole number"
 
 set_up test
+# The tests start many processes, and without cached bytecode each compiles the package anew.
+unset PYTHONDONTWRITEBYTECODE
 options=()
 if [ "$workers" -gt 1 ]; then
     # Tests of a file share fixtures, so they stay together. Files are handed out in the order of

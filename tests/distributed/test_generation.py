@@ -19,8 +19,8 @@ from tests.distributed.harness import run_distributed
 from tests.unit.search.table_model import SYMBOLS, TableCache, TableModel, words
 from tests.values import batch_limits, beam_search, draws
 
-SEARCH = beam_search(SYMBOLS, beam=2, max_len_a=2, max_len_b=3)
-DRAW = beam_search(SYMBOLS, max_len_a=2, max_len_b=3, sampling=draws(top_k=5))
+SEARCH = beam_search(SYMBOLS, beam=2, max_len_a=1, max_len_b=3)
+DRAW = beam_search(SYMBOLS, max_len_a=1, max_len_b=3, sampling=draws(top_k=5))
 LIMITS = batch_limits(max_tokens=30)  # a few batches, not the same number on both ranks
 CPU = torch.device("cpu")
 COUNTS = (0, 1, 2, 3, 9)  # with 4 ranks most have nothing of the first ones

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -48,9 +49,9 @@ def test_a_slower_side_shows_in_its_ratio() -> None:
     def wait(seconds: float) -> None:
         time.sleep(seconds)
 
-    sides = {"slow": lambda: wait(0.02), "fast": lambda: wait(0.005)}
+    sides = {"slow": lambda: wait(0.05), "fast": lambda: wait(0.005)}
     rounds = take_turns(sides, rounds=3, turn_seconds=0.01)
-    assert all(ratio > 1.5 for ratio in rounds.ratios("slow", "fast"))
+    assert median(rounds.ratios("slow", "fast")) > 1.5  # a busy machine may hold up one round
     assert rounds.ratios("fast", "fast") == [1.0, 1.0, 1.0]
     assert rounds.busy(threads=1) < 0.9  # sleeping is not running
 
