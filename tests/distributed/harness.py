@@ -26,8 +26,27 @@ deepspeed.ops.__compatible_ops__  # noqa: B018
 distributed.import_zero()  # the first engine of each would, for seconds
 
 
+Launcher = Callable[[int, int, int], dict[str, str]]
+"""Rank, world size and port -> what a launcher sets in the environment."""
+
+
+def torch_launcher(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The variables of torch's and DeepSpeed's launchers."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 def run_distributed(
-    function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0
+    function: Callable[..., Any],
+    world_size: int,
+    *args: Any,
+    timeout: float = 60.0,
+    launcher: Launcher = torch_launcher,
 ) -> list[Any]:
     """Call ``function(*args)`` in ``world_size`` processes of one gloo group.
 
@@ -39,6 +58,7 @@ def run_distributed(
         world_size: number of processes.
         args: its arguments.
         timeout: seconds after which all processes are killed.
+        launcher: gives the environment of each rank.
 
     Returns:
         What the function returned, by rank; must be picklable.
@@ -52,7 +72,9 @@ def run_distributed(
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(
-            target=_worker, args=(sender, rank, world_size, port, function, args), daemon=True
+            target=_worker,
+            args=(sender, launcher(rank, world_size, port), function, args),
+            daemon=True,
         )
         process.start()
         sender.close()
@@ -66,21 +88,13 @@ def run_distributed(
 
 def _worker(
     sender: Connection,
-    rank: int,
-    world_size: int,
-    port: int,
+    environ: dict[str, str],
     function: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     gc.freeze()  # DeepSpeed collects garbage often: let it not walk through all that was inherited
     os.setsid()  # one signal then reaches whatever the function itself starts
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(rank),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    os.environ.update(environ)
     torch.set_num_threads(1)
     try:
         distributed.init(distributed.discover(os.environ))

@@ -11,15 +11,20 @@ from tempfile import TemporaryFile
 from ds_seq import cli, errors
 from ds_seq import generate as generate_command
 from ds_seq import train as train_command
-from tests.distributed.harness import run_distributed
+from tests.distributed.harness import Launcher, run_distributed, torch_launcher
 from tests.system.commands import Finished
 
 Main = Callable[[Sequence[str]], int]
 
 
-def train(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
+def train(
+    *arguments: str | Path,
+    ranks: int = 1,
+    timeout: float = 60.0,
+    launcher: Launcher = torch_launcher,
+) -> list[Finished]:
     """``ds-seq train`` on ``ranks`` processes; returns what each of them left."""
-    return _run(train_command.main, arguments, ranks, timeout)
+    return _run(train_command.main, arguments, ranks, timeout, launcher)
 
 
 def generate(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
@@ -32,9 +37,15 @@ def command(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> li
     return _run(cli.main, arguments, ranks, timeout)
 
 
-def _run(main: Main, arguments: Sequence[str | Path], ranks: int, timeout: float) -> list[Finished]:
+def _run(
+    main: Main,
+    arguments: Sequence[str | Path],
+    ranks: int,
+    timeout: float,
+    launcher: Launcher = torch_launcher,
+) -> list[Finished]:
     argv = [str(argument) for argument in arguments]
-    return run_distributed(_captured, ranks, main, argv, timeout=timeout)
+    return run_distributed(_captured, ranks, main, argv, timeout=timeout, launcher=launcher)
 
 
 def _captured(main: Main, argv: list[str]) -> Finished:

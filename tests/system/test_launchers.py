@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.ports import free_port
 from tests.system.commands import (
     Running,
     deepspeed,
@@ -59,27 +57,23 @@ def test_mpirun(lab: Lab, tmp_path: Path, expected: dict[int, float]) -> None:
     _assert_same(tmp_path, expected)
 
 
-def _slurm(rank: int, port: int) -> dict[str, str]:
+def _slurm(rank: int, world_size: int, port: int) -> dict[str, str]:
     """What ``srun -n 2`` sets, as far as we look at it."""
     return {
         "SLURM_JOB_ID": "4711",
         "SLURM_STEP_ID": "0",
         "SLURM_PROCID": str(rank),
         "SLURM_LOCALID": str(rank),
-        "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NTASKS": str(world_size),
+        "SLURM_NTASKS_PER_NODE": str(world_size),
         "SLURM_STEP_NODELIST": "localhost",
         "MASTER_PORT": str(port),  # not from srun: another test run may have the job's port
     }
 
 
 def test_srun(lab: Lab, tmp_path: Path, expected: dict[int, float]) -> None:
-    port = free_port()
-    command = [*ds_seq("train"), *_arguments(lab, tmp_path, UPDATES)]
-    with ExitStack() as stack:
-        ranks = [stack.enter_context(started(command, _slurm(rank, port))) for rank in range(2)]
-        for rank in ranks:
-            rank.wait(TIMEOUT).check()
+    for rank in train(*_arguments(lab, tmp_path, UPDATES), ranks=2, launcher=_slurm):
+        rank.check()
     _assert_same(tmp_path, expected)
 
 
