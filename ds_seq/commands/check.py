@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
@@ -13,6 +14,7 @@ from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
+from ds_seq.names import VOCAB_FILE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +57,7 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
-            *_notes(config),
+            *(["", "# notes", *notes] if (notes := _notes(config)) else []),
             "",
         ]
     )
@@ -63,6 +65,21 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
 
 def _notes(config: ExperimentConfig) -> list[str]:
     """Return notes on settings that are allowed but rarely intended."""
+    return [*_expert_notes(config), *_vocab_notes(config)]
+
+
+def _vocab_notes(config: ExperimentConfig) -> list[str]:
+    """Return a note on an existing vocabulary that does with text what the config does not say."""
+    path = Path(config.data.dir) / VOCAB_FILE
+    if not path.is_file():
+        return []
+    from ds_seq.text.build import load_tokenizers, vocab_notes  # imports sentencepiece
+
+    return vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
+
+
+def _expert_notes(config: ExperimentConfig) -> list[str]:
+    """Return a note if nothing balances the experts."""
     moe = config.model.moe
     if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
         return []
@@ -70,8 +87,6 @@ def _notes(config: ExperimentConfig) -> list[str]:
     if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
         return []
     return [
-        "",
-        "# notes",
         "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
         "model_and_base has them",
     ]

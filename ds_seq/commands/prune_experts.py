@@ -23,7 +23,7 @@ from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.prune import Ids, best_experts, importance, parse_keep, prune
 from ds_seq.tasks.translation import read_raw
 from ds_seq.text.lines import check_counts, read_lines, read_parallel
-from ds_seq.text.normalize import Normalizer
+from ds_seq.text.normalize import has_text
 
 
 class _Texts(NamedTuple):
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace, card: ModelCard) -> _Texts:
     calibration = read_lines(options.calibration)
-    if not any(map(Normalizer(nfkc=False), calibration)):
+    if not any(map(has_text, calibration)):
         raise UserError(f"{options.calibration}: has no text to calibrate on")
     target = None
     if options.calibration_target is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,16 @@ from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
-from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
-from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
+from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
+from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.round_trip import changes
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
+_NORMALIZATION = {"nfkc", "fold_spaces"}  # fields of `CleanConfig` that are not filters
+_MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
 
 def prepare(config: ExperimentConfig, force: bool = False) -> None:
@@ -53,15 +58,14 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    texts = {
-        split: _clean_split(data, split, [_pair(item) for item in files], force)
-        for split, files in raw.items()
-        if files
-    }
+    splits = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    raw = {split: [_pair(item) for item in files] for split, files in splits.items() if files}
+    texts = {split: _clean_split(data, split, files, force) for split, files in raw.items()}
     tokenizers = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, force)
+        if split != "train":
+            _report_changes(split, raw[split], tokenizers)
 
 
 def _pair(split: SplitConfig) -> PairPath:
@@ -84,7 +88,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     step = _Step(
         folder / f"{split}.json",
         inputs=[path for pair in raw for path in pair],
-        options=data.clean.model_dump() if split == "train" else {"nfkc": data.clean.nfkc},
+        options=data.clean.model_dump(include=None if split == "train" else _NORMALIZATION),
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
@@ -94,7 +98,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
-            limits = data.clean.model_dump(exclude={"nfkc"})
+            limits = data.clean.model_dump(exclude=_NORMALIZATION)
             options = CleanOptions(build_normalizer(data), **limits)
             report = clean(raw, text, options, _workers(data, total), progress)
         else:
@@ -115,16 +119,19 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
     is_builtin = data.vocab.name in TOKENIZER_NAMES
     # without the options of other kinds, as in records of earlier versions
     options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
-    step = _Step(path.with_name("vocab.json"), list(text), options, [path])
+    rules = [Path(rule)] if (rule := data.vocab.normalization).endswith(".tsv") else []
+    step = _Step(path.with_name("vocab.json"), [*text, *rules], options, [path])
     if path.exists():
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
+            _print_notes(data, tokenizers, path)
             return tokenizers
         if not force and step.result_of_last_time() is not None:
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
+            _print_notes(data, tokenizers, path)
             return tokenizers
     kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
@@ -136,7 +143,29 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
     save_tokenizer(tokenizers.target, path)
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
+    _print_notes(data, tokenizers, path)
     return tokenizers
+
+
+def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
+    for note in vocab_notes(data, tokenizers.target, path):
+        print(f"    note: {note}")
+
+
+def _report_changes(split: str, raw: list[PairPath], tokenizers: Tokenizers) -> None:
+    """Report reference lines that no translation can equal, because the vocabulary changes them."""
+    always = Normalizer(nfkc=False, fold_spaces=False)
+    for pair in raw:
+        for block in islice(read_blocks([pair], _MOST_CHECKED), 1):
+            texts = [always(line) for line in decode_lines(block)[1]]
+            changed = list(changes(tokenizers.target, texts))
+            if changed:
+                first = changed[0]
+                print(
+                    f"{split}: {len(changed):,} of {len(texts):,} lines of {pair.target} do not "
+                    "come out of the vocabulary as they are, so a perfect translation differs from "
+                    f"them; line {first.number}: {first.text!r} becomes {first.result!r}"
+                )
 
 
 def _make_shards(
@@ -208,10 +237,25 @@ class _Step:
     def result_of_last_time(self) -> dict[str, Any] | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
         record = self._read()
-        if record is None or record.get("made_from") != self._made_from:
+        if record is None or not self._matches(record.get("made_from")):
             return None
         result: dict[str, Any] = record["result"]
         return result if self.made_outputs() else None
+
+    def _matches(self, made_from: Any) -> bool:
+        """Return whether a record is of the same inputs and options.
+
+        What an earlier version has made is kept: it had options neither for the rule of the
+        vocabulary nor for spaces, and sampled more sentences.
+        """
+        if not isinstance(made_from, dict) or not isinstance(made_from.get("options"), dict):
+            return False
+        before, now = made_from["options"], self._made_from["options"]
+        if missing := {"normalization", "fold_spaces"} & (now.keys() - before.keys()):
+            ignored = {*missing, "input_sentence_size"}
+            before = {key: value for key, value in before.items() if key not in ignored}
+            now = {key: value for key, value in now.items() if key not in ignored}
+        return made_from.get("inputs") == self._made_from["inputs"] and before == now
 
     def record(self, result: dict[str, Any]) -> None:
         """Record that the step is done.

@@ -43,7 +43,7 @@ def test_a_shared_tokenizer_has_its_own_fingerprint(
     model = vocab.to_bytes()
     assert Tokenizers.shared(vocab).fingerprint == vocab.fingerprint
     assert vocab.fingerprint == hashlib.sha256(model).hexdigest()
-    folding = SentencePieceTokenizer(model, normalizer=Normalizer(nfkc=True))
+    folding = SentencePieceTokenizer(model, normalizer=Normalizer(nfkc=True, fold_spaces=False))
     assert folding.fingerprint == vocab.fingerprint, "as before a tokenizer normalized"
     pairs = [Tokenizers(a, b) for a in (vocab, other) for b in (vocab, other)]
     assert len({pair.fingerprint for pair in pairs}) == 4
@@ -51,16 +51,22 @@ def test_a_shared_tokenizer_has_its_own_fingerprint(
 
 
 def test_sides_that_pad_differently_are_refused(vocab: SentencePieceTokenizer) -> None:
-    strange = CharacterTokenizer(["a"], 0, Normalizer(nfkc=False))
+    strange = CharacterTokenizer(["a"], 0, Normalizer(nfkc=False, fold_spaces=False))
     strange.symbols = Symbols(pad=5, eos=2, unk=3, start=2)
-    assert Tokenizers(vocab, CharacterTokenizer(["a"], 0, Normalizer(nfkc=False))).symbols.eos == 0
+    assert (
+        Tokenizers(
+            vocab, CharacterTokenizer(["a"], 0, Normalizer(nfkc=False, fold_spaces=False))
+        ).symbols.eos
+        == 0
+    )
     with pytest.raises(ValueError, match="padded with id 5, the target with 1"):
         assert Tokenizers(strange, vocab).symbols
 
 
+@pytest.mark.parametrize("fold_spaces", [False, True])
 @pytest.mark.parametrize("nfkc", [False, True])
-def test_normalizing_twice_changes_nothing(nfkc: bool) -> None:
-    normalize = Normalizer(nfkc)
+def test_normalizing_twice_changes_nothing(nfkc: bool, fold_spaces: bool) -> None:
+    normalize = Normalizer(nfkc, fold_spaces)
     for sign in map(chr, range(sys.maxunicode + 1)):
         odd = unicodedata.category(sign) in ("Cc", "Cf", "Mn", "Zs", "Zl", "Zp")
         if odd or unicodedata.normalize("NFKC", sign) != sign:
@@ -69,8 +75,10 @@ def test_normalizing_twice_changes_nothing(nfkc: bool) -> None:
 
 
 def test_text_is_normalized_before_it_is_encoded(vocab: SentencePieceTokenizer) -> None:
-    folding = SentencePieceTokenizer(vocab.to_bytes(), normalizer=Normalizer(nfkc=True))
-    raw, clean = " the\u00a0 m\u200ban ", "the man"
+    folding = SentencePieceTokenizer(
+        vocab.to_bytes(), normalizer=Normalizer(nfkc=True, fold_spaces=False)
+    )
+    raw, clean = " the\u2028 m\x00an ", "the man"
     assert vocab.normalize(raw) == clean
     assert vocab.encode(raw) == vocab.encode(clean) == vocab.encode_lines([raw])[0]
     assert vocab.split_lines([raw]) == vocab.split_lines([clean])
