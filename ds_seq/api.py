@@ -49,6 +49,7 @@ from ds_seq.runs.decoding import run_decoding, run_translator
 from ds_seq.runs.open import DTYPES, INT8, load_packed, parse_device
 from ds_seq.tasks.prepare import prepare as prepare_data
 from ds_seq.text.lines import check_counts
+from ds_seq.text.tags import untagged, untagged_message
 
 if TYPE_CHECKING:
     from ds_seq.training.run import TrainingResult
@@ -208,9 +209,15 @@ class TrainedModel:
         rows = [Row(line, target.normalize(text), line + 1) for line, text in enumerate(targets)]
         normalized = [source.normalize(text) for text in sources]
         encoded = encode_rows(
-            self.card.tokenizers, normalized, rows, "targets", self.card.max_positions
+            self.card.tokenizers,
+            normalized,
+            rows,
+            "targets",
+            self.card.max_positions,
+            self.card.source_tags,
         )
         _warn_of_cut(encoded.cut)
+        _warn_of_lines(encoded.untagged, untagged_message(self.card.source_tags))
         scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)
         assert scored is not None, "one process has all rows"
         return [
@@ -271,6 +278,9 @@ class TrainedModel:
         normalized = [tokenizer.normalize(line) for line in lines]
         plan = plan_lines(tokenizer, normalized, run_decoding([self._run], settings).limits)
         _warn_of_cut([line + 1 for line in sorted(plan.long)])
+        tags = self.card.source_tags
+        without_tag = [line + 1 for line in untagged(plan.first_ids, tags)]
+        _warn_of_lines(without_tag, untagged_message(tags))
         return plan
 
 
@@ -352,9 +362,11 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
 
 def _warn_of_cut(lines: Sequence[int]) -> None:
     """Warn about truncated lines, given by their numbers from 1."""
+    _warn_of_lines(lines, "source line(s) longer than the model can take were cut", stacklevel=4)
+
+
+def _warn_of_lines(lines: Sequence[int], what: str, stacklevel: int = 3) -> None:
+    """Warn about lines, given by their numbers from 1; do nothing if there are none."""
     if lines:
         shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-        warnings.warn(
-            f"{len(lines):,} source line(s) longer than the model can take were cut: {shown}",
-            stacklevel=3,
-        )
+        warnings.warn(f"{len(lines):,} {what}: {shown}", stacklevel=stacklevel)

@@ -5,8 +5,6 @@ Text is processed in blocks. Only the hashes of earlier pairs are kept in memory
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,25 +21,10 @@ from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
 from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.scripts import count_words
 
 BLOCK_LINES = 20_000
 REASONS = ("invalid_utf8", "empty", "too_short", "too_long", "ratio", "identical", "duplicate")
-
-# Scripts that are written without spaces between words.
-# Han of all planes, Kana and Bopomofo: about one word per character.
-_IDEOGRAPHS = re.compile(
-    "[\u3005-\u3007\u3021-\u3029\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\uff66-\uff9f\U0001aff0-\U0001b16f\U00020000-\U0003ffff]"
-)
-# Thai, Lao, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Tai Viet, Javanese and Balinese. In
-# parallel text, a word of English has about four letters of them, signs above and below apart.
-_SYLLABIC = re.compile(
-    "[\u0e01-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u1780-\u17d3\u1950-\u1974"
-    "\u1980-\u19c9\u1a20-\u1a7c\u1b00-\u1b4b\ua980-\ua9c0\ua9e0-\ua9ef\uaa60-\uaadf]"
-)
-_LETTERS_PER_WORD = 4
-# The mark between the syllables of Tibetan and Dzongkha.
-_TSHEG = "\u0f0b"
 
 
 @dataclass(frozen=True)
@@ -76,20 +59,6 @@ class CleanReport:
     def kept(self) -> int:
         """Number of pairs that were written."""
         return self.total - sum(self.dropped.values())
-
-
-def count_words(text: str) -> int:
-    """Count words separated by spaces; in scripts without them, estimate from the characters.
-
-    Each Chinese or Japanese character is also a word, each four letters of the scripts of
-    Southeast Asia, and each syllable of Tibetan.
-    """
-    words = len(text.split())
-    if text.isascii():
-        return words
-    letters = sum(unicodedata.category(c) == "Lo" for c in _SYLLABIC.findall(text))
-    ideographs = len(_IDEOGRAPHS.findall(text))
-    return words + ideographs + letters // _LETTERS_PER_WORD + text.count(_TSHEG)
 
 
 def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | None:

@@ -54,4 +54,5 @@ def run_translator(
         long_lines="truncate",
         form="text",
         device=device,
+        tags=frozenset(runs[0].card.source_tags),
     )

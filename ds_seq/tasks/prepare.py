@@ -31,12 +31,15 @@ from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.scores.languages import language_warning
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import changes
+from ds_seq.text.tags import language_tags
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
@@ -65,7 +68,7 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, force)
         if split != "train":
-            _report_changes(split, raw[split], tokenizers)
+            _report_references(split, raw[split], tokenizers, data.target_lang)
 
 
 def _pair(split: SplitConfig) -> PairPath:
@@ -152,12 +155,19 @@ def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
         print(f"    note: {note}")
 
 
-def _report_changes(split: str, raw: list[PairPath], tokenizers: Tokenizers) -> None:
-    """Report reference lines that no translation can equal, because the vocabulary changes them."""
+def _report_references(
+    split: str, raw: list[PairPath], tokenizers: Tokenizers, target_lang: str
+) -> None:
+    """Report references that no translation can equal, or that metrics cannot compare.
+
+    The vocabulary may change them, and they may not be in the language of the target.
+    """
     always = Normalizer(nfkc=False, fold_spaces=False)
     for pair in raw:
         for block in islice(read_blocks([pair], _MOST_CHECKED), 1):
             texts = [always(line) for line in decode_lines(block)[1]]
+            if warning := language_warning(texts, target_lang):
+                print(f"{split}: {pair.target} {warning} (data.target_lang)")
             changed = list(changes(tokenizers.target, texts))
             if changed:
                 first = changed[0]
@@ -194,6 +204,7 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
+    _report_untagged(split, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -205,6 +216,19 @@ def _make_shards(
     )
 
 
+def _report_untagged(split: str, reader: ShardReader, tokenizers: Tokenizers) -> None:
+    """Report sources without a language tag if others have one."""
+    tags = language_tags(tokenizers.source)
+    if not tags:
+        return
+    untagged, size = untagged_rows(reader, tags)
+    if 0 < len(untagged) < size:
+        print(
+            f"{split}: {len(untagged):,} of {size:,} sources begin with no language tag "
+            f"({', '.join(tags.values())}); the first is pair {untagged[0] + 1:,}"
+        )
+
+
 class _Step:
     """A step from input to output files, and the record that allows skipping it next time."""
 
@@ -213,6 +237,7 @@ class _Step:
     ) -> None:
         self._path = path
         self._outputs = outputs
+        self._options = options
         self._made_from = {
             "inputs": [text_fingerprint(file) for file in inputs],
             "options": options,
@@ -250,7 +275,7 @@ class _Step:
         """
         if not isinstance(made_from, dict) or not isinstance(made_from.get("options"), dict):
             return False
-        before, now = made_from["options"], self._made_from["options"]
+        before, now = made_from["options"], self._options
         if missing := {"normalization", "fold_spaces"} & (now.keys() - before.keys()):
             ignored = {*missing, "input_sentence_size"}
             before = {key: value for key, value in before.items() if key not in ignored}

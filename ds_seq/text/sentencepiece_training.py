@@ -167,17 +167,16 @@ class _Sentences:
                     if self.report is not None and total % _REPORT_LINES == 0:
                         self.report(f"{total:,} lines read")
                     text = self._normalizer(decode_line(line, path, number))
-                    if not text:
-                        continue
-                    empty = False
                     if len(text.encode()) > _MOST_BYTES or _RESERVED in text:
                         self.num_skipped += 1
                         self.first_skipped = self.first_skipped or f"{path}: line {number}"
-                    else:
+                    elif text:
                         yield text
+                        empty = False
         if empty:
-            names = ", ".join(str(path) for path in self._files)
-            raise UserError(f"no text to train a vocabulary on in {names or 'an empty list'}")
+            names = ", ".join(str(path) for path in self._files) or "an empty list"
+            why = f" (all lines are longer than {_MOST_BYTES:,} bytes)" if self.num_skipped else ""
+            raise UserError(f"no text to train a vocabulary on in {names}{why}")
 
     def _sample(self) -> list[str]:
         """Draw a sample in one pass by reservoir sampling (algorithm R of Vitter, 1985)."""
@@ -207,6 +206,8 @@ def _train(sentences: _Sentences, options: Mapping[str, Any], log_level: int = 2
             minloglevel=log_level,
             **options,
         )
+    except UserError as failure:
+        error = str(failure)
     except (RuntimeError, OSError) as failure:
         error = str(sentences.error or _explain(str(failure), options["vocab_size"]))
     return _Trained(model.getvalue(), sentences.num_skipped, sentences.first_skipped, error)

@@ -12,13 +12,13 @@ from ds_seq.data import clean as clean_module
 from ds_seq.data.clean import (
     CleanReport,
     clean,
-    count_words,
     normalize_corpus,
     reason_to_drop,
 )
 from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.scripts import count_words
 from tests.values import clean_options
 
 KEEP = Normalizer(nfkc=False, fold_spaces=False)
