@@ -15,7 +15,7 @@ from ds_seq.search.constraints import ConstraintOrder, Constraints
 from ds_seq.search.guides import GuideMaker, Plain
 from ds_seq.search.prefix import Prefixes
 from ds_seq.search.trie import AllowedOutputs
-from ds_seq.text.lines import read_lines
+from ds_seq.text.lines import read_lines, warn_of_lines
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import changes, rewriting
 from ds_seq.text.tokenizer import Tokenizer
@@ -133,8 +133,15 @@ class Steering:
             return Spelling(tokenizer, tag)
         encoded = tokenizer.encode_lines(self.allowed.lines)
         lines: dict[tuple[int, ...], str] = {}
-        for ids, line in zip(encoded, self.allowed.lines, strict=True):
-            lines.setdefault((*common, *ids), line)
+        never: list[int] = []
+        for number, (ids, line) in enumerate(zip(encoded, self.allowed.lines, strict=True), 1):
+            if lines.setdefault((*common, *ids), line).strip() != line.strip():
+                never.append(number)
+        warn_of_lines(
+            f"line(s) of --allowed {self.allowed.path} are the same as an earlier line to the "
+            "vocabulary, which is written instead",
+            never,
+        )
         return Spelling(tokenizer, tag, lines)
 
     def without_tag(self, reference: Sequence[str]) -> list[str]:

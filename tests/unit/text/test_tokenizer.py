@@ -111,6 +111,12 @@ def test_a_config_normalizes(vocab: SentencePieceTokenizer) -> None:
     assert read_tokenizers(data, vocab.to_bytes(), "x").source.normalize("ﬁne") == "fine"
 
 
+def test_symbols_that_cleaning_would_change_are_refused() -> None:
+    fields = section(user_symbols=["<２de>"]).model_dump()
+    with pytest.raises(ValidationError, match="data.clean.nfkc turns <２de> into <2de>"):
+        DataConfig.model_validate({**fields, "clean": {"nfkc": True}})
+
+
 def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     symbols = Symbols(pad=0, eos=1, unk=2, start=1)
     monkeypatch.setattr(CharacterTokenizer, "symbols", symbols)
@@ -125,6 +131,18 @@ def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch)
     [
         ({"name": "sentencpiece"}, r"no tokenizer 'sentencpiece' \(did you mean 'sentencepiece'"),
         ({"options": {"a": 1}}, "only an external tokenizer"),
+        ({"normalization": "nmt_nkfc"}, r"no rule 'nmt_nkfc' \(did you mean 'nmt_nfkc'"),
+        ({**CHARACTERS, "normalization": "nfkc"}, "applies to sentencepiece only"),
+        ({"user_symbols": ["<2de>", "</s>"]}, "</s> is always in the vocabulary"),
+        ({"user_symbols": ["<pad>"]}, "<pad> is always in the vocabulary"),
+        ({"user_symbols": [""]}, "a symbol is empty"),
+        ({"user_symbols": ["<2de>", "<2fr>", "<2de>"]}, "<2de> is listed twice"),
+        ({"user_symbols": ["to de"]}, "'to de' contains white space"),
+        ({"user_symbols": ["\t"]}, r"'\\t' contains white space"),
+        ({"user_symbols": ["a\u00a0b"]}, "contains white space"),
+        ({"user_symbols": ["x\u200b"]}, "invisible character"),
+        ({"user_symbols": ["\u2581x"]}, "contains white space"),
+        ({"user_symbols": ["<a>", "<b>", "<c>", "<d>"], "size": 8}, "8 has no room for text"),
         (
             {**CHARACTERS, "model_type": "bpe"},
             "applies to sentencepiece only; set options of tests.data",
