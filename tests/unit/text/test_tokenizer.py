@@ -16,6 +16,7 @@ from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.text.build import TOKENIZERS, load_tokenizers, read_tokenizers, train_tokenizer
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from tests.data.characters import CharacterTokenizer
 from tests.data.vocabulary import train_vocab
@@ -152,3 +153,25 @@ def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_what_does_not_belong_to_a_kind_is_refused(vocab: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         VocabConfig.model_validate(vocab)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "tags"),
+    [
+        (["<2de>", "<br>"], ["<2de>", "<br>"]),
+        (["<br>", "<number>"], []),
+        (["<de>", "<fr>", "#x"], ["<de>", "<fr>"]),
+        (["__de__", "@@"], ["__de__"]),
+        ([">>deu<<"], [">>deu<<"]),
+        (["de_DE", "deu_Latn", "A_B"], ["de_DE", "deu_Latn"]),
+        (["<2en_XX>", "[2de]", "<to_de>"], ["<2en_XX>", "[2de]", "<to_de>"]),
+    ],
+)
+def test_symbols_that_look_like_language_tags(symbols: list[str], tags: list[str]) -> None:
+    normalizer = Normalizer(nfkc=False, fold_spaces=False)
+    tokenizer = CharacterTokenizer(["[end]", "[pad]", "[unk]", *symbols], len(symbols), normalizer)
+    found = language_tags(tokenizer)
+    assert list(found.values()) == tags
+    assert tokenizer.pieces(list(found)) == tags
+    first = {7: next(iter(found), 9), 8: 1}
+    assert untagged(first, found) == ([8] if tags else [])
