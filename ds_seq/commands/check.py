@@ -41,12 +41,21 @@ def main(argv: Sequence[str]) -> int:
     if arguments.world_size is not None and arguments.world_size < 1:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
-    print(report(config, arguments.world_size), end="")
+    folders = [Path(arguments.experiment).parent, Path(config.data.dir)]
+    print(report(config, arguments.world_size, folders), end="")
     return 0
 
 
-def report(config: ExperimentConfig, world_size: int | None = None) -> str:
-    """Return the report in three parts, each under a YAML comment, so the first is valid YAML."""
+def report(
+    config: ExperimentConfig, world_size: int | None = None, folders: Sequence[Path] = ()
+) -> str:
+    """Return the report in three parts, each under a YAML comment, so the first is valid YAML.
+
+    Args:
+        config: the experiment.
+        world_size: number of ranks that the run must fit.
+        folders: folders that may hold its vocabulary.
+    """
     engine = engine_config_for(config, world_size=world_size)
     return "\n".join(
         [
@@ -57,25 +66,29 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
-            *(["", "# notes", *notes] if (notes := _notes(config)) else []),
+            *(["", "# notes", *notes] if (notes := _notes(config, folders)) else []),
             "",
         ]
     )
 
 
-def _notes(config: ExperimentConfig) -> list[str]:
+def _notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
     """Return notes on settings that are allowed but rarely intended."""
-    return [*_expert_notes(config), *_vocab_notes(config)]
+    return [*_expert_notes(config), *_vocab_notes(config, folders)]
 
 
-def _vocab_notes(config: ExperimentConfig) -> list[str]:
-    """Return a note on an existing vocabulary that does with text what the config does not say."""
-    path = Path(config.data.dir) / VOCAB_FILE
-    if not path.is_file():
+def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
+    """Return notes on existing vocabularies that rewrite text, or do not although they should."""
+    paths = [path for folder in folders if (path := folder / VOCAB_FILE).is_file()]
+    if not paths:
         return []
     from ds_seq.text.build import load_tokenizers, vocab_notes  # imports sentencepiece
 
-    return vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
+    return [
+        note
+        for path in paths
+        for note in vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
+    ]
 
 
 def _expert_notes(config: ExperimentConfig) -> list[str]:

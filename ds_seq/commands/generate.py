@@ -234,12 +234,14 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
     settings = search_settings(first.card, args, result_settings(args))
     translator = run_translator(runs, settings, device, num_hypotheses(args, settings))
     spelling = steering.spelling(first.tokenizers.target)
+    if world.is_first:
+        steering.warn_of_equal_outputs(spelling)
     translator = replace(
         translator,
         search=steering.steer(translator.search, first.tokenizers.target),
         spelling=spelling,
         # a tag of the target says the language, too
-        tags=translator.tags if steering.target_tag is None else frozenset(),
+        tags=translator.tags if steering.target_tag is None else {},
         long_lines=args.long_lines,
         form=args.format,
         workers=default_workers(device) if args.workers is None else args.workers,
@@ -343,7 +345,7 @@ def _report(
 
 def _report_untagged(generation: _Generation, lines: Sequence[int]) -> None:
     """Warn about lines, counted from 0, that should begin with a language tag and do not."""
-    warn_of_lines(untagged_message(generation.card.source_tags), [line + 1 for line in lines])
+    warn_of_lines(untagged_message(generation.translator.tags), [line + 1 for line in lines])
 
 
 def _finish(

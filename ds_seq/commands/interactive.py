@@ -11,7 +11,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,11 @@ class _LineTranslator:
         translator: reads and translates.
         aligner: aligns translations with the source.
         width: width of the screen in columns.
-        tags: language tags, one of which should begin every line, by id.
     """
 
     translator: Translator
     aligner: Aligner
     width: int
-    tags: Mapping[int, str]
 
     def __call__(self, text: str) -> list[str]:
         """Return the scores and translations of a line, then the best one's aligned words.
@@ -81,7 +79,7 @@ class _LineTranslator:
                 "model takes: only the beginning is translated)"
             )
         if reading.untagged:
-            rows.append(f"({untagged_message(self.tags)})")
+            rows.append(f"({untagged_message(translator.tags, 'begins')})")
         for hypothesis in result.hypotheses:
             rows.append(f"{hypothesis.score:8.4f}  {write.text(0, hypothesis)}")
         return [*rows, "", *self._words(write, result.hypotheses[0])]
@@ -178,7 +176,7 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
     translator = run_translator([run], settings, device, num_best=args.n_best)
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
     aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
-    return _LineTranslator(translator, aligner, width, run.card.source_tags)
+    return _LineTranslator(translator, aligner, width)
 
 
 def _typed(terminal: bool) -> Iterator[bytes]:

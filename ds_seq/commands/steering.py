@@ -131,18 +131,26 @@ class Steering:
         tag = common[0] if common else None
         if self.allowed is None:
             return Spelling(tokenizer, tag)
-        encoded = tokenizer.encode_lines(self.allowed.lines)
         lines: dict[tuple[int, ...], str] = {}
-        never: list[int] = []
-        for number, (ids, line) in enumerate(zip(encoded, self.allowed.lines, strict=True), 1):
-            if lines.setdefault((*common, *ids), line).strip() != line.strip():
-                never.append(number)
+        encoded = tokenizer.encode_lines(self.allowed.lines)
+        for ids, line in zip(encoded, self.allowed.lines, strict=True):
+            lines.setdefault((*common, *ids), line)
+        return Spelling(tokenizer, tag, lines)
+
+    def warn_of_equal_outputs(self, spelling: Spelling) -> None:
+        """Warn about allowed outputs that the vocabulary cannot tell from an earlier one."""
+        if self.allowed is None or spelling.lines is None:
+            return
+        written = {" ".join(line.split()) for line in spelling.lines.values()}
         warn_of_lines(
             f"line(s) of --allowed {self.allowed.path} are the same as an earlier line to the "
             "vocabulary, which is written instead",
-            never,
+            [
+                number
+                for number, line in enumerate(self.allowed.lines, 1)
+                if " ".join(line.split()) not in written
+            ],
         )
-        return Spelling(tokenizer, tag, lines)
 
     def without_tag(self, reference: Sequence[str]) -> list[str]:
         """Return reference lines without the tag, which is not part of a written translation."""

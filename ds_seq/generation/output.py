@@ -116,7 +116,7 @@ class LineWriter:
 
     def text(self, line: int, hypothesis: Hypothesis) -> str:
         """Return the plain text of a hypothesis of a line."""
-        if not self.replace_unk:
+        if not self.replace_unk or self.tokenizers.target.symbols.unk not in hypothesis.tokens:
             return self._spelling(hypothesis.tokens)
         return plain_line(self.tokenizers.target.join(self._spelt(line, hypothesis)))
 

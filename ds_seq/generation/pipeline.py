@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class Translator:
         align: whether to write alignments; requires a step that makes them.
         replace_unk: see `LineWriter`; requires a step that makes alignments.
         spelling: see `LineWriter`.
-        tags: ids of the language tags with which every source should begin; may be empty.
+        tags: language tags, by id, one of which should begin every source; may be empty.
     """
 
     model: Decodable[Any, Any]
@@ -65,7 +65,7 @@ class Translator:
     align: bool = False
     replace_unk: bool = False
     spelling: Spelling | None = None
-    tags: frozenset[int] = frozenset()
+    tags: Mapping[int, str] = field(default_factory=dict)
 
     def read(self, text: Sequence[str], first: int = 0) -> Reading:
         """Encode a text, or a part of one, and plan its batches.

@@ -39,11 +39,16 @@ def untagged(first: Mapping[int, int], tags: Iterable[int]) -> list[int]:
     return [key for key, token in first.items() if token not in known] if known else []
 
 
-def untagged_message(tags: Mapping[int, str]) -> str:
-    """Return what to say of sentences without a tag, to follow their number."""
+def untagged_message(tags: Mapping[int, str], subject: str = "source line(s) begin") -> str:
+    """Return what to say of sentences without a tag, to follow their number.
+
+    Args:
+        tags: the tags, by id.
+        subject: beginning of the message.
+    """
     names = ", ".join(list(tags.values())[:_MOST_NAMED])
     more = ", ..." if len(tags) > _MOST_NAMED else ""
     return (
-        f"source line(s) begin with no language tag of the vocabulary ({names}{more}), so the "
-        "model cannot know the language"
+        f"{subject} with no language tag of the vocabulary ({names}{more}), so the model cannot "
+        "know the language"
     )

@@ -133,6 +133,7 @@ def test_what_an_earlier_version_has_made_is_kept_and_its_rule_is_noted(
     assert main(["check", str(experiment)]) == 0
     output = capsys.readouterr().out
     assert note in output and "data.vocab.normalization is identity" in output
+    assert f"{folder / 'vocab.model'}: " in output
     assert main(["prepare", str(experiment), "--force"]) == 0
     assert SentencePieceTokenizer.load(folder / "vocab.model").normalization == "identity"
     assert (
