@@ -59,6 +59,8 @@ LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 SENTENCEPIECE = "sentencepiece"
 TOKENIZER_NAMES = (SENTENCEPIECE,)
 """Values of `data.vocab.name` other than `package.module:Name`."""
+CONFIG_FILE = "config.yaml"
+"""Name of the file with the experiment of a run or an export, in its folder."""
 VOCAB_FILE = "vocab.model"
 """Name of the file with the bytes of a tokenizer, in the folders of shards, runs and exports."""
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")

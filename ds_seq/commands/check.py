@@ -14,7 +14,7 @@ from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
-from ds_seq.names import VOCAB_FILE
+from ds_seq.names import CONFIG_FILE, VOCAB_FILE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.world_size is not None and arguments.world_size < 1:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
-    folders = [Path(arguments.experiment).parent, Path(config.data.dir)]
+    folders = [Path(config.data.dir)]
+    file = Path(arguments.experiment)
+    if file.name == CONFIG_FILE:  # of a run, which has its vocabulary beside it
+        folders.append(file.parent)
     print(report(config, arguments.world_size, folders), end="")
     return 0
 

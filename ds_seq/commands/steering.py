@@ -258,7 +258,7 @@ class _Reader:
         clean = [_CLEAN(text) for _, text in texts]
         for change in changes(self.tokenizer, clean, encoded):
             rule = rewriting(self.tokenizer)
-            why = "the vocabulary cannot hold it" if rule is None else f"the vocabulary has {rule}"
+            why = f"the vocabulary has {rule}" if rule else "data.clean of the model changes it"
             raise UserError(
                 f"--{file.option} {file.path}:{texts[change.number - 1][0]}: {change.text!r} would "
                 f"come out as {change.result!r}, because {why}; write it as it comes out, or use a "
