@@ -21,6 +21,7 @@ from ds_seq.text.round_trip import changes, rewriting
 from ds_seq.text.tokenizer import Tokenizer
 
 _CLEAN = Normalizer(nfkc=False, fold_spaces=False)  # what is done to all text
+_MOST_NAMED = 10
 _ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
 
 
@@ -191,10 +192,11 @@ def _read(option: str, path: str | None) -> _File | None:
 
 def _tag_id(tag: str, tokenizer: Tokenizer) -> int:
     ids = tokenizer.encode(tag)
-    if len(ids) != 1 or ids[0] == tokenizer.symbols.unk:
+    if len(ids) != 1 or ids[0] not in tokenizer.tag_ids:
+        known = ", ".join(tokenizer.pieces(sorted(tokenizer.tag_ids))[:_MOST_NAMED]) or "none"
         raise UserError(
-            f"--target-tag {tag}: is not a single symbol of the vocabulary; use one of "
-            "data.vocab.user_symbols"
+            f"--target-tag {tag}: is not one of data.vocab.user_symbols, "
+            f"of which there are: {known}"
         )
     return ids[0]
 

@@ -178,7 +178,7 @@ class VocabConfig(Config):
     @model_validator(mode="after")
     def _check_size(self) -> VocabConfig:
         least = len(SPECIAL_PIECES) + len(self.user_symbols) + 1
-        if self.size < least:
+        if self.name == SENTENCEPIECE and self.size < least:
             raise FieldErrors(
                 [
                     (

@@ -55,7 +55,8 @@ def bleu_tokenizer(language: str) -> str:
     by_script = _DEFAULT if script is None else _BY_SCRIPT.get(script, _DEFAULT)
     if script is not None and by_script == _DEFAULT:
         return _DEFAULT  # such as Chinese in Latin letters
-    return _BY_LANGUAGE.get(primary, by_script)
+    named = [_BY_LANGUAGE[tag] for tag in subtags if len(tag) > 3 and tag in _BY_LANGUAGE]
+    return _BY_LANGUAGE.get(primary, named[0] if named else by_script)  # "Simplified Chinese"
 
 
 def is_english(language: str) -> bool:

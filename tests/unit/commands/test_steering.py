@@ -190,8 +190,9 @@ def test_mistakes_in_files(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not a single symbol"),
-        (["--target-tag", "\u2665"], "--target-tag \u2665: is not a single symbol"),
+        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not one of data.vocab.user_symbols"),
+        (["--target-tag", "\u2665"], "of which there are: <2de>"),
+        (["--target-tag", "a"], "--target-tag a: is not one of data.vocab.user_symbols"),
         (["--constraint-order", "given"], "--constraint-order: has no effect"),
         (["--prefix", "nowhere"], "nowhere: no such file"),
     ],

@@ -15,7 +15,7 @@ from ds_seq.scores.scoring import Scorer, build_metric
 
 CODES = {
     "zh": "zh ZH zh_CN zh-CN zh-Hant zh_TW zh-hant-hk zho chi zho_Hans zho_Hant cmn cmn-Hans yue "
-    "yue_Hant zh-yue zh-min-nan lzh wuu Chinese zh_CN.UTF-8 cn zht",
+    "yue_Hant zh-yue zh-min-nan zh-classical lzh wuu Chinese Simplified_Chinese zh_CN.UTF-8 cn zht",
     "ja-mecab": "ja ja-JP ja_XX jpn jpn_Jpan jp JA Japanese",
     "ko-mecab": "ko ko_KR kor kor_Hang Korean",
     "char": "th tha th_TH tha_Thai lo lao lo_LA lao_Laoo km khm km_KH khm_Khmr my mya my_MM "
