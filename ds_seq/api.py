@@ -209,15 +209,10 @@ class TrainedModel:
         rows = [Row(line, target.normalize(text), line + 1) for line, text in enumerate(targets)]
         normalized = [source.normalize(text) for text in sources]
         encoded = encode_rows(
-            self.card.tokenizers,
-            normalized,
-            rows,
-            "targets",
-            self.card.max_positions,
-            self.card.source_tags,
+            self.card.tokenizers, normalized, rows, "targets", self.card.max_positions
         )
         _warn_of_cut(encoded.cut)
-        _warn_of_lines(encoded.untagged, untagged_message(self.card.source_tags))
+        _warn_of_untagged(normalized, self.card)
         scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)
         assert scored is not None, "one process has all rows"
         return [
@@ -278,9 +273,7 @@ class TrainedModel:
         normalized = [tokenizer.normalize(line) for line in lines]
         plan = plan_lines(tokenizer, normalized, run_decoding([self._run], settings).limits)
         _warn_of_cut([line + 1 for line in sorted(plan.long)])
-        tags = self.card.source_tags
-        without_tag = [line + 1 for line in untagged(plan.first_ids, tags)]
-        _warn_of_lines(without_tag, untagged_message(tags))
+        _warn_of_untagged(normalized, self.card)
         return plan
 
 
@@ -362,11 +355,17 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
 
 def _warn_of_cut(lines: Sequence[int]) -> None:
     """Warn about truncated lines, given by their numbers from 1."""
-    _warn_of_lines(lines, "source line(s) longer than the model can take were cut", stacklevel=4)
+    _warn_of_lines(lines, "source line(s) longer than the model can take were cut")
 
 
-def _warn_of_lines(lines: Sequence[int], what: str, stacklevel: int = 3) -> None:
+def _warn_of_untagged(lines: Sequence[str], card: ModelCard) -> None:
+    """Warn about lines without a known language tag."""
+    numbers = [number + 1 for number in untagged(lines, card.source_tags)]
+    _warn_of_lines(numbers, untagged_message(card.source_tags))
+
+
+def _warn_of_lines(lines: Sequence[int], what: str) -> None:
     """Warn about lines, given by their numbers from 1; do nothing if there are none."""
     if lines:
         shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-        warnings.warn(f"{len(lines):,} {what}: {shown}", stacklevel=stacklevel)
+        warnings.warn(f"{len(lines):,} {what}: {shown}", stacklevel=4)

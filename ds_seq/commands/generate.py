@@ -241,7 +241,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
         search=steering.steer(translator.search, first.tokenizers.target),
         spelling=spelling,
         # a tag of the target says the language, too
-        tags=translator.tags if steering.target_tag is None else {},
+        tags=translator.tags if steering.target_tag is None else None,
         long_lines=args.long_lines,
         form=args.format,
         workers=default_workers(device) if args.workers is None else args.workers,
@@ -344,8 +344,9 @@ def _report(
 
 
 def _report_untagged(generation: _Generation, lines: Sequence[int]) -> None:
-    """Warn about lines, counted from 0, that should begin with a language tag and do not."""
-    warn_of_lines(untagged_message(generation.translator.tags), [line + 1 for line in lines])
+    """Warn about lines, counted from 0, without a known language tag."""
+    tags = generation.translator.tags or {}
+    warn_of_lines(untagged_message(tags), [line + 1 for line in lines])
 
 
 def _finish(

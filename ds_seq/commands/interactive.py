@@ -79,7 +79,7 @@ class _LineTranslator:
                 "model takes: only the beginning is translated)"
             )
         if reading.untagged:
-            rows.append(f"({untagged_message(translator.tags, 'begins')})")
+            rows.append(f"({untagged_message(translator.tags or {}, 'begins')})")
         for hypothesis in result.hypotheses:
             rows.append(f"{hypothesis.score:8.4f}  {write.text(0, hypothesis)}")
         return [*rows, "", *self._words(write, result.hypotheses[0])]

@@ -124,8 +124,7 @@ def _pairs(run: LoadedRun, texts: _Texts, device: torch.device) -> list[Ids]:
         target = _translations(run, texts.calibration, device, "translate the calibration text")
     sources = run.tokenizers.source.encode_lines(texts.calibration)
     tags = run.card.source_tags
-    first = {number: ids[0] for number, ids in enumerate(sources, 1) if ids}
-    warn_of_lines(untagged_message(tags), untagged(first, tags))
+    warn_of_lines(untagged_message(tags), [n + 1 for n in untagged(texts.calibration, tags)])
     targets = run.tokenizers.target.encode_lines(target)
     return [(source, output) for source, output in zip(sources, targets, strict=True) if source]
 

@@ -36,7 +36,7 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
-from ds_seq.text.tags import untagged_message
+from ds_seq.text.tags import untagged, untagged_message
 from ds_seq.text.tokenizer import Tokenizer
 
 _FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
@@ -65,10 +65,7 @@ def main(argv: Sequence[str]) -> int:
             rows = _rows(args, source, target, run.tokenizers.target)
             source = [run.tokenizers.source.normalize(line) for line in source]
             max_positions = decoding.limits.max_source_length
-            tags = run.card.source_tags
-            encoded = encode_rows(
-                run.tokenizers, source, rows, args.hypotheses, max_positions, tags
-            )
+            encoded = encode_rows(run.tokenizers, source, rows, args.hypotheses, max_positions)
             score = PairScorer(run.seq2seq, decoding.search, decoding.limits, device)
         started = time.monotonic()
         hypotheses = score(encoded, world.rank, world.size)
@@ -79,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
             output = [writer(line, [scored for _, scored in group]) for line, group in by_line]
             write_lines(args.output, output)
             _report(hypotheses, encoded.cut, time.monotonic() - started)
-            warn_of_lines(untagged_message(tags), encoded.untagged)
+            tags = run.card.source_tags
+            warn_of_lines(untagged_message(tags), [n + 1 for n in untagged(source, tags)])
     return 0
 
 

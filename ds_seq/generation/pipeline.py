@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,8 @@ class Translator:
         align: whether to write alignments; requires a step that makes them.
         replace_unk: see `LineWriter`; requires a step that makes alignments.
         spelling: see `LineWriter`.
-        tags: language tags, by id, one of which should begin every source; may be empty.
+        tags: language tags of the vocabulary, by id, one of which should begin every source; None
+            if no source is to be reported, see `ds_seq.text.tags.untagged`.
     """
 
     model: Decodable[Any, Any]
@@ -65,7 +66,7 @@ class Translator:
     align: bool = False
     replace_unk: bool = False
     spelling: Spelling | None = None
-    tags: Mapping[int, str] = field(default_factory=dict)
+    tags: Mapping[int, str] | None = None
 
     def read(self, text: Sequence[str], first: int = 0) -> Reading:
         """Encode a text, or a part of one, and plan its batches.
@@ -79,7 +80,8 @@ class Translator:
         """
         lines = _normalized(self.tokenizers.source, text)
         plan = plan_lines(self.tokenizers.source, lines, self.limits, self.long_lines, first)
-        return Reading(lines, plan, first, untagged(plan.first_ids, self.tags))
+        without_tag = [] if self.tags is None else untagged(lines, self.tags)
+        return Reading(lines, plan, first, [first + number for number in without_tag])
 
     def translate(
         self,
@@ -148,7 +150,7 @@ class Reading(NamedTuple):
     first: int
     """Number of the first line in the whole input, from 0."""
     untagged: list[int]
-    """Numbers, from 0, of the lines that should begin with a language tag and do not."""
+    """Numbers, from 0 in the whole input, of the lines without a known language tag."""
 
 
 def translate_share(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,6 @@ from ds_seq.generation.forced import ForcedPair, Scorable, score_pairs
 from ds_seq.generation.translate import BatchLimits, cut_batches
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.text.tags import untagged
 from ds_seq.text.tokenizer import Tokenizers
 
 _NO_TEXT = Hypothesis([], 0.0, [])
@@ -41,8 +40,6 @@ class EncodedRows(NamedTuple):
     """Numbers, from 1, of the source lines that were truncated."""
     num_rows: int
     """Number of rows, including those without any text."""
-    untagged: list[int]
-    """Numbers, from 1, of the source lines that should begin with a language tag and do not."""
 
 
 def encode_rows(
@@ -51,7 +48,6 @@ def encode_rows(
     rows: Sequence[Row],
     name: str,
     max_positions: int,
-    tags: Iterable[int] = (),
 ) -> EncodedRows:
     """Encode both sides; long sources are truncated as in a search.
 
@@ -61,7 +57,6 @@ def encode_rows(
         rows: translations of the source lines.
         name: name of the translations' file, for messages.
         max_positions: most tokens that the model accepts.
-        tags: ids of the language tags with which every source should begin; may be empty.
 
     Raises:
         UserError: a translation is longer than the model accepts, so part of it has no score.
@@ -80,8 +75,7 @@ def encode_rows(
         if ids or target:
             pairs[number] = ForcedPair([*ids[: max_positions - 1], end], target)
     cut = [number for number, ids in enumerate(sources, 1) if len(ids) >= max_positions]
-    without_tag = untagged({line: ids[0] for line, ids in enumerate(sources, 1) if ids}, tags)
-    return EncodedRows(pairs, cut, len(rows), without_tag)
+    return EncodedRows(pairs, cut, len(rows))
 
 
 @dataclass(frozen=True)

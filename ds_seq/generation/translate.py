@@ -115,11 +115,6 @@ class SearchPlan:
         """Number of lines."""
         return len(self.silent) + sum(map(len, self.batches))
 
-    @property
-    def first_ids(self) -> dict[int, int]:
-        """First id of each line to search, by number; the language tag, if there is one."""
-        return {line: int(ids[0]) for line, ids in self.sources.items()}
-
     def part(self, share: Share, done: Collection[int] = ()) -> SearchPlan:
         """Return a process's part of the plan, without the lines whose numbers are in `done`."""
         finished = np.array(list(done), np.int64)

@@ -39,7 +39,7 @@ from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import changes
-from ds_seq.text.tags import language_tags
+from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
@@ -204,7 +204,7 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    _report_untagged(split, reader, tokenizers)
+    _report_untagged(split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -216,16 +216,26 @@ def _make_shards(
     )
 
 
-def _report_untagged(split: str, reader: ShardReader, tokenizers: Tokenizers) -> None:
-    """Report sources without a language tag if others have one."""
+def _report_untagged(
+    split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
+) -> None:
+    """Report sources without a language tag if others have one, or with an unknown tag."""
     tags = language_tags(tokenizers.source)
     if not tags:
+        for block in islice(read_blocks([text], _MOST_CHECKED), 1):
+            lines = decode_lines(block)[0]
+            if unknown := untagged(lines, tags):
+                print(
+                    f"{split}: {len(unknown):,} of the first {len(lines):,} sources begin with a "
+                    f"language tag (line {unknown[0] + 1}: {lines[unknown[0]].split()[0]}) that is "
+                    "not in data.vocab.user_symbols, so it is split into subwords"
+                )
         return
-    untagged, size = untagged_rows(reader, tags)
-    if 0 < len(untagged) < size:
+    rows, size = untagged_rows(reader, tags)
+    if 0 < len(rows) < size:
         print(
-            f"{split}: {len(untagged):,} of {size:,} sources begin with no language tag "
-            f"({', '.join(tags.values())}); the first is pair {untagged[0] + 1:,}"
+            f"{split}: {len(rows):,} of {size:,} sources begin with no language tag "
+            f"({', '.join(tags.values())}); the first is pair {rows[0] + 1:,}"
         )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
+from ds_seq.text.normalize import has_text
 from ds_seq.text.tokenizer import Tokenizer
 
 _CODE = r"[a-z]{2,3}(?:[_-][A-Za-z]{2,4})*"
-# `<2de>`, `<to_de>`, `__de__`, `>>deu<<`, `de_DE`, `deu_Latn`
-_CERTAIN = re.compile(
-    rf"[<\[](?:2|to[_-]?){_CODE}[>\]]|__{_CODE}__|>>{_CODE}<<|[a-z]{{2,3}}_(?:[A-Z]{{2}}|[A-Z][a-z]{{3}})"
-)
+_MARKED = rf"[<\[](?:2|to[_-]){_CODE}[>\]]|__{_CODE}__|>>{_CODE}<<"  # `<2de>`, `__de__`, `>>deu<<`
+_FOREIGN = re.compile(_MARKED)
+_CERTAIN = re.compile(rf"{_MARKED}|[a-z]{{2,3}}_(?:[A-Z]{{2}}|[A-Z][a-z]{{3}})")  # also `de_DE`
 _LIKELY = re.compile(rf"[<\[]{_CODE}[>\]]")  # `<de>`, but also `<br>`
 _MOST_NAMED = 5
 
@@ -28,24 +28,32 @@ def language_tags(tokenizer: Tokenizer) -> dict[int, str]:
     return {**certain, **(likely if certain or len(likely) > 1 else {})}
 
 
-def untagged(first: Mapping[int, int], tags: Iterable[int]) -> list[int]:
-    """Return the keys of the sentences that do not begin with a tag; none if there are no tags.
+def untagged(lines: Sequence[str], tags: Mapping[int, str]) -> list[int]:
+    """Return the numbers, from 0, of lines that do not begin with a known tag although they should.
+
+    If there are tags, these are all lines with text that begin with none of them; otherwise, lines
+    that begin with something that looks like a tag.
 
     Args:
-        first: first id of sentences with text, by any key.
-        tags: ids of the tags.
+        lines: lines of text.
+        tags: the tags, by id.
     """
-    known = frozenset(tags)
-    return [key for key, token in first.items() if token not in known] if known else []
+    texts = [line.lstrip() for line in lines]
+    known = tuple(tags.values())
+    if known:
+        return [n for n, text in enumerate(texts) if has_text(text) and not text.startswith(known)]
+    return [n for n, text in enumerate(texts) if _FOREIGN.match(text)]
 
 
 def untagged_message(tags: Mapping[int, str], subject: str = "source line(s) begin") -> str:
-    """Return what to say of sentences without a tag, to follow their number.
+    """Return what to say of the lines that `untagged` returns, to follow their number.
 
     Args:
         tags: the tags, by id.
         subject: beginning of the message.
     """
+    if not tags:
+        return f"{subject} with a language tag that is not in the vocabulary, which splits it"
     names = ", ".join(list(tags.values())[:_MOST_NAMED])
     more = ", ..." if len(tags) > _MOST_NAMED else ""
     return (

@@ -172,6 +172,9 @@ def test_sources_without_a_tag_are_reported(
         lines = path.read_text(encoding="utf-8").splitlines()
         tagged = [("" if n == 2 else "<2de> ") + line for n, line in enumerate(lines)]
         path.write_text("\n".join(tagged) + "\n", encoding="utf-8")
+    assert main(["prepare", str(experiment)]) == 0
+    expected = "train: 199 of the first 200 sources begin with a language tag (line 1: <2de>)"
+    assert expected in capsys.readouterr().out
     assert main(command) == 0
     expected = "train: 1 of 200 sources begin with no language tag (<2de>, <2fr>)"
     assert f"{expected}; the first is pair 3" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.text.build import TOKENIZERS, load_tokenizers, read_tokenizers, train_tokenizer
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
-from ds_seq.text.tags import language_tags, untagged
+from ds_seq.text.tags import language_tags, untagged, untagged_message
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from tests.data.characters import CharacterTokenizer
 from tests.data.vocabulary import train_vocab
@@ -160,6 +160,7 @@ def test_what_does_not_belong_to_a_kind_is_refused(vocab: dict[str, object], mes
     [
         (["<2de>", "<br>"], ["<2de>", "<br>"]),
         (["<br>", "<number>"], []),
+        (["<token>", "<num>"], []),
         (["<de>", "<fr>", "#x"], ["<de>", "<fr>"]),
         (["__de__", "@@"], ["__de__"]),
         ([">>deu<<"], [">>deu<<"]),
@@ -173,5 +174,11 @@ def test_symbols_that_look_like_language_tags(symbols: list[str], tags: list[str
     found = language_tags(tokenizer)
     assert list(found.values()) == tags
     assert tokenizer.pieces(list(found)) == tags
-    first = {7: next(iter(found), 9), 8: 1}
-    assert untagged(first, found) == ([8] if tags else [])
+
+
+def test_lines_without_a_known_tag() -> None:
+    lines = ["<2de> a", " <2fr>b", "c <2de>", "", " \u00a0", "<2es> d", "__en__ e", "<br> f"]
+    assert untagged(lines, {4: "<2de>", 5: "<2fr>"}) == [2, 5, 6, 7]
+    assert untagged(lines, {}) == [0, 1, 5, 6], "none is in the vocabulary"
+    assert untagged_message({4: "<2de>"}).startswith("source line(s) begin with no language tag")
+    assert "a language tag that is not in the vocabulary" in untagged_message({})
