@@ -249,5 +249,6 @@ def test_an_empty_line_and_a_line_of_5000_words_are_translated(
 
 def test_a_router_by_language_without_tags(lab: Lab, copied_run: Path) -> None:
     options = ["model.moe.router=language", "data.vocab.user_symbols=[<2en>]"]
-    finished = _refused_training(lab, copied_run, lab.moe, *SETTINGS, *options, "--overwrite")
+    arguments = (lab.moe, *SETTINGS, *options, "--overwrite")
+    finished = _refused_training(lab, copied_run, *arguments, ranks=2)
     assert_refused(finished, "model.moe.router: language chooses experts by the tag", "2,000 of")
