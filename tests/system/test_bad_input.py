@@ -245,10 +245,3 @@ def test_an_empty_line_and_a_line_of_5000_words_are_translated(
     lines = out.read_text().split("\n")
     assert len(lines) == 4 and lines[0] == "" and lines[3] == ""
     assert "1 sentence(s) longer than the model can take were cut; line(s) 2" in finished.err
-
-
-def test_a_router_by_language_without_tags(lab: Lab, copied_run: Path) -> None:
-    options = ["model.moe.router=language", "data.vocab.user_symbols=[<2en>]"]
-    arguments = (lab.moe, *SETTINGS, *options, "--overwrite")
-    finished = _refused_training(lab, copied_run, *arguments, ranks=2)
-    assert_refused(finished, "model.moe.router: language chooses experts by the tag", "2,000 of")
