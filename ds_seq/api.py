@@ -49,6 +49,7 @@ from ds_seq.runs.decoding import run_decoding, run_translator
 from ds_seq.runs.open import DTYPES, INT8, load_packed, parse_device
 from ds_seq.tasks.prepare import prepare as prepare_data
 from ds_seq.text.lines import check_counts
+from ds_seq.text.tags import untagged, untagged_message
 
 if TYPE_CHECKING:
     from ds_seq.training.run import TrainingResult
@@ -211,6 +212,7 @@ class TrainedModel:
             self.card.tokenizers, normalized, rows, "targets", self.card.max_positions
         )
         _warn_of_cut(encoded.cut)
+        _warn_of_untagged(normalized, self.card)
         scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)
         assert scored is not None, "one process has all rows"
         return [
@@ -271,6 +273,7 @@ class TrainedModel:
         normalized = [tokenizer.normalize(line) for line in lines]
         plan = plan_lines(tokenizer, normalized, run_decoding([self._run], settings).limits)
         _warn_of_cut([line + 1 for line in sorted(plan.long)])
+        _warn_of_untagged(normalized, self.card)
         return plan
 
 
@@ -352,9 +355,17 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
 
 def _warn_of_cut(lines: Sequence[int]) -> None:
     """Warn about truncated lines, given by their numbers from 1."""
+    _warn_of_lines(lines, "source line(s) longer than the model can take were cut")
+
+
+def _warn_of_untagged(lines: Sequence[str], card: ModelCard) -> None:
+    """Warn about lines without a known language tag."""
+    numbers = [number + 1 for number in untagged(lines, card.source_tags)]
+    _warn_of_lines(numbers, untagged_message(card.source_tags))
+
+
+def _warn_of_lines(lines: Sequence[int], what: str) -> None:
+    """Warn about lines, given by their numbers from 1; do nothing if there are none."""
     if lines:
         shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-        warnings.warn(
-            f"{len(lines):,} source line(s) longer than the model can take were cut: {shown}",
-            stacklevel=3,
-        )
+        warnings.warn(f"{len(lines):,} {what}: {shown}", stacklevel=4)

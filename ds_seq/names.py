@@ -59,6 +59,15 @@ LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 SENTENCEPIECE = "sentencepiece"
 TOKENIZER_NAMES = (SENTENCEPIECE,)
 """Values of `data.vocab.name` other than `package.module:Name`."""
+CONFIG_FILE = "config.yaml"
+"""Name of the file with the experiment of a run or an export, in its folder."""
+VOCAB_FILE = "vocab.model"
+"""Name of the file with the bytes of a tokenizer, in the folders of shards, runs and exports."""
+SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
+"""Special symbols of a vocabulary, in the order of their ids, which is fairseq's."""
+IDENTITY = "identity"
+NORMALIZATION_RULES = (IDENTITY, "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf")
+"""Rules by which SentencePiece can rewrite text; `cf` folds case. `IDENTITY` changes nothing."""
 
 # Metrics.
 LOSS = "loss"

@@ -27,6 +27,11 @@ def main(argv: Sequence[str]) -> int:
     for name in ("out-source", "out-target"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="file to write")
     parser.add_argument("--nfkc", action="store_true", help="apply Unicode's NFKC")
+    parser.add_argument(
+        "--fold-spaces",
+        action="store_true",
+        help="replace no-break and other special spaces, remove soft hyphens",
+    )
     parser.add_argument("--min-words", type=int, default=default.min_words, help="minimum per side")
     parser.add_argument("--max-words", type=int, default=default.max_words, help="maximum per side")
     parser.add_argument(
@@ -41,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     inputs = [PairPath(arguments.source, arguments.target)]
     options = CleanOptions(
-        Normalizer(arguments.nfkc),
+        Normalizer(arguments.nfkc, arguments.fold_spaces),
         arguments.min_words,
         arguments.max_words,
         arguments.max_ratio,

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq.errors import run_command
+from pydantic import ValidationError
+
+from ds_seq.config.data import VocabConfig
+from ds_seq.errors import UserError, run_command
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 
 def main(argv: Sequence[str]) -> int:
     """Train and write a vocabulary."""
+    default = VocabConfig()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -27,21 +31,33 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--sentences",
         type=int,
-        default=10_000_000,
+        default=default.input_sentence_size,
         help="number of sampled sentences to train on; 0 = all",
     )
     parser.add_argument("--seed", type=int, default=1, help="seed of the sample")
+    parser.add_argument(
+        "--normalization",
+        default=default.normalization,
+        help="rule by which the vocabulary rewrites text: identity (none), nfkc, nmt_nfkc, "
+        "nfkc_cf, nmt_nfkc_cf or a file NAME.tsv",
+    )
     parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
     arguments = parser.parse_args(argv)
     print("training (large texts take minutes)", file=sys.stderr)
+    try:
+        vocab = VocabConfig(
+            size=arguments.size,
+            model_type=arguments.type,
+            character_coverage=arguments.character_coverage,
+            input_sentence_size=arguments.sentences,
+            normalization=arguments.normalization,
+            user_symbols=arguments.symbols,
+        )
+    except ValidationError as error:
+        reasons = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
+        raise UserError("\n".join(reasons)) from None
     tokenizer = SentencePieceTokenizer.train(
-        arguments.files,
-        size=arguments.size,
-        user_symbols=arguments.symbols,
-        model_type=arguments.type,
-        character_coverage=arguments.character_coverage,
-        input_sentence_size=arguments.sentences,
-        seed=arguments.seed,
+        arguments.files, seed=arguments.seed, **vocab.model_dump(exclude={"name", "options"})
     )
     tokenizer.save(arguments.out)
     print(f"{len(tokenizer):,} subwords -> {arguments.out}")

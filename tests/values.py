@@ -36,5 +36,6 @@ def draws(**options: Any) -> Sampling:
 
 def clean_options(**options: Any) -> CleanOptions:
     """The filters of an experiment that says nothing about them, but for ``options``."""
-    limits = CleanConfig().model_dump(exclude={"nfkc"})
-    return CleanOptions(**{"normalizer": Normalizer(nfkc=False), **limits, **options})
+    limits = CleanConfig().model_dump(exclude={"nfkc", "fold_spaces"})
+    normalizer = Normalizer(nfkc=False, fold_spaces=False)
+    return CleanOptions(**{"normalizer": normalizer, **limits, **options})

@@ -12,7 +12,7 @@ from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.build import check_n_best
 from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
-from ds_seq.generation.output import plain_text
+from ds_seq.generation.output import Spelling
 from ds_seq.generation.pipeline import ResultStep
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.runs.card import LoadedRun
@@ -98,8 +98,16 @@ def build_steps(
     runs: Sequence[LoadedRun],
     limits: BatchLimits,
     device: torch.device,
+    spelling: Spelling,
 ) -> tuple[ResultStep, ...]:
     """Build the processing steps that the options select, in their order.
+
+    Args:
+        args: the options.
+        runs: the models.
+        limits: size of batches and of sentences.
+        device: device of the models.
+        spelling: turns ids into the text that `--mbr` compares.
 
     Raises:
         UserError: there is no such layer, or a language needs a package that is not installed.
@@ -110,7 +118,7 @@ def build_steps(
         utility = build_utility(args.mbr, first.card.target_lang)
 
         def text(hypothesis: Hypothesis) -> str:
-            return plain_text(first.tokenizers.target, hypothesis.tokens)
+            return spelling(hypothesis.tokens)
 
         steps.append(MinimumRisk(utility, text, args.n_best))
     if args.align or args.replace_unk:

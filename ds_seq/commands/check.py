@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
@@ -13,6 +14,7 @@ from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
+from ds_seq.names import CONFIG_FILE, VOCAB_FILE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,12 +41,24 @@ def main(argv: Sequence[str]) -> int:
     if arguments.world_size is not None and arguments.world_size < 1:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
-    print(report(config, arguments.world_size), end="")
+    folders = [Path(config.data.dir)]
+    file = Path(arguments.experiment)
+    if file.name == CONFIG_FILE:  # of a run, which has its vocabulary beside it
+        folders.append(file.parent)
+    print(report(config, arguments.world_size, folders), end="")
     return 0
 
 
-def report(config: ExperimentConfig, world_size: int | None = None) -> str:
-    """Return the report in three parts, each under a YAML comment, so the first is valid YAML."""
+def report(
+    config: ExperimentConfig, world_size: int | None = None, folders: Sequence[Path] = ()
+) -> str:
+    """Return the report in three parts, each under a YAML comment, so the first is valid YAML.
+
+    Args:
+        config: the experiment.
+        world_size: number of ranks that the run must fit.
+        folders: folders that may hold its vocabulary.
+    """
     engine = engine_config_for(config, world_size=world_size)
     return "\n".join(
         [
@@ -55,14 +69,33 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
-            *_notes(config),
+            *(["", "# notes", *notes] if (notes := _notes(config, folders)) else []),
             "",
         ]
     )
 
 
-def _notes(config: ExperimentConfig) -> list[str]:
+def _notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
     """Return notes on settings that are allowed but rarely intended."""
+    return [*_expert_notes(config), *_vocab_notes(config, folders)]
+
+
+def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
+    """Return notes on existing vocabularies that rewrite text, or do not although they should."""
+    paths = [path for folder in folders if (path := folder / VOCAB_FILE).is_file()]
+    if not paths:
+        return []
+    from ds_seq.text.build import load_tokenizers, vocab_notes  # imports sentencepiece
+
+    return [
+        note
+        for path in paths
+        for note in vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
+    ]
+
+
+def _expert_notes(config: ExperimentConfig) -> list[str]:
+    """Return a note if nothing balances the experts."""
     moe = config.model.moe
     if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
         return []
@@ -70,8 +103,6 @@ def _notes(config: ExperimentConfig) -> list[str]:
     if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
         return []
     return [
-        "",
-        "# notes",
         "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
         "model_and_base has them",
     ]

@@ -49,6 +49,7 @@ from ds_seq.names import LONG_LINES
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import default_dtype, load_packed, weights_fingerprint
+from ds_seq.scores.languages import language_warning
 from ds_seq.scores.scoring import Scorer
 from ds_seq.tasks.translation import format_samples, read_raw
 from ds_seq.text.lines import (
@@ -59,6 +60,7 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
+from ds_seq.text.tags import untagged_message
 
 _BUFFER_SIZE = 512
 
@@ -103,6 +105,9 @@ def main(argv: Sequence[str]) -> int:
                 if not text.reference:
                     raise UserError("there is nothing to translate and score: the text is empty")
                 scorer = Scorer(generation.card.target_lang)
+                warning = language_warning(text.reference, generation.card.target_lang)
+                if warning is not None and world.is_first:
+                    print(f"ds-seq: warning: the reference {warning}", file=sys.stderr)
         if text is None:
             _stream(generation)
         else:
@@ -228,13 +233,19 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
             )
     settings = search_settings(first.card, args, result_settings(args))
     translator = run_translator(runs, settings, device, num_hypotheses(args, settings))
+    spelling = steering.spelling(first.tokenizers.target)
+    if world.is_first:
+        steering.warn_of_equal_outputs(spelling)
     translator = replace(
         translator,
         search=steering.steer(translator.search, first.tokenizers.target),
+        spelling=spelling,
+        # a tag of the target says the language, too
+        tags=translator.tags if steering.target_tag is None else None,
         long_lines=args.long_lines,
         form=args.format,
         workers=default_workers(device) if args.workers is None else args.workers,
-        steps=build_steps(args, runs, translator.limits, device),
+        steps=build_steps(args, runs, translator.limits, device, spelling),
         align=args.align,
         replace_unk=args.replace_unk,
     )
@@ -246,6 +257,7 @@ def _stream(generation: _Generation) -> None:
     size = generation.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
     done = translate_stream(generation.translator, size)
     _report(generation.args, done.num_lines, 0, done.remarkable, done.seconds, 1)
+    _report_untagged(generation, done.untagged)
 
 
 def _translate(generation: _Generation, text: _Text, scorer: Scorer | None, world: World) -> None:
@@ -272,7 +284,9 @@ def _translate(generation: _Generation, text: _Text, scorer: Scorer | None, worl
             "missing; all processes need the same file system"
         )
     _report(args, len(lines), len(done), lines, time.monotonic() - started, world.size)
-    _finish(args, lines, text, scorer)
+    _report_untagged(generation, reading.untagged)
+    reference = None if text.reference is None else generation.steering.without_tag(text.reference)
+    _finish(args, lines, _Text(text.source, reference), scorer)
     if partial is not None:
         partial.remove()
 
@@ -327,6 +341,12 @@ def _report(
         "sentence(s) have no translation that all options allow; they are empty",
         [line.number + 1 for line in lines if line.impossible],
     )
+
+
+def _report_untagged(generation: _Generation, lines: Sequence[int]) -> None:
+    """Warn about lines, counted from 0, without a known language tag."""
+    tags = generation.translator.tags or {}
+    warn_of_lines(untagged_message(tags), [line + 1 for line in lines])
 
 
 def _finish(

@@ -34,6 +34,7 @@ from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.lines import STANDARD, decode_line, write_lines
+from ds_seq.text.tags import untagged_message
 
 _PROMPT = "> "
 _USUAL_WIDTH = 80
@@ -77,6 +78,8 @@ class _LineTranslator:
                 f"(longer than the {translator.limits.max_source_length - 1:,} pieces that the "
                 "model takes: only the beginning is translated)"
             )
+        if reading.untagged:
+            rows.append(f"({untagged_message(translator.tags or {}, 'begins')})")
         for hypothesis in result.hypotheses:
             rows.append(f"{hypothesis.score:8.4f}  {write.text(0, hypothesis)}")
         return [*rows, "", *self._words(write, result.hypotheses[0])]

@@ -24,7 +24,7 @@ from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.open import open_shards
 from ds_seq.data.progress import Progress
-from ds_seq.data.source import SOURCE, Source
+from ds_seq.data.source import Source, first_tokens
 from ds_seq.errors import UserError
 from ds_seq.reports.heat_map import draw_heat_map, save_picture
 from ds_seq.reports.metrics import LossSums, layer_figures, load_panel, load_table, router_table
@@ -35,7 +35,6 @@ from ds_seq.text.lines import check_writable
 from ds_seq.text.tokenizer import Tokenizer
 
 _ALL, _UNTAGGED = "all sentences", "without a tag"
-_CHUNK = 1 << 16  # sentences examined at a time
 
 
 class _Measured(NamedTuple):
@@ -90,11 +89,7 @@ def languages(
     everything = np.arange(len(rows))
     if not tokenizer.tag_ids:
         return {_ALL: everything}
-    first = np.empty(len(rows), np.int64)  # (N,) first token
-    for start in range(0, len(rows), _CHUNK):
-        block = source.gather(rows[start : start + _CHUNK])[SOURCE]
-        ends = np.cumsum(block.lengths)
-        first[start : start + _CHUNK] = block.tokens[ends - block.lengths]
+    first = first_tokens(source, rows)
     groups = {}
     for tag in sorted(tokenizer.tag_ids):
         if len(places := np.flatnonzero(first == tag)):

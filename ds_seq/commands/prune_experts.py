@@ -22,8 +22,9 @@ from ds_seq.runs.open import DTYPES, load_run
 from ds_seq.scores.scoring import CorpusScore, Scorer
 from ds_seq.surgery.prune import Ids, best_experts, importance, parse_keep, prune
 from ds_seq.tasks.translation import read_raw
-from ds_seq.text.lines import check_counts, read_lines, read_parallel
-from ds_seq.text.normalize import Normalizer
+from ds_seq.text.lines import check_counts, read_lines, read_parallel, warn_of_lines
+from ds_seq.text.normalize import has_text
+from ds_seq.text.tags import untagged, untagged_message
 
 
 class _Texts(NamedTuple):
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace, card: ModelCard) -> _Texts:
     calibration = read_lines(options.calibration)
-    if not any(map(Normalizer(nfkc=False), calibration)):
+    if not any(map(has_text, calibration)):
         raise UserError(f"{options.calibration}: has no text to calibrate on")
     target = None
     if options.calibration_target is not None:
@@ -122,6 +123,8 @@ def _pairs(run: LoadedRun, texts: _Texts, device: torch.device) -> list[Ids]:
     if target is None:
         target = _translations(run, texts.calibration, device, "translate the calibration text")
     sources = run.tokenizers.source.encode_lines(texts.calibration)
+    tags = run.card.source_tags
+    warn_of_lines(untagged_message(tags), [n + 1 for n in untagged(texts.calibration, tags)])
     targets = run.tokenizers.target.encode_lines(target)
     return [(source, output) for source, output in zip(sources, targets, strict=True) if source]
 

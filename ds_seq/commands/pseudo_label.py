@@ -9,6 +9,7 @@ See `ds_seq.distill.pseudo_labels`. An interrupted command resumes when it is ru
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ds_seq.commands.options import (
 )
 from ds_seq.commands.parser import command_parser
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.source import SOURCE
+from ds_seq.data.source import SOURCE, untagged_rows
 from ds_seq.distill.assembly import Summary
 from ds_seq.distill.filters import METRICS, Filters, Similarity
 from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
@@ -30,8 +31,11 @@ from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import check_n_best
+from ds_seq.runs.card import StoredRun
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
+from ds_seq.text.round_trip import rewriting
+from ds_seq.text.tags import untagged_message
 
 
 def main(argv: Sequence[str]) -> int:
@@ -118,6 +122,8 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         args.best_metric,
     )
     Similarity(filters.metrics, reader.manifest.languages[1])  # raises if a package is missing
+    if world.is_first:
+        _warn(run, reader, filters)
     return Labeling(
         teacher=args.run,
         run=run,
@@ -132,6 +138,24 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         dtype=args.dtype or default_dtype(run.card, device),
         expert_parallel=args.expert_parallel,
     )
+
+
+def _warn(run: StoredRun, reader: ShardReader, filters: Filters) -> None:
+    """Warn about references that are not what the text says, and sources without a tag."""
+    rule = rewriting(run.tokenizers.target)
+    if filters.metrics and rule is not None:
+        print(
+            f"ds-seq: warning: {', '.join(filters.metrics)}: hypotheses are compared with the "
+            f"references as the vocabulary rewrites them, by {rule}",
+            file=sys.stderr,
+        )
+    tags = run.card.source_tags
+    untagged, size = untagged_rows(reader, tags) if tags else ((), 0)
+    if len(untagged) and (run.card.routes_by_language or len(untagged) < size):
+        print(
+            f"ds-seq: warning: {len(untagged):,} of {size:,} {untagged_message(tags)}",
+            file=sys.stderr,
+        )
 
 
 def _report(job: Labeling, out: Path, summary: Summary) -> str:

@@ -36,6 +36,7 @@ from ds_seq.text.lines import (
     warn_of_lines,
     write_lines,
 )
+from ds_seq.text.tags import untagged, untagged_message
 from ds_seq.text.tokenizer import Tokenizer
 
 _FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
@@ -75,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
             output = [writer(line, [scored for _, scored in group]) for line, group in by_line]
             write_lines(args.output, output)
             _report(hypotheses, encoded.cut, time.monotonic() - started)
+            tags = run.card.source_tags
+            warn_of_lines(untagged_message(tags), [n + 1 for n in untagged(source, tags)])
     return 0
 
 

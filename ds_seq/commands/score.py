@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
+from ds_seq.scores.languages import language_warning
 from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
 from ds_seq.scores.rouge import ROUGE
 from ds_seq.scores.scoring import DEFAULT_METRICS, TOKENISED, CorpusScore, build_metric
@@ -51,6 +52,10 @@ def main(argv: Sequence[str]) -> int:
     for path, lines in {**texts.systems, **texts.references}.items():
         for warning in suspicions(lines, tokenized=args.tokenized):
             print(f"ds-seq: warning: {path} {warning}", file=sys.stderr)
+    for path, lines in texts.references.items():
+        unsplit = None if args.tokenized else language_warning(lines, args.target_lang)
+        if unsplit is not None:
+            print(f"ds-seq: warning: {path} {unsplit} (--target-lang)", file=sys.stderr)
     resampling = Resampling(args.confidence, args.paired, args.samples, args.seed or DEFAULT_SEED)
     metrics = _metrics(args, texts.source)
     scores = score_systems(texts.systems, list(texts.references.values()), metrics, resampling)
@@ -263,7 +268,8 @@ def _parser() -> argparse.ArgumentParser:
         help=f"some of {', '.join(_NAMES)}, or package.module:Name "
         f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
     add("--target-lang", default="", metavar="LANG",
-        help="language code; used by BLEU for zh, ja and ko, and required by rouge")  # fmt: skip
+        help="language code; decides how BLEU, TER and ROUGE split text that has no spaces between "
+        "words, such as zh, ja and th; required by rouge")  # fmt: skip
     add("--tokenized", "--tokenised", action="store_true",
         help="the texts are already tokenized: BLEU that is not comparable to others")  # fmt: skip
     add("--confidence", action="store_true", help="95%% bootstrap confidence intervals")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, get_args
 
 from ds_seq.errors import UserError
+from ds_seq.generation.output import Spelling
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.constraints import ConstraintOrder, Constraints
 from ds_seq.search.guides import GuideMaker, Plain
 from ds_seq.search.prefix import Prefixes
 from ds_seq.search.trie import AllowedOutputs
-from ds_seq.text.lines import read_lines
+from ds_seq.text.lines import read_lines, warn_of_lines
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.round_trip import changes, rewriting
 from ds_seq.text.tokenizer import Tokenizer
 
+_CLEAN = Normalizer(nfkc=False, fold_spaces=False)  # what is done to all text
+_MOST_NAMED = 10
 _ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
 
 
@@ -27,8 +33,8 @@ def add_steering_arguments(parser: argparse.ArgumentParser) -> None:
         help="translation n begins with line n of this file; an empty line is no "
         "constraint")  # fmt: skip
     add("--target-tag", metavar="TOKEN",
-        help="every translation begins with this symbol of the vocabulary, "
-        "before --prefix")  # fmt: skip
+        help="every translation begins with this symbol of the vocabulary, before --prefix; it is "
+        "not written")  # fmt: skip
     add("--constraints", metavar="FILE",
         help="translation n contains the tab-separated phrases in line n of this file")  # fmt: skip
     add("--constraint-order", choices=_ORDERS,
@@ -96,14 +102,14 @@ class Steering:
         """
         reader = _Reader(tokenizer, search.max_positions)
         guides: list[GuideMaker] = []
-        if self.prefix is not None or self.target_tag is not None:
-            common = [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
+        common = self._common(tokenizer)
+        if self.prefix is not None or common:
             prefixes = None
             if self.prefix is not None:
                 prefixes = list(reader.prefixes(self.prefix, len(common)))
             guides.append(Prefixes(prefixes, common))
         if self.allowed is not None:
-            outputs = reader.outputs(self.allowed)
+            outputs = [[*common, *ids] for ids in reader.outputs(self.allowed, len(common))]
             guides.append(AllowedOutputs(outputs, len(tokenizer), search.symbols.eos))
         steered = replace(search, guides=(*search.guides, *guides))
         if self.constraints is None:
@@ -116,6 +122,48 @@ class Steering:
             )
         phrases = list(reader.phrases(self.constraints))
         return replace(steered, selection=Constraints(phrases, self.order, search.symbols.eos))
+
+    def spelling(self, tokenizer: Tokenizer) -> Spelling:
+        """Return the spelling of translations that meet all constraints.
+
+        The tag is left out, and an allowed output is written as its file spells it.
+        """
+        common = self._common(tokenizer)
+        tag = common[0] if common else None
+        if self.allowed is None:
+            return Spelling(tokenizer, tag)
+        lines: dict[tuple[int, ...], str] = {}
+        encoded = tokenizer.encode_lines(self.allowed.lines)
+        for ids, line in zip(encoded, self.allowed.lines, strict=True):
+            lines.setdefault((*common, *ids), line)
+        return Spelling(tokenizer, tag, lines)
+
+    def warn_of_equal_outputs(self, spelling: Spelling) -> None:
+        """Warn about allowed outputs that the vocabulary cannot tell from an earlier one."""
+        if self.allowed is None or spelling.lines is None:
+            return
+        written = {" ".join(line.split()) for line in spelling.lines.values()}
+        warn_of_lines(
+            f"line(s) of --allowed {self.allowed.path} are the same as an earlier line to the "
+            "vocabulary, which is written instead",
+            [
+                number
+                for number, line in enumerate(self.allowed.lines, 1)
+                if " ".join(line.split()) not in written
+            ],
+        )
+
+    def without_tag(self, reference: Sequence[str]) -> list[str]:
+        """Return reference lines without the tag, which is not part of a written translation."""
+        tag = self.target_tag
+        if tag is None:
+            return list(reference)
+        tagged = re.compile(rf"{re.escape(tag)}\s*")
+        return [tagged.sub("", line, count=1) if tagged.match(line) else line for line in reference]
+
+    def _common(self, tokenizer: Tokenizer) -> list[int]:
+        """Return the tokens with which all translations begin."""
+        return [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
 
 
 def read_steering(args: argparse.Namespace) -> Steering:
@@ -144,10 +192,11 @@ def _read(option: str, path: str | None) -> _File | None:
 
 def _tag_id(tag: str, tokenizer: Tokenizer) -> int:
     ids = tokenizer.encode(tag)
-    if len(ids) != 1 or ids[0] == tokenizer.symbols.unk:
+    if len(ids) != 1 or ids[0] not in tokenizer.tag_ids:
+        known = ", ".join(tokenizer.pieces(sorted(tokenizer.tag_ids))[:_MOST_NAMED]) or "none"
         raise UserError(
-            f"--target-tag {tag}: is not a single symbol of the vocabulary; use one of "
-            "data.vocab.user_symbols"
+            f"--target-tag {tag}: is not one of data.vocab.user_symbols, "
+            f"of which there are: {known}"
         )
     return ids[0]
 
@@ -161,28 +210,38 @@ class _Reader:
 
     def prefixes(self, file: _File, taken: int) -> Iterator[list[int]]:
         """Yield the tokens of each line, which follow `taken` other tokens."""
-        for number, ids in enumerate(self._encode(file, enumerate(file.lines, 1)), 1):
+        texts = list(enumerate(file.lines, 1))
+        for number, ids in enumerate(self._encode(file, texts, exact=True), 1):
             self._check_length(file, number, taken + len(ids))
             yield ids
 
-    def outputs(self, file: _File) -> Iterator[list[int]]:
-        """Yield the tokens of each line; no line may be empty."""
+    def outputs(self, file: _File, taken: int) -> Iterator[list[int]]:
+        """Yield the tokens of each line, which follow `taken` others; no line may be empty."""
         for number, ids in enumerate(self._encode(file, enumerate(file.lines, 1)), 1):
             if not ids:
                 raise UserError(f"--{file.option} {file.path}:{number}: is empty; remove the line")
-            self._check_length(file, number, len(ids))
+            self._check_length(file, number, taken + len(ids))
             yield ids
 
     def phrases(self, file: _File) -> Iterator[list[list[int]]]:
         """Yield the phrases of each line."""
         for number, line in enumerate(file.lines, 1):
             texts = [(number, text) for text in line.split("\t")]
-            phrases = [ids for ids in self._encode(file, texts) if ids]
+            phrases = [ids for ids in self._encode(file, texts, exact=True) if ids]
             self._check_length(file, number, sum(map(len, phrases)))
             yield phrases
 
-    def _encode(self, file: _File, texts: Iterable[tuple[int, str]]) -> list[list[int]]:
-        """Encode numbered texts, all of whose characters must be in the vocabulary."""
+    def _encode(
+        self, file: _File, texts: Iterable[tuple[int, str]], exact: bool = False
+    ) -> list[list[int]]:
+        """Encode numbered texts, all of whose characters must be in the vocabulary.
+
+        Args:
+            file: file of the texts.
+            texts: line number and text.
+            exact: whether to refuse texts that come out of the vocabulary changed.
+        """
+        texts = list(texts)
         numbered = [(number, self.tokenizer.normalize(text)) for number, text in texts]
         encoded = self.tokenizer.encode_lines([text for _, text in numbered])
         for (number, text), ids in zip(numbered, encoded, strict=True):
@@ -191,7 +250,22 @@ class _Reader:
                     f"--{file.option} {file.path}:{number}: {text!r} has characters that are not "
                     "in the vocabulary, so no translation can contain them; remove them"
                 )
+        if exact:
+            self._check_unchanged(file, texts, encoded)
         return encoded
+
+    def _check_unchanged(
+        self, file: _File, texts: Sequence[tuple[int, str]], encoded: Sequence[Sequence[int]]
+    ) -> None:
+        clean = [_CLEAN(text) for _, text in texts]
+        for change in changes(self.tokenizer, clean, encoded):
+            rule = rewriting(self.tokenizer)
+            why = f"the vocabulary has {rule}" if rule else "data.clean of the model changes it"
+            raise UserError(
+                f"--{file.option} {file.path}:{texts[change.number - 1][0]}: {change.text!r} would "
+                f"come out as {change.result!r}, because {why}; write it as it comes out, or use a "
+                "model whose data.vocab.normalization is identity"
+            )
 
     def _check_length(self, file: _File, number: int, length: int) -> None:
         if self.max_positions is not None and length > self.max_positions - 1:

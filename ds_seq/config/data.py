@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -23,7 +24,13 @@ from ds_seq.config.base import (
     PositiveInt,
     plugin_tag,
 )
-from ds_seq.names import SENTENCEPIECE, TOKENIZER_NAMES
+from ds_seq.names import (
+    IDENTITY,
+    NORMALIZATION_RULES,
+    SENTENCEPIECE,
+    SPECIAL_PIECES,
+    TOKENIZER_NAMES,
+)
 from ds_seq.plugins import nearest
 
 
@@ -59,6 +66,11 @@ class CleanConfig(Config):
         default=False,
         description="Unicode NFKC normalization (folds full-width letters, ligatures, ...).",
     )
+    fold_spaces: bool = Field(
+        default=False,
+        description="Replace no-break, ideographic and other special spaces with ordinary ones, "
+        "and remove soft hyphens and zero-width spaces.",
+    )
     min_words: PositiveInt = Field(default=1, description="Drop pairs with a side of fewer words.")
     max_words: PositiveInt = Field(default=250, description="Drop pairs with a side of more words.")
     max_ratio: float = Field(
@@ -78,6 +90,11 @@ class CleanConfig(Config):
                 [("min_words", f"{self.min_words} is more than max_words {self.max_words}")]
             )
         return self
+
+
+# What text never contains when the tokenizer reads it: white space inside a symbol, control and
+# invisible characters, and the mark by which SentencePiece replaces spaces.
+_UNMATCHED = re.compile("[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\u2581]")
 
 
 class VocabConfig(Config):
@@ -105,8 +122,14 @@ class VocabConfig(Config):
         "Japanese.",
     )
     input_sentence_size: NonNegativeInt = Field(
-        default=10_000_000,
+        default=2_000_000,
         description="Number of sentences sampled to train the tokenizer; 0 means all.",
+    )
+    normalization: str = Field(
+        default=IDENTITY,
+        description="Rule by which SentencePiece rewrites text, and so also the translations: "
+        "`identity` changes nothing; `nfkc`, `nmt_nfkc`, `nfkc_cf`, `nmt_nfkc_cf` (cf: lower "
+        "case), or a file `NAME.tsv` of its own rules.",
     )
     user_symbols: list[str] = Field(
         default_factory=list,
@@ -123,6 +146,50 @@ class VocabConfig(Config):
             )
         return name
 
+    @field_validator("normalization")
+    @classmethod
+    def _check_normalization(cls, rule: str) -> str:
+        if rule not in NORMALIZATION_RULES and not rule.endswith(".tsv"):
+            raise ValueError(
+                f"no rule {rule!r}{nearest(rule, NORMALIZATION_RULES)}; there are "
+                f"{', '.join(NORMALIZATION_RULES)}, or a file NAME.tsv"
+            )
+        return rule
+
+    @field_validator("user_symbols")
+    @classmethod
+    def _check_user_symbols(cls, symbols: list[str]) -> list[str]:
+        known: set[str] = set()
+        for symbol in symbols:
+            if not symbol:
+                raise ValueError("a symbol is empty; remove it")
+            if symbol in SPECIAL_PIECES:
+                raise ValueError(f"{symbol} is always in the vocabulary; remove it")
+            if symbol in known:
+                raise ValueError(f"{symbol} is listed twice; remove one of them")
+            known.add(symbol)
+            if _UNMATCHED.search(symbol):
+                raise ValueError(
+                    f"{symbol!r} contains white space or an invisible character, which no line of "
+                    "text can match; use visible characters, such as <2de>"
+                )
+        return symbols
+
+    @model_validator(mode="after")
+    def _check_size(self) -> VocabConfig:
+        least = len(SPECIAL_PIECES) + len(self.user_symbols) + 1
+        if self.name == SENTENCEPIECE and self.size < least:
+            raise FieldErrors(
+                [
+                    (
+                        "size",
+                        f"{self.size} has no room for text: {len(SPECIAL_PIECES)} special and "
+                        f"{len(self.user_symbols)} user symbols need at least {least}",
+                    )
+                ]
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_options(self) -> VocabConfig:
         if self.name == SENTENCEPIECE:
@@ -131,7 +198,12 @@ class VocabConfig(Config):
                 raise FieldErrors([("options", message)])
             return self
         fields = type(self).model_fields
-        sentencepiece_only = ("model_type", "character_coverage", "input_sentence_size")
+        sentencepiece_only = (
+            "model_type",
+            "character_coverage",
+            "input_sentence_size",
+            "normalization",
+        )
         foreign = [name for name in sentencepiece_only if vars(self)[name] != fields[name].default]
         if foreign:
             message = (
@@ -183,3 +255,13 @@ class DataConfig(Config):
     workers: PositiveInt | None = Field(
         default=None, description="Number of binarization processes; null uses all CPU cores."
     )
+
+    @model_validator(mode="after")
+    def _check_symbols(self) -> DataConfig:
+        if not self.clean.nfkc:
+            return self
+        for symbol in self.vocab.user_symbols:
+            if (form := unicodedata.normalize("NFKC", symbol)) != symbol:
+                message = f"data.clean.nfkc turns {symbol} into {form}; list it in that form"
+                raise FieldErrors([("vocab.user_symbols", message)])
+        return self

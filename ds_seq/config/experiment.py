@@ -86,6 +86,11 @@ class ExperimentConfig(Config):
         _, criterion = self.base_criterion
         return criterion if isinstance(criterion, DistillationConfig) else None
 
+    @property
+    def routes_by_language(self) -> bool:
+        """Whether experts are chosen by the language tag at the start of the source."""
+        return self.model.moe is not None and self.model.moe.router == "language"
+
     @model_validator(mode="before")
     @classmethod
     def _accept_old_keys(cls, data: Any) -> Any:
@@ -134,8 +139,7 @@ class ExperimentConfig(Config):
         return []
 
     def _language_errors(self) -> list[tuple[str, str]]:
-        moe = self.model.moe
-        if moe is None or moe.router != "language" or self.data.vocab.user_symbols:
+        if not self.routes_by_language or self.data.vocab.user_symbols:
             return []
         return [
             (

@@ -101,7 +101,10 @@ def is_current(
 
 
 def _encode_block(tokenizers: Tokenizers, block: LineBlock) -> tuple[TokenBlock, TokenBlock]:
-    source, target = ([line.strip() for line in side] for side in decode_lines(block))
+    source, target = (
+        [tokenizer.normalize(line) for line in side]
+        for tokenizer, side in zip(tokenizers, decode_lines(block), strict=True)
+    )
     check_no_empty_line(block, source, target)
     return _encode(tokenizers.source, source), _encode(tokenizers.target, target)
 

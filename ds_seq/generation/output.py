@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,6 +25,35 @@ OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
 
 _LN_2 = np.float32(math.log(2))
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Turns the ids of a translation into the text that is written and scored.
+
+    Attributes:
+        tokenizer: tokenizer of the target.
+        tag: id of a symbol with which translations begin and which is no part of their text, or
+            None.
+        lines: text of certain translations by their ids, as the user spells it; None for none.
+    """
+
+    tokenizer: Tokenizer
+    tag: int | None = None
+    lines: Mapping[tuple[int, ...], str] | None = None
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        """Return the text of a translation, without line breaks."""
+        line = None if self.lines is None else self.lines.get(tuple(ids))
+        return plain_text(self.tokenizer, self.untagged(ids)) if line is None else line
+
+    def untagged(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the ids without the tag."""
+        return ids[self.num_tags(ids) :]
+
+    def num_tags(self, ids: Sequence[int]) -> int:
+        """Return the number of ids at the start that are no part of the text."""
+        return int(self.tag is not None and len(ids) > 0 and ids[0] == self.tag)
 
 
 @dataclass(frozen=True)
@@ -58,6 +87,8 @@ class LineWriter:
         replace_unk: whether to replace unknown pieces of the text by the source they are aligned
             with; see `replace_unknown`. Requires hypotheses with alignments. Written pieces stay
             unchanged.
+        spelling: turns ids into text; default: decodes them. Pieces and scores are those of all
+            ids.
     """
 
     form: OutputFormat
@@ -67,6 +98,7 @@ class LineWriter:
     first: int = 0
     align: bool = False
     replace_unk: bool = False
+    spelling: Spelling | None = None
 
     def __call__(self, line: int, hypotheses: Sequence[Hypothesis]) -> str:
         """Return the output: one line, or several lines joined by newlines.
@@ -84,25 +116,31 @@ class LineWriter:
 
     def text(self, line: int, hypothesis: Hypothesis) -> str:
         """Return the plain text of a hypothesis of a line."""
-        if not self.replace_unk:
-            return plain_text(self.tokenizers.target, hypothesis.tokens)
+        if not self.replace_unk or self.tokenizers.target.symbols.unk not in hypothesis.tokens:
+            return self._spelling(hypothesis.tokens)
         return plain_line(self.tokenizers.target.join(self._spelt(line, hypothesis)))
 
     def words(self, line: int, hypothesis: Hypothesis) -> list[tuple[int, int]]:
         """Return the pairs of source and target words that a hypothesis of a line aligns."""
+        skipped = self._spelling.num_tags(hypothesis.tokens)
         return word_pairs(
-            hypothesis.alignment or [],
+            (hypothesis.alignment or [])[skipped:],
             source_words(self.tokenizers.source, self.source[line - self.first]),
             target_words(self.tokenizers.target, self._spelt(line, hypothesis)),
         )
 
     def _spelt(self, line: int, hypothesis: Hypothesis) -> list[str]:
         """Return the pieces that form the text of a hypothesis."""
+        tokens = self._spelling.untagged(hypothesis.tokens)
         if not self.replace_unk:
-            return self.tokenizers.target.pieces(hypothesis.tokens)
+            return self.tokenizers.target.pieces(tokens)
         source = self.source[line - self.first]
-        alignment = hypothesis.alignment or []
-        return replace_unknown(self.tokenizers, hypothesis.tokens, alignment, source)
+        alignment = (hypothesis.alignment or [])[len(hypothesis.tokens) - len(tokens) :]
+        return replace_unknown(self.tokenizers, tokens, alignment, source)
+
+    @property
+    def _spelling(self) -> Spelling:
+        return self.spelling or Spelling(self.tokenizers.target)
 
     def _table(self, line: int, hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
         for hypothesis in hypotheses:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 
 from ds_seq.data.progress import Progress, ignore
 from ds_seq.distributed import shared_errors
-from ds_seq.generation.output import LineWriter, OutputFormat
+from ds_seq.generation.output import LineWriter, OutputFormat, Spelling
 from ds_seq.generation.partial import Line, Store
 from ds_seq.generation.translate import (
     BatchLimits,
@@ -26,6 +26,7 @@ from ds_seq.generation.translate import (
 )
 from ds_seq.search.beam_search import BeamSearch, Decodable
 from ds_seq.text.lines import STANDARD, read_buffers, write_lines
+from ds_seq.text.tags import untagged
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 ResultStep = Callable[[list[LineResult]], list[LineResult]]
@@ -48,6 +49,9 @@ class Translator:
         steps: steps applied in turn to the results of each batch.
         align: whether to write alignments; requires a step that makes them.
         replace_unk: see `LineWriter`; requires a step that makes alignments.
+        spelling: see `LineWriter`.
+        tags: language tags of the vocabulary, by id, one of which should begin every source; None
+            if no source is to be reported, see `ds_seq.text.tags.untagged`.
     """
 
     model: Decodable[Any, Any]
@@ -61,6 +65,8 @@ class Translator:
     steps: tuple[ResultStep, ...] = ()
     align: bool = False
     replace_unk: bool = False
+    spelling: Spelling | None = None
+    tags: Mapping[int, str] | None = None
 
     def read(self, text: Sequence[str], first: int = 0) -> Reading:
         """Encode a text, or a part of one, and plan its batches.
@@ -74,7 +80,8 @@ class Translator:
         """
         lines = _normalized(self.tokenizers.source, text)
         plan = plan_lines(self.tokenizers.source, lines, self.limits, self.long_lines, first)
-        return Reading(lines, plan, first)
+        without_tag = [] if self.tags is None else untagged(lines, self.tags)
+        return Reading(lines, plan, first, [first + number for number in without_tag])
 
     def translate(
         self,
@@ -104,6 +111,7 @@ class Translator:
             reading.first,
             self.align,
             self.replace_unk,
+            self.spelling,
         )
         any_rank = None if share is None else share.any_rank
         plan = reading.plan if plan is None else plan
@@ -141,6 +149,8 @@ class Reading(NamedTuple):
     """Batches to search."""
     first: int
     """Number of the first line in the whole input, from 0."""
+    untagged: list[int]
+    """Numbers, from 0 in the whole input, of the lines without a known language tag."""
 
 
 def translate_share(
@@ -184,6 +194,8 @@ class Streamed(NamedTuple):
     """Number of translated lines."""
     remarkable: list[Line]
     """Lines to be reported: too long, or impossible to translate."""
+    untagged: list[int]
+    """See `Reading.untagged`."""
     seconds: float
     """Time spent, excluding the time spent waiting for input."""
 
@@ -192,12 +204,14 @@ def translate_stream(translator: Translator, size: int) -> Streamed:
     """Translate standard input to standard output, up to `size` lines at a time."""
     count, seconds = 0, 0.0
     remarkable: list[Line] = []
+    without_tag: list[int] = []
     for buffer in read_buffers(size):
         started = time.monotonic()
         reading = translator.read(buffer, first=count)
         lines = sorted(line for batch in translator.translate(reading) for line in batch)
         write_lines(STANDARD, [line.output for line in lines])
         remarkable += [line for line in lines if line.cut or line.impossible]
+        without_tag += reading.untagged
         count += len(buffer)
         seconds += time.monotonic() - started
-    return Streamed(count, remarkable, seconds)
+    return Streamed(count, remarkable, without_tag, seconds)

@@ -14,7 +14,7 @@ from ds_seq.text.tokenizer import SPACE, Tokenizer, Tokenizers
 
 def plain_line(text: str) -> str:
     """Remove line breaks from a text, which a byte-level vocabulary can generate."""
-    return " ".join(text.replace("\r", "\n").split("\n")).strip()
+    return " ".join(text.replace("\r", "\n").split("\n")).strip(" ")
 
 
 def source_words(tokenizer: Tokenizer, line: str) -> list[int | None]:
@@ -101,5 +101,5 @@ def replace_unknown(
 
 
 def _signs(piece: str) -> int:
-    """Return the number of characters of a piece that are not spaces."""
-    return len(piece.replace(SPACE, ""))
+    """Return the number of characters of a piece that are not spaces of any kind."""
+    return sum(map(len, piece.replace(SPACE, " ").split()))

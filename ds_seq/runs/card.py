@@ -16,6 +16,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.names import Precision
 from ds_seq.tasks.translation import RawSplit
+from ds_seq.text.tags import language_tags
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.weights.source import TensorSource
 
@@ -54,6 +55,7 @@ class ModelCard:
         generation: default settings of generation.
         test: raw text of the test split; may be empty.
         sizes: data sizes of the training run.
+        routes_by_language: whether experts are chosen by the language tag of the source.
     """
 
     name: str
@@ -66,6 +68,16 @@ class ModelCard:
     generation: GenerationConfig
     test: tuple[RawSplit, ...]
     sizes: TrainingSizes
+    routes_by_language: bool = False
+
+    @property
+    def source_tags(self) -> dict[int, str]:
+        """Language tags, by id, one of which should begin every source; may be empty."""
+        tokenizer = self.tokenizers.source
+        if not self.routes_by_language:
+            return language_tags(tokenizer)
+        ids = sorted(tokenizer.tag_ids)
+        return dict(zip(ids, tokenizer.pieces(ids), strict=True))
 
     @classmethod
     def of_experiment(cls, config: ExperimentConfig, tokenizers: Tokenizers) -> ModelCard:
@@ -93,6 +105,7 @@ class ModelCard:
                 max_sentences=train.max_sentences,
                 shard_size=data.shard_size,
             ),
+            routes_by_language=config.routes_by_language,
         )
 
 

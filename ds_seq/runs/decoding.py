@@ -46,6 +46,7 @@ def run_translator(
     """
     _, search, limits = run_decoding(runs, settings, num_best)
     models = [run.seq2seq for run in runs]
+    tagged = next((run.card for run in runs if run.card.routes_by_language), runs[0].card)
     return Translator(
         model=models[0] if len(models) == 1 else Ensemble(models, settings.ensemble),
         tokenizers=runs[0].tokenizers,
@@ -54,4 +55,5 @@ def run_translator(
         long_lines="truncate",
         form="text",
         device=device,
+        tags=tagged.source_tags,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ds_seq.errors import UserError
+from ds_seq.scores.languages import is_english
 
 ROUGE = {
     "rouge1": "ROUGE-1",
@@ -29,7 +30,7 @@ _SENTENCE_END = re.compile(
 
 def stems(target_lang: str) -> bool:
     """Return whether words are stemmed, as is usual in English."""
-    return target_lang == "en"
+    return is_english(target_lang)
 
 
 def sentence_lines(text: str) -> str:

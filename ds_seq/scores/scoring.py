@@ -9,7 +9,8 @@ with Targeted Human Annotation".
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sacrebleu.metrics.base import Metric
@@ -18,6 +19,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from ds_seq.errors import UserError
+from ds_seq.scores.languages import bleu_tokenizer
 
 TOKENISED = "tokenized_bleu"
 
@@ -53,16 +55,28 @@ class CorpusScore:
         return self.text
 
 
-def _bleu(target_lang: str) -> Metric:
+def _bleu(target_lang: str, sentences: bool = False) -> BLEU:
     # force suppresses the warning about tokenized text, which would appear at every validation
-    return BLEU(trg_lang=target_lang, force=True)
+    return BLEU(tokenize=bleu_tokenizer(target_lang), effective_order=sentences, force=True)
+
+
+def _ter(target_lang: str) -> TER:
+    tokenizer = bleu_tokenizer(target_lang)
+    if tokenizer == "char":
+        raise UserError(
+            f"ter: cannot split text in {target_lang!r} into words; use bleu (of characters) or "
+            "chrf"
+        )
+    # as `sacrebleu --ter-normalized --ter-asian-support`: each Chinese or Japanese character
+    by_character = tokenizer in ("zh", "ja-mecab")
+    return TER(normalized=by_character, asian_support=by_character)
 
 
 CORPUS_METRICS: dict[str, Callable[[str], Metric]] = {
     "bleu": _bleu,
     "chrf": lambda target_lang: CHRF(),
     "chrf++": lambda target_lang: CHRF(word_order=2),
-    "ter": lambda target_lang: TER(),
+    "ter": _ter,
     TOKENISED: lambda target_lang: BLEU(tokenize="none", force=True),
 }
 DEFAULT_METRICS = ("bleu", "chrf")
@@ -73,17 +87,36 @@ def build_metric(name: str, target_lang: str) -> Metric:
 
     Args:
         name: one of `CORPUS_METRICS`.
-        target_lang: language code of the text; BLEU has special tokenizers for Chinese, Japanese
-            and Korean.
+        target_lang: language code of the text; see `bleu_tokenizer`.
 
     Raises:
-        UserError: the tokenization of that language needs a package that is not installed.
+        UserError: the tokenization of that language needs a package that is not installed, or there
+            is none for the metric.
     """
-    try:
+    with _explained(name, target_lang):
         return CORPUS_METRICS[name](target_lang)
+
+
+def build_sentence_bleu(target_lang: str) -> BLEU:
+    """Build BLEU for single sentences: n-grams longer than a sentence do not count.
+
+    Raises:
+        UserError: see `build_metric`.
+    """
+    with _explained("bleu", target_lang):
+        return _bleu(target_lang, sentences=True)
+
+
+@contextmanager
+def _explained(name: str, target_lang: str) -> Iterator[None]:
+    try:
+        yield
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
         why = " ".join(str(error).split())  # sacreBLEU's message has several lines
-        raise UserError(f"cannot score text in {target_lang!r}: {why}") from error
+        raise UserError(
+            f"{name}: cannot split text in {target_lang!r} into words: {why} - or use chrf, which "
+            "needs no words"
+        ) from error
 
 
 def label(name: str, metrics_own: str) -> str:

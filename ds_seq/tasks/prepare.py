@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,21 @@ from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
-from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
-from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
+from ds_seq.scores.languages import language_warning
+from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
+from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.round_trip import changes
+from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
+_NORMALIZATION = {"nfkc", "fold_spaces"}  # fields of `CleanConfig` that are not filters
+_MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
 
 def prepare(config: ExperimentConfig, force: bool = False) -> None:
@@ -53,15 +61,14 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    texts = {
-        split: _clean_split(data, split, [_pair(item) for item in files], force)
-        for split, files in raw.items()
-        if files
-    }
+    splits = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    raw = {split: [_pair(item) for item in files] for split, files in splits.items() if files}
+    texts = {split: _clean_split(data, split, files, force) for split, files in raw.items()}
     tokenizers = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, force)
+        if split != "train":
+            _report_references(split, raw[split], tokenizers, data.target_lang)
 
 
 def _pair(split: SplitConfig) -> PairPath:
@@ -84,7 +91,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     step = _Step(
         folder / f"{split}.json",
         inputs=[path for pair in raw for path in pair],
-        options=data.clean.model_dump() if split == "train" else {"nfkc": data.clean.nfkc},
+        options=data.clean.model_dump(include=None if split == "train" else _NORMALIZATION),
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
@@ -94,7 +101,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
-            limits = data.clean.model_dump(exclude={"nfkc"})
+            limits = data.clean.model_dump(exclude=_NORMALIZATION)
             options = CleanOptions(build_normalizer(data), **limits)
             report = clean(raw, text, options, _workers(data, total), progress)
         else:
@@ -115,16 +122,19 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
     is_builtin = data.vocab.name in TOKENIZER_NAMES
     # without the options of other kinds, as in records of earlier versions
     options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
-    step = _Step(path.with_name("vocab.json"), list(text), options, [path])
+    rules = [Path(rule)] if (rule := data.vocab.normalization).endswith(".tsv") else []
+    step = _Step(path.with_name("vocab.json"), [*text, *rules], options, [path])
     if path.exists():
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
+            _print_notes(data, tokenizers, path)
             return tokenizers
         if not force and step.result_of_last_time() is not None:
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
+            _print_notes(data, tokenizers, path)
             return tokenizers
     kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
@@ -136,7 +146,36 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
     save_tokenizer(tokenizers.target, path)
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
+    _print_notes(data, tokenizers, path)
     return tokenizers
+
+
+def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
+    for note in vocab_notes(data, tokenizers.target, path):
+        print(f"    note: {note}")
+
+
+def _report_references(
+    split: str, raw: list[PairPath], tokenizers: Tokenizers, target_lang: str
+) -> None:
+    """Report references that no translation can equal, or that metrics cannot compare.
+
+    The vocabulary may change them, and they may not be in the language of the target.
+    """
+    always = Normalizer(nfkc=False, fold_spaces=False)
+    for pair in raw:
+        for block in islice(read_blocks([pair], _MOST_CHECKED), 1):
+            texts = [always(line) for line in decode_lines(block)[1]]
+            if warning := language_warning(texts, target_lang):
+                print(f"{split}: {pair.target} {warning} (data.target_lang)")
+            changed = list(changes(tokenizers.target, texts))
+            if changed:
+                first = changed[0]
+                print(
+                    f"{split}: {len(changed):,} of {len(texts):,} lines of {pair.target} do not "
+                    "come out of the vocabulary as they are, so a perfect translation differs from "
+                    f"them; line {first.number}: {first.text!r} becomes {first.result!r}"
+                )
 
 
 def _make_shards(
@@ -165,6 +204,7 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
+    _report_untagged(split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -176,6 +216,29 @@ def _make_shards(
     )
 
 
+def _report_untagged(
+    split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
+) -> None:
+    """Report sources without a language tag if others have one, or with an unknown tag."""
+    tags = language_tags(tokenizers.source)
+    if not tags:
+        for block in islice(read_blocks([text], _MOST_CHECKED), 1):
+            lines = decode_lines(block)[0]
+            if unknown := untagged(lines, tags):
+                print(
+                    f"{split}: {len(unknown):,} of the first {len(lines):,} sources begin with a "
+                    f"language tag (line {unknown[0] + 1}: {lines[unknown[0]].split()[0]}) that is "
+                    "not in data.vocab.user_symbols, so it is split into subwords"
+                )
+        return
+    rows, size = untagged_rows(reader, tags)
+    if 0 < len(rows) < size:
+        print(
+            f"{split}: {len(rows):,} of {size:,} sources begin with no language tag "
+            f"({', '.join(tags.values())}); the first is pair {rows[0] + 1:,}"
+        )
+
+
 class _Step:
     """A step from input to output files, and the record that allows skipping it next time."""
 
@@ -184,6 +247,7 @@ class _Step:
     ) -> None:
         self._path = path
         self._outputs = outputs
+        self._options = options
         self._made_from = {
             "inputs": [text_fingerprint(file) for file in inputs],
             "options": options,
@@ -208,10 +272,25 @@ class _Step:
     def result_of_last_time(self) -> dict[str, Any] | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
         record = self._read()
-        if record is None or record.get("made_from") != self._made_from:
+        if record is None or not self._matches(record.get("made_from")):
             return None
         result: dict[str, Any] = record["result"]
         return result if self.made_outputs() else None
+
+    def _matches(self, made_from: Any) -> bool:
+        """Return whether a record is of the same inputs and options.
+
+        What an earlier version has made is kept: it had options neither for the rule of the
+        vocabulary nor for spaces, and sampled more sentences.
+        """
+        if not isinstance(made_from, dict) or not isinstance(made_from.get("options"), dict):
+            return False
+        before, now = made_from["options"], self._options
+        if missing := {"normalization", "fold_spaces"} & (now.keys() - before.keys()):
+            ignored = {*missing, "input_sentence_size"}
+            before = {key: value for key, value in before.items() if key not in ignored}
+            now = {key: value for key, value in now.items() if key not in ignored}
+        return made_from.get("inputs") == self._made_from["inputs"] and before == now
 
     def record(self, result: dict[str, Any]) -> None:
         """Record that the step is done.

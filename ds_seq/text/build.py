@@ -11,6 +11,7 @@ from ds_seq.errors import UserError
 from ds_seq.names import SENTENCEPIECE
 from ds_seq.plugins import find_plugin
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.round_trip import rewriting
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Tokenizer, TokenizerKind, Tokenizers
@@ -21,7 +22,7 @@ TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {SENTENCEPIECE: SentencePieceT
 
 def build_normalizer(data: DataConfig) -> Normalizer:
     """Return the normalizer of a config, used in training and in inference."""
-    return Normalizer(data.clean.nfkc)
+    return Normalizer(data.clean.nfkc, data.clean.fold_spaces)
 
 
 def train_tokenizer(data: DataConfig, files: Sequence[Path]) -> Tokenizer:
@@ -65,6 +66,28 @@ def read_tokenizers(data: DataConfig, content: bytes, name: str) -> Tokenizers:
     return Tokenizers.shared(_checked(tokenizer, name))
 
 
+def vocab_notes(data: DataConfig, tokenizer: Tokenizer, path: str | Path) -> list[str]:
+    """Return a note if a vocabulary rewrites text, or does not although the config says so.
+
+    Args:
+        data: config that describes the vocabulary.
+        tokenizer: the vocabulary.
+        path: its file.
+    """
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return []
+    wanted, rule = data.vocab.normalization, rewriting(tokenizer)
+    name = "user_defined" if wanted.endswith(".tsv") else wanted  # SentencePiece's name for it
+    if tokenizer.normalization == name:
+        return [] if rule is None else [f"{path}: rewrites text by {rule}; so are translations"]
+    does = "leaves text as it is" if rule is None else f"rewrites text by {rule}"
+    return [
+        f"{path}: {does}, but data.vocab.normalization is {wanted}; keep it for models that were "
+        "trained with it, or let `ds-seq prepare --force` train another one (remove the file first "
+        "if it was copied there)"
+    ]
+
+
 def _kind(data: DataConfig) -> TokenizerKind[Tokenizer]:
     return find_plugin("data.vocab", data.vocab.name, TOKENIZERS)
 
@@ -84,4 +107,5 @@ def _options(data: DataConfig) -> dict[str, Any]:
         "model_type": data.vocab.model_type,
         "character_coverage": data.vocab.character_coverage,
         "input_sentence_size": data.vocab.input_sentence_size,
+        "normalization": data.vocab.normalization,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -193,7 +194,7 @@ def read_lines(path: str | Path) -> list[str]:
     """Read a text file, or standard input for `-`; compressed files are known by their suffix.
 
     Lines end only at `\\n`: other Unicode line breaks occur inside sentences, and splitting at them
-    would misalign the text and its reference.
+    would misalign the text and its reference. A byte order mark is no part of the text.
 
     Raises:
         UserError: the file does not exist, or a line is not UTF-8 (the message gives its number).
@@ -206,7 +207,7 @@ def read_lines(path: str | Path) -> list[str]:
             raise UserError(f"{path}: no such file")
         with open_bytes(name) as file:
             content = file.read()
-    rows = content.split(b"\n")
+    rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if rows[-1] == b"":  # the end of the last line, not another line
         rows.pop()
     return [decode_line(row.rstrip(b"\r"), name, number) for number, row in enumerate(rows, 1)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ import sentencepiece as spm
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from ds_seq.errors import UserError
+from ds_seq.names import IDENTITY, SPECIAL_PIECES
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece_training import BOS_ID, EOS_ID, PAD_ID, UNK_ID, train_model
 from ds_seq.text.tokenizer import SPACE, Symbols
 from ds_seq.text.vocab_file import read_vocab_file, save_tokenizer
-
-_SPECIAL_PIECES = {BOS_ID: "<s>", PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>"}
 
 
 class SentencePieceTokenizer:
@@ -29,6 +29,9 @@ class SentencePieceTokenizer:
     An unknown character is decoded as SentencePiece's mark U+2047 to make it visible; `<s>`,
     `<pad>` and `</s>` are omitted from decoded text. The ids of a line that starts with a user
     symbol, such as the language tag `<2de>`, start with the id of that symbol.
+
+    A model has a rule by which it rewrites text before it splits it. Rules other than `identity`
+    also fold spaces; see `Normalizer`. Vocabularies of ds_seq 0.1 have the rule `nmt_nfkc`.
 
     Args:
         model: bytes of a SentencePiece model file.
@@ -39,6 +42,7 @@ class SentencePieceTokenizer:
         symbols: fairseq's special symbols: `</s>` also starts the decoder input, `<s>` is unused.
         fingerprint: differs between models that encode the same text differently.
         tag_ids: ids of the user symbols.
+        normalization: name of the rule by which the model rewrites text, `identity` if it does not.
 
     Raises:
         UserError: this is not a SentencePiece model, or its special symbols are not in fairseq's
@@ -52,25 +56,32 @@ class SentencePieceTokenizer:
     ) -> None:
         self._model = model
         self._name = name
-        self._normalizer = Normalizer(nfkc=False) if normalizer is None else normalizer
+        normalizer = normalizer or Normalizer(nfkc=False, fold_spaces=False)
         self._processor = spm.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError:
             raise UserError(f"{name}: is not a SentencePiece model; train it again") from None
-        first_pieces = {i: self._processor.IdToPiece(i) for i in range(min(4, len(self)))}
-        if first_pieces != _SPECIAL_PIECES:
+        first_pieces = [self._processor.IdToPiece(i) for i in range(min(4, len(self)))]
+        if first_pieces != list(SPECIAL_PIECES):
             raise UserError(
-                f"{name}: the first four pieces are {list(first_pieces.values())}, but must be "
-                f"{list(_SPECIAL_PIECES.values())}; train the model with `ds-seq prepare` or "
+                f"{name}: the first four pieces are {first_pieces}, but must be "
+                f"{list(SPECIAL_PIECES)}; train the model with `ds-seq prepare` or "
                 "prepare_data/train_vocab.py"
             )
-        self.tag_ids = _user_symbol_ids(model)
+        proto = ModelProto.FromString(model)
+        self.tag_ids = _user_symbol_ids(proto)
+        rule = proto.normalizer_spec
+        # the map of the rule, and not its name, is what SentencePiece applies
+        self.normalization: str = rule.name if rule.precompiled_charsmap else IDENTITY
+        if rule.remove_extra_whitespaces:
+            normalizer = replace(normalizer, fold_spaces=True)
+        self._normalizer = normalizer
         space = self._processor.PieceToId(SPACE)
         self._space_id = None if space == UNK_ID or not self.tag_ids else space
         # Shards made before symbols came first count as shards of another vocabulary.
-        rule = b"" if self._space_id is None else b"user symbols first"
-        self.fingerprint = hashlib.sha256(model + rule).hexdigest()
+        order = b"" if self._space_id is None else b"user symbols first"
+        self.fingerprint = hashlib.sha256(model + order).hexdigest()
 
     @classmethod
     def train(
@@ -83,7 +94,8 @@ class SentencePieceTokenizer:
         **options: Any,
     ) -> SentencePieceTokenizer:
         """Train a tokenizer; see `TokenizerKind.train`. The options are those of `train_model`."""
-        model = train_model(files, size, user_symbols=user_symbols, **options)
+        normalizer = normalizer or Normalizer(nfkc=False, fold_spaces=False)
+        model = train_model(files, size, normalizer, user_symbols=user_symbols, **options)
         return cls(model, normalizer=normalizer)
 
     @classmethod
@@ -115,6 +127,10 @@ class SentencePieceTokenizer:
     def normalize(self, text: str) -> str:
         """Return the text as the model reads it; see `Tokenizer.normalize`."""
         return self._normalizer(text)
+
+    def rewrite(self, text: str) -> str:
+        """Return the normalized text as the rule of the model rewrites it."""
+        return str(self._processor.Normalize(self.normalize(text))).replace(SPACE, " ").strip(" ")
 
     def encode(self, text: str) -> list[int]:
         """Normalize and encode a line; see `Tokenizer.encode`."""
@@ -166,8 +182,9 @@ class SentencePieceTokenizer:
         return text
 
 
-def _user_symbol_ids(model: bytes) -> frozenset[int]:
+def _user_symbol_ids(model: ModelProto) -> frozenset[int]:
     """Return the ids of a model's user symbols, which its processor does not report."""
     user_defined = ModelProto.SentencePiece.USER_DEFINED
-    pieces = ModelProto.FromString(model).pieces
-    return frozenset(index for index, piece in enumerate(pieces) if piece.type == user_defined)
+    return frozenset(
+        index for index, piece in enumerate(model.pieces) if piece.type == user_defined
+    )

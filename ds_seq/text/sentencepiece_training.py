@@ -1,41 +1,84 @@
-"""Train a SentencePiece model on text."""
+"""Train a SentencePiece model on text.
+
+A large text is read and learned from in a process of its own: SentencePiece and the sample of lines
+take gigabytes, which Python would not give back, and SentencePiece's log shows how far it is.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import pickle
 import random
 import re
-from collections.abc import Iterator, Sequence
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import sentencepiece as spm
 
+import ds_seq
 from ds_seq.errors import UserError
+from ds_seq.names import IDENTITY
 from ds_seq.text.lines import decode_line, open_bytes
+from ds_seq.text.normalize import Normalizer
 
 BOS_ID, PAD_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 """fairseq's order of special symbols."""
+
+LARGE_TEXT = 4_000_000  # bytes; training takes seconds, more than starting a process
+_MOST_BYTES = 4192  # SentencePiece's default of `max_sentence_length`
+_RESERVED = "\u2585"  # SentencePiece's mark of unknown text
+_REPORT_LINES = 1_000_000
+_REPORT_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class _Trained(NamedTuple):
+    """The result of a training: a model, or an error."""
+
+    model: bytes
+    num_skipped: int
+    """Number of lines that SentencePiece cannot learn from."""
+    first_skipped: str
+    """File and number of the first of them."""
+    error: str | None
 
 
 def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
     files: Sequence[str | Path],
     size: int,
+    normalizer: Normalizer,
     model_type: str,
     character_coverage: float,
     input_sentence_size: int,
+    normalization: str,
     seed: int = 1,
     user_symbols: Sequence[str] = (),
     num_threads: int = 4,
 ) -> bytes:
     """Train one SentencePiece model on all files together.
 
+    Lines that SentencePiece cannot learn from, because they are longer than 4,192 bytes or contain
+    its mark of unknown text, are left out; a warning gives their number.
+
     Args:
         files: UTF-8 text files, one sentence per line; normally both sides of the training text.
         size: vocabulary size, the four special symbols included.
+        normalizer: applied to the text first.
         model_type: `unigram` or `bpe`.
         character_coverage: fraction of character occurrences covered by pieces; 1.0 for alphabets,
             0.9995 for scripts with thousands of characters.
         input_sentence_size: number of sentences sampled at random for training; 0 means all.
+        normalization: rule by which the model rewrites text: a name that SentencePiece knows, or a
+            file `NAME.tsv` of rules. `identity` leaves text as it is, all its spaces included.
         seed: seed of this sample.
         user_symbols: pieces that are never split, for example language tags.
         num_threads: number of trainer threads. It affects the result, because sums of
@@ -45,29 +88,49 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
         The bytes of a model file.
 
     Raises:
-        UserError: there is no text, or `size` does not suit it.
+        UserError: there is no text, the rules cannot be read, or `size` does not suit the text.
     """
-    sentences = _Sentences(files, input_sentence_size, seed)
-    model = io.BytesIO()
-    try:
-        spm.SentencePieceTrainer.Train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            vocab_size=size,
-            model_type=model_type,
-            character_coverage=character_coverage,
-            train_extremely_large_corpus=model_type == "unigram" and input_sentence_size == 0,
-            user_defined_symbols=list(user_symbols),
-            num_threads=num_threads,
-            bos_id=BOS_ID,
-            pad_id=PAD_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            minloglevel=2,
+    paths = [Path(path) for path in files]
+    options = {
+        "vocab_size": size,
+        "model_type": model_type,
+        "character_coverage": character_coverage,
+        "user_defined_symbols": list(user_symbols),
+        "num_threads": num_threads,
+        # other rules replace special spaces, which leaves runs of them
+        "remove_extra_whitespaces": normalization != IDENTITY,
+        **_rule(normalization),
+    }
+    sentences = _Sentences(paths, normalizer, input_sentence_size, seed)
+    if sum(path.stat().st_size for path in paths if path.exists()) < LARGE_TEXT:
+        trained = _train(sentences, options)
+    else:
+        if model_type == "unigram" and input_sentence_size == 0:
+            options["train_extremely_large_corpus"] = True
+        trained = _train_apart(sentences, options)
+    if trained.error is not None:
+        raise UserError(trained.error)
+    _warn_of_skipped(trained)
+    return trained.model
+
+
+def _warn_of_skipped(trained: _Trained) -> None:
+    if trained.num_skipped:
+        print(
+            f"ds-seq: warning: {trained.num_skipped:,} line(s) took no part in training the "
+            f"vocabulary, because they are longer than {_MOST_BYTES:,} bytes or contain "
+            f"{_RESERVED} (U+2585), which SentencePiece cannot learn from; the first is "
+            f"{trained.first_skipped}",
+            file=sys.stderr,
         )
-    except (RuntimeError, OSError) as error:
-        raise sentences.error or UserError(_explain(str(error), size)) from None
-    return model.getvalue()
+
+
+def _rule(normalization: str) -> dict[str, str]:
+    if not normalization.endswith(".tsv"):
+        return {"normalization_rule_name": normalization}
+    if not Path(normalization).is_file():
+        raise UserError(f"data.vocab.normalization: {normalization}: no such file")
+    return {"normalization_rule_tsv": normalization}
 
 
 class _Sentences:
@@ -77,11 +140,16 @@ class _Sentences:
     exception raised while reading, so this exception is stored in `error`.
     """
 
-    def __init__(self, files: Sequence[str | Path], sample_size: int, seed: int) -> None:
+    def __init__(
+        self, files: Sequence[Path], normalizer: Normalizer, sample_size: int, seed: int
+    ) -> None:
         self.error: UserError | None = None
-        self._files = [Path(path) for path in files]
+        self.num_skipped, self.first_skipped = 0, ""
+        self.report: Callable[[str], object] | None = None
+        self._files = files
+        self._normalizer = normalizer
         self._sample_size = sample_size
-        self._random = random.Random(seed)
+        self._seed = seed
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -91,26 +159,120 @@ class _Sentences:
             raise
 
     def _read(self) -> Iterator[str]:
-        empty = True
+        total, empty = 0, True
         for path in self._files:
             with open_bytes(path) as file:
                 for number, line in enumerate(file, 1):
-                    if text := decode_line(line, path, number).strip():
+                    total += 1
+                    if self.report is not None and total % _REPORT_LINES == 0:
+                        self.report(f"{total:,} lines read")
+                    text = self._normalizer(decode_line(line, path, number))
+                    if len(text.encode()) > _MOST_BYTES or _RESERVED in text:
+                        self.num_skipped += 1
+                        self.first_skipped = self.first_skipped or f"{path}: line {number}"
+                    elif text:
                         yield text
                         empty = False
         if empty:
-            names = ", ".join(str(path) for path in self._files)
-            raise UserError(f"no text to train a vocabulary on in {names or 'an empty list'}")
+            names = ", ".join(str(path) for path in self._files) or "an empty list"
+            why = f" (all lines are longer than {_MOST_BYTES:,} bytes)" if self.num_skipped else ""
+            raise UserError(f"no text to train a vocabulary on in {names}{why}")
 
     def _sample(self) -> list[str]:
         """Draw a sample in one pass by reservoir sampling (algorithm R of Vitter, 1985)."""
+        draw = random.Random(self._seed)
         sample: list[str] = []
         for seen, text in enumerate(self._read()):
             if seen < self._sample_size:
                 sample.append(text)
-            elif (slot := self._random.randint(0, seen)) < self._sample_size:
+            elif (slot := draw.randint(0, seen)) < self._sample_size:
                 sample[slot] = text
         return sample
+
+
+def _train(sentences: _Sentences, options: Mapping[str, Any], log_level: int = 2) -> _Trained:
+    """Train in this process."""
+    model = io.BytesIO()
+    error = None
+    try:
+        spm.SentencePieceTrainer.Train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            bos_id=BOS_ID,
+            pad_id=PAD_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            max_sentence_length=_MOST_BYTES,
+            minloglevel=log_level,
+            **options,
+        )
+    except UserError as failure:
+        error = str(failure)
+    except (RuntimeError, OSError) as failure:
+        error = str(sentences.error or _explain(str(failure), options["vocab_size"]))
+    return _Trained(model.getvalue(), sentences.num_skipped, sentences.first_skipped, error)
+
+
+def _train_apart(sentences: _Sentences, options: Mapping[str, Any]) -> _Trained:
+    """Train in a process of its own, and show how far it is."""
+    code = f"from {__name__} import _child; _child({os.getpid()})"
+    package = str(Path(ds_seq.__file__).parents[1])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+    last: list[str] = []
+    reporter = threading.Thread(target=_report, args=(child.stderr, last), daemon=True)
+    reporter.start()
+    try:
+        with suppress(BrokenPipeError), child.stdin as request:
+            pickle.dump((sentences, options), request)
+        answer = child.stdout.read()
+        child.wait()
+    finally:
+        child.kill()
+        child.wait()
+        reporter.join()
+        child.stdout.close()
+        child.stderr.close()
+    if not answer:
+        why = "it ran out of memory" if child.returncode == -signal.SIGKILL else " ".join(last)
+        raise UserError(
+            f"training the vocabulary was stopped ({why or f'exit code {child.returncode}'}); a "
+            "lower data.vocab.input_sentence_size needs less memory"
+        )
+    trained: _Trained = pickle.loads(answer)
+    return trained
+
+
+def _child(parent: int) -> None:
+    """Train what standard input says; write the result to standard output, the log to stderr."""
+    # however the parent ends, this process ends, too
+    # however the parent ends, this process ends, too
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    sentences, options = pickle.load(sys.stdin.buffer)
+    sentences.report = lambda text: print(text, file=sys.stderr, flush=True)
+    sys.stdout.buffer.write(pickle.dumps(_train(sentences, options, log_level=0)))
+
+
+def _report(log: IO[bytes], last: list[str]) -> None:
+    """Print a line of a log every few seconds; keep the last one in `last`."""
+    started = printed = time.monotonic()
+    for line in log:
+        # SentencePiece begins with the time and the place in its source: `file.cc(12) LOG(INFO) `
+        text = re.sub(r"^.*?\.cc[(:]\d+[)\]](?: LOG\(\w+\))? ?", "", line.decode(errors="replace"))
+        last[:] = [text.strip()]
+        now = time.monotonic()
+        if now - printed >= _REPORT_SECONDS:
+            printed = now
+            print(f"vocabulary: {now - started:.0f} s: {last[0]}", file=sys.stderr, flush=True)
 
 
 def _explain(message: str, size: int) -> str:

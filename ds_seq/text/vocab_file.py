@@ -6,10 +6,10 @@ from pathlib import Path
 
 from ds_seq import files
 from ds_seq.errors import UserError
+from ds_seq.names import VOCAB_FILE
 from ds_seq.text.tokenizer import Tokenizer
 
-VOCAB_FILE = "vocab.model"
-"""File name in the folders of shards, runs and exports."""
+__all__ = ["VOCAB_FILE", "read_vocab_file", "save_tokenizer"]
 
 
 def read_vocab_file(path: str | Path) -> bytes:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.criterions import Teacher, build_criterion
-from ds_seq.data.batch import Batch
+from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.distill.build import build_teacher
 from ds_seq.distill.teacher import (
@@ -105,6 +105,7 @@ def run_training(
         setup = set_up(load(), world.size, resume, overwrite)
         task = build_task(setup.config.task, setup.config.data)
         train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
+        _check_tags(setup.config, task, {"training": train_set, "validation": valid_set})
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
@@ -135,6 +136,23 @@ def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:
         for pair in config.data.raw.valid:  # report unreadable text early, not in a validation
             read_parallel(pair.source, pair.target)
     return task.dataset("valid")
+
+
+def _check_tags(
+    config: ExperimentConfig, task: Task, datasets: Mapping[str, Dataset | None]
+) -> None:
+    """Refuse sources without a tag for a router that chooses experts by it."""
+    for name, dataset in datasets.items() if config.routes_by_language else ():
+        if not isinstance(dataset, ParallelDataset):
+            continue
+        untagged, size = untagged_rows(dataset.source, task.tokenizers.source.tag_ids)
+        if len(untagged):
+            raise UserError(
+                "model.moe.router: language chooses experts by the tag at the start of a source, "
+                f"but {len(untagged):,} of {size:,} {name} sources begin with none of "
+                f"data.vocab.user_symbols (the first is pair {untagged[0] + 1:,}); add the tags to "
+                "the text, or choose another router"
+            )
 
 
 def _cached_teacher(

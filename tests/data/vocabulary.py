@@ -16,6 +16,7 @@ def train_vocab(
     model_type: str = "unigram",
     character_coverage: float = 1.0,
     input_sentence_size: int = 0,
+    normalization: str = "identity",
     **options: Any,
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece model and write it to `path`."""
@@ -25,6 +26,7 @@ def train_vocab(
         model_type=model_type,
         character_coverage=character_coverage,
         input_sentence_size=input_sentence_size,
+        normalization=normalization,
         **options,
     )
     tokenizer.save(path)

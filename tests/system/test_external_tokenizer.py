@@ -46,7 +46,7 @@ def translated(source: Path, text: Path) -> Finished:
 
 def test_a_run_and_its_exports_translate_alike(lab: Lab, run: Path, tmp_path: Path) -> None:
     text = tmp_path / "text"
-    text.write_text("the man sees\n<2de> a child \u200b reads\n", encoding="utf-8")
+    text.write_text("the man sees\n<2de> a child \u2028 reads\n", encoding="utf-8")
     found = translated(run, text).out
     first, second = map(json.loads, found.splitlines())
     assert second["source"] == "<2de> a child reads"

@@ -21,6 +21,7 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.messages import error_lines
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.errors import UserError
+from ds_seq.names import CONFIG_FILE as CONFIG_FILE  # used from here by those who read runs
 from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.text.build import load_tokenizers, read_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
@@ -36,7 +37,6 @@ from ds_seq.weights.source import (
     read_meta,
 )
 
-CONFIG_FILE = "config.yaml"
 EXPORT_FILE = "model.safetensors"
 EXPORT_SUFFIX = ".safetensors"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,75 @@ def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Pat
     assert main(["prepare", str(experiment), "--force"]) == 0
     assert SentencePieceTokenizer.load(folder / "vocab.model").fingerprint == mine.fingerprint
     assert ShardReader(folder, "train", mine.fingerprint).manifest.vocab_size == 90
+
+
+def test_what_an_earlier_version_has_made_is_kept_and_its_rule_is_noted(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the new rule nor the new sample makes another vocabulary; `--force` does."""
+    folder = tmp_path / "data"
+    command = ["prepare", str(experiment), "data.vocab.normalization=nmt_nfkc"]
+    assert main([*command, "data.vocab.input_sentence_size=10000000"]) == 0
+    assert "rewrites text by the rule nmt_nfkc" in capsys.readouterr().out
+    for name, missing in (("vocab", "normalization"), ("clean/train", "fold_spaces")):
+        path = folder / f"{name}.json"
+        record = json.loads(path.read_text())
+        assert record["made_from"]["options"].pop(missing) in ("nmt_nfkc", False)
+        path.write_text(json.dumps(record))
+    before = _times(folder)
+    assert main(["prepare", str(experiment)]) == 0
+    assert _changed(folder, before) == set()
+    note = "rewrites text by the rule nmt_nfkc (， -> ,"
+    output = capsys.readouterr().out
+    assert note in output and "`ds-seq prepare --force`" in output
+    assert main(["check", str(experiment)]) == 0
+    output = capsys.readouterr().out
+    assert note in output and "data.vocab.normalization is identity" in output
+    assert f"{folder / 'vocab.model'}: " in output
+    assert main(["prepare", str(experiment), "--force"]) == 0
+    assert SentencePieceTokenizer.load(folder / "vocab.model").normalization == "identity"
+    assert (
+        json.loads((folder / "vocab.json").read_text())["made_from"]["options"]["normalization"]
+        == "identity"
+    )
+    capsys.readouterr()
+    assert main(["check", str(experiment)]) == 0
+    assert "# notes" not in capsys.readouterr().out
+
+
+def test_references_that_no_translation_can_equal_are_reported(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    for side in ("en", "de"):  # in the training text, too, so that the characters are known
+        for split in ("train", "valid"):
+            with open(raw / f"{split}.{side}", "a", encoding="utf-8") as file:
+                file.write("".join(f"x² … {side} {n}\n" for n in range(2)))
+    assert main(["prepare", str(experiment)]) == 0
+    assert "do not come out" not in capsys.readouterr().out
+    assert main(["prepare", str(experiment), "data.vocab.normalization=nfkc"]) == 0
+    output = capsys.readouterr().out
+    assert "valid: 2 of 22 lines of" in output
+    assert "line 21: 'x² … de 0' becomes 'x2 ... de 0'" in output
+
+
+def test_sources_without_a_tag_are_reported(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", str(experiment), "data.vocab.user_symbols=[<2de>, <2fr>]"]
+    assert main(command) == 0
+    assert "no language tag" not in capsys.readouterr().out, "the tags may be of the target"
+    for split in ("train", "valid", "test"):
+        path = tmp_path / "raw" / f"{split}.en"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        tagged = [("" if n == 2 else "<2de> ") + line for n, line in enumerate(lines)]
+        path.write_text("\n".join(tagged) + "\n", encoding="utf-8")
+    assert main(["prepare", str(experiment)]) == 0
+    expected = "train: 199 of the first 200 sources begin with a language tag (line 1: <2de>)"
+    assert expected in capsys.readouterr().out
+    assert main(command) == 0
+    expected = "train: 1 of 200 sources begin with no language tag (<2de>, <2fr>)"
+    assert f"{expected}; the first is pair 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

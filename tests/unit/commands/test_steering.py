@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ds_seq
 from ds_seq.commands import generate
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
@@ -58,8 +59,8 @@ def test_prefixes_and_a_tag(run: Path, folder: Path) -> None:
     assert empty == ""
     assert call(run, folder, "--target-tag", "<2de>", "--prefix", folder / "prefix") == 0
     first, tagged, empty, last = translations(folder)
-    assert first.startswith("<2de> ein Kind")
-    assert tagged.startswith("<2de>")
+    assert first.startswith("ein Kind"), "the tag is no part of the text"
+    assert "<2de>" not in tagged
     assert empty == ""
     assert call(run, folder) == 0
     assert translations(folder)[1] == free
@@ -75,7 +76,7 @@ def test_a_tag_needs_no_text_beforehand(
         assert run_command(generate.main, arguments) == 0
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert all(line.startswith("<2de>") for line in lines)
+    assert not any(line.startswith("<2de>") for line in lines)
 
 
 def test_a_tag_takes_its_place_of_the_length(
@@ -105,8 +106,8 @@ def test_standard_input_needs_a_prefix_for_every_line(
 
 
 def test_files_are_read_as_the_input_is(run: Path, folder: Path) -> None:
-    """Invisible characters are not part of a prefix."""
-    (folder / "prefix").write_text("ein\u00ad Kind\n\n\n\n")
+    """Control characters and spaces at the ends are not part of a prefix."""
+    (folder / "prefix").write_text(" ein\x07 Kind \n\n\n\n")
     assert call(run, folder, "--prefix", folder / "prefix") == 0
     assert translations(folder)[0].startswith("ein Kind")
 
@@ -145,7 +146,8 @@ def test_allowed_outputs(run: Path, folder: Path) -> None:
     )  # fmt: skip
     rows = [line.split("\t") for line in translations(folder)]
     for number in (1, 2, 4):
-        assert sorted(text for line, _, text in rows if line == str(number)) == sorted(allowed)
+        texts = [text for line, _, text in rows if line == str(number)]
+        assert sorted(texts) == sorted(f" {line}" for line in allowed), "as the file has them"
 
 
 @pytest.mark.parametrize(
@@ -188,8 +190,9 @@ def test_mistakes_in_files(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not a single symbol"),
-        (["--target-tag", "\u2665"], "--target-tag \u2665: is not a single symbol"),
+        (["--target-tag", "<2fr>"], "--target-tag <2fr>: is not one of data.vocab.user_symbols"),
+        (["--target-tag", "\u2665"], "of which there are: <2de>"),
+        (["--target-tag", "a"], "--target-tag a: is not one of data.vocab.user_symbols"),
         (["--constraint-order", "given"], "--constraint-order: has no effect"),
         (["--prefix", "nowhere"], "nowhere: no such file"),
     ],
@@ -222,3 +225,111 @@ def test_unfinished_work_belongs_to_its_files(
     capsys.readouterr()
     assert call(run, folder, "--prefix", folder / "prefix", "--resume") == EXIT_USER_ERROR
     assert "prefix" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def old_run(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose vocabulary rewrites text, as those of version 0.1."""
+    folder = tmp_path_factory.mktemp("old")
+    write_toy(folder, 200, 10)
+    (folder / "signs").write_text("x² … ein Kind 2.\n" * 3, encoding="utf-8")
+    sides = [folder / "train.en", folder / "train.de", folder / "signs"]
+    vocab = train_vocab(sides, folder / "vocab", 130, normalization="nmt_nfkc")
+    config = experiment({"max_positions": 24})
+    model = build_model(config.model, len(vocab), 1, 0, seed=5)
+    return write_run(folder / "run", config, vocab, {1: model})
+
+
+def test_allowed_outputs_come_out_as_the_file_spells_them(
+    old_run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allowed = ["x²", "ein Kind …", "ein\u00a0Kind ", "  die  Frau"]
+    (folder / "list").write_text("".join(f"{line}\n" for line in allowed), encoding="utf-8")
+    arguments = ["--allowed", folder / "list", "--n-best", 4, "--beam", 4]
+    for mbr in ([], ["--mbr", "chrf"]):
+        assert call(old_run, folder, *arguments, "--format", "jsonl", *mbr) == 0
+        for line, written in zip(LINES, translations(folder), strict=True):
+            texts = {found["text"] for found in json.loads(written)["hypotheses"]}
+            assert texts <= set(allowed) if line else texts == {""}
+            assert mbr or not line or texts == set(allowed)
+    (folder / "list").write_text("x²\nein\nx2\n", encoding="utf-8")
+    assert call(old_run, folder, "--allowed", folder / "list") == 0
+    warning = "1 line(s) of --allowed"
+    assert warning in (printed := capsys.readouterr().err) and "line(s) 3" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        (
+            "--prefix",
+            "x²\n\n\n\n",
+            ":1: 'x²' would come out as 'x2', because the vocabulary has the",
+        ),
+        ("--prefix", "\nein\u00a0Kind\n\n\n", r":2: 'ein\xa0Kind' would come out as 'ein Kind'"),
+        ("--constraints", "\n\nein\tKind …\n\n", ":3: 'Kind …' would come out as 'Kind ...'"),
+    ],
+)
+def test_what_would_come_out_changed_is_refused(
+    old_run: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    content: str,
+    message: str,
+) -> None:
+    (folder / "file").write_text(content, encoding="utf-8")
+    assert call(old_run, folder, option, folder / "file") == EXIT_USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and "data.vocab.normalization is identity" in line
+
+
+def test_a_tag_is_neither_written_nor_scored(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tag = ["--target-tag", "<2de>", "--align", "--format", "jsonl"]
+    assert call(run, folder, *tag) == 0
+    hypotheses = [json.loads(line)["hypotheses"][0] for line in translations(folder)]
+    texts = [found["text"] for found in hypotheses]
+    assert not any("<2de>" in text for text in texts)
+    assert any(texts)
+    for found in hypotheses:
+        numbers = [int(pair.split("-")[1]) for pair in found["alignment"].split()]
+        assert all(number < len(found["text"].split()) for number in numbers)
+    for begin in ("", "<2de> "):  # a reference of a tagged text, or of raw text
+        (folder / "ref").write_text("".join(f"{begin}{text}\n" for text in texts))
+        assert call(run, folder, "--target-tag", "<2de>", "--reference", folder / "ref") == 0
+        assert translations(folder) == texts
+        assert " = 100.00 " in capsys.readouterr().out, "the translations are their own reference"
+
+
+def test_a_tag_comes_before_allowed_outputs(run: Path, folder: Path) -> None:
+    (folder / "list").write_text("ein Kind\ndie Frau\n")
+    assert call(run, folder, "--allowed", folder / "list", "--target-tag", "<2de>") == 0
+    assert {text for text in translations(folder) if text} <= {"ein Kind", "die Frau"}
+    assert sum(map(bool, translations(folder))) == 3
+
+
+def test_sources_without_a_tag_are_reported(
+    run: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["<2de> a dog", "I see", "", "<2fr> dogs"]  # one without, one that is unknown
+    (folder / "in").write_text("".join(f"{line}\n" for line in lines))
+    message = "warning: 2 source line(s) begin with no language tag of the vocabulary (<2de>)"
+    assert call(run, folder) == 0
+    printed = capsys.readouterr().err
+    assert message in printed and "line(s) 2, 4" in printed
+    with (folder / "in").open() as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        assert run_command(generate.main, [str(run), "--input", "-", "--buffer-size", "2"]) == 0
+    assert message in capsys.readouterr().err
+    assert call(run, folder, "--target-tag", "<2de>") == 0
+    assert "language tag" not in capsys.readouterr().err, "that tag says the language"
+    (folder / "in").write_text("<2de> a dog\n\n")
+    assert call(run, folder) == 0
+    assert "language tag" not in capsys.readouterr().err
+    model = ds_seq.load(run)
+    with pytest.warns(UserWarning, match=r"1 source line\(s\) begin with no language tag .*: 2"):
+        model.translate(["<2de> a dog", "a dog"])
+    with pytest.warns(UserWarning, match="no language tag"):
+        model.score(["a dog"], ["ein"])

@@ -12,14 +12,16 @@ from ds_seq.data import clean as clean_module
 from ds_seq.data.clean import (
     CleanReport,
     clean,
-    count_words,
     normalize_corpus,
     reason_to_drop,
 )
 from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.scripts import count_words
 from tests.values import clean_options
+
+KEEP = Normalizer(nfkc=False, fold_spaces=False)
 
 
 def _text(folder: Path, name: str, source: bytes, target: bytes) -> PairPath:
@@ -35,27 +37,56 @@ def _lines(path: PairPath) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "kept", "folded"),
     [
-        ("  two \t words\u00a0here\u2028now ", "two words here now"),
-        ("\ufeffsoft\u00adhyphen\u200b and \x07bell \x00 ", "softhyphen and bell"),
-        ("می\u200cخواهم", "می\u200cخواهم"),
-        ("ﬁne ２", "ﬁne ２"),
+        ("  two \t words\u2028now ", "two words now", "two words now"),
+        (" 10\u00a0%\u3000是 ", "10\u00a0%\u3000是", "10 % 是"),
+        ("\u3000first", "\u3000first", "first"),
+        ("soft\u00adhyphen\u200b\u2060", "soft\u00adhyphen\u200b\u2060", "softhyphen"),
+        ("\ufeffand \x07bell \x00 ", "and bell", "and bell"),
+        ("\u00a0 \u200b\u3000", "", ""),
+        ("می\u200cخواهم", "می\u200cخواهم", "می\u200cخواهم"),
+        ("ﬁne ２ … ½", "ﬁne ２ … ½", "ﬁne ２ … ½"),
     ],
 )
-def test_normalize(text: str, expected: str) -> None:
-    assert Normalizer(nfkc=False)(text) == expected
-    assert Normalizer(nfkc=False)(expected) == expected, "doing it twice changes nothing more"
+def test_normalize(text: str, kept: str, folded: str) -> None:
+    for fold_spaces, expected in ((False, kept), (True, folded)):
+        normalize = Normalizer(nfkc=False, fold_spaces=fold_spaces)
+        assert normalize(text) == expected
+        assert normalize(expected) == expected, "doing it twice changes nothing more"
 
 
 def test_nfkc_folds_compatible_forms() -> None:
-    assert Normalizer(nfkc=True)("ﬁne ２") == "fine 2"
+    assert Normalizer(nfkc=True, fold_spaces=False)("ﬁne ２") == "fine 2"
 
 
 def test_words_of_scripts_without_spaces() -> None:
     assert count_words("drei kurze Wörter") == 3
     assert count_words("我爱你 ") == 4  # three signs and the run of them
     assert reason_to_drop("I love you very much", "我非常爱你", clean_options()) is None
+    assert count_words("\U00020000\U000212c8\U00030edd") == 4  # CJK of the planes 2 and 3
+
+
+HUMANS = "All human beings are born free and equal in dignity and rights."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
+        "ມະນຸດທຸກຄົນເກີດມາມີກຽດສັກສີ ສິດທິ ເສລີພາບ ແລະຄວາມສະເໝີພາບເທົ່າທຽມກັນ",
+        "មនុស្សទាំងអស់ កើតមកមានសេរីភាព និងសមភាព ក្នុងផ្នែកសេចក្ដីថ្លៃថ្នូរនិងសិទ្ធិ",
+        "လူတိုင်းသည် တူညီ လွတ်လပ်သော ဂုဏ်သိက္ခာဖြင့် လည်းကောင်း၊ တူညီလွတ်လပ်သော အခွင့်အရေးများဖြင့် မွေးဖွားလာသူများ ဖြစ်သည်။",
+        "འགྲོ་བ་མིའི་རིགས་རྒྱུད་ཡོངས་ལ་སྐྱེས་ཙམ་ཉིད་ནས་ཆེ་མཐོངས་དང༌། ཐོབ་ཐངགི་རང་དབང་འདྲ་མཉམ་དུ་ཡོད་ལ།",
+        "人人生而自由,在尊严和权利上一律平等。",
+    ],
+    ids=["th", "lo", "km", "my", "bo", "zh"],
+)  # fmt: skip
+def test_the_ratio_filter_knows_scripts_without_spaces(text: str) -> None:
+    """The first article of the Declaration of Human Rights, and the same several times."""
+    assert reason_to_drop(HUMANS, text, clean_options()) is None
+    assert reason_to_drop(HUMANS, " ".join([text] * 5), clean_options()) == "ratio"
+    assert reason_to_drop(" ".join([HUMANS] * 8), text, clean_options()) == "ratio"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +197,7 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_held_out_text_keeps_every_line(tmp_path: Path) -> None:
     raw = _text(tmp_path, "raw", b"a \na \nx\n", b"a\na\n1 2 3 4 5 6 7 8 9\n")
     output = PairPath(tmp_path / "s", tmp_path / "t")
-    assert normalize_corpus([raw], output, Normalizer(nfkc=False)) == 3
+    assert normalize_corpus([raw], output, KEEP) == 3
     assert _lines(output) == [("a", "a"), ("a", "a"), ("x", "1 2 3 4 5 6 7 8 9")]
 
 
@@ -179,4 +210,4 @@ def test_held_out_text_with_a_bad_line_names_it(
 ) -> None:
     raw = _text(tmp_path, "raw", b"a\nb\n", target)
     with pytest.raises(UserError, match=message):
-        normalize_corpus([raw], PairPath(tmp_path / "s", tmp_path / "t"), Normalizer(nfkc=False))
+        normalize_corpus([raw], PairPath(tmp_path / "s", tmp_path / "t"), KEEP)

@@ -36,6 +36,19 @@ def test_scripts_lead_from_text_to_shards(corpus: Path, tmp_path: Path) -> None:
     assert len(reader) == 300
 
 
+def test_a_vocabulary_is_checked_as_in_an_experiment(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, model = corpus / "train.de", tmp_path / "vocab.model"
+    options = [text, "--out", model, "--size", 80]
+    assert _run("train_vocab", *options, "--symbols", "<2de>", "</s>") == 2
+    assert "error: </s> is always in the vocabulary" in capsys.readouterr().err
+    assert _run("train_vocab", *options, "--normalization", "nkfc") == 2
+    assert "did you mean 'nfkc'" in capsys.readouterr().err and not model.exists()
+    assert _run("train_vocab", *options, "--normalization", "nfkc", "--symbols", "<2de>") == 0
+    assert SentencePieceTokenizer.load(model).normalization == "nfkc"
+
+
 def test_fetch_sample_takes_pairs_of_a_table(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -152,7 +152,7 @@ class WordTokenizer:
         return self.size
 
     def normalize(self, text: str) -> str:
-        return Normalizer(nfkc=False)(text)
+        return Normalizer(nfkc=False, fold_spaces=False)(text)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_lines([text])[0]

@@ -26,7 +26,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-@pytest.mark.parametrize("content", [b"a\nb", b"a\nb\n", b"a\r\nb\r\n"])
+@pytest.mark.parametrize("content", [b"a\nb", b"a\nb\n", b"a\r\nb\r\n", b"\xef\xbb\xbfa\nb\n"])
 def test_line_ends(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(content)
     assert read_lines(tmp_path / "text") == ["a", "b"]
