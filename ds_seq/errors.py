@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -16,10 +17,11 @@ class UserError(ValueError):
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback. Context variables that the function sets
+    are restored at its end.
     """
     try:
-        return function(argv)
+        return copy_context().run(function, argv)
     except UserError as error:
         for line in str(error).splitlines():
             print(f"ds-seq: error: {line}", file=sys.stderr)

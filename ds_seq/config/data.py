@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from ds_seq.config.base import (
-    EXTERNAL_PATTERN,
+    PLUGIN,
     Config,
     ExternalConfig,
     FieldErrors,
@@ -24,7 +24,7 @@ from ds_seq.config.base import (
     plugin_tag,
 )
 from ds_seq.names import SENTENCEPIECE, TOKENIZER_NAMES
-from ds_seq.plugins import nearest
+from ds_seq.plugins import EXTERNAL_PATTERN, nearest
 
 
 class SplitConfig(Config):
@@ -83,7 +83,7 @@ class CleanConfig(Config):
 class VocabConfig(Config):
     """The joint tokenizer of source and target, by default a SentencePiece model."""
 
-    name: str = Field(
+    name: Annotated[str, PLUGIN] = Field(
         default="sentencepiece",
         description="`sentencepiece`, or `package.module:Name` of an external tokenizer class, "
         "which also receives `size` and `user_symbols`.",
@@ -116,7 +116,7 @@ class VocabConfig(Config):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        if name not in TOKENIZER_NAMES and not re.match(EXTERNAL_PATTERN, name):
+        if name not in TOKENIZER_NAMES and not re.fullmatch(EXTERNAL_PATTERN, name):
             raise ValueError(
                 f"no tokenizer {name!r}{nearest(name, TOKENIZER_NAMES)}; there are "
                 f"{', '.join(TOKENIZER_NAMES)}, or `package.module:Name`"

@@ -27,7 +27,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A part may import parts of earlier rows only, never one of its own row.
 RANKS: list[set[str]] = [
     {"__init__", "errors"},
-    {"names", "files"},
+    {"names", "files", "records"},
     {"plugins", "distributed"},
     {"config"},
     {"text"},

@@ -7,19 +7,14 @@ two files and `model.safetensors`; an exported file contains config and vocabula
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import load_experiment
-from ds_seq.config.messages import error_lines
-from ds_seq.config.yaml_file import parse_value
+from ds_seq.config.load import load_experiment, parse_experiment
+from ds_seq.config.outside import LOADING, TOKENIZING
 from ds_seq.errors import UserError
 from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.text.build import load_tokenizers, read_tokenizers
@@ -59,7 +54,7 @@ class RunFolder:
         """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
         if not (path / VOCAB_FILE).is_file():
             raise UserError(f"{path}: not a run folder ({VOCAB_FILE} is missing)")
-        config = load_experiment(path / CONFIG_FILE)
+        config = load_experiment(path / CONFIG_FILE, runs=LOADING)
         tokenizers = load_tokenizers(config.data, path / VOCAB_FILE)
         exported = path / EXPORT_FILE
         if exported.is_file() and not (path / CHECKPOINTS).is_dir():
@@ -89,14 +84,11 @@ class ExportedFile:
                 f"{path}: contains no experiment and vocabulary; give the folder that holds all "
                 f"three, or export again with --out NAME{EXPORT_SUFFIX}"
             )
+        config = parse_experiment(header[CONFIG_KEY].encode(), path, LOADING)
         try:
-            data = parse_value(header[CONFIG_KEY])
-            config = ExperimentConfig.model_validate(data)
             content = base64.b64decode(header[VOCAB_KEY], validate=True)
-        except ValidationError as error:
-            raise UserError("\n".join(error_lines(error, data, lambda _: str(path)))) from None
-        except (yaml.YAMLError, binascii.Error) as error:
-            raise UserError(f"{path}: damaged ({error}); export it again") from error
+        except ValueError as error:
+            raise UserError(f"{path}: damaged (vocabulary: {error}); export it again") from None
         tokenizers = read_tokenizers(config.data, content, f"{path}: vocabulary")
         return _stored(config, tokenizers, weights)
 
@@ -112,7 +104,8 @@ def open_tokenizers(run: Path) -> Tokenizers:
     Raises:
         UserError: the config or the vocabulary is missing or damaged.
     """
-    return load_tokenizers(load_experiment(run / CONFIG_FILE).data, run / VOCAB_FILE)
+    config = load_experiment(run / CONFIG_FILE, runs=TOKENIZING)
+    return load_tokenizers(config.data, run / VOCAB_FILE)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

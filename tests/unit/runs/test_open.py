@@ -293,7 +293,7 @@ def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
         header = dict(stored.metadata())
     damages = [
         (CONFIG_KEY, header[CONFIG_KEY].replace("top_k: 1", "top_k: 9"), "model.moe.top_k"),
-        (CONFIG_KEY, "model: [", "damaged"),
+        (CONFIG_KEY, "model: [", "not valid YAML"),
         (VOCAB_KEY, header[VOCAB_KEY][:-3], "damaged"),
         (VOCAB_KEY, header[VOCAB_KEY][:400], "vocabulary: is not a SentencePiece model"),
     ]
