@@ -14,6 +14,13 @@ class UserError(ValueError):
     """Invalid input; the message names the file, key or line that is wrong and how to fix it."""
 
 
+def escaped(line: str) -> str:
+    """Return a line with its control characters escaped, for a terminal that would obey them."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
 
@@ -24,7 +31,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         return copy_context().run(function, argv)
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"ds-seq: error: {line}", file=sys.stderr)
+            print(f"ds-seq: error: {escaped(line)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("ds-seq: interrupted", file=sys.stderr)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from ds_seq.errors import UserError
 
@@ -26,9 +27,10 @@ _LONGEST_NAME = 255
 SIZE_LIMIT = 1 << 53
 """Bound of sizes and counts, which stay exact in every JSON reader."""
 Count = Annotated[int, Field(ge=0, lt=SIZE_LIMIT)]
+Positive = Annotated[int, Field(ge=1, lt=SIZE_LIMIT)]
 
-STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""Config of the types that `read_json` reads: no conversions, other keys are ignored."""
+STRICT = ConfigDict(strict=True, extra="allow")
+"""Config of the types that `read_json` reads: no conversions; a `TypedDict` keeps other keys."""
 
 
 def record(kind: type[T]) -> type[T]:
@@ -50,12 +52,19 @@ FileName = Annotated[str, AfterValidator(_plain_name)]
 """Name of a file in the folder of the list that names it."""
 
 
-def read_limited(path: Path, most_bytes: int) -> bytes:
+@record
+class Versioned(TypedDict):
+    """What every version of a manifest has."""
+
+    version: int
+
+
+def read_limited(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """Read a small file whole.
 
     Args:
         path: file to read.
-        most_bytes: size limit.
+        most_bytes: size limit; by default that of JSON files.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,7 +107,7 @@ def read_json(path: Path, kind: type[T], remedy: str) -> T:
         FileNotFoundError: there is no such file.
         UserError: it cannot be read, is too large, or does not have the structure.
     """
-    return parse_json(read_limited(path, MOST_BYTES), kind, path, remedy)
+    return parse_json(read_limited(path), kind, path, remedy)
 
 
 def parse_json(content: bytes, kind: type[T], path: Path, remedy: str) -> T:

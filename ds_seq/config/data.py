@@ -93,7 +93,9 @@ class VocabConfig(Config):
         description="Training options of an external tokenizer; `sentencepiece` accepts none.",
     )
 
-    size: int = Field(default=32000, ge=8, description="Vocabulary size, special symbols included.")
+    size: int = Field(
+        default=32000, ge=8, le=10_000_000, description="Vocabulary size, special symbols included."
+    )
     model_type: Literal["unigram", "bpe"] = Field(
         default="unigram", description="SentencePiece algorithm."
     )

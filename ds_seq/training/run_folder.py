@@ -15,6 +15,7 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.training.resume_state import check_resumable
 from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
@@ -64,6 +65,7 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
     checkpoint = None
     if resume and (folder / CHECKPOINTS / INDEX_FILE).is_file():
         checkpoint = find_checkpoint(folder, "last")
+        check_resumable(checkpoint)
     return RunSetup(config, engine_config, folder, checkpoint, overwrite)
 
 

@@ -7,7 +7,6 @@ two files and `model.safetensors`; an exported file contains config and vocabula
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
 from ds_seq.weights.source import (
     CHECKPOINTS,
-    INDEX_FILE,
     META_FILE,
     VOCAB_HASH_KEY,
     TensorFile,
     TensorFolder,
     TensorSource,
+    read_index,
     read_meta,
 )
 
@@ -121,12 +120,12 @@ def find_checkpoint(run: Path, which: str) -> Path:
     checkpoints = run / CHECKPOINTS
     if which in ("best", "last"):
         try:
-            index = json.loads((checkpoints / INDEX_FILE).read_text(encoding="utf-8"))
+            index = read_index(checkpoints)
             # a run without validations has no best checkpoint
             entry = index["best"][0] if which == "best" and index["best"] else index["last"][-1]
-            return checkpoints / str(entry["name"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{run}: has no finished checkpoint; train it first") from error
+        except (FileNotFoundError, IndexError):
+            raise UserError(f"{run}: has no finished checkpoint; train it first") from None
+        return checkpoints / entry["name"]
     for path in (checkpoints / which, Path(which)):
         if (path / META_FILE).is_file():
             return path
@@ -147,7 +146,7 @@ def _check_vocab(
     if trained_with != fingerprint:
         raise UserError(
             f"{run / VOCAB_FILE}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
-            f"{trained_with[:12]}; restore that vocabulary"
+            f"{str(trained_with)[:12]}; restore that vocabulary"
         )
 
 
