@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.errors import run_command
+from ds_seq.files import check_not_input
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of the sample")
     parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
     arguments = parser.parse_args(argv)
+    check_not_input(arguments.out, arguments.files)
     print("training (large texts take minutes)", file=sys.stderr)
     tokenizer = SentencePieceTokenizer.train(
         arguments.files,

@@ -54,11 +54,11 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
     raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    texts = {
-        split: _clean_split(data, split, [_pair(item) for item in files], force)
-        for split, files in raw.items()
-        if files
-    }
+    pairs = {split: [_pair(item) for item in items] for split, items in raw.items() if items}
+    inputs = [path for split in pairs.values() for pair in split for path in pair]
+    for output in (path for split in pairs for path in _clean_text(data, split)):
+        files.check_not_input(output, inputs)
+    texts = {split: _clean_split(data, split, pairs[split], force) for split in pairs}
     tokenizers = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, force)
@@ -68,6 +68,12 @@ def _pair(split: SplitConfig) -> PairPath:
     return PairPath(Path(split.source), Path(split.target))
 
 
+def _clean_text(data: DataConfig, split: str) -> PairPath:
+    """Return the files of the clean text of a split."""
+    folder = Path(data.dir) / "clean"
+    return PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
+
+
 def _workers(data: DataConfig, num_pairs: int) -> int:
     cores = data.workers or len(os.sched_getaffinity(0))
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
@@ -75,14 +81,13 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
 
 def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
     """Write the clean text of one split unless it is up to date; return its files."""
-    folder = Path(data.dir) / "clean"
-    text = PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
+    text = _clean_text(data, split)
     if text.source == text.target:
         raise UserError(
             f"data.source_lang and data.target_lang are both {data.source_lang!r}; give two names"
         )
     step = _Step(
-        folder / f"{split}.json",
+        text.source.with_name(f"{split}.json"),
         inputs=[path for pair in raw for path in pair],
         options=data.clean.model_dump() if split == "train" else {"nfkc": data.clean.nfkc},
         outputs=list(text),
