@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
+from io import TextIOWrapper
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -25,8 +26,11 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
 
     Any other exception is a bug and keeps its traceback. Context variables that the function sets
-    are restored at its end.
+    are restored at its end. Standard output escapes characters that its encoding lacks, as standard
+    error does, so that no report ends in an error of encoding.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return copy_context().run(function, argv)
     except UserError as error:

@@ -185,6 +185,6 @@ def changed_settings(
         content = json.loads(path.read_text(encoding="utf-8"))
         old = content if key is None else content[key]
         names = {**old, **settings}
-    except (ValueError, TypeError, KeyError, OSError):
+    except (ValueError, TypeError, KeyError, OSError, RecursionError):
         raise UserError(f"{path}: damaged; remove {path.parent}") from None
     return {name: old.get(name) for name in names if old.get(name) != settings.get(name)}

@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    StringConstraints,
     Tag,
     field_validator,
     model_validator,
@@ -155,11 +156,15 @@ SourceConfig = Annotated[
 ]
 
 
+Language = Annotated[str, StringConstraints(pattern=r"^[^\s/\\.][^\s/\\]*$")]
+"""A language code; it ends the names of files, so it must not lead into another folder."""
+
+
 class DataConfig(Config):
     """Languages, raw files and the folder of binarized shards."""
 
-    source_lang: str = Field(min_length=1, description="Language code of the source side.")
-    target_lang: str = Field(min_length=1, description="Language code of the target side.")
+    source_lang: Language = Field(description="Language code of the source side.")
+    target_lang: Language = Field(description="Language code of the target side.")
     dir: str = Field(
         min_length=1, description="Folder of the shards and the vocabulary (`vocab.model`)."
     )

@@ -57,6 +57,8 @@ def _findings(
     cause = context.get("error")
     if kind == "extra_forbidden":
         yield path, f"unknown key{_hint(path, owner)}"
+    elif kind == "missing" and isinstance(path[-1], int):
+        yield path[:-1], f"should have more than {path[-1]} value(s)"
     elif kind == "missing":
         yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
     elif kind == "union_tag_invalid":

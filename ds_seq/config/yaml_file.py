@@ -25,7 +25,7 @@ KeyPath = tuple[str | int, ...]
 
 _MOST_BYTES = 1 << 18
 _MOST_LEVELS = 50
-_MOST_VALUES = 20_000
+_MOST_VALUES = 10_000
 _LONGEST_KEY = 200
 _LONGEST_NUMBER = 40
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -15,13 +15,13 @@ replaced.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.config.data import DataConfig, SplitConfig
@@ -32,6 +32,7 @@ from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.records import Count, read_json, record
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
 from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizers
@@ -93,7 +94,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
-    if result is not None:
+    if result is not None and "kept" in result:
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
         return text
     total = count_pairs(raw)
@@ -181,6 +182,23 @@ def _make_shards(
     )
 
 
+@record
+class _Result(TypedDict, total=False):
+    """Figures of a finished step; clean text also has counts of what was dropped."""
+
+    kept: Count
+    size: Count
+
+
+@record
+class _StepRecord(TypedDict):
+    """Content of `clean/train.json` and of `vocab.json`."""
+
+    made_from: dict[str, Any]
+    outputs: list[str]
+    result: _Result
+
+
 class _Step:
     """A step from input to output files, and the record that allows skipping it next time."""
 
@@ -194,29 +212,27 @@ class _Step:
             "options": options,
         }
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> _StepRecord | None:
         try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            return read_json(self._path, _StepRecord, "delete it")
+        except (FileNotFoundError, UserError):
             return None
-        return record if isinstance(record, dict) else None
 
     def made_outputs(self) -> bool:
         """Return whether the outputs are exactly what this step wrote last time."""
-        record = self._read()
+        last = self._read()
         return (
-            record is not None
+            last is not None
             and all(file.exists() for file in self._outputs)
-            and record.get("outputs") == [files.fingerprint(file) for file in self._outputs]
+            and last["outputs"] == [files.fingerprint(file) for file in self._outputs]
         )
 
-    def result_of_last_time(self) -> dict[str, Any] | None:
+    def result_of_last_time(self) -> _Result | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
-        record = self._read()
-        if record is None or record.get("made_from") != self._made_from:
+        last = self._read()
+        if last is None or last["made_from"] != self._made_from:
             return None
-        result: dict[str, Any] = record["result"]
-        return result if self.made_outputs() else None
+        return last["result"] if self.made_outputs() else None
 
     def record(self, result: dict[str, Any]) -> None:
         """Record that the step is done.
@@ -224,9 +240,9 @@ class _Step:
         Args:
             result: JSON-serializable result, which `result_of_last_time` returns.
         """
-        record = {
+        content = {
             "made_from": self._made_from,
             "outputs": [files.fingerprint(file) for file in self._outputs],
             "result": result,
         }
-        files.write_json(self._path, record)
+        files.write_json(self._path, content)

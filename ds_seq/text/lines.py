@@ -98,9 +98,13 @@ def open_bytes(path: Path, *, tabs: bool = False) -> BinaryIO:
         raise UserError(_explain_missing(path)) from None
     except OSError as error:
         raise UserError(unreadable(path, error)) from None
-    if (problem := is_no_text(file.peek(SAMPLE), path, tabs=tabs)) is not None:
+    try:
+        problem = is_no_text(file.peek(SAMPLE), path, tabs=tabs)
+        if problem is not None:
+            raise UserError(problem)
+    except UserError:
         file.close()
-        raise UserError(problem)
+        raise
     return file
 
 

@@ -11,11 +11,11 @@ SAMPLE = 1 << 16
 _TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW"
 _UTF16 = "UTF-16 text"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: zstd -d FILE -o NEW"),
-    (b"\x04\x22\x4d\x18", "compressed by lz4", "decompress it: lz4 -d FILE NEW"),
-    (b"\x1f\x8b", "compressed by gzip", "give it the suffix .gz"),
-    (b"\xfd7zXZ\x00", "compressed by xz", "give it the suffix .xz"),
-    (b"BZh", "compressed by bzip2", "give it the suffix .bz2"),
+    (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", "decompress it: zstd -d FILE -o NEW"),
+    (b"\x04\x22\x4d\x18", "a file compressed by lz4", "decompress it: lz4 -d FILE NEW"),
+    (b"\x1f\x8b", "a file compressed by gzip", "give it the suffix .gz"),
+    (b"\xfd7zXZ\x00", "a file compressed by xz", "give it the suffix .xz"),
+    (b"BZh", "a file compressed by bzip2", "give it the suffix .bz2"),
     (b"PK\x03\x04", "a zip archive or an office document", "export plain text from it"),
     (b"PAR1", "a Parquet table", "write its columns of text to files, one sentence per line"),
     (b"ARROW1", "an Arrow table", "write its columns of text to files, one sentence per line"),

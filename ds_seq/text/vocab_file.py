@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ds_seq import files
 from ds_seq.errors import UserError
+from ds_seq.records import read_limited
 from ds_seq.text.tokenizer import Tokenizer
 
+_MOST_BYTES = 1 << 28
 VOCAB_FILE = "vocab.model"
 """File name in the folders of shards, runs and exports."""
 
@@ -16,10 +18,10 @@ def read_vocab_file(path: str | Path) -> bytes:
     """Read the bytes of a tokenizer.
 
     Raises:
-        UserError: the file does not exist.
+        UserError: the file does not exist or cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return read_limited(Path(path), _MOST_BYTES)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such vocabulary; make it with `ds-seq prepare` or "

@@ -364,9 +364,9 @@ class MoeFields(StackFields):
         """Return the number of experts of each layer of `stack`; 0 for a dense one."""
         earlier = self.stacks[: self.stacks.index(stack)]
         before = sum(len(self.moe_layers(other)) for other in earlier)
-        counts = [0] * self.layers_of(stack)
+        counts, per_layer = [0] * self.layers_of(stack), self.experts_per_layer
         for number, layer in enumerate(self.moe_layers(stack), before):
-            counts[layer] = self.experts_per_layer[number]
+            counts[layer] = per_layer[number]
         return counts
 
     def experts_in(self, stack: Stack, layer: int) -> int:
