@@ -57,10 +57,8 @@ def _findings(
     cause = context.get("error")
     if kind == "extra_forbidden":
         yield path, f"unknown key{_hint(path, owner)}"
-    elif kind == "missing" and isinstance(path[-1], int):
-        yield path[:-1], f"should have more than {path[-1]} value(s)"
     elif kind == "missing":
-        yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
+        yield _missing(path, owner)
     elif kind == "union_tag_invalid":
         tags = _quoted(context["expected_tags"])
         known = [tag for tag in tags if tag != EXTERNAL_TAG]
@@ -84,6 +82,14 @@ def _findings(
         meant = nearest(str(details["input"]), _quoted(context.get("expected", "")))
         wanted = re.sub(r"^\w+ should", "should", details["msg"])
         yield path, f"{wanted}, not {shown(details['input'])}{meant}"
+
+
+def _missing(path: KeyPath, owner: type[Config]) -> tuple[KeyPath, str]:
+    """Return the place and the problem of a missing key, or of a missing member of a list."""
+    last = path[-1]
+    if isinstance(last, int):
+        return path[:-1], f"should have more than {last} value(s)"
+    return path, f"missing. {owner.model_fields[last].description}"
 
 
 def _quoted(text: Any) -> list[str]:
