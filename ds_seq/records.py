@@ -8,7 +8,6 @@ a name in it stays in its folder. What is wrong is said in one line.
 from __future__ import annotations
 
 import stat
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +22,8 @@ MOST_BYTES = 1 << 26
 """Most bytes of a JSON file: many times more than any run or data folder needs."""
 
 _LONGEST_NAME = 255
+
+_adapters: dict[type, TypeAdapter[Any]] = {}  # they take time to build
 
 SIZE_LIMIT = 1 << 53
 """Bound of sizes and counts, which stay exact in every JSON reader."""
@@ -118,9 +119,10 @@ def parse_json(content: bytes, kind: type[T], path: Path, remedy: str) -> T:
         raise UserError(f"{path}: is damaged ({first_defect(error)}); {remedy}") from None
 
 
-@cache
 def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def first_defect(error: ValidationError) -> str:

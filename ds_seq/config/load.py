@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from ds_seq.config.experiment import STAND_INS, ExperimentConfig
 from ds_seq.config.messages import dotted, error_lines
-from ds_seq.config.outside import COMMAND_LINE, Sections, check_trusted, outside_names
+from ds_seq.config.outside import Sections, check_trusted, outside_names
 from ds_seq.config.schema import has_short_form
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.yaml_file import (
@@ -31,6 +31,7 @@ from ds_seq.errors import UserError
 from ds_seq.plugins import trust
 
 EXTENDS = "extends"
+_COMMAND_LINE = "command line"
 _MOST_ERRORS = 30
 _MOST_PARENTS = 20
 
@@ -164,7 +165,7 @@ def read_experiment(
 
 
 def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> ExperimentConfig:
-    _apply_overrides(tree, overrides)
+    typed = _apply_overrides(tree, overrides)
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
@@ -174,7 +175,7 @@ def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> Experim
         if next(every, None) is not None:
             lines.append(f"{tree.file}: has more mistakes; the first {_MOST_ERRORS} are above")
         raise UserError("\n".join(lines)) from None
-    trust(name for path, name in outside_names(config) if tree.origin(path) == COMMAND_LINE)
+    trust(name for path, name in outside_names(config) if _at(path, typed) == name)
     check_trusted(config, runs, lambda path: f"{tree.origin(path)}: {dotted(path)}")
     ds_json = _find_near(config.train.deepspeed, tree.file)
     if ds_json is None:
@@ -227,7 +228,20 @@ def _read_with_parents(file: Path) -> _Tree:
     return tree
 
 
-def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
+def _at(path: KeyPath, data: Any) -> Any:
+    """Return the value at a path in raw settings; for the name of a section in short form, that."""
+    for key in path:
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            return data if key == "name" and isinstance(data, str) else None
+    return data
+
+
+def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> dict[str, Any]:
+    """Merge the overrides into the tree, and return them alone."""
     data: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     problems = []
@@ -235,12 +249,12 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
         key, equals, text = override.partition("=")
         keys = tuple(key.split("."))
         if not equals or not all(keys):
-            problems.append(f"{COMMAND_LINE}: {override!r} does not have the form key.key=value")
+            problems.append(f"{_COMMAND_LINE}: {override!r} does not have the form key.key=value")
             continue
         try:
             value = parse_value(text)
         except yaml.YAMLError:
-            problems.append(f"{COMMAND_LINE}: {key}: {shown(text)} is not a YAML value; quote it?")
+            problems.append(f"{_COMMAND_LINE}: {key}: {shown(text)} is not a YAML value; quote it?")
             continue
         section = data
         for depth, name in enumerate(keys[:-1], start=1):
@@ -248,10 +262,11 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
             section[name] = inner if isinstance(inner, dict) else {}
             section = section[name]
         section[keys[-1]] = value
-        origins.update((keys[:length], COMMAND_LINE) for length in range(1, len(keys) + 1))
+        origins.update((keys[:length], _COMMAND_LINE) for length in range(1, len(keys) + 1))
     if problems:
         raise UserError("\n".join(problems))
     tree.merge(data, origins)
+    return data
 
 
 def _find_near(name: str | None, experiment: Path) -> Path | None:

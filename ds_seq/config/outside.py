@@ -9,9 +9,6 @@ from ds_seq.config.yaml_file import KeyPath
 from ds_seq.errors import UserError
 from ds_seq.plugins import is_trusted, untrusted
 
-COMMAND_LINE = "command line"
-"""Origin of a setting that the user has typed."""
-
 Sections = Sequence[KeyPath]
 """Sections whose code from outside is run."""
 LOADING: Sections = (("model",), ("data", "vocab"))

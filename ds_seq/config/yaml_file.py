@@ -76,27 +76,29 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node and count its values, and those of an alias once more."""
-        event, before = self.peek_event(), self._values
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark: Any = event.start_mark
+        before = self._values
         if isinstance(event, yaml.AliasEvent) and event.anchor in self.anchors:
             if event.anchor not in self._sizes:
-                raise ComposerError(None, None, "an alias of what contains it", event.start_mark)
+                raise ComposerError(None, None, "an alias of what contains it", mark)
             self._values += self._sizes[event.anchor]
         else:
             self._values += 1
         if self._values > _MOST_VALUES:
             problem = f"more than {_MOST_VALUES:,} values, counting repeated aliases"
-            raise ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, mark)
         self._levels += 1
         if self._levels > _MOST_LEVELS:
             problem = f"nested more than {_MOST_LEVELS} levels deep"
-            raise ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         self._levels -= 1
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
             self._sizes.setdefault(event.anchor, self._values - before)
         if isinstance(node, yaml.ScalarNode) and (match := _CONTROL.search(node.value)):
             problem = f"the control character U+{ord(match[0]):04X} in {shown(node.value)}"
-            raise ComposerError(None, None, problem, event.start_mark)
+            raise ComposerError(None, None, problem, mark)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:

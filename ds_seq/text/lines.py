@@ -90,7 +90,7 @@ def open_bytes(path: Path, *, tabs: bool = False) -> BinaryIO:
             raise UserError(f"{path}: is a folder; {_explain_folder(path)}")
         opener = _OPENERS.get(path.suffix)
         if opener is None:
-            file = open(path, "rb", _BLOCK)  # noqa: SIM115 (closed by the caller)
+            file = io.BufferedReader(io.FileIO(path), _BLOCK)
         else:
             packed = cast(io.BufferedIOBase, opener(path, "rb"))
             file = io.BufferedReader(_Decompressed(packed, path), _BLOCK)

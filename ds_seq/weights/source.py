@@ -192,7 +192,7 @@ class TensorFolder:
     def __init__(self, folder: Path, kind: str) -> None:
         self.path = folder
         self._where: dict[str, Any] = {}
-        meta = read_meta(folder)
+        meta: CheckpointFiles = read_meta(folder)
         self._version = meta["format_version"]
         sizes = {n: s for n, s in meta["files"].items() if n.split(".")[0] == kind}
         for name, size in sorted(sizes.items()):

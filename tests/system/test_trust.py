@@ -145,6 +145,30 @@ def test_what_the_user_has_typed_is_the_users_wish(tmp_path: Path, override: str
         load_experiment(path, ["optimizer.options={lr: 1, command: x}"], TRAINING)
 
 
+@pytest.mark.parametrize(
+    ("content", "override"),
+    [
+        ("criterion: {<<: {name: 'os:system'}}", "criterion.options={command: x}"),
+        ("criterion: {name: 'os:system'}", "criterion.options.command=x"),
+        ("model: {moe: {router: 'os:system'}}", "model.moe.num_experts=4"),
+        ("criterion: {name: 'os:system'}", "criterion.name=cross_entropy"),
+    ],
+)
+def test_options_are_no_permission_for_the_name(
+    tmp_path: Path, content: str, override: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "name: x\ndata: {source_lang: en, target_lang: de, dir: d}\n"
+        f"train: {{validate_every: null, save_every: 9}}\n{content}\n"
+    )
+    if "cross_entropy" in override:
+        assert load_experiment(path, [override], TRAINING).criterion.name == "cross_entropy"
+    else:
+        with pytest.raises(UserError, match="'os:system' is code from outside"):
+            load_experiment(path, [override], TRAINING)
+
+
 def test_every_setting_that_takes_a_name_is_asked_about() -> None:
     """A new kind of plug-in marks its field, or its names would run unasked."""
     unmarked = [

@@ -95,6 +95,6 @@ def test_a_file_of_someone_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     path = tmp_path / "x"
     path.write_text(json.dumps("x"))
-    monkeypatch.setattr("builtins.open", refuse)  # tests may run as root, who may read everything
+    monkeypatch.setattr("io.FileIO", refuse)  # tests may run as root, who may read everything
     with pytest.raises(UserError, match="x: cannot be read: Permission denied; .* chmod u\\+r"):
         open_bytes(path)
