@@ -60,20 +60,23 @@ class Versioned(TypedDict):
     version: int
 
 
-def read_limited(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+def read_limited(path: Path, most_bytes: int = MOST_BYTES, *, pipes: bool = False) -> bytes:
     """Read a small file whole.
 
     Args:
         path: file to read.
         most_bytes: size limit; by default that of JSON files.
+        pipes: whether a pipe or a device may be read, as for a file that the user has named.
 
     Raises:
         FileNotFoundError: there is no such file.
         UserError: it cannot be read, or is larger.
     """
     try:
-        if stat.S_ISDIR(path.stat().st_mode):
-            raise UserError(f"{path}: is a folder; give a file")
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and (stat.S_ISDIR(mode) or not pipes):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise UserError(f"{path}: is {kind}; give a file")
         with open(path, "rb") as file:
             content = file.read(most_bytes + 1)
     except FileNotFoundError:

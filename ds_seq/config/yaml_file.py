@@ -162,7 +162,7 @@ def read_yaml(path: Path) -> YamlFile:
         UserError: the file is missing, too large, not UTF-8, not YAML, or contains a key twice.
     """
     try:
-        content = read_limited(path, _MOST_BYTES)
+        content = read_limited(path, _MOST_BYTES, pipes=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return parse_yaml(content, path)

@@ -89,15 +89,16 @@ def open_bytes(path: Path, *, tabs: bool = False) -> BinaryIO:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; {_explain_folder(path)}")
         opener = _OPENERS.get(path.suffix)
+        raw: io.RawIOBase
         if opener is None:
-            file = io.BufferedReader(io.FileIO(path), _BLOCK)
+            raw = io.FileIO(path)
         else:
-            packed = cast(io.BufferedIOBase, opener(path, "rb"))
-            file = io.BufferedReader(_Decompressed(packed, path), _BLOCK)
+            raw = _Decompressed(cast(io.BufferedIOBase, opener(path, "rb")), path)
     except FileNotFoundError:
         raise UserError(_explain_missing(path)) from None
     except OSError as error:
         raise UserError(unreadable(path, error)) from None
+    file = io.BufferedReader(raw, _BLOCK)
     try:
         problem = is_no_text(file.peek(SAMPLE), path, tabs=tabs)
         if problem is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from ds_seq.records import read_limited
 from ds_seq.runs.average import listed_models
 from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.resume_state import check_resumable
-from ds_seq.weights.source import TensorFolder
+from ds_seq.weights.source import TensorFolder, read_index
 from tests.compat.made import ARTEFACTS
 
 ODD: tuple[Any, ...] = (None, True, -1, 10**30, float("nan"), "../x", "\ud800", [], [{}])
@@ -172,7 +173,13 @@ def test_ids_that_no_vocabulary_has(artefacts: Path) -> None:
 
 def test_a_file_without_an_end_is_not_read_whole() -> None:
     with pytest.raises(UserError, match="/dev/zero: is larger than 1,000 bytes"):
-        read_limited(Path("/dev/zero"), 1000)
+        read_limited(Path("/dev/zero"), 1000, pipes=True)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "index.json")
+    with pytest.raises(UserError, match=r"index\.json: is a pipe or a device"):
+        read_index(tmp_path)
 
 
 def test_messages_cannot_command_a_terminal() -> None:
