@@ -28,6 +28,7 @@ from worker import Block, Worker
 HERE = Path(__file__).resolve().parent
 PLAIN, IDLE = "plain", "plain, with an unused teacher"
 LIVE, CACHED = "live teacher", f"cached teacher, top {TOP_K}"
+_IDLE_TEACHER = "distillation_idle:IdleTeacher"
 ALLOWED = 15.0  # percent of plain training
 
 
@@ -97,7 +98,7 @@ def _criterions(quality: Quality) -> Mapping[str, dict[str, Any]]:
     return {
         PLAIN: {"name": "cross_entropy", **smoothed},
         IDLE: {
-            "name": "distillation_idle:IdleTeacher",
+            "name": _IDLE_TEACHER,
             "options": {"teacher": str(quality.teacher), **smoothed},
         },
         LIVE: live_section(quality),
@@ -123,6 +124,7 @@ def _measure(cost: Cost, criterions: Mapping[str, dict[str, Any]]) -> list[Mappi
             path = folder / f"{number}.yaml"
             write_experiment(experiment, path)
             command = [sys.executable, str(HERE / "ds_seq_side.py"), str(path)]
+            command += ["--trust", _IDLE_TEACHER]
             threads = {"OMP_NUM_THREADS": str(cost.quality.threads), "PYTHONPATH": str(HERE.parent)}
             log = folder / f"{number}.log"
             workers.append(stack.enter_context(Worker(name, command, log, threads)))

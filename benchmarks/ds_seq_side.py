@@ -1,6 +1,6 @@
 """ds_seq's side of a benchmark: `ds-seq train` itself, paused between blocks of updates.
 
-Usage: ds_seq_side.py EXPERIMENT.yaml. The whole command runs as it does for a user; only the
+Usage: ds_seq_side.py EXPERIMENT.yaml [--trust NAME]. The whole command runs as for a user; only the
 stream of batches pauses when the requested updates are done. With several ranks, rank 0 receives
 the commands and reports for all.
 """
@@ -199,9 +199,9 @@ class HeldTrainer(Trainer):
 
 
 def main() -> None:
-    """Run `ds-seq train EXPERIMENT.yaml --overwrite`."""
+    """Run `ds-seq train` with the arguments and `--overwrite`."""
     run.Trainer = HeldTrainer  # type: ignore[attr-defined,assignment,misc]
-    sys.exit(train.main([sys.argv[1], "--overwrite"]))
+    sys.exit(train.main([*sys.argv[1:], "--overwrite"]))
 
 
 if __name__ == "__main__":

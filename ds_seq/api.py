@@ -29,6 +29,7 @@ from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.load import read_experiment
+from ds_seq.config.outside import TOKENIZING, TRAINING
 from ds_seq.data.batch import pad_rows
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings, check_n_best
@@ -43,7 +44,7 @@ from ds_seq.generation.translate import (
     search_plan,
 )
 from ds_seq.generation.workers import default_workers
-from ds_seq.plugins import nearest
+from ds_seq.plugins import nearest, trusting
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_decoding, run_translator
 from ds_seq.runs.open import DTYPES, INT8, load_packed, parse_device
@@ -283,6 +284,7 @@ def load(
     checkpoint: str = "best",
     device: str | torch.device | None = None,
     dtype: Literal["fp32", "bf16", "fp16", "int8"] | torch.dtype | None = None,
+    trust: Sequence[str] = (),
 ) -> TrainedModel:
     """Load a trained model.
 
@@ -292,31 +294,44 @@ def load(
         device: device such as `cpu` or `cuda:1`; None: a GPU if there is one.
         dtype: number format; None: as in training on a GPU, fp32 on a CPU. `int8` quantizes the
             weights and works only on a CPU.
+        trust: names of code from outside ds_seq (`package.module:Name`) that may run if the model
+            names it.
 
     Raises:
-        UserError: the model, device or number format does not exist.
+        UserError: the model, device or number format does not exist, or the model names code that
+            is not trusted.
     """
     place = distributed.World().device if device is None else parse_device(str(device))
-    run = load_packed(path, checkpoint, _dtype_name(dtype), place)
+    with trusting(trust):
+        run = load_packed(path, checkpoint, _dtype_name(dtype), place)
     return TrainedModel(run, place)
 
 
-def prepare(experiment: Experiment, *overrides: str, force: bool = False) -> None:
+def prepare(
+    experiment: Experiment, *overrides: str, force: bool = False, trust: Sequence[str] = ()
+) -> None:
     """Make the clean text, the vocabulary and the shards of an experiment, like `ds-seq prepare`.
 
     Args:
         experiment: an experiment file, a mapping with its contents, or an `ExperimentConfig`.
         *overrides: settings to replace, such as `data.workers=4`.
         force: whether to redo steps that are up to date.
+        trust: names of code from outside ds_seq (`package.module:Name`) that may run if the
+            experiment names it. Names in `overrides` need not be repeated.
 
     Raises:
-        UserError: the experiment or its text is invalid.
+        UserError: the experiment or its text is invalid, or it names code that is not trusted.
     """
-    prepare_data(read_experiment(experiment, overrides), force)
+    with trusting(trust):
+        prepare_data(read_experiment(experiment, overrides, TOKENIZING), force)
 
 
 def fit(
-    experiment: Experiment, *overrides: str, resume: bool = False, overwrite: bool = False
+    experiment: Experiment,
+    *overrides: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    trust: Sequence[str] = (),
 ) -> TrainingResult:
     """Train a model like `ds-seq train`, in this process or in all processes of a launcher.
 
@@ -325,17 +340,22 @@ def fit(
         *overrides: settings to replace, such as `train.max_updates=1000`.
         resume: resume from the run's last checkpoint, or start from scratch if there is none.
         overwrite: delete an earlier run of this name.
+        trust: see `prepare`.
 
     Returns:
         Why the training ended, its best score, and the run folder, which `load` accepts.
 
     Raises:
-        UserError: the experiment, its data or its run folder is invalid.
+        UserError: the experiment, its data or its run folder is invalid, or it names code that is
+            not trusted.
     """
     from ds_seq.training.run import run_training  # imports DeepSpeed
 
     atexit.register(distributed.shutdown)  # one process group for all trainings of the process
-    return run_training(lambda: read_experiment(experiment, overrides), resume, overwrite)
+    with trusting(trust):
+        return run_training(
+            lambda: read_experiment(experiment, overrides, TRAINING), resume, overwrite
+        )
 
 
 def _listed(lines: str | Sequence[str]) -> list[str]:

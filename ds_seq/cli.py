@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from ds_seq import __version__
 from ds_seq.commands import COMMANDS
 from ds_seq.errors import UserError, run_command
-from ds_seq.plugins import import_object, nearest
+from ds_seq.plugins import nearest
 
 
 def usage() -> str:
@@ -34,5 +35,5 @@ def _dispatch(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}; there are {known}")
-    run: Callable[[Sequence[str]], int] = import_object("command", f"{COMMANDS[name].module}:main")
+    run: Callable[[Sequence[str]], int] = import_module(COMMANDS[name].module).main
     return run(arguments)

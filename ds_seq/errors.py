@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from io import TextIOWrapper
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -13,16 +15,27 @@ class UserError(ValueError):
     """Invalid input; the message names the file, key or line that is wrong and how to fix it."""
 
 
+def escaped(line: str) -> str:
+    """Return a line with its control characters escaped, for a terminal that would obey them."""
+    if line.isprintable():
+        return line
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+
+
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
 
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback. Context variables that the function sets
+    are restored at its end. Standard output escapes characters that its encoding lacks, as standard
+    error does, so that no report ends in an error of encoding.
     """
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return function(argv)
+        return copy_context().run(function, argv)
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"ds-seq: error: {line}", file=sys.stderr)
+            print(f"ds-seq: error: {escaped(line)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("ds-seq: interrupted", file=sys.stderr)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 from ds_seq.errors import UserError
 
 _READ_BYTES = 1 << 20
+_MODEL_AND_DATA = (".yaml", ".json", ".model", ".safetensors", ".bin", ".idx")
+"""Suffixes of the files in run folders, exported folders and data folders."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -65,6 +67,35 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def check_not_input(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Refuse to write a file that is also read, which would destroy it; links are followed.
+
+    Args:
+        output: file or folder to write.
+        inputs: files and folders to read; None and names that do not exist are ignored. In a
+            folder, the files of models and data are protected.
+
+    Raises:
+        UserError: the output is one of the inputs, or such a file in one of them.
+    """
+    output = Path(output)
+    for name in inputs:
+        if name is None or not os.path.exists(name):
+            continue
+        is_same = os.path.exists(output) and os.path.samefile(output, name)
+        is_part = (
+            output.is_file()
+            and output.suffix in _MODEL_AND_DATA
+            and Path(name).resolve() in output.resolve().parents
+        )
+        if is_same or is_part:
+            kind = "is also" if is_same else "belongs to"
+            raise UserError(
+                f"{output}: {kind} the input {name}, which it would overwrite; give the output "
+                "another name"
+            )
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -154,6 +185,6 @@ def changed_settings(
         content = json.loads(path.read_text(encoding="utf-8"))
         old = content if key is None else content[key]
         names = {**old, **settings}
-    except (ValueError, TypeError, KeyError, OSError):
+    except (ValueError, TypeError, KeyError, OSError, RecursionError):
         raise UserError(f"{path}: damaged; remove {path.parent}") from None
     return {name: old.get(name) for name in names if old.get(name) != settings.get(name)}

@@ -8,15 +8,16 @@
 From Python: `ds_seq.fit`.
 """
 
-from __future__ import annotations
+# ruff: noqa: E402 - the path is mended first
 
+import os
 import sys
-from pathlib import Path
 
-if __name__ == "__main__" and not __package__:
-    # When run as a script, Python puts this folder first on the path, where `data`, `config` or
-    # `models` would shadow other top-level modules. Put the repository there instead.
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+_FOLDER = os.path.dirname(os.path.realpath(__file__))
+if __name__ == "__main__" and os.path.realpath(sys.path[0]) in (_FOLDER, os.getcwd()):
+    # Python has put this folder first on the path, or with `python -m` the working folder, where
+    # `data` and `config`, or any file at all, would shadow other modules; see `__main__.py`.
+    sys.path[0] = os.path.dirname(_FOLDER)
 
 from ds_seq.commands.train import main
 from ds_seq.errors import run_command

@@ -12,6 +12,7 @@ from ds_seq.config.data import CleanConfig
 from ds_seq.data.clean import CleanOptions, clean
 from ds_seq.data.progress import Progress
 from ds_seq.errors import run_command
+from ds_seq.files import check_not_input
 from ds_seq.text.lines import PairPath, count_pairs
 from ds_seq.text.normalize import Normalizer
 
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
         not arguments.keep_duplicates,
     )
     output = PairPath(arguments.out_source, arguments.out_target)
+    for path in output:
+        check_not_input(path, inputs[0])
     with Progress("cleaning", count_pairs(inputs)) as progress:
         report = clean(inputs, output, options, arguments.workers, progress)
     print(f"kept {report.kept:,} of {report.total:,} pairs")

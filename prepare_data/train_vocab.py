@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from ds_seq.config.data import VocabConfig
 from ds_seq.errors import UserError, run_command
+from ds_seq.files import check_not_input
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
     arguments = parser.parse_args(argv)
+    check_not_input(arguments.out, arguments.files)
     print("training (large texts take minutes)", file=sys.stderr)
     try:
         vocab = VocabConfig(

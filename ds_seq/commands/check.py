@@ -11,10 +11,13 @@ from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.messages import dotted
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.options import options_table
+from ds_seq.config.outside import outside_names
 from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE, VOCAB_FILE
+from ds_seq.plugins import is_trusted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,10 +72,24 @@ def report(
             "",
             "# parameters",
             *_size_lines(config),
+            *_outside_lines(config),
             *(["", "# notes", *notes] if (notes := _notes(config, folders)) else []),
             "",
         ]
     )
+
+
+def _outside_lines(config: ExperimentConfig) -> list[str]:
+    """Return the code from outside ds_seq that a training would run; `check` itself runs none."""
+    names = list(outside_names(config))
+    if not names:
+        return []
+    lines = [
+        f"{dotted(path)}: {name}"
+        + ("" if is_trusted(name) else f"   not trusted; to run it, add --trust {name}")
+        for path, name in names
+    ]
+    return ["", "# code from outside ds_seq", *lines]
 
 
 def _notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:

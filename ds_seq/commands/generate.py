@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
             text = None if args.input is None or _streams(args) else _read_input(args)
             generation = _load(args, world)
             if args.input is None:
-                text = _read_test_split(generation.card, args.reference)
+                text = _read_test_split(generation.card, args.reference, args.output)
             if text is not None:
                 generation.steering.check_counts(text.source)
             scorer = None
@@ -184,7 +185,8 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
             )
     check_result_arguments(args)
     check_expert_parallel(args.expert_parallel, world_size)
-    check_writable(args.output)
+    texts = (args.input, args.reference, args.prefix, args.constraints, args.allowed)
+    check_writable(args.output, [*texts, *args.runs])
 
 
 def _streams(args: argparse.Namespace) -> bool:
@@ -207,9 +209,10 @@ def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
     return reference
 
 
-def _read_test_split(card: ModelCard, reference: str | None) -> _Text:
+def _read_test_split(card: ModelCard, reference: str | None, output: str) -> _Text:
     if not card.test:
         raise UserError("data.raw.test: is empty; give --input FILE")
+    check_writable(output, chain.from_iterable(card.test))
     text = read_raw("test", card.test)
     if reference is None:
         return _Text(text.source, text.target)

@@ -184,7 +184,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.out is not None:
         if args.out.suffix.lower() != ".png":
             raise UserError(f"--out {args.out}: give a name that ends in .png")
-        check_writable(args.out)
+        check_writable(args.out, (args.run, args.data))
 
 
 def _parser() -> argparse.ArgumentParser:

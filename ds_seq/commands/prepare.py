@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.load import load_experiment
+from ds_seq.config.outside import TOKENIZING
 from ds_seq.tasks.prepare import prepare
 
 
@@ -20,5 +21,6 @@ def main(argv: Sequence[str]) -> int:
     add_overrides(parser)
     parser.add_argument("--force", action="store_true", help="redo all steps, even if up to date")
     arguments = parser.parse_intermixed_args(argv)
-    prepare(load_experiment(arguments.experiment, arguments.overrides), arguments.force)
+    config = load_experiment(arguments.experiment, arguments.overrides, TOKENIZING)
+    prepare(config, arguments.force)
     return 0

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
             _check_arguments(args)
             device = chosen_device(args, world)
             source = read_lines(args.source)
-            target = read_lines(args.hypotheses)
+            target = read_lines(args.hypotheses, tabs=args.hypotheses_format == "tsv")
             run = load_packed(args.run, args.checkpoint, args.dtype, device)
             decoding = run_decoding([run], search_settings(run.card, args))
             rows = _rows(args, source, target, run.tokenizers.target)
@@ -115,7 +115,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--source - --hypotheses -: only one of them can be standard input")
     if STANDARD in (args.source, args.hypotheses) and distributed.world_size() > 1:
         raise UserError("-: several processes cannot share standard input; give a file")
-    check_writable(args.output)
+    check_writable(args.output, (args.source, args.hypotheses, args.run))
 
 
 def _rows(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
-from ds_seq.plugins import nearest
+from ds_seq.plugins import nearest, trust
 from ds_seq.scores.languages import language_warning
 from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
 from ds_seq.scores.rouge import ROUGE
@@ -162,6 +162,7 @@ def _read(systems: list[str], references: list[str], source: str | None) -> _Tex
 def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
     if args.tokenized:
         return [from_sacrebleu(TOKENISED, build_metric(TOKENISED, ""))]
+    trust(name for name in args.metrics or () if ":" in name)  # the user has typed them
     metrics: dict[str, Metric] = {}
     for name in args.metrics or DEFAULT_METRICS:
         if name == "comet":
@@ -259,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
         "       ds-seq score HYP --reference R [R ...] [options]\n"
         "       ds-seq score REF --systems A B [...] [options]",
         abbreviations=True,
+        reads_experiments=False,
     )
     add = parser.add_argument
     add("text", nargs="*", help="HYP: detokenized translation; REF: raw reference text")

@@ -187,7 +187,7 @@ def read_steering(args: argparse.Namespace) -> Steering:
 
 
 def _read(option: str, path: str | None) -> _File | None:
-    return None if path is None else _File(option, path, read_lines(path))
+    return None if path is None else _File(option, path, read_lines(path, tabs=True))
 
 
 def _tag_id(tag: str, tokenizer: Tokenizer) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ds_seq import distributed
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.load import load_experiment
+from ds_seq.config.outside import TRAINING
 from ds_seq.reports.metrics import load_table, metric_lines
 from ds_seq.training.run import TrainingResult, run_training
 
@@ -18,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     try:
         result = run_training(
-            lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
+            lambda: load_experiment(args.experiment, args.overrides, TRAINING),
+            args.resume,
+            args.overwrite,
         )
         if distributed.rank() == 0:
             _report(result)

@@ -15,14 +15,23 @@ from pydantic import (
     model_serializer,
 )
 
+from ds_seq.plugins import EXTERNAL_PATTERN
+
 EXTERNAL_TAG = "external"
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-EXTERNAL_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN)]
+
+
+class _Plugin:
+    """See `PLUGIN`."""
+
+
+PLUGIN = _Plugin()
+"""Marks a field, a name or a list of names, that may name code from outside ds_seq."""
+ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN), PLUGIN]
 
 
 class Config(BaseModel):

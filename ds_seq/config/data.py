@@ -10,13 +10,14 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
+    StringConstraints,
     Tag,
     field_validator,
     model_validator,
 )
 
 from ds_seq.config.base import (
-    EXTERNAL_PATTERN,
+    PLUGIN,
     Config,
     ExternalConfig,
     FieldErrors,
@@ -31,7 +32,7 @@ from ds_seq.names import (
     SPECIAL_PIECES,
     TOKENIZER_NAMES,
 )
-from ds_seq.plugins import nearest
+from ds_seq.plugins import EXTERNAL_PATTERN, nearest
 
 
 class SplitConfig(Config):
@@ -100,7 +101,7 @@ _UNMATCHED = re.compile("[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\u2581]")
 class VocabConfig(Config):
     """The joint tokenizer of source and target, by default a SentencePiece model."""
 
-    name: str = Field(
+    name: Annotated[str, PLUGIN] = Field(
         default="sentencepiece",
         description="`sentencepiece`, or `package.module:Name` of an external tokenizer class, "
         "which also receives `size` and `user_symbols`.",
@@ -110,7 +111,9 @@ class VocabConfig(Config):
         description="Training options of an external tokenizer; `sentencepiece` accepts none.",
     )
 
-    size: int = Field(default=32000, ge=8, description="Vocabulary size, special symbols included.")
+    size: int = Field(
+        default=32000, ge=8, le=10_000_000, description="Vocabulary size, special symbols included."
+    )
     model_type: Literal["unigram", "bpe"] = Field(
         default="unigram", description="SentencePiece algorithm."
     )
@@ -139,7 +142,7 @@ class VocabConfig(Config):
     @field_validator("name")
     @classmethod
     def _check_name(cls, name: str) -> str:
-        if name not in TOKENIZER_NAMES and not re.match(EXTERNAL_PATTERN, name):
+        if name not in TOKENIZER_NAMES and not re.fullmatch(EXTERNAL_PATTERN, name):
             raise ValueError(
                 f"no tokenizer {name!r}{nearest(name, TOKENIZER_NAMES)}; there are "
                 f"{', '.join(TOKENIZER_NAMES)}, or `package.module:Name`"
@@ -225,11 +228,15 @@ SourceConfig = Annotated[
 ]
 
 
+Language = Annotated[str, StringConstraints(pattern=r"^[^\s/\\.][^\s/\\]*$")]
+"""A language code; it ends the names of files, so it must not lead into another folder."""
+
+
 class DataConfig(Config):
     """Languages, raw files and the folder of binarized shards."""
 
-    source_lang: str = Field(min_length=1, description="Language code of the source side.")
-    target_lang: str = Field(min_length=1, description="Language code of the target side.")
+    source_lang: Language = Field(description="Language code of the source side.")
+    target_lang: Language = Field(description="Language code of the target side.")
     dir: str = Field(
         min_length=1, description="Folder of the shards and the vocabulary (`vocab.model`)."
     )

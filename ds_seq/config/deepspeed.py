@@ -22,6 +22,7 @@ from ds_seq.config.schema import paths_of_key
 from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
+from ds_seq.records import read_limited
 
 AUTO = "auto"
 MAX_STAGE = 3
@@ -39,15 +40,20 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
         return {}
     file = Path(path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
-    except OSError as error:
+        content = read_limited(file).decode("utf-8")
+        data = json.loads(content, object_pairs_hook=_no_key_twice)
+    except FileNotFoundError as error:
         raise UserError(f"train.deepspeed: {file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{file}: not valid JSON: nested too deeply") from None
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{file}: not valid JSON: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"{file}: contains no JSON object; expected {{...}}")
     return data

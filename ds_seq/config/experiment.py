@@ -46,7 +46,7 @@ Cross-section checks must not read them."""
 class ExperimentConfig(Config):
     """The whole configuration of a run, except the DeepSpeed JSON that `train.deepspeed` names."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]+$")] = Field(
+    name: Annotated[str, StringConstraints(pattern=r"^[\w.+-]*[\w+-][\w.+-]*$")] = Field(
         description="Name of the run; letters, digits and `_ . + -`."
     )
     run_dir: str | None = Field(default=None, description="Run folder; null means `runs/<name>`.")

@@ -18,7 +18,7 @@ from ds_seq.names import EnsembleMean, LengthPenaltyForm
 class GenerationConfig(Config):
     """Beam search or sampling, in validation and in `ds-seq generate`."""
 
-    beam: PositiveInt = Field(default=5, description="Beam size; 1 is greedy search.")
+    beam: PositiveInt = Field(default=5, le=10_000, description="Beam size; 1 is greedy search.")
     length_penalty: float = Field(
         default=1.0,
         description="Scores are log-probability / length ** this; larger values favor longer "

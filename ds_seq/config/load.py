@@ -6,6 +6,7 @@ Precedence: command-line override, experiment file, its `extends` parent, schema
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,26 @@ import yaml
 from pydantic import ValidationError
 
 from ds_seq.config.experiment import STAND_INS, ExperimentConfig
-from ds_seq.config.messages import error_lines
+from ds_seq.config.messages import dotted, error_lines
+from ds_seq.config.outside import Sections, check_trusted, outside_names
 from ds_seq.config.schema import has_short_form
 from ds_seq.config.upgrade import upgrade
-from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
+from ds_seq.config.yaml_file import (
+    KeyPath,
+    YamlFile,
+    parse_value,
+    parse_yaml,
+    read_yaml,
+    shown,
+    to_yaml,
+)
 from ds_seq.errors import UserError
+from ds_seq.plugins import trust
 
 EXTENDS = "extends"
+_COMMAND_LINE = "command line"
+_MOST_ERRORS = 30
+_MOST_PARENTS = 20
 
 _REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "x", "dir": "x"}}
 """Valid values for all keys without a default."""
@@ -47,9 +61,10 @@ class _Tree:
     def _merge(
         self, below: dict[str, Any], above: dict[str, Any], at: KeyPath, origins: dict[KeyPath, str]
     ) -> None:
+        inherited = self._origins.get(at, str(self.file))
         for key, value in above.items():
             path = (*at, key)
-            self._origins[path] = origins.get(path, str(self.file))
+            self._origins[path] = origins.get(path, inherited)
             old = below.get(key)
             if isinstance(value, dict):
                 old = _as_section(old, path)
@@ -84,8 +99,13 @@ def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
     return "name" in new and "name" in old and new["name"] != old["name"]
 
 
-def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+def load_experiment(
+    path: str | Path, overrides: Iterable[str] = (), runs: Sections = ()
+) -> ExperimentConfig:
     """Read and check an experiment file.
+
+    Code from outside ds_seq that an override names is trusted: the user has typed that name. A name
+    in a file is not, because files are passed around; see `ds_seq.plugins.trust`.
 
     A relative `train.deepspeed` is searched for in the working folder, then in the folder of the
     experiment file and in the two folders above it; the first match replaces it. The file may be
@@ -94,45 +114,69 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     Args:
         path: YAML file (JSON is YAML too).
         overrides: `dotted.key=value`, the value in YAML.
+        runs: sections whose code from outside ds_seq is about to run, if they name any.
 
     Raises:
-        UserError: the experiment is invalid; lists every error, one per line.
+        UserError: the experiment is invalid, or names code that is not trusted; lists every error,
+            one per line.
     """
-    return _validated(_read_with_parents(Path(path)), overrides)
+    return _validated(_read_with_parents(Path(path)), overrides, runs)
+
+
+def parse_experiment(content: bytes, path: Path, runs: Sections = ()) -> ExperimentConfig:
+    """Check an experiment that is stored in another file, such as an export.
+
+    Args:
+        content: the experiment in YAML.
+        path: name for messages.
+        runs: see `load_experiment`.
+
+    Raises:
+        UserError: see `load_experiment`.
+    """
+    tree = _Tree(path)
+    file = parse_yaml(content, path)
+    tree.merge(file.data, {key: f"{path}: line {line}" for key, line in file.lines.items()})
+    return _validated(tree, (), runs)
 
 
 def read_experiment(
-    experiment: str | Path | Mapping[str, Any] | ExperimentConfig, overrides: Iterable[str] = ()
+    experiment: str | Path | Mapping[str, Any] | ExperimentConfig,
+    overrides: Iterable[str] = (),
+    runs: Sections = (),
 ) -> ExperimentConfig:
     """Read and check an experiment given as a file, a mapping or a config.
 
     Args:
         experiment: a file (see `load_experiment`), its content as a mapping, or an experiment.
         overrides: see `load_experiment`.
+        runs: see `load_experiment`.
 
     Raises:
-        UserError: the experiment is invalid; lists every error, one per line.
+        UserError: see `load_experiment`.
     """
     if isinstance(experiment, str | Path):
-        return load_experiment(experiment, overrides)
+        return load_experiment(experiment, overrides, runs)
     if isinstance(experiment, ExperimentConfig):
         experiment = experiment.model_dump(mode="json")
     tree = _Tree(Path("experiment"))
     tree.merge(dict(experiment), {})
-    return _validated(tree, overrides)
+    return _validated(tree, overrides, runs)
 
 
-def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
-    _apply_overrides(tree, overrides)
+def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> ExperimentConfig:
+    typed = _apply_overrides(tree, overrides)
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
-        lines = [
-            line
-            for each in (error, *_errors_between(tree.data, error))
-            for line in error_lines(each, tree.data, tree.origin)
-        ]
+        errors = (error, *_errors_between(tree.data, error))
+        every = (line for each in errors for line in error_lines(each, tree.data, tree.origin))
+        lines = list(islice(every, _MOST_ERRORS))
+        if next(every, None) is not None:
+            lines.append(f"{tree.file}: has more mistakes; the first {_MOST_ERRORS} are above")
         raise UserError("\n".join(lines)) from None
+    trust(name for path, name in outside_names(config) if _at(path, typed) == name)
+    check_trusted(config, runs, lambda path: f"{tree.origin(path)}: {dotted(path)}")
     ds_json = _find_near(config.train.deepspeed, tree.file)
     if ds_json is None:
         return config
@@ -168,11 +212,15 @@ def _read_with_parents(file: Path) -> _Tree:
     while current is not None:
         if current.resolve() in [seen.resolve() for seen, _ in chain]:
             raise UserError(f"{current}: {EXTENDS}: the files extend one another in a cycle")
+        if len(chain) == _MOST_PARENTS:
+            raise UserError(f"{current}: {EXTENDS}: more than {_MOST_PARENTS} files extend another")
         content = read_yaml(current)
         chain.append((current, content))
         parent = content.data.pop(EXTENDS, None)
         if parent is not None and not isinstance(parent, str):
-            raise UserError(f"{current}: {EXTENDS}: should be the name of one file, not {parent!r}")
+            raise UserError(
+                f"{current}: {EXTENDS}: should be the name of one file, not {shown(parent)}"
+            )
         current = current.parent / parent if parent is not None else None
     tree = _Tree(file)
     for source, content in reversed(chain):
@@ -180,31 +228,45 @@ def _read_with_parents(file: Path) -> _Tree:
     return tree
 
 
-def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
+def _at(path: KeyPath, data: Any) -> Any:
+    """Return the value at a path in raw settings; for the name of a section in short form, that."""
+    for key in path:
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            return data if key == "name" and isinstance(data, str) else None
+    return data
+
+
+def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> dict[str, Any]:
+    """Merge the overrides into the tree, and return them alone."""
     data: dict[str, Any] = {}
     origins: dict[KeyPath, str] = {}
     problems = []
     for override in overrides:
-        dotted, equals, text = override.partition("=")
-        keys = tuple(dotted.split("."))
+        key, equals, text = override.partition("=")
+        keys = tuple(key.split("."))
         if not equals or not all(keys):
-            problems.append(f"command line: {override!r} does not have the form key.key=value")
+            problems.append(f"{_COMMAND_LINE}: {override!r} does not have the form key.key=value")
             continue
         try:
             value = parse_value(text)
         except yaml.YAMLError:
-            problems.append(f"command line: {dotted}: {text!r} is not a YAML value; quote it?")
+            problems.append(f"{_COMMAND_LINE}: {key}: {shown(text)} is not a YAML value; quote it?")
             continue
         section = data
-        for depth, key in enumerate(keys[:-1], start=1):
-            inner = _as_section(section.get(key), keys[:depth])
-            section[key] = inner if isinstance(inner, dict) else {}
-            section = section[key]
+        for depth, name in enumerate(keys[:-1], start=1):
+            inner = _as_section(section.get(name), keys[:depth])
+            section[name] = inner if isinstance(inner, dict) else {}
+            section = section[name]
         section[keys[-1]] = value
-        origins.update((keys[:length], "command line") for length in range(1, len(keys) + 1))
+        origins.update((keys[:length], _COMMAND_LINE) for length in range(1, len(keys) + 1))
     if problems:
         raise UserError("\n".join(problems))
     tree.merge(data, origins)
+    return data
 
 
 def _find_near(name: str | None, experiment: Path) -> Path | None:

@@ -15,23 +15,22 @@ from ds_seq.config.deepspeed_keys import OWNED, PASSED
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.schema import NO_TAG, has_short_form, paths_of_key, section_classes
 from ds_seq.config.upgrade import MOVED
-from ds_seq.config.yaml_file import KeyPath
+from ds_seq.config.yaml_file import KeyPath, shown
 from ds_seq.plugins import nearest
 
 Origin = Callable[[KeyPath], str]
 
 
-def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
-    """Return one line per error.
+def error_lines(error: ValidationError, data: Any, origin: Origin) -> Iterator[str]:
+    """Yield one line per error.
 
     Args:
         error: error raised when `data` was validated as an `ExperimentConfig`.
         data: data that was validated.
         origin: returns where a key was written, such as `my.yaml:12`.
     """
-    return [
-        f"{origin(path)}: {_dotted(path)}: {message}" for path, message in findings(error, data)
-    ]
+    for path, message in findings(error, data):
+        yield f"{origin(path)}: {dotted(path)}: {message}"
 
 
 def findings(
@@ -59,21 +58,21 @@ def _findings(
     if kind == "extra_forbidden":
         yield path, f"unknown key{_hint(path, owner)}"
     elif kind == "missing":
-        yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
+        yield _missing(path, owner)
     elif kind == "union_tag_invalid":
         tags = _quoted(context["expected_tags"])
         known = [tag for tag in tags if tag != EXTERNAL_TAG]
         outside = ", or `package.module:Name`" if EXTERNAL_TAG in tags else ""
         yield (
             (*path, "name") if _is_section(path, data) else path,
-            f"no {path[-1]} {context['tag']!r}{nearest(context['tag'], known)}; there are "
+            f"no {path[-1]} {shown(context['tag'])}{nearest(context['tag'], known)}; there are "
             f"{', '.join(known)}{outside}",
         )
     elif kind in ("union_tag_not_found", "model_type"):
-        yield path, f"should be a section (`key: value` lines), not {details['input']!r}"
+        yield path, f"should be a section (`key: value` lines), not {shown(details['input'])}"
     elif kind == "string_pattern_mismatch":
         about = owner.model_fields[str(path[-1])].description
-        yield path, f"{details['input']!r} does not fit. {about}"
+        yield path, f"{shown(details['input'])} does not fit. {about}"
     elif isinstance(cause, FieldErrors):
         for below, message in cause.errors:
             yield (*path, *below.split(".")), message
@@ -82,7 +81,15 @@ def _findings(
     else:
         meant = nearest(str(details["input"]), _quoted(context.get("expected", "")))
         wanted = re.sub(r"^\w+ should", "should", details["msg"])
-        yield path, f"{wanted}, not {details['input']!r}{meant}"
+        yield path, f"{wanted}, not {shown(details['input'])}{meant}"
+
+
+def _missing(path: KeyPath, owner: type[Config]) -> tuple[KeyPath, str]:
+    """Return the place and the problem of a missing key, or of a missing member of a list."""
+    last = path[-1]
+    if isinstance(last, int):
+        return path[:-1], f"should have more than {last} value(s)"
+    return path, f"missing. {owner.model_fields[last].description}"
 
 
 def _quoted(text: Any) -> list[str]:
@@ -131,10 +138,10 @@ def _child(node: Any, key: str | int) -> Any:
 def _hint(path: KeyPath, owner: type[Config]) -> str:
     """Return a hint about what an unknown key was meant to be, or where it belongs."""
     if path in MOVED:
-        return f"; it is now {_dotted(MOVED[path][0])}; give only that"
+        return f"; it is now {dotted(MOVED[path][0])}; give only that"
     key = str(path[-1]).replace("-", "_")
     elsewhere = paths_of_key(key)
-    if _dotted(path) in elsewhere:
+    if dotted(path) in elsewhere:
         if key == "options":
             return f"; only an external {path[-2]} (`package.module:Name`) takes options"
         default = owner.model_fields["name"].default
@@ -142,7 +149,7 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
         return f"; {'an external plug-in' if is_external else default} does not accept it"
     if len(elsewhere) in (1, 2):
         return f"; it belongs to {' or '.join(elsewhere)}"
-    equivalent = customary(key, _dotted(path[:-1])) or OWNED.get(key)
+    equivalent = customary(key, dotted(path[:-1])) or OWNED.get(key)
     if equivalent is not None:
         return f"; ds_seq's name for it is {equivalent}"
     for group, below in PASSED.items():
@@ -151,7 +158,8 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
     return nearest(key, owner.model_fields)
 
 
-def _dotted(path: KeyPath) -> str:
+def dotted(path: KeyPath) -> str:
+    """Return a key path as it is written in messages and overrides."""
     text = ""
     for item in path:
         text += f"[{item}]" if isinstance(item, int) else f".{item}"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
-from ds_seq.config.base import Config, FieldErrors, PositiveInt
+from ds_seq.config.base import PLUGIN, Config, FieldErrors, PositiveInt
 from ds_seq.names import LOSS
 
 
 class ValidationConfig(Config):
     """What a validation measures; `train.validate_every` sets how often it runs."""
 
-    metrics: list[str] = Field(
+    metrics: Annotated[list[str], PLUGIN] = Field(
         default=["bleu", "chrf"],
         description="Metrics that compare translations of the validation text with the raw "
         "reference: "

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint, write_json
+from ds_seq.records import (
+    Count,
+    FileName,
+    Positive,
+    Versioned,
+    inside,
+    parse_json,
+    read_limited,
+    record,
+)
 
 FORMAT_VERSION = 1
+IdType = Literal["uint16", "uint32"]
+"""On-disk types of a token id."""
 _REMAKE = "run `ds-seq prepare` again"
 
 
+@record
 @dataclass(frozen=True)
 class ShardCounts:
     """Size of one shard; token counts include the end symbols."""
 
-    pairs: int
-    src_tokens: int
-    tgt_tokens: int
+    pairs: Positive
+    src_tokens: Positive
+    tgt_tokens: Positive
 
 
+@record
 @dataclass(frozen=True)
 class FileRecord:
     """Size and SHA-256 of one file."""
 
-    size: int
+    size: Count
     sha256: str
 
 
+@record
 @dataclass(frozen=True)
 class Manifest:
     """Content of `<split>.manifest.json`.
@@ -46,11 +63,11 @@ class Manifest:
     """
 
     vocab_hash: str
-    vocab_size: int
-    dtype: str
+    vocab_size: Positive
+    dtype: IdType
     languages: tuple[str, str]
-    shards: tuple[ShardCounts, ...]
-    files: dict[str, FileRecord] = field(default_factory=dict)
+    shards: Annotated[tuple[ShardCounts, ...], Field(min_length=1)]
+    files: dict[FileName, FileRecord] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
 
     @property
@@ -76,28 +93,15 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Read JSON written by `write`."""
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            content = read_limited(path)
         except FileNotFoundError:
             raise UserError(_explain_missing(path)) from None
-        except ValueError:
-            raise UserError(f"{path}: is damaged (not JSON); {_REMAKE}") from None
-        version = raw.pop("version", None) if isinstance(raw, dict) else None
+        version = parse_json(content, Versioned, path, _REMAKE)["version"]
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; {_REMAKE}"
             )
-        try:
-            return cls(
-                **{
-                    **raw,
-                    "languages": tuple(raw["languages"]),
-                    "shards": tuple(ShardCounts(**shard) for shard in raw["shards"]),
-                    "files": {name: FileRecord(**item) for name, item in raw["files"].items()},
-                    "inputs": tuple(raw["inputs"]),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: is damaged ({error}); {_REMAKE}") from None
+        return parse_json(content, cls, path, _REMAKE)
 
     def check_files(self, folder: Path, full: bool = False) -> None:
         """Compare the sizes of the files with their records, and with `full` every byte.
@@ -106,16 +110,16 @@ class Manifest:
             UserError: files are missing, truncated or changed; lists all of them.
         """
         problems = []
-        for name, record in self.files.items():
-            path = folder / name
-            if not path.exists():
+        for name, expected in self.files.items():
+            path = inside(folder, name)
+            if not path.is_file():
                 problems.append(f"{path}: is missing; {_REMAKE}")
-            elif (actual := path.stat().st_size) != record.size:
+            elif (actual := path.stat().st_size) != expected.size:
                 problems.append(
-                    f"{path}: has {actual:,} bytes, but the manifest expects {record.size:,} "
+                    f"{path}: has {actual:,} bytes, but the manifest expects {expected.size:,} "
                     f"(an interrupted copy?); copy it again or {_REMAKE}"
                 )
-            elif full and fingerprint(path) != record.sha256:
+            elif full and fingerprint(path) != expected.sha256:
                 problems.append(
                     f"{path}: its content has changed (its SHA-256 is not the manifest's); "
                     f"{_REMAKE}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,7 +35,9 @@ def map_in_order(
         for item in items:
             yield function(state, item)
         return
-    # "spawn", because forking a process with running threads (torch, tqdm) may deadlock.
+    # "spawn", because forking a process with running threads (torch, tqdm) may deadlock. A spawned
+    # process would look for modules in the working folder first; Python 3.11 and newer can refrain.
+    os.environ["PYTHONSAFEPATH"] = "1"
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(state,)
     )

@@ -18,12 +18,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.manifest import FileRecord, Manifest, ShardCounts
+from ds_seq.data.manifest import FileRecord, IdType, Manifest, ShardCounts
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.files import temporary_path
@@ -42,9 +42,14 @@ def files_fingerprint(checksums: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def id_dtype(vocab_size: int) -> np.dtype:
+def id_type(vocab_size: int) -> IdType:
     """Return the smallest on-disk type that can represent every id of a vocabulary."""
-    return np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
+    return "uint16" if vocab_size < 1 << 16 else "uint32"
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """Return this type with the byte order on disk."""
+    return np.dtype(id_type(vocab_size)).newbyteorder("<")
 
 
 class _SideWriter:
@@ -120,7 +125,7 @@ class ShardWriter:
         self._split = split
         self._shard_size = shard_size
         self._header = Manifest(
-            vocab_hash, vocab_size, id_dtype(vocab_size).name, languages, (), {}, tuple(inputs)
+            vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs)
         )
         self._shards: list[tuple[_SideWriter, _SideWriter]] = []
         self._pairs: list[int] = []
@@ -221,18 +226,57 @@ def _cut(block: TokenBlock, start: int, stop: int) -> TokenBlock:
     return TokenBlock(block.tokens[first:last], block.lengths[start:stop])
 
 
+def check_ids(ids: NDArray[np.integer], vocab_size: int, folder: Path, remedy: str) -> None:
+    """Check that stored ids are those of a vocabulary, before a model looks them up.
+
+    Raises:
+        UserError: they are not.
+    """
+    if ids.size and (largest := int(ids.max())) >= vocab_size:
+        raise UserError(
+            f"{folder}: is damaged (token {largest:,} of a vocabulary of {vocab_size:,}); {remedy}"
+        )
+
+
+def _mapped(path: Path, dtype: np.dtype, length: int) -> NDArray[Any]:
+    """Map a file of `length` numbers into memory."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size != length * dtype.itemsize:
+        raise UserError(
+            f"{path}: has {size:,} bytes, but its shard has {length:,} entries of "
+            f"{dtype.itemsize} bytes; copy it again or run `ds-seq prepare` again"
+        )
+    return np.memmap(path, dtype, "r")
+
+
 class _Side:
     """All shards of one side as one list of sentences."""
 
     def __init__(self, folder: Path, split: str, side: str, manifest: Manifest) -> None:
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        names = [f"{split}.{shard:04d}.{side}" for shard in range(len(manifest.shards))]
-        self._tokens = [np.memmap(folder / f"{name}.bin", dtype, "r") for name in names]
-        self._offsets = [np.memmap(folder / f"{name}.idx", "<i8", "r") for name in names]
+        self._paths = [
+            folder / f"{split}.{shard:04d}.{side}" for shard in range(len(manifest.shards))
+        ]
+        self._tokens: list[NDArray[np.integer]] = []
+        self._offsets: list[NDArray[np.int64]] = []
+        for path, counts in zip(self._paths, manifest.shards, strict=True):
+            tokens = counts.src_tokens if side == SIDES[0] else counts.tgt_tokens
+            self._tokens.append(_mapped(path.with_name(f"{path.name}.bin"), dtype, tokens))
+            offsets = _mapped(path.with_name(f"{path.name}.idx"), np.dtype("<i8"), counts.pairs + 1)
+            self._offsets.append(offsets)
 
     def lengths(self) -> NDArray[np.int32]:
         """(N,) lengths of all sentences."""
-        return np.concatenate([np.diff(offsets).astype(np.int32) for offsets in self._offsets])
+        lengths = []
+        for path, tokens, offsets in zip(self._paths, self._tokens, self._offsets, strict=True):
+            steps = np.diff(offsets)
+            if offsets[0] != 0 or offsets[-1] != len(tokens) or (steps < 1).any():
+                raise UserError(
+                    f"{path}.idx: is damaged (sentences do not follow each other); copy it again "
+                    "or run `ds-seq prepare` again"
+                )
+            lengths.append(steps.astype(np.int32))
+        return np.concatenate([np.zeros(0, np.int32), *lengths])
 
     def sentence(self, shard: int, row: int) -> NDArray[np.integer]:
         start, stop = self._offsets[shard][row : row + 2]
@@ -328,4 +372,6 @@ class ShardReader:
         shards = np.searchsorted(self._first, indices, side="right") - 1
         rows = indices - self._first[shards]
         source, target = (side.gather(shards, rows) for side in self._sides)
+        for block in (source, target):
+            check_ids(block.tokens, self.vocab_size, self._folder, "run `ds-seq prepare` again")
         return source, target

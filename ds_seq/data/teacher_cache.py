@@ -26,11 +26,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from ds_seq import files
-from ds_seq.data.shards import files_fingerprint, id_dtype
+from ds_seq.data.manifest import IdType
+from ds_seq.data.shards import check_ids, files_fingerprint, id_type
 from ds_seq.data.source import TARGET, Source
 from ds_seq.errors import UserError
+from ds_seq.records import Count, Positive, Versioned, parse_json, read_limited, record
 
 FORMAT_VERSION = 2
 _SUFFIX = ".teacher.json"
@@ -38,7 +41,8 @@ _PLAN_SUFFIX = ".teacher.plan.json"
 _REMAKE = "delete the file and run `ds-seq teacher-cache` again"
 
 Stored = Literal["fp16", "fp32"]
-_STORED: dict[Stored, str] = {"fp16": "float16", "fp32": "float32"}
+StoredType = Literal["float16", "float32"]
+_STORED: dict[Stored, StoredType] = {"fp16": "float16", "fp32": "float32"}
 _SETTINGS = {  # setting of the user behind each field of the manifest
     "vocab_hash": "vocabulary",
     "top_k": "--top-k",
@@ -52,6 +56,14 @@ _SETTINGS = {  # setting of the user behind each field of the manifest
 }
 
 
+@record
+class _FirstVersion(TypedDict):
+    """What a manifest of version 1 has in place of `source`: SHA-256 by file."""
+
+    shards: dict[str, str]
+
+
+@record
 @dataclass(frozen=True)
 class TeacherRecord:
     """A model whose outputs are in a cache.
@@ -69,6 +81,7 @@ class TeacherRecord:
     weights: str
 
 
+@record
 @dataclass(frozen=True)
 class CacheManifest:
     """Content of `<split>.teacher.json`.
@@ -86,14 +99,14 @@ class CacheManifest:
     """
 
     vocab_hash: str
-    top_k: int
-    ids: str
-    log_probs: str
+    top_k: Positive
+    ids: IdType
+    log_probs: StoredType
     teachers: tuple[TeacherRecord, ...]
-    max_length: int
-    left_out: int
+    max_length: Positive
+    left_out: Count
     source: str
-    first: tuple[int, ...]
+    first: tuple[Count, ...]
 
     @property
     def record(self) -> np.dtype:
@@ -115,20 +128,16 @@ class CacheManifest:
         Raises:
             UserError: the file is damaged, or has another format version.
         """
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            version = raw.pop("version")
-            if version == 1:  # stored checksums in place of the fingerprint
-                raw["source"], version = files_fingerprint(raw.pop("shards")), FORMAT_VERSION
-            if version != FORMAT_VERSION:
-                raise UserError(
-                    f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; "
-                    f"{_REMAKE}"
-                )
-            teachers = tuple(TeacherRecord(**item) for item in raw["teachers"])
-            return cls(**{**raw, "teachers": teachers, "first": tuple(raw["first"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: is damaged ({error}); {_REMAKE}") from None
+        content = read_limited(path)
+        version = parse_json(content, Versioned, path, _REMAKE)["version"]
+        if version not in (1, FORMAT_VERSION):
+            raise UserError(
+                f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; {_REMAKE}"
+            )
+        if version == 1:  # stored checksums in place of the fingerprint
+            old = parse_json(content, _FirstVersion, path, _REMAKE)
+            content = json.dumps({**old, "source": files_fingerprint(old["shards"])}).encode()
+        return parse_json(content, cls, path, _REMAKE)
 
 
 def plan_cache(
@@ -155,7 +164,7 @@ def plan_cache(
     return CacheManifest(
         vocab_hash=source.vocab_hash,
         top_k=top_k,
-        ids=id_dtype(source.vocab_size).name,
+        ids=id_type(source.vocab_size),
         log_probs=_STORED[stored],
         teachers=tuple(teachers),
         max_length=max_length,
@@ -273,7 +282,7 @@ class TeacherCache:
         self.manifest = CacheManifest.read(path)
         self._check(path, split, source)
         self._first = np.asarray(self.manifest.first)
-        self._lengths = source.lengths[:, TARGET]
+        self._lengths, self._vocab_size = source.lengths[:, TARGET], source.vocab_size
         self._starts = np.empty(len(source), np.uint32)  # within the part
         # numpy copies untyped bytes ten times as fast as structured types
         self._opaque = np.dtype((np.void, self.manifest.record.itemsize))
@@ -296,6 +305,9 @@ class TeacherCache:
                 f"{path}: was made for other shards than those of split {split!r}, which may have "
                 "been rebuilt since; delete the cache and run `ds-seq teacher-cache` again"
             )
+        first = sorted({0, *manifest.first, len(source)})
+        if list(manifest.first) != first:
+            raise UserError(f"{path}: is damaged (its parts are not those of the data); {_REMAKE}")
         for part, size in enumerate(_part_sizes(manifest, source)):
             file = _part_path(self._folder, split, part)
             actual = file.stat().st_size if file.exists() else 0
@@ -348,6 +360,7 @@ class TeacherCache:
             starts = np.cumsum(lengths) - lengths
             records[token_places(starts[order], lengths[order])] = np.concatenate(records_by_part)
         records = records.view(self.manifest.record)
+        check_ids(records["ids"], self._vocab_size, self._folder, _REMAKE)
         return records["ids"].astype(np.int64), records["log_probs"].astype(np.float32)
 
 

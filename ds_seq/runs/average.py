@@ -32,7 +32,15 @@ from ds_seq.runs.card import StoredRun
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, find_checkpoint
 from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import expert_offsets, model_tensors, read_like
-from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, META_FILE, TensorFolder, TensorSource
+from ds_seq.weights.source import (
+    CHECKPOINTS,
+    INDEX_FILE,
+    META_FILE,
+    IndexEntry,
+    TensorFolder,
+    TensorSource,
+    read_index,
+)
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
 
@@ -115,6 +123,7 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
     first = runs[0]
     for other in runs[1:]:
         _check_same(first, other)
+    first.check_size()
     model = build_model(first.model_config, first.tokenizers.size, 1, 0, seed=first.seed)
     fill_with_mean(model, [run.weights for run in runs])
     return model
@@ -267,18 +276,23 @@ def _find_entry(run: Path, name: str) -> _Entry | None:
 def _read_index(run: Path) -> dict[str, list[_Entry]]:
     path = run / CHECKPOINTS / INDEX_FILE
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return {which: [_entry(**entry) for entry in index[which]] for which in ("last", "best")}
-    except OSError:
+        index = read_index(run / CHECKPOINTS)
+    except FileNotFoundError:
         raise UserError(
             f"{run}: not a run folder with checkpoints ({CHECKPOINTS}/{INDEX_FILE} is missing)"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); name the checkpoints themselves") from None
+    return {
+        "last": [_entry(path, entry) for entry in index["last"]],
+        "best": [_entry(path, entry) for entry in index["best"]],
+    }
 
 
-def _entry(name: str, score: float | None = None) -> _Entry:
-    match = re.fullmatch(r"update_(\d+)", name)
+def _entry(path: Path, entry: IndexEntry) -> _Entry:
+    name = entry["name"]
+    match = re.fullmatch(r"update_(\d{1,18})", name)
     if match is None:
-        raise ValueError(f"{name!r} is not the name of a checkpoint")
-    return _Entry(name, int(match[1]), None if score is None else float(score))
+        raise UserError(
+            f"{path}: is damaged ({name!r} is not the name of a checkpoint); name the checkpoints "
+            "themselves"
+        )
+    return _Entry(name, int(match[1]), entry.get("score"))

@@ -20,6 +20,9 @@ from ds_seq.text.tags import language_tags
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.weights.source import TensorSource
 
+_SMALL_MODEL = 10_000_000
+"""Number of parameters that can be built anywhere."""
+
 
 @dataclass(frozen=True)
 class TrainingSizes:
@@ -152,6 +155,22 @@ class StoredRun:
             UserError: the format does not store the experiment.
         """
         return _required(self.experiment, self.source)
+
+    def check_size(self) -> None:
+        """Refuse to build a model that its own weights cannot fill and that may exhaust the memory.
+
+        A model of about the right size is left to `ds_seq.weights.fill`, which names the tensor
+        that does not fit.
+
+        Raises:
+            UserError: the config describes far more parameters than the weights have.
+        """
+        size, stored = self.model_config.num_params(self.tokenizers.size), self.weights.num_values()
+        if size is not None and size.total > 2 * stored + _SMALL_MODEL:
+            raise UserError(
+                f"{self.source}: holds {stored:,} values, but the model of the experiment has "
+                f"{size.total:,} parameters; the weights belong to another model"
+            )
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ def load_run(
     stored = open_run(run, checkpoint)
     _check_spread(stored.source, stored.model_config, expert_parallel)
     part = distributed.rank() % expert_parallel
+    stored.check_size()
     size = stored.tokenizers.size
     model = build_model(stored.model_config, size, expert_parallel, part, stored.seed)
     fill(model, stored.weights)

@@ -15,7 +15,6 @@ replaced.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from itertools import islice
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.config.data import DataConfig, SplitConfig
@@ -34,6 +34,7 @@ from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.records import Count, read_json, record
 from ds_seq.scores.languages import language_warning
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
@@ -62,8 +63,11 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
     splits = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    raw = {split: [_pair(item) for item in files] for split, files in splits.items() if files}
-    texts = {split: _clean_split(data, split, files, force) for split, files in raw.items()}
+    raw = {split: [_pair(item) for item in items] for split, items in splits.items() if items}
+    inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
+    for output in (path for split in raw for path in _clean_text(data, split)):
+        files.check_not_input(output, inputs)
+    texts = {split: _clean_split(data, split, pairs, force) for split, pairs in raw.items()}
     tokenizers = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, force)
@@ -75,6 +79,12 @@ def _pair(split: SplitConfig) -> PairPath:
     return PairPath(Path(split.source), Path(split.target))
 
 
+def _clean_text(data: DataConfig, split: str) -> PairPath:
+    """Return the files of the clean text of a split."""
+    folder = Path(data.dir) / "clean"
+    return PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
+
+
 def _workers(data: DataConfig, num_pairs: int) -> int:
     cores = data.workers or len(os.sched_getaffinity(0))
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
@@ -82,20 +92,19 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
 
 def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
     """Write the clean text of one split unless it is up to date; return its files."""
-    folder = Path(data.dir) / "clean"
-    text = PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
+    text = _clean_text(data, split)
     if text.source == text.target:
         raise UserError(
             f"data.source_lang and data.target_lang are both {data.source_lang!r}; give two names"
         )
     step = _Step(
-        folder / f"{split}.json",
+        text.source.with_name(f"{split}.json"),
         inputs=[path for pair in raw for path in pair],
         options=data.clean.model_dump(include=None if split == "train" else _NORMALIZATION),
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
-    if result is not None:
+    if result is not None and "kept" in result:
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
         return text
     total = count_pairs(raw)
@@ -239,6 +248,23 @@ def _report_untagged(
         )
 
 
+@record
+class _Result(TypedDict, total=False):
+    """Figures of a finished step; clean text also has counts of what was dropped."""
+
+    kept: Count
+    size: Count
+
+
+@record
+class _StepRecord(TypedDict):
+    """Content of `clean/train.json` and of `vocab.json`."""
+
+    made_from: dict[str, Any]
+    outputs: list[str]
+    result: _Result
+
+
 class _Step:
     """A step from input to output files, and the record that allows skipping it next time."""
 
@@ -253,29 +279,27 @@ class _Step:
             "options": options,
         }
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> _StepRecord | None:
         try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            return read_json(self._path, _StepRecord, "delete it")
+        except (FileNotFoundError, UserError):
             return None
-        return record if isinstance(record, dict) else None
 
     def made_outputs(self) -> bool:
         """Return whether the outputs are exactly what this step wrote last time."""
-        record = self._read()
+        last = self._read()
         return (
-            record is not None
+            last is not None
             and all(file.exists() for file in self._outputs)
-            and record.get("outputs") == [files.fingerprint(file) for file in self._outputs]
+            and last["outputs"] == [files.fingerprint(file) for file in self._outputs]
         )
 
-    def result_of_last_time(self) -> dict[str, Any] | None:
+    def result_of_last_time(self) -> _Result | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
-        record = self._read()
-        if record is None or not self._matches(record.get("made_from")):
+        last = self._read()
+        if last is None or not self._matches(last["made_from"]):
             return None
-        result: dict[str, Any] = record["result"]
-        return result if self.made_outputs() else None
+        return last["result"] if self.made_outputs() else None
 
     def _matches(self, made_from: Any) -> bool:
         """Return whether a record is of the same inputs and options.
@@ -298,9 +322,9 @@ class _Step:
         Args:
             result: JSON-serializable result, which `result_of_last_time` returns.
         """
-        record = {
+        content = {
             "made_from": self._made_from,
             "outputs": [files.fingerprint(file) for file in self._outputs],
             "result": result,
         }
-        files.write_json(self._path, record)
+        files.write_json(self._path, content)

@@ -10,13 +10,15 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from ds_seq import files
 from ds_seq.errors import UserError
+from ds_seq.records import unreadable
+from ds_seq.text.looks import SAMPLE, is_no_text
 
 STANDARD = "-"
 """Stands for standard input or output instead of a file."""
@@ -73,25 +75,44 @@ class _Decompressed(io.RawIOBase):
         super().close()
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path, *, tabs: bool = False) -> BinaryIO:
     """Open a text file for reading bytes; `.gz`, `.xz` and `.bz2` are decompressed.
 
+    Args:
+        path: the file.
+        tabs: whether tabs may separate the parts of a line, so that a table is no mistake.
+
     Raises:
-        UserError: the file does not exist or cannot be read. Reading from the returned file also
-            raises it if a compressed file is damaged.
+        UserError: the file does not exist, cannot be read, or is of a kind that has no lines of
+            text. Reading from the returned file also raises it if a compressed file is damaged.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give a text file")
-    opener = _OPENERS.get(path.suffix)
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; {_explain_folder(path)}")
+        opener = _OPENERS.get(path.suffix)
+        raw: io.RawIOBase
         if opener is None:
-            return open(path, "rb")
-        file = cast(io.BufferedIOBase, opener(path, "rb"))
-        return io.BufferedReader(_Decompressed(file, path), _BLOCK)
+            raw = io.FileIO(path)
+        else:
+            raw = _Decompressed(cast(io.BufferedIOBase, opener(path, "rb")), path)
     except FileNotFoundError:
         raise UserError(_explain_missing(path)) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(unreadable(path, error)) from None
+    file = io.BufferedReader(raw, _BLOCK)
+    try:
+        problem = is_no_text(file.peek(SAMPLE), path, tabs=tabs)
+        if problem is not None:
+            raise UserError(problem)
+    except UserError:
+        file.close()
+        raise
+    return file
+
+
+def _explain_folder(path: Path) -> str:
+    names = sorted(item.name for item in islice(path.iterdir(), 1000) if item.is_file())
+    return f"give one of its files, such as {path / names[0]}" if names else "give a text file"
 
 
 def _explain_missing(path: Path) -> str:
@@ -188,24 +209,31 @@ def text_fingerprint(path: Path) -> str:
         return files.fingerprint(path)
     except FileNotFoundError:
         raise UserError(_explain_missing(path)) from None
+    except OSError as error:
+        raise UserError(unreadable(path, error)) from None
 
 
-def read_lines(path: str | Path) -> list[str]:
+def read_lines(path: str | Path, *, tabs: bool = False) -> list[str]:
     """Read a text file, or standard input for `-`; compressed files are known by their suffix.
 
     Lines end only at `\\n`: other Unicode line breaks occur inside sentences, and splitting at them
     would misalign the text and its reference. A byte order mark is no part of the text.
 
+    Args:
+        path: the file.
+        tabs: see `open_bytes`.
+
     Raises:
-        UserError: the file does not exist, or a line is not UTF-8 (the message gives its number).
+        UserError: the file does not exist or is no text, or a line is not UTF-8 (the message gives
+            its number).
     """
     if str(path) == STANDARD:
         content, name = sys.stdin.buffer.read(), _STANDARD_INPUT
+        if (problem := is_no_text(content, name, tabs=tabs)) is not None:
+            raise UserError(problem)
     else:
         name = Path(path)
-        if not name.exists():
-            raise UserError(f"{path}: no such file")
-        with open_bytes(name) as file:
+        with open_bytes(name, tabs=tabs) as file:
             content = file.read()
     rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if rows[-1] == b"":  # the end of the last line, not another line
@@ -217,10 +245,12 @@ def read_buffers(size: int) -> Iterator[list[str]]:
     """Yield standard input as it arrives, `size` lines at a time; the last buffer may be shorter.
 
     Raises:
-        UserError: a line is not UTF-8 (the message gives its number).
+        UserError: it is no text, or a line is not UTF-8 (the message gives its number).
     """
     first = 1
     while rows := list(islice(sys.stdin.buffer, size)):
+        if first == 1 and (problem := is_no_text(b"".join(rows), _STANDARD_INPUT)) is not None:
+            raise UserError(problem)
         yield [
             decode_line(row.rstrip(b"\r\n"), _STANDARD_INPUT, number)
             for number, row in enumerate(rows, first)
@@ -255,14 +285,19 @@ def _write_standard(content: bytes) -> None:
         raise files.unwritable("standard output", error) from None
 
 
-def check_writable(path: str | Path) -> None:
+def check_writable(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:
     """Check an output path before any work is done.
 
+    Args:
+        path: the output.
+        inputs: files and folders that the command reads; see `files.check_not_input`.
+
     Raises:
-        UserError: `write_lines` would fail.
+        UserError: `write_lines` would fail, or would overwrite an input.
     """
     if str(path) == STANDARD:
         return
+    files.check_not_input(path, (name for name in inputs if str(name) != STANDARD))
     file = Path(path)
     if file.is_dir():
         raise UserError(f"{file}: is a folder; give the name of a file")

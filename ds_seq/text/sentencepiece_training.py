@@ -246,18 +246,17 @@ def _train_apart(sentences: _Sentences, options: Mapping[str, Any]) -> _Trained:
             f"training the vocabulary was stopped ({why or f'exit code {child.returncode}'}); a "
             "lower data.vocab.input_sentence_size needs less memory"
         )
-    trained: _Trained = pickle.loads(answer)
+    trained: _Trained = pickle.loads(answer)  # noqa: S301 - from our own child
     return trained
 
 
 def _child(parent: int) -> None:
     """Train what standard input says; write the result to standard output, the log to stderr."""
     # however the parent ends, this process ends, too
-    # however the parent ends, this process ends, too
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    sentences, options = pickle.load(sys.stdin.buffer)
+    sentences, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
     sentences.report = lambda text: print(text, file=sys.stderr, flush=True)
     sys.stdout.buffer.write(pickle.dumps(_train(sentences, options, log_level=0)))
 

@@ -7,19 +7,22 @@ from pathlib import Path
 from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.names import VOCAB_FILE
+from ds_seq.records import read_limited
 from ds_seq.text.tokenizer import Tokenizer
 
 __all__ = ["VOCAB_FILE", "read_vocab_file", "save_tokenizer"]
+
+_MOST_BYTES = 1 << 28
 
 
 def read_vocab_file(path: str | Path) -> bytes:
     """Read the bytes of a tokenizer.
 
     Raises:
-        UserError: the file does not exist.
+        UserError: the file does not exist or cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        return read_limited(Path(path), _MOST_BYTES)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such vocabulary; make it with `ds-seq prepare` or "

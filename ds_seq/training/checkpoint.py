@@ -15,17 +15,20 @@ folder is written under a temporary name and renamed when complete, so it is nev
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from pydantic import FiniteFloat
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ds_seq import distributed, files
 from ds_seq.errors import UserError
+from ds_seq.records import Count, record
 from ds_seq.training.engine import Engine
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 from ds_seq.weights.fill import expert_offsets, persistent_buffers, read_like
@@ -36,11 +39,31 @@ from ds_seq.weights.source import (
     VOCAB_HASH_KEY,
     TensorFolder,
     expert_key,
+    read_index,
     read_meta,
     save_tensors,
 )
 
 _TEMPORARY, _REPLACED = ".incomplete", ".replaced"
+
+
+@record
+class _Optimizer(TypedDict):
+    """State of the optimizer besides its tensors."""
+
+    name: str
+    steps: FiniteFloat
+    state: list[str]
+    schedule_updates: Count
+
+
+@record
+class _Meta(TypedDict):
+    """The part of `checkpoint.json` that a resume reads."""
+
+    optimizer: _Optimizer
+    loss_scaler: dict[str, float | None]
+    progress: dict[str, Any]
 
 
 class CheckpointStore:
@@ -71,8 +94,8 @@ class CheckpointStore:
         self.keep_last, self.keep_best = keep_last, keep_best
         self._sign = 1.0 if higher_is_better else -1.0
         self.index: dict[str, Any] = {"last": [], "best": []}
-        if (folder / INDEX_FILE).is_file():
-            self.index = _read_json(folder / INDEX_FILE)
+        with suppress(FileNotFoundError):
+            self.index = dict(read_index(folder))
         if figure is not None:
             if self.index.get("best_by", figure) != figure:
                 self.index["best"] = []
@@ -168,7 +191,7 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is damaged, or belongs to another model or optimizer.
     """
-    meta = read_meta(folder)
+    meta = read_meta(folder, _Meta)
     state = FullState(engine.deepspeed)
     weights, moments = TensorFolder(folder, "weights"), TensorFolder(folder, "optimizer")
     written = meta["optimizer"]
@@ -191,11 +214,10 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
                 # not by the parameter's shape: Adafactor's row and column sums have other shapes
                 state.write(parameter, key, moments.read_stacked(slot, first, shape[0]))
     if has_state:
-        state.set_steps(float(written["steps"]))
-    engine.schedule.set_updates(int(written["schedule_updates"]))
+        state.set_steps(written["steps"])
+    engine.schedule.set_updates(written["schedule_updates"])
     engine.load_loss_scaler_state(meta["loss_scaler"])
-    progress: dict[str, Any] = meta["progress"]
-    return progress
+    return meta["progress"]
 
 
 def criterion_state(folder: Path) -> dict[str, Tensor]:
@@ -306,11 +328,3 @@ def _replace(new: Path, final: Path) -> None:
         final.rename(old)
     new.rename(final)
     files.remove(old)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); remove it to start over") from error
-    return value

@@ -15,6 +15,7 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.training.resume_state import check_resumable
 from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
@@ -55,6 +56,7 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
     folder = config.run_folder
     if (folder / EXPORT_FILE).exists():
         raise UserError(f"{folder}: holds an exported model; give the run another name=")
+    _check_not_input(folder, config)
     has_run = any((folder / name).exists() for name in _OLD_FILES)
     if has_run and not (resume or overwrite):
         raise UserError(
@@ -64,7 +66,19 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
     checkpoint = None
     if resume and (folder / CHECKPOINTS / INDEX_FILE).is_file():
         checkpoint = find_checkpoint(folder, "last")
+        check_resumable(checkpoint)
     return RunSetup(config, engine_config, folder, checkpoint, overwrite)
+
+
+def _check_not_input(folder: Path, config: ExperimentConfig) -> None:
+    """Refuse a run folder whose model the run also reads: it would be replaced."""
+    distillation = config.distillation
+    read = {} if distillation is None else dict.fromkeys(distillation.teachers, "criterion.teacher")
+    if config.train.init_from is not None:
+        read[config.train.init_from] = "train.init_from"
+    for name, key in read.items():
+        if folder.exists() and Path(name).exists() and folder.samefile(name):
+            raise UserError(f"{folder}: is {key} and the run folder; give the run another name=")
 
 
 def check_vocab(folder: Path, tokenizers: Tokenizers) -> None:

@@ -107,13 +107,13 @@ def _forget_after(path: Path, update: int) -> None:
     if not path.exists():
         return
     kept_lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
             if json.loads(line)["update"] <= update:
                 kept_lines.append(line)
-        except ValueError:
-            continue
-    files.write_text(path, "".join(kept_lines))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue  # not a record
+    files.write_bytes(path, b"".join(kept_lines))
 
 
 def _finite(value: Any) -> Any:

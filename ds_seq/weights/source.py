@@ -9,18 +9,30 @@ Both are read as a `TensorSource`.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict  # pydantic reads no others before 3.12
 
 from ds_seq.errors import UserError
 from ds_seq.moe.experts import Experts
+from ds_seq.records import (
+    Count,
+    FileName,
+    inside,
+    parse_json,
+    read_json,
+    read_limited,
+    record,
+)
+
+T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"  # folder of a run
 INDEX_FILE = "index.json"  # in that folder: names the last and the best checkpoints
@@ -28,6 +40,40 @@ META_FILE = "checkpoint.json"
 VOCAB_HASH_KEY = "ds_seq.vocab_hash"  # in META_FILE and in the header of an exported file
 FORMAT_VERSION = 2  # 1: some of the experts' matrices are transposed
 FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had none
+
+_USE_ANOTHER = "use another checkpoint"
+
+
+@record
+class _Versioned(TypedDict):
+    """What every version of the JSON file of a checkpoint has."""
+
+    format_version: int
+
+
+@record
+class CheckpointFiles(TypedDict):
+    """The part of the JSON file of a checkpoint that loading its tensors reads."""
+
+    format_version: int
+    files: dict[FileName, Count]
+    """Size of each file in bytes."""
+
+
+@record
+class IndexEntry(TypedDict):
+    """A checkpoint in the index of a run, and its score if it was validated."""
+
+    name: FileName
+    score: NotRequired[float | None]
+
+
+@record
+class CheckpointIndex(TypedDict):
+    """The index of the checkpoints of a run: the last ones, oldest first, and the best ones."""
+
+    last: list[IndexEntry]
+    best: list[IndexEntry]
 
 
 def expert_key(name: str, expert: int) -> str:
@@ -54,8 +100,12 @@ def save_tensors(
         raise OSError(f"{error}; is the disk full?") from error
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path, kind: type[T] = CheckpointFiles) -> T:  # type: ignore[assignment]
     """Read the JSON file of a checkpoint folder.
+
+    Args:
+        folder: the checkpoint.
+        kind: the part of the file that is needed.
 
     Raises:
         UserError: there is no such checkpoint, it is damaged, or its format is not supported.
@@ -63,16 +113,24 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_FILE
     if not path.is_file():
         raise UserError(f"{folder}: no checkpoint here ({META_FILE} is missing); check the path")
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        version, files = meta["format_version"], meta["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); use another checkpoint") from error
-    if not isinstance(files, dict):
-        raise UserError(f"{path}: damaged (no list of files); use another checkpoint")
-    _check_version(path, version)
-    result: dict[str, Any] = meta
-    return result
+    content = read_limited(path)
+    _check_version(path, parse_json(content, _Versioned, path, _USE_ANOTHER)["format_version"])
+    return parse_json(content, kind, path, _USE_ANOTHER)
+
+
+def read_index(checkpoints: Path) -> CheckpointIndex:
+    """Read the index of the checkpoints of a run.
+
+    Args:
+        checkpoints: folder of the checkpoints.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
+    """
+    return read_json(
+        checkpoints / INDEX_FILE, CheckpointIndex, "name the checkpoints themselves (update_...)"
+    )
 
 
 def _check_version(path: Path, version: object) -> None:
@@ -101,6 +159,9 @@ class TensorSource(Protocol):
 
     def num_experts(self, name: str) -> int:
         """Return the number of experts of the tensor `name`; 0 if there is no such tensor."""
+
+    def num_values(self) -> int:
+        """Return the number of values of all tensors; does not read them."""
 
     def read(self, key: str) -> Tensor:
         """Read one tensor to the CPU.
@@ -131,11 +192,11 @@ class TensorFolder:
     def __init__(self, folder: Path, kind: str) -> None:
         self.path = folder
         self._where: dict[str, Any] = {}
-        meta = read_meta(folder)
-        self._version = int(meta["format_version"])
+        meta: CheckpointFiles = read_meta(folder)
+        self._version = meta["format_version"]
         sizes = {n: s for n, s in meta["files"].items() if n.split(".")[0] == kind}
         for name, size in sorted(sizes.items()):
-            path = folder / name
+            path = inside(folder, name)
             if not path.is_file():
                 raise UserError(f"{path}: missing; the checkpoint is incomplete, use another one")
             if path.stat().st_size != size:
@@ -167,6 +228,10 @@ class TensorFolder:
         while expert_key(name, count) in self._where:
             count += 1
         return count
+
+    def num_values(self) -> int:
+        """See `TensorSource.num_values`."""
+        return sum(_num_values(handle, key) for key, handle in self._where.items())
 
     def read(self, key: str) -> Tensor:
         """See `TensorSource.read`."""
@@ -223,7 +288,12 @@ class TensorFile:
 
     def num_experts(self, name: str) -> int:
         """See `TensorSource.num_experts`."""
-        return int(self._file.get_slice(name).get_shape()[0]) if name in self._keys else 0
+        shape = self._file.get_slice(name).get_shape() if name in self._keys else [0]
+        return int(shape[0]) if shape else 0
+
+    def num_values(self) -> int:
+        """See `TensorSource.num_values`."""
+        return sum(_num_values(self._file, key) for key in self._keys)
 
     def read(self, key: str) -> Tensor:
         """See `TensorSource.read`."""
@@ -238,6 +308,10 @@ class TensorFile:
             return whole
         rows: Tensor = self._file.get_slice(name)[first_expert : first_expert + num_experts]
         return _turned(rows, name, self._version)
+
+
+def _num_values(file: Any, key: str) -> int:
+    return math.prod(file.get_slice(key).get_shape())
 
 
 def _turned(experts: Tensor, name: str, version: int) -> Tensor:

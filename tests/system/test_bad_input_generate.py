@@ -68,6 +68,8 @@ def _write_texts(folder: Path) -> None:
     (folder / "torn.gz").write_bytes(gzip.compress(text)[:-20])
     (folder / "named_only.gz").write_bytes(text)
     (folder / "empty").write_bytes(b"")
+    (folder / "pairs.tsv").write_bytes(b"the man\tder Mann\n")
+    (folder / "link.en").symlink_to(folder / "test.en")
 
 
 def assert_refused(finished: Finished, *expected: str) -> None:
@@ -115,6 +117,20 @@ CASES: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["@run", "--input", "@empty", "--reference", "@empty"],
         ["nothing to translate and score"],
     ),
+    "output is the input": (["@run", *GOOD, "--output", "@test.en"], ["@test.en: is also the"]),
+    "output is linked to the input": (
+        ["@run", *GOOD, "--output", "@link.en"],
+        ["@link.en: is also the input @test.en"],
+    ),
+    "output is the reference": (
+        ["@run", *GOOD, "--reference", "@test.de", "--output", "@test.de"],
+        ["@test.de: is also the input"],
+    ),
+    "output is a part of the run": (
+        ["@run", *GOOD, "--output", "@run/vocab.model"],
+        ["@run/vocab.model: belongs to the input"],
+    ),
+    "table as a text": (["@run", "--input", "@pairs.tsv"], ["@pairs.tsv: looks like a table of 2"]),
     "wrong option": (["@run", *GOOD, "--beam", "none"], ["--beam: should be", "'none'"]),
 }
 
@@ -126,7 +142,8 @@ def test_bad_input(place: Place, tmp_path: Path, case: str) -> None:
     out.write_text("what was there before\n")
     before = snapshot(place.folder)
     words = [place.path(word) for word in arguments]
-    assert_refused(generate(*words, "--output", out)[0], *map(place.path, expected))
+    finished = generate("--output", out, *words)[0]
+    assert_refused(finished, *map(place.path, expected))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert out.read_text() == "what was there before\n"
     assert snapshot(place.folder) == before

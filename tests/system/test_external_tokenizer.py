@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_seq.plugins import trusting
 from ds_seq.runs.open import open_run
 from ds_seq.text.vocab_file import read_vocab_file
 from tests.data.characters import CharacterTokenizer
@@ -15,8 +16,10 @@ from tests.system.commands import Finished
 from tests.system.forked import command, generate, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab
 
+NAME = "tests.data.characters:CharacterTokenizer"
+TRUST = ("--trust", NAME)
 TOKENIZER = (
-    "data.vocab={name: tests.data.characters:CharacterTokenizer, size: 200, model_type: unigram, "
+    f"data.vocab={{name: {NAME}, size: 200, model_type: unigram, "
     "user_symbols: [<2de>], options: {upper: true}}"
 )
 NO_SCORES = ("train.valid_bleu=false", "train.best_metric=loss")
@@ -41,7 +44,7 @@ def run(lab: Lab, settings: tuple[str, ...]) -> Path:
 
 def translated(source: Path, text: Path) -> Finished:
     options = ("--max-len-a", 0, "--max-len-b", 30, "--format", "jsonl", "--align")
-    return generate(source, "--input", text, *map(str, options))[0].check()
+    return generate(source, "--input", text, *map(str, options), *TRUST)[0].check()
 
 
 def test_a_run_and_its_exports_translate_alike(lab: Lab, run: Path, tmp_path: Path) -> None:
@@ -53,10 +56,11 @@ def test_a_run_and_its_exports_translate_alike(lab: Lab, run: Path, tmp_path: Pa
     tokens = len(first["hypotheses"][0]["token_scores"]) - 1
     assert tokens - 2 <= len(first["hypotheses"][0]["text"]) <= tokens * len("[unk]")
     for out in (tmp_path / "model.safetensors", tmp_path / "folder"):
-        command("export", run, "--out", out)[0].check()
-        tokenizers = open_run(out, "best").tokenizers
-        assert isinstance(tokenizers.target, CharacterTokenizer)
-        assert tokenizers.fingerprint == open_run(run, "best").tokenizers.fingerprint
+        command("export", run, "--out", out, *TRUST)[0].check()
+        with trusting([NAME]):
+            tokenizers = open_run(out, "best").tokenizers
+            assert isinstance(tokenizers.target, CharacterTokenizer)
+            assert tokenizers.fingerprint == open_run(run, "best").tokenizers.fingerprint
         assert translated(out, text).out == found
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from ds_seq import files
 from ds_seq.errors import UserError
+from ds_seq.files import check_not_input
 
 
 def names(folder: Path) -> set[str]:
@@ -95,3 +96,24 @@ def test_changed_settings_are_named(tmp_path: Path) -> None:
         path.write_text(damaged)
         with pytest.raises(UserError, match="damaged; remove"):
             files.changed_settings(path, {}, "settings")
+
+
+@pytest.mark.parametrize("link", [None, "symlink_to", "hardlink_to"])
+def test_an_input_is_not_overwritten(tmp_path: Path, link: str | None) -> None:
+    source, output = tmp_path / "source", tmp_path / "source"
+    source.write_text("x")
+    if link is not None:
+        output = tmp_path / "other"
+        vars(Path)[link](output, source)
+    with pytest.raises(UserError, match=f"{output.name}: is also the input {source}"):
+        check_not_input(output, [None, tmp_path / "missing", source])
+    check_not_input(tmp_path / "new", [source])
+
+
+def test_models_and_data_in_an_input_folder_are_not_overwritten(tmp_path: Path) -> None:
+    for name in ("vocab.model", "text.de"):
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UserError, match=r"vocab\.model: belongs to the input"):
+        check_not_input(tmp_path / "vocab.model", [tmp_path])
+    for name in ("text.de", "new.model"):
+        check_not_input(tmp_path / name, [tmp_path])

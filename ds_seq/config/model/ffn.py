@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, PositiveInt, Probability
+from ds_seq.config.base import Config, Probability
+from ds_seq.config.model.stack import Width
 from ds_seq.names import GATED_ACTIVATIONS, ActivationName
 
 
 class FfnFields(Config):
     """Width and activation."""
 
-    ffn_dim: PositiveInt = Field(
+    ffn_dim: Width = Field(
         default=2048, description="Inner width of the feed-forwards and of each expert."
     )
     activation: ActivationName = Field(

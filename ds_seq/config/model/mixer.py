@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, PositiveInt, Probability
+from ds_seq.config.base import Config, Probability
+from ds_seq.config.model.stack import Width
 from ds_seq.names import Stack
 
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
@@ -16,7 +17,7 @@ MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 class MixerFields(Config):
     """Multi-head attention."""
 
-    num_heads: PositiveInt = Field(default=8, description="Attention heads.")
+    num_heads: Width = Field(default=8, description="Attention heads.")
     attention_dropout: Probability = Field(default=0.0, description="Dropout on attention weights.")
 
     def mixer_errors(self, d_model: int) -> list[tuple[str, str]]:

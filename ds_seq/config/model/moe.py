@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,7 +15,7 @@ from ds_seq.config.base import (
     Probability,
 )
 from ds_seq.config.model.router import ExternalRouterConfig, RouterConfig, router_params
-from ds_seq.config.model.stack import StackFields
+from ds_seq.config.model.stack import StackFields, Width
 from ds_seq.names import (
     STACKS,
     Drop,
@@ -41,7 +41,7 @@ class MoeLayersConfig(Config):
 class MoeConfig(Config):
     """Mixture-of-Experts feed-forward: which layers have one and how tokens are routed."""
 
-    num_experts: PositiveInt | list[PositiveInt] = Field(
+    num_experts: Width | list[Width] = Field(
         default=8,
         description="Experts per layer, over all ranks; a list sets the count of each MoE layer "
         "(pyramid), encoder first.",
@@ -59,7 +59,7 @@ class MoeConfig(Config):
     layers: MoeLayersConfig | None = Field(
         default=None, description="Layers that have experts, instead of `every`."
     )
-    ffn_dim: PositiveInt | None = Field(
+    ffn_dim: Width | None = Field(
         default=None, description="Inner width of each expert; null means `model.ffn_dim`."
     )
     router: RouterConfig = Field(
@@ -71,7 +71,7 @@ class MoeConfig(Config):
         "`package.module:Name`, given as a name or as `{name, options}` and called with "
         "`d_model`, `num_experts`, `top_k` and the options.",
     )
-    router_dim: PositiveInt | None = Field(
+    router_dim: Width | None = Field(
         default=None,
         description="Width of the low-dimensional space of `router: cosine`; null means half the "
         "number of experts, but at least 16.",
@@ -119,7 +119,7 @@ class MoeConfig(Config):
         description="Residual MoE (PR-MoE): a dense feed-forward in parallel with the experts, "
         "combined by learned weights.",
     )
-    shared_experts: NonNegativeInt = Field(
+    shared_experts: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=0,
         description="Experts applied to every token, in addition to the routed ones (DeepSeekMoE); "
         "implemented as one feed-forward of this many times the width of an expert.",
@@ -360,11 +360,15 @@ class MoeFields(StackFields):
         counts = self.moe.num_experts
         return counts if isinstance(counts, list) else [counts] * self.num_moe_layers
 
-    def experts_in(self, stack: Stack, layer: int) -> int:
-        """Return the number of experts of layer `layer` (from 0) of `stack`; 0 if it is dense."""
-        layers = self.moe_layers(stack)
-        if layer not in layers:
-            return 0
+    def expert_counts(self, stack: Stack) -> list[int]:
+        """Return the number of experts of each layer of `stack`; 0 for a dense one."""
         earlier = self.stacks[: self.stacks.index(stack)]
         before = sum(len(self.moe_layers(other)) for other in earlier)
-        return self.experts_per_layer[before + layers.index(layer)]
+        counts, per_layer = [0] * self.layers_of(stack), self.experts_per_layer
+        for number, layer in enumerate(self.moe_layers(stack), before):
+            counts[layer] = per_layer[number]
+        return counts
+
+    def experts_in(self, stack: Stack, layer: int) -> int:
+        """Return the number of experts of layer `layer` (from 0) of `stack`; 0 if it is dense."""
+        return self.expert_counts(stack)[layer]

@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, PositiveInt, plugin_tag
+from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, plugin_tag
+from ds_seq.config.model.stack import Width
 
 
 class SinusoidalConfig(NamedConfig):
@@ -86,6 +87,4 @@ class PositionFields(Config):
         default=SinusoidalConfig(),
         description="Position encoding.",
     )
-    max_positions: PositiveInt = Field(
-        default=1024, description="Maximum sentence length in subwords."
-    )
+    max_positions: Width = Field(default=1024, description="Maximum sentence length in subwords.")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, PositiveInt, Probability
+from ds_seq.config.base import Config, Probability
 from ds_seq.names import STACKS, Stack
+
+# Bounds far above every published model: beyond them a number is a mistake, or a file was made to
+# exhaust the memory of whoever opens it.
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Width = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class StackFields(Config):
@@ -16,9 +21,9 @@ class StackFields(Config):
     stacks: ClassVar[tuple[Stack, ...]] = STACKS
     """The stacks of the model."""
 
-    d_model: PositiveInt = Field(default=512, description="Width of the model.")
-    encoder_layers: PositiveInt = Field(default=6, description="Number of encoder layers.")
-    decoder_layers: PositiveInt = Field(default=6, description="Number of decoder layers.")
+    d_model: Width = Field(default=512, description="Width of the model.")
+    encoder_layers: Depth = Field(default=6, description="Number of encoder layers.")
+    decoder_layers: Depth = Field(default=6, description="Number of decoder layers.")
     dropout: Probability = Field(
         default=0.1, description="Dropout on embeddings and on the output of each sub-layer."
     )

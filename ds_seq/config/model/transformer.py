@@ -98,8 +98,8 @@ class TransformerConfig(TransformerFields):
             + norms
             + self.positions.num_params(self.d_model, self.max_positions, self.num_heads, depth)
         )
-        for layer in range(depth):
-            size += self._ffn_size(self.experts_in(stack, layer))
+        for num_experts in self.expert_counts(stack):
+            size += self._ffn_size(num_experts)
         return size
 
     def _ffn_size(self, num_experts: int) -> ModelSize:

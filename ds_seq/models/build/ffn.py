@@ -125,7 +125,7 @@ def _external_router(
     config: ExternalRouterConfig, d_model: int, num_experts: int, top_k: int
 ) -> Router:
     where = "model.moe.router"
-    make = import_object("router", config.name, where)
+    make = import_object(config.name, where)
     router = make(d_model=d_model, num_experts=num_experts, top_k=top_k, **config.options)
     if not isinstance(router, Router):
         raise UserError(

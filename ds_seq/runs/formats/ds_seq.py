@@ -7,19 +7,13 @@ two files and `model.safetensors`; an exported file contains config and vocabula
 from __future__ import annotations
 
 import base64
-import binascii
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import load_experiment
-from ds_seq.config.messages import error_lines
-from ds_seq.config.yaml_file import parse_value
+from ds_seq.config.load import load_experiment, parse_experiment
+from ds_seq.config.outside import LOADING, TOKENIZING
 from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE as CONFIG_FILE  # used from here by those who read runs
 from ds_seq.runs.card import ModelCard, StoredRun
@@ -28,12 +22,12 @@ from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
 from ds_seq.weights.source import (
     CHECKPOINTS,
-    INDEX_FILE,
     META_FILE,
     VOCAB_HASH_KEY,
     TensorFile,
     TensorFolder,
     TensorSource,
+    read_index,
     read_meta,
 )
 
@@ -59,7 +53,7 @@ class RunFolder:
         """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
         if not (path / VOCAB_FILE).is_file():
             raise UserError(f"{path}: not a run folder ({VOCAB_FILE} is missing)")
-        config = load_experiment(path / CONFIG_FILE)
+        config = load_experiment(path / CONFIG_FILE, runs=LOADING)
         tokenizers = load_tokenizers(config.data, path / VOCAB_FILE)
         exported = path / EXPORT_FILE
         if exported.is_file() and not (path / CHECKPOINTS).is_dir():
@@ -89,14 +83,11 @@ class ExportedFile:
                 f"{path}: contains no experiment and vocabulary; give the folder that holds all "
                 f"three, or export again with --out NAME{EXPORT_SUFFIX}"
             )
+        config = parse_experiment(header[CONFIG_KEY].encode(), path, LOADING)
         try:
-            data = parse_value(header[CONFIG_KEY])
-            config = ExperimentConfig.model_validate(data)
             content = base64.b64decode(header[VOCAB_KEY], validate=True)
-        except ValidationError as error:
-            raise UserError("\n".join(error_lines(error, data, lambda _: str(path)))) from None
-        except (yaml.YAMLError, binascii.Error) as error:
-            raise UserError(f"{path}: damaged ({error}); export it again") from error
+        except ValueError as error:
+            raise UserError(f"{path}: damaged (vocabulary: {error}); export it again") from None
         tokenizers = read_tokenizers(config.data, content, f"{path}: vocabulary")
         return _stored(config, tokenizers, weights)
 
@@ -112,7 +103,8 @@ def open_tokenizers(run: Path) -> Tokenizers:
     Raises:
         UserError: the config or the vocabulary is missing or damaged.
     """
-    return load_tokenizers(load_experiment(run / CONFIG_FILE).data, run / VOCAB_FILE)
+    config = load_experiment(run / CONFIG_FILE, runs=TOKENIZING)
+    return load_tokenizers(config.data, run / VOCAB_FILE)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -128,12 +120,12 @@ def find_checkpoint(run: Path, which: str) -> Path:
     checkpoints = run / CHECKPOINTS
     if which in ("best", "last"):
         try:
-            index = json.loads((checkpoints / INDEX_FILE).read_text(encoding="utf-8"))
+            index = read_index(checkpoints)
             # a run without validations has no best checkpoint
             entry = index["best"][0] if which == "best" and index["best"] else index["last"][-1]
-            return checkpoints / str(entry["name"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{run}: has no finished checkpoint; train it first") from error
+        except (FileNotFoundError, IndexError):
+            raise UserError(f"{run}: has no finished checkpoint; train it first") from None
+        return checkpoints / entry["name"]
     for path in (checkpoints / which, Path(which)):
         if (path / META_FILE).is_file():
             return path
@@ -154,7 +146,7 @@ def _check_vocab(
     if trained_with != fingerprint:
         raise UserError(
             f"{run / VOCAB_FILE}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
-            f"{trained_with[:12]}; restore that vocabulary"
+            f"{str(trained_with)[:12]}; restore that vocabulary"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def live(experiment: str | Path, settings: Sequence[str], run: Path) -> None:
     assert sorted(losses(run)) == [1, 2, 3] and checkpoints(run)[-1] == 3
     text = run / "text"
     text.write_text("the man sees\na child reads two books\n", encoding="utf-8")
-    options = ("--max-len-a", "0", "--max-len-b", "6", "--beam", "2")
+    options = ["--max-len-a", "0", "--max-len-b", "6", "--beam", "2"]
+    for name in re.findall(r"tests[.\w]+:\w+", " ".join(settings)):  # now the run folder names it
+        options += ["--trust", name]
     done = generate(run, "--input", text, *options)[0].check()
     assert len(done.out.splitlines()) == 2

@@ -47,6 +47,18 @@ def _changed(folder: Path, before: dict[str, int]) -> set[str]:
     return {Path(name).name for name, time in _times(folder).items() if before.get(name) != time}
 
 
+def test_raw_text_is_not_overwritten(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = tmp_path / "data" / "clean"
+    clean.mkdir(parents=True)
+    raw = tmp_path / "raw" / "valid.en"
+    (clean / "train.en").symlink_to(raw)  # written before the validation text is read
+    assert main(["prepare", str(experiment)]) == 2
+    assert f"train.en: is also the input {raw}" in capsys.readouterr().err
+    assert [path.name for path in clean.iterdir()] == ["train.en"]
+
+
 def test_raw_text_becomes_shards(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

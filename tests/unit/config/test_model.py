@@ -17,6 +17,7 @@ from ds_seq.config.model.positions import LearnedConfig, RotaryConfig, Sinusoida
 from ds_seq.models import build_model
 from ds_seq.models.build import build_seq2seq
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
+from ds_seq.plugins import trusting
 from tests.unit.config.fixture_types import MakeConfig, WriteFile
 
 MODELS: TypeAdapter[Any] = TypeAdapter(ModelConfig)
@@ -150,7 +151,8 @@ def test_an_external_model_states_only_what_it_must() -> None:
     config = MODELS.validate_python(section)
     assert isinstance(config, ExternalModelConfig)
     assert (config.max_positions, config.moe, config.num_params(11)) == (50, None, None)
-    model = build_model(config, 11, 1, 0, seed=1)
+    with trusting([config.name]):
+        model = build_model(config, 11, 1, 0, seed=1)
     assert isinstance(model, nn.Linear) and model.in_features == 3
 
 

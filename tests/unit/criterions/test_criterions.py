@@ -20,6 +20,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import ROUTER_LOSSES
+from ds_seq.plugins import trusting
 from tests.unit.criterions.made import PAD, batch_of, distillation, output_of, row_batch
 
 
@@ -122,15 +123,15 @@ class Remembering(Criterion):
 
 
 def test_a_plug_in_is_a_criterion_or_becomes_one() -> None:
-    plain = build_criterion(
-        ExternalConfig(name=f"{__name__}:Doubled", options={"factor": 2.0}), None
-    )
+    doubled = ExternalConfig(name=f"{__name__}:Doubled", options={"factor": 2.0})
+    remembering = ExternalConfig(name=f"{__name__}:Remembering", options={})
+    with trusting([doubled.name, remembering.name]):
+        plain, own = build_criterion(doubled, None), build_criterion(remembering, None)
     assert isinstance(plain, Criterion) and plain.capture == "none" and plain.state() == {}
     plain.train(False)
     plain.end_update(True)
     plain.load_state({})
     assert plain(output_of(torch.ones(2, 3)), row_batch(2)).total.item() == 12.0
-    own = build_criterion(ExternalConfig(name=f"{__name__}:Remembering", options={}), None)
     assert type(own).__name__ == "Remembering"
 
 

@@ -41,7 +41,7 @@ def answers(reader: ShardReader, manifest: CacheManifest, pairs: range) -> NDArr
     records = np.zeros(count, manifest.record)
     number = np.arange(start, start + count)
     records["ids"][:, 0] = reader.gather(np.asarray(pairs))[1].tokens
-    records["ids"][:, 1], records["ids"][:, 2] = number % 251, number // 251
+    records["ids"][:, 1], records["ids"][:, 2] = number % 127, number // 127
     records["log_probs"] = -number[:, None] / 256 - np.arange(TOP_K)
     return records
 

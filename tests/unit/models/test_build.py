@@ -18,6 +18,7 @@ from ds_seq.moe.language import LanguageRouter
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import SoftmaxRouter
 from ds_seq.moe.sigmoid import SigmoidRouter
+from ds_seq.plugins import trusting
 from tests.batches import encode, score
 from tests.system.toys.hash_router import HashRouter
 from tests.unit.models.sections import ROUTERS
@@ -35,7 +36,8 @@ HASH = "tests.system.toys.hash_router:HashRouter"
 
 def test_a_router_from_outside_gets_sizes_and_options(build, config):
     moe = {**MOE, "router": {"name": HASH, "options": {"salt": 5}}}
-    model = build(moe=moe)
+    with trusting([HASH]):
+        model = build(moe=moe)
     router = model.encoder.layers[0].feed_forward.gate
     assert isinstance(router, HashRouter)
     assert (router.num_experts, router.top_k) == (4, 2)
@@ -56,7 +58,7 @@ def test_a_router_from_outside_gets_sizes_and_options(build, config):
     ],
 )
 def test_what_is_no_router_is_refused(build, router, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+    with trusting([router]), pytest.raises(UserError, match=re.escape(message)):
         build(moe={**MOE, "router": router})
 
 

@@ -13,6 +13,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.optim import build_optimizer, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.plugins import trusting
 
 CONFIGS = {
     torch.optim.Adam: AdamConfig(name="adam", lr=0.01, betas=(0.8, 0.9), eps=1e-6),
@@ -82,7 +83,8 @@ def test_frozen_parameters_are_left_out_and_empty_groups_too() -> None:
 
 def test_an_external_optimizer_gets_its_options() -> None:
     config = ExternalConfig(name="torch.optim:RMSprop", options={"lr": 0.3, "alpha": 0.5})
-    optimizer = build_optimizer(config, parameter_groups(nn.Linear(2, 2), 0.0))
+    with trusting([config.name]):
+        optimizer = build_optimizer(config, parameter_groups(nn.Linear(2, 2), 0.0))
     assert isinstance(optimizer, torch.optim.RMSprop)
     assert optimizer.param_groups[0]["alpha"] == 0.5
     assert learning_rate(config) == 0.3 and weight_decay(config) == 0.0

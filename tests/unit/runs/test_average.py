@@ -273,6 +273,9 @@ class _Watched:
     def num_experts(self, name: str) -> int:
         return self._source.num_experts(name)
 
+    def num_values(self) -> int:
+        return self._source.num_values()
+
     def read(self, key: str) -> Tensor:
         return self._source.read(key)
 

@@ -126,7 +126,7 @@ def test_a_damaged_index(
     (run / "checkpoints" / "index.json").write_text(content)
     assert average_command(run, "--last", 1, "--out", tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "index.json: damaged" in line and "name the checkpoints themselves" in line
+    assert "index.json: is damaged" in line and "name the checkpoints themselves" in line
     # which is what the advice says, and possible
     assert average_command(checkpoint(run, 10), "--out", tmp_path / "out") == 0
     assert capsys.readouterr().out.splitlines()[0] == str(checkpoint(run, 10))

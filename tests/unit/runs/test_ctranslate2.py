@@ -20,6 +20,7 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.plugins import trusting
 from ds_seq.runs.export import export
 from ds_seq.runs.formats import ctranslate2 as converter
 from ds_seq.runs.formats.ctranslate2 import EXPERIMENT_FILE
@@ -157,7 +158,7 @@ def test_what_it_cannot_be_is_refused_before_loading(
     section: dict[str, Any], out: str, message: str, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
     run = write_run(tmp_path / "run", experiment(section), vocab, {1: nn.Linear(1, 1)})
-    with pytest.raises(UserError, match=message):
+    with trusting(["package.module:Model"]), pytest.raises(UserError, match=message):
         export(run, tmp_path / out, "best", form="ctranslate2")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

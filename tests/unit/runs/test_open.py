@@ -67,13 +67,20 @@ def test_an_unknown_checkpoint_lists_the_known_ones(original: Path) -> None:
         find_checkpoint(original, "update_7")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"best": []}', '{"last": [], "best": []}'])
+@pytest.mark.parametrize("content", [None, '{"last": [], "best": []}'])
 def test_a_run_without_a_finished_checkpoint(run: Path, content: str | None) -> None:
     index = run / "checkpoints" / "index.json"
     index.unlink()
     if content is not None:
         index.write_text(content)
     with pytest.raises(UserError, match=f"{run}: has no finished checkpoint"):
+        load_run(run, "best")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"best": []}', '{"last": [{}], "best": []}'])
+def test_a_damaged_index_is_named(run: Path, content: str) -> None:
+    (run / "checkpoints" / "index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json: is damaged \(.*\); name the checkpoints"):
         load_run(run, "best")
 
 
@@ -293,7 +300,7 @@ def test_files_that_are_no_export(original: Path, tmp_path: Path) -> None:
         header = dict(stored.metadata())
     damages = [
         (CONFIG_KEY, header[CONFIG_KEY].replace("top_k: 1", "top_k: 9"), "model.moe.top_k"),
-        (CONFIG_KEY, "model: [", "damaged"),
+        (CONFIG_KEY, "model: [", "not valid YAML"),
         (VOCAB_KEY, header[VOCAB_KEY][:-3], "damaged"),
         (VOCAB_KEY, header[VOCAB_KEY][:400], "vocabulary: is not a SentencePiece model"),
     ]

@@ -8,6 +8,7 @@ import pytest
 
 from ds_seq.errors import UserError
 from ds_seq.names import TEXT_METRICS
+from ds_seq.plugins import trusting
 from ds_seq.scores.metric import METRICS, Measured, Metric, find_metric, measure
 from ds_seq.scores.scoring import Scorer
 from ds_seq.scores.significance import Resampling, score_systems
@@ -39,7 +40,8 @@ def test_each_name_of_the_config_has_a_metric_of_that_name() -> None:
 
 @pytest.mark.parametrize("name", [*METRICS, f"{HERE}:letters"])
 def test_a_perfect_text_is_better_than_a_worse_one(name: str) -> None:
-    metric = find_metric(name, "en", "x")
+    with trusting([f"{HERE}:letters"]):
+        metric = find_metric(name, "en", "x")
     perfect, worse = (metric.score(text, [REFERENCES]).value for text in (REFERENCES, WORSE))
     assert (perfect > worse) is metric.higher_is_better
     assert perfect == pytest.approx(100.0 if metric.higher_is_better else 0.0)
@@ -59,7 +61,8 @@ def test_the_default_ones_are_those_of_the_scorer() -> None:
 
 
 def test_one_from_outside_is_given_the_language_and_may_have_no_signature() -> None:
-    metric = find_metric(f"{HERE}:letters", "de", "x")
+    with trusting([f"{HERE}:letters"]):
+        metric = find_metric(f"{HERE}:letters", "de", "x")
     assert str(metric.score(WORSE, [REFERENCES])) == "Letters|lang:de = 22.00"
     plain = Metric("plain", True, lambda hypotheses, references: Measured(3.0))
     assert str(plain.score(WORSE, [REFERENCES])) == "plain = 3.00"
@@ -83,5 +86,6 @@ def test_no_resamples_of_a_plain_function(paired: str | None) -> None:
     ],
 )
 def test_what_is_no_metric_is_refused(name: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+    trusted = [name] if ":" in name else []
+    with trusting(trusted), pytest.raises(UserError, match=words):
         find_metric(name, "en", "--metrics")

@@ -15,6 +15,7 @@ from ds_seq.data.shards import ShardWriter
 from ds_seq.errors import UserError
 from ds_seq.generation.build import build_limits, build_search
 from ds_seq.generation.translate import ALONE, translate
+from ds_seq.plugins import trusting
 from ds_seq.scores.metric import find_metric
 from ds_seq.scores.scoring import Scorer
 from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
@@ -148,7 +149,8 @@ def test_task_from_a_config(config: DataConfig) -> None:
 
 def test_external_task_gets_its_options(config: DataConfig) -> None:
     external = ExternalConfig(name=f"{__name__}:external_task", options={"answer": 42})
-    assert build_task(external, config) == (config, 42)
+    with trusting([external.name]):
+        assert build_task(external, config) == (config, 42)
 
 
 def external_task(data: DataConfig, answer: int) -> tuple[DataConfig, int]:

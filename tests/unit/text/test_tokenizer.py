@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from ds_seq.config.data import DataConfig, VocabConfig
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.plugins import trusting
 from ds_seq.text.build import TOKENIZERS, load_tokenizers, read_tokenizers, train_tokenizer
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -22,6 +24,12 @@ from tests.data.characters import CharacterTokenizer
 from tests.data.vocabulary import train_vocab
 
 CHARACTERS = {"name": "tests.data.characters:CharacterTokenizer", "options": {"upper": False}}
+
+
+@pytest.fixture(autouse=True)
+def trusted() -> Iterator[None]:
+    with trusting([str(CHARACTERS["name"])]):
+        yield
 
 
 def section(**vocab: object) -> DataConfig:

@@ -1,0 +1,117 @@
+"""Recognize files that are no lines of UTF-8 text, and say how to make text of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+SAMPLE = 1 << 16
+"""Number of bytes at the start of a file to look at."""
+
+_TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW"
+_UTF16 = "UTF-16 text"
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", "decompress it: zstd -d FILE -o NEW"),
+    (b"\x04\x22\x4d\x18", "a file compressed by lz4", "decompress it: lz4 -d FILE NEW"),
+    (b"\x1f\x8b", "a file compressed by gzip", "give it the suffix .gz"),
+    (b"\xfd7zXZ\x00", "a file compressed by xz", "give it the suffix .xz"),
+    (b"BZh", "a file compressed by bzip2", "give it the suffix .bz2"),
+    (b"PK\x03\x04", "a zip archive or an office document", "export plain text from it"),
+    (b"PAR1", "a Parquet table", "write its columns of text to files, one sentence per line"),
+    (b"ARROW1", "an Arrow table", "write its columns of text to files, one sentence per line"),
+    (b"%PDF-", "a PDF document", "export plain text from it"),
+    (b"SQLite format 3\x00", "an SQLite database", "write its text to files, one per language"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text", _TO_UTF8.format("UTF-32")),
+    (b"\x00\x00\xfe\xff", "UTF-32 text", _TO_UTF8.format("UTF-32")),
+    (b"\xff\xfe", _UTF16, _TO_UTF8.format("UTF-16")),
+    (b"\xfe\xff", _UTF16, _TO_UTF8.format("UTF-16")),
+)
+_MARKUP = (
+    b"<?xml",
+    b"<!doctype",
+    b"<html",
+    b"<tmx",
+    b"<srcset",
+    b"<refset",
+    b"<tstset",
+    b"<mteval",
+)
+_TABLES = (".tsv", ".tab", ".csv")
+_FEWEST_ROWS = 5
+"""Number of lines with equally many tabs that make a table of a file with another suffix."""
+
+
+def is_no_text(head: bytes, path: Path, *, tabs: bool = False) -> str | None:
+    """Return what a file looks like and what to do, if it is no text with a sentence per line.
+
+    Args:
+        head: start of the file, after decompression; at most `SAMPLE` bytes are looked at.
+        path: the file, or its name for messages.
+        tabs: whether tabs may separate the parts of a line.
+
+    Returns:
+        The message; None for text.
+    """
+    found = _kind(head[:SAMPLE], len(head) > SAMPLE, path.suffix.lower() in _TABLES, tabs)
+    if found is None:
+        return None
+    kind, advice = found
+    return f"{path}: looks like {kind}; {advice.replace('FILE', str(path))}"
+
+
+def _kind(head: bytes, is_cut: bool, is_named_table: bool, tabs: bool) -> tuple[str, str] | None:
+    """Return the kind of a file that is no text, and what to do about it."""
+    if (binary := _binary_kind(head)) is not None:
+        return binary
+    lines = [line.strip(b"\r") for line in head.split(b"\n")]
+    if is_cut:
+        lines.pop()  # incomplete
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return None
+    if lines[0].removeprefix(b"\xef\xbb\xbf").lower().startswith(_MARKUP):
+        return "XML or HTML", "extract its sentences to a file, one per line"
+    if (keys := _json_keys(lines)) is not None:
+        key = keys[0] if keys else "KEY"
+        advice = f"take the text out: jq -r '.\"{key}\"' FILE > NEW"
+        return f"JSON lines with the keys {', '.join(keys) or '(none)'}", advice
+    columns = 0 if tabs else _num_columns(lines, is_named_table)
+    if columns:
+        return f"a table of {columns} columns", "cut the text out: cut -f 1 FILE > NEW"
+    return None
+
+
+def _binary_kind(head: bytes) -> tuple[str, str] | None:
+    """Return the kind of a file that is not UTF-8, and what to do about it."""
+    for magic, kind, advice in _MAGIC:
+        if head.startswith(magic):
+            return kind, advice
+    if head.count(0) * 8 <= len(head):
+        return None
+    even, odd = (head[start::2].count(0) for start in (0, 1))
+    if max(even, odd) > 2 * min(even, odd):  # the upper bytes of Latin letters
+        return _UTF16, _TO_UTF8.format("UTF-16BE" if even > odd else "UTF-16LE")
+    return "a binary file", "give a text file, one sentence per line, in UTF-8"
+
+
+def _json_keys(lines: list[bytes]) -> list[str] | None:
+    """Return the keys of the first object if every line is a JSON object, else None."""
+    keys: list[str] | None = None
+    for line in lines[:20]:
+        if not (line.startswith(b"{") and line.rstrip().endswith(b"}")):
+            return None
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        if keys is None:
+            keys = [key[:40] for key in row if key.isprintable()][:10]
+    return keys
+
+
+def _num_columns(lines: list[bytes], is_named_table: bool) -> int:
+    """Return the number of columns of a table; 0 for text."""
+    counts = {line.count(b"\t") for line in lines}
+    if len(counts) > 1 or counts == {0}:
+        return 0
+    return counts.pop() + 1 if is_named_table or len(lines) >= _FEWEST_ROWS else 0

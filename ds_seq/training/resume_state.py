@@ -1,0 +1,59 @@
+"""What `checkpoint.json` must hold for a training to resume from it, checked before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import FiniteFloat
+from typing_extensions import NotRequired, TypedDict
+
+from ds_seq.records import Count, Positive, record
+from ds_seq.weights.source import read_meta
+
+
+@record
+class Batches(TypedDict):
+    """See `ds_seq.data.stream.StreamState`."""
+
+    epoch: Positive
+    offset: Count
+    num_batches: Positive
+
+
+@record
+class Watch(TypedDict):
+    """State of `ds_seq.reports.moe_watch.MoeWatch`."""
+
+    starved: list[list[Count]]
+    told: list[bool]
+
+
+@record
+class Progress(TypedDict):
+    """State of the trainer besides tensors; older checkpoints lack some of it."""
+
+    update: Count
+    skipped: Count
+    best_score: float | None
+    best_by: NotRequired[str]
+    validations_without_progress: Count
+    validated_at: int
+    seconds: FiniteFloat
+    batches: Batches
+    moe_watch: NotRequired[Watch]
+
+
+@record
+class ResumeState(TypedDict):
+    """The part of `checkpoint.json` that holds the state of the trainer."""
+
+    progress: Progress
+
+
+def check_resumable(folder: Path) -> None:
+    """Check the state of the trainer in a checkpoint.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    read_meta(folder, ResumeState)

@@ -1,0 +1,100 @@
+"""Files that are no lines of text are named as what they look like."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from ds_seq.errors import UserError
+from ds_seq.text.lines import open_bytes, read_buffers, read_lines, text_fingerprint
+
+PAIR = b"the man\tder Mann\n"
+JSON_LINES = b'{"en": "a", "de": "b"}\n{"en": "c", "de": "d"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.zst", b"\x28\xb5\x2f\xfd" + b"abc" * 9, "compressed by zstd; decompress it: zstd -d"),
+        ("x.en", gzip.compress(b"the man\n"), "compressed by gzip; give it the suffix .gz"),
+        ("x.en", "the män\n".encode("utf-16"), "UTF-16 text; convert it: iconv -f UTF-16 -t"),
+        ("x.en", "the man\n".encode("utf-16-le"), "UTF-16 text; convert it: iconv -f UTF-16LE"),
+        ("x.en", "the man\n".encode("utf-16-be"), "UTF-16 text; convert it: iconv -f UTF-16BE"),
+        ("x.en", "the man\n".encode("utf-32"), "UTF-32 text; convert it: iconv -f UTF-32"),
+        ("x.en.gz", gzip.compress("the man\n".encode("utf-16")), "UTF-16 text"),
+        ("x.tsv", PAIR, "a table of 2 columns; cut the text out: cut -f 1"),
+        ("x.en", PAIR * 5, "a table of 2 columns"),
+        ("x.jsonl", JSON_LINES, "JSON lines with the keys en, de; take the text out: jq"),
+        ("x.xml", b'\xef\xbb\xbf<?xml version="1.0"?>\n<tmx/>\n', "XML or HTML"),
+        ("x.en", b"PAR1" + bytes(99), "a Parquet table"),
+        ("x.en", bytes(64), "a binary file; give a text file"),
+    ],
+)
+def test_what_it_looks_like_and_what_to_do(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_lines(path)
+    assert str(caught.value).startswith(f"{path}: looks like ") and words in str(caught.value)
+    with pytest.raises(UserError, match="looks like"):
+        open_bytes(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n\n",
+        PAIR * 4,  # a few lines with tabs
+        PAIR * 9 + b"no tab\n",
+        b"{not json}\n" * 5,
+        JSON_LINES + b"a line\n",
+        b"[1, 2]\n",
+        "\ufeffthe män\n".encode(),
+        b"a null \x00 byte in a line of text\n",
+        "我们\n".encode() * 9,
+    ],
+)
+def test_text_is_text(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert len(read_lines(tmp_path / "x")) == content.count(b"\n")
+
+
+def test_tabs_may_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "terms.tsv").write_bytes(PAIR * 9)
+    assert len(read_lines(tmp_path / "terms.tsv", tabs=True)) == 9
+
+
+def test_standard_input_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for read in (lambda: read_lines("-"), lambda: list(read_buffers(10))):
+        content = io.TextIOWrapper(io.BytesIO(JSON_LINES))
+        monkeypatch.setattr(sys, "stdin", content)
+        with pytest.raises(UserError, match="standard input: looks like JSON lines"):
+            read()
+
+
+def test_a_folder_and_a_name_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "part.en").write_text("the man\n")
+    with pytest.raises(UserError, match=r"is a folder; give one of its files, such as .*part\.en"):
+        read_lines(tmp_path)
+    for read in (read_lines, text_fingerprint):
+        with pytest.raises(UserError, match="cannot be read: File name too long"):
+            read(tmp_path / ("x" * 300))
+
+
+def test_a_file_of_someone_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "x"
+    path.write_text(json.dumps("x"))
+    monkeypatch.setattr("io.FileIO", refuse)  # tests may run as root, who may read everything
+    with pytest.raises(UserError, match="x: cannot be read: Permission denied; .* chmod u\\+r"):
+        open_bytes(path)
