@@ -21,7 +21,6 @@ from ds_seq.commands.options import (
     search_settings,
 )
 from ds_seq.commands.parser import command_parser
-from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Summary
 from ds_seq.distill.filters import METRICS, Filters, Similarity
@@ -30,6 +29,7 @@ from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import check_n_best
+from ds_seq.runs.data import open_for_model
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
 
@@ -109,7 +109,7 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
     run = open_run(args.run, args.checkpoint)
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
-    reader = ShardReader(args.data, args.split, run.tokenizers.fingerprint)
+    reader = open_for_model(args.data, args.split, args.run, run)
     least = {name: vars(args)[f"min_{name}"] for name in METRICS}
     filters = Filters(
         args.min_score,

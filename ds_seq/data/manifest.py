@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ds_seq.data.origin import Origin
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint, write_json
 
@@ -42,7 +43,8 @@ class Manifest:
         languages: source and target language.
         shards: one entry per shard.
         files: records by file name.
-        inputs: SHA-256 of the texts, so that a later run can detect changes.
+        inputs: SHA-256 of the clean texts, so that a later run can detect changes.
+        origin: what the clean texts and the vocabulary were made from.
     """
 
     vocab_hash: str
@@ -52,6 +54,7 @@ class Manifest:
     shards: tuple[ShardCounts, ...]
     files: dict[str, FileRecord] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    origin: Origin = Origin()
 
     @property
     def pairs(self) -> int:
@@ -94,6 +97,7 @@ class Manifest:
                     "shards": tuple(ShardCounts(**shard) for shard in raw["shards"]),
                     "files": {name: FileRecord(**item) for name, item in raw["files"].items()},
                     "inputs": tuple(raw["inputs"]),
+                    "origin": Origin.of_json(raw.get("origin", {})),
                 }
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ds_seq.data.origin import Expected, check_origin
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Source
 from ds_seq.errors import UserError
@@ -29,24 +30,41 @@ class SourceChoice(NamedTuple):
 SHARDS = SourceChoice("shards")
 
 
-def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> Source:
+def open_shards(
+    folder: str | Path,
+    split: str,
+    vocab_hash: str | None = None,
+    *,
+    expected: Expected | None = None,
+) -> ShardReader:
     """Open the shards written by `ds-seq prepare`.
 
     Args:
         folder: folder of the shards.
         split: `train`, `valid` or `test`.
         vocab_hash: required fingerprint of the vocabulary of the shards; None allows any.
+        expected: what the shards should have been made from; None allows anything.
 
     Raises:
-        UserError: the shards are missing or damaged, or belong to another vocabulary.
+        UserError: the shards are missing or damaged, belong to another vocabulary, or were made
+            from something else.
     """
-    return ShardReader(folder, split, vocab_hash)
+    reader = ShardReader(folder, split, vocab_hash)
+    if expected is not None:
+        check_origin(reader.manifest, Path(folder), split, expected)
+    return reader
 
 
 SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards}
 
 
-def open_source(choice: SourceChoice, folder: str | Path, split: str, vocab_hash: str) -> Source:
+def open_source(
+    choice: SourceChoice,
+    folder: str | Path,
+    split: str,
+    vocab_hash: str,
+    expected: Expected | None = None,
+) -> Source:
     """Open the examples of a split.
 
     Args:
@@ -54,12 +72,16 @@ def open_source(choice: SourceChoice, folder: str | Path, split: str, vocab_hash
         folder: value of `data.dir`.
         split: `train`, `valid` or `test`.
         vocab_hash: required fingerprint of the vocabulary of the ids.
+        expected: what our shards should have been made from; other sources record no origin.
 
     Raises:
-        UserError: the source or its split does not exist, or the vocabulary differs.
+        UserError: the source or its split does not exist, the vocabulary differs, or the shards
+            were made from something else.
     """
     make = find_plugin("data.source", choice.name, SOURCES)
     source = make(folder, split, vocab_hash, **choice.options)
+    if expected is not None and isinstance(source, ShardReader):
+        check_origin(source.manifest, Path(folder), split, expected)
     if source.vocab_hash != vocab_hash:
         raise UserError(
             f"data.source: {choice.name} returned ids of vocabulary {source.vocab_hash[:12]} for "

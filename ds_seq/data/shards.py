@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.manifest import FileRecord, Manifest, ShardCounts
+from ds_seq.data.origin import Origin
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.files import temporary_path
@@ -103,6 +105,7 @@ class ShardWriter:
         languages: source and target language.
         shard_size: number of sentence pairs per shard (the last one may have fewer).
         inputs: checksums of the texts, for `Manifest.inputs`.
+        origin: what the texts and the vocabulary were made from.
     """
 
     def __init__(
@@ -115,12 +118,14 @@ class ShardWriter:
         languages: tuple[str, str],
         shard_size: int,
         inputs: Sequence[str] = (),
+        origin: Origin = Origin(),  # noqa: B008 - a constant
     ) -> None:
         self._folder = Path(folder)
         self._split = split
         self._shard_size = shard_size
+        dtype = id_dtype(vocab_size).name
         self._header = Manifest(
-            vocab_hash, vocab_size, id_dtype(vocab_size).name, languages, (), {}, tuple(inputs)
+            vocab_hash, vocab_size, dtype, languages, (), {}, tuple(inputs), origin
         )
         self._shards: list[tuple[_SideWriter, _SideWriter]] = []
         self._pairs: list[int] = []
@@ -192,16 +197,7 @@ class ShardWriter:
             ShardCounts(pairs, source.tokens, target.tokens)
             for pairs, (source, target) in zip(self._pairs, self._shards, strict=True)
         )
-        header = self._header
-        manifest = Manifest(
-            header.vocab_hash,
-            header.vocab_size,
-            header.dtype,
-            header.languages,
-            counts,
-            files,
-            header.inputs,
-        )
+        manifest = replace(self._header, shards=counts, files=files)
         manifest.write(path)
         return manifest
 

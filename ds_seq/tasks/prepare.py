@@ -17,26 +17,30 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ds_seq import files
-from ds_seq.config.data import DataConfig, SplitConfig
+from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
+from ds_seq.data.manifest import Manifest
+from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.progress import Progress
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.tasks.origin import clean_options, raw_files
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer
 from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
+SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
 
 
@@ -53,19 +57,31 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    texts = {
-        split: _clean_split(data, split, [_pair(item) for item in files], force)
-        for split, files in raw.items()
-        if files
-    }
-    tokenizers = _make_vocab(data, texts["train"], force)
+    raw = {split: files for split in SPLITS if (files := raw_files(data, split))}
+    if not force:
+        for split in raw:
+            _refuse_labels(data, split)
+    texts, origins = {}, {}
+    for split, files_of_split in raw.items():
+        records = [TextRecord.of(path) for pair in files_of_split for path in pair]
+        origins[split] = Origin(tuple(records), clean_options(data, split))
+        texts[split] = _clean_split(data, split, files_of_split, records, force)
+    tokenizers, is_ours = _make_vocab(data, texts["train"], force)
+    vocab = data.vocab.model_dump(mode="json") if is_ours else None
     for split, text in texts.items():
-        _make_shards(data, split, text, tokenizers, force)
+        _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
 
 
-def _pair(split: SplitConfig) -> PairPath:
-    return PairPath(Path(split.source), Path(split.target))
+def _refuse_labels(data: DataConfig, split: str) -> None:
+    """Refuse to replace the translations of a teacher by the original text."""
+    path = manifest_path(data.dir, split)
+    labels = Manifest.read(path).origin.labels if path.exists() else None
+    if labels is not None:
+        raise UserError(
+            f"{data.dir}: the targets of the {split} shards are translations by {labels} "
+            "(ds-seq pseudo-label), which prepare would replace by the original text; give another "
+            "data.dir, or --force"
+        )
 
 
 def _workers(data: DataConfig, num_pairs: int) -> int:
@@ -73,7 +89,9 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
 
 
-def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
+def _clean_split(
+    data: DataConfig, split: str, raw: list[PairPath], records: list[TextRecord], force: bool
+) -> PairPath:
     """Write the clean text of one split unless it is up to date; return its files."""
     folder = Path(data.dir) / "clean"
     text = PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
@@ -83,8 +101,8 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
         )
     step = _Step(
         folder / f"{split}.json",
-        inputs=[path for pair in raw for path in pair],
-        options=data.clean.model_dump() if split == "train" else {"nfkc": data.clean.nfkc},
+        inputs=[record.sha256 for record in records],
+        options=clean_options(data, split),
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
@@ -109,23 +127,28 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     return text
 
 
-def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
-    """Return the tokenizers in the data folder, training them if missing or out of date."""
+def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> tuple[Tokenizers, bool]:
+    """Train the tokenizers in the data folder if they are missing or out of date.
+
+    Returns:
+        The tokenizers, and whether this command has trained them.
+    """
     path = Path(data.dir) / VOCAB_FILE
     is_builtin = data.vocab.name in TOKENIZER_NAMES
     # without the options of other kinds, as in records of earlier versions
     options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
-    step = _Step(path.with_name("vocab.json"), list(text), options, [path])
+    inputs = [text_fingerprint(side) for side in text]
+    step = _Step(path.with_name("vocab.json"), inputs, options, [path])
     if path.exists():
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
-            return tokenizers
+            return tokenizers, False
         if not force and step.result_of_last_time() is not None:
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
-            return tokenizers
+            return tokenizers, True
     kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
         f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
@@ -136,15 +159,25 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
     save_tokenizer(tokenizers.target, path)
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
-    return tokenizers
+    return tokenizers, True
 
 
 def _make_shards(
-    data: DataConfig, split: str, text: PairPath, tokenizers: Tokenizers, force: bool
+    data: DataConfig,
+    split: str,
+    text: PairPath,
+    tokenizers: Tokenizers,
+    origin: Origin,
+    force: bool,
 ) -> None:
+    languages = (data.source_lang, data.target_lang)
     if not force and is_current(data.dir, split, tokenizers, text, data.shard_size):
         print(f"{split}: shards are up to date")
         unknown = ""
+        path = manifest_path(data.dir, split)
+        manifest = Manifest.read(path)
+        if (manifest.languages, manifest.origin) != (languages, origin):
+            replace(manifest, languages=languages, origin=origin).write(path)
     else:
         total = count_pairs([text])
         with Progress(f"binarizing {split}", total) as progress:
@@ -154,8 +187,9 @@ def _make_shards(
                 text.target,
                 data.dir,
                 split,
-                languages=(data.source_lang, data.target_lang),
+                languages=languages,
                 shard_size=data.shard_size,
+                origin=origin,
                 workers=_workers(data, total),
                 progress=progress,
             )
@@ -180,14 +214,11 @@ class _Step:
     """A step from input to output files, and the record that allows skipping it next time."""
 
     def __init__(
-        self, path: Path, inputs: list[Path], options: dict[str, Any], outputs: list[Path]
+        self, path: Path, inputs: list[str], options: dict[str, Any], outputs: list[Path]
     ) -> None:
         self._path = path
         self._outputs = outputs
-        self._made_from = {
-            "inputs": [text_fingerprint(file) for file in inputs],
-            "options": options,
-        }
+        self._made_from = {"inputs": inputs, "options": options}
 
     def _read(self) -> dict[str, Any] | None:
         try:

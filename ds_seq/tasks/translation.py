@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
+from ds_seq.data.origin import Expected
 from ds_seq.data.source import Dataset
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
@@ -69,6 +71,7 @@ class TranslationTask:
         max_source_length: maximum source length in tokens, end symbol included.
         max_target_length: maximum target length in tokens, end symbol included.
         source: source of the examples.
+        expected: what the shards of each split should have been made from.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class TranslationTask:
         max_source_length: int | None,
         max_target_length: int | None,
         source: SourceChoice = SHARDS,
+        expected: Mapping[str, Expected] = MappingProxyType({}),
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
@@ -87,12 +91,12 @@ class TranslationTask:
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
-        self._source = source
+        self._source, self._expected = source, expected
 
     def dataset(self, split: str) -> ParallelDataset:
         """Return the sentence pairs of a split, which must belong to the vocabulary."""
-        fingerprint = self.tokenizers.fingerprint
-        source = open_source(self._source, self._data_dir, split, fingerprint)
+        fingerprint, expected = self.tokenizers.fingerprint, self._expected.get(split)
+        source = open_source(self._source, self._data_dir, split, fingerprint, expected)
         return ParallelDataset(source, self._max_source_length, self._max_target_length)
 
     def collate(

@@ -152,7 +152,8 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
     criterion, data = config.distillation, config.data
     if criterion is None:
         return None
-    student = Student(config.model, max(data.max_source_length, data.max_target_length))
+    max_length = max(data.max_source_length, data.max_target_length)
+    student = Student(config.model, max_length, (data.source_lang, data.target_lang))
     return build_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
 
 
