@@ -313,7 +313,11 @@ def prepare(experiment: Experiment, *overrides: str, force: bool = False) -> Non
 
 
 def fit(
-    experiment: Experiment, *overrides: str, resume: bool = False, overwrite: bool = False
+    experiment: Experiment,
+    *overrides: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changes: Sequence[str] = (),
 ) -> TrainingResult:
     """Train a model like `ds-seq train`, in this process or in all processes of a launcher.
 
@@ -322,6 +326,7 @@ def fit(
         *overrides: settings to replace, such as `train.max_updates=1000`.
         resume: resume from the run's last checkpoint, or start from scratch if there is none.
         overwrite: delete an earlier run of this name.
+        allow_changes: see `ds-seq train --allow-change`.
 
     Returns:
         Why the training ended, its best score, and the run folder, which `load` accepts.
@@ -332,7 +337,9 @@ def fit(
     from ds_seq.training.run import run_training  # imports DeepSpeed
 
     atexit.register(distributed.shutdown)  # one process group for all trainings of the process
-    return run_training(lambda: read_experiment(experiment, overrides), resume, overwrite)
+    return run_training(
+        lambda: read_experiment(experiment, overrides), resume, overwrite, allow_changes
+    )
 
 
 def _listed(lines: str | Sequence[str]) -> list[str]:

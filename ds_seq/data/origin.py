@@ -221,10 +221,12 @@ def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> 
         unknown.append("raw text")
     if origin.clean is None and expected.clean is not None:
         unknown.append("cleaning")
+    if unknown and origin.vocab is None and expected.vocab is not None:
+        unknown.append("vocabulary")
     if unknown:
         yield (
             f"{folder}: cannot verify that the shards were made with the experiment's "
-            f"{' and '.join(unknown)}, because their manifests do not record it; `ds-seq prepare` "
+            f"{', '.join(unknown)}, because their manifests do not record it; `ds-seq prepare` "
             "records it, and repeats nothing that is up to date"
         )
     absent = [path for pair in expected.raw for path in pair if not path.is_file()]

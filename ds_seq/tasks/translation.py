@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, cast
@@ -42,8 +43,19 @@ class RawText(NamedTuple):
     target: list[str]
 
 
-def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
-    """Read the raw text of a split, concatenating its files.
+def read_files(
+    split: str, files: Sequence[RawSplit], max_sentences: int | None = None
+) -> dict[str, RawText]:
+    """Read the files of raw text of a split.
+
+    Args:
+        split: name of the split, for messages.
+        files: its files.
+        max_sentences: number of sentences to keep, spread over the files in proportion to their
+            sizes; of each file the first ones. None keeps all.
+
+    Returns:
+        The text of each pair of files, by a short name of its source.
 
     Raises:
         UserError: the split has no files, a file is missing, or the two sides differ in length.
@@ -52,12 +64,49 @@ def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
         raise UserError(
             f"data.raw.{split}: lists no files, so there is no text to translate; add them"
         )
-    text = RawText([], [])
-    for pair in files:
-        source, target = read_parallel(pair.source, pair.target)
-        text.source.extend(source)
-        text.target.extend(target)
-    return text
+    texts = [RawText(*read_parallel(pair.source, pair.target)) for pair in files]
+    counts = [len(text.source) for text in texts]
+    if max_sentences is not None:
+        counts = spread(max_sentences, counts)
+    names = _short_names([Path(pair.source) for pair in files])
+    return {
+        name: RawText(text.source[:count], text.target[:count])
+        for name, text, count in zip(names, texts, counts, strict=True)
+    }
+
+
+def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
+    """Read the raw text of a split, concatenating its files; see `read_files`."""
+    return _joined(read_files(split, files))
+
+
+def _joined(texts: Mapping[str, RawText]) -> RawText:
+    return RawText(*(list(chain(*side)) for side in zip(*texts.values(), strict=True)))
+
+
+def spread(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide a number of sentences among files in proportion to their sizes.
+
+    Every file that has sentences gets at least one, as long as there are enough; the rest goes by
+    largest remainders.
+    """
+    total = min(total, sum(sizes))
+    first = [int(size > 0 and total >= len(sizes)) for size in sizes]
+    rest, left = total - sum(first), sum(sizes) - sum(first)
+    shares = [rest * (size - one) / max(left, 1) for size, one in zip(sizes, first, strict=True)]
+    counts = [one + int(share) for one, share in zip(first, shares, strict=True)]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: int(shares[i]) - shares[i])
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its own, or with its folders or number where they are equal."""
+    for names in ([path.name for path in paths], [path.as_posix() for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}:{path.name}" for number, path in enumerate(paths, 1)]
 
 
 class TranslationTask:
@@ -127,8 +176,8 @@ class TranslationTask:
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
         """Translate a split and score the detokenized text; see `Task.evaluate`."""
-        text = read_raw(split, self._raw[split])
-        sources, references = text.source[:max_sentences], text.target[:max_sentences]
+        texts = read_files(split, self._raw[split], max_sentences)
+        sources, references = _joined(texts)
         was_training = model.training
         model.eval()
         try:
@@ -148,10 +197,26 @@ class TranslationTask:
             for result in measure(metrics, translations.lines, references):
                 figures[result.name] = result.value
                 figures[f"{result.name}_signature"] = result.signature
+            figures |= _by_file(texts, translations.lines, metrics)
             figures["samples"] = format_samples(sources, translations.lines, references)
         if share.world_size > 1:
             figures = broadcast_object(figures)
         return figures
+
+
+def _by_file(
+    texts: Mapping[str, RawText], translations: Sequence[str], metrics: Sequence[Metric]
+) -> dict[str, float | str]:
+    """Score each of several files on its own: `<metric>/<file>`."""
+    figures: dict[str, float | str] = {}
+    start = 0
+    for name, text in texts.items():
+        lines = translations[start : start + len(text.target)]
+        start += len(text.target)
+        if len(texts) > 1 and lines:
+            for result in measure(metrics, lines, text.target):
+                figures[f"{result.name}/{name}"] = result.value
+    return figures
 
 
 def format_samples(

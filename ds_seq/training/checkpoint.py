@@ -53,8 +53,9 @@ class CheckpointStore:
         higher_is_better: whether a higher score is better.
         vocab_hash: hash of the vocabulary, stored so that no other vocabulary is used with the
             checkpoints.
-        figure: name of the score. The list of best checkpoints is cleared if it was kept by another
-            score; an index without a name is assumed to use this one.
+        figure: name of the score; an index without a name is assumed to use this one.
+        comparable: whether scores by that name mean what they meant before. If not, or if the best
+            checkpoints were chosen by another score, they are kept as `former_best`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class CheckpointStore:
         higher_is_better: bool,
         vocab_hash: str | None = None,
         figure: str | None = None,
+        comparable: bool = True,
     ) -> None:
         self.folder = folder
         self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
@@ -74,8 +76,9 @@ class CheckpointStore:
         if (folder / INDEX_FILE).is_file():
             self.index = _read_json(folder / INDEX_FILE)
         if figure is not None:
-            if self.index.get("best_by", figure) != figure:
-                self.index["best"] = []
+            if self.index.get("best_by", figure) != figure or not comparable:
+                former = [*self.index.get("former_best", []), *self.index["best"]]
+                self.index |= {"best": [], "former_best": former}
             self.index["best_by"] = figure
 
     def save(
@@ -147,7 +150,8 @@ class CheckpointStore:
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         self.index = {**self.index, **lists}
         files.write_json(self.folder / INDEX_FILE, self.index)
-        kept_names = {entry["name"] for entries in lists.values() for entry in entries}
+        entries = [*lists["last"], *lists["best"], *self.index.get("former_best", [])]
+        kept_names = {entry["name"] for entry in entries}
         for path in self.folder.glob("update_*"):
             if path.name not in kept_names and path.suffix not in (_TEMPORARY, _REPLACED):
                 files.remove(path)

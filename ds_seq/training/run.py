@@ -18,6 +18,7 @@ distributed.import_deepspeed()
 
 from torch import nn
 
+from ds_seq.config.changes import settings
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
@@ -46,7 +47,14 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
-from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
+from ds_seq.training.history import History, data_facts, run_facts
+from ds_seq.training.run_folder import (
+    RunSetup,
+    check_vocab,
+    set_up,
+    set_up_history,
+    write_run_files,
+)
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
@@ -80,7 +88,10 @@ class TrainingResult:
 
 
 def run_training(
-    load: Callable[[], ExperimentConfig], resume: bool = False, overwrite: bool = False
+    load: Callable[[], ExperimentConfig],
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changes: Sequence[str] = (),
 ) -> TrainingResult:
     """Train in one process, or in all processes that the launcher has started.
 
@@ -91,6 +102,8 @@ def run_training(
         load: reads the experiment; called once errors of any rank are shared with all ranks.
         resume: resume from the run's last checkpoint, or start from scratch if there is none.
         overwrite: delete an earlier run of this name.
+        allow_changes: options that may differ from those of the run that is resumed, although
+            that makes nonsense of it; see `ds_seq.config.changes`.
 
     Raises:
         UserError: the experiment, its data or its run folder is invalid.
@@ -102,15 +115,26 @@ def run_training(
     with distributed.shared_errors():
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other: give one of them")
+        if allow_changes and not resume:
+            raise UserError("--allow-change: only applies to a run that resumes; add --resume")
         setup = set_up(load(), world.size, resume, overwrite)
+        made_of = run_facts(setup.config, world.size)
+    distributed.require_same(settings(setup.config, made_of), "experiments")
+    with distributed.shared_errors():
         task = build_task(setup.config.task, setup.config.data)
         train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
+        made_of |= data_facts(train_set, valid_set)
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
+        history = set_up_history(setup, made_of, allow_changes)
+    seen = made_of | {"checkpoint": str(setup.checkpoint)}
+    distributed.require_same(seen, "data or checkpoints")
     teacher = cached or _live_teacher(setup.config, task, world)
-    trainer = _build(setup, task, train_set, valid_set, teacher, world)
+    trainer = _build(setup, history, task, train_set, valid_set, teacher, world)
     _announce(trainer, setup, train_set, world)
+    for note in history.notes:
+        trainer.log.say(note)
     if teacher is not None:
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
@@ -159,6 +183,7 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
 
 def _build(
     setup: RunSetup,
+    history: History,
     task: Task,
     train_set: Dataset,
     valid_set: Dataset | None,
@@ -192,7 +217,8 @@ def _build(
             progress = restore(engine, setup.checkpoint)
             criterion.load_state(criterion_state(setup.checkpoint))
         if world.is_first:
-            write_run_files(setup, task.tokenizers)
+            write_run_files(setup, task.tokenizers, history)
+    rescored = history.scores_changed(config.validation.best)
     store = CheckpointStore(
         setup.folder / CHECKPOINTS,
         train.keep_last,
@@ -200,6 +226,7 @@ def _build(
         best.higher_is_better,
         task.tokenizers.fingerprint,
         best.figure,
+        comparable=not rescored,
     )
     if world.is_first:
         store.discard_incomplete()
@@ -214,6 +241,13 @@ def _build(
     )
     trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
+        if rescored:
+            progress |= {"best_by": None}
+            log.say(
+                f"{best.figure} of earlier validations is not compared with that of later ones, "
+                f"because of {', '.join(change.key for change in rescored)}; the best checkpoint "
+                "so far is kept"
+            )
         trainer.load_state_dict(progress)
     return trainer
 
