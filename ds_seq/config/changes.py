@@ -108,6 +108,7 @@ _RULES: dict[str, str] = {
 
 _LOSS_OPTIONS = ("criterion", VALID_DATA, "data.max_source_length", "data.max_target_length")
 _METRIC_OPTIONS = ("generation", VALID_DATA, "validation.max_sentences", "data.target_lang")
+_SECTION = "a section"
 _BATCH_SIZE = ("generation.max_tokens", "generation.max_sentences")
 
 
@@ -161,12 +162,26 @@ def rule_of(key: str) -> str | None:
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:
-    """Compare two versions of the settings of a run; facts that one of them lacks are left out."""
+    """Compare two versions of the settings of a run; facts that one of them lacks are left out.
+
+    A section that is null in one of them, such as `model.moe`, is a single change.
+    """
+    keys = {**old, **new}
+    null = [key for key in keys if any(_is_below(other, key) for other in keys if other != key)]
     return [
-        Change(key, old.get(key), new.get(key), _effect(key, old, new))
-        for key in {**old, **new}
-        if old.get(key) != new.get(key) and not _is_unknown(key, old, new)
+        Change(key, _value(key, old), _value(key, new), _effect(key, old, new))
+        for key in keys
+        if old.get(key) != new.get(key) or key in null
+        if not any(_is_below(key, section) for section in null if section != key)
+        if not _is_unknown(key, old, new)
     ]
+
+
+def _value(key: str, known: Settings) -> Any:
+    """Return the value of an option; of a section, that it is one."""
+    if key not in known and any(_is_below(name, key) for name in known):
+        return _SECTION
+    return known.get(key)
 
 
 def _is_unknown(key: str, old: Settings, new: Settings) -> bool:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from ds_seq.distributed.group import rank, world_size
 from ds_seq.errors import EXIT_USER_ERROR, UserError
 
+_MOST_NAMED = 5
+
 
 def barrier() -> None:
     """Wait for all processes."""
@@ -114,9 +116,10 @@ def require_same(values: Mapping[str, Any], what: str) -> None:
             for name in {**first, **second}
             if first.get(name) != second.get(name)
         ]
+        more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
         raise UserError(
-            f"ranks 0 and {other} have different {what}: {'; '.join(found)}; start all ranks with "
-            "the same files and arguments"
+            f"ranks 0 and {other} have different {what}: {'; '.join(found[:_MOST_NAMED])}{more}; "
+            "start all ranks with the same files and arguments"
         )
 
 

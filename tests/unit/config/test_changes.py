@@ -90,6 +90,14 @@ def test_all_refused_options_are_named_at_once() -> None:
     ]
 
 
+def test_a_section_that_goes_is_one_change() -> None:
+    found = changes(of(), of("model.moe=null"))
+    assert [str(change) for change in found] == ["model.moe: a section -> not set"]
+    assert found[0].is_refused
+    (back,) = changes(of("model.moe=null"), of())
+    assert str(back) == "model.moe: not set -> a section"
+
+
 def test_what_is_allowed_must_exist() -> None:
     with pytest.raises(UserError, match=r"--allow-change train\.sed: no such option.*train\.seed"):
         refuse([], ["train.sed"], of(), "runs/x")
