@@ -78,13 +78,13 @@ class Sources(NamedTuple):
         reader: reader of the old split.
         journals: the hypotheses for its source sentences.
         tokenizers: tokenizers of both splits.
-        teacher: name of the model that has made the hypotheses, for the manifest.
+        made_by: name of the model that has made the hypotheses, for the manifest.
     """
 
     reader: ShardReader
     journals: Journals
     tokenizers: Tokenizers
-    teacher: str = "a teacher"
+    made_by: str = "a teacher"
 
 
 def assemble(
@@ -115,7 +115,7 @@ def assemble(
     Raises:
         UserError: there is no pair to write.
     """
-    reader, journals, tokenizers, teacher = sources
+    reader, journals, tokenizers, made_by = sources
     labels = journals.labels()
     summary = Summary(hypotheses=len(labels.rows))
     chosen = _choose_originals(len(reader), original)
@@ -126,7 +126,7 @@ def assemble(
         vocab_size=tokenizers.size,
         languages=reader.manifest.languages,
         shard_size=shard_size,
-        origin=replace(reader.manifest.origin, labels=teacher),
+        origin=replace(reader.manifest.origin, labels=made_by),
     ) as writer:
         for count, passing in _filtered(sources, labels, filters, summary, workers):
             if len(passing.rows):

@@ -31,7 +31,8 @@ from ds_seq.config.changes import (
 from ds_seq.config.deepspeed import load_deepspeed_json
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
-from ds_seq.data.source import Dataset, Source
+from ds_seq.data.batch import ParallelDataset
+from ds_seq.data.source import Dataset
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 
@@ -63,15 +64,13 @@ class History:
         versions: the versions in order; the last one is the present.
         found: changes since the version that has written the checkpoint.
         notes: messages for the log.
+        scores_compare: whether the best score so far means what it meant before these changes.
     """
 
     versions: tuple[Version, ...]
     found: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
-
-    def scores_changed(self, figure: str) -> list[Change]:
-        """Return the changes after which scores cannot be compared with earlier ones."""
-        return score_changes(self.found, figure)
+    scores_compare: bool = True
 
     def write(self, folder: Path) -> None:
         """Write the versions to the run folder."""
@@ -97,9 +96,8 @@ def data_facts(train_set: Dataset, valid_set: Dataset | None) -> dict[str, Any]:
 
 def _fingerprint(dataset: Dataset) -> str:
     """Return the fingerprint of the source of a dataset, or if it has none, of its lengths."""
-    source: Source | None = getattr(dataset, "source", None)
-    if source is not None:
-        return source.fingerprint
+    if isinstance(dataset, ParallelDataset):
+        return dataset.source.fingerprint
     return hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes()).hexdigest()
 
 
@@ -143,10 +141,15 @@ def resumed(
             f"{folder}: cannot verify that the data are those of the run so far: an earlier "
             "version of ds_seq did not record them"
         )
+    if rescored := score_changes(found, config.validation.best):
+        notes.append(
+            "scores of earlier validations are not compared with later ones, because of "
+            f"{', '.join(change.key for change in rescored)}; the best checkpoint so far is kept"
+        )
     if found or not last.facts:
         new = config.model_dump(mode="json")
         versions.append(Version(update, new, facts, tuple(map(_described, found))))
-    return History(tuple(versions), tuple(found), tuple(notes))
+    return History(tuple(versions), tuple(found), tuple(notes), not rescored)
 
 
 def _described(change: Change) -> str:

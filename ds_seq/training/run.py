@@ -59,7 +59,7 @@ from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
-from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
+from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
 from ds_seq.weights.fill import load_weights
 from ds_seq.weights.source import CHECKPOINTS
 
@@ -128,13 +128,10 @@ def run_training(
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
         history = set_up_history(setup, made_of, allow_changes)
-    seen = made_of | {"checkpoint": str(setup.checkpoint)}
-    distributed.require_same(seen, "data or checkpoints")
+    distributed.require_same(made_of | {"from": str(setup.checkpoint)}, "data or checkpoints")
     teacher = cached or _live_teacher(setup.config, task, world)
     trainer = _build(setup, history, task, train_set, valid_set, teacher, world)
-    _announce(trainer, setup, train_set, world)
-    for note in history.notes:
-        trainer.log.say(note)
+    _announce(trainer, setup, history, train_set, world)
     if teacher is not None:
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
@@ -218,16 +215,7 @@ def _build(
             criterion.load_state(criterion_state(setup.checkpoint))
         if world.is_first:
             write_run_files(setup, task.tokenizers, history)
-    rescored = history.scores_changed(config.validation.best)
-    store = CheckpointStore(
-        setup.folder / CHECKPOINTS,
-        train.keep_last,
-        train.keep_best,
-        best.higher_is_better,
-        task.tokenizers.fingerprint,
-        best.figure,
-        comparable=not rescored,
-    )
+    store = _store(setup, history, best, task.tokenizers.fingerprint)
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
@@ -241,15 +229,23 @@ def _build(
     )
     trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
-        if rescored:
+        if not history.scores_compare:
             progress |= {"best_by": None}
-            log.say(
-                f"{best.figure} of earlier validations is not compared with that of later ones, "
-                f"because of {', '.join(change.key for change in rescored)}; the best checkpoint "
-                "so far is kept"
-            )
         trainer.load_state_dict(progress)
     return trainer
+
+
+def _store(setup: RunSetup, history: History, best: BestBy, vocab_hash: str) -> CheckpointStore:
+    train = setup.config.train
+    return CheckpointStore(
+        setup.folder / CHECKPOINTS,
+        train.keep_last,
+        train.keep_best,
+        best.higher_is_better,
+        vocab_hash,
+        best.figure,
+        history.scores_compare,
+    )
 
 
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
@@ -315,7 +311,9 @@ def _scorer(
     )
 
 
-def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World) -> None:
+def _announce(
+    trainer: Trainer, setup: RunSetup, history: History, dataset: Dataset, world: World
+) -> None:
     train, engine = setup.config.train, trainer.engine
     total = sum(full_shape(parameter).numel() for parameter in engine.module.parameters())
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
@@ -328,6 +326,8 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
     )
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
+        for note in history.notes:
+            trainer.log.say(note)
     elif train.init_from is not None:
         trainer.log.say(f"starting with the weights of {train.init_from}")
     if train.freeze:

@@ -24,7 +24,12 @@ from ds_seq.errors import UserError
 
 BASE: dict[str, Any] = {
     "name": "x",
-    "data": {"source_lang": "en", "target_lang": "de", "dir": "data"},
+    "data": {
+        "source_lang": "en",
+        "target_lang": "de",
+        "dir": "data",
+        "raw": {"valid": {"source": "v.en", "target": "v.de"}},
+    },
     "model": {"moe": {"num_experts": 4}},
     "validation": {"metrics": [], "best": "loss"},
 }
@@ -142,6 +147,7 @@ def test_data_and_layout_are_compared_as_far_as_they_are_known() -> None:
         ("generation.max_tokens=77", False, False),
         ("validation.max_sentences=5", False, True),
         ("criterion.label_smoothing=0.3", True, False),
+        ("validation={metrics: [ter], best: ter}", True, True),
         ("optimizer.lr=1", False, False),
     ],
 )
