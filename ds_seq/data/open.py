@@ -30,29 +30,18 @@ class SourceChoice(NamedTuple):
 SHARDS = SourceChoice("shards")
 
 
-def open_shards(
-    folder: str | Path,
-    split: str,
-    vocab_hash: str | None = None,
-    *,
-    expected: Expected | None = None,
-) -> ShardReader:
+def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> ShardReader:
     """Open the shards written by `ds-seq prepare`.
 
     Args:
         folder: folder of the shards.
         split: `train`, `valid` or `test`.
         vocab_hash: required fingerprint of the vocabulary of the shards; None allows any.
-        expected: what the shards should have been made from; None allows anything.
 
     Raises:
-        UserError: the shards are missing or damaged, belong to another vocabulary, or were made
-            from something else.
+        UserError: the shards are missing or damaged, or belong to another vocabulary.
     """
-    reader = ShardReader(folder, split, vocab_hash)
-    if expected is not None:
-        check_origin(reader.manifest, Path(folder), split, expected)
-    return reader
+    return ShardReader(folder, split, vocab_hash)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards}

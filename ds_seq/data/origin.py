@@ -54,11 +54,18 @@ class TextRecord:
         return cls(status.st_size, status.st_mtime_ns, sha256)
 
     def describes(self, path: Path) -> bool:
-        """Return whether a file has this content; it is read only if its time has changed."""
-        status = path.stat()
-        if status.st_size != self.size:
-            return False
-        return status.st_mtime_ns == self.mtime_ns or fingerprint(path) == self.sha256
+        """Return whether a file has this content; it is read only if its time has changed.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            return status.st_mtime_ns == self.mtime_ns or fingerprint(path) == self.sha256
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -224,10 +231,11 @@ def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> 
     if unknown and origin.vocab is None and expected.vocab is not None:
         unknown.append("vocabulary")
     if unknown:
+        fix = "; `ds-seq prepare` records it, and repeats nothing that is up to date"
         yield (
             f"{folder}: cannot verify that the shards were made with the experiment's "
-            f"{', '.join(unknown)}, because their manifests do not record it; `ds-seq prepare` "
-            "records it, and repeats nothing that is up to date"
+            f"{', '.join(unknown)}, because their manifests do not record it"
+            f"{'' if origin.labels else fix}"
         )
     absent = [path for pair in expected.raw for path in pair if not path.is_file()]
     if origin.raw is not None and absent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ds_seq.config.data import DataConfig, SplitConfig
+from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.origin import Expected
 from ds_seq.text.lines import PairPath
@@ -13,8 +13,8 @@ from ds_seq.text.lines import PairPath
 
 def raw_files(data: DataConfig, split: str) -> list[PairPath]:
     """Return the raw files that an experiment names for a split; none for an unknown split."""
-    pairs: list[SplitConfig] = getattr(data.raw, split, [])
-    return [PairPath(Path(pair.source), Path(pair.target)) for pair in pairs]
+    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    return [PairPath(Path(pair.source), Path(pair.target)) for pair in raw.get(split, [])]
 
 
 def clean_options(data: DataConfig, split: str) -> dict[str, Any]:

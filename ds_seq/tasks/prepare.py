@@ -74,8 +74,10 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
 
 def _refuse_labels(data: DataConfig, split: str) -> None:
     """Refuse to replace the translations of a teacher by the original text."""
-    path = manifest_path(data.dir, split)
-    labels = Manifest.read(path).origin.labels if path.exists() else None
+    try:
+        labels = Manifest.read(manifest_path(data.dir, split)).origin.labels
+    except UserError:  # there are none, or they are damaged and will be made again
+        return
     if labels is not None:
         raise UserError(
             f"{data.dir}: the targets of the {split} shards are translations by {labels} "

@@ -76,9 +76,11 @@ class CheckpointStore:
         if (folder / INDEX_FILE).is_file():
             self.index = _read_json(folder / INDEX_FILE)
         if figure is not None:
-            if self.index.get("best_by", figure) != figure or not comparable:
-                former = [*self.index.get("former_best", []), *self.index["best"]]
-                self.index |= {"best": [], "former_best": former}
+            by = self.index.get("best_by", figure)
+            if by != figure or not comparable:
+                former = [{**entry, "by": by} for entry in self.index["best"]]
+                self.index["former_best"] = [*self.index.get("former_best", []), *former]
+                self.index["best"] = []
             self.index["best_by"] = figure
 
     def save(

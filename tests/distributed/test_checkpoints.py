@@ -238,7 +238,8 @@ def test_scores_of_other_kinds_are_not_compared_and_lose_no_checkpoint(tmp_path:
     one, four, five = (f"update_{n:08d}" for n in (1, 4, 5))
     assert names == [one, four, five]
     assert index["best_by"] == "ter" and len(index["best"]) == 1
-    assert [entry["name"] for entry in index["former_best"]] == [one, four]
+    former = [(entry["name"], entry["score"], entry["by"]) for entry in index["former_best"]]
+    assert former == [(one, 9.0, "bleu"), (four, 60.0, "ter")]
     assert sorted(p.name for p in tmp_path.glob("checkpoints/update_*")) == [one, four, five]
 
 
