@@ -6,7 +6,7 @@ A split is stored in one folder as numbered shards of four files each, and one m
     train.0000.src.idx   start of each sentence: int64, one more entry than sentences
     train.0000.tgt.bin   the same for the target side
     train.0000.tgt.idx
-    train.manifest.json  vocabulary, counts, sizes and checksums of all files
+    train.manifest.json  vocabulary, counts, sizes and checksums of all files, and their origin
 
 Each sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first and
 written last, so that a folder with a manifest is complete.
