@@ -171,17 +171,16 @@ def _experiment_errors(
 ) -> Iterator[str]:
     origin = manifest.origin
     remake = _PREPARE if origin.labels is None else "run `ds-seq pseudo-label` again"
-    pairs = [
+    pairs: list[tuple[str, Any, Any]] = [
         (f"data.{side}_lang", wanted, found)
         for side, wanted, found in zip(_SIDES, expected.languages, manifest.languages, strict=True)
     ]
-    for section, wanted, found in (
-        ("vocab", expected.vocab, origin.vocab),
-        ("clean", expected.clean, origin.clean),
+    for section, options, recorded in (
+        ("vocab", expected.vocab or {}, origin.vocab or {}),
+        ("clean", expected.clean or {}, origin.clean or {}),
     ):
-        if wanted is not None and found is not None:
-            keys = [key for key in wanted if key in found]
-            pairs += [(f"data.{section}.{key}", wanted[key], found[key]) for key in keys]
+        keys = [key for key in options if key in recorded]
+        pairs += [(f"data.{section}.{key}", options[key], recorded[key]) for key in keys]
     for key, wanted, found in pairs:
         if wanted != found:
             yield (
