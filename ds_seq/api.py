@@ -332,6 +332,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     trust: Sequence[str] = (),
+    allow_changes: Sequence[str] = (),
 ) -> TrainingResult:
     """Train a model like `ds-seq train`, in this process or in all processes of a launcher.
 
@@ -341,6 +342,7 @@ def fit(
         resume: resume from the run's last checkpoint, or start from scratch if there is none.
         overwrite: delete an earlier run of this name.
         trust: see `prepare`.
+        allow_changes: see `ds-seq train --allow-change`.
 
     Returns:
         Why the training ended, its best score, and the run folder, which `load` accepts.
@@ -354,7 +356,10 @@ def fit(
     atexit.register(distributed.shutdown)  # one process group for all trainings of the process
     with trusting(trust):
         return run_training(
-            lambda: read_experiment(experiment, overrides, TRAINING), resume, overwrite
+            lambda: read_experiment(experiment, overrides, TRAINING),
+            resume,
+            overwrite,
+            allow_changes,
         )
 
 

@@ -23,11 +23,11 @@ from ds_seq.commands.parser import CHECKPOINT_HELP, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.data.open import open_shards
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
 from ds_seq.names import STACKS, Stack
 from ds_seq.runs.card import StoredRun
+from ds_seq.runs.data import open_for_model
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES, load_run, open_run
@@ -165,7 +165,7 @@ def _sample(options: argparse.Namespace, stored: StoredRun) -> Sample | None:
         raise UserError("--dense: needs text to measure the use of experts; add --data SHARDS")
     if options.max_tokens_measured < 1:
         raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
-    source = open_shards(options.data, options.split, stored.tokenizers.fingerprint)
+    source = open_for_model(options.data, options.split, options.run, stored)
     return spread_sample(source, stored.card, options.max_tokens_measured)
 
 

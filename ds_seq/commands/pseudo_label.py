@@ -32,6 +32,7 @@ from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import check_n_best
 from ds_seq.runs.card import StoredRun
+from ds_seq.runs.data import open_for_model
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
 from ds_seq.text.round_trip import rewriting
@@ -113,7 +114,7 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
     run = open_run(args.run, args.checkpoint)
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
-    reader = ShardReader(args.data, args.split, run.tokenizers.fingerprint)
+    reader = open_for_model(args.data, args.split, args.run, run)
     least = {name: vars(args)[f"min_{name}"] for name in METRICS}
     filters = Filters(
         args.min_score,

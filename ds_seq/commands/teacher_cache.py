@@ -13,14 +13,14 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from ds_seq import distributed
 from ds_seq.commands.options import add_loading_arguments, check_expert_parallel, chosen_device
 from ds_seq.commands.parser import command_parser
 from ds_seq.data.open import open_shards
-from ds_seq.data.shards import manifest_path
-from ds_seq.data.source import Source
+from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.distill.fill_cache import (
     CachedSplit,
     CacheOptions,
@@ -30,6 +30,7 @@ from ds_seq.distill.fill_cache import (
 )
 from ds_seq.distill.teacher import LiveTeacher, Loading, load_teacher
 from ds_seq.errors import UserError
+from ds_seq.runs.data import check_for_model
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 
 
@@ -47,6 +48,10 @@ def main(argv: Sequence[str]) -> int:
         options = CacheOptions(folder, args.top_k, args.precision, args.part_tokens)
         started = time.monotonic()
         with distributed.shared_errors():
+            for (split, source), (name, run) in product(
+                sources.items(), zip(args.runs, teacher.runs, strict=True)
+            ):
+                check_for_model(source, args.data, split, name, run)
             splits = plan_splits(options, args.runs, teacher, sources, world)
         read = TeacherReader(teacher, device, _max_tokens(args, teacher), args.expert_parallel > 1)
         tokens = write_missing(splits, read, world)
@@ -57,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, world_size: int) -> dict[str, Source]:
+def _open(args: argparse.Namespace, world_size: int) -> dict[str, ShardReader]:
     """Open the shards of each split, all of which must have the same vocabulary."""
     check_expert_parallel(args.expert_parallel, world_size)
     for name in ("top_k", "part_tokens", "max_tokens"):

@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
             lambda: load_experiment(args.experiment, args.overrides, TRAINING),
             args.resume,
             args.overwrite,
+            args.allow_change,
         )
         if distributed.rank() == 0:
             _report(result)
@@ -44,6 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="delete an earlier run of this name"
+    )
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="resume although this option, or one of this section, differs from the run so far in "
+        "a way that is refused, such as model.num_heads; data.train: the shards; repeatable",
     )
     # the deepspeed launcher adds it before all other arguments; the environment has it, too
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)

@@ -73,7 +73,8 @@ class TrainConfig(Config):
         default=None, description="Stop after this many passes over the data."
     )
     max_hours: Annotated[float, Field(gt=0.0)] | None = Field(
-        default=None, description="Save and stop after this many hours."
+        default=None,
+        description="Save and stop after this many hours; a run that resumes counts from 0.",
     )
     patience: PositiveInt | None = Field(
         default=None,

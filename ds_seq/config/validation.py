@@ -27,7 +27,9 @@ class ValidationConfig(Config):
         "`loss`.",
     )
     max_sentences: PositiveInt | None = Field(
-        default=None, description="Number of sentences translated for the metrics; null means all."
+        default=None,
+        description="Number of sentences translated for the metrics, spread over the files of "
+        "`data.raw.valid` in proportion to their sizes; null means all.",
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ds_seq.data.clean import check_no_empty_line
 from ds_seq.data.manifest import Manifest
+from ds_seq.data.origin import Origin
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import ShardWriter, TokenBlock, manifest_path
@@ -38,6 +39,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     *,
     languages: tuple[str, str],
     shard_size: int,
+    origin: Origin = Origin(),  # noqa: B008 - a constant
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:
@@ -54,6 +56,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         split: `train`, `valid`, `test` or another name.
         languages: source and target language, for the manifest.
         shard_size: number of pairs per shard.
+        origin: what the text and the vocabulary were made from, for the manifest.
         workers: number of processes.
         progress: called with the number of pairs of each finished block.
 
@@ -72,6 +75,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         languages=languages,
         shard_size=shard_size,
         inputs=[text_fingerprint(side) for side in path],
+        origin=origin,
     ) as writer:
         for pair in map_in_order(_encode_block, tokenizers, blocks, workers):
             writer.add_block(*pair)

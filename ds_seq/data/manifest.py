@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ds_seq.data.origin import Origin
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint, write_json
 from ds_seq.records import (
@@ -59,7 +60,8 @@ class Manifest:
         languages: source and target language.
         shards: one entry per shard.
         files: records by file name.
-        inputs: SHA-256 of the texts, so that a later run can detect changes.
+        inputs: SHA-256 of the clean texts, so that a later run can detect changes.
+        origin: what the clean texts and the vocabulary were made from.
     """
 
     vocab_hash: str
@@ -69,6 +71,7 @@ class Manifest:
     shards: Annotated[tuple[ShardCounts, ...], Field(min_length=1)]
     files: dict[FileName, FileRecord] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
+    origin: Origin = Origin()
 
     @property
     def pairs(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ds_seq.data.origin import Expected, check_origin
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Source
 from ds_seq.errors import UserError
@@ -29,7 +30,7 @@ class SourceChoice(NamedTuple):
 SHARDS = SourceChoice("shards")
 
 
-def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> Source:
+def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -> ShardReader:
     """Open the shards written by `ds-seq prepare`.
 
     Args:
@@ -46,7 +47,13 @@ def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -
 SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards}
 
 
-def open_source(choice: SourceChoice, folder: str | Path, split: str, vocab_hash: str) -> Source:
+def open_source(
+    choice: SourceChoice,
+    folder: str | Path,
+    split: str,
+    vocab_hash: str,
+    expected: Expected | None = None,
+) -> Source:
     """Open the examples of a split.
 
     Args:
@@ -54,12 +61,16 @@ def open_source(choice: SourceChoice, folder: str | Path, split: str, vocab_hash
         folder: value of `data.dir`.
         split: `train`, `valid` or `test`.
         vocab_hash: required fingerprint of the vocabulary of the ids.
+        expected: what our shards should have been made from; other sources record no origin.
 
     Raises:
-        UserError: the source or its split does not exist, or the vocabulary differs.
+        UserError: the source or its split does not exist, the vocabulary differs, or the shards
+            were made from something else.
     """
     make = find_plugin("data.source", choice.name, SOURCES)
     source = make(folder, split, vocab_hash, **choice.options)
+    if expected is not None and isinstance(source, ShardReader):
+        check_origin(source.manifest, Path(folder), split, expected)
     if source.vocab_hash != vocab_hash:
         raise UserError(
             f"data.source: {choice.name} returned ids of vocabulary {source.vocab_hash[:12]} for "

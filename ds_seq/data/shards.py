@@ -6,7 +6,7 @@ A split is stored in one folder as numbered shards of four files each, and one m
     train.0000.src.idx   start of each sentence: int64, one more entry than sentences
     train.0000.tgt.bin   the same for the target side
     train.0000.tgt.idx
-    train.manifest.json  vocabulary, counts, sizes and checksums of all files
+    train.manifest.json  vocabulary, counts, sizes and checksums of all files, and their origin
 
 Each sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first and
 written last, so that a folder with a manifest is complete.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.manifest import FileRecord, IdType, Manifest, ShardCounts
+from ds_seq.data.origin import Origin
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.files import temporary_path
@@ -108,6 +110,7 @@ class ShardWriter:
         languages: source and target language.
         shard_size: number of sentence pairs per shard (the last one may have fewer).
         inputs: checksums of the texts, for `Manifest.inputs`.
+        origin: what the texts and the vocabulary were made from.
     """
 
     def __init__(
@@ -120,12 +123,13 @@ class ShardWriter:
         languages: tuple[str, str],
         shard_size: int,
         inputs: Sequence[str] = (),
+        origin: Origin = Origin(),  # noqa: B008 - a constant
     ) -> None:
         self._folder = Path(folder)
         self._split = split
         self._shard_size = shard_size
         self._header = Manifest(
-            vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs)
+            vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs), origin
         )
         self._shards: list[tuple[_SideWriter, _SideWriter]] = []
         self._pairs: list[int] = []
@@ -197,16 +201,7 @@ class ShardWriter:
             ShardCounts(pairs, source.tokens, target.tokens)
             for pairs, (source, target) in zip(self._pairs, self._shards, strict=True)
         )
-        header = self._header
-        manifest = Manifest(
-            header.vocab_hash,
-            header.vocab_size,
-            header.dtype,
-            header.languages,
-            counts,
-            files,
-            header.inputs,
-        )
+        manifest = replace(self._header, shards=counts, files=files)
         manifest.write(path)
         return manifest
 

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,11 +78,13 @@ class Sources(NamedTuple):
         reader: reader of the old split.
         journals: the hypotheses for its source sentences.
         tokenizers: tokenizers of both splits.
+        made_by: name of the model that has made the hypotheses, for the manifest.
     """
 
     reader: ShardReader
     journals: Journals
     tokenizers: Tokenizers
+    made_by: str = "a teacher"
 
 
 def assemble(
@@ -113,7 +115,7 @@ def assemble(
     Raises:
         UserError: there is no pair to write.
     """
-    reader, journals, tokenizers = sources
+    reader, journals, tokenizers, made_by = sources
     labels = journals.labels()
     summary = Summary(hypotheses=len(labels.rows))
     chosen = _choose_originals(len(reader), original)
@@ -124,6 +126,7 @@ def assemble(
         vocab_size=tokenizers.size,
         languages=reader.manifest.languages,
         shard_size=shard_size,
+        origin=replace(reader.manifest.origin, labels=made_by),
     ) as writer:
         for count, passing in _filtered(sources, labels, filters, summary, workers):
             if len(passing.rows):
@@ -188,7 +191,7 @@ def _pass_by_metrics(
     workers: int,
 ) -> Iterator[Labels]:
     """Apply the filters that compare hypotheses with references."""
-    reader, journals, tokenizers = sources
+    reader, journals, tokenizers, _ = sources
     target_lang = reader.manifest.languages[1]
     comparison = Comparison(tokenizers.target, Similarity(filters.metrics, target_lang))
     pending: deque[Labels] = deque()  # workers are a few chunks ahead

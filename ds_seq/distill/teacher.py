@@ -37,12 +37,14 @@ class Student:
     Attributes:
         model: model config of the student.
         max_length: maximum length of a training sentence on either side, in tokens.
+        languages: language codes of source and target.
         hidden: teacher layers whose hidden states the student imitates, or None.
         attention: teacher layers whose attention maps the student imitates, or None.
     """
 
     model: ModelConfig
     max_length: int
+    languages: tuple[str, str]
     hidden: MatchedLayers | None = None
     attention: MatchedLayers | None = None
 
@@ -243,12 +245,17 @@ def _check(name: str, run: StoredRun, vocab_hash: str, expert_parallel: int) -> 
 
 
 def _check_student(name: str, run: StoredRun, student: Student) -> None:
-    """Check that the teacher can read all sentences and has the layers to imitate."""
+    """Check that the teacher translates the same and has the layers to imitate."""
     if (longest := run.card.max_positions) < student.max_length:
         raise UserError(
             f"teacher {name}: reads {longest} tokens, but sentences may have "
             f"{student.max_length}; lower data.max_source_length and data.max_target_length to "
             f"{longest}"
+        )
+    if not run.card.can_read(student.languages):
+        raise UserError(
+            f"teacher {name}: translates {run.card.source_lang} -> {run.card.target_lang}, but the "
+            f"student is to learn {' -> '.join(student.languages)}"
         )
     teacher = run.model_config
     if student.hidden is not None and teacher.d_model != student.model.d_model:

@@ -9,6 +9,7 @@ from ds_seq.distributed.collectives import (
     broadcast_object,
     gather_objects,
     gather_pieces,
+    require_same,
     shared_errors,
     sum_over_ranks,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "keep_freed_memory",
     "quiet_deepspeed",
     "rank",
+    "require_same",
     "shared_errors",
     "shutdown",
     "sum_over_ranks",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch.distributed as dist
 
 from ds_seq.distributed.group import rank, world_size
 from ds_seq.errors import EXIT_USER_ERROR, UserError
+
+_MOST_NAMED = 5
 
 
 def barrier() -> None:
@@ -82,6 +86,41 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def require_same(values: Mapping[str, Any], what: str) -> None:
+    """Require that all ranks have the same values; a collective.
+
+    Args:
+        values: values by name.
+        what: what they are, for the message.
+
+    Raises:
+        UserError: a rank has other values than rank 0; names them.
+    """
+    if world_size() == 1:
+        return
+    content = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    digests = [b""] * world_size()
+    dist.all_gather_object(digests, digest)
+    if len(set(digests)) == 1:
+        return
+    contents: list[dict[str, str]] = [{}] * world_size()
+    dist.all_gather_object(contents, content)
+    with shared_errors():
+        other = next(rank for rank, each in enumerate(digests) if each != digests[0])
+        first, second = contents[0], contents[other]
+        found = [
+            f"{name} {first.get(name, 'not set')} and {second.get(name, 'not set')}"
+            for name in {**first, **second}
+            if first.get(name) != second.get(name)
+        ]
+        more = f"; and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+        raise UserError(
+            f"ranks 0 and {other} have different {what}: {'; '.join(found[:_MOST_NAMED])}{more}; "
+            "start all ranks with the same files and arguments"
+        )
 
 
 @contextmanager

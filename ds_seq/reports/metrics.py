@@ -81,6 +81,17 @@ def metric_names(figures: Mapping[str, Any]) -> list[str]:
     return [name for name in figures if f"{name}_signature" in figures]
 
 
+def metric_lines_by_file(figures: Mapping[str, Any]) -> list[str]:
+    """Format the metrics of each file of a validation, one line per file; see `Task.evaluate`."""
+    files: dict[str, list[str]] = {}
+    for name in metric_names(figures):
+        for key, value in figures.items():
+            metric, _, file = key.partition("/")
+            if metric == name and file:
+                files.setdefault(file, []).append(f"{name} {value:.2f}")
+    return [f"valid {file} | {' | '.join(parts)}" for file, parts in files.items()]
+
+
 def metric_lines(figures: Mapping[str, Any]) -> list[str]:
     """Format the metrics of a validation with their signatures, one per line."""
     return [

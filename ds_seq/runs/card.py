@@ -12,6 +12,7 @@ from ds_seq.config.data import SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
+from ds_seq.data.origin import same_language
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.names import Precision
@@ -110,6 +111,14 @@ class ModelCard:
             ),
             routes_by_language=config.routes_by_language,
         )
+
+    def can_read(self, languages: tuple[str, str]) -> bool:
+        """Return whether the model translates from the first of two languages to the second.
+
+        A model whose source lines begin with tags may translate more than its card says.
+        """
+        own = (self.source_lang, self.target_lang)
+        return bool(self.tokenizers.source.tag_ids) or all(map(same_language, own, languages))
 
 
 def raw_splits(files: list[SplitConfig]) -> tuple[RawSplit, ...]:

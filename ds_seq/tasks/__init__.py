@@ -11,6 +11,7 @@ from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
+from ds_seq.tasks.origin import expected_by_experiment, raw_files
 from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
@@ -19,18 +20,19 @@ __all__ = ["TASKS", "Task", "TranslationTask", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    splits = ("train", "valid", "test")
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}"),
         raw={
-            split: [RawSplit(pair.source, pair.target) for pair in pairs]
-            for split, pairs in raw.items()
+            split: [RawSplit(pair.source, pair.target) for pair in raw_files(data, split)]
+            for split in splits
         },
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         source=_source(data.source),
+        expected={split: expected_by_experiment(data, split) for split in splits},
     )
 
 

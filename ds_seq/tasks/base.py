@@ -72,9 +72,9 @@ class Task(Protocol):
             device: device of the model.
             share: this process's share of the work; a collective if there are several processes.
             metrics: metrics returned by `metric`.
-            max_sentences: number of sentences from the start of the text; None means all.
+            max_sentences: number of sentences, spread over the files of the split; None means all.
 
         Returns:
-            Scores by name, a possibly empty `<name>_signature` for each of them, and a few
-            `samples` as text; the same on every rank.
+            Scores by name, a possibly empty `<name>_signature` for each of them, with several
+            files a `<name>/<file>` for each, and a few `samples` as text; the same on every rank.
         """

@@ -16,7 +16,7 @@ replaced.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,20 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from ds_seq import files
-from ds_seq.config.data import DataConfig, SplitConfig
+from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
+from ds_seq.data.manifest import Manifest
+from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.progress import Progress
-from ds_seq.data.shards import ShardReader
+from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.records import Count, read_json, record
 from ds_seq.scores.languages import language_warning
+from ds_seq.tasks.origin import NORMALIZATION, clean_options, raw_files
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
@@ -44,8 +47,8 @@ from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
+SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
-_NORMALIZATION = {"nfkc", "fold_spaces"}  # fields of `CleanConfig` that are not filters
 _MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
 
@@ -62,21 +65,38 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    splits = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    raw = {split: [_pair(item) for item in items] for split, items in splits.items() if items}
+    raw = {split: pairs for split in SPLITS if (pairs := raw_files(data, split))}
     inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
     for output in (path for split in raw for path in _clean_text(data, split)):
         files.check_not_input(output, inputs)
-    texts = {split: _clean_split(data, split, pairs, force) for split, pairs in raw.items()}
-    tokenizers = _make_vocab(data, texts["train"], force)
+    if not force:
+        for split in raw:
+            _refuse_labels(data, split)
+    texts, origins = {}, {}
+    for split, pairs in raw.items():
+        records = [TextRecord.of(path) for pair in pairs for path in pair]
+        origins[split] = Origin(tuple(records), clean_options(data, split))
+        texts[split] = _clean_split(data, split, pairs, records, force)
+    tokenizers, is_ours = _make_vocab(data, texts["train"], force)
+    vocab = data.vocab.model_dump(mode="json") if is_ours else None
     for split, text in texts.items():
-        _make_shards(data, split, text, tokenizers, force)
+        _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
         if split != "train":
             _report_references(split, raw[split], tokenizers, data.target_lang)
 
 
-def _pair(split: SplitConfig) -> PairPath:
-    return PairPath(Path(split.source), Path(split.target))
+def _refuse_labels(data: DataConfig, split: str) -> None:
+    """Refuse to replace the translations of a teacher by the original text."""
+    try:
+        labels = Manifest.read(manifest_path(data.dir, split)).origin.labels
+    except UserError:  # there are none, or they are damaged and will be made again
+        return
+    if labels is not None:
+        raise UserError(
+            f"{data.dir}: the targets of the {split} shards are translations by {labels} "
+            "(ds-seq pseudo-label), which prepare would replace by the original text; give another "
+            "data.dir, or --force"
+        )
 
 
 def _clean_text(data: DataConfig, split: str) -> PairPath:
@@ -90,7 +110,9 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
 
 
-def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool) -> PairPath:
+def _clean_split(
+    data: DataConfig, split: str, raw: list[PairPath], records: list[TextRecord], force: bool
+) -> PairPath:
     """Write the clean text of one split unless it is up to date; return its files."""
     text = _clean_text(data, split)
     if text.source == text.target:
@@ -99,8 +121,8 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
         )
     step = _Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[path for pair in raw for path in pair],
-        options=data.clean.model_dump(include=None if split == "train" else _NORMALIZATION),
+        inputs=[record.sha256 for record in records],
+        options=clean_options(data, split),
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
@@ -110,7 +132,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
-            limits = data.clean.model_dump(exclude=_NORMALIZATION)
+            limits = data.clean.model_dump(exclude=NORMALIZATION)
             options = CleanOptions(build_normalizer(data), **limits)
             report = clean(raw, text, options, _workers(data, total), progress)
         else:
@@ -125,26 +147,31 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
     return text
 
 
-def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
-    """Return the tokenizers in the data folder, training them if missing or out of date."""
+def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> tuple[Tokenizers, bool]:
+    """Train the tokenizers in the data folder if they are missing or out of date.
+
+    Returns:
+        The tokenizers, and whether this command has trained them.
+    """
     path = Path(data.dir) / VOCAB_FILE
     is_builtin = data.vocab.name in TOKENIZER_NAMES
     # without the options of other kinds, as in records of earlier versions
     options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
     rules = [Path(rule)] if (rule := data.vocab.normalization).endswith(".tsv") else []
-    step = _Step(path.with_name("vocab.json"), [*text, *rules], options, [path])
+    inputs = [text_fingerprint(file) for file in (*text, *rules)]
+    step = _Step(path.with_name("vocab.json"), inputs, options, [path])
     if path.exists():
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
             _print_notes(data, tokenizers, path)
-            return tokenizers
+            return tokenizers, False
         if not force and step.result_of_last_time() is not None:
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
             _print_notes(data, tokenizers, path)
-            return tokenizers
+            return tokenizers, True
     kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
         f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
@@ -156,7 +183,7 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
     _print_notes(data, tokenizers, path)
-    return tokenizers
+    return tokenizers, True
 
 
 def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
@@ -188,11 +215,21 @@ def _report_references(
 
 
 def _make_shards(
-    data: DataConfig, split: str, text: PairPath, tokenizers: Tokenizers, force: bool
+    data: DataConfig,
+    split: str,
+    text: PairPath,
+    tokenizers: Tokenizers,
+    origin: Origin,
+    force: bool,
 ) -> None:
+    languages = (data.source_lang, data.target_lang)
     if not force and is_current(data.dir, split, tokenizers, text, data.shard_size):
         print(f"{split}: shards are up to date")
         unknown = ""
+        path = manifest_path(data.dir, split)
+        manifest = Manifest.read(path)
+        if (manifest.languages, manifest.origin) != (languages, origin):
+            replace(manifest, languages=languages, origin=origin).write(path)
     else:
         total = count_pairs([text])
         with Progress(f"binarizing {split}", total) as progress:
@@ -202,8 +239,9 @@ def _make_shards(
                 text.target,
                 data.dir,
                 split,
-                languages=(data.source_lang, data.target_lang),
+                languages=languages,
                 shard_size=data.shard_size,
+                origin=origin,
                 workers=_workers(data, total),
                 progress=progress,
             )
@@ -269,15 +307,12 @@ class _Step:
     """A step from input to output files, and the record that allows skipping it next time."""
 
     def __init__(
-        self, path: Path, inputs: list[Path], options: dict[str, Any], outputs: list[Path]
+        self, path: Path, inputs: list[str], options: dict[str, Any], outputs: list[Path]
     ) -> None:
         self._path = path
         self._outputs = outputs
         self._options = options
-        self._made_from = {
-            "inputs": [text_fingerprint(file) for file in inputs],
-            "options": options,
-        }
+        self._made_from = {"inputs": inputs, "options": options}
 
     def _read(self) -> _StepRecord | None:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import nn
 
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
+from ds_seq.data.origin import Expected
 from ds_seq.data.source import Dataset
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
@@ -40,8 +43,19 @@ class RawText(NamedTuple):
     target: list[str]
 
 
-def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
-    """Read the raw text of a split, concatenating its files.
+def read_files(
+    split: str, files: Sequence[RawSplit], max_sentences: int | None = None
+) -> dict[str, RawText]:
+    """Read the files of raw text of a split.
+
+    Args:
+        split: name of the split, for messages.
+        files: its files.
+        max_sentences: number of sentences to keep, spread over the files in proportion to their
+            sizes; of each file the first ones. None keeps all.
+
+    Returns:
+        The text of each pair of files, by a short name of its source.
 
     Raises:
         UserError: the split has no files, a file is missing, or the two sides differ in length.
@@ -50,12 +64,49 @@ def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
         raise UserError(
             f"data.raw.{split}: lists no files, so there is no text to translate; add them"
         )
-    text = RawText([], [])
-    for pair in files:
-        source, target = read_parallel(pair.source, pair.target)
-        text.source.extend(source)
-        text.target.extend(target)
-    return text
+    texts = [RawText(*read_parallel(pair.source, pair.target)) for pair in files]
+    counts = [len(text.source) for text in texts]
+    if max_sentences is not None:
+        counts = spread(max_sentences, counts)
+    names = _short_names([Path(pair.source) for pair in files])
+    return {
+        name: RawText(text.source[:count], text.target[:count])
+        for name, text, count in zip(names, texts, counts, strict=True)
+    }
+
+
+def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
+    """Read the raw text of a split, concatenating its files; see `read_files`."""
+    return _joined(read_files(split, files))
+
+
+def _joined(texts: Mapping[str, RawText]) -> RawText:
+    return RawText(*(list(chain(*side)) for side in zip(*texts.values(), strict=True)))
+
+
+def spread(total: int, sizes: Sequence[int]) -> list[int]:
+    """Divide a number of sentences among files in proportion to their sizes.
+
+    Every file that has sentences gets at least one, as long as there are enough; the rest goes by
+    largest remainders.
+    """
+    total = min(total, sum(sizes))
+    first = [int(size > 0 and total >= len(sizes)) for size in sizes]
+    rest, left = total - sum(first), sum(sizes) - sum(first)
+    shares = [rest * (size - one) / max(left, 1) for size, one in zip(sizes, first, strict=True)]
+    counts = [one + int(share) for one, share in zip(first, shares, strict=True)]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: int(shares[i]) - shares[i])
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its own, or with its folders or number where they are equal."""
+    for names in ([path.name for path in paths], [path.as_posix() for path in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{number}:{path.name}" for number, path in enumerate(paths, 1)]
 
 
 class TranslationTask:
@@ -69,6 +120,7 @@ class TranslationTask:
         max_source_length: maximum source length in tokens, end symbol included.
         max_target_length: maximum target length in tokens, end symbol included.
         source: source of the examples.
+        expected: what the shards of each split should have been made from.
     """
 
     def __init__(
@@ -80,6 +132,7 @@ class TranslationTask:
         max_source_length: int | None,
         max_target_length: int | None,
         source: SourceChoice = SHARDS,
+        expected: Mapping[str, Expected] = MappingProxyType({}),
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
@@ -87,12 +140,12 @@ class TranslationTask:
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
-        self._source = source
+        self._source, self._expected = source, expected
 
     def dataset(self, split: str) -> ParallelDataset:
         """Return the sentence pairs of a split, which must belong to the vocabulary."""
-        fingerprint = self.tokenizers.fingerprint
-        source = open_source(self._source, self._data_dir, split, fingerprint)
+        fingerprint, expected = self.tokenizers.fingerprint, self._expected.get(split)
+        source = open_source(self._source, self._data_dir, split, fingerprint, expected)
         return ParallelDataset(source, self._max_source_length, self._max_target_length)
 
     def collate(
@@ -123,8 +176,8 @@ class TranslationTask:
         max_sentences: int | None = None,
     ) -> dict[str, float | str]:
         """Translate a split and score the detokenized text; see `Task.evaluate`."""
-        text = read_raw(split, self._raw[split])
-        sources, references = text.source[:max_sentences], text.target[:max_sentences]
+        texts = read_files(split, self._raw[split], max_sentences)
+        sources, references = _joined(texts)
         was_training = model.training
         model.eval()
         try:
@@ -144,10 +197,26 @@ class TranslationTask:
             for result in measure(metrics, translations.lines, references):
                 figures[result.name] = result.value
                 figures[f"{result.name}_signature"] = result.signature
+            figures |= _by_file(texts, translations.lines, metrics)
             figures["samples"] = format_samples(sources, translations.lines, references)
         if share.world_size > 1:
             figures = broadcast_object(figures)
         return figures
+
+
+def _by_file(
+    texts: Mapping[str, RawText], translations: Sequence[str], metrics: Sequence[Metric]
+) -> dict[str, float | str]:
+    """Score each of several files on its own: `<metric>/<file>`."""
+    figures: dict[str, float | str] = {}
+    start = 0
+    for name, text in texts.items():
+        lines = translations[start : start + len(text.target)]
+        start += len(text.target)
+        if len(texts) > 1 and lines:
+            for result in measure(metrics, lines, text.target):
+                figures[f"{result.name}/{name}"] = result.value
+    return figures
 
 
 def format_samples(

@@ -76,8 +76,9 @@ class CheckpointStore:
         higher_is_better: whether a higher score is better.
         vocab_hash: hash of the vocabulary, stored so that no other vocabulary is used with the
             checkpoints.
-        figure: name of the score. The list of best checkpoints is cleared if it was kept by another
-            score; an index without a name is assumed to use this one.
+        figure: name of the score; an index without a name is assumed to use this one.
+        comparable: whether scores by that name mean what they meant before. If not, or if the best
+            checkpoints were chosen by another score, they are kept as `former_best`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class CheckpointStore:
         higher_is_better: bool,
         vocab_hash: str | None = None,
         figure: str | None = None,
+        comparable: bool = True,
     ) -> None:
         self.folder = folder
         self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
@@ -97,7 +99,10 @@ class CheckpointStore:
         with suppress(FileNotFoundError):
             self.index = dict(read_index(folder))
         if figure is not None:
-            if self.index.get("best_by", figure) != figure:
+            by = self.index.get("best_by", figure)
+            if by != figure or not comparable:
+                former = [{**entry, "by": by} for entry in self.index["best"]]
+                self.index["former_best"] = [*self.index.get("former_best", []), *former]
                 self.index["best"] = []
             self.index["best_by"] = figure
 
@@ -170,7 +175,8 @@ class CheckpointStore:
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         self.index = {**self.index, **lists}
         files.write_json(self.folder / INDEX_FILE, self.index)
-        kept_names = {entry["name"] for entries in lists.values() for entry in entries}
+        entries = [*lists["last"], *lists["best"], *self.index.get("former_best", [])]
+        kept_names = {entry["name"] for entry in entries}
         for path in self.folder.glob("update_*"):
             if path.name not in kept_names and path.suffix not in (_TEMPORARY, _REPLACED):
                 files.remove(path)

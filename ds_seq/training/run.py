@@ -18,6 +18,7 @@ distributed.import_deepspeed()
 
 from torch import nn
 
+from ds_seq.config.changes import settings
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch, ParallelDataset
@@ -46,12 +47,19 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
-from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
+from ds_seq.training.history import History, data_facts, run_facts
+from ds_seq.training.run_folder import (
+    RunSetup,
+    check_vocab,
+    set_up,
+    set_up_history,
+    write_run_files,
+)
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
-from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
+from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
 from ds_seq.weights.fill import load_weights
 from ds_seq.weights.source import CHECKPOINTS
 
@@ -80,7 +88,10 @@ class TrainingResult:
 
 
 def run_training(
-    load: Callable[[], ExperimentConfig], resume: bool = False, overwrite: bool = False
+    load: Callable[[], ExperimentConfig],
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_changes: Sequence[str] = (),
 ) -> TrainingResult:
     """Train in one process, or in all processes that the launcher has started.
 
@@ -91,6 +102,8 @@ def run_training(
         load: reads the experiment; called once errors of any rank are shared with all ranks.
         resume: resume from the run's last checkpoint, or start from scratch if there is none.
         overwrite: delete an earlier run of this name.
+        allow_changes: options that may differ from those of the run that is resumed, although
+            that makes nonsense of it; see `ds_seq.config.changes`.
 
     Raises:
         UserError: the experiment, its data or its run folder is invalid.
@@ -102,16 +115,24 @@ def run_training(
     with distributed.shared_errors():
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other: give one of them")
+        if allow_changes and not resume:
+            raise UserError("--allow-change: only applies to a run that resumes; add --resume")
         setup = set_up(load(), world.size, resume, overwrite)
+        made_of = run_facts(setup.config, world.size)
+    distributed.require_same(settings(setup.config, made_of), "experiments")
+    with distributed.shared_errors():
         task = build_task(setup.config.task, setup.config.data)
         train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
         _check_tags(setup.config, task, {"training": train_set, "validation": valid_set})
+        made_of |= data_facts(train_set, valid_set)
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
+        history = set_up_history(setup, made_of, allow_changes)
+    distributed.require_same(made_of | {"from": str(setup.checkpoint)}, "data or checkpoints")
     teacher = cached or _live_teacher(setup.config, task, world)
-    trainer = _build(setup, task, train_set, valid_set, teacher, world)
-    _announce(trainer, setup, train_set, world)
+    trainer = _build(setup, history, task, train_set, valid_set, teacher, world)
+    _announce(trainer, setup, history, train_set, world)
     if teacher is not None:
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
@@ -170,12 +191,14 @@ def _live_teacher(config: ExperimentConfig, task: Task, world: World) -> LiveTea
     criterion, data = config.distillation, config.data
     if criterion is None:
         return None
-    student = Student(config.model, max(data.max_source_length, data.max_target_length))
+    max_length = max(data.max_source_length, data.max_target_length)
+    student = Student(config.model, max_length, (data.source_lang, data.target_lang))
     return build_teacher(criterion, task.tokenizers.fingerprint, world.device, student)
 
 
 def _build(
     setup: RunSetup,
+    history: History,
     task: Task,
     train_set: Dataset,
     valid_set: Dataset | None,
@@ -209,15 +232,8 @@ def _build(
             progress = restore(engine, setup.checkpoint)
             criterion.load_state(criterion_state(setup.checkpoint))
         if world.is_first:
-            write_run_files(setup, task.tokenizers)
-    store = CheckpointStore(
-        setup.folder / CHECKPOINTS,
-        train.keep_last,
-        train.keep_best,
-        best.higher_is_better,
-        task.tokenizers.fingerprint,
-        best.figure,
-    )
+            write_run_files(setup, task.tokenizers, history)
+    store = _store(setup, history, best, task.tokenizers.fingerprint)
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
@@ -231,8 +247,23 @@ def _build(
     )
     trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
+        if not history.scores_compare:
+            progress |= {"best_by": None}
         trainer.load_state_dict(progress)
     return trainer
+
+
+def _store(setup: RunSetup, history: History, best: BestBy, vocab_hash: str) -> CheckpointStore:
+    train = setup.config.train
+    return CheckpointStore(
+        setup.folder / CHECKPOINTS,
+        train.keep_last,
+        train.keep_best,
+        best.higher_is_better,
+        vocab_hash,
+        best.figure,
+        history.scores_compare,
+    )
 
 
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
@@ -298,7 +329,9 @@ def _scorer(
     )
 
 
-def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World) -> None:
+def _announce(
+    trainer: Trainer, setup: RunSetup, history: History, dataset: Dataset, world: World
+) -> None:
     train, engine = setup.config.train, trainer.engine
     total = sum(full_shape(parameter).numel() for parameter in engine.module.parameters())
     left_out = f" ({dataset.num_left_out:,} too long)" if dataset.num_left_out else ""
@@ -311,6 +344,8 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
     )
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
+        for note in history.notes:
+            trainer.log.say(note)
     elif train.init_from is not None:
         trainer.log.say(f"starting with the weights of {train.init_from}")
     if train.freeze:

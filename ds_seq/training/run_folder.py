@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.training.history import History, first_version, resumed
 from ds_seq.training.resume_state import check_resumable
-from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
+from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, read_meta
 
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 
@@ -95,7 +97,24 @@ def check_vocab(folder: Path, tokenizers: Tokenizers) -> None:
         )
 
 
-def write_run_files(setup: RunSetup, tokenizers: Tokenizers) -> None:
+def set_up_history(setup: RunSetup, facts: dict[str, Any], allowed: Sequence[str]) -> History:
+    """Begin the history of a run, or compare the experiment with that of its checkpoint.
+
+    Args:
+        setup: the run.
+        facts: what the run is made of besides the experiment.
+        allowed: options whose changes are allowed in any case.
+
+    Raises:
+        UserError: the run cannot go on with this experiment; see `ds_seq.training.history`.
+    """
+    if setup.checkpoint is None:
+        return first_version(setup.config, facts)
+    update = int(read_meta(setup.checkpoint)["update"])
+    return resumed(setup.folder, update, setup.config, facts, allowed)
+
+
+def write_run_files(setup: RunSetup, tokenizers: Tokenizers, history: History) -> None:
     """Write all files that the folder needs to translate on its own.
 
     Called after all input has been checked, so that a mistake never deletes an earlier run.
@@ -105,6 +124,7 @@ def write_run_files(setup: RunSetup, tokenizers: Tokenizers) -> None:
         if setup.overwrite:
             _delete_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        history.write(folder)
         (folder / CONFIG_FILE).write_text(dump(setup.config), encoding="utf-8")
         (folder / "deepspeed.json").write_text(
             json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"

@@ -27,7 +27,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.reports.metrics import LossSums, load_panel, metric_names
+from ds_seq.reports.metrics import LossSums, load_panel, metric_lines_by_file, metric_names
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
@@ -145,7 +145,8 @@ class Trainer:
             if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
             tokens = float(sum(batch.num_tokens for batch in batches))
-            out_of_time = hours is not None and self._seconds() > 3600 * hours
+            seconds = time.monotonic() - self._started  # of this job: a queue limits each one
+            out_of_time = hours is not None and seconds > 3600 * hours
             local = torch.tensor(
                 [tokens, float(self._signalled or out_of_time)], dtype=torch.float64
             )
@@ -244,6 +245,8 @@ class Trainer:
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
         shown = [f"valid {name} {figures[name]:.2f}" for name in names]
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
+        for line in metric_lines_by_file(figures):
+            self.log.say(f"update {self.update} | {line}")
         self._window_start += time.monotonic() - paused  # tokens/s counts training only
         return score
 

@@ -225,13 +225,20 @@ def _store_by_another_figure(folder: Path) -> tuple[list[str], dict[str, Any]]:
     same = find_checkpoint(folder, "best").name
     other = CheckpointStore(checkpoints, 1, 1, higher_is_better=False, figure="ter")
     other.save(engine, 4, {}, 60.0)
-    return [same, find_checkpoint(folder, "best").name], other.index
+    names = [same, find_checkpoint(folder, "best").name]
+    changed = CheckpointStore(checkpoints, 1, 1, False, figure="ter", comparable=False)
+    changed.save(engine, 5, {}, 99.0)
+    return [*names, find_checkpoint(folder, "best").name], changed.index
 
 
-def test_the_best_by_another_figure_is_not_the_best(tmp_path: Path) -> None:
+def test_scores_of_other_kinds_are_not_compared_and_lose_no_checkpoint(tmp_path: Path) -> None:
     names, index = run_distributed(_store_by_another_figure, 1, tmp_path)[0]
-    assert names == ["update_00000001", "update_00000004"]
+    one, four, five = (f"update_{n:08d}" for n in (1, 4, 5))
+    assert names == [one, four, five]
     assert index["best_by"] == "ter" and len(index["best"]) == 1
+    former = [(entry["name"], entry["score"], entry["by"]) for entry in index["former_best"]]
+    assert former == [(one, 9.0, "bleu"), (four, 60.0, "ter")]
+    assert sorted(p.name for p in tmp_path.glob("checkpoints/update_*")) == [one, four, five]
 
 
 def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path: Path) -> None:

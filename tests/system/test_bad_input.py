@@ -178,7 +178,7 @@ def test_resuming_another_experiment(
 def test_resuming_with_other_subwords(lab: Lab, copied_run: Path, tmp_path: Path) -> None:
     data = f"data.dir={tmp_path}/data"
     command("prepare", lab.dense, data, "data.vocab.size=200")[0].check()
-    settings = (*SETTINGS, data, "--resume")
+    settings = (*SETTINGS, data, "data.vocab.size=200", "--resume")
     finished = _refused_training(lab, copied_run, lab.moe, *settings, ranks=2)
     assert_refused(finished, str(copied_run), "vocabulary")
 

@@ -165,7 +165,8 @@ def test_a_teacher_with_other_subwords_is_refused(
     data = f"data.dir={tmp_path}/data"
     command("prepare", lab.dense, data, "data.vocab.size=200")[0].check()
     criterion = f"criterion={{name: distillation, teacher: {dense_run}}}"
-    finished = train(lab.dense, *TINY, data, criterion, f"run_dir={tmp_path / 'student'}")[0]
+    settings = (*TINY, data, "data.vocab.size=200", criterion)
+    finished = train(lab.dense, *settings, f"run_dir={tmp_path / 'student'}")[0]
     assert finished.code == 2
     assert "teacher and student need the same one" in finished.err
     assert not (tmp_path / "student").exists()

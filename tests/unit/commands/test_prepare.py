@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ds_seq.cli import main
+from ds_seq.data.manifest import Manifest
+from ds_seq.data.origin import Origin
 from ds_seq.data.shards import ShardReader
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
@@ -215,3 +218,37 @@ def test_errors_are_reported_in_one_line(
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors
+
+
+def test_the_origin_of_the_shards_is_recorded(experiment: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data" / "train.manifest.json"
+    assert main(["prepare", str(experiment)]) == 0
+    new = Manifest.read(path)
+    assert new.origin.vocab is not None and new.origin.vocab["size"] == 120
+    assert new.origin.clean is not None and new.origin.clean["max_words"] == 250
+    assert new.origin.raw is not None and len(new.origin.raw) == 2
+    replace(new, origin=Origin()).write(path)  # as an earlier version
+    before = _times(tmp_path / "data")
+    assert main(["prepare", str(experiment)]) == 0
+    assert Manifest.read(path) == new
+    assert _changed(tmp_path / "data", before) == {path.name}, "no step was repeated"
+
+
+def test_renamed_languages_are_recorded(experiment: Path, tmp_path: Path) -> None:
+    assert main(["prepare", str(experiment)]) == 0
+    assert main(["prepare", str(experiment), "data.source_lang=en_GB"]) == 0
+    manifest = Manifest.read(tmp_path / "data" / "valid.manifest.json")
+    assert manifest.languages == ("en_GB", "de")
+
+
+def test_pseudo_labels_are_not_replaced(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", str(experiment)]) == 0
+    path = tmp_path / "data" / "train.manifest.json"
+    manifest = Manifest.read(path)
+    replace(manifest, origin=replace(manifest.origin, labels="runs/big")).write(path)
+    assert main(["prepare", str(experiment)]) == 2
+    assert "translations by runs/big" in capsys.readouterr().err
+    assert main(["prepare", str(experiment), "--force"]) == 0
+    assert Manifest.read(path) == manifest

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.load import dump, load_experiment, read_experiment
 from ds_seq.config.yaml_file import parse_value, to_yaml
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import WriteFile
@@ -345,3 +346,14 @@ def test_the_deepspeed_json_is_found_from_the_experiment_file(
     assert load_experiment(child).train.deepspeed == "configs/ds/zero1.json"
     found.unlink()
     assert load_experiment(child).train.deepspeed == "configs/ds/zero1.json"
+
+
+def test_overrides_leave_the_callers_mapping_as_it_is() -> None:
+    mine = {
+        "name": "x",
+        "data": {"source_lang": "en", "target_lang": "de", "dir": "data"},
+        "train": {"validate_every": None, "save_every": 5},
+    }
+    before = deepcopy(mine)
+    assert read_experiment(mine, ["train.seed=7"]).train.seed == 7
+    assert mine == before

@@ -49,7 +49,7 @@ class Lab(NamedTuple):
         return build_teacher(self.settings(*names, **more), self.vocab.fingerprint, CPU, student)
 
     def student(self, max_length: int = 8, **model: Any) -> Student:
-        return Student(experiment(model).model, max_length)
+        return Student(experiment(model).model, max_length, ("en", "de"))
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,14 @@ from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.search.guides import Plain, SelectionMaker
 from ds_seq.search.sampling import Sampling
 from ds_seq.tasks import build_task
-from ds_seq.tasks.translation import RawSplit, TranslationTask, format_samples, read_raw
+from ds_seq.tasks.translation import (
+    RawSplit,
+    TranslationTask,
+    format_samples,
+    read_files,
+    read_raw,
+    spread,
+)
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
 from tests.unit.search.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
@@ -45,8 +52,8 @@ def raw(tmp_path: Path) -> RawSplit:
     return RawSplit(source, write(tmp_path / "target", ["w5 w5", "w8 w4", "w6 w6 w6"]))
 
 
-def make_task(folder: Path, raw: RawSplit | None = None) -> TranslationTask:
-    files = {"train": [], "valid": [] if raw is None else [raw]}
+def make_task(folder: Path, *raw: RawSplit) -> TranslationTask:
+    files = {"train": [], "valid": list(raw)}
     return TranslationTask(folder, words(VOCAB), files, "en", 4, 5)
 
 
@@ -118,6 +125,50 @@ def test_several_files_are_one_text(raw: RawSplit) -> None:
     text = read_raw("test", [raw, RawSplit(raw.target, raw.source)])
     assert text.source == text.target[3:] + text.target[:3]
     assert len(text.source) == 6
+
+
+@pytest.mark.parametrize(
+    ("total", "sizes", "counts"),
+    [
+        (10, [100, 100], [5, 5]),
+        (10, [300, 100], [7, 3]),
+        (10, [1000, 1], [9, 1]),
+        (10, [1000, 0, 1000], [5, 0, 5]),
+        (1, [10, 20], [0, 1]),
+        (99, [3, 4], [3, 4]),
+        (7, [5], [5]),
+        (3, [5, 5, 5, 5], [1, 1, 1, 0]),
+    ],
+)
+def test_sentences_are_spread_over_files(total: int, sizes: list[int], counts: list[int]) -> None:
+    assert spread(total, sizes) == counts
+
+
+def test_some_sentences_of_every_file(tmp_path: Path) -> None:
+    pairs = []
+    for folder, size in (("a", 6), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        lines = [f"{folder}{n}" for n in range(size)]
+        path = write(tmp_path / folder / "x.en", lines)
+        pairs.append(RawSplit(path, path))
+    texts = read_files("valid", pairs, 4)
+    assert [text.source for text in texts.values()] == [["a0", "a1", "a2"], ["b0"]]
+    assert [Path(name).parent.name for name in texts] == ["a", "b"], "equal names get folders"
+
+
+def test_each_of_several_files_has_its_own_scores(tmp_path: Path, raw: RawSplit) -> None:
+    other = RawSplit(raw.target, raw.source)
+    both = make_task(tmp_path, raw, other)
+    figures, *alone = (
+        task.evaluate(TableModel(VOCAB), "valid", SEARCH, LIMITS, CPU, ALONE, METRICS)  # type: ignore[arg-type]
+        for task in (both, make_task(tmp_path, raw), make_task(tmp_path, other))
+    )
+    for pair, expected in zip((raw, other), alone, strict=True):
+        name = Path(pair.source).name
+        assert figures[f"chrf/{name}"] == expected["chrf"]
+        assert not [key for key in expected if "/" in key], "one file is the whole text"
+    low, high = sorted(float(each["chrf"]) for each in alone)
+    assert low <= float(figures["chrf"]) <= high
 
 
 def test_samples_are_spread_over_the_text() -> None:

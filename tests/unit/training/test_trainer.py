@@ -142,6 +142,27 @@ def test_max_hours_ends_the_run_after_an_update() -> None:
     assert scene.of_kind("save") == [(1, None)]
 
 
+def test_max_hours_are_those_of_one_job() -> None:
+    scene = Scene(max_updates=3, max_hours=1.0)
+    scene.trainer.fit()
+    resumed = Scene(max_updates=6, max_hours=1.0)
+    resumed.trainer.load_state_dict({**scene.progress, "seconds": 7200.0})
+    assert resumed.trainer.fit() == "max_updates"
+    assert resumed.progress["seconds"] > 7200.0
+
+
+def test_a_validation_shows_each_file() -> None:
+    scene = Scene(max_updates=1, validate_every=1, save_every=None)
+    scene.valid_figures = {"bleu_signature": "", "bleu/a.en": 4.0, "bleu/b.en": 8.0, "moe/x": 1.0}
+    scene.trainer.fit()
+    messages = [text for (text,) in scene.of_kind("said")]
+    assert messages == [
+        "update 1 | valid loss 1.00 | valid bleu 1.00 | best",
+        "update 1 | valid a.en | bleu 4.00",
+        "update 1 | valid b.en | bleu 8.00",
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_without_a_validation(number: signal.Signals) -> None:
     before = signal.getsignal(number)

@@ -1,0 +1,254 @@
+"""What shards were made from, and whether that is what their reader expects.
+
+`ds-seq prepare` records the raw text, the cleaning and the vocabulary in the manifest of each
+split. Whoever opens shards for an experiment or for a trained model calls `check_origin`, so that a
+run is made of what its config says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ds_seq import distributed
+from ds_seq.errors import UserError
+from ds_seq.files import fingerprint
+from ds_seq.text.lines import PairPath, text_fingerprint
+
+if TYPE_CHECKING:
+    from ds_seq.data.manifest import Manifest
+
+_SIDES = ("source", "target")
+_PREPARE = "run `ds-seq prepare` again"
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """A text file as it was when shards were made from it.
+
+    Attributes:
+        size: bytes.
+        mtime_ns: time of its last change in nanoseconds.
+        sha256: SHA-256 of its content.
+    """
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> TextRecord:
+        """Record a file.
+
+        Raises:
+            UserError: it does not exist.
+        """
+        sha256 = text_fingerprint(path)
+        status = path.stat()
+        return cls(status.st_size, status.st_mtime_ns, sha256)
+
+    def describes(self, path: Path) -> bool:
+        """Return whether a file has this content; it is read only if its time has changed.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            status = path.stat()
+            if status.st_size != self.size:
+                return False
+            return status.st_mtime_ns == self.mtime_ns or fingerprint(path) == self.sha256
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the shards of a split were made from; None where it is not known.
+
+    Attributes:
+        raw: the raw files: source and target of each pair of files in turn.
+        clean: the options of `data.clean` that apply to the split.
+        vocab: the options of `data.vocab` with which the vocabulary was trained. None also means
+            that `vocab.model` was copied into the folder.
+        labels: the teacher that has written the target side; None if it is the raw text.
+    """
+
+    raw: tuple[TextRecord, ...] | None = None
+    clean: Mapping[str, Any] | None = None
+    vocab: Mapping[str, Any] | None = None
+    labels: str | None = None
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> Origin:
+        """Restore an origin from its JSON.
+
+        Raises:
+            TypeError: the value is not the JSON of an origin.
+        """
+        raw = value.get("raw")
+        records = None if raw is None else tuple(TextRecord(**item) for item in raw)
+        return cls(**{**value, "raw": records})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reader of a split expects of its shards.
+
+    Attributes:
+        languages: language codes of source and target.
+        model: trained model that reads the shards; None: an experiment is trained on them. A model
+            may read any text of its languages.
+        raw: raw files that the experiment names for the split.
+        clean: options of `data.clean` that apply to the split.
+        vocab: options of `data.vocab`.
+    """
+
+    languages: tuple[str, str]
+    model: str | None = None
+    raw: tuple[PairPath, ...] = ()
+    clean: Mapping[str, Any] | None = None
+    vocab: Mapping[str, Any] | None = None
+
+
+def same_language(one: str, other: str) -> bool:
+    """Return whether two codes name one language, whatever its region: `zh` and `zh_CN`."""
+    first, second = (re.split("[-_]", code.lower())[0] for code in (one, other))
+    return first == second
+
+
+def check_origin(manifest: Manifest, folder: Path, split: str, expected: Expected) -> None:
+    """Compare shards with what their reader expects; print what cannot be verified.
+
+    Only the first rank looks: it may have to read the raw text.
+
+    Args:
+        manifest: manifest of the shards.
+        folder: folder of the shards.
+        split: name of the split.
+        expected: what its reader expects.
+
+    Raises:
+        UserError: they differ; one line per difference says how to mend it.
+    """
+    if distributed.rank() != 0:
+        return
+    if expected.model is not None:
+        errors = list(_model_errors(manifest, folder, split, expected))
+    else:
+        errors = list(_experiment_errors(manifest, folder, split, expected))
+    if errors:
+        raise UserError("\n".join(errors))
+    for note in _notes(manifest, folder, split, expected):
+        _say(note)
+
+
+@cache
+def _say(note: str) -> None:
+    """Print a note once, however many splits it holds for."""
+    print(f"ds-seq: note: {note}", file=sys.stderr, flush=True)
+
+
+def _model_errors(
+    manifest: Manifest, folder: Path, split: str, expected: Expected
+) -> Iterator[str]:
+    if manifest.languages != expected.languages:
+        yield (
+            f"{folder}: the {split} shards are {' -> '.join(manifest.languages)}, but "
+            f"{expected.model} translates {' -> '.join(expected.languages)}; give shards of these "
+            "languages"
+        )
+
+
+def _experiment_errors(
+    manifest: Manifest, folder: Path, split: str, expected: Expected
+) -> Iterator[str]:
+    origin = manifest.origin
+    remake = _PREPARE if origin.labels is None else "run `ds-seq pseudo-label` again"
+    pairs: list[tuple[str, Any, Any]] = [
+        (f"data.{side}_lang", wanted, found)
+        for side, wanted, found in zip(_SIDES, expected.languages, manifest.languages, strict=True)
+    ]
+    for section, options, recorded in (
+        ("vocab", expected.vocab or {}, origin.vocab or {}),
+        ("clean", expected.clean or {}, origin.clean or {}),
+    ):
+        keys = [key for key in options if key in recorded]
+        pairs += [(f"data.{section}.{key}", options[key], recorded[key]) for key in keys]
+    for key, wanted, found in pairs:
+        if wanted != found:
+            yield (
+                f"{key}: {_text(wanted)}, but the {split} shards in {folder} were made with "
+                f"{_text(found)}; {remake}, or set {key}={_text(found)}"
+            )
+    yield from _raw_errors(origin, folder, split, expected.raw, remake)
+
+
+def _raw_errors(
+    origin: Origin, folder: Path, split: str, raw: tuple[PairPath, ...], remake: str
+) -> Iterator[str]:
+    if origin.raw is None or not raw:
+        return
+    paths = [path for pair in raw for path in pair]
+    if len(paths) != len(origin.raw):
+        yield (
+            f"data.raw.{split}: names {len(raw)} pair(s) of files, but the shards in {folder} were "
+            f"made from {len(origin.raw) // 2}; {remake}, or name those"
+        )
+        return
+    for path, record in zip(paths, origin.raw, strict=True):
+        if path.is_file() and not record.describes(path):
+            yield (
+                f"data.raw.{split}: {path} is not the text that the shards in {folder} were made "
+                f"from (it has another SHA-256); {remake}, or give that text"
+            )
+
+
+def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> Iterator[str]:
+    """Yield what the manifest cannot prove, and differences that do no harm."""
+    origin = manifest.origin
+    if expected.model is not None:
+        for key, wanted in (expected.clean or {}).items():
+            found = (origin.clean or {}).get(key, wanted)
+            if found != wanted:
+                yield (
+                    f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "
+                    f"{expected.model} was trained with {_text(wanted)}"
+                )
+        return
+    unknown = []
+    if origin.raw is None and expected.raw:
+        unknown.append("raw text")
+    if origin.clean is None and expected.clean is not None:
+        unknown.append("cleaning")
+    if unknown and origin.vocab is None and expected.vocab is not None:
+        unknown.append("vocabulary")
+    if unknown:
+        fix = "; `ds-seq prepare` records it, and repeats nothing that is up to date"
+        yield (
+            f"{folder}: cannot verify that the shards were made with the experiment's "
+            f"{', '.join(unknown)}, because their manifests do not record it"
+            f"{'' if origin.labels else fix}"
+        )
+    absent = [path for pair in expected.raw for path in pair if not path.is_file()]
+    if origin.raw is not None and absent:
+        yield (
+            f"data.raw.{split}: cannot verify that the shards in {folder} were made from "
+            f"{' and '.join(map(str, absent))}: no such file here"
+        )
+    size = (expected.vocab or {}).get("size", manifest.vocab_size)
+    if origin.vocab is None and size != manifest.vocab_size:
+        yield (
+            f"data.vocab.size: {size}, but {folder}/vocab.model, which was copied there or made by "
+            f"an earlier version, has {manifest.vocab_size}; set data.vocab to what it is"
+        )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,49 @@
+"""What an experiment or a trained model expects of the shards that it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ds_seq.config.data import DataConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.data.origin import Expected
+from ds_seq.text.lines import PairPath
+
+NORMALIZATION = {"nfkc", "fold_spaces"}
+"""Fields of `data.clean` that are not filters."""
+
+
+def raw_files(data: DataConfig, split: str) -> list[PairPath]:
+    """Return the raw files that an experiment names for a split; none for an unknown split."""
+    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    return [PairPath(Path(pair.source), Path(pair.target)) for pair in raw.get(split, [])]
+
+
+def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
+    """Return the options of cleaning that apply to a split: only training text is filtered."""
+    return data.clean.model_dump(mode="json", include=None if split == "train" else NORMALIZATION)
+
+
+def expected_by_experiment(data: DataConfig, split: str) -> Expected:
+    """Return what an experiment expects of the shards of a split."""
+    return Expected(
+        languages=(data.source_lang, data.target_lang),
+        raw=tuple(raw_files(data, split)),
+        clean=clean_options(data, split),
+        vocab=data.vocab.model_dump(mode="json"),
+    )
+
+
+def expected_by_model(
+    name: str, languages: tuple[str, str], experiment: ExperimentConfig | None
+) -> Expected:
+    """Return what a trained model expects of shards, which need not be those of its training.
+
+    Args:
+        name: what messages call the model.
+        languages: language codes of its source and target.
+        experiment: the experiment of its training, if it is known.
+    """
+    clean = None if experiment is None else clean_options(experiment.data, "valid")
+    return Expected(languages, name, clean=clean)

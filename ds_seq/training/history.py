@@ -1,0 +1,191 @@
+"""The versions of the config that a run has been trained with: `history.json` in its folder.
+
+`config.yaml` is the newest version. A run that resumes with other settings begins a new version at
+the update of its checkpoint; the earlier ones are kept here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ds_seq import files
+from ds_seq.config.changes import (
+    DATA,
+    GROUP,
+    HARMLESS,
+    VALID_DATA,
+    Change,
+    changes,
+    refuse,
+    score_changes,
+    settings,
+)
+from ds_seq.config.deepspeed import load_deepspeed_json
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import load_experiment
+from ds_seq.data.batch import ParallelDataset
+from ds_seq.data.source import Dataset
+from ds_seq.errors import UserError
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE
+
+HISTORY_FILE = "history.json"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the config.
+
+    Attributes:
+        update: number of updates before the first one that was made with it.
+        config: the experiment.
+        facts: what else the run was made of; see `ds_seq.config.changes.settings`.
+        changes: how it differs from the version before, as text.
+    """
+
+    update: int
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class History:
+    """All versions of a run's config, and how the last one differs from that of the checkpoint.
+
+    Attributes:
+        versions: the versions in order; the last one is the present.
+        found: changes since the version that has written the checkpoint.
+        notes: messages for the log.
+        scores_compare: whether the best score so far means what it meant before these changes.
+    """
+
+    versions: tuple[Version, ...]
+    found: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+    scores_compare: bool = True
+
+    def write(self, folder: Path) -> None:
+        """Write the versions to the run folder."""
+        versions = [asdict(version) for version in self.versions]
+        files.write_json(folder / HISTORY_FILE, {"versions": versions})
+
+
+def run_facts(config: ExperimentConfig, world_size: int) -> dict[str, Any]:
+    """Return what a run is made of besides its experiment and its data."""
+    return {
+        GROUP: world_size * config.train.accumulate,
+        "deepspeed": load_deepspeed_json(config.train.deepspeed),
+    }
+
+
+def data_facts(train_set: Dataset, valid_set: Dataset | None) -> dict[str, Any]:
+    """Return the fingerprints of the data of a run."""
+    return {
+        DATA: _fingerprint(train_set),
+        VALID_DATA: None if valid_set is None else _fingerprint(valid_set),
+    }
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """Return the fingerprint of the source of a dataset, or if it has none, of its lengths."""
+    if isinstance(dataset, ParallelDataset):
+        return dataset.source.fingerprint
+    return hashlib.sha256(np.ascontiguousarray(dataset.lengths, np.int64).tobytes()).hexdigest()
+
+
+def first_version(config: ExperimentConfig, facts: dict[str, Any]) -> History:
+    """Return the history of a run that starts."""
+    return History((Version(0, config.model_dump(mode="json"), facts),))
+
+
+def resumed(
+    folder: Path,
+    update: int,
+    config: ExperimentConfig,
+    facts: dict[str, Any],
+    allowed: Sequence[str],
+) -> History:
+    """Compare the present config with the one that has written the checkpoint.
+
+    Versions that began at later updates than the checkpoint's are dropped, like those updates.
+
+    Args:
+        folder: the run folder.
+        update: update of the checkpoint.
+        config: the present experiment.
+        facts: what else the run is made of now.
+        allowed: keys whose changes the user allows.
+
+    Raises:
+        UserError: a change makes nonsense of the run, or what is recorded is damaged.
+    """
+    versions = [version for version in _read(folder) if version.update < max(update, 1)]
+    last = versions[-1]
+    before, now = settings(_parsed(last, folder), last.facts), settings(config, facts)
+    found = changes(before, now)
+    refuse(found, allowed, now, str(folder))
+    notes = [
+        f"since update {version.update}: {text}" for version in versions for text in version.changes
+    ]
+    notes += [f"since update {update}: {_described(change)}" for change in found]
+    if not last.facts:
+        notes.append(
+            f"{folder}: cannot verify that the data are those of the run so far: an earlier "
+            "version of ds_seq did not record them"
+        )
+    if rescored := score_changes(found, config.validation.best):
+        notes.append(
+            "scores of earlier validations are not compared with later ones, because of "
+            f"{', '.join(change.key for change in rescored)}; the best checkpoint so far is kept"
+        )
+    if found or not last.facts:
+        new = config.model_dump(mode="json")
+        versions.append(Version(update, new, facts, tuple(map(_described, found))))
+    return History(tuple(versions), tuple(found), tuple(notes), not rescored)
+
+
+def _described(change: Change) -> str:
+    return str(change) if change.effect == HARMLESS else f"{change} (changes the training)"
+
+
+def _read(folder: Path) -> list[Version]:
+    """Read the versions; an older run has the one of its `config.yaml`."""
+    path = folder / HISTORY_FILE
+    if not path.is_file():
+        config = load_experiment(folder / CONFIG_FILE)
+        return [Version(0, config.model_dump(mode="json"), {})]
+    try:
+        versions = [
+            Version(
+                int(item["update"]),
+                dict(item["config"]),
+                dict(item["facts"]),
+                tuple(map(str, item["changes"])),
+            )
+            for item in json.loads(path.read_text(encoding="utf-8"))["versions"]
+        ]
+        if versions[0].update != 0:
+            raise ValueError("its first version does not begin at update 0")
+        return versions
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path}: is damaged ({error}); remove it to compare with {CONFIG_FILE} only"
+        ) from None
+
+
+def _parsed(version: Version, folder: Path) -> ExperimentConfig:
+    try:
+        return ExperimentConfig.model_validate(version.config)
+    except ValidationError as error:
+        raise UserError(
+            f"{folder / HISTORY_FILE}: the config of update {version.update} is not valid "
+            f"({error.error_count()} errors); remove the file to compare with {CONFIG_FILE} only"
+        ) from None
