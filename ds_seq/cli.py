@@ -5,6 +5,8 @@ The module of a command is imported when it is called, so `ds-seq check` does no
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,5 +36,14 @@ def _dispatch(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}; there are {known}")
-    run: Callable[[Sequence[str]], int] = import_object("command", f"{COMMANDS[name].module}:main")
+    # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
+    try:
+        run: Callable[[Sequence[str]], int] = import_object(
+            "command", f"{COMMANDS[name].module}:main"
+        )
+    finally:
+        gc.freeze()
+        gc.enable()
     return run(arguments)

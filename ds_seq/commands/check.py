@@ -11,7 +11,6 @@ from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
-from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
 
 
@@ -32,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_intermixed_args(argv)
     if arguments.options:
+        from ds_seq.config.options import options_table  # saves time where it is not used
+
         print(options_table(), end="")
         return 0
     if arguments.experiment is None:

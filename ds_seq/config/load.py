@@ -13,7 +13,6 @@ import yaml
 from pydantic import ValidationError
 
 from ds_seq.config.experiment import STAND_INS, ExperimentConfig
-from ds_seq.config.messages import error_lines
 from ds_seq.config.schema import has_short_form
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
@@ -127,6 +126,8 @@ def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
+        from ds_seq.config.messages import error_lines  # a valid file needs no messages
+
         lines = [
             line
             for each in (error, *_errors_between(tree.data, error))

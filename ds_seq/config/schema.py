@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Tag
@@ -89,12 +90,17 @@ def plugin_names() -> Mapping[str, frozenset[str]]:
 
 def has_short_form(path: tuple[str | int, ...]) -> bool:
     """Return whether the section at `path` may be given by its name alone."""
-    return _dotted(path) in {
+    return _dotted(path) in _short_forms()
+
+
+@cache
+def _short_forms() -> frozenset[str]:
+    return frozenset(
         section.path_of(name)
         for section in sections()
         for name, field in section.config.model_fields.items()
         if is_short_form(field)
-    }
+    )
 
 
 def is_short_form(field: FieldInfo) -> bool:

@@ -43,8 +43,11 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return table
 
 
+_RESOLVERS = _resolvers()
+
+
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = _resolvers()
+    yaml_implicit_resolvers = _RESOLVERS
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -67,9 +70,9 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {
         first: [
             *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
-            *_resolvers().get(first, []),
+            *_RESOLVERS.get(first, []),
         ]
-        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_resolvers()}
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_RESOLVERS}
     }
 
 

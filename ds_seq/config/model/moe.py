@@ -31,10 +31,10 @@ class MoeLayersConfig(Config):
     """Explicit list of the layers with experts, counted from 0."""
 
     encoder: list[NonNegativeInt] = Field(
-        default_factory=list, description="Encoder layers that have experts."
+        default=[], description="Encoder layers that have experts."
     )
     decoder: list[NonNegativeInt] = Field(
-        default_factory=list, description="Decoder layers that have experts."
+        default=[], description="Decoder layers that have experts."
     )
 
 
