@@ -34,8 +34,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(f"ds-seq {__version__}" if name == "--version" else usage())
         return 0
     if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}; there are {known}")
+        raise UserError(f"no command {name!r}{_meant(name)}; there are {', '.join(COMMANDS)}")
     # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
@@ -47,3 +46,10 @@ def _dispatch(argv: Sequence[str]) -> int:
         gc.freeze()
         gc.enable()
     return run(arguments)
+
+
+def _meant(name: str) -> str:
+    from ds_seq.config.customary import customary_command  # needed for a mistake only
+
+    ours = customary_command(name)
+    return nearest(name, COMMANDS) if ours is None else f"; ds_seq's name for it is {ours}"

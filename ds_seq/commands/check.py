@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
-from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
+from ds_seq.config.needs import train_manifest, unmet, warmup_error
 from ds_seq.errors import UserError
 
 
@@ -18,7 +21,8 @@ def main(argv: Sequence[str]) -> int:
     """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
     parser = command_parser(
         "check",
-        "Check an experiment file and print its resolved settings. Exit code 2 on a mistake.",
+        "Check an experiment file, and print its resolved settings, the size of the model, tokens "
+        "per update and memory. Exit code 2 on a mistake, or if files are missing.",
         abbreviations=True,
     )
     parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
@@ -27,13 +31,23 @@ def main(argv: Sequence[str]) -> int:
         "--world-size", type=int, metavar="N", help="also check that the run fits N ranks"
     )
     parser.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="the run is for another machine: do not look for the files that it reads",
+    )
+    parser.add_argument(
         "--options", action="store_true", help="print a table of all options instead"
     )
+    parser.add_argument(
+        "--names", action="store_true", help="print the names of other toolkits and ours instead"
+    )
+    parser.add_argument(
+        "--json-schema", action="store_true", help="print a JSON schema for editors instead"
+    )
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.options:
-        from ds_seq.config.options import options_table  # saves time where it is not used
-
-        print(options_table(), end="")
+    document = _document(arguments)
+    if document is not None:
+        print(document, end="")
         return 0
     if arguments.experiment is None:
         raise UserError("ds-seq check: no experiment file; name one, or use --options")
@@ -41,7 +55,30 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
     print(report(config, arguments.world_size), end="")
+    problems = [] if arguments.elsewhere else unmet(config)
+    warmup = warmup_error(config)
+    if warmup is not None:
+        problems.append(warmup)
+    if problems:
+        raise UserError("\n".join(problems))
     return 0
+
+
+def _document(arguments: argparse.Namespace) -> str | None:
+    """Return what an option prints instead of a report; imported here to keep `check` fast."""
+    if arguments.options:
+        from ds_seq.config.options import options_table
+
+        return options_table()
+    if arguments.names:
+        from ds_seq.config.coming_from import names_page
+
+        return names_page()
+    if arguments.json_schema:
+        from ds_seq.config.json_schema import json_schema
+
+        return json.dumps(json_schema(), indent=2) + "\n"
+    return None
 
 
 def report(config: ExperimentConfig, world_size: int | None = None) -> str:
@@ -56,6 +93,10 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
+            "",
+            "# batches and memory",
+            *batch_lines(config, world_size, train_manifest(config)),
+            *memory_lines(config, zero_stage(engine), world_size),
             *_notes(config),
             "",
         ]

@@ -184,3 +184,13 @@ class DataConfig(Config):
     workers: PositiveInt | None = Field(
         default=None, description="Number of binarization processes; null uses all CPU cores."
     )
+
+    @model_validator(mode="after")
+    def _check_languages(self) -> DataConfig:
+        # the files of clean text are named after the languages
+        if self.source_lang == self.target_lang and isinstance(self.source, ShardsConfig):
+            message = (
+                f"{self.target_lang!r} is source_lang, too; give two names, such as en and en2"
+            )
+            raise FieldErrors([("target_lang", message)])
+        return self

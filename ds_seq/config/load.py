@@ -20,7 +20,7 @@ from ds_seq.errors import UserError
 
 EXTENDS = "extends"
 
-_REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "x", "dir": "x"}}
+_REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "y", "dir": "x"}}
 """Valid values for all keys without a default."""
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from ds_seq.config import wording
 from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors
 from ds_seq.config.customary import customary
 from ds_seq.config.deepspeed_keys import OWNED, PASSED
@@ -29,9 +31,10 @@ def error_lines(error: ValidationError, data: Any, origin: Origin) -> list[str]:
         data: data that was validated.
         origin: returns where a key was written, such as `my.yaml:12`.
     """
-    return [
+    lines = (
         f"{origin(path)}: {_dotted(path)}: {message}" for path, message in findings(error, data)
-    ]
+    )
+    return list(dict.fromkeys(lines))  # a value of several possible kinds fails for each of them
 
 
 def findings(
@@ -58,7 +61,7 @@ def _findings(
     cause = context.get("error")
     if kind == "extra_forbidden":
         yield path, f"unknown key{_hint(path, owner)}"
-    elif kind == "missing":
+    elif kind == "missing" and path[-1] in owner.model_fields:
         yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
     elif kind == "union_tag_invalid":
         tags = _quoted(context["expected_tags"])
@@ -70,7 +73,9 @@ def _findings(
             f"{', '.join(known)}{outside}",
         )
     elif kind in ("union_tag_not_found", "model_type"):
-        yield path, f"should be a section (`key: value` lines), not {details['input']!r}"
+        _, field = _field(path, owner, kind)
+        wanted = wording.section(details["input"], field)
+        yield path, f"should be {wanted}, not {wording.shown(details['input'])}"
     elif kind == "string_pattern_mismatch":
         about = owner.model_fields[str(path[-1])].description
         yield path, f"{details['input']!r} does not fit. {about}"
@@ -80,9 +85,35 @@ def _findings(
     elif isinstance(cause, ValueError):
         yield path, str(cause)
     else:
-        meant = nearest(str(details["input"]), _quoted(context.get("expected", "")))
-        wanted = re.sub(r"^\w+ should", "should", details["msg"])
-        yield path, f"{wanted}, not {details['input']!r}{meant}"
+        path, field = _field(path, owner, kind)
+        value = _at(path, data)
+        meant = nearest(str(value), _quoted(context.get("expected", "")))
+        wanted = wording.wanted(details, field)
+        yield path, f"should be {wanted}, not {wording.shown(value)}{meant}"
+
+
+def _field(path: KeyPath, owner: type[Config], kind: str) -> tuple[KeyPath, FieldInfo | None]:
+    """Return the field that contains the value at `path`, and the path to name.
+
+    This is the path of the field if the error is one of a tuple as a whole, and if the field may
+    be of several kinds, whose names pydantic adds to its locations.
+    """
+    names = [index for index, key in enumerate(path) if key in owner.model_fields]
+    if not names:
+        return path, None
+    field = owner.model_fields[str(path[names[-1]])]
+    after = path[names[-1] + 1 :]
+    is_mapping = get_origin(field.annotation) is dict
+    is_whole = wording.is_tuple(field) and kind in wording.TUPLE_ERRORS
+    if is_whole or (not is_mapping and any(isinstance(key, str) for key in after)):
+        path = path[: names[-1] + 1]
+    return path, field
+
+
+def _at(path: KeyPath, data: Any) -> Any:
+    for key in path:
+        data = _child(data, key)
+    return data
 
 
 def _quoted(text: Any) -> list[str]:
@@ -98,26 +129,26 @@ def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPat
     path: list[str | int] = []
     owner = section
     choices: dict[str, type[Config]] = {}
+    below = section  # the class of the next key
     here = data
     for item in location:
         if isinstance(item, str) and item in choices:
-            owner, choices = choices[item], {}
+            below, choices = choices[item], {}
             continue
         if isinstance(item, int) and isinstance(here, dict):
             continue
         path.append(item)
         here = _child(here, item)
+        owner = below
         if isinstance(item, str) and item in owner.model_fields:
             choices = section_classes(owner.model_fields[item].annotation)
-            owner = choices.pop(NO_TAG, owner)
+            below = choices.pop(NO_TAG, owner)
     return tuple(path), owner
 
 
 def _is_section(path: KeyPath, data: Any) -> bool:
     """Return whether a mapping was written at `path`, rather than the name of one."""
-    for key in path:
-        data = _child(data, key)
-    return isinstance(data, dict)
+    return isinstance(_at(path, data), dict)
 
 
 def _child(node: Any, key: str | int) -> Any:

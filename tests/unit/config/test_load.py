@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from ds_seq.config.load import dump, load_experiment
+from ds_seq.config.load import dump, load_experiment, read_experiment
+from ds_seq.config.schema import sections
 from ds_seq.config.yaml_file import parse_value, to_yaml
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import WriteFile
@@ -173,7 +175,7 @@ def test_all_errors_are_reported_at_once_with_line_and_hint(write: WriteFile) ->
         "(did you mean 'pre'?)",
         "bad.yaml:10: model.moe.topk: unknown key (did you mean 'top_k'?)",
         "bad.yaml:12: optimizer.name: no optimizer 'adamm' (did you mean 'adam'?)",
-        "bad.yaml:14: train.clip_norm: should be a valid number",
+        "bad.yaml:14: train.clip_norm: should be a number, not",
         "command line: train.max_tokenz: unknown key (did you mean 'max_tokens'?)",
     }
     assert len(found) == len(expected)
@@ -199,6 +201,27 @@ def test_a_misplaced_key_is_reported_with_its_home(
 ) -> None:
     (line,) = complaints(experiment, override)
     assert words in line
+
+
+@pytest.mark.parametrize("value", ["x", "[x]", "[[]]", "{x: 1}", "3.5", "-3", "true", "null"])
+def test_a_wrong_value_is_answered_in_the_words_of_a_file(
+    minimal: dict[str, Any], value: str
+) -> None:
+    """For every option of the schema: no traceback, and none of pydantic's own words."""
+    for section in sections():
+        names = {"name": section.variant.split(",")[0]} if section.variant else {}
+        names = {} if section.variant == "external" else names
+        for field in section.config.model_fields:
+            whole = {section.path: {**names, field: parse_value(value)}} if section.path else {}
+            overrides = [f"{section.path_of(field)}={value}"]
+            try:
+                read_experiment(minimal, [f"{key}={json.dumps(v)}" for key, v in whole.items()])
+                read_experiment(minimal, overrides)
+            except UserError as error:
+                assert not re.search(
+                    r"valid (tuple|list|str|int|num|bool|dict)|parse|interpret|constrained|None",
+                    str(error),
+                ), str(error)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +256,18 @@ def test_a_misplaced_key_is_reported_with_its_home(
         ("model.norm.epss=1", "model.norm.epss: unknown key (did you mean 'eps'?)"),
         ("name=a b", "name: 'a b' does not fit"),
         ("criterion.name=a:b:c", "criterion.name: 'a:b:c' does not fit"),
-        ("optimizer.betas=[0.9, 2]", "optimizer.betas[1]"),
+        ("optimizer.betas=[0.9, 2]", "optimizer.betas[1]: should be less than 1, not 2"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: should be 2 numbers, such as [0.9, 0.98]"),
+        ("optimizer=adam", "write {name: adam}, not 'adam'"),
+        ("validation.metrics=bleu", "should be a list; write [bleu], not 'bleu'"),
+        ("data.raw.train=x", "a section {source: ..., target: ...} or a list of them, not 'x'"),
+        ("data.raw.train=[x]", "data.raw.train[0]: should be a section"),
+        ("data.source_lang=3", "should be text; put it in quotes"),
+        ("train.tensorboard=perhaps", "should be true or false, not 'perhaps'"),
+        ("run_dir=3", "should be text; put it in quotes"),
+        ("criterion={name: distillation, teacher: 3}", "teacher: should be text or a list of them"),
+        ("model.preset=transformer_wmt_en_de", "(did you mean 'wmt_en_de'?)"),
+        ("model.preset=transformer_moe", "no preset 'transformer_moe'; there are"),
         ("criterion={name: model_and_base, base: {name: distilation}}", "criterion.base.name: no"),
         ("train.seed", "does not have the form"),
         ("=3", "does not have the form"),
