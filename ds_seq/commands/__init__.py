@@ -13,6 +13,7 @@ class Command(NamedTuple):
 
 
 _HELP = {
+    "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
     "train": "shards -> run folder",

@@ -13,7 +13,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
-from ds_seq.config.needs import train_manifest, unmet, warmup_error
+from ds_seq.config.needs import Needs, train_manifest, unmet, warmup_error
 from ds_seq.errors import UserError
 
 
@@ -54,13 +54,12 @@ def main(argv: Sequence[str]) -> int:
     if arguments.world_size is not None and arguments.world_size < 1:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
-    print(report(config, arguments.world_size), end="")
-    problems = [] if arguments.elsewhere else unmet(config)
+    needs = Needs([], []) if arguments.elsewhere else unmet(config)
+    print(report(config, arguments.world_size, needs.notes), end="")
     warmup = warmup_error(config)
-    if warmup is not None:
-        problems.append(warmup)
-    if problems:
-        raise UserError("\n".join(problems))
+    errors = [*needs.errors, *([] if warmup is None else [warmup])]
+    if errors:
+        raise UserError("\n".join(errors))
     return 0
 
 
@@ -81,8 +80,16 @@ def _document(arguments: argparse.Namespace) -> str | None:
     return None
 
 
-def report(config: ExperimentConfig, world_size: int | None = None) -> str:
-    """Return the report in three parts, each under a YAML comment, so the first is valid YAML."""
+def report(
+    config: ExperimentConfig, world_size: int | None = None, notes: Sequence[str] = ()
+) -> str:
+    """Return the report in parts, each under a YAML comment, so the first is valid YAML.
+
+    Args:
+        config: the experiment.
+        world_size: number of processes; None if unknown.
+        notes: lines for the last part.
+    """
     engine = engine_config_for(config, world_size=world_size)
     return "\n".join(
         [
@@ -97,10 +104,14 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "# batches and memory",
             *batch_lines(config, world_size, train_manifest(config)),
             *memory_lines(config, zero_stage(engine), world_size),
-            *_notes(config),
+            *_notes_part([*_notes(config), *notes]),
             "",
         ]
     )
+
+
+def _notes_part(notes: Sequence[str]) -> list[str]:
+    return ["", "# notes", *notes] if notes else []
 
 
 def _notes(config: ExperimentConfig) -> list[str]:
@@ -112,10 +123,8 @@ def _notes(config: ExperimentConfig) -> list[str]:
     if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
         return []
     return [
-        "",
-        "# notes",
         "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
-        "model_and_base has them",
+        "model_and_base has them"
     ]
 
 

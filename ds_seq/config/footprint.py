@@ -39,12 +39,11 @@ def batch_lines(
         return [*lines, "epoch                  -   known after `ds-seq prepare`"]
     shards = manifest.get("shards", [])
     sides = [sum(shard[f"{side}_tokens"] for shard in shards) for side in ("src", "tgt")]
-    updates = max(1, round(max(sides) / tokens))
+    updates, pairs = max(1, round(max(sides) / tokens)), sum(shard["pairs"] for shard in shards)
     epochs = train.max_updates / updates
     return [
         *lines,
-        f"epoch   {updates:>16,}   updates or a little more, of {sum(s['pairs'] for s in shards):,} "
-        "pairs",
+        f"epoch   {updates:>16,}   updates or a little more, of {pairs:,} pairs",
         f"epochs  {epochs:>16,.1f}   in train.max_updates {train.max_updates:,}"
         + ("" if train.max_epochs is None else f"; stops after {train.max_epochs}"),
     ]

@@ -6,6 +6,7 @@ Precedence: command-line override, experiment file, its `extends` parent, schema
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from ds_seq.config.experiment import STAND_INS, ExperimentConfig
+from ds_seq.config.paths import find_parent, resolved
 from ds_seq.config.schema import has_short_form
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.yaml_file import KeyPath, YamlFile, parse_value, read_yaml, to_yaml
@@ -86,9 +88,8 @@ def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
     """Read and check an experiment file.
 
-    A relative `train.deepspeed` is searched for in the working folder, then in the folder of the
-    experiment file and in the two folders above it; the first match replaces it. The file may be
-    missing: a run folder that was copied elsewhere translates without it.
+    The files that it names are found by the rule of `ds_seq.config.paths`. They may be missing: a
+    run folder that was copied elsewhere translates without them.
 
     Args:
         path: YAML file (JSON is YAML too).
@@ -117,14 +118,14 @@ def read_experiment(
     if isinstance(experiment, ExperimentConfig):
         experiment = experiment.model_dump(mode="json")
     tree = _Tree(Path("experiment"))
-    tree.merge(dict(experiment), {})
+    tree.merge(deepcopy(dict(experiment)), {})  # overrides are merged into it
     return _validated(tree, overrides)
 
 
 def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
     _apply_overrides(tree, overrides)
     try:
-        config = ExperimentConfig.model_validate(tree.data)
+        return ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
         from ds_seq.config.messages import error_lines  # a valid file needs no messages
 
@@ -134,11 +135,6 @@ def _validated(tree: _Tree, overrides: Iterable[str]) -> ExperimentConfig:
             for line in error_lines(each, tree.data, tree.origin)
         ]
         raise UserError("\n".join(lines)) from None
-    ds_json = _find_near(config.train.deepspeed, tree.file)
-    if ds_json is None:
-        return config
-    train = config.train.model_copy(update={"deepspeed": str(ds_json)})
-    return config.model_copy(update={"train": train})
 
 
 def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[ValidationError]:
@@ -174,10 +170,13 @@ def _read_with_parents(file: Path) -> _Tree:
         parent = content.data.pop(EXTENDS, None)
         if parent is not None and not isinstance(parent, str):
             raise UserError(f"{current}: {EXTENDS}: should be the name of one file, not {parent!r}")
-        current = current.parent / parent if parent is not None else None
+        current = find_parent(parent, current) if parent is not None else None
     tree = _Tree(file)
     for source, content in reversed(chain):
-        tree.merge(content.data, {key: f"{source}:{line}" for key, line in content.lines.items()})
+        tree.merge(
+            resolved(content.data, source),
+            {key: f"{source}:{line}" for key, line in content.lines.items()},
+        )
     return tree
 
 
@@ -206,11 +205,3 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
     if problems:
         raise UserError("\n".join(problems))
     tree.merge(data, origins)
-
-
-def _find_near(name: str | None, experiment: Path) -> Path | None:
-    if name is None:
-        return None
-    folder = experiment.absolute().parent
-    places = (Path(), folder, *folder.parents[:2])
-    return next((place / name for place in places if (place / name).is_file()), None)

@@ -67,11 +67,10 @@ def _findings(
         tags = _quoted(context["expected_tags"])
         known = [tag for tag in tags if tag != EXTERNAL_TAG]
         outside = ", or `package.module:Name`" if EXTERNAL_TAG in tags else ""
-        yield (
-            (*path, "name") if _is_section(path, data) else path,
-            f"no {path[-1]} {context['tag']!r}{nearest(context['tag'], known)}; there are "
-            f"{', '.join(known)}{outside}",
-        )
+        where = (*path, "name") if _is_section(path, data) else path
+        given = wording.shown(_at(where, data))
+        meant = nearest(context["tag"], known)
+        yield where, f"no {path[-1]} {given}{meant}; there are {', '.join(known)}{outside}"
     elif kind in ("union_tag_not_found", "model_type"):
         _, field = _field(path, owner, kind)
         wanted = wording.section(details["input"], field)

@@ -5,19 +5,42 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ds_seq.config.data import ShardsConfig, SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.optim import ConstantConfig, InverseSqrtConfig
 
-_WITHOUT = "or use `ds-seq check --elsewhere` if the run is for another machine"
+
+class Needs(NamedTuple):
+    """What a run would miss, one line each, with the key.
+
+    Attributes:
+        errors: files that should be there, and are not.
+        notes: text that has not been fetched yet: not even its folder exists.
+    """
+
+    errors: list[str]
+    notes: list[str]
 
 
-def unmet(config: ExperimentConfig) -> list[str]:
-    """Return one line for each thing that is missing, with its key, and one about what to do."""
-    lines = [f"{key}: {problem}" for key, problem in _missing(config)]
-    return [*lines, f"paths are seen from {Path.cwd()}: check them, {_WITHOUT}"] if lines else []
+def unmet(config: ExperimentConfig) -> Needs:
+    """Return what is missing on this machine, as seen from the working folder."""
+    errors = [f"{key}: {problem}" for key, problem in _missing(config)]
+    notes: list[str] = []
+    if not Path(config.data.dir).exists():  # a shipped example, before its text is fetched
+        for key, pair in _raw_files(config):
+            for path in map(Path, (pair.source, pair.target)):
+                line = f"{key}: {path}: no such file"
+                if line in errors and not path.parent.exists():
+                    errors.remove(line)
+                    notes.append(f"{line}; its folder does not exist yet, either")
+    if errors:
+        errors.append(
+            f"these paths are seen from {Path.cwd()}: correct them, or use `ds-seq check "
+            "--elsewhere` if the run is for another machine"
+        )
+    return Needs(errors, notes)
 
 
 def warmup_error(config: ExperimentConfig) -> str | None:
@@ -64,32 +87,34 @@ def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 
 def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-    raw, folder = config.data.raw, config.data.dir
-    is_prepared = (Path(folder) / "train.manifest.json").is_file()
-    if not is_prepared:
-        if not raw.train:
-            yield (
-                "data.raw.train",
-                f"missing, and data.dir {folder} has no shards; name the training text, such as "
-                "{source: corpus.en, target: corpus.de}",
-            )
-        yield from _absent_files("data.raw.train", raw.train)
-        yield from _absent_files("data.raw.test", raw.test)
-    if not is_prepared or (config.train.validate_every is not None and config.validation.metrics):
-        yield from _absent_files("data.raw.valid", raw.valid)
-    if config.train.validate_every is not None and not raw.valid:
-        if not (Path(folder) / "valid.manifest.json").is_file():
-            yield (
-                "data.raw.valid",
-                "missing: name the validation text, or set train.validate_every=null and "
-                "train.save_every",
-            )
+    raw, folder, train = config.data.raw, Path(config.data.dir), config.train
+    is_prepared = (folder / "train.manifest.json").is_file()
+    validates = train.validate_every is not None
+    if not is_prepared and not raw.train:
+        yield (
+            "data.raw.train",
+            f"missing, and data.dir {folder} has no shards; name the training text, such as "
+            "{source: corpus.en, target: corpus.de}",
+        )
+    if validates and not raw.valid and not (folder / "valid.manifest.json").is_file():
+        yield (
+            "data.raw.valid",
+            "missing: name the validation text, or set train.validate_every=null and "
+            "train.save_every",
+        )
+    for key, pair in _raw_files(config):
+        # training reads the shards, and the validation text as the reference of its metrics
+        is_read = key == "data.raw.valid" and validates and config.validation.metrics
+        if not is_prepared or is_read:
+            for path in (pair.source, pair.target):
+                yield from _absent(key, path, "file")
 
 
-def _absent_files(key: str, pairs: list[SplitConfig]) -> Iterator[tuple[str, str]]:
-    for pair in pairs:
-        for path in (pair.source, pair.target):
-            yield from _absent(key, path, "file")
+def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:
+    raw = config.data.raw
+    for split, pairs in (("train", raw.train), ("valid", raw.valid), ("test", raw.test)):
+        for pair in pairs:
+            yield f"data.raw.{split}", pair
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:

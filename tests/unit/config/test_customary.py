@@ -30,7 +30,7 @@ def answer(experiment: Path, override: str) -> str:
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.ours.split()[0])
 def test_each_row_leads_to_options_of_ours(row: Row) -> None:
-    named = {row.ours.split()[0].rstrip(",:"), *re.findall(r"[a-z]+\.[a-z_.]*[a-z]", row.ours)}
+    named = {row.ours.split()[0].rstrip(",:"), *re.findall(r"[a-z_]+\.[a-z_.]*[a-z]", row.ours)}
     assert named <= PATHS | {f"criterion.loss_weights.{loss}" for loss in ROUTER_LOSSES} | {
         "zero_optimization.stage"
     }
