@@ -5,15 +5,13 @@ The module of a command is imported when it is called, so `ds-seq check` does no
 
 from __future__ import annotations
 
-import gc
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ds_seq import __version__
-from ds_seq.commands import COMMANDS
+from ds_seq.commands import COMMANDS, run
 from ds_seq.errors import UserError, run_command
-from ds_seq.plugins import import_object, nearest
+from ds_seq.plugins import nearest
 
 
 def usage() -> str:
@@ -35,17 +33,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UserError(f"no command {name!r}{_meant(name)}; there are {', '.join(COMMANDS)}")
-    # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
-    try:
-        run: Callable[[Sequence[str]], int] = import_object(
-            "command", f"{COMMANDS[name].module}:main"
-        )
-    finally:
-        gc.freeze()
-        gc.enable()
-    return run(arguments)
+    return run(name, arguments)
 
 
 def _meant(name: str) -> str:

@@ -8,6 +8,7 @@ From Python: `ds_seq.load`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -15,10 +16,14 @@ if __name__ == "__main__" and not __package__:
     # `models` would shadow other top-level modules. Put the repository there instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ds_seq.commands.generate import main
+from ds_seq.commands import run
 from ds_seq.errors import run_command
 
-__all__ = ["main"]
+
+def main(argv: Sequence[str]) -> int:
+    """Run `ds-seq generate`; return the exit code."""
+    return run("generate", argv)
+
 
 if __name__ == "__main__":
     sys.exit(run_command(main, sys.argv[1:]))

@@ -11,6 +11,7 @@ From Python: `ds_seq.fit`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -18,10 +19,14 @@ if __name__ == "__main__" and not __package__:
     # `models` would shadow other top-level modules. Put the repository there instead.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from ds_seq.commands.train import main
+from ds_seq.commands import run
 from ds_seq.errors import run_command
 
-__all__ = ["main"]
+
+def main(argv: Sequence[str]) -> int:
+    """Run `ds-seq train`; return the exit code."""
+    return run("train", argv)
+
 
 if __name__ == "__main__":
     sys.exit(run_command(main, sys.argv[1:]))

@@ -13,7 +13,7 @@ import torch
 
 from ds_seq.data.progress import Progress, ignore
 from ds_seq.distributed import shared_errors
-from ds_seq.generation.output import LineWriter, OutputFormat
+from ds_seq.generation.output import LineWriter
 from ds_seq.generation.partial import Line, Store
 from ds_seq.generation.translate import (
     BatchLimits,
