@@ -16,7 +16,9 @@ from ds_seq.plugins import nearest
 
 def usage() -> str:
     """Return the overview that `ds-seq --help` prints."""
-    rows = [f"  {name:<{max(map(len, COMMANDS))}}  {help}" for name, (_, help) in COMMANDS.items()]
+    rows = [
+        f"  {name:<{max(map(len, COMMANDS))}}  {command.help}" for name, command in COMMANDS.items()
+    ]
     last = "ds-seq COMMAND --help lists a command's arguments; ds-seq --version prints the version."
     return "\n".join(["usage: ds-seq COMMAND [ARGUMENT ...]", "", *rows, "", last])
 

@@ -41,7 +41,10 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
     try:
         data = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
     except OSError as error:
-        raise UserError(f"train.deepspeed: {file} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"train.deepspeed: {file} cannot be read: {error.strerror}; ds_seq's own are in "
+            "configs/ds_config, and null means ZeRO stage 0"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:

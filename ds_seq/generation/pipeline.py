@@ -24,6 +24,7 @@ from ds_seq.generation.translate import (
     plan_lines,
     search_plan,
 )
+from ds_seq.names import OutputFormat
 from ds_seq.search.beam_search import BeamSearch, Decodable
 from ds_seq.text.lines import STANDARD, read_buffers, write_lines
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
