@@ -28,6 +28,7 @@ from ds_seq.config.data import DataConfig, SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
+from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
@@ -59,6 +60,7 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         for split, files in raw.items()
         if files
     }
+    _report_overlap(data, texts, force)
     tokenizers = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, force)
@@ -107,6 +109,28 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
         if number:
             print(f"    dropped {number:>12,}  {reason}")
     return text
+
+
+def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
+    """Print how many pairs of the other splits are in the training text, where they score well."""
+    for split in texts.keys() - {"train"}:
+        step = _Step(
+            Path(data.dir) / "clean" / f"{split}.overlap.json",
+            inputs=[*texts["train"], *texts[split]],
+            options={},
+            outputs=[],
+        )
+        found = None if force else step.result_of_last_time()
+        if found is None:
+            found = find_overlap(texts["train"], texts[split])._asdict()
+            step.record(found)
+        overlap = Overlap(**found)
+        if overlap.pairs or overlap.sources:
+            print(
+                f"{split}: warning: {overlap.pairs:,} of {overlap.total:,} pairs are in the "
+                f"training text, too, and {overlap.sources:,} more sources with another "
+                f"translation; scores of them mean little. Remove them from data.raw.train"
+            )
 
 
 def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:

@@ -19,6 +19,8 @@ distributed.import_deepspeed()
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.needs import warmup_error
+from ds_seq.config.train import TrainConfig
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
@@ -46,6 +48,7 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
+from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
@@ -203,7 +206,11 @@ def _build(
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
-    log = RunLog(setup.folder, world.is_first, train.tensorboard, train.max_updates, done)
+    log = RunLog(
+        setup.folder, world.is_first, train.tensorboard, _last_update(train, batches), done
+    )
+    if world.is_first:
+        log.say(describe_start(record_start(setup.folder, world, done)))
     validator = Validator(
         engine,
         criterion,
@@ -215,6 +222,13 @@ def _build(
     if progress is not None:
         trainer.load_state_dict(progress)
     return trainer
+
+
+def _last_update(train: TrainConfig, batches: BatchStream) -> int:
+    """Return the update at which the run ends, unless it is stopped before."""
+    if train.max_epochs is None:
+        return train.max_updates
+    return min(train.max_updates, train.max_epochs * batches.updates_per_epoch)
 
 
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
@@ -291,6 +305,8 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
         f"{world.device.type}"
     )
+    if (warning := warmup_error(setup.config)) is not None:
+        trainer.log.say(f"warning: {warning}")
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
     elif train.init_from is not None:

@@ -150,7 +150,9 @@ def test_another_choice_cannot_resume(run: Path, lines: Path) -> None:
         ["--mbr", "bleu"],
         ["--mbr", "bleu", "--samples-per-line", "3"],
     ]
-    found = [result_conditions(generate_parser().parse_args(["run", *options])) for options in variants]
+    found = [
+        result_conditions(generate_parser().parse_args(["run", *options])) for options in variants
+    ]
     assert all(one not in found[:place] for place, one in enumerate(found))
 
 
