@@ -1,6 +1,6 @@
 """Translate text with a trained model: `ds-seq generate RUN`, or this file under a launcher.
 
-    deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de
+    deepspeed --num_gpus 8 ds_seq/generate.py runs/x --input text.de --output text.en
 
 From Python: `ds_seq.load`.
 """

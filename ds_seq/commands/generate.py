@@ -55,6 +55,11 @@ from ds_seq.text.lines import (
     write_lines,
 )
 
+_MIXED_OUTPUT = (
+    "ds-seq: note: launchers write their log to standard output, too; --output FILE keeps the "
+    "translations apart"
+)
+
 
 class _Text(NamedTuple):
     """The text to translate and its reference."""
@@ -85,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
+            if world.is_first and world.size > 1 and args.output == STANDARD:
+                print(_MIXED_OUTPUT, file=sys.stderr)
             text = None if args.input is None or _streams(args) else _read_input(args)
             generation = _load(args, world)
             if args.input is None:

@@ -54,4 +54,4 @@ def _digests(texts: Sequence[PairPath]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _digest(line: bytes) -> bytes:
-    return hashlib.blake2b(line.rstrip(b"\r\n"), digest_size=12).digest()
+    return hashlib.blake2b(line, digest_size=12).digest()

@@ -170,7 +170,7 @@ def router_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
 
 def _named(names: Sequence[str], figures: Mapping[str, Any], count: int) -> list[str]:
     names = list(names) or figures.get(LAYER_NAMES, [])
-    return list(names) if len(names) == count else [f"layer {index}" for index in range(count)]
+    return list(names) if len(names) == count else [str(index) for index in range(count)]
 
 
 def _percent(share: float) -> str:

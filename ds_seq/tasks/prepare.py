@@ -113,7 +113,7 @@ def _clean_split(data: DataConfig, split: str, raw: list[PairPath], force: bool)
 
 def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
     """Print how many pairs of the other splits are in the training text, where they score well."""
-    for split in texts.keys() - {"train"}:
+    for split in (name for name in texts if name != "train"):
         step = _Step(
             Path(data.dir) / "clean" / f"{split}.overlap.json",
             inputs=[*texts["train"], *texts[split]],

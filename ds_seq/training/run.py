@@ -118,6 +118,7 @@ def run_training(
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
     reason = trainer.fit()
+    trainer.log.note(f"stopped at update {trainer.update} ({reason})")
     if check is not None:
         check.verify()
     return TrainingResult(
