@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
+    Discriminator,
     Field,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -15,9 +17,12 @@ from pydantic import (
 from ds_seq.config.base import (
     EXTERNAL_PATTERN,
     Config,
+    ExternalConfig,
     FieldErrors,
     NonNegativeInt,
     PositiveInt,
+    all_defaults,
+    plugin_tag,
 )
 from ds_seq.names import SENTENCEPIECE, TOKENIZER_NAMES
 from ds_seq.plugins import nearest
@@ -130,6 +135,60 @@ class VocabConfig(Config):
         sentencepiece_only = ("model_type", "character_coverage", "input_sentence_size")
         foreign = [name for name in sentencepiece_only if vars(self)[name] != fields[name].default]
         if foreign:
+            message = (
+                f"applies to sentencepiece only; set options of {self.name} in data.vocab.options"
+            )
+            raise FieldErrors([(name, message) for name in foreign])
+        return self
+
+
+class ShardsConfig(Config):
+    """The shards that `ds-seq prepare` writes."""
+
+    name: Literal["shards"] = Field(default="shards", description="Selects this source.")
+
+
+SourceConfig = Annotated[
+    Annotated[ShardsConfig, Tag("shards")] | Annotated[ExternalConfig, Tag("external")],
+    Discriminator(plugin_tag("shards")),
+]
+
+
+class DataConfig(Config):
+    """Languages, raw files and the folder of binarized shards."""
+
+    source_lang: str = Field(min_length=1, description="Language code of the source side.")
+    target_lang: str = Field(min_length=1, description="Language code of the target side.")
+    dir: str = Field(
+        min_length=1, description="Folder of the shards and the vocabulary (`vocab.model`)."
+    )
+    source: SourceConfig = Field(
+        default_factory=all_defaults, description="Source of the training examples."
+    )
+    raw: RawConfig = Field(default_factory=all_defaults, description="Raw parallel text files.")
+    max_source_length: int = Field(
+        default=256,
+        ge=2,
+        description="Maximum source length in subwords, end symbol included; longer pairs are "
+        "skipped.",
+    )
+    max_target_length: int = Field(
+        default=256,
+        ge=2,
+        description="Maximum target length in subwords, end symbol included; longer pairs are "
+        "skipped.",
+    )
+    clean: CleanConfig = Field(default_factory=all_defaults, description="Cleaning of raw text.")
+    vocab: VocabConfig = Field(default_factory=all_defaults, description="Subword vocabulary.")
+    shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs per shard.")
+    workers: PositiveInt | None = Field(
+        default=None, description="Number of binarization processes; null uses all CPU cores."
+    )
+
+    @model_validator(mode="after")
+    def _check_languages(self) -> DataConfig:
+        # the files of clean text are named after the languages
+        if self.source_lang == self.target_lang and isinstance(self.source, ShardsConfig):
             message = f"it and source_lang are both {self.target_lang!r}; give two names"
             raise FieldErrors([("target_lang", message)])
         return self
