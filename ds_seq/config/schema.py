@@ -73,10 +73,11 @@ def defining_class(config: type[Config], field: str) -> type:
     return next(base for base in config.__mro__ if field in vars(base).get("__annotations__", {}))
 
 
-def paths_of_key(key: str) -> list[str]:
+@cache
+def paths_of_key(key: str) -> tuple[str, ...]:
     """Return the dotted paths of all fields named `key`, each once."""
     paths = (section.path_of(key) for section in sections() if key in section.config.model_fields)
-    return list(dict.fromkeys(paths))
+    return tuple(dict.fromkeys(paths))
 
 
 def plugin_names() -> Mapping[str, frozenset[str]]:
