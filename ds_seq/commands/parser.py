@@ -72,7 +72,7 @@ class CommandParser(argparse.ArgumentParser):
         setting = _setting(name[2:]) if takes_settings and option not in known else None
         if setting is not None:
             return f"; settings are given without dashes: {setting}=VALUE"
-        return nearest(option, known) or _customary_option(name[2:], known)
+        return _customary_option(name[2:], known) or nearest(option, known)
 
 
 def _customary_option(name: str, known: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from ds_seq import cli
     [
         ("generate runs/x --beem 3", "no option --beem (did you mean '--beam'?)"),
         ("generate runs/x --n_best 3", "did you mean '--n-best'?"),
-        ("generate --lenpen 3", "no option --lenpen (did you mean '--length-penalty'?)"),
+        ("generate --lenpen 3", "no option --lenpen; ds_seq's name for it is --length-penalty"),
         ("generate runs/x --num-beams 3", "ds_seq's name for it is --beam"),
         ("generate runs/x --n-best x", "--n-best: should be a whole number, not 'x'"),
         ("generate runs/x --format jsn", "(did you mean 'json"),
