@@ -20,7 +20,6 @@ from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.needs import warmup_error
-from ds_seq.config.train import TrainConfig
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
@@ -207,11 +206,7 @@ def _build(
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
-    log = RunLog(
-        setup.folder, world.is_first, train.tensorboard, _last_update(train, batches), done
-    )
-    if world.is_first:
-        log.say(describe_start(record_start(setup.folder, world, done)))
+    log = _open_log(setup, batches, world, done)
     validator = Validator(
         engine,
         criterion,
@@ -225,11 +220,16 @@ def _build(
     return trainer
 
 
-def _last_update(train: TrainConfig, batches: BatchStream) -> int:
-    """Return the update at which the run ends, unless it is stopped before."""
-    if train.max_epochs is None:
-        return train.max_updates
-    return min(train.max_updates, train.max_epochs * batches.updates_per_epoch)
+def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
+    """Open the log of the run, which starts after update `done`, and record the start."""
+    train = setup.config.train
+    last = train.max_updates
+    if train.max_epochs is not None:
+        last = min(last, train.max_epochs * batches.updates_per_epoch)
+    log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
+    if world.is_first:
+        log.say(describe_start(record_start(setup.folder, world, done)))
+    return log
 
 
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
