@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -67,6 +68,13 @@ def all_defaults() -> Any:
     parses a signature; `ds-seq check` spends its time on little else.
     """
     return {}
+
+
+def shown(value: Any) -> str:
+    """Return a value as it would be written in an experiment file."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return repr(value)
 
 
 class FieldErrors(ValueError):

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from ds_seq.config import wording
-from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors
+from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors, shown
 from ds_seq.config.customary import customary
 from ds_seq.config.deepspeed_keys import OWNED, PASSED
 from ds_seq.config.experiment import ExperimentConfig
@@ -68,13 +68,13 @@ def _findings(
         known = [tag for tag in tags if tag != EXTERNAL_TAG]
         outside = ", or `package.module:Name`" if EXTERNAL_TAG in tags else ""
         where = (*path, "name") if _is_section(path, data) else path
-        given = wording.shown(_at(where, data))
+        given = shown(_at(where, data))
         meant = nearest(context["tag"], known)
         yield where, f"no {path[-1]} {given}{meant}; there are {', '.join(known)}{outside}"
     elif kind in ("union_tag_not_found", "model_type"):
         _, field = _field(path, owner, kind)
         wanted = wording.section(details["input"], field)
-        yield path, f"should be {wanted}, not {wording.shown(details['input'])}"
+        yield path, f"should be {wanted}, not {shown(details['input'])}"
     elif kind == "string_pattern_mismatch":
         about = owner.model_fields[str(path[-1])].description
         yield path, f"{details['input']!r} does not fit. {about}"
@@ -88,7 +88,7 @@ def _findings(
         value = _at(path, data)
         meant = nearest(str(value), _quoted(context.get("expected", "")))
         wanted = wording.wanted(details, field)
-        yield path, f"should be {wanted}, not {wording.shown(value)}{meant}"
+        yield path, f"should be {wanted}, not {shown(value)}{meant}"
 
 
 def _field(path: KeyPath, owner: type[Config], kind: str) -> tuple[KeyPath, FieldInfo | None]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ds_seq.config.base import shown
 from ds_seq.config.schema import NO_TAG, section_classes
 
 _KINDS = {
@@ -80,13 +81,6 @@ def section(value: Any, field: FieldInfo | None) -> str:
     return "a section (`key: value` lines)" + (" or null" if accepts_null else "")
 
 
-def shown(value: Any) -> str:
-    """Return a value as it would be written in an experiment file."""
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return repr(value)
-
-
 def _numbers(field: FieldInfo) -> int | None:
     """Return how many numbers the field holds, or None if that is not fixed."""
     annotation = field.annotation
@@ -99,7 +93,7 @@ def _list(value: Any, field: FieldInfo | None) -> str:
     if NO_TAG in sections:
         keys = ", ".join(f"{name}: ..." for name in sections[NO_TAG].model_fields)
         return f"a section {{{keys}}} or a list of them"
-    is_member = isinstance(value, str | int | float) and value != ""
+    is_member = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
     return f"a list; write [{value}]" if is_member else "a list, such as [a, b]"
 
 

@@ -247,7 +247,7 @@ def test_a_mapping_is_not_changed_by_overrides(minimal: dict[str, Any]) -> None:
         ),
         (
             "model.positions=3",
-            "model.positions: no positions '3'; there are sinusoidal, le",
+            "model.positions: no positions 3; there are sinusoidal, le",
         ),
         ("model.positions=", "model.positions: no positions"),
         ("model.positions={name: rotary, base: 3}", "model.positions.base: unknown key"),
