@@ -44,9 +44,9 @@ def wanted(details: ErrorDetails, field: FieldInfo | None) -> str:
     """
     kind, value = str(details["type"]), details["input"]
     if kind in _BOUNDS:
-        key, words = _BOUNDS[kind]
+        key, relation = _BOUNDS[kind]
         bound = details["ctx"][key]
-        return f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
+        return f"{relation} {bound:g}" if isinstance(bound, float) else f"{relation} {bound}"
     if field is not None and kind in TUPLE_ERRORS and is_tuple(field):
         return f"{len(get_args(field.annotation))} numbers, such as {json.dumps(field.default)}"
     if field is not None and (members := _alternatives(field)):

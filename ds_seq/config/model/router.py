@@ -27,8 +27,8 @@ def _router(value: Any) -> Any:
     if isinstance(value, str) and ":" in value:
         return {"name": value}
     raise ValueError(
-        f"no router {shown(value)}{nearest(str(value), ROUTERS)}; there are {', '.join(ROUTERS)}, or "
-        "`package.module:Name`"
+        f"no router {shown(value)}{nearest(str(value), ROUTERS)}; there are "
+        f"{', '.join(ROUTERS)}, or `package.module:Name`"
     )
 
 
