@@ -204,4 +204,4 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> None:
         origins.update((keys[:length], "command line") for length in range(1, len(keys) + 1))
     if problems:
         raise UserError("\n".join(problems))
-    tree.merge(data, origins)
+    tree.merge(resolved(data, tree.file, on_command_line=True), origins)

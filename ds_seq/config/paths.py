@@ -24,12 +24,14 @@ _INPUTS = {
 """Keys whose values are paths of files that a run reads."""
 
 
-def find_near(name: str, file: Path) -> str:
+def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
     """Return where a file that `file` names is, or `name` itself if it is nowhere.
 
     Args:
         name: path as written; absolute, or relative as described above.
         file: experiment file that contains it.
+        on_command_line: whether it was given besides the file instead, where only the working
+            folder can be meant if there is such a file.
 
     Raises:
         UserError: two different files are meant: one here and one in the folder of `file`.
@@ -37,7 +39,7 @@ def find_near(name: str, file: Path) -> str:
     here, folder = Path(name), file.absolute().parent
     beside = folder / name
     if here.exists():
-        if beside.exists() and not beside.samefile(here):
+        if not on_command_line and beside.exists() and not beside.samefile(here):
             raise UserError(
                 f"{file}: {name} is a file of the working folder, but also {beside}; write the "
                 "whole path of the one that is meant"
@@ -53,14 +55,15 @@ def find_parent(name: str, file: Path) -> Path:
     return beside if beside.is_file() else Path(find_near(name, file))
 
 
-def resolved(settings: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Return the settings of one file with the paths of all files that they name resolved.
+def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False) -> dict[str, Any]:
+    """Return settings with the paths of all files that they name resolved.
 
     Values that are no text are left to the schema, which refuses them.
 
     Args:
-        settings: content of the file; not modified.
+        settings: content of the file, or overrides; not modified.
         file: the file.
+        on_command_line: whether they are overrides.
 
     Raises:
         UserError: see `find_near`.
@@ -69,7 +72,9 @@ def resolved(settings: dict[str, Any], file: Path) -> dict[str, Any]:
     def find(value: Any) -> Any:
         if isinstance(value, list):
             return [find(item) for item in value]
-        return find_near(value, file) if isinstance(value, str) and value else value
+        if not isinstance(value, str) or not value:
+            return value
+        return find_near(value, file, on_command_line)
 
     def follow(value: Any, keys: Any) -> Any:
         if keys is None:

@@ -421,3 +421,4 @@ def test_a_path_with_two_meanings_is_refused(
     assert f"{child}: big is a file of the working folder, but also {there}" in line
     here.unlink()
     assert load_experiment(child).train.init_from == str(there)
+    assert load_experiment(child, ["train.init_from=big"]).train.init_from == str(there)
