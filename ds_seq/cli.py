@@ -6,18 +6,19 @@ The module of a command is imported when it is called, so `ds-seq check` does no
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 from ds_seq import __version__
-from ds_seq.commands import COMMANDS
+from ds_seq.commands import COMMANDS, run
 from ds_seq.errors import UserError, run_command
 from ds_seq.plugins import nearest
 
 
 def usage() -> str:
     """Return the overview that `ds-seq --help` prints."""
-    rows = [f"  {name:<{max(map(len, COMMANDS))}}  {help}" for name, (_, help) in COMMANDS.items()]
+    rows = [
+        f"  {name:<{max(map(len, COMMANDS))}}  {command.help}" for name, command in COMMANDS.items()
+    ]
     last = "ds-seq COMMAND --help lists a command's arguments; ds-seq --version prints the version."
     return "\n".join(["usage: ds-seq COMMAND [ARGUMENT ...]", "", *rows, "", last])
 
@@ -33,7 +34,12 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(f"ds-seq {__version__}" if name == "--version" else usage())
         return 0
     if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        raise UserError(f"no command {name!r}{nearest(name, COMMANDS)}; there are {known}")
-    run: Callable[[Sequence[str]], int] = import_module(COMMANDS[name].module).main
-    return run(arguments)
+        raise UserError(f"no command {name!r}{_meant(name)}; there are {', '.join(COMMANDS)}")
+    return run(name, arguments)
+
+
+def _meant(name: str) -> str:
+    from ds_seq.config.customary import customary_command  # needed for a mistake only
+
+    ours = customary_command(name)
+    return nearest(name, COMMANDS) if ours is None else f"; ds_seq's name for it is {ours}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 # The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
@@ -54,6 +55,16 @@ EnsembleMean = Literal["probabilities", "log_probabilities"]
 LongLines = Literal["truncate", "skip", "error"]
 LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 """Treatment of a line that is longer than the model supports."""
+
+OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
+OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
+ConstraintOrder = Literal["any", "given"]
+CONSTRAINT_ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
+UtilityName = Literal["chrf", "bleu"]
+UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
+"""Similarities of two translations, for minimum Bayes risk."""
+INT8 = "int8"
+"""Number format of rounded weights, in addition to those of `Precision`."""
 
 # Text.
 SENTENCEPIECE = "sentencepiece"

@@ -12,6 +12,7 @@ From Python: `ds_seq.fit`.
 
 import os
 import sys
+from collections.abc import Sequence
 
 _FOLDER = os.path.dirname(os.path.realpath(__file__))
 if __name__ == "__main__" and os.path.realpath(sys.path[0]) in (_FOLDER, os.getcwd()):
@@ -19,10 +20,14 @@ if __name__ == "__main__" and os.path.realpath(sys.path[0]) in (_FOLDER, os.getc
     # `data` and `config`, or any file at all, would shadow other modules; see `__main__.py`.
     sys.path[0] = os.path.dirname(_FOLDER)
 
-from ds_seq.commands.train import main
+from ds_seq.commands import run
 from ds_seq.errors import run_command
 
-__all__ = ["main"]
+
+def main(argv: Sequence[str]) -> int:
+    """Run `ds-seq train`; return the exit code."""
+    return run("train", argv)
+
 
 if __name__ == "__main__":
     sys.exit(run_command(main, sys.argv[1:]))

@@ -215,6 +215,6 @@ Done in $((SECONDS / 60)) min $((SECONDS % 60)) s. All files of the run are in $
   bash $ROOT/launch/quickstart.sh --dense          # the dense counterpart, same text
   bash $ROOT/launch/quickstart.sh --data your.tsv  # your own text
 
-To make your own experiment, copy $config;
-README.md describes the five commands from your text to BLEU.
+For your own text: ds-seq init --source train.en --target train.de > my.yaml
+README.md describes the commands from there to BLEU.
 END

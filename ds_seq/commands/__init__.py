@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NamedTuple
 
 
 class Command(NamedTuple):
-    """Name of the module with the command's `main(argv) -> int`, and the command's purpose."""
+    """A command.
+
+    Attributes:
+        module: name of the module with the command's `main(argv) -> int`.
+        help: purpose of the command.
+        parser: name of a function that returns its parser, in a module that imports no torch, so
+            that `--help` and mistakes on the command line are answered before `module` is imported;
+            None: `module` does all.
+    """
 
     module: str
     help: str
+    parser: str | None = None
 
 
 _HELP = {
+    "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
     "train": "shards -> run folder",
@@ -28,6 +42,30 @@ _HELP = {
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "moe-stats": "run folder + shards -> load of the experts",
 }
+_PARSERS = {name: f"{name}_parser" for name in ("generate", "interactive", "train")}
 COMMANDS = {
-    name: Command(f"ds_seq.commands.{name.replace('-', '_')}", help) for name, help in _HELP.items()
+    name: Command(f"ds_seq.commands.{name.replace('-', '_')}", help, _PARSERS.get(name))
+    for name, help in _HELP.items()
 }
+"""The commands by name; the parsers are in `ds_seq.commands.arguments`."""
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Run a command of `COMMANDS` and return its exit code.
+
+    Raises:
+        UserError: the input is invalid.
+    """
+    command = COMMANDS[name]
+    # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
+    try:
+        if command.parser is not None:
+            parser = getattr(import_module("ds_seq.commands.arguments"), command.parser)()
+            parser.parse_intermixed_args(argv)
+        main: Callable[[Sequence[str]], int] = import_module(command.module).main
+    finally:
+        gc.freeze()
+        gc.enable()
+    return main(argv)

@@ -7,36 +7,17 @@ from collections.abc import Sequence
 
 import torch
 
+from ds_seq.commands.arguments import MBR_SAMPLES
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.build import check_n_best
-from ds_seq.generation.mbr import UTILITIES, MinimumRisk, build_utility
+from ds_seq.generation.mbr import MinimumRisk, build_utility
 from ds_seq.generation.output import Spelling
 from ds_seq.generation.pipeline import ResultStep
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.runs.card import LoadedRun
 from ds_seq.search.hypotheses import Hypothesis
-
-_SAMPLES = 32
-
-
-def add_result_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add options for alignments, unknown pieces and minimum Bayes risk."""
-    add = parser.add_argument_group("processing of the hypotheses").add_argument
-    add("--align", action="store_true",
-        help="write which source words the words of a translation attend to, as pairs 0-0 1-2; "
-        "for jsonl, tsv and fairseq (there for pieces)")  # fmt: skip
-    add("--replace-unk", action="store_true",
-        help="replace each unknown piece of the translation by the source word that it attends "
-        "to")  # fmt: skip
-    add("--align-layer", type=int, metavar="N",
-        help="decoder layer, from 1, whose attention aligns (default: the last)")  # fmt: skip
-    add("--mbr", choices=UTILITIES,
-        help="draw samples and write the one most similar to the others (minimum Bayes risk); the "
-        "cost grows with the square of their number")  # fmt: skip
-    add("--samples-per-line", type=int, metavar="N",
-        help=f"number of samples that --mbr draws (default: {_SAMPLES})")  # fmt: skip
 
 
 def check_result_arguments(args: argparse.Namespace) -> None:
@@ -76,7 +57,7 @@ def num_hypotheses(args: argparse.Namespace, settings: GenerationConfig) -> int:
         return int(args.n_best)
     if not settings.sampling:
         raise UserError("--mbr: chooses among samples; leave out --sampling or set it to true")
-    samples = args.samples_per_line or _SAMPLES
+    samples = args.samples_per_line or MBR_SAMPLES
     if args.n_best > samples:
         raise UserError(f"--n-best {args.n_best}: raise --samples-per-line, which is {samples}")
     return int(samples)
@@ -89,7 +70,7 @@ def result_conditions(args: argparse.Namespace) -> dict[str, str | int]:
         "align-layer": args.align_layer or 0,
         "replace-unk": int(args.replace_unk),
         "mbr": args.mbr or "",
-        "samples-per-line": args.samples_per_line or _SAMPLES,
+        "samples-per-line": args.samples_per_line or MBR_SAMPLES,
     }
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
-from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.load import dump, load_experiment
-from ds_seq.config.messages import dotted
 from ds_seq.config.model import ExternalRouterConfig
-from ds_seq.config.options import options_table
+from ds_seq.config.needs import Needs, train_manifest, unmet, warmup_error
 from ds_seq.config.outside import outside_names
+from ds_seq.config.yaml_file import dotted
 from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE, VOCAB_FILE
 from ds_seq.plugins import is_trusted
@@ -24,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
     parser = command_parser(
         "check",
-        "Check an experiment file and print its resolved settings. Exit code 2 on a mistake.",
+        "Check an experiment file, and print its resolved settings, the size of the model, tokens "
+        "per update and memory. Exit code 2 on a mistake, or if files are missing.",
         abbreviations=True,
     )
     parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
@@ -33,11 +36,23 @@ def main(argv: Sequence[str]) -> int:
         "--world-size", type=int, metavar="N", help="also check that the run fits N ranks"
     )
     parser.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="the run is for another machine: do not look for the files that it reads",
+    )
+    parser.add_argument(
         "--options", action="store_true", help="print a table of all options instead"
     )
+    parser.add_argument(
+        "--names", action="store_true", help="print the names of other toolkits and ours instead"
+    )
+    parser.add_argument(
+        "--json-schema", action="store_true", help="print a JSON schema for editors instead"
+    )
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.options:
-        print(options_table(), end="")
+    document = _document(arguments)
+    if document is not None:
+        print(document, end="")
         return 0
     if arguments.experiment is None:
         raise UserError("ds-seq check: no experiment file; name one, or use --options")
@@ -48,19 +63,42 @@ def main(argv: Sequence[str]) -> int:
     file = Path(arguments.experiment)
     if file.name == CONFIG_FILE:  # of a run, which has its vocabulary beside it
         folders.append(file.parent)
-    print(report(config, arguments.world_size, folders), end="")
+    needs = Needs([], []) if arguments.elsewhere else unmet(config)
+    notes = [*_vocab_notes(config, folders), *needs.notes]
+    print(report(config, arguments.world_size, notes), end="")
+    warmup = warmup_error(config)
+    errors = [*needs.errors, *([] if warmup is None else [warmup])]
+    if errors:
+        raise UserError("\n".join(errors))
     return 0
 
 
+def _document(arguments: argparse.Namespace) -> str | None:
+    """Return what an option prints instead of a report; imported here to keep `check` fast."""
+    if arguments.options:
+        from ds_seq.config.options import options_table
+
+        return options_table()
+    if arguments.names:
+        from ds_seq.config.coming_from import names_page
+
+        return names_page()
+    if arguments.json_schema:
+        from ds_seq.config.json_schema import json_schema
+
+        return json.dumps(json_schema(), indent=2) + "\n"
+    return None
+
+
 def report(
-    config: ExperimentConfig, world_size: int | None = None, folders: Sequence[Path] = ()
+    config: ExperimentConfig, world_size: int | None = None, notes: Sequence[str] = ()
 ) -> str:
-    """Return the report in three parts, each under a YAML comment, so the first is valid YAML.
+    """Return the report in parts, each under a YAML comment, so the first is valid YAML.
 
     Args:
         config: the experiment.
-        world_size: number of ranks that the run must fit.
-        folders: folders that may hold its vocabulary.
+        world_size: number of processes; None if unknown.
+        notes: lines for the last part.
     """
     engine = engine_config_for(config, world_size=world_size)
     return "\n".join(
@@ -73,7 +111,11 @@ def report(
             "# parameters",
             *_size_lines(config),
             *_outside_lines(config),
-            *(["", "# notes", *notes] if (notes := _notes(config, folders)) else []),
+            "",
+            "# batches and memory",
+            *batch_lines(config, world_size, train_manifest(config)),
+            *memory_lines(config, zero_stage(engine), world_size),
+            *_notes_part([*_expert_notes(config), *notes]),
             "",
         ]
     )
@@ -92,9 +134,8 @@ def _outside_lines(config: ExperimentConfig) -> list[str]:
     return ["", "# code from outside ds_seq", *lines]
 
 
-def _notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
-    """Return notes on settings that are allowed but rarely intended."""
-    return [*_expert_notes(config), *_vocab_notes(config, folders)]
+def _notes_part(notes: Sequence[str]) -> list[str]:
+    return ["", "# notes", *notes] if notes else []
 
 
 def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
@@ -121,7 +162,7 @@ def _expert_notes(config: ExperimentConfig) -> list[str]:
         return []
     return [
         "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
-        "model_and_base has them",
+        "model_and_base has them"
     ]
 
 

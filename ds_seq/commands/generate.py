@@ -21,32 +21,27 @@ from typing import NamedTuple
 
 from ds_seq import distributed
 from ds_seq.commands.after_search import (
-    add_result_arguments,
     build_steps,
     check_result_arguments,
     num_hypotheses,
     result_conditions,
     result_settings,
 )
+from ds_seq.commands.arguments import BUFFER_SIZE, generate_parser
 from ds_seq.commands.options import (
-    add_loading_arguments,
-    add_search_arguments,
     check_expert_parallel,
     chosen_device,
     search_settings,
 )
-from ds_seq.commands.parser import command_parser
-from ds_seq.commands.steering import Steering, add_steering_arguments, read_steering
+from ds_seq.commands.steering import Steering, read_steering
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import BATCH_SIZE
-from ds_seq.generation.output import FORMATS
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
 from ds_seq.generation.pipeline import Translator, translate_share, translate_stream
 from ds_seq.generation.translate import Share
-from ds_seq.generation.workers import MOST_WORKERS, default_workers
-from ds_seq.names import LONG_LINES
+from ds_seq.generation.workers import default_workers
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import default_dtype, load_packed, weights_fingerprint
@@ -63,7 +58,10 @@ from ds_seq.text.lines import (
 )
 from ds_seq.text.tags import untagged_message
 
-_BUFFER_SIZE = 512
+_MIXED_OUTPUT = (
+    "ds-seq: note: launchers write their log to standard output, too; --output FILE keeps the "
+    "translations apart"
+)
 
 
 class _Text(NamedTuple):
@@ -91,10 +89,12 @@ class _Generation:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq generate`; return the exit code."""
-    args = _parser().parse_args(argv)
+    args = generate_parser().parse_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
+            if world.is_first and world.size > 1 and args.output == STANDARD:
+                print(_MIXED_OUTPUT, file=sys.stderr)
             text = None if args.input is None or _streams(args) else _read_input(args)
             generation = _load(args, world)
             if args.input is None:
@@ -114,44 +114,6 @@ def main(argv: Sequence[str]) -> int:
         else:
             _translate(generation, text, scorer, world)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "generate",
-        "Translate text; with a reference, print BLEU and chrF with their signatures.",
-    )
-    add = parser.add_argument
-    add("runs", nargs="+", metavar="RUN",
-        help="run folder, or a file or folder written by `ds-seq export`; several with the same "
-        "vocabulary form an ensemble")  # fmt: skip
-    add_loading_arguments(parser)
-    add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
-    add("--output", default=STANDARD,
-        help="file for the translations; unfinished results are in OUTPUT.partial (default: "
-        "standard output)")  # fmt: skip
-    add("--resume", action="store_true", help="resume from the unfinished OUTPUT.partial, if any")
-    add("--reference", help="raw reference text to score against")
-    add("--n-best", type=int, default=1, metavar="N",
-        help="write the N best translations of each line (default: %(default)s)")  # fmt: skip
-    add("--format", choices=FORMATS, default="text",
-        help="text: the best translation; tsv: line number, score, translation; jsonl: one object "
-        "per input line; fairseq: the S-, T-, H-, D- and P-lines of fairseq-generate "
-        "(default: %(default)s)")  # fmt: skip
-    add("--long-lines", choices=LONG_LINES, default="truncate",
-        help="for input lines that are too long for the model: translate the start, leave the "
-        "output line empty, or stop with an error (default: %(default)s)")  # fmt: skip
-    add("--workers", type=int, metavar="N",
-        help="number of batches that a process searches at the same time; on a CPU they share the "
-        f"threads (default: one per thread, at most {MOST_WORKERS}; on a GPU 1)")  # fmt: skip
-    add("--buffer-size", type=int, metavar="N",
-        help="when reading standard input and writing standard output, translate N lines at a time "
-        f"(default: {_BUFFER_SIZE}; 1 on a terminal)")  # fmt: skip
-    add("--samples", type=int, default=0, help="number of sample translations to show (default: 0)")
-    add_result_arguments(parser)
-    add_steering_arguments(parser)
-    add_search_arguments(parser)
-    return parser
 
 
 def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
@@ -257,7 +219,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
 
 def _stream(generation: _Generation) -> None:
     """Translate standard input as it arrives."""
-    size = generation.args.buffer_size or (1 if sys.stdin.isatty() else _BUFFER_SIZE)
+    size = generation.args.buffer_size or (1 if sys.stdin.isatty() else BUFFER_SIZE)
     done = translate_stream(generation.translator, size)
     _report(generation.args, done.num_lines, 0, done.remarkable, done.seconds, 1)
     _report_untagged(generation, done.untagged)

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_seq import distributed
+from ds_seq.commands.arguments import interactive_parser
 from ds_seq.commands.options import (
-    add_model_arguments,
-    add_search_arguments,
     check_expert_parallel,
     chosen_device,
     search_settings,
 )
-from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.build import check_n_best
@@ -99,7 +97,7 @@ class _LineTranslator:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq interactive`; return the exit code."""
-    args = _parser().parse_args(argv)
+    args = interactive_parser().parse_args(argv)
     translate = _load(args)
     terminal = sys.stdin.isatty()
     try:
@@ -148,20 +146,6 @@ def interlinear(columns: Sequence[tuple[str, str]], width: int) -> Iterator[str]
         columns = columns[count:]
         if columns:
             yield ""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "interactive",
-        "Translate line by line as text is typed or piped in. Shows the translations with "
-        "their scores, the best first, and below each word of the best one the source words that "
-        "it attends to.",
-    )
-    add_model_arguments(parser)
-    parser.add_argument("--n-best", type=int, default=1, metavar="N",
-        help="show the N best translations (default: %(default)s)")  # fmt: skip
-    add_search_arguments(parser)
-    return parser
 
 
 def _load(args: argparse.Namespace) -> _LineTranslator:

@@ -14,13 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq import distributed
-from ds_seq.commands.options import (
-    add_model_arguments,
-    add_search_arguments,
-    check_expert_parallel,
-    chosen_device,
-    search_settings,
-)
+from ds_seq.commands.arguments import add_model_arguments, add_search_arguments
+from ds_seq.commands.options import check_expert_parallel, chosen_device, search_settings
 from ds_seq.commands.parser import command_parser
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE, untagged_rows

@@ -15,16 +15,13 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from ds_seq import distributed
-from ds_seq.commands.options import (
-    add_model_arguments,
-    add_search_arguments,
-    chosen_device,
-    search_settings,
-)
+from ds_seq.commands.arguments import add_model_arguments, add_search_arguments
+from ds_seq.commands.options import chosen_device, search_settings
 from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
-from ds_seq.generation.output import LineWriter, OutputFormat
+from ds_seq.generation.output import LineWriter
 from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
+from ds_seq.names import OutputFormat
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis

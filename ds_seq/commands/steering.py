@@ -6,12 +6,13 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from ds_seq.errors import UserError
 from ds_seq.generation.output import Spelling
+from ds_seq.names import CONSTRAINT_ORDERS, ConstraintOrder
 from ds_seq.search.beam_search import BeamSearch
-from ds_seq.search.constraints import ConstraintOrder, Constraints
+from ds_seq.search.constraints import Constraints
 from ds_seq.search.guides import GuideMaker, Plain
 from ds_seq.search.prefix import Prefixes
 from ds_seq.search.trie import AllowedOutputs
@@ -22,25 +23,6 @@ from ds_seq.text.tokenizer import Tokenizer
 
 _CLEAN = Normalizer(nfkc=False, fold_spaces=False)  # what is done to all text
 _MOST_NAMED = 10
-_ORDERS: tuple[ConstraintOrder, ...] = get_args(ConstraintOrder)
-
-
-def add_steering_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `read_steering` reads."""
-    group = parser.add_argument_group("constraints on the translations")
-    add = group.add_argument
-    add("--prefix", metavar="FILE",
-        help="translation n begins with line n of this file; an empty line is no "
-        "constraint")  # fmt: skip
-    add("--target-tag", metavar="TOKEN",
-        help="every translation begins with this symbol of the vocabulary, before --prefix; it is "
-        "not written")  # fmt: skip
-    add("--constraints", metavar="FILE",
-        help="translation n contains the tab-separated phrases in line n of this file")  # fmt: skip
-    add("--constraint-order", choices=_ORDERS,
-        help="given: the phrases of --constraints occur in the given order, without overlap "
-        f"(default: {_ORDERS[0]})")  # fmt: skip
-    add("--allowed", metavar="FILE", help="every translation is one of the lines of this file")
 
 
 class _File(NamedTuple):
@@ -181,7 +163,7 @@ def read_steering(args: argparse.Namespace) -> Steering:
         _read("prefix", args.prefix),
         args.target_tag,
         _read("constraints", args.constraints),
-        args.constraint_order or _ORDERS[0],
+        args.constraint_order or CONSTRAINT_ORDERS[0],
         allowed,
     )
 

@@ -17,7 +17,8 @@ from itertools import product
 from pathlib import Path
 
 from ds_seq import distributed
-from ds_seq.commands.options import add_loading_arguments, check_expert_parallel, chosen_device
+from ds_seq.commands.arguments import add_loading_arguments
+from ds_seq.commands.options import check_expert_parallel, chosen_device
 from ds_seq.commands.parser import command_parser
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import ShardReader, manifest_path

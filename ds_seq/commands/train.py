@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from ds_seq import distributed
-from ds_seq.commands.parser import add_overrides, command_parser
+from ds_seq.commands.arguments import train_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
 from ds_seq.reports.metrics import load_table, metric_lines
@@ -16,7 +15,7 @@ from ds_seq.training.run import TrainingResult, run_training
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq train`; return the exit code."""
-    args = _parser().parse_intermixed_args(argv)
+    args = train_parser().parse_intermixed_args(argv)
     try:
         result = run_training(
             lambda: load_experiment(args.experiment, args.overrides, TRAINING),
@@ -29,34 +28,6 @@ def main(argv: Sequence[str]) -> int:
     finally:
         distributed.shutdown()
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "train",
-        "Train a model in one process, or in all processes that a launcher starts.",
-    )
-    parser.add_argument("experiment", help="experiment file (YAML)")
-    add_overrides(parser, "replace single settings")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="resume from the run's last checkpoint; start from scratch if there is none",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete an earlier run of this name"
-    )
-    parser.add_argument(
-        "--allow-change",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="resume although this option, or one of this section, differs from the run so far in "
-        "a way that is refused, such as model.num_heads; data.train: the shards; repeatable",
-    )
-    # the deepspeed launcher adds it before all other arguments; the environment has it, too
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    return parser
 
 
 def _report(result: TrainingResult) -> None:

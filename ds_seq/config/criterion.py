@@ -14,6 +14,7 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
     Probability,
+    all_defaults,
     plugin_tag,
 )
 from ds_seq.names import (
@@ -257,10 +258,10 @@ class ModelAndBaseConfig(Config):
         default="model_and_base", description="Selects this criterion."
     )
     base: BaseCriterionConfig = Field(
-        default_factory=CrossEntropyConfig, description="The criterion on the translations."
+        default_factory=all_defaults, description="The criterion on the translations."
     )
     loss_weights: dict[str, float | None] = Field(
-        default_factory=dict,
+        default={},
         description="Weight of each loss: "
         + ", ".join(f"`{name}`" for name in _LOSS_NAMES)
         + ". A missing weight is 1; with null or 0 the loss is only logged.",

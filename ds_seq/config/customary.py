@@ -1,246 +1,252 @@
-"""Option names of other toolkits and their equivalents in ds_seq.
+"""Option and command names of other toolkits and their equivalents in ds_seq: one table.
 
-Covers fairseq, OpenNMT, joeynmt, the Hugging Face Trainer and its model configs, and common
-training scripts. A name that is a key in another section of ds_seq needs no entry here: the loader
-finds it by itself.
+It answers unknown keys (`ds-seq check`) and unknown commands, and `ds-seq check --names` generates
+`docs/COMING_FROM.md` from it. For that page it also has names that are keys of ds_seq, too, whose
+home the loader finds by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from ds_seq.names import STACKS
+TOOLKITS = ("fairseq", "Hugging Face", "OpenNMT-py", "Marian")
+"""The toolkits with a column of their own; names of others are in `Row.other`."""
 
-_MAX_UPDATES = "train.max_updates"
-_BATCH = (
-    "train.max_tokens, or train.max_sentences (batches are sized by tokens; train.accumulate "
-    "sets the batches per update)"
-)
-_HEADS = "model.num_heads"
+
+class Row(NamedTuple):
+    """Options of other toolkits that mean the same.
+
+    Attributes:
+        ours: the option of ds_seq; a remark may follow in parentheses.
+        fairseq: names in fairseq, separated by spaces, spelled as on its command line.
+        hugging_face: names in the Hugging Face Trainer, its model configs and its `generate`.
+        opennmt: names in OpenNMT-py.
+        marian: names in Marian.
+        other: names in joeynmt and in common training scripts.
+    """
+
+    ours: str
+    fairseq: str = ""
+    hugging_face: str = ""
+    opennmt: str = ""
+    marian: str = ""
+    other: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names by toolkit, in the order of `TOOLKITS`."""
+        return self.fairseq, self.hugging_face, self.opennmt, self.marian
+
+
+_BATCH = "(batches are sized by tokens; train.accumulate sets the batches per update)"
 _LAYERS = "model.encoder_layers and model.decoder_layers"
-_PRECISION = "train.precision (its loss scaling belongs to the DeepSpeed JSON)"
+_LENGTHS = "data.max_source_length and data.max_target_length"
+_TRANSLATION_LENGTH = "generation.max_len_a and generation.max_len_b"
 _SHARE = "model.share_embeddings (none, decoder, all)"
-_PRE_NORM = "model.norm_position (pre, post)"
-_STACK_SIZES = {
-    "embed_dim": "model.d_model",
-    "ffn_embed_dim": "model.ffn_dim",
-    "ffn_dim": "model.ffn_dim",
-    "attention_heads": _HEADS,
-    "normalize_before": _PRE_NORM,
-    "learned_pos": "model.positions: learned",
-}
+_SAME_SIZE = "(validation has batches of the same size)"
+_ZERO = "zero_optimization.stage in the DeepSpeed JSON that train.deepspeed names"
 
-CUSTOMARY: Mapping[str, str] = {
-    # the model
-    "hidden_size": "model.d_model",
-    "hidden_dim": "model.d_model",
-    "model_dim": "model.d_model",
-    "embed_dim": "model.d_model",
-    "embedding_dim": "model.d_model",
-    "n_embd": "model.d_model",
-    "dim": "model.d_model",
-    "arch": "model.preset",
-    "num_layers": _LAYERS,
-    "n_layers": _LAYERS,
-    "n_layer": _LAYERS,
-    "num_hidden_layers": _LAYERS,
-    "num_encoder_layers": "model.encoder_layers",
-    "enc_layers": "model.encoder_layers",
-    "num_decoder_layers": "model.decoder_layers",
-    "dec_layers": "model.decoder_layers",
-    "num_attention_heads": _HEADS,
-    "attention_heads": _HEADS,
-    "n_heads": _HEADS,
-    "n_head": _HEADS,
-    "heads": _HEADS,
-    "nhead": _HEADS,
-    "intermediate_size": "model.ffn_dim",
-    "dim_feedforward": "model.ffn_dim",
-    "ff_size": "model.ffn_dim",
-    "ffn_size": "model.ffn_dim",
-    "d_ff": "model.ffn_dim",
-    "activation_fn": "model.activation",
-    "activation_function": "model.activation",
-    "hidden_act": "model.activation",
-    "hidden_dropout": "model.dropout",
-    "hidden_dropout_prob": "model.dropout",
-    "dropout_rate": "model.dropout",
-    "dropout_prob": "model.dropout",
-    "residual_dropout": "model.dropout",
-    "attn_dropout": "model.attention_dropout",
-    "attention_probs_dropout_prob": "model.attention_dropout",
-    "relu_dropout": "model.activation_dropout",
-    "ffn_dropout": "model.activation_dropout",
-    "pre_norm": _PRE_NORM,
-    "layer_norm": _PRE_NORM,
-    "layer_norm_eps": "model.norm: {name: layer, eps: ...}",
-    "position_encoding": "model.positions",
-    "position_embedding_type": "model.positions",
-    "max_position_embeddings": "model.max_positions",
-    "max_source_positions": "model.max_positions",
-    "max_target_positions": "model.max_positions",
-    "max_seq_len": "model.max_positions",
-    "block_size": "model.max_positions",
-    "tie_embeddings": _SHARE,
-    "tie_word_embeddings": _SHARE,
-    "tied_embeddings": _SHARE,
-    "tied_softmax": _SHARE,
-    "share_all_embeddings": _SHARE,
-    "share_decoder_input_output_embed": _SHARE,
-    "gradient_checkpointing": "model.activation_checkpointing",
-    "checkpoint_activations": "model.activation_checkpointing",
-    "n_experts": "model.moe.num_experts",
-    "num_local_experts": "model.moe.num_experts",
-    "moe_expert_count": "model.moe.num_experts",
-    "num_experts_per_tok": "model.moe.top_k",
-    "moe_freq": "model.moe.every",
-    "router_z_loss_coef": "criterion.loss_weights.router_z",
-    "router_aux_loss_coef": "criterion.loss_weights.load_balance",
-    "moe_gate_loss_wt": "criterion.loss_weights.load_balance",
-    # optimizer and schedule
-    "learning_rate": "optimizer.lr",
-    "max_lr": "optimizer.lr",
-    "adam_betas": "optimizer.betas",
-    "beta1": "optimizer.betas",
-    "beta2": "optimizer.betas",
-    "adam_beta1": "optimizer.betas",
-    "adam_beta2": "optimizer.betas",
-    "adam_eps": "optimizer.eps",
-    "adam_epsilon": "optimizer.eps",
-    "epsilon": "optimizer.eps",
-    "l2": "optimizer.weight_decay",
-    "lr_scheduler": "scheduler",
-    "lr_scheduler_type": "scheduler.name",
-    "scheduling": "scheduler.name",
-    "warmup": "scheduler.warmup_updates",
-    "warmup_steps": "scheduler.warmup_updates",
-    "num_warmup_steps": "scheduler.warmup_updates",
-    "warmup_iters": "scheduler.warmup_updates",
-    "learning_rate_warmup": "scheduler.warmup_updates",
-    "total_num_update": "scheduler.total_updates",
-    "total_num_updates": "scheduler.total_updates",
-    "decay_steps": "scheduler.total_updates",
-    "learning_rate_min": "scheduler.min_lr (cosine), scheduler.end_lr (linear, polynomial)",
-    # criterion
-    "label_smoothing_factor": "criterion.label_smoothing",
-    "smoothing_factor": "criterion.label_smoothing",
-    "loss": "criterion",
-    "loss_fn": "criterion",
-    # training
-    "batch_size": _BATCH,
-    "train_batch_size": _BATCH,
-    "per_device_train_batch_size": _BATCH,
-    "micro_batch_size": _BATCH,
-    "max_tokens_valid": "train.max_tokens (validation has batches of the same size)",
-    "batch_size_valid": "train.max_sentences (validation has batches of the same size)",
-    "update_freq": "train.accumulate",
-    "accum_count": "train.accumulate",
-    "grad_accum": "train.accumulate",
-    "grad_accum_steps": "train.accumulate",
-    "batch_multiplier": "train.accumulate",
-    "clip": "train.clip_norm",
-    "clip_grad": "train.clip_norm",
-    "clip_grad_norm": "train.clip_norm",
-    "grad_clip": "train.clip_norm",
-    "gradient_clip": "train.clip_norm",
-    "gradient_clip_val": "train.clip_norm",
-    "max_grad_norm": "train.clip_norm",
-    "max_norm": "train.clip_norm",
-    "max_steps": _MAX_UPDATES,
-    "max_update": _MAX_UPDATES,
-    "max_iters": _MAX_UPDATES,
-    "train_steps": _MAX_UPDATES,
-    "num_train_steps": _MAX_UPDATES,
-    "steps": _MAX_UPDATES,
-    "updates": _MAX_UPDATES,
-    "max_epoch": "train.max_epochs",
-    "epochs": "train.max_epochs",
-    "num_epochs": "train.max_epochs",
-    "num_train_epochs": "train.max_epochs",
-    "stop_time_hours": "train.max_hours",
-    "early_stopping": "train.patience",
-    "early_stopping_patience": "train.patience",
-    "log_interval": "train.log_every",
-    "logging_steps": "train.log_every",
-    "logging_freq": "train.log_every",
-    "report_every": "train.log_every",
-    "save_interval": "train.save_every (null saves at each validation)",
-    "save_interval_updates": "train.save_every",
-    "save_steps": "train.save_every",
-    "save_checkpoint_steps": "train.save_every",
-    "validate_interval": "train.validate_every",
-    "validate_interval_updates": "train.validate_every",
-    "validation_freq": "train.validate_every",
-    "valid_steps": "train.validate_every",
-    "valid_interval": "train.validate_every",
-    "eval_steps": "train.validate_every",
-    "eval_interval": "train.validate_every",
-    "keep_last_epochs": "train.keep_last",
-    "keep_interval_updates": "train.keep_last",
-    "keep_best_checkpoints": "train.keep_best",
-    "keep_best_ckpts": "train.keep_best",
-    "save_total_limit": "train.keep_last",
-    "best_checkpoint_metric": "validation.best",
-    "metric_for_best_model": "validation.best",
-    "early_stopping_metric": "validation.best",
-    "eval_bleu": "validation.metrics",
-    "random_seed": "train.seed",
-    "fp16": _PRECISION,
-    "bf16": _PRECISION,
-    "mixed_precision": _PRECISION,
-    "dtype": _PRECISION,
-    "torch_dtype": _PRECISION,
-    "num_workers": "train.num_prefetch (training), data.workers (binarizing)",
-    "dataloader_num_workers": "train.num_prefetch",
-    "tensorboard_logdir": "train.tensorboard (true; files go into the run folder)",
-    "save_dir": "run_dir",
-    "output_dir": "run_dir",
-    "model_dir": "run_dir",
-    "finetune_from_model": "train.init_from",
-    "load_model": "train.init_from",
-    "restore_file": "train.init_from",
-    # data
-    "src": "data.source_lang",
-    "src_lang": "data.source_lang",
-    "source_language": "data.source_lang",
-    "tgt": "data.target_lang",
-    "trg": "data.target_lang",
-    "tgt_lang": "data.target_lang",
-    "target_language": "data.target_lang",
-    "trainpref": "data.raw.train",
-    "validpref": "data.raw.valid",
-    "testpref": "data.raw.test",
-    "destdir": "data.dir",
-    "vocab_size": "data.vocab.size",
-    "normalization_rule_name": "data.vocab.normalization",
-    "normalization_rule_tsv": "data.vocab.normalization",
-    "user_defined_symbols": "data.vocab.user_symbols",
-    "max_source_len": "data.max_source_length",
-    "max_target_len": "data.max_target_length",
-    "src_seq_length": "data.max_source_length",
-    "tgt_seq_length": "data.max_target_length",
-    # generation
-    "beam_size": "generation.beam",
-    "num_beams": "generation.beam",
-    "beam_alpha": "generation.length_penalty",
-    "lenpen": "generation.length_penalty",
-    "unkpen": "generation.unk_penalty",
-    "no_repeat_ngram_size": "generation.no_repeat_ngram",
-    "max_output_length": "generation.max_len_a and generation.max_len_b",
-    "max_new_tokens": "generation.max_len_a and generation.max_len_b",
-    "min_length": "generation.min_len",
-    "do_sample": "generation.sampling",
-    "sampling_topk": "generation.sampling_top_k",
-    "sampling_topp": "generation.sampling_top_p",
-    "top_p": "generation.sampling_top_p",
-    "diverse_beam_groups": "generation.diverse_groups",
-    "num_beam_groups": "generation.diverse_groups",
-    "diverse_beam_strength": "generation.diverse_strength",
-    "diversity_penalty": "generation.diverse_strength",
-    "diversity_rate": "generation.diverse_siblings",
-    "eval_batch_size": "generation.max_sentences",
-    **{f"{s}_{size}": ours for s in STACKS for size, ours in _STACK_SIZES.items()},
+# fmt: off
+NAMES: Mapping[str, tuple[Row, ...]] = {
+    "Model": (
+        Row("model.preset", "arch"),
+        Row("model.d_model", "encoder-embed-dim decoder-embed-dim", "d_model hidden_size n_embd",
+            "hidden_size word_vec_size", "dim-emb",
+            "hidden_dim model_dim embed_dim embedding_dim dim"),
+        Row("model.encoder_layers", "encoder-layers", "encoder_layers", "enc_layers", "enc-depth",
+            "num_encoder_layers"),
+        Row("model.decoder_layers", "decoder-layers", "decoder_layers", "dec_layers", "dec-depth",
+            "num_decoder_layers"),
+        Row(_LAYERS, "", "num_layers num_hidden_layers n_layer", "layers", "", "n_layers"),
+        Row("model.num_heads", "encoder-attention-heads decoder-attention-heads",
+            "num_attention_heads encoder_attention_heads decoder_attention_heads n_head", "heads",
+            "transformer-heads", "attention_heads n_heads nhead"),
+        Row("model.ffn_dim", "encoder-ffn-embed-dim decoder-ffn-embed-dim",
+            "encoder_ffn_dim decoder_ffn_dim intermediate_size d_ff", "transformer_ff",
+            "transformer-dim-ffn", "dim_feedforward ff_size ffn_size"),
+        Row("model.activation", "activation-fn", "activation_function hidden_act",
+            "pos_ffn_activation_fn", "transformer-ffn-activation"),
+        Row("model.dropout", "dropout", "dropout hidden_dropout_prob dropout_rate", "dropout",
+            "transformer-dropout", "hidden_dropout dropout_prob residual_dropout"),
+        Row("model.attention_dropout", "attention-dropout",
+            "attention_dropout attention_probs_dropout_prob", "attention_dropout",
+            "transformer-dropout-attention", "attn_dropout"),
+        Row("model.activation_dropout", "activation-dropout relu-dropout", "activation_dropout", "",
+            "transformer-dropout-ffn", "ffn_dropout"),
+        Row("model.norm_position (pre, post)", "encoder-normalize-before decoder-normalize-before",
+            "", "", "transformer-preprocess transformer-postprocess",
+            "pre_norm layer_norm normalize_before"),
+        Row("model.norm: {name: layer, eps: ...}", "", "layer_norm_eps layer_norm_epsilon"),
+        Row("model.positions", "", "position_embedding_type", "position_encoding", "",
+            "position_encoding_type"),
+        Row("model.positions: learned", "encoder-learned-pos decoder-learned-pos", "", "",
+            "transformer-train-position-embeddings", "learned_pos"),
+        Row("model.max_positions", "max-source-positions max-target-positions",
+            "max_position_embeddings", "", "", "max_seq_len block_size"),
+        Row(_SHARE, "share-all-embeddings share-decoder-input-output-embed", "tie_word_embeddings",
+            "share_embeddings share_decoder_embeddings",
+            "tied-embeddings tied-embeddings-all tied-embeddings-src",
+            "tie_embeddings tied_softmax"),
+        Row("model.activation_checkpointing", "checkpoint-activations", "gradient_checkpointing",
+            "", "gradient-checkpointing"),
+    ),
+    "Experts": (
+        Row("model.moe.num_experts", "moe-expert-count", "num_local_experts num_experts", "", "",
+            "n_experts"),
+        Row("model.moe.top_k", "", "num_experts_per_tok"),
+        Row("model.moe.every", "moe-freq encoder-moe-freq decoder-moe-freq",
+            "encoder_sparse_step decoder_sparse_step"),
+        Row("criterion.loss_weights.load_balance", "moe-gate-loss-wt", "router_aux_loss_coef"),
+        Row("criterion.loss_weights.router_z", "", "router_z_loss_coef"),
+    ),
+    "Criterion, optimizer and schedule": (
+        Row("criterion", "", "", "", "cost-type", "loss loss_fn"),
+        Row("criterion.label_smoothing", "label-smoothing", "label_smoothing_factor",
+            "label_smoothing", "label-smoothing", "smoothing_factor"),
+        Row("optimizer.name", "", "optim", "optim"),
+        Row("optimizer.lr", "lr", "learning_rate", "learning_rate", "learn-rate", "max_lr"),
+        Row("optimizer.betas", "adam-betas", "adam_beta1 adam_beta2", "adam_beta1 adam_beta2",
+            "optimizer-params", "beta1 beta2"),
+        Row("optimizer.eps", "adam-eps", "adam_epsilon", "", "", "epsilon"),
+        Row("optimizer.weight_decay", "weight-decay", "weight_decay", "weight_decay", "", "l2"),
+        Row("scheduler.name", "lr-scheduler", "lr_scheduler_type", "decay_method", "",
+            "scheduling"),
+        Row("scheduler.name: inverse_sqrt", "", "", "", "lr-decay-inv-sqrt"),
+        Row("scheduler.warmup_updates", "warmup-updates", "warmup_steps", "warmup_steps",
+            "lr-warmup", "warmup num_warmup_steps warmup_iters learning_rate_warmup"),
+        Row("scheduler.warmup_init_lr", "warmup-init-lr", "", "", "lr-warmup-start-rate"),
+        Row("scheduler.total_updates", "total-num-update", "", "", "",
+            "total_num_updates decay_steps"),
+        Row("scheduler.min_lr (cosine), scheduler.end_lr (linear, polynomial)",
+            "end-learning-rate", "", "", "", "learning_rate_min"),
+    ),
+    "Training": (
+        Row(f"train.max_tokens {_BATCH}", "max-tokens", "", "", "mini-batch-words mini-batch-fit",
+            "micro_batch_size"),
+        Row(f"train.max_tokens, or train.max_sentences {_BATCH}", "batch-size",
+            "per_device_train_batch_size", "batch_size", "mini-batch", "train_batch_size"),
+        Row(f"train.max_tokens {_SAME_SIZE}", "max-tokens-valid", "", "", "valid-mini-batch"),
+        Row(f"train.max_sentences {_SAME_SIZE}", "batch-size-valid",
+            "per_device_eval_batch_size", "valid_batch_size"),
+        Row("train.accumulate", "update-freq", "gradient_accumulation_steps", "accum_count",
+            "optimizer-delay", "grad_accum grad_accum_steps batch_multiplier"),
+        Row("train.clip_norm", "clip-norm", "max_grad_norm", "max_grad_norm", "clip-norm",
+            "clip clip_grad clip_grad_norm grad_clip gradient_clip gradient_clip_val max_norm"),
+        Row("train.max_updates", "max-update", "max_steps", "train_steps", "after-batches",
+            "max_iters num_train_steps steps updates"),
+        Row("train.max_epochs", "max-epoch", "num_train_epochs", "", "after-epochs",
+            "epochs num_epochs"),
+        Row("train.max_hours", "stop-time-hours"),
+        Row("train.patience", "patience", "early_stopping_patience", "early_stopping",
+            "early-stopping"),
+        Row("train.precision: fp16", "fp16", "fp16"),
+        Row("train.precision: bf16", "bf16", "bf16", "", "", "bfloat16"),
+        Row("train.precision (fp32, bf16, fp16)", "", "torch_dtype", "model_dtype", "precision",
+            "mixed_precision amp half dtype"),
+        Row(_ZERO, "ddp-backend zero-sharding", "", "", "", "zero_stage zero fsdp"),
+        Row("train.seed", "seed", "seed", "seed", "seed", "random_seed"),
+        Row("train.log_every", "log-interval", "logging_steps", "report_every", "disp-freq",
+            "logging_freq"),
+        Row("train.validate_every", "validate-interval-updates validate-interval", "eval_steps",
+            "valid_steps", "valid-freq", "validation_freq valid_interval eval_interval"),
+        Row("train.save_every (null saves at each validation)",
+            "save-interval-updates save-interval", "save_steps", "save_checkpoint_steps",
+            "save-freq"),
+        Row("train.keep_last", "keep-last-epochs keep-interval-updates", "save_total_limit",
+            "keep_checkpoint"),
+        Row("train.keep_best", "keep-best-checkpoints", "", "", "keep-best", "keep_best_ckpts"),
+        Row("run_dir", "save-dir", "output_dir", "save_model", "model", "model_dir"),
+        Row("train.init_from", "finetune-from-model restore-file", "", "train_from",
+            "pretrained-model", "load_model"),
+        Row("train.num_prefetch", "", "dataloader_num_workers"),
+        Row("train.num_prefetch (training), data.workers (binarizing)", "num-workers"),
+        Row("train.tensorboard (true; files go into the run folder)", "tensorboard-logdir"),
+        Row("validation.best", "best-checkpoint-metric", "metric_for_best_model", "",
+            "", "early_stopping_metric"),
+        Row("validation.metrics", "eval-bleu", "", "valid_metrics", "valid-metrics"),
+    ),
+    "Data": (
+        Row("data.source_lang", "source-lang", "source_lang", "", "",
+            "src src_lang source_language"),
+        Row("data.target_lang", "target-lang", "target_lang", "", "",
+            "tgt trg tgt_lang target_language"),
+        Row("data.raw.train", "trainpref", "train_file", "path_src path_tgt train_src train_tgt",
+            "train-sets"),
+        Row("data.raw.valid", "validpref", "validation_file", "valid_src valid_tgt",
+            "valid-sets"),
+        Row("data.raw.test", "testpref", "test_file"),
+        Row("data.dir", "destdir", "", "save_data"),
+        Row("data.vocab.size", "nwordssrc nwordstgt", "vocab_size", "src_vocab_size tgt_vocab_size",
+            "dim-vocabs"),
+        Row("data.vocab.normalization", "", "", "", "",
+            "normalization_rule_name normalization_rule_tsv"),
+        Row("data.vocab.user_symbols", "", "", "", "", "user_defined_symbols"),
+        Row("data.dir (it holds the vocabulary)", "srcdict tgtdict", "",
+            "src_vocab tgt_vocab share_vocab", "vocabs"),
+        Row("data.max_source_length", "", "max_source_length", "src_seq_length", "",
+            "max_source_len"),
+        Row("data.max_target_length", "", "max_target_length", "tgt_seq_length", "",
+            "max_target_len"),
+        Row(_LENGTHS, "", "", "", "max-length"),
+    ),
+    "Translation": (
+        Row("generation.beam", "beam", "num_beams", "beam_size", "beam-size"),
+        Row("generation.length_penalty", "lenpen", "length_penalty", "alpha", "normalize",
+            "beam_alpha"),
+        Row("generation.unk_penalty", "unkpen"),
+        Row("generation.no_repeat_ngram", "no-repeat-ngram-size", "no_repeat_ngram_size",
+            "block_ngram_repeat"),
+        Row(_TRANSLATION_LENGTH, "max-len-a max-len-b", "max_new_tokens", "", "max-length-factor",
+            "max_output_length"),
+        Row("generation.min_len", "min-len", "min_length", "min_length"),
+        Row("generation.sampling", "sampling", "do_sample", "", "output-sampling"),
+        Row("generation.sampling_top_k", "sampling-topk", "", "random_sampling_topk"),
+        Row("generation.sampling_top_p", "sampling-topp", "top_p", "random_sampling_topp"),
+        Row("generation.temperature", "temperature", "temperature", "random_sampling_temp"),
+        Row("generation.diverse_groups", "diverse-beam-groups", "num_beam_groups"),
+        Row("generation.diverse_strength", "diverse-beam-strength", "diversity_penalty"),
+        Row("generation.diverse_siblings", "diversity-rate"),
+        Row("generation.max_sentences", "", "", "", "", "eval_batch_size"),
+    ),
 }
+# fmt: on
+
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "prepare": ("fairseq-preprocess", "", "onmt_build_vocab", "marian-vocab", "preprocess"),
+    "train": (
+        "fairseq-train fairseq-hydra-train",
+        "run_translation",
+        "onmt_train",
+        "marian",
+        "fit",
+    ),
+    "generate": ("fairseq-generate", "", "onmt_translate", "marian-decoder", "translate decode"),
+    "interactive": ("fairseq-interactive", "", "", "marian-server", "repl"),
+    "score": ("fairseq-score", "sacrebleu", "", "", "evaluate bleu"),
+    "rescore": ("", "", "", "marian-scorer", "force-decode"),
+    "average": ("average_checkpoints", "", "onmt_average_models", "", "average-checkpoints"),
+    "export": ("", "", "onmt_release_model", "marian-conv", "convert"),
+}
+"""Command -> names of the same step: by toolkit, in the order of `TOOLKITS`, and others."""
+
+
+def rows() -> Iterator[Row]:
+    """Yield all rows of the table."""
+    for part in NAMES.values():
+        yield from part
+
+
+def _by_name() -> dict[str, str]:
+    return {
+        name.replace("-", "_"): row.ours
+        for row in rows()
+        for column in (*row.columns, row.other)
+        for name in column.split()
+    }
+
+
+CUSTOMARY: Mapping[str, str] = _by_name()
 """Option of another toolkit, with underscores for hyphens -> option of ds_seq."""
 
 _BY_SECTION: Mapping[tuple[str, str], str] = {
@@ -259,3 +265,12 @@ def customary(key: str, section: str) -> str | None:
         section: dotted path of the section that contains it.
     """
     return _BY_SECTION.get((section, key)) or CUSTOMARY.get(key)
+
+
+def customary_command(name: str) -> str | None:
+    """Return ds_seq's command for the step that another toolkit calls `name`, or None."""
+    wanted = name.replace("_", "-").lower()
+    for ours, columns in COMMANDS.items():
+        if wanted in {each.replace("_", "-") for column in columns for each in column.split()}:
+            return ours
+    return None

@@ -23,6 +23,7 @@ from ds_seq.config.base import (
     FieldErrors,
     NonNegativeInt,
     PositiveInt,
+    all_defaults,
     plugin_tag,
 )
 from ds_seq.names import (
@@ -52,12 +53,12 @@ Splits = Annotated[list[SplitConfig], BeforeValidator(_as_list)]
 class RawConfig(Config):
     """Raw parallel text. Each split is one `{source, target}` pair of files or a list of them."""
 
-    train: Splits = Field(default_factory=list, description="Training text.")
+    train: Splits = Field(default=[], description="Training text.")
     valid: Splits = Field(
-        default_factory=list,
+        default=[],
         description="Validation text; its raw target side is the reference of validation BLEU.",
     )
-    test: Splits = Field(default_factory=list, description="Test text, never used in training.")
+    test: Splits = Field(default=[], description="Test text, never used in training.")
 
 
 class CleanConfig(Config):
@@ -107,7 +108,7 @@ class VocabConfig(Config):
         "which also receives `size` and `user_symbols`.",
     )
     options: dict[str, Any] = Field(
-        default_factory=dict,
+        default={},
         description="Training options of an external tokenizer; `sentencepiece` accepts none.",
     )
 
@@ -135,7 +136,7 @@ class VocabConfig(Config):
         "case), or a file `NAME.tsv` of its own rules.",
     )
     user_symbols: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Strings that are always a single subword, such as `<2de>`.",
     )
 
@@ -241,9 +242,9 @@ class DataConfig(Config):
         min_length=1, description="Folder of the shards and the vocabulary (`vocab.model`)."
     )
     source: SourceConfig = Field(
-        default_factory=ShardsConfig, description="Source of the training examples."
+        default_factory=all_defaults, description="Source of the training examples."
     )
-    raw: RawConfig = Field(default_factory=RawConfig, description="Raw parallel text files.")
+    raw: RawConfig = Field(default_factory=all_defaults, description="Raw parallel text files.")
     max_source_length: int = Field(
         default=256,
         ge=2,
@@ -256,12 +257,20 @@ class DataConfig(Config):
         description="Maximum target length in subwords, end symbol included; longer pairs are "
         "skipped.",
     )
-    clean: CleanConfig = Field(default_factory=CleanConfig, description="Cleaning of raw text.")
-    vocab: VocabConfig = Field(default_factory=VocabConfig, description="Subword vocabulary.")
+    clean: CleanConfig = Field(default_factory=all_defaults, description="Cleaning of raw text.")
+    vocab: VocabConfig = Field(default_factory=all_defaults, description="Subword vocabulary.")
     shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs per shard.")
     workers: PositiveInt | None = Field(
         default=None, description="Number of binarization processes; null uses all CPU cores."
     )
+
+    @model_validator(mode="after")
+    def _check_languages(self) -> DataConfig:
+        # the files of clean text are named after the languages
+        if self.source_lang == self.target_lang and isinstance(self.source, ShardsConfig):
+            message = f"it and source_lang are both {self.target_lang!r}; give two names"
+            raise FieldErrors([("target_lang", message)])
+        return self
 
     @model_validator(mode="after")
     def _check_symbols(self) -> DataConfig:

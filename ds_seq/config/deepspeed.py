@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
         content = read_limited(file).decode("utf-8")
         data = json.loads(content, object_pairs_hook=_no_key_twice)
     except FileNotFoundError as error:
-        raise UserError(f"train.deepspeed: {file} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"train.deepspeed: {file} cannot be read: {error.strerror}; ds_seq's own are in "
+            "configs/ds_config, and null means ZeRO stage 0"
+        ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -212,16 +215,26 @@ def _unknown_key_errors(
             if len(homes) in (1, 2):
                 yield _misplaced(dotted, " or ".join(homes))
             else:
-                yield f"{dotted}: unknown key{nearest(key, {*known, *handled})}"
+                yield f"{dotted}: unknown key{_meant(key, [*known, *handled])}"
             continue
         expected = known[key]
-        if isinstance(expected, str):
+        if dotted in OWNED_BELOW and isinstance(value, bool):  # a switch instead of its section
+            yield _misplaced(dotted, OWNED_BELOW[dotted]["enabled"])
+        elif isinstance(expected, str):
             if not _is_kind(value, expected):
                 yield f"{dotted}: should be {_KIND_NAMES[expected]}, not {json.dumps(value)}"
         elif isinstance(value, Mapping):
             yield from _unknown_key_errors(value, expected, owned, dotted)
         else:
             yield f"{dotted}: should be an object {{...}}, not {json.dumps(value)}"
+
+
+def _meant(key: str, known: Sequence[str]) -> str:
+    """Return the section that the key belongs to, or the nearest known key."""
+    sections = [
+        name for name, below in PASSED.items() if not isinstance(below, str) and key in below
+    ]
+    return f"; it belongs to {sections[0]}" if len(sections) == 1 else nearest(key, known)
 
 
 _KIND_NAMES: Mapping[Kind, str] = {

@@ -27,8 +27,8 @@ OWNED: Mapping[str, str] = {
 """Top-level keys that belong in the experiment file, and their names there."""
 
 OWNED_BELOW: Mapping[str, Mapping[str, str]] = {
-    "fp16": {"enabled": "train.precision", "auto_cast": "train.precision"},
-    "bf16": {"enabled": "train.precision"},
+    "fp16": {"enabled": "train.precision: fp16", "auto_cast": "train.precision: fp16"},
+    "bf16": {"enabled": "train.precision: bf16"},
 }
 """Keys below passed sections that belong in the experiment file."""
 

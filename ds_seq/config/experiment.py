@@ -8,21 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationInfo, model_validator
 
-from ds_seq.config.base import Config, FieldErrors
+from ds_seq.config.base import Config, FieldErrors, all_defaults
 from ds_seq.config.criterion import (
     BaseCriterionConfig,
     CriterionConfig,
-    CrossEntropyConfig,
     DistillationConfig,
     ModelAndBaseConfig,
 )
 from ds_seq.config.data import DataConfig
 from ds_seq.config.generation import GenerationConfig
-from ds_seq.config.model import ModelConfig, TransformerConfig
+from ds_seq.config.model import ModelConfig
 from ds_seq.config.optim import (
-    AdamConfig,
     CosineConfig,
-    InverseSqrtConfig,
     LinearConfig,
     OptimizerConfig,
     PolynomialConfig,
@@ -51,21 +48,21 @@ class ExperimentConfig(Config):
     )
     run_dir: str | None = Field(default=None, description="Run folder; null means `runs/<name>`.")
     data: DataConfig = Field(description="Languages, raw files and shards.")
-    task: TaskConfig = Field(default_factory=TranslationConfig, description="The task to learn.")
-    model: ModelConfig = Field(default_factory=TransformerConfig, description="The model.")
+    task: TaskConfig = Field(default_factory=all_defaults, description="The task to learn.")
+    model: ModelConfig = Field(default_factory=all_defaults, description="The model.")
     criterion: CriterionConfig = Field(
-        default_factory=CrossEntropyConfig, description="What training minimizes."
+        default_factory=all_defaults, description="What training minimizes."
     )
-    optimizer: OptimizerConfig = Field(default_factory=AdamConfig, description="The optimizer.")
+    optimizer: OptimizerConfig = Field(default_factory=all_defaults, description="The optimizer.")
     scheduler: SchedulerConfig = Field(
-        default_factory=InverseSqrtConfig, description="The learning rate over time."
+        default_factory=all_defaults, description="The learning rate over time."
     )
-    train: TrainConfig = Field(default_factory=TrainConfig, description="The training run.")
+    train: TrainConfig = Field(default_factory=all_defaults, description="The training run.")
     validation: ValidationConfig = Field(
-        default_factory=ValidationConfig, description="What a validation measures."
+        default_factory=all_defaults, description="What a validation measures."
     )
     generation: GenerationConfig = Field(
-        default_factory=GenerationConfig, description="Search of translations."
+        default_factory=all_defaults, description="Search of translations."
     )
 
     @property

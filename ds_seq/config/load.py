@@ -14,18 +14,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from ds_seq.config.base import shown
 from ds_seq.config.experiment import STAND_INS, ExperimentConfig
-from ds_seq.config.messages import dotted, error_lines
 from ds_seq.config.outside import Sections, check_trusted, outside_names
+from ds_seq.config.paths import find_parent, resolved
 from ds_seq.config.schema import has_short_form
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.yaml_file import (
     KeyPath,
     YamlFile,
+    dotted,
     parse_value,
     parse_yaml,
     read_yaml,
-    shown,
     to_yaml,
 )
 from ds_seq.errors import UserError
@@ -36,7 +37,7 @@ _COMMAND_LINE = "command line"
 _MOST_ERRORS = 30
 _MOST_PARENTS = 20
 
-_REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "x", "dir": "x"}}
+_REQUIRED = {"name": "x", "data": {"source_lang": "x", "target_lang": "y", "dir": "x"}}
 """Valid values for all keys without a default."""
 
 
@@ -108,9 +109,8 @@ def load_experiment(
     Code from outside ds_seq that an override names is trusted: the user has typed that name. A name
     in a file is not, because files are passed around; see `ds_seq.plugins.trust`.
 
-    A relative `train.deepspeed` is searched for in the working folder, then in the folder of the
-    experiment file and in the two folders above it; the first match replaces it. The file may be
-    missing: a run folder that was copied elsewhere translates without it.
+    The files that it names are found by the rule of `ds_seq.config.paths`. They may be missing: a
+    run folder that was copied elsewhere translates without them.
 
     Args:
         path: YAML file (JSON is YAML too).
@@ -170,6 +170,8 @@ def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> Experim
     try:
         config = ExperimentConfig.model_validate(tree.data)
     except ValidationError as error:
+        from ds_seq.config.messages import error_lines  # a valid file needs no messages
+
         errors = (error, *_errors_between(tree.data, error))
         every = (line for each in errors for line in error_lines(each, tree.data, tree.origin))
         lines = list(islice(every, _MOST_ERRORS))
@@ -178,11 +180,7 @@ def _validated(tree: _Tree, overrides: Iterable[str], runs: Sections) -> Experim
         raise UserError("\n".join(lines)) from None
     trust(name for path, name in outside_names(config) if _at(path, typed) == name)
     check_trusted(config, runs, lambda path: f"{tree.origin(path)}: {dotted(path)}")
-    ds_json = _find_near(config.train.deepspeed, tree.file)
-    if ds_json is None:
-        return config
-    train = config.train.model_copy(update={"deepspeed": str(ds_json)})
-    return config.model_copy(update={"train": train})
+    return config
 
 
 def _errors_between(data: Mapping[str, Any], error: ValidationError) -> list[ValidationError]:
@@ -222,10 +220,13 @@ def _read_with_parents(file: Path) -> _Tree:
             raise UserError(
                 f"{current}: {EXTENDS}: should be the name of one file, not {shown(parent)}"
             )
-        current = current.parent / parent if parent is not None else None
+        current = find_parent(parent, current) if parent is not None else None
     tree = _Tree(file)
     for source, content in reversed(chain):
-        tree.merge(content.data, {key: f"{source}:{line}" for key, line in content.lines.items()})
+        tree.merge(
+            resolved(content.data, source),
+            {key: f"{source}:{line}" for key, line in content.lines.items()},
+        )
     return tree
 
 
@@ -266,13 +267,5 @@ def _apply_overrides(tree: _Tree, overrides: Iterable[str]) -> dict[str, Any]:
         origins.update((keys[:length], _COMMAND_LINE) for length in range(1, len(keys) + 1))
     if problems:
         raise UserError("\n".join(problems))
-    tree.merge(data, origins)
+    tree.merge(resolved(data, tree.file, on_command_line=True), origins)
     return data
-
-
-def _find_near(name: str | None, experiment: Path) -> Path | None:
-    if name is None:
-        return None
-    folder = experiment.absolute().parent
-    places = (Path(), folder, *folder.parents[:2])
-    return next((place / name for place in places if (place / name).is_file()), None)

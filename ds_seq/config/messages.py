@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors
+from ds_seq.config import wording
+from ds_seq.config.base import EXTERNAL_TAG, Config, FieldErrors, shown
 from ds_seq.config.customary import customary
 from ds_seq.config.deepspeed_keys import OWNED, PASSED
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.schema import NO_TAG, has_short_form, paths_of_key, section_classes
 from ds_seq.config.upgrade import MOVED
-from ds_seq.config.yaml_file import KeyPath, shown
+from ds_seq.config.yaml_file import KeyPath, dotted
 from ds_seq.plugins import nearest
 
 Origin = Callable[[KeyPath], str]
@@ -29,8 +31,12 @@ def error_lines(error: ValidationError, data: Any, origin: Origin) -> Iterator[s
         data: data that was validated.
         origin: returns where a key was written, such as `my.yaml:12`.
     """
+    reported = set()  # a value of several possible kinds fails for each of them
     for path, message in findings(error, data):
-        yield f"{origin(path)}: {dotted(path)}: {message}"
+        line = f"{origin(path)}: {dotted(path)}: {message}"
+        if line not in reported:
+            reported.add(line)
+            yield line
 
 
 def findings(
@@ -57,19 +63,20 @@ def _findings(
     cause = context.get("error")
     if kind == "extra_forbidden":
         yield path, f"unknown key{_hint(path, owner)}"
-    elif kind == "missing":
-        yield _missing(path, owner)
+    elif kind == "missing" and path[-1] in owner.model_fields:
+        yield path, f"missing. {owner.model_fields[str(path[-1])].description}"
     elif kind == "union_tag_invalid":
         tags = _quoted(context["expected_tags"])
         known = [tag for tag in tags if tag != EXTERNAL_TAG]
         outside = ", or `package.module:Name`" if EXTERNAL_TAG in tags else ""
-        yield (
-            (*path, "name") if _is_section(path, data) else path,
-            f"no {path[-1]} {shown(context['tag'])}{nearest(context['tag'], known)}; there are "
-            f"{', '.join(known)}{outside}",
-        )
+        where = (*path, "name") if _is_section(path, data) else path
+        given = shown(_at(where, data))
+        meant = nearest(context["tag"], known)
+        yield where, f"no {path[-1]} {given}{meant}; there are {', '.join(known)}{outside}"
     elif kind in ("union_tag_not_found", "model_type"):
-        yield path, f"should be a section (`key: value` lines), not {shown(details['input'])}"
+        _, field = _field(path, owner, kind)
+        wanted = wording.section(details["input"], field)
+        yield path, f"should be {wanted}, not {shown(details['input'])}"
     elif kind == "string_pattern_mismatch":
         about = owner.model_fields[str(path[-1])].description
         yield path, f"{shown(details['input'])} does not fit. {about}"
@@ -79,17 +86,35 @@ def _findings(
     elif isinstance(cause, ValueError):
         yield path, str(cause)
     else:
-        meant = nearest(str(details["input"]), _quoted(context.get("expected", "")))
-        wanted = re.sub(r"^\w+ should", "should", details["msg"])
-        yield path, f"{wanted}, not {shown(details['input'])}{meant}"
+        path, field = _field(path, owner, kind)
+        value = _at(path, data)
+        meant = nearest(str(value), _quoted(context.get("expected", "")))
+        wanted = wording.wanted(details, field)
+        yield path, f"should be {wanted}, not {shown(value)}{meant}"
 
 
-def _missing(path: KeyPath, owner: type[Config]) -> tuple[KeyPath, str]:
-    """Return the place and the problem of a missing key, or of a missing member of a list."""
-    last = path[-1]
-    if isinstance(last, int):
-        return path[:-1], f"should have more than {last} value(s)"
-    return path, f"missing. {owner.model_fields[last].description}"
+def _field(path: KeyPath, owner: type[Config], kind: str) -> tuple[KeyPath, FieldInfo | None]:
+    """Return the field that contains the value at `path`, and the path to name.
+
+    This is the path of the field if the error is one of a tuple as a whole, and if the field may
+    be of several kinds, whose names pydantic adds to its locations.
+    """
+    names = [index for index, key in enumerate(path) if key in owner.model_fields]
+    if not names:
+        return path, None
+    field = owner.model_fields[str(path[names[-1]])]
+    after = path[names[-1] + 1 :]
+    is_mapping = get_origin(field.annotation) is dict
+    is_whole = wording.is_tuple(field) and kind in wording.TUPLE_ERRORS
+    if is_whole or (not is_mapping and any(isinstance(key, str) for key in after)):
+        path = path[: names[-1] + 1]
+    return path, field
+
+
+def _at(path: KeyPath, data: Any) -> Any:
+    for key in path:
+        data = _child(data, key)
+    return data
 
 
 def _quoted(text: Any) -> list[str]:
@@ -105,26 +130,26 @@ def _locate(location: KeyPath, data: Any, section: type[Config]) -> tuple[KeyPat
     path: list[str | int] = []
     owner = section
     choices: dict[str, type[Config]] = {}
+    below = section  # the class of the next key
     here = data
     for item in location:
         if isinstance(item, str) and item in choices:
-            owner, choices = choices[item], {}
+            below, choices = choices[item], {}
             continue
         if isinstance(item, int) and isinstance(here, dict):
             continue
         path.append(item)
         here = _child(here, item)
+        owner = below
         if isinstance(item, str) and item in owner.model_fields:
             choices = section_classes(owner.model_fields[item].annotation)
-            owner = choices.pop(NO_TAG, owner)
+            below = choices.pop(NO_TAG, owner)
     return tuple(path), owner
 
 
 def _is_section(path: KeyPath, data: Any) -> bool:
     """Return whether a mapping was written at `path`, rather than the name of one."""
-    for key in path:
-        data = _child(data, key)
-    return isinstance(data, dict)
+    return isinstance(_at(path, data), dict)
 
 
 def _child(node: Any, key: str | int) -> Any:
@@ -156,11 +181,3 @@ def _hint(path: KeyPath, owner: type[Config]) -> str:
         if key == group or (isinstance(below, dict) and key in below):
             return "; it belongs in the DeepSpeed JSON that train.deepspeed names"
     return nearest(key, owner.model_fields)
-
-
-def dotted(path: KeyPath) -> str:
-    """Return a key path as it is written in messages and overrides."""
-    text = ""
-    for item in path:
-        text += f"[{item}]" if isinstance(item, int) else f".{item}"
-    return text.removeprefix(".")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
+from ds_seq.config.base import Config
 from ds_seq.config.schema import (
     Section,
     defining_class,
@@ -49,6 +50,35 @@ def options_table() -> str:
                 )
             )
     return "\n".join(parts)
+
+
+class Option(NamedTuple):
+    """An option as a help text shows it.
+
+    Attributes:
+        kind: type and bounds, or the possible values.
+        default: its default, as in YAML.
+        meaning: its description.
+        metavar: what stands for its value in a usage line.
+    """
+
+    kind: str
+    default: str
+    meaning: str
+    metavar: str
+
+
+def described(config: type[Config], name: str) -> Option:
+    """Return what is known of a field without a section of its own."""
+    field = config.model_fields[name]
+    schema = config.model_json_schema()["properties"][name]
+    kind = _type(schema, {}).replace("`", "")
+    default = json.dumps(_default(field, schema)).strip('"')
+    values = [*map(str, schema.get("enum", ()))] or (
+        ["true", "false"] if schema.get("type") == "boolean" else []
+    )
+    metavar = f"{{{','.join(values)}}}" if values else kind.split()[0].upper()
+    return Option(kind, default, str(field.description).rstrip("."), metavar)
 
 
 def _rows(section: Section, written: set[tuple[str, type]]) -> Iterator[str]:
@@ -105,5 +135,11 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     names = {"integer": "int", "number": "float", "string": "text", "boolean": "true, false"}
     names |= {"array": "list", "object": "mapping"}
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    limits = ", ".join(f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema)
+    limits = ", ".join(
+        f"{sign} {_number(schema[key])}" for key, sign in bounds.items() if key in schema
+    )
     return " ".join(part for part in (names.get(kind, kind), limits) if part)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"

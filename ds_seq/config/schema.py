@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Tag
@@ -72,10 +73,11 @@ def defining_class(config: type[Config], field: str) -> type:
     return next(base for base in config.__mro__ if field in vars(base).get("__annotations__", {}))
 
 
-def paths_of_key(key: str) -> list[str]:
+@cache
+def paths_of_key(key: str) -> tuple[str, ...]:
     """Return the dotted paths of all fields named `key`, each once."""
     paths = (section.path_of(key) for section in sections() if key in section.config.model_fields)
-    return list(dict.fromkeys(paths))
+    return tuple(dict.fromkeys(paths))
 
 
 def plugin_names() -> Mapping[str, frozenset[str]]:
@@ -89,12 +91,17 @@ def plugin_names() -> Mapping[str, frozenset[str]]:
 
 def has_short_form(path: tuple[str | int, ...]) -> bool:
     """Return whether the section at `path` may be given by its name alone."""
-    return _dotted(path) in {
+    return _dotted(path) in _short_forms()
+
+
+@cache
+def _short_forms() -> frozenset[str]:
+    return frozenset(
         section.path_of(name)
         for section in sections()
         for name, field in section.config.model_fields.items()
         if is_short_form(field)
-    }
+    )
 
 
 def is_short_form(field: FieldInfo) -> bool:

@@ -21,8 +21,7 @@ class TrainConfig(Config):
 
     deepspeed: str | None = Field(
         default=None,
-        description="DeepSpeed JSON, relative to the working folder or to the experiment file; "
-        "null means ZeRO stage 0 with DeepSpeed's defaults.",
+        description="DeepSpeed JSON; null means ZeRO stage 0 with DeepSpeed's defaults.",
     )
     max_tokens: PositiveInt = Field(
         default=4096,

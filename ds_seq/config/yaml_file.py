@@ -18,6 +18,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
+from ds_seq.config.base import shown
 from ds_seq.errors import UserError
 from ds_seq.records import read_limited
 
@@ -47,6 +48,14 @@ _SCALARS = (
 )
 
 
+def dotted(path: KeyPath) -> str:
+    """Return a key path as it is written in messages and overrides."""
+    text = ""
+    for item in path:
+        text += f"[{item}]" if isinstance(item, int) else f".{item}"
+    return text.removeprefix(".")
+
+
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     table: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
     for tag, pattern, first_characters in _SCALARS:
@@ -58,10 +67,13 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return table
 
 
+_RESOLVERS = _resolvers()
+
+
 class _Loader(yaml.SafeLoader):
     """Composes and constructs within the limits above."""
 
-    yaml_implicit_resolvers = _resolvers()
+    yaml_implicit_resolvers = _RESOLVERS
     # without !!timestamp, !!set and others, which no setting has
     yaml_constructors = {
         tag: construct
@@ -111,13 +123,6 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
-def shown(value: Any) -> str:
-    """Return a value for a message, shortened if it is long."""
-    text = value[:200] if isinstance(value, str) else value
-    text = repr(text)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(str(value)):,} characters)"
-
-
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     if len(text) > _LONGEST_NUMBER:
@@ -141,9 +146,9 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = {
         first: [
             *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
-            *_resolvers().get(first, []),
+            *_RESOLVERS.get(first, []),
         ]
-        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_resolvers()}
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_RESOLVERS}
     }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,6 @@ from sacrebleu.metrics.helpers import extract_all_char_ngrams, extract_all_word_
 from ds_seq.generation.translate import LineResult
 from ds_seq.scores.scoring import build_metric
 from ds_seq.search.hypotheses import Hypothesis
-
-UtilityName = Literal["chrf", "bleu"]
-UTILITIES: tuple[str, ...] = get_args(UtilityName)
 
 Utility = Callable[[Sequence[str]], NDArray[np.float64]]
 """Maps texts (U,) to utilities (U, U) from 0 to 100; rows are hypotheses, columns references."""

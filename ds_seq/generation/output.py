@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,11 +17,9 @@ from ds_seq.generation.words import (
     target_words,
     word_pairs,
 )
+from ds_seq.names import OutputFormat
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
-
-OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
-FORMATS: tuple[str, ...] = get_args(OutputFormat)
 
 _LN_2 = np.float32(math.log(2))
 

@@ -13,7 +13,7 @@ import torch
 
 from ds_seq.data.progress import Progress, ignore
 from ds_seq.distributed import shared_errors
-from ds_seq.generation.output import LineWriter, OutputFormat, Spelling
+from ds_seq.generation.output import LineWriter, Spelling
 from ds_seq.generation.partial import Line, Store
 from ds_seq.generation.translate import (
     BatchLimits,
@@ -24,6 +24,7 @@ from ds_seq.generation.translate import (
     plan_lines,
     search_plan,
 )
+from ds_seq.names import OutputFormat
 from ds_seq.search.beam_search import BeamSearch, Decodable
 from ds_seq.text.lines import STANDARD, read_buffers, write_lines
 from ds_seq.text.tags import untagged

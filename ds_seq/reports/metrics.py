@@ -22,6 +22,8 @@ from ds_seq.reports.heat_map import Panel
 
 Figures = dict[str, "float | list[float]"]
 _EXPERTS_A_LINE = 16
+LAYER_NAMES = "layers"
+"""Key of a record of `metrics.jsonl` with the names of the layers that `moe/layer<i>` numbers."""
 
 
 class LossSums:
@@ -119,13 +121,14 @@ def load_panel(title: str, figures: Mapping[str, Any], names: Sequence[str] = ()
     Args:
         title: title of the map.
         figures: result of `LossSums.reduce`.
-        names: names of the layers; layers are numbered if the names do not match their number.
+        names: names of the layers, by default those of the record; layers are numbered if there are
+            none.
     """
     loads = [layer["load"] for layer in layer_figures(figures)]
     if not loads:
         return None
     shares = [[share * len(load) for share in load] for load in loads]
-    return Panel(title, _named(names, len(loads)), shares)
+    return Panel(title, _named(names, figures, len(loads)), shares)
 
 
 def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
@@ -133,7 +136,8 @@ def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
 
     Args:
         figures: result of `LossSums.reduce`.
-        names: names of the layers; layers are numbered if the names do not match their number.
+        names: names of the layers, by default those of the record; layers are numbered if there are
+            none.
 
     Returns:
         The table, with several lines per layer if it has many experts; empty for a dense model.
@@ -141,7 +145,7 @@ def load_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
     layers = layer_figures(figures)
     if not layers:
         return ""
-    labels = _named(names, len(layers))
+    labels = _named(names, figures, len(layers))
     margin = max(map(len, ("layer", *labels)))
     most = max(len(layer["load"]) for layer in layers)
     heads = "".join(f"{expert:>5}" for expert in range(min(most, _EXPERTS_A_LINE)))
@@ -160,7 +164,7 @@ def router_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
     layers = layer_figures(figures)
     if not layers:
         return ""
-    labels = _named(names, len(layers))
+    labels = _named(names, figures, len(layers))
     margin = max(map(len, ("layer", *labels)))
     keys = [
         key for key in dict.fromkeys(chain.from_iterable(layers)) if key not in ("load", "dropped")
@@ -175,7 +179,8 @@ def router_table(figures: Mapping[str, Any], names: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def _named(names: Sequence[str], count: int) -> list[str]:
+def _named(names: Sequence[str], figures: Mapping[str, Any], count: int) -> list[str]:
+    names = list(names) or figures.get(LAYER_NAMES, [])
     return list(names) if len(names) == count else [str(index) for index in range(count)]
 
 

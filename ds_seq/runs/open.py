@@ -18,13 +18,13 @@ from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
 from ds_seq.models import build_model
 from ds_seq.models.packing import pack_weights
+from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 from ds_seq.weights.fill import fill
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-INT8 = "int8"
 """In addition to `DTYPES`, a number format for inference: 8-bit weights; see `pack_weights`."""
 
 

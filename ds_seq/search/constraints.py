@@ -14,16 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ds_seq.names import ConstraintOrder
 from ds_seq.search.guides import Candidates, RankedSelection, pick
 from ds_seq.search.phrase_states import PhraseProgress, any_order, given_order
 from ds_seq.search.top_k import top_k
 
-ConstraintOrder = Literal["any", "given"]
 _NEVER = -math.inf
 _NO_TOKEN = -1
 

@@ -4,6 +4,7 @@ Everything is written to `data.dir`::
 
     clean/train.de ...    normalized and filtered text; valid and test are only normalized
     clean/train.json ...  inputs of the clean text, and counts of dropped pairs
+    clean/valid.overlap.json ...  counts of its pairs that are in the training text, too
     vocab.model           joint tokenizer of the clean training text
     vocab.json            inputs of the tokenizer
     train.0000.src.bin ...  shards, see `ds_seq.data.shards`
@@ -31,6 +32,7 @@ from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin, TextRecord
+from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
@@ -77,6 +79,7 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         records = [TextRecord.of(path) for pair in pairs for path in pair]
         origins[split] = Origin(tuple(records), clean_options(data, split))
         texts[split] = _clean_split(data, split, pairs, records, force)
+    _report_overlap(data, texts, force)
     tokenizers, is_ours = _make_vocab(data, texts["train"], force)
     vocab = data.vocab.model_dump(mode="json") if is_ours else None
     for split, text in texts.items():
@@ -145,6 +148,31 @@ def _clean_split(
         if number:
             print(f"    dropped {number:>12,}  {reason}")
     return text
+
+
+def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
+    """Print how many pairs of the other splits are in the training text, where they score well."""
+    held_out = [split for split in texts if split != "train"]
+    train = [text_fingerprint(path) for path in texts["train"]] if held_out else []
+    for split in held_out:
+        step = _Step(
+            Path(data.dir) / "clean" / f"{split}.overlap.json",
+            inputs=[*train, *(text_fingerprint(path) for path in texts[split])],
+            options={},
+            outputs=[],
+        )
+        found = None if force else step.result_of_last_time()
+        if found is not None and found.keys() >= set(Overlap._fields):
+            overlap = Overlap(found["total"], found["pairs"], found["sources"])
+        else:
+            overlap = find_overlap(texts["train"], texts[split])
+            step.record(overlap._asdict())
+        if overlap.pairs or overlap.sources:
+            print(
+                f"{split}: warning: {overlap.pairs:,} of {overlap.total:,} pairs are in the "
+                f"training text, too, and {overlap.sources:,} more sources with another "
+                f"translation; scores of them mean little. Remove them from data.raw.train"
+            )
 
 
 def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> tuple[Tokenizers, bool]:
@@ -288,15 +316,21 @@ def _report_untagged(
 
 @record
 class _Result(TypedDict, total=False):
-    """Figures of a finished step; clean text also has counts of what was dropped."""
+    """Figures of a finished step; clean text also has counts of what was dropped.
+
+    `total`, `pairs` and `sources` are those of an `Overlap`.
+    """
 
     kept: Count
     size: Count
+    total: Count
+    pairs: Count
+    sources: Count
 
 
 @record
 class _StepRecord(TypedDict):
-    """Content of `clean/train.json` and of `vocab.json`."""
+    """Content of `clean/train.json`, `clean/valid.overlap.json` and `vocab.json`."""
 
     made_from: dict[str, Any]
     outputs: list[str]

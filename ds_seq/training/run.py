@@ -20,6 +20,7 @@ from torch import nn
 
 from ds_seq.config.changes import settings
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.needs import warmup_error
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
@@ -48,6 +49,7 @@ from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts
+from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.run_folder import (
     RunSetup,
     check_vocab,
@@ -137,6 +139,7 @@ def run_training(
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
     reason = trainer.fit()
+    trainer.log.note(f"stopped at update {trainer.update} ({reason})")
     if check is not None:
         check.verify()
     return TrainingResult(
@@ -237,7 +240,7 @@ def _build(
     if world.is_first:
         store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
-    log = RunLog(setup.folder, world.is_first, train.tensorboard, train.max_updates, done)
+    log = _open_log(setup, batches, world, done)
     validator = Validator(
         engine,
         criterion,
@@ -264,6 +267,18 @@ def _store(setup: RunSetup, history: History, best: BestBy, vocab_hash: str) -> 
         best.figure,
         history.scores_compare,
     )
+
+
+def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
+    """Open the log of the run, which starts after update `done`, and record the start."""
+    train = setup.config.train
+    last = train.max_updates
+    if train.max_epochs is not None:
+        last = min(last, train.max_epochs * batches.updates_per_epoch)
+    log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
+    if world.is_first:
+        log.say(describe_start(record_start(setup.folder, world, done)))
+    return log
 
 
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
@@ -342,6 +357,8 @@ def _announce(
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
         f"{world.device.type}"
     )
+    if (warning := warmup_error(setup.config)) is not None:
+        trainer.log.say(f"warning: {warning}")
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
         for note in history.notes:

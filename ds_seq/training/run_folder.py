@@ -17,10 +17,12 @@ from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.history import History, first_version, resumed
+from ds_seq.training.provenance import STARTS_FILE
 from ds_seq.training.resume_state import check_resumable
+from ds_seq.training.run_log import LOG_FILE
 from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, read_meta
 
-_OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
+_OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS, LOG_FILE, STARTS_FILE)
 
 
 @dataclass(frozen=True)

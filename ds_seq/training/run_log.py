@@ -1,4 +1,4 @@
-"""Logs of a run: JSON lines, TensorBoard curves and images, and a progress bar."""
+"""Logs of a run: text, JSON lines, TensorBoard curves and images, and a progress bar."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from tqdm import tqdm
 from ds_seq import files
 from ds_seq.reports.heat_map import Panel, draw_heat_map
 
+LOG_FILE = "train.log"
+
 
 class RunLog:
     """Writes on rank 0; on other ranks every method does nothing.
 
     Args:
-        folder: the run folder, which receives `metrics.jsonl` and `tensorboard/`.
+        folder: the run folder, which receives `train.log`, `metrics.jsonl` and `tensorboard/`.
         active: whether this is rank 0.
         tensorboard: whether to write event files, too.
         total_updates: length of the progress bar.
@@ -31,9 +33,11 @@ class RunLog:
         self, folder: Path, active: bool, tensorboard: bool, total_updates: int, done_updates: int
     ) -> None:
         self._active = active
+        self._path = folder / LOG_FILE
         self._file: TextIO | None = None
         self._writer: Any = None
         self._bar: Any = None
+        self._total, self._first, self._begun = total_updates, done_updates, time.monotonic()
         if not active:
             return
         _forget_after(folder / "metrics.jsonl", done_updates)
@@ -78,19 +82,39 @@ class RunLog:
         """Move the progress bar to `update`; without a terminal, print `brief` as a line."""
         if not self._active:
             return
+        shown = [f"{name} {value}" for name, value in (brief or {}).items()]
+        line = " | ".join([f"update {update}", *shown, f"ETA {self._eta(update)}"])
+        if brief:
+            self.note(line)
         if self._bar is not None:
             self._bar.update(update - self._bar.n)
             if brief:
                 self._bar.set_postfix(brief)
         elif brief:
-            shown = " | ".join(f"{name} {value}" for name, value in brief.items())
-            print(f"update {update} | {shown}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a message, above the progress bar if there is one."""
         if self._active:
+            self.note(text)
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        """Write a message to the log file only."""
+        if self._active:
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{now} {line}\n" for line in text.splitlines())
+
+    def _eta(self, update: int) -> str:
+        """Return the time until the last update at the mean speed so far, validations included."""
+        done = update - self._first
+        if done <= 0:
+            return "unknown"
+        left = (self._total - update) * (time.monotonic() - self._begun) / done
+        hours, seconds = divmod(round(max(left, 0.0)), 3600)
+        return f"{hours}:{seconds // 60:02}:{seconds % 60:02}"
 
     def close(self) -> None:
         """Close the files and the progress bar."""

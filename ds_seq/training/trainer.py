@@ -27,7 +27,13 @@ from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.reports.metrics import LossSums, load_panel, metric_lines_by_file, metric_names
+from ds_seq.reports.metrics import (
+    LAYER_NAMES,
+    LossSums,
+    load_panel,
+    metric_lines_by_file,
+    metric_names,
+)
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
@@ -91,6 +97,7 @@ class Trainer:
         self._saved_at = -1
         self._validated_at = -1
         self._layers = layer_names(engine.module)
+        self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._balancer = BiasBalancer(engine.module)
         self._window = LossSums()
@@ -208,7 +215,7 @@ class Trainer:
             tokens_per_second=float(figures["tokens"]) / seconds,
             seconds_per_update=seconds / self._window_updates,
         )
-        self.log.record("train", self.update, figures)
+        self.log.record("train", self.update, {**figures, **self._names})
         brief = {
             "epoch": f"{self.batches.epoch}",
             "loss": f"{loss:.3f}",
@@ -239,7 +246,7 @@ class Trainer:
         if not self.last_validation:
             self._say_signatures(figures)
         self.last_validation, self._validated_at = figures, self.update
-        self.log.record("valid", self.update, figures)
+        self.log.record("valid", self.update, {**figures, **self._names})
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
         self.log.picture("valid/moe/load", self.update, panel)
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)

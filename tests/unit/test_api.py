@@ -132,7 +132,7 @@ def test_encoder_states_of_a_line_do_not_depend_on_the_others(lab: Path, name: s
             {"length_penality": 1.0},
             "no search option 'length_penality' (did you mean 'length_penalty'?)",
         ),
-        ({"beam": 0}, "beam: should be greater than or equal to 1, not 0"),
+        ({"beam": 0}, "beam: should be at least 1, not 0"),
         ({"beam": 2, "n_best": 3}, "the search keeps 2 hypotheses"),
         ({"sampling_top_k": 3}, "sampling_top_k: has no effect without sampling: true"),
     ],

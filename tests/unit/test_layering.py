@@ -242,6 +242,19 @@ def test_check_imports_no_torch() -> None:
     assert not loaded & {"torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu"}
 
 
+def test_importing_the_config_builds_no_schema() -> None:
+    """Building them is what `ds-seq check` spends its time on: that of the experiment, once."""
+    code = (
+        "import ds_seq.commands.check\n"
+        "from ds_seq.config.schema import sections\n"
+        "print(*{s.config.__name__ for s in sections() if s.config.__pydantic_complete__})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == []
+
+
 def test_importing_the_package_imports_nothing_else() -> None:
     ours = modules_after("import ds_seq")
     assert ours - modules_after("pass") == {"ds_seq"}

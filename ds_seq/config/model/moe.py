@@ -13,6 +13,7 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
     Probability,
+    shown,
 )
 from ds_seq.config.model.router import ExternalRouterConfig, RouterConfig, router_params
 from ds_seq.config.model.stack import StackFields, Width
@@ -31,10 +32,10 @@ class MoeLayersConfig(Config):
     """Explicit list of the layers with experts, counted from 0."""
 
     encoder: list[NonNegativeInt] = Field(
-        default_factory=list, description="Encoder layers that have experts."
+        default=[], description="Encoder layers that have experts."
     )
     decoder: list[NonNegativeInt] = Field(
-        default_factory=list, description="Decoder layers that have experts."
+        default=[], description="Decoder layers that have experts."
     )
 
 
@@ -154,7 +155,7 @@ class MoeConfig(Config):
         counts = value if isinstance(value, list) else [value]
         if not counts or any(type(n) is not int or n < 1 for n in counts):
             raise ValueError(
-                f"should be a whole number of at least 1, or a list of them, not {value!r}"
+                f"should be a whole number of at least 1, or a list of them, not {shown(value)}"
             )
         return value
 

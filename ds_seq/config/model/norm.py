@@ -29,4 +29,5 @@ NormConfig = Annotated[LayerNormConfig, SHORT_FORM]
 class NormFields(Config):
     """The norm of all sub-layers and at the end of a stack."""
 
-    norm: NormConfig = Field(default=LayerNormConfig(), description="Kind of norm.")
+    # `model_construct` and not a call, which would build a schema during the import
+    norm: NormConfig = Field(default=LayerNormConfig.model_construct(), description="Kind of norm.")

@@ -83,8 +83,7 @@ PositionsConfig = Annotated[
 class PositionFields(Config):
     """Kind and number of positions."""
 
-    positions: PositionsConfig = Field(
-        default=SinusoidalConfig(),
-        description="Position encoding.",
+    positions: PositionsConfig = Field(  # see `norm.py`
+        default=SinusoidalConfig.model_construct(), description="Position encoding."
     )
     max_positions: Width = Field(default=1024, description="Maximum sentence length in subwords.")

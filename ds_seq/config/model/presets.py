@@ -35,6 +35,15 @@ _DENSE: dict[str, dict[str, Any]] = {
     },
 }
 
+_ELSEWHERE = {
+    "transformer": "wmt_en_de",
+    "base": "wmt_en_de",
+    "transformer_base": "wmt_en_de",
+    "big": "vaswani_wmt_en_de_big",
+    "transformer_big": "vaswani_wmt_en_de_big",
+}
+"""Preset of the size that other toolkits call by another name."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     **_DENSE,
     **{f"ds_moe_{name}": {**fields, "moe": {}} for name, fields in _DENSE.items()},
@@ -67,5 +76,17 @@ class PresetFields(Config):
     @classmethod
     def _check_preset(cls, preset: str | None) -> str | None:
         if preset is not None and preset not in PRESETS:
-            raise ValueError(f"no preset {preset!r}{nearest(preset, PRESETS)}")
+            known = ", ".join(PRESETS)
+            raise ValueError(f"no preset {preset!r}{_meant(preset)}; there are {known}")
         return preset
+
+
+def _meant(preset: str) -> str:
+    """Return a hint; only a name that mentions experts is answered with a model that has them."""
+    name = preset.lower().replace("-", "_").removeprefix("transformer_")
+    is_sparse = "moe" in name
+    known = {each: each for each in PRESETS if each.startswith("ds_moe_") == is_sparse}
+    known |= {} if is_sparse else _ELSEWHERE
+    if name in known:
+        return f" (did you mean {known[name]!r}?)"
+    return nearest(name, known.values())

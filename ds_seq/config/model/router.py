@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
-from ds_seq.config.base import EXTERNAL_TAG, ExternalConfig
+from ds_seq.config.base import EXTERNAL_TAG, ExternalConfig, shown
 from ds_seq.plugins import nearest
 
 RouterName = Literal["softmax", "cosine", "sigmoid", "expert_choice", "language"]
@@ -27,8 +27,8 @@ def _router(value: Any) -> Any:
     if isinstance(value, str) and ":" in value:
         return {"name": value}
     raise ValueError(
-        f"no router {value!r}{nearest(str(value), ROUTERS)}; there are {', '.join(ROUTERS)}, or "
-        "`package.module:Name`"
+        f"no router {shown(value)}{nearest(str(value), ROUTERS)}; there are "
+        f"{', '.join(ROUTERS)}, or `package.module:Name`"
     )
 
 

@@ -20,9 +20,7 @@ class ExternalModelConfig(TransformerFields):
     name: ExternalName = Field(
         description="`package.module:Name` of a builder, which is called with the whole section."
     )
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Free-form options of the builder."
-    )
+    options: dict[str, Any] = Field(default={}, description="Free-form options of the builder.")
 
     def num_params(self, vocab_size: int) -> None:
         """Return None: the size is unknown before the model is built."""

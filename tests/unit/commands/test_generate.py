@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 
 import ds_seq
 from ds_seq.commands import generate
+from ds_seq.commands.arguments import generate_parser
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
-from ds_seq.generation.output import FORMATS
+from ds_seq.names import OUTPUT_FORMATS as FORMATS
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.text.tokenizer import Tokenizers
 from tests.unit.search.table_model import TableModel, WordTokenizer
@@ -277,8 +278,8 @@ def test_a_failed_run_is_resumed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--beam", "0"], "error: --beam: should be greater"),
-        (["--beam", "many"], "error: --beam: should be a valid integer"),
+        (["--beam", "0"], "error: --beam: should be at least 1, not"),
+        (["--beam", "many"], "error: --beam: should be a whole number, not 'many'"),
         (["--input", "nowhere"], "nowhere: no such file"),
         (["--input", "in", "--reference", "short"], "in has 4 lines but short has 1"),
         (["--reference", "short"], "has 4 lines but short has 1"),
@@ -289,7 +290,7 @@ def test_a_failed_run_is_resumed(
         (["--n-best", "6", "--format", "tsv"], "the search keeps 5 hypotheses; raise --beam"),
         (["--n-best", "0"], "--n-best 0: at least 1"),
         (["--unk-penalty", "-1"], "error: --unk-penalty: should be"),
-        (["--sampling", "maybe"], "error: --sampling: should be a valid boolean"),
+        (["--sampling", "maybe"], "error: --sampling: should be true or false, not 'maybe'"),
         (
             ["--sampling-top-k", "3"],
             "error: --sampling-top-k: has no effect without sampling: true",
@@ -341,9 +342,11 @@ def test_empty_input_gives_empty_output(folder: Path) -> None:
 
 
 def test_arguments_of_the_search_are_those_of_the_config() -> None:
-    actions = {action.dest: action for action in generate._parser()._actions}
+    actions = {action.dest: action for action in generate_parser()._actions}
     for name, field in GenerationConfig.model_fields.items():
-        assert actions[name].help == field.description
+        help = str(actions[name].help)
+        assert help.startswith(f"{str(field.description).rstrip('.')} (")
+        assert help.endswith(f"default: {str(field.default).replace('False', 'false')})")
     assert actions["local_rank"].help == argparse.SUPPRESS
 
 

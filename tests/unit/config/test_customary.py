@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.config.customary import CUSTOMARY
+from ds_seq import cli
+from ds_seq.config.coming_from import names_page
+from ds_seq.config.customary import COMMANDS, CUSTOMARY, customary_command, rows
 from ds_seq.config.load import load_experiment
 from ds_seq.config.schema import paths_of_key, sections
 from ds_seq.errors import UserError
 from ds_seq.names import ROUTER_LOSSES
 
+ROOT = Path(__file__).parents[3]
 PATHS = {section.path for section in sections()} | {
     section.path_of(name) for section in sections() for name in section.config.model_fields
 }
@@ -25,13 +28,33 @@ def answer(experiment: Path, override: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("key", CUSTOMARY)
-def test_each_is_none_of_ours_and_leads_to_some(key: str) -> None:
-    assert len(paths_of_key(key)) not in (1, 2), "the loader finds the home of our own keys itself"
-    assert "-" not in key
-    ours = CUSTOMARY[key]
-    named = {ours.split()[0].rstrip(",:"), *re.findall(r"[a-z]+\.[a-z_.]*[a-z]", ours)}
-    assert named <= PATHS | {f"criterion.loss_weights.{loss}" for loss in ROUTER_LOSSES}
+def test_each_row_leads_to_options_of_ours() -> None:
+    known = PATHS | {f"criterion.loss_weights.{loss}" for loss in ROUTER_LOSSES}
+    for row in rows():
+        named = {row.ours.split()[0].rstrip(",:"), *re.findall(r"[a-z_]+\.[a-z_.]*[a-z]", row.ours)}
+        assert named <= known | {"zero_optimization.stage"}, row
+
+
+def test_no_name_has_two_meanings() -> None:
+    meanings: dict[str, set[str]] = {}
+    for row in rows():
+        for name in " ".join((*row.columns, row.other)).replace("-", "_").split():
+            meanings.setdefault(name, set()).add(row.ours)
+    assert not {name: ours for name, ours in meanings.items() if len(ours) > 1}
+    assert {name: ours for name, (ours,) in meanings.items()} == CUSTOMARY
+
+
+def test_each_name_is_answered(experiment: Path) -> None:
+    """All in one file: every mistake is reported at once. Of our own keys, the home is named."""
+    keys = [key for key in CUSTOMARY if len(paths_of_key(key)) not in (1, 2)]
+    with pytest.raises(UserError) as caught:
+        load_experiment(experiment, [f"train.{key}=1" for key in keys])
+    answers = dict(
+        line.removeprefix("command line: train.").split(": ", 1)
+        for line in str(caught.value).splitlines()
+    )
+    assert len(keys) > 200
+    assert not [key for key in keys if CUSTOMARY[key].split()[0] not in answers.get(key, "")]
 
 
 @pytest.mark.parametrize(
@@ -84,3 +107,20 @@ def test_another_toolkits_name(experiment: Path, override: str, ours: str) -> No
 )
 def test_our_own_name_at_the_wrong_place(experiment: Path, override: str, home: str) -> None:
     assert home in answer(experiment, override)
+
+
+def test_the_page_is_current_and_named_in_the_readme() -> None:
+    page = ROOT / "docs" / "COMING_FROM.md"
+    assert page.read_text(encoding="utf-8") == names_page(), (
+        "run: ds-seq check --names > docs/COMING_FROM.md"
+    )
+    assert "docs/COMING_FROM.md" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_commands_of_other_toolkits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(COMMANDS) <= set(cli.COMMANDS)
+    assert customary_command("fairseq-preprocess") == customary_command("preprocess") == "prepare"
+    assert cli.main(["fairseq-generate"]) == 2
+    assert (
+        "no command 'fairseq-generate'; ds_seq's name for it is generate" in capsys.readouterr().err
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from ds_seq.config.load import dump, load_experiment, read_experiment
+from ds_seq.config.schema import sections
 from ds_seq.config.yaml_file import parse_value, to_yaml
 from ds_seq.errors import UserError
 from tests.unit.config.fixture_types import WriteFile
@@ -174,7 +176,7 @@ def test_all_errors_are_reported_at_once_with_line_and_hint(write: WriteFile) ->
         "(did you mean 'pre'?)",
         "bad.yaml:10: model.moe.topk: unknown key (did you mean 'top_k'?)",
         "bad.yaml:12: optimizer.name: no optimizer 'adamm' (did you mean 'adam'?)",
-        "bad.yaml:14: train.clip_norm: should be a valid number",
+        "bad.yaml:14: train.clip_norm: should be a number, not",
         "command line: train.max_tokenz: unknown key (did you mean 'max_tokens'?)",
     }
     assert len(found) == len(expected)
@@ -202,6 +204,28 @@ def test_a_misplaced_key_is_reported_with_its_home(
     assert words in line
 
 
+@pytest.mark.parametrize("value", ["x", "[x]", "[[]]", "{x: 1}", "3.5", "-3", "true", "null"])
+def test_a_wrong_value_is_answered_in_the_words_of_a_file(
+    minimal: dict[str, Any], value: str
+) -> None:
+    """For every option of the schema: no traceback, and none of pydantic's own words."""
+    words = r"\b(valid|parse|interpret|Input|constrained|None|True)\b"
+    for section in sections():
+        kind = section.variant.split(",")[0]
+        overrides = [f"{section.path}.name={kind}"] if kind not in ("", "external") else []
+        for field in section.config.model_fields:
+            try:
+                read_experiment(minimal, [*overrides, f"{section.path_of(field)}={value}"])
+            except UserError as error:
+                assert not re.search(words, str(error).replace("data.raw.valid", "")), str(error)
+
+
+def test_a_mapping_is_not_changed_by_overrides(minimal: dict[str, Any]) -> None:
+    before = json.dumps(minimal)
+    assert read_experiment(minimal, ["data.vocab.size=99"]).data.vocab.size == 99
+    assert json.dumps(minimal) == before
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -224,7 +248,7 @@ def test_a_misplaced_key_is_reported_with_its_home(
         ),
         (
             "model.positions=3",
-            "model.positions: no positions '3'; there are sinusoidal, le",
+            "model.positions: no positions 3; there are sinusoidal, le",
         ),
         ("model.positions=", "model.positions: no positions"),
         ("model.positions={name: rotary, base: 3}", "model.positions.base: unknown key"),
@@ -234,7 +258,18 @@ def test_a_misplaced_key_is_reported_with_its_home(
         ("model.norm.epss=1", "model.norm.epss: unknown key (did you mean 'eps'?)"),
         ("name=a b", "name: 'a b' does not fit"),
         ("criterion.name=a:b:c", "criterion.name: 'a:b:c' does not fit"),
-        ("optimizer.betas=[0.9, 2]", "optimizer.betas[1]"),
+        ("optimizer.betas=[0.9, 2]", "optimizer.betas[1]: should be less than 1, not 2"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: should be 2 numbers, such as [0.9, 0.98]"),
+        ("optimizer=adam", "write {name: adam}, not 'adam'"),
+        ("validation.metrics=bleu", "should be a list; write [bleu], not 'bleu'"),
+        ("data.raw.train=x", "a section {source: ..., target: ...} or a list of them, not 'x'"),
+        ("data.raw.train=[x]", "data.raw.train[0]: should be a section"),
+        ("data.source_lang=3", "should be text; put it in quotes"),
+        ("train.tensorboard=perhaps", "should be true or false, not 'perhaps'"),
+        ("run_dir=3", "should be text; put it in quotes"),
+        ("criterion={name: distillation, teacher: 3}", "teacher: should be text or a list of them"),
+        ("model.preset=transformer_wmt_en_de", "(did you mean 'wmt_en_de'?)"),
+        ("model.preset=transformer_moe", "no preset 'transformer_moe'; there are"),
         ("criterion={name: model_and_base, base: {name: distilation}}", "criterion.base.name: no"),
         ("train.seed", "does not have the form"),
         ("=3", "does not have the form"),
@@ -357,3 +392,45 @@ def test_overrides_leave_the_callers_mapping_as_it_is() -> None:
     before = deepcopy(mine)
     assert read_experiment(mine, ["train.seed=7"]).train.seed == 7
     assert mine == before
+
+
+def test_files_are_found_here_or_next_to_the_experiment_file(
+    write: WriteFile, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rule for all files that an experiment names, whichever file of a chain names them."""
+    for name in ("project/train.en", "project/train.de", "project/big/config.yaml"):
+        write(name, "")
+    write(
+        "project/parent.yaml",
+        "extends: ../small.yaml\ndata: {raw: {train: {source: train.en, target: train.de}}}\n",
+    )
+    child = write(
+        "project/sub/child.yaml",
+        "extends: ../parent.yaml\n"
+        "train: {init_from: big}\n"
+        "criterion: {name: model_and_base, base: {name: distillation, teacher: [big, none]}}\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_experiment(child)
+    (train,) = config.data.raw.train
+    assert Path(train.source).is_file() and Path(train.target).is_file()
+    assert config.train.init_from == str(tmp_path / "project" / "big")
+    assert config.distillation is not None
+    assert config.distillation.teacher == [str(tmp_path / "project" / "big"), "none"]
+    assert config.data.dir == "shards"  # what is written is in the working folder
+    # as written where it is found from the working folder, which comes first
+    monkeypatch.chdir(tmp_path / "project")
+    assert load_experiment(child).train.init_from == "big"
+
+
+def test_a_path_with_two_meanings_is_refused(
+    write: WriteFile, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = write("sub/child.yaml", "extends: ../small.yaml\ntrain: {init_from: big}\n")
+    here, there = write("big", ""), write("sub/big", "")
+    monkeypatch.chdir(tmp_path)
+    (line,) = complaints(child)
+    assert f"{child}: big is a file of the working folder, but also {there}" in line
+    here.unlink()
+    assert load_experiment(child).train.init_from == str(there)
+    assert load_experiment(child, ["train.init_from=big"]).train.init_from == str(there)

@@ -72,7 +72,7 @@ def test_a_dense_model_has_none() -> None:
         ),
         ({"num_experts": []}, r"or a list of them, not \[\]"),
         ({"num_experts": [4, 0, 4]}, r"or a list of them, not \[4, 0, 4\]"),
-        ({"num_experts": True}, "or a list of them, not True"),
+        ({"num_experts": True}, "or a list of them, not true"),
         ({"num_experts": "many"}, "or a list of them, not 'many'"),
         ({"num_experts": 2.0}, "or a list of them, not 2.0"),
         ({"top_k": 9}, "top_k: 9 is more than num_experts 8"),

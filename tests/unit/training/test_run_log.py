@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,5 +99,19 @@ def test_without_a_terminal_there_are_lines_and_no_bar(
     log.say("hello")
     log.close()
     captured = capsys.readouterr()
-    assert captured.err == "update 2 | loss 1.0 | lr 5e-4\nhello\n"
-    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert re.fullmatch(r"update 2 \| loss 1\.0 \| lr 5e-4 \| ETA \d+:\d\d:\d\d", first)
+    assert second == "hello" and captured.out == ""
+    log.note("only in the file")
+    written = (tmp_path / "train.log").read_text().splitlines()
+    assert [line[20:] for line in written] == [first, second, "only in the file"]
+
+
+def test_the_eta_is_the_mean_time_of_an_update_times_those_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 100.0 + 2 * 3600])
+    monkeypatch.setattr("ds_seq.training.run_log.time.monotonic", lambda: next(clock))
+    log = RunLog(tmp_path, True, False, 30, 10)  # resumed at update 10 of 30
+    log.advance(18, {"loss": "1"})  # 8 updates in 2 hours, so 12 take 3
+    assert capsys.readouterr().err == "update 18 | loss 1 | ETA 3:00:00\n"

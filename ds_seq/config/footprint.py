@@ -1,0 +1,109 @@
+"""What a run takes: tokens per update, updates per epoch, and memory per process; rough by design.
+
+The memory of weights, gradients and optimizer follows from their number (Rajbhandari et al. 2020,
+"ZeRO"). That of activations is estimated from the tensors that a layer keeps for its backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model.transformer import ModelSize
+from ds_seq.config.optim import AdamConfig, SgdConfig
+
+_GIB = 2**30
+# widths of d_model that a layer keeps per token: inputs of sub-layers, projections, dropout masks
+_KEPT = {"encoder": 10, "decoder": 17}
+
+
+def batch_lines(
+    config: ExperimentConfig, world_size: int | None, manifest: Mapping[str, Any] | None
+) -> list[str]:
+    """Return lines about tokens per update and epochs.
+
+    Args:
+        config: the experiment.
+        world_size: number of processes; None if unknown.
+        manifest: manifest of the training shards; None if they do not exist yet.
+    """
+    train, ranks = config.train, world_size or config.train.expert_parallel
+    tokens = train.max_tokens * train.accumulate * ranks
+    lines = [
+        f"update  {tokens:>16,}   tokens, padding included: max_tokens {train.max_tokens:,} x "
+        f"accumulate {train.accumulate} x {ranks} process(es)"
+        + ("" if world_size else "; --world-size N for N processes")
+    ]
+    if manifest is None:
+        return [*lines, "epoch                  -   known after `ds-seq prepare`"]
+    shards = manifest.get("shards", [])
+    sides = [sum(shard[f"{side}_tokens"] for shard in shards) for side in ("src", "tgt")]
+    updates, pairs = max(1, round(max(sides) / tokens)), sum(shard["pairs"] for shard in shards)
+    epochs = train.max_updates / updates
+    return [
+        *lines,
+        f"epoch   {updates:>16,}   updates or a little more, of {pairs:,} pairs",
+        f"epochs  {epochs:>16,.1f}   in train.max_updates {train.max_updates:,}"
+        + ("" if train.max_epochs is None else f"; stops after {train.max_epochs}"),
+    ]
+
+
+def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -> list[str]:
+    """Return lines about memory per process; empty for a model of unknown size.
+
+    Args:
+        config: the experiment.
+        stage: ZeRO stage.
+        world_size: number of processes; None if unknown.
+    """
+    size = config.model.num_params(config.data.vocab.size)
+    if size is None:
+        return []
+    ranks = world_size or config.train.expert_parallel
+    states = _state_bytes(config, size, stage, ranks) / _GIB
+    activations = _activation_bytes(config) / _GIB
+    return [
+        f"states  {states:>12.2f} GiB   weights, gradients and optimizer, ZeRO stage {stage}, "
+        f"{ranks} process(es)",
+        f"batch   {activations:>12.2f} GiB   activations of {config.train.max_tokens:,} tokens, a "
+        "rough estimate; train.max_tokens lowers it",
+    ]
+
+
+def _state_bytes(config: ExperimentConfig, size: ModelSize, stage: int, ranks: int) -> float:
+    """Return the bytes of weights, gradients and optimizer states of one process."""
+    is_half = config.train.precision != "fp32"
+    weight = 2 if is_half else 4
+    optimizer = 4 if is_half else 0  # the fp32 copy of the weights
+    if isinstance(config.optimizer, AdamConfig):
+        optimizer += 8
+    elif isinstance(config.optimizer, SgdConfig):
+        optimizer += 4 if config.optimizer.momentum else 0
+    spread = config.train.expert_parallel
+    parts = ((size.total - size.experts, ranks), (size.experts / spread, max(1, ranks // spread)))
+    total = 0.0
+    for count, group in parts:  # ZeRO divides a parameter among the processes that have a copy
+        shares = [group if stage >= least else 1 for least in (3, 2, 1)]
+        total += count * sum(
+            bytes_each / share
+            for bytes_each, share in zip((weight, weight, optimizer), shares, strict=True)
+        )
+    return total
+
+
+def _activation_bytes(config: ExperimentConfig) -> float:
+    model, tokens = config.model, config.train.max_tokens
+    width = 4 if config.train.precision == "fp32" else 2
+    layers = 0.0
+    for stack in model.stacks:
+        for layer in range(model.layers_of(stack)):
+            if model.activation_checkpointing:
+                layers += model.d_model
+                continue
+            copies = 1
+            if model.moe is not None and model.experts_in(stack, layer):
+                copies = model.moe.top_k + model.moe.shared_experts
+            layers += _KEPT[stack] * model.d_model + copies * 2 * model.ffn_dim
+    logits = config.data.vocab.size * (width + 4)  # and their float32 gradient
+    return tokens * (layers * width + logits)

@@ -1,0 +1,122 @@
+"""What `ds-seq prepare` and `ds-seq train` would miss on this machine; imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ds_seq.config.data import ShardsConfig, SplitConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.optim import ConstantConfig, InverseSqrtConfig
+
+
+class Needs(NamedTuple):
+    """What a run would miss, one line each, with the key.
+
+    Attributes:
+        errors: files that should be there, and are not.
+        notes: text that has not been fetched yet: not even its folder exists.
+    """
+
+    errors: list[str]
+    notes: list[str]
+
+
+def unmet(config: ExperimentConfig) -> Needs:
+    """Return what is missing on this machine, as seen from the working folder."""
+    errors = [f"{key}: {problem}" for key, problem in _missing(config)]
+    notes: list[str] = []
+    if not Path(config.data.dir).exists():  # a shipped example, before its text is fetched
+        for key, pair in _raw_files(config):
+            for path in map(Path, (pair.source, pair.target)):
+                line = f"{key}: {path}: no such file"
+                if line in errors and not path.parent.exists():
+                    errors.remove(line)
+                    notes.append(f"{line}; its folder does not exist yet, either")
+    if errors:
+        errors.append(
+            f"these paths are seen from {Path.cwd()}: correct them, or use `ds-seq check "
+            "--elsewhere` if the run is for another machine"
+        )
+    return Needs(errors, notes)
+
+
+def warmup_error(config: ExperimentConfig) -> str | None:
+    """Return a line if the run ends before the learning rate has reached its peak, else None.
+
+    Schedules that decay to a given update are checked with the experiment itself.
+    """
+    scheduler, updates = config.scheduler, config.train.max_updates
+    if not isinstance(scheduler, InverseSqrtConfig | ConstantConfig):
+        return None
+    if scheduler.warmup_updates <= updates:
+        return None
+    return (
+        f"scheduler.warmup_updates: {scheduler.warmup_updates} is longer than the run, which ends "
+        f"at update {updates} (train.max_updates), before the learning rate has reached its peak; "
+        "lower it"
+    )
+
+
+def train_manifest(config: ExperimentConfig) -> Mapping[str, Any] | None:
+    """Return the manifest of the training shards, or None if there is none that can be read."""
+    try:
+        text = (Path(config.data.dir) / "train.manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    if isinstance(config.data.source, ShardsConfig):
+        yield from _missing_text(config)
+    if config.train.init_from is not None:
+        yield from _absent("train.init_from", config.train.init_from, "run or exported model")
+    where, _ = config.base_criterion
+    criterion = config.distillation
+    if criterion is None:
+        return
+    teachers = criterion.teacher if criterion.teacher is not None else []
+    for teacher in [teachers] if isinstance(teachers, str) else teachers:
+        yield from _absent(f"{where}.teacher", teacher, "run or exported model")
+    if criterion.cache is not None:
+        yield from _absent(f"{where}.cache", criterion.cache, "folder; see `ds-seq teacher-cache`")
+
+
+def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    raw, folder, train = config.data.raw, Path(config.data.dir), config.train
+    is_prepared = (folder / "train.manifest.json").is_file()
+    validates = train.validate_every is not None
+    if not is_prepared and not raw.train:
+        yield (
+            "data.raw.train",
+            f"missing, and data.dir {folder} has no shards; name the training text, such as "
+            "{source: corpus.en, target: corpus.de}",
+        )
+    if validates and not raw.valid and not (folder / "valid.manifest.json").is_file():
+        yield (
+            "data.raw.valid",
+            "missing: name the validation text, or set train.validate_every=null and "
+            "train.save_every",
+        )
+    for key, pair in _raw_files(config):
+        # training reads the shards, and the validation text as the reference of its metrics
+        is_read = key == "data.raw.valid" and validates and config.validation.metrics
+        if not is_prepared or is_read:
+            for path in (pair.source, pair.target):
+                yield from _absent(key, path, "file")
+
+
+def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:
+    raw = config.data.raw
+    for split, pairs in (("train", raw.train), ("valid", raw.valid), ("test", raw.test)):
+        for pair in pairs:
+            yield f"data.raw.{split}", pair
+
+
+def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:
+    if not Path(path).exists():
+        yield key, f"{path}: no such {kind}"

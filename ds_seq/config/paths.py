@@ -1,0 +1,91 @@
+"""The rule for relative paths, the same for every file that an experiment file names.
+
+A path is relative to the working folder, as on a command line. A file that does not exist there is
+looked for in the folder of the experiment file that names it, then in the two folders above, so
+that a project with its files works from any folder. What a run writes (`data.dir`, `run_dir`) is
+always relative to the working folder. Only the parent of an experiment file (`extends`) is looked
+for next to the file first: the two are written together.
+"""
+
+from __future__ import annotations
+
+from os.path import exists
+from pathlib import Path
+from typing import Any
+
+from ds_seq.errors import UserError
+
+_PAIR = {"source": None, "target": None}
+_CRITERION = {"teacher": None, "cache": None}
+_INPUTS = {
+    "data": {"raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR}},
+    "criterion": {**_CRITERION, "base": _CRITERION},
+    "train": {"deepspeed": None, "init_from": None},
+}
+"""Keys whose values are paths of files that a run reads."""
+
+
+def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
+    """Return where a file that `file` names is, or `name` itself if it is nowhere.
+
+    Args:
+        name: path as written; absolute, or relative as described above.
+        file: experiment file that contains it.
+        on_command_line: whether it was given besides the file instead, where only the working
+            folder can be meant if there is such a file.
+
+    Raises:
+        UserError: two different files are meant: one here and one in the folder of `file`.
+    """
+    here, folder = Path(name), file.absolute().parent
+    beside = folder / name
+    if exists(here):
+        if not on_command_line and exists(beside) and not beside.samefile(here):
+            raise UserError(
+                f"{file}: {name} is a file of the working folder, but also {beside}; write the "
+                "whole path of the one that is meant"
+            )
+        return name
+    places = (beside, *(parent / name for parent in folder.parents[:2]))
+    return next((str(place) for place in places if exists(place)), name)
+
+
+def find_parent(name: str, file: Path) -> Path:
+    """Return the file that `extends: name` in `file` means, whether or not it exists."""
+    beside = file.parent / name
+    return beside if beside.is_file() else Path(find_near(name, file))
+
+
+def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False) -> dict[str, Any]:
+    """Return settings with the paths of all files that they name resolved.
+
+    Values that are no text are left to the schema, which refuses them.
+
+    Args:
+        settings: content of the file, or overrides; not modified.
+        file: the file.
+        on_command_line: whether they are overrides.
+
+    Raises:
+        UserError: see `find_near`.
+    """
+
+    def find(value: Any) -> Any:
+        if isinstance(value, list):
+            return [find(item) for item in value]
+        if not isinstance(value, str) or not value:
+            return value
+        return find_near(value, file, on_command_line)
+
+    def follow(value: Any, keys: Any) -> Any:
+        if keys is None:
+            return find(value)
+        if isinstance(value, list):
+            return [follow(item, keys) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: follow(below, keys[key]) if key in keys else below for key, below in value.items()
+        }
+
+    return {**settings, **follow(settings, _INPUTS)}

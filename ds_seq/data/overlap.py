@@ -1,0 +1,57 @@
+"""How much of a held-out text is in the training text, too."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ds_seq.text.lines import PairPath, read_blocks
+
+_LINES = 10_000  # lines in memory at a time
+
+
+class Overlap(NamedTuple):
+    """Counts of held-out pairs.
+
+    Attributes:
+        total: all of them.
+        pairs: those that are training pairs, too.
+        sources: others whose source is in the training text, with another translation.
+    """
+
+    total: int
+    pairs: int
+    sources: int
+
+
+def find_overlap(train: PairPath, held_out: PairPath) -> Overlap:
+    """Look for each pair of a text in the training text, byte by byte.
+
+    Args:
+        train: the training text, which is read block by block.
+        held_out: validation or test text, of which digests are kept in memory.
+
+    Raises:
+        UserError: a file is missing, or the two sides have different numbers of lines.
+    """
+    wanted = list(_digests([held_out]))
+    sources = {source for source, _ in wanted}
+    seen_sources: set[bytes] = set()
+    seen_pairs: set[tuple[bytes, bytes]] = set()
+    for source, target in _digests([train]):
+        if source in sources:
+            seen_sources.add(source)
+            seen_pairs.add((source, target))
+    pairs = sum(pair in seen_pairs for pair in wanted)
+    return Overlap(len(wanted), pairs, sum(source in seen_sources for source, _ in wanted) - pairs)
+
+
+def _digests(texts: Sequence[PairPath]) -> Iterator[tuple[bytes, bytes]]:
+    for block in read_blocks(texts, _LINES):
+        for source, target in zip(block.source, block.target, strict=True):
+            yield _digest(source), _digest(target)
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=12).digest()

@@ -1,0 +1,90 @@
+"""What a training was started with: command, place, versions. One line per start of a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ds_seq
+from ds_seq.distributed import World
+
+STARTS_FILE = "starts.jsonl"
+
+_PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu")
+
+
+def record_start(folder: Path, world: World, update: int) -> dict[str, Any]:
+    """Append a line to `starts.jsonl` in the run folder, and return its content.
+
+    Args:
+        folder: folder of the run.
+        world: the processes of the run.
+        update: update at which training starts; 0 unless it resumes.
+    """
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "update": update,
+        "command": shlex.join(sys.orig_argv),
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "processes": world.size,
+        "device": _device(world),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "versions": {
+            "ds_seq": ds_seq.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            "cuda": torch.version.cuda,
+        },
+    }
+    with (folder / STARTS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(start, ensure_ascii=False) + "\n")
+    return start
+
+
+def describe_start(start: dict[str, Any]) -> str:
+    """Return a line about a start, for the log."""
+    versions = start["versions"]
+    commit = f" ({start['commit']})" if start["commit"] else ""
+    return (
+        f"ds_seq {versions['ds_seq']}{commit}, torch {versions['torch']}, deepspeed "
+        f"{versions['deepspeed']}; {start['host']}, {start['device']}, {start['threads']} "
+        "thread(s) per process"
+    )
+
+
+def _device(world: World) -> str:
+    if world.device.type == "cuda":
+        return torch.cuda.get_device_name(world.device)
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of a checkout of ds_seq, with `-dirty` if files differ; else None."""
+    root = Path(ds_seq.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or a checkout of another user
+    return done.stdout.strip() or None

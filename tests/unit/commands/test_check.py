@@ -1,0 +1,157 @@
+"""What `ds-seq check` refuses and prints besides mistakes in the file itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_seq import cli
+from ds_seq.config.footprint import memory_lines
+from ds_seq.config.json_schema import json_schema
+from ds_seq.config.load import load_experiment
+from ds_seq.config.yaml_file import read_yaml
+
+EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.en", "train.de", "valid.en", "valid.de"):
+        Path(name).write_text("a\n")
+    Path("my.yaml").write_text(
+        "name: x\n"
+        "data:\n"
+        "  source_lang: en\n"
+        "  target_lang: de\n"
+        "  dir: shards\n"
+        "  vocab: {size: 1000}\n"
+        "  raw:\n"
+        "    train: {source: train.en, target: train.de}\n"
+        "    valid: {source: valid.en, target: valid.de}\n"
+    )
+    return "my.yaml"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.raw.train={source: no.en, target: train.de}"], "data.raw.train: no.en: no such"),
+        (["data.raw.train=[]"], "data.raw.train: missing, and data.dir shards has no shards"),
+        (
+            ["data.raw.valid=[]", "validation.metrics=[]", "validation.best=loss"],
+            "data.raw.valid: missing",
+        ),
+        (["criterion={name: distillation, teacher: runs/no}"], "criterion.teacher: runs/no: no"),
+        (
+            ["criterion={name: model_and_base, base: {name: distillation, cache: no}}"],
+            "criterion.base.cache: no: no such folder",
+        ),
+        (["train.init_from=runs/no"], "train.init_from: runs/no: no such run"),
+        (["train.max_updates=50"], "scheduler.warmup_updates: 4000 is longer than the run"),
+        (["data.target_lang=en"], "data.target_lang: it and source_lang are both 'en'"),
+    ],
+)
+def test_what_prepare_and_train_would_refuse(
+    experiment: str, overrides: list[str], words: str, capsys: Capture
+) -> None:
+    assert cli.main(["check", experiment]) == 0
+    capsys.readouterr()
+    assert cli.main(["check", experiment, *overrides]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_for_another_machine(experiment: str, capsys: Capture) -> None:
+    Path("train.en").unlink()
+    assert cli.main(["check", experiment]) == 2
+    assert "`ds-seq check --elsewhere`" in capsys.readouterr().err
+    assert cli.main(["check", experiment, "--elsewhere"]) == 0
+
+
+def test_a_file_without_data_says_what_to_add(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("name: x\n")
+    assert cli.main(["check", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("data: missing. Languages, raw files and shards.")
+
+
+def test_tokens_epochs_and_memory(experiment: str, capsys: Capture) -> None:
+    Path("shards").mkdir()
+    shards = [{"pairs": 5_000, "src_tokens": 100_000, "tgt_tokens": 80_000}] * 2
+    Path("shards/train.manifest.json").write_text(json.dumps({"shards": shards}))
+    batch = ["train.max_tokens=1000", "train.accumulate=5", "train.max_updates=4000"]
+    assert cli.main(["check", experiment, *batch, "--world-size", "4"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert "20,000   tokens" in lines["update"]
+    assert "10   updates" in lines["epoch"] and "10,000 pairs" in lines["epoch"]
+    assert "400.0   in train.max_updates" in lines["epochs"]
+
+
+def states(experiment: str, stage: int, ranks: int, *overrides: str) -> float:
+    config = load_experiment(experiment, ["model.preset=wmt_en_de_big", *overrides])
+    return float(memory_lines(config, stage, ranks)[0].split()[1])
+
+
+def test_memory_of_the_stages(experiment: str) -> None:
+    """16 bytes per parameter with Adam, which ZeRO divides in its order (Rajbhandari et al.)."""
+    config = load_experiment(experiment, ["model.preset=wmt_en_de_big"])
+    size = config.model.num_params(1000)
+    assert size is not None
+    unit = size.total / 2**30
+    expected = {(0, 4): 16, (1, 4): 10, (2, 4): 7, (3, 4): 4, (3, 1): 16}
+    for (stage, ranks), each in expected.items():
+        assert states(experiment, stage, ranks) == pytest.approx(unit * each, abs=0.01)
+    half = states(experiment, 1, 4, "train.precision=bf16")
+    assert half == pytest.approx(unit * (2 + 2 + 12 / 4), abs=0.01)
+
+
+def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
+    """The part of JSON schema that the file needs."""
+    if "$ref" in schema:
+        return accepts(root["$defs"][schema["$ref"].rpartition("/")[2]], value, root)
+    if "anyOf" in schema and not any(accepts(each, value, root) for each in schema["anyOf"]):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "const" in schema and value != schema["const"]:
+        return False
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int}
+    kinds |= {"number": (int, float), "null": type(None)}
+    if "type" in schema and not isinstance(value, kinds[schema["type"]]):
+        return False
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        if schema.get("additionalProperties") is False and not value.keys() <= known.keys():
+            return False
+        required = set(schema.get("required", ())) <= value.keys()
+        return required and all(accepts(known.get(k, {}), v, root) for k, v in value.items())
+    if isinstance(value, list) and "items" in schema:
+        return all(accepts(schema["items"], each, root) for each in value)
+    return True
+
+
+def test_the_json_schema_accepts_what_check_accepts(capsys: Capture) -> None:
+    schema = json_schema()
+    for path in EXPERIMENTS:
+        assert accepts(schema, read_yaml(path).data, schema), path
+    for good in (
+        {"extends": "a.yaml", "model": {"positions": "rotary", "norm": {"name": "layer"}}},
+        {"model": {"positions": {"name": "learned"}, "moe": {"num_experts": [2, 4]}}},
+        {"data": {"raw": {"train": [{"source": "a", "target": "b"}]}}},
+        {"criterion": {"name": "a.b:C", "options": {"x": 1}}},
+    ):
+        assert accepts(schema, good, schema), good
+    for bad in (
+        {"train": {"max_tokenz": 3}},
+        {"train": {"max_tokens": "many"}},
+        {"model": {"positions": "rotarry"}},
+        {"data": {"raw": {"train": {"source": "a"}}}},
+    ):
+        assert not accepts(schema, bad, schema), bad
+    assert cli.main(["check", "--json-schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema

@@ -1,0 +1,89 @@
+"""`ds-seq init`: the file that it prints is accepted as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ds_seq import cli
+from ds_seq.config.load import load_experiment
+from tests.data.toy import write_toy
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_toy(tmp_path, train=300, held_out=20)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TRAIN = ["--source", "train.en", "--target", "train.de"]
+VALID = ["--valid-source", "valid.en", "--valid-target", "valid.de"]
+
+
+def written(capsys: Capture, *arguments: str) -> Path:
+    assert cli.main(["init", *TRAIN, *arguments]) == 0
+    path = Path("my.yaml")
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("arguments", [[], VALID, [*VALID, "--experts", "4", "--name", "no"]])
+@pytest.mark.usefixtures("text")
+def test_check_and_prepare_accept_it(arguments: list[str], capsys: Capture) -> None:
+    path = written(capsys, *arguments)
+    assert len(path.read_text().splitlines()) < 60 and path.read_text().count("#") > 8
+    assert cli.main(["check", str(path)]) == 0
+    assert cli.main(["prepare", str(path)]) == 0
+    config = load_experiment(path)
+    assert (config.data.source_lang, config.data.target_lang) == ("en", "de")
+    assert (config.model.moe is not None) == ("--experts" in arguments)
+    assert (config.train.validate_every is not None) == ("--valid-source" in arguments)
+    assert (Path(config.data.dir) / "train.manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("text")
+def test_settings_grow_with_the_text(capsys: Capture) -> None:
+    small = load_experiment(written(capsys))
+    for side in ("en", "de"):
+        path = Path(f"train.{side}")
+        path.write_text(path.read_text(encoding="utf-8") * 400, encoding="utf-8")
+    large = load_experiment(written(capsys))
+    sizes = [config.model.num_params(1000) for config in (small, large)]
+    assert sizes[0] is not None and sizes[1] is not None and sizes[0].total < sizes[1].total
+    assert small.train.max_updates < large.train.max_updates
+
+
+@pytest.mark.usefixtures("text")
+def test_few_lines_and_odd_names(capsys: Capture) -> None:
+    for side in ("en", "de"):
+        lines = Path(f"train.{side}").read_text(encoding="utf-8").splitlines()[:3]
+        Path(f"a #1: {side}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    names = ["--source", "a #1: en.txt", "--target", "a #1: de.txt"]
+    assert cli.main(["init", *names]) == 2
+    assert "add --source-lang CODE" in capsys.readouterr().err
+    assert cli.main(["init", *names, "--source-lang", "no", "--target-lang", "de"]) == 0
+    Path("my.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert cli.main(["prepare", "my.yaml"]) == 0
+    assert load_experiment("my.yaml").data.source_lang == "no"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--source", "train.en", "--target", "none.de"], "none.de: no such file"),
+        (["--source", "train.en", "--target", "valid.de"], "differ in the number of lines"),
+        (["--source", "train.en", "--target", "train.en"], "both languages are 'en'"),
+        ([*TRAIN, *VALID[:2]], "--valid-source names 1 file(s), but --valid-target 0"),
+        ([*TRAIN, "--experts", "1"], "--experts 1: give 2 or more"),
+        ([*TRAIN[:2]], "missing: --target"),
+    ],
+)
+@pytest.mark.usefixtures("text")
+def test_mistakes_are_one_line(arguments: list[str], words: str, capsys: Capture) -> None:
+    assert cli.main(["init", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
