@@ -12,10 +12,8 @@ until the last update, epoch or hour, or until patience or a signal ends the run
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +29,10 @@ from ds_seq.reports.metrics import LossSums, load_panel, metric_names
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
+from ds_seq.training.finite import describe, weights_not_finite
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.signals import StopSignals
 from ds_seq.training.validation import BestBy, Validator
-
-# SLURM warns with SIGTERM or SIGUSR1, a person with Ctrl-C
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Update(NamedTuple):
@@ -87,7 +84,7 @@ class Trainer:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._lr = 0.0
-        self._signalled = False
+        self._signals = StopSignals()
         self._saved_at = -1
         self._validated_at = -1
         self._layers = layer_names(engine.module)
@@ -102,7 +99,7 @@ class Trainer:
         Returns:
             Why it ended, see `TrainingResult.reason`.
         """
-        previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        self._signals.install()
         try:
             if self.update == 0 and self.config.validate_every is not None:
                 self._rehearse_validation()
@@ -111,8 +108,7 @@ class Trainer:
             self._finish(validate=reason != "signal")
             return reason
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            self._signals.restore()
             self.batches.close()
             self.log.close()
 
@@ -147,7 +143,7 @@ class Trainer:
             tokens = float(sum(batch.num_tokens for batch in batches))
             out_of_time = hours is not None and self._seconds() > 3600 * hours
             local = torch.tensor(
-                [tokens, float(self._signalled or out_of_time)], dtype=torch.float64
+                [tokens, float(self._signals.received or out_of_time)], dtype=torch.float64
             )
             total, stop = distributed.sum_over_ranks(local).tolist()
             yield _Update(batches, total, bool(stop))
@@ -214,6 +210,7 @@ class Trainer:
             "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
             "norm": f"{result.grad_norm:.2f}",
+            "skipped": f"{self.skipped}" if self.skipped else "",
             "tokens/s": f"{figures['tokens_per_second']:,.0f}",
         }
         self.log.advance(self.update, {name: value for name, value in brief.items() if value})
@@ -228,6 +225,7 @@ class Trainer:
     def _validate(self) -> float:
         """Validate, record the figures, compare with the best, and return the score."""
         paused = time.monotonic()
+        self._require_finite_weights()
         figures = self.validator()
         _require_finite("validation loss", float(figures["loss"]), self.update)
         score = float(figures[self.best.figure])
@@ -253,8 +251,18 @@ class Trainer:
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
+    def _require_finite_weights(self) -> None:
+        """End a run before it validates or saves weights that are not finite.
+
+        The loss may hide them: on a CPU, relu turns NaN into 0, and an expert may be idle.
+        """
+        if names := weights_not_finite(self.engine.module):
+            _diverged(f"{describe(names, [])} at update {self.update}")
+
     def _save(self, score: float | None) -> None:
         paused = time.monotonic()
+        if self._validated_at != self.update:
+            self._require_finite_weights()
         self.checkpoints.save(
             self.engine, self.update, self.state_dict(), score, self.criterion.state()
         )
@@ -277,14 +285,8 @@ class Trainer:
         patience = self.config.patience
         return patience is not None and self.validations_without_progress >= patience
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Finish the update, save and end; a second Ctrl-C ends immediately."""
-        if number == signal.SIGINT and self._signalled:
-            raise KeyboardInterrupt
-        self._signalled = True
-
     def _any_signal(self) -> bool:
-        return distributed.any_rank(self._signalled)
+        return distributed.any_rank(self._signals.received)
 
     def _seconds(self) -> float:
         """Return the training time, including that of the runs that this one resumes."""
@@ -319,12 +321,15 @@ class Trainer:
 
 def _require_finite(kind: str, value: float, update: int) -> None:
     """End a run that has diverged before it replaces good checkpoints."""
-    if math.isfinite(value):
-        return
+    if not math.isfinite(value):
+        _diverged(f"the {kind} is {value} at update {update}")
+
+
+def _diverged(what: str) -> None:
     with distributed.shared_errors():  # all ranks see it; one reports it
         raise UserError(
-            f"the {kind} is {value} at update {update}; the last checkpoint is intact. Lower "
-            "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+            f"{what}; the last checkpoint is intact. Lower optimizer.lr, lengthen "
+            "scheduler.warmup_updates, or set train.clip_norm"
         )
 
 
