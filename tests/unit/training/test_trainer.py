@@ -142,7 +142,7 @@ def test_max_hours_ends_the_run_after_an_update() -> None:
     assert scene.of_kind("save") == [(1, None)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_without_a_validation(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     scene = Scene(max_updates=50, validate_every=20, save_every=None)
@@ -175,6 +175,32 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     with pytest.raises(UserError, match=r"gradient norm is inf at update 2.*optimizer\.lr"):
         scene.trainer.fit()
     assert not scene.of_kind("save")
+
+
+@pytest.mark.parametrize("settings", [{"save_every": 2}, VALIDATING])
+def test_weights_that_are_no_numbers_are_not_saved(settings: dict[str, Any]) -> None:
+    module = torch.nn.Linear(2, 1)  # the loss of the scene hides them, as an idle expert does
+    scene = Scene(max_updates=50, module=module, **settings)
+
+    def spoil(update: int) -> None:
+        if update == 4:
+            module.weight.data[0, 1] = float("inf")
+
+    scene.engine.on_step = spoil
+    with pytest.raises(UserError, match=r"NaN in the weights weight at update 4; the last ch"):
+        scene.trainer.fit()
+    assert [update for update, _ in scene.of_kind("save")] == [2]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        scene = Scene(max_updates=3)
+        scene.engine.on_step = lambda update: os.kill(os.getpid(), signal.SIGHUP)
+        assert scene.trainer.fit() == "max_updates"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_validation_loss_that_is_no_number_is_no_checkpoint() -> None:
