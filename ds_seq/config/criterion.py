@@ -259,7 +259,7 @@ class ModelAndBaseConfig(Config):
     base: BaseCriterionConfig = Field(
         default_factory=CrossEntropyConfig, description="The criterion on the translations."
     )
-    loss_weights: dict[str, float | None] = Field(
+    loss_weights: dict[str, Weight] = Field(
         default_factory=dict,
         description="Weight of each loss: "
         + ", ".join(f"`{name}`" for name in _LOSS_NAMES)

@@ -19,6 +19,7 @@ distributed.import_deepspeed()
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
@@ -291,6 +292,8 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
         f"{world.device.type}"
     )
+    for note in notes(setup.config):
+        trainer.log.say(f"note: {note}")
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
     elif train.init_from is not None:
