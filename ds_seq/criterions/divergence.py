@@ -46,16 +46,15 @@ def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tens
 
     Args:
         divergence: kind of divergence. `reverse_kl` needs the teacher's whole distribution.
-        student: the student's softmax.
-        teacher: (R, K) float32 scores or log-probabilities; their softmax is the teacher's
-            distribution.
+        student: the student's softmax of centered scores.
+        teacher: (R, K) float32 centered scores; their softmax is the teacher's distribution.
         ids: (R, K) columns of `teacher`, where all other columns have probability 0; None if
             K = V.
     """
     scores, probs = student.scores, student.probs
     if ids is not None:
         scores, probs = scores.gather(1, ids), probs.gather(1, ids)
-    target = softmax_rows(teacher)
+    target = softmax_rows(teacher, is_centered=True)
     ratio = teacher.clamp(min=_LOWEST_SCORE).sub_(scores)
     # log(target / probs) is ratio + offset
     offset = student.log_sum - target.log_sum
