@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         parsed, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
-            value = getattr(parsed, action.dest, None)
+            value = vars(parsed).get(action.dest)
             if isinstance(action.type, Number) and isinstance(value, int | float):
                 action.type.check(action.option_strings[0], value)
         return parsed, rest

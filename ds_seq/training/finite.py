@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_full_grad
@@ -47,9 +48,9 @@ def weights_not_finite(module: nn.Module) -> list[str]:
         module: the model; under ZeRO stage 3, each rank looks at its slices.
     """
     # a parameter that stage 3 has partitioned is empty; its slice is an attribute of it
+    named: Any = module.named_parameters()
     return _named(
-        (name, getattr(parameter, "ds_tensor", parameter).detach())
-        for name, parameter in module.named_parameters()
+        (name, p.ds_tensor if hasattr(p, "ds_tensor") else p.detach()) for name, p in named
     )
 
 

@@ -30,6 +30,7 @@ from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.finite import describe, weights_not_finite
+from ds_seq.training.memory import explained, largest, update_advice, validation_advice
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.signals import StopSignals
 from ds_seq.training.validation import BestBy, Validator
@@ -114,7 +115,8 @@ class Trainer:
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
-            self.validator(self.config.sanity_validation_batches)
+            with explained("in the first validation", validation_advice(self.config)):
+                self.validator(self.config.sanity_validation_batches)
 
     def _run(self) -> str:
         """Run updates until a stopping condition is met, and return which one."""
@@ -125,7 +127,9 @@ class Trainer:
             update = next(updates, None)
             if update is None:
                 return "max_epochs"
-            result = self._train_step(update)
+            batches = f"in update {self.update + 1} ({largest(update.batches)})"
+            with explained(batches, update_advice(self.config)):
+                result = self._train_step(update)
             self.update += 1
             self.skipped += not result.applied
             self._periodic(result)
@@ -226,7 +230,8 @@ class Trainer:
         """Validate, record the figures, compare with the best, and return the score."""
         paused = time.monotonic()
         self._require_finite_weights()
-        figures = self.validator()
+        with explained("in a validation", validation_advice(self.config)):
+            figures = self.validator()
         _require_finite("validation loss", float(figures["loss"]), self.update)
         score = float(figures[self.best.figure])
         improved = self.best_score is None or self.best.improves(score, self.best_score)

@@ -112,7 +112,7 @@ class Validator:
                 mistakes before training starts.
 
         Returns:
-            Per-token means of the loss parts, `loss` (the optimized loss per token), `ppl`, routing
+            Per-token means of the loss parts, `loss` (that of the target tokens), `ppl`, routing
             figures, and the result of `score`.
         """
         module = self._engine.module

@@ -177,6 +177,38 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     assert not scene.of_kind("save")
 
 
+def test_running_out_of_memory_says_what_to_lower() -> None:
+    def use_too_much(update: int) -> None:
+        if update == 3:
+            torch.empty(1 << 50)  # the allocator's own error
+
+    scene = Scene(tokens=[2, 6], max_updates=4, accumulate=2, max_tokens=512)
+    scene.engine.on_step = use_too_much
+    with pytest.raises(UserError) as caught:
+        scene.trainer.fit()
+    message = str(caught.value)
+    assert message.startswith("out of memory in update 3 (1 sentences of 6 target tokens")
+    assert "lower train.max_tokens, which is 512, and raise train.accumulate" in message
+
+
+def test_another_error_stays_what_it_is() -> None:
+    scene = Scene()
+    scene.engine.on_step = lambda update: torch.ones(2) @ torch.ones(3)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        scene.trainer.fit()
+
+
+def test_a_validation_without_memory_names_its_own_options() -> None:
+    scene = Scene(**VALIDATING)
+
+    def validate(max_batches: int | None = None) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scene.trainer.validator = validate  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"out of memory in the first validation.*generation\.beam"):
+        scene.trainer.fit()
+
+
 @pytest.mark.parametrize("settings", [{"save_every": 2}, VALIDATING])
 def test_weights_that_are_no_numbers_are_not_saved(settings: dict[str, Any]) -> None:
     module = torch.nn.Linear(2, 1)  # the loss of the scene hides them, as an idle expert does
