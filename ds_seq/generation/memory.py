@@ -11,8 +11,14 @@ from ds_seq.errors import UserError
 from ds_seq.search.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
 from ds_seq.search.hypotheses import Hypothesis
 
-# A CPU has no class of error for it: messages of PyTorch's allocator and of oneDNN.
-_SIGNS = ("DefaultCPUAllocator", "could not create a primitive")
+# Errors without a class of their own: PyTorch's allocator on a CPU, oneDNN, and what CUDA and its
+# libraries allocate themselves.
+_SIGNS = (
+    "DefaultCPUAllocator",
+    "could not create a primitive",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
 
 
 def try_search(

@@ -42,6 +42,11 @@ def explained(where: str, advice: str) -> Iterator[None]:
 BUILDING_ADVICE = f"{_SMALLER_STATE}, spread experts (train.expert_parallel), or shrink the model"
 """Advice for the time before the first batch."""
 
+TEACHER_ADVICE = (
+    "set the criterion's teacher_precision to bf16, or spread the teacher over the ranks "
+    "(teacher_zero3, teacher_expert_parallel), or run it in advance (ds-seq teacher-cache)"
+)
+
 
 def update_advice(config: TrainConfig) -> str:
     """Return advice for an update; batches count most."""

@@ -47,7 +47,7 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
-from ds_seq.training.memory import BUILDING_ADVICE, explained
+from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explained
 from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
@@ -110,7 +110,8 @@ def run_training(
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
-    teacher = cached or _live_teacher(setup.config, task, world)
+    with explained("while the teacher was loaded", TEACHER_ADVICE):
+        teacher = cached or _live_teacher(setup.config, task, world)
     with explained("while model and optimizer were built", BUILDING_ADVICE):
         trainer = _build(setup, task, train_set, valid_set, teacher, world)
     _announce(trainer, setup, train_set, world)

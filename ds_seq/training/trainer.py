@@ -91,8 +91,7 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._watch = MoeWatch(self._layers)
         self._balancer = BiasBalancer(engine.module)
-        self._window = LossSums()
-        self._window_start, self._window_updates = time.monotonic(), 0
+        self._start_window()
 
     def fit(self) -> str:
         """Train.
@@ -180,7 +179,7 @@ class Trainer:
     def _periodic(self, result: StepResult) -> None:
         """Log, validate and save if they are due after this update."""
         if result.applied:  # after an infinite norm the weights are useless and must not be saved
-            _require_finite("gradient norm", result.grad_norm, self.update)
+            self._require_finite("gradient norm", result.grad_norm)
         self._window_updates += 1
         if self.update % self.config.log_every == 0:
             self._log(result)
@@ -197,7 +196,8 @@ class Trainer:
         figures: dict[str, Any] = dict(self._window.reduce())
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        _require_finite("training loss", loss, self.update)
+        if self.skipped == self._window_skipped:  # a skipped update may have had any loss
+            self._require_finite("training loss", loss)
         figures.update(
             epoch=self.batches.epoch,
             lr=self._lr,
@@ -223,7 +223,7 @@ class Trainer:
         self._start_window()
 
     def _start_window(self) -> None:
-        self._window = LossSums()
+        self._window, self._window_skipped = LossSums(), self.skipped
         self._window_start, self._window_updates = time.monotonic(), 0
 
     def _validate(self) -> float:
@@ -232,7 +232,7 @@ class Trainer:
         self._require_finite_weights()
         with explained("in a validation", validation_advice(self.config)):
             figures = self.validator()
-        _require_finite("validation loss", float(figures["loss"]), self.update)
+        self._require_finite("validation loss", float(figures["loss"]))
         score = float(figures[self.best.figure])
         improved = self.best_score is None or self.best.improves(score, self.best_score)
         self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
@@ -262,7 +262,21 @@ class Trainer:
         The loss may hide them: on a CPU, relu turns NaN into 0, and an expert may be idle.
         """
         if names := weights_not_finite(self.engine.module):
-            _diverged(f"{describe(names, [])} at update {self.update}")
+            self._diverged(describe(names, []))
+
+    def _require_finite(self, kind: str, value: float) -> None:
+        """End a run that has diverged before it replaces good checkpoints."""
+        if not math.isfinite(value):
+            names = weights_not_finite(self.engine.module)
+            cause = f" ({describe(names, [])})" if names else ""
+            self._diverged(f"the {kind} is {value}{cause}")
+
+    def _diverged(self, what: str) -> None:
+        with distributed.shared_errors():  # all ranks see it; one reports it
+            raise UserError(
+                f"{what} at update {self.update}; the last checkpoint is intact. Lower "
+                "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+            )
 
     def _save(self, score: float | None) -> None:
         paused = time.monotonic()
@@ -322,20 +336,6 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
-
-
-def _require_finite(kind: str, value: float, update: int) -> None:
-    """End a run that has diverged before it replaces good checkpoints."""
-    if not math.isfinite(value):
-        _diverged(f"the {kind} is {value} at update {update}")
-
-
-def _diverged(what: str) -> None:
-    with distributed.shared_errors():  # all ranks see it; one reports it
-        raise UserError(
-            f"{what}; the last checkpoint is intact. Lower optimizer.lr, lengthen "
-            "scheduler.warmup_updates, or set train.clip_norm"
-        )
 
 
 def _seed_update(seed: int, update: int) -> None:

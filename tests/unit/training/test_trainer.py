@@ -169,6 +169,17 @@ def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     assert scene.events[-1] == ("closed",)
 
 
+def test_the_loss_of_a_skipped_update_may_be_no_number() -> None:
+    scene = Scene(max_updates=4, log_every=1)
+    scene.engine.results = [StepResult(applied, 1.0, 1.0) for applied in (True, False, True, True)]
+    scene.engine.on_step = lambda update: setattr(
+        scene, "loss_per_token", float("nan") if update == 1 else 1.0
+    )  # of the next update
+    assert scene.trainer.fit() == "max_updates"
+    losses = [figures["loss"] for _, figures in scene.of_kind("train")]
+    assert [math.isfinite(loss) for loss in losses] == [True, False, True, True]
+
+
 def test_a_gradient_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     scene = Scene(max_updates=50, log_every=10, save_every=2)
     scene.engine.results = [StepResult(True, norm, 1.0) for norm in (1.0, float("inf"), 1.0)]
