@@ -138,13 +138,13 @@ class Softmax(NamedTuple):
     probs: Tensor
     """(R, V) softmax of the scores."""
     top: Tensor
-    """(R, 1) largest score of each row, float32; zeros for `centered` scores."""
+    """(R, 1) largest score of each row, float32."""
     log_sum: Tensor
     """(R, 1) logarithm of the sum of exp(scores - top): log p = (scores - top) - log_sum. A sum of
     `top` and `log_sum` would round a logarithm of about 10 to the digits of a large score."""
 
 
-def softmax_rows(scores: Tensor, out: Tensor | None = None, is_centered: bool = False) -> Softmax:
+def softmax_rows(scores: Tensor, out: Tensor | None = None, top: Tensor | None = None) -> Softmax:
     """Compute the softmax over the last dimension and the logarithm of its divisor.
 
     The largest probability is 1 / sum(exp(score - largest score)), which gives the divisor by two
@@ -154,21 +154,32 @@ def softmax_rows(scores: Tensor, out: Tensor | None = None, is_centered: bool = 
         scores: (R, V), any floating dtype; not converted. Half precision suffices for the values
             that a loss reads, but not for arithmetic between scores.
         out: (R, V) float32 tensor for the probabilities; None creates a new one.
-        is_centered: whether the largest score of each row is 0.
+        top: (R, 1) largest scores, if known.
     """
     probs = torch.softmax(scores, -1, dtype=torch.float32, out=out)
-    largest = probs.amax(-1, True)
-    top = torch.zeros_like(largest) if is_centered else scores.amax(-1, True).float()
-    return Softmax(scores, probs, top, largest.log_().neg_())
+    top = scores.amax(-1, True).float() if top is None else top
+    return Softmax(scores, probs, top, probs.amax(-1, True).log_().neg_())
 
 
-def centered(scores: Tensor) -> Tensor:
-    """Return `scores` (R, V) less the largest one of their row, in float32.
+def shifted(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert scores (R, V) of a model to float32, for arithmetic with those of another model.
 
-    Differences between two models need it: scores with a large common offset would leave only their
-    last digits to the difference.
+    A large offset that all scores of a row have in common would leave only their last digits to a
+    difference between models, and has no meaning for a softmax: it is taken off. On a CPU, scores
+    of usual size stay as they are, because this costs a pass over them; on a GPU, it is part of the
+    conversion.
+
+    Returns:
+        The scores, and the largest one of each row (R, 1).
     """
-    return scores - scores.amax(-1, True).float()
+    top = scores.amax(-1, True).float()
+    if _in_one_pass(scores) or _are_large(top):
+        return scores - top, torch.zeros_like(top)
+    return scores.float(), top
+
+
+def _are_large(tops: Tensor) -> bool:
+    return len(tops) > 0 and float(tops.abs().max()) > _LARGE_SCORE
 
 
 class LikelihoodSums:
@@ -340,8 +351,8 @@ def _sum_below(scores: Tensor, top: Tensor) -> Tensor:
     scores of usual size, elsewhere in float64.
     """
     if not _in_one_pass(scores):
-        if len(top) and float(top.abs().max()) > _LARGE_SCORE:
-            return centered(scores).sum(-1).neg_()
+        if _are_large(top):
+            return (top.unsqueeze(1) - scores).sum(-1)
         return top * scores.shape[1] - scores.sum(-1, dtype=torch.float32)
     total = scores.sum(-1, dtype=torch.float64)
     return (top.double() * scores.shape[1] - total).float()
