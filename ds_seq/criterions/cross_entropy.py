@@ -173,7 +173,7 @@ def shifted(scores: Tensor) -> tuple[Tensor, Tensor]:
         The scores, and the largest one of each row (R, 1).
     """
     top = scores.amax(-1, True).float()
-    if _in_one_pass(scores) or _are_large(top):
+    if scores.is_cuda or _are_large(top):
         return scores - top, torch.zeros_like(top)
     return scores.float(), top
 
@@ -350,7 +350,7 @@ def _sum_below(scores: Tensor, top: Tensor) -> Tensor:
     Without a second tensor of that size where a difference of sums is precise enough: on a CPU for
     scores of usual size, elsewhere in float64.
     """
-    if not _in_one_pass(scores):
+    if not scores.is_cuda:
         if _are_large(top):
             return (top.unsqueeze(1) - scores).sum(-1)
         return top * scores.shape[1] - scores.sum(-1, dtype=torch.float32)
