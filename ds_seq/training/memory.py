@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ds_seq import distributed
 from ds_seq.config.train import TrainConfig
@@ -17,24 +16,20 @@ _SMALLER_STATE = (
 )
 
 
-@contextmanager
-def explained(where: str, advice: str) -> Iterator[None]:
-    """Turn running out of memory inside the block into a `UserError`.
+def explain(error: RuntimeError | MemoryError, where: str, advice: str) -> None:
+    """Raise a better error if `error` says that memory has run out; otherwise do nothing.
 
     Only this rank has it; the others are in the middle of their work, and the launcher ends them.
 
     Args:
+        error: what was raised.
         where: what needed the memory, after "out of memory".
         advice: what to change.
 
     Raises:
         UserError: memory has run out.
     """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    if is_out_of_memory(error):
         rank = f"rank {distributed.rank()}: " if distributed.world_size() > 1 else ""
         raise UserError(f"{rank}out of memory {where}; {advice}") from error
 

@@ -47,7 +47,7 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
-from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explained
+from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
@@ -110,10 +110,16 @@ def run_training(
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
-    with explained("while the teacher was loaded", TEACHER_ADVICE):
+    try:
         teacher = cached or _live_teacher(setup.config, task, world)
-    with explained("while model and optimizer were built", BUILDING_ADVICE):
+    except (RuntimeError, MemoryError) as error:
+        explain(error, "while the teacher was loaded", TEACHER_ADVICE)
+        raise
+    try:
         trainer = _build(setup, task, train_set, valid_set, teacher, world)
+    except (RuntimeError, MemoryError) as error:
+        explain(error, "while model and optimizer were built", BUILDING_ADVICE)
+        raise
     _announce(trainer, setup, train_set, world)
     if teacher is not None:
         trainer.log.say(teacher.describe())

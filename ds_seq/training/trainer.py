@@ -23,6 +23,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
+from ds_seq.distributed.signals import StopSignals
 from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.reports.metrics import LossSums, load_panel, metric_names
@@ -30,9 +31,8 @@ from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.finite import describe, weights_not_finite
-from ds_seq.training.memory import explained, largest, update_advice, validation_advice
+from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.run_log import RunLog
-from ds_seq.training.signals import StopSignals
 from ds_seq.training.validation import BestBy, Validator
 
 
@@ -114,8 +114,7 @@ class Trainer:
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
-            with explained("in the first validation", validation_advice(self.config)):
-                self.validator(self.config.sanity_validation_batches)
+            self._measure(self.config.sanity_validation_batches)
 
     def _run(self) -> str:
         """Run updates until a stopping condition is met, and return which one."""
@@ -126,9 +125,12 @@ class Trainer:
             update = next(updates, None)
             if update is None:
                 return "max_epochs"
-            batches = f"in update {self.update + 1} ({largest(update.batches)})"
-            with explained(batches, update_advice(self.config)):
+            try:
                 result = self._train_step(update)
+            except (RuntimeError, MemoryError) as error:
+                where = f"in update {self.update + 1} ({largest(update.batches)})"
+                explain(error, where, update_advice(self.config))
+                raise
             self.update += 1
             self.skipped += not result.applied
             self._periodic(result)
@@ -230,8 +232,7 @@ class Trainer:
         """Validate, record the figures, compare with the best, and return the score."""
         paused = time.monotonic()
         self._require_finite_weights()
-        with explained("in a validation", validation_advice(self.config)):
-            figures = self.validator()
+        figures = self._measure()
         self._require_finite("validation loss", float(figures["loss"]))
         score = float(figures[self.best.figure])
         improved = self.best_score is None or self.best.improves(score, self.best_score)
@@ -249,6 +250,13 @@ class Trainer:
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
         self._window_start += time.monotonic() - paused  # tokens/s counts training only
         return score
+
+    def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
+        try:
+            return self.validator(max_batches)
+        except (RuntimeError, MemoryError) as error:
+            explain(error, "in a validation", validation_advice(self.config))
+            raise
 
     def _say_signatures(self, figures: Mapping[str, Any]) -> None:
         """Print the signatures of the metrics, which make scores comparable."""

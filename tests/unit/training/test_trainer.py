@@ -216,7 +216,7 @@ def test_a_validation_without_memory_names_its_own_options() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     scene.trainer.validator = validate  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"out of memory in the first validation.*generation\.beam"):
+    with pytest.raises(UserError, match=r"out of memory in a validation.*generation\.beam"):
         scene.trainer.fit()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ds_seq.training.signals import _leave_closed_terminal
+from ds_seq.distributed.signals import _leave_closed_terminal
 
 
 def test_writing_to_a_closed_terminal_is_no_error_any_more() -> None:
