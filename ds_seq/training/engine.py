@@ -215,11 +215,11 @@ def _idle(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     In half precision without ZeRO, DeepSpeed makes a step while it is initialized. Adam would count
     it, so that its first real update would be 0.74 of what it should be, and weights would decay.
     """
-    optimizer.step = lambda *args, **options: None  # type: ignore[method-assign]
+    vars(optimizer)["step"] = lambda *args, **options: None
     try:
         yield
     finally:
-        del optimizer.step  # type: ignore[method-assign]
+        del vars(optimizer)["step"]
 
 
 def _skip_advice(skipped: str, scale: LossScale | None) -> str:
