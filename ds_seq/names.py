@@ -62,7 +62,7 @@ TOKENIZER_NAMES = (SENTENCEPIECE,)
 
 # Metrics.
 LOSS = "loss"
-"""The figure that every validation measures: the training loss per token."""
+"""The figure that every validation measures: the loss per target token, without router losses."""
 
 TEXT_METRICS = (
     "bleu",

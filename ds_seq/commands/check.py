@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 
 from ds_seq.commands.parser import add_overrides, command_parser
-from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
+from ds_seq.config.notes import notes
 from ds_seq.config.options import options_table
 from ds_seq.errors import UserError
 
@@ -55,26 +55,15 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
-            *_notes(config),
+            *_note_lines(config),
             "",
         ]
     )
 
 
-def _notes(config: ExperimentConfig) -> list[str]:
-    """Return notes on settings that are allowed but rarely intended."""
-    moe = config.model.moe
-    if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
-        return []
-    # these routers balance without a loss, or may do so
-    if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
-        return []
-    return [
-        "",
-        "# notes",
-        "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
-        "model_and_base has them",
-    ]
+def _note_lines(config: ExperimentConfig) -> list[str]:
+    lines = notes(config)
+    return ["", "# notes", *lines] if lines else []
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:

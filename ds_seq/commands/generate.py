@@ -34,7 +34,7 @@ from ds_seq.commands.options import (
     chosen_device,
     search_settings,
 )
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import Number, command_parser
 from ds_seq.commands.steering import Steering, add_steering_arguments, read_steering
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.distributed import World
@@ -141,7 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--buffer-size", type=int, metavar="N",
         help="when reading standard input and writing standard output, translate N lines at a time "
         f"(default: {_BUFFER_SIZE}; 1 on a terminal)")  # fmt: skip
-    add("--samples", type=int, default=0, help="number of sample translations to show (default: 0)")
+    add(
+        "--samples",
+        type=Number(0),
+        default=0,
+        help="number of sample translations to show (default: 0)",
+    )
     add_result_arguments(parser)
     add_steering_arguments(parser)
     add_search_arguments(parser)

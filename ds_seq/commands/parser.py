@@ -3,8 +3,68 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ds_seq.errors import UserError
 
 CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
+
+
+@dataclass(frozen=True)
+class Number:
+    """The `type` of an option that is a number: finite, and within its bounds.
+
+    Attributes:
+        least: smallest value; None for any.
+        most: largest value; None for any.
+        is_whole: whether fractions are refused.
+    """
+
+    least: float | None
+    most: float | None = None
+    is_whole: bool = True
+
+    def __call__(self, text: str) -> float:
+        """Read the value; its bounds are checked by `check`."""
+        try:
+            return int(text) if self.is_whole else float(text)
+        except ValueError:
+            kind = "a whole number" if self.is_whole else "a number"
+            raise argparse.ArgumentTypeError(f"should be {kind}, not {text!r}") from None
+
+    def check(self, option: str, value: float) -> None:
+        """Check the value of `option`.
+
+        Raises:
+            UserError: the value makes no sense.
+        """
+        if not math.isfinite(value):
+            raise UserError(f"{option} {value}: must be a finite number")
+        if self.least is not None and value < self.least:
+            raise UserError(f"{option} {value}: must be at least {self.least:g}")
+        if self.most is not None and value > self.most:
+            raise UserError(f"{option} {value}: must be at most {self.most:g}")
+
+
+COUNT = Number(1)
+"""The `type` of an option that counts something."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Checks the bounds of numbers."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        parsed, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = vars(parsed).get(action.dest)
+            if isinstance(action.type, Number) and isinstance(value, int | float):
+                action.type.check(action.option_strings[0], value)
+        return parsed, rest
 
 
 def command_parser(
@@ -24,7 +84,7 @@ def command_parser(
         epilog: text at the bottom of `--help`.
         abbreviations: whether options may be abbreviated.
     """
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"ds-seq {name}",
         usage=usage,
         description=description,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ds_seq import distributed
 from ds_seq.commands.options import add_loading_arguments, check_expert_parallel, chosen_device
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import manifest_path
 from ds_seq.data.source import Source
@@ -60,9 +60,6 @@ def main(argv: Sequence[str]) -> int:
 def _open(args: argparse.Namespace, world_size: int) -> dict[str, Source]:
     """Open the shards of each split, all of which must have the same vocabulary."""
     check_expert_parallel(args.expert_parallel, world_size)
-    for name in ("top_k", "part_tokens", "max_tokens"):
-        if (value := vars(args)[name]) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     splits = args.splits or [
         split for split in ("train", "valid") if manifest_path(args.data, split).exists()
     ]
@@ -128,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--top-k",
         required=True,
-        type=int,
+        type=COUNT,
         metavar="K",
         help="number of most probable tokens to store",
     )
@@ -144,10 +141,12 @@ def _parser() -> argparse.ArgumentParser:
         default="fp16",
         help="number format of the stored log-probabilities (default: %(default)s)",
     )
-    add("--max-tokens", type=int, help="maximum padded tokens per batch (default: as in training)")
+    add(
+        "--max-tokens", type=COUNT, help="maximum padded tokens per batch (default: as in training)"
+    )
     add(
         "--part-tokens",
-        type=int,
+        type=COUNT,
         default=1 << 20,
         help="target tokens per part; an interruption loses at most one part per process "
         "(default: %(default)s)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -212,11 +213,16 @@ def _unknown_key_errors(
         if isinstance(expected, str):
             if not _is_kind(value, expected):
                 yield f"{dotted}: should be {_KIND_NAMES[expected]}, not {json.dumps(value)}"
+            elif expected in ("int", "number") and (not math.isfinite(value) or value < 0):
+                if key not in _MAY_BE_NEGATIVE or not math.isfinite(value):
+                    yield f"{dotted}: should be a finite number from 0, not {json.dumps(value)}"
         elif isinstance(value, Mapping):
             yield from _unknown_key_errors(value, expected, owned, dotted)
         else:
             yield f"{dotted}: should be an object {{...}}, not {json.dumps(value)}"
 
+
+_MAY_BE_NEGATIVE = ("module_depth",)  # -1 shows all levels
 
 _KIND_NAMES: Mapping[Kind, str] = {
     "bool": "true or false",

@@ -6,6 +6,7 @@ Precedence: command-line override, experiment file, its `extends` parent, schema
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def read_experiment(
     if isinstance(experiment, ExperimentConfig):
         experiment = experiment.model_dump(mode="json")
     tree = _Tree(Path("experiment"))
-    tree.merge(dict(experiment), {})
+    tree.merge(deepcopy(dict(experiment)), {})  # overrides must not change the caller's mapping
     return _validated(tree, overrides)
 
 

@@ -47,7 +47,10 @@ class TrainConfig(Config):
         "because it comes from a fraction of the tokens; all gradients are scaled by one factor.",
     )
     seed: NonNegativeInt = Field(
-        default=1, description="Seed of initialization, dropout and batch order."
+        default=1,
+        description="Seed of initialization, dropout and batch order. Dropout and other draws of "
+        "training also depend on the rank and on how an update is split into batches, so another "
+        "number of ranks draws other numbers.",
     )
     init_from: str | None = Field(
         default=None,

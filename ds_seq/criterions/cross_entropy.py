@@ -29,6 +29,7 @@ _CPU_ELEMENTS = 1 << 18
 # A GPU needs large blocks, but not all (N, V) in float32: 256 MB per tensor. Cross entropy of
 # 16,384 bf16 rows of 32,768 took 11.1 ms on an NVIDIA H200, 15.5 ms with a quarter of this size.
 _GPU_ELEMENTS = 1 << 26
+_LARGE_SCORE = 100.0  # V scores of this size sum up to about 1e-6 of V nats in float32
 
 
 class CrossEntropy(Criterion):
@@ -136,11 +137,14 @@ class Softmax(NamedTuple):
     """(R, V) scores in their original dtype."""
     probs: Tensor
     """(R, V) softmax of the scores."""
+    top: Tensor
+    """(R, 1) largest score of each row, float32."""
     log_sum: Tensor
-    """(R, 1) logarithm of the sum of exp(scores): log p = scores - log_sum."""
+    """(R, 1) logarithm of the sum of exp(scores - top): log p = (scores - top) - log_sum. A sum of
+    `top` and `log_sum` would round a logarithm of about 10 to the digits of a large score."""
 
 
-def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
+def softmax_rows(scores: Tensor, out: Tensor | None = None, top: Tensor | None = None) -> Softmax:
     """Compute the softmax over the last dimension and the logarithm of its divisor.
 
     The largest probability is 1 / sum(exp(score - largest score)), which gives the divisor by two
@@ -150,9 +154,32 @@ def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
         scores: (R, V), any floating dtype; not converted. Half precision suffices for the values
             that a loss reads, but not for arithmetic between scores.
         out: (R, V) float32 tensor for the probabilities; None creates a new one.
+        top: (R, 1) largest scores, if known.
     """
     probs = torch.softmax(scores, -1, dtype=torch.float32, out=out)
-    return Softmax(scores, probs, scores.amax(-1, True) - probs.amax(-1, True).log_())
+    top = scores.amax(-1, True).float() if top is None else top
+    return Softmax(scores, probs, top, probs.amax(-1, True).log_().neg_())
+
+
+def shifted(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert scores (R, V) of a model to float32, for arithmetic with those of another model.
+
+    A large offset that all scores of a row have in common would leave only their last digits to a
+    difference between models, and has no meaning for a softmax: it is taken off. On a CPU, scores
+    of usual size stay as they are, because this costs a pass over them; on a GPU, it is part of the
+    conversion.
+
+    Returns:
+        The scores, and the largest one of each row (R, 1).
+    """
+    top = scores.amax(-1, True).float()
+    if scores.is_cuda or _are_large(top):
+        return scores - top, torch.zeros_like(top)
+    return scores.float(), top
+
+
+def _are_large(tops: Tensor) -> bool:
+    return len(tops) > 0 and float(tops.abs().max()) > _LARGE_SCORE
 
 
 class LikelihoodSums:
@@ -172,11 +199,11 @@ class LikelihoodSums:
 
     def note(self, rows: slice, softmax: Softmax, token: Tensor) -> None:
         """Store the terms of some rows, whose correct tokens are `token` (R, 1)."""
-        scores, log_sum = softmax.scores, softmax.log_sum
-        self.nll[rows] = (log_sum - scores.gather(1, token)).squeeze(1)
+        scores, top, log_sum = softmax.scores, softmax.top, softmax.log_sum
+        self.nll[rows] = (top - scores.gather(1, token) + log_sum).squeeze(1)
         if self._smoothing[1]:
-            total = scores.sum(-1, dtype=torch.float32)
-            self._spread[rows] = log_sum.squeeze(1) * scores.shape[1] - total
+            below = _sum_below(scores, top.squeeze(1))
+            self._spread[rows] = log_sum.squeeze(1) * scores.shape[1] + below
 
     def cross_entropy(self) -> Tensor:
         """Return the label-smoothed loss (), summed over all rows."""
@@ -315,6 +342,20 @@ def _multiply_in_place(gradient: Tensor, factor: Tensor) -> None:
     else:
         for rows in row_slices(gradient):
             gradient[rows] = gradient[rows].float().mul_(factor)
+
+
+def _sum_below(scores: Tensor, top: Tensor) -> Tensor:
+    """Return `(top - scores).sum(-1)` (R,) float32 for `scores` (R, V) and their maxima (R,).
+
+    Without a second tensor of that size where a difference of sums is precise enough: on a CPU for
+    scores of usual size, elsewhere in float64.
+    """
+    if not scores.is_cuda:
+        if _are_large(top):
+            return (top.unsqueeze(1) - scores).sum(-1)
+        return top * scores.shape[1] - scores.sum(-1, dtype=torch.float32)
+    total = scores.sum(-1, dtype=torch.float64)
+    return (top.double() * scores.shape[1] - total).float()
 
 
 def _in_one_pass(block: Tensor) -> bool:

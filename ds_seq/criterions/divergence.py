@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.criterions.cross_entropy import Softmax, softmax_rows
+from ds_seq.criterions.cross_entropy import Softmax, shifted, softmax_rows
 from ds_seq.names import Divergence
 
 # Below the range of float16. Replaces a teacher's score of minus infinity, so that 0 * log(0) is 0.
@@ -46,19 +46,20 @@ def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tens
 
     Args:
         divergence: kind of divergence. `reverse_kl` needs the teacher's whole distribution.
-        student: the student's softmax.
-        teacher: (R, K) float32 scores or log-probabilities; their softmax is the teacher's
-            distribution.
+        student: the student's softmax of `shifted` scores.
+        teacher: (R, K) scores or log-probabilities, any floating dtype; their softmax is the
+            teacher's distribution.
         ids: (R, K) columns of `teacher`, where all other columns have probability 0; None if
             K = V.
     """
     scores, probs = student.scores, student.probs
     if ids is not None:
         scores, probs = scores.gather(1, ids), probs.gather(1, ids)
-    target = softmax_rows(teacher)
+    teacher, top = shifted(teacher)
+    target = softmax_rows(teacher, top=top)
     ratio = teacher.clamp(min=_LOWEST_SCORE).sub_(scores)
     # log(target / probs) is ratio + offset
-    offset = student.log_sum - target.log_sum
+    offset = (student.top + student.log_sum) - (target.top + target.log_sum)
     value, scale, rest = _COMPARE[divergence](target.probs, probs, ratio, offset)
     return Pull(value.clamp_(min=0.0), scale, rest, ids)
 

@@ -34,6 +34,7 @@ from ds_seq.criterions.cross_entropy import (
     put_cross_entropy,
     row_slices,
     rows_at_a_time,
+    shifted,
     softmax_rows,
     subtract_targets,
 )
@@ -188,9 +189,10 @@ class _Forward:
     def _first_pass(self, rows: slice) -> None:
         """Compute cross entropy of some rows, and distillation unless rows are selected."""
         gradient, token = self.gradient, self._targets.tokens[rows].unsqueeze(1)
-        # divergences need float32 scores for their arithmetic
-        scores = self._logits[rows].float() if self._distils_all else self._logits[rows]
-        student = softmax_rows(scores, None if gradient is None else gradient.place(rows))
+        scores, top = self._logits[rows], None
+        if self._distils_all:  # divergences need float32 scores for their arithmetic
+            scores, top = shifted(scores)
+        student = softmax_rows(scores, None if gradient is None else gradient.place(rows), top)
         self._sums.note(rows, student, token)
         pulled = self._diverge(student, rows) if self._distils_all else None
         if gradient is None:
@@ -210,7 +212,8 @@ class _Forward:
 
     def _second_pass(self, rows: Tensor) -> None:
         """Compute the distillation of the rows with these indices (R,)."""
-        student = softmax_rows(self._logits.index_select(0, rows).float())
+        scores, top = shifted(self._logits.index_select(0, rows))
+        student = softmax_rows(scores, top=top)
         at_temperature, pull = self._diverge(student, rows)
         if self.gradient is not None and self._kd_weight:
             block = _divergence_gradient(at_temperature.probs, pull, self._kd_weight, extra=0.0)
@@ -225,19 +228,19 @@ class _Forward:
         scores, ids = self._teacher_scores(rows)
         temperature = self._distil.temperature
         if temperature != 1.0:
-            scores = scores / temperature
-            student = softmax_rows(student.scores / temperature)
+            scores = scores.float() / temperature
+            student = softmax_rows(student.scores / temperature, top=student.top / temperature)
         pull = diverge(self._distil.divergence, student, scores, ids)
         self._divergences[rows] = pull.value.squeeze(1)
         return student, pull
 
     def _teacher_scores(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return scores of the teacher (R, K) float32 and their columns; None for all columns."""
+        """Return scores of the teacher (R, K) and their columns; None for all columns."""
         teacher, top_k = self._targets.teacher, self._distil.top_k
         if isinstance(teacher, TopTokens):
-            return teacher.log_probs[rows].float(), teacher.ids[rows]
+            return teacher.log_probs[rows], teacher.ids[rows]
         assert teacher is not None
-        scores = teacher[rows].float()
+        scores = teacher[rows]
         if top_k is None or top_k >= scores.shape[1]:
             return scores, None
         best = scores.topk(top_k, dim=1)

@@ -28,6 +28,7 @@ from ds_seq.moe.losses import (
 from ds_seq.names import LOAD_BALANCE, LOAD_BALANCES, ROUTER_Z
 
 _FEW_ROWS = 64
+_SATURATED = 1e-20  # leaves room for a loss scale of 2^32, and more, times the inverse
 
 
 class Routing(NamedTuple):
@@ -212,4 +213,15 @@ def normalized(weights: Tensor) -> Tensor:
     and the router would learn nothing from the translation loss.
     """
     total = weights.detach() if weights.shape[-1] == 1 else weights.sum(-1, keepdim=True)
-    return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
+    return shares(weights, total)
+
+
+def shares(parts: Tensor, total: Tensor) -> Tensor:
+    """Return `parts / total`; rows (N, ...) whose total is (almost) 0 get no gradient.
+
+    A probability underflows at a gap of 87 between logits. Before that, 1 / total, which is a
+    factor of the gradient, times a gradient from above exceeds float32, and infinity times the
+    probability is NaN. The gradient of such a saturated row vanishes.
+    """
+    share = parts / total.clamp(min=torch.finfo(parts.dtype).tiny)
+    return torch.where(total > _SATURATED, share, share.detach())

@@ -19,6 +19,7 @@ distributed.import_deepspeed()
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
@@ -46,6 +47,7 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.engine import Engine
+from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
@@ -108,8 +110,16 @@ def run_training(
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
-    teacher = cached or _live_teacher(setup.config, task, world)
-    trainer = _build(setup, task, train_set, valid_set, teacher, world)
+    try:
+        teacher = cached or _live_teacher(setup.config, task, world)
+    except (RuntimeError, MemoryError) as error:
+        explain(error, "while the teacher was loaded", TEACHER_ADVICE)
+        raise
+    try:
+        trainer = _build(setup, task, train_set, valid_set, teacher, world)
+    except (RuntimeError, MemoryError) as error:
+        explain(error, "while model and optimizer were built", BUILDING_ADVICE)
+        raise
     _announce(trainer, setup, train_set, world)
     if teacher is not None:
         trainer.log.say(teacher.describe())
@@ -291,6 +301,8 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
         f"{world.device.type}"
     )
+    for note in notes(setup.config):
+        trainer.log.say(f"note: {note}")
     if setup.checkpoint is not None:
         trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
     elif train.init_from is not None:

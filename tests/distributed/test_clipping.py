@@ -154,3 +154,25 @@ def test_every_wrapper_finds_the_norm_of_one_process(spread: list[Updates]) -> N
     for (name, mode), updates in spread[0].items():
         rounding = ROUNDING[name.split("-")[0]]
         assert updates[0].norm == pytest.approx(expected[mode], rel=rounding), name
+
+
+PADDED = [("fp32", 1), ("fp32", 2), ("bf16", 2)]
+
+
+def _norms_with_padding() -> list[float]:
+    """Norms of an update on 3 ranks, between which no group of parameters divides evenly."""
+    found = []
+    for precision, stage in PADDED:
+        options = {"precision": precision, "optimizer": spine.SGD, "clip": MAX_NORM}
+        engine = spine.make_engine(
+            stage, 1, sparse_clip=True, model=MODEL, micro_batches=3, **options
+        )
+        found.append(spine.train(engine, range(1))[0][1])
+    return found
+
+
+def test_padding_counts_for_nothing_in_the_weighted_norm() -> None:
+    expected = spine.emulate(1, model=MODEL, sparse_clip=True, micro_batches=3).steps[0][1]
+    for norms in run_distributed(_norms_with_padding, 3):
+        for (precision, _), norm in zip(PADDED, norms, strict=True):
+            assert norm == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 3e-2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.config.deepspeed import engine_config
 from ds_seq.config.model import MoeConfig
-from ds_seq.config.train import TrainConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.layer import MoeFeedForward
@@ -114,24 +111,7 @@ def test_a_loss_scale_that_can_fall_no_further_ends_the_run() -> None:
     [messages] = run_distributed(_overflow_for_ever_in_all, 1)
     start = "fp16: gradients overflow even at loss scale 4, so training diverges"
     assert [message.startswith(start) for message in messages] == [True] * 4, messages
-
-
-def _bf16_norms_of_nan() -> list[tuple[float, bool]]:
-    found = []
-    for stage, clip in ((1, 0.0), (1, 1.0), (2, 1.0)):
-        sections = engine_config(TrainConfig(precision="bf16"), {}, moe=False)["bf16"]
-        assert not sections["check_grad_overflow"]
-        engine = spine.make_engine(stage, 1, precision="bf16", clip=clip)
-        engine.module.get_parameter(DENSE).register_hook(lambda gradient: gradient * torch.nan)
-        [(_, norm, applied)] = spine.train(engine, range(1))
-        found.append((norm, applied))
-    return found
-
-
-def test_a_bf16_gradient_that_is_no_number_is_seen_in_the_norm() -> None:
-    """Which ends a run: DeepSpeed's own check of each gradient is switched off."""
-    [norms] = run_distributed(_bf16_norms_of_nan, 1)
-    assert all(applied and not math.isfinite(norm) for norm, applied in norms), norms
+    assert [f"in the gradients of {DENSE};" in message for message in messages] == [True] * 4
 
 
 class Seen(NamedTuple):
