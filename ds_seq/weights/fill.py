@@ -41,13 +41,18 @@ def expert_offsets(model: nn.Module) -> dict[str, int]:
     return offsets
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, checked: bool = False) -> None:
     """Copy the weights of a checkpoint folder into `model`; the tensors must match exactly.
+
+    Args:
+        model: model to fill.
+        folder: folder of the checkpoint.
+        checked: see `TensorFolder`.
 
     Raises:
         UserError: the folder is damaged or belongs to another model.
     """
-    fill(model, TensorFolder(folder, "weights"))
+    fill(model, TensorFolder(folder, "weights", checked))
 
 
 @torch.no_grad()
