@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq import files
-from ds_seq.data.parallel import map_in_order
+from ds_seq.data.parallel import cleaning_up, map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
 from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks
@@ -227,6 +227,7 @@ class _HashSet:
 def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str]]], None]]:
     """Yield a function that appends pairs to two files, which appear if the block succeeds."""
     with (
+        cleaning_up(),
         files.replacing(output.source) as source,
         files.replacing(output.target) as target,
         open(source, "wb") as source_file,

@@ -16,14 +16,16 @@ from ds_seq.files.atomic import (
     writing,
 )
 from ds_seq.files.checksums import CHECKED_AT_LOAD, check_file, fingerprint
-from ds_seq.files.locks import Lock
+from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
 
 __all__ = [
     "CHECKED_AT_LOAD",
+    "LOCK_FILE",
     "Lock",
     "changed_settings",
     "check_file",
     "fingerprint",
+    "lock_of",
     "publish",
     "remove",
     "remove_folder",

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from glob import escape
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,9 @@ from typing import Any
 from ds_seq.errors import UserError
 from ds_seq.files.atomic import writing
 from ds_seq.files.process import host, start_time, this_process
+
+LOCK_FILE = ".lock"
+"""Name of the lock file in a folder that is locked with all it holds."""
 
 _RENEWED, _SILENT = 20.0, 180.0  # seconds between signs of life of a lock, and until it is stale
 
@@ -149,13 +153,19 @@ def _release(path: Path, text: str, stop: threading.Event, made: list[Path]) -> 
 def _explain_held(
     path: Path, subject: str | Path, holder: Mapping[str, Any] | None, advice: str
 ) -> str:
+    if holder is None or holder.get("place") != this_process()["place"]:
+        advice += f". If it has ended, wait {_SILENT / 60:.0f} minutes, or remove {path}"
     if holder is None:
-        return f"{subject}: in use by another process ({path}); {advice}"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", 0)))
-    message = (
-        f"{subject}: in use by process {holder.get('pid')} on {holder.get('place', ['?'])[0]} "
-        f"since {since} ({holder.get('command')}); {advice}"
+        return f"{subject}: another process is writing to it; {advice}"
+    place, since = holder.get("place"), holder.get("since")
+    host_name = place[0] if isinstance(place, list) and place else "another host"
+    when = f"{datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else "an unknown time"
+    return (
+        f"{subject}: another process is writing to it (process {holder.get('pid')} on {host_name} "
+        f"since {when}: {holder.get('command')}); {advice}"
     )
-    if holder.get("place") != this_process()["place"]:
-        message += f". If that process has ended, wait {_SILENT / 60:.0f} minutes or remove {path}"
-    return message
+
+
+def lock_of(path: Path) -> Path:
+    """Return the lock file of a single file or folder: hidden, next to it."""
+    return path.with_name(f".{path.name}.lock")

@@ -312,6 +312,11 @@ def _write_tensors(
     if distributed.rank() == 0:
         buffers = persistent_buffers(engine.module)
         kinds["weights"].update({name: _cpu_copy(buffer) for name, buffer in buffers})
+    return absent, _save(kinds, folder)
+
+
+def _save(kinds: Mapping[str, dict[str, Tensor]], folder: Path) -> dict[str, tuple[int, str]]:
+    """Write a file per kind of tensor; return sizes and checksums by name. A collective."""
     written = {}
     with distributed.shared_errors():
         for kind, tensors in kinds.items():
@@ -321,7 +326,7 @@ def _write_tensors(
                     save_tensors(tensors, path)
                     files.sync(path)
                     written[path.name] = (path.stat().st_size, files.fingerprint(path))
-    return absent, written
+    return written
 
 
 def _is_writer(index: int, spread: bool, engine: Engine) -> bool:

@@ -19,7 +19,6 @@ from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.training.checkpoint_folder import own_checkpoints
 from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
 
-LOCK_FILE = ".lock"
 _OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
 
 
@@ -48,7 +47,9 @@ def lock_run(folder: Path) -> files.Lock:
     Raises:
         UserError: another training uses the folder.
     """
-    return files.Lock(folder / LOCK_FILE, folder, "stop that training, or give another name=")
+    return files.Lock(
+        folder / files.LOCK_FILE, folder, "stop that training first, or give another name="
+    )
 
 
 def set_up(

@@ -14,6 +14,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.checkpoint_folder import repair
 from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
@@ -242,7 +243,7 @@ def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path: Path) -> None:
     (checkpoints / "update_00000008.replaced").mkdir()  # killed between two renames
     (checkpoints / "update_00000009.replaced").mkdir()  # killed after them
     (checkpoints / "update_00000009").mkdir()
-    CheckpointStore(checkpoints, 1, 1, True).discard_incomplete()
+    repair(checkpoints)
     left = sorted(path.name for path in checkpoints.iterdir())
     assert left == ["update_00000008", "update_00000009"]
     with pytest.raises(UserError, match="no finished checkpoint"):

@@ -70,16 +70,6 @@ def test_fingerprint_is_sha256(tmp_path: Path) -> None:
     assert files.fingerprint(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
-def test_only_one_process_holds_a_lock(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    with open(path, "wb") as first:
-        files.lock(first, path, "--out")
-        with open(path, "wb") as second, pytest.raises(UserError, match="give another --out"):
-            files.lock(second, path, "--out")
-    with open(path, "wb") as third:
-        files.lock(third, path, "--out")
-
-
 def test_changed_settings_are_named(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     files.write_json(path, {"beam": 5, "gone": 1})

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ds_seq import files
 from ds_seq.data import binarize as binarize_module
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.shards import ShardReader, ShardWriter, id_dtype
@@ -144,11 +145,16 @@ def test_missing_file_is_named(shards: Path, tmp_path: Path) -> None:
         ShardReader(folder, "train")
 
 
-def test_changed_bytes_are_found_by_the_full_check(shards: Path, tmp_path: Path) -> None:
+def test_changed_bytes_are_found_when_opened(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _copy(shards, tmp_path / "copy") / "train.0000.tgt.bin"
     content = bytearray(path.read_bytes())
     content[10] ^= 1
     path.write_bytes(content)
+    with pytest.raises(UserError, match="train.0000.tgt.bin: its content has changed"):
+        ShardReader(path.parent, "train")
+    monkeypatch.setattr(files, "CHECKED_AT_LOAD", 1000)  # too large to be read twice
     reader = ShardReader(path.parent, "train")
     with pytest.raises(UserError, match="train.0000.tgt.bin: its content has changed"):
         reader.check(full=True)
