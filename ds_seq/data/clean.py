@@ -236,7 +236,8 @@ def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str
 
         def write(pairs: Sequence[tuple[str, str]]) -> None:
             for side, file in enumerate((source_file, target_file)):
-                file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
+                with files.writing(output[side]):
+                    file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
 
         yield write
 

@@ -50,8 +50,8 @@ class Lock:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             new = path.with_name(f"{path.name}.{os.getpid()}@{host()}")
-            new.write_text(text, encoding="utf-8")
             try:
+                new.write_text(text, encoding="utf-8")
                 while not _link(new, path):
                     holder, age = _holder(path, new)
                     if _is_alive(holder, age):

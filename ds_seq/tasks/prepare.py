@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         )
     raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
     folder = Path(data.dir)
-    with files.Lock(folder / files.LOCK_FILE, folder, "wait for it, or set another data.dir"):
+    # a folder that cannot be written may still be up to date
+    writable = not folder.exists() or os.access(folder, os.W_OK)
+    advice = "wait for it, or set another data.dir"
+    with files.Lock(folder / files.LOCK_FILE, folder, advice) if writable else nullcontext():
         for place in (folder, folder / "clean"):
             with files.writing(place):
                 files.remove_leftovers(place)

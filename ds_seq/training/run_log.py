@@ -44,7 +44,10 @@ class RunLog:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done_updates + 1)
+            with files.writing(folder / "tensorboard"):
+                self._writer = SummaryWriter(
+                    str(folder / "tensorboard"), purge_step=done_updates + 1
+                )
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=total_updates, initial=done_updates, unit="update", dynamic_ncols=True
@@ -59,8 +62,11 @@ class RunLog:
         with files.writing(self._path):
             self._file.write(json.dumps(finite, allow_nan=False) + "\n")
             self._file.flush()
-        if self._writer is None:
-            return
+        if self._writer is not None:
+            with files.writing(self._path.with_name("tensorboard")):
+                self._record_curves(kind, update, figures)
+
+    def _record_curves(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
         for name, value in figures.items():
             tag = name if name.startswith("moe/") and kind == "train" else f"{kind}/{name}"
             if isinstance(value, list):

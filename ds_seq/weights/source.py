@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +70,8 @@ def save_tensors(
     try:
         save_file(dict(tensors), str(path), header)
     except SafetensorError as error:  # raised on a full disk, too
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise OSError(f"{error}; is the disk full?") from error
     path.chmod(mode)
     if header is not None:
