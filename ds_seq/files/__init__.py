@@ -17,6 +17,7 @@ from ds_seq.files.atomic import (
 )
 from ds_seq.files.checksums import CHECKED_AT_LOAD, check_file, fingerprint
 from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
+from ds_seq.files.process import host
 
 __all__ = [
     "CHECKED_AT_LOAD",
@@ -25,6 +26,7 @@ __all__ = [
     "changed_settings",
     "check_file",
     "fingerprint",
+    "host",
     "lock_of",
     "publish",
     "remove",
