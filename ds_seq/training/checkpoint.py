@@ -226,6 +226,8 @@ def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, An
             if not _is_absent(moments, written, slots, key, first):
                 # not by the parameter's shape: Adafactor's row and column sums have other shapes
                 state.write(parameter, key, moments.read_stacked(slots[key], first, shape[0]))
+    weights.verify()
+    moments.verify()
     if has_state:
         state.set_steps(float(written["steps"]))
     engine.schedule.set_updates(int(written["schedule_updates"]))
@@ -258,14 +260,20 @@ def _is_absent(
     return written["name"] == "Adafactor" or not any(present.values())
 
 
-def criterion_state(folder: Path) -> dict[str, Tensor]:
+def criterion_state(folder: Path, checked: bool = False) -> dict[str, Tensor]:
     """Read the criterion's state from all ranks; empty if it had none.
+
+    Args:
+        folder: folder of the checkpoint.
+        checked: see `TensorFolder`.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    stored = TensorFolder(folder, "criterion")
-    return {name: stored.read(name) for name in sorted(stored.keys())}
+    stored = TensorFolder(folder, "criterion", checked)
+    tensors = {name: stored.read(name) for name in sorted(stored.keys())}
+    stored.verify()
+    return tensors
 
 
 def _cpu_copy(value: Tensor) -> Tensor:

@@ -230,7 +230,7 @@ def _build(
         progress = None
         if setup.checkpoint is not None:
             progress = restore(engine, setup.checkpoint, checked=True)
-            criterion.load_state(criterion_state(setup.checkpoint))
+            criterion.load_state(criterion_state(setup.checkpoint, checked=True))
         if world.is_first:
             write_run_files(setup, task.tokenizers)
     done = 0 if progress is None else int(progress["update"])

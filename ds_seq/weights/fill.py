@@ -67,7 +67,7 @@ def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) 
         leave_out: names of modules to skip; the source may hold any tensors for them.
 
     Raises:
-        UserError: the source belongs to another model.
+        UserError: the source is damaged or belongs to another model.
     """
     offsets = expert_offsets(model)
     skipped = tuple(f"{name}." for name in leave_out)
@@ -91,6 +91,7 @@ def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) 
             f"{source.path}: has {foreign[0]!r}, which the model does not have; "
             "the checkpoint belongs to another model"
         )
+    source.verify()
 
 
 def read_like(

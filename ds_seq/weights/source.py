@@ -7,7 +7,7 @@ find its experts. An export is one safetensors file in which the experts of a la
 Both are read as a `TensorSource`.
 
 Each file has a SHA-256: of a checkpoint in its JSON file, of an export in its own header, where it
-is that of the file with 64 zeros in its place. It is compared when the first tensor is read.
+is that of the file with 64 zeros in its place. Whoever has read the tensors calls `verify`.
 """
 
 from __future__ import annotations
@@ -218,6 +218,15 @@ class TensorSource(Protocol):
             UserError: the tensor or one of its experts is missing.
         """
 
+    def verify(self) -> None:
+        """Compare the files with their checksums, which older files do not have.
+
+        Called after the tensors have been read: what is wrong with a tensor says more.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+
 
 class TensorFolder:
     """Read access to the tensors of one kind (`weights`, `optimizer`) of a checkpoint folder.
@@ -225,11 +234,10 @@ class TensorFolder:
     Args:
         folder: folder of the checkpoint.
         kind: kind of tensors, the first part of the file names.
-        checked: whether `check_checkpoint` has compared the checksums; otherwise those of the
-            files of this kind are compared before the first tensor is read.
+        checked: whether `check_checkpoint` has compared the checksums, so that `verify` need not.
 
     Raises:
-        UserError: a file is missing, truncated or damaged. Reading a tensor raises it, too.
+        UserError: a file is missing, truncated or damaged.
     """
 
     def __init__(self, folder: Path, kind: str, checked: bool = False) -> None:
@@ -274,9 +282,6 @@ class TensorFolder:
             raise UserError(
                 f"{self.path}: has no tensor {key!r}; the checkpoint belongs to another model"
             )
-        while self._unchecked:
-            _check_part(*self._unchecked[-1])
-            self._unchecked.pop()
         tensor: Tensor = self._where[key].get_tensor(key)
         return tensor
 
@@ -288,6 +293,12 @@ class TensorFolder:
         rows = torch.stack([self.read(expert_key(name, expert)) for expert in ids])
         return _turned(rows, name, self._version)
 
+    def verify(self) -> None:
+        """See `TensorSource.verify`."""
+        for path, size, checksum in self._unchecked:
+            _check_part(path, size, checksum)
+        self._unchecked = []
+
 
 class TensorFile:
     """Read access to one safetensors file with stacked experts.
@@ -296,12 +307,11 @@ class TensorFile:
         path: file to read.
 
     Raises:
-        UserError: the file is missing, truncated or damaged. Reading a tensor raises it, too.
+        UserError: the file is missing, truncated or damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._checked = False
         if not path.is_file():
             raise UserError(f"{path}: no such file; check the path")
         try:
@@ -337,14 +347,15 @@ class TensorFile:
         """See `TensorSource.read_stacked`; the other experts' bytes are not read."""
         if name not in self._keys:
             raise UserError(f"{self.path}: has no tensor {name!r}; it belongs to another model")
-        if not self._checked:
-            check_export(self.path)
-            self._checked = True
         if first_expert is None:
             whole: Tensor = self._file.get_tensor(name)
             return whole
         rows: Tensor = self._file.get_slice(name)[first_expert : first_expert + num_experts]
         return _turned(rows, name, self._version)
+
+    def verify(self) -> None:
+        """See `TensorSource.verify`."""
+        check_export(self.path)
 
 
 def _turned(experts: Tensor, name: str, version: int) -> Tensor:
