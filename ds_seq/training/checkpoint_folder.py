@@ -8,6 +8,7 @@ Folders, files and links with other names belong to the user.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -182,10 +183,10 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     """Return the index; None if it is missing or damaged."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        for key in LISTS:
-            for entry in index[key]:
-                if update_of(entry["name"]) < 0 or (entry.get("score") is None and key == "best"):
-                    return None
+        scores = [float(entry["score"]) for entry in index["best"]]
+        names = [entry["name"] for key in LISTS for entry in index[key]]
+        if any(update_of(name) < 0 for name in names) or any(map(math.isnan, scores)):
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return index

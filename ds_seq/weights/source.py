@@ -168,9 +168,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version, sizes = meta["format_version"], meta["files"]
-    except (ValueError, KeyError, TypeError) as error:
+        checksums = meta.get(CHECKSUMS_KEY, {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); use another checkpoint") from error
-    if not isinstance(sizes, dict):
+    if not isinstance(sizes, dict) or not isinstance(checksums, dict):
         raise UserError(f"{path}: damaged (no list of files); use another checkpoint")
     _check_version(path, version)
     result: dict[str, Any] = meta

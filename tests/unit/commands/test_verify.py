@@ -71,6 +71,12 @@ def test_whole_ones(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert name in captured.out
 
 
+def test_exports_have_the_mode_of_other_files(made: Path) -> None:
+    (made / "other").touch()
+    for path in (made / "file.safetensors", made / "export" / "model.safetensors"):
+        assert path.stat().st_mode == (made / "other").stat().st_mode
+
+
 def test_those_of_earlier_versions(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(made / "run")]) == 0
     assert capsys.readouterr().out.count("earlier version, without checksums") == 2

@@ -157,7 +157,10 @@ def test_the_first_save_that_is_killed_leaves_a_run_to_start_over(tmp_path: Path
     assert seen[0] == [] and seen[-1] == ["update_00000001"] and len(seen) > 5
 
 
-@pytest.mark.parametrize("content", [None, "", "{", '{"last": 1}', '{"last": [{}], "best": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "{", '{"last": 1}', '{"last": [{}], "best": []}', '{"last": [], "best": [1]}'],
+)
 def test_a_lost_index_is_made_again_from_the_folders(tmp_path: Path, content: str | None) -> None:
     for update, score in ((1, 3.0), (2, 9.0), (3, 5.0), (4, None)):
         save(tmp_path, update, score, keep_last=2)
