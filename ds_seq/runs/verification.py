@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def verify(path: Path) -> Iterator[Finding]:
         UserError: there is nothing that can be checked.
     """
     if path.is_file() and path.suffix == EXPORT_SUFFIX:
-        yield _checked(path, lambda: _check_export(path))
+        yield _checked(path, partial(_check_export, path))
         return
     if not path.is_dir():
         raise UserError(f"{path}: {'not an export' if path.exists() else 'no such file or folder'}")
@@ -75,32 +76,32 @@ def verify(path: Path) -> Iterator[Finding]:
 def _run(path: Path) -> Iterator[Finding]:
     """Check a checkpoint, or a run folder or exported folder."""
     if (path / META_FILE).is_file():
-        yield _checked(path, lambda: _check_checkpoint(path))
+        yield _checked(path, partial(_check_checkpoint, path))
     if not (path / CONFIG_FILE).is_file():
         return
-    yield _checked(path / CONFIG_FILE, lambda: _noted(load_experiment(path / CONFIG_FILE)))
+    yield _checked(path / CONFIG_FILE, partial(_check_config, path / CONFIG_FILE))
     if (path / EXPORT_FILE).is_file():
-        yield _checked(path / EXPORT_FILE, lambda: _check_export(path / EXPORT_FILE))
+        yield _checked(path / EXPORT_FILE, partial(_check_export, path / EXPORT_FILE))
     checkpoints = path / CHECKPOINTS
     for folder in sorted(checkpoints.glob("update_*")):
         if folder.is_dir():
-            yield _checked(folder, lambda folder=folder: _check_checkpoint(folder))
+            yield _checked(folder, partial(_check_checkpoint, folder))
     if checkpoints.is_dir():
-        yield _checked(checkpoints / INDEX_FILE, lambda: _check_index(path))
-    yield _checked(path / VOCAB_FILE, lambda: _check_vocab(path))
+        yield _checked(checkpoints / INDEX_FILE, partial(_check_index, path))
+    yield _checked(path / VOCAB_FILE, partial(_check_vocab, path))
 
 
 def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
-        yield _checked(manifest, lambda manifest=manifest: _check_shards(manifest))
+        yield _checked(manifest, partial(_check_shards, manifest))
     for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
-            yield _checked(record, lambda record=record: _check_step(record))
+            yield _checked(record, partial(_check_step, record))
     for folder in [path, *sorted(item for item in path.iterdir() if item.is_dir())]:
         for split in cached_splits(folder):
             name = folder / f"{split}.teacher"
-            yield _checked(name, lambda folder=folder, split=split: _check_cache(folder, split))
+            yield _checked(name, partial(_check_cache, folder, split))
 
 
 def _checked(path: Path, check: Callable[[], str]) -> Finding:
@@ -110,7 +111,8 @@ def _checked(path: Path, check: Callable[[], str]) -> Finding:
         return Finding(path, str(error), False)
 
 
-def _noted(_: object) -> str:
+def _check_config(path: Path) -> str:
+    load_experiment(path)
     return "can be read"
 
 
