@@ -130,7 +130,7 @@ class ShardWriter:
         self._header = Manifest(
             vocab_hash, vocab_size, id_dtype(vocab_size).name, languages, (), {}, tuple(inputs)
         )
-        self._shards: list[tuple[_SideWriter, _SideWriter]] = []
+        self._shards: list[list[_SideWriter]] = []
         self._pairs: list[int] = []
         with files.writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -178,10 +178,12 @@ class ShardWriter:
     def _open_shard(self) -> None:
         dtype = id_dtype(self._header.vocab_size)
         name = f"{self._split}.{len(self._shards):04d}"
-        with files.writing(self._folder):
-            source, target = (_SideWriter(self._folder, f"{name}.{side}", dtype) for side in SIDES)
-        self._shards.append((source, target))
+        shard: list[_SideWriter] = []
+        self._shards.append(shard)  # first, so that `discard` knows one side if the other fails
         self._pairs.append(0)
+        with files.writing(self._folder):
+            for side in SIDES:
+                shard.append(_SideWriter(self._folder, f"{name}.{side}", dtype))
 
     def close(self) -> Manifest:
         """Replace existing shards of this split with the new ones; return their manifest."""

@@ -97,7 +97,10 @@ def sync(path: Path, content: bool = True) -> None:
         for item in path.iterdir():
             if not item.is_symlink():
                 sync(item)
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written but not listed
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -159,7 +159,9 @@ def _explain_held(
         return f"{subject}: another process is writing to it; {advice}"
     place, since = holder.get("place"), holder.get("since")
     host_name = place[0] if isinstance(place, list) and place else "another host"
-    when = f"{datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}" if since else "an unknown time"
+    when = "an unknown time"
+    if isinstance(since, int | float):
+        when = f"{datetime.fromtimestamp(since):%Y-%m-%d %H:%M:%S}"
     return (
         f"{subject}: another process is writing to it (process {holder.get('pid')} on {host_name} "
         f"since {when}: {holder.get('command')}); {advice}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from ds_seq.weights.source import (
     check_export,
 )
 
+_CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
 _MANIFEST_SUFFIX = ".manifest.json"
 _NO_CHECKSUMS = "complete; written by an earlier version, without checksums"
 
@@ -84,7 +86,7 @@ def _run(path: Path) -> Iterator[Finding]:
         yield _checked(path / EXPORT_FILE, partial(_check_export, path / EXPORT_FILE))
     checkpoints = path / CHECKPOINTS
     for folder in sorted(checkpoints.glob("update_*")):
-        if folder.is_dir():
+        if _CHECKPOINT.fullmatch(folder.name):
             yield _checked(folder, partial(_check_checkpoint, folder))
     if checkpoints.is_dir():
         yield _checked(checkpoints / INDEX_FILE, partial(_check_index, path))

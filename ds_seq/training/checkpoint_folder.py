@@ -32,6 +32,7 @@ LISTS = ("last", "best")
 SCORE_KEY, FIGURE_KEY = "score", "best_by"  # in META_FILE; older checkpoints have neither
 
 _NAME = re.compile(r"update_(\d{8,})")
+_NAME_OR_REST = re.compile(rf"{_NAME.pattern}({INCOMPLETE}|{REPLACED}|{ASIDE}\d*)?")
 _NEEDED = ("optimizer", "loss_scaler", "progress")  # in META_FILE, to resume
 
 
@@ -242,3 +243,18 @@ def sweep(folder: Path, names: set[str]) -> None:
         if is_own(path) and (path / META_FILE).is_file():
             with suppress(OSError):  # disk space is no reason to end a training
                 files.remove_folder(path)
+
+
+def delete_all(folder: Path) -> None:
+    """Delete all checkpoints of a run, those set aside too, and the index.
+
+    Raises:
+        OSError: something cannot be deleted.
+    """
+    for path in folder.iterdir():
+        if path.name == INDEX_FILE or (
+            _NAME_OR_REST.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        ):
+            files.remove(path)
+    with suppress(OSError):  # a link, or something of the user's is in it
+        folder.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
-from ds_seq.training.checkpoint_folder import own_checkpoints
-from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
+from ds_seq.training.checkpoint_folder import delete_all
+from ds_seq.weights.source import CHECKPOINTS
 
-_OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS)
+_OLD_FILES = ("metrics.jsonl", "metrics.jsonl.old", "tensorboard", CHECKPOINTS)
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,7 @@ def _delete_run(folder: Path) -> None:
     for name in _OLD_FILES:
         path = folder / name
         if name == CHECKPOINTS and path.is_dir():
-            for item in [*own_checkpoints(path), path / INDEX_FILE]:
-                files.remove(item)
-            with suppress(OSError):  # a link, or something of the user's is in it
-                path.rmdir()
+            delete_all(path)
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif not path.is_dir():

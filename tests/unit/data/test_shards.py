@@ -104,6 +104,17 @@ def test_writing_again_leaves_no_old_shard(tmp_path: Path) -> None:
     ]
 
 
+def test_a_failed_write_leaves_nothing_and_the_old_shards(tmp_path: Path) -> None:
+    _write(tmp_path, [([5, 2], [6, 2])])
+    before = _snapshot(tmp_path)
+    obstacle = files.temporary_path(tmp_path / "train.0000.tgt.bin")
+    obstacle.mkdir()  # the first of two files can be opened
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        _write(tmp_path, [([7, 2], [8, 2])])
+    obstacle.rmdir()
+    assert _snapshot(tmp_path) == before
+
+
 def test_is_current_notices_every_change(
     corpus: Path, shards: Path, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:

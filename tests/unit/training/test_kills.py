@@ -19,7 +19,12 @@ from torch import nn
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore, restore
-from ds_seq.training.checkpoint_folder import candidates, first_sound, own_checkpoints
+from ds_seq.training.checkpoint_folder import (
+    candidates,
+    delete_all,
+    first_sound,
+    own_checkpoints,
+)
 from ds_seq.weights.fill import load_weights
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
@@ -210,6 +215,20 @@ def test_what_the_user_has_put_there_is_kept(tmp_path: Path) -> None:
     assert set(names(tmp_path)) == {*kept, "update_00000002", "update_00000003"}
     assert len(list(outside.iterdir())) == 4
     assert resume(tmp_path) == 3
+
+
+def test_overwriting_deletes_what_training_has_written(tmp_path: Path) -> None:
+    for update in (1, 2):
+        save(tmp_path, update)
+    assert resume(tmp_path, "update_00000001") == 1
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "other disk"
+    shutil.copytree(folder, elsewhere)
+    delete_all(folder)
+    assert not folder.exists()
+    folder.symlink_to(elsewhere)
+    (elsewhere / "update_best").mkdir()
+    delete_all(folder)
+    assert folder.is_symlink() and names(tmp_path) == ["update_best"]
 
 
 def damage_a_bit(path: Path) -> None:
