@@ -313,15 +313,21 @@ def prepare(experiment: Experiment, *overrides: str, force: bool = False) -> Non
 
 
 def fit(
-    experiment: Experiment, *overrides: str, resume: bool = False, overwrite: bool = False
+    experiment: Experiment,
+    *overrides: str,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint: str | None = None,
 ) -> TrainingResult:
     """Train a model like `ds-seq train`, in this process or in all processes of a launcher.
 
     Args:
         experiment: an experiment file, a mapping with its contents, or an `ExperimentConfig`.
         *overrides: settings to replace, such as `train.max_updates=1000`.
-        resume: resume from the run's last checkpoint, or start from scratch if there is none.
+        resume: resume from the run's newest checkpoint that is not damaged, or start from scratch
+            if there is none.
         overwrite: delete an earlier run of this name.
+        checkpoint: with `resume`, the checkpoint to resume from: `best`, `last`, a name or a path.
 
     Returns:
         Why the training ended, its best score, and the run folder, which `load` accepts.
@@ -332,7 +338,9 @@ def fit(
     from ds_seq.training.run import run_training  # imports DeepSpeed
 
     atexit.register(distributed.shutdown)  # one process group for all trainings of the process
-    return run_training(lambda: read_experiment(experiment, overrides), resume, overwrite)
+    return run_training(
+        lambda: read_experiment(experiment, overrides), resume, overwrite, checkpoint
+    )
 
 
 def _listed(lines: str | Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq import distributed
+from ds_seq import distributed, files
 from ds_seq.commands.options import add_loading_arguments, check_expert_parallel, chosen_device
 from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.data.open import open_shards
@@ -46,13 +46,18 @@ def main(argv: Sequence[str]) -> int:
         teacher = load_teacher(args.runs, loading, vocab_hash, device)
         options = CacheOptions(folder, args.top_k, args.precision, args.part_tokens)
         started = time.monotonic()
+        lock = None
         with distributed.shared_errors():
+            if world.is_first:
+                advice = "stop that process first, or give another --out"
+                lock = files.Lock(folder / files.LOCK_FILE, folder, advice)
             splits = plan_splits(options, args.runs, teacher, sources, world)
         read = TeacherReader(teacher, device, _max_tokens(args, teacher), args.expert_parallel > 1)
         tokens = write_missing(splits, read, world)
-        if world.is_first:
+        if lock is not None:
             for split in splits:
                 split.writer.finish()
+            lock.release()
             _report(splits, tokens, time.monotonic() - started, world.size)
     return 0
 

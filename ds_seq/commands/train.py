@@ -18,7 +18,10 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     try:
         result = run_training(
-            lambda: load_experiment(args.experiment, args.overrides), args.resume, args.overwrite
+            lambda: load_experiment(args.experiment, args.overrides),
+            args.resume,
+            args.overwrite,
+            args.checkpoint,
         )
         if distributed.rank() == 0:
             _report(result)
@@ -37,7 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="resume from the run's last checkpoint; start from scratch if there is none",
+        help="resume from the run's newest checkpoint that is not damaged; start from scratch if "
+        "there is none",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="with --resume, resume from this checkpoint: best, last, a name or a path; later ones "
+        "are kept under other names",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="delete an earlier run of this name"

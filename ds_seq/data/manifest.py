@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ds_seq.errors import UserError
-from ds_seq.files import fingerprint, write_json
+from ds_seq.files import check_file, write_json
 
 FORMAT_VERSION = 1
 _REMAKE = "run `ds-seq prepare` again"
@@ -108,14 +108,15 @@ class Manifest:
         problems = []
         for name, record in self.files.items():
             path = folder / name
-            if not path.exists():
+            damage = check_file(path, record.size, record.sha256 if full else None)
+            if damage == "missing":
                 problems.append(f"{path}: is missing; {_REMAKE}")
-            elif (actual := path.stat().st_size) != record.size:
+            elif damage == "size":
                 problems.append(
-                    f"{path}: has {actual:,} bytes, but the manifest expects {record.size:,} "
-                    f"(an interrupted copy?); copy it again or {_REMAKE}"
+                    f"{path}: has {path.stat().st_size:,} bytes, but the manifest expects "
+                    f"{record.size:,} (an interrupted copy?); copy it again or {_REMAKE}"
                 )
-            elif full and fingerprint(path) != record.sha256:
+            elif damage == "content":
                 problems.append(
                     f"{path}: its content has changed (its SHA-256 is not the manifest's); "
                     f"{_REMAKE}"

@@ -129,7 +129,7 @@ def fill_with_mean(model: nn.Module, sources: Sequence[TensorSource]) -> None:
         sources: at least one source of tensors.
 
     Raises:
-        UserError: a source holds a different model.
+        UserError: a source is damaged or holds a different model.
     """
     offsets = expert_offsets(model)
     for source in sources:
@@ -140,6 +140,8 @@ def fill_with_mean(model: nn.Module, sources: Sequence[TensorSource]) -> None:
                 row.copy_(mean(_read(sources, name, row, expert)))
         else:
             tensor.copy_(mean(_read(sources, name, tensor, None)))
+    for source in sources:
+        source.verify()
 
 
 def _read(

@@ -132,10 +132,11 @@ def write_export(
 @contextmanager
 def _new_path(out: Path) -> Iterator[Path]:
     """Like `files.replacing` for a new path; removes the leftovers of killed exports first."""
-    check_new(out)
-    files.remove_leftovers(out.parent, escape(out.name))
-    with files.replacing(out) as temporary:
-        yield temporary
+    with files.Lock(files.lock_of(out), out, "stop that process first, or give another name"):
+        check_new(out)
+        files.remove_leftovers(out.parent, escape(out.name))
+        with files.replacing(out) as temporary:
+            yield temporary
 
 
 def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:

@@ -15,8 +15,10 @@ replaced.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,14 +56,22 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
     raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    texts = {
-        split: _clean_split(data, split, [_pair(item) for item in files], force)
-        for split, files in raw.items()
-        if files
-    }
-    tokenizers = _make_vocab(data, texts["train"], force)
-    for split, text in texts.items():
-        _make_shards(data, split, text, tokenizers, force)
+    folder = Path(data.dir)
+    # a folder that cannot be written may still be up to date
+    writable = not folder.exists() or os.access(folder, os.W_OK)
+    advice = "wait for it, or set another data.dir"
+    with files.Lock(folder / files.LOCK_FILE, folder, advice) if writable else nullcontext():
+        for place in (folder, folder / "clean"):
+            with files.writing(place):
+                files.remove_leftovers(place)
+        texts = {
+            split: _clean_split(data, split, [_pair(item) for item in pairs], force)
+            for split, pairs in raw.items()
+            if pairs
+        }
+        tokenizers = _make_vocab(data, texts["train"], force)
+        for split, text in texts.items():
+            _make_shards(data, split, text, tokenizers, force)
 
 
 def _pair(split: SplitConfig) -> PairPath:
@@ -133,6 +143,7 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> Tokenizers:
         flush=True,
     )
     tokenizers = Tokenizers.shared(train_tokenizer(data, list(text)))
+    step.announce([hashlib.sha256(tokenizers.target.to_bytes()).hexdigest()])
     save_tokenizer(tokenizers.target, path)
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
@@ -197,12 +208,12 @@ class _Step:
         return record if isinstance(record, dict) else None
 
     def made_outputs(self) -> bool:
-        """Return whether the outputs are exactly what this step wrote last time."""
-        record = self._read()
+        """Return whether the outputs are exactly what this step has written."""
+        record = self._read() or {}
+        written = (record.get("outputs"), record.get("outputs_before"))
         return (
-            record is not None
-            and all(file.exists() for file in self._outputs)
-            and record.get("outputs") == [files.fingerprint(file) for file in self._outputs]
+            all(file.exists() for file in self._outputs)
+            and [files.fingerprint(file) for file in self._outputs] in written
         )
 
     def result_of_last_time(self) -> dict[str, Any] | None:
@@ -210,8 +221,17 @@ class _Step:
         record = self._read()
         if record is None or record.get("made_from") != self._made_from:
             return None
-        result: dict[str, Any] = record["result"]
+        result: dict[str, Any] | None = record.get("result")
         return result if self.made_outputs() else None
+
+    def announce(self, outputs: list[str]) -> None:
+        """Record what is about to be written: if it is there after a kill, this step made it.
+
+        Args:
+            outputs: SHA-256 of each output.
+        """
+        before = (self._read() or {}).get("outputs") if self.made_outputs() else None
+        files.write_json(self._path, {"outputs": outputs, "outputs_before": before})
 
     def record(self, result: dict[str, Any]) -> None:
         """Record that the step is done.

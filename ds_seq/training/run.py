@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,14 +47,15 @@ from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks import Task, build_task
 from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
+from ds_seq.training.checkpoint_folder import candidates, first_sound
 from ds_seq.training.engine import Engine
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
-from ds_seq.training.run_folder import RunSetup, check_vocab, set_up, write_run_files
+from ds_seq.training.run_folder import RunSetup, check_vocab, lock_run, set_up, write_run_files
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
-from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
+from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
 from ds_seq.weights.fill import load_weights
 from ds_seq.weights.source import CHECKPOINTS
 
@@ -82,7 +84,10 @@ class TrainingResult:
 
 
 def run_training(
-    load: Callable[[], ExperimentConfig], resume: bool = False, overwrite: bool = False
+    load: Callable[[], ExperimentConfig],
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint: str | None = None,
 ) -> TrainingResult:
     """Train in one process, or in all processes that the launcher has started.
 
@@ -91,20 +96,55 @@ def run_training(
 
     Args:
         load: reads the experiment; called once errors of any rank are shared with all ranks.
-        resume: resume from the run's last checkpoint, or start from scratch if there is none.
+        resume: resume from the run's newest checkpoint that is not damaged, or start from scratch
+            if there is none.
         overwrite: delete an earlier run of this name.
+        checkpoint: with `resume`, the checkpoint to resume from: `best`, `last`, a name or a path.
 
     Raises:
-        UserError: the experiment, its data or its run folder is invalid.
+        UserError: the experiment, its data or its run folder is invalid, or another training uses
+            the folder.
     """
     world = distributed.discover(os.environ)
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
+    lock = None
     with distributed.shared_errors():
         if resume and overwrite:
             raise UserError("--resume and --overwrite contradict each other: give one of them")
-        setup = set_up(load(), world.size, resume, overwrite)
+        if checkpoint is not None and not resume:
+            raise UserError(f"--checkpoint {checkpoint}: only chooses where to --resume; add that")
+        config = load()
+        if world.is_first:
+            lock = lock_run(config.run_folder)
+    with lock or nullcontext():
+        start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+        with distributed.shared_errors():
+            setup = set_up(config, world.size, resume, overwrite, start)
+        return _train(setup, problems, world)
+
+
+def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to resume from, and what is wrong with newer ones; a collective."""
+    found: list[Path] = []
+    with distributed.shared_errors():
+        if world.is_first:
+            found = candidates(run, which)
+    found = distributed.broadcast_object(found)
+    start, problems = first_sound(found)
+    with distributed.shared_errors():
+        if found and start is None:
+            lines = problems
+            if which is None:
+                advice = "none of its checkpoints can be resumed from; --overwrite starts over"
+                lines = [*problems, f"{run}: {advice}"]
+            raise UserError("\n".join(lines))
+    return start, problems
+
+
+def _train(setup: RunSetup, problems: Sequence[str], world: World) -> TrainingResult:
+    with distributed.shared_errors():
         task = build_task(setup.config.task, setup.config.data)
         train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
         cached = _cached_teacher(setup.config, train_set, valid_set)
@@ -116,7 +156,7 @@ def run_training(
         explain(error, "while the teacher was loaded", TEACHER_ADVICE)
         raise
     try:
-        trainer = _build(setup, task, train_set, valid_set, teacher, world)
+        trainer = _build(setup, task, train_set, valid_set, teacher, world, problems)
     except (RuntimeError, MemoryError) as error:
         explain(error, "while model and optimizer were built", BUILDING_ADVICE)
         raise
@@ -173,6 +213,7 @@ def _build(
     valid_set: Dataset | None,
     teacher: Teacher | None,
     world: World,
+    problems: Sequence[str],
 ) -> Trainer:
     """Build model, engine and trainer; a collective."""
     config, train = setup.config, setup.config.train
@@ -198,22 +239,15 @@ def _build(
     with distributed.shared_errors():
         progress = None
         if setup.checkpoint is not None:
-            progress = restore(engine, setup.checkpoint)
-            criterion.load_state(criterion_state(setup.checkpoint))
+            progress = restore(engine, setup.checkpoint, checked=True)
+            criterion.load_state(criterion_state(setup.checkpoint, checked=True))
         if world.is_first:
             write_run_files(setup, task.tokenizers)
-    store = CheckpointStore(
-        setup.folder / CHECKPOINTS,
-        train.keep_last,
-        train.keep_best,
-        best.higher_is_better,
-        task.tokenizers.fingerprint,
-        best.figure,
-    )
-    if world.is_first:
-        store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
+    store, messages = _open_store(setup, best, task.tokenizers.fingerprint, done, world)
     log = RunLog(setup.folder, world.is_first, train.tensorboard, train.max_updates, done)
+    for message in (*problems, *messages):
+        log.say(f"ds-seq: warning: {message}")
     validator = Validator(
         engine,
         criterion,
@@ -227,12 +261,31 @@ def _build(
     return trainer
 
 
+def _open_store(
+    setup: RunSetup, best: BestBy, vocab_hash: str, done: int, world: World
+) -> tuple[CheckpointStore, list[str]]:
+    """Open the run's checkpoints after `done` updates; return messages, too. A collective."""
+    train, messages = setup.config.train, []
+    with distributed.shared_errors():
+        store = CheckpointStore(
+            setup.folder / CHECKPOINTS,
+            train.keep_last,
+            train.keep_best,
+            best.higher_is_better,
+            vocab_hash,
+            best.figure,
+        )
+        if world.is_first:
+            messages = store.continue_after(done)
+    return store, messages
+
+
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
     train, size = setup.config.train, task.tokenizers.size
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
     if setup.checkpoint is not None:
-        load_weights(model, setup.checkpoint)
+        load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
         start_from(model, setup.config, task.tokenizers.fingerprint)
     freeze(model, train.freeze)
@@ -304,7 +357,9 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
     for note in notes(setup.config):
         trainer.log.say(f"note: {note}")
     if setup.checkpoint is not None:
-        trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
+        trainer.log.say(
+            f"resuming at update {trainer.update} of {train.max_updates}, from {setup.checkpoint}"
+        )
     elif train.init_from is not None:
         trainer.log.say(f"starting with the weights of {train.init_from}")
     if train.freeze:

@@ -131,14 +131,39 @@ def find_checkpoint(run: Path, which: str) -> Path:
             index = json.loads((checkpoints / INDEX_FILE).read_text(encoding="utf-8"))
             # a run without validations has no best checkpoint
             entry = index["best"][0] if which == "best" and index["best"] else index["last"][-1]
-            return checkpoints / str(entry["name"])
+            return _whole(checkpoints / str(entry["name"]))
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            raise UserError(f"{run}: has no finished checkpoint; train it first") from error
+            raise UserError(_explain_no_index(run)) from error
     for path in (checkpoints / which, Path(which)):
         if (path / META_FILE).is_file():
             return path
-    known = sorted(p.parent.name for p in checkpoints.glob(f"update_*/{META_FILE}"))
-    raise UserError(f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(known)}")
+    raise UserError(
+        f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(_known(checkpoints))}"
+    )
+
+
+def _whole(folder: Path) -> Path:
+    """Return the folder of a checkpoint, which may still have the name of a replaced one.
+
+    It has if a training was killed, or is just now, between the two renames of a second save.
+    """
+    old = folder.with_name(f"{folder.name}.replaced")
+    return old if old.is_dir() and not folder.exists() else folder
+
+
+def _known(checkpoints: Path) -> list[str]:
+    return sorted(path.parent.name for path in checkpoints.glob(f"update_*/{META_FILE}"))
+
+
+def _explain_no_index(run: Path) -> str:
+    checkpoints = run / CHECKPOINTS
+    if known := _known(checkpoints):
+        return (
+            f"{run}: has no finished checkpoint in {checkpoints / INDEX_FILE}, which is missing or "
+            f"damaged; name one of {', '.join(known)} with --checkpoint, or let `ds-seq train "
+            "--resume` write the file again"
+        )
+    return f"{run}: has no finished checkpoint; train it first"
 
 
 def _check_vocab(

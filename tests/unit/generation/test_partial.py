@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
+from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
 from ds_seq.text.lines import write_lines
@@ -117,11 +117,13 @@ def test_lost_settings_are_reported(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_at_once(tmp_path: Path) -> None:
     partial = begun(tmp_path, LINES)
-    with open(partial.folder / "journal.00000", "rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    journal = partial.folder / "journal.00000"
+    with files.Lock(files.lock_of(journal), journal, ""):
         for attempt in (lambda: partial.begin(SETTINGS, True), lambda: partial.store(0)):
             with pytest.raises(UserError, match=r"journal\.00000: another process is writing"):
                 attempt()
+    with pytest.raises(UserError, match=r"out\.partial: another process is .*another --output"):
+        PartialOutput(tmp_path / "out").begin(SETTINGS, True)
     assert len(partial.begin(SETTINGS, True)) == 4
 
 

@@ -284,6 +284,9 @@ class _Watched:
         self.largest = max(self.largest, num_experts if first_expert is not None else 0)
         return value
 
+    def verify(self) -> None:
+        self._source.verify()
+
 
 def test_one_tensor_is_in_memory_at_a_time(original: Path) -> None:
     alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
