@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
-from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.options import options_table
@@ -55,26 +56,29 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
-            *_notes(config),
+            *_notes(config, zero_stage(engine)),
             "",
         ]
     )
 
 
-def _notes(config: ExperimentConfig) -> list[str]:
+def _notes(config: ExperimentConfig, stage: int) -> list[str]:
     """Return notes on settings that are allowed but rarely intended."""
+    notes = [*_balance_notes(config), *gpu_notes(config, stage)]
+    return ["", "# notes", *notes] if notes else []
+
+
+def _balance_notes(config: ExperimentConfig) -> Iterator[str]:
     moe = config.model.moe
     if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
-        return []
+        return
     # these routers balance without a loss, or may do so
     if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
-        return []
-    return [
-        "",
-        "# notes",
+        return
+    yield (
         "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
-        "model_and_base has them",
-    ]
+        "model_and_base has them"
+    )
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:

@@ -50,8 +50,11 @@ class Store(Protocol):
     def gather(self) -> Iterable[Line] | None:
         """Return the lines of all ranks, in any order, on rank 0 and None on other ranks.
 
-        A collective, and the last call.
+        A collective; nothing is added afterwards.
         """
+
+    def close(self) -> None:
+        """Close files; call it also after an error. Safe to call twice."""
 
 
 class MemoryStore:
@@ -68,6 +71,9 @@ class MemoryStore:
         """See the method of `Store`."""
         shares = distributed.gather_objects(self._lines)
         return None if shares is None else [line for share in shares for line in share]
+
+    def close(self) -> None:
+        """See the method of `Store`."""
 
 
 class PartialOutput:
@@ -151,10 +157,14 @@ class JournalStore:
         self._path = path
         try:
             # unbuffered, so that a record is written when `add` returns
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `gather`)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise files.unwritable(path, error) from None
-        files.lock(self._file, path, _OPTION)
+        try:
+            files.lock(self._file, path, _OPTION)
+        except UserError:
+            self.close()
+            raise
 
     def add(self, lines: Sequence[Line]) -> None:
         """Append the lines of a batch to the journal.
@@ -178,9 +188,13 @@ class JournalStore:
 
     def gather(self) -> Iterable[Line] | None:
         """See the method of `Store`."""
-        self._file.close()
+        self.close()
         distributed.barrier()
         return self._partial.lines() if distributed.rank() == 0 else None
+
+    def close(self) -> None:
+        """See the method of `Store`; other processes may then write to the journal."""
+        self._file.close()
 
 
 def _repair(journal: Path) -> None:
