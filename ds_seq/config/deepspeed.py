@@ -155,9 +155,12 @@ def _sum_in_fp32(engine: JsonObject, train: TrainConfig) -> None:
     """Add up the gradients of micro-batches in fp32, unless the JSON chooses a type.
 
     DeepSpeed adds them in the precision of the model: in bf16, the last of 16 equal terms keeps 4
-    bits. Stage 0 can do nothing else, and with one micro-batch there is nothing to add.
+    bits. Stage 0 and offloaded optimizers of stages 1 and 2 can do nothing else, and with one
+    micro-batch there is nothing to add.
     """
-    if train.precision != "fp32" and train.accumulate > 1 and zero_stage(engine) > 0:
+    stage = zero_stage(engine)
+    can = stage == MAX_STAGE or (stage > 0 and not _offloads_optimizer(engine))
+    if train.precision != "fp32" and train.accumulate > 1 and can:
         engine[_DATA_TYPES] = {_SUM_TYPE: "fp32", **engine.get(_DATA_TYPES, {})}
 
 
@@ -180,6 +183,12 @@ def zero_stage(ds_json: Mapping[str, Any]) -> int:
     zero = ds_json.get("zero_optimization")
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
     return stage if isinstance(stage, int) else 0
+
+
+def _offloads_optimizer(ds_json: Mapping[str, Any]) -> bool:
+    zero = ds_json.get("zero_optimization")
+    target = zero.get("offload_optimizer") if isinstance(zero, Mapping) else None
+    return isinstance(target, Mapping) and target.get("device", "none") != "none"
 
 
 def _without_auto(node: Any) -> Any:
@@ -346,6 +355,11 @@ def _sum_type_errors(train: TrainConfig, ds_json: Mapping[str, Any], stage: int)
         yield (
             f"{_DATA_TYPES}.{_SUM_TYPE}: stage 0 adds up gradients in {train.precision} only; use "
             "stage 1, 2 or 3, or remove it"
+        )
+    elif stage < MAX_STAGE and _offloads_optimizer(ds_json):
+        yield (
+            f"{_DATA_TYPES}.{_SUM_TYPE}: with offload_optimizer, stage {stage} does not recover "
+            "from an overflow if it adds up gradients in fp32; use stage 3, or remove it"
         )
 
 

@@ -3,15 +3,20 @@
 `cross_entropy` is a short reference implementation. Training calls `smoothed_cross_entropy`, which
 computes the same in less time and memory: it processes a few rows at a time while they are in the
 cache, and writes their gradient in the forward. Only the logits and that gradient are ever stored
-completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions.
+completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions. Both use
+`ds_seq.criterions.loss_kernel` on a GPU that can run it.
 
 Shapes: N real target tokens, R rows at a time, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import warnings
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -97,7 +102,11 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = LogitGradient(logits, bound=1.0) if ctx.needs_input_grad[0] else None
         sums = LikelihoodSums(logits, smoothing)
-        for rows in row_slices(logits):
+        kernel = loss_kernel(logits)
+        if kernel is not None:
+            weights = kernel.Weights(smoothing, ce=1.0)
+            kernel.run_loss_kernel(logits, targets, weights, sums, gradient)
+        for rows in row_slices(logits) if kernel is None else ():
             token = targets[rows].unsqueeze(1)  # (R, 1)
             place = None if gradient is None else gradient.place(rows)
             softmax = softmax_rows(logits[rows], place)
@@ -178,6 +187,11 @@ class LikelihoodSums:
             total = scores.sum(-1, dtype=torch.float32)
             self._spread[rows] = log_sum.squeeze(1) * scores.shape[1] - total
 
+    @property
+    def spread(self) -> Tensor:
+        """(N,) float32, sum of -log p over all tokens; only meaningful with smoothing."""
+        return self._spread
+
     def cross_entropy(self) -> Tensor:
         """Return the label-smoothed loss (), summed over all rows."""
         a, b = self._smoothing
@@ -193,14 +207,19 @@ class LogitGradient:
     Args:
         logits: tensor of the gradient's shape and dtype.
         bound: upper bound of the gradient's elements.
+
+    Attributes:
+        buffer: (N, V) gradient times `scale`.
+        scale: that power of two; 1 in other precisions.
+        largest: largest number that the buffer can hold.
     """
 
     def __init__(self, logits: Tensor, bound: float) -> None:
         self.buffer = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        self.scale, self._largest = 1.0, math.inf
+        self.scale, self.largest = 1.0, math.inf
         if logits.dtype == torch.float16:
-            self._largest = torch.finfo(torch.float16).max
-            self.scale = 2.0 ** math.floor(math.log2(self._largest / max(bound, 1e-3)))
+            self.largest = torch.finfo(torch.float16).max
+            self.scale = 2.0 ** math.floor(math.log2(self.largest / max(bound, 1e-3)))
 
     def place(self, rows: slice) -> Tensor | None:
         """Return the memory of these rows (R, V) to compute in, or None if they are not float32.
@@ -234,7 +253,7 @@ class LogitGradient:
         """Scale and clip a block for the buffer, without converting its dtype."""
         if self.buffer.dtype != torch.float16:
             return block
-        return block.mul_(self.scale).clamp_(-self._largest, self._largest)
+        return block.mul_(self.scale).clamp_(-self.largest, self.largest)
 
 
 def put_cross_entropy(
@@ -315,6 +334,34 @@ def _multiply_in_place(gradient: Tensor, factor: Tensor) -> None:
     else:
         for rows in row_slices(gradient):
             gradient[rows] = gradient[rows].float().mul_(factor)
+
+
+def loss_kernel(logits: Tensor) -> ModuleType | None:
+    """Return the module `ds_seq.criterions.loss_kernel` if it can process these logits.
+
+    It needs an NVIDIA GPU, Triton and a C compiler. `DS_SEQ_TRITON=0` in the environment turns it
+    off.
+    """
+    if not logits.is_cuda or logits.dtype == torch.float64:
+        return None
+    return None if os.environ.get("DS_SEQ_TRITON") == "0" else _working_kernel()
+
+
+@functools.cache
+def _working_kernel() -> ModuleType | None:
+    """Try the kernel on a few logits."""
+    try:
+        from ds_seq.criterions import loss_kernel
+    except ImportError:  # torch for AMD or built without Triton
+        return None
+    logits, tokens = torch.zeros((2, 8), device="cuda"), torch.zeros(2, dtype=torch.int64).cuda()
+    try:
+        weights, sums = loss_kernel.Weights((1.0, 0.0), ce=1.0), LikelihoodSums(logits, (1.0, 0.0))
+        loss_kernel.run_loss_kernel(logits, tokens, weights, sums, LogitGradient(logits, 1.0))
+    except Exception as error:  # Triton raises what its compiler raises
+        warnings.warn(f"the loss is slower without its Triton kernel: {error}", stacklevel=1)
+        return None
+    return loss_kernel
 
 
 def _in_one_pass(block: Tensor) -> bool:

@@ -87,6 +87,21 @@ def test_half_precision_adds_up_gradients_in_fp32(
     assert engine_config(train, given | chosen, moe=False).get("data_types") in (types, {})
 
 
+@pytest.mark.parametrize(("stage", "sums"), [(1, None), (2, None), (3, "fp32")])
+def test_offloaded_optimizers_add_up_as_they_can(stage: int, sums: str | None) -> None:
+    zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
+    train = TrainConfig(precision="fp16", accumulate=2)
+    given = {"zero_optimization": zero}
+    types = engine_config(train, given, moe=False).get("data_types", {})
+    assert types.get("grad_accum_dtype") == sums
+    chosen = {**given, "data_types": {"grad_accum_dtype": "fp32"}}
+    if sums is None:
+        (line,) = complaints(chosen, train)
+        assert f"stage {stage} does not recover from an overflow" in line
+    else:
+        engine_config(train, chosen, moe=False)
+
+
 @pytest.mark.parametrize(
     ("precision", "stage", "chosen", "words"),
     [

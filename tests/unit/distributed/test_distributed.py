@@ -11,7 +11,7 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.distributed import World, discover
-from ds_seq.distributed.device import avoid_cudnn_attention
+from ds_seq.distributed.device import allow_tf32, avoid_cudnn_attention, full_fp32
 from ds_seq.errors import UserError
 
 SRUN = {
@@ -193,3 +193,27 @@ def test_cudnn_attention_is_left_out_unless_the_user_chose(
         assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize(
+    ("variable", "allowed"),
+    [(None, True), ("NVIDIA_TF32_OVERRIDE", False), ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", False)],
+)
+def test_tf32_is_allowed_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, allowed: bool
+) -> None:
+    for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, "0")
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = False
+        allow_tf32()
+        assert matmul.allow_tf32 is allowed
+        with full_fp32():
+            assert not matmul.allow_tf32
+        assert matmul.allow_tf32 is allowed
+    finally:
+        matmul.allow_tf32 = before
