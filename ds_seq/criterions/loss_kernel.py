@@ -181,7 +181,7 @@ def _divergence(
         inside = places < WIDTH
         columns, lq = _log_probs(t_row, ids_row, places, cooling, t_top, t_log_sum, WIDTH, IS_TOP)
         x = tl.load(x_row + columns, mask=inside, other=0.0).to(tl.float32)
-        values, parts, _ = _compared((x - top) * cooling - log_sum, lq, COMPARE)
+        values, parts, _rest = _compared((x - top) * cooling - log_sum, lq, COMPARE)
         value += tl.sum(tl.where(inside, values, 0.0), 0)
         factor += tl.sum(tl.where(inside, parts, 0.0), 0)
     if COMPARE == 1:
@@ -189,6 +189,34 @@ def _divergence(
     if COMPARE == 3:
         value += 0.6931471805599453  # log 2
     return tl.maximum(value, 0.0), factor
+
+
+@triton.jit
+def _write(
+    g_row, x_row, t_row, ids_row, token, top, log_sum, cooled, t_top, t_log_sum, factor,
+    right, each, ce_weight, kd_weight, cooling, scale, largest,
+    COMPARE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    READS_TEACHER: tl.constexpr, IS_TOP: tl.constexpr, CLIPS: tl.constexpr
+):  # fmt: skip
+    """Write the gradient of a row at all columns, or at those of the teacher's top tokens."""
+    for start in range(0, WIDTH, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        inside = columns < WIDTH
+        lq = tl.full((BLOCK,), -float("inf"), tl.float32)
+        if READS_TEACHER:
+            columns, lq = _log_probs(
+                t_row, ids_row, columns, cooling, t_top, t_log_sum, WIDTH, IS_TOP
+            )
+        x = tl.load(x_row + columns, mask=inside, other=0.0).to(tl.float32) - top
+        g = (tl.exp(x - log_sum) - each - tl.where(columns == token, right, 0.0)) * ce_weight
+        if COMPARE:
+            lp = x * cooling - cooled
+            _value, _part, rest = _compared(lp, lq, COMPARE)
+            g += kd_weight * (factor * tl.exp(lp) - rest)
+        g *= scale
+        if CLIPS:
+            g = tl.minimum(tl.maximum(g, -largest), largest)
+        tl.store(g_row + columns, g.to(g_row.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -213,36 +241,23 @@ def _loss_kernel(
     cooled, t_top, t_log_sum, factor = log_sum, 0.0, 0.0, 0.0
     if COMPARE:
         if COOLS:
-            _, cooled, _ = _log_sum(x_row, cooling, VOCAB, BLOCK)
-        t_top, t_log_sum, _ = _log_sum(t_row, cooling, KNOWN, KNOWN_BLOCK)
+            _top, cooled, _below = _log_sum(x_row, cooling, VOCAB, BLOCK)
+        t_top, t_log_sum, _t_below = _log_sum(t_row, cooling, KNOWN, KNOWN_BLOCK)
         value, factor = _divergence(
             x_row, t_row, ids_row, cooling, top, cooled, t_top, t_log_sum,
             COMPARE, KNOWN, KNOWN_BLOCK, IS_TOP
         )  # fmt: skip
         tl.store(divergence_out + row, value)
     if WRITES:
-        # all columns; for a teacher's top tokens then those again, once all threads have written
-        for again in tl.static_range(0, 2 if IS_TOP else 1):
-            WIDTH: tl.constexpr = KNOWN if again else VOCAB
-            STEP: tl.constexpr = KNOWN_BLOCK if again else BLOCK
-            if again:
-                tl.debug_barrier()
-            for start in range(0, WIDTH, STEP):
-                columns = start + tl.arange(0, STEP)
-                inside = columns < WIDTH
-                lq = tl.full((STEP,), -float("inf"), tl.float32)
-                if COMPARE and (again or not IS_TOP):
-                    columns, lq = _log_probs(
-                        t_row, ids_row, columns, cooling, t_top, t_log_sum, WIDTH, IS_TOP
-                    )
-                x = tl.load(x_row + columns, mask=inside, other=0.0).to(tl.float32) - top
-                g = tl.exp(x - log_sum) - each - tl.where(columns == token, right, 0.0)
-                g *= ce_weight
-                if COMPARE:
-                    lp = x * cooling - cooled
-                    _, _, rest = _compared(lp, lq, COMPARE)
-                    g += kd_weight * (factor * tl.exp(lp) - rest)
-                g *= scale
-                if CLIPS:
-                    g = tl.minimum(tl.maximum(g, -largest), largest)
-                tl.store(g_row + columns, g.to(gradient.dtype.element_ty), mask=inside)
+        _write(
+            g_row, x_row, t_row, ids_row, token, top, log_sum, cooled, t_top, t_log_sum, factor,
+            right, each, ce_weight, kd_weight, cooling, scale, largest,
+            COMPARE, VOCAB, BLOCK, COMPARE > 0 and not IS_TOP, IS_TOP, CLIPS
+        )  # fmt: skip
+        if IS_TOP:  # the teacher's columns again, once all threads have written
+            tl.debug_barrier()
+            _write(
+                g_row, x_row, t_row, ids_row, token, top, log_sum, cooled, t_top, t_log_sum, factor,
+                right, each, ce_weight, kd_weight, cooling, scale, largest,
+                COMPARE, KNOWN, KNOWN_BLOCK, True, True, CLIPS
+            )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -92,31 +91,25 @@ def test_with_a_teacher_a_gpu_gives_what_a_cpu_gives(
     torch.testing.assert_close(results[0][1], results[1][1], rtol=2 * ROUNDING[dtype], atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("divergence", get_args(Divergence))
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("known", ["all", "cached", "live"])
 def test_the_kernel_gives_what_plain_torch_gives(
     monkeypatch: pytest.MonkeyPatch,
     implementation: str,
-    dtype: torch.dtype,
     divergence: Divergence,
-    temperature: float,
     known: str,
 ) -> None:
-    """Also for scores of a teacher with a common offset, and some that are minus infinity."""
+    """At a temperature, for scores of a teacher some of which are minus infinity."""
     if implementation == "plain" or (divergence == "reverse_kl" and known != "all"):
         pytest.skip("the other parameters have it")
-    logits, tokens = _made(dtype, 50)
+    logits, tokens = _made(torch.bfloat16, 50)
     scores = logits.roll(1, 0).float() + 5.0
     scores[::7, 3] = -torch.inf
     teacher: torch.Tensor | TopTokens = scores
     if known == "cached":
         best = scores.log_softmax(1).topk(5)
         teacher = TopTokens(best.indices, best.values)
-    how = replace(
-        distil(0.6, divergence), temperature=temperature, top_k=5 if known == "live" else None
-    )
+    how = distil(0.6, divergence, 2.0, 5 if known == "live" else None)
     results = []
     for choice in ("0", "1"):
         monkeypatch.setenv("DS_SEQ_TRITON", choice)
@@ -126,7 +119,7 @@ def test_the_kernel_gives_what_plain_torch_gives(
         assert student.grad is not None
         results.append((torch.stack(loss).detach(), student.grad.float()))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(results[1][1], results[0][1], rtol=2 * ROUNDING[dtype], atol=2e-6)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=2e-2, atol=2e-6)
 
 
 def test_memory_is_the_gradient_and_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
