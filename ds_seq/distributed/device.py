@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ds_seq.names import Precision
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
@@ -32,6 +34,12 @@ def allow_tf32() -> None:
     """
     if not any(name in os.environ for name in _TF32_VARIABLES):
         torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def number_format(precision: Precision, device: torch.device) -> str:
+    """Describe the arithmetic of a model on a device, for people."""
+    rounds = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    return "fp32 with products in TF32" if precision == "fp32" and rounds else precision
 
 
 @contextmanager

@@ -88,7 +88,9 @@ def test_with_a_teacher_a_gpu_gives_what_a_cpu_gives(
         assert student.grad is not None
         results.append((torch.stack(loss).detach().cpu(), student.grad.float().cpu()))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=2 * ROUNDING[dtype], atol=1e-5)
+    # plain torch rounds the gradient of a selected row twice
+    atol = 1e-4 if selected else 1e-5
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=2 * ROUNDING[dtype], atol=atol)
 
 
 @pytest.mark.parametrize("divergence", get_args(Divergence))
@@ -99,12 +101,13 @@ def test_the_kernel_gives_what_plain_torch_gives(
     divergence: Divergence,
     known: str,
 ) -> None:
-    """At a temperature, for scores of a teacher some of which are minus infinity."""
+    """At a temperature; for scores of a teacher some of which are minus infinity, too."""
     if implementation == "plain" or (divergence == "reverse_kl" and known != "all"):
         pytest.skip("the other parameters have it")
     logits, tokens = _made(torch.bfloat16, 50)
     scores = logits.roll(1, 0).float() + 5.0
-    scores[::7, 3] = -torch.inf
+    if divergence != "reverse_kl":  # which would be infinite
+        scores[::7, 3] = -torch.inf
     teacher: torch.Tensor | TopTokens = scores
     if known == "cached":
         best = scores.log_softmax(1).topk(5)

@@ -11,7 +11,12 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.distributed import World, discover
-from ds_seq.distributed.device import allow_tf32, avoid_cudnn_attention, full_fp32
+from ds_seq.distributed.device import (
+    allow_tf32,
+    avoid_cudnn_attention,
+    full_fp32,
+    number_format,
+)
 from ds_seq.errors import UserError
 
 SRUN = {
@@ -215,5 +220,9 @@ def test_tf32_is_allowed_unless_the_user_chose(
         with full_fp32():
             assert not matmul.allow_tf32
         assert matmul.allow_tf32 is allowed
+        on_gpu = number_format("fp32", torch.device("cuda"))
+        assert on_gpu == ("fp32 with products in TF32" if allowed else "fp32")
+        assert number_format("bf16", torch.device("cuda")) == "bf16"
+        assert number_format("fp32", torch.device("cpu")) == "fp32"
     finally:
         matmul.allow_tf32 = before
