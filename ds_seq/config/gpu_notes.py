@@ -16,12 +16,13 @@ def gpu_notes(config: ExperimentConfig, stage: int) -> Iterator[str]:
         wide = [width for width in _widths(config) if width % _GROUPED_MULTIPLE]
         if train.precision != "bf16":
             yield (
-                f"train.precision: on a GPU, the experts of a layer run one after another in "
-                f"{train.precision}, and in one kernel in bf16 (with 8 experts, 1.5 times faster)"
+                "train.precision: on a GPU, the experts of a layer run one after another in "
+                f"{train.precision}, and in one kernel in bf16 (with 8 experts, a step in fp16 "
+                "takes 1.5 times as long)"
             )
         elif wide:
             yield (
-                f"model.d_model, ffn_dim: on a GPU, experts run in one kernel if both are "
+                "model.d_model, ffn_dim: on a GPU, experts run in one kernel if both are "
                 f"multiples of {_GROUPED_MULTIPLE}, unlike {wide[0]}; now one after another"
             )
     if train.precision != "fp32" and train.accumulate > 1 and stage == 0:

@@ -97,24 +97,29 @@ def run_loss_kernel(
         scores, values = _dense(teacher.scores), teacher.values
         ids = ids if teacher.ids is None else _dense(teacher.ids)
     buffer = logits if gradient is None else gradient.buffer
-    _loss_kernel[(num_rows,)](
-        *(logits, tokens, scores, ids, tokens if rows is None else rows),
-        *(sums.nll, sums.spread, values, buffer),
-        *(logits.stride(0), scores.stride(0), ids.stride(0)),
-        *(*weights.smoothing, weights.ce, weights.kd, 1.0 / weights.temperature),
-        *((0.0, 0.0) if gradient is None else (gradient.scale, min(gradient.largest, _HALF_MAX))),
-        VOCAB=vocab,
-        BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)),
-        KNOWN=scores.shape[1],
-        KNOWN_BLOCK=min(_BLOCK, triton.next_power_of_2(scores.shape[1])),
-        COMPARE=_NONE if teacher is None else _KINDS[teacher.divergence],
-        COOLS=weights.temperature != 1.0,
-        IS_TOP=teacher is not None and teacher.ids is not None,
-        SOME_ROWS=rows is not None,
-        WRITES=gradient is not None,
-        CLIPS=buffer.dtype == torch.float16,
-        num_warps=_WARPS,
-    )
+    with torch.cuda.device_of(logits):
+        _loss_kernel[(num_rows,)](
+            *(logits, tokens, scores, ids, tokens if rows is None else rows),
+            *(sums.nll, sums.spread, values, buffer),
+            *(logits.stride(0), scores.stride(0), ids.stride(0)),
+            *(*weights.smoothing, weights.ce, weights.kd, 1.0 / weights.temperature),
+            *(
+                (0.0, 0.0)
+                if gradient is None
+                else (gradient.scale, min(gradient.largest, _HALF_MAX))
+            ),
+            VOCAB=vocab,
+            BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)),
+            KNOWN=scores.shape[1],
+            KNOWN_BLOCK=min(_BLOCK, triton.next_power_of_2(scores.shape[1])),
+            COMPARE=_NONE if teacher is None else _KINDS[teacher.divergence],
+            COOLS=weights.temperature != 1.0,
+            IS_TOP=teacher is not None and teacher.ids is not None,
+            SOME_ROWS=rows is not None,
+            WRITES=gradient is not None,
+            CLIPS=buffer.dtype == torch.float16,
+            num_warps=_WARPS,
+        )
 
 
 def _dense(matrix: Tensor) -> Tensor:
@@ -147,7 +152,7 @@ def _log_sum(x_row, cooling, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     They are log(sum(exp(cooling * (score - top)))) and sum(top - score). Adding `top` to the
     logarithm would round it to the digits of a large score.
     """
-    top, total, below = -float("inf"), 0.0, 0.0
+    top, total, below = -1e30, 0.0, 0.0  # not minus infinity, which a whole block may be
     for start in range(0, WIDTH, BLOCK):
         places = start + tl.arange(0, BLOCK)
         inside = places < WIDTH
@@ -155,7 +160,7 @@ def _log_sum(x_row, cooling, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
         new_top = tl.maximum(top, tl.max(x, 0))
         more = tl.sum(tl.exp((x - new_top) * cooling), 0)
         total = total * tl.exp((top - new_top) * cooling) + more
-        rise = tl.where(start == 0, 0.0, new_top - top)  # the first top is infinite
+        rise = tl.where(start == 0, 0.0, new_top - top)
         below += rise * start + tl.sum(tl.where(inside, new_top - x, 0.0), 0)
         top = new_top
     return top, tl.log(total), below
@@ -239,7 +244,8 @@ def _loss_kernel(
     token = tl.load(tokens + row)
     top, log_sum, below = _log_sum(x_row, 1.0, VOCAB, BLOCK)
     tl.store(nll_out + row, top - tl.load(x_row + token).to(tl.float32) + log_sum)
-    tl.store(spread_out + row, log_sum * VOCAB + below)
+    # without smoothing, scores may be minus infinity
+    tl.store(spread_out + row, tl.where(each > 0.0, log_sum * VOCAB + below, 0.0))
     cooled, t_top, t_log_sum, factor = log_sum, 0.0, 0.0, 0.0
     if COMPARE:
         if COOLS:
