@@ -97,7 +97,7 @@ def run_loss_kernel(
         scores, values = _dense(teacher.scores), teacher.values
         ids = ids if teacher.ids is None else _dense(teacher.ids)
     buffer = logits if gradient is None else gradient.buffer
-    with torch.cuda.device_of(logits):
+    with torch.cuda.device(logits.device.index if logits.is_cuda else -1):
         _loss_kernel[(num_rows,)](
             *(logits, tokens, scores, ids, tokens if rows is None else rows),
             *(sums.nll, sums.spread, values, buffer),
