@@ -104,7 +104,7 @@ class _CrossEntropy(torch.autograd.Function):
         sums = LikelihoodSums(logits, smoothing)
         kernel = loss_kernel(logits)
         if kernel is not None:
-            weights = kernel.Weights(smoothing, ce=1.0)
+            weights = kernel.Weights(smoothing, ce=1.0, kd=0.0, temperature=1.0)
             kernel.run_loss_kernel(logits, targets, weights, sums, gradient)
         for rows in row_slices(logits) if kernel is None else ():
             token = targets[rows].unsqueeze(1)  # (R, 1)
@@ -356,7 +356,8 @@ def _working_kernel() -> ModuleType | None:
         return None
     logits, tokens = torch.zeros((2, 8), device="cuda"), torch.zeros(2, dtype=torch.int64).cuda()
     try:
-        weights, sums = loss_kernel.Weights((1.0, 0.0), ce=1.0), LikelihoodSums(logits, (1.0, 0.0))
+        weights = loss_kernel.Weights((1.0, 0.0), ce=1.0, kd=0.0, temperature=1.0)
+        sums = LikelihoodSums(logits, weights.smoothing)
         loss_kernel.run_loss_kernel(logits, tokens, weights, sums, LogitGradient(logits, 1.0))
     except Exception as error:  # Triton raises what its compiler raises
         warnings.warn(f"the loss is slower without its Triton kernel: {error}", stacklevel=1)

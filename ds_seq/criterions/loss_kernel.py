@@ -47,8 +47,8 @@ class Weights:
 
     smoothing: tuple[float, float]
     ce: float
-    kd: float = 0.0
-    temperature: float = 1.0
+    kd: float
+    temperature: float
 
 
 @dataclass(frozen=True)
