@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Seq2SeqInputs
@@ -17,7 +18,7 @@ from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.stack import Stack
 from ds_seq.modules.attention import padding_mask
-from ds_seq.modules.body import Context, real_rows
+from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
@@ -53,6 +54,7 @@ class Seq2SeqTransformer(nn.Module):
         self.source_embedding = source_embedding
         self.output = output
         self.max_positions = max_positions
+        self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
@@ -69,7 +71,7 @@ class Seq2SeqTransformer(nn.Module):
             layers, and the captured outputs of the layers.
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
-        rows = real_rows(inputs.target_mask, inputs.num_targets)
+        rows = _real_rows(inputs.target_mask, inputs.num_targets)
         decoded: StackResult = self.decoder(
             self.target_embedding(inputs.target),
             _decoder_context(encoded)._replace(token_mask=inputs.target_mask, token_rows=rows),
@@ -104,7 +106,7 @@ class Seq2SeqTransformer(nn.Module):
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
-        rows = real_rows(source_mask, num_tokens) if self.encoder.moe_calls() else None
+        rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
         context = Context(source_mask, attention_mask=attention_mask, tag=tag, token_rows=rows)
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
@@ -174,6 +176,18 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
         decoder_attention=_maps(decoded, "self_attention"),
         cross_attention=_maps(decoded, "cross_attention"),
     )
+
+
+def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
+    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
+
+    Args:
+        mask: the mask.
+        count: N; None if unknown, and counting them synchronizes a GPU.
+    """
+    flat = mask.reshape(-1)
+    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
+    return found.squeeze(1)
 
 
 def _decoder_context(encoded: EncoderOutput) -> Context:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
@@ -52,18 +51,6 @@ class BodyOutput(NamedTuple):
     """`ds_seq.moe.output.MoeAux` of a sparse body if `Context.with_aux`; else None."""
     map: Tensor | None = None
     """(B, H, T, S) attention map if `Context.with_maps`; else None."""
-
-
-def real_rows(mask: Tensor, count: int | None = None) -> Tensor:
-    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
-
-    Args:
-        mask: the mask.
-        count: N; None if unknown, and counting them synchronizes a GPU.
-    """
-    flat = mask.reshape(-1)
-    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
-    return found.squeeze(1)
 
 
 class Past(Protocol):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody, real_rows
+from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody
 from ds_seq.moe.branch import Losses
 from ds_seq.moe.dispatch import run_experts, spread
 from ds_seq.moe.experts import Experts
@@ -95,7 +95,7 @@ class MoeFeedForward(TokenwiseBody):
         flat = x.reshape(-1, x.shape[-1])  # (M, D)
         real = context.token_rows
         if real is None and mask is not None:
-            real = real_rows(mask)  # (N,)
+            real = mask.reshape(-1).nonzero().squeeze(1)  # (N,)
         if real is not None and real.numel() == flat.shape[0]:
             real = None
         shape = (x.shape[0], x.shape[1])
