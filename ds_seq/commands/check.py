@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 
 from ds_seq.commands.parser import add_overrides, command_parser
-from ds_seq.config.deepspeed import engine_config_for
+from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.notes import notes
@@ -55,14 +56,14 @@ def report(config: ExperimentConfig, world_size: int | None = None) -> str:
             "",
             "# parameters",
             *_size_lines(config),
-            *_note_lines(config),
+            *_note_lines(config, zero_stage(engine)),
             "",
         ]
     )
 
 
-def _note_lines(config: ExperimentConfig) -> list[str]:
-    lines = notes(config)
+def _note_lines(config: ExperimentConfig, stage: int) -> list[str]:
+    lines = [*notes(config), *gpu_notes(config, stage)]
     return ["", "# notes", *lines] if lines else []
 
 

@@ -22,7 +22,8 @@ class TrainConfig(Config):
     deepspeed: str | None = Field(
         default=None,
         description="DeepSpeed JSON, relative to the working folder or to the experiment file; "
-        "null means ZeRO stage 0 with DeepSpeed's defaults.",
+        "null means DeepSpeed's defaults with ZeRO stage 0 in fp32 and stage 1 in fp16 and bf16 (0 "
+        "for adafactor).",
     )
     max_tokens: PositiveInt = Field(
         default=4096,

@@ -3,15 +3,19 @@
 `cross_entropy` is a short reference implementation. Training calls `smoothed_cross_entropy`, which
 computes the same in less time and memory: it processes a few rows at a time while they are in the
 cache, and writes their gradient in the forward. Only the logits and that gradient are ever stored
-completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions.
+completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions. Both use
+`ds_seq.criterions.loss_kernel` on a GPU that can run it.
 
 Shapes: N real target tokens, R rows at a time, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +102,11 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = LogitGradient(logits, bound=1.0) if ctx.needs_input_grad[0] else None
         sums = LikelihoodSums(logits, smoothing)
-        for rows in row_slices(logits):
+        kernel = loss_kernel(logits)
+        if kernel is not None:
+            weights = kernel.Weights(smoothing, ce=1.0, kd=0.0, temperature=1.0)
+            kernel.run_loss_kernel(logits, targets, weights, sums, gradient)
+        for rows in row_slices(logits) if kernel is None else ():
             token = targets[rows].unsqueeze(1)  # (R, 1)
             place = None if gradient is None else gradient.place(rows)
             softmax = softmax_rows(logits[rows], place)
@@ -161,24 +169,8 @@ def softmax_rows(scores: Tensor, out: Tensor | None = None, top: Tensor | None =
     return Softmax(scores, probs, top, probs.amax(-1, True).log_().neg_())
 
 
-def shifted(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Convert scores (R, V) of a model to float32, for arithmetic with those of another model.
-
-    A large offset that all scores of a row have in common would leave only their last digits to a
-    difference between models, and has no meaning for a softmax: it is taken off. On a CPU, scores
-    of usual size stay as they are, because this costs a pass over them; on a GPU, it is part of the
-    conversion.
-
-    Returns:
-        The scores, and the largest one of each row (R, 1).
-    """
-    top = scores.amax(-1, True).float()
-    if scores.is_cuda or _are_large(top):
-        return scores - top, torch.zeros_like(top)
-    return scores.float(), top
-
-
-def _are_large(tops: Tensor) -> bool:
+def are_large(tops: Tensor) -> bool:
+    """Return whether float32 sums over scores with these maxima (R, ...) would lose digits."""
     return len(tops) > 0 and float(tops.abs().max()) > _LARGE_SCORE
 
 
@@ -191,11 +183,12 @@ class LikelihoodSums:
 
     Attributes:
         nll: (N,) float32, -log p of the correct token, filled in by `note`.
+        spread: (N,) float32, sum of -log p over all tokens; filled in only with smoothing.
     """
 
     def __init__(self, logits: Tensor, smoothing: tuple[float, float]) -> None:
         self._smoothing = smoothing
-        self.nll, self._spread = logits.new_zeros((2, len(logits)), dtype=torch.float32).unbind()
+        self.nll, self.spread = logits.new_zeros((2, len(logits)), dtype=torch.float32).unbind()
 
     def note(self, rows: slice, softmax: Softmax, token: Tensor) -> None:
         """Store the terms of some rows, whose correct tokens are `token` (R, 1)."""
@@ -203,12 +196,12 @@ class LikelihoodSums:
         self.nll[rows] = (top - scores.gather(1, token) + log_sum).squeeze(1)
         if self._smoothing[1]:
             below = _sum_below(scores, top.squeeze(1))
-            self._spread[rows] = log_sum.squeeze(1) * scores.shape[1] + below
+            self.spread[rows] = log_sum.squeeze(1) * scores.shape[1] + below
 
     def cross_entropy(self) -> Tensor:
         """Return the label-smoothed loss (), summed over all rows."""
         a, b = self._smoothing
-        return a * self.nll.sum() + b * self._spread.sum()
+        return a * self.nll.sum() + b * self.spread.sum()
 
 
 class LogitGradient:
@@ -220,14 +213,19 @@ class LogitGradient:
     Args:
         logits: tensor of the gradient's shape and dtype.
         bound: upper bound of the gradient's elements.
+
+    Attributes:
+        buffer: (N, V) gradient times `scale`.
+        scale: that power of two; 1 in other precisions.
+        largest: largest number that the buffer can hold.
     """
 
     def __init__(self, logits: Tensor, bound: float) -> None:
         self.buffer = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        self.scale, self._largest = 1.0, math.inf
+        self.scale, self.largest = 1.0, math.inf
         if logits.dtype == torch.float16:
-            self._largest = torch.finfo(torch.float16).max
-            self.scale = 2.0 ** math.floor(math.log2(self._largest / max(bound, 1e-3)))
+            self.largest = torch.finfo(torch.float16).max
+            self.scale = 2.0 ** math.floor(math.log2(self.largest / max(bound, 1e-3)))
 
     def place(self, rows: slice) -> Tensor | None:
         """Return the memory of these rows (R, V) to compute in, or None if they are not float32.
@@ -261,7 +259,7 @@ class LogitGradient:
         """Scale and clip a block for the buffer, without converting its dtype."""
         if self.buffer.dtype != torch.float16:
             return block
-        return block.mul_(self.scale).clamp_(-self._largest, self._largest)
+        return block.mul_(self.scale).clamp_(-self.largest, self.largest)
 
 
 def put_cross_entropy(
@@ -351,11 +349,31 @@ def _sum_below(scores: Tensor, top: Tensor) -> Tensor:
     scores of usual size, elsewhere in float64.
     """
     if not scores.is_cuda:
-        if _are_large(top):
+        if are_large(top):
             return (top.unsqueeze(1) - scores).sum(-1)
         return top * scores.shape[1] - scores.sum(-1, dtype=torch.float32)
     total = scores.sum(-1, dtype=torch.float64)
     return (top.double() * scores.shape[1] - total).float()
+
+
+def loss_kernel(logits: Tensor) -> ModuleType | None:
+    """Return the module `ds_seq.criterions.loss_kernel` if it can process these logits.
+
+    It needs an NVIDIA GPU, Triton and a C compiler. `DS_SEQ_TRITON=0` in the environment turns it
+    off.
+    """
+    if not logits.is_cuda or logits.dtype == torch.float64:
+        return None
+    return None if os.environ.get("DS_SEQ_TRITON") == "0" else _working_kernel()
+
+
+@functools.cache
+def _working_kernel() -> ModuleType | None:
+    try:
+        from ds_seq.criterions import loss_kernel
+    except ImportError:  # torch for AMD or built without Triton
+        return None
+    return loss_kernel if loss_kernel.works() else None
 
 
 def _in_one_pass(block: Tensor) -> bool:

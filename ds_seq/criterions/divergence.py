@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.criterions.cross_entropy import Softmax, shifted, softmax_rows
+from ds_seq.criterions.cross_entropy import Softmax, are_large, softmax_rows
 from ds_seq.names import Divergence
 
 # Below the range of float16. Replaces a teacher's score of minus infinity, so that 0 * log(0) is 0.
@@ -39,6 +39,23 @@ class Pull(NamedTuple):
     """(R, K)."""
     ids: Tensor | None
     """(R, K) columns of `rest`; None for all V columns, in order."""
+
+
+def shifted(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert scores (R, V) of a model to float32, for arithmetic with those of another model.
+
+    A large offset that all scores of a row have in common would leave only their last digits to a
+    difference between models, and has no meaning for a softmax: it is taken off. On a CPU, scores
+    of usual size stay as they are, because this costs a pass over them; on a GPU, it is part of the
+    conversion.
+
+    Returns:
+        The scores, and the largest one of each row (R, 1).
+    """
+    top = scores.amax(-1, True).float()
+    if scores.is_cuda or are_large(top):
+        return scores - top, torch.zeros_like(top)
+    return scores.float(), top
 
 
 def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tensor | None) -> Pull:

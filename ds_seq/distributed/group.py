@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ds_seq.distributed.device import avoid_cudnn_attention, keep_freed_memory
+from ds_seq.distributed.device import choose_gpu_kernels, keep_freed_memory
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
 from ds_seq.distributed.roll_call import roll_call
@@ -43,7 +43,7 @@ def init(world: World) -> None:
         get_accelerator().is_fp16_supported = lambda: True
     else:
         torch.cuda.set_device(world.device)
-        avoid_cudnn_attention()
+        choose_gpu_kernels()
     os.environ.update(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.size),

@@ -50,8 +50,11 @@ class Store(Protocol):
     def gather(self) -> Iterable[Line] | None:
         """Return the lines of all ranks, in any order, on rank 0 and None on other ranks.
 
-        A collective, and the last call.
+        A collective; nothing is added afterwards.
         """
+
+    def close(self) -> None:
+        """Close files; call it also after an error. Safe to call twice."""
 
 
 class MemoryStore:
@@ -68,6 +71,9 @@ class MemoryStore:
         """See the method of `Store`."""
         shares = distributed.gather_objects(self._lines)
         return None if shares is None else [line for share in shares for line in share]
+
+    def close(self) -> None:
+        """See the method of `Store`."""
 
 
 class PartialOutput:
@@ -151,9 +157,13 @@ class JournalStore:
         self._partial = partial
         self._path = path
         self._lock = files.Lock(files.lock_of(path), path, _ADVICE)
-        with files.writing(path):
-            # unbuffered, so that a record is written when `add` returns
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `gather`)
+        try:
+            with files.writing(path):
+                # unbuffered, so that a record is written when `add` returns
+                self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+        except UserError:
+            self._lock.release()
+            raise
 
     def add(self, lines: Sequence[Line]) -> None:
         """Append the lines of a batch to the journal.
@@ -175,10 +185,14 @@ class JournalStore:
 
     def gather(self) -> Iterable[Line] | None:
         """See the method of `Store`."""
-        self._file.close()
-        self._lock.release()
+        self.close()
         distributed.barrier()
         return self._partial.lines() if distributed.rank() == 0 else None
+
+    def close(self) -> None:
+        """See the method of `Store`; other processes may then write to the journal."""
+        self._file.close()
+        self._lock.release()
 
 
 def _repair(journal: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.distributed import sum_over_ranks, world_size
+from ds_seq.distributed import full_fp32, sum_over_ranks, world_size
 from ds_seq.modules.linear import linear
 from ds_seq.moe.choice import RoutingChoice, SoftmaxChoice
 from ds_seq.moe.losses import (
@@ -182,8 +182,13 @@ def draw_directions(weight: Tensor) -> None:
 def project(x: Tensor, weight: Tensor) -> Tensor:
     """Return `x @ weight.T` in float32 for `x` (M, I) float32 and `weight` (O, I).
 
-    For the few rows of a decoding step, calling the faster kernel takes longer than the product.
+    In full float32 on a GPU, too, where TF32 would flip choices between experts that are nearly
+    equal. For the few rows of a decoding step, calling the faster kernel of a CPU takes longer than
+    the product.
     """
+    if x.is_cuda:
+        with full_fp32():
+            return F.linear(x, weight.float())
     product = linear if x.shape[0] > _FEW_ROWS else F.linear
     return product(x, weight.float())
 

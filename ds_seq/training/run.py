@@ -351,8 +351,8 @@ def _announce(trainer: Trainer, setup: RunSetup, dataset: Dataset, world: World)
         f"{setup.config.name}: {total:,} parameters on this rank; "
         f"{len(dataset):,} pairs{left_out}, "
         f"{trainer.batches.updates_per_epoch:,} updates per epoch; {world.size} rank(s), "
-        f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
-        f"{world.device.type}"
+        f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, "
+        f"{distributed.number_format(train.precision, world.device)}, {world.device.type}"
     )
     for note in notes(setup.config):
         trainer.log.say(f"note: {note}")

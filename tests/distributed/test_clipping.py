@@ -23,7 +23,8 @@ MOE = MoeConfig(num_experts=4, top_k=2, capacity_factor=None, every=1, ffn_dim=9
 MODEL = spine.small_model(moe=MOE)
 ROUNDING = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-3}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
-FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}  # another wrapper for bf16 in stage 1
+# the default is fp32, which in stage 1 has a wrapper of its own
+BF16_SUMS = {"data_types": {"grad_accum_dtype": "bf16"}}
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "sparse": {"sparse_clip": True},
@@ -37,7 +38,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         f"fp16-{stage}": {"stage": stage, "precision": "fp16", "sections": FP16}
         for stage in range(4)
     },
-    "bf16-1-fp32-sums": {"stage": 1, "precision": "bf16", "sections": FP32_SUMS},
+    "bf16-1-bf16-sums": {"stage": 1, "precision": "bf16", "sections": BF16_SUMS},
     "fp16-2-offload": {"stage": 2, "precision": "fp16", "sections": FP16, "zero": OFFLOAD},
     "fp16-3-offload": {"stage": 3, "precision": "fp16", "sections": FP16, "zero": OFFLOAD},
 }

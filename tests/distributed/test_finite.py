@@ -25,8 +25,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 FIXED = {"fp16": {"loss_scale": 64}}
 LAYOUTS["fp16-fixed"] = {"stage": 2, "precision": "fp16", "sections": FIXED}
-SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
-LAYOUTS["bf16-1-fp32-sums"] = {"stage": 1, "precision": "bf16", "sections": SUMS}
+SUMS = {"data_types": {"grad_accum_dtype": "bf16"}}  # fp32, the default, has another wrapper
+LAYOUTS["bf16-1-bf16-sums"] = {"stage": 1, "precision": "bf16", "sections": SUMS}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 LAYOUTS["bf16-2-offload"] = {"stage": 2, "precision": "bf16", "zero": OFFLOAD}
 SPREAD = ("fp32-0", "fp32-1", "bf16-2", "bf16-3")
