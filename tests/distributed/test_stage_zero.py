@@ -15,7 +15,10 @@ from tests.distributed.harness import run_distributed
 
 MODEL = spine.small_model()
 DENSE = "decoder.layers.0.cross_attention.output.weight"
-FP16 = {"fp16": {"initial_scale_power": 6, "hysteresis": 2}}
+FP16 = {
+    "fp16": {"initial_scale_power": 6, "hysteresis": 2},
+    "data_types": {"grad_accum_dtype": "fp16"},  # as in stage 0; others default to fp32
+}
 LAYOUTS = [("bf16", 0), ("fp16", 0), ("fp16", 1), ("fp16", 2), ("fp16", 3)]
 
 
