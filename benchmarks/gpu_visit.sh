@@ -48,7 +48,12 @@ for name in ("torch", "deepspeed", "triton", "numpy", "pydantic", "sentencepiece
         print(name, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
         print(name, "MISSING")
-for name in ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "NVIDIA_TF32_OVERRIDE", "CUDA_VISIBLE_DEVICES"):
+for name in (
+    "TORCH_CUDNN_SDPA_DEPRIORITIZED",
+    "NVIDIA_TF32_OVERRIDE",
+    "DS_SEQ_TRITON",
+    "CUDA_VISIBLE_DEVICES",
+):
     print(name, os.environ.get(name))
 PY
     timeout 20 nvidia-smi

@@ -331,6 +331,7 @@ def fit(
     *overrides: str,
     resume: bool = False,
     overwrite: bool = False,
+    checkpoint: str | None = None,
     trust: Sequence[str] = (),
     allow_changes: Sequence[str] = (),
 ) -> TrainingResult:
@@ -339,8 +340,10 @@ def fit(
     Args:
         experiment: an experiment file, a mapping with its contents, or an `ExperimentConfig`.
         *overrides: settings to replace, such as `train.max_updates=1000`.
-        resume: resume from the run's last checkpoint, or start from scratch if there is none.
+        resume: resume from the run's newest checkpoint that is not damaged, or start from scratch
+            if there is none.
         overwrite: delete an earlier run of this name.
+        checkpoint: with `resume`, the checkpoint to resume from: `best`, `last`, a name or a path.
         trust: see `prepare`.
         allow_changes: see `ds-seq train --allow-change`.
 
@@ -357,9 +360,10 @@ def fit(
     with trusting(trust):
         return run_training(
             lambda: read_experiment(experiment, overrides, TRAINING),
-            resume,
-            overwrite,
-            allow_changes,
+            resume=resume,
+            overwrite=overwrite,
+            checkpoint=checkpoint,
+            allow_changes=allow_changes,
         )
 
 

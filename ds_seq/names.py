@@ -82,7 +82,7 @@ NORMALIZATION_RULES = (IDENTITY, "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf")
 
 # Metrics.
 LOSS = "loss"
-"""The figure that every validation measures: the training loss per token."""
+"""The figure that every validation measures: the loss per target token, without router losses."""
 
 TEXT_METRICS = (
     "bleu",

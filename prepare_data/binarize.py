@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ds_seq import files
 from ds_seq.config.data import DataConfig
 from ds_seq.data.binarize import binarize
 from ds_seq.data.progress import Progress
@@ -43,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=1, help="number of processes")
     arguments = parser.parse_args(argv)
     total = count_pairs([PairPath(arguments.source, arguments.target)])
-    with Progress(f"binarizing {arguments.split}", total) as progress:
+    lock = files.Lock(arguments.out / files.LOCK_FILE, arguments.out, "wait for it")
+    with lock, Progress(f"binarizing {arguments.split}", total) as progress:
         report = binarize(
             Tokenizers.shared(SentencePieceTokenizer.load(arguments.vocab)),
             arguments.source,

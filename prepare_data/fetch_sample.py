@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ds_seq import files
 from ds_seq.data import sample
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError, run_command
@@ -81,7 +82,7 @@ def _write(splits: dict[str, list[sample.Pair]], folder: Path) -> None:
     for name in ("train", "valid", "test"):
         for side, language in enumerate(("en", "de")):
             text = "".join(f"{pair[side]}\n" for pair in splits[name])
-            (folder / f"{name}.{language}").write_text(text, encoding="utf-8", newline="\n")
+            files.write_text(folder / f"{name}.{language}", text)
         _say(f"{folder / name}.en, .de: {len(splits[name]):,} pairs")
 
 

@@ -25,7 +25,8 @@ def inputs_of(source: Tensor, target: Tensor, target_mask: Tensor | None = None)
     All targets but padding are scored, unless `target_mask` (B, T) says which.
     """
     mask = target != PAD if target_mask is None else target_mask
-    return Seq2SeqInputs(*padded(source), target, mask, int(mask.sum()))
+    ids, real = padded(source)
+    return Seq2SeqInputs(ids, real, target, mask, int(mask.sum()), int(real.sum()))
 
 
 def batch_of(source: Tensor, labels: Tensor, indices: Tensor | None = None) -> Batch[Seq2SeqInputs]:

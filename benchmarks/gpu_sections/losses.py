@@ -5,7 +5,9 @@ Shapes: N target tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -35,11 +37,25 @@ def loss(bench: Bench) -> None:
         teacher = torch.randn(rows, vocab, device=device, dtype=dtype)
         for name, step in _steps(logits, targets, teacher).items():
             bench.figures[f"{precision}/{name}"] = _times(bench, step)
+            if name.startswith("ours") and device.type == "cuda":
+                with _without_kernel():
+                    bench.figures[f"{precision}/{name}, without Triton"] = _times(bench, step)
         del teacher
         if precision == "bf16" and not bench.sizes.tiny:
-            _sizes_of_slices(bench, logits, targets)
+            with _without_kernel():
+                _sizes_of_slices(bench, logits, targets)
             if device.type == "cuda":
                 bench.figures["bf16/compiled"] = _compiled(logits, targets)
+
+
+@contextmanager
+def _without_kernel() -> Iterator[None]:
+    before = os.environ.get("DS_SEQ_TRITON", "1")
+    os.environ["DS_SEQ_TRITON"] = "0"
+    try:
+        yield
+    finally:
+        os.environ["DS_SEQ_TRITON"] = before
 
 
 def _steps(logits: Tensor, targets: Tensor, teacher: Tensor) -> dict[str, Call]:

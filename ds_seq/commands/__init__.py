@@ -40,6 +40,7 @@ _HELP = {
     "prune-experts": "run folder + text -> smaller model for that kind of text",
     "make-student": "run folder -> smaller model made of some of its layers",
     "teacher-cache": "teacher + shards -> cached outputs to train from",
+    "verify": "run, export or data folder -> whether its files are intact",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 _PARSERS = {name: f"{name}_parser" for name in ("generate", "interactive", "train")}

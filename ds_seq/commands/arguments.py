@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ds_seq.commands.parser import CommandParser, add_overrides, command_parser
+from ds_seq.commands.parser import CommandParser, Number, add_overrides, command_parser
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.options import described
 from ds_seq.names import (
@@ -132,7 +132,7 @@ def generate_parser() -> CommandParser:
         f"(default: {BUFFER_SIZE}; 1 on a terminal)")  # fmt: skip
     add(
         "--samples",
-        type=int,
+        type=Number(0),
         default=0,
         metavar="N",
         help="number of sample translations to show (default: %(default)s)",
@@ -154,7 +154,14 @@ def train_parser() -> CommandParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="resume from the run's last checkpoint; start from scratch if there is none",
+        help="resume from the run's newest checkpoint that is not damaged; start from scratch if "
+        "there is none",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="NAME",
+        help="with --resume, resume from this checkpoint: best, last, a name or a path; later ones "
+        "are kept under other names",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="delete an earlier run of this name"

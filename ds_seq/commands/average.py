@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.errors import UserError
 from ds_seq.runs.average import NOTE_KEY, AveragedModel, average, listed_models, named_model
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES
-from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE
+from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,9 +41,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a run folder, with --last or --best; or checkpoints, exports, and run folders (their "
         "best checkpoint is used)")  # fmt: skip
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--last", type=int, metavar="N", help="the N most recent checkpoints of RUN")
-    which.add_argument("--best", type=int, metavar="N", help="the N best checkpoints of RUN")
-    add("--until", type=int, metavar="UPDATE", help="only checkpoints up to UPDATE")
+    which.add_argument(
+        "--last", type=COUNT, metavar="N", help="the N most recent checkpoints of RUN"
+    )
+    which.add_argument("--best", type=COUNT, metavar="N", help="the N best checkpoints of RUN")
+    add("--until", type=COUNT, metavar="UPDATE", help="only checkpoints up to UPDATE")
     add("--out", type=Path, required=True,
         help=f"new file (NAME{EXPORT_SUFFIX}) or folder to write")  # fmt: skip
     add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
@@ -63,8 +65,6 @@ def _parts(options: argparse.Namespace) -> list[AveragedModel]:
                 f"{models[0]}: is a run folder; add --last N or --best N to choose checkpoints"
             )
         return [named_model(path) for path in models]
-    if count < 1:
-        raise UserError(f"--{which} {count}: must be at least 1")
     if len(models) > 1:
         raise UserError(f"--{which}: takes the checkpoints of one run folder, not of {len(models)}")
     return listed_models(models[0], which, count, options.until)

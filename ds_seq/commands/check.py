@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
-from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.footprint import batch_lines, memory_lines
+from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
 from ds_seq.config.needs import Needs, train_manifest, unmet, warmup_error
+from ds_seq.config.notes import notes
 from ds_seq.config.outside import outside_names
 from ds_seq.config.yaml_file import dotted
 from ds_seq.errors import UserError
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> int:
     if file.name == CONFIG_FILE:  # of a run, which has its vocabulary beside it
         folders.append(file.parent)
     needs = Needs([], []) if arguments.elsewhere else unmet(config)
-    notes = [*_vocab_notes(config, folders), *needs.notes]
-    print(report(config, arguments.world_size, notes), end="")
+    more_notes = [*_vocab_notes(config, folders), *needs.notes]
+    print(report(config, arguments.world_size, more_notes), end="")
     warmup = warmup_error(config)
     errors = [*needs.errors, *([] if warmup is None else [warmup])]
     if errors:
@@ -91,16 +92,17 @@ def _document(arguments: argparse.Namespace) -> str | None:
 
 
 def report(
-    config: ExperimentConfig, world_size: int | None = None, notes: Sequence[str] = ()
+    config: ExperimentConfig, world_size: int | None = None, more_notes: Sequence[str] = ()
 ) -> str:
     """Return the report in parts, each under a YAML comment, so the first is valid YAML.
 
     Args:
         config: the experiment.
         world_size: number of processes; None if unknown.
-        notes: lines for the last part.
+        more_notes: lines for the last part, in addition to the notes on the experiment itself.
     """
     engine = engine_config_for(config, world_size=world_size)
+    stage = zero_stage(engine)
     return "\n".join(
         [
             "# experiment, with all defaults",
@@ -114,8 +116,8 @@ def report(
             "",
             "# batches and memory",
             *batch_lines(config, world_size, train_manifest(config)),
-            *memory_lines(config, zero_stage(engine), world_size),
-            *_notes_part([*_expert_notes(config), *notes]),
+            *memory_lines(config, stage, world_size),
+            *_notes_part([*notes(config), *gpu_notes(config, stage), *more_notes]),
             "",
         ]
     )
@@ -134,8 +136,8 @@ def _outside_lines(config: ExperimentConfig) -> list[str]:
     return ["", "# code from outside ds_seq", *lines]
 
 
-def _notes_part(notes: Sequence[str]) -> list[str]:
-    return ["", "# notes", *notes] if notes else []
+def _notes_part(lines: Sequence[str]) -> list[str]:
+    return ["", "# notes", *lines] if lines else []
 
 
 def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
@@ -149,20 +151,6 @@ def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]
         note
         for path in paths
         for note in vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
-    ]
-
-
-def _expert_notes(config: ExperimentConfig) -> list[str]:
-    """Return a note if nothing balances the experts."""
-    moe = config.model.moe
-    if moe is None or not isinstance(config.criterion, CrossEntropyConfig):
-        return []
-    # these routers balance without a loss, or may do so
-    if moe.router in ("sigmoid", "expert_choice") or isinstance(moe.router, ExternalRouterConfig):
-        return []
-    return [
-        "criterion: cross_entropy leaves out the routers' losses, so nothing balances the experts; "
-        "model_and_base has them"
     ]
 
 

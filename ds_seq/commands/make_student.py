@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ds_seq import distributed
-from ds_seq.commands.parser import CHECKPOINT_HELP, command_parser
+from ds_seq.commands.parser import CHECKPOINT_HELP, COUNT, command_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="SHARDS",
         help="for --dense: folder of shards made with the run's vocabulary")  # fmt: skip
     add("--split", default="train", help="split of --data (default: %(default)s)")
-    add("--max-tokens-measured", type=int, default=100_000, metavar="N",
+    add("--max-tokens-measured", type=COUNT, default=100_000, metavar="N",
         help="measure on about N target tokens, evenly spread (default: %(default)s)")  # fmt: skip
     return parser
 
@@ -163,8 +163,6 @@ def _sample(options: argparse.Namespace, stored: StoredRun) -> Sample | None:
         )
     if options.data is None:
         raise UserError("--dense: needs text to measure the use of experts; add --data SHARDS")
-    if options.max_tokens_measured < 1:
-        raise UserError(f"--max-tokens-measured {options.max_tokens_measured}: must be at least 1")
     source = open_for_model(options.data, options.split, options.run, stored)
     return spread_sample(source, stored.card, options.max_tokens_measured)
 

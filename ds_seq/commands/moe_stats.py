@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.progress import Progress
@@ -179,8 +179,6 @@ def _draw(path: Path, measured: Sequence[_Measured], names: Sequence[str]) -> No
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    if args.max_batches is not None and args.max_batches < 1:
-        raise UserError(f"--max-batches {args.max_batches}: must be at least 1")
     if args.out is not None:
         if args.out.suffix.lower() != ".png":
             raise UserError(f"--out {args.out}: give a name that ends in .png")
@@ -202,6 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="also write a heat map to this PNG file")
     add("--json", action="store_true", help="print JSON instead of tables")
     add(
-        "--max-batches", type=int, metavar="N", help="at most N batches per language (default: all)"
+        "--max-batches",
+        type=COUNT,
+        metavar="N",
+        help="at most N batches per language (default: all)",
     )
     return parser

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ds_seq.errors import UserError
@@ -25,8 +27,50 @@ _WORDS = (
 """Messages of argparse, and how they are reported here."""
 
 
+@dataclass(frozen=True)
+class Number:
+    """The `type` of an option that is a number: finite, and within its bounds.
+
+    Attributes:
+        least: smallest value; None for any.
+        most: largest value; None for any.
+        is_whole: whether fractions are refused.
+    """
+
+    least: float | None
+    most: float | None = None
+    is_whole: bool = True
+
+    def __call__(self, text: str) -> float:
+        """Read the value; its bounds are checked by `check`."""
+        try:
+            return int(text) if self.is_whole else float(text)
+        except ValueError:
+            kind = "a whole number" if self.is_whole else "a number"
+            raise argparse.ArgumentTypeError(f"should be {kind}, not {text!r}") from None
+
+    def check(self, option: str, value: float) -> None:
+        """Check the value of `option`.
+
+        Raises:
+            UserError: the value makes no sense.
+        """
+        if not math.isfinite(value):
+            raise UserError(f"{option} {value}: must be a finite number")
+        if self.least is not None and value < self.least:
+            raise UserError(f"{option} {value}: must be at least {self.least:g}")
+        if self.most is not None and value > self.most:
+            raise UserError(f"{option} {value}: must be at most {self.most:g}")
+
+
+COUNT = Number(1)
+"""The `type` of an option that counts something."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser that reports each mistake in one line, with the nearest option.
+
+    It also checks the bounds of the options whose type is a `Number`.
 
     Raises:
         UserError: from `parse_args` and its like, where argparse would print its usage and exit.
@@ -35,7 +79,12 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See `argparse`; looks for unknown options first, which may hide other mistakes."""
         self._check_options(args or [])
-        return super().parse_known_args(args, namespace)
+        parsed, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = vars(parsed).get(action.dest)
+            if isinstance(action.type, Number) and isinstance(value, int | float):
+                action.type.check(action.option_strings[0], value)
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError` with the message in one line."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from ds_seq import distributed
 from ds_seq.commands.arguments import add_model_arguments, add_search_arguments
 from ds_seq.commands.options import check_expert_parallel, chosen_device, search_settings
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import Number, command_parser
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE, untagged_rows
 from ds_seq.distill.assembly import Summary
@@ -74,15 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", default="train", help="split to label; the others are copied (default: train)")
     add("--n-best", type=int, default=1, metavar="N",
         help="hypotheses per source, each a separate pair (default: %(default)s)")  # fmt: skip
-    add("--original", type=float, default=0.0, metavar="TIMES",
+    add("--original", type=Number(0, is_whole=False), default=0.0, metavar="TIMES",
         help="also add all original pairs TIMES times; 0.5 = half (default: 0)")  # fmt: skip
     group = parser.add_argument_group("filters (a hypothesis must pass all)")
-    group.add_argument("--min-score", type=float, metavar="X",
+    group.add_argument("--min-score", type=Number(None, is_whole=False), metavar="X",
         help="minimum teacher score: log-probability / length ** length penalty")  # fmt: skip
-    group.add_argument("--max-ratio", type=float, metavar="X",
+    group.add_argument("--max-ratio", type=Number(1, is_whole=False), metavar="X",
         help="maximum ratio of token counts between the sides, in either direction")  # fmt: skip
     for name in METRICS:
-        group.add_argument(f"--min-{name}", type=float, metavar="X",
+        group.add_argument(f"--min-{name}", type=Number(0, 100, is_whole=False), metavar="X",
             help=f"minimum sentence {name} against the reference, 0 to 100")  # fmt: skip
     group.add_argument("--best-metric", choices=METRICS,
         help="keep only the one of the N best that is closest to the reference")  # fmt: skip
@@ -97,10 +97,6 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
         raise UserError(
             "--best-metric: there is nothing to choose from; add for example --n-best 5"
         )
-    if not 0 <= args.original < float("inf"):
-        raise UserError(f"--original {args.original}: must be 0 or more")
-    if args.max_ratio is not None and not args.max_ratio >= 1:
-        raise UserError(f"--max-ratio {args.max_ratio}: must be at least 1")
 
 
 def _plan(args: argparse.Namespace, world: World) -> Labeling:

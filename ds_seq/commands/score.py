@@ -9,10 +9,10 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import Number, command_parser
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest, trust
 from ds_seq.scores.languages import language_warning
@@ -241,16 +241,6 @@ def _metric_name(text: str) -> str:
     return text
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
-
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "score",
@@ -277,11 +267,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--confidence", action="store_true", help="95%% bootstrap confidence intervals")
     add("--paired", nargs="?", const="bootstrap", choices=list(SAMPLES),
         help="p-values of the differences to the first system (default: bootstrap)")  # fmt: skip
-    add("--samples", type=_at_least(2), metavar="N",
+    add("--samples", type=Number(2), metavar="N",
         help="number of resamples (default: 1000; paired randomization: 10000)")  # fmt: skip
     add(
         "--seed",
-        type=_at_least(1),
+        type=Number(1, 2**32 - 1),
         metavar="N",
         help=f"seed of the resampling (default: {DEFAULT_SEED})",
     )

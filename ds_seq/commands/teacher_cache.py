@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from ds_seq import distributed
+from ds_seq import distributed, files
 from ds_seq.commands.arguments import add_loading_arguments
 from ds_seq.commands.options import check_expert_parallel, chosen_device
-from ds_seq.commands.parser import command_parser
+from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.distill.fill_cache import (
@@ -48,17 +48,22 @@ def main(argv: Sequence[str]) -> int:
         teacher = load_teacher(args.runs, loading, vocab_hash, device)
         options = CacheOptions(folder, args.top_k, args.precision, args.part_tokens)
         started = time.monotonic()
+        lock = None
         with distributed.shared_errors():
             for (split, source), (name, run) in product(
                 sources.items(), zip(args.runs, teacher.runs, strict=True)
             ):
                 check_for_model(source, args.data, split, name, run)
+            if world.is_first:
+                advice = "stop that process first, or give another --out"
+                lock = files.Lock(folder / files.LOCK_FILE, folder, advice)
             splits = plan_splits(options, args.runs, teacher, sources, world)
         read = TeacherReader(teacher, device, _max_tokens(args, teacher), args.expert_parallel > 1)
         tokens = write_missing(splits, read, world)
-        if world.is_first:
+        if lock is not None:
             for split in splits:
                 split.writer.finish()
+            lock.release()
             _report(splits, tokens, time.monotonic() - started, world.size)
     return 0
 
@@ -66,9 +71,6 @@ def main(argv: Sequence[str]) -> int:
 def _open(args: argparse.Namespace, world_size: int) -> dict[str, ShardReader]:
     """Open the shards of each split, all of which must have the same vocabulary."""
     check_expert_parallel(args.expert_parallel, world_size)
-    for name in ("top_k", "part_tokens", "max_tokens"):
-        if (value := vars(args)[name]) is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     splits = args.splits or [
         split for split in ("train", "valid") if manifest_path(args.data, split).exists()
     ]
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--top-k",
         required=True,
-        type=int,
+        type=COUNT,
         metavar="K",
         help="number of most probable tokens to store",
     )
@@ -150,10 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         default="fp16",
         help="number format of the stored log-probabilities (default: %(default)s)",
     )
-    add("--max-tokens", type=int, help="maximum padded tokens per batch (default: as in training)")
+    add(
+        "--max-tokens", type=COUNT, help="maximum padded tokens per batch (default: as in training)"
+    )
     add(
         "--part-tokens",
-        type=int,
+        type=COUNT,
         default=1 << 20,
         help="target tokens per part; an interruption loses at most one part per process "
         "(default: %(default)s)",

@@ -19,9 +19,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         result = run_training(
             lambda: load_experiment(args.experiment, args.overrides, TRAINING),
-            args.resume,
-            args.overwrite,
-            args.allow_change,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            checkpoint=args.checkpoint,
+            allow_changes=args.allow_change,
         )
         if distributed.rank() == 0:
             _report(result)

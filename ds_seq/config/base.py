@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     BaseModel,
@@ -13,6 +14,8 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     StringConstraints,
+    ValidationInfo,
+    field_validator,
     model_serializer,
 )
 
@@ -35,8 +38,15 @@ PLUGIN = _Plugin()
 ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN), PLUGIN]
 
 
+_LARGEST = 2**63 - 1
+
+
 class Config(BaseModel):
-    """Base of all sections: unknown keys are errors, and values are immutable after loading."""
+    """Base of all sections: unknown keys are errors, and values are immutable after loading.
+
+    One rule holds for every number: it is finite, fits 64 bits, and is not `true` or `false`.
+    Bounds are those of its field; a test requires each number to have one.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -45,6 +55,46 @@ class Config(BaseModel):
         protected_namespaces=(),
         defer_build=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_switches(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = set(_leaves(cls.model_fields[str(info.field_name)].annotation))
+        if kinds & {int, float} and not kinds & {bool, Any}:
+            for item in _scalars(value):
+                if isinstance(item, bool):  # which pydantic would read as 1 or 0
+                    raise ValueError(f"should be a number, not {shown(item)}")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_senseless_numbers(cls, value: Any) -> Any:
+        for item in _scalars(value):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"should be a finite number, not {item}")
+            if isinstance(item, int) and abs(item) > _LARGEST:
+                raise ValueError(f"should be at most {_LARGEST}, not {item}")
+        return value
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """Yield the types of which an annotation is made."""
+    members = get_args(annotation)
+    if not members:
+        yield annotation
+    for member in members:
+        yield from _leaves(member)
+
+
+def _scalars(value: Any) -> Iterator[Any]:
+    """Yield the values in lists and mappings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _scalars(item)
+    else:
+        yield value
 
 
 class NamedConfig(Config):

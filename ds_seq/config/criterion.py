@@ -134,7 +134,8 @@ class DistillationConfig(Config):
         "`global_language_wise` the same per source language.",
     )
     rate: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=0.5, description="Fraction of tokens that the last three strategies distill."
+        default=0.5,
+        description="Fraction of tokens that the last three strategies distill; 1 distills all.",
     )
     queue_size: PositiveInt = Field(
         default=30_000,
@@ -143,7 +144,8 @@ class DistillationConfig(Config):
     shared_queue: bool = Field(
         default=True,
         description="Share one queue among all ranks, so that tokens are selected independently of "
-        "the number of ranks; a batch is compared with earlier updates. false: each rank compares "
+        "the number of ranks; a batch is compared with earlier updates, so the first update, and "
+        "the first with a new language, distills all tokens. false: each rank compares "
         "with its own batches, including the current one.",
     )
     divergence: Divergence = Field(
@@ -260,7 +262,7 @@ class ModelAndBaseConfig(Config):
     base: BaseCriterionConfig = Field(
         default_factory=all_defaults, description="The criterion on the translations."
     )
-    loss_weights: dict[str, float | None] = Field(
+    loss_weights: dict[str, Weight] = Field(
         default={},
         description="Weight of each loss: "
         + ", ".join(f"`{name}`" for name in _LOSS_NAMES)

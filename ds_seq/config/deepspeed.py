@@ -14,7 +14,8 @@ from ds_seq.config.deepspeed_keys import (
     PASSED,
     REFUSED,
     Keys,
-    Kind,
+    is_kind,
+    wanted_instead,
 )
 from ds_seq.config.experiment import ExperimentConfig, check_world
 from ds_seq.config.optim import AdafactorConfig
@@ -26,6 +27,8 @@ from ds_seq.records import read_limited
 
 AUTO = "auto"
 MAX_STAGE = 3
+
+_DATA_TYPES, _SUM_TYPE = "data_types", "grad_accum_dtype"
 
 JsonObject = dict[str, Any]
 
@@ -82,6 +85,8 @@ def engine_config_for(config: ExperimentConfig, *, world_size: int | None = None
         UserError: the settings are invalid; lists every error, one per line.
     """
     ds_json = load_deepspeed_json(config.train.deepspeed)
+    if config.train.deepspeed is None:
+        ds_json = _default_json(config)
     findings = _optimizer_errors(config, zero_stage(ds_json))
     moe = config.model.moe is not None
     engine: JsonObject = {}
@@ -92,6 +97,18 @@ def engine_config_for(config: ExperimentConfig, *, world_size: int | None = None
     if findings:
         raise UserError("\n".join(findings))
     return engine
+
+
+def _default_json(config: ExperimentConfig) -> JsonObject:
+    """Return the settings of an experiment without a DeepSpeed JSON.
+
+    In half precision this is ZeRO stage 1, also on a single rank: stage 0 adds up micro-batches in
+    half precision and waits for the device once per parameter. On an NVIDIA H200, a bf16 step took
+    116 ms in stage 0 and 70 ms in stage 1. Adafactor works only with stage 0.
+    """
+    if config.train.precision == "fp32" or isinstance(config.optimizer, AdafactorConfig):
+        return {}
+    return {"zero_optimization": {"stage": 1}}
 
 
 def engine_config(
@@ -139,8 +156,22 @@ def engine_config(
     }
     for section in ("fp16", "bf16"):
         engine[section] = {**engine.get(section, {}), "enabled": train.precision == section}
+    _sum_in_fp32(engine, train)
     _save_launches(engine, world_size)
     return engine
+
+
+def _sum_in_fp32(engine: JsonObject, train: TrainConfig) -> None:
+    """Add up the gradients of micro-batches in fp32, unless the JSON chooses a type.
+
+    DeepSpeed adds them in the precision of the model: in bf16, the last of 16 equal terms keeps 4
+    bits. Stage 0 and offloaded optimizers of stages 1 and 2 can do nothing else, and with one
+    micro-batch there is nothing to add.
+    """
+    stage = zero_stage(engine)
+    can = stage == MAX_STAGE or (stage > 0 and not _offloads_optimizer(engine))
+    if train.precision != "fp32" and train.accumulate > 1 and can:
+        engine[_DATA_TYPES] = {_SUM_TYPE: "fp32", **engine.get(_DATA_TYPES, {})}
 
 
 def _save_launches(engine: JsonObject, world_size: int | None) -> None:
@@ -162,6 +193,12 @@ def zero_stage(ds_json: Mapping[str, Any]) -> int:
     zero = ds_json.get("zero_optimization")
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
     return stage if isinstance(stage, int) else 0
+
+
+def _offloads_optimizer(ds_json: Mapping[str, Any]) -> bool:
+    zero = ds_json.get("zero_optimization")
+    target = zero.get("offload_optimizer") if isinstance(zero, Mapping) else None
+    return isinstance(target, Mapping) and target.get("device", "none") != "none"
 
 
 def _without_auto(node: Any) -> Any:
@@ -221,8 +258,9 @@ def _unknown_key_errors(
         if dotted in OWNED_BELOW and isinstance(value, bool):  # a switch instead of its section
             yield _misplaced(dotted, OWNED_BELOW[dotted]["enabled"])
         elif isinstance(expected, str):
-            if not _is_kind(value, expected):
-                yield f"{dotted}: should be {_KIND_NAMES[expected]}, not {json.dumps(value)}"
+            wanted = wanted_instead(key, value, expected)
+            if wanted is not None:
+                yield f"{dotted}: should be {wanted}, not {json.dumps(value)}"
         elif isinstance(value, Mapping):
             yield from _unknown_key_errors(value, expected, owned, dotted)
         else:
@@ -237,30 +275,12 @@ def _meant(key: str, known: Sequence[str]) -> str:
     return f"; it belongs to {sections[0]}" if len(sections) == 1 else nearest(key, known)
 
 
-_KIND_NAMES: Mapping[Kind, str] = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "number": "a number",
-    "text": "text",
-    "list": "a list",
-}
-
-
-def _is_kind(value: Any, kind: Kind) -> bool:
-    if kind in ("bool", "text", "list"):
-        return isinstance(value, {"bool": bool, "text": str, "list": list}[kind])
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    # bucket sizes are commonly written as 5e8
-    return kind == "number" or float(value).is_integer()
-
-
 def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> Iterator[str]:
     zero = ds_json.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         return
     given = zero.get("stage", 0)
-    if _is_kind(given, "int") and not 0 <= given <= MAX_STAGE:
+    if is_kind(given, "int") and not 0 <= given <= MAX_STAGE:
         yield f"zero_optimization.stage: should be 0, 1, 2 or 3, not {given}"
     elif given == AUTO:
         yield 'zero_optimization.stage: "auto" is not supported here; choose 0, 1, 2 or 3'
@@ -318,8 +338,32 @@ def _broken_errors(train: TrainConfig, ds_json: Mapping[str, Any]) -> Iterator[s
         below = ds_json.get(section)
         if isinstance(below, Mapping) and below.get(key) is True:
             yield f"{section}.{key}: works only with DeepSpeed's own CPU Adam. Remove it"
+    yield from _sum_type_errors(train, ds_json, stage)
     if stage > 1 and ds_json.get("gradient_predivide_factor", 1) not in (1, AUTO):
         yield f"gradient_predivide_factor: works with stages 0 and 1, not {stage}. Remove it"
+
+
+def _sum_type_errors(train: TrainConfig, ds_json: Mapping[str, Any], stage: int) -> Iterator[str]:
+    types = ds_json.get(_DATA_TYPES)
+    chosen = types.get(_SUM_TYPE, AUTO) if isinstance(types, Mapping) else AUTO
+    if chosen in (AUTO, train.precision):
+        return
+    if chosen != "fp32":
+        allowed = " or ".join(sorted({"fp32", train.precision}, reverse=True))
+        yield (
+            f"{_DATA_TYPES}.{_SUM_TYPE}: should be {allowed} with train.precision "
+            f"{train.precision}, not {json.dumps(chosen)}"
+        )
+    elif stage == 0:
+        yield (
+            f"{_DATA_TYPES}.{_SUM_TYPE}: stage 0 adds up gradients in {train.precision} only; use "
+            "stage 1, 2 or 3, or remove it"
+        )
+    elif stage < MAX_STAGE and _offloads_optimizer(ds_json):
+        yield (
+            f"{_DATA_TYPES}.{_SUM_TYPE}: with offload_optimizer, stage {stage} does not recover "
+            "from an overflow if it adds up gradients in fp32; use stage 3, or remove it"
+        )
 
 
 def _optimizer_errors(config: ExperimentConfig, stage: int) -> list[str]:

@@ -6,8 +6,9 @@ compares the nested ones with DeepSpeed's own config models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["bool", "int", "number", "text", "list"]
 Keys = Mapping[str, "Kind | Keys"]
@@ -181,3 +182,33 @@ PASSED: Keys = {
     },
 }
 """Keys that belong in the DeepSpeed JSON, with the kind of their values; nested as in the file."""
+
+_MAY_BE_NEGATIVE = ("module_depth",)  # -1 shows all levels
+
+_KIND_NAMES: Mapping[Kind, str] = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "number": "a number",
+    "text": "text",
+    "list": "a list",
+}
+
+
+def wanted_instead(key: str, value: Any, kind: Kind) -> str | None:
+    """Return what should be written instead of the value, or None if it makes sense."""
+    if not is_kind(value, kind):
+        return _KIND_NAMES[kind]
+    if kind not in ("int", "number"):
+        return None
+    makes_sense = math.isfinite(value) and (value >= 0 or key in _MAY_BE_NEGATIVE)
+    return None if makes_sense else "a finite number from 0"
+
+
+def is_kind(value: Any, kind: Kind) -> bool:
+    """Return whether a value of the JSON is of this kind."""
+    if kind in ("bool", "text", "list"):
+        return isinstance(value, {"bool": bool, "text": str, "list": list}[kind])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # bucket sizes are commonly written as 5e8
+    return kind == "number" or float(value).is_integer()

@@ -30,7 +30,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
 from ds_seq.errors import UserError
-from ds_seq.names import LOSS, TEXT_METRICS
+from ds_seq.names import BASE, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -104,6 +104,7 @@ class ExperimentConfig(Config):
             ({"train", "data"}, self._batch_errors),
             ({"scheduler", "train"}, self._schedule_errors),
             ({"criterion", "model", "data"}, self._distillation_errors),
+            ({"criterion", "model"}, self._weight_errors),
             ({"train", "data"}, self._validation_errors),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
@@ -210,6 +211,21 @@ class ExperimentConfig(Config):
                         )
                     )
         return errors
+
+    def _weight_errors(self) -> list[tuple[str, str]]:
+        criterion, moe = self.criterion, self.model.moe
+        if not isinstance(criterion, ModelAndBaseConfig):
+            return []
+        there_are = (BASE, *(moe.losses if moe is not None else ()))
+        if any(criterion.loss_weights.get(name, 1.0) for name in there_are):
+            return []
+        return [
+            (
+                "criterion.loss_weights",
+                f"the weights of all losses of this model ({', '.join(there_are)}) are 0 or null, "
+                "so nothing is learned; set one above 0",
+            )
+        ]
 
     def _validation_errors(self) -> list[tuple[str, str]]:
         metrics, best = self.validation.metrics, self.validation.best

@@ -34,7 +34,6 @@ class GenerationConfig(Config):
     temperature: float = Field(
         default=1.0,
         gt=0.0,
-        allow_inf_nan=False,
         description="Divides the logits before the softmax; above 1 flattens, below 1 sharpens.",
     )
     ensemble: EnsembleMean = Field(

@@ -21,7 +21,8 @@ class TrainConfig(Config):
 
     deepspeed: str | None = Field(
         default=None,
-        description="DeepSpeed JSON; null means ZeRO stage 0 with DeepSpeed's defaults.",
+        description="DeepSpeed JSON; null means DeepSpeed's defaults with ZeRO stage 0 in fp32 and "
+        "stage 1 in fp16 and bf16 (0 for adafactor).",
     )
     max_tokens: PositiveInt = Field(
         default=4096,
@@ -46,7 +47,10 @@ class TrainConfig(Config):
         "because it comes from a fraction of the tokens; all gradients are scaled by one factor.",
     )
     seed: NonNegativeInt = Field(
-        default=1, description="Seed of initialization, dropout and batch order."
+        default=1,
+        description="Seed of initialization, dropout and batch order. Dropout and other draws of "
+        "training also depend on the rank and on how an update is split into batches, so another "
+        "number of ranks draws other numbers.",
     )
     init_from: str | None = Field(
         default=None,

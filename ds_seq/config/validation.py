@@ -24,7 +24,7 @@ class ValidationConfig(Config):
     best: str = Field(
         default="bleu",
         description="Figure that selects the best checkpoint: one of `validation.metrics`, or "
-        "`loss`.",
+        "`loss`, that of the target tokens without the losses of routers and layers.",
     )
     max_sentences: PositiveInt | None = Field(
         default=None,

@@ -27,6 +27,14 @@ class Loss(NamedTuple):
     parts: dict[str, Tensor]
     """Detached, unweighted () sums by name; dividing by the number of tokens gives means per
     token."""
+    tokens: Tensor | None = None
+    """() part of `total` that compares the logits with the targets, without losses of routers and
+    layers; None if that is all of it."""
+
+    @property
+    def of_tokens(self) -> Tensor:
+        """() detached loss of the target tokens, by which models of different kinds compare."""
+        return (self.total if self.tokens is None else self.tokens).detach()
 
 
 class Criterion(ABC):

@@ -3,15 +3,19 @@
 `cross_entropy` is a short reference implementation. Training calls `smoothed_cross_entropy`, which
 computes the same in less time and memory: it processes a few rows at a time while they are in the
 cache, and writes their gradient in the forward. Only the logits and that gradient are ever stored
-completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions.
+completely. Distillation (`ds_seq.criterions.token_loss`) uses the same functions. Both use
+`ds_seq.criterions.loss_kernel` on a GPU that can run it.
 
 Shapes: N real target tokens, R rows at a time, V vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +33,7 @@ _CPU_ELEMENTS = 1 << 18
 # A GPU needs large blocks, but not all (N, V) in float32: 256 MB per tensor. Cross entropy of
 # 16,384 bf16 rows of 32,768 took 11.1 ms on an NVIDIA H200, 15.5 ms with a quarter of this size.
 _GPU_ELEMENTS = 1 << 26
+_LARGE_SCORE = 100.0  # V scores of this size sum up to about 1e-6 of V nats in float32
 
 
 class CrossEntropy(Criterion):
@@ -97,7 +102,11 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         gradient = LogitGradient(logits, bound=1.0) if ctx.needs_input_grad[0] else None
         sums = LikelihoodSums(logits, smoothing)
-        for rows in row_slices(logits):
+        kernel = loss_kernel(logits)
+        if kernel is not None:
+            weights = kernel.Weights(smoothing, ce=1.0, kd=0.0, temperature=1.0)
+            kernel.run_loss_kernel(logits, targets, weights, sums, gradient)
+        for rows in row_slices(logits) if kernel is None else ():
             token = targets[rows].unsqueeze(1)  # (R, 1)
             place = None if gradient is None else gradient.place(rows)
             softmax = softmax_rows(logits[rows], place)
@@ -136,11 +145,14 @@ class Softmax(NamedTuple):
     """(R, V) scores in their original dtype."""
     probs: Tensor
     """(R, V) softmax of the scores."""
+    top: Tensor
+    """(R, 1) largest score of each row, float32."""
     log_sum: Tensor
-    """(R, 1) logarithm of the sum of exp(scores): log p = scores - log_sum."""
+    """(R, 1) logarithm of the sum of exp(scores - top): log p = (scores - top) - log_sum. A sum of
+    `top` and `log_sum` would round a logarithm of about 10 to the digits of a large score."""
 
 
-def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
+def softmax_rows(scores: Tensor, out: Tensor | None = None, top: Tensor | None = None) -> Softmax:
     """Compute the softmax over the last dimension and the logarithm of its divisor.
 
     The largest probability is 1 / sum(exp(score - largest score)), which gives the divisor by two
@@ -150,9 +162,16 @@ def softmax_rows(scores: Tensor, out: Tensor | None = None) -> Softmax:
         scores: (R, V), any floating dtype; not converted. Half precision suffices for the values
             that a loss reads, but not for arithmetic between scores.
         out: (R, V) float32 tensor for the probabilities; None creates a new one.
+        top: (R, 1) largest scores, if known.
     """
     probs = torch.softmax(scores, -1, dtype=torch.float32, out=out)
-    return Softmax(scores, probs, scores.amax(-1, True) - probs.amax(-1, True).log_())
+    top = scores.amax(-1, True).float() if top is None else top
+    return Softmax(scores, probs, top, probs.amax(-1, True).log_().neg_())
+
+
+def are_large(tops: Tensor) -> bool:
+    """Return whether float32 sums over scores with these maxima (R, ...) would lose digits."""
+    return len(tops) > 0 and float(tops.abs().max()) > _LARGE_SCORE
 
 
 class LikelihoodSums:
@@ -164,24 +183,25 @@ class LikelihoodSums:
 
     Attributes:
         nll: (N,) float32, -log p of the correct token, filled in by `note`.
+        spread: (N,) float32, sum of -log p over all tokens; filled in only with smoothing.
     """
 
     def __init__(self, logits: Tensor, smoothing: tuple[float, float]) -> None:
         self._smoothing = smoothing
-        self.nll, self._spread = logits.new_zeros((2, len(logits)), dtype=torch.float32).unbind()
+        self.nll, self.spread = logits.new_zeros((2, len(logits)), dtype=torch.float32).unbind()
 
     def note(self, rows: slice, softmax: Softmax, token: Tensor) -> None:
         """Store the terms of some rows, whose correct tokens are `token` (R, 1)."""
-        scores, log_sum = softmax.scores, softmax.log_sum
-        self.nll[rows] = (log_sum - scores.gather(1, token)).squeeze(1)
+        scores, top, log_sum = softmax.scores, softmax.top, softmax.log_sum
+        self.nll[rows] = (top - scores.gather(1, token) + log_sum).squeeze(1)
         if self._smoothing[1]:
-            total = scores.sum(-1, dtype=torch.float32)
-            self._spread[rows] = log_sum.squeeze(1) * scores.shape[1] - total
+            below = _sum_below(scores, top.squeeze(1))
+            self.spread[rows] = log_sum.squeeze(1) * scores.shape[1] + below
 
     def cross_entropy(self) -> Tensor:
         """Return the label-smoothed loss (), summed over all rows."""
         a, b = self._smoothing
-        return a * self.nll.sum() + b * self._spread.sum()
+        return a * self.nll.sum() + b * self.spread.sum()
 
 
 class LogitGradient:
@@ -193,14 +213,19 @@ class LogitGradient:
     Args:
         logits: tensor of the gradient's shape and dtype.
         bound: upper bound of the gradient's elements.
+
+    Attributes:
+        buffer: (N, V) gradient times `scale`.
+        scale: that power of two; 1 in other precisions.
+        largest: largest number that the buffer can hold.
     """
 
     def __init__(self, logits: Tensor, bound: float) -> None:
         self.buffer = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        self.scale, self._largest = 1.0, math.inf
+        self.scale, self.largest = 1.0, math.inf
         if logits.dtype == torch.float16:
-            self._largest = torch.finfo(torch.float16).max
-            self.scale = 2.0 ** math.floor(math.log2(self._largest / max(bound, 1e-3)))
+            self.largest = torch.finfo(torch.float16).max
+            self.scale = 2.0 ** math.floor(math.log2(self.largest / max(bound, 1e-3)))
 
     def place(self, rows: slice) -> Tensor | None:
         """Return the memory of these rows (R, V) to compute in, or None if they are not float32.
@@ -234,7 +259,7 @@ class LogitGradient:
         """Scale and clip a block for the buffer, without converting its dtype."""
         if self.buffer.dtype != torch.float16:
             return block
-        return block.mul_(self.scale).clamp_(-self._largest, self._largest)
+        return block.mul_(self.scale).clamp_(-self.largest, self.largest)
 
 
 def put_cross_entropy(
@@ -315,6 +340,40 @@ def _multiply_in_place(gradient: Tensor, factor: Tensor) -> None:
     else:
         for rows in row_slices(gradient):
             gradient[rows] = gradient[rows].float().mul_(factor)
+
+
+def _sum_below(scores: Tensor, top: Tensor) -> Tensor:
+    """Return `(top - scores).sum(-1)` (R,) float32 for `scores` (R, V) and their maxima (R,).
+
+    Without a second tensor of that size where a difference of sums is precise enough: on a CPU for
+    scores of usual size, elsewhere in float64.
+    """
+    if not scores.is_cuda:
+        if are_large(top):
+            return (top.unsqueeze(1) - scores).sum(-1)
+        return top * scores.shape[1] - scores.sum(-1, dtype=torch.float32)
+    total = scores.sum(-1, dtype=torch.float64)
+    return (top.double() * scores.shape[1] - total).float()
+
+
+def loss_kernel(logits: Tensor) -> ModuleType | None:
+    """Return the module `ds_seq.criterions.loss_kernel` if it can process these logits.
+
+    It needs an NVIDIA GPU, Triton and a C compiler. `DS_SEQ_TRITON=0` in the environment turns it
+    off.
+    """
+    if not logits.is_cuda or logits.dtype == torch.float64:
+        return None
+    return None if os.environ.get("DS_SEQ_TRITON") == "0" else _working_kernel()
+
+
+@functools.cache
+def _working_kernel() -> ModuleType | None:
+    try:
+        from ds_seq.criterions import loss_kernel
+    except ImportError:  # torch for AMD or built without Triton
+        return None
+    return loss_kernel if loss_kernel.works() else None
 
 
 def _in_one_pass(block: Tensor) -> bool:

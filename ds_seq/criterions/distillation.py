@@ -65,12 +65,13 @@ class Distillation(Criterion):
         """Sum over the real target tokens of `batch`."""
         with torch.no_grad():
             answer = self._teacher(batch)
-        total, parts = self._tokens(output.logits, answer, batch)
+        tokens, parts = self._tokens(output.logits, answer, batch)
+        total = tokens
         for name, weight, loss in self._layers(output, answer, batch):
             parts[name] = loss.detach()
             if weight:
                 total = total + weight * loss
-        return Loss(total, parts)
+        return Loss(total, parts, tokens)
 
     def train(self, mode: bool = True) -> None:
         """See `Criterion.train`."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.criterions.cross_entropy import Softmax, softmax_rows
+from ds_seq.criterions.cross_entropy import Softmax, are_large, softmax_rows
 from ds_seq.names import Divergence
 
 # Below the range of float16. Replaces a teacher's score of minus infinity, so that 0 * log(0) is 0.
@@ -41,24 +41,42 @@ class Pull(NamedTuple):
     """(R, K) columns of `rest`; None for all V columns, in order."""
 
 
+def shifted(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert scores (R, V) of a model to float32, for arithmetic with those of another model.
+
+    A large offset that all scores of a row have in common would leave only their last digits to a
+    difference between models, and has no meaning for a softmax: it is taken off. On a CPU, scores
+    of usual size stay as they are, because this costs a pass over them; on a GPU, it is part of the
+    conversion.
+
+    Returns:
+        The scores, and the largest one of each row (R, 1).
+    """
+    top = scores.amax(-1, True).float()
+    if scores.is_cuda or are_large(top):
+        return scores - top, torch.zeros_like(top)
+    return scores.float(), top
+
+
 def diverge(divergence: Divergence, student: Softmax, teacher: Tensor, ids: Tensor | None) -> Pull:
     """Compare distributions whose scores are already divided by the temperature.
 
     Args:
         divergence: kind of divergence. `reverse_kl` needs the teacher's whole distribution.
-        student: the student's softmax.
-        teacher: (R, K) float32 scores or log-probabilities; their softmax is the teacher's
-            distribution.
+        student: the student's softmax of `shifted` scores.
+        teacher: (R, K) scores or log-probabilities, any floating dtype; their softmax is the
+            teacher's distribution.
         ids: (R, K) columns of `teacher`, where all other columns have probability 0; None if
             K = V.
     """
     scores, probs = student.scores, student.probs
     if ids is not None:
         scores, probs = scores.gather(1, ids), probs.gather(1, ids)
-    target = softmax_rows(teacher)
+    teacher, top = shifted(teacher)
+    target = softmax_rows(teacher, top=top)
     ratio = teacher.clamp(min=_LOWEST_SCORE).sub_(scores)
     # log(target / probs) is ratio + offset
-    offset = student.log_sum - target.log_sum
+    offset = (student.top + student.log_sum) - (target.top + target.log_sum)
     value, scale, rest = _COMPARE[divergence](target.probs, probs, ratio, offset)
     return Pull(value.clamp_(min=0.0), scale, rest, ids)
 

@@ -54,7 +54,7 @@ class ModelAndBase(Criterion):
             parts[name] = in_tokens.detach()
             if self.weights[name] != 0.0:
                 total = total + self.weights[name] * in_tokens
-        return Loss(total, parts)
+        return Loss(total, parts, base.total if base.tokens is None else base.tokens)
 
     def train(self, mode: bool = True) -> None:
         """See `Criterion.train`."""

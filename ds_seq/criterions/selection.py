@@ -93,8 +93,12 @@ class QueueSelector(TokenSelector):
     selection does not depend on the layout of the ranks. A private queue of a rank adds each batch
     before comparing it.
 
+    A shared queue that is empty, as in the first update or for a language that is new, has nothing
+    to compare with: all tokens are hard. The current batch cannot take part, because the selection
+    would then depend on how an update is split into batches.
+
     Args:
-        rate: share of the tokens that are hard.
+        rate: share of the tokens that are hard; 1 selects all.
         size: largest number of losses in a queue.
         shared: whether all ranks share one queue or each rank has a private one.
         tags: ids of the language tags with which a source may start. Sentences without a tag share
@@ -190,7 +194,8 @@ class QueueSelector(TokenSelector):
     def _thresholds_of(self, queues: list[Tensor], which: set[int]) -> Tensor:
         """Return the thresholds (L + 1,); minus infinity for queues not in `which`."""
         thresholds = [
-            hardest(queue, self._rate) if index in which else -math.inf
+            # a queue's own minimum would leave out tokens that are easier than all it has seen
+            hardest(queue, self._rate) if index in which and self._rate < 1.0 else -math.inf
             for index, queue in enumerate(queues)
         ]
         return torch.tensor(thresholds)

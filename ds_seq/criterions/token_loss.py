@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,13 +32,14 @@ from ds_seq.criterions.cross_entropy import (
     Softmax,
     keep_gradient,
     kept_gradient,
+    loss_kernel,
     put_cross_entropy,
     row_slices,
     rows_at_a_time,
     softmax_rows,
     subtract_targets,
 )
-from ds_seq.criterions.divergence import Pull, diverge
+from ds_seq.criterions.divergence import Pull, diverge, shifted
 from ds_seq.data.batch import TopTokens
 from ds_seq.names import Divergence
 
@@ -169,14 +171,21 @@ class _Forward:
 
     def run(self) -> TokenLoss:
         """Compute the loss, and the gradient if needed."""
-        for block in row_slices(self._logits):
-            self._first_pass(block)
+        kernel = loss_kernel(self._logits)
+        if kernel is None:
+            for block in row_slices(self._logits):
+                self._first_pass(block)
+        else:
+            self._run_kernel(kernel, self._distils_all)
         num_distilled = len(self._logits) if self._distils_all else 0
         if self._targets.teacher is not None and self._targets.select is not None:
             selected = self._targets.select(self._sums.nll)
             num_distilled = len(selected)
-            for rows in torch.split(selected, rows_at_a_time(self._logits)):
-                self._second_pass(rows)
+            if kernel is None:
+                for rows in torch.split(selected, rows_at_a_time(self._logits)):
+                    self._second_pass(rows)
+            else:
+                self._run_kernel(kernel, True, selected)
         ce, nll = self._sums.cross_entropy(), self._sums.nll.sum()
         kd = self._distil.temperature**2 * self._divergences.sum()
         total = torch.zeros_like(nll)
@@ -185,12 +194,36 @@ class _Forward:
                 total = total + weight * term
         return TokenLoss(total, ce, nll, kd, nll.new_full((), float(num_distilled)))
 
+    def _run_kernel(self, kernel: ModuleType, distils: bool, rows: Tensor | None = None) -> None:
+        """Compute all terms of some rows (R,), or of all rows, by `ds_seq.criterions.loss_kernel`.
+
+        Args:
+            kernel: that module.
+            distils: whether distillation is among the terms.
+            rows: indices of the rows; None for all.
+        """
+        how, teacher = self._distil, self._targets.teacher
+        weights = kernel.Weights(self._smoothing, self._ce_weight, self._kd_weight, how.temperature)
+        compared = None
+        if distils and teacher is not None:
+            scores: Tensor | TopTokens = teacher
+            ids = None
+            if isinstance(teacher, TopTokens):
+                ids, scores = teacher
+            elif how.top_k is not None and how.top_k < teacher.shape[1]:
+                scores, ids = teacher.topk(how.top_k, dim=1)
+            compared = kernel.TeacherRows(how.divergence, scores, ids, self._divergences)
+        kernel.run_loss_kernel(
+            self._logits, self._targets.tokens, weights, self._sums, self.gradient, compared, rows
+        )
+
     def _first_pass(self, rows: slice) -> None:
         """Compute cross entropy of some rows, and distillation unless rows are selected."""
         gradient, token = self.gradient, self._targets.tokens[rows].unsqueeze(1)
-        # divergences need float32 scores for their arithmetic
-        scores = self._logits[rows].float() if self._distils_all else self._logits[rows]
-        student = softmax_rows(scores, None if gradient is None else gradient.place(rows))
+        scores, top = self._logits[rows], None
+        if self._distils_all:  # divergences need float32 scores for their arithmetic
+            scores, top = shifted(scores)
+        student = softmax_rows(scores, None if gradient is None else gradient.place(rows), top)
         self._sums.note(rows, student, token)
         pulled = self._diverge(student, rows) if self._distils_all else None
         if gradient is None:
@@ -210,7 +243,8 @@ class _Forward:
 
     def _second_pass(self, rows: Tensor) -> None:
         """Compute the distillation of the rows with these indices (R,)."""
-        student = softmax_rows(self._logits.index_select(0, rows).float())
+        scores, top = shifted(self._logits.index_select(0, rows))
+        student = softmax_rows(scores, top=top)
         at_temperature, pull = self._diverge(student, rows)
         if self.gradient is not None and self._kd_weight:
             block = _divergence_gradient(at_temperature.probs, pull, self._kd_weight, extra=0.0)
@@ -225,19 +259,19 @@ class _Forward:
         scores, ids = self._teacher_scores(rows)
         temperature = self._distil.temperature
         if temperature != 1.0:
-            scores = scores / temperature
-            student = softmax_rows(student.scores / temperature)
+            scores = scores.float() / temperature
+            student = softmax_rows(student.scores / temperature, top=student.top / temperature)
         pull = diverge(self._distil.divergence, student, scores, ids)
         self._divergences[rows] = pull.value.squeeze(1)
         return student, pull
 
     def _teacher_scores(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return scores of the teacher (R, K) float32 and their columns; None for all columns."""
+        """Return scores of the teacher (R, K) and their columns; None for all columns."""
         teacher, top_k = self._targets.teacher, self._distil.top_k
         if isinstance(teacher, TopTokens):
-            return teacher.log_probs[rows].float(), teacher.ids[rows]
+            return teacher.log_probs[rows], teacher.ids[rows]
         assert teacher is not None
-        scores = teacher[rows].float()
+        scores = teacher[rows]
         if top_k is None or top_k >= scores.shape[1]:
             return scores, None
         best = scores.topk(top_k, dim=1)

@@ -47,6 +47,8 @@ class Seq2SeqInputs(NamedTuple):
     """(B, T) bool, True at scored positions."""
     num_targets: int
     """Number of scored positions; known in advance to avoid a device synchronization."""
+    num_sources: int | None = None
+    """Number of real source tokens for the same reason, or None."""
 
 
 InputsT = TypeVar("InputsT", bound="tuple[Any, ...]", default=Any)
@@ -139,7 +141,7 @@ def seq2seq_batch(
     num_tokens, num_sentences = len(target.tokens), len(target.lengths)
     return Batch(
         torch.arange(num_sentences) if indices is None else indices,
-        Seq2SeqInputs(source_ids, source_mask, shifted, mask, num_tokens),
+        Seq2SeqInputs(source_ids, source_mask, shifted, mask, num_tokens, len(source.tokens)),
         labels,
         mask,
         num_tokens,
@@ -158,7 +160,7 @@ def empty_seq2seq_batch(symbols: Symbols, teacher: TopTokens | None = None) -> B
     start = torch.tensor([[symbols.start]])
     return Batch(
         indices=torch.zeros(0, dtype=torch.int64),
-        inputs=Seq2SeqInputs(source, torch.ones_like(source, dtype=torch.bool), start, mask, 0),
+        inputs=Seq2SeqInputs(source, torch.ones_like(source, dtype=torch.bool), start, mask, 0, 1),
         labels=torch.tensor([[symbols.pad]]),
         mask=mask,
         num_tokens=0,

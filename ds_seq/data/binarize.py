@@ -12,7 +12,7 @@ import numpy as np
 from ds_seq.data.clean import check_no_empty_line
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin
-from ds_seq.data.parallel import map_in_order
+from ds_seq.data.parallel import cleaning_up, map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import ShardWriter, TokenBlock, manifest_path
 from ds_seq.errors import UserError
@@ -67,7 +67,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     path = PairPath(Path(source), Path(target))
     blocks = read_blocks([path], _BLOCK_LINES)
     unknown = [0, 0]
-    with ShardWriter(
+    writer = ShardWriter(
         folder,
         split,
         vocab_hash=tokenizers.fingerprint,
@@ -76,7 +76,8 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         shard_size=shard_size,
         inputs=[text_fingerprint(side) for side in path],
         origin=origin,
-    ) as writer:
+    )
+    with cleaning_up(), writer:
         for pair in map_in_order(_encode_block, tokenizers, blocks, workers):
             writer.add_block(*pair)
             for side, (block, tokenizer) in enumerate(zip(pair, tokenizers, strict=True)):
@@ -94,7 +95,7 @@ def is_current(
         return False
     try:
         manifest = Manifest.read(path)
-        manifest.check_files(path.parent)
+        manifest.check_files(path.parent, full=True)
     except UserError:
         return False
     return (

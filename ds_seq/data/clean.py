@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq import files
-from ds_seq.data.parallel import map_in_order
+from ds_seq.data.parallel import cleaning_up, map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
 from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks
@@ -218,6 +218,7 @@ class _HashSet:
 def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str]]], None]]:
     """Yield a function that appends pairs to two files, which appear if the block succeeds."""
     with (
+        cleaning_up(),
         files.replacing(output.source) as source,
         files.replacing(output.target) as target,
         open(source, "wb") as source_file,
@@ -226,7 +227,8 @@ def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str
 
         def write(pairs: Sequence[tuple[str, str]]) -> None:
             for side, file in enumerate((source_file, target_file)):
-                file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
+                with files.writing(output[side]):
+                    file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
 
         yield write
 

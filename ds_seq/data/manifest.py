@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ds_seq.data.origin import Origin
 from ds_seq.errors import UserError
-from ds_seq.files import fingerprint, write_json
+from ds_seq.files import check_file, write_json
 from ds_seq.records import (
     Count,
     FileName,
@@ -115,14 +115,15 @@ class Manifest:
         problems = []
         for name, expected in self.files.items():
             path = inside(folder, name)
-            if not path.is_file():
+            damage = check_file(path, expected.size, expected.sha256 if full else None)
+            if damage == "missing":
                 problems.append(f"{path}: is missing; {_REMAKE}")
-            elif (actual := path.stat().st_size) != expected.size:
+            elif damage == "size":
                 problems.append(
-                    f"{path}: has {actual:,} bytes, but the manifest expects {expected.size:,} "
-                    f"(an interrupted copy?); copy it again or {_REMAKE}"
+                    f"{path}: has {path.stat().st_size:,} bytes, but the manifest expects "
+                    f"{expected.size:,} (an interrupted copy?); copy it again or {_REMAKE}"
                 )
-            elif full and fingerprint(path) != expected.sha256:
+            elif damage == "content":
                 problems.append(
                     f"{path}: its content has changed (its SHA-256 is not the manifest's); "
                     f"{_REMAKE}"

@@ -1,13 +1,21 @@
-"""Ordered map over worker processes, with bounded memory."""
+"""Ordered map over worker processes, with bounded memory; none of them outlives this process."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from types import FrameType
 from typing import TypeVar
+
+from ds_seq.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,6 +38,9 @@ def map_in_order(
         state: object that every call needs, for example a tokenizer.
         items: items, read lazily in this process.
         workers: number of processes; with 1, the work is done in this process.
+
+    Raises:
+        UserError: a process has been killed, normally because memory is short.
     """
     if workers <= 1:
         for item in items:
@@ -49,12 +60,46 @@ def map_in_order(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {workers} worker processes was killed, probably because there is too little "
+            "memory; use fewer (data.workers, or --workers)"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block like an exception, so that files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP
+                previous[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _start(state: object) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; one reports it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _state.append(state)
+
+
+def _end_with_parent() -> None:
+    """End this process when the main process has been killed; its queue would never close."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _call(function: Callable[[State, Item], Result], item: Item) -> Result:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq import files
 from ds_seq.data.manifest import FileRecord, IdType, Manifest, ShardCounts
 from ds_seq.data.origin import Origin
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
-from ds_seq.files import temporary_path
 
 SIDES = ("src", "tgt")
 
@@ -67,7 +68,7 @@ class _SideWriter:
         self._file: BinaryIO = open(self._temporary(self._names[0]), "wb")  # noqa: SIM115
 
     def _temporary(self, name: str) -> Path:
-        return temporary_path(self._folder / name)
+        return files.temporary_path(self._folder / name)
 
     def write(self, block: TokenBlock) -> None:
         content = block.tokens.astype(self._dtype, copy=False).tobytes()
@@ -93,10 +94,16 @@ class _SideWriter:
         for name in self._names:
             self._temporary(name).replace(self._folder / name)
 
-    def discard(self) -> None:
-        self._file.close()
+    def sync(self) -> None:
         for name in self._names:
-            self._temporary(name).unlink(missing_ok=True)
+            files.sync(self._temporary(name))
+
+    def discard(self) -> None:
+        with suppress(OSError):  # on a full disk, the last bytes cannot be written now either
+            self._file.close()
+        for name in self._names:
+            with suppress(OSError):
+                self._temporary(name).unlink(missing_ok=True)
 
 
 class ShardWriter:
@@ -131,9 +138,11 @@ class ShardWriter:
         self._header = Manifest(
             vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs), origin
         )
-        self._shards: list[tuple[_SideWriter, _SideWriter]] = []
+        self._shards: list[list[_SideWriter]] = []
         self._pairs: list[int] = []
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            files.remove_leftovers(self._folder, f"{split}.*", only_dead=True)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -144,9 +153,10 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
-        else:
+        try:
+            if kind is None:
+                self.close()
+        finally:
             self.discard()
 
     def add(self, source: Sequence[int], target: Sequence[int]) -> None:
@@ -167,17 +177,21 @@ class ShardWriter:
                 self._open_shard()
             room = self._shard_size - self._pairs[-1]
             stop = min(start + room, len(source.lengths))
-            for writer, block in zip(self._shards[-1], (source, target), strict=True):
-                writer.write(_cut(block, start, stop))
+            with files.writing(self._folder):
+                for writer, block in zip(self._shards[-1], (source, target), strict=True):
+                    writer.write(_cut(block, start, stop))
             self._pairs[-1] += stop - start
             start = stop
 
     def _open_shard(self) -> None:
         dtype = id_dtype(self._header.vocab_size)
         name = f"{self._split}.{len(self._shards):04d}"
-        source, target = (_SideWriter(self._folder, f"{name}.{side}", dtype) for side in SIDES)
-        self._shards.append((source, target))
+        shard: list[_SideWriter] = []
+        self._shards.append(shard)  # first, so that `discard` knows one side if the other fails
         self._pairs.append(0)
+        with files.writing(self._folder):
+            for side in SIDES:
+                shard.append(_SideWriter(self._folder, f"{name}.{side}", dtype))
 
     def close(self) -> Manifest:
         """Replace existing shards of this split with the new ones; return their manifest."""
@@ -186,23 +200,25 @@ class ShardWriter:
                 f"{self._folder}: split {self._split!r} is empty: there are no sentence pairs "
                 "to write; check the text files and the limits of data.clean"
             )
-        files: dict[str, FileRecord] = {}
-        for shard in self._shards:
-            for writer in shard:
-                files |= writer.finish()
+        writers = [writer for shard in self._shards for writer in shard]
         path = manifest_path(self._folder, self._split)
-        path.unlink(missing_ok=True)
-        for old in self._folder.glob(f"{self._split}.[0-9][0-9][0-9][0-9]*.???"):
-            old.unlink()
-        for shard in self._shards:
-            for writer in shard:
+        # nothing of the old shards is removed before all of the new ones is on the disk
+        with files.writing(self._folder), files.replacing(path) as new_manifest:
+            records: dict[str, FileRecord] = {}
+            for writer in writers:
+                records |= writer.finish()
+                writer.sync()
+            counts = tuple(
+                ShardCounts(pairs, source.tokens, target.tokens)
+                for pairs, (source, target) in zip(self._pairs, self._shards, strict=True)
+            )
+            manifest = replace(self._header, shards=counts, files=records)
+            manifest.write(new_manifest)
+            path.unlink(missing_ok=True)
+            for old in self._folder.glob(f"{self._split}.[0-9][0-9][0-9][0-9]*.???"):
+                old.unlink()
+            for writer in writers:
                 writer.publish()
-        counts = tuple(
-            ShardCounts(pairs, source.tokens, target.tokens)
-            for pairs, (source, target) in zip(self._pairs, self._shards, strict=True)
-        )
-        manifest = replace(self._header, shards=counts, files=files)
-        manifest.write(path)
         return manifest
 
     def discard(self) -> None:
@@ -313,8 +329,8 @@ class ShardReader:
         lengths: (N, 2) lengths of the source and target sentences, end symbol included.
 
     Raises:
-        UserError: the folder or manifest is missing, a file is missing or truncated, or the shards
-            belong to another vocabulary.
+        UserError: the folder or manifest is missing, a file is missing, truncated or damaged, or
+            the shards belong to another vocabulary.
     """
 
     def __init__(self, folder: str | Path, split: str, vocab_hash: str | None = None) -> None:
@@ -327,7 +343,8 @@ class ShardReader:
                 f"vocabulary given is {vocab_hash}; run `ds-seq prepare` again, or use the "
                 "vocabulary that the shards were made with"
             )
-        self.check()
+        total = sum(record.size for record in self.manifest.files.values())
+        self.check(full=total <= files.CHECKED_AT_LOAD)
         self._sides = tuple(_Side(self._folder, split, side, self.manifest) for side in SIDES)
         columns = [side.lengths() for side in self._sides]
         self.lengths: NDArray[np.int32] = np.stack(columns, axis=1)

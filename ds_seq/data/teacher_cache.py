@@ -17,31 +17,30 @@ Shapes: K kept tokens, N sentence pairs, T target tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypedDict
 
 from ds_seq import files
-from ds_seq.data.manifest import IdType
-from ds_seq.data.shards import check_ids, files_fingerprint, id_type
+from ds_seq.data.cache_manifest import (
+    PLAN_SUFFIX,
+    REMAKE,
+    SUFFIX,
+    CacheManifest,
+    StoredType,
+    TeacherRecord,
+    part_path,
+)
+from ds_seq.data.shards import check_ids, id_type
 from ds_seq.data.source import TARGET, Source
 from ds_seq.errors import UserError
-from ds_seq.records import Count, Positive, Versioned, parse_json, read_limited, record
-
-FORMAT_VERSION = 2
-_SUFFIX = ".teacher.json"
-_PLAN_SUFFIX = ".teacher.plan.json"
-_REMAKE = "delete the file and run `ds-seq teacher-cache` again"
 
 Stored = Literal["fp16", "fp32"]
-StoredType = Literal["float16", "float32"]
 _STORED: dict[Stored, StoredType] = {"fp16": "float16", "fp32": "float32"}
 _SETTINGS = {  # setting of the user behind each field of the manifest
     "vocab_hash": "vocabulary",
@@ -54,90 +53,6 @@ _SETTINGS = {  # setting of the user behind each field of the manifest
     "source": "the shards",
     "first": "--part-tokens",
 }
-
-
-@record
-class _FirstVersion(TypedDict):
-    """What a manifest of version 1 has in place of `source`: SHA-256 by file."""
-
-    shards: dict[str, str]
-
-
-@record
-@dataclass(frozen=True)
-class TeacherRecord:
-    """A model whose outputs are in a cache.
-
-    Attributes:
-        name: name given by the user.
-        source: checkpoint or file of its weights.
-        precision: number format of its computation.
-        weights: digest of its weights.
-    """
-
-    name: str = field(compare=False)
-    source: str = field(compare=False)
-    precision: str
-    weights: str
-
-
-@record
-@dataclass(frozen=True)
-class CacheManifest:
-    """Content of `<split>.teacher.json`.
-
-    Attributes:
-        vocab_hash: fingerprint of the vocabulary of all ids.
-        top_k: K, number of tokens per record.
-        ids: numpy name of the type of an id.
-        log_probs: numpy name of the type of a log-probability.
-        teachers: one teacher, or those of an ensemble.
-        max_length: longest sentence, on either side, that all teachers support.
-        left_out: number of pairs with a longer sentence.
-        source: fingerprint of the pairs.
-        first: first pair of each part, followed by the number of pairs.
-    """
-
-    vocab_hash: str
-    top_k: Positive
-    ids: IdType
-    log_probs: StoredType
-    teachers: tuple[TeacherRecord, ...]
-    max_length: Positive
-    left_out: Count
-    source: str
-    first: tuple[Count, ...]
-
-    @property
-    def record(self) -> np.dtype:
-        """Type of the record of a token: `ids` (K,) and `log_probs` (K,)."""
-        kinds = {
-            name: np.dtype(kind)
-            for name, kind in (("ids", self.ids), ("log_probs", self.log_probs))
-        }
-        return np.dtype([(n, k.newbyteorder("<"), (self.top_k,)) for n, k in kinds.items()])
-
-    def write(self, path: Path) -> None:
-        """Write JSON atomically."""
-        files.write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
-
-    @classmethod
-    def read(cls, path: Path) -> CacheManifest:
-        """Inverse of `write`.
-
-        Raises:
-            UserError: the file is damaged, or has another format version.
-        """
-        content = read_limited(path)
-        version = parse_json(content, Versioned, path, _REMAKE)["version"]
-        if version not in (1, FORMAT_VERSION):
-            raise UserError(
-                f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; {_REMAKE}"
-            )
-        if version == 1:  # stored checksums in place of the fingerprint
-            old = parse_json(content, _FirstVersion, path, _REMAKE)
-            content = json.dumps({**old, "source": files_fingerprint(old["shards"])}).encode()
-        return parse_json(content, cls, path, _REMAKE)
 
 
 def plan_cache(
@@ -192,7 +107,7 @@ class CacheWriter:
     def __init__(self, folder: Path, split: str, manifest: CacheManifest, source: Source) -> None:
         self.folder, self.split, self.manifest = folder, split, manifest
         self._sizes = _part_sizes(manifest, source)
-        self._path, self._plan = folder / f"{split}{_SUFFIX}", folder / f"{split}{_PLAN_SUFFIX}"
+        self._path, self._plan = folder / f"{split}{SUFFIX}", folder / f"{split}{PLAN_SUFFIX}"
 
     def start(self) -> None:
         """Check that existing parts are compatible with the manifest, and write the plan.
@@ -211,21 +126,21 @@ class CacheWriter:
                     f"{path}: was made with other settings ({', '.join(different)}); give the "
                     f"same ones, delete {self.folder}, or write elsewhere with --out"
                 )
-        try:
+        with files.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             files.remove_leftovers(self.folder, f"{self.split}.teacher.*")
             if not self._path.exists():
                 self.manifest.write(self._plan)
-        except OSError as error:
-            raise files.unwritable(self.folder, error) from error
 
     def missing(self) -> list[int]:
-        """Return the numbers of the missing parts."""
-        paths = [_part_path(self.folder, self.split, part) for part in range(len(self._sizes))]
+        """Return the numbers of the missing parts; of a finished cache, also of damaged ones."""
+        checksums: Sequence[str | None] = [None] * len(self._sizes)
+        if self._path.exists():
+            checksums = CacheManifest.read(self._path).checksums or checksums
         return [
             part
-            for part, (path, size) in enumerate(zip(paths, self._sizes, strict=True))
-            if not path.exists() or path.stat().st_size != size
+            for part, (size, checksum) in enumerate(zip(self._sizes, checksums, strict=True))
+            if files.check_file(part_path(self.folder, self.split, part), size, checksum)
         ]
 
     @property
@@ -249,14 +164,18 @@ class CacheWriter:
             part: number of the part.
             records: (T,) of type `CacheManifest.record`, one for each target token of `pairs`.
         """
-        with files.replacing(_part_path(self.folder, self.split, part)) as temporary:
-            records.tofile(temporary)
+        with files.replacing(part_path(self.folder, self.split, part)) as temporary:
+            with open(temporary, "wb") as file:  # `tofile` does not say why it has failed
+                file.write(records.data)
 
     def finish(self) -> None:
-        """Mark the cache as finished; all parts must exist."""
-        assert not self.missing()
-        if self._plan.exists():
-            self._plan.replace(self._path)
+        """Mark the cache as finished, and record the checksums of its parts, which must exist."""
+        if not self._plan.exists() and not self.missing():
+            return
+        paths = [part_path(self.folder, self.split, part) for part in range(len(self._sizes))]
+        checksums = tuple(files.fingerprint(path) for path in paths)
+        replace(self.manifest, checksums=checksums).write(self._path)
+        self._plan.unlink(missing_ok=True)
 
 
 class TeacherCache:
@@ -276,7 +195,7 @@ class TeacherCache:
 
     def __init__(self, folder: str | Path, split: str, source: Source) -> None:
         self._folder = Path(folder)
-        path = self._folder / f"{split}{_SUFFIX}"
+        path = self._folder / f"{split}{SUFFIX}"
         if not path.is_file():
             raise UserError(_explain_missing(self._folder, split))
         self.manifest = CacheManifest.read(path)
@@ -290,7 +209,7 @@ class TeacherCache:
         for part, (first, last) in enumerate(pairwise(self.manifest.first)):
             lengths = self._lengths[first:last]
             self._starts[first:last] = np.cumsum(lengths) - lengths
-            name = _part_path(self._folder, split, part)
+            name = part_path(self._folder, split, part)
             self._parts.append(np.asarray(np.memmap(name, self._opaque, "r")))
 
     def _check(self, path: Path, split: str, source: Source) -> None:
@@ -307,14 +226,20 @@ class TeacherCache:
             )
         first = sorted({0, *manifest.first, len(source)})
         if list(manifest.first) != first:
-            raise UserError(f"{path}: is damaged (its parts are not those of the data); {_REMAKE}")
-        for part, size in enumerate(_part_sizes(manifest, source)):
-            file = _part_path(self._folder, split, part)
-            actual = file.stat().st_size if file.exists() else 0
-            if actual != size:
+            raise UserError(f"{path}: is damaged (its parts are not those of the data); {REMAKE}")
+        sizes = _part_sizes(manifest, source)
+        advice = "copy it again, or run `ds-seq teacher-cache` again"
+        for part, size in enumerate(sizes):
+            file = part_path(self._folder, split, part)
+            is_cheap = manifest.checksums and sum(sizes) <= files.CHECKED_AT_LOAD
+            damage = files.check_file(file, size, manifest.checksums[part] if is_cheap else None)
+            if damage == "content":
+                raise UserError(f"{file}: its content has changed (SHA-256 differs); {advice}")
+            if damage is not None:
+                actual = file.stat().st_size if file.exists() else 0
                 raise UserError(
                     f"{file}: has {actual:,} bytes in place of {size:,} (an interrupted copy?); "
-                    f"copy it again, or delete it and {path} and run `ds-seq teacher-cache` again"
+                    f"{advice}"
                 )
 
     def describe(self) -> str:
@@ -360,7 +285,7 @@ class TeacherCache:
             starts = np.cumsum(lengths) - lengths
             records[token_places(starts[order], lengths[order])] = np.concatenate(records_by_part)
         records = records.view(self.manifest.record)
-        check_ids(records["ids"], self._vocab_size, self._folder, _REMAKE)
+        check_ids(records["ids"], self._vocab_size, self._folder, REMAKE)
         return records["ids"].astype(np.int64), records["log_probs"].astype(np.float32)
 
 
@@ -369,10 +294,6 @@ def token_places(starts: NDArray[np.integer], lengths: NDArray[np.integer]) -> N
     ends = np.cumsum(lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts.astype(np.int64) - ends + lengths, lengths) + np.arange(total)
-
-
-def _part_path(folder: Path, split: str, part: int) -> Path:
-    return folder / f"{split}.teacher.{part:05d}.bin"
 
 
 def _part_sizes(manifest: CacheManifest, source: Source) -> list[int]:
@@ -385,9 +306,9 @@ def _explain_missing(folder: Path, split: str) -> str:
     command = "ds-seq teacher-cache RUN --data SHARDS"
     if not folder.is_dir():
         return f"{folder}: no such cache; make it with `{command} --top-k 8 --out {folder}`"
-    if (folder / f"{split}{_PLAN_SUFFIX}").exists():
+    if (folder / f"{split}{PLAN_SUFFIX}").exists():
         return f"{folder}: split {split!r} is not finished; run the command that started it again"
-    others = sorted(folder.glob(f"*{_SUFFIX}"))
+    others = sorted(folder.glob(f"*{SUFFIX}"))
     if not others:
         return f"{folder}: contains no cache; make it with `{command} --top-k 8 --out {folder}`"
     manifest = CacheManifest.read(others[0])

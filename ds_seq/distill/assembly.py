@@ -244,7 +244,8 @@ def workers_for(num_sentences: int) -> int:
 
 def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
     """Copy the vocabulary and the other splits from the old data folder to the new one."""
-    files.remove_leftovers(out)
+    with files.writing(out):
+        files.remove_leftovers(out)
     save_tokenizer(tokenizer, out / VOCAB_FILE)
     suffix = ".manifest.json"
     for path in sorted(data.glob(f"*{suffix}")):

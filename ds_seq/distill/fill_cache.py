@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.data.batch import ParallelDataset, TopTokens
 from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.cache_manifest import TeacherRecord
 from ds_seq.data.progress import Progress, Report, ignore
 from ds_seq.data.source import TARGET, Source
-from ds_seq.data.teacher_cache import CacheWriter, Stored, TeacherRecord, plan_cache, token_places
+from ds_seq.data.teacher_cache import CacheWriter, Stored, plan_cache, token_places
 from ds_seq.distill.teacher import LiveTeacher, row_blocks
 from ds_seq.distributed import World
 

@@ -24,13 +24,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ds_seq import files
 from ds_seq.data.shards import TokenBlock
-from ds_seq.files import lock
 from ds_seq.search.hypotheses import Hypothesis
 
 _WORD = np.dtype("<u4")
 _MAGIC = 0x4C50_5344
 _HEADER = 5
+_ADVICE = "stop that process first, or give another --out"
 
 Words = NDArray[np.uint32]
 
@@ -46,18 +47,25 @@ class JournalWriter:
     """
 
     def __init__(self, path: Path, eos_id: int) -> None:
-        self._eos_id = eos_id
-        self._file = open(path, "ab")  # noqa: SIM115 (closed by __exit__)
-        lock(self._file, path, "--out")
+        self._eos_id, self._path = eos_id, path
+        self._lock = files.Lock(files.lock_of(path), path, _ADVICE)
+        with files.writing(path):
+            # unbuffered, so that nothing is left to be written after an error
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> JournalWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+        self._lock.release()
 
     def append(self, rows: NDArray[np.int64], results: Sequence[Sequence[Hypothesis]]) -> None:
-        """Record the hypotheses of (N,) sentences, best first, in a single flushed write."""
+        """Record the hypotheses of (N,) sentences, best first, in a single write.
+
+        Raises:
+            UserError: the journal cannot be written, for example because the disk is full.
+        """
         hypotheses = [hypothesis for beam in results for hypothesis in beam]
         tokens = [token for h in hypotheses for token in (*h.tokens, self._eos_id)]
         body = np.concatenate(
@@ -70,8 +78,11 @@ class JournalWriter:
             ]
         ).tobytes()
         sizes = [_MAGIC, len(rows), len(hypotheses), len(tokens), zlib.crc32(body)]
-        self._file.write(np.array(sizes, _WORD).tobytes() + body)
-        self._file.flush()
+        record = np.array(sizes, _WORD).tobytes() + body
+        with files.writing(self._path):
+            written = self._file.write(record)
+            if written != len(record):  # a partial write
+                self._file.write(record[written:])
 
 
 class _Record(NamedTuple):
@@ -100,8 +111,10 @@ class Labels(NamedTuple):
 
     def take(self, chosen: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Labels:
         """Return the selected hypotheses in the given order."""
-        rows, scores, lengths, files, starts = self
-        return Labels(rows[chosen], scores[chosen], lengths[chosen], files[chosen], starts[chosen])
+        rows, scores, lengths, numbers, starts = self
+        return Labels(
+            rows[chosen], scores[chosen], lengths[chosen], numbers[chosen], starts[chosen]
+        )
 
 
 _NO_LABELS = Labels(
@@ -148,10 +161,10 @@ class Journals:
         ends = np.cumsum(lengths)
         starts = np.repeat(labels.starts - ends + lengths, lengths)
         places = starts + np.arange(len(starts))  # (L,)
-        files = np.repeat(labels.files, lengths)
+        journals = np.repeat(labels.files, lengths)
         tokens = np.empty(len(places), _WORD)
         for number in np.unique(labels.files):
-            here = files == number
+            here = journals == number
             tokens[here] = self._words[number][places[here]]
         return TokenBlock(tokens, lengths)
 
@@ -166,8 +179,7 @@ def repair(path: Path) -> None:
     end = 0
     for record in _records(words):
         end = record.first_token + int(record.lengths.sum())
-    with open(path, "r+b") as file:
-        lock(file, path, "--out")
+    with files.Lock(files.lock_of(path), path, _ADVICE), open(path, "r+b") as file:
         file.truncate(end * _WORD.itemsize)
 
 

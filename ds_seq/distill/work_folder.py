@@ -29,6 +29,7 @@ class WorkFolder:
         self._out = out
         self._folder = out / "pseudo-labels.work"
         self._settings = self._folder / "settings.json"
+        self._lock: files.Lock | None = None
 
     def check_new(self, data: Path) -> None:
         """Refuse a new data folder that would overwrite other data.
@@ -47,7 +48,7 @@ class WorkFolder:
             raise UserError(f"--out {self._out}: holds data already; remove it or give another one")
 
     def begin(self, settings: Settings, notes: Settings) -> NDArray[np.int64]:
-        """Begin a labeling, or resume an unfinished one.
+        """Begin a labeling, or resume an unfinished one, and lock it.
 
         Args:
             settings: settings that must be the same to resume.
@@ -59,13 +60,18 @@ class WorkFolder:
         Raises:
             UserError: it was begun with other settings, or another process is doing it.
         """
-        if self._settings.exists():
-            self._compare(settings)
-        else:
-            files.write_json(self._settings, {"settings": settings, "notes": notes})
-        for journal in self._paths():
-            repair(journal)
-        return self.journals().sentences()
+        with files.writing(self._folder):
+            if self._lock is None:
+                advice = "stop that process first, or give another --out"
+                self._lock = files.Lock(self._folder / files.LOCK_FILE, self._out, advice)
+            files.remove_leftovers(self._folder)
+            if self._settings.exists():
+                self._compare(settings)
+            else:
+                files.write_json(self._settings, {"settings": settings, "notes": notes})
+            for journal in self._paths():
+                repair(journal)
+            return self.journals().sentences()
 
     def _compare(self, new: Settings) -> None:
         changed = [

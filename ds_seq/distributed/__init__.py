@@ -13,7 +13,12 @@ from ds_seq.distributed.collectives import (
     shared_errors,
     sum_over_ranks,
 )
-from ds_seq.distributed.device import avoid_cudnn_attention, keep_freed_memory
+from ds_seq.distributed.device import (
+    choose_gpu_kernels,
+    full_fp32,
+    keep_freed_memory,
+    number_format,
+)
 from ds_seq.distributed.group import init, joined, rank, shutdown, world_size
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepspeed
@@ -21,11 +26,12 @@ from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepsp
 __all__ = [
     "World",
     "any_rank",
-    "avoid_cudnn_attention",
     "barrier",
     "broadcast_object",
+    "choose_gpu_kernels",
     "discover",
     "free_port",
+    "full_fp32",
     "gather_objects",
     "gather_pieces",
     "import_deepspeed",
@@ -33,6 +39,7 @@ __all__ = [
     "init",
     "joined",
     "keep_freed_memory",
+    "number_format",
     "quiet_deepspeed",
     "rank",
     "require_same",

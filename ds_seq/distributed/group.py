@@ -11,9 +11,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ds_seq.distributed.device import avoid_cudnn_attention, keep_freed_memory
+from ds_seq.distributed.device import choose_gpu_kernels, keep_freed_memory
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
+from ds_seq.distributed.roll_call import roll_call
 from ds_seq.errors import UserError
 
 _TIMEOUT = timedelta(minutes=30)
@@ -25,7 +26,7 @@ def init(world: World) -> None:
     Uses NCCL on GPUs and gloo on CPUs. Does nothing if the group is already initialized.
 
     Raises:
-        UserError: the ranks cannot connect at the given address and port.
+        UserError: the ranks cannot connect at the given address and port, or some do not come.
     """
     import_deepspeed()
     import deepspeed
@@ -42,7 +43,7 @@ def init(world: World) -> None:
         get_accelerator().is_fp16_supported = lambda: True
     else:
         torch.cuda.set_device(world.device)
-        avoid_cudnn_attention()
+        choose_gpu_kernels()
     os.environ.update(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.size),
@@ -52,7 +53,9 @@ def init(world: World) -> None:
         MASTER_PORT=str(world.port or free_port()),
     )
     try:
+        store = roll_call(world) if world.size > 1 else None
         deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+        del store
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {world.rank} cannot connect to the others at {world.address}:"

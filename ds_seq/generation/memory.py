@@ -11,8 +11,14 @@ from ds_seq.errors import UserError
 from ds_seq.search.beam_search import AnyRank, BeamSearch, CacheT, Decodable, EncodedT
 from ds_seq.search.hypotheses import Hypothesis
 
-# A CPU has no class of error for it: messages of PyTorch's allocator and of oneDNN.
-_SIGNS = ("DefaultCPUAllocator", "could not create a primitive")
+# Errors without a class of their own: PyTorch's allocator on a CPU, oneDNN, and what CUDA and its
+# libraries allocate themselves.
+_SIGNS = (
+    "DefaultCPUAllocator",
+    "could not create a primitive",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+)
 
 
 def try_search(
@@ -32,12 +38,13 @@ def try_search(
     try:
         return search.search(model, source, source_mask, any_rank, numbers)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return None
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Return whether `error` says that memory has run out, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(sign in str(error) for sign in _SIGNS)

@@ -23,7 +23,7 @@ from ds_seq.errors import UserError
 
 Settings = Mapping[str, str | int | float]
 
-_OPTION = "--output"
+_ADVICE = "stop that process first, or give another --output"
 
 
 class Line(NamedTuple):
@@ -50,8 +50,11 @@ class Store(Protocol):
     def gather(self) -> Iterable[Line] | None:
         """Return the lines of all ranks, in any order, on rank 0 and None on other ranks.
 
-        A collective, and the last call.
+        A collective; nothing is added afterwards.
         """
+
+    def close(self) -> None:
+        """Close files; call it also after an error. Safe to call twice."""
 
 
 class MemoryStore:
@@ -69,6 +72,9 @@ class MemoryStore:
         shares = distributed.gather_objects(self._lines)
         return None if shares is None else [line for share in shares for line in share]
 
+    def close(self) -> None:
+        """See the method of `Store`."""
+
 
 class PartialOutput:
     """The folder with the finished lines of an incomplete output file.
@@ -80,9 +86,10 @@ class PartialOutput:
     def __init__(self, output: Path) -> None:
         self.folder = output.with_name(f"{output.name}.partial")
         self._settings = self.folder / "settings.json"
+        self._lock: files.Lock | None = None
 
     def begin(self, settings: Settings, resume: bool) -> list[int]:
-        """Start or resume the output; called by one process only.
+        """Start or resume the output, and lock it; called by one process only.
 
         Args:
             settings: all settings that affect the output; a resume requires the same.
@@ -95,7 +102,10 @@ class PartialOutput:
             UserError: there are finished lines but `resume` is False, they were made with other
                 settings, another process uses the folder, or the folder cannot be written.
         """
-        try:
+        with files.writing(self.folder):
+            if self._lock is None:
+                self._lock = files.Lock(self.folder / files.LOCK_FILE, self.folder, _ADVICE)
+            files.remove_leftovers(self.folder)
             for journal in self._journals():
                 _repair(journal)
             done = [line.number for line in self.lines()]
@@ -107,10 +117,7 @@ class PartialOutput:
             if done:
                 self._compare(settings)
             else:
-                self.folder.mkdir(exist_ok=True)
                 files.write_json(self._settings, settings)
-        except OSError as error:
-            raise files.unwritable(self.folder, error) from None
         return done
 
     def _compare(self, new: Settings) -> None:
@@ -149,12 +156,14 @@ class JournalStore:
     def __init__(self, partial: PartialOutput, path: Path) -> None:
         self._partial = partial
         self._path = path
+        self._lock = files.Lock(files.lock_of(path), path, _ADVICE)
         try:
-            # unbuffered, so that a record is written when `add` returns
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `gather`)
-        except OSError as error:
-            raise files.unwritable(path, error) from None
-        files.lock(self._file, path, _OPTION)
+            with files.writing(path):
+                # unbuffered, so that a record is written when `add` returns
+                self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+        except UserError:
+            self._lock.release()
+            raise
 
     def add(self, lines: Sequence[Line]) -> None:
         """Append the lines of a batch to the journal.
@@ -169,24 +178,26 @@ class JournalStore:
             ]
         ).encode()
         record = b"%08x %b\n" % (zlib.crc32(body), body)
-        try:
+        with files.writing(self._path):
             written = self._file.write(record)
             if written != len(record):  # a partial write
                 self._file.write(record[written:])
-        except OSError as error:
-            raise files.unwritable(self._path, error) from None
 
     def gather(self) -> Iterable[Line] | None:
         """See the method of `Store`."""
-        self._file.close()
+        self.close()
         distributed.barrier()
         return self._partial.lines() if distributed.rank() == 0 else None
+
+    def close(self) -> None:
+        """See the method of `Store`; other processes may then write to the journal."""
+        self._file.close()
+        self._lock.release()
 
 
 def _repair(journal: Path) -> None:
     """Cut off an incomplete record that a kill has left at the end."""
-    with open(journal, "r+b") as file:
-        files.lock(file, journal, _OPTION)
+    with files.Lock(files.lock_of(journal), journal, _ADVICE), open(journal, "r+b") as file:
         file.truncate(max((end for _, end in _records(file)), default=0))
 
 

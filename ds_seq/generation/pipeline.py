@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -170,7 +170,7 @@ def translate_share(
         reference: see `Translator.translate`.
         share: this process's part of the work.
         done: numbers of the lines that are already in the store.
-        store: storage of finished lines.
+        store: storage of finished lines; closed at the end, also after an error.
 
     Returns:
         All lines in the order of the input on rank 0, None on other ranks.
@@ -180,12 +180,13 @@ def translate_share(
     bar = Progress(title, plan.num_lines, "sentences") if share.rank == 0 else nullcontext(ignore)
     # In a collective search, errors cannot be shared: other ranks are in the middle of a forward.
     errors = shared_errors() if share.any_rank is None else nullcontext()
-    with errors, bar as progress:
-        for lines in translator.translate(reading, reference, plan, share):
-            store.add(lines)
-            progress(len(lines))
-    gathered = store.gather()
-    return None if gathered is None else sorted(gathered)
+    with closing(store):
+        with errors, bar as progress:
+            for lines in translator.translate(reading, reference, plan, share):
+                store.add(lines)
+                progress(len(lines))
+        gathered = store.gather()
+        return None if gathered is None else sorted(gathered)
 
 
 class Streamed(NamedTuple):

@@ -54,6 +54,7 @@ class Seq2SeqTransformer(nn.Module):
         self.source_embedding = source_embedding
         self.output = output
         self.max_positions = max_positions
+        self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
@@ -69,14 +70,16 @@ class Seq2SeqTransformer(nn.Module):
             Logits (N, V) of the scored rows in row-major order, losses and statistics of sparse
             layers, and the captured outputs of the layers.
         """
-        encoded = self.encode(inputs.source, inputs.source_mask, capture)
+        encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
+        rows = _real_rows(inputs.target_mask, inputs.num_targets)
         decoded: StackResult = self.decoder(
             self.target_embedding(inputs.target),
-            _decoder_context(encoded)._replace(token_mask=inputs.target_mask),
+            _decoder_context(encoded)._replace(token_mask=inputs.target_mask, token_rows=rows),
             capture,
         )
         decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
-        hidden = _select_rows(decoded.hidden, inputs.target_mask, inputs.num_targets)
+        flat = decoded.hidden.flatten(0, 1)
+        hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
         return ModelOutput(
             self._project(hidden),
             _sum_losses([encoded.router_losses, decoder_losses]),
@@ -85,7 +88,11 @@ class Seq2SeqTransformer(nn.Module):
         )
 
     def encode(
-        self, source: Tensor, source_mask: Tensor, capture: Capture = "none"
+        self,
+        source: Tensor,
+        source_mask: Tensor,
+        capture: Capture = "none",
+        num_tokens: int | None = None,
     ) -> EncoderOutput:
         """Encode a source.
 
@@ -93,12 +100,14 @@ class Seq2SeqTransformer(nn.Module):
             source: tokens (B, S).
             source_mask: (B, S) bool, True at real tokens.
             capture: which outputs of the layers to return.
+            num_tokens: number of real tokens, which saves a GPU counting them; None if unknown.
         """
         embedding = self.source_embedding
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
-        context = Context(source_mask, attention_mask=attention_mask, tag=tag)
+        rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
+        context = Context(source_mask, attention_mask=attention_mask, tag=tag, token_rows=rows)
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
             result.hidden,
@@ -169,14 +178,16 @@ def _layer_outputs(encoded: EncoderOutput, decoded: StackResult) -> LayerOutputs
     )
 
 
-def _select_rows(hidden: Tensor, mask: Tensor, count: int) -> Tensor:
-    """Return the `count` rows of hidden (B, T, D) where the mask (B, T) is True, as (N, D)."""
-    flat = hidden.flatten(0, 1)
-    if count == len(flat):
-        return flat
-    # counting the rows would synchronize a GPU
-    rows = torch.nonzero_static(mask.flatten(), size=count).squeeze(1)
-    return flat.index_select(0, rows)
+def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
+    """Return the rows (N,) int64, ascending, where `mask` (B, T) is True.
+
+    Args:
+        mask: the mask.
+        count: N; None if unknown, and counting them synchronizes a GPU.
+    """
+    flat = mask.reshape(-1)
+    found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
+    return found.squeeze(1)
 
 
 def _decoder_context(encoded: EncoderOutput) -> Context:

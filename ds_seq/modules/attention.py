@@ -29,6 +29,8 @@ from ds_seq.modules.residual import dropout as drop_out
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
 _FUSED_MIN_QUERIES = 12
 
+_MASK_MULTIPLE = 8  # of the strides of masks in torch's memory-efficient attention
+
 _GAIN = 2**-0.5  # queries, keys and values are initialized smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
 
@@ -37,7 +39,8 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
     """Convert a token mask to a mask that is added to attention scores.
 
     Without padding, the result is None on a CPU. On a GPU, checking for padding would synchronize
-    the device, so the mask is always made.
+    the device, so the mask is always made, with rows of the length in memory to which the fused
+    kernel would otherwise copy it in every layer.
 
     Args:
         mask: (B, S) bool, True at real tokens.
@@ -48,7 +51,11 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
     """
     if mask.device.type == "cpu" and bool(mask.all()):
         return None
-    scores = torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
+    width = mask.size(1)
+    if mask.is_cuda:
+        width = -(-width // _MASK_MULTIPLE) * _MASK_MULTIPLE
+    scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
+    scores.masked_fill_(~mask, float("-inf"))
     return scores[:, None, None, :]
 
 
@@ -130,6 +137,15 @@ def _biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
 
 def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, T, Dh) -> (B, T, D)
+
+
+def _heads(x: Tensor, parts: int, num_heads: int) -> list[Tensor]:
+    """Split x (B, T, parts * D) into parts (B, H, T, Dh); views of it.
+
+    Their gradients are joined by one copy. Views that share a dimension for the parts would take
+    two.
+    """
+    return [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=-1)]
 
 
 class SelfAttention(nn.Module):
@@ -214,16 +230,9 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, H, T, Dh) of x (B, T, D), rotated by position."""
-        # (B, T, 3 D) -> (3, B, H, T, Dh)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self._rotate(qkv, start, length)
-
-    def _rotate(self, qkv: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        if self.rotary is None:
-            query, key, value = qkv.unbind(0)
-        else:
-            query, key = self.rotary(qkv[:2], start, length).unbind(0)
-            value = qkv[2]
+        query, key, value = _heads(self.qkv(x), 3, self.num_heads)
+        if self.rotary is not None:
+            query, key = self.rotary(query, start, length), self.rotary(key, start, length)
         return query, key, value
 
 
@@ -292,10 +301,7 @@ class CrossAttention(nn.Module):
 
     def _memory(self, encoded: Tensor) -> KeyValue:
         """Return keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""
-        # (B, S, 2 D) -> (2, B, H, S, Dh)
-        projected = self.key_value(encoded).unflatten(-1, (2, self.num_heads, -1))
-        return KeyValue(*projected.permute(2, 0, 3, 1, 4).unbind(0))
+        return KeyValue(*_heads(self.key_value(encoded), 2, self.num_heads))
 
     def _query(self, x: Tensor) -> Tensor:
-        # (B, T, D) -> (B, H, T, Dh)
-        return self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return _heads(self.query(x), 1, self.num_heads)[0]

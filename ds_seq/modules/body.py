@@ -37,6 +37,9 @@ class Context(NamedTuple):
     """Whether to return attention maps; always False in a step."""
     with_aux: bool = True
     """Whether sparse bodies return losses and statistics."""
+    token_rows: Tensor | None = None
+    """(N,) int64, the rows of real tokens among the B * T, ascending; None to derive them from
+    `token_mask`."""
 
 
 class BodyOutput(NamedTuple):

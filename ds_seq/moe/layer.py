@@ -93,12 +93,14 @@ class MoeFeedForward(TokenwiseBody):
         """
         mask, with_aux = context.token_mask, context.with_aux
         flat = x.reshape(-1, x.shape[-1])  # (M, D)
-        real = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)  # (N,)
+        real = context.token_rows
+        if real is None and mask is not None:
+            real = mask.reshape(-1).nonzero().squeeze(1)  # (N,)
         if real is not None and real.numel() == flat.shape[0]:
             real = None
         shape = (x.shape[0], x.shape[1])
         routing: Routing = self.gate(flat, real, shape, context.tag, with_aux)
-        out, counts = self._visit(flat, real, routing)
+        out, kept = self._visit(flat, real, routing)
         out = out.view_as(x)
         losses: Losses = routing.losses
         if self.branch is not None:
@@ -106,13 +108,13 @@ class MoeFeedForward(TokenwiseBody):
             losses = {**losses, **more}
         if not with_aux:
             return BodyOutput(out)
-        return BodyOutput(out, MoeAux(losses, routing_stats(routing, counts.sum(), losses)))
+        return BodyOutput(out, MoeAux(losses, routing_stats(routing, kept.sum(), losses)))
 
     def _visit(self, flat: Tensor, real: Tensor | None, routing: Routing) -> tuple[Tensor, Tensor]:
         """Send the rows `real` of `flat` (M, D) to their experts.
 
         Returns:
-            The output (M, D), and the number of assignments that each expert accepted, (E,)."""
+            The output (M, D), and which assignments the experts accepted, bool."""
         factor = self.capacity_factor if self.training else self.eval_capacity_factor
         capacity = expert_capacity(
             len(routing.experts), self.num_experts, self.top_k, factor, self.min_capacity
@@ -122,7 +124,11 @@ class MoeFeedForward(TokenwiseBody):
             priority = priorities(
                 routing, self.drop if self.training else _deterministic(self.drop)
             )
-        plan = make_plan(routing.experts, self.num_experts, capacity, priority, routing.valid)
+        # between ranks, only rows that count are sent; on one GPU, removing them would wait for it
+        mark_only = flat.is_cuda and self.expert_parallel == 1
+        plan = make_plan(
+            routing.experts, self.num_experts, capacity, priority, routing.valid, mark_only
+        )
         weights = routing.weights
         if self.normalize_weights == "before_dropping":
             weights = normalized(weights)
@@ -136,7 +142,7 @@ class MoeFeedForward(TokenwiseBody):
             plan = spread(plan, real, len(flat))
             weights = weights.new_zeros(len(flat), weights.shape[1]).index_copy(0, real, weights)
         out = run_experts(flat, weights, plan, self.experts, self.expert_group())
-        return out, plan.counts
+        return out, plan.kept
 
     def expert_group(self) -> dist.ProcessGroup | None:
         """Return the group over which experts are distributed; `None` if this rank holds all."""

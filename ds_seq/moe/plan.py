@@ -19,7 +19,8 @@ class DispatchPlan(NamedTuple):
     """Which token goes to which expert, for one forward pass."""
 
     token: Tensor
-    """(R,) int64: real token (0..N-1) of each routed row; rows are sorted by expert."""
+    """(R,) int64: real token (0..N-1) of each routed row; rows are sorted by expert. Rows of
+    assignments that are not `kept` have no weight."""
     assignment: Tensor
     """(R,) int64: token * K + choice of each routed row."""
     slot: Tensor
@@ -36,6 +37,7 @@ def make_plan(
     capacity: int | None,
     priority: Tensor | None = None,
     valid: Tensor | None = None,
+    mark_only: bool = False,
 ) -> DispatchPlan:
     """Sort assignments by expert and drop those beyond `capacity`.
 
@@ -48,6 +50,8 @@ def make_plan(
         capacity: largest number of rows per expert; `None` drops nothing.
         priority: (N,) float32; `None` prefers earlier tokens (as in GShard).
         valid: (N, K) bool, False for choices that do not exist; `None` if all exist.
+        mark_only: whether assignments beyond the capacity keep their rows and are only marked as
+            not `kept`. A GPU need not wait to know how many rows there are. Ignored with `valid`.
     """
     num_tokens, top_k = experts.shape
     owner = experts.reshape(-1)  # (N * K,): the expert of each assignment
@@ -64,6 +68,9 @@ def make_plan(
         owner = owner.index_select(0, order)
         place = torch.arange(order.numel(), device=order.device) - first_row.index_select(0, owner)
         has_place = place < capacity
+        if mark_only and valid is None:
+            assignment = order if queue is None else queue.index_select(0, order)
+            return _all_rows(assignment, top_k, counts[:num_experts], has_place)
         order = order[has_place if valid is None else has_place & (owner < num_experts)]
         counts = counts[:num_experts].clamp(max=capacity)
     elif valid is not None:
@@ -72,6 +79,14 @@ def make_plan(
     assignment = order if queue is None else queue.index_select(0, order)
     token = assignment if top_k == 1 else assignment // top_k
     slot, kept = _places(assignment, num_tokens * top_k)
+    return DispatchPlan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
+
+
+def _all_rows(assignment: Tensor, top_k: int, counts: Tensor, has_place: Tensor) -> DispatchPlan:
+    """Return the plan in which every assignment has a row, kept or not."""
+    slot, _ = _places(assignment, assignment.numel())
+    kept = torch.empty_like(has_place).scatter_(0, assignment, has_place)
+    token = assignment if top_k == 1 else assignment // top_k
     return DispatchPlan(token, assignment, slot.view(-1, top_k), kept.view(-1, top_k), counts)
 
 

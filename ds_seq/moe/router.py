@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.distributed import sum_over_ranks, world_size
+from ds_seq.distributed import full_fp32, sum_over_ranks, world_size
 from ds_seq.modules.linear import linear
 from ds_seq.moe.choice import RoutingChoice, SoftmaxChoice
 from ds_seq.moe.losses import (
@@ -28,6 +28,7 @@ from ds_seq.moe.losses import (
 from ds_seq.names import LOAD_BALANCE, LOAD_BALANCES, ROUTER_Z
 
 _FEW_ROWS = 64
+_SATURATED = 1e-20  # leaves room for a loss scale of 2^32, and more, times the inverse
 
 
 class Routing(NamedTuple):
@@ -181,8 +182,13 @@ def draw_directions(weight: Tensor) -> None:
 def project(x: Tensor, weight: Tensor) -> Tensor:
     """Return `x @ weight.T` in float32 for `x` (M, I) float32 and `weight` (O, I).
 
-    For the few rows of a decoding step, calling the faster kernel takes longer than the product.
+    In full float32 on a GPU, too, where TF32 would flip choices between experts that are nearly
+    equal. For the few rows of a decoding step, calling the faster kernel of a CPU takes longer than
+    the product.
     """
+    if x.is_cuda:
+        with full_fp32():
+            return F.linear(x, weight.float())
     product = linear if x.shape[0] > _FEW_ROWS else F.linear
     return product(x, weight.float())
 
@@ -212,4 +218,15 @@ def normalized(weights: Tensor) -> Tensor:
     and the router would learn nothing from the translation loss.
     """
     total = weights.detach() if weights.shape[-1] == 1 else weights.sum(-1, keepdim=True)
-    return weights / total.clamp(min=torch.finfo(weights.dtype).tiny)
+    return shares(weights, total)
+
+
+def shares(parts: Tensor, total: Tensor) -> Tensor:
+    """Return `parts / total`; rows (N, ...) whose total is (almost) 0 get no gradient.
+
+    A probability underflows at a gap of 87 between logits. Before that, 1 / total, which is a
+    factor of the gradient, times a gradient from above exceeds float32, and infinity times the
+    probability is NaN. The gradient of such a saturated row vanishes.
+    """
+    share = parts / total.clamp(min=torch.finfo(parts.dtype).tiny)
+    return torch.where(total > _SATURATED, share, share.detach())

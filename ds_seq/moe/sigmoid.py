@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.moe.choice import RoutingChoice, best, jittered
-from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of
+from ds_seq.moe.router import Router, Routing, draw_directions, project, rows_of, shares
 
 NOISES = ("none", "jitter")
 
@@ -85,11 +85,10 @@ class SigmoidRouter(Router):
         logits = rows_of(project(inputs, self.weight), real)  # (N, E)
         scores = logits.sigmoid()
         experts = best(scores.detach() + self.bias, self.top_k)
-        tiny = torch.finfo(scores.dtype).tiny
         choice = RoutingChoice(
             experts=experts,
             weights=scores.gather(-1, experts),
-            probabilities=scores / scores.sum(-1, keepdim=True).clamp(min=tiny),
+            probabilities=shares(scores, scores.sum(-1, keepdim=True)),
             log_partition=logits.logsumexp(-1, keepdim=True),
         )
         return self.routing(choice, with_losses)

@@ -32,15 +32,8 @@ from ds_seq.runs.card import StoredRun
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, find_checkpoint
 from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import expert_offsets, model_tensors, read_like
-from ds_seq.weights.source import (
-    CHECKPOINTS,
-    INDEX_FILE,
-    META_FILE,
-    IndexEntry,
-    TensorFolder,
-    TensorSource,
-    read_index,
-)
+from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index
+from ds_seq.weights.source import TensorFolder, TensorSource
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
 
@@ -138,7 +131,7 @@ def fill_with_mean(model: nn.Module, sources: Sequence[TensorSource]) -> None:
         sources: at least one source of tensors.
 
     Raises:
-        UserError: a source holds a different model.
+        UserError: a source is damaged or holds a different model.
     """
     offsets = expert_offsets(model)
     for source in sources:
@@ -149,6 +142,8 @@ def fill_with_mean(model: nn.Module, sources: Sequence[TensorSource]) -> None:
                 row.copy_(mean(_read(sources, name, row, expert)))
         else:
             tensor.copy_(mean(_read(sources, name, tensor, None)))
+    for source in sources:
+        source.verify()
 
 
 def _read(
@@ -282,17 +277,16 @@ def _read_index(run: Path) -> dict[str, list[_Entry]]:
             f"{run}: not a run folder with checkpoints ({CHECKPOINTS}/{INDEX_FILE} is missing)"
         ) from None
     return {
-        "last": [_entry(path, entry) for entry in index["last"]],
-        "best": [_entry(path, entry) for entry in index["best"]],
+        "last": [_entry(path, entry["name"], entry.get("score")) for entry in index["last"]],
+        "best": [_entry(path, entry["name"], entry["score"]) for entry in index["best"]],
     }
 
 
-def _entry(path: Path, entry: IndexEntry) -> _Entry:
-    name = entry["name"]
+def _entry(path: Path, name: str, score: float | None) -> _Entry:
     match = re.fullmatch(r"update_(\d{1,18})", name)
     if match is None:
         raise UserError(
             f"{path}: is damaged ({name!r} is not the name of a checkpoint); name the checkpoints "
             "themselves"
         )
-    return _Entry(name, int(match[1]), entry.get("score"))
+    return _Entry(name, int(match[1]), score)

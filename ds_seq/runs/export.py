@@ -32,7 +32,8 @@ from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.weights.fill import model_tensors
-from ds_seq.weights.source import FORMAT_KEY, FORMAT_VERSION, VOCAB_HASH_KEY, save_tensors
+from ds_seq.weights.meta import FORMAT_VERSION, VOCAB_HASH_KEY
+from ds_seq.weights.source import FORMAT_KEY, save_tensors
 
 ExportFormat = Literal["safetensors", "ctranslate2"]
 
@@ -132,10 +133,11 @@ def write_export(
 @contextmanager
 def _new_path(out: Path) -> Iterator[Path]:
     """Like `files.replacing` for a new path; removes the leftovers of killed exports first."""
-    check_new(out)
-    files.remove_leftovers(out.parent, escape(out.name))
-    with files.replacing(out) as temporary:
-        yield temporary
+    with files.Lock(files.lock_of(out), out, "stop that process first, or give another name"):
+        check_new(out)
+        files.remove_leftovers(out.parent, escape(out.name))
+        with files.replacing(out) as temporary:
+            yield temporary
 
 
 def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from ds_seq import distributed
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.model.upgrade import stable_json
-from ds_seq.distributed.device import avoid_cudnn_attention
+from ds_seq.distributed.device import choose_gpu_kernels
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
 from ds_seq.models import build_model
@@ -88,7 +88,7 @@ def load_run(
         connect_expert_parallel(model, expert_parallel)
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        avoid_cudnn_attention()
+        choose_gpu_kernels()
     if dtype is None:
         dtype = DTYPES[default_dtype(stored.card, torch.device(device))]
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)

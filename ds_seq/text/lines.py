@@ -282,7 +282,8 @@ def _write_standard(content: bytes) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-        raise files.unwritable("standard output", error) from None
+        reason = error.strerror or error
+        raise UserError(f"standard output: cannot be written: {reason}") from None
 
 
 def check_writable(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> None:

@@ -22,48 +22,34 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from pydantic import FiniteFloat
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from ds_seq import distributed, files
 from ds_seq.errors import UserError
-from ds_seq.records import Count, record
+from ds_seq.training import checkpoint_folder
+from ds_seq.training.checkpoint_folder import (
+    FIGURE_KEY,
+    FORMER_KEY,
+    INCOMPLETE,
+    SCORE_KEY,
+    SINCE_KEY,
+    names_in,
+)
 from ds_seq.training.engine import Engine
+from ds_seq.training.resume_state import EngineState
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 from ds_seq.weights.fill import expert_offsets, persistent_buffers, read_like
-from ds_seq.weights.source import (
+from ds_seq.weights.meta import (
+    CHECKSUMS_KEY,
     FORMAT_VERSION,
     INDEX_FILE,
     META_FILE,
     VOCAB_HASH_KEY,
-    TensorFolder,
-    expert_key,
-    read_index,
     read_meta,
-    save_tensors,
 )
+from ds_seq.weights.source import TensorFolder, expert_key, save_tensors
 
-_TEMPORARY, _REPLACED = ".incomplete", ".replaced"
-
-
-@record
-class _Optimizer(TypedDict):
-    """State of the optimizer besides its tensors."""
-
-    name: str
-    steps: FiniteFloat
-    state: list[str]
-    schedule_updates: Count
-
-
-@record
-class _Meta(TypedDict):
-    """The part of `checkpoint.json` that a resume reads."""
-
-    optimizer: _Optimizer
-    loss_scaler: dict[str, float | None]
-    progress: dict[str, Any]
+_NO_STATE = "without_state"  # names of optimizer tensors that do not exist; of older ones unknown
 
 
 class CheckpointStore:
@@ -95,16 +81,48 @@ class CheckpointStore:
         self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
         self.keep_last, self.keep_best = keep_last, keep_best
         self._sign = 1.0 if higher_is_better else -1.0
-        self.index: dict[str, Any] = {"last": [], "best": []}
-        with suppress(FileNotFoundError):
-            self.index = dict(read_index(folder))
+        self._figure = figure
+        self._is_rescored = False
+        self.index = checkpoint_folder.current_index(folder, keep_last, figure, self._sign)
         if figure is not None:
-            by = self.index.get("best_by", figure)
+            by = self.index.get(FIGURE_KEY, figure)
             if by != figure or not comparable:
                 former = [{**entry, "by": by} for entry in self.index["best"]]
-                self.index["former_best"] = [*self.index.get("former_best", []), *former]
+                self.index[FORMER_KEY] = [*self.index.get(FORMER_KEY, []), *former]
                 self.index["best"] = []
-            self.index["best_by"] = figure
+                self._is_rescored = True
+            self.index[FIGURE_KEY] = figure
+
+    def continue_after(self, update: int) -> list[str]:
+        """Make the folder that of a run which has resumed after `update` updates.
+
+        Later checkpoints are set aside, and the index is written again if it is not current. Called
+        by one process.
+
+        Args:
+            update: number of finished updates.
+
+        Returns:
+            Messages for the user.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        renamed = checkpoint_folder.set_aside(self.folder, update)
+        aside = {name for name, _ in renamed}
+        self.index = checkpoint_folder.without(self.index, aside.__contains__)
+        if self._is_rescored:
+            self.index[SINCE_KEY] = update
+        messages = [f"{self.folder / name}: kept as {new}" for name, new in renamed]
+        stored = checkpoint_folder.read_index(self.folder)
+        if stored is None and self.index["last"]:
+            messages.append(
+                f"{self.folder / INDEX_FILE}: was missing or damaged; made again from the "
+                "checkpoints. Those that are not in it are kept"
+            )
+        if stored != self.index and self.index["last"]:
+            files.write_json(self.folder / INDEX_FILE, self.index)
+        return messages
 
     def save(
         self,
@@ -126,44 +144,46 @@ class CheckpointStore:
         Returns:
             The checkpoint's folder.
         """
-        name = f"update_{update:08d}"
-        final, temporary = self.folder / name, self.folder / (name + _TEMPORARY)
-        with distributed.shared_errors():
+        name = checkpoint_folder.checkpoint_name(update)
+        final, temporary = self.folder / name, self.folder / (name + INCOMPLETE)
+        try:
+            with distributed.shared_errors():
+                if distributed.rank() == 0:
+                    with files.writing(temporary):
+                        files.remove(temporary)
+                        temporary.mkdir(parents=True)
+            state = FullState(engine.deepspeed)
+            absent, written = _write_tensors(engine, state, criterion, temporary)
+            shares = distributed.gather_objects((absent, written))
+            with distributed.shared_errors():
+                if shares is not None:
+                    absent = sorted({slot for slots, _ in shares for slot in slots})
+                    parts = {file: part for _, share in shares for file, part in share.items()}
+                    meta = {
+                        **self._notes,
+                        "format_version": FORMAT_VERSION,
+                        "update": update,
+                        SCORE_KEY: score,
+                        FIGURE_KEY: self._figure,
+                        SINCE_KEY: self.index.get(SINCE_KEY),
+                        "written_by": _layout(engine),
+                        "optimizer": _optimizer_meta(engine, state, absent),
+                        "loss_scaler": engine.loss_scaler_state(),
+                        "progress": progress,
+                        "files": {file: size for file, (size, _) in parts.items()},
+                        CHECKSUMS_KEY: {file: checksum for file, (_, checksum) in parts.items()},
+                    }
+                    files.write_json(temporary / META_FILE, meta)
+                    with files.writing(final):
+                        checkpoint_folder.replace(temporary, final)
+                    self._register(name, score)
+        except (UserError, SystemExit):  # the latter on ranks that do not report the error
             if distributed.rank() == 0:
-                files.remove(temporary)
-                _make_folder(temporary)
-        state = FullState(engine.deepspeed)
-        sizes = _write_tensors(engine, state, criterion, temporary)
-        all_sizes = distributed.gather_objects(sizes)
-        with distributed.shared_errors():
-            if all_sizes is not None:
-                meta = {
-                    **self._notes,
-                    "format_version": FORMAT_VERSION,
-                    "update": update,
-                    "written_by": _layout(engine),
-                    "optimizer": _optimizer_meta(engine, state),
-                    "loss_scaler": engine.loss_scaler_state(),
-                    "progress": progress,
-                    "files": {file: size for part in all_sizes for file, size in part.items()},
-                }
-                files.write_json(temporary / META_FILE, meta)
-                _replace(temporary, final)
-                self._register(name, score)
+                with suppress(OSError):
+                    files.remove(temporary)
+            raise
         self.index = distributed.broadcast_object(self.index)
         return final
-
-    def discard_incomplete(self) -> None:
-        """Remove the leftovers of an interrupted save."""
-        files.remove_leftovers(self.folder)
-        for path in self.folder.glob(f"*{_TEMPORARY}"):
-            files.remove(path)
-        for path in self.folder.glob(f"*{_REPLACED}"):
-            whole = path.with_name(path.name.removesuffix(_REPLACED))
-            if whole.exists():
-                files.remove(path)
-            else:  # interrupted between the two renames of `_replace`
-                path.rename(whole)
 
     def _register(self, name: str, score: float | None) -> None:
         last = [e for e in self.index["last"] if e["name"] != name]
@@ -173,16 +193,13 @@ class CheckpointStore:
             best.append({"name": name, "score": score})
             best.sort(key=lambda entry: -self._sign * float(entry["score"]))
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
+        held = names_in(self.index)
         self.index = {**self.index, **lists}
         files.write_json(self.folder / INDEX_FILE, self.index)
-        entries = [*lists["last"], *lists["best"], *self.index.get("former_best", [])]
-        kept_names = {entry["name"] for entry in entries}
-        for path in self.folder.glob("update_*"):
-            if path.name not in kept_names and path.suffix not in (_TEMPORARY, _REPLACED):
-                files.remove(path)
+        checkpoint_folder.sweep(self.folder, held - names_in(self.index))
 
 
-def restore(engine: Engine, folder: Path) -> dict[str, Any]:
+def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, Any]:
     """Load optimizer, fp32 weights, schedule and loss scale.
 
     The model's own weights, including frozen parameters and buffers, must already be loaded.
@@ -190,6 +207,7 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     Args:
         engine: an engine around the model that `load_weights` has filled from `folder`.
         folder: folder of the checkpoint.
+        checked: see `TensorFolder`.
 
     Returns:
         The `progress` that was passed to `CheckpointStore.save`.
@@ -197,9 +215,10 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint is damaged, or belongs to another model or optimizer.
     """
-    meta = read_meta(folder, _Meta)
+    meta = read_meta(folder, EngineState)
     state = FullState(engine.deepspeed)
-    weights, moments = TensorFolder(folder, "weights"), TensorFolder(folder, "optimizer")
+    weights = TensorFolder(folder, "weights", checked)
+    moments = TensorFolder(folder, "optimizer", checked)
     written = meta["optimizer"]
     if written["name"] != type(engine.deepspeed.basic_optimizer).__name__:
         raise UserError(
@@ -214,11 +233,13 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     for name, parameter in state.parameters():
         shape, first = full_shape(parameter), offsets.get(name)
         state.write(parameter, WEIGHT, read_like(weights, name, shape, torch.float32, first))
-        for key in written["state"]:
-            slot = f"{key}/{name}"
-            if has_state and _has(moments, slot, first):
+        slots = {key: f"{key}/{name}" for key in written["state"]}
+        for key in slots if has_state else ():
+            if not _is_absent(moments, written, slots, key, first):
                 # not by the parameter's shape: Adafactor's row and column sums have other shapes
-                state.write(parameter, key, moments.read_stacked(slot, first, shape[0]))
+                state.write(parameter, key, moments.read_stacked(slots[key], first, shape[0]))
+    weights.verify()
+    moments.verify()
     if has_state:
         state.set_steps(written["steps"])
     engine.schedule.set_updates(written["schedule_updates"])
@@ -226,18 +247,44 @@ def restore(engine: Engine, folder: Path) -> dict[str, Any]:
     return meta["progress"]
 
 
-def criterion_state(folder: Path) -> dict[str, Tensor]:
+def _is_absent(
+    moments: TensorFolder,
+    written: Mapping[str, Any],
+    slots: Mapping[str, str],
+    key: str,
+    first_expert: int | None,
+) -> bool:
+    """Return whether a tensor of the optimizer did not exist when the checkpoint was written.
+
+    A frozen parameter has no state, nor has one that never had a gradient, and Adafactor's depends
+    on the parameter's shape. Older checkpoints do not record that; of Adam's or SGD's tensors, a
+    parameter has all or none.
+    """
+    present = {
+        other: (slot if first_expert is None else expert_key(slot, first_expert)) in moments
+        for other, slot in slots.items()
+    }
+    if present[key]:
+        return False
+    if _NO_STATE in written:
+        return slots[key] in written[_NO_STATE]
+    return written["name"] == "Adafactor" or not any(present.values())
+
+
+def criterion_state(folder: Path, checked: bool = False) -> dict[str, Tensor]:
     """Read the criterion's state from all ranks; empty if it had none.
+
+    Args:
+        folder: folder of the checkpoint.
+        checked: see `TensorFolder`.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    stored = TensorFolder(folder, "criterion")
-    return {name: stored.read(name) for name in sorted(stored.keys())}
-
-
-def _has(moments: TensorFolder, slot: str, first_expert: int | None) -> bool:
-    return (slot if first_expert is None else expert_key(slot, first_expert)) in moments
+    stored = TensorFolder(folder, "criterion", checked)
+    tensors = {name: stored.read(name) for name in sorted(stored.keys())}
+    stored.verify()
+    return tensors
 
 
 def _cpu_copy(value: Tensor) -> Tensor:
@@ -247,8 +294,12 @@ def _cpu_copy(value: Tensor) -> Tensor:
 
 def _write_tensors(
     engine: Engine, state: FullState, criterion: Mapping[str, Tensor], folder: Path
-) -> dict[str, int]:
-    """Gather every tensor in turn, write this rank's share and return the file sizes."""
+) -> tuple[list[str], dict[str, tuple[int, str]]]:
+    """Gather every tensor in turn and write this rank's share.
+
+    Returns:
+        Names of the optimizer tensors that do not exist; size and checksum of each written file.
+    """
     offsets = expert_offsets(engine.module)
     kinds: dict[str, dict[str, Tensor]] = {
         "weights": {},
@@ -256,16 +307,22 @@ def _write_tensors(
         "criterion": {name: _cpu_copy(tensor) for name, tensor in criterion.items()},
     }
     optimizer_state = state.state_names() if engine.schedule.updates else ()
+    absent: list[str] = []
     for index, (name, parameter) in enumerate(engine.module.named_parameters()):
         first = offsets.get(name)
         is_writer = _is_writer(index, spread=first is not None, engine=engine)
         # a frozen parameter has no optimizer state, but is part of the model
-        for key in (WEIGHT, *(optimizer_state if parameter.requires_grad else ())):
-            value = state.read(parameter, key)  # a collective: every rank reads, one writes
-            if value is None or not is_writer:
+        for key in (WEIGHT, *optimizer_state):
+            slot = name if key == WEIGHT else f"{key}/{name}"
+            value = None
+            if key == WEIGHT or parameter.requires_grad:
+                value = state.read(parameter, key)  # a collective: every rank reads, one writes
+            if value is None:
+                absent.append(slot)
+                continue
+            if not is_writer:
                 continue
             target = kinds["weights" if key == WEIGHT else "optimizer"]
-            slot = name if key == WEIGHT else f"{key}/{name}"
             if first is None:
                 target[slot] = _cpu_copy(value)
             else:
@@ -274,14 +331,21 @@ def _write_tensors(
     if distributed.rank() == 0:
         buffers = persistent_buffers(engine.module)
         kinds["weights"].update({name: _cpu_copy(buffer) for name, buffer in buffers})
-    sizes = {}
+    return absent, _save(kinds, folder)
+
+
+def _save(kinds: Mapping[str, dict[str, Tensor]], folder: Path) -> dict[str, tuple[int, str]]:
+    """Write a file per kind of tensor; return sizes and checksums by name. A collective."""
+    written = {}
     with distributed.shared_errors():
         for kind, tensors in kinds.items():
             if tensors:
                 path = folder / f"{kind}.{distributed.rank()}.safetensors"
-                _save_tensors(tensors, path)
-                sizes[path.name] = path.stat().st_size
-    return sizes
+                with files.writing(path):
+                    save_tensors(tensors, path)
+                    files.sync(path)
+                    written[path.name] = (path.stat().st_size, files.fingerprint(path))
+    return written
 
 
 def _is_writer(index: int, spread: bool, engine: Engine) -> bool:
@@ -303,34 +367,11 @@ def _layout(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _optimizer_meta(engine: Engine, state: FullState) -> dict[str, Any]:
+def _optimizer_meta(engine: Engine, state: FullState, absent: list[str]) -> dict[str, Any]:
     return {
         "name": type(engine.deepspeed.basic_optimizer).__name__,
         "steps": state.steps(),
         "state": list(state.state_names()),
         "schedule_updates": engine.schedule.updates,
+        _NO_STATE: absent,
     }
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_tensors(tensors, path)
-    except OSError as error:
-        raise files.unwritable(path, error) from error
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise files.unwritable(path, error) from error
-
-
-def _replace(new: Path, final: Path) -> None:
-    """Rename `new` to `final`; delete the old `final` only after the new one is in place."""
-    old = final.with_name(final.name + _REPLACED)
-    if final.exists():
-        files.remove(old)
-        final.rename(old)
-    new.rename(final)
-    files.remove(old)

@@ -6,6 +6,7 @@
 - SparseClip (`train.sparse_clip`) multiplies the gradient norm of an expert, which sees about 1 / E
   of the tokens, by 1 / sqrt(E). `correct_norm` passes these weights to each of DeepSpeed's wrappers
   around the optimizer. The clipping coefficient still multiplies all gradients equally.
+- ZeRO 1 and 2 in bf16, unless they check each gradient, apply an update whose norm is not finite.
 - ZeRO 1 and 2 compute the norms one gradient at a time, each through a float64 copy. On a GPU these
   are several hundred kernels that the step has to launch; `_weigh_zero` launches only a few.
 """
@@ -47,6 +48,8 @@ def sparse_clip_weights(model: nn.Module) -> dict[int, float]:
 class PlainClipping:
     """Computes the norm and clips at stage 0 in fp32, counting each expert once.
 
+    Like the wrappers of the other stages, it skips an update whose norm is not finite.
+
     Args:
         engine: a `DeepSpeedEngine` without ZeRO; its own clipping is replaced.
         weights: see `NormWeights`.
@@ -54,6 +57,7 @@ class PlainClipping:
     """
 
     def __init__(self, engine: Any, weights: NormWeights, expert_parallel: int) -> None:
+        self._engine = engine
         self._model: nn.Module = engine.module
         self._device, self._max_norm = engine.device, float(engine.gradient_clipping())
         self._weights, self._expert_parallel = weights, expert_parallel
@@ -61,7 +65,10 @@ class PlainClipping:
         engine.clip_fp32_gradients = self._clip
 
     def measure(self) -> None:
-        """Set `norm` from the reduced gradients, before the step. A collective."""
+        """Set `norm` from the reduced gradients, before the step. A collective.
+
+        If the norm is not finite, the gradients are removed, and the step does nothing.
+        """
         with_gradient = [p for p in self._model.parameters() if p.grad is not None]
         spread = ["group_name" in vars(p) for p in with_gradient]
         dense = [p for p, is_spread in zip(with_gradient, spread, strict=True) if not is_spread]
@@ -73,6 +80,11 @@ class PlainClipping:
             dist.all_reduce(of_experts, group=expert_parallel_group(self._expert_parallel))
             total = total + of_experts
         self.norm = math.sqrt(float(total))
+        # the flag by which all of DeepSpeed's wrappers say that they have skipped an update
+        self._engine.optimizer.overflow = not math.isfinite(self.norm)
+        if self._engine.optimizer.overflow:
+            for parameter in with_gradient:  # an optimizer leaves what has no gradient
+                parameter.grad = None
 
     def _squared_norm(self, parameters: list[nn.Parameter]) -> Tensor:
         if not parameters:
@@ -83,7 +95,7 @@ class PlainClipping:
 
     def _clip(self) -> None:
         scale = self._max_norm / (self.norm + 1e-6)
-        if scale < 1.0:
+        if scale < 1.0 and math.isfinite(self.norm):
             gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, scale)
 
@@ -101,6 +113,8 @@ def correct_norm(wrapper: Any, weights: NormWeights) -> None:
         _weigh_bf16(wrapper, weights)
     elif weights or (isinstance(wrapper, DeepSpeedZeroOptimizer) and torch.cuda.is_available()):
         _weigh_zero(wrapper, weights)
+    if isinstance(wrapper, DeepSpeedZeroOptimizer) and not wrapper.check_grad_overflow:
+        _check_norm_only(wrapper)
 
 
 def _correct_unfused(wrapper: Any, weights: NormWeights) -> None:
@@ -167,10 +181,12 @@ def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
     def get_grad_norm_direct(
         gradients: list[Tensor], params: list[nn.Parameter], norm_type: int = 2
     ) -> Tensor:
-        # stages 1 and 2 append zeros that belong to no parameter, and mark them
+        # stages 1 and 2 pad a rank's share with zeros that belong to no parameter: between the
+        # gradients they are marked, at the end only in some of their paths
         real = [g for g in gradients if "_zero_padding" not in vars(g)]
-        if len(real) != len(params):
+        if len(real) < len(params):
             raise RuntimeError(f"{len(real)} gradients for {len(params)} parameters")
+        real = real[: len(params)]
         if real:
             norms = torch.stack(torch._foreach_norm(real, 2, torch.float32))
             if weights:
@@ -196,6 +212,15 @@ def _weigh_zero(wrapper: Any, weights: NormWeights) -> None:
     wrapper.complete_grad_norm_calculation_for_cpu_offload = (
         complete_grad_norm_calculation_for_cpu_offload
     )
+
+
+def _check_norm_only(wrapper: Any) -> None:
+    """Let ZeRO 1 and 2 skip an update whose norm is not finite, without a check of each gradient.
+
+    The flag asks for both checks. With neither, an update in bf16 would set all weights to NaN.
+    """
+    wrapper.check_grad_overflow = True
+    wrapper.check_overflow = lambda partition_gradients=True: None
 
 
 def _norm(gradient: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ All corrections of its behavior are applied here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import deepspeed
@@ -21,6 +23,12 @@ from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.names import Capture
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
+from ds_seq.training.finite import (
+    SkippedUpdates,
+    describe,
+    gradients_not_finite,
+    weights_not_finite,
+)
 from ds_seq.training.loss_scale import LossScale
 
 
@@ -28,7 +36,7 @@ class StepResult(NamedTuple):
     """Result of one update."""
 
     applied: bool
-    """False if fp16 gradients overflowed and all ranks skipped the update."""
+    """False if gradients were not finite and all ranks skipped the update."""
     grad_norm: float
     """Global L2 norm before clipping, counting each expert once; infinite if not applied."""
     loss_scale: float
@@ -95,9 +103,10 @@ class Engine:
         optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
         self.schedule = UpdateSchedule(optimizer, schedule)
         distributed.import_zero()
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=self.schedule, config=config
-        )
+        with _idle(optimizer):
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, lr_scheduler=self.schedule, config=config
+            )
         self.accumulate = int(config["gradient_accumulation_steps"])
         self.expert_parallel = expert_parallel
         self._capture = capture
@@ -108,6 +117,8 @@ class Engine:
             self._plain = PlainClipping(self.deepspeed, weights, expert_parallel)
         else:
             correct_norm(self.deepspeed.optimizer, weights)
+        self._skipped = SkippedUpdates()
+        self._last_applied = True
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Run the model on a batch on `device`; logits (N, V) have a row per real target token."""
@@ -146,25 +157,42 @@ class Engine:
             The result of the update; `None` before the last micro-batch.
 
         Raises:
-            UserError: the fp16 loss scale has reached its minimum.
+            UserError: updates are skipped again and again because gradients are not finite; names
+                the parameters.
         """
         last = self.deepspeed.is_gradient_accumulation_boundary()
+        could_fall = self._scale is not None and self._scale.can_fall
+        suspects: list[str] = []
+        if last and not self._last_applied and not could_fall:
+            # another skip may end the run, and after the step the gradients are gone
+            suspects = gradients_not_finite(self.module)
         if last and self._plain is not None:
             self._plain.measure()
         try:
             self.deepspeed.step()
         except Exception as error:
             if "minimum" in str(error) and "scale" in str(error):
-                with distributed.shared_errors():  # all ranks overflow; one reports it
-                    raise UserError(_scale_advice(self.loss_scale)) from error
+                self._end(_scale_advice(self.loss_scale), suspects, error)
             raise
         if not last:
             return None
         if self._scale is not None:
             self._scale.end_step()
-        norm = self._plain.norm if self._plain else self.deepspeed.get_global_grad_norm()
         applied = bool(self.deepspeed.was_step_applied())
+        self._last_applied = applied
+        self._skipped.note(not applied and not could_fall)
+        if not applied and self._skipped.too_many:
+            self._end(_skip_advice(str(self._skipped), self._scale), suspects)
+        norm = self._plain.norm if self._plain else self.deepspeed.get_global_grad_norm()
+        if not applied:
+            norm = math.inf
         return StepResult(applied, float(norm) if norm is not None else 0.0, self.loss_scale)
+
+    def _end(self, why: str, suspects: list[str], error: Exception | None = None) -> None:
+        """End the run on all ranks; one reports it."""
+        where = describe(weights_not_finite(self.module), suspects)
+        with distributed.shared_errors():
+            raise UserError(f"{why} ({where}; the last checkpoint is intact)") from error
 
     @property
     def loss_scale(self) -> float:
@@ -179,6 +207,27 @@ class Engine:
         """Inverse of `loss_scaler_state`; ignored without fp16."""
         if self._scale is not None:
             self._scale.load_state(state)
+
+
+@contextmanager
+def _idle(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let steps of `optimizer` do nothing inside the block.
+
+    In half precision without ZeRO, DeepSpeed makes a step while it is initialized. Adam would count
+    it, so that its first real update would be 0.74 of what it should be, and weights would decay.
+    """
+    vars(optimizer)["step"] = lambda *args, **options: None
+    try:
+        yield
+    finally:
+        del vars(optimizer)["step"]
+
+
+def _skip_advice(skipped: str, scale: LossScale | None) -> str:
+    advice = "lower optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+    if scale is not None and scale.is_fixed:
+        advice = f"remove fp16.loss_scale ({scale.value:g}) from the DeepSpeed JSON, or {advice}"
+    return f"{skipped} were skipped because gradients were not finite; {advice}"
 
 
 def _scale_advice(scale: float) -> str:

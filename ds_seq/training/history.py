@@ -7,14 +7,14 @@ the update of its checkpoint; the earlier ones are kept here.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
+from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.config.changes import (
@@ -34,11 +34,13 @@ from ds_seq.config.load import load_experiment
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.errors import UserError
+from ds_seq.records import Count, read_json, record
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 
 HISTORY_FILE = "history.json"
 
 
+@record
 @dataclass(frozen=True)
 class Version:
     """One version of the config.
@@ -50,10 +52,17 @@ class Version:
         changes: how it differs from the version before, as text.
     """
 
-    update: int
+    update: Count
     config: dict[str, Any]
     facts: dict[str, Any]
     changes: tuple[str, ...] = ()
+
+
+@record
+class _Versions(TypedDict):
+    """Content of `history.json`."""
+
+    versions: Annotated[list[Version], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -162,23 +171,13 @@ def _read(folder: Path) -> list[Version]:
     if not path.is_file():
         config = load_experiment(folder / CONFIG_FILE)
         return [Version(0, config.model_dump(mode="json"), {})]
-    try:
-        versions = [
-            Version(
-                int(item["update"]),
-                dict(item["config"]),
-                dict(item["facts"]),
-                tuple(map(str, item["changes"])),
-            )
-            for item in json.loads(path.read_text(encoding="utf-8"))["versions"]
-        ]
-        if versions[0].update != 0:
-            raise ValueError("its first version does not begin at update 0")
-        return versions
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    remedy = f"remove it to compare with {CONFIG_FILE} only"
+    versions = read_json(path, _Versions, remedy)["versions"]
+    if versions[0].update != 0:
         raise UserError(
-            f"{path}: is damaged ({error}); remove it to compare with {CONFIG_FILE} only"
-        ) from None
+            f"{path}: is damaged (its first version does not begin at update 0); {remedy}"
+        )
+    return versions
 
 
 def _parsed(version: Version, folder: Path) -> ExperimentConfig:

@@ -1,10 +1,12 @@
-"""The fp16 loss scale, with corrections of three errors of DeepSpeed 0.19.
+"""The fp16 loss scale, with corrections of four errors of DeepSpeed 0.19.
 
 - Without ZeRO the engine divides gradients by the scale but never multiplies the loss by it: every
   gradient is too small by that factor, and nothing is protected from underflow.
+- Without ZeRO the scale follows rules of its own: it ignores `hysteresis` and
+  `consecutive_hysteresis`, and at its minimum every update is skipped forever. Here it follows the
+  scaler of ZeRO, so that all stages have one scale.
 - The scale grows in the middle of a step, before gradients are divided by it: the gradient of that
   update is halved. Here the scale grows only after the step.
-- Without ZeRO, reaching the minimum scale is not an error: every update is skipped forever.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 from torch import Tensor
 
 _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -28,6 +32,7 @@ class LossScale:
         self._wrapper = engine.optimizer
         self._forgotten = not engine.zero_optimization()
         self._grows = False
+        self._scaler = self._scaler_without_zero(engine) if self._forgotten else None
         self._update_scale = self._wrapper._update_scale
         self._wrapper._update_scale = self._hold_growth
 
@@ -35,6 +40,17 @@ class LossScale:
     def value(self) -> float:
         """Scale of the next backward pass."""
         return float(self._wrapper.loss_scale)
+
+    @property
+    def can_fall(self) -> bool:
+        """Whether an overflow would lower the scale: not if it is fixed or at its minimum."""
+        values = self._scaler_state()
+        return bool(values["dynamic"]) and values["cur_scale"] > values["min_scale"]
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the DeepSpeed JSON sets one scale for all updates (`fp16.loss_scale`)."""
+        return not self._scaler_state()["dynamic"]
 
     def scaled(self, loss: Tensor) -> Tensor:
         """Return `loss` as the engine's backward expects it."""
@@ -55,22 +71,34 @@ class LossScale:
         """Inverse of `state`."""
         values = self._scaler_state()
         values.update({key: state[key] for key in _STATE if key in state and key in values})
+        self._pass_on()
+
+    def _scaler_without_zero(self, engine: Any) -> Any:
+        """Make the scaler that ZeRO would make, and let the wrapper follow it."""
+        scaler = CreateLossScaler(
+            torch.float16,
+            static_loss_scale=engine.loss_scale(),
+            dynamic_scaling=engine.dynamic_loss_scale(),
+            dynamic_loss_args=engine.dynamic_loss_scale_args(),
+        )
+
+        def update_scale(skip: bool) -> None:
+            scaler.update_scale(skip)
+            self._pass_on()
+
+        self._wrapper._update_scale = update_scale
+        return scaler
+
+    def _pass_on(self) -> None:
+        if self._scaler is not None:
+            self._wrapper.loss_scale_config.cur_scale = self._scaler.cur_scale
 
     def _scaler_state(self) -> dict[str, Any]:
-        scaler = self._wrapper.loss_scale_config if self._forgotten else self._wrapper.loss_scaler
-        values: dict[str, Any] = vars(scaler)
+        values: dict[str, Any] = vars(self._scaler or self._wrapper.loss_scaler)
         return values
 
     def _hold_growth(self, has_overflow: bool = False) -> None:
         if has_overflow:  # the step is skipped and its gradients are discarded
-            self._check_can_fall()
             self._update_scale(True)
         else:
             self._grows = True
-
-    def _check_can_fall(self) -> None:
-        """Raise without ZeRO where ZeRO's own scaler raises."""
-        values = self._scaler_state()
-        is_dynamic = self._forgotten and values["dynamic_loss_scale"]
-        if is_dynamic and values["cur_scale"] <= values["min_loss_scale"]:
-            raise RuntimeError("the loss scale is at its minimum")

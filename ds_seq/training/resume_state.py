@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.records import Count, Positive, record
-from ds_seq.weights.source import read_meta
+from ds_seq.weights.meta import read_meta
 
 
 @record
@@ -44,14 +45,37 @@ class Progress(TypedDict):
 
 
 @record
-class ResumeState(TypedDict):
-    """The part of `checkpoint.json` that holds the state of the trainer."""
+class Optimizer(TypedDict):
+    """State of the optimizer besides its tensors."""
 
+    name: str
+    steps: FiniteFloat
+    state: list[str]
+    schedule_updates: Count
+    without_state: NotRequired[list[str]]
+    """Names of tensors that do not exist; in older checkpoints, these are unknown."""
+
+
+@record
+class EngineState(TypedDict):
+    """The part of `checkpoint.json` from which `checkpoint.restore` fills an engine."""
+
+    optimizer: Optimizer
+    loss_scaler: dict[str, float | None]
+    progress: dict[str, Any]
+
+
+@record
+class ResumeState(TypedDict):
+    """The part of `checkpoint.json` that a training resumes from."""
+
+    optimizer: Optimizer
+    loss_scaler: dict[str, float | None]
     progress: Progress
 
 
 def check_resumable(folder: Path) -> None:
-    """Check the state of the trainer in a checkpoint.
+    """Check the states of optimizer, loss scale and trainer in a checkpoint.
 
     Raises:
         UserError: it is damaged.

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from torch import nn
 from ds_seq.config.changes import settings
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.needs import warmup_error
+from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
-from ds_seq.data.batch import Batch, ParallelDataset
-from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.source import Dataset, untagged_rows
+from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.distill.build import build_teacher
 from ds_seq.distill.teacher import (
@@ -45,14 +44,17 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks import Task, build_task
-from ds_seq.text.lines import read_parallel
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
+from ds_seq.training.checkpoint_folder import candidates, first_sound
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts
+from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
+from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.run_folder import (
     RunSetup,
     check_vocab,
+    lock_run,
     set_up,
     set_up_history,
     write_run_files,
@@ -63,7 +65,7 @@ from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
 from ds_seq.weights.fill import load_weights
-from ds_seq.weights.source import CHECKPOINTS
+from ds_seq.weights.meta import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def run_training(
     resume: bool = False,
     overwrite: bool = False,
     allow_changes: Sequence[str] = (),
+    checkpoint: str | None = None,
 ) -> TrainingResult:
     """Train in one process, or in all processes that the launcher has started.
 
@@ -102,38 +105,93 @@ def run_training(
 
     Args:
         load: reads the experiment; called once errors of any rank are shared with all ranks.
-        resume: resume from the run's last checkpoint, or start from scratch if there is none.
+        resume: resume from the run's newest checkpoint that is not damaged, or start from scratch
+            if there is none.
         overwrite: delete an earlier run of this name.
         allow_changes: options that may differ from those of the run that is resumed, although
             that makes nonsense of it; see `ds_seq.config.changes`.
+        checkpoint: with `resume`, the checkpoint to resume from: `best`, `last`, a name or a path.
 
     Raises:
-        UserError: the experiment, its data or its run folder is invalid.
+        UserError: the experiment, its data or its run folder is invalid, or another training uses
+            the folder.
     """
     world = distributed.discover(os.environ)
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
+    lock = None
     with distributed.shared_errors():
-        if resume and overwrite:
-            raise UserError("--resume and --overwrite contradict each other: give one of them")
-        if allow_changes and not resume:
-            raise UserError("--allow-change: only applies to a run that resumes; add --resume")
-        setup = set_up(load(), world.size, resume, overwrite)
-        made_of = run_facts(setup.config, world.size)
-    distributed.require_same(settings(setup.config, made_of), "experiments")
+        _check_options(resume, overwrite, allow_changes, checkpoint)
+        config = load()
+        made_of = run_facts(config, world.size)
+    distributed.require_same(settings(config, made_of), "experiments")
+    with distributed.shared_errors():
+        if world.is_first:
+            lock = lock_run(config.run_folder)
+    with lock or nullcontext():
+        start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+        with distributed.shared_errors():
+            setup = set_up(config, world.size, resume, overwrite, start)
+        return _train(setup, made_of, allow_changes, problems, world)
+
+
+def _check_options(
+    resume: bool, overwrite: bool, allow_changes: Sequence[str], checkpoint: str | None
+) -> None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite contradict each other: give one of them")
+    if allow_changes and not resume:
+        raise UserError("--allow-change: only applies to a run that resumes; add --resume")
+    if checkpoint is not None and not resume:
+        raise UserError(f"--checkpoint {checkpoint}: only chooses where to --resume; add that")
+
+
+def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to resume from, and what is wrong with newer ones; a collective."""
+    found: list[Path] = []
+    with distributed.shared_errors():
+        if world.is_first:
+            found = candidates(run, which)
+    found = distributed.broadcast_object(found)
+    start, problems = first_sound(found)
+    with distributed.shared_errors():
+        if found and start is None:
+            lines = problems
+            if which is None:
+                advice = "none of its checkpoints can be resumed from; --overwrite starts over"
+                lines = [*problems, f"{run}: {advice}"]
+            raise UserError("\n".join(lines))
+    return start, problems
+
+
+def _train(
+    setup: RunSetup,
+    made_of: dict[str, Any],
+    allow_changes: Sequence[str],
+    problems: Sequence[str],
+    world: World,
+) -> TrainingResult:
     with distributed.shared_errors():
         task = build_task(setup.config.task, setup.config.data)
-        train_set, valid_set = task.dataset("train"), _valid_set(task, setup.config)
-        _check_tags(setup.config, task, {"training": train_set, "validation": valid_set})
+        train_set, valid_set = task.dataset("train"), validation_set(task, setup.config)
+        check_tags(setup.config, task, {"training": train_set, "validation": valid_set})
         made_of |= data_facts(train_set, valid_set)
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, task.tokenizers)
         history = set_up_history(setup, made_of, allow_changes)
     distributed.require_same(made_of | {"from": str(setup.checkpoint)}, "data or checkpoints")
-    teacher = cached or _live_teacher(setup.config, task, world)
-    trainer = _build(setup, history, task, train_set, valid_set, teacher, world)
+    try:
+        teacher = cached or _live_teacher(setup.config, task, world)
+    except (RuntimeError, MemoryError) as error:
+        explain(error, "while the teacher was loaded", TEACHER_ADVICE)
+        raise
+    try:
+        trainer = _build(setup, history, task, train_set, valid_set, teacher, world, problems)
+    except (RuntimeError, MemoryError) as error:
+        explain(error, "while model and optimizer were built", BUILDING_ADVICE)
+        raise
     _announce(trainer, setup, history, train_set, world)
     if teacher is not None:
         trainer.log.say(teacher.describe())
@@ -151,32 +209,6 @@ def run_training(
         trainer.last_validation,
         layer_names(trainer.engine.module),
     )
-
-
-def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:
-    if config.train.validate_every is None:
-        return None
-    if config.validation.metrics:
-        for pair in config.data.raw.valid:  # report unreadable text early, not in a validation
-            read_parallel(pair.source, pair.target)
-    return task.dataset("valid")
-
-
-def _check_tags(
-    config: ExperimentConfig, task: Task, datasets: Mapping[str, Dataset | None]
-) -> None:
-    """Refuse sources without a tag for a router that chooses experts by it."""
-    for name, dataset in datasets.items() if config.routes_by_language else ():
-        if not isinstance(dataset, ParallelDataset):
-            continue
-        untagged, size = untagged_rows(dataset.source, task.tokenizers.source.tag_ids)
-        if len(untagged):
-            raise UserError(
-                "model.moe.router: language chooses experts by the tag at the start of a source, "
-                f"but {len(untagged):,} of {size:,} {name} sources begin with none of "
-                f"data.vocab.user_symbols (the first is pair {untagged[0] + 1:,}); add the tags to "
-                "the text, or choose another router"
-            )
 
 
 def _cached_teacher(
@@ -207,12 +239,13 @@ def _build(
     valid_set: Dataset | None,
     teacher: Teacher | None,
     world: World,
+    problems: Sequence[str],
 ) -> Trainer:
     """Build model, engine and trainer; a collective."""
     config, train = setup.config, setup.config.train
     with distributed.shared_errors():
         model = _model(setup, task, world)
-        batches = _train_batches(config, task, train_set, world)
+        batches = train_batches(config, task, train_set, world)
         tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
         names = [] if train.validate_every is None else config.validation.metrics
@@ -232,19 +265,19 @@ def _build(
     with distributed.shared_errors():
         progress = None
         if setup.checkpoint is not None:
-            progress = restore(engine, setup.checkpoint)
-            criterion.load_state(criterion_state(setup.checkpoint))
+            progress = restore(engine, setup.checkpoint, checked=True)
+            criterion.load_state(criterion_state(setup.checkpoint, checked=True))
         if world.is_first:
             write_run_files(setup, task.tokenizers, history)
-    store = _store(setup, history, best, task.tokenizers.fingerprint)
-    if world.is_first:
-        store.discard_incomplete()
     done = 0 if progress is None else int(progress["update"])
+    store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
+    for message in (*problems, *messages):
+        log.say(f"ds-seq: warning: {message}")
     validator = Validator(
         engine,
         criterion,
-        lambda: _valid_batches(config, task, valid_set, world),
+        lambda: valid_batches(config, task, valid_set, world),
         _scorer(config, task, metrics, engine, world),
         config.validation.max_sentences,
     )
@@ -256,17 +289,24 @@ def _build(
     return trainer
 
 
-def _store(setup: RunSetup, history: History, best: BestBy, vocab_hash: str) -> CheckpointStore:
-    train = setup.config.train
-    return CheckpointStore(
-        setup.folder / CHECKPOINTS,
-        train.keep_last,
-        train.keep_best,
-        best.higher_is_better,
-        vocab_hash,
-        best.figure,
-        history.scores_compare,
-    )
+def _open_store(
+    setup: RunSetup, history: History, best: BestBy, vocab_hash: str, done: int, world: World
+) -> tuple[CheckpointStore, list[str]]:
+    """Open the run's checkpoints after `done` updates; return messages, too. A collective."""
+    train, messages = setup.config.train, []
+    with distributed.shared_errors():
+        store = CheckpointStore(
+            setup.folder / CHECKPOINTS,
+            train.keep_last,
+            train.keep_best,
+            best.higher_is_better,
+            vocab_hash,
+            best.figure,
+            history.scores_compare,
+        )
+        if world.is_first:
+            messages = store.continue_after(done)
+    return store, messages
 
 
 def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
@@ -286,50 +326,11 @@ def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
     if setup.checkpoint is not None:
-        load_weights(model, setup.checkpoint)
+        load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
         start_from(model, setup.config, task.tokenizers.fingerprint)
     freeze(model, train.freeze)
     return model
-
-
-def _train_batches(
-    config: ExperimentConfig, task: Task, dataset: Dataset, world: World
-) -> BatchStream:
-    train = config.train
-    sampler = TokenBatchSampler(
-        dataset.lengths,
-        train.max_tokens,
-        train.max_sentences,
-        seed=train.seed,
-        rank=world.rank,
-        world_size=world.size,
-        accumulate=train.accumulate,
-    )
-    return BatchStream(
-        partial(task.collate, dataset),
-        sampler,
-        num_prefetch=train.num_prefetch,
-        pin=world.device.type == "cuda",
-        max_epochs=train.max_epochs,
-    )
-
-
-def _valid_batches(
-    config: ExperimentConfig, task: Task, dataset: Dataset | None, world: World
-) -> Iterator[Batch]:
-    """Yield this rank's validation batches, the same number on every rank."""
-    assert dataset is not None, "validation needs train.validate_every"
-    sampler = TokenBatchSampler(
-        dataset.lengths,
-        config.train.max_tokens,
-        config.train.max_sentences,
-        rank=world.rank,
-        world_size=world.size,
-        accumulate=1,
-    )
-    for indices in sampler.epoch(0):
-        yield task.collate(dataset, indices)
 
 
 def _scorer(
@@ -354,13 +355,17 @@ def _announce(
         f"{setup.config.name}: {total:,} parameters on this rank; "
         f"{len(dataset):,} pairs{left_out}, "
         f"{trainer.batches.updates_per_epoch:,} updates per epoch; {world.size} rank(s), "
-        f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, {train.precision}, "
-        f"{world.device.type}"
+        f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, "
+        f"{distributed.number_format(train.precision, world.device)}, {world.device.type}"
     )
     if (warning := warmup_error(setup.config)) is not None:
         trainer.log.say(f"warning: {warning}")
+    for note in notes(setup.config):
+        trainer.log.say(f"note: {note}")
     if setup.checkpoint is not None:
-        trainer.log.say(f"resuming at update {trainer.update} of {train.max_updates}")
+        trainer.log.say(
+            f"resuming at update {trainer.update} of {train.max_updates}, from {setup.checkpoint}"
+        )
         for note in history.notes:
             trainer.log.say(note)
     elif train.init_from is not None:

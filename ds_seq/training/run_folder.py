@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ds_seq import files
 from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
-from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, find_checkpoint, open_tokenizers
+from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.training.checkpoint_folder import delete_all
 from ds_seq.training.history import History, first_version, resumed
 from ds_seq.training.provenance import STARTS_FILE
-from ds_seq.training.resume_state import check_resumable
+from ds_seq.training.resume_state import ResumeState
 from ds_seq.training.run_log import LOG_FILE
-from ds_seq.weights.source import CHECKPOINTS, INDEX_FILE, read_meta
+from ds_seq.weights.meta import CHECKPOINTS, read_meta
 
-_OLD_FILES = ("metrics.jsonl", "tensorboard", CHECKPOINTS, LOG_FILE, STARTS_FILE)
+_OLD_FILES = (
+    "metrics.jsonl",
+    "metrics.jsonl.old",
+    "tensorboard",
+    CHECKPOINTS,
+    LOG_FILE,
+    STARTS_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,32 @@ class RunSetup:
     overwrite: bool
 
 
-def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: bool) -> RunSetup:
+def lock_run(folder: Path) -> files.Lock:
+    """Lock a run folder against other trainings.
+
+    Raises:
+        UserError: another training uses the folder.
+    """
+    return files.Lock(
+        folder / files.LOCK_FILE, folder, "stop that training first, or give another name="
+    )
+
+
+def set_up(
+    config: ExperimentConfig,
+    world_size: int,
+    resume: bool,
+    overwrite: bool,
+    checkpoint: Path | None,
+) -> RunSetup:
     """Inspect the run folder without writing anything.
 
     Args:
         config: the experiment.
         world_size: number of ranks.
-        resume: whether to resume from the last checkpoint, if there is one.
+        resume: whether an earlier run is continued.
         overwrite: whether an earlier run of this name may be deleted.
+        checkpoint: checkpoint to resume from; None: train from scratch.
 
     Raises:
         UserError: the number of ranks does not fit the run, or the folder holds something else.
@@ -67,10 +93,6 @@ def set_up(config: ExperimentConfig, world_size: int, resume: bool, overwrite: b
             f"{folder}: holds an earlier run; give --resume to continue it, --overwrite to "
             "delete it, or another name="
         )
-    checkpoint = None
-    if resume and (folder / CHECKPOINTS / INDEX_FILE).is_file():
-        checkpoint = find_checkpoint(folder, "last")
-        check_resumable(checkpoint)
     return RunSetup(config, engine_config, folder, checkpoint, overwrite)
 
 
@@ -112,7 +134,7 @@ def set_up_history(setup: RunSetup, facts: dict[str, Any], allowed: Sequence[str
     """
     if setup.checkpoint is None:
         return first_version(setup.config, facts)
-    update = int(read_meta(setup.checkpoint)["update"])
+    update = read_meta(setup.checkpoint, ResumeState)["progress"]["update"]
     return resumed(setup.folder, update, setup.config, facts, allowed)
 
 
@@ -122,24 +144,23 @@ def write_run_files(setup: RunSetup, tokenizers: Tokenizers, history: History) -
     Called after all input has been checked, so that a mistake never deletes an earlier run.
     """
     folder = setup.folder
-    try:
+    with files.writing(folder):
         if setup.overwrite:
             _delete_run(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
         history.write(folder)
-        (folder / CONFIG_FILE).write_text(dump(setup.config), encoding="utf-8")
-        (folder / "deepspeed.json").write_text(
-            json.dumps(setup.engine_config, indent=2) + "\n", encoding="utf-8"
-        )
+        files.write_text(folder / CONFIG_FILE, dump(setup.config))
+        files.write_json(folder / "deepspeed.json", setup.engine_config)
         save_tokenizer(tokenizers.target, folder / VOCAB_FILE)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the run folder ({error.strerror})") from error
 
 
 def _delete_run(folder: Path) -> None:
+    """Delete what a training has written; links, and what they point to, are the user's."""
     for name in _OLD_FILES:
         path = folder / name
-        if path.is_dir():
+        if name == CHECKPOINTS and path.is_dir():
+            delete_all(path)
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -33,19 +34,23 @@ class RunLog:
         self, folder: Path, active: bool, tensorboard: bool, total_updates: int, done_updates: int
     ) -> None:
         self._active = active
-        self._path = folder / LOG_FILE
+        self._text, self._path = folder / LOG_FILE, folder / "metrics.jsonl"
         self._file: TextIO | None = None
         self._writer: Any = None
         self._bar: Any = None
         self._total, self._first, self._begun = total_updates, done_updates, time.monotonic()
         if not active:
             return
-        _forget_after(folder / "metrics.jsonl", done_updates)
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        _forget_after(self._path, done_updates)
+        with files.writing(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=done_updates + 1)
+            with files.writing(folder / "tensorboard"):
+                self._writer = SummaryWriter(
+                    str(folder / "tensorboard"), purge_step=done_updates + 1
+                )
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=total_updates, initial=done_updates, unit="update", dynamic_ncols=True
@@ -57,10 +62,14 @@ class RunLog:
             return
         line = {"kind": kind, "update": update, "time": round(time.time(), 1), **figures}
         finite = {name: _finite(value) for name, value in line.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._writer is None:
-            return
+        with files.writing(self._path):
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+            self._file.flush()
+        if self._writer is not None:
+            with files.writing(self._path.with_name("tensorboard")):
+                self._record_curves(kind, update, figures)
+
+    def _record_curves(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
         for name, value in figures.items():
             tag = name if name.startswith("moe/") and kind == "train" else f"{kind}/{name}"
             if isinstance(value, list):
@@ -104,7 +113,7 @@ class RunLog:
         """Write a message to the log file only."""
         if self._active:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            with self._path.open("a", encoding="utf-8") as file:
+            with files.writing(self._text), self._text.open("a", encoding="utf-8") as file:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines())
 
     def _eta(self, update: int) -> str:
@@ -127,8 +136,16 @@ class RunLog:
 
 
 def _forget_after(path: Path, update: int) -> None:
-    """Drop records of updates that a resumed run repeats, and a line cut off by a crash."""
+    """Drop records of updates that a resumed run repeats, and a line cut off by a crash.
+
+    If all records would be dropped, the file is kept under another name: the checkpoints may have
+    been lost in a copy.
+    """
     if not path.exists():
+        return
+    if update == 0 and path.stat().st_size:
+        with files.writing(path):
+            os.replace(path, path.with_name(f"{path.name}.old"))
         return
     kept_lines = []
     for line in path.read_bytes().splitlines(keepends=True):

@@ -12,10 +12,8 @@ until the last update, epoch or hour, or until patience or a signal ends the run
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +23,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
+from ds_seq.distributed.signals import StopSignals
 from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.reports.metrics import (
@@ -37,11 +36,10 @@ from ds_seq.reports.metrics import (
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
+from ds_seq.training.finite import describe, weights_not_finite
+from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.validation import BestBy, Validator
-
-# SLURM warns with SIGTERM or SIGUSR1, a person with Ctrl-C
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class _Update(NamedTuple):
@@ -93,15 +91,14 @@ class Trainer:
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._lr = 0.0
-        self._signalled = False
+        self._signals = StopSignals()
         self._saved_at = -1
         self._validated_at = -1
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._balancer = BiasBalancer(engine.module)
-        self._window = LossSums()
-        self._window_start, self._window_updates = time.monotonic(), 0
+        self._start_window()
 
     def fit(self) -> str:
         """Train.
@@ -109,7 +106,7 @@ class Trainer:
         Returns:
             Why it ended, see `TrainingResult.reason`.
         """
-        previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        self._signals.install()
         try:
             if self.update == 0 and self.config.validate_every is not None:
                 self._rehearse_validation()
@@ -118,14 +115,13 @@ class Trainer:
             self._finish(validate=reason != "signal")
             return reason
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            self._signals.restore()
             self.batches.close()
             self.log.close()
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
-            self.validator(self.config.sanity_validation_batches)
+            self._measure(self.config.sanity_validation_batches)
 
     def _run(self) -> str:
         """Run updates until a stopping condition is met, and return which one."""
@@ -136,7 +132,12 @@ class Trainer:
             update = next(updates, None)
             if update is None:
                 return "max_epochs"
-            result = self._train_step(update)
+            try:
+                result = self._train_step(update)
+            except (RuntimeError, MemoryError) as error:
+                where = f"in update {self.update + 1} ({largest(update.batches)})"
+                explain(error, where, update_advice(self.config))
+                raise
             self.update += 1
             self.skipped += not result.applied
             self._periodic(result)
@@ -155,7 +156,7 @@ class Trainer:
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
             local = torch.tensor(
-                [tokens, float(self._signalled or out_of_time)], dtype=torch.float64
+                [tokens, float(self._signals.received or out_of_time)], dtype=torch.float64
             )
             total, stop = distributed.sum_over_ranks(local).tolist()
             yield _Update(batches, total, bool(stop))
@@ -188,7 +189,7 @@ class Trainer:
     def _periodic(self, result: StepResult) -> None:
         """Log, validate and save if they are due after this update."""
         if result.applied:  # after an infinite norm the weights are useless and must not be saved
-            _require_finite("gradient norm", result.grad_norm, self.update)
+            self._require_finite("gradient norm", result.grad_norm)
         self._window_updates += 1
         if self.update % self.config.log_every == 0:
             self._log(result)
@@ -205,7 +206,8 @@ class Trainer:
         figures: dict[str, Any] = dict(self._window.reduce())
         seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        _require_finite("training loss", loss, self.update)
+        if self.skipped == self._window_skipped:  # a skipped update may have had any loss
+            self._require_finite("training loss", loss)
         figures.update(
             epoch=self.batches.epoch,
             lr=self._lr,
@@ -222,6 +224,7 @@ class Trainer:
             "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
             "norm": f"{result.grad_norm:.2f}",
+            "skipped": f"{self.skipped}" if self.skipped else "",
             "tokens/s": f"{figures['tokens_per_second']:,.0f}",
         }
         self.log.advance(self.update, {name: value for name, value in brief.items() if value})
@@ -230,14 +233,15 @@ class Trainer:
         self._start_window()
 
     def _start_window(self) -> None:
-        self._window = LossSums()
+        self._window, self._window_skipped = LossSums(), self.skipped
         self._window_start, self._window_updates = time.monotonic(), 0
 
     def _validate(self) -> float:
         """Validate, record the figures, compare with the best, and return the score."""
         paused = time.monotonic()
-        figures = self.validator()
-        _require_finite("validation loss", float(figures["loss"]), self.update)
+        self._require_finite_weights()
+        figures = self._measure()
+        self._require_finite("validation loss", float(figures["loss"]))
         score = float(figures[self.best.figure])
         improved = self.best_score is None or self.best.improves(score, self.best_score)
         self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
@@ -257,14 +261,45 @@ class Trainer:
         self._window_start += time.monotonic() - paused  # tokens/s counts training only
         return score
 
+    def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
+        try:
+            return self.validator(max_batches)
+        except (RuntimeError, MemoryError) as error:
+            explain(error, "in a validation", validation_advice(self.config))
+            raise
+
     def _say_signatures(self, figures: Mapping[str, Any]) -> None:
         """Print the signatures of the metrics, which make scores comparable."""
         for name in metric_names(figures):
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
+    def _require_finite_weights(self) -> None:
+        """End a run before it validates or saves weights that are not finite.
+
+        The loss may hide them: on a CPU, relu turns NaN into 0, and an expert may be idle.
+        """
+        if names := weights_not_finite(self.engine.module):
+            self._diverged(describe(names, []))
+
+    def _require_finite(self, kind: str, value: float) -> None:
+        """End a run that has diverged before it replaces good checkpoints."""
+        if not math.isfinite(value):
+            names = weights_not_finite(self.engine.module)
+            cause = f" ({describe(names, [])})" if names else ""
+            self._diverged(f"the {kind} is {value}{cause}")
+
+    def _diverged(self, what: str) -> None:
+        with distributed.shared_errors():  # all ranks see it; one reports it
+            raise UserError(
+                f"{what} at update {self.update}; the last checkpoint is intact. Lower "
+                "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
+            )
+
     def _save(self, score: float | None) -> None:
         paused = time.monotonic()
+        if self._validated_at != self.update:
+            self._require_finite_weights()
         self.checkpoints.save(
             self.engine, self.update, self.state_dict(), score, self.criterion.state()
         )
@@ -287,14 +322,8 @@ class Trainer:
         patience = self.config.patience
         return patience is not None and self.validations_without_progress >= patience
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Finish the update, save and end; a second Ctrl-C ends immediately."""
-        if number == signal.SIGINT and self._signalled:
-            raise KeyboardInterrupt
-        self._signalled = True
-
     def _any_signal(self) -> bool:
-        return distributed.any_rank(self._signalled)
+        return distributed.any_rank(self._signals.received)
 
     def _seconds(self) -> float:
         """Return the training time, including that of the runs that this one resumes."""
@@ -325,17 +354,6 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
-
-
-def _require_finite(kind: str, value: float, update: int) -> None:
-    """End a run that has diverged before it replaces good checkpoints."""
-    if math.isfinite(value):
-        return
-    with distributed.shared_errors():  # all ranks see it; one reports it
-        raise UserError(
-            f"the {kind} is {value} at update {update}; the last checkpoint is intact. Lower "
-            "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
-        )
 
 
 def _seed_update(seed: int, update: int, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share
+from ds_seq.names import LOSS
 from ds_seq.reports.metrics import LossSums
 from ds_seq.scores.metric import Metric
 from ds_seq.search.beam_search import BeamSearch
@@ -111,7 +112,7 @@ class Validator:
                 mistakes before training starts.
 
         Returns:
-            Per-token means of the loss parts, `loss` (the optimized loss per token), `ppl`, routing
+            Per-token means of the loss parts, `loss` (that of the target tokens), `ppl`, routing
             figures, and the result of `score`.
         """
         module = self._engine.module
@@ -137,7 +138,8 @@ class Validator:
             batch = host_batch.to(device, non_blocking=True)
             output = self._engine(batch)
             loss = self._criterion(output, batch)
-            parts = {**loss.parts, "loss": loss.total.detach()}
+            # without the losses of routers, which would hide differences between models
+            parts = {**loss.parts, LOSS: loss.of_tokens}
             sums.add(parts, output.moe_stats, batch)
         return dict(sums.reduce())
 

@@ -41,13 +41,18 @@ def expert_offsets(model: nn.Module) -> dict[str, int]:
     return offsets
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, checked: bool = False) -> None:
     """Copy the weights of a checkpoint folder into `model`; the tensors must match exactly.
+
+    Args:
+        model: model to fill.
+        folder: folder of the checkpoint.
+        checked: see `TensorFolder`.
 
     Raises:
         UserError: the folder is damaged or belongs to another model.
     """
-    fill(model, TensorFolder(folder, "weights"))
+    fill(model, TensorFolder(folder, "weights", checked))
 
 
 @torch.no_grad()
@@ -62,7 +67,7 @@ def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) 
         leave_out: names of modules to skip; the source may hold any tensors for them.
 
     Raises:
-        UserError: the source belongs to another model.
+        UserError: the source is damaged or belongs to another model.
     """
     offsets = expert_offsets(model)
     skipped = tuple(f"{name}." for name in leave_out)
@@ -86,6 +91,7 @@ def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) 
             f"{source.path}: has {foreign[0]!r}, which the model does not have; "
             "the checkpoint belongs to another model"
         )
+    source.verify()
 
 
 def read_like(

@@ -5,75 +5,36 @@ their sizes. The key of a dense tensor is its name, the key of an expert is the 
 expert index (`encoder.layers.1.feed_forward.experts.w1.5`), so that every expert-parallel size can
 find its experts. An export is one safetensors file in which the experts of a layer are one tensor.
 Both are read as a `TensorSource`.
+
+Each file has a SHA-256: of a checkpoint in its JSON file, of an export in its own header, where it
+is that of the file with 64 zeros in its place. Whoever has read the tensors calls `verify`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict  # pydantic reads no others before 3.12
 
+from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.moe.experts import Experts
-from ds_seq.records import (
-    Count,
-    FileName,
-    inside,
-    parse_json,
-    read_json,
-    read_limited,
-    record,
-)
+from ds_seq.records import inside
+from ds_seq.weights.meta import CHECKSUMS_KEY, CheckpointFiles, check_version, read_meta
 
-T = TypeVar("T")
-
-CHECKPOINTS = "checkpoints"  # folder of a run
-INDEX_FILE = "index.json"  # in that folder: names the last and the best checkpoints
-META_FILE = "checkpoint.json"
-VOCAB_HASH_KEY = "ds_seq.vocab_hash"  # in META_FILE and in the header of an exported file
-FORMAT_VERSION = 2  # 1: some of the experts' matrices are transposed
 FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had none
-
-_USE_ANOTHER = "use another checkpoint"
-
-
-@record
-class _Versioned(TypedDict):
-    """What every version of the JSON file of a checkpoint has."""
-
-    format_version: int
-
-
-@record
-class CheckpointFiles(TypedDict):
-    """The part of the JSON file of a checkpoint that loading its tensors reads."""
-
-    format_version: int
-    files: dict[FileName, Count]
-    """Size of each file in bytes."""
-
-
-@record
-class IndexEntry(TypedDict):
-    """A checkpoint in the index of a run, and its score if it was validated."""
-
-    name: FileName
-    score: NotRequired[float | None]
-
-
-@record
-class CheckpointIndex(TypedDict):
-    """The index of the checkpoints of a run: the last ones, oldest first, and the best ones."""
-
-    last: list[IndexEntry]
-    best: list[IndexEntry]
+_CHECKSUM_FIELD = b'"ds_seq.sha256":"'  # in the header of an exported file; older ones have none
+_NO_CHECKSUM = b"0" * 64
+_READ_BYTES = 1 << 20
 
 
 def expert_key(name: str, expert: int) -> str:
@@ -89,56 +50,104 @@ def save_tensors(
     Args:
         tensors: tensors by name; no two may share memory.
         path: file to write.
-        metadata: metadata for the header.
+        metadata: metadata for the header, to which the file's checksum is added; None: a file of a
+            checkpoint, whose checksum is stored elsewhere.
 
     Raises:
         OSError: the file cannot be written.
     """
+    path.touch()
+    mode = path.stat().st_mode  # that of the umask; safetensors replaces the file by a private one
+    header = None
+    if metadata is not None:
+        field = _CHECKSUM_FIELD.decode().split('"')[1]
+        header = {**metadata, field: _NO_CHECKSUM.decode()}
     try:
-        save_file(dict(tensors), str(path), None if metadata is None else dict(metadata))
+        save_file(dict(tensors), str(path), header)
     except SafetensorError as error:  # raised on a full disk, too
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
         raise OSError(f"{error}; is the disk full?") from error
+    path.chmod(mode)
+    if header is not None:
+        place = _checksum_place(path)
+        assert place is not None, "safetensors writes compact JSON"
+        checksum = files.fingerprint(path).encode()
+        with open(path, "r+b") as file:
+            file.seek(place)
+            file.write(checksum)
 
 
-def read_meta(folder: Path, kind: type[T] = CheckpointFiles) -> T:  # type: ignore[assignment]
-    """Read the JSON file of a checkpoint folder.
-
-    Args:
-        folder: the checkpoint.
-        kind: the part of the file that is needed.
-
-    Raises:
-        UserError: there is no such checkpoint, it is damaged, or its format is not supported.
-    """
-    path = folder / META_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: no checkpoint here ({META_FILE} is missing); check the path")
-    content = read_limited(path)
-    _check_version(path, parse_json(content, _Versioned, path, _USE_ANOTHER)["format_version"])
-    return parse_json(content, kind, path, _USE_ANOTHER)
+def _checksum_place(path: Path) -> int | None:
+    """Return the position of an exported file's checksum; None if it has none."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        found = file.read(min(length, path.stat().st_size)).find(_CHECKSUM_FIELD)
+    return None if found < 0 else 8 + found + len(_CHECKSUM_FIELD)
 
 
-def read_index(checkpoints: Path) -> CheckpointIndex:
-    """Read the index of the checkpoints of a run.
+def check_export(path: Path) -> bool:
+    """Compare an exported file with the checksum in its header.
 
-    Args:
-        checkpoints: folder of the checkpoints.
+    Returns:
+        Whether it has a checksum, which files of earlier versions do not.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
-    return read_json(
-        checkpoints / INDEX_FILE, CheckpointIndex, "name the checkpoints themselves (update_...)"
-    )
-
-
-def _check_version(path: Path, version: object) -> None:
-    known = range(1, FORMAT_VERSION + 1)
-    if version not in known:
+    place = _checksum_place(path)
+    if place is None:
+        return False
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(place))
+        stored = file.read(len(_NO_CHECKSUM))
+        digest.update(_NO_CHECKSUM)
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    if digest.hexdigest().encode() != stored:
         raise UserError(
-            f"{path}: checkpoint format {version}, but this version of ds_seq reads "
-            f"{' and '.join(map(str, known))}; use the version of ds_seq that wrote it"
+            f"{path}: damaged: its content is not what was written (SHA-256 differs); copy or "
+            "export it again"
+        )
+    return True
+
+
+def check_checkpoint(folder: Path, part: int = 0, parts: int = 1) -> bool:
+    """Compare the files of a checkpoint with the sizes and checksums in its JSON file.
+
+    Args:
+        folder: folder of the checkpoint.
+        part: which part of the files to check, so that several processes can share the work.
+        parts: number of parts.
+
+    Returns:
+        Whether it has checksums, which checkpoints of earlier versions do not.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    meta: CheckpointFiles = read_meta(folder)
+    checksums = meta.get(CHECKSUMS_KEY, {})
+    for name, size in sorted(meta["files"].items())[part::parts]:
+        _check_part(inside(folder, name), size, checksums.get(name))
+    return bool(checksums)
+
+
+def _check_part(path: Path, size: int, checksum: str | None) -> None:
+    """Compare a file of a checkpoint with its size and its checksum, if there is one."""
+    damage = files.check_file(path, size, checksum)
+    if damage == "missing":
+        raise UserError(f"{path}: missing; the checkpoint is incomplete, use another one")
+    if damage == "size":
+        raise UserError(
+            f"{path}: {path.stat().st_size} bytes instead of {size}; the file is truncated, use "
+            "another checkpoint"
+        )
+    if damage == "content":
+        raise UserError(
+            f"{path}: damaged: its content is not what was written (SHA-256 differs); use another "
+            "checkpoint"
         )
 
 
@@ -177,6 +186,15 @@ class TensorSource(Protocol):
             UserError: the tensor or one of its experts is missing.
         """
 
+    def verify(self) -> None:
+        """Compare the files with their checksums, which older files do not have.
+
+        Called after the tensors have been read: what is wrong with a tensor says more.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+
 
 class TensorFolder:
     """Read access to the tensors of one kind (`weights`, `optimizer`) of a checkpoint folder.
@@ -184,26 +202,23 @@ class TensorFolder:
     Args:
         folder: folder of the checkpoint.
         kind: kind of tensors, the first part of the file names.
+        checked: whether `check_checkpoint` has compared the checksums, so that `verify` need not.
 
     Raises:
         UserError: a file is missing, truncated or damaged.
     """
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path, kind: str, checked: bool = False) -> None:
         self.path = folder
         self._where: dict[str, Any] = {}
         meta: CheckpointFiles = read_meta(folder)
         self._version = meta["format_version"]
         sizes = {n: s for n, s in meta["files"].items() if n.split(".")[0] == kind}
+        checksums = {} if checked else meta.get(CHECKSUMS_KEY, {})
+        self._unchecked = [(folder / n, sizes[n], checksums[n]) for n in sizes if n in checksums]
         for name, size in sorted(sizes.items()):
             path = inside(folder, name)
-            if not path.is_file():
-                raise UserError(f"{path}: missing; the checkpoint is incomplete, use another one")
-            if path.stat().st_size != size:
-                raise UserError(
-                    f"{path}: {path.stat().st_size} bytes instead of {size}; "
-                    "the file is truncated, use another checkpoint"
-                )
+            _check_part(path, size, None)
             try:
                 handle = safe_open(str(path), framework="pt", device="cpu")
             except (SafetensorError, OSError) as error:
@@ -250,6 +265,12 @@ class TensorFolder:
         rows = torch.stack([self.read(expert_key(name, expert)) for expert in ids])
         return _turned(rows, name, self._version)
 
+    def verify(self) -> None:
+        """See `TensorSource.verify`."""
+        for path, size, checksum in self._unchecked:
+            _check_part(path, size, checksum)
+        self._unchecked = []
+
 
 class TensorFile:
     """Read access to one safetensors file with stacked experts.
@@ -272,7 +293,7 @@ class TensorFile:
         self._keys = set(self._file.keys())
         version = self.metadata().get(FORMAT_KEY, "1")
         self._version = int(version) if version.isdecimal() else 0
-        _check_version(path, self._version)
+        check_version(path, self._version)
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of the header."""
@@ -308,6 +329,10 @@ class TensorFile:
             return whole
         rows: Tensor = self._file.get_slice(name)[first_expert : first_expert + num_experts]
         return _turned(rows, name, self._version)
+
+    def verify(self) -> None:
+        """See `TensorSource.verify`."""
+        check_export(self.path)
 
 
 def _num_values(file: Any, key: str) -> int:

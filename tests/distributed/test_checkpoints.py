@@ -14,6 +14,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.checkpoint_folder import first_sound, repair
 from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
@@ -180,6 +181,12 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
 
     part = folder / "weights.1.safetensors"
     content = part.read_bytes()
+    assert run_distributed(first_sound, 2, [folder]) == [(folder, [])] * 2
+    part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # each rank reads half of the files
+    found = run_distributed(first_sound, 2, [folder])
+    assert found[0] == found[1] and found[0][0] is None and "weights.1" in found[0][1][0]
+    with pytest.raises(UserError, match=r"weights\.1\.safetensors: damaged.*SHA-256 differs"):
+        load_weights(whole, folder)
     part.write_bytes(content[:-10])
     with pytest.raises(UserError, match=r"weights\.1\.safetensors: \d+ bytes instead of \d+"):
         load_weights(whole, folder)
@@ -247,7 +254,7 @@ def test_what_a_killed_save_leaves_is_not_a_checkpoint(tmp_path: Path) -> None:
     (checkpoints / "update_00000008.replaced").mkdir()  # killed between two renames
     (checkpoints / "update_00000009.replaced").mkdir()  # killed after them
     (checkpoints / "update_00000009").mkdir()
-    CheckpointStore(checkpoints, 1, 1, True).discard_incomplete()
+    repair(checkpoints)
     left = sorted(path.name for path in checkpoints.iterdir())
     assert left == ["update_00000008", "update_00000009"]
     with pytest.raises(UserError, match="no finished checkpoint"):

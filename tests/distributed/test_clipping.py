@@ -23,7 +23,8 @@ MOE = MoeConfig(num_experts=4, top_k=2, capacity_factor=None, every=1, ffn_dim=9
 MODEL = spine.small_model(moe=MOE)
 ROUNDING = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-3}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
-FP32_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}  # another wrapper for bf16 in stage 1
+# the default is fp32, which in stage 1 has a wrapper of its own
+BF16_SUMS = {"data_types": {"grad_accum_dtype": "bf16"}}
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
     "sparse": {"sparse_clip": True},
@@ -37,7 +38,7 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         f"fp16-{stage}": {"stage": stage, "precision": "fp16", "sections": FP16}
         for stage in range(4)
     },
-    "bf16-1-fp32-sums": {"stage": 1, "precision": "bf16", "sections": FP32_SUMS},
+    "bf16-1-bf16-sums": {"stage": 1, "precision": "bf16", "sections": BF16_SUMS},
     "fp16-2-offload": {"stage": 2, "precision": "fp16", "sections": FP16, "zero": OFFLOAD},
     "fp16-3-offload": {"stage": 3, "precision": "fp16", "sections": FP16, "zero": OFFLOAD},
 }
@@ -154,3 +155,25 @@ def test_every_wrapper_finds_the_norm_of_one_process(spread: list[Updates]) -> N
     for (name, mode), updates in spread[0].items():
         rounding = ROUNDING[name.split("-")[0]]
         assert updates[0].norm == pytest.approx(expected[mode], rel=rounding), name
+
+
+PADDED = [("fp32", 1), ("fp32", 2), ("bf16", 2)]
+
+
+def _norms_with_padding() -> list[float]:
+    """Norms of an update on 3 ranks, between which no group of parameters divides evenly."""
+    found = []
+    for precision, stage in PADDED:
+        options = {"precision": precision, "optimizer": spine.SGD, "clip": MAX_NORM}
+        engine = spine.make_engine(
+            stage, 1, sparse_clip=True, model=MODEL, micro_batches=3, **options
+        )
+        found.append(spine.train(engine, range(1))[0][1])
+    return found
+
+
+def test_padding_counts_for_nothing_in_the_weighted_norm() -> None:
+    expected = spine.emulate(1, model=MODEL, sparse_clip=True, micro_batches=3).steps[0][1]
+    for norms in run_distributed(_norms_with_padding, 3):
+        for (precision, _), norm in zip(PADDED, norms, strict=True):
+            assert norm == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 3e-2)

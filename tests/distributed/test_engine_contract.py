@@ -36,7 +36,7 @@ def test_the_cpu_communication_helper_can_be_switched_off() -> None:
 @pytest.mark.parametrize(
     ("wrapper", "methods"),
     [
-        (DeepSpeedZeroOptimizer, _ZERO_METHODS),
+        (DeepSpeedZeroOptimizer, (*_ZERO_METHODS, "check_overflow")),
         (DeepSpeedZeroOptimizer_Stage3, _ZERO_METHODS),
         (BF16_Optimizer, ("get_grads_for_norm",)),
         (FP16_UnfusedOptimizer, ("unscale_and_clip_grads", "_update_scale")),

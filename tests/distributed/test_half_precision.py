@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.config.deepspeed import engine_config
 from ds_seq.config.model import MoeConfig
-from ds_seq.config.train import TrainConfig
+from ds_seq.config.optim import SgdConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.moe.layer import MoeFeedForward
@@ -21,6 +20,7 @@ from ds_seq.training.engine import Engine
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
 
+SGD_1 = SgdConfig(lr=1.0)
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 SCALE = {"fp16": {"initial_scale_power": 6, "hysteresis": 1}}
 EXPERT = "decoder.layers.1.feed_forward.experts.w2"
@@ -114,24 +114,40 @@ def test_a_loss_scale_that_can_fall_no_further_ends_the_run() -> None:
     [messages] = run_distributed(_overflow_for_ever_in_all, 1)
     start = "fp16: gradients overflow even at loss scale 4, so training diverges"
     assert [message.startswith(start) for message in messages] == [True] * 4, messages
+    assert [f"in the gradients of {DENSE};" in message for message in messages] == [True] * 4
 
 
-def _bf16_norms_of_nan() -> list[tuple[float, bool]]:
-    found = []
-    for stage, clip in ((1, 0.0), (1, 1.0), (2, 1.0)):
-        sections = engine_config(TrainConfig(precision="bf16"), {}, moe=False)["bf16"]
-        assert not sections["check_grad_overflow"]
-        engine = spine.make_engine(stage, 1, precision="bf16", clip=clip)
-        engine.module.get_parameter(DENSE).register_hook(lambda gradient: gradient * torch.nan)
-        [(_, norm, applied)] = spine.train(engine, range(1))
-        found.append((norm, applied))
-    return found
+# half of the distance of 1 to the next number: 1 plus half of this is 1 in that precision
+ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 
 
-def test_a_bf16_gradient_that_is_no_number_is_seen_in_the_norm() -> None:
-    """Which ends a run: DeepSpeed's own check of each gradient is switched off."""
-    [norms] = run_distributed(_bf16_norms_of_nan, 1)
-    assert all(applied and not math.isfinite(norm) for norm, applied in norms), norms
+def _sums_of_unequal_gradients() -> dict[tuple[str, int], float]:
+    """By precision and stage: a sum of 1 and three small gradients as an update has it."""
+    sums = {}
+    for precision, rounding in ROUNDING.items():
+        for stage in (1, 2, 3):
+            fixed = {"fp16": {"loss_scale": 1.0}}
+            engine = spine.make_engine(
+                stage, 1, precision=precision, sections=fixed, optimizer=SGD_1, decay=0.0
+            )
+            gradients = iter([1.0, *3 * (rounding / 2,)])
+
+            def fill(gradient: Tensor, values: Iterator[float] = gradients) -> Tensor:
+                return torch.full_like(gradient, next(values))
+
+            engine.module.get_parameter(DENSE).register_hook(fill)
+            before = spine.all_weights(engine)[DENSE]
+            spine.train(engine, range(1))
+            sums[precision, stage] = float((before - spine.all_weights(engine)[DENSE]).max())
+    return sums
+
+
+def test_gradients_of_micro_batches_are_added_up_in_fp32() -> None:
+    [sums] = run_distributed(_sums_of_unequal_gradients, 1)
+    for (precision, stage), found in sums.items():
+        # the sum may be rounded once, to be sent to other ranks
+        rounding = ROUNDING[precision]
+        assert abs(found - (1.0 + 1.5 * rounding)) <= rounding, (precision, stage, found)
 
 
 class Seen(NamedTuple):

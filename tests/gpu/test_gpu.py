@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from itertools import accumulate
 
@@ -109,6 +110,49 @@ def test_gradient_of_a_bias_per_expert_is_the_sum_of_the_rows_of_each(counts: li
             of_weight = x[start:end].detach().float().t() @ own
             torch.testing.assert_close(grad_x[start:end].float(), of_x, rtol=2e-2, atol=0.1)
             torch.testing.assert_close(grad_weight[expert].float(), of_weight, rtol=2e-2, atol=0.5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+@pytest.mark.parametrize("counts", [[0, 700, 0, 324], [1024, 0, 0, 0], [0, 0, 0, 1024]])
+def test_experts_without_tokens_have_zero_gradients(activation: str, counts: list[int]) -> None:
+    """Whatever was in the memory before: a kernel that skips an expert must not leave it there."""
+    rows = sum(counts)
+    experts = Experts(64, 256, 4, 0, activation, 0.0, seed=1).cuda().bfloat16()
+    x = torch.randn(rows, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    poison = [torch.full((1 << 20,), math.nan, device="cuda") for _ in range(64)]
+    poison += [torch.full_like(p, math.nan) for p in experts.parameters() for _ in range(8)]
+    del poison  # the caching allocator gives these blocks to the tensors below
+    on_device = torch.tensor(counts, device="cuda")
+    assert use_grouped_kernel(x, experts.w1, experts.w2)
+    y = experts(x, on_device)
+    y.float().square().sum().backward()
+    assert bool(y.isfinite().all()) and x.grad is not None and bool(x.grad.isfinite().all())
+    exact = copy.deepcopy(experts).float()
+    exact.zero_grad()
+    exact(x.detach().float(), on_device).square().sum().backward()
+    for (name, ours), theirs in zip(experts.named_parameters(), exact.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        for expert, count in enumerate(counts):
+            if count == 0:
+                assert not ours.grad[expert].any(), (name, expert)
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=0.1, atol=0.03 * scale)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("factor", [None, 0.5])
+def test_a_training_step_with_experts_waits_for_no_figure(top_k: int, factor: float | None) -> None:
+    """Except for what the optimizer and the log read."""
+    config = MoeConfig(num_experts=4, top_k=top_k, capacity_factor=factor)
+    model = _model(config).train().cuda().bfloat16()
+    batch = spine.batches(0)[1].to("cuda")
+    model(batch.inputs).logits.float().sum().backward()  # tables are made in the first call
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        model(batch.inputs).logits.float().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_attention_of_cudnn_is_left_out_once_the_device_is_set_up() -> None:

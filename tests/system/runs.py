@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ds_seq.weights.source import VOCAB_HASH_KEY
+from ds_seq.weights.meta import VOCAB_HASH_KEY
 
 TINY = ("model.d_model=16", "model.ffn_dim=32", "train.max_tokens=4000", "train.tensorboard=false")
 """Updates that take no time; an epoch has a few of them."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_seq import files
 from tests.system.forked import train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, losses, records
 
@@ -72,3 +73,39 @@ def test_overwrite_starts_anew(lab: Lab, tmp_path: Path) -> None:
     train(*arguments, _until(2), "--overwrite")[0].check()
     assert checkpoints(run) == [2]
     assert len(records(run)) == 2
+
+
+def test_a_damaged_checkpoint_is_left_out_and_another_can_be_chosen(
+    lab: Lab, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = (lab.dense, *SETTINGS, "train.save_every=2", f"run_dir={run}")
+    train(*arguments, _until(5))[0].check()
+    expected = losses(run)
+    newest = run / "checkpoints" / "update_00000005"
+    content = bytearray((newest / "optimizer.0.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "optimizer.0.safetensors").write_bytes(content)
+    (run / "checkpoints" / "index.json").unlink()
+    again = train(*arguments, _until(6), "--resume")[0].check().err
+    assert "optimizer.0.safetensors: damaged" in again
+    assert "update_00000005: kept as update_00000005.aside" in again
+    assert f"resuming at update 4 of 6, from {run}/checkpoints/update_00000004" in again
+    assert losses(run)[5] == pytest.approx(expected[5], rel=1e-6)
+
+    refused = train(*arguments, "--resume", "--checkpoint", f"{newest}.aside")[0]
+    assert refused.code == 2 and "optimizer.0.safetensors: damaged" in refused.err
+    train(*arguments, _until(5), "--resume", "--checkpoint", "update_00000004")[0].check()
+    assert list(losses(run)) == [1, 2, 3, 4, 5]
+    names = {path.name.removeprefix("update_0000000") for path in run.glob("checkpoints/update_*")}
+    assert names == {"4", "5", "5.aside", "6.aside"}
+
+
+def test_two_trainings_never_share_a_run_folder(lab: Lab, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with files.Lock(run / files.LOCK_FILE, run, ""):
+        (run / "metrics.jsonl").write_text("")
+        for option in ("--overwrite", "--resume"):
+            other = train(lab.dense, *SETTINGS, f"run_dir={run}", option)[0]
+            assert other.code == 2 and "run: another process is writing to it" in other.err
+        assert sorted(path.name for path in run.iterdir()) == [".lock", "metrics.jsonl"]

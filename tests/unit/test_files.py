@@ -59,6 +59,76 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a.bin"}
 
 
+def test_a_write_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    """But neither files of a process that runs, nor those of another host or of another file."""
+    child = os.fork()
+    if child == 0:
+        with files.replacing(tmp_path / "a.json") as temporary:
+            temporary.write_text("half")
+            os._exit(0)
+    os.waitpid(child, 0)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 1
+    kept = {f".a.json.{os.getppid()}@{files.host()}.tmp", f".a.json.{child}@elsewhere.tmp"}
+    kept.add(f".b.json.{child}@{files.host()}.tmp")
+    for name in kept:
+        (tmp_path / name).touch()
+    files.write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == {"a.json", *kept}
+
+
+def test_content_is_on_the_disk_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut a renamed file may be empty unless it was forced to the disk first."""
+    events: list[str] = []
+    replace, fsync = os.replace, os.fsync
+
+    def record_fsync(descriptor: int) -> None:
+        events.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).split(".")[-1])
+        fsync(descriptor)
+
+    def record_replace(old: Path, new: Path) -> None:
+        events.append("renamed")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    with files.replacing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "x.part").write_text("")
+        (temporary / "link").symlink_to("/nowhere")
+    assert events == ["part", "tmp", "renamed", tmp_path.name]
+
+
+def test_a_link_is_removed_and_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    files.remove(tmp_path / "link")
+    assert names(tmp_path) == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("content", "recorded", "expected"),
+    [
+        (b"abc", b"abc", None),
+        (b"abd", b"abc", "content"),
+        (b"ab", b"abc", "size"),
+        (None, b"abc", "missing"),
+    ],
+)
+def test_a_file_is_compared_with_its_record(
+    tmp_path: Path, content: bytes | None, recorded: bytes, expected: str | None
+) -> None:
+    path = tmp_path / "a"
+    if content is not None:
+        path.write_bytes(content)
+    sha256 = hashlib.sha256(recorded).hexdigest()
+    assert files.check_file(path, len(recorded), sha256) == expected
+    if expected == "content":
+        assert files.check_file(path, len(recorded), None) is None
+
+
 def test_a_folder_disappears_whole(tmp_path: Path) -> None:
     (tmp_path / "work" / "deep").mkdir(parents=True)
     files.remove_folder(tmp_path / "work")
@@ -69,16 +139,6 @@ def test_fingerprint_is_sha256(tmp_path: Path) -> None:
     content = os.urandom(3_000_000)
     (tmp_path / "a").write_bytes(content)
     assert files.fingerprint(tmp_path / "a") == hashlib.sha256(content).hexdigest()
-
-
-def test_only_one_process_holds_a_lock(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    with open(path, "wb") as first:
-        files.lock(first, path, "--out")
-        with open(path, "wb") as second, pytest.raises(UserError, match="give another --out"):
-            files.lock(second, path, "--out")
-    with open(path, "wb") as third:
-        files.lock(third, path, "--out")
 
 
 def test_changed_settings_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from ds_seq.records import read_limited
 from ds_seq.runs.average import listed_models
 from ds_seq.runs.formats.ds_seq import find_checkpoint
 from ds_seq.training.resume_state import check_resumable
-from ds_seq.weights.source import TensorFolder, read_index
+from ds_seq.weights.meta import read_index
+from ds_seq.weights.source import TensorFolder
 from tests.compat.made import ARTEFACTS
 
 ODD: tuple[Any, ...] = (None, True, -1, 10**30, float("nan"), "../x", "\ud800", [], [{}])
@@ -148,27 +151,42 @@ def test_links_stay_in_their_folder(artefacts: Path, tmp_path: Path) -> None:
     assert len(ShardReader(folder, "train")) > 0, "a whole folder may be a link"
 
 
+@contextmanager
+def replaced(file: Path, content: bytes) -> Iterator[None]:
+    """Replace a file of shards or of a cache for a while, and its checksum if there is one."""
+    manifest = file.with_name("train.manifest.json")
+    before = {path: path.read_bytes() for path in (file, manifest) if path.is_file()}
+    old, new = (sha256(data).hexdigest().encode() for data in (before[file], content))
+    try:
+        file.write_bytes(content)
+        if manifest in before:
+            assert old in before[manifest]
+            manifest.write_bytes(before[manifest].replace(old, new))
+        yield
+    finally:
+        for path, data in before.items():
+            path.write_bytes(data)
+
+
 @pytest.mark.parametrize("value", [-1, 10**15, -(2**63)])
 @pytest.mark.parametrize("entry", [0, 1, -1])
-def test_offsets_that_lead_elsewhere(artefacts: Path, entry: int, value: int) -> None:
+def test_offsets_that_lead_elsewhere(
+    artefacts: Path, entry: int, value: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = artefacts / "data" / "train.0000.src.idx"
-    original = file.read_bytes()
-    offsets = np.frombuffer(original, "<i8").copy()
+    offsets = np.frombuffer(file.read_bytes(), "<i8").copy()
     offsets[entry] = value
-    file.write_bytes(offsets.tobytes())
-    with pytest.raises(UserError, match=r"train\.0000\.src\.idx: is damaged"):
+    damaged = pytest.raises(UserError, match=r"train\.0000\.src\.idx: is damaged")
+    with replaced(file, offsets.tobytes()), damaged:
         shards(artefacts)
-    file.write_bytes(original)
 
 
-def test_ids_that_no_vocabulary_has(artefacts: Path) -> None:
+def test_ids_that_no_vocabulary_has(artefacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, read in (("data/train.0000.src", shards), ("cache/train.teacher.00000", cache)):
         file = artefacts / f"{name}.bin"
-        original = file.read_bytes()
-        file.write_bytes(b"\xff\xff" + original[2:])
-        with pytest.raises(UserError, match="is damaged .token 65,535 of a vocabulary of 200"):
+        damaged = pytest.raises(UserError, match="is damaged .token 65,535 of a vocabulary of 200")
+        with replaced(file, b"\xff\xff" + file.read_bytes()[2:]), damaged:
             read(artefacts)
-        file.write_bytes(original)
 
 
 def test_a_file_without_an_end_is_not_read_whole() -> None:

@@ -18,6 +18,10 @@ from ds_seq.config.base import (
 from ds_seq.config.model.router import ExternalRouterConfig, RouterConfig, router_params
 from ds_seq.config.model.stack import StackFields, Width
 from ds_seq.names import (
+    BUDGET,
+    LOAD_BALANCE,
+    ROUTER_LOSSES,
+    ROUTER_Z,
     STACKS,
     Drop,
     LoadBalance,
@@ -266,6 +270,16 @@ class MoeConfig(Config):
     def counts(self) -> list[int]:
         """`num_experts` as a list."""
         return self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses of the layers; those of an external router are not known."""
+        names = [BUDGET] if self.conditional_budget is not None else []
+        if isinstance(self.router, ExternalRouterConfig):
+            return ROUTER_LOSSES
+        if self.router != "expert_choice":
+            names.append(LOAD_BALANCE)
+        return (*names, ROUTER_Z)
 
     @property
     def has_capacity(self) -> bool:

@@ -20,16 +20,17 @@ from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.text.build import load_tokenizers, read_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
-from ds_seq.weights.source import (
+from ds_seq.weights.meta import (
     CHECKPOINTS,
+    INDEX_FILE,
     META_FILE,
     VOCAB_HASH_KEY,
-    TensorFile,
-    TensorFolder,
-    TensorSource,
+    known_checkpoints,
     read_index,
     read_meta,
+    without_index,
 )
+from ds_seq.weights.source import TensorFile, TensorFolder, TensorSource
 
 EXPORT_FILE = "model.safetensors"
 EXPORT_SUFFIX = ".safetensors"
@@ -124,13 +125,34 @@ def find_checkpoint(run: Path, which: str) -> Path:
             # a run without validations has no best checkpoint
             entry = index["best"][0] if which == "best" and index["best"] else index["last"][-1]
         except (FileNotFoundError, IndexError):
-            raise UserError(f"{run}: has no finished checkpoint; train it first") from None
-        return checkpoints / entry["name"]
+            raise UserError(_explain_no_index(run)) from None
+        return _whole(checkpoints / entry["name"])
     for path in (checkpoints / which, Path(which)):
         if (path / META_FILE).is_file():
             return path
-    known = sorted(p.parent.name for p in checkpoints.glob(f"update_*/{META_FILE}"))
-    raise UserError(f"{run}: no checkpoint {which!r}; there are best, last, {', '.join(known)}")
+    raise UserError(
+        f"{run}: no checkpoint {which!r}; there are best, last, "
+        f"{', '.join(known_checkpoints(checkpoints))}"
+    )
+
+
+def _whole(folder: Path) -> Path:
+    """Return the folder of a checkpoint, which may still have the name of a replaced one.
+
+    It has if a training was killed, or is just now, between the two renames of a second save.
+    """
+    old = folder.with_name(f"{folder.name}.replaced")
+    return old if old.is_dir() and not folder.exists() else folder
+
+
+def _explain_no_index(run: Path) -> str:
+    checkpoints = run / CHECKPOINTS
+    if known_checkpoints(checkpoints):
+        return (
+            f"{run}: has no finished checkpoint in {checkpoints / INDEX_FILE}, which is missing "
+            f"or empty; {without_index(checkpoints)}"
+        )
+    return f"{run}: has no finished checkpoint; train it first"
 
 
 def _check_vocab(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ds_seq import files
 from ds_seq.cli import main
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.shards import ShardReader
+from ds_seq.tasks import prepare
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
@@ -139,9 +144,18 @@ def test_what_an_earlier_version_has_made_is_kept_and_its_rule_is_noted(
         record = json.loads(path.read_text())
         assert record["made_from"]["options"].pop(missing) in ("nmt_nfkc", False)
         path.write_text(json.dumps(record))
+    manifests = {f"{split}.manifest.json" for split in ("train", "valid", "test")}
+    for path in (folder / name for name in manifests):  # which had no origin, either
+        content = json.loads(path.read_text())
+        del content["origin"]
+        path.write_text(json.dumps(content))
     before = _times(folder)
     assert main(["prepare", str(experiment)]) == 0
-    assert _changed(folder, before) == set()
+    assert _changed(folder, before) == manifests
+    origin = json.loads((folder / "train.manifest.json").read_text())["origin"]
+    assert origin["vocab"]["size"] == 120 and "max_words" in origin["clean"]
+    unknown = {"normalization", "input_sentence_size", "fold_spaces"}
+    assert not unknown & {*origin["vocab"], *origin["clean"]}
     note = "rewrites text by the rule nmt_nfkc (， -> ,"
     output = capsys.readouterr().out
     assert note in output and "`ds-seq prepare --force`" in output
@@ -252,3 +266,98 @@ def test_pseudo_labels_are_not_replaced(
     assert "translations by runs/big" in capsys.readouterr().err
     assert main(["prepare", str(experiment), "--force"]) == 0
     assert Manifest.read(path) == manifest
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("has_old", [False, True], ids=["first", "again"])
+def test_a_vocabulary_is_its_own_after_a_kill(
+    experiment: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_written: bool,
+    has_old: bool,
+) -> None:
+    """Killed just before or after the file is written, it is not taken for the user's."""
+    if has_old:
+        assert main(["prepare", str(experiment), "data.vocab.size=110"]) == 0
+    save = prepare.save_tokenizer
+
+    def die(*arguments: object) -> None:
+        if is_written:
+            save(*arguments)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "save_tokenizer", die)
+        assert main(["prepare", str(experiment)]) == 130
+    capsys.readouterr()
+    for size in (120, 115):
+        assert main(["prepare", str(experiment), f"data.vocab.size={size}"]) == 0
+        output = capsys.readouterr().out
+        assert f"vocabulary: {size} subwords ->" in output and "copied there" not in output
+
+
+def test_damaged_files_are_made_again(experiment: Path, tmp_path: Path) -> None:
+    assert main(["prepare", str(experiment)]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    names = ("train.0000.tgt.bin", "valid.0000.src.idx", "clean/train.de", "clean/test.json")
+    for name in names:
+        path = tmp_path / "data" / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert main(["verify", str(tmp_path / "data")]) == 2
+    assert main(["prepare", str(experiment)]) == 0
+    after = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert after == before
+    assert main(["verify", str(tmp_path / "data")]) == 0
+
+
+@contextmanager
+def _largest_file(size: int) -> Iterator[None]:
+    """Let every file end like on a full disk, at this size."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "file"),
+    [
+        (["data.clean.max_words=99"], 2000, "clean/train."),
+        (["data.vocab.size=110"], 1000, "vocab.model"),
+        (["data.shard_size=150"], 3000, "data"),
+        (["--force"], 100, ".lock"),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    experiment: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    size: int,
+    file: str,
+) -> None:
+    folder = tmp_path / "data"
+    assert main(["prepare", str(experiment)]) == 0
+    capsys.readouterr()
+    with _largest_file(size):
+        assert main(["prepare", str(experiment), *options]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert file in error and "cannot be written: File too large" in error
+    assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+    assert main(["prepare", str(experiment)]) == 0
+    assert main(["verify", str(folder)]) == 0
+
+
+def test_one_at_a_time(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    with files.Lock(folder / files.LOCK_FILE, folder, ""):
+        assert main(["prepare", str(experiment)]) == 2
+    assert "data: another process is writing to it" in capsys.readouterr().err
+    assert not folder.exists()

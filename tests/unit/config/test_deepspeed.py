@@ -69,6 +69,57 @@ def test_one_rank_overlaps_no_communication(stage: int, world_size: int | None) 
     assert given["zero_optimization"]["overlap_comm"] is True
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_half_precision_adds_up_gradients_in_fp32(
+    precision: str, stage: int, accumulate: int
+) -> None:
+    train = TrainConfig.model_validate({"precision": precision, "accumulate": accumulate})
+    given = {"zero_optimization": {"stage": stage}}
+    types = engine_config(train, given, moe=False).get("data_types")
+    needs_it = precision != "fp32" and stage > 0 and accumulate > 1
+    assert types == ({"grad_accum_dtype": "fp32"} if needs_it else None)
+    if precision != "fp32":
+        chosen = {"data_types": {"grad_accum_dtype": precision}}
+        assert engine_config(train, given | chosen, moe=False)["data_types"] == chosen["data_types"]
+    chosen = {"data_types": {"grad_accum_dtype": "auto"}}
+    assert engine_config(train, given | chosen, moe=False).get("data_types") in (types, {})
+
+
+@pytest.mark.parametrize(("stage", "sums"), [(1, None), (2, None), (3, "fp32")])
+def test_offloaded_optimizers_add_up_as_they_can(stage: int, sums: str | None) -> None:
+    zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}}
+    train = TrainConfig(precision="fp16", accumulate=2)
+    given = {"zero_optimization": zero}
+    types = engine_config(train, given, moe=False).get("data_types", {})
+    assert types.get("grad_accum_dtype") == sums
+    chosen = {**given, "data_types": {"grad_accum_dtype": "fp32"}}
+    if sums is None:
+        (line,) = complaints(chosen, train)
+        assert f"stage {stage} does not recover from an overflow" in line
+    else:
+        engine_config(train, chosen, moe=False)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "chosen", "words"),
+    [
+        ("fp16", 2, "bf16", 'should be fp32 or fp16 with train.precision fp16, not "bf16"'),
+        ("fp32", 2, "bf16", 'should be fp32 with train.precision fp32, not "bf16"'),
+        ("bf16", 1, "float32", 'not "float32"'),
+        ("bf16", 0, "fp32", "stage 0 adds up gradients in bf16 only; use stage 1, 2 or 3"),
+    ],
+)
+def test_sums_of_gradients_that_deepspeed_cannot_make(
+    precision: str, stage: int, chosen: str, words: str
+) -> None:
+    train = TrainConfig.model_validate({"precision": precision})
+    types = {"data_types": {"grad_accum_dtype": chosen}, "zero_optimization": {"stage": stage}}
+    (line,) = complaints(types, train)
+    assert "data_types.grad_accum_dtype: " in line and words in line
+
+
 @pytest.mark.parametrize("key", OWNED)
 def test_an_owned_key_is_refused_unless_auto(key: str) -> None:
     (line,) = complaints({key: 1})
@@ -247,8 +298,19 @@ def test_adafactor_needs_stage_zero(make: MakeConfig, write: WriteFile) -> None:
     assert engine_config_for(config)["gradient_accumulation_steps"] == 1
 
 
-def test_no_json_is_plain_data_parallelism(make: MakeConfig) -> None:
-    assert zero_stage(engine_config_for(make())) == 0
+@pytest.mark.parametrize(
+    ("precision", "optimizer", "stage"),
+    [
+        ("fp32", "adamw", 0),
+        ("bf16", "adamw", 1),
+        ("fp16", "adamw", 1),
+        ("bf16", "adafactor", 0),
+    ],
+)
+def test_without_a_json(make: MakeConfig, precision: str, optimizer: str, stage: int) -> None:
+    """Plain data parallelism in fp32; in half precision, a stage with fp32 sums and few waits."""
+    config = make(train={"precision": precision}, optimizer={"name": optimizer})
+    assert zero_stage(engine_config_for(config)) == stage
 
 
 @pytest.mark.parametrize(

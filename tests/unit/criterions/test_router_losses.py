@@ -71,3 +71,12 @@ def test_expert_choice_has_no_load_balance_and_needs_none() -> None:
     loss = loss_of(model, make_batch(), {"load_balance": 100.0, "router_z": 0.0})
     assert "load_balance" not in loss.parts and "router_z" in loss.parts
     torch.testing.assert_close(loss.total, loss.parts["ce"])
+
+
+def test_the_loss_of_the_target_tokens_is_that_of_the_base_alone() -> None:
+    model, batch = make_model(), make_batch()
+    plain = CrossEntropy(0.1, "fairseq")(model(batch.inputs), batch)
+    for weights in ({}, {"base": 0.5, "load_balance": 7.0}, {"base": 0.0}):
+        loss = loss_of(model, batch, weights)
+        torch.testing.assert_close(loss.of_tokens, plain.total.detach())
+        assert loss.total != loss.of_tokens and not loss.of_tokens.requires_grad

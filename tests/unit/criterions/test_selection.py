@@ -117,6 +117,23 @@ def test_a_queue_holds_the_most_recent(shared: bool, seed: int) -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
+def test_a_rate_of_one_selects_all_tokens(shared: bool) -> None:
+    selector = QueueSelector(1.0, 6, shared)
+    for values in ([5.0, 6.0], [7.0, 0.5], [0.1, 9.0]):  # some are easier than all before
+        assert update(selector, values) == values
+    selector.training = False
+    assert judge(selector, [0.01]) == [0.01]
+
+
+def test_a_shared_queue_starts_with_all_tokens() -> None:
+    """The current batch has no part in its threshold, or the selection depended on the layout."""
+    selector = QueueSelector(0.25, 9, True, tags=[5])
+    assert update(selector, [1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert update(selector, [1, 2, 3, 4]) == [4]
+    assert update(selector, [1, 2], tag=5) == [1, 2], "so does that of a new language"
+
+
+@pytest.mark.parametrize("shared", [True, False])
 def test_validation_judges_and_leaves_no_trace(shared: bool) -> None:
     selector = QueueSelector(0.5, 6, shared)
     selector.training = False

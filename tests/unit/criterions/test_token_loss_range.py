@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ds_seq.criterions.cross_entropy import smoothed_cross_entropy
 from ds_seq.criterions.token_loss import TokenTargets, token_loss
 from ds_seq.names import Divergence
 from tests.unit.criterions.made import CASES, DIVERGENCES, distil
@@ -99,3 +100,25 @@ def test_a_factor_beyond_half_precision_is_no_infinity(dtype: torch.dtype) -> No
     targets = TokenTargets(torch.zeros(4, dtype=torch.int64), logits.detach() + 1e-3)
     token_loss(logits, targets, (1.0, 0.0), 0.0, distil()).total.backward(torch.tensor(2.0**17))
     assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("words", [30, 20000])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_common_offset_of_all_scores_changes_nothing(words: int, divergence: Divergence) -> None:
+    """Also one that leaves the logarithm of the sum three digits behind the point."""
+    generator = torch.Generator().manual_seed(3)
+    student = 3 * torch.randn(4, words, generator=generator) + 1e4
+    teacher = 3 * torch.randn(4, words, generator=generator) - 1e4
+    tokens = torch.randint(words, (4,), generator=generator)
+    exact = student.double().log_softmax(-1)
+    nll = torch.nn.functional.nll_loss(exact, tokens, reduction="sum")
+    smoothed = 0.9 * nll - 0.1 / words * exact.sum()
+    plain = smoothed_cross_entropy(student, tokens, 0.1, "torch")
+    how = distil(1.0, divergence)
+    loss = token_loss(student, TokenTargets(tokens, teacher), (0.9, 0.1 / words), 1.0, how)
+    for found, expected in ((plain[0], smoothed), (plain[1], nll), (loss.ce, smoothed)):
+        assert found.item() == pytest.approx(expected.item(), abs=4e-5)
+    near_zero = TokenTargets(tokens, (teacher.double() + 1e4).float())
+    shifted = (student.double() - 1e4).float()  # exact: the scores were rounded before
+    without = token_loss(shifted, near_zero, (0.9, 0.1 / words), 1.0, how)
+    assert loss.kd.item() == pytest.approx(without.kd.item(), abs=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ds_seq import files
 from ds_seq.data import binarize as binarize_module
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.shards import ShardReader, ShardWriter, id_dtype
@@ -103,6 +104,17 @@ def test_writing_again_leaves_no_old_shard(tmp_path: Path) -> None:
     ]
 
 
+def test_a_failed_write_leaves_nothing_and_the_old_shards(tmp_path: Path) -> None:
+    _write(tmp_path, [([5, 2], [6, 2])])
+    before = _snapshot(tmp_path)
+    obstacle = files.temporary_path(tmp_path / "train.0000.tgt.bin")
+    obstacle.mkdir()  # the first of two files can be opened
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        _write(tmp_path, [([7, 2], [8, 2])])
+    obstacle.rmdir()
+    assert _snapshot(tmp_path) == before
+
+
 def test_is_current_notices_every_change(
     corpus: Path, shards: Path, vocab: SentencePieceTokenizer, tmp_path: Path
 ) -> None:
@@ -144,11 +156,16 @@ def test_missing_file_is_named(shards: Path, tmp_path: Path) -> None:
         ShardReader(folder, "train")
 
 
-def test_changed_bytes_are_found_by_the_full_check(shards: Path, tmp_path: Path) -> None:
+def test_changed_bytes_are_found_when_opened(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = _copy(shards, tmp_path / "copy") / "train.0000.tgt.bin"
     content = bytearray(path.read_bytes())
     content[10] ^= 1
     path.write_bytes(content)
+    with pytest.raises(UserError, match="train.0000.tgt.bin: its content has changed"):
+        ShardReader(path.parent, "train")
+    monkeypatch.setattr(files, "CHECKED_AT_LOAD", 1000)  # too large to be read twice
     reader = ShardReader(path.parent, "train")
     with pytest.raises(UserError, match="train.0000.tgt.bin: its content has changed"):
         reader.check(full=True)

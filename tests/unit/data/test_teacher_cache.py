@@ -13,15 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from ds_seq.data.batch import ParallelDataset
+from ds_seq.data.cache_manifest import CacheManifest, TeacherRecord
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.teacher_cache import (
-    CacheManifest,
-    CacheWriter,
-    Stored,
-    TeacherCache,
-    TeacherRecord,
-    plan_cache,
-)
+from ds_seq.data.teacher_cache import CacheWriter, Stored, TeacherCache, plan_cache
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols
 

@@ -11,7 +11,12 @@ import torch
 
 from ds_seq import distributed
 from ds_seq.distributed import World, discover
-from ds_seq.distributed.device import avoid_cudnn_attention
+from ds_seq.distributed.device import (
+    allow_tf32,
+    avoid_cudnn_attention,
+    full_fp32,
+    number_format,
+)
 from ds_seq.errors import UserError
 
 SRUN = {
@@ -193,3 +198,31 @@ def test_cudnn_attention_is_left_out_unless_the_user_chose(
         assert torch.backends.cuda.cudnn_sdp_enabled() is enabled
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize(
+    ("variable", "allowed"),
+    [(None, True), ("NVIDIA_TF32_OVERRIDE", False), ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", False)],
+)
+def test_tf32_is_allowed_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, allowed: bool
+) -> None:
+    for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, "0")
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    try:
+        matmul.allow_tf32 = False
+        allow_tf32()
+        assert matmul.allow_tf32 is allowed
+        with full_fp32():
+            assert not matmul.allow_tf32
+        assert matmul.allow_tf32 is allowed
+        on_gpu = number_format("fp32", torch.device("cuda"))
+        assert on_gpu == ("fp32 with products in TF32" if allowed else "fp32")
+        assert number_format("bf16", torch.device("cuda")) == "bf16"
+        assert number_format("fp32", torch.device("cpu")) == "fp32"
+    finally:
+        matmul.allow_tf32 = before

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.generation.partial import Line, MemoryStore, PartialOutput, Settings
+from ds_seq.generation.pipeline import Reading, translate_share
+from ds_seq.generation.translate import ALONE, SearchPlan
 from ds_seq.text.lines import write_lines
 
 SETTINGS: Settings = {"input": "abc", "beam": 5, "length-penalty": 0.7}
@@ -117,12 +120,32 @@ def test_lost_settings_are_reported(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_at_once(tmp_path: Path) -> None:
     partial = begun(tmp_path, LINES)
-    with open(partial.folder / "journal.00000", "rb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    journal = partial.folder / "journal.00000"
+    with files.Lock(files.lock_of(journal), journal, ""):
         for attempt in (lambda: partial.begin(SETTINGS, True), lambda: partial.store(0)):
             with pytest.raises(UserError, match=r"journal\.00000: another process is writing"):
                 attempt()
+    with pytest.raises(UserError, match=r"out\.partial: another process is .*another --output"):
+        PartialOutput(tmp_path / "out").begin(SETTINGS, True)
     assert len(partial.begin(SETTINGS, True)) == 4
+
+
+def test_a_translation_that_fails_closes_its_journal(tmp_path: Path) -> None:
+    """Its lock goes with it, so the same process can start again."""
+    partial = begun(tmp_path)
+    store = partial.store(0)
+    plan = SearchPlan([], [], {}, frozenset())
+
+    class Broken:
+        def translate(self, *_: object) -> Iterator[list[Line]]:
+            yield LINES[:1]
+            raise UserError("the disk is full")
+
+    reading = Reading([], plan, 0)
+    with pytest.raises(UserError, match="the disk is full"):
+        translate_share(Broken(), reading, None, ALONE, [], store)  # type: ignore[arg-type]
+    partial.store(0).close()
+    assert list(partial.lines()) == LINES[:1]
 
 
 def test_a_full_disk_is_reported_in_one_line(

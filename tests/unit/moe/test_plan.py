@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ds_seq.moe.dispatch import run_experts, spread
+from ds_seq.moe.experts import Experts
 from ds_seq.moe.plan import DispatchPlan, make_plan, priorities
 from ds_seq.moe.router import Routing
 from tests.unit.moe.made import LOGITS
@@ -62,6 +64,33 @@ def test_a_plan_is_what_a_loop_over_tokens_finds(
     plan = make_plan(experts, E, capacity, priority, valid)
     assert torch.equal(plan.kept, kept_by_a_loop(experts, capacity, priority, valid))
     assert_consistent(plan, experts)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("capacity", [0, 2, 4, 100])
+@pytest.mark.parametrize("has_priority", [False, True])
+def test_marking_dropped_assignments_is_as_good_as_removing_them(
+    top_k: int, capacity: int, has_priority: bool
+) -> None:
+    """On a GPU, all assignments keep a row, and the same ones count."""
+    generator = torch.Generator().manual_seed(1)
+    chosen = torch.rand(11, E, generator=generator).argsort(dim=-1)[:, :top_k]
+    priority = torch.randint(3, (11,), generator=generator).float() if has_priority else None
+    experts, real = Experts(8, 16, E, 0, "gelu", 0.0, seed=1), torch.arange(1, 12)
+    results = []
+    for mark_only in (False, True):
+        plan = make_plan(chosen, E, capacity, priority, mark_only=mark_only)
+        assert plan.counts.sum() == (11 * top_k if mark_only else plan.kept.sum())
+        x = torch.randn(12, 8, generator=torch.Generator().manual_seed(2), requires_grad=True)
+        weights = torch.rand(11, top_k, generator=torch.Generator().manual_seed(3))
+        weights = (weights * plan.kept).requires_grad_()
+        full = weights.new_zeros(12, top_k).index_copy(0, real, weights)
+        y = run_experts(x, full, spread(plan, real, 12), experts, None)
+        inputs = [x, *experts.parameters()]
+        gradients = torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
+        results.append([plan.kept, y, *gradients])
+    for marked, removed in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(marked, removed)
 
 
 def test_more_experts_than_sixteen_bits_can_count() -> None:

@@ -212,6 +212,20 @@ def test_normalized_weights_sum_to_one_where_any_is_left() -> None:
     torch.testing.assert_close(normalized(weights), expected)
 
 
+@pytest.mark.parametrize("gap", [20.0, 45.0, 80.0, 86.0, 88.0, 100.0, 1e4])
+def test_a_saturated_router_gets_a_finite_gradient(gap: float) -> None:
+    logits = torch.tensor([[gap, 0.0, 0.0, -1.0], [0.0, -1.0, -2.0, -gap]], requires_grad=True)
+    # the first choice of the first token is dropped, so that only improbable ones are left
+    kept = torch.tensor([[0.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]])
+    weights = normalized(logits.softmax(-1) * kept)
+    expected = (logits.detach().double() + kept.log()).softmax(-1)
+    exact = torch.tensor([gap < 87.0, True])  # beyond, the probabilities are no normal numbers
+    torch.testing.assert_close(weights[exact].double(), expected[exact], rtol=1e-3, atol=0)
+    (weights * torch.tensor([1e4, -1e4, 1.0, 3e4])).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+    assert logits.grad[1].abs().max() > 1.0
+
+
 def test_a_single_weight_is_one_and_keeps_a_gradient() -> None:
     weights = torch.tensor([[0.2], [0.5], [0.0]], requires_grad=True)
     ones = normalized(weights)

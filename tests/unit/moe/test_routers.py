@@ -260,6 +260,16 @@ def test_the_bias_counts_steps_and_survives_half_precision() -> None:
     assert "bias_steps" in router.state_dict()
 
 
+def test_sigmoid_scores_of_almost_zero_get_a_finite_gradient() -> None:
+    router = make_router("sigmoid", top_k=2)
+    with torch.no_grad():
+        router.weight.fill_(-86.0 / D)
+    x = torch.ones(5, D, requires_grad=True)
+    routing = router(x)
+    (1e4 * routing.probabilities[:, 0].sum()).backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
 def test_sigmoid_scores_cannot_be_sampled() -> None:
     with pytest.raises(ValueError, match="one of none, jitter"):
         make_router("sigmoid", noise="gumbel")

@@ -18,7 +18,8 @@ from ds_seq.config.model import ModelConfig
 from ds_seq.config.validation import ValidationConfig
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.weights.fill import expert_offsets, model_tensors
-from ds_seq.weights.source import FORMAT_VERSION, expert_key
+from ds_seq.weights.meta import FORMAT_VERSION
+from ds_seq.weights.source import expert_key
 
 SIZES = {"d_model": 16, "ffn_dim": 24, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
 

@@ -23,7 +23,8 @@ from ds_seq.runs.export import export
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.weights.fill import expert_offsets, model_tensors
-from ds_seq.weights.source import FORMAT_VERSION, TensorSource, expert_key
+from ds_seq.weights.meta import FORMAT_VERSION
+from ds_seq.weights.source import TensorSource, expert_key
 from tests.unit.runs.averaged import (
     BIAS,
     MOE,
@@ -286,6 +287,9 @@ class _Watched:
         self.most = max(self.most, len(self._alive))
         self.largest = max(self.largest, num_experts if first_expert is not None else 0)
         return value
+
+    def verify(self) -> None:
+        self._source.verify()
 
 
 def test_one_tensor_is_in_memory_at_a_time(original: Path) -> None:

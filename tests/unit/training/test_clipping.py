@@ -35,7 +35,9 @@ def test_one_vector_of_norms_gives_the_norm_of_all(dtype: torch.dtype, weighted:
     _weigh_zero(wrapper, weights)
     padding = torch.zeros(5, dtype=dtype)
     padding._zero_padding = True  # type: ignore[attr-defined]
-    found = wrapper.get_grad_norm_direct([*gradients, padding], params)
+    unmarked = torch.zeros(2, dtype=dtype)  # at the end, not all of DeepSpeed's paths mark it
+    gradients_of_rank = [gradients[0], padding, *gradients[1:], unmarked]
+    found = wrapper.get_grad_norm_direct(gradients_of_rank, params)
     counted = [weights.get(id(p), 1.0) * g.double() for g, p in zip(gradients, params, strict=True)]
     torch.testing.assert_close(found, torch.cat(counted).norm().float(), rtol=1e-6, atol=0)
 
@@ -53,3 +55,4 @@ def test_a_rank_without_parameters_has_none() -> None:
     wrapper = _wrapper()
     _weigh_zero(wrapper, {})
     assert wrapper.get_grad_norm_direct([], []).item() == 0.0
+    assert wrapper.get_grad_norm_direct([torch.zeros(6)], []).item() == 0.0

@@ -77,6 +77,15 @@ def test_a_resumed_run_appends_and_replaces_what_lies_after_its_checkpoint(tmp_p
     assert curves(tmp_path)["train/loss"] == [(1, 5.0), (2, 4.0)]
 
 
+def test_a_run_that_starts_over_keeps_the_records_of_the_one_before(tmp_path: Path) -> None:
+    first = RunLog(tmp_path, True, False, 10, 0)
+    first.record("train", 1, {"loss": 5.0})
+    first.close()
+    RunLog(tmp_path, True, False, 10, 0).close()  # its checkpoints were lost in a copy
+    assert read(tmp_path) == []
+    assert '"loss": 5.0' in (tmp_path / "metrics.jsonl.old").read_text()
+
+
 def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

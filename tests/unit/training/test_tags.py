@@ -12,7 +12,7 @@ from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.training.run import _check_tags
+from ds_seq.training.inputs import check_tags
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
 from tests.unit.runs.made import experiment
@@ -37,8 +37,8 @@ def test_training_sources_need_tags(tmp_path: Path, untagged: int | None, router
     task = build_task(config.task, config.data)
     datasets = {"training": ParallelDataset(ShardReader(tmp_path, "train")), "validation": None}
     if router == "softmax" or untagged is None:
-        _check_tags(config, task, datasets)
+        check_tags(config, task, datasets)
         return
     expected = r"model.moe.router: language .* 1 of 100 training sources .* \(the first is pair 8\)"
     with pytest.raises(UserError, match=expected):
-        _check_tags(config, task, datasets)
+        check_tags(config, task, datasets)

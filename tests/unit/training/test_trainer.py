@@ -163,7 +163,7 @@ def test_a_validation_shows_each_file() -> None:
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_saves_without_a_validation(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     scene = Scene(max_updates=50, validate_every=20, save_every=None)
@@ -190,12 +190,81 @@ def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     assert scene.events[-1] == ("closed",)
 
 
+def test_the_loss_of_a_skipped_update_may_be_no_number() -> None:
+    scene = Scene(max_updates=4, log_every=1)
+    scene.engine.results = [StepResult(applied, 1.0, 1.0) for applied in (True, False, True, True)]
+    scene.engine.on_step = lambda update: setattr(
+        scene, "loss_per_token", float("nan") if update == 1 else 1.0
+    )  # of the next update
+    assert scene.trainer.fit() == "max_updates"
+    losses = [figures["loss"] for _, figures in scene.of_kind("train")]
+    assert [math.isfinite(loss) for loss in losses] == [True, False, True, True]
+
+
 def test_a_gradient_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     scene = Scene(max_updates=50, log_every=10, save_every=2)
     scene.engine.results = [StepResult(True, norm, 1.0) for norm in (1.0, float("inf"), 1.0)]
     with pytest.raises(UserError, match=r"gradient norm is inf at update 2.*optimizer\.lr"):
         scene.trainer.fit()
     assert not scene.of_kind("save")
+
+
+def test_running_out_of_memory_says_what_to_lower() -> None:
+    def use_too_much(update: int) -> None:
+        if update == 3:
+            torch.empty(1 << 50)  # the allocator's own error
+
+    scene = Scene(tokens=[2, 6], max_updates=4, accumulate=2, max_tokens=512)
+    scene.engine.on_step = use_too_much
+    with pytest.raises(UserError) as caught:
+        scene.trainer.fit()
+    message = str(caught.value)
+    assert message.startswith("out of memory in update 3 (1 sentences of 6 target tokens")
+    assert "lower train.max_tokens, which is 512, and raise train.accumulate" in message
+
+
+def test_another_error_stays_what_it_is() -> None:
+    scene = Scene()
+    scene.engine.on_step = lambda update: torch.ones(2) @ torch.ones(3)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        scene.trainer.fit()
+
+
+def test_a_validation_without_memory_names_its_own_options() -> None:
+    scene = Scene(**VALIDATING)
+
+    def validate(max_batches: int | None = None) -> dict[str, Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    scene.trainer.validator = validate  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"out of memory in a validation.*generation\.beam"):
+        scene.trainer.fit()
+
+
+@pytest.mark.parametrize("settings", [{"save_every": 2}, VALIDATING])
+def test_weights_that_are_no_numbers_are_not_saved(settings: dict[str, Any]) -> None:
+    module = torch.nn.Linear(2, 1)  # the loss of the scene hides them, as an idle expert does
+    scene = Scene(max_updates=50, module=module, **settings)
+
+    def spoil(update: int) -> None:
+        if update == 4:
+            module.weight.data[0, 1] = float("inf")
+
+    scene.engine.on_step = spoil
+    with pytest.raises(UserError, match=r"NaN in the weights weight at update 4; the last ch"):
+        scene.trainer.fit()
+    assert [update for update, _ in scene.of_kind("save")] == [2]
+
+
+def test_a_hangup_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        scene = Scene(max_updates=3)
+        scene.engine.on_step = lambda update: os.kill(os.getpid(), signal.SIGHUP)
+        assert scene.trainer.fit() == "max_updates"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_validation_loss_that_is_no_number_is_no_checkpoint() -> None:

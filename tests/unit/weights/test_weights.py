@@ -15,14 +15,8 @@ from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.weights.fill import expert_offsets, fill, load_weights, model_tensors
-from ds_seq.weights.source import (
-    FORMAT_KEY,
-    FORMAT_VERSION,
-    TensorFile,
-    TensorFolder,
-    TensorSource,
-    expert_key,
-)
+from ds_seq.weights.meta import FORMAT_VERSION
+from ds_seq.weights.source import FORMAT_KEY, TensorFile, TensorFolder, TensorSource, expert_key
 
 Write = Callable[[dict[str, Tensor]], TensorSource]
 

@@ -1,43 +1,63 @@
-"""Atomic file operations: a file exists completely or not at all.
+"""Files and folders that exist completely or not at all.
 
-A file is written under a temporary name in its folder and then renamed. A killed process leaves at
-most a temporary file, whose name starts with a dot and ends in `.tmp`.
+A file is written under a temporary name in its folder, forced to the disk, and then renamed. A
+killed process leaves at most a temporary file, whose name starts with a dot, contains process id
+and host, and ends in `.tmp`. The next process that writes the same file removes it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ds_seq.errors import UserError
+from ds_seq.files.process import host, is_running
+from ds_seq.records import read_json
 
-_READ_BYTES = 1 << 20
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+}
 _MODEL_AND_DATA = (".yaml", ".json", ".model", ".safetensors", ".bin", ".idx")
 """Suffixes of the files in run folders, exported folders and data folders."""
 
 
-def temporary_path(path: Path) -> Path:
-    """Return the temporary name under which this process writes `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 def unwritable(path: str | Path, error: OSError) -> UserError:
     """Return a `UserError` for a file or folder that cannot be written."""
-    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+    advice = _ADVICE.get(error.errno or 0)
+    reason = error.strerror or error
+    return UserError(f"{path}: cannot be written: {reason}{f'; {advice}' if advice else ''}")
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Report an `OSError` of the block as a `UserError`: `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the temporary name under which this process writes `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{host()}.tmp")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name for a new file or folder, which replaces `path` when the block ends.
 
-    After an exception the temporary file is removed, and an existing `path` is unchanged.
+    After an exception the temporary file is removed, and an existing `path` is unchanged. After a
+    power cut, `path` is the old file or the new one.
 
     Args:
         path: file or folder to write. Missing parent folders are created.
@@ -48,15 +68,49 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = temporary_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)  # left by a killed process with the same id
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, escape(path.name), only_dead=True)
+            remove(temporary)  # left by a killed process with the same id
+            yield temporary
+            publish(temporary, path)
     finally:
         with suppress(OSError):  # any such error has been raised above
             remove(temporary)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Force a file or folder to the disk and rename it to `path`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent, content=False)
+
+
+def sync(path: Path, content: bool = True) -> None:
+    """Force a file to the disk, or a folder with its `content`, as far as the system can do that.
+
+    Raises:
+        OSError: the disk cannot hold it, which some file systems only notice now.
+    """
+    if content and path.is_dir():
+        for item in path.iterdir():
+            if not item.is_symlink():
+                sync(item)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written but not listed
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not on this system
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -109,7 +163,7 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder if it exists."""
+    """Remove a file, a link or a folder if it exists; what a link points to is kept."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -123,46 +177,24 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def remove_leftovers(folder: Path, pattern: str = "*") -> None:
+def remove_leftovers(folder: Path, pattern: str = "*", only_dead: bool = False) -> None:
     """Remove the temporary files that killed processes have left in a folder.
 
     Args:
         folder: folder of the files.
-        pattern: glob pattern of their final names; no running process may be writing such files.
+        pattern: glob pattern of their final names.
+        only_dead: keep files of processes that may be running. Otherwise, no running process may
+            be writing such files; see `Lock`.
     """
     for leftover in folder.glob(f".{pattern}.*.tmp"):
-        remove(leftover)
+        if not only_dead or _writer_is_dead(leftover):
+            remove(leftover)
 
 
-def fingerprint(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def lock(file: BinaryIO, path: Path, option: str) -> None:
-    """Lock a file against other processes until it is closed, also by the end of the process.
-
-    Args:
-        file: file that is open for writing.
-        path: path of the file.
-        option: option of the command that sets the folder of the work.
-
-    Raises:
-        UserError: another process holds the lock.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"{path}: another process is writing to it; stop that process first, or give another "
-            f"{option}"
-        ) from None
-    except OSError:
-        pass  # the file system does not support locks
+def _writer_is_dead(temporary: Path) -> bool:
+    process, _, there = temporary.name.removesuffix(".tmp").rpartition("@")
+    number = process.rpartition(".")[2]
+    return there == host() and number.isdecimal() and not is_running(int(number))
 
 
 def changed_settings(
@@ -182,9 +214,9 @@ def changed_settings(
         UserError: the file is missing or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = read_json(path, dict[str, Any], "")
         old = content if key is None else content[key]
         names = {**old, **settings}
-    except (ValueError, TypeError, KeyError, OSError, RecursionError):
+    except (UserError, TypeError, KeyError, OSError):
         raise UserError(f"{path}: damaged; remove {path.parent}") from None
     return {name: old.get(name) for name in names if old.get(name) != settings.get(name)}

@@ -1,0 +1,195 @@
+"""Notes on settings that are allowed but rarely intended, such as options without any effect.
+
+What cannot work is an error. What merely does nothing is a note, because a file often extends
+another one whose options no longer apply: the dense twin of a model with experts, for example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from ds_seq.config.criterion import CrossEntropyConfig, DistillationConfig, ModelAndBaseConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import MoeConfig
+from ds_seq.config.model.router import ExternalRouterConfig
+from ds_seq.config.optim import (
+    AdafactorConfig,
+    AdamConfig,
+    CosineConfig,
+    InverseSqrtConfig,
+    LinearConfig,
+    PolynomialConfig,
+    SgdConfig,
+)
+from ds_seq.names import BASE, LOAD_BALANCE
+
+
+def notes(config: ExperimentConfig) -> list[str]:
+    """Return the notes, one line each: dotted key, then what to know."""
+    return [*_without_effect(config), *_loss_notes(config), *_rate_notes(config)]
+
+
+class _Idle(NamedTuple):
+    """Options that do nothing in some experiments."""
+
+    section: str
+    fields: tuple[str, ...]
+    idle: Callable[[ExperimentConfig], bool]
+    why: str
+
+
+def _moe(test: Callable[[MoeConfig], bool]) -> Callable[[ExperimentConfig], bool]:
+    return lambda config: config.model.moe is not None and test(config.model.moe)
+
+
+def _distillation(
+    test: Callable[[DistillationConfig], bool],
+) -> Callable[[ExperimentConfig], bool]:
+    return lambda config: config.distillation is not None and test(config.distillation)
+
+
+def _no_validation(config: ExperimentConfig) -> bool:
+    return config.train.validate_every is None
+
+
+def _drops_nothing(moe: MoeConfig) -> bool:
+    factors = (moe.capacity_factor, moe.eval_capacity_factor)
+    return not moe.has_capacity or factors == (None, None)
+
+
+_IDLE = (
+    _Idle(
+        "train",
+        ("init_checkpoint", "upcycle_noise"),
+        lambda config: config.train.init_from is None,
+        "train.init_from is null",
+    ),
+    _Idle(
+        "train",
+        ("keep_best", "sanity_validation_batches"),
+        _no_validation,
+        "train.validate_every is null",
+    ),
+    _Idle(
+        "validation",
+        ("metrics", "best", "max_sentences"),
+        _no_validation,
+        "train.validate_every is null",
+    ),
+    _Idle(
+        "validation",
+        ("max_sentences",),
+        lambda config: not _no_validation(config) and not config.validation.metrics,
+        "validation.metrics is empty",
+    ),
+    _Idle("model.moe", ("every",), _moe(lambda moe: moe.layers is not None), "layers lists them"),
+    _Idle(
+        "model.moe",
+        ("bias_rate",),
+        _moe(lambda moe: moe.router != "sigmoid"),
+        "it applies to router sigmoid",
+    ),
+    _Idle(
+        "model.moe",
+        ("capacity_factor",),
+        _moe(lambda moe: moe.router == "language"),
+        "router language drops nothing",
+    ),
+    _Idle("model.moe", ("min_capacity", "drop"), _moe(_drops_nothing), "no token is dropped"),
+    _Idle(
+        "model.moe",
+        ("normalize_weights",),
+        _moe(lambda moe: moe.normalize_weights == "before_dropping" and _drops_nothing(moe)),
+        "without dropping, before and after are the same",
+    ),
+    _Idle(
+        "generation",
+        ("beam", "length_penalty", "length_penalty_form"),
+        lambda config: config.generation.sampling,
+        "sampling does not search",
+    ),
+    _Idle(
+        "criterion",
+        ("queue_size", "shared_queue"),
+        _distillation(lambda distillation: not distillation.strategy.startswith("global")),
+        "it applies to the global strategies",
+    ),
+    _Idle(
+        "criterion",
+        ("rate",),
+        _distillation(lambda distillation: distillation.strategy.startswith("word")),
+        "the strategy does not select tokens",
+    ),
+    _Idle(
+        "criterion",
+        ("ce_weight", "label_smoothing", "smoothing"),
+        _distillation(lambda distillation: distillation.strategy == "word_level"),
+        "the strategy word_level only logs the cross entropy",
+    ),
+    _Idle(
+        "criterion",
+        ("checkpoint", "teacher_precision", "teacher_expert_parallel", "teacher_zero3"),
+        _distillation(lambda distillation: distillation.cache is not None),
+        "the cache replaces the teacher",
+    ),
+    _Idle(
+        "criterion",
+        ("divergence", "temperature", "top_k", "strategy"),
+        _distillation(lambda distillation: not distillation.kd_weight),
+        "kd_weight is 0, so the divergence is only logged",
+    ),
+)
+
+
+def _without_effect(config: ExperimentConfig) -> Iterator[str]:
+    base, _ = config.base_criterion
+    for entry in _IDLE:
+        if not entry.idle(config):
+            continue
+        place = base if entry.section == "criterion" else entry.section
+        section = config
+        for key in place.split("."):
+            section = vars(section)[key]
+        fields = type(section).model_fields
+        for name in entry.fields:
+            if vars(section)[name] != fields[name].get_default(call_default_factory=True):
+                yield f"{place}.{name}: has no effect here: {entry.why}"
+
+
+def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
+    criterion, moe = config.criterion, config.model.moe
+    if isinstance(criterion, ModelAndBaseConfig):
+        losses = (BASE, *(moe.losses if moe is not None else ()))
+        for name, weight in criterion.loss_weights.items():
+            if weight and name not in losses:
+                yield (
+                    f"criterion.loss_weights.{name}: has no effect here: this model has no such "
+                    f"loss; it has {', '.join(losses)}"
+                )
+    if moe is None or isinstance(moe.router, ExternalRouterConfig):
+        return
+    # the other routers balance without a loss
+    if isinstance(criterion, CrossEntropyConfig) and LOAD_BALANCE in moe.losses:
+        if moe.router != "sigmoid":
+            yield (
+                "criterion: cross_entropy leaves out the routers' losses, so nothing balances the "
+                "experts; model_and_base has them"
+            )
+
+
+def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
+    """Compare the ends of the schedule with its peak."""
+    optimizer, scheduler = config.optimizer, config.scheduler
+    if not isinstance(optimizer, AdamConfig | AdafactorConfig | SgdConfig):
+        return
+    ends: dict[str, float] = {}
+    if isinstance(scheduler, InverseSqrtConfig):
+        ends["warmup_init_lr"] = scheduler.warmup_init_lr
+    elif isinstance(scheduler, CosineConfig):
+        ends["min_lr"] = scheduler.min_lr
+    elif isinstance(scheduler, LinearConfig | PolynomialConfig):
+        ends["end_lr"] = scheduler.end_lr
+    for name, rate in ends.items():
+        if rate > optimizer.lr:
+            yield f"scheduler.{name}: {rate:g} is above optimizer.lr {optimizer.lr:g}, the peak"

@@ -1,0 +1,192 @@
+"""Find out which ranks are missing, before the process group waits for them for half an hour.
+
+Ranks meet at a store of rank 0, or of torchrun's agent: the one that torch uses for the process
+group, on the same address and port.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from ds_seq.distributed.launch import World
+from ds_seq.errors import UserError
+
+PATIENCE = "DS_SEQ_JOIN_SECONDS"
+"""Environment variable: how long ranks wait for each other at the start."""
+
+_PATIENCE, _FIRST_REPORT = 60.0, 15.0  # seconds
+_NAME_PATIENCE, _ANSWER_PATIENCE = 20.0, 30.0  # seconds, in which a name is known, a store answers
+_SHOWN = 8
+
+
+def roll_call(world: World) -> dist.Store:
+    """Wait until all ranks have joined; after some seconds, report those that have not.
+
+    Returns:
+        The store, which must stay open until the process group is initialized.
+
+    Raises:
+        UserError: the address does not resolve, nothing answers there, another run uses the port,
+            or ranks are missing; names them.
+    """
+    patience = _patience()
+    _resolve(world.address, world.rank)
+    place = f"{world.address}:{world.port}"
+    is_host = world.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not is_host:
+        _reach(world, patience)
+    store = _open_store(world, patience, is_host)
+    calls = dist.PrefixStore(f"ds_seq/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    process = f"{socket.gethostname()}:{os.getpid()}"
+    claimed = calls.compare_set(str(world.rank), "", process).decode()
+    if claimed != process:
+        raise UserError(
+            f"rank {world.rank}: another process ({claimed}) is rank {world.rank} at {place}, "
+            "perhaps of another run; give the launcher another port (deepspeed --master_port, or "
+            "MASTER_PORT)"
+        )
+    if world.is_first:
+        _call(calls, world, patience, place)
+        calls.set("all", "here")
+        return store
+    try:
+        calls.wait(["all"], timedelta(seconds=patience))
+    except dist.DistNetworkError as error:
+        raise UserError(
+            f"rank {world.rank}: rank 0 at {place} has ended while ranks were joining; see its "
+            "messages"
+        ) from error
+    except dist.DistStoreError as error:
+        raise _missing(calls, world, patience, place) from error
+    return store
+
+
+class _Report:
+    """Prints one line after some seconds of waiting."""
+
+    def __init__(self, is_heard: bool = True) -> None:
+        self._when = time.monotonic() + _FIRST_REPORT if is_heard else math.inf
+
+    def due(self, text: str) -> None:
+        """Print `text` if it is time."""
+        if time.monotonic() > self._when:
+            self._when = math.inf
+            print(f"ds-seq: {text}", file=sys.stderr, flush=True)
+
+
+def _open_store(world: World, patience: float, is_host: bool) -> dist.Store:
+    """Open the store in a thread: a server of another kind, which never answers, would block it."""
+    opened: list[dist.Store | Exception] = []
+
+    def open_it() -> None:
+        try:
+            store = dist.TCPStore(
+                world.address,
+                world.port,
+                world.size,
+                is_master=is_host,
+                timeout=timedelta(seconds=patience),
+                wait_for_workers=False,
+                multi_tenant=True,  # torch opens it again
+            )
+        except Exception as error:
+            opened.append(error)
+        else:
+            opened.append(store)
+
+    thread = threading.Thread(target=open_it, daemon=True)
+    thread.start()
+    thread.join(min(patience, _ANSWER_PATIENCE) + 1.0)
+    if not opened:
+        raise UserError(
+            f"rank {world.rank}: what answers at {world.address}:{world.port} is not rank 0 of a "
+            "run; give the launcher another port (deepspeed --master_port, or MASTER_PORT)"
+        )
+    if isinstance(opened[0], Exception):
+        raise opened[0]
+    return opened[0]
+
+
+def _reach(world: World, patience: float) -> None:
+    """Wait until something listens at the address."""
+    started = time.monotonic()
+    report = _Report(world.local_rank == 0 or world.rank == 1)
+    while True:
+        try:
+            socket.create_connection((world.address, world.port), timeout=5.0).close()
+            return
+        except OSError as error:
+            report.due(f"rank {world.rank} waits for rank 0 at {world.address}:{world.port}")
+            if time.monotonic() - started > patience:
+                raise UserError(
+                    f"rank {world.rank}: rank 0 did not answer at {world.address}:{world.port} "
+                    f"within {patience:g} s ({error.strerror or error}); see its messages, and "
+                    "check MASTER_ADDR and MASTER_PORT of all nodes. "
+                    f"{PATIENCE} sets a longer time for slow nodes"
+                ) from error
+        time.sleep(0.2)
+
+
+def _call(calls: dist.Store, world: World, patience: float, place: str) -> None:
+    """Wait on rank 0 for all others."""
+    started, report = time.monotonic(), _Report()
+    while missing := _absent(calls, world.size):
+        if time.monotonic() - started > patience:
+            raise _missing(calls, world, patience, place)
+        report.due(f"waiting at {place} for {_ranks(missing)} of {world.size}")
+        time.sleep(0.05)
+
+
+def _absent(calls: dist.Store, size: int) -> list[int]:
+    keys = [str(rank) for rank in range(size)]
+    return (
+        [] if calls.check(keys) else [rank for rank in range(size) if not calls.check([keys[rank]])]
+    )
+
+
+def _missing(calls: dist.Store, world: World, patience: float, place: str) -> UserError:
+    absent = _absent(calls, world.size)
+    return UserError(
+        f"rank {world.rank}: {_ranks(absent)} of {world.size} did not join at {place} within "
+        f"{patience:g} s; see their messages, and check that all nodes start their processes with "
+        f"this MASTER_ADDR and MASTER_PORT. {PATIENCE} sets a longer time for slow nodes"
+    )
+
+
+def _ranks(ranks: list[int]) -> str:
+    more = f" and {len(ranks) - _SHOWN} more" if len(ranks) > _SHOWN else ""
+    return f"rank(s) {', '.join(map(str, ranks[:_SHOWN]))}{more}"
+
+
+def _resolve(address: str, rank: int) -> None:
+    """Wait a little for a name that is new to the network."""
+    started = time.monotonic()
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except OSError as error:
+            if time.monotonic() - started > _NAME_PATIENCE:
+                raise UserError(
+                    f"rank {rank} on {socket.gethostname()}: cannot resolve MASTER_ADDR "
+                    f"{address!r} ({error.strerror}); set it to a name or an IP address of the "
+                    "first node that all nodes know"
+                ) from error
+        time.sleep(1.0)
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE)
+    if text is None:
+        return _PATIENCE
+    if not text.isdigit() or int(text) == 0:
+        raise UserError(f"environment: {PATIENCE}={text!r} is not a whole number of seconds from 1")
+    return float(text)

@@ -1,0 +1,56 @@
+"""SHA-256 of files, and the comparison with what their writer recorded."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+from typing import Literal
+
+from ds_seq.errors import UserError
+
+Damage = Literal["missing", "size", "content"]
+
+CHECKED_AT_LOAD = 2 << 30
+"""Shards and caches of at most this many bytes are compared with their checksums when opened.
+
+Weights and optimizer state, which are read as a whole anyway, are always checked.
+"""
+
+_READ_BYTES = 1 << 20
+
+
+def fingerprint(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_file(path: Path, size: int, sha256: str | None) -> Damage | None:
+    """Compare a file with what its writer recorded; the reader of all checksums of files.
+
+    Args:
+        path: the file.
+        size: recorded number of bytes.
+        sha256: recorded `fingerprint`; None: compare only the size.
+
+    Returns:
+        `missing` (also of a folder or a pipe), `size` or `content`: what is wrong; None: nothing.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "missing"
+        if status.st_size != size:
+            return "size"
+        return "content" if sha256 is not None and fingerprint(path) != sha256 else None
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error

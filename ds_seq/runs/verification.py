@@ -1,0 +1,168 @@
+"""Check what has checksums: runs, checkpoints, exports, data folders and teacher caches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ds_seq import files
+from ds_seq.config.load import load_experiment
+from ds_seq.data.cache_manifest import cached_splits, check_cache
+from ds_seq.data.manifest import Manifest
+from ds_seq.errors import UserError
+from ds_seq.records import read_json
+from ds_seq.runs.formats.ds_seq import (
+    CONFIG_FILE,
+    EXPORT_FILE,
+    EXPORT_SUFFIX,
+    RunFolder,
+    find_checkpoint,
+)
+from ds_seq.tasks.step import StepRecord
+from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE
+from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
+
+_CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
+_MANIFEST_SUFFIX = ".manifest.json"
+_NO_CHECKSUMS = "complete; written by an earlier version, without checksums"
+
+
+class Finding(NamedTuple):
+    """The outcome of one check."""
+
+    path: Path
+    """What was checked."""
+    note: str
+    """What was found: how it was checked, or what is wrong."""
+    is_sound: bool
+    """Whether nothing is wrong."""
+
+
+def verify(path: Path) -> Iterator[Finding]:
+    """Check all files of a run folder, checkpoint, export, data folder or teacher cache.
+
+    Args:
+        path: folder or exported file; a folder may be several of these, for example a data folder
+            with caches in it.
+
+    Yields:
+        A finding for each part.
+
+    Raises:
+        UserError: there is nothing that can be checked.
+    """
+    if path.is_file() and path.suffix == EXPORT_SUFFIX:
+        yield _checked(path, partial(_check_export, path))
+        return
+    if not path.is_dir():
+        raise UserError(f"{path}: {'not an export' if path.exists() else 'no such file or folder'}")
+    findings = [*_run(path), *_data(path)]
+    if not findings:
+        raise UserError(
+            f"{path}: nothing to verify: neither a run, a checkpoint, an export, a data folder nor "
+            "a teacher cache"
+        )
+    yield from findings
+
+
+def _run(path: Path) -> Iterator[Finding]:
+    """Check a checkpoint, or a run folder or exported folder."""
+    if (path / META_FILE).is_file():
+        yield _checked(path, partial(_check_checkpoint, path))
+    if not (path / CONFIG_FILE).is_file():
+        return
+    yield _checked(path / CONFIG_FILE, partial(_check_config, path / CONFIG_FILE))
+    if (path / EXPORT_FILE).is_file():
+        yield _checked(path / EXPORT_FILE, partial(_check_export, path / EXPORT_FILE))
+    checkpoints = path / CHECKPOINTS
+    for folder in sorted(checkpoints.glob("update_*")):
+        if _CHECKPOINT.fullmatch(folder.name):
+            yield _checked(folder, partial(_check_checkpoint, folder))
+    if checkpoints.is_dir():
+        yield _checked(checkpoints / INDEX_FILE, partial(_check_index, path))
+    yield _checked(path / VOCAB_FILE, partial(_check_vocab, path))
+
+
+def _data(path: Path) -> Iterator[Finding]:
+    """Check a data folder, and the teacher caches in it."""
+    for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
+        yield _checked(manifest, partial(_check_shards, manifest))
+    for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
+        if record.is_file():
+            yield _checked(record, partial(_check_step, record))
+    for folder in [path, *sorted(item for item in path.iterdir() if item.is_dir())]:
+        for split in cached_splits(folder):
+            name = folder / f"{split}.teacher"
+            yield _checked(name, partial(_check_cache, folder, split))
+
+
+def _checked(path: Path, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(path, check(), True)
+    except UserError as error:
+        return Finding(path, str(error), False)
+
+
+def _check_config(path: Path) -> str:
+    load_experiment(path)
+    return "can be read"
+
+
+def _check_export(path: Path) -> str:
+    TensorFile(path)
+    return "SHA-256 is right" if check_export(path) else _NO_CHECKSUMS
+
+
+def _check_checkpoint(folder: Path) -> str:
+    for kind in ("weights", "optimizer", "criterion"):
+        TensorFolder(folder, kind, checked=True)
+    return "SHA-256 of all files is right" if check_checkpoint(folder) else _NO_CHECKSUMS
+
+
+def _check_index(path: Path) -> str:
+    named = {which: find_checkpoint(path, which) for which in ("last", "best")}
+    for which, folder in named.items():
+        if not (folder / META_FILE).is_file():
+            raise UserError(
+                f"{path / CHECKPOINTS / INDEX_FILE}: the {which} checkpoint, {folder.name}, is "
+                "missing; `ds-seq train --resume` corrects the file"
+            )
+    return f"the last is {named['last'].name}, the best {named['best'].name}"
+
+
+def _check_vocab(path: Path) -> str:
+    if not (path / CHECKPOINTS).is_dir() and not (path / EXPORT_FILE).is_file():
+        raise UserError(f"{path}: has neither checkpoints nor {EXPORT_FILE}")
+    RunFolder().open(path, "last")
+    return "is that of the weights"
+
+
+def _check_shards(path: Path) -> str:
+    manifest = Manifest.read(path)
+    manifest.check_files(path.parent, full=True)
+    return f"SHA-256 of {len(manifest.files)} files is right"
+
+
+def _check_step(record: Path) -> str:
+    """Compare what a step of `prepare` recorded with the files that it wrote."""
+    written = read_json(record, StepRecord, "run `ds-seq prepare` again")["outputs"]
+    stem = record.name.removesuffix(".json")
+    outputs = [record.with_name(VOCAB_FILE)] if stem == "vocab" else None
+    if outputs is None:
+        outputs = sorted(p for p in record.parent.glob(f"{stem}.*") if p.suffix != record.suffix)
+    actual = {files.fingerprint(path) for path in outputs if path.is_file()}
+    if actual != set(written):
+        names = ", ".join(path.name for path in outputs) or "its files"
+        raise UserError(
+            f"{record}: {names} changed since `ds-seq prepare` wrote this; if that was not on "
+            "purpose, remove them and run `ds-seq prepare` again"
+        )
+    return f"SHA-256 of {len(outputs)} file(s) is right"
+
+
+def _check_cache(folder: Path, split: str) -> str:
+    return "SHA-256 of all parts is right" if check_cache(folder, split) else _NO_CHECKSUMS

@@ -1,0 +1,170 @@
+"""`ds-seq verify`: what is intact, what is not, and what cannot be known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ds_seq import files
+from ds_seq.cli import main
+from ds_seq.data.shards import ShardWriter
+from ds_seq.errors import UserError
+from ds_seq.models import build_model
+from ds_seq.runs.formats.ds_seq import open_tokenizers
+from ds_seq.runs.open import load_run
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.weights.meta import VOCAB_HASH_KEY
+from tests.unit.runs.made import experiment, write_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, vocab: SentencePieceTokenizer) -> Path:
+    """A run without checksums, as earlier versions wrote it, two exports, and a data folder."""
+    folder = tmp_path_factory.mktemp("made")
+    config = experiment({"moe": {"num_experts": 2}})
+    models = {n: build_model(config.model, len(vocab), 1, 0, seed=n) for n in (10, 20)}
+    run = write_run(folder / "run", config, vocab, models)
+    for out in ("export", "file.safetensors"):
+        assert main(["export", str(run), "--out", str(folder / out)]) == 0
+    options = {"vocab_hash": vocab.fingerprint, "vocab_size": len(vocab), "languages": ("en", "de")}
+    data = folder / "data"
+    with ShardWriter(data, "train", shard_size=9, **options) as writer:  # type: ignore[arg-type]
+        for _ in range(20):
+            writer.add([5, 6, 2], [7, 2])
+    command = ["teacher-cache", str(run), "--data", str(data), "--top-k", "3"]
+    assert main([*command, "--part-tokens", "15"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(made, tmp_path / "made"))
+
+
+def add_checksums(run: Path) -> None:
+    """Add what this version records in its checkpoints, besides checksums the vocabulary."""
+    vocab_hash = open_tokenizers(run).fingerprint
+    for meta in run.glob("checkpoints/*/checkpoint.json"):
+        content = json.loads(meta.read_text())
+        content["sha256"] = {
+            name: files.fingerprint(meta.parent / name) for name in content["files"]
+        }
+        content[VOCAB_HASH_KEY] = vocab_hash
+        meta.write_text(json.dumps(content))
+
+
+def flip(path: Path, place: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_whole_ones(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checksums(copy / "run")
+    paths = ["run", "run/checkpoints/update_00000020", "export", "file.safetensors", "data"]
+    assert main(["verify", *(str(copy / path) for path in paths)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and captured.out.count(": ok (") == len(captured.out.splitlines())
+    for name in ("update_00000010: ok (SHA-256", "index.json: ok (the last is update_00000020"):
+        assert name in captured.out
+    for name in ("train.manifest.json: ok (SHA-256 of 12", "train.teacher: ok (SHA-256 of all"):
+        assert name in captured.out
+
+
+def test_exports_have_the_mode_of_other_files(made: Path) -> None:
+    (made / "other").touch()
+    for path in (made / "file.safetensors", made / "export" / "model.safetensors"):
+        assert path.stat().st_mode == (made / "other").stat().st_mode
+
+
+def test_those_of_earlier_versions(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(made / "run")]) == 0
+    assert capsys.readouterr().out.count("earlier version, without checksums") == 2
+
+
+LAST = "run/checkpoints/update_00000020"
+
+
+@pytest.mark.parametrize(
+    ("path", "damaged", "message"),
+    [
+        ("run", f"{LAST}/weights.0.safetensors", "weights.0.safetensors: damaged"),
+        (LAST, f"{LAST}/weights.0.safetensors", "weights.0.safetensors: damaged"),
+        ("run", "run/vocab.model", "vocab.model: is vocabulary"),
+        ("export", "export/model.safetensors", "model.safetensors: damaged"),
+        ("file.safetensors", "file.safetensors", "file.safetensors: damaged"),
+        ("data", "data/train.0001.src.bin", "train.0001.src.bin: its content has changed"),
+        ("data", "data/teacher-run-top3/train.teacher.00001.bin", "00001.bin: its content has"),
+    ],
+)
+def test_a_flipped_bit_is_found(
+    copy: Path, capsys: pytest.CaptureFixture[str], path: str, damaged: str, message: str
+) -> None:
+    add_checksums(copy / "run")
+    flip(copy / damaged)
+    assert main(["verify", str(copy / path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+REMOVED: dict[str, Callable[[Path], None]] = {
+    "index": lambda run: (run / "checkpoints" / "index.json").unlink(),
+    "weights": lambda run: (run / "checkpoints/update_00000010/weights.0.safetensors").unlink(),
+    "best": lambda run: shutil.rmtree(run / "checkpoints/update_00000010"),
+    "config": lambda run: (run / "config.yaml").write_text("model: ["),  # type: ignore[dict-item, return-value]
+}
+
+
+@pytest.mark.parametrize("remove", REMOVED.values(), ids=REMOVED)
+def test_what_is_missing_is_found(
+    copy: Path, capsys: pytest.CaptureFixture[str], remove: Callable[[Path], None]
+) -> None:
+    remove(copy / "run")
+    assert main(["verify", str(copy / "run")]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "text"])
+def test_what_is_nothing_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").write_text("")
+    assert main(["verify", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / name) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("place", [-1, 900, 40])
+def test_a_damaged_export_is_not_loaded(copy: Path, place: int) -> None:
+    """Tensors, config and vocabulary in the header, and the header itself."""
+    load_run(copy / "file.safetensors", "best")
+    flip(copy / "file.safetensors", place)
+    with pytest.raises(UserError, match=r"file\.safetensors"):
+        load_run(copy / "file.safetensors", "best")
+
+
+def test_a_damaged_checkpoint_is_not_loaded(copy: Path) -> None:
+    add_checksums(copy / "run")
+    load_run(copy / "run", "last")
+    flip(copy / LAST / "weights.0.safetensors")
+    with pytest.raises(UserError, match=r"weights\.0\.safetensors: damaged: its content is not"):
+        load_run(copy / "run", "last")
+
+
+def test_a_damaged_part_of_a_cache_is_computed_again(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = copy / "data" / "teacher-run-top3" / "train.teacher.00001.bin"
+    before = part.read_bytes()
+    flip(part)
+    command = ["teacher-cache", str(copy / "run"), "--data", str(copy / "data"), "--top-k", "3"]
+    assert main([*command, "--part-tokens", "15"]) == 0
+    assert "cached 14 target tokens" in capsys.readouterr().err
+    assert part.read_bytes() == before
+    assert main(["verify", str(copy / "data")]) == 0
