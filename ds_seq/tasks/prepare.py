@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.config.data import DataConfig
@@ -38,9 +37,9 @@ from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
-from ds_seq.records import Count, read_json, record
 from ds_seq.scores.languages import language_warning
 from ds_seq.tasks.origin import NORMALIZATION, clean_options, raw_files
+from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
@@ -77,11 +76,10 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
     texts, origins = {}, {}
     for split, pairs in raw.items():
         records = [TextRecord.of(path) for pair in pairs for path in pair]
-        origins[split] = Origin(tuple(records), clean_options(data, split))
-        texts[split] = _clean_split(data, split, pairs, records, force)
+        texts[split], cleaning = _clean_split(data, split, pairs, records, force)
+        origins[split] = Origin(tuple(records), cleaning)
     _report_overlap(data, texts, force)
-    tokenizers, is_ours = _make_vocab(data, texts["train"], force)
-    vocab = data.vocab.model_dump(mode="json") if is_ours else None
+    tokenizers, vocab = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
         if split != "train":
@@ -115,14 +113,18 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
 
 def _clean_split(
     data: DataConfig, split: str, raw: list[PairPath], records: list[TextRecord], force: bool
-) -> PairPath:
-    """Write the clean text of one split unless it is up to date; return its files."""
+) -> tuple[PairPath, dict[str, Any]]:
+    """Write the clean text of one split unless it is up to date.
+
+    Returns:
+        Its files, and the options of `data.clean` that it was made with, as far as they are known.
+    """
     text = _clean_text(data, split)
     if text.source == text.target:
         raise UserError(
             f"data.source_lang and data.target_lang are both {data.source_lang!r}; give two names"
         )
-    step = _Step(
+    step = Step(
         text.source.with_name(f"{split}.json"),
         inputs=[record.sha256 for record in records],
         options=clean_options(data, split),
@@ -131,7 +133,7 @@ def _clean_split(
     result = None if force else step.result_of_last_time()
     if result is not None and "kept" in result:
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
-        return text
+        return text, step.known(clean_options(data, split))
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
@@ -147,7 +149,7 @@ def _clean_split(
     for reason, number in report.dropped.items():
         if number:
             print(f"    dropped {number:>12,}  {reason}")
-    return text
+    return text, clean_options(data, split)
 
 
 def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
@@ -155,7 +157,7 @@ def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -
     held_out = [split for split in texts if split != "train"]
     train = [text_fingerprint(path) for path in texts["train"]] if held_out else []
     for split in held_out:
-        step = _Step(
+        step = Step(
             Path(data.dir) / "clean" / f"{split}.overlap.json",
             inputs=[*train, *(text_fingerprint(path) for path in texts[split])],
             options={},
@@ -175,11 +177,14 @@ def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -
             )
 
 
-def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> tuple[Tokenizers, bool]:
+def _make_vocab(
+    data: DataConfig, text: PairPath, force: bool
+) -> tuple[Tokenizers, dict[str, Any] | None]:
     """Train the tokenizers in the data folder if they are missing or out of date.
 
     Returns:
-        The tokenizers, and whether this command has trained them.
+        The tokenizers, and the options of `data.vocab` that they were trained with, as far as they
+        are known; None if they were copied there.
     """
     path = Path(data.dir) / VOCAB_FILE
     is_builtin = data.vocab.name in TOKENIZER_NAMES
@@ -187,19 +192,19 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> tuple[Tokenize
     options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
     rules = [Path(rule)] if (rule := data.vocab.normalization).endswith(".tsv") else []
     inputs = [text_fingerprint(file) for file in (*text, *rules)]
-    step = _Step(path.with_name("vocab.json"), inputs, options, [path])
+    step = Step(path.with_name("vocab.json"), inputs, options, [path])
     if path.exists():
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
             _print_notes(data, tokenizers, path)
-            return tokenizers, False
+            return tokenizers, None
         if not force and step.result_of_last_time() is not None:
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
             _print_notes(data, tokenizers, path)
-            return tokenizers, True
+            return tokenizers, step.known(data.vocab.model_dump(mode="json"))
     kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
         f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
@@ -211,7 +216,7 @@ def _make_vocab(data: DataConfig, text: PairPath, force: bool) -> tuple[Tokenize
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
     _print_notes(data, tokenizers, path)
-    return tokenizers, True
+    return tokenizers, data.vocab.model_dump(mode="json")
 
 
 def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
@@ -312,88 +317,3 @@ def _report_untagged(
             f"{split}: {len(rows):,} of {size:,} sources begin with no language tag "
             f"({', '.join(tags.values())}); the first is pair {rows[0] + 1:,}"
         )
-
-
-@record
-class _Result(TypedDict, total=False):
-    """Figures of a finished step; clean text also has counts of what was dropped.
-
-    `total`, `pairs` and `sources` are those of an `Overlap`.
-    """
-
-    kept: Count
-    size: Count
-    total: Count
-    pairs: Count
-    sources: Count
-
-
-@record
-class _StepRecord(TypedDict):
-    """Content of `clean/train.json`, `clean/valid.overlap.json` and `vocab.json`."""
-
-    made_from: dict[str, Any]
-    outputs: list[str]
-    result: _Result
-
-
-class _Step:
-    """A step from input to output files, and the record that allows skipping it next time."""
-
-    def __init__(
-        self, path: Path, inputs: list[str], options: dict[str, Any], outputs: list[Path]
-    ) -> None:
-        self._path = path
-        self._outputs = outputs
-        self._options = options
-        self._made_from = {"inputs": inputs, "options": options}
-
-    def _read(self) -> _StepRecord | None:
-        try:
-            return read_json(self._path, _StepRecord, "delete it")
-        except (FileNotFoundError, UserError):
-            return None
-
-    def made_outputs(self) -> bool:
-        """Return whether the outputs are exactly what this step wrote last time."""
-        last = self._read()
-        return (
-            last is not None
-            and all(file.exists() for file in self._outputs)
-            and last["outputs"] == [files.fingerprint(file) for file in self._outputs]
-        )
-
-    def result_of_last_time(self) -> _Result | None:
-        """Return the result passed to `record` last time, or None if anything has changed."""
-        last = self._read()
-        if last is None or not self._matches(last["made_from"]):
-            return None
-        return last["result"] if self.made_outputs() else None
-
-    def _matches(self, made_from: Any) -> bool:
-        """Return whether a record is of the same inputs and options.
-
-        What an earlier version has made is kept: it had options neither for the rule of the
-        vocabulary nor for spaces, and sampled more sentences.
-        """
-        if not isinstance(made_from, dict) or not isinstance(made_from.get("options"), dict):
-            return False
-        before, now = made_from["options"], self._options
-        if missing := {"normalization", "fold_spaces"} & (now.keys() - before.keys()):
-            ignored = {*missing, "input_sentence_size"}
-            before = {key: value for key, value in before.items() if key not in ignored}
-            now = {key: value for key, value in now.items() if key not in ignored}
-        return made_from.get("inputs") == self._made_from["inputs"] and before == now
-
-    def record(self, result: dict[str, Any]) -> None:
-        """Record that the step is done.
-
-        Args:
-            result: JSON-serializable result, which `result_of_last_time` returns.
-        """
-        content = {
-            "made_from": self._made_from,
-            "outputs": [files.fingerprint(file) for file in self._outputs],
-            "result": result,
-        }
-        files.write_json(self._path, content)

@@ -115,10 +115,7 @@ def run_training(
     distributed.init(world)
     distributed.quiet_deepspeed()
     with distributed.shared_errors():
-        if resume and overwrite:
-            raise UserError("--resume and --overwrite contradict each other: give one of them")
-        if allow_changes and not resume:
-            raise UserError("--allow-change: only applies to a run that resumes; add --resume")
+        _check_options(resume, overwrite, allow_changes)
         setup = set_up(load(), world.size, resume, overwrite)
         made_of = run_facts(setup.config, world.size)
     distributed.require_same(settings(setup.config, made_of), "experiments")
@@ -151,6 +148,13 @@ def run_training(
         trainer.last_validation,
         layer_names(trainer.engine.module),
     )
+
+
+def _check_options(resume: bool, overwrite: bool, allow_changes: Sequence[str]) -> None:
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite contradict each other: give one of them")
+    if allow_changes and not resume:
+        raise UserError("--allow-change: only applies to a run that resumes; add --resume")
 
 
 def _valid_set(task: Task, config: ExperimentConfig) -> Dataset | None:

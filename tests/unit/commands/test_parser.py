@@ -60,5 +60,5 @@ def test_help_of_generate_has_types_and_defaults_and_needs_no_torch() -> None:
     )
     text = " ".join(done.stdout.split())
     assert text.endswith("[]")
-    assert "--beam INT Beam size; 1 is greedy search (int >= 1; default: 5)" in text
+    assert "--beam INT Beam size; 1 is greedy search (int >= 1, <= 10000; default: 5)" in text
     assert "--sampling {true,false}" in text and "--length-penalty-form {fairseq,gnmt}" in text

@@ -390,4 +390,5 @@ def test_settings_identify_their_subject(lab: Path, begun: Path) -> None:
 def test_options_of_the_search_are_those_of_the_config() -> None:
     actions = {action.dest: action for action in pseudo_label._parser()._actions}
     for name, field in GenerationConfig.model_fields.items():
-        assert actions[name].help == field.description
+        meaning = str(field.description).rstrip(".").replace("%", "%%")
+        assert str(actions[name].help).startswith(f"{meaning} (")

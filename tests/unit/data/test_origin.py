@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ds_seq.data.manifest import Manifest
+from ds_seq.data.manifest import Manifest, ShardCounts
 from ds_seq.data.origin import Expected, Origin, TextRecord, check_origin, same_language
 from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
@@ -33,7 +33,9 @@ def origin(raw: PairPath) -> Origin:
 
 
 def manifest(origin: Origin = Origin(), vocab_size: int = 90) -> Manifest:  # noqa: B008
-    return Manifest("hash", vocab_size, "uint16", ("en", "de"), (), origin=origin)
+    return Manifest(
+        "hash", vocab_size, "uint16", ("en", "de"), (ShardCounts(1, 1, 1),), origin=origin
+    )
 
 
 def expected(pair: PairPath, **changes: Any) -> Expected:

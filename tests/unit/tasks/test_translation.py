@@ -48,7 +48,7 @@ def write(path: Path, lines: list[str]) -> str:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> RawSplit:
-    source = write(tmp_path / "source", ["w4  w5\u200b", "w6", "w7 w8 w4"])
+    source = write(tmp_path / "source", ["w4  w5", "w6", "w7 w8 w4"])
     return RawSplit(source, write(tmp_path / "target", ["w5 w5", "w8 w4", "w6 w6 w6"]))
 
 
