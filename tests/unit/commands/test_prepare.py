@@ -139,9 +139,18 @@ def test_what_an_earlier_version_has_made_is_kept_and_its_rule_is_noted(
         record = json.loads(path.read_text())
         assert record["made_from"]["options"].pop(missing) in ("nmt_nfkc", False)
         path.write_text(json.dumps(record))
+    manifests = {f"{split}.manifest.json" for split in ("train", "valid", "test")}
+    for path in (folder / name for name in manifests):  # which had no origin, either
+        content = json.loads(path.read_text())
+        del content["origin"]
+        path.write_text(json.dumps(content))
     before = _times(folder)
     assert main(["prepare", str(experiment)]) == 0
-    assert _changed(folder, before) == set()
+    assert _changed(folder, before) == manifests
+    origin = json.loads((folder / "train.manifest.json").read_text())["origin"]
+    assert origin["vocab"]["size"] == 120 and "max_words" in origin["clean"]
+    unknown = {"normalization", "input_sentence_size", "fold_spaces"}
+    assert not unknown & {*origin["vocab"], *origin["clean"]}
     note = "rewrites text by the rule nmt_nfkc (， -> ,"
     output = capsys.readouterr().out
     assert note in output and "`ds-seq prepare --force`" in output
