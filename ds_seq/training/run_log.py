@@ -104,7 +104,7 @@ class RunLog:
         """Write a message to the log file only."""
         if self._active:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            with self._path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{now} {line}\n" for line in text.splitlines())
 
     def _eta(self, update: int) -> str:

@@ -68,3 +68,15 @@ def test_a_path_with_two_meanings_is_refused(
     here.unlink()
     assert load_experiment(child).train.init_from == str(there)
     assert load_experiment(child, ["train.init_from=big"]).train.init_from == str(there)
+
+
+def test_a_file_of_rules_is_found_and_a_rule_is_no_path(write: WriteFile, experiment: Path) -> None:
+    for name in ("project/rules.tsv", "project/nmt_nfkc"):
+        write(name, "")
+    rules = {"rules.tsv": str(experiment.parent / "project/rules.tsv"), "nmt_nfkc": "nmt_nfkc"}
+    for rule, found in rules.items():
+        child = write(
+            "project/child.yaml",
+            f"extends: ../small.yaml\ndata: {{vocab: {{normalization: {rule}}}}}\n",
+        )
+        assert load_experiment(child).data.vocab.normalization == found
