@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from os.path import isfile
 from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
@@ -142,7 +143,7 @@ def _notes_part(lines: Sequence[str]) -> list[str]:
 
 def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
     """Return notes on existing vocabularies that rewrite text, or do not although they should."""
-    paths = [path for folder in folders if (path := folder / VOCAB_FILE).is_file()]
+    paths = [path for folder in folders if isfile(path := folder / VOCAB_FILE)]
     if not paths:
         return []
     from ds_seq.text.build import load_tokenizers, vocab_notes  # imports sentencepiece

@@ -43,13 +43,14 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
         return {}
     file = Path(path)
     try:
-        content = read_limited(file).decode("utf-8")
-        data = json.loads(content, object_pairs_hook=_no_key_twice)
+        content = read_limited(file)
     except FileNotFoundError as error:
         raise UserError(
             f"train.deepspeed: {file} cannot be read: {error.strerror}; ds_seq's own are in "
             "configs/ds_config, and null means ZeRO stage 0"
         ) from None
+    try:
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=_no_key_twice)
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:

@@ -6,11 +6,9 @@ The memory of weights, gradients and optimizer follows from their number (Rajbha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.transformer import ModelSize
+from ds_seq.config.needs import TrainManifest
 from ds_seq.config.optim import AdamConfig, SgdConfig
 
 _GIB = 2**30
@@ -19,7 +17,7 @@ _KEPT = {"encoder": 10, "decoder": 17}
 
 
 def batch_lines(
-    config: ExperimentConfig, world_size: int | None, manifest: Mapping[str, Any] | None
+    config: ExperimentConfig, world_size: int | None, manifest: TrainManifest | None
 ) -> list[str]:
     """Return lines about tokens per update and epochs.
 
@@ -37,9 +35,9 @@ def batch_lines(
     ]
     if manifest is None:
         return [*lines, "epoch                  -   known after `ds-seq prepare`"]
-    shards = manifest.get("shards", [])
-    sides = [sum(shard[f"{side}_tokens"] for shard in shards) for side in ("src", "tgt")]
-    updates, pairs = max(1, round(max(sides) / tokens)), sum(shard["pairs"] for shard in shards)
+    shards = manifest["shards"]
+    longer_side = max(sum(s["src_tokens"] for s in shards), sum(s["tgt_tokens"] for s in shards))
+    updates, pairs = max(1, round(longer_side / tokens)), sum(shard["pairs"] for shard in shards)
     epochs = train.max_updates / updates
     return [
         *lines,

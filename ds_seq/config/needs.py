@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from os.path import exists, isfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from typing_extensions import TypedDict
 
 from ds_seq.config.data import ShardsConfig, SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.optim import ConstantConfig, InverseSqrtConfig
+from ds_seq.errors import UserError
+from ds_seq.records import Count, read_json, record
+
+
+@record
+class ShardSize(TypedDict):
+    """Number of pairs and tokens of a shard."""
+
+    pairs: Count
+    src_tokens: Count
+    tgt_tokens: Count
+
+
+@record
+class TrainManifest(TypedDict):
+    """The part of the manifest of training shards from which epochs are computed."""
+
+    shards: list[ShardSize]
 
 
 class Needs(NamedTuple):
@@ -28,11 +48,11 @@ def unmet(config: ExperimentConfig) -> Needs:
     """Return what is missing on this machine, as seen from the working folder."""
     errors = [f"{key}: {problem}" for key, problem in _missing(config)]
     notes: list[str] = []
-    if not Path(config.data.dir).exists():  # a shipped example, before its text is fetched
+    if not exists(config.data.dir):  # a shipped example, before its text is fetched
         for key, pair in _raw_files(config):
             for path in map(Path, (pair.source, pair.target)):
                 line = f"{key}: {path}: no such file"
-                if line in errors and not path.parent.exists():
+                if line in errors and not exists(path.parent):
                     errors.remove(line)
                     notes.append(f"{line}; its folder does not exist yet, either")
     if errors:
@@ -60,14 +80,15 @@ def warmup_error(config: ExperimentConfig) -> str | None:
     )
 
 
-def train_manifest(config: ExperimentConfig) -> Mapping[str, Any] | None:
+def train_manifest(config: ExperimentConfig) -> TrainManifest | None:
     """Return the manifest of the training shards, or None if there is none that can be read."""
-    try:
-        text = (Path(config.data.dir) / "train.manifest.json").read_text(encoding="utf-8")
-        manifest = json.loads(text)
-    except (OSError, ValueError):
+    path = Path(config.data.dir) / "train.manifest.json"
+    if not exists(path):
         return None
-    return manifest if isinstance(manifest, dict) else None
+    try:
+        return read_json(path, TrainManifest, "run `ds-seq prepare` again")
+    except UserError:
+        return None
 
 
 def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
@@ -88,7 +109,7 @@ def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     raw, folder, train = config.data.raw, Path(config.data.dir), config.train
-    is_prepared = (folder / "train.manifest.json").is_file()
+    is_prepared = isfile(folder / "train.manifest.json")
     validates = train.validate_every is not None
     if not is_prepared and not raw.train:
         yield (
@@ -96,12 +117,14 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             f"missing, and data.dir {folder} has no shards; name the training text, such as "
             "{source: corpus.en, target: corpus.de}",
         )
-    if validates and not raw.valid and not (folder / "valid.manifest.json").is_file():
+    if validates and not raw.valid and not isfile(folder / "valid.manifest.json"):
         yield (
             "data.raw.valid",
             "missing: name the validation text, or set train.validate_every=null and "
             "train.save_every",
         )
+    if not is_prepared and (rule := config.data.vocab.normalization).endswith(".tsv"):
+        yield from _absent("data.vocab.normalization", rule, "file")
     for key, pair in _raw_files(config):
         # training reads the shards, and the validation text as the reference of its metrics
         is_read = key == "data.raw.valid" and validates and config.validation.metrics
@@ -118,5 +141,5 @@ def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:
-    if not Path(path).exists():
+    if not exists(path):
         yield key, f"{path}: no such {kind}"

@@ -9,20 +9,23 @@ for next to the file first: the two are written together.
 
 from __future__ import annotations
 
-from os.path import exists
+from os.path import exists, isfile, samefile
 from pathlib import Path
 from typing import Any
 
 from ds_seq.errors import UserError
 
-_PAIR = {"source": None, "target": None}
-_CRITERION = {"teacher": None, "cache": None}
+_PAIR = {"source": "", "target": ""}
+_CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
-    "data": {"raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR}},
+    "data": {
+        "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
+        "vocab": {"normalization": ".tsv"},
+    },
     "criterion": {**_CRITERION, "base": _CRITERION},
-    "train": {"deepspeed": None, "init_from": None},
+    "train": {"deepspeed": "", "init_from": ""},
 }
-"""Keys whose values are paths of files that a run reads."""
+"""Keys whose values are paths of files that a run reads: those that end with the given suffix."""
 
 
 def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
@@ -40,7 +43,7 @@ def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
     here, folder = Path(name), file.absolute().parent
     beside = folder / name
     if exists(here):
-        if not on_command_line and exists(beside) and not beside.samefile(here):
+        if not on_command_line and exists(beside) and not samefile(beside, here):
             raise UserError(
                 f"{file}: {name} is a file of the working folder, but also {beside}; write the "
                 "whole path of the one that is meant"
@@ -53,7 +56,7 @@ def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
 def find_parent(name: str, file: Path) -> Path:
     """Return the file that `extends: name` in `file` means, whether or not it exists."""
     beside = file.parent / name
-    return beside if beside.is_file() else Path(find_near(name, file))
+    return beside if isfile(beside) else Path(find_near(name, file))
 
 
 def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False) -> dict[str, Any]:
@@ -70,16 +73,16 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
         UserError: see `find_near`.
     """
 
-    def find(value: Any) -> Any:
+    def find(value: Any, suffix: str) -> Any:
         if isinstance(value, list):
-            return [find(item) for item in value]
-        if not isinstance(value, str) or not value:
+            return [find(item, suffix) for item in value]
+        if not isinstance(value, str) or not value or not value.endswith(suffix):
             return value
         return find_near(value, file, on_command_line)
 
     def follow(value: Any, keys: Any) -> Any:
-        if keys is None:
-            return find(value)
+        if isinstance(keys, str):
+            return find(value, keys)
         if isinstance(value, list):
             return [follow(item, keys) for item in value]
         if not isinstance(value, dict):

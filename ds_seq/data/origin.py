@@ -85,17 +85,6 @@ class Origin:
     vocab: Mapping[str, Any] | None = None
     labels: str | None = None
 
-    @classmethod
-    def of_json(cls, value: Mapping[str, Any]) -> Origin:
-        """Restore an origin from its JSON.
-
-        Raises:
-            TypeError: the value is not the JSON of an origin.
-        """
-        raw = value.get("raw")
-        records = None if raw is None else tuple(TextRecord(**item) for item in raw)
-        return cls(**{**value, "raw": records})
-
 
 @dataclass(frozen=True)
 class Expected:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ds_seq.data.expected import expected_by_model
 from ds_seq.data.open import open_shards
 from ds_seq.data.origin import check_origin
 from ds_seq.data.shards import ShardReader
 from ds_seq.runs.card import LoadedRun, StoredRun
-from ds_seq.tasks.origin import expected_by_model
 
 
 def check_for_model(

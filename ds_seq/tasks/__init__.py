@@ -8,10 +8,10 @@ from typing import Any
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig, SourceConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
+from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
-from ds_seq.tasks.origin import expected_by_experiment, raw_files
 from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE

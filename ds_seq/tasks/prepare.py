@@ -31,6 +31,7 @@ from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
+from ds_seq.data.expected import NORMALIZATION, clean_options, raw_files, vocab_options
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.overlap import Overlap, find_overlap
@@ -40,7 +41,6 @@ from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
-from ds_seq.tasks.origin import NORMALIZATION, clean_options, raw_files
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
@@ -210,7 +210,9 @@ def _make_vocab(
     path = Path(data.dir) / VOCAB_FILE
     is_builtin = data.vocab.name in TOKENIZER_NAMES
     # without the options of other kinds, as in records of earlier versions
-    options = data.vocab.model_dump(exclude={"name", "options"} if is_builtin else None)
+    left_out = {"name", "options"} if is_builtin else set()
+    every = vocab_options(data)
+    options = {key: value for key, value in every.items() if key not in left_out}
     rules = [Path(rule)] if (rule := data.vocab.normalization).endswith(".tsv") else []
     inputs = [text_fingerprint(file) for file in (*text, *rules)]
     step = Step(path.with_name("vocab.json"), inputs, options, [path])
@@ -225,7 +227,7 @@ def _make_vocab(
             tokenizers = load_tokenizers(data, path)
             print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
             _print_notes(data, tokenizers, path)
-            return tokenizers, step.known(data.vocab.model_dump(mode="json"))
+            return tokenizers, step.known(every)
     kind = data.vocab.model_type if is_builtin else data.vocab.name
     print(
         f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
@@ -238,7 +240,7 @@ def _make_vocab(
     step.record({"size": tokenizers.size})
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
     _print_notes(data, tokenizers, path)
-    return tokenizers, data.vocab.model_dump(mode="json")
+    return tokenizers, every
 
 
 def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:

@@ -48,7 +48,9 @@ def record_start(folder: Path, world: World, update: int) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         },
     }
-    with (folder / STARTS_FILE).open("a", encoding="utf-8") as file:
+    path = folder / STARTS_FILE
+    # an argument or a folder may have bytes that are not UTF-8; they become JSON's own escapes
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(start, ensure_ascii=False) + "\n")
     return start
 

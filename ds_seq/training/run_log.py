@@ -113,8 +113,9 @@ class RunLog:
         """Write a message to the log file only."""
         if self._active:
             now = time.strftime("%Y-%m-%d %H:%M:%S")
-            with files.writing(self._text), self._text.open("a", encoding="utf-8") as file:
-                file.writelines(f"{now} {line}\n" for line in text.splitlines())
+            lines = "".join(f"{now} {line}\n" for line in text.splitlines())
+            with files.writing(self._text), self._text.open("ab") as file:
+                file.write(lines.encode(errors="backslashreplace"))
 
     def _eta(self, update: int) -> str:
         """Return the time until the last update at the mean speed so far, validations included."""

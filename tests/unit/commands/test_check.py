@@ -90,6 +90,10 @@ def test_tokens_epochs_and_memory(experiment: str, capsys: Capture) -> None:
     assert "20,000   tokens" in lines["update"]
     assert "10   updates" in lines["epoch"] and "10,000 pairs" in lines["epoch"]
     assert "400.0   in train.max_updates" in lines["epochs"]
+    for damaged in ("[", "[]", '{"shards": [{"pairs": 1}]}', '{"shards": 3}'):
+        Path("shards/train.manifest.json").write_text(damaged)
+        assert cli.main(["check", experiment]) == 0
+        assert "known after `ds-seq prepare`" in capsys.readouterr().out
 
 
 def states(experiment: str, stage: int, ranks: int, *overrides: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -364,73 +363,3 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(b"name: \xff\n")
     assert complaints(path) == [f"{path}: not UTF-8 (byte 6)"]
-
-
-def test_the_deepspeed_json_is_found_from_the_experiment_file(
-    write: WriteFile, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = write("configs/ds/zero1.json", "{}")
-    child = write(
-        "configs/experiments/child.yaml",
-        "extends: ../../small.yaml\ntrain: {deepspeed: configs/ds/zero1.json}\n",
-    )
-    monkeypatch.chdir(write("elsewhere/here", "").parent)
-    train = load_experiment(child).train
-    assert train.deepspeed is not None and Path(train.deepspeed).samefile(found)
-    monkeypatch.chdir(tmp_path)
-    assert load_experiment(child).train.deepspeed == "configs/ds/zero1.json"
-    found.unlink()
-    assert load_experiment(child).train.deepspeed == "configs/ds/zero1.json"
-
-
-def test_overrides_leave_the_callers_mapping_as_it_is() -> None:
-    mine = {
-        "name": "x",
-        "data": {"source_lang": "en", "target_lang": "de", "dir": "data"},
-        "train": {"validate_every": None, "save_every": 5},
-    }
-    before = deepcopy(mine)
-    assert read_experiment(mine, ["train.seed=7"]).train.seed == 7
-    assert mine == before
-
-
-def test_files_are_found_here_or_next_to_the_experiment_file(
-    write: WriteFile, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One rule for all files that an experiment names, whichever file of a chain names them."""
-    for name in ("project/train.en", "project/train.de", "project/big/config.yaml"):
-        write(name, "")
-    write(
-        "project/parent.yaml",
-        "extends: ../small.yaml\ndata: {raw: {train: {source: train.en, target: train.de}}}\n",
-    )
-    child = write(
-        "project/sub/child.yaml",
-        "extends: ../parent.yaml\n"
-        "train: {init_from: big}\n"
-        "criterion: {name: model_and_base, base: {name: distillation, teacher: [big, none]}}\n",
-    )
-    monkeypatch.chdir(tmp_path)
-    config = load_experiment(child)
-    (train,) = config.data.raw.train
-    assert Path(train.source).is_file() and Path(train.target).is_file()
-    assert config.train.init_from == str(tmp_path / "project" / "big")
-    assert config.distillation is not None
-    assert config.distillation.teacher == [str(tmp_path / "project" / "big"), "none"]
-    assert config.data.dir == "shards"  # what is written is in the working folder
-    # as written where it is found from the working folder, which comes first
-    monkeypatch.chdir(tmp_path / "project")
-    assert load_experiment(child).train.init_from == "big"
-
-
-def test_a_path_with_two_meanings_is_refused(
-    write: WriteFile, experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    child = write("sub/child.yaml", "extends: ../small.yaml\ntrain: {init_from: big}\n")
-    here, there = write("big", ""), write("sub/big", "")
-    monkeypatch.chdir(tmp_path)
-    (line,) = complaints(child)
-    assert f"{child}: big is a file of the working folder, but also {there}" in line
-    here.unlink()
-    assert load_experiment(child).train.init_from == str(there)
-    assert load_experiment(child, ["train.init_from=big"]).train.init_from == str(there)

@@ -155,7 +155,7 @@ def test_a_manifest_holds_the_origin(tmp_path: Path, origin: Origin) -> None:
     del content["origin"]  # an older one
     path.write_text(json.dumps(content))
     assert Manifest.read(path) == manifest()
-    for damaged in ([], {"raw": 3}, {"raw": [{"size": 1}]}, {"colour": "red"}):
+    for damaged in ([], {"raw": 3}, {"raw": [{"size": 1}]}):
         path.write_text(json.dumps({**asdict(manifest(origin)), "version": 1, "origin": damaged}))
         with pytest.raises(UserError, match="is damaged"):
             Manifest.read(path)

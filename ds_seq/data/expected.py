@@ -25,13 +25,21 @@ def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
     return data.clean.model_dump(mode="json", include=None if split == "train" else NORMALIZATION)
 
 
+def vocab_options(data: DataConfig) -> dict[str, Any]:
+    """Return the options of the vocabulary, but only the name of a file, wherever it is found."""
+    options = data.vocab.model_dump(mode="json")
+    if options["normalization"].endswith(".tsv"):
+        options["normalization"] = Path(options["normalization"]).name
+    return options
+
+
 def expected_by_experiment(data: DataConfig, split: str) -> Expected:
     """Return what an experiment expects of the shards of a split."""
     return Expected(
         languages=(data.source_lang, data.target_lang),
         raw=tuple(raw_files(data, split)),
         clean=clean_options(data, split),
-        vocab=data.vocab.model_dump(mode="json"),
+        vocab=vocab_options(data),
     )
 
 
