@@ -12,7 +12,7 @@ import torch
 Figures = dict[str, Any]
 
 BIG = {"d_model": 1024, "ffn_dim": 4096, "num_heads": 16, "encoder_layers": 6, "decoder_layers": 6}
-TOY = {"d_model": 32, "ffn_dim": 64, "num_heads": 2, "encoder_layers": 2, "decoder_layers": 2}
+TOY = {"d_model": 32, "ffn_dim": 64, "num_heads": 2, "encoder_layers": 1, "decoder_layers": 2}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

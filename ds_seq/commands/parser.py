@@ -14,7 +14,7 @@ from ds_seq.plugins import nearest, trust
 
 CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
 
-_KINDS = {"int": "a whole number", "number": "a whole number", "float": "a number"}
+_KINDS = {"int": "a whole number", "float": "a number"}
 """What to write, by the name of the function that converts it."""
 _WORDS = (
     (r"argument (\S+): expected one argument", r"\1: needs a value"),

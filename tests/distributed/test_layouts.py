@@ -59,8 +59,8 @@ class Case(NamedTuple):
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches of an update over all ranks; every rank accumulates two or more."""
-        return 8 if self.world == 4 else 4
+        """Micro-batches of an update over all ranks; in the plain cases each rank accumulates."""
+        return 8 if self.world == 4 and self.variant == "plain" else 4
 
     def __str__(self) -> str:
         layout = f"world{self.world}-ep{self.expert_parallel}-zero{self.stage}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.system import forked
 from tests.system.commands import ds_seq, started
 from tests.system.runs import NO_VALIDATION, TINY, Lab, losses
 
-NUM_PAIRS = 2000
+NUM_PAIRS = 600
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -25,19 +26,33 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def labels(lab: Lab, dense_run: Path) -> Path:
+def pairs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of some of the training text, with its vocabulary."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for language in ("en", "de"):
+        lines = lab.text(f"train.{language}").read_text(encoding="utf-8").splitlines()[:NUM_PAIRS]
+        (folder / f"train.{language}").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "data").mkdir()
+    shutil.copy(lab.folder / "data" / "vocab.model", folder / "data")
+    raw = f"data.raw.train={{source: {folder}/train.en, target: {folder}/train.de}}"
+    forked.command("prepare", lab.dense, f"data.dir={folder}/data", raw)[0].check()
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def labels(pairs: Path, dense_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labels of the dense teacher, made in one go by one process."""
-    out = lab.folder / "labels"
-    (finished,) = forked.command("pseudo-label", dense_run, *options(lab), "--out", out)
+    out = tmp_path_factory.mktemp("labels") / "data"
+    (finished,) = forked.command("pseudo-label", dense_run, *options(pairs), "--out", out)
     finished.check()
     assert f"decoded {NUM_PAIRS:,} sentences" in finished.out
     return out
 
 
-def options(lab: Lab) -> list[str | Path]:
+def options(pairs: Path) -> list[str | Path]:
     return [
         "--data",
-        lab.folder / "data",
+        pairs,
         "--n-best",
         "2",
         "--min-bleu",
@@ -49,12 +64,12 @@ def options(lab: Lab) -> list[str | Path]:
 
 @pytest.mark.timeout(240)
 def test_after_a_kill_other_ranks_resume_to_the_same_bytes(
-    lab: Lab, dense_run: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, dense_run: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "new"
     work = out / "pseudo-labels.work"
     journal = work / "journal.00000"
-    arguments = ["pseudo-label", dense_run, *options(lab), "--out", out]
+    arguments = ["pseudo-label", dense_run, *options(pairs), "--out", out]
     with started(ds_seq(*arguments)) as running:
         running.wait_until(lambda: journal.exists() and journal.stat().st_size > 0, 60)
         os.kill(running.pid, signal.SIGKILL)

@@ -41,11 +41,12 @@ def _first_loss(folder: Path) -> float:
     return value
 
 
-def _refused(finished: Finished, *expected: str) -> None:
-    lines = [line for line in finished.err.splitlines() if line.startswith("ds-seq: error: ")]
-    assert finished.code == 2 and len(lines) == 1 and "Traceback" not in finished.err, finished
+def _refused(finished: Finished, *expected: str, lines: int = 1) -> None:
+    found = [line for line in finished.err.splitlines() if line.startswith("ds-seq: error: ")]
+    assert finished.code == 2 and len(found) == lines, finished
+    assert "Traceback" not in finished.err
     for part in expected:
-        assert part in lines[0]
+        assert part in found[0]
 
 
 def test_a_dense_run_continues_with_experts(lab: Lab, dense_run: Path, tmp_path: Path) -> None:
@@ -140,8 +141,9 @@ def test_a_lost_expert_file_is_reported_by_every_command(
     other = (f"train.init_from={copy}", f"run_dir={tmp_path / 'other'}")
     resume = (f"run_dir={copy}", "--resume", "train.max_updates=4")
     prune = ("prune-experts", copy, "--keep", "2", "--calibration", test, "--out", out)
+    resumed = train(lab.moe, *SETTINGS, *resume, ranks=2)[0]
+    _refused(resumed, name, word, lines=2)  # the second line: no other checkpoint is left
     for finished in (
-        train(lab.moe, *SETTINGS, *resume, ranks=2)[0],
         train(lab.moe, *SETTINGS, *other, ranks=2)[0],
         generate(copy, "--input", test, "--output", out)[0],
         command("export", copy, "--out", out)[0],
