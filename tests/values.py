@@ -20,6 +20,7 @@ __all__ = [
     "beam_search",
     "clean_options",
     "draws",
+    "progress_at",
 ]
 
 SHARD_SIZE: int = DataConfig.model_fields["shard_size"].default
@@ -39,3 +40,16 @@ def clean_options(**options: Any) -> CleanOptions:
     limits = CleanConfig().model_dump(exclude={"nfkc", "fold_spaces"})
     normalizer = Normalizer(nfkc=False, fold_spaces=False)
     return CleanOptions(**{"normalizer": normalizer, **limits, **options})
+
+
+def progress_at(update: int) -> dict[str, Any]:
+    """Return the state of the trainer from which a run can resume."""
+    return {
+        "update": update,
+        "skipped": 0,
+        "best_score": None,
+        "validations_without_progress": 0,
+        "validated_at": -1,
+        "seconds": 1.0,
+        "batches": {"epoch": 1, "offset": update, "num_batches": 9},
+    }

@@ -47,7 +47,7 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
     except FileNotFoundError as error:
         raise UserError(
             f"train.deepspeed: {file} cannot be read: {error.strerror}; ds_seq's own are in "
-            "configs/ds_config, and null means ZeRO stage 0"
+            "configs/ds_config, and null means DeepSpeed's defaults"
         ) from None
     try:
         data = json.loads(content.decode("utf-8"), object_pairs_hook=_no_key_twice)

@@ -138,7 +138,7 @@ def _check_vocab(path: Path) -> str:
     if not (path / CHECKPOINTS).is_dir() and not (path / EXPORT_FILE).is_file():
         raise UserError(f"{path}: has neither checkpoints nor {EXPORT_FILE}")
     RunFolder().open(path, "last")
-    return "is that of the weights"
+    return "can be read, and is that of the weights if they record it"
 
 
 def _check_shards(path: Path) -> str:

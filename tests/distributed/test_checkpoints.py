@@ -18,6 +18,7 @@ from ds_seq.training.checkpoint_folder import first_sound, repair
 from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.values import progress_at
 
 Steps = spine.Steps
 CLIPPED: dict[str, Any] = {"clip": 0.5, "optimizer": AdamConfig(lr=0.003)}
@@ -53,8 +54,8 @@ def _save(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Ste
     """Some updates, a save, `AFTER` more; returns these."""
     engine = spine.make_engine(stage, spread, **options)
     spine.train(engine, range(SAVED_AT))
-    progress = {"update": SAVED_AT}
-    CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, SAVED_AT, progress, None)
+    store = CheckpointStore(folder / "checkpoints", 1, 1, True)
+    store.save(engine, SAVED_AT, progress_at(SAVED_AT), None)
     return spine.train(engine, range(SAVED_AT, SAVED_AT + AFTER))
 
 

@@ -128,7 +128,7 @@ MIXER = Toy(
     (
         before(
             "config/model/mixer.py",
-            "    num_heads: PositiveInt = Field(",
+            "    num_heads: Width = Field(",
             '    mixer: Literal["attention", "average"] = Field(\n'
             '        default="attention", description="How tokens see their own sentence."\n'
             "    )\n",

@@ -26,6 +26,7 @@ from ds_seq.training.checkpoint_folder import (
     own_checkpoints,
 )
 from ds_seq.weights.fill import load_weights
+from tests.values import progress_at
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
 _count: list[int] = []  # in a forked process: file operations until it is killed
@@ -82,20 +83,7 @@ def open_store(run: Path, keep_last: int = 2, keep_best: int = 1) -> CheckpointS
 
 def save(run: Path, update: int, score: float | None = None, **keep: int) -> None:
     engine: Any = Toy(update)
-    open_store(run, **keep).save(engine, update, progress(update), score)
-
-
-def progress(update: int) -> dict[str, Any]:
-    """Return a state of the trainer from which a run can resume."""
-    return {
-        "update": update,
-        "skipped": 0,
-        "best_score": None,
-        "validations_without_progress": 0,
-        "validated_at": -1,
-        "seconds": 1.0,
-        "batches": {"epoch": 1, "offset": update, "num_batches": 9},
-    }
+    open_store(run, **keep).save(engine, update, progress_at(update), score)
 
 
 def resume(run: Path, which: str | None = None) -> int:
