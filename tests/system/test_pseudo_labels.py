@@ -34,8 +34,8 @@ def pairs(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"train.{language}").write_text("".join(f"{line}\n" for line in lines))
     (folder / "data").mkdir()
     shutil.copy(lab.folder / "data" / "vocab.model", folder / "data")
-    raw = f"data.raw.train={{source: {folder}/train.en, target: {folder}/train.de}}"
-    forked.command("prepare", lab.dense, f"data.dir={folder}/data", raw)[0].check()
+    data = f"data.dir={folder}/data"
+    forked.command("prepare", lab.dense, data, raw_text(folder / "data"))[0].check()
     return folder / "data"
 
 
@@ -47,6 +47,12 @@ def labels(pairs: Path, dense_run: Path, tmp_path_factory: pytest.TempPathFactor
     finished.check()
     assert f"decoded {NUM_PAIRS:,} sentences" in finished.out
     return out
+
+
+def raw_text(pairs: Path) -> str:
+    """The setting that names the text of the shards."""
+    folder = pairs.parent
+    return f"data.raw.train={{source: {folder}/train.en, target: {folder}/train.de}}"
 
 
 def options(pairs: Path) -> list[str | Path]:
@@ -93,11 +99,14 @@ def test_after_a_kill_other_ranks_resume_to_the_same_bytes(
 
 
 @pytest.mark.timeout(240)
-def test_a_student_trains_on_the_labels(lab: Lab, labels: Path, tmp_path: Path) -> None:
+def test_a_student_trains_on_the_labels(
+    lab: Lab, pairs: Path, labels: Path, tmp_path: Path
+) -> None:
     reader = ShardReader(labels, "train")
     assert NUM_PAIRS // 2 < len(reader) < 2 * NUM_PAIRS, "some of each are dropped"
-    settings = (f"data.dir={labels}", f"run_dir={tmp_path / 'run'}", "train.max_updates=4")
-    (finished,) = forked.train(lab.dense, *TINY, *NO_VALIDATION, *settings, "train.log_every=1")
+    data = (f"data.dir={labels}", raw_text(pairs))
+    settings = (*data, f"run_dir={tmp_path / 'run'}", "train.max_updates=4", "train.log_every=1")
+    (finished,) = forked.train(lab.dense, *TINY, *NO_VALIDATION, *settings)
     finished.check()
     assert len(losses(tmp_path / "run")) == 4
 

@@ -60,8 +60,9 @@ def test_a_dense_run_continues_with_experts(lab: Lab, dense_run: Path, tmp_path:
     assert _first_loss(fresh) > _first_loss(dense) + 0.1
 
     # the run's own checkpoint takes precedence
-    gone = ("train.init_from=nowhere", "train.max_updates=2", "--resume", f"run_dir={sparse}")
-    again = train(lab.moe, *SETTINGS, *EXACT, *gone, ranks=2)[0].check()
+    gone = ("train.init_from=nowhere", "train.max_updates=2", *start[2:])
+    resumed = (*gone, f"run_dir={sparse}", "--resume")
+    again = train(lab.moe, *SETTINGS, *EXACT, *resumed, ranks=2)[0].check()
     assert "resuming at update 1" in again.err and "starting with" not in again.err
 
 
