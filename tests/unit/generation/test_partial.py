@@ -141,7 +141,7 @@ def test_a_translation_that_fails_closes_its_journal(tmp_path: Path) -> None:
             yield LINES[:1]
             raise UserError("the disk is full")
 
-    reading = Reading([], plan, 0)
+    reading = Reading([], plan, 0, [])
     with pytest.raises(UserError, match="the disk is full"):
         translate_share(Broken(), reading, None, ALONE, [], store)  # type: ignore[arg-type]
     partial.store(0).close()
