@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
@@ -68,10 +69,17 @@ class Option(NamedTuple):
     metavar: str
 
 
+@cache
+def _properties(config: type[Config]) -> dict[str, Any]:
+    """Return the JSON schemas of the fields; a parser asks for one field after another."""
+    properties: dict[str, Any] = config.model_json_schema()["properties"]
+    return properties
+
+
 def described(config: type[Config], name: str) -> Option:
     """Return what is known of a field without a section of its own."""
     field = config.model_fields[name]
-    schema = config.model_json_schema()["properties"][name]
+    schema = _properties(config)[name]
     kind = _type(schema, {}).replace("`", "")
     default = json.dumps(_default(field, schema)).strip('"')
     values = [*map(str, schema.get("enum", ()))] or (
