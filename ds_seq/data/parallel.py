@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
 
+_SAFE_PATH = "PYTHONSAFEPATH"
 _state: list[object] = []  # state of this worker process; empty in the main process
 
 
@@ -46,9 +47,14 @@ def map_in_order(
         for item in items:
             yield function(state, item)
         return
-    # "spawn", because forking a process with running threads (torch, tqdm) may deadlock. A spawned
-    # process would look for modules in the working folder first; Python 3.11 and newer can refrain.
-    os.environ["PYTHONSAFEPATH"] = "1"
+    with _safe_path():
+        yield from _map_in_processes(function, state, items, workers)
+
+
+def _map_in_processes(
+    function: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    # "spawn", because forking a process with running threads (torch, tqdm) may deadlock
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(state,)
     )
@@ -67,6 +73,23 @@ def map_in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Keep processes that are started from looking for modules in the working folder first.
+
+    Python 3.10 ignores the variable.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 @contextmanager

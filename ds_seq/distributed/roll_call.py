@@ -58,15 +58,20 @@ def roll_call(world: World) -> dist.Store:
         calls.set("all", "here")
         return store
     try:
-        calls.wait(["all"], timedelta(seconds=patience))
+        _wait_for_all(calls, world, patience, place)
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {world.rank}: rank 0 at {place} has ended while ranks were joining; see its "
             "messages"
         ) from error
+    return store
+
+
+def _wait_for_all(calls: dist.Store, world: World, patience: float, place: str) -> None:
+    try:
+        calls.wait(["all"], timedelta(seconds=patience))
     except dist.DistStoreError as error:
         raise _missing(calls, world, patience, place) from error
-    return store
 
 
 class _Report:

@@ -54,3 +54,14 @@ def _die(state: None, item: int) -> None:
 def test_a_killed_worker_is_one_line() -> None:
     with pytest.raises(UserError, match=r"one of 2 worker processes was killed, .* use fewer"):
         list(map_in_order(_die, None, range(2), 2))
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the program starts later, such as a launcher, may need the working folder."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert list(map_in_order(_plus, 1, [1, 2], workers=2)) == [2, 3]
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+def _plus(state: int, item: int) -> int:
+    return state + item
