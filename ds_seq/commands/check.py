@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_experiment(arguments.experiment, arguments.overrides)
     folders = [Path(config.data.dir)]
     file = Path(arguments.experiment)
-    if file.name == CONFIG_FILE:  # of a run, which has its vocabulary beside it
+    if file.name == CONFIG_FILE:  # of a run, which holds its vocabulary, too
         folders.append(file.parent)
     needs = Needs([], []) if arguments.elsewhere else unmet(config)
     more_notes = [*_vocab_notes(config, folders), *needs.notes]

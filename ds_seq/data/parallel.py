@@ -15,13 +15,13 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import TypeVar
 
+from ds_seq.environment import variable
 from ds_seq.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
 
-_SAFE_PATH = "PYTHONSAFEPATH"
 _state: list[object] = []  # state of this worker process; empty in the main process
 
 
@@ -47,7 +47,9 @@ def map_in_order(
         for item in items:
             yield function(state, item)
         return
-    with _safe_path():
+    # Processes that are started would look for modules in the working folder first. Python 3.10
+    # ignores the variable.
+    with variable("PYTHONSAFEPATH", "1"):
         yield from _map_in_processes(function, state, items, workers)
 
 
@@ -73,23 +75,6 @@ def _map_in_processes(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _safe_path() -> Iterator[None]:
-    """Keep processes that are started from looking for modules in the working folder first.
-
-    Python 3.10 ignores the variable.
-    """
-    before = os.environ.get(_SAFE_PATH)
-    os.environ[_SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SAFE_PATH]
-        else:
-            os.environ[_SAFE_PATH] = before
 
 
 @contextmanager

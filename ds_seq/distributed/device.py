@@ -20,7 +20,7 @@ _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def choose_gpu_kernels() -> None:
-    """Make the settings of a process that uses a GPU."""
+    """Configure PyTorch for a process that uses a GPU."""
     avoid_cudnn_attention()
     allow_tf32()
 

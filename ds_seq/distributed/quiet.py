@@ -8,6 +8,8 @@ import sys
 import tempfile
 import warnings
 
+from ds_seq.environment import variable
+
 
 def import_deepspeed() -> None:
     """Import DeepSpeed without the linker errors of its probes for optional libraries.
@@ -39,15 +41,8 @@ def import_zero() -> None:
     """
     import torch._dynamo  # noqa: F401  (it remembers the variable from its first import)
 
-    before = os.environ.get("TORCHDYNAMO_DISABLE")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    try:
+    with variable("TORCHDYNAMO_DISABLE", "1"):
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    finally:
-        if before is None:
-            del os.environ["TORCHDYNAMO_DISABLE"]
-        else:
-            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def quiet_deepspeed() -> None:

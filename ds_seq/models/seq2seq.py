@@ -100,7 +100,7 @@ class Seq2SeqTransformer(nn.Module):
             source: tokens (B, S).
             source_mask: (B, S) bool, True at real tokens.
             capture: which outputs of the layers to return.
-            num_tokens: number of real tokens, which saves a GPU counting them; None if unknown.
+            num_tokens: number of real tokens, so that a GPU need not count them; None if unknown.
         """
         embedding = self.source_embedding
         embedded = self.target_embedding(source) if embedding is None else embedding(source)
@@ -183,7 +183,7 @@ def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
 
     Args:
         mask: the mask.
-        count: N; None if unknown, and counting them synchronizes a GPU.
+        count: N; None if unknown. Counting them makes the host wait for a GPU.
     """
     flat = mask.reshape(-1)
     found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)

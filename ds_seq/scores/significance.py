@@ -6,14 +6,13 @@ Maxwell, 2005, "On Some Pitfalls in Automatic Evaluation and Significance Testin
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sacrebleu.significance import PairedTest, Result
 
+from ds_seq.environment import variable
 from ds_seq.errors import UserError
 from ds_seq.scores.metric import Metric, no_resamples
 from ds_seq.scores.scoring import CorpusScore, label
@@ -69,7 +68,8 @@ def score_systems(
     Raises:
         UserError: a metric does not support the requested resampling.
     """
-    with _seeded(resampling.seed):
+    # sacreBLEU reads its seed from the environment only
+    with variable(_SEED_VARIABLE, str(resampling.seed)):
         columns = [
             _plain(metric, systems, references, resampling)
             if resampling.paired is None
@@ -127,17 +127,3 @@ def _score(name: str, metrics_own: str, signature: str, row: Result) -> CorpusSc
     shown = label(name, metrics_own)
     text = f"{shown}|{signature} = {row.score:.2f}"
     return CorpusScore(name, float(row.score), signature, text, shown, mean, ci, p_value)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Set sacreBLEU's seed, which it reads only from the environment."""
-    before = os.environ.get(_SEED_VARIABLE)
-    os.environ[_SEED_VARIABLE] = str(seed)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SEED_VARIABLE]
-        else:
-            os.environ[_SEED_VARIABLE] = before

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -20,13 +18,14 @@ from ds_seq.data.open import SOURCES as DATA_SOURCES
 from ds_seq.models import MODELS
 from ds_seq.optim import OPTIMIZERS, SCHEDULERS
 from ds_seq.tasks import TASKS
+from tests.fresh import words_printed_by
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ds_seq"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A part may import parts of earlier rows only, never one of its own row.
 RANKS: list[set[str]] = [
-    {"__init__", "errors"},
+    {"__init__", "errors", "environment"},
     {"names", "records"},
     {"files"},
     {"plugins", "distributed"},
@@ -232,10 +231,7 @@ def test_no_file_is_unpickled() -> None:
 def modules_after(statement: str) -> set[str]:
     """Run ``statement`` in a fresh interpreter and return the top-level names in sys.modules."""
     code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    return {name.split(".")[0] for name in done.stdout.split()}
+    return {name.split(".")[0] for name in words_printed_by(code)}
 
 
 def test_check_imports_no_torch() -> None:
@@ -255,10 +251,7 @@ def test_importing_the_config_builds_no_schema() -> None:
         "from ds_seq.config.schema import sections\n"
         "print(*{s.config.__name__ for s in sections() if s.config.__pydantic_complete__})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert done.stdout.split() == []
+    assert words_printed_by(code) == []
 
 
 def test_importing_the_package_imports_nothing_else() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ from ds_seq import cli
 from ds_seq.commands import COMMANDS
 from ds_seq.commands.parser import COUNT, Number, command_parser
 from ds_seq.errors import UserError
+from tests.fresh import words_printed_by
 
 # each checks its value itself, together with what else it depends on
 CHECKED = {
@@ -66,10 +65,7 @@ def test_help_of_generate_has_types_and_defaults_and_needs_no_torch() -> None:
         "try: main(['generate', '--help'])\n"
         "except SystemExit: print([m for m in ('torch', 'numpy') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    text = " ".join(done.stdout.split())
+    text = " ".join(words_printed_by(code))
     assert text.endswith("[]")
     assert "--beam INT Beam size; 1 is greedy search (int >= 1, <= 10000; default: 5)" in text
     assert "--sampling {true,false}" in text and "--length-penalty-form {fairseq,gnmt}" in text
