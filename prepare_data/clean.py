@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq.config.data import CleanConfig
+from ds_seq.config.clean import CleanConfig
 from ds_seq.data.clean import CleanOptions, clean
 from ds_seq.data.progress import Progress
 from ds_seq.errors import run_command

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ds_seq.config.data import VocabConfig
+from ds_seq.config.vocab import VocabConfig
 from ds_seq.errors import UserError, run_command
 from ds_seq.files import check_not_input
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.plain import batch_limits, beam_search
-from ds_seq.config.data import CleanConfig, DataConfig
+from ds_seq.config.clean import CleanConfig
+from ds_seq.config.data import DataConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import MoeConfig
 from ds_seq.data.clean import CleanOptions

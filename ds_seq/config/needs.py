@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
-from ds_seq.config.data import ShardsConfig, SplitConfig
+from ds_seq.config.data import ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.optim import ConstantConfig, InverseSqrtConfig
+from ds_seq.config.text_files import SplitConfig
 from ds_seq.errors import UserError
 from ds_seq.records import Count, read_json, record
 

@@ -8,10 +8,10 @@ from typing import cast
 
 from torch import nn
 
-from ds_seq.config.data import SplitConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
+from ds_seq.config.text_files import SplitConfig
 from ds_seq.data.origin import same_language
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ds_seq.config.data import DataConfig, VocabConfig
+from ds_seq.config.data import DataConfig
+from ds_seq.config.vocab import VocabConfig
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.plugins import trusting
