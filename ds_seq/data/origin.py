@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_seq import distributed
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
 from ds_seq.text.lines import PairPath, text_fingerprint
@@ -126,16 +125,28 @@ def check_origin(manifest: Manifest, folder: Path, split: str, expected: Expecte
     Raises:
         UserError: they differ; one line per difference says how to mend it.
     """
+    from ds_seq import distributed  # loads torch, which `ds-seq check` does without
+
     if distributed.rank() != 0:
         return
-    if expected.model is not None:
-        errors = list(_model_errors(manifest, folder, split, expected))
-    else:
-        errors = list(_experiment_errors(manifest, folder, split, expected))
+    errors, notes = compare(manifest, folder, split, expected)
     if errors:
         raise UserError("\n".join(errors))
-    for note in _notes(manifest, folder, split, expected):
+    for note in notes:
         _say(note)
+
+
+def compare(
+    manifest: Manifest, folder: Path, split: str, expected: Expected
+) -> tuple[list[str], list[str]]:
+    """Compare shards with what their reader expects; see `check_origin`.
+
+    Returns:
+        The differences, and what cannot be verified or does no harm; a line for each.
+    """
+    differences = _experiment_errors if expected.model is None else _model_errors
+    arguments = (manifest, folder, split, expected)
+    return list(differences(*arguments)), list(_notes(*arguments))
 
 
 @cache

@@ -10,11 +10,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
-from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.config.changes import (
@@ -30,39 +28,10 @@ from ds_seq.config.changes import (
 )
 from ds_seq.config.deepspeed import load_deepspeed_json
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import load_experiment
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
-from ds_seq.errors import UserError
-from ds_seq.records import Count, read_json, record
-from ds_seq.runs.formats.ds_seq import CONFIG_FILE
-
-HISTORY_FILE = "history.json"
-
-
-@record
-@dataclass(frozen=True)
-class Version:
-    """One version of the config.
-
-    Attributes:
-        update: number of updates before the first one that was made with it.
-        config: the experiment.
-        facts: what else the run was made of; see `ds_seq.config.changes.settings`.
-        changes: how it differs from the version before, as text.
-    """
-
-    update: Count
-    config: dict[str, Any]
-    facts: dict[str, Any]
-    changes: tuple[str, ...] = ()
-
-
-@record
-class _Versions(TypedDict):
-    """Content of `history.json`."""
-
-    versions: Annotated[list[Version], Field(min_length=1)]
+from ds_seq.runs.versions import HISTORY_FILE as HISTORY_FILE  # its writer is here
+from ds_seq.runs.versions import Version, config_of, read_versions
 
 
 @dataclass(frozen=True)
@@ -136,9 +105,9 @@ def resumed(
     Raises:
         UserError: a change makes nonsense of the run, or what is recorded is damaged.
     """
-    versions = [version for version in _read(folder) if version.update < max(update, 1)]
+    versions = [version for version in read_versions(folder) if version.update < max(update, 1)]
     last = versions[-1]
-    before, now = settings(_parsed(last, folder), last.facts), settings(config, facts)
+    before, now = settings(config_of(last, folder), last.facts), settings(config, facts)
     found = changes(before, now)
     refuse(found, allowed, now, str(folder))
     notes = [
@@ -163,28 +132,3 @@ def resumed(
 
 def _described(change: Change) -> str:
     return str(change) if change.effect == HARMLESS else f"{change} (changes the training)"
-
-
-def _read(folder: Path) -> list[Version]:
-    """Read the versions; an older run has the one of its `config.yaml`."""
-    path = folder / HISTORY_FILE
-    if not path.is_file():
-        config = load_experiment(folder / CONFIG_FILE)
-        return [Version(0, config.model_dump(mode="json"), {})]
-    remedy = f"remove it to compare with {CONFIG_FILE} only"
-    versions = read_json(path, _Versions, remedy)["versions"]
-    if versions[0].update != 0:
-        raise UserError(
-            f"{path}: is damaged (its first version does not begin at update 0); {remedy}"
-        )
-    return versions
-
-
-def _parsed(version: Version, folder: Path) -> ExperimentConfig:
-    try:
-        return ExperimentConfig.model_validate(version.config)
-    except ValidationError as error:
-        raise UserError(
-            f"{folder / HISTORY_FILE}: the config of update {version.update} is not valid "
-            f"({error.error_count()} errors); remove the file to compare with {CONFIG_FILE} only"
-        ) from None

@@ -155,14 +155,17 @@ def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, lis
             found = candidates(run, which)
     found = distributed.broadcast_object(found)
     start, problems = first_sound(found)
+    # if the user has named none, their advice to use another checkpoint is followed here
+    causes = problems if which is not None else [text.rpartition("; ")[0] for text in problems]
     with distributed.shared_errors():
+        if found and start is None and which is None:
+            raise UserError(
+                f"{run}: none of its checkpoints can be resumed from; --overwrite starts over. "
+                f"`ds-seq verify {run}` checks all {len(found)}. The newest: {causes[0]}"
+            )
         if found and start is None:
-            lines = problems
-            if which is None:
-                advice = "none of its checkpoints can be resumed from; --overwrite starts over"
-                lines = [*problems, f"{run}: {advice}"]
-            raise UserError("\n".join(lines))
-    return start, problems
+            raise UserError(causes[0])
+    return start, [f"{cause}; going back to an older checkpoint" for cause in causes]
 
 
 def _train(
@@ -179,7 +182,7 @@ def _train(
         made_of |= data_facts(train_set, valid_set)
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
-            check_vocab(setup.folder, task.tokenizers)
+            check_vocab(setup.folder, setup.checkpoint, task.tokenizers)
         history = set_up_history(setup, made_of, allow_changes)
     distributed.require_same(made_of | {"from": str(setup.checkpoint)}, "data or checkpoints")
     try:

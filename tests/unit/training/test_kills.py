@@ -189,7 +189,8 @@ def test_checkpoints_without_a_known_score_are_never_deleted(tmp_path: Path) -> 
         save(tmp_path, update, float(-update), keep_last=3)
         meta = tmp_path / "checkpoints" / f"update_{update:08d}" / "checkpoint.json"
         content = json.loads(meta.read_text())
-        del content["score"]  # as earlier versions wrote it
+        for key in ("score", "sha256"):  # as earlier versions wrote it
+            del content[key]
         meta.write_text(json.dumps(content))
     (tmp_path / "checkpoints" / "index.json").unlink()
     assert resume(tmp_path) == 3
@@ -238,6 +239,12 @@ def damage_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def replace_in(path: Path, number: str) -> None:
+    text = path.read_text()
+    assert text.count(number) == 1
+    path.write_text(text.replace(number, f"{number}0"))
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "bit of a weight": lambda folder: damage_a_bit(folder / "weights.0.safetensors"),
     "bit of the optimizer": lambda folder: damage_a_bit(folder / "optimizer.0.safetensors"),
@@ -245,6 +252,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "truncated file": lambda folder: os.truncate(folder / "weights.0.safetensors", 100),
     "lost meta": lambda folder: (folder / "checkpoint.json").unlink(),
     "damaged meta": lambda folder: (folder / "checkpoint.json").write_text("{"),  # type: ignore[dict-item, return-value]
+    "digit of the meta": lambda folder: replace_in(folder / "checkpoint.json", '"epoch": 1'),
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],  # type: ignore[dict-item, return-value]
 }
 
