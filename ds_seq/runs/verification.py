@@ -114,7 +114,15 @@ def _checked(path: Path, check: Callable[[], str]) -> Finding:
 
 def _check_config(folder: Path) -> str:
     """Compare a config with what is recorded about it elsewhere; people may have changed it."""
-    path = folder / CONFIG_FILE
+    path, is_exported = folder / CONFIG_FILE, False
+    if (folder / EXPORT_FILE).is_file() and not (folder / CHECKPOINTS).is_dir():
+        written = TensorFile(folder / EXPORT_FILE).metadata().get(CONFIG_HASH_KEY)
+        is_exported = written is not None
+        if is_exported and files.fingerprint(path) != written:
+            raise UserError(
+                f"{path}: is not what was exported (SHA-256 differs); if you have not changed it, "
+                "copy or export it again"
+            )
     config = load_experiment(path)
     if (folder / HISTORY_FILE).is_file():
         last = config_of(read_versions(folder)[-1], folder)
@@ -125,15 +133,7 @@ def _check_config(folder: Path) -> str:
                 "back, or let `ds-seq train --resume` write it again"
             )
         return f"is the last version in {HISTORY_FILE}"
-    if (folder / EXPORT_FILE).is_file() and not (folder / CHECKPOINTS).is_dir():
-        written = TensorFile(folder / EXPORT_FILE).metadata().get(CONFIG_HASH_KEY)
-        if written is not None and files.fingerprint(path) != written:
-            raise UserError(
-                f"{path}: is not what was exported (SHA-256 differs); if you have not changed it, "
-                "copy or export it again"
-            )
-        return "can be read" if written is None else "SHA-256 is right"
-    return "can be read"
+    return "SHA-256 is right" if is_exported else "can be read"
 
 
 def _check_sums(folder: Path) -> str:

@@ -23,6 +23,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.needs import warmup_error
 from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.distill.build import build_teacher
@@ -283,6 +284,7 @@ def _build(
         lambda: valid_batches(config, task, valid_set, world),
         _scorer(config, task, metrics, engine, world),
         config.validation.max_sentences,
+        valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
     trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
