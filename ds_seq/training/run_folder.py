@@ -20,12 +20,11 @@ from ds_seq.training.checkpoint_folder import delete_all
 from ds_seq.training.history import History, first_version, resumed
 from ds_seq.training.provenance import STARTS_FILE
 from ds_seq.training.resume_state import ResumeState
-from ds_seq.training.run_log import LOG_FILE
+from ds_seq.training.run_log import LOG_FILE, METRICS_FILE, OLD
 from ds_seq.weights.meta import CHECKPOINTS, VOCAB_HASH_KEY, read_meta
 
 _OLD_FILES = (
-    "metrics.jsonl",
-    "metrics.jsonl.old",
+    METRICS_FILE,
     "tensorboard",
     CHECKPOINTS,
     LOG_FILE,
@@ -161,7 +160,8 @@ def write_run_files(setup: RunSetup, tokenizers: Tokenizers, history: History) -
 
 def _delete_run(folder: Path) -> None:
     """Delete what a training has written; links, and what they point to, are the user's."""
-    for name in _OLD_FILES:
+    old_metrics = [path.name for path in folder.glob(f"{METRICS_FILE}{OLD}*")]
+    for name in (*_OLD_FILES, *old_metrics):
         path = folder / name
         if name == CHECKPOINTS and path.is_dir():
             delete_all(path)

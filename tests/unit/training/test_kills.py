@@ -209,6 +209,9 @@ def test_what_the_user_has_put_there_is_kept(tmp_path: Path) -> None:
     (folder / "update_00000000").symlink_to(outside)
     (folder / "update_link").symlink_to(outside)
     (folder / "update_notes.txt").write_text("")
+    shutil.copytree(folder / "update_00000001", folder / "update_1_mine.incomplete")
+    (folder / "update_mine.replaced").mkdir()
+    (folder / ".notes.tmp").write_text("")
     kept = set(names(tmp_path)) - {"update_00000001"}
     save(tmp_path, 2, keep_last=1)
     (folder / "update_00000002").rename(outside / "moved")  # to another disk
@@ -217,6 +220,27 @@ def test_what_the_user_has_put_there_is_kept(tmp_path: Path) -> None:
     assert set(names(tmp_path)) == {*kept, "update_00000002", "update_00000003"}
     assert len(list(outside.iterdir())) == 4
     assert resume(tmp_path) == 3
+
+
+def test_a_checkpoint_on_another_disk_is_resumed_from_and_never_changed(tmp_path: Path) -> None:
+    for update in (1, 2):
+        save(tmp_path, update)
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    (folder / "update_00000002").rename(elsewhere)
+    (folder / "update_00000002").symlink_to(elsewhere)
+    before = {path.name: path.stat().st_mtime_ns for path in elsewhere.iterdir()}
+    assert resume(tmp_path) == 2
+    assert resume(tmp_path, "update_00000001") == 1
+    assert (folder / "update_00000002.aside").is_symlink()
+    (folder / "update_00000002.aside").rename(folder / "update_00000002")
+    for update in (3, 4):
+        save(tmp_path, update, keep_last=1)
+    assert names(tmp_path) == ["index.json", "update_00000002", "update_00000004"]
+    assert {path.name: path.stat().st_mtime_ns for path in elsewhere.iterdir()} == before
+    shutil.rmtree(folder / "update_00000004")
+    elsewhere.rename(tmp_path / "unmounted")
+    found, problems = first_sound(candidates(tmp_path, None))
+    assert found is None and "update_00000002: no checkpoint here" in problems[0]
 
 
 def test_overwriting_deletes_what_training_has_written(tmp_path: Path) -> None:
