@@ -222,6 +222,11 @@ def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> 
                     f"{expected.model} was trained with {_text(wanted)}"
                 )
         return
+    if origin.labels is not None:
+        yield (
+            f"{folder}: the targets of the {split} shards are translations by {origin.labels}, not "
+            f"those of data.raw.{split}"
+        )
     unknown = []
     if origin.raw is None and expected.raw:
         unknown.append("raw text")

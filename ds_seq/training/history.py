@@ -30,6 +30,8 @@ from ds_seq.config.deepspeed import load_deepspeed_json
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
+from ds_seq.distill.teacher import CachedTeacher
+from ds_seq.runs.open import open_run, weights_fingerprint
 from ds_seq.runs.versions import HISTORY_FILE as HISTORY_FILE  # its writer is here
 from ds_seq.runs.versions import Version, config_of, read_versions
 
@@ -70,6 +72,22 @@ def data_facts(train_set: Dataset, valid_set: Dataset | None) -> dict[str, Any]:
         DATA: _fingerprint(train_set),
         VALID_DATA: None if valid_set is None else _fingerprint(valid_set),
     }
+
+
+def teacher_fingerprint(config: ExperimentConfig, cached: CachedTeacher | None) -> str | None:
+    """Return the fingerprint of the teachers of a run, whose names may stand for others by now.
+
+    Raises:
+        UserError: a teacher cannot be opened.
+    """
+    if config.distillation is None:
+        return None
+    if cached is not None:
+        weights = cached.weights
+    else:
+        teachers, checkpoint = config.distillation.teachers, config.distillation.checkpoint
+        weights = [weights_fingerprint(open_run(name, checkpoint)) for name in teachers]
+    return hashlib.sha256("\n".join(weights).encode()).hexdigest()
 
 
 def _fingerprint(dataset: Dataset) -> str:

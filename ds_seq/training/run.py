@@ -18,7 +18,7 @@ distributed.import_deepspeed()
 
 from torch import nn
 
-from ds_seq.config.changes import settings
+from ds_seq.config.changes import TEACHER, settings
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.needs import warmup_error
 from ds_seq.config.notes import notes
@@ -48,7 +48,7 @@ from ds_seq.tasks import Task, build_task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.checkpoint_folder import candidates, first_sound
 from ds_seq.training.engine import Engine
-from ds_seq.training.history import History, data_facts, run_facts
+from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.provenance import describe_start, record_start
@@ -184,6 +184,10 @@ def _train(
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
             check_vocab(setup.folder, setup.checkpoint, task.tokenizers)
+        # a large file, so only one rank reads it
+        weights = teacher_fingerprint(setup.config, cached) if world.is_first else None
+    made_of[TEACHER] = distributed.broadcast_object(weights)
+    with distributed.shared_errors():
         history = set_up_history(setup, made_of, allow_changes)
     distributed.require_same(made_of | {"from": str(setup.checkpoint)}, "data or checkpoints")
     try:
