@@ -144,9 +144,10 @@ def compare(
     Returns:
         The differences, and what cannot be verified or does no harm; a line for each.
     """
-    differences = _experiment_errors if expected.model is None else _model_errors
     arguments = (manifest, folder, split, expected)
-    return list(differences(*arguments)), list(_notes(*arguments))
+    if expected.model is not None:
+        return list(_model_errors(*arguments)), list(_model_notes(manifest, folder, expected))
+    return list(_experiment_errors(*arguments)), list(_notes(*arguments))
 
 
 @cache
@@ -210,18 +211,20 @@ def _raw_errors(
             )
 
 
+def _model_notes(manifest: Manifest, folder: Path, expected: Expected) -> Iterator[str]:
+    """Yield differences that do a model no harm."""
+    for key, wanted in (expected.clean or {}).items():
+        found = (manifest.origin.clean or {}).get(key, wanted)
+        if found != wanted:
+            yield (
+                f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "
+                f"{expected.model} was trained with {_text(wanted)}"
+            )
+
+
 def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> Iterator[str]:
-    """Yield what the manifest cannot prove, and differences that do no harm."""
+    """Yield what the manifest cannot prove, and where its targets are from."""
     origin = manifest.origin
-    if expected.model is not None:
-        for key, wanted in (expected.clean or {}).items():
-            found = (origin.clean or {}).get(key, wanted)
-            if found != wanted:
-                yield (
-                    f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "
-                    f"{expected.model} was trained with {_text(wanted)}"
-                )
-        return
     if origin.labels is not None:
         yield (
             f"{folder}: the targets of the {split} shards are translations by {origin.labels}, not "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ds_seq import files
 from ds_seq.config.changes import changes, settings
@@ -26,7 +26,7 @@ from ds_seq.runs.formats.ds_seq import (
 from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
 from ds_seq.tasks.step import StepRecord
 from ds_seq.text.vocab_file import VOCAB_FILE
-from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE
+from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
 _CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
@@ -158,6 +158,15 @@ def _check_index(path: Path) -> str:
             raise UserError(
                 f"{path / CHECKPOINTS / INDEX_FILE}: the {which} checkpoint, {folder.name}, is "
                 "missing; `ds-seq train --resume` corrects the file"
+            )
+    index = read_index(path / CHECKPOINTS)
+    for name, score in {entry["name"]: entry["score"] for entry in index["best"]}.items():
+        notes: Mapping[str, Any] = read_meta(path / CHECKPOINTS / name)
+        if notes.get("score", score) != score:
+            raise UserError(
+                f"{path / CHECKPOINTS / INDEX_FILE}: says that {name} has the score {score}, but "
+                f"the checkpoint has {notes['score']}; remove the file, and `ds-seq train "
+                "--resume` makes it again"
             )
     return f"the last is {named['last'].name}, the best {named['best'].name}"
 

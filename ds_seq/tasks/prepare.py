@@ -52,6 +52,10 @@ from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
+_NOT_OURS = (
+    "this command had made another vocabulary there; if you have not replaced it, it is damaged: "
+    "remove it, and run the command again"
+)
 _MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
 
@@ -221,6 +225,8 @@ def _make_vocab(
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
+            if step.is_recorded():
+                print(f"    note: {_NOT_OURS}")
             _print_notes(data, tokenizers, path)
             return tokenizers, None
         if not force and step.result_of_last_time() is not None:

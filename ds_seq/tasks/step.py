@@ -75,6 +75,10 @@ class Step:
             in (last["outputs"], last.get("outputs_before"))
         )
 
+    def is_recorded(self) -> bool:
+        """Return whether this step has been taken before."""
+        return self._read() is not None
+
     def result_of_last_time(self) -> Result | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
         last = self._read()

@@ -50,7 +50,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def add_checksums(run: Path) -> None:
-    """Add what this version records in its checkpoints, besides checksums the vocabulary."""
+    """Add what this version records in its checkpoints: checksums, vocabulary, score."""
     vocab_hash = open_tokenizers(run).fingerprint
     for meta in run.glob("checkpoints/*/checkpoint.json"):
         content = json.loads(meta.read_text())
@@ -58,6 +58,7 @@ def add_checksums(run: Path) -> None:
             name: files.fingerprint(meta.parent / name) for name in content["files"]
         }
         content[VOCAB_HASH_KEY] = vocab_hash
+        content["score"] = 2.0 if meta.parent.name == "update_00000010" else None
         meta.write_text(json.dumps(content))
 
 
@@ -152,6 +153,16 @@ def test_a_folder_for_another_program(tmp_path: Path, capsys: pytest.CaptureFixt
         assert expected in error and error.count("\n") == 1
         if expected == ":1: is damaged":
             flip(tmp_path / files.SUMS_FILE, 64)
+
+
+def test_another_score_in_the_index(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checksums(copy / "run")
+    index = copy / "run" / "checkpoints" / "index.json"
+    index.write_text(index.read_text().replace("2.0", "6.0"))
+    assert main(["verify", str(copy / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "update_00000010 has the score 6.0, but the checkpoint has 2.0" in error
+    assert error.count("\n") == 1
 
 
 REMOVED: dict[str, Callable[[Path], None]] = {
