@@ -79,6 +79,15 @@ class Step:
         """Return whether this step has been taken before."""
         return self._read() is not None
 
+    def is_damaged(self) -> bool:
+        """Return whether there is a record that cannot be read."""
+        return self._path.exists() and not self.is_recorded()
+
+    def forget(self) -> None:
+        """Remove the record."""
+        with files.writing(self._path):
+            files.remove(self._path)
+
     def result_of_last_time(self) -> Result | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
         last = self._read()

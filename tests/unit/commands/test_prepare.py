@@ -314,6 +314,24 @@ def test_damaged_files_are_made_again(experiment: Path, tmp_path: Path) -> None:
     assert main(["verify", str(tmp_path / "data")]) == 0
 
 
+def test_a_damaged_record_of_the_vocabulary_is_written_again(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", str(experiment)]) == 0
+    record = tmp_path / "data" / "vocab.json"
+    whole = record.read_text()
+    record.write_text(whole.replace("{", "[", 1))
+    assert main(["prepare", str(experiment)]) == 0
+    assert record.read_text() == whole
+    assert "copied there" not in capsys.readouterr().out
+    vocab = tmp_path / "data" / "vocab.model"
+    record.write_text(whole.replace("{", "[", 1))
+    assert main(["prepare", str(experiment), "data.vocab.size=115"]) == 0
+    assert "(120 subwords), which was copied there" in capsys.readouterr().out
+    assert vocab.is_file() and not record.exists()
+    assert main(["verify", str(tmp_path / "data")]) == 0
+
+
 def test_another_vocabulary_than_it_had_made_is_told(
     experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
