@@ -163,6 +163,12 @@ def first_sound(folders: Sequence[Path]) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def without_advice(problem: str) -> str:
+    """Return a message of `first_sound` without what the user should do, as in `damaged; copy`."""
+    what, separator, _ = problem.rpartition("; ")
+    return what if separator else problem
+
+
 def _check(folder: Path) -> None:
     check_resumable(folder)
     check_checkpoint(folder, distributed.rank(), distributed.world_size())

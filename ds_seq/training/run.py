@@ -46,7 +46,7 @@ from ds_seq.scores.metric import Metric
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks import Task, build_task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
-from ds_seq.training.checkpoint_folder import candidates, first_sound
+from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
@@ -157,7 +157,7 @@ def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, lis
     found = distributed.broadcast_object(found)
     start, problems = first_sound(found)
     # if the user has named none, their advice to use another checkpoint is followed here
-    causes = problems if which is not None else [text.rpartition("; ")[0] for text in problems]
+    causes = problems if which is not None else list(map(without_advice, problems))
     with distributed.shared_errors():
         if found and start is None and which is None:
             raise UserError(

@@ -24,6 +24,7 @@ from ds_seq.training.checkpoint_folder import (
     delete_all,
     first_sound,
     own_checkpoints,
+    without_advice,
 )
 from ds_seq.weights.fill import load_weights
 from tests.values import progress_at
@@ -300,6 +301,11 @@ def test_a_run_falls_back_to_the_checkpoint_before_a_damaged_one(
     assert [path.name for path in own_checkpoints(tmp_path / "checkpoints")][-1] == (
         "update_00000002"
     )
+
+
+def test_a_problem_without_its_advice() -> None:
+    assert without_advice("a: is 1; or 2; use another checkpoint") == "a: is 1; or 2"
+    assert without_advice("a: cannot be read: no medium") == "a: cannot be read: no medium"
 
 
 def test_going_back_keeps_the_later_checkpoints(tmp_path: Path) -> None:
