@@ -145,7 +145,7 @@ def _check_part(path: Path, size: int, checksum: str | None) -> None:
     """Compare a file of a checkpoint with its size and its checksum, if there is one."""
     damage = files.check_file(path, size, checksum)
     if damage == "missing":
-        raise UserError(f"{path}: is missing; use another checkpoint")
+        raise UserError(f"{path}: missing; use another checkpoint")
     if damage == "size":
         raise UserError(
             f"{path}: {path.stat().st_size} bytes instead of {size} (truncated?); use another "
