@@ -9,6 +9,7 @@ from os.path import isfile
 from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
+from ds_seq.config.data import ShardsConfig
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.footprint import batch_lines, memory_lines
@@ -66,10 +67,11 @@ def main(argv: Sequence[str]) -> int:
     if file.name == CONFIG_FILE:  # of a run, which holds its vocabulary, too
         folders.append(file.parent)
     needs = Needs([], []) if arguments.elsewhere else unmet(config)
-    more_notes = [*_vocab_notes(config, folders), *needs.notes]
+    shards = Needs([], []) if arguments.elsewhere else _compared_shards(config)
+    more_notes = [*_vocab_notes(config, folders), *needs.notes, *shards.notes]
     print(report(config, arguments.world_size, more_notes), end="")
     warmup = warmup_error(config)
-    errors = [*needs.errors, *([] if warmup is None else [warmup])]
+    errors = [*needs.errors, *shards.errors, *([] if warmup is None else [warmup])]
     if errors:
         raise UserError("\n".join(errors))
     return 0
@@ -153,6 +155,36 @@ def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]
         for path in paths
         for note in vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
     ]
+
+
+def _compared_shards(config: ExperimentConfig) -> Needs:
+    """Return what `train` would say about existing shards that are not those of the experiment.
+
+    Shards whose manifest cannot be read are left to `ds-seq prepare`, which makes them again.
+    """
+    folder = Path(config.data.dir)
+    splits = ["train", *(["valid"] if config.train.validate_every is not None else [])]
+    paths = {split: folder / f"{split}.manifest.json" for split in splits}
+    found = Needs([], [])
+    if not isinstance(config.data.source, ShardsConfig) or not any(map(isfile, paths.values())):
+        return found
+    from ds_seq.data.expected import expected_by_experiment  # imports numpy
+    from ds_seq.data.manifest import Manifest
+    from ds_seq.data.origin import compare
+
+    for split, path in paths.items():
+        try:
+            manifest = Manifest.read(path)
+        except UserError:
+            continue
+        expected = expected_by_experiment(config.data, split)
+        try:
+            errors, lines = compare(manifest, folder, split, expected)
+        except UserError as error:  # text that cannot be read
+            errors, lines = [str(error)], []
+        found.errors.extend(errors)
+        found.notes.extend(line for line in lines if line not in found.notes)
+    return found
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:

@@ -35,7 +35,8 @@ from ds_seq.weights.source import TensorFile, TensorFolder, TensorSource
 EXPORT_FILE = "model.safetensors"
 EXPORT_SUFFIX = ".safetensors"
 
-# keys in the header of an exported file
+# keys in the header of an exported file; of a folder's, the checksum of CONFIG_FILE
+CONFIG_HASH_KEY = "ds_seq.config_sha256"
 CONFIG_KEY = "ds_seq.config"
 VOCAB_KEY = "ds_seq.vocab"
 

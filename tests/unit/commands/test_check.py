@@ -13,6 +13,9 @@ from ds_seq.config.footprint import memory_lines
 from ds_seq.config.json_schema import json_schema
 from ds_seq.config.load import load_experiment
 from ds_seq.config.yaml_file import read_yaml
+from ds_seq.data.expected import clean_options, vocab_options
+from ds_seq.data.manifest import Manifest, ShardCounts
+from ds_seq.data.origin import Origin, TextRecord
 
 EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
 Capture = pytest.CaptureFixture[str]
@@ -94,6 +97,35 @@ def test_tokens_epochs_and_memory(experiment: str, capsys: Capture) -> None:
         Path("shards/train.manifest.json").write_text(damaged)
         assert cli.main(["check", experiment]) == 0
         assert "known after `ds-seq prepare`" in capsys.readouterr().out
+
+
+def test_shards_that_train_would_refuse(experiment: str, capsys: Capture) -> None:
+    data = load_experiment(experiment).data
+    counts, raw = (
+        ShardCounts(1, 1, 1),
+        [TextRecord.of(Path(f"train.{end}")) for end in ("en", "de")],
+    )
+    origin = Origin(tuple(raw), clean_options(data, "train"), vocab_options(data))
+    Path("shards").mkdir()
+    manifest = Manifest("hash", 1000, "uint16", ("en", "de"), (counts,), origin=origin)
+    manifest.write(Path("shards/train.manifest.json"))
+    assert cli.main(["check", experiment]) == 0
+    assert "train shards" not in capsys.readouterr().out
+    Path("train.de").write_text("b\n")
+    differences = ["data.vocab.size=900", "data.clean.max_words=9"]
+    assert cli.main(["check", experiment, *differences]) == 2
+    error = capsys.readouterr().err
+    for words in (
+        "data.vocab.size: 900, but the train shards in shards were made with 1000; run",
+        "data.clean.max_words: 9",
+        "data.raw.train: train.de is not the text",
+    ):
+        assert words in error
+    assert len(error.splitlines()) == 3
+    assert cli.main(["check", experiment, *differences, "--elsewhere"]) == 0
+    Path("train.de").unlink()
+    assert cli.main(["check", experiment, "train.validate_every=null", "train.save_every=1"]) == 0
+    assert "cannot verify that the shards in shards were made from" in capsys.readouterr().out
 
 
 def states(experiment: str, stage: int, ranks: int, *overrides: str) -> float:
