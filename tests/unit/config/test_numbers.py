@@ -156,6 +156,12 @@ NOTES = [
         "name": "distillation", "teacher": "t", "queue_size": 9}}}, ("criterion.base.queue_size",)),
     ({"scheduler": {"name": "cosine", "min_lr": 0.1}, "optimizer": {"lr": 0.01}}, (
         "scheduler.min_lr",)),
+    ({"scheduler": {"name": "linear", "total_updates": 9000}, "train": {"max_updates": 9001}}, (
+        "scheduler.total_updates",)),
+    ({"scheduler": {"name": "linear", "total_updates": 9000}, "train": {"max_updates": 9000}}, ()),
+    ({"scheduler": {"name": "cosine", "total_updates": 9000, "min_lr": 1e-6}}, ()),
+    ({"optimizer": {"lr": 0.5, "weight_decay": 2.0}}, ("optimizer.weight_decay",)),
+    ({"optimizer": {"name": "adam", "lr": 0.5, "weight_decay": 2.0}}, ()),
 ]  # fmt: skip
 
 
