@@ -28,18 +28,21 @@ _WORDS = (
 """Messages of argparse, and how they are reported here."""
 
 
+_LARGEST = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Number:
     """The `type` of an option that is a number: finite, and within its bounds.
 
     Attributes:
         least: smallest value; None for any.
-        most: largest value; None for any.
+        most: largest value; by default the largest of 64 bits, as in experiment files.
         is_whole: whether fractions are refused.
     """
 
     least: float | None
-    most: float | None = None
+    most: float = _LARGEST
     is_whole: bool = True
 
     def __call__(self, text: str) -> float:
@@ -56,11 +59,11 @@ class Number:
         Raises:
             UserError: the value makes no sense.
         """
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{option} {value}: must be a finite number")
         if self.least is not None and value < self.least:
             raise UserError(f"{option} {value}: must be at least {self.least:g}")
-        if self.most is not None and value > self.most:
+        if value > self.most:
             raise UserError(f"{option} {value}: must be at most {self.most:g}")
 
 

@@ -26,6 +26,7 @@ EXTERNAL_TAG = "external"
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -39,13 +40,16 @@ ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN), PLUGI
 
 
 _LARGEST = 2**63 - 1
+# what fp32, in which models compute, tells from infinity and 0, with room for a product
+_LARGEST_FLOAT, _SMALLEST_FLOAT = 1e30, 1e-30
 
 
 class Config(BaseModel):
     """Base of all sections: unknown keys are errors, and values are immutable after loading.
 
-    One rule holds for every number: it is finite, fits 64 bits, and is not `true` or `false`.
-    Bounds are those of its field; a test requires each number to have one.
+    One rule holds for every number: it is finite, fits 64 bits, is neither infinity nor 0 in fp32
+    unless it is written as 0, and is not `true` or `false`. Bounds are those of its field; a test
+    requires each number to have one.
     """
 
     model_config = ConfigDict(
@@ -70,8 +74,14 @@ class Config(BaseModel):
     @classmethod
     def _refuse_senseless_numbers(cls, value: Any) -> Any:
         for item in _scalars(value):
-            if isinstance(item, float) and not math.isfinite(item):
-                raise ValueError(f"should be a finite number, not {item}")
+            if isinstance(item, float):
+                if not math.isfinite(item):
+                    raise ValueError(f"should be a finite number, not {item}")
+                if item and not _SMALLEST_FLOAT <= abs(item) <= _LARGEST_FLOAT:
+                    raise ValueError(
+                        f"should be 0 or, without its sign, from {_SMALLEST_FLOAT:g} to "
+                        f"{_LARGEST_FLOAT:g}, not {item}"
+                    )
             if isinstance(item, int) and abs(item) > _LARGEST:
                 raise ValueError(f"should be at most {_LARGEST}, not {item}")
         return value

@@ -63,7 +63,7 @@ class DataConfig(Config):
     clean: CleanConfig = Field(default_factory=all_defaults, description="Cleaning of raw text.")
     vocab: VocabConfig = Field(default_factory=all_defaults, description="Subword vocabulary.")
     shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs per shard.")
-    workers: PositiveInt | None = Field(
+    workers: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         default=None, description="Number of binarization processes; null uses all CPU cores."
     )
 

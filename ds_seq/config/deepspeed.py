@@ -291,6 +291,10 @@ def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> 
             f"zero_optimization.stage: 0 cannot run experts in {train.precision} with "
             f"train.expert_parallel {train.expert_parallel}; use stage 1, 2 or 3"
         )
+    offloaded = zero.get("offload_optimizer")
+    share = offloaded.get("ratio", 1) if isinstance(offloaded, Mapping) else 1
+    if share not in (1, AUTO) and stage < MAX_STAGE:
+        yield f"zero_optimization.offload_optimizer.ratio: needs stage {MAX_STAGE}, not {stage}"
     for key, lowest in (("offload_optimizer", 1), ("offload_param", MAX_STAGE)):
         target = zero.get(key)
         if (

@@ -179,7 +179,7 @@ def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
-    """Compare the ends of the schedule with its peak."""
+    """Compare learning rates: with the peak, with 0, and with the weight decay."""
     optimizer, scheduler = config.optimizer, config.scheduler
     if not isinstance(optimizer, AdamConfig | AdafactorConfig | SgdConfig):
         return
@@ -193,3 +193,17 @@ def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
     for name, rate in ends.items():
         if rate > optimizer.lr:
             yield f"scheduler.{name}: {rate:g} is above optimizer.lr {optimizer.lr:g}, the peak"
+    if isinstance(scheduler, CosineConfig | LinearConfig | PolynomialConfig):
+        (name, rate), *_ = ends.items()
+        total, last = scheduler.total_updates, config.train.max_updates
+        if rate == 0.0 and total is not None and total < last:
+            yield (
+                f"scheduler.total_updates: the learning rate is 0 from update {total} on, so "
+                f"nothing is learned up to train.max_updates {last}; set scheduler.{name}"
+            )
+    decay = optimizer.lr * optimizer.weight_decay
+    if decay >= 1.0 and optimizer.name != "adam":  # which adds the decay to the gradient
+        yield (
+            f"optimizer.weight_decay: with optimizer.lr {optimizer.lr:g}, an update takes off "
+            f"{decay:g} times each weight"
+        )

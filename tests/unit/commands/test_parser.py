@@ -96,6 +96,7 @@ def test_every_number_of_every_command_has_bounds(monkeypatch: pytest.MonkeyPatc
         ("inf", "--ratio inf: must be a finite number"),
         ("0.5", "--ratio 0.5: must be at least 1"),
         ("7", "--ratio 7.0: must be at most 5"),
+        ("1e308", "must be at most 5"),
     ],
 )
 def test_a_number_without_sense_is_refused(value: str, message: str) -> None:
@@ -114,3 +115,11 @@ def test_a_word_is_no_number() -> None:
     assert parser.parse_args(["--last", "2"]).last == 2
     with pytest.raises(UserError, match="--last: should be a whole number, not '1.5'"):
         parser.parse_args(["--last", "1.5"])
+
+
+def test_a_number_that_no_machine_holds_is_refused() -> None:
+    parser = command_parser("x", "")
+    parser.add_argument("--last", type=COUNT)
+    for digits in ("9" * 20, "9" * 400):
+        with pytest.raises(UserError, match=r"--last 9+: must be at most 9\.22337e\+18"):
+            parser.parse_args(["--last", digits])
