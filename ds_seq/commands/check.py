@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path
 
-from ds_seq.commands.parser import add_overrides, command_parser
+from ds_seq.commands.arguments.check import build_parser
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.footprint import batch_lines, memory_lines
@@ -26,40 +26,13 @@ from ds_seq.plugins import is_trusted
 
 def main(argv: Sequence[str]) -> int:
     """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
-    parser = command_parser(
-        "check",
-        "Check an experiment file, and print its resolved settings, the size of the model, tokens "
-        "per update and memory. Exit code 2 on a mistake, or if files are missing.",
-        abbreviations=True,
-    )
-    parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
-    add_overrides(parser)
-    parser.add_argument(
-        "--world-size", type=int, metavar="N", help="also check that the run fits N ranks"
-    )
-    parser.add_argument(
-        "--elsewhere",
-        action="store_true",
-        help="the run is for another machine: do not look for the files that it reads",
-    )
-    parser.add_argument(
-        "--options", action="store_true", help="print a table of all options instead"
-    )
-    parser.add_argument(
-        "--names", action="store_true", help="print the names of other toolkits and ours instead"
-    )
-    parser.add_argument(
-        "--json-schema", action="store_true", help="print a JSON schema for editors instead"
-    )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = build_parser().parse_intermixed_args(argv)
     document = _document(arguments)
     if document is not None:
         print(document, end="")
         return 0
     if arguments.experiment is None:
         raise UserError("ds-seq check: no experiment file; name one, or use --options")
-    if arguments.world_size is not None and arguments.world_size < 1:
-        raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
     folders = [Path(config.data.dir)]
     file = Path(arguments.experiment)

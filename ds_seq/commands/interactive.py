@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_seq import distributed
-from ds_seq.commands.arguments import interactive_parser
+from ds_seq.commands.arguments.interactive import build_parser
 from ds_seq.commands.options import (
     check_expert_parallel,
     chosen_device,
@@ -97,7 +97,7 @@ class _LineTranslator:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq interactive`; return the exit code."""
-    args = interactive_parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     translate = _load(args)
     terminal = sys.stdin.isatty()
     try:

@@ -12,8 +12,6 @@ from typing import Any, NoReturn
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest, trust
 
-CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
-
 _KINDS = {"int": "a whole number", "float": "a number"}
 """What to write, by the name of the function that converts it."""
 _WORDS = (

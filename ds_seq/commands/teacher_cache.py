@@ -17,9 +17,8 @@ from itertools import product
 from pathlib import Path
 
 from ds_seq import distributed, files
-from ds_seq.commands.arguments import add_loading_arguments
+from ds_seq.commands.arguments.teacher_cache import build_parser
 from ds_seq.commands.options import check_expert_parallel, chosen_device
-from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.distill.fill_cache import (
@@ -37,7 +36,7 @@ from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq teacher-cache`; return the exit code."""
-    args = _parser().parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             folder = args.out or _default_folder(args)
@@ -116,51 +115,3 @@ def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_si
         f"with criterion.cache={writers[0].folder}",
         file=sys.stderr,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "teacher-cache",
-        "Write a teacher's output for every target token, so that training with "
-        "criterion.cache needs no teacher. An interrupted command resumes when it is run again.",
-    )
-    add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="run folder, or a file or folder written by `ds-seq export`; the probabilities of "
-        "several are averaged",
-    )
-    add("--data", required=True, type=Path, help="folder of shards made with their vocabulary")
-    add(
-        "--top-k",
-        required=True,
-        type=COUNT,
-        metavar="K",
-        help="number of most probable tokens to store",
-    )
-    add("--splits", nargs="+", help="splits to cache (default: train, and valid if it exists)")
-    add(
-        "--out",
-        type=Path,
-        help="folder of the cache (default: a new one in the folder of the shards)",
-    )
-    add(
-        "--precision",
-        choices=("fp16", "fp32"),
-        default="fp16",
-        help="number format of the stored log-probabilities (default: %(default)s)",
-    )
-    add(
-        "--max-tokens", type=COUNT, help="maximum padded tokens per batch (default: as in training)"
-    )
-    add(
-        "--part-tokens",
-        type=COUNT,
-        default=1 << 20,
-        help="target tokens per part; an interruption loses at most one part per process "
-        "(default: %(default)s)",
-    )
-    add_loading_arguments(parser)
-    return parser

@@ -19,6 +19,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from ds_seq.errors import UserError
+from ds_seq.names import DEFAULT_METRICS
 from ds_seq.scores.languages import bleu_tokenizer
 
 TOKENISED = "tokenized_bleu"
@@ -79,7 +80,6 @@ CORPUS_METRICS: dict[str, Callable[[str], Metric]] = {
     "ter": _ter,
     TOKENISED: lambda target_lang: BLEU(tokenize="none", force=True),
 }
-DEFAULT_METRICS = ("bleu", "chrf")
 
 
 def build_metric(name: str, target_lang: str) -> Metric:
