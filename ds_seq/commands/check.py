@@ -15,13 +15,15 @@ from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
-from ds_seq.config.needs import Needs, train_manifest, unmet, warmup_error
+from ds_seq.config.needs import Needs, train_manifest, unmet
 from ds_seq.config.notes import notes
 from ds_seq.config.outside import outside_names
+from ds_seq.config.task import TranslationConfig
 from ds_seq.config.yaml_file import dotted
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE, VOCAB_FILE
+from ds_seq.names import CONFIG_FILE, DEFAULT_METRICS, TEXT_METRICS, VOCAB_FILE
 from ds_seq.plugins import is_trusted
+from ds_seq.scores.languages import DEFAULT_TOKENIZER, bleu_tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +43,7 @@ def main(argv: Sequence[str]) -> int:
     needs = Needs([], []) if arguments.elsewhere else unmet(config)
     more_notes = [*_vocab_notes(config, folders), *needs.notes]
     print(report(config, arguments.world_size, more_notes), end="")
-    warmup = warmup_error(config)
-    errors = [*needs.errors, *([] if warmup is None else [warmup])]
+    errors = needs.errors if arguments.elsewhere else [*needs.errors, *_metric_errors(config)]
     if errors:
         raise UserError("\n".join(errors))
     return 0
@@ -126,6 +127,25 @@ def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]
         for path in paths
         for note in vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
     ]
+
+
+def _metric_errors(config: ExperimentConfig) -> list[str]:
+    """Return a line for each metric of validation that cannot be computed on this machine."""
+    metrics = [name for name in config.validation.metrics if name in TEXT_METRICS]
+    if config.train.validate_every is None or not isinstance(config.task, TranslationConfig):
+        return []
+    has_spaces = bleu_tokenizer(config.data.target_lang) == DEFAULT_TOKENIZER
+    if has_spaces and set(metrics) <= set(DEFAULT_METRICS):
+        return []  # spares the import
+    from ds_seq.scores.metric import find_metric
+
+    errors = []
+    for name in metrics:
+        try:
+            find_metric(name, config.data.target_lang, "validation.metrics")
+        except UserError as error:
+            errors.append(f"validation.metrics: {error}")
+    return errors
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:

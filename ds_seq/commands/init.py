@@ -13,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from ds_seq.commands.arguments.init import build_parser
 from ds_seq.config.load import read_experiment
 from ds_seq.config.yaml_file import parse_value
@@ -99,6 +101,13 @@ def _pairs(option: str, sources: list[str], targets: list[str]) -> list[PairPath
             f"--{option}source names {len(sources)} file(s), but --{option}target {len(targets)}; "
             "give the same number, in the same order"
         )
+    for path in (*sources, *targets):
+        try:
+            parse_value(_text(path))
+        except yaml.YAMLError:  # control characters, or bytes that are not UTF-8
+            raise UserError(
+                f"{path!r}: a file with such a name cannot be named in an experiment; rename it"
+            ) from None
     return [PairPath(Path(s), Path(t)) for s, t in zip(sources, targets, strict=True)]
 
 
@@ -140,6 +149,11 @@ def _survey(pairs: Sequence[PairPath]) -> _Corpus:
         max(sum(len(line.split()) for line in side), sum(map(len, side)) // 6)
         for side in (sources, targets)
     ]
+    if not all(sides):
+        raise UserError(
+            f"{pairs[0].source}, {pairs[0].target}: one of them has no text in its first "
+            f"{len(sources):,} lines; name the training text"
+        )
     words = set(chain.from_iterable(line.split() for line in chain(sources, targets)))
     characters = set().union(*words) if words else set()
     couples = {word[i : i + 2] for word in words for i in range(len(word) - 1)}

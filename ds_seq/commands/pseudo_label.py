@@ -17,7 +17,7 @@ from ds_seq import distributed
 from ds_seq.commands.arguments.pseudo_label import build_parser
 from ds_seq.commands.options import check_expert_parallel, chosen_device, search_settings
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.source import SOURCE, untagged_rows
+from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Summary
 from ds_seq.distill.filters import Filters, Similarity
 from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
@@ -27,11 +27,10 @@ from ds_seq.errors import UserError
 from ds_seq.generation.build import check_n_best
 from ds_seq.names import FILTER_METRICS
 from ds_seq.runs.card import StoredRun
-from ds_seq.runs.data import open_for_model
+from ds_seq.runs.data import open_for_model, untagged_warning
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
 from ds_seq.text.round_trip import rewriting
-from ds_seq.text.tags import untagged_message
 
 
 def main(argv: Sequence[str]) -> int:
@@ -112,13 +111,9 @@ def _warn(run: StoredRun, reader: ShardReader, filters: Filters) -> None:
             f"references as the vocabulary rewrites them, by {rule}",
             file=sys.stderr,
         )
-    tags = run.card.source_tags
-    untagged, size = untagged_rows(reader, tags) if tags else ((), 0)
-    if len(untagged) and (run.card.routes_by_language or len(untagged) < size):
-        print(
-            f"ds-seq: warning: {len(untagged):,} of {size:,} {untagged_message(tags)}",
-            file=sys.stderr,
-        )
+    untagged = untagged_warning(reader, run.card)
+    if untagged is not None:
+        print(f"ds-seq: warning: {untagged}", file=sys.stderr)
 
 
 def _report(job: Labeling, out: Path, summary: Summary) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from ds_seq.distill.fill_cache import (
 )
 from ds_seq.distill.teacher import LiveTeacher, Loading, load_teacher
 from ds_seq.errors import UserError
-from ds_seq.runs.data import check_for_model
+from ds_seq.runs.card import LoadedRun
+from ds_seq.runs.data import check_for_model, untagged_warning
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
             ):
                 check_for_model(source, args.data, split, name, run)
             if world.is_first:
+                _warn(sources, teacher.runs[0])
                 advice = "stop that process first, or give another --out"
                 lock = files.Lock(folder / files.LOCK_FILE, folder, advice)
             splits = plan_splits(options, args.runs, teacher, sources, world)
@@ -93,6 +95,13 @@ def _max_tokens(args: argparse.Namespace, teacher: LiveTeacher) -> int:
     if args.max_tokens is not None:
         return int(args.max_tokens)
     return min(run.card.sizes.max_tokens for run in teacher.runs)
+
+
+def _warn(sources: Mapping[str, ShardReader], run: LoadedRun) -> None:
+    for split, source in sources.items():
+        untagged = untagged_warning(source, run.card)
+        if untagged is not None:
+            print(f"ds-seq: warning: {split}: {untagged}", file=sys.stderr)
 
 
 def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_size: int) -> None:

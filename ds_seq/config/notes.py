@@ -16,6 +16,7 @@ from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.optim import (
     AdafactorConfig,
     AdamConfig,
+    ConstantConfig,
     CosineConfig,
     InverseSqrtConfig,
     LinearConfig,
@@ -179,8 +180,18 @@ def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
 
 
 def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
-    """Compare the ends of the schedule with its peak."""
-    optimizer, scheduler = config.optimizer, config.scheduler
+    """Compare the schedule with the length of the run, and its ends with its peak.
+
+    Schedules that decay to a given update are checked with the experiment itself.
+    """
+    optimizer, scheduler, updates = config.optimizer, config.scheduler, config.train.max_updates
+    if isinstance(scheduler, InverseSqrtConfig | ConstantConfig):
+        if scheduler.warmup_updates > updates:
+            yield (
+                f"scheduler.warmup_updates: {scheduler.warmup_updates} is longer than the run, "
+                f"which ends at update {updates} (train.max_updates), before the learning rate has "
+                "reached its peak; lower it unless this is only a trial"
+            )
     if not isinstance(optimizer, AdamConfig | AdafactorConfig | SgdConfig):
         return
     ends: dict[str, float] = {}

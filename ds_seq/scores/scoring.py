@@ -9,6 +9,7 @@ with Targeted Human Annotation".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,9 +113,10 @@ def _explained(name: str, target_lang: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-        why = " ".join(str(error).split())  # sacreBLEU's message has several lines
+        found = re.search(r"pip install (\S+)", str(error))  # in several lines of advice
+        why = str(error) if found is None else f"install the package: pip install '{found[1]}'"
         raise UserError(
-            f"{name}: cannot split text in {target_lang!r} into words: {why} - or use chrf, which "
+            f"{name}: cannot split text in {target_lang!r} into words; {why}, or use chrf, which "
             "needs no words"
         ) from error
 

@@ -12,6 +12,7 @@ from ds_seq import cli
 from ds_seq.config.footprint import memory_lines
 from ds_seq.config.json_schema import json_schema
 from ds_seq.config.load import load_experiment
+from ds_seq.config.notes import notes
 from ds_seq.config.yaml_file import read_yaml
 
 EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
@@ -52,7 +53,11 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             "criterion.base.cache: no: no such folder",
         ),
         (["train.init_from=runs/no"], "train.init_from: runs/no: no such run"),
-        (["train.max_updates=50"], "scheduler.warmup_updates: 4000 is longer than the run"),
+        (["data.target_lang=ja"], "pip install 'sacrebleu[ja]', or use chrf"),
+        (
+            ["data.target_lang=th", "validation.metrics=[bleu,ter]"],
+            "ter: cannot split text in 'th'",
+        ),
         (["data.target_lang=en"], "data.target_lang: it and source_lang are both 'en'"),
     ],
 )
@@ -63,6 +68,25 @@ def test_what_prepare_and_train_would_refuse(
     capsys.readouterr()
     assert cli.main(["check", experiment, *overrides]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run_is_a_note_as_in_training(
+    experiment: str, capsys: Capture
+) -> None:
+    assert cli.main(["check", experiment]) == 0
+    assert "# notes" not in capsys.readouterr().out
+    assert cli.main(["check", experiment, "train.max_updates=50"]) == 0
+    note = "scheduler.warmup_updates: 4000 is longer than the run, which ends at update 50"
+    assert note in capsys.readouterr().out
+    config = load_experiment(experiment, ["train.max_updates=50"])
+    assert any(note in line for line in notes(config))  # which `ds-seq train` prints, too
+
+
+def test_packages_of_metrics_that_are_not_measured(experiment: str, capsys: Capture) -> None:
+    japanese = [experiment, "data.target_lang=ja"]
+    assert cli.main(["check", *japanese, "validation={metrics: [chrf], best: chrf}"]) == 0
+    assert cli.main(["check", *japanese, "train.validate_every=null", "train.save_every=5"]) == 0
+    assert cli.main(["check", *japanese, "--elsewhere"]) == 0
 
 
 def test_a_run_for_another_machine(experiment: str, capsys: Capture) -> None:
