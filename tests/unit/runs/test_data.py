@@ -33,11 +33,11 @@ def test_untagged_sources(
     sides = tmp_path / "train.en", tmp_path / "train.de"
     for side in sides:
         side.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    vocab = train_vocab(list(sides), tmp_path / "vocab.model", 20, user_symbols=["<2de>"])
+    vocab = train_vocab(list(sides), tmp_path / "vocab.model", 13, user_symbols=["<2de>"])
     both = Tokenizers.shared(vocab)
     binarize(both, *sides, tmp_path, "train", languages=("en", "de"), shard_size=SHARD_SIZE)
     config = experiment({"moe": {"num_experts": 2, "top_k": 1, "router": router}},
-        vocab={"size": 20, "user_symbols": ["<2de>"]})  # fmt: skip
+        vocab={"size": 13, "user_symbols": ["<2de>"]})  # fmt: skip
     found = untagged_warning(ShardReader(tmp_path, "train"), ModelCard.of_experiment(config, both))
     assert (found is None) == (words is None)
     assert words is None or re.search(words, found or "")
