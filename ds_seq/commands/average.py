@@ -17,7 +17,7 @@ from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq average`; return the exit code."""
-    options = build_parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     parts = _parts(options)
     model = average([part.run for part in parts]).to(DTYPES[options.dtype])

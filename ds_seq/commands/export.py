@@ -10,7 +10,7 @@ from ds_seq.runs.export import export
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq export`; return the exit code."""
-    options = build_parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     path = export(options.run, options.out, options.checkpoint, options.dtype, options.format)
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0

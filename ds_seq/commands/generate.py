@@ -89,7 +89,7 @@ class _Generation:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq generate`; return the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)

@@ -82,7 +82,7 @@ _SCALES = (
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq init`; return the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     train = _pairs("", args.source, args.target)
     valid = _pairs("valid-", args.valid_source, args.valid_target)
     test = _pairs("test-", args.test_source, args.test_target)

@@ -97,7 +97,7 @@ class _LineTranslator:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq interactive`; return the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     translate = _load(args)
     terminal = sys.stdin.isatty()
     try:

@@ -43,7 +43,7 @@ _MAPS: dict[LayerMapName, LayerMap] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq make-student`; return the exit code."""
-    options = build_parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
     stored = open_run(options.run, options.checkpoint)

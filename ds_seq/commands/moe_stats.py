@@ -51,7 +51,7 @@ class _Measured(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq moe-stats`; return the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     _check_arguments(args)
     distributed.keep_freed_memory()
     device = distributed.discover(os.environ).device

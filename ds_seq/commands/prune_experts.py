@@ -37,7 +37,7 @@ class _Texts(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq prune-experts`; return the exit code."""
-    options = build_parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
     device = distributed.World().device

@@ -35,7 +35,7 @@ from ds_seq.text.round_trip import rewriting
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq pseudo-label`; return the exit code."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     out = Path(args.out)
     work = WorkFolder(out)
     with distributed.joined() as world:

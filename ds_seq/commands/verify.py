@@ -12,7 +12,7 @@ from ds_seq.runs.verification import verify
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq verify`; return the exit code."""
     problems = []
-    for path in build_parser().parse_args(argv).paths:
+    for path in build_parser().parse_intermixed_args(argv).paths:
         for finding in verify(path):
             if finding.is_sound:
                 print(f"{finding.path}: ok ({finding.note})", flush=True)
