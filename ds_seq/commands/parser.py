@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest, trust
 
-CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
-
+OVERRIDES = "key=value"
 _KINDS = {"int": "a whole number", "float": "a number"}
 """What to write, by the name of the function that converts it."""
 _WORDS = (
@@ -105,6 +104,7 @@ class CommandParser(argparse.ArgumentParser):
                 if re.fullmatch(pattern, message):
                     message = re.sub(pattern, words, message)
                     break
+        message = message.replace(f", {OVERRIDES}", "")  # which argparse calls required, too
         raise UserError(f"{message}; see {self.prog} --help")
 
     def _check_options(self, args: Sequence[str]) -> None:
@@ -201,4 +201,4 @@ def command_parser(
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "dotted overrides") -> None:
     """Add the overrides that follow an experiment file."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+    parser.add_argument("overrides", nargs="*", metavar=OVERRIDES, help=help)

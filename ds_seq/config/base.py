@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -47,8 +47,10 @@ _LARGEST_FLOAT, _SMALLEST_FLOAT = 1e30, 1e-30
 class Config(BaseModel):
     """Base of all sections: unknown keys are errors, and values are immutable after loading.
 
-    One rule holds for every number: it is finite, fits 64 bits, is neither infinity nor 0 in fp32
-    unless it is written as 0, and is not `true` or `false`. Bounds are those of its field; a test
+    One rule holds for every value: nothing is converted to another kind. A number is not text in
+    quotes and not `true`; a switch is only `true` or `false`, not 1, `yes` or text; a whole number
+    may be written as 1e5. Numbers are finite, fit 64 bits, and are neither infinity nor 0 in fp32
+    unless they are written as 0. Bounds are those of the field; a test
     requires each number to have one.
     """
 
@@ -62,12 +64,11 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_switches(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = set(_leaves(cls.model_fields[str(info.field_name)].annotation))
-        if kinds & {int, float} and not kinds & {bool, Any}:
-            for item in _scalars(value):
-                if isinstance(item, bool):  # which pydantic would read as 1 or 0
-                    raise ValueError(f"should be a number, not {shown(item)}")
+    def _refuse_other_kinds(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted, refused = _wanted(cls.model_fields[str(info.field_name)].annotation)
+        for item in _scalars(value):
+            if type(item) in refused:  # which pydantic would convert
+                raise ValueError(f"should be {wanted}, not {shown(item)}")
         return value
 
     @field_validator("*", mode="after")
@@ -87,9 +88,28 @@ class Config(BaseModel):
         return value
 
 
+def _wanted(annotation: Any) -> tuple[str, tuple[type, ...]]:
+    """Return what to write in a field of numbers or switches, and the types that are no such value.
+
+    Other fields, and those that also take text, refuse nothing here.
+    """
+    kinds = set(_leaves(annotation))
+    or_null = " or null" if type(None) in kinds else ""
+    kinds.discard(type(None))
+    if kinds == {bool}:
+        return f"true or false{or_null}", (int, float, str)
+    if kinds and kinds <= {int, float}:
+        return ("a number" if float in kinds else "a whole number") + or_null, (bool, str)
+    return "", ()
+
+
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """Yield the types of which an annotation is made."""
-    members = get_args(annotation)
+    """Yield the types of which the values of an annotation are made."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        members = members[:1]
+    elif origin is dict:
+        members = members[1:]
     if not members:
         yield annotation
     for member in members:

@@ -48,6 +48,7 @@ _RULES: dict[str, str] = {
         ("data.dir", "data.source", "data.raw", "data.clean", "data.shard_size", "data.workers"),
         HARMLESS,
     ),
+    "data.language_tags": HARMLESS,  # they only say which sources to report
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
     "model": _MODEL,

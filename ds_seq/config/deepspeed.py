@@ -46,8 +46,8 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
         content = read_limited(file)
     except FileNotFoundError as error:
         raise UserError(
-            f"train.deepspeed: {file} cannot be read: {error.strerror}; ds_seq's own are in "
-            "configs/ds_config, and null means DeepSpeed's defaults"
+            f"train.deepspeed: {file} cannot be read: {error.strerror}; {_own_file(file)}, and "
+            "null means DeepSpeed's defaults"
         ) from None
     try:
         data = json.loads(content.decode("utf-8"), object_pairs_hook=_no_key_twice)
@@ -64,6 +64,14 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
     if not isinstance(data, dict):
         raise UserError(f"{file}: contains no JSON object; expected {{...}}")
     return data
+
+
+def _own_file(missing: Path) -> str:
+    """Return where the file of this name is, if ds_seq has one."""
+    folder = Path(__file__).parents[2] / "configs" / "ds_config"
+    if (folder / missing.name).is_file():
+        return f"give {folder / missing.name}, or copy it there"
+    return f"ds_seq's own are in {folder if folder.is_dir() else 'configs/ds_config'}"
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> JsonObject:

@@ -16,6 +16,7 @@ from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.optim import (
     AdafactorConfig,
     AdamConfig,
+    ConstantConfig,
     CosineConfig,
     InverseSqrtConfig,
     LinearConfig,
@@ -27,7 +28,12 @@ from ds_seq.names import BASE, LOAD_BALANCE
 
 def notes(config: ExperimentConfig) -> list[str]:
     """Return the notes, one line each: dotted key, then what to know."""
-    return [*_without_effect(config), *_loss_notes(config), *_rate_notes(config)]
+    return [
+        *_without_effect(config),
+        *_loss_notes(config),
+        *_warmup_notes(config),
+        *_rate_notes(config),
+    ]
 
 
 class _Idle(NamedTuple):
@@ -175,6 +181,21 @@ def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
             yield (
                 "criterion: cross_entropy leaves out the routers' losses, so nothing balances the "
                 "experts; model_and_base has them"
+            )
+
+
+def _warmup_notes(config: ExperimentConfig) -> Iterator[str]:
+    """Compare the warm-up with the length of the run.
+
+    Schedules that decay to a given update are checked with the experiment itself.
+    """
+    scheduler, last = config.scheduler, config.train.max_updates
+    if isinstance(scheduler, InverseSqrtConfig | ConstantConfig):
+        if scheduler.warmup_updates > last:
+            yield (
+                f"scheduler.warmup_updates: {scheduler.warmup_updates} is longer than the run, "
+                f"which ends at update {last} (train.max_updates), before the learning rate has "
+                "reached its peak; lower it unless this is only a trial"
             )
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
@@ -20,6 +19,7 @@ from ds_seq import files
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
+from ds_seq.names import ExportFormat
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
@@ -35,8 +35,6 @@ from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 from ds_seq.weights.fill import model_tensors
 from ds_seq.weights.meta import FORMAT_VERSION, VOCAB_HASH_KEY
 from ds_seq.weights.source import FORMAT_KEY, save_tensors
-
-ExportFormat = Literal["safetensors", "ctranslate2"]
 
 
 def export(

@@ -331,7 +331,7 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    _report_untagged(split, text, reader, tokenizers)
+    _report_untagged(data, split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -344,10 +344,10 @@ def _make_shards(
 
 
 def _report_untagged(
-    split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
+    data: DataConfig, split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
 ) -> None:
     """Report sources without a language tag if others have one, or with an unknown tag."""
-    tags = language_tags(tokenizers.source)
+    tags = language_tags(tokenizers.source, data.language_tags)
     if not tags:
         for block in islice(read_blocks([text], _MOST_CHECKED), 1):
             lines = decode_lines(block)[0]

@@ -20,7 +20,6 @@ from torch import nn
 
 from ds_seq.config.changes import TEACHER, settings
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.needs import warmup_error
 from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import ParallelDataset
@@ -367,8 +366,6 @@ def _announce(
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, "
         f"{distributed.number_format(train.precision, world.device)}, {world.device.type}"
     )
-    if (warning := warmup_error(setup.config)) is not None:
-        trainer.log.say(f"warning: {warning}")
     for note in notes(setup.config):
         trainer.log.say(f"note: {note}")
     if setup.checkpoint is not None:

@@ -1,4 +1,4 @@
-"""One rule for every number: finite, bounded, and never a switch."""
+"""One rule for every value: nothing is converted; numbers are finite and bounded."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_number_has_a_bound(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", FIELDS)
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, True, 10**32, 1e308, 1e-308])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, True, "5", 10**32, 1e308, 1e-308])
 def test_no_field_takes_a_number_without_sense(path: str, value: float) -> None:
     config, name = FIELDS[path]
     nested = [value] if list in _origins(config.model_fields[name].annotation) else value
@@ -57,6 +57,22 @@ def test_no_field_takes_a_number_without_sense(path: str, value: float) -> None:
     with pytest.raises(ValidationError) as caught:
         config.model_validate({name: nested})
     assert name in {details["loc"][0] for details in caught.value.errors()}
+
+
+SWITCHES = {
+    section.path_of(name): (section.config, name)
+    for section in sections()
+    for name, field in section.config.model_fields.items()
+    if set(_leaves(field.annotation)) <= {bool, type(None)}
+}
+
+
+@pytest.mark.parametrize("path", SWITCHES)
+@pytest.mark.parametrize("value", [1, 0, 1.0, "true", "yes", "on"])
+def test_a_switch_is_only_true_or_false(path: str, value: object) -> None:
+    config, name = SWITCHES[path]
+    with pytest.raises(ValidationError, match=r"should be true or false(?: or null)?, not "):
+        config.model_validate({name: value})
 
 
 def test_the_test_above_can_fail() -> None:
@@ -73,9 +89,15 @@ def _origins(annotation: Any) -> set[Any]:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("train.max_updates='3'", "train.max_updates: should be a whole number, not '3'"),
+        ("optimizer.lr='1e-3'", "optimizer.lr: should be a number, not '1e-3'"),
+        ("optimizer.betas=['0.9', 0.98]", "optimizer.betas: should be a number, not '0.9'"),
+        ("train.max_hours=true", "train.max_hours: should be a number or null, not true"),
+        ("generation.sampling=yes", "generation.sampling: should be true or false, not 'yes'"),
+        ("train.save_every=1.5", "train.save_every: should be a whole number or null, not 1.5"),
         ("model.moe.capacity_factor=.inf", "capacity_factor: should be at most .*, not inf"),
         ("generation.max_len_a=.inf", "max_len_a: should be at most 1000, not inf"),
-        ("train.max_updates=true", "max_updates: should be a number, not true"),
+        ("train.max_updates=true", "max_updates: should be a whole number, not true"),
         ("optimizer.betas=[0.9, true]", "betas: should be a number, not true"),
         ("train.seed=99999999999999999999", "seed: should be at most 9223372036854775807"),
         ("criterion.loss_weights.base=-1", "base: should be at least 0, not -1"),
