@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.load import load_experiment
-from ds_seq.config.outside import TOKENIZING
+from ds_seq.config.outside import PREPARING
 from ds_seq.tasks.prepare import prepare
 
 
@@ -21,6 +21,6 @@ def main(argv: Sequence[str]) -> int:
     add_overrides(parser)
     parser.add_argument("--force", action="store_true", help="redo all steps, even if up to date")
     arguments = parser.parse_intermixed_args(argv)
-    config = load_experiment(arguments.experiment, arguments.overrides, TOKENIZING)
+    config = load_experiment(arguments.experiment, arguments.overrides, PREPARING)
     prepare(config, arguments.force)
     return 0

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,7 @@ class Expected:
         raw: raw files that the experiment names for the split.
         clean: options of `data.clean` that apply to the split.
         vocab: options of `data.vocab`.
+        clean_defaults: options of `data.clean` that are recorded only if they have another value.
     """
 
     languages: tuple[str, str]
@@ -104,6 +105,11 @@ class Expected:
     raw: tuple[PairPath, ...] = ()
     clean: Mapping[str, Any] | None = None
     vocab: Mapping[str, Any] | None = None
+    clean_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def cleaning(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return expected or recorded options of `data.clean` with those that are left out."""
+        return {} if options is None else {**self.clean_defaults, **options}
 
 
 def same_language(one: str, other: str) -> bool:
@@ -166,7 +172,7 @@ def _experiment_errors(
     ]
     for section, options, recorded in (
         ("vocab", expected.vocab or {}, origin.vocab or {}),
-        ("clean", expected.clean or {}, origin.clean or {}),
+        ("clean", expected.cleaning(expected.clean), expected.cleaning(origin.clean)),
     ):
         keys = [key for key in options if key in recorded]
         pairs += [(f"data.{section}.{key}", options[key], recorded[key]) for key in keys]
@@ -203,8 +209,9 @@ def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> 
     """Yield what the manifest cannot prove, and differences that do no harm."""
     origin = manifest.origin
     if expected.model is not None:
-        for key, wanted in (expected.clean or {}).items():
-            found = (origin.clean or {}).get(key, wanted)
+        recorded = expected.cleaning(origin.clean)
+        for key, wanted in expected.cleaning(expected.clean).items():
+            found = recorded.get(key, wanted)
             if found != wanted:
                 yield (
                     f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "

@@ -23,7 +23,8 @@ EXPERIMENT: dict[str, Any] = {
     "validation": {"metrics": [], "best": "loss"},
 }
 MOE = {"num_experts": 4, "every": 1}
-UNBOUNDED = {"generation.length_penalty"}  # below 0 favors short translations, as in fairseq
+# Below 0 favors short translations, as in fairseq; a score may be a log-probability.
+UNBOUNDED = {"generation.length_penalty", "data.clean.min_score"}
 
 FIELDS = {
     section.path_of(name): (section.config, name)
