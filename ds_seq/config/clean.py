@@ -261,6 +261,10 @@ class CleanConfig(Config):
             yield "score_column", "is a column of score_files; give them"
         if self.max_terms is not None and not (self.source_terms or self.target_terms):
             yield "max_terms", "needs a list; give source_terms or target_terms"
+        if self.max_terms is None and self.max_term_difference is None:
+            for key in ("source_terms", "target_terms"):
+                if vars(self)[key] is not None:
+                    yield key, "is not used; give max_terms or max_term_difference"
         if self.language_id == "fasttext" and self.language_id_model is None:
             yield "language_id_model", "fasttext needs the file of a model, such as lid.176.bin"
 

@@ -146,7 +146,10 @@ def _clean(
     finished, attempt = open_work(folder, _made_of(corpora)) if first else (Finished({}, {}), 0)
     done, attempt = ranks.share((frozenset(finished.entries), attempt) if first else None)
     with Journal(folder, attempt, ranks.rank) as journal:
-        blocks = _share_of(read_corpora(corpora, BLOCK_LINES), done, ranks, progress)
+        read = read_corpora(corpora, BLOCK_LINES)
+        if first:
+            read = _discarding(folder, read)
+        blocks = _share_of(read, done, ranks, progress)
         for cleaned in map_watched(clean_block, corpora, blocks, workers):
             journal.add(cleaned)
             progress(cleaned.total)
@@ -164,6 +167,15 @@ def _clean(
             raise UserError(_explain_nothing(corpora, report))
     discard_work(folder)
     return ranks.share(report)
+
+
+def _discarding(folder: Path, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks; if the text is wrong, nothing that was made of it is of any use."""
+    try:
+        yield from blocks
+    except UserError:
+        discard_work(folder)
+        raise
 
 
 def _share_of(
