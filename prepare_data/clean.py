@@ -43,6 +43,9 @@ def main(argv: Sequence[str]) -> int:
     read = [*inputs[0], *(score.path for score in corpus.scores)]
     for path in (*output, *reports):
         check_not_input(path, read)
+    corpus.options.check()
+    if arguments.workers == 1:  # before ranks begin to expect signs of life
+        corpus.options.load()
     ranks = find_ranks(os.environ)
     title = "cleaning" if ranks.rank == 0 else f"cleaning, rank {ranks.rank}"
     try:

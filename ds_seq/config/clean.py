@@ -249,24 +249,26 @@ class CleanConfig(Config):
         return self
 
     def _own_errors(self) -> Iterator[tuple[str, str]]:
-        if self.min_words > self.max_words:
-            yield "min_words", f"{self.min_words} is more than max_words {self.max_words}"
-        if (self.min_chars or 0) > (self.max_chars or self.min_chars or 0):
-            yield "min_chars", f"{self.min_chars} is more than max_chars {self.max_chars}"
+        yield from self._limit_errors()
         if self.nfkc and self.unicode_form is not None:
             yield "unicode_form", "give either it or nfkc, not both"
         if self.min_score is not None and not self.score_files:
             yield "min_score", "needs a score of each pair; give score_files"
         if self.score_column is not None and not self.score_files:
             yield "score_column", "is a column of score_files; give them"
-        if self.max_terms is not None and not (self.source_terms or self.target_terms):
-            yield "max_terms", "needs a list; give source_terms or target_terms"
+        terms = [key for key in ("source_terms", "target_terms") if vars(self)[key] is not None]
         if self.max_terms is None and self.max_term_difference is None:
-            for key in ("source_terms", "target_terms"):
-                if vars(self)[key] is not None:
-                    yield key, "is not used; give max_terms or max_term_difference"
+            yield from ((key, "give max_terms or max_term_difference, too") for key in terms)
+        if self.max_terms is not None and not terms:
+            yield "max_terms", "needs a list; give source_terms or target_terms"
         if self.language_id == "fasttext" and self.language_id_model is None:
             yield "language_id_model", "fasttext needs the file of a model, such as lid.176.bin"
+
+    def _limit_errors(self) -> Iterator[tuple[str, str]]:
+        for unit in ("words", "chars"):
+            least, most = (vars(self)[f"{end}_{unit}"] for end in ("min", "max"))
+            if least is not None and most is not None and least > most:
+                yield f"min_{unit}", f"{least} is more than max_{unit} {most}"
 
     def _pair_errors(self) -> Iterator[tuple[str, str]]:
         for pair, changes in self.pairs.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 from ds_seq import files
 from ds_seq.data.cleaning.assembly import assemble
-from ds_seq.data.cleaning.block import clean_block
+from ds_seq.data.cleaning.block import clean_block, load_filters
 from ds_seq.data.cleaning.blocks import Block, check_scores, read_corpora
 from ds_seq.data.cleaning.journal import (
     Finished,
@@ -150,7 +150,7 @@ def _clean(
         if first:
             read = _discarding(folder, read)
         blocks = _share_of(read, done, ranks, progress)
-        for cleaned in map_watched(clean_block, corpora, blocks, workers):
+        for cleaned in map_watched(clean_block, corpora, blocks, workers, load_filters):
             journal.add(cleaned)
             progress(cleaned.total)
     parts = ranks.collect(journal.finished)

@@ -52,6 +52,12 @@ class Cleaned(NamedTuple):
         return self.total - sum(self.dropped.values())
 
 
+def load_filters(corpora: Sequence[Corpus]) -> None:
+    """Load what the filters of all corpora need, once in each process."""
+    for corpus in corpora:
+        corpus.options.load()
+
+
 def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     """Normalize and filter the pairs of a block.
 

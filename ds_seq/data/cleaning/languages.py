@@ -54,6 +54,10 @@ class OtherLanguage:
         code, probability = found
         return primary_language(code) != primary_language(expected) or probability < self.least
 
+    def load(self) -> None:
+        """Load the identifier, and what it loads when it is first called."""
+        _loaded(self.identifier, self.model)("This is a text.")
+
     def check(self) -> None:
         """Check that the identifier can be used, before any process is started.
 

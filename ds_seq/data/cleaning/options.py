@@ -103,6 +103,12 @@ class CleanOptions:
         names |= dict.fromkeys(rule.reason for rule in self.duplicate_rules)
         return tuple(dict.fromkeys([*names, DUPLICATE]))
 
+    def load(self) -> None:
+        """Load what the filters need, which may take minutes."""
+        for rule in self.filters:
+            if isinstance(rule, OtherLanguage):
+                rule.load()
+
     def check(self) -> None:
         """Check what the filters need from outside, before any process is started.
 

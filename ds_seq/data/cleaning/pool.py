@@ -27,8 +27,6 @@ State = TypeVar("State")
 
 SILENCE = 40.0
 """Seconds without a sign of life after which a process counts as hung."""
-START = 120.0
-"""Seconds that a process may take to start: it imports modules."""
 _TICK = 1.0
 
 
@@ -39,18 +37,17 @@ class Watched:
         self._patience = patience
         self._last, self._silent = time.monotonic(), 0.0
 
-    def is_late(self, heard: bool, patience: float | None = None) -> bool:
+    def is_late(self, heard: bool) -> bool:
         """Return whether the silence is too long.
 
         Args:
             heard: whether there was a sign of life since the last call.
-            patience: another limit in seconds.
         """
         now = time.monotonic()
         # if this process itself was stopped meanwhile, the others may have been, too
         self._silent = 0.0 if heard else self._silent + min(now - self._last, 2 * _TICK)
         self._last = now
-        return self._silent > (self._patience if patience is None else patience)
+        return self._silent > self._patience
 
 
 class _Done(NamedTuple):
@@ -65,14 +62,13 @@ class _Failed(NamedTuple):
 class _Worker:
     """A process, and the thread that talks to it."""
 
-    def __init__(self, number: int, state: object, tasks: queue.Queue[Any], alive: Any) -> None:
+    def __init__(self, number: int, start: Any, tasks: queue.Queue[Any], alive: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self.number = number
-        self.results: queue.Queue[_Done | _Failed | None]
         self._tasks = tasks
         self._ours, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, state, alive, number), daemon=True
+            target=_serve, args=(theirs, *start, alive, number), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -92,6 +88,7 @@ def map_watched(
     state: State,
     items: Iterable[Item],
     workers: int,
+    prepare: Callable[[State], None] | None = None,
 ) -> Iterator[Result]:
     """Yield `function(state, item)` for every item, in the order in which they are finished.
 
@@ -100,15 +97,18 @@ def map_watched(
         state: object that every call needs; it is sent to each process once.
         items: items, read lazily in this process.
         workers: number of processes; with 1, the work is done in this process.
+        prepare: called first in each process: it may take any time.
 
     Raises:
         UserError: a process has died or hangs; names it.
     """
     if workers <= 1:
+        if prepare is not None:
+            prepare(state)
         for item in items:
             yield function(state, item)
         return
-    pool = _Pool(workers, state)
+    pool = _Pool(workers, state, prepare)
     try:
         yield from pool.run(function, items)
     finally:
@@ -116,7 +116,7 @@ def map_watched(
 
 
 class _Pool:
-    def __init__(self, size: int, state: object) -> None:
+    def __init__(self, size: int, state: object, prepare: Callable[..., None] | None) -> None:
         self._size = size
         self._tasks: queue.Queue[Any] = queue.Queue()
         self._results: queue.Queue[Any] = queue.Queue()
@@ -125,7 +125,9 @@ class _Pool:
         self._watched = [Watched(SILENCE) for _ in range(size)]
         # Processes that are started would look for modules in the working folder first
         with variable("PYTHONSAFEPATH", "1"):
-            self._workers = [_Worker(n, state, self._tasks, self._alive) for n in range(size)]
+            self._workers = [
+                _Worker(n, (state, prepare), self._tasks, self._alive) for n in range(size)
+            ]
         for worker in self._workers:
             threading.Thread(target=worker.talk, args=(self._results,), daemon=True).start()
 
@@ -159,11 +161,12 @@ class _Pool:
             ticks = self._alive[worker.number]
             heard = ticks != self._seen[worker.number]
             self._seen[worker.number] = ticks
-            if watched.is_late(heard, None if ticks else START):
+            # one that starts may take its time: it loads modules, perhaps a model
+            if watched.is_late(heard or not (ticks or _is_stopped(worker.process.pid))):
                 raise UserError(
-                    f"{self._name(worker)} has given no sign of life for "
-                    f"{SILENCE if ticks else START:.0f} seconds: it was stopped, or hangs in one "
-                    "line; finished blocks are kept, start the command again to go on"
+                    f"{self._name(worker)} has given no sign of life for {SILENCE:.0f} seconds: it "
+                    "was stopped, or hangs in one line; finished blocks are kept, start the "
+                    "command again to go on"
                 )
 
     def _name(self, worker: _Worker) -> str:
@@ -192,6 +195,14 @@ class _Pool:
             worker.process.join()
 
 
+def _is_stopped(pid: int | None) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False
+
+
 class _Remote(Exception):
     """The traceback of an exception in another process."""
 
@@ -199,9 +210,21 @@ class _Remote(Exception):
         return f"in a worker process:\n{self.args[0]}"
 
 
-def _serve(connection: Connection, state: object, alive: Any, number: int) -> None:
+def _serve(
+    connection: Connection,
+    state: object,
+    prepare: Callable[..., None] | None,
+    alive: Any,
+    number: int,
+) -> None:
     """Answer tasks until the main process closes the connection or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; one reports it
+    try:
+        if prepare is not None:
+            prepare(state)
+    except Exception as error:
+        connection.send(_Failed(error, traceback.format_exc()))
+        return
     threading.Thread(target=_tick, args=(alive, number), daemon=True).start()
     while True:
         try:

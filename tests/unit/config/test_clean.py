@@ -88,7 +88,7 @@ def test_a_wrong_change_is_named(
         ({"language_id": "fastext"}, "(did you mean 'fasttext'?)"),
         ({"language_id": "fasttext"}, "needs the file of a model, such as lid.176.bin"),
         ({"min_chars": 9, "max_chars": 8}, "9 is more than max_chars 8"),
-        ({"source_terms": "x"}, "is not used; give max_terms"),
+        ({"source_terms": "x"}, "give max_terms or max_term_difference, too"),
         ({"max_terms": 1}, "needs a list"),
         ({"score_column": 1}, "is a column of score_files"),
         ({"preset": "mozila"}, "Input should be 'mozilla' or 'nllb'"),

@@ -39,20 +39,20 @@ def make_text(folder: Path, lines: int, seed: int = 0) -> None:
     for _ in range(lines):
         sides = [" ".join(draw.choices(_WORDS, k=draw.randint(0, 9))) for _ in range(2)]
         kind = draw.random()
-        if kind < 0.6:
-            sides[1] = sides[0].replace("e", "ä")
-        elif kind < 0.65:
-            sides[1] = sides[0]
-        elif kind < 0.7:
-            sides = ["tree tree tree", "Baum Baum Baum"]
-        elif kind < 0.75:
-            sides = ["aaba abba", "green open"]
-        elif kind < 0.8:
-            sides[0] = "a short line"
-        elif kind < 0.85:
-            sides[1] = "eine kurze Zeile"
-        elif kind < 0.87:
-            sides = ["x", "y"]
+        source, target = sides
+        sides = draw.choices(
+            [
+                (source, source.replace("e", "ä")),
+                (source, target),
+                (source, source),
+                ("tree tree tree", "Baum Baum Baum"),
+                ("aaba abba", "green open"),
+                ("a short line", target),
+                (source, "eine kurze Zeile"),
+                ("x", "y"),
+            ],
+            weights=(60, 13, 5, 5, 5, 5, 5, 2),
+        )[0]
         source, target = (side.encode() for side in sides)
         if kind > 0.97:
             target += b"\xff"

@@ -80,7 +80,7 @@ def test_the_sum_is_always_right(tmp_path: Path, seed: int) -> None:
 
 
 def test_defaults_are_those_of_before(tmp_path: Path) -> None:
-    """What an experiment that names no new filter has got from earlier versions, in plain Python."""
+    """What an experiment that names no new filter has got from earlier versions."""
     from tests.values import clean_options
 
     make_text(tmp_path, 400)
@@ -102,9 +102,10 @@ def test_defaults_are_those_of_before(tmp_path: Path) -> None:
 
 
 def test_corpora_compete_for_equal_pairs_and_count_by_themselves(tmp_path: Path) -> None:
-    for name, lines in {"a": "one,eins,0.5 two,zwei,0.9", "b": "one,eins,0.7 two,zwei,0.9"}.items():
-        for side, column in zip(("en", "de", "score"), zip(*(l.split(",") for l in lines.split()))):
-            (tmp_path / f"{name}.{side}").write_text("\n".join(column) + "\n")
+    for name, scores in (("a", "0.5\n0.9\n"), ("b", "0.7\n0.9\n")):
+        (tmp_path / f"{name}.en").write_text("one\ntwo\n")
+        (tmp_path / f"{name}.de").write_text("eins\nzwei\n")
+        (tmp_path / f"{name}.score").write_text(scores)
     base = CleanConfig()
     corpora = [
         build_corpus(
