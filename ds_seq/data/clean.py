@@ -201,7 +201,7 @@ def _made_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
             {
                 "name": corpus.name,
                 "inputs": [text_fingerprint(side) for path in corpus.inputs for side in path],
-                "files": [str(side) for path in corpus.inputs for side in path],
+                "files": [repr(path) for path in corpus.inputs],
                 "scores": [[text_fingerprint(score.path), score.column] for score in corpus.scores],
                 "options": hashlib.sha256(repr(corpus.options).encode()).hexdigest(),
             }

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ds_seq import files
 
-_ROWS_AT_A_TIME = 1 << 18
-ROWS_PER_FILE = 1 << 19
+_ROWS_AT_A_TIME = 1 << 17
+ROWS_PER_FILE = 1 << 17
 _MOST_FILES = 512
 _ENTRY = np.dtype([("hash", np.uint64), ("row", np.uint64), ("score", np.float64)])
 

@@ -18,6 +18,8 @@ from ds_seq.text.scripts import lacks_spaces
 _ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|www\.)\S+|[\w.+-]+@[\w-]+(?:\.[\w-]+)+", re.I)
 _AFTER_ADDRESS = ".,;:!?)]}>\"'`»“”’‘…"
 _NUMBER = re.compile(r"(?<!\w)\d+(?:[.,:'\u2019\u00a0\u202f]\d+)*(?!\w)")
+_DIGIT = re.compile(r"\d")
+_NONE: frozenset[str] = frozenset()
 _NO_DIGIT = re.compile(r"\D+")
 _WORD = re.compile(r"\w+")
 _LONGEST_PHRASE = 4
@@ -100,13 +102,17 @@ class AddressMismatch:
 
     def __call__(self, source: str, target: str) -> bool:
         """Return whether to drop the pair."""
+        if not (_may_have_address(source) or _may_have_address(target)):
+            return False
         return addresses(source) != addresses(target)
+
+
+def _may_have_address(text: str) -> bool:
+    return "://" in text or "@" in text or "www." in text or "WWW." in text
 
 
 def addresses(text: str) -> Counter[str]:
     """Return the web and mail addresses of a text, without the signs that end a sentence."""
-    if "://" not in text and "@" not in text and "www." not in text.lower():
-        return Counter()
     return Counter(match.rstrip(_AFTER_ADDRESS) for match in _ADDRESS.findall(text))
 
 
@@ -130,6 +136,8 @@ class NumberMismatch:
 
 def numbers(text: str) -> frozenset[str]:
     """Return the numbers of a text: digits of any script, without separators and leading zeros."""
+    if _DIGIT.search(text) is None:
+        return _NONE
     found = set()
     for match in _NUMBER.findall(text):
         digits = _NO_DIGIT.sub("", match)
@@ -195,10 +203,10 @@ class AlphabetWords:
 
     def __call__(self, source: str, target: str) -> bool:
         """Return whether to drop the pair."""
-        return any(
-            len(_first_letters(letters).findall(text)) < self.least * len(text.split())
-            for letters, text in ((self.source, source), (self.target, target))
-        )
+        return self._is_short(self.source, source) or self._is_short(self.target, target)
+
+    def _is_short(self, letters: str, text: str) -> bool:
+        return len(_first_letters(letters).findall(text)) < self.least * len(text.split())
 
 
 @dataclass(frozen=True)
@@ -218,20 +226,17 @@ class AlphabetChars:
 
     def __call__(self, source: str, target: str) -> bool:
         """Return whether to drop the pair."""
-        return any(
-            self._is_short(letters, text)
-            for letters, text in ((self.source, source), (self.target, target))
-        )
+        return self._is_short(self.source, source) or self._is_short(self.target, target)
 
     def _is_short(self, letters: str, text: str) -> bool:
-        others = len("".join(_runs_of(letters).sub("", text).split()))
+        others = len(_runs_of(letters).sub("", text))
         every = len("".join(text.split()))
         return every - others < self.least * every
 
 
 @cache
 def _runs_of(letters: str) -> re.Pattern[str]:
-    return re.compile(f"[{letters}]+")
+    return re.compile(rf"[{letters}\s]+")
 
 
 @cache

@@ -28,6 +28,7 @@ class Unescape:
         return text
 
 
+_WIKI_MARK = re.compile(r"[\[{<=]|''")
 _WIKI = (
     (re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]"), r"\1"),  # [[page|text]]
     (re.compile(r"\[(?:https?|ftp)://[^\s\]]+\s*([^\]]*)\]"), r"\1"),  # [http://address text]
@@ -46,7 +47,7 @@ class FixWiki:
 
     def __call__(self, text: str) -> str:
         """Return the text without marks."""
-        if not any(mark in text for mark in "[{<=") and "''" not in text:
+        if _WIKI_MARK.search(text) is None:
             return text
         for pattern, replacement in _WIKI:
             text = pattern.sub(replacement, text)
