@@ -10,6 +10,16 @@ from typing import Literal, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+# Cleaning.
+UnicodeForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+Punctuation = Literal["moses"]
+CleanPreset = Literal["mozilla", "nllb"]
+DuplicateKey = Literal[
+    "pair", "source", "target", "normalized_pair", "normalized_source", "normalized_target"
+]
+LANGUAGE_IDS = ("fasttext", "lingua", "langid", "pycld2")
+"""Libraries that tell the language of a text; none of them is required."""
+
 # The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from ds_seq.commands.arguments.prepare import build_parser
 from ds_seq.config.load import load_experiment
-from ds_seq.config.outside import TOKENIZING
+from ds_seq.config.outside import PREPARING
 from ds_seq.tasks.prepare import prepare
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq prepare`; return the exit code."""
     arguments = build_parser().parse_intermixed_args(argv)
-    config = load_experiment(arguments.experiment, arguments.overrides, TOKENIZING)
+    config = load_experiment(arguments.experiment, arguments.overrides, PREPARING)
     prepare(config, arguments.force)
     return 0

@@ -86,10 +86,12 @@ class DataConfig(Config):
         for tag in self.language_tags or ():
             if tag not in self.vocab.user_symbols:
                 raise FieldErrors([("language_tags", f"{tag!r} is not in vocab.user_symbols")])
-        if not self.clean.nfkc:
+        name = "NFKC" if self.clean.nfkc else self.clean.unicode_form
+        if name is None:
             return self
+        key = "nfkc" if self.clean.nfkc else "unicode_form"
         for symbol in self.vocab.user_symbols:
-            if (form := unicodedata.normalize("NFKC", symbol)) != symbol:
-                message = f"data.clean.nfkc turns {symbol} into {form}; list it in that form"
+            if (form := unicodedata.normalize(name, symbol)) != symbol:
+                message = f"data.clean.{key} turns {symbol} into {form}; list it in that form"
                 raise FieldErrors([("vocab.user_symbols", message)])
         return self

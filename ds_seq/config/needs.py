@@ -108,6 +108,9 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         )
     if not is_prepared and (rule := config.data.vocab.normalization).endswith(".tsv"):
         yield from _absent("data.vocab.normalization", rule, "file")
+    if not is_prepared:
+        for key, name in config.data.clean.named_files():
+            yield from _absent(f"data.clean.{key}", name, "file")
     for key, pair in _raw_files(config):
         # training reads the shards, and the validation text as the reference of its metrics
         is_read = key == "data.raw.valid" and validates and config.validation.metrics

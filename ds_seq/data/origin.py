@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,7 @@ class Expected:
         raw: raw files that the experiment names for the split.
         clean: options of `data.clean` that apply to the split.
         vocab: options of `data.vocab`.
+        clean_defaults: options of `data.clean` that are recorded only if they have another value.
     """
 
     languages: tuple[str, str]
@@ -103,6 +104,11 @@ class Expected:
     raw: tuple[PairPath, ...] = ()
     clean: Mapping[str, Any] | None = None
     vocab: Mapping[str, Any] | None = None
+    clean_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def cleaning(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return expected or recorded options of `data.clean` with those that are left out."""
+        return {} if options is None else {**self.clean_defaults, **options}
 
 
 def same_language(one: str, other: str) -> bool:
@@ -178,7 +184,7 @@ def _experiment_errors(
     ]
     for section, options, recorded in (
         ("vocab", expected.vocab or {}, origin.vocab or {}),
-        ("clean", expected.clean or {}, origin.clean or {}),
+        ("clean", expected.cleaning(expected.clean), expected.cleaning(origin.clean)),
     ):
         keys = [key for key in options if key in recorded]
         pairs += [(f"data.{section}.{key}", options[key], recorded[key]) for key in keys]
@@ -213,8 +219,9 @@ def _raw_errors(
 
 def _model_notes(manifest: Manifest, folder: Path, expected: Expected) -> Iterator[str]:
     """Yield differences that do a model no harm."""
-    for key, wanted in (expected.clean or {}).items():
-        found = (manifest.origin.clean or {}).get(key, wanted)
+    recorded = expected.cleaning(manifest.origin.clean)
+    for key, wanted in expected.cleaning(expected.clean).items():
+        found = recorded.get(key, wanted)
         if found != wanted:
             yield (
                 f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "
