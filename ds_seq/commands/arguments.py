@@ -174,6 +174,15 @@ def train_parser() -> CommandParser:
         help="resume although this option, or one of this section, differs from the run so far in "
         "a way that is refused, such as model.num_heads; data.train: the shards; repeatable",
     )
+    parser.add_argument(
+        "--signal-exit-code",
+        type=int,
+        choices=range(256),
+        default=0,
+        metavar="N",
+        help="exit code of a run that a signal has stopped before its end, after it has saved a "
+        "checkpoint (default: 0); a job script knows from it that the run is not finished",
+    )
     # the deepspeed launcher adds it before all other arguments; the environment has it, too
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
