@@ -16,7 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_seq import distributed
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
 from ds_seq.text.lines import PairPath, text_fingerprint
@@ -126,6 +125,8 @@ def check_origin(manifest: Manifest, folder: Path, split: str, expected: Expecte
     Raises:
         UserError: they differ; one line per difference says how to mend it.
     """
+    from ds_seq import distributed  # loads torch, without which data is prepared
+
     if distributed.rank() != 0:
         return
     if expected.model is not None:

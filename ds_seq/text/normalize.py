@@ -33,6 +33,9 @@ class Normalizer:
 
     def __call__(self, text: str) -> str:
         """Return the normalized text."""
+        # True of most text, and of none with a control character or a space other than U+0020.
+        if text.isprintable() and "  " not in text and (text.isascii() or not self.nfkc):
+            return text.strip(" ")
         text = _CONTROLS.sub("", text)
         if self.nfkc:
             text = unicodedata.normalize("NFKC", text)

@@ -17,8 +17,9 @@ _SYLLABIC = re.compile(
     "[\u0e01-\u0e4e\u0e81-\u0ece\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u1780-\u17d3\u1950-\u1974"
     "\u1980-\u19c9\u1a20-\u1a7c\u1b00-\u1b4b\ua980-\ua9c0\ua9e0-\ua9ef\uaa60-\uaadf]"
 )
-_LETTERS_PER_WORD = 4
 _TSHEG = "\u0f0b"  # the mark between the syllables of Tibetan and Dzongkha
+_SPACELESS = re.compile(f"[{_TSHEG}{_IDEOGRAPHS.pattern[1:-1]}{_SYLLABIC.pattern[1:-1]}]")
+_LETTERS_PER_WORD = 4
 _TIBETAN = re.compile("[\u0f40-\u0fbc]")
 
 
@@ -28,8 +29,10 @@ def count_words(text: str) -> int:
     Each Chinese or Japanese character is also a word, each four letters of the scripts of
     Southeast Asia, and each syllable of Tibetan.
     """
-    words = len(text.split())
-    if text.isascii():
+    # In printable text U+0020 is the only space, so that single ones can be counted instead.
+    is_single_spaced = text.isprintable() and "  " not in text and text[:1] != " " != text[-1:]
+    words = text.count(" ") + bool(text) if is_single_spaced else len(text.split())
+    if text.isascii() or _SPACELESS.search(text) is None:
         return words
     letters = sum(unicodedata.category(c) == "Lo" for c in _SYLLABIC.findall(text))
     ideographs = len(_IDEOGRAPHS.findall(text))
