@@ -146,9 +146,7 @@ def test_what_an_earlier_version_has_made_is_kept_and_its_rule_is_noted(
         path.write_text(json.dumps(record))
     manifests = {f"{split}.manifest.json" for split in ("train", "valid", "test")}
     for path in (folder / name for name in manifests):  # which had no origin, either
-        content = json.loads(path.read_text())
-        del content["origin"]
-        path.write_text(json.dumps(content))
+        replace(Manifest.read(path), origin=Origin()).write(path)
     before = _times(folder)
     assert main(["prepare", str(experiment)]) == 0
     assert _changed(folder, before) == manifests
@@ -300,7 +298,7 @@ def test_a_vocabulary_is_its_own_after_a_kill(
 def test_damaged_files_are_made_again(experiment: Path, tmp_path: Path) -> None:
     assert main(["prepare", str(experiment)]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
-    names = ("train.0000.tgt.bin", "valid.0000.src.idx", "clean/train.de", "clean/test.json")
+    names = ("train.0000.tgt.bin", "valid.lengths", "clean/train.de", "clean/test.json")
     for name in names:
         path = tmp_path / "data" / name
         content = bytearray(path.read_bytes())
