@@ -40,7 +40,7 @@ class _FileWriter:
         self._file: BinaryIO = open(self._temporary, "wb")  # noqa: SIM115
 
     def write(self, numbers: NDArray[np.generic], dtype: np.dtype) -> None:
-        content = memoryview(np.ascontiguousarray(numbers, dtype)).cast("B")
+        content = np.ascontiguousarray(numbers, dtype).reshape(-1).view(np.uint8).data
         self._digest.update(content)
         self._file.write(content)
         self._size += len(content)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ds_seq import files
-from ds_seq.data import binarize as binarize_module
+from ds_seq.data import parts
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.shards import ShardReader, ShardWriter, id_dtype
 from ds_seq.errors import UserError
@@ -74,7 +74,7 @@ def test_shards_hold_the_text(
 def test_bytes_do_not_depend_on_the_number_of_workers(
     corpus: Path, vocab: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binarize_module, "_BLOCK_LINES", 50)
+    monkeypatch.setattr(parts, "PART_LINES", 50)
     for workers in (1, 3):
         binarize(
             Tokenizers.shared(vocab),
