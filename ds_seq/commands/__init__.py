@@ -41,6 +41,7 @@ _HELP = {
     "make-student": "run folder -> smaller model made of some of its layers",
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "verify": "run, export or data folder -> whether its files are intact",
+    "verify-data": "data folder -> the same as verify",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 _PARSERS = {name: f"{name}_parser" for name in ("generate", "interactive", "train")}
@@ -48,6 +49,7 @@ COMMANDS = {
     name: Command(f"ds_seq.commands.{name.replace('-', '_')}", help, _PARSERS.get(name))
     for name, help in _HELP.items()
 }
+COMMANDS["verify-data"] = COMMANDS["verify"]._replace(help=_HELP["verify-data"])
 """The commands by name; the parsers are in `ds_seq.commands.arguments`."""
 
 

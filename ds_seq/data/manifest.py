@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,6 @@ FORMAT_VERSION = 2
 IdType = Literal["uint16", "uint32"]
 """On-disk types of a token id."""
 _REMAKE = "run `ds-seq prepare` again"
-_SEAL = b',\n "sha256": "'
 
 
 @record
@@ -131,10 +129,8 @@ class Manifest:
         content = {"version": self.version, **asdict(self)}
         if self.version == 1:
             del content["corpora"]
-        body = json.dumps(content, indent=1).removesuffix("\n}").encode()
-        if self.version == 1:
-            return body + b"\n}\n"
-        return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+            return json.dumps(content, indent=1).encode() + b"\n"
+        return files.sealed_json(content)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -153,8 +149,11 @@ class Manifest:
                 f"{path}: has format version {version}, but at most {FORMAT_VERSION} can be read; "
                 f"{_REMAKE}, or update ds_seq"
             )
-        if version > 1:
-            _check_seal(content, path)
+        if version > 1 and not files.is_sealed(content):
+            raise UserError(
+                f"{path}: is damaged (its last line is not the SHA-256 of the others); copy it "
+                f"again or {_REMAKE}"
+            )
         manifest = parse_json(content, cls, path, _REMAKE)
         end = 0
         for corpus in manifest.corpora:
@@ -215,15 +214,6 @@ class Manifest:
         if missing:
             more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
             raise UserError(f"{folder / min(missing)}: is missing{more}; {_REMAKE}")
-
-
-def _check_seal(content: bytes, path: Path) -> None:
-    body, _, seal = content.rpartition(_SEAL)
-    if seal != hashlib.sha256(body).hexdigest().encode() + b'"\n}\n':
-        raise UserError(
-            f"{path}: is damaged (its last line is not the SHA-256 of the others); copy it again "
-            f"or {_REMAKE}"
-        )
 
 
 def _explain_missing(path: Path) -> str:

@@ -16,7 +16,13 @@ from ds_seq.files.atomic import (
     write_text,
     writing,
 )
-from ds_seq.files.checksums import CHECKED_AT_LOAD, check_file, fingerprint
+from ds_seq.files.checksums import (
+    CHECKED_AT_LOAD,
+    check_file,
+    fingerprint,
+    is_sealed,
+    sealed_json,
+)
 from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
 from ds_seq.files.process import host
 
@@ -29,12 +35,14 @@ __all__ = [
     "check_not_input",
     "fingerprint",
     "host",
+    "is_sealed",
     "lock_of",
     "publish",
     "remove",
     "remove_folder",
     "remove_leftovers",
     "replacing",
+    "sealed_json",
     "sync",
     "temporary_path",
     "unwritable",

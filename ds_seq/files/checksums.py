@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ds_seq.errors import UserError
 
@@ -18,6 +20,7 @@ Weights and optimizer state, which are read as a whole anyway, are always checke
 """
 
 _READ_BYTES = 1 << 20
+_SEAL = b',\n "sha256": "'
 
 
 def fingerprint(path: str | Path) -> str:
@@ -27,6 +30,18 @@ def fingerprint(path: str | Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sealed_json(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object whose last line is the SHA-256 of all that stands before it."""
+    body = json.dumps(value, indent=1).removesuffix("\n}").encode()
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def is_sealed(content: bytes) -> bool:
+    """Return whether these are exactly the bytes that `sealed_json` has returned."""
+    body, _, seal = content.rpartition(_SEAL)
+    return seal == hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
 def check_file(path: Path, size: int, sha256: str | None) -> Damage | None:

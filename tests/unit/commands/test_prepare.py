@@ -359,3 +359,26 @@ def test_one_at_a_time(
         assert main(["prepare", str(experiment)]) == 2
     assert "data: another process is writing to it" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_verify_data_finds_damage_in_any_file(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    assert main(["prepare", str(experiment)]) == 0
+    capsys.readouterr()
+    assert main(["verify-data", str(folder)]) == 0
+    assert "vocab.model: ok (is the vocabulary of the shards)" in capsys.readouterr().out
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(written) > 20
+    for path in written:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 3] ^= 1 << len(content) % 8
+        for damaged in (bytes(flipped), content[:-1]):
+            path.write_bytes(damaged)
+            found = path.stem if path.parent.name == "clean" else path.name
+            assert main(["verify-data", str(folder)]) == 2, path
+            error = capsys.readouterr().err
+            assert found in error and "Traceback" not in error
+        path.write_bytes(content)
