@@ -260,8 +260,8 @@ def _report_speed(costs: dict[str, list[Cost]], setup: Setup) -> Section:
     body = (
         f"{table(header, rows)}\n\n"
         f"{len(setup.pairs):,} pairs. SentencePiece reads both files and writes ids, by batch "
-        "calls and one thread. ds-seq prepare is the whole command, from the start of Python to the "
-        "report; fairseq's way is its encoding and its command, which builds a dictionary and "
+        "calls and one thread. ds-seq prepare is the whole command, with the start of Python and "
+        "the report; fairseq's way is its encoding and its command, which builds a dictionary and "
         "cleans nothing. Ratios are of processor time. To SentencePiece's calls alone, without "
         f"reading and writing, ds-seq prepare takes {to_calls.text(2)}."
     )
