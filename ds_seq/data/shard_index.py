@@ -17,8 +17,9 @@ from ds_seq.data.shard_files import LENGTH, OFFSET, SIDES, lengths_path, mapped,
 from ds_seq.errors import UserError
 from ds_seq.records import inside
 
-_STEP = 64  # rows per stored start: 0.25 bytes a pair in memory
+_STEP = 32  # rows per stored start: 0.25 bytes a pair in memory
 _MOST_ROWS = 4096  # rows looked up at a time
+_BEFORE = np.arange(_STEP)
 
 
 class ShardIndex(Protocol):
@@ -47,7 +48,7 @@ class LengthIndex:
         self.lengths = mapped(self._path, LENGTH, 2 * manifest.pairs).reshape(-1, 2)
         self._shards = manifest.shards
         self._first = np.cumsum([0, *(shard.pairs for shard in manifest.shards)])
-        self._starts: dict[int, NDArray[np.int64]] = {}  # of each shard: (n / _STEP, 2)
+        self._starts: dict[int, NDArray[np.integer]] = {}  # of each shard: (n / _STEP, 2)
 
     def starts(self, shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `ShardIndex`.
@@ -63,14 +64,15 @@ class LengthIndex:
         for begin in range(0, len(rows), _MOST_ROWS):
             part = rows[begin : begin + _MOST_ROWS]
             blocks, rest = np.divmod(part, _STEP)
-            before = np.arange(_STEP)
-            places = np.minimum(blocks[:, None] * _STEP + before, len(lengths) - 1)
-            steps = lengths[places] * (before < rest[:, None])[..., None]  # (n, _STEP, 2)
-            sums = self._starts[shard][blocks] + steps.sum(1, dtype=np.int64)
-            result[begin : begin + _MOST_ROWS] = sums
+            places = np.minimum(blocks[:, None] * _STEP + _BEFORE, len(lengths) - 1)
+            is_before = _BEFORE < rest[:, None]  # (n, _STEP)
+            for side in range(2):
+                steps = lengths[:, side][places] * is_before
+                sums = self._starts[shard][blocks, side] + steps.sum(1, dtype=np.int64)
+                result[begin : begin + _MOST_ROWS, side] = sums
         return result
 
-    def _sums(self, shard: int) -> NDArray[np.int64]:
+    def _sums(self, shard: int) -> NDArray[np.integer]:
         counts = self._shards[shard]
         lengths = self.lengths[self._first[shard] : self._first[shard + 1]]
         blocks = np.add.reduceat(lengths, np.arange(0, len(lengths), _STEP), dtype=np.int64)
@@ -80,7 +82,8 @@ class LengthIndex:
                 f"{self._path}: is damaged (its lengths are not those of shard {shard}); copy it "
                 "again or run `ds-seq prepare` again"
             )
-        return ends - blocks
+        starts = ends - blocks
+        return starts.astype(np.uint32) if starts[-1].max() < 1 << 32 else starts
 
 
 class OffsetIndex:
