@@ -125,7 +125,7 @@ def test_a_job_that_loses_a_node_resumes_when_it_is_back(
     slurm.wait_for(lambda: slurm.state(job) != "RUNNING", 150, "the job is stopped")
     slurm.start_node(node)
     assert slurm.wait(job, 200) == "COMPLETED", _log(tmp_path, job)
-    # twice if what SLURM wanted to end on the lost node, a step of the same number, comes back first
+    # twice if SLURM, which still wants to end a step on the lost node, ends the new one there
     assert int(slurm.show(job)["Restarts"]) >= 1
     assert losses(run) == _whole(experiment, tmp_path / "alone", *SAVING)
 
