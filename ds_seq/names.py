@@ -66,6 +66,11 @@ UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
 INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
 
+# Data.
+SideChoice = Literal["source", "target", "both"]
+INFINITE = "inf"
+"""Temperature at which shares do not depend on sizes."""
+
 # Text.
 SENTENCEPIECE = "sentencepiece"
 TOKENIZER_NAMES = (SENTENCEPIECE,)

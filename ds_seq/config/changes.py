@@ -45,6 +45,10 @@ _RULES: dict[str, str] = {
         ("data.dir", "data.source", "data.raw", "data.clean", "data.shard_size", "data.workers"),
         HARMLESS,
     ),
+    # what they change is in the order, whose fingerprint is in the state of the stream
+    "data.corpora": _ORDER,
+    "data.mixing": _ORDER,
+    "data.modify": TRAINING,
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
     "model": _MODEL,
@@ -83,6 +87,7 @@ _RULES: dict[str, str] = {
         (
             "train.deepspeed",
             "train.accumulate",  # see GROUP
+            "train.batches_per_update",
             "train.init_from",
             "train.init_checkpoint",
             "train.upcycle_noise",

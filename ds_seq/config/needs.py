@@ -112,7 +112,7 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     raw, folder, train = config.data.raw, Path(config.data.dir), config.train
     is_prepared = isfile(folder / "train.manifest.json")
     validates = train.validate_every is not None
-    if not is_prepared and not raw.train:
+    if not is_prepared and not raw.train and not config.data.corpora:
         yield (
             "data.raw.train",
             f"missing, and data.dir {folder} has no shards; name the training text, such as "
@@ -136,9 +136,10 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
 
 def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:
     raw = config.data.raw
-    for split, pairs in (("train", raw.train), ("valid", raw.valid), ("test", raw.test)):
+    held_out = {"raw.valid": list(raw.valid), "raw.test": list(raw.test)}
+    for key, pairs in (config.data.train_files | held_out).items():
         for pair in pairs:
-            yield f"data.raw.{split}", pair
+            yield f"data.{key}", pair
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:

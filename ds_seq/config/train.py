@@ -35,6 +35,12 @@ class TrainConfig(Config):
     accumulate: PositiveInt = Field(
         default=1, description="Batches per rank and update (gradient accumulation)."
     )
+    batches_per_update: PositiveInt | None = Field(
+        default=None,
+        description="Batches per update over all ranks. With it, `accumulate` follows from the "
+        "number of ranks, and an update has the same pairs on any number of ranks; some may be "
+        "idle at its end. Null: ranks times `accumulate`.",
+    )
     precision: Precision = Field(
         default="fp32", description="Number format of the model; master weights stay fp32."
     )

@@ -16,7 +16,8 @@ NORMALIZATION = {"nfkc", "fold_spaces"}
 
 def raw_files(data: DataConfig, split: str) -> list[PairPath]:
     """Return the raw files that an experiment names for a split; none for an unknown split."""
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    train = [pair for pairs in data.train_files.values() for pair in pairs]
+    raw = {"train": train, "valid": data.raw.valid, "test": data.raw.test}
     return [PairPath(Path(pair.source), Path(pair.target)) for pair in raw.get(split, [])]
 
 

@@ -50,6 +50,31 @@ class FileRecord:
 
 @record
 @dataclass(frozen=True)
+class CorpusRecord:
+    """A corpus: consecutive pairs of a split.
+
+    Attributes:
+        name: its name in `data.corpora`.
+        first_row: number of its first pair in the split, from 0.
+        num_rows: number of its pairs.
+        languages: source and target language.
+        inputs: SHA-256 of its clean texts.
+    """
+
+    name: str
+    first_row: Count
+    num_rows: Positive
+    languages: tuple[str, str]
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> range:
+        """Numbers of its pairs in the split."""
+        return range(self.first_row, self.first_row + self.num_rows)
+
+
+@record
+@dataclass(frozen=True)
 class Manifest:
     """Content of `<split>.manifest.json`.
 
@@ -62,6 +87,8 @@ class Manifest:
         files: records by file name.
         inputs: SHA-256 of the clean texts, so that a later run can detect changes.
         origin: what the clean texts and the vocabulary were made from.
+        corpora: the corpora, in the order of their rows; empty if the split is one corpus without
+            a name.
     """
 
     vocab_hash: str
@@ -72,6 +99,7 @@ class Manifest:
     files: dict[FileName, FileRecord] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     origin: Origin = Origin()
+    corpora: tuple[CorpusRecord, ...] = ()
 
     @property
     def pairs(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ds_seq.config.base import ExternalConfig
@@ -12,6 +13,7 @@ from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
+from ds_seq.tasks.mix import corpus_parts
 from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
@@ -21,9 +23,10 @@ __all__ = ["TASKS", "Task", "TranslationTask", "build_task"]
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     splits = ("train", "valid", "test")
+    tokenizers = load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}")
     return TranslationTask(
         data_dir=data.dir,
-        tokenizers=load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}"),
+        tokenizers=tokenizers,
         raw={
             split: [RawSplit(pair.source, pair.target) for pair in raw_files(data, split)]
             for split in splits
@@ -33,6 +36,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         max_target_length=data.max_target_length,
         source=_source(data.source),
         expected={split: expected_by_experiment(data, split) for split in splits},
+        parts=partial(corpus_parts, data, tokenizers),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
+from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
 from ds_seq.data.origin import Expected
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, Source
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share, translate
@@ -27,6 +28,14 @@ from ds_seq.text.lines import read_parallel
 from ds_seq.text.tokenizer import Tokenizers
 
 _NUM_SAMPLES = 5
+
+Parts = Callable[[str, Source], Sequence[Part]]
+"""(split, its examples) -> its corpora; empty if its examples are plain pairs."""
+
+
+def no_parts(split: str, source: Source) -> Sequence[Part]:
+    """Return that a split has no corpora of its own."""
+    return ()
 
 
 class RawSplit(NamedTuple):
@@ -121,6 +130,8 @@ class TranslationTask:
         max_target_length: maximum target length in tokens, end symbol included.
         source: source of the examples.
         expected: what the shards of each split should have been made from.
+        parts: returns the corpora of a split, if it has several or its examples are not plain
+            pairs.
     """
 
     def __init__(
@@ -133,6 +144,7 @@ class TranslationTask:
         max_target_length: int | None,
         source: SourceChoice = SHARDS,
         expected: Mapping[str, Expected] = MappingProxyType({}),
+        parts: Parts = no_parts,
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
@@ -140,13 +152,15 @@ class TranslationTask:
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
-        self._source, self._expected = source, expected
+        self._source, self._expected, self._parts = source, expected, parts
 
     def dataset(self, split: str) -> ParallelDataset:
         """Return the sentence pairs of a split, which must belong to the vocabulary."""
         fingerprint, expected = self.tokenizers.fingerprint, self._expected.get(split)
         source = open_source(self._source, self._data_dir, split, fingerprint, expected)
-        return ParallelDataset(source, self._max_source_length, self._max_target_length)
+        limits = self._max_source_length, self._max_target_length
+        parts = self._parts(split, source)
+        return CorporaDataset(source, parts, *limits) if parts else ParallelDataset(source, *limits)
 
     def collate(
         self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]
