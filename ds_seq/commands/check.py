@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ds_seq.commands.parser import add_overrides, command_parser
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
-from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.experiment import ExperimentConfig, on_world
 from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.world_size is not None and arguments.world_size < 1:
         raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
+    if arguments.world_size is not None:
+        config = on_world(config, arguments.world_size)
     folders = [Path(config.data.dir)]
     file = Path(arguments.experiment)
     if file.name == CONFIG_FILE:  # of a run, which holds its vocabulary, too

@@ -133,7 +133,7 @@ class Change(NamedTuple):
         return self.effect not in (HARMLESS, TRAINING)
 
     def __str__(self) -> str:
-        if self.key in (DATA, VALID_DATA):
+        if _is_below(self.key, DATA) or self.key == VALID_DATA:
             return f"{self.key}: other shards"
         return f"{self.key}: {_text(self.old)} -> {_text(self.new)}"
 

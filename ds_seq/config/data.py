@@ -105,7 +105,7 @@ class DataConfig(Config):
 
     def _tags(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the tags of each text, with its key."""
-        texts = {f"corpora.{name}": corpus for name, corpus in self.corpora.items()}
+        texts: dict[str, SplitConfig] = {f"corpora.{key}": c for key, c in self.corpora.items()}
         for split, entries in (("valid", self.raw.valid), ("test", self.raw.test)):
             texts |= {f"raw.{split}.{n}": entry for n, entry in enumerate(entries)}
         for key, text in texts.items():

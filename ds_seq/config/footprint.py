@@ -27,11 +27,15 @@ def batch_lines(
         manifest: manifest of the training shards; None if they do not exist yet.
     """
     train, ranks = config.train, world_size or config.train.expert_parallel
-    tokens = train.max_tokens * train.accumulate * ranks
+    tokens = train.max_tokens * train.group(ranks)
     lines = [
         f"update  {tokens:>16,}   tokens, padding included: max_tokens {train.max_tokens:,} x "
-        f"accumulate {train.accumulate} x {ranks} process(es)"
-        + ("" if world_size else "; --world-size N for N processes")
+        + (
+            f"batches_per_update {train.batches_per_update}, on any number of processes"
+            if train.batches_per_update is not None
+            else f"accumulate {train.accumulate} x {ranks} process(es)"
+            + ("" if world_size else "; --world-size N for N processes")
+        )
     ]
     if manifest is None:
         return [*lines, "epoch                  -   known after `ds-seq prepare`"]

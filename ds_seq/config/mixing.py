@@ -124,6 +124,12 @@ class MixingConfig(Config):
         "`{de: <2de>, fr: <2fr>}`; needed if there are several target languages.",
     )
 
+    @property
+    def stage_metrics(self) -> list[str]:
+        """Metrics by which stages end."""
+        ends = [stage.until.metric for stage in self.stages if stage.until is not None]
+        return list(dict.fromkeys(metric for metric in ends if metric is not None))
+
 
 def corpora_errors(
     corpora: Mapping[str, CorpusConfig], mixing: MixingConfig, default: LanguagePair

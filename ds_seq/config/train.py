@@ -116,6 +116,16 @@ class TrainConfig(Config):
         default=True, description="Write TensorBoard files in addition to the JSONL log."
     )
 
+    def group(self, world_size: int) -> int:
+        """Return the number of batches per update over all ranks."""
+        return self.batches_per_update or self.accumulate * world_size
+
+    def accumulate_on(self, world_size: int) -> int:
+        """Return the number of batches per rank and update, some of which may be empty."""
+        if self.batches_per_update is None:
+            return self.accumulate
+        return -(-self.batches_per_update // world_size)
+
     @model_validator(mode="after")
     def _check_validation(self) -> TrainConfig:
         errors = []

@@ -117,6 +117,13 @@ class TokenBatchSampler:
         # Only pairs of equal lengths are reordered, so the cuts are the same in every epoch.
         self._all = self._cut(None) if rows is None else None
 
+    def of_rank(self, rank: int) -> TokenBatchSampler:
+        """Return the sampler of another rank of the same run."""
+        assert 0 <= rank < self._world_size
+        other = copy(self)
+        other._rank = rank
+        return other
+
     def with_rows(self, rows: Rows, bounds: Bounds | None = None) -> TokenBatchSampler:
         """Return a sampler of the same pairs and limits whose epochs are those of `rows`.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ds_seq.data.clean import check_no_empty_line
-from ds_seq.data.manifest import Manifest
+from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.parallel import cleaning_up, map_in_order
 from ds_seq.data.progress import Report, ignore
@@ -40,6 +40,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     languages: tuple[str, str],
     shard_size: int,
     origin: Origin = Origin(),  # noqa: B008 - a constant
+    corpora: Sequence[CorpusRecord] = (),
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:
@@ -57,6 +58,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         languages: source and target language, for the manifest.
         shard_size: number of pairs per shard.
         origin: what the text and the vocabulary were made from, for the manifest.
+        corpora: which pairs are of which corpus, for the manifest; empty: of one without a name.
         workers: number of processes.
         progress: called with the number of pairs of each finished block.
 
@@ -76,6 +78,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         shard_size=shard_size,
         inputs=[text_fingerprint(side) for side in path],
         origin=origin,
+        corpora=corpora,
     )
     with cleaning_up(), writer:
         for pair in map_in_order(_encode_block, tokenizers, blocks, workers):

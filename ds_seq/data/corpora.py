@@ -188,11 +188,11 @@ class CorporaDataset(ParallelDataset):
         pad_to_multiple: int = 1,
     ) -> Batch[Seq2SeqInputs]:
         """Build the batch of some examples; see `ParallelDataset.collate`."""
-        indices = np.asarray(indices, np.int64)
-        if len(indices) == 0 or not any(part.is_changed for part in self.parts):
-            return super().collate(indices, symbols, pad_to_multiple)
-        rows = self.rows[indices]
-        source, target = self._changed(indices, symbols)
+        places = np.asarray(indices, np.int64)
+        if len(places) == 0 or not any(part.is_changed for part in self.parts):
+            return super().collate(places, symbols, pad_to_multiple)
+        rows = self.rows[places]
+        source, target = self._changed(places, symbols)
         return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), None, pad_to_multiple)
 
     def _changed(self, indices: NDArray[np.int64], symbols: Symbols) -> list[TokenBlock]:

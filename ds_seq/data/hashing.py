@@ -32,4 +32,4 @@ def hashed(numbers: NDArray[np.integer], *key: int) -> NDArray[np.uint64]:
 
 def uniform(numbers: NDArray[np.integer], *key: int) -> NDArray[np.float64]:
     """Return a random number (N,) in [0, 1) for each number and a key; see `hashed`."""
-    return (hashed(numbers, *key) >> np.uint64(11)) * 2.0**-53
+    return (hashed(numbers, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53

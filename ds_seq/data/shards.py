@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq import files
-from ds_seq.data.manifest import FileRecord, IdType, Manifest, ShardCounts
+from ds_seq.data.manifest import CorpusRecord, FileRecord, IdType, Manifest, ShardCounts
 from ds_seq.data.origin import Origin
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
@@ -118,9 +118,10 @@ class ShardWriter:
         shard_size: number of sentence pairs per shard (the last one may have fewer).
         inputs: checksums of the texts, for `Manifest.inputs`.
         origin: what the texts and the vocabulary were made from.
+        corpora: the corpora, in the order of their rows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what the manifest records)
         self,
         folder: str | Path,
         split: str,
@@ -131,6 +132,7 @@ class ShardWriter:
         shard_size: int,
         inputs: Sequence[str] = (),
         origin: Origin = Origin(),  # noqa: B008 - a constant
+        corpora: Sequence[CorpusRecord] = (),
     ) -> None:
         self._folder = Path(folder)
         self._split = split
@@ -138,6 +140,7 @@ class ShardWriter:
         self._header = Manifest(
             vocab_hash, vocab_size, id_type(vocab_size), languages, (), {}, tuple(inputs), origin
         )
+        self._header = replace(self._header, corpora=tuple(corpora))
         self._shards: list[list[_SideWriter]] = []
         self._pairs: list[int] = []
         with files.writing(self._folder):

@@ -99,6 +99,11 @@ class BatchStream:
         """The stage of the next batch; None without a mix."""
         return None if self._legs.mix is None else self._legs.mix.stage(self._from.plan)
 
+    @property
+    def num_stages(self) -> int:
+        """Number of stages; 0 without a mix."""
+        return 0 if self._legs.mix is None else len(self._legs.mix.stages)
+
     def __iter__(self) -> BatchStream:
         return self
 

@@ -69,6 +69,8 @@ def named_texts(data: DataConfig, split: str) -> dict[str, SplitConfig]:
     if split == TRAIN:
         return dict(data.corpora)
     entries = {"valid": data.raw.valid, "test": data.raw.test}.get(split, [])
+    if len(entries) == 1 and not any(data.tags(entries[0])):
+        return {}
     return {f"{split}-{number}": entry for number, entry in enumerate(entries, 1)}
 
 
@@ -176,16 +178,10 @@ def _stage(
     return Stage(config.name or str(number), shares, size, until)
 
 
-def corpus_fingerprints(dataset: CorporaDataset) -> dict[str, str]:
-    """Return the fingerprint of the content of each corpus by name."""
-    return {part.name: dataset.fingerprint_of(n) for n, part in enumerate(dataset.parts)}
-
-
 def train_sampler(
     train: TrainConfig, dataset: Dataset, rank: int, world_size: int
 ) -> TokenBatchSampler:
     """Return the sampler of training pairs of a rank."""
-    group = train.batches_per_update
     return TokenBatchSampler(
         dataset.lengths,
         train.max_tokens,
@@ -193,8 +189,8 @@ def train_sampler(
         seed=train.seed,
         rank=rank,
         world_size=world_size,
-        accumulate=train.accumulate if group is None else -(-group // world_size),
-        group=group,
+        accumulate=train.accumulate_on(world_size),
+        group=train.group(world_size),
     )
 
 
@@ -202,8 +198,10 @@ def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[int], Colla
     """Return a function (epoch) -> what makes batches of that epoch."""
 
     def collate(epoch: int) -> Callable[[NDArray[np.integer]], Batch]:
-        is_mixed = isinstance(dataset, CorporaDataset)
-        return partial(task.collate, dataset.in_epoch((seed, epoch)) if is_mixed else dataset)
+        present = dataset
+        if isinstance(dataset, CorporaDataset):
+            present = dataset.in_epoch((seed, epoch))
+        return partial(task.collate, present)
 
     return collate
 
@@ -211,6 +209,4 @@ def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[int], Colla
 def untagged_parts(dataset: CorporaDataset, tags: Iterable[int]) -> list[Part]:
     """Return the corpora whose sources get no tag of the given ones from the experiment."""
     known = set(tags)
-    return [
-        part for part in dataset.parts if part.tags[0][:1] == () or part.tags[0][0] not in known
-    ]
+    return [part for part in dataset.parts if not known & set(part.tags[0][:1])]

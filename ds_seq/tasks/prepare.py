@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
 from ds_seq.data.expected import NORMALIZATION, clean_options, raw_files, vocab_options
-from ds_seq.data.manifest import Manifest
+from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
@@ -41,6 +41,8 @@ from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
+from ds_seq.tasks.corpora import clean_each, corpus_records, count_each
+from ds_seq.tasks.mix import named_texts
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
@@ -63,7 +65,7 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         force: whether to repeat steps that are up to date.
     """
     data = config.data
-    if not data.raw.train:
+    if not data.raw.train and not data.corpora:
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
@@ -93,15 +95,17 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
     if not force:
         for split in raw:
             _refuse_labels(data, split)
-    texts, origins = {}, {}
+    texts, origins, corpora = {}, {}, {}
     for split, pairs in raw.items():
         records = [TextRecord.of(path) for pair in pairs for path in pair]
-        texts[split], cleaning = _clean_split(data, split, pairs, records, force)
+        texts[split], cleaning, sizes = _clean_split(data, split, pairs, records, force)
         origins[split] = Origin(tuple(records), cleaning)
+        corpora[split] = corpus_records(named_texts(data, split), sizes, data.languages)
     _report_overlap(data, texts, force)
     tokenizers, vocab = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
-        _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
+        origin = replace(origins[split], vocab=vocab)
+        _make_shards(data, split, text, tokenizers, origin, corpora[split], force)
         if split != "train":
             _report_references(split, raw[split], tokenizers, data.target_lang)
 
@@ -131,14 +135,24 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
 
 
+class CleanText(NamedTuple):
+    """The clean text of a split.
+
+    Attributes:
+        files: its two files.
+        options: the options of `data.clean` that it was made with, as far as they are known.
+        sizes: number of pairs of each of its corpora; empty if it has none with a name.
+    """
+
+    files: PairPath
+    options: dict[str, Any]
+    sizes: dict[str, int]
+
+
 def _clean_split(
     data: DataConfig, split: str, raw: list[PairPath], records: list[TextRecord], force: bool
-) -> tuple[PairPath, dict[str, Any]]:
-    """Write the clean text of one split unless it is up to date.
-
-    Returns:
-        Its files, and the options of `data.clean` that it was made with, as far as they are known.
-    """
+) -> CleanText:
+    """Write the clean text of one split unless it is up to date."""
     text = _clean_text(data, split)
     if text.source == text.target:
         raise UserError(
@@ -151,25 +165,32 @@ def _clean_split(
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
-    if result is not None and "kept" in result:
+    named = named_texts(data, split)
+    if result is not None and "kept" in result and [*result.get("corpora", {})] == [*named]:
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
-        return text, step.known(clean_options(data, split))
+        return CleanText(text, step.known(clean_options(data, split)), result.get("corpora", {}))
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
             limits = data.clean.model_dump(exclude=NORMALIZATION)
             options = CleanOptions(build_normalizer(data), **limits)
-            report = clean(raw, text, options, _workers(data, total), progress)
+            workers = _workers(data, total)
+            if data.corpora:
+                named = dict(zip(data.corpora, ([pair] for pair in raw), strict=True))
+                report, sizes = clean_each(named, text, options, workers, progress)
+            else:
+                report, sizes = clean(raw, text, options, workers, progress), {}
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    step.record({"kept": report.kept, **asdict(report)})
+            sizes = count_each(named_texts(data, split))
+    step.record({"kept": report.kept, "corpora": sizes, **asdict(report)})
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )
     for reason, number in report.dropped.items():
         if number:
             print(f"    dropped {number:>12,}  {reason}")
-    return text, clean_options(data, split)
+    return CleanText(text, clean_options(data, split), sizes)
 
 
 def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
@@ -277,6 +298,7 @@ def _make_shards(
     text: PairPath,
     tokenizers: Tokenizers,
     origin: Origin,
+    corpora: tuple[CorpusRecord, ...],
     force: bool,
 ) -> None:
     languages = (data.source_lang, data.target_lang)
@@ -285,9 +307,9 @@ def _make_shards(
         unknown = ""
         path = manifest_path(data.dir, split)
         manifest = Manifest.read(path)
-        is_same = (manifest.languages, manifest.origin) == (languages, origin)
-        if not is_same and _is_writable(path.parent):
-            replace(manifest, languages=languages, origin=origin).write(path)
+        new = replace(manifest, languages=languages, origin=origin, corpora=corpora)
+        if new != manifest and _is_writable(path.parent):
+            new.write(path)
     else:
         total = count_pairs([text])
         with Progress(f"binarizing {split}", total) as progress:
@@ -300,6 +322,7 @@ def _make_shards(
                 languages=languages,
                 shard_size=data.shard_size,
                 origin=origin,
+                corpora=corpora,
                 workers=_workers(data, total),
                 progress=progress,
             )
@@ -309,7 +332,8 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    _report_untagged(split, text, reader, tokenizers)
+    if not any(any(data.tags(entry)[0]) for entry in named_texts(data, split).values()):
+        _report_untagged(split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(

@@ -134,7 +134,7 @@ class TranslationTask:
             pairs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what the builder reads from the experiment)
         self,
         data_dir: str | Path,
         tokenizers: Tokenizers,

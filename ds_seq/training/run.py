@@ -19,7 +19,7 @@ distributed.import_deepspeed()
 from torch import nn
 
 from ds_seq.config.changes import settings
-from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.experiment import ExperimentConfig, on_world
 from ds_seq.config.needs import warmup_error
 from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
@@ -60,6 +60,7 @@ from ds_seq.training.run_folder import (
     write_run_files,
 )
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
 from ds_seq.training.trainer import Trainer
@@ -123,7 +124,7 @@ def run_training(
     lock = None
     with distributed.shared_errors():
         _check_options(resume, overwrite, allow_changes, checkpoint)
-        config = load()
+        config = on_world(load(), world.size)
         made_of = run_facts(config, world.size)
     distributed.require_same(settings(config, made_of), "experiments")
     with distributed.shared_errors():
@@ -250,6 +251,8 @@ def _build(
         criterion = build_criterion(config.criterion, teacher, tags)
         names = [] if train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
+        ends = config.data.mixing.stage_metrics
+        figures = {name: choose_metrics(task, names, name)[1] for name in ends}
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
     engine = Engine(
@@ -281,7 +284,9 @@ def _build(
         _scorer(config, task, metrics, engine, world),
         config.validation.max_sentences,
     )
-    trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
+    trainer = Trainer(
+        engine, criterion, batches, validator, store, log, train, best, StageWatch(batches, figures)
+    )
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.legs import Legs, Position
 from ds_seq.data.mix_state import mix_position, mix_state
-from ds_seq.data.mixing import Corpus, Mix, Stage, Until, epoch_pairs, shares_by_size, shares_of
+from ds_seq.data.mixing import Corpus, Mix, Stage, Until, shares_by_size
 from ds_seq.data.permutation import Permutation
-from ds_seq.data.stream import BatchStream
 
 SIZES = {"big": 300, "small": 70, "back": 130}
 WORLDS = (1, 2, 3, 5, 8)
