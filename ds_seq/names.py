@@ -89,6 +89,9 @@ NORMALIZATION_RULES = (IDENTITY, "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf")
 LOSS = "loss"
 """The figure that every validation measures: the loss per target token, without router losses."""
 
+ScoreAverage = Literal["pooled", "texts", "pairs"]
+"""How scores of several validation texts become one figure."""
+
 TEXT_METRICS = (
     "bleu",
     "chrf",

@@ -113,7 +113,13 @@ _RULES: dict[str, str] = {
 
 _SCORE_OPTIONS = ("validation.best", VALID_DATA)
 _LOSS_OPTIONS = (*_SCORE_OPTIONS, "criterion", "data.max_source_length", "data.max_target_length")
-_METRIC_OPTIONS = (*_SCORE_OPTIONS, "generation", "validation.max_sentences", "data.target_lang")
+_METRIC_OPTIONS = (
+    *_SCORE_OPTIONS,
+    "generation",
+    "validation.max_sentences",
+    "validation.average",
+    "data.target_lang",
+)
 _SECTION = "a section"
 _BATCH_SIZE = ("generation.max_tokens", "generation.max_sentences")
 

@@ -24,13 +24,13 @@ class Position(NamedTuple):
         epoch: epoch of the next batch, from 1.
         done: number of batches of that epoch in finished updates, over all ranks.
         plan: segments of the mix; empty without a mix.
-        updates: number of finished updates of the stage.
+        stage_updates: number of finished updates of the stage.
     """
 
     epoch: int = 1
     done: int = 0
     plan: Plan = ()
-    updates: int = 0
+    stage_updates: int = 0
 
 
 class Legs:
@@ -57,7 +57,7 @@ class Legs:
     def _updates_left(self, position: Position) -> int | None:
         """Return the number of updates until the end of a stage that counts them."""
         wanted = None if self.mix is None else self.mix.stage(position.plan).until.updates
-        return None if wanted is None else max(1, wanted - position.updates)
+        return None if wanted is None else max(1, wanted - position.stage_updates)
 
     def num_updates(self, position: Position) -> int:
         """Return the number of updates of the leg that begins at a position."""
@@ -76,7 +76,7 @@ class Legs:
         if updates == self.num_updates(position):
             return self.after(position)
         done = position.done + updates * self._sampler.group
-        return position._replace(done=done, updates=position.updates + updates)
+        return position._replace(done=done, stage_updates=position.stage_updates + updates)
 
     def after(self, position: Position) -> Position:
         """Return the position after the leg that begins at a position."""
@@ -90,8 +90,8 @@ class Legs:
             plan = mix.next_stage(position.plan, epoch + is_whole, done)
             return Position(epoch + 1, plan=plan)
         plan = mix.after(position.plan, epoch)
-        kept = position.updates + updates if plan is position.plan else 0
-        return Position(epoch + 1, plan=plan, updates=kept)
+        kept = position.stage_updates + updates if plan is position.plan else 0
+        return Position(epoch + 1, plan=plan, stage_updates=kept)
 
     def next_stage(self, position: Position) -> Position:
         """Return the position if the stage ends at one."""

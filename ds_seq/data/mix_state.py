@@ -67,7 +67,7 @@ def mix_state(mix: Mix, position: Position) -> MixState:
             }
             for segment in position.plan
         ],
-        "updates": position.updates,
+        "updates": position.stage_updates,
         "taken": taken,
         "corpora": {
             name: {"fingerprint": mix.corpora[name].fingerprint, "walked": count}
@@ -95,7 +95,7 @@ def mix_position(mix: Mix, state: MixState | None, epoch: int) -> tuple[Position
             Segment(s["stage"], s["epoch"], s["taken"], tuple(s["walked"]), s["cut"])
             for s in state["segments"]
         )
-        return Position(epoch, plan=plan, updates=state["updates"]), ""
+        return Position(epoch, plan=plan, stage_updates=state["updates"]), ""
     known = state["corpora"]
     same = [
         name in known and known[name]["fingerprint"] == corpus.fingerprint
@@ -109,4 +109,4 @@ def mix_position(mix: Mix, state: MixState | None, epoch: int) -> tuple[Position
     segment = Segment(stage, epoch + 1, state["taken"], walked)
     new = [name for name, is_same in zip(mix.corpora, same, strict=True) if not is_same]
     what = f"corpus {', '.join(new)} has changed" if new else "the mix has changed"
-    return Position(epoch + 1, plan=(segment,), updates=state["updates"]), what
+    return Position(epoch + 1, plan=(segment,), stage_updates=state["updates"]), what

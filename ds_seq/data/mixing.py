@@ -52,9 +52,9 @@ class Corpus:
     name: str
     first: int
     size: int
-    weight: float = 1.0
-    upsample: int = 1
-    fingerprint: str = ""
+    weight: float
+    upsample: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Until:
     of: str | None = None
     updates: int | None = None
     metric: str | None = None
-    validations: int = 1
+    validations: int | None = None
 
 
 @dataclass(frozen=True)

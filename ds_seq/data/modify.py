@@ -37,20 +37,20 @@ _GROWTH_OF_TYPOS = 1.6
 class Changes:
     """Shares and rates of changes; see the section `data.modify`."""
 
-    subword_alpha: float = 0.0
-    subword_candidates: int | None = None
-    subword_sides: SideChoice = "both"
-    upper_case: float = 0.0
-    title_case: float = 0.0
-    lower_case: float = 0.0
-    drop_end_punctuation: float = 0.0
-    typos: float = 0.0
-    typo_rate: float = 0.0
-    noise: float = 0.0
-    token_drop: float = 0.0
-    token_mask: float = 0.0
-    token_switch: float = 0.0
-    truncate: int | None = None
+    subword_alpha: float
+    subword_candidates: int | None
+    subword_sides: SideChoice
+    upper_case: float
+    title_case: float
+    lower_case: float
+    drop_end_punctuation: float
+    typos: float
+    typo_rate: float
+    noise: float
+    token_drop: float
+    token_mask: float
+    token_switch: float
+    truncate: int | None
 
     @property
     def of_text(self) -> tuple[float, ...]:

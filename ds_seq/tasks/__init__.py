@@ -13,7 +13,7 @@ from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
-from ds_seq.tasks.mix import corpus_parts
+from ds_seq.tasks.mix import corpus_parts, held_out_texts
 from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
@@ -37,6 +37,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         source=_source(data.source),
         expected={split: expected_by_experiment(data, split) for split in splits},
         parts=partial(corpus_parts, data, tokenizers),
+        held_out={split: held_out_texts(data, split) for split in splits},
     )
 
 

@@ -24,6 +24,7 @@ from ds_seq.data.source import Dataset, Source
 from ds_seq.data.stream import Collate
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
+from ds_seq.tasks.held_out import HeldOut
 from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 
 TRAIN = "train"
@@ -72,6 +73,16 @@ def named_texts(data: DataConfig, split: str) -> dict[str, SplitConfig]:
     if len(entries) == 1 and not any(data.tags(entries[0])):
         return {}
     return {f"{split}-{number}": entry for number, entry in enumerate(entries, 1)}
+
+
+def held_out_texts(data: DataConfig, split: str) -> list[HeldOut]:
+    """Return what each raw text of a split is."""
+    raw = {"valid": data.raw.valid, "test": data.raw.test}
+    texts = raw.get(split) or [text for each in data.train_files.values() for text in each]
+    return [
+        HeldOut(text.pair(data.languages), *(tuple(tags) for tags in data.tags(text)))
+        for text in texts
+    ]
 
 
 def _part(

@@ -176,8 +176,8 @@ def _clean_split(
             options = CleanOptions(build_normalizer(data), **limits)
             workers = _workers(data, total)
             if data.corpora:
-                named = dict(zip(data.corpora, ([pair] for pair in raw), strict=True))
-                report, sizes = clean_each(named, text, options, workers, progress)
+                by_name = dict(zip(data.corpora, ([pair] for pair in raw), strict=True))
+                report, sizes = clean_each(by_name, text, options, workers, progress)
             else:
                 report, sizes = clean(raw, text, options, workers, progress), {}
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +25,7 @@ from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.search.beam_search import BeamSearch
+from ds_seq.tasks.held_out import HeldOut, Scored, figures_by_text
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.tokenizer import Tokenizers
 
@@ -132,6 +134,7 @@ class TranslationTask:
         expected: what the shards of each split should have been made from.
         parts: returns the corpora of a split, if it has several or its examples are not plain
             pairs.
+        held_out: what each text of a split is; without it, all are in the languages of the task.
     """
 
     def __init__(  # noqa: PLR0913  (what the builder reads from the experiment)
@@ -145,6 +148,7 @@ class TranslationTask:
         source: SourceChoice = SHARDS,
         expected: Mapping[str, Expected] = MappingProxyType({}),
         parts: Parts = no_parts,
+        held_out: Mapping[str, Sequence[HeldOut]] = MappingProxyType({}),
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
@@ -153,6 +157,8 @@ class TranslationTask:
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
         self._source, self._expected, self._parts = source, expected, parts
+        self._held_out = held_out
+        self._metric_names: dict[str, str] = {}  # in the experiment, by the name of the figure
 
     def dataset(self, split: str) -> ParallelDataset:
         """Return the sentence pairs of a split, which must belong to the vocabulary."""
@@ -176,7 +182,17 @@ class TranslationTask:
             raise UserError(
                 f"validation.metrics: {name} compares {metric.needs}, but translation gives {TEXT}"
             )
+        self._metric_names[metric.name] = name
         return metric
+
+    def _metrics_in(self, metrics: Sequence[Metric], language: str) -> Sequence[Metric]:
+        """Return the metrics for text in a language."""
+        if language == self._target_lang:
+            return metrics
+        return [
+            find_metric(self._metric_names.get(m.name, m.name), language, "validation.metrics")
+            for m in metrics
+        ]
 
     def evaluate(
         self,
@@ -191,14 +207,21 @@ class TranslationTask:
     ) -> dict[str, float | str]:
         """Translate a split and score the detokenized text; see `Task.evaluate`."""
         texts = read_files(split, self._raw[split], max_sentences)
+        default = HeldOut(("", self._target_lang))
+        kinds = self._held_out.get(split, [default] * len(texts))
         sources, references = _joined(texts)
+        tagged = [
+            line
+            for kind, text in zip(kinds, texts.values(), strict=True)
+            for line in kind.tagged(text.source)
+        ]
         was_training = model.training
         model.eval()
         try:
             translations = translate(
                 cast(Seq2SeqTransformer, model),
                 self.tokenizers,
-                sources,
+                tagged,
                 search,
                 limits,
                 device,
@@ -208,29 +231,29 @@ class TranslationTask:
             model.train(was_training)
         figures: dict[str, float | str] = {}
         if translations is not None:
-            for result in measure(metrics, translations.lines, references):
+            scored = _scored(texts, kinds, translations.lines)
+            lines = [line for each in scored for line in each.translations]
+            for result in measure(metrics, lines, references):
                 figures[result.name] = result.value
                 figures[f"{result.name}_signature"] = result.signature
-            figures |= _by_file(texts, translations.lines, metrics)
-            figures["samples"] = format_samples(sources, translations.lines, references)
+            figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
+            figures["samples"] = format_samples(tagged, lines, references)
         if share.world_size > 1:
             figures = broadcast_object(figures)
         return figures
 
 
-def _by_file(
-    texts: Mapping[str, RawText], translations: Sequence[str], metrics: Sequence[Metric]
-) -> dict[str, float | str]:
-    """Score each of several files on its own: `<metric>/<file>`."""
-    figures: dict[str, float | str] = {}
-    start = 0
-    for name, text in texts.items():
-        lines = translations[start : start + len(text.target)]
-        start += len(text.target)
-        if len(texts) > 1 and lines:
-            for result in measure(metrics, lines, text.target):
-                figures[f"{result.name}/{name}"] = result.value
-    return figures
+def _scored(
+    texts: Mapping[str, RawText], kinds: Sequence[HeldOut], translations: Sequence[str]
+) -> list[Scored]:
+    """Divide the translations among the texts, without the tags at their start."""
+    scored, start = [], 0
+    for (name, text), kind in zip(texts.items(), kinds, strict=True):
+        stop = start + len(text.target)
+        lines = kind.untagged(translations[start:stop])
+        scored.append(Scored(name, kind, lines, text.target))
+        start = stop
+    return scored
 
 
 def format_samples(

@@ -346,7 +346,13 @@ def _scorer(
     _, search, limits = build_decoding(config.generation, task.symbols, positions)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(
-        task, metrics, search, limits, engine.device, Share(world.rank, world.size, any_rank)
+        task,
+        metrics,
+        search,
+        limits,
+        engine.device,
+        Share(world.rank, world.size, any_rank),
+        config.validation.average,
     )
 
 

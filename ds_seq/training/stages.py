@@ -61,7 +61,7 @@ class StageWatch:
             self._best, self._without_progress = score, 0
             return []
         self._without_progress += 1
-        if self._without_progress < stage.until.validations:
+        if self._without_progress < (stage.until.validations or 1):
             return []
         best = self._best
         self._batches.next_stage()

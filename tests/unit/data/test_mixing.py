@@ -18,6 +18,7 @@ from ds_seq.data.mixing import Corpus, Mix, Stage, Until, shares_by_size
 from ds_seq.data.permutation import Permutation
 
 SIZES = {"big": 300, "small": 70, "back": 130}
+NATURAL: dict[str, Any] = {"weight": 1.0, "upsample": 1}
 WORLDS = (1, 2, 3, 5, 8)
 GROUP = 8
 SEED = 3
@@ -26,7 +27,7 @@ SEED = 3
 def _corpora(**options: dict[str, Any]) -> list[Corpus]:
     first, corpora = 0, []
     for name, size in SIZES.items():
-        corpora.append(Corpus(name, first, size, fingerprint=name, **options.get(name, {})))
+        corpora.append(Corpus(name, first, size, fingerprint=name, **{**NATURAL, **options.get(name, {})}))
         first += size
     return corpora
 
