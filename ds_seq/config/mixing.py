@@ -171,9 +171,10 @@ def _share_errors(
             yield f"{at}.shares.{name}", _unknown(name, known)
         elif share == 0:
             yield f"{at}.shares.{name}", _zero("share")
+    unknown = [name for name in shares if name not in known]
     if not shares:
         yield f"{at}.shares", "is empty; give a share for each corpus, or null"
-    elif whole and (missing := [name for name in known if name not in shares]):
+    elif whole and not unknown and (missing := [name for name in known if name not in shares]):
         yield f"{at}.shares", f"has no share of {missing[0]}; give one for each corpus"
 
 

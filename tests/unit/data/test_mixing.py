@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.legs import Legs, Position
 from ds_seq.data.mix_state import mix_position, mix_state
-from ds_seq.data.mixing import Corpus, Mix, Stage, Until, shares_by_size
+from ds_seq.data.mixing import Corpus, Mix, Stage, Until, epoch_pairs, shares_by_size
 from ds_seq.data.permutation import Permutation
+from ds_seq.data.stream import BatchStream
 
 SIZES = {"big": 300, "small": 70, "back": 130}
 NATURAL: dict[str, Any] = {"weight": 1.0, "upsample": 1}
@@ -27,7 +31,9 @@ SEED = 3
 def _corpora(**options: dict[str, Any]) -> list[Corpus]:
     first, corpora = 0, []
     for name, size in SIZES.items():
-        corpora.append(Corpus(name, first, size, fingerprint=name, **{**NATURAL, **options.get(name, {})}))
+        corpora.append(
+            Corpus(name, first, size, fingerprint=name, **{**NATURAL, **options.get(name, {})})
+        )
         first += size
     return corpora
 
@@ -35,7 +41,7 @@ def _corpora(**options: dict[str, Any]) -> list[Corpus]:
 LENGTHS = np.random.default_rng(1).integers(2, 30, (sum(SIZES.values()), 2))
 STAGES = (
     Stage("first", {"big": 3, "back": 2}, 120, Until(epochs=2)),
-    Stage("second", shares_by_size(_corpora(), 5.0), 200, Until(updates=5)),
+    Stage("second", shares_by_size(_corpora(), 5.0), 200, Until(updates=8)),
     Stage("third", {"small": 1, "big": 1}, 90, Until(metric="bleu")),
     Stage("last", shares_by_size(_corpora(), 1.0), 500),
 )
@@ -93,20 +99,22 @@ def test_updates_are_the_same_on_any_number_of_ranks(world: int) -> None:
     assert _updates(world) == (expected, positions)
 
 
-@pytest.mark.parametrize("world", WORLDS[1:])
-def test_stopping_anywhere_goes_on_with_the_same_updates(world: int) -> None:
-    expected, positions = _updates(1)
-    ends = [n for n, p in enumerate(positions) if p.done == 0]  # last updates of their epochs
-    assert len(ends) > 5
-    for stop in sorted({*ends[:6], *(n + 1 for n in ends[:6]), 3, 13, 20}):
-        legs = _legs(0, world)
-        assert legs.mix is not None
-        state = json.loads(json.dumps(mix_state(legs.mix, positions[stop])))
-        position, changed = mix_position(legs.mix, state, positions[stop].epoch)
+def test_stopping_anywhere_goes_on_with_the_same_updates() -> None:
+    """At the last update of an epoch, the first of the next, within a stage; on other ranks."""
+    expected, positions = _updates(1, count=26)
+    ends = [number for number, position in enumerate(positions) if position.done == 0]
+    assert len(ends) > 3
+    stops = sorted({*ends[:4], *(number + 1 for number in ends[:4]), 3, 13, 20})
+    for number, stop in enumerate(stops):
+        world = WORLDS[number % len(WORLDS)]
+        mix = _legs().mix
+        assert mix is not None
+        state = json.loads(json.dumps(mix_state(mix, positions[stop])))
+        position, changed = mix_position(mix, state, positions[stop].epoch)
         position = position._replace(done=positions[stop].done)
         assert not changed and position == positions[stop]
-        count = len(expected) - stop - 1
-        assert _updates(world, count=count, start=position)[0] == expected[stop + 1 :]
+        rest = expected[stop + 1 : stop + 4]
+        assert _updates(world, count=len(rest), start=position)[0] == rest
 
 
 def test_no_pair_comes_again_before_all_others_of_its_corpus() -> None:
@@ -132,3 +140,110 @@ def test_no_pair_comes_again_before_all_others_of_its_corpus() -> None:
         times = [counts[pair] for pair in range(corpus.first, corpus.first + corpus.size)]
         assert max(times) - min(times) <= 1, corpus.name
         assert sum(times) == taken
+
+
+@pytest.mark.parametrize("stage", STAGES[:2], ids=["given", "temperature"])
+def test_shares_are_exact_at_any_time(stage: Stage) -> None:
+    total = sum(stage.shares.values())
+    for taken in range(0, 400, 7):
+        counts = stage.counts(taken)
+        assert sum(counts.values()) == taken
+        for name, count in counts.items():
+            assert abs(count - taken * stage.shares[name] / total) < len(counts)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0, math.inf])
+def test_shares_follow_the_temperature(temperature: float) -> None:
+    shares = shares_by_size(_corpora(small={"upsample": 3, "weight": 2.0}), temperature)
+    expected = {
+        "big": 300 ** (1 / temperature),
+        "small": 2 * 210 ** (1 / temperature),
+        "back": 130 ** (1 / temperature),
+    }
+    for name, share in shares.items():
+        part = expected[name] / sum(expected.values())
+        assert share / sum(shares.values()) == pytest.approx(part, rel=1e-9)
+
+
+def test_an_epoch_has_each_pair_as_often_as_it_counts() -> None:
+    corpora = _corpora(small={"upsample": 3})
+    sampler = TokenBatchSampler(LENGTHS, 90, seed=1, accumulate=1)
+    stage = Stage("1", shares_by_size(corpora, 1.0), epoch_pairs(corpora, None))
+    mix = Mix(corpora, [stage], 1, sampler)
+    for epoch in (1, 2, 7):
+        counts = Counter(mix.rows(mix.start, epoch).tolist())
+        small = range(300, 370)
+        assert all(counts[pair] == (3 if pair in small else 1) for pair in range(500))
+
+
+def test_a_stage_ends_after_passes_over_a_corpus() -> None:
+    stages = (Stage("a", {"big": 1, "small": 1}, 100, Until(epochs=3, of="small")), STAGES[-1])
+    position, seen = _legs(stages=stages).start, Counter[int]()
+    legs = _legs(stages=stages)
+    while position.plan[-1].stage == 0:
+        seen.update(np.concatenate(list(legs.batches(position))).tolist())
+        position = legs.after(position)
+    assert [seen[pair] for pair in range(300, 370)] == [3] * 70
+    assert sum(seen.values()) == 420
+
+
+def _stream(world: int, rank: int, prefetch: int = 0, corpora: Any = None) -> BatchStream:
+    sampler = _legs(rank, world).sampler(_legs(rank, world).start)
+    mix = Mix(corpora or _corpora(), STAGES, SEED, sampler)
+
+    def collate(indices: Any) -> Batch:
+        return cast(Batch, np.asarray(indices))
+
+    return BatchStream(collate, sampler, num_prefetch=prefetch, mix=mix)
+
+
+def _take(streams: Sequence[BatchStream], updates: int) -> list[list[int]]:
+    """The pairs of the next updates of all ranks."""
+    size = -(-GROUP // len(streams))
+    return [
+        sorted(i for stream in streams for b in islice(stream, size) for i in cast(Any, b).tolist())
+        for _ in range(updates)
+    ]
+
+
+def test_a_metric_ends_a_stage_whatever_was_prefetched() -> None:
+    """The switch is in the state, so a resume on other ranks goes on behind it."""
+    results = []
+    for world, prefetch in ((1, 0), (3, 2)):
+        streams = [_stream(world, rank, prefetch) for rank in range(world)]
+        taken = _take(streams, 16)
+        assert [stream.stage and stream.stage.name for stream in streams] == ["third"] * world
+        for stream in streams:
+            stream.next_stage()
+        state = json.loads(json.dumps(streams[0].state_dict()))
+        taken += _take(streams, 3)
+        resumed = [_stream(2, rank) for rank in range(2)]
+        for stream in resumed:
+            stream.load_state_dict(state)
+        assert resumed[0].stage is not None and resumed[0].stage.name == "last"
+        assert _take(resumed, 3) == taken[16:]
+        results.append(taken)
+        for stream in streams:
+            stream.close()
+    assert results[0] == results[1]
+
+
+def test_a_corpus_that_has_changed_begins_a_new_epoch(caplog: pytest.LogCaptureFixture) -> None:
+    """Other corpora are walked on; the one that has changed is begun again."""
+    stream = _stream(1, 0)
+    _take([stream], 9)
+    state = stream.state_dict()
+    changed = [
+        replace(corpus, fingerprint="new") if corpus.name == "back" else corpus
+        for corpus in _corpora()
+    ]
+    other = _stream(1, 0, corpora=changed)
+    other.load_state_dict(state)
+    assert "corpus back has changed" in caplog.text
+    assert other.epoch == state["epoch"] + 1
+    after = other.state_dict()
+    assert after["offset"] == 0
+    walked = dict(zip(SIZES, after["mix"]["segments"][0]["walked"], strict=True))
+    assert walked["back"] == 0
+    for name in ("big", "small"):
+        assert walked[name] == state["mix"]["corpora"][name]["walked"] > 0
