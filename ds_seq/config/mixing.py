@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from ds_seq.config.base import Config, FieldErrors, PositiveInt
 from ds_seq.config.modifiers import ModifiersConfig
@@ -18,7 +18,15 @@ Errors = Iterator[tuple[str, str]]
 """(dotted path below the checked section, message)."""
 
 
-Temperature = Annotated[float, Field(ge=1.0)] | Literal["inf"]
+def _check_temperature(value: float | str) -> float | str:
+    if isinstance(value, float | int) and value < 1.0:
+        raise ValueError(f"should be at least 1, or inf, not {value:g}")
+    return value
+
+
+Temperature = Annotated[
+    Annotated[float, Field(le=1e9)] | Literal["inf"], AfterValidator(_check_temperature)
+]
 
 
 class CorpusConfig(SplitConfig):
