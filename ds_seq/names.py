@@ -67,6 +67,7 @@ INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
 
 # Data.
+BatchOrder = Literal["sorted", "sortish"]
 SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"
 """Temperature at which shares do not depend on sizes."""

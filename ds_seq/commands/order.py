@@ -102,7 +102,7 @@ def _with_group(config: ExperimentConfig, worlds: Sequence[int]) -> ExperimentCo
 
 def _legs(config: ExperimentConfig, dataset: Dataset, world: int) -> list[Legs]:
     """Return the legs of each rank."""
-    first = train_sampler(config.train, dataset, 0, world)
+    first = train_sampler(config, dataset, 0, world)
     samplers = [first.of_rank(rank) for rank in range(world)]
     seed = config.train.seed
     return [Legs(each, build_mix(config.data, seed, dataset, each)) for each in samplers]

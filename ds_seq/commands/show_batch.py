@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     task = build_task(config.task, config.data)
     dataset = task.dataset("train")
     train = config.train
-    sampler = train_sampler(train, dataset, 0, 1)
+    sampler = train_sampler(config, dataset, 0, 1)
     legs = Legs(sampler, build_mix(config.data, train.seed, dataset, sampler))
     collate = collate_in(task, dataset, train.seed)
     position, number = legs.start, 0

@@ -79,6 +79,8 @@ _RULES: dict[str, str] = {
     "train.seed": _ORDER,
     "train.max_tokens": _ORDER,
     "train.max_sentences": _ORDER,
+    "train.sentence_multiple": _ORDER,
+    "train.batch_order": _ORDER,
     "train.precision": TRAINING,
     "train.clip_norm": TRAINING,
     "train.sparse_clip": TRAINING,
@@ -88,6 +90,7 @@ _RULES: dict[str, str] = {
             "train.deepspeed",
             "train.accumulate",  # see GROUP
             "train.batches_per_update",
+            "train.largest_first",  # of the first epoch
             "train.init_from",
             "train.init_checkpoint",
             "train.upcycle_noise",

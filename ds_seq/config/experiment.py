@@ -153,6 +153,11 @@ class ExperimentConfig(Config):
             "data.max_target_length": self.data.max_target_length,
         }
 
+    @property
+    def batch_tokens(self) -> int:
+        """Maximum batch size per rank in tokens; if that is by trial, where the trial begins."""
+        return self.train.most_tokens(max(self._lengths().values()))
+
     def _position_errors(self) -> list[tuple[str, str]]:
         positions = self.model.max_positions
         return [
@@ -163,6 +168,8 @@ class ExperimentConfig(Config):
 
     def _batch_errors(self) -> list[tuple[str, str]]:
         tokens = self.train.max_tokens
+        if not isinstance(tokens, int):
+            return []
         return [
             ("train.max_tokens", f"{tokens} is less than {key} {length}; raise it or lower {key}")
             for key, length in self._lengths().items()

@@ -27,9 +27,9 @@ def batch_lines(
         manifest: manifest of the training shards; None if they do not exist yet.
     """
     train, ranks = config.train, world_size or config.train.expert_parallel
-    tokens = train.max_tokens * train.group(ranks)
+    tokens = config.batch_tokens * train.group(ranks)
     lines = [
-        f"update  {tokens:>16,}   tokens, padding included: max_tokens {train.max_tokens:,} x "
+        f"update  {tokens:>16,}   tokens, padding included: max_tokens {_batch_size(config)} x "
         + (
             f"batches_per_update {train.batches_per_update}, on any number of processes"
             if train.batches_per_update is not None
@@ -51,6 +51,11 @@ def batch_lines(
     ]
 
 
+def _batch_size(config: ExperimentConfig) -> str:
+    is_known = isinstance(config.train.max_tokens, int)
+    return f"{config.batch_tokens:,}{'' if is_known else ' (assumed)'}"
+
+
 def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -> list[str]:
     """Return lines about memory per process; empty for a model of unknown size.
 
@@ -68,7 +73,7 @@ def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -
     return [
         f"states  {states:>12.2f} GiB   weights, gradients and optimizer, ZeRO stage {stage}, "
         f"{ranks} process(es)",
-        f"batch   {activations:>12.2f} GiB   activations of {config.train.max_tokens:,} tokens, a "
+        f"batch   {activations:>12.2f} GiB   activations of {_batch_size(config)} tokens, a "
         "rough estimate; train.max_tokens lowers it",
     ]
 
@@ -95,7 +100,7 @@ def _state_bytes(config: ExperimentConfig, size: ModelSize, stage: int, ranks: i
 
 
 def _activation_bytes(config: ExperimentConfig) -> float:
-    model, tokens = config.model, config.train.max_tokens
+    model, tokens = config.model, config.batch_tokens
     width = 4 if config.train.precision == "fp32" else 2
     layers = 0.0
     for stack in model.stacks:

@@ -27,10 +27,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.cuts import Limits, SortKeys, cut_batches, number_type, sorted_by
+from ds_seq.data.cuts import Limits, SortKeys, cut_batches, number_type, sorted_by, sortish
 from ds_seq.errors import UserError
 
 CELL = 4  # the slowest of 8 ranks takes 3.2% longer than the mean (with cells of 1: 4.5%)
+GROUPED = 50
 _RECENT = 8  # number of epochs whose cuts are cached
 _NO_PAIRS: NDArray[np.int64] = np.zeros(0, np.int64)
 
@@ -49,7 +50,9 @@ class _Cut(NamedTuple):
 
     rows: NDArray[np.integer] | None  # (M,) numbers of the pairs; None: all pairs
     key: NDArray[np.unsignedinteger]  # (M,) sort keys
+    keys: SortKeys  # what the keys mean
     cuts: NDArray[np.int64]  # start of each batch, with M as the last entry
+    places: NDArray[np.unsignedinteger] | None = None  # (M,) the order, if groups are sorted
 
 
 class Order(NamedTuple):
@@ -83,6 +86,9 @@ class TokenBatchSampler:
         rows: selects the pairs of each epoch, for mixtures and stages; None uses all pairs.
         group: number of batches per update over all ranks, which need not be a multiple of
             `world_size`: then some batches are empty. None: `world_size * accumulate`.
+        multiple: batches of more sentences are cut to a multiple of this.
+        is_sortish: whether pairs are sorted in random groups of about `GROUPED` batches only.
+        starts_with_largest: whether the largest batch of epoch 1 comes first.
 
     Raises:
         UserError: there are no pairs, or one is longer than `max_tokens`.
@@ -100,6 +106,9 @@ class TokenBatchSampler:
         accumulate: int,
         rows: Rows | None = None,
         group: int | None = None,
+        multiple: int = 1,
+        is_sortish: bool = False,
+        starts_with_largest: bool = False,
     ) -> None:
         assert 0 <= rank < world_size and accumulate > 0 and lengths.ndim == 2
         self._check(lengths, max_tokens)
@@ -109,13 +118,15 @@ class TokenBatchSampler:
         self.accumulate = accumulate
         self.group = world_size * accumulate if group is None else group
         assert world_size * (accumulate - 1) < self.group <= world_size * accumulate
-        self._limits = Limits(max_tokens, max_sentences)
+        self._limits = Limits(max_tokens, max_sentences, multiple)
+        self._is_sortish = is_sortish and seed is not None
+        self._starts_with_largest = starts_with_largest
         self._keys = SortKeys(lengths)
         self._rows = rows
         self._bounds: Bounds | None = None
         self._recent: dict[int, _Cut] = {}
         # Only pairs of equal lengths are reordered, so the cuts are the same in every epoch.
-        self._all = self._cut(None) if rows is None else None
+        self._all = None if self._is_sortish or rows is not None else self._cut(None)
 
     def of_rank(self, rank: int) -> TokenBatchSampler:
         """Return the sampler of another rank of the same run."""
@@ -142,15 +153,21 @@ class TokenBatchSampler:
             key = keys.ranks
         else:
             key = keys.ranks if rows is None else keys.ranks[rows]
-        return _Cut(rows, key, cut_batches(*keys.longest(key), self._limits))
+        if not self._is_sortish:
+            cuts = cut_batches(*keys.longest(key), self._limits)
+            return _Cut(rows, key, keys, cuts)
+        places = np.arange(len(key), dtype=number_type(len(key)))
+        np.random.default_rng([self._seed or 0, epoch, GROUPED]).shuffle(places)
+        places, cuts = sortish(keys, key, places, self._limits, GROUPED)
+        return _Cut(rows, key, keys, cuts, places)
 
     def _cut_of(self, epoch: int) -> _Cut:
         if self._all is not None:
             return self._all
         cut = self._recent.get(epoch)
         if cut is None:
-            assert self._rows is not None
-            cut = self._cut(np.asarray(self._rows(epoch)), epoch)
+            rows = None if self._rows is None else np.asarray(self._rows(epoch))
+            cut = self._cut(rows, epoch)
             self._recent[epoch] = cut
             # a stream queries its current epoch and, in its thread, the epochs prepared ahead
             for old in sorted(self._recent)[:-_RECENT]:
@@ -207,14 +224,20 @@ class TokenBatchSampler:
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch over all ranks."""
-        _, key, cuts = self._cut_of(epoch)
+        _, key, keys, cuts, places = self._cut_of(epoch)
         num_batches = len(cuts) - 1
         numbers = np.arange(len(key), dtype=number_type(len(key)))
         if self._seed is None:
             return Order(sorted_by(key, numbers), cuts, np.arange(num_batches))
         random = np.random.default_rng([self._seed, epoch])
         random.shuffle(numbers)
-        return Order(sorted_by(key, numbers), cuts, _shuffled_cells(num_batches, random))
+        places = sorted_by(key, numbers) if places is None else places
+        sequence = _shuffled_cells(num_batches, random)
+        if self._starts_with_largest and epoch == 1:
+            last = keys.longest_of(key[places[cuts[1:] - 1]])
+            first = int(np.argmax(np.diff(cuts)[sequence] * last[sequence]))
+            sequence[: first + 1] = np.roll(sequence[: first + 1], 1)
+        return Order(places, cuts, sequence)
 
 
 def _shuffled_cells(num_batches: int, random: np.random.Generator) -> NDArray[np.int64]:

@@ -81,6 +81,40 @@ class SortKeys:
         sums = np.add.reduceat(counts, first)
         return values[sums > 0], sums[sums > 0]
 
+    def longest_of(self, ranks: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
+        """Return the length (M,) of the longest side of each of some pairs."""
+        return self._longest[ranks]
+
+
+def sortish(
+    keys: SortKeys,
+    ranks: NDArray[np.unsignedinteger],
+    places: NDArray[np.unsignedinteger],
+    limits: Limits,
+    num_batches: int,
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Sort pairs by length in groups, and cut each group into batches.
+
+    Args:
+        keys: what the sort keys mean.
+        ranks: (M,) sort key of each pair.
+        places: (M,) the pairs in random order.
+        limits: bounds of a batch.
+        num_batches: size of a group in batches, about.
+
+    Returns:
+        The pairs in groups (M,), and the start of each batch with M as the last entry.
+    """
+    batches = len(cut_batches(*keys.longest(ranks), limits)) - 1
+    size = max(1, num_batches * len(ranks) // batches)
+    ordered, cuts = [], []
+    for start in range(0, len(places), size):
+        group = places[start : start + size]
+        group = group[np.argsort(ranks[group], kind="stable")]
+        ordered.append(group)
+        cuts.append(start + cut_batches(*keys.longest(ranks[group]), limits)[:-1])
+    return np.concatenate(ordered), np.append(np.concatenate(cuts), len(places))
+
 
 def _codes(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     sides = lengths.astype(np.int64)

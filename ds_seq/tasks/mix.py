@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.config.data import DataConfig
+from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.mixing import CorpusConfig, MixingConfig, StageConfig
 from ds_seq.config.modifiers import ModifiersConfig
 from ds_seq.config.text_files import SplitConfig
-from ds_seq.config.train import TrainConfig
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import CorporaDataset, Part
@@ -190,18 +190,22 @@ def _stage(
 
 
 def train_sampler(
-    train: TrainConfig, dataset: Dataset, rank: int, world_size: int
+    config: ExperimentConfig, dataset: Dataset, rank: int, world_size: int
 ) -> TokenBatchSampler:
     """Return the sampler of training pairs of a rank."""
+    train = config.train
     return TokenBatchSampler(
         dataset.lengths,
-        train.max_tokens,
+        config.batch_tokens,
         train.max_sentences,
         seed=train.seed,
         rank=rank,
         world_size=world_size,
         accumulate=train.accumulate_on(world_size),
         group=train.group(world_size),
+        multiple=train.sentence_multiple,
+        is_sortish=train.batch_order == "sortish",
+        starts_with_largest=train.largest_first,
     )
 
 

@@ -53,7 +53,7 @@ def train_batches(
     config: ExperimentConfig, task: Task, dataset: Dataset, world: World
 ) -> BatchStream:
     train = config.train
-    sampler = train_sampler(train, dataset, world.rank, world.size)
+    sampler = train_sampler(config, dataset, world.rank, world.size)
     return BatchStream(
         partial(task.collate, dataset),
         sampler,
@@ -72,7 +72,7 @@ def valid_batches(
     assert dataset is not None, "validation needs train.validate_every"
     sampler = TokenBatchSampler(
         dataset.lengths,
-        config.train.max_tokens,
+        config.batch_tokens,
         config.train.max_sentences,
         rank=world.rank,
         world_size=world.size,

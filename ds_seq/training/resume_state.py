@@ -46,6 +46,7 @@ class Progress(TypedDict):
     batches: Batches
     moe_watch: NotRequired[Watch]
     stage: NotRequired[StageState]
+    max_tokens: NotRequired[Positive | None]
 
 
 @record

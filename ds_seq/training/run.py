@@ -16,7 +16,6 @@ from ds_seq import distributed
 # modules below import DeepSpeed, whose first import prints failed probes of the compiler
 distributed.import_deepspeed()
 
-from torch import nn
 
 from ds_seq.config.changes import settings
 from ds_seq.config.experiment import ExperimentConfig, on_world
@@ -36,13 +35,8 @@ from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import build_decoding
 from ds_seq.generation.translate import Share
-from ds_seq.models import build_model
-from ds_seq.moe.engine import connect_expert_parallel
-from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
-from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
-from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks import Task, build_task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.checkpoint_folder import candidates, first_sound
@@ -50,6 +44,7 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts
 from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
+from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.run_folder import (
     RunSetup,
@@ -62,10 +57,10 @@ from ds_seq.training.run_folder import (
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
-from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
+from ds_seq.training.trainable import FrozenCheck, describe_frozen
 from ds_seq.training.trainer import Trainer
+from ds_seq.training.trial import with_batch_size
 from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
-from ds_seq.weights.fill import load_weights
 from ds_seq.weights.meta import CHECKPOINTS
 
 
@@ -243,28 +238,18 @@ def _build(
     problems: Sequence[str],
 ) -> Trainer:
     """Build model, engine and trainer; a collective."""
-    config, train = setup.config, setup.config.train
+    config = setup.config
     with distributed.shared_errors():
-        model = _model(setup, task, world)
-        batches = train_batches(config, task, train_set, world)
+        model = build_start(setup, task, world)
+        is_auto = config.train.max_tokens == "auto"
+        batches = None if is_auto else train_batches(config, task, train_set, world)
         tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
-        names = [] if train.validate_every is None else config.validation.metrics
+        names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics
         figures = {name: choose_metrics(task, names, name)[1] for name in ends}
-    connect_expert_parallel(model, train.expert_parallel)
-    lr = learning_rate(config.optimizer)
-    engine = Engine(
-        model,
-        lambda groups: build_optimizer(config.optimizer, groups),
-        parameter_groups(model, weight_decay(config.optimizer)),
-        build_scheduler(config.scheduler, lr, train.max_updates),
-        setup.engine_config,
-        expert_parallel=train.expert_parallel,
-        sparse_clip=train.sparse_clip,
-        capture=criterion.capture,
-    )
+    engine = build_engine(setup, model, criterion)
     with distributed.shared_errors():
         progress = None
         if setup.checkpoint is not None:
@@ -272,11 +257,17 @@ def _build(
             criterion.load_state(criterion_state(setup.checkpoint, checked=True))
         if world.is_first:
             write_run_files(setup, task.tokenizers, history)
+    if batches is None:
+        config = with_batch_size(config, engine, criterion, task, train_set, progress)
+        with distributed.shared_errors():
+            batches = train_batches(config, task, train_set, world)
     done = 0 if progress is None else int(progress["update"])
     store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
     for message in (*problems, *messages):
         log.say(f"ds-seq: warning: {message}")
+    if is_auto:
+        log.say(f"train.max_tokens: {config.train.max_tokens:,}, found by trial")
     validator = Validator(
         engine,
         criterion,
@@ -284,9 +275,9 @@ def _build(
         _scorer(config, task, metrics, engine, world),
         config.validation.max_sentences,
     )
-    trainer = Trainer(
-        engine, criterion, batches, validator, store, log, train, best, StageWatch(batches, figures)
-    )
+    stages = StageWatch(batches, figures)
+    parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
+    trainer = Trainer(*parts)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -324,18 +315,6 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
     if world.is_first:
         log.say(describe_start(record_start(setup.folder, world, done)))
     return log
-
-
-def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
-    train, size = setup.config.train, task.tokenizers.size
-    part = world.rank % train.expert_parallel
-    model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
-    if setup.checkpoint is not None:
-        load_weights(model, setup.checkpoint, checked=True)
-    elif train.init_from is not None:
-        start_from(model, setup.config, task.tokenizers.fingerprint)
-    freeze(model, train.freeze)
-    return model
 
 
 def _scorer(

@@ -348,6 +348,7 @@ class Trainer:
             "batches": dict(self.batches.state_dict()),
             "moe_watch": self._watch.state_dict(),
             "stage": self.stages.state_dict(),
+            "max_tokens": self.config.max_tokens,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

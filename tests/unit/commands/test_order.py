@@ -181,9 +181,7 @@ def test_shards_of_other_corpora_are_refused(folder: Path) -> None:
     names = ("web", "new", "other")
     corpora = dict(zip(names, config.data.corpora.values(), strict=True))
     data = config.data.model_copy(update={"corpora": corpora})
-    with pytest.raises(
-        UserError, match="has web, new, other, but the train shards .* have web"
-    ):
+    with pytest.raises(UserError, match="has web, new, other, but the train shards .* have web"):
         build_task(config.task, data).dataset("train")
 
 
@@ -191,5 +189,5 @@ def test_plain_training_text_has_no_mix(folder: Path) -> None:
     """Then the order is the one of earlier versions."""
     config = load_experiment(folder / "many.yaml")
     dataset = build_task(config.task, config.data).dataset("valid")
-    sampler = train_sampler(config.train, dataset, 0, 1)
+    sampler = train_sampler(config, dataset, 0, 1)
     assert build_mix(config.data, 1, type("Plain", (), {})(), sampler) is None
