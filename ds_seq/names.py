@@ -87,6 +87,12 @@ LayerMapName = Literal["even", "first", "table"]
 LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 """Ways to choose the layers of a teacher that its student copies."""
 
+# Data.
+BatchOrder = Literal["sorted", "sortish"]
+SideChoice = Literal["source", "target", "both"]
+INFINITE = "inf"
+"""Temperature at which shares do not depend on sizes."""
+
 # Text.
 SENTENCEPIECE = "sentencepiece"
 TOKENIZER_NAMES = (SENTENCEPIECE,)
@@ -104,6 +110,9 @@ NORMALIZATION_RULES = (IDENTITY, "nfkc", "nfkc_cf", "nmt_nfkc", "nmt_nfkc_cf")
 # Metrics.
 LOSS = "loss"
 """The figure that every validation measures: the loss per target token, without router losses."""
+
+ScoreAverage = Literal["pooled", "texts", "pairs"]
+"""How scores of several validation texts become one figure."""
 
 TEXT_METRICS = (
     "bleu",

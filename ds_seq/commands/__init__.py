@@ -29,6 +29,8 @@ _HELP = {
     "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
+    "show-batch": "experiment + shards -> what the model reads",
+    "order": "experiment + shards -> pairs of each update, for any number of ranks",
     "train": "shards -> run folder",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",

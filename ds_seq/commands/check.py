@@ -11,7 +11,7 @@ from pathlib import Path
 from ds_seq.commands.arguments.check import build_parser
 from ds_seq.config.data import ShardsConfig
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
-from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.experiment import ExperimentConfig, on_world
 from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.experiment is None:
         raise UserError("ds-seq check: no experiment file; name one, or use --options")
     config = load_experiment(arguments.experiment, arguments.overrides)
+    if arguments.world_size is not None:
+        config = on_world(config, arguments.world_size)
     folders = [Path(config.data.dir)]
     file = Path(arguments.experiment)
     if file.name == CONFIG_FILE:  # of a run, which holds its vocabulary, too

@@ -65,9 +65,9 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_other_kinds(cls, value: Any, info: ValidationInfo) -> Any:
-        wanted, refused = _wanted(cls.model_fields[str(info.field_name)].annotation)
+        wanted, refused, words = _wanted(cls.model_fields[str(info.field_name)].annotation)
         for item in _scalars(value):
-            if type(item) in refused:  # which pydantic would convert
+            if type(item) in refused and item not in words:  # which pydantic would convert
                 raise ValueError(f"should be {wanted}, not {shown(item)}")
         return value
 
@@ -88,19 +88,24 @@ class Config(BaseModel):
         return value
 
 
-def _wanted(annotation: Any) -> tuple[str, tuple[type, ...]]:
+def _wanted(annotation: Any) -> tuple[str, tuple[type, ...], set[str]]:
     """Return what to write in a field of numbers or switches, and the types that are no such value.
 
-    Other fields, and those that also take text, refuse nothing here.
+    Words that may stand in place of a number (`inf`, `auto`) are the last value. Other fields, and
+    those that also take text, refuse nothing here.
     """
     kinds = set(_leaves(annotation))
+    words = {kind for kind in kinds if isinstance(kind, str)}
+    kinds -= words
+    or_word = "".join(f" or {word}" for word in sorted(words))
     or_null = " or null" if type(None) in kinds else ""
     kinds.discard(type(None))
     if kinds == {bool}:
-        return f"true or false{or_null}", (int, float, str)
+        return f"true or false{or_word}{or_null}", (int, float, str), words
     if kinds and kinds <= {int, float}:
-        return ("a number" if float in kinds else "a whole number") + or_null, (bool, str)
-    return "", ()
+        number = "a number" if float in kinds else "a whole number"
+        return f"{number}{or_word}{or_null}", (bool, str), words
+    return "", (), set()
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

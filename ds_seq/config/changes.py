@@ -49,6 +49,15 @@ _RULES: dict[str, str] = {
         HARMLESS,
     ),
     "data.language_tags": HARMLESS,  # they only say which sources to report
+    # what they change is in the order, whose fingerprint is in the state of the stream
+    "data.corpora": _ORDER,
+    # but where its text is, and how it was cleaned, is in the shards
+    **dict.fromkeys(
+        ("data.corpora.NAME.source", "data.corpora.NAME.target", "data.corpora.NAME.clean"),
+        HARMLESS,
+    ),
+    "data.mixing": _ORDER,
+    "data.modify": TRAINING,
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
     "model": _MODEL,
@@ -79,6 +88,8 @@ _RULES: dict[str, str] = {
     "train.seed": _ORDER,
     "train.max_tokens": _ORDER,
     "train.max_sentences": _ORDER,
+    "train.sentence_multiple": _ORDER,
+    "train.batch_order": _ORDER,
     "train.precision": TRAINING,
     "train.clip_norm": TRAINING,
     "train.sparse_clip": TRAINING,
@@ -87,6 +98,8 @@ _RULES: dict[str, str] = {
         (
             "train.deepspeed",
             "train.accumulate",  # see GROUP
+            "train.batches_per_update",
+            "train.largest_first",  # of the first epoch
             "train.init_from",
             "train.init_checkpoint",
             "train.upcycle_noise",
@@ -113,7 +126,13 @@ _RULES: dict[str, str] = {
 _SCORE_OPTIONS = ("validation.best", VALID_DATA)
 _LENGTHS = ("data.max_source_length", "data.max_target_length")
 _LOSS_OPTIONS = (*_SCORE_OPTIONS, *_LENGTHS, "criterion", TEACHER)
-_METRIC_OPTIONS = (*_SCORE_OPTIONS, "generation", "validation.max_sentences", "data.target_lang")
+_METRIC_OPTIONS = (
+    *_SCORE_OPTIONS,
+    "generation",
+    "validation.max_sentences",
+    "validation.average",
+    "data.target_lang",
+)
 _SECTION = "a section"
 _BATCH_SIZE = ("generation.max_tokens", "generation.max_sentences")
 
@@ -133,7 +152,7 @@ class Change(NamedTuple):
         return self.effect not in (HARMLESS, TRAINING)
 
     def __str__(self) -> str:
-        if self.key in (DATA, VALID_DATA):
+        if _is_below(self.key, DATA) or self.key == VALID_DATA:
             return f"{self.key}: other shards"
         if self.key == TEACHER:
             return f"{self.key}: others"
@@ -166,6 +185,8 @@ def _leaves(section: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]
 def rule_of(key: str) -> str | None:
     """Return the effect of a change of an option: the rule of the longest prefix of its key."""
     parts = key.split(".")
+    if parts[:2] == ["data", "corpora"]:
+        parts[2:3] = ["NAME"]  # whatever the corpus is called
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((_RULES[prefix] for prefix in prefixes if prefix in _RULES), None)
 

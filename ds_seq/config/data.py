@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from ds_seq.config.base import (
     Config,
@@ -16,7 +17,14 @@ from ds_seq.config.base import (
     plugin_tag,
 )
 from ds_seq.config.clean import CleanConfig
-from ds_seq.config.text_files import RawConfig
+from ds_seq.config.mixing import (
+    CorpusConfig,
+    CorpusName,
+    MixingConfig,
+    corpora_errors,
+)
+from ds_seq.config.modifiers import ModifiersConfig
+from ds_seq.config.text_files import Language, RawConfig, SplitConfig
 from ds_seq.config.vocab import VocabConfig
 
 
@@ -32,10 +40,6 @@ SourceConfig = Annotated[
 ]
 
 
-Language = Annotated[str, StringConstraints(pattern=r"^[^\s/\\.][^\s/\\]*$")]
-"""A language code; it ends the names of files, so it must not lead into another folder."""
-
-
 class DataConfig(Config):
     """Languages, raw files and the folder of binarized shards."""
 
@@ -48,6 +52,18 @@ class DataConfig(Config):
         default_factory=all_defaults, description="Source of the training examples."
     )
     raw: RawConfig = Field(default_factory=all_defaults, description="Raw parallel text files.")
+    corpora: dict[CorpusName, CorpusConfig] = Field(
+        default={},
+        description="Training corpora by name, instead of `data.raw.train`; their order is that of "
+        "the shards.",
+    )
+    mixing: MixingConfig = Field(
+        default_factory=all_defaults, description="How the corpora are mixed."
+    )
+    modify: ModifiersConfig = Field(
+        default_factory=all_defaults,
+        description="Changes of training pairs on the fly, drawn anew in each epoch.",
+    )
     max_source_length: int = Field(
         default=256,
         ge=2,
@@ -79,6 +95,54 @@ class DataConfig(Config):
         if self.source_lang == self.target_lang and isinstance(self.source, ShardsConfig):
             message = f"it and source_lang are both {self.target_lang!r}; give two names"
             raise FieldErrors([("target_lang", message)])
+        return self
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Language codes of source and target."""
+        return self.source_lang, self.target_lang
+
+    @property
+    def train_files(self) -> dict[str, list[SplitConfig]]:
+        """Files of raw training text by dotted key: of `raw.train`, or of each corpus."""
+        if not self.corpora:
+            return {"raw.train": list(self.raw.train)}
+        return {f"corpora.{name}": [corpus] for name, corpus in self.corpora.items()}
+
+    def _tags(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the tags of each text, with its key."""
+        texts: dict[str, SplitConfig] = {f"corpora.{key}": c for key, c in self.corpora.items()}
+        for split, entries in (("valid", self.raw.valid), ("test", self.raw.test)):
+            texts |= {f"raw.{split}.{n}": entry for n, entry in enumerate(entries)}
+        for key, text in texts.items():
+            for side, tags in zip(("tag", "target_tag"), self.tags(text), strict=True):
+                yield f"{key}.{side}", tags
+
+    def tags(self, text: SplitConfig) -> tuple[list[str], list[str]]:
+        """Return the tags at the start of the source and of the target of a text."""
+        language = self.mixing.language_tags.get(text.pair(self.languages)[1])
+        return [*([] if language is None else [language]), *text.tag], list(text.target_tag)
+
+    @model_validator(mode="after")
+    def _check_corpora(self) -> DataConfig:
+        errors = list(corpora_errors(self.corpora, self.mixing, self.languages, self.clean))
+        if self.corpora and self.raw.train:
+            message = "the training text is named in data.corpora, too; remove one of them"
+            errors.append(("raw.train", message))
+        errors += [
+            (f"raw.train.{n}.{key}", "is a matter of a corpus; name this text in data.corpora")
+            for n, text in enumerate(self.raw.train)
+            for key in ("tag", "target_tag", "languages")
+            if vars(text)[key] and (key != "languages" or text.pair(("", "")) != self.languages)
+        ]
+        for key, tags in self._tags():
+            errors += [
+                (key, f"{tag} is not in data.vocab.user_symbols; add it there")
+                for tag in tags
+                if tag not in self.vocab.user_symbols
+            ]
+        if errors:
+            raise FieldErrors(list(dict.fromkeys(errors)))
         return self
 
     @model_validator(mode="after")

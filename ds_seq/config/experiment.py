@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -153,6 +153,11 @@ class ExperimentConfig(Config):
             "data.max_target_length": self.data.max_target_length,
         }
 
+    @property
+    def batch_tokens(self) -> int:
+        """Maximum batch size per rank in tokens; if that is by trial, where the trial begins."""
+        return self.train.most_tokens(max(self._lengths().values()))
+
     def _position_errors(self) -> list[tuple[str, str]]:
         positions = self.model.max_positions
         return [
@@ -163,6 +168,8 @@ class ExperimentConfig(Config):
 
     def _batch_errors(self) -> list[tuple[str, str]]:
         tokens = self.train.max_tokens
+        if not isinstance(tokens, int):
+            return []
         return [
             ("train.max_tokens", f"{tokens} is less than {key} {length}; raise it or lower {key}")
             for key, length in self._lengths().items()
@@ -227,11 +234,18 @@ class ExperimentConfig(Config):
             )
         ]
 
+    def _stage_errors(self, known: list[str], why: str) -> Iterator[tuple[str, str]]:
+        for number, stage in enumerate(self.data.mixing.stages):
+            metric = None if stage.until is None else stage.until.metric
+            if metric is not None and metric not in known:
+                key = f"data.mixing.stages.{number}.until.metric"
+                yield key, f"{metric} is never measured: {why}{nearest(metric, known)}"
+
     def _validation_errors(self) -> list[tuple[str, str]]:
         metrics, best = self.validation.metrics, self.validation.best
         if self.train.validate_every is None:
-            return []
-        errors = []
+            return list(self._stage_errors([], "train.validate_every is null"))
+        errors = list(self._stage_errors([*metrics, LOSS], "it is not in validation.metrics"))
         if isinstance(self.task, TranslationConfig):  # other tasks may define their own metrics
             errors += [
                 (
@@ -262,6 +276,23 @@ class ExperimentConfig(Config):
                 )
             )
         return errors
+
+
+def on_world(config: ExperimentConfig, world_size: int) -> ExperimentConfig:
+    """Return an experiment with the `train.accumulate` that follows from the number of ranks.
+
+    Raises:
+        UserError: there are more ranks than batches in an update.
+    """
+    group = config.train.batches_per_update
+    if group is not None and group < world_size:
+        raise UserError(
+            f"train.batches_per_update: {group} is less than the world size {world_size}, so ranks "
+            "would have nothing to do; raise it or start fewer ranks"
+        )
+    accumulate = config.train.accumulate_on(world_size)
+    train = config.train.model_copy(update={"accumulate": accumulate})
+    return config.model_copy(update={"train": train})
 
 
 def check_world(train: TrainConfig, world_size: int) -> None:

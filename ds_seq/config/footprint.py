@@ -28,11 +28,15 @@ def batch_lines(
         manifest: manifest of the training shards; None if they do not exist yet.
     """
     train, ranks = config.train, world_size or config.train.expert_parallel
-    tokens = train.max_tokens * train.accumulate * ranks
+    tokens = config.batch_tokens * train.group(ranks)
     lines = [
-        f"update  {tokens:>16,}   tokens, padding included: max_tokens {train.max_tokens:,} x "
-        f"accumulate {train.accumulate} x {ranks} process(es)"
-        + ("" if world_size else "; --world-size N for N processes")
+        f"update  {tokens:>16,}   tokens, padding included: max_tokens {_batch_size(config)} x "
+        + (
+            f"batches_per_update {train.batches_per_update}, on any number of processes"
+            if train.batches_per_update is not None
+            else f"accumulate {train.accumulate} x {ranks} process(es)"
+            + ("" if world_size else "; --world-size N for N processes")
+        )
     ]
     if manifest is None:
         return [*lines, "epoch                  -   known after `ds-seq prepare`"]
@@ -46,6 +50,11 @@ def batch_lines(
         f"epochs  {epochs:>16,.1f}   in train.max_updates {train.max_updates:,}"
         + ("" if train.max_epochs is None else f"; stops after {train.max_epochs}"),
     ]
+
+
+def _batch_size(config: ExperimentConfig) -> str:
+    is_known = isinstance(config.train.max_tokens, int)
+    return f"{config.batch_tokens:,}{'' if is_known else ' (assumed)'}"
 
 
 def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -> list[str]:
@@ -65,7 +74,7 @@ def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -
     return [
         f"states  {states:>12.2f} GiB   weights, gradients and optimizer, ZeRO stage {stage}, "
         f"{ranks} process(es)",
-        f"batch   {activations:>12.2f} GiB   activations of {config.train.max_tokens:,} tokens, a "
+        f"batch   {activations:>12.2f} GiB   activations of {_batch_size(config)} tokens, a "
         "rough estimate; train.max_tokens lowers it",
     ]
 
@@ -92,7 +101,7 @@ def _state_bytes(config: ExperimentConfig, size: ModelSize, stage: int, ranks: i
 
 
 def _activation_bytes(config: ExperimentConfig) -> float:
-    model, tokens = config.model, config.train.max_tokens
+    model, tokens = config.model, config.batch_tokens
     width = 4 if config.train.precision == "fp32" else 2
     # per token of a feed-forward: what enters its activation and what leaves it
     inner = 4 if model.activation in GATED_ACTIVATIONS else 2

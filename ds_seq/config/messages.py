@@ -86,7 +86,7 @@ def _findings(
         yield path, f"{shown(details['input'])} does not fit. {about}"
     elif isinstance(cause, FieldErrors):
         for below, message in cause.errors:
-            yield (*path, *below.split(".")), message
+            yield _below(path, below.split("."), data), message
     elif isinstance(cause, ValueError):
         yield path, str(cause)
     else:
@@ -95,6 +95,15 @@ def _findings(
         meant = nearest(str(value), _quoted(context.get("expected", "")))
         wanted = wording.wanted(details, field)
         yield path, f"should be {wanted}, not {shown(value)}{meant}"
+
+
+def _below(path: KeyPath, keys: list[str], data: Any) -> KeyPath:
+    """Return the path of keys below a section; the members of a list are numbers."""
+    here = _at(path, data)
+    for text in keys:
+        key: str | int = int(text) if isinstance(here, list) and text.isdecimal() else text
+        path, here = (*path, key), _child(here, key)
+    return path
 
 
 def _field(path: KeyPath, owner: type[Config], kind: str) -> tuple[KeyPath, FieldInfo | None]:

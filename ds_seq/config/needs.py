@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
+from ds_seq.config.clean import clean_of_corpus
 from ds_seq.config.data import ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.text_files import SplitConfig
@@ -94,7 +95,7 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     raw, folder, train = config.data.raw, Path(config.data.dir), config.train
     is_prepared = isfile(folder / "train.manifest.json")
     validates = train.validate_every is not None
-    if not is_prepared and not raw.train:
+    if not is_prepared and not raw.train and not config.data.corpora:
         yield (
             "data.raw.train",
             f"missing, and data.dir {folder} has no shards; name the training text, such as "
@@ -109,8 +110,8 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     if not is_prepared and (rule := config.data.vocab.normalization).endswith(".tsv"):
         yield from _absent("data.vocab.normalization", rule, "file")
     if not is_prepared:
-        for key, name in config.data.clean.named_files():
-            yield from _absent(f"data.clean.{key}", name, "file")
+        for key, name in _files_of_cleaning(config):
+            yield from _absent(key, name, "file")
     for key, pair in _raw_files(config):
         # training reads the shards, and the validation text as the reference of its metrics
         is_read = key == "data.raw.valid" and validates and config.validation.metrics
@@ -119,11 +120,23 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
                 yield from _absent(key, path, "file")
 
 
+def _files_of_cleaning(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    for key, name in config.data.clean.named_files():
+        yield f"data.clean.{key}", name
+    for corpus, section in config.data.corpora.items():
+        pair = section.pair(config.data.languages)
+        clean = clean_of_corpus(config.data.clean, pair, section.clean)
+        for key, name in clean.named_files():
+            if key in section.clean:
+                yield f"data.corpora.{corpus}.clean.{key}", name
+
+
 def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:
     raw = config.data.raw
-    for split, pairs in (("train", raw.train), ("valid", raw.valid), ("test", raw.test)):
+    held_out = {"raw.valid": list(raw.valid), "raw.test": list(raw.test)}
+    for key, pairs in (config.data.train_files | held_out).items():
         for pair in pairs:
-            yield f"data.raw.{split}", pair
+            yield f"data.{key}", pair
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:

@@ -16,18 +16,22 @@ from typing import Any
 from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
+_ANY = "*"
 _PAIR = {"source": "", "target": ""}
+_CLEAN = dict.fromkeys(FILES, "")
 _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {
         "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
-        "clean": dict.fromkeys(FILES, ""),
+        "corpora": {_ANY: {**_PAIR, "clean": _CLEAN}},
+        "clean": _CLEAN,
         "vocab": {"normalization": ".tsv"},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
 }
-"""Keys whose values are paths of files that a run reads: those that end with the given suffix."""
+"""Keys whose values are paths of files that a run reads: those that end with the given suffix.
+`_ANY` stands for every key."""
 
 
 def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
@@ -83,14 +87,15 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
         return find_near(value, file, on_command_line)
 
     def follow(value: Any, keys: Any) -> Any:
+        if keys is None:
+            return value
         if isinstance(keys, str):
             return find(value, keys)
         if isinstance(value, list):
             return [follow(item, keys) for item in value]
         if not isinstance(value, dict):
             return value
-        return {
-            key: follow(below, keys[key]) if key in keys else below for key, below in value.items()
-        }
+        rest = keys.get(_ANY)
+        return {key: follow(below, keys.get(key, rest)) for key, below in value.items()}
 
     return {**settings, **follow(settings, _INPUTS)}

@@ -15,6 +15,8 @@ from ds_seq.config.base import EXTERNAL_TAG, SHORT_FORM, Config
 from ds_seq.config.experiment import ExperimentConfig
 
 NO_TAG = ""
+ANY_NAME = "NAME"
+"""Stands in paths for the keys of a mapping of sections, such as `data.corpora`."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ def section_classes(annotation: Any, tag: str = NO_TAG) -> dict[str, type[Config
         inner, *metadata = get_args(annotation)
         tags = [item.tag for item in metadata if isinstance(item, Tag)]
         return section_classes(inner, tags[0] if tags else tag)
+    if get_origin(annotation) is dict:
+        return section_classes(get_args(annotation)[1], tag)
     if get_origin(annotation) in (Union, types.UnionType, list):
         classes: dict[str, type[Config]] = {}
         for member in get_args(annotation):
@@ -64,8 +68,11 @@ def _walk(section: Section) -> Iterator[Section]:
         by_class: dict[type[Config], list[str]] = {}
         for tag, config in section_classes(field.annotation).items():
             by_class.setdefault(config, []).append(tag)
+        path = section.path_of(name)
+        if get_origin(field.annotation) is dict:
+            path = f"{path}.{ANY_NAME}"
         for config, tags in by_class.items():
-            yield from _walk(Section(section.path_of(name), ",".join(tags), config))
+            yield from _walk(Section(path, ",".join(tags), config))
 
 
 def defining_class(config: type[Config], field: str) -> type:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,10 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
 )
-from ds_seq.names import FrozenPart, Precision
+from ds_seq.names import BatchOrder, FrozenPart, Precision
+
+_FIRST_TRIED = 4096
+"""Batch size in tokens where only a trial can tell it."""
 
 
 class TrainConfig(Config):
@@ -24,16 +27,37 @@ class TrainConfig(Config):
         description="DeepSpeed JSON; null means DeepSpeed's defaults with ZeRO stage 0 in fp32 and "
         "stage 1 in fp16 and bf16 (0 for adafactor).",
     )
-    max_tokens: PositiveInt = Field(
+    max_tokens: PositiveInt | Literal["auto"] | None = Field(
         default=4096,
         description="Maximum batch size per rank in tokens, padding included: sentences times the "
-        "longest side.",
+        "longest side. `auto` finds it by trial before the first update; null: "
+        "`train.max_sentences` is the only limit.",
     )
     max_sentences: PositiveInt | None = Field(
         default=None, description="Maximum number of sentences per batch; null sets no limit."
     )
+    sentence_multiple: PositiveInt = Field(
+        default=1,
+        description="Cut batches with more sentences than this to a multiple of it.",
+    )
+    batch_order: BatchOrder = Field(
+        default="sorted",
+        description="`sorted` makes batches of all pairs by length, with the least padding. "
+        "`sortish` does so in random groups of 50 batches, so that batches vary more.",
+    )
+    largest_first: bool = Field(
+        default=False,
+        description="Take the largest batch of the first epoch first, so that a lack of memory "
+        "shows at once.",
+    )
     accumulate: PositiveInt = Field(
         default=1, le=100_000, description="Batches per rank and update (gradient accumulation)."
+    )
+    batches_per_update: PositiveInt | None = Field(
+        default=None,
+        description="Batches per update over all ranks. With it, `accumulate` follows from the "
+        "number of ranks, and an update has the same pairs on any number of ranks; some may be "
+        "idle at its end. Null: ranks times `accumulate`.",
     )
     precision: Precision = Field(
         default="fp32", description="Number format of the model; master weights stay fp32."
@@ -110,9 +134,28 @@ class TrainConfig(Config):
         default=True, description="Write TensorBoard files in addition to the JSONL log."
     )
 
+    def most_tokens(self, longest: int) -> int:
+        """Return the maximum batch size in tokens, for sentences of at most `longest` tokens."""
+        if isinstance(self.max_tokens, int):
+            return self.max_tokens
+        most = _FIRST_TRIED if self.max_sentences is None else self.max_sentences * longest
+        return max(longest, most)
+
+    def group(self, world_size: int) -> int:
+        """Return the number of batches per update over all ranks."""
+        return self.batches_per_update or self.accumulate * world_size
+
+    def accumulate_on(self, world_size: int) -> int:
+        """Return the number of batches per rank and update, some of which may be empty."""
+        if self.batches_per_update is None:
+            return self.accumulate
+        return -(-self.batches_per_update // world_size)
+
     @model_validator(mode="after")
     def _check_validation(self) -> TrainConfig:
         errors = []
+        if self.max_tokens is None and self.max_sentences is None:
+            errors.append(("max_tokens", "and max_sentences are both null; give one of them"))
         if self.upcycle_noise and self.init_from is None:
             errors.append(("upcycle_noise", "needs init_from, which is null"))
         if self.sparse_clip and self.clip_norm == 0.0:

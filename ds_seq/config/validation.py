@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import PLUGIN, Config, FieldErrors, PositiveInt
-from ds_seq.names import LOSS
+from ds_seq.names import LOSS, ScoreAverage
 
 
 class ValidationConfig(Config):
@@ -25,6 +25,12 @@ class ValidationConfig(Config):
         default="bleu",
         description="Figure that selects the best checkpoint: one of `validation.metrics`, or "
         "`loss`, that of the target tokens without the losses of routers and layers.",
+    )
+    average: ScoreAverage = Field(
+        default="pooled",
+        description="What the figure of a metric is with several validation texts: `pooled` scores "
+        "them as one text, `texts` is the mean of their scores, `pairs` the mean of the scores of "
+        "language pairs. Each text also has figures of its own.",
     )
     max_sentences: PositiveInt | None = Field(
         default=None,

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from ds_seq import files
 from ds_seq.data import parts
-from ds_seq.data.manifest import Manifest
+from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.parallel import cleaning_up, map_in_order
 from ds_seq.data.parts import BadText, Part, PartEncoder, TextPlan, plan_text
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shard_files import manifest_path
-from ds_seq.data.shard_writer import ShardWriter
+from ds_seq.data.shard_writer import ShardWriter, cut
+from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizers
@@ -51,6 +52,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     languages: tuple[str, str],
     shard_size: int,
     origin: Origin = Origin(),  # noqa: B008 - a constant
+    corpora: Sequence[CorpusRecord] = (),
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:
@@ -67,11 +69,12 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         languages: source and target language, for the manifest.
         shard_size: number of pairs per shard.
         origin: what the text and the vocabulary were made from, for the manifest.
+        corpora: which pairs are of which corpus, for the manifest; empty: of one without a name.
         workers: number of processes.
         progress: called with the number of pairs of each finished part.
     """
     text = CorpusText("", PairPath(Path(source), Path(target)), languages)
-    return binarize_corpora(
+    return _binarize(
         tokenizers,
         [text],
         folder,
@@ -79,6 +82,7 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         languages=languages,
         shard_size=shard_size,
         origin=origin,
+        corpora=corpora,
         workers=workers,
         progress=progress,
     )
@@ -117,8 +121,37 @@ def binarize_corpora(  # noqa: PLR0913  (a builder: input, output and options)
         UserError: the sides differ in length, a text is empty or contains an empty line or invalid
             UTF-8, or the disk is full. Existing shards of the split are then unchanged.
     """
-    plans = _plans(corpora, workers)
-    unknown = [0, 0]
+    return _binarize(
+        tokenizers,
+        corpora,
+        folder,
+        split,
+        languages=languages,
+        shard_size=shard_size,
+        origin=origin,
+        corpora=None,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def _binarize(  # noqa: PLR0913  (see `binarize` and `binarize_corpora`)
+    tokenizers: Tokenizers,
+    texts: Sequence[CorpusText],
+    folder: str | Path,
+    split: str,
+    *,
+    languages: tuple[str, str],
+    shard_size: int,
+    origin: Origin,
+    corpora: Sequence[CorpusRecord] | None,
+    workers: int,
+    progress: Report,
+) -> BinarizeReport:
+    """Write the shards of texts; `corpora` says which pairs are whose if the texts do not."""
+    plans = _plans(texts, workers)
+    corpora = _records(texts, plans) if corpora is None else corpora
+    unknown, row = [0, 0], 0
     writer = ShardWriter(
         folder,
         split,
@@ -134,16 +167,41 @@ def binarize_corpora(  # noqa: PLR0913  (a builder: input, output and options)
         todo = list(_parts(plans))
         made = map_in_order(_make, encoder, todo, workers)
         for part, _ in zip(todo, made, strict=True):
-            if part.place == 0 and (corpus := corpora[part.text]).name:
-                writer.begin_corpus(corpus.name, corpus.languages, plans[part.text].sha256)
             content = encoder.read(part)
             if content is None:
                 raise UserError(f"{encoder.path(part)}: has been damaged; run the command again")
-            writer.add_block(*content[0])
+            _add(writer, content[0], row, corpora)
+            row += content[1]["pairs"]
             for side, number in enumerate(content[1]["unknown"]):
                 unknown[side] += number
             progress(content[1]["pairs"])
     return BinarizeReport(Manifest.read(manifest_path(folder, split)), *unknown)
+
+
+def _records(texts: Sequence[CorpusText], plans: Sequence[TextPlan]) -> list[CorpusRecord]:
+    """Return the records of the texts that have names."""
+    records, first = [], 0
+    for text, plan in zip(texts, plans, strict=True):
+        if text.name:
+            records.append(CorpusRecord(text.name, first, plan.lines, text.languages, plan.sha256))
+        first += plan.lines
+    return records
+
+
+def _add(
+    writer: ShardWriter, sides: Sequence[TokenBlock], row: int, corpora: Sequence[CorpusRecord]
+) -> None:
+    """Append the pairs of a part, the first of which is pair `row` of the split."""
+    size, start = len(sides[0].lengths), 0
+    for corpus in corpora:
+        place = corpus.first_row - row
+        if not 0 <= place < size:
+            continue
+        if place > start:
+            writer.add_block(*(cut(side, start, place) for side in sides))
+        writer.begin_corpus(corpus.name, corpus.languages, corpus.inputs)
+        start = place
+    writer.add_block(*(cut(side, start, size) for side in sides))
 
 
 def _plans(corpora: Sequence[CorpusText], workers: int) -> list[TextPlan]:
@@ -215,8 +273,12 @@ def is_current(
     tokenizers: Tokenizers,
     text: PairPath | Sequence[CorpusText],
     shard_size: int,
+    corpora: Sequence[CorpusRecord] = (),
 ) -> bool:
     """Return whether the existing shards equal those that would be written.
+
+    For `binarize`, only the ids count: the manifest may name other corpora, and where these begin
+    within a shard, as in shards that were written before they had names, that is kept.
 
     Args:
         folder: folder of the shards.
@@ -224,6 +286,7 @@ def is_current(
         tokenizers: tokenizers of the text.
         text: the text of `binarize`, or those of `binarize_corpora`.
         shard_size: number of pairs per shard.
+        corpora: those of `binarize`.
     """
     path = manifest_path(folder, split)
     if not path.exists():
@@ -233,14 +296,23 @@ def is_current(
         manifest.check_files(path.parent, full=True)
     except UserError:
         return False
-    corpora = [] if isinstance(text, PairPath) else [item for item in text if item.name]
     paths = [text] if isinstance(text, PairPath) else [item.text for item in text]
+    if (
+        manifest.vocab_hash != tokenizers.fingerprint
+        or manifest.inputs != tuple(text_fingerprint(side) for path in paths for side in path)
+        or (corpora and manifest.version == 1)  # which cannot name them
+    ):
+        return False
+    sizes = [shard.pairs for shard in manifest.shards]
+    if isinstance(text, PairPath):
+        rows = [corpus.num_rows for corpus in corpora]
+        return sizes in (_layout(rows, shard_size), _layout([manifest.pairs], shard_size))
     rows = [corpus.num_rows for corpus in manifest.corpora] or [manifest.pairs]
-    sizes = [min(shard_size, num - row) for num in rows for row in range(0, num, shard_size)]
-    return (
-        manifest.vocab_hash == tokenizers.fingerprint
-        and manifest.inputs == tuple(text_fingerprint(side) for path in paths for side in path)
-        and [shard.pairs for shard in manifest.shards] == sizes
-        and [(corpus.name, corpus.languages) for corpus in manifest.corpora]
-        == [(corpus.name, corpus.languages) for corpus in corpora]
-    )
+    return sizes == _layout(rows, shard_size) and [
+        (corpus.name, corpus.languages) for corpus in manifest.corpora
+    ] == [(item.name, item.languages) for item in text if item.name]
+
+
+def _layout(rows: Sequence[int], shard_size: int) -> list[int]:
+    """Return the numbers of pairs of the shards of corpora with so many pairs."""
+    return [min(shard_size, size - row) for size in rows for row in range(0, size, shard_size)]

@@ -53,7 +53,7 @@ class FileRecord:
 @record
 @dataclass(frozen=True)
 class CorpusRecord:
-    """A corpus: consecutive pairs of a split, which start a new shard.
+    """A corpus: consecutive pairs of a split, which start a new shard where it is written.
 
     Attributes:
         name: its name in `data.corpora`.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ds_seq.data.manifest import Manifest
 
 _SIDES = ("source", "target")
+BY_CORPUS = "corpora"
+"""Key among recorded options of `data.clean` of those that only hold for a corpus, by its name."""
 _PREPARE = "run `ds-seq prepare` again"
 
 
@@ -97,6 +99,7 @@ class Expected:
         clean: options of `data.clean` that apply to the split.
         vocab: options of `data.vocab`.
         clean_defaults: options of `data.clean` that are recorded only if they have another value.
+        corpora: names of the corpora.
     """
 
     languages: tuple[str, str]
@@ -105,10 +108,37 @@ class Expected:
     clean: Mapping[str, Any] | None = None
     vocab: Mapping[str, Any] | None = None
     clean_defaults: Mapping[str, Any] = field(default_factory=dict)
+    corpora: tuple[str, ...] = ()
 
     def cleaning(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
         """Return expected or recorded options of `data.clean` with those that are left out."""
-        return {} if options is None else {**self.clean_defaults, **options}
+        if options is None:
+            return {}
+        known = {**self.clean_defaults, **options}
+        known.pop(BY_CORPUS, None)
+        return known
+
+    def cleaning_by_corpus(
+        self, one: Mapping[str, Any] | None, other: Mapping[str, Any] | None
+    ) -> Iterator[tuple[str, Any, Any]]:
+        """Yield options of corpora of which expected or recorded ones differ from the split's.
+
+        Yields:
+            Corpus and option as `NAME.clean.KEY`, and both values.
+        """
+        if one is None or other is None:
+            return
+        own = [options.get(BY_CORPUS, {}) for options in (one, other)]
+        whole = [self.cleaning(options) for options in (one, other)]
+        for name in self.corpora:
+            ours, theirs = (each.get(name, {}) for each in own)
+            for key in dict.fromkeys([*ours, *theirs]):
+                if all(key in each for each in whole):
+                    yield (
+                        f"{name}.clean.{key}",
+                        ours.get(key, whole[0][key]),
+                        theirs.get(key, whole[1][key]),
+                    )
 
 
 def same_language(one: str, other: str) -> bool:
@@ -188,6 +218,9 @@ def _experiment_errors(
     ):
         keys = [key for key in options if key in recorded]
         pairs += [(f"data.{section}.{key}", options[key], recorded[key]) for key in keys]
+    if expected.corpora == tuple(corpus.name for corpus in manifest.corpora):
+        by_corpus = expected.cleaning_by_corpus(expected.clean, origin.clean)
+        pairs += [(f"data.corpora.{key}", *values) for key, *values in by_corpus]
     for key, wanted, found in pairs:
         if wanted != found:
             yield (

@@ -168,7 +168,7 @@ class ShardWriter:
                     self._open_shard()
                 counts = self._counts[-1]
                 stop = min(start + self._shard_size - int(counts[0]), num_pairs)
-                blocks = [_cut(block, start, stop) for block in (source, target)]
+                blocks = [cut(block, start, stop) for block in (source, target)]
                 for writer, block in zip(self._files[-len(SIDES) :], blocks, strict=True):
                     writer.write(block.tokens, self._dtype)
                 lengths = np.stack([block.lengths for block in blocks], axis=1)
@@ -222,7 +222,7 @@ class ShardWriter:
             writer.discard()
 
 
-def _cut(block: TokenBlock, start: int, stop: int) -> TokenBlock:
+def cut(block: TokenBlock, start: int, stop: int) -> TokenBlock:
     """Return sentences `start` to `stop` of a block."""
     if start == 0 and stop == len(block.lengths):
         return block

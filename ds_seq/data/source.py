@@ -91,16 +91,20 @@ def first_tokens(source: Source, rows: NDArray[np.integer]) -> NDArray[np.int64]
     return first
 
 
-def untagged_rows(source: Source, tags: Collection[int]) -> tuple[NDArray[np.int64], int]:
+def untagged_rows(
+    source: Source, tags: Collection[int], rows: range | None = None
+) -> tuple[NDArray[np.int64], int]:
     """Return the examples whose source does not begin with a tag, among an even sample of all.
 
     Args:
         source: the examples.
         tags: ids of the tags.
+        rows: consecutive examples to look at; None: all.
 
     Returns:
         Numbers of the examples without a tag, ascending, and the size of the sample.
     """
-    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), _MOST_SAMPLED), dtype=int))
+    rows = range(len(source)) if rows is None else rows
+    sample = np.unique(np.linspace(rows[0], rows[-1], min(len(rows), _MOST_SAMPLED), dtype=int))
     untagged = ~np.isin(first_tokens(source, sample), list(tags))
     return sample[untagged], len(sample)

@@ -8,15 +8,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import count
 from types import TracebackType
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.legs import Legs, Position
+from ds_seq.data.mix_state import MixState, mix_position, mix_state
+from ds_seq.data.mixing import Mix, Stage
 
 _log = logging.getLogger(__name__)
 _STOP_POLL_SECONDS = 0.2
@@ -32,11 +35,13 @@ class StreamState(TypedDict):
         epoch: epoch of the next batch, from 1.
         offset: number of batches of that epoch in finished updates, over all ranks.
         num_batches: number of batches per epoch over all ranks, to detect changed batches.
+        mix: state of a mix of corpora; missing without one.
     """
 
     epoch: int
     offset: int
     num_batches: int
+    mix: NotRequired[MixState]
 
 
 class BatchStream:
@@ -46,12 +51,14 @@ class BatchStream:
     `state_dict`, and an exception in the thread is raised by the call for the next batch.
 
     Args:
-        collate: makes a batch, normally `Task.collate` of a dataset; called in the background.
+        collate: makes a batch, normally by `Task.collate` of a dataset; called in the background.
         sampler: assigns examples to batches.
         num_prefetch: number of batches prepared ahead; 0 makes each batch on demand, without a
             thread.
         pin: whether to put batches into page-locked memory (needs CUDA).
         max_epochs: number of epochs after which the stream ends; None means never.
+        mix: the examples of each epoch; None: those of the sampler.
+        collate_in: (epoch) -> what makes its batches, if they depend on it; None: `collate`.
     """
 
     def __init__(
@@ -62,62 +69,92 @@ class BatchStream:
         num_prefetch: int,
         pin: bool = False,
         max_epochs: int | None = None,
+        mix: Mix | None = None,
+        collate_in: Callable[[int], Collate] | None = None,
     ) -> None:
         self._sampler = sampler
-        self._source = _Source(collate, sampler, pin, max_epochs)
+        self._legs = Legs(sampler, mix)
+        self._source = _Source(collate_in or (lambda epoch: collate), self._legs, pin, max_epochs)
         self._num_prefetch = num_prefetch
         self._batches: Iterator[Batch] | _Prefetcher | None = None
-        self._go_to(epoch=1, done=0)
+        self._go_to(self._legs.start)
 
-    def _go_to(self, epoch: int, done: int) -> None:
+    def _go_to(self, position: Position) -> None:
         self.close()
-        self._epoch = epoch
-        self._done = done  # number of batches over all ranks before the start of this stream
+        self._from = position  # start of the present leg, or where this stream began in it
         self._taken = 0  # number of batches returned since then
 
     @property
     def epoch(self) -> int:
         """Epoch of the next batch, from 1; increases with the last batch of an epoch."""
-        return self._epoch
+        return self._from.epoch
 
     @property
     def updates_per_epoch(self) -> int:
         """Number of updates in the epoch of the next batch."""
-        return self._sampler.num_updates(epoch=self._epoch)
+        return self._legs.sampler(self._from).num_updates(epoch=self.epoch)
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage of the next batch; None without a mix."""
+        return None if self._legs.mix is None else self._legs.mix.stage(self._from.plan)
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages; 0 without a mix."""
+        return 0 if self._legs.mix is None else len(self._legs.mix.stages)
 
     def __iter__(self) -> BatchStream:
         return self
 
     def __next__(self) -> Batch:
         if self._batches is None:
-            batches = self._source.batches(self._epoch, self._done)
+            batches = self._source.batches(self._from)
             self._batches = (
                 _Prefetcher(batches, self._num_prefetch) if self._num_prefetch else batches
             )
         batch = next(self._batches)
         self._taken += 1
-        updates = self._sampler.num_updates(self._done, self._epoch)
-        if self._taken == updates * self._sampler.accumulate:
-            self._epoch, self._done, self._taken = self._epoch + 1, 0, 0
+        if self._taken == self._legs.num_updates(self._from) * self._sampler.accumulate:
+            self._from, self._taken = self._legs.after(self._from), 0
         return batch
+
+    def _position(self) -> Position:
+        """Return the position after the last finished update."""
+        return self._legs.along(self._from, self._taken // self._sampler.accumulate)
+
+    def next_stage(self) -> None:
+        """End the present stage after the last finished update."""
+        self._go_to(self._legs.next_stage(self._position()))
 
     def state_dict(self) -> StreamState:
         """Return the position after the last finished update."""
-        updates = self._taken // self._sampler.accumulate
-        return {
-            "epoch": self._epoch,
-            "offset": self._done + updates * self._sampler.group,
-            "num_batches": self._sampler.num_batches(self._epoch),
+        position = self._position()
+        state: StreamState = {
+            "epoch": position.epoch,
+            "offset": position.done,
+            "num_batches": self._legs.sampler(position).num_batches(position.epoch),
         }
+        if self._legs.mix is not None:
+            state["mix"] = mix_state(self._legs.mix, position)
+        return state
 
     def load_state_dict(self, state: StreamState) -> None:
         """Resume at a position, even if it was saved with another number of ranks or accumulation.
 
         If the batches themselves have changed (other data, `max_tokens` or limits), resume at about
-        the same part of the epoch and log a warning.
+        the same part of the epoch and log a warning. If the mix has changed, resume with a new
+        epoch of it.
         """
+        position = Position(state["epoch"])
+        if self._legs.mix is not None:
+            position, changed = mix_position(self._legs.mix, state.get("mix"), state["epoch"])
+            if changed:
+                _log.warning("%s; resuming with a new epoch %d", changed, position.epoch)
+                self._go_to(position)
+                return
         offset = state["offset"]
-        num_batches = self._sampler.num_batches(state["epoch"])
+        num_batches = self._legs.sampler(position).num_batches(state["epoch"])
         if state["num_batches"] != num_batches:
             offset = offset * num_batches // state["num_batches"]
             _log.warning(
@@ -127,7 +164,7 @@ class BatchStream:
                 state["num_batches"],
                 state["epoch"],
             )
-        self._go_to(state["epoch"], offset)
+        self._go_to(position._replace(done=offset))
 
     def close(self) -> None:
         """Stop the background thread; the next batch starts a new one."""
@@ -150,19 +187,18 @@ class BatchStream:
 class _Source(NamedTuple):
     """Everything needed to make batches; contains no reference to the stream."""
 
-    collate: Collate
-    sampler: TokenBatchSampler
+    collate_in: Callable[[int], Collate]
+    legs: Legs
     pin: bool
     max_epochs: int | None
 
-    def batches(self, first_epoch: int, done: int) -> Iterator[Batch]:
-        for epoch in count(first_epoch):
-            if self.max_epochs is not None and epoch > self.max_epochs:
-                return
-            for indices in self.sampler.epoch(epoch, done):
-                batch = self.collate(indices)
+    def batches(self, position: Position) -> Iterator[Batch]:
+        while self.max_epochs is None or position.epoch <= self.max_epochs:
+            collate = self.collate_in(position.epoch)
+            for indices in self.legs.batches(position):
+                batch = collate(indices)
                 yield batch.pin() if self.pin else batch
-            done = 0
+            position = self.legs.after(position)
 
 
 class _End(NamedTuple):

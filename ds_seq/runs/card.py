@@ -107,7 +107,7 @@ class ModelCard:
             sizes=TrainingSizes(
                 max_source_length=data.max_source_length,
                 max_target_length=data.max_target_length,
-                max_tokens=train.max_tokens,
+                max_tokens=config.batch_tokens,
                 max_sentences=train.max_sentences,
                 shard_size=data.shard_size,
             ),

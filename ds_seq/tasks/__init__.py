@@ -6,6 +6,7 @@ A task is imported where it is built, because `ds_seq.tasks.prepare` runs withou
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
@@ -24,12 +25,14 @@ __all__ = ["TASKS", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.mix import corpus_parts, held_out_texts
     from ds_seq.tasks.translation import RawSplit, TranslationTask
 
     splits = ("train", "valid", "test")
+    tokenizers = load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}")
     return TranslationTask(
         data_dir=data.dir,
-        tokenizers=load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}"),
+        tokenizers=tokenizers,
         raw={
             split: [RawSplit(pair.source, pair.target) for pair in raw_files(data, split)]
             for split in splits
@@ -39,6 +42,8 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
         max_target_length=data.max_target_length,
         source=_source(data.source),
         expected={split: expected_by_experiment(data, split) for split in splits},
+        parts=partial(corpus_parts, data, tokenizers),
+        held_out={split: held_out_texts(data, split) for split in splits},
     )
 
 

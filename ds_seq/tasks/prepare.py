@@ -23,20 +23,24 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ds_seq import files
-from ds_seq.config.clean import clean_of_corpus
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import clean_corpora, normalize_corpus
-from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.report import CleanReport
-from ds_seq.data.expected import clean_options, raw_files, vocab_options
-from ds_seq.data.manifest import Manifest
+from ds_seq.data.expected import (
+    clean_options,
+    cleaning_by_corpus,
+    raw_files,
+    text_files,
+    vocab_options,
+)
+from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
@@ -45,6 +49,7 @@ from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
+from ds_seq.tasks.corpora import build_corpora, corpus_records, count_each, named_texts
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
@@ -71,7 +76,7 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         force: whether to repeat steps that are up to date.
     """
     data = config.data
-    if not data.raw.train:
+    if not data.raw.train and not data.corpora:
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
@@ -101,15 +106,17 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
     if not force:
         for split in raw:
             _refuse_labels(data, split)
-    texts, origins = {}, {}
+    texts, origins, corpora = {}, {}, {}
     for split, pairs in raw.items():
         records = [TextRecord.of(path) for pair in pairs for path in pair]
-        texts[split], cleaning = _clean_split(data, split, pairs, records, force)
+        texts[split], cleaning, sizes = _clean_split(data, split, pairs, records, force)
         origins[split] = Origin(tuple(records), cleaning)
+        corpora[split] = corpus_records(named_texts(data, split), sizes, data.languages)
     _report_overlap(data, texts, force)
     tokenizers, vocab = _make_vocab(data, texts["train"], force)
     for split, text in texts.items():
-        _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
+        origin = replace(origins[split], vocab=vocab)
+        _make_shards(data, split, text, tokenizers, origin, corpora[split], force)
         if split != "train":
             _report_references(split, raw[split], tokenizers, data.target_lang)
 
@@ -139,14 +146,24 @@ def _workers(data: DataConfig, num_pairs: int) -> int:
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
 
 
+class CleanText(NamedTuple):
+    """The clean text of a split.
+
+    Attributes:
+        files: its two files.
+        options: the options of `data.clean` that it was made with, as far as they are known.
+        sizes: number of pairs of each of its corpora; empty if it has none with a name.
+    """
+
+    files: PairPath
+    options: dict[str, Any]
+    sizes: dict[str, int]
+
+
 def _clean_split(
     data: DataConfig, split: str, raw: list[PairPath], records: list[TextRecord], force: bool
-) -> tuple[PairPath, dict[str, Any]]:
-    """Write the clean text of one split unless it is up to date.
-
-    Returns:
-        Its files, and the options of `data.clean` that it was made with, as far as they are known.
-    """
+) -> CleanText:
+    """Write the clean text of one split unless it is up to date."""
     text = _clean_text(data, split)
     if text.source == text.target:
         raise UserError(
@@ -154,39 +171,53 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records] + _files_of_cleaning(data, split),
+        inputs=[record.sha256 for record in records] + _inputs_of_cleaning(data, split),
         options=clean_options(data, split),
         outputs=list(text),
     )
     result = None if force else step.result_of_last_time()
-    if result is not None and "kept" in result:
+    named = named_texts(data, split)
+    if result is not None and "kept" in result and [*result.get("corpora", {})] == [*named]:
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
-        return text, step.known(clean_options(data, split))
+        return CleanText(text, step.known(clean_options(data, split)), result.get("corpora", {}))
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
-            languages = (data.source_lang, data.target_lang)
-            corpus = build_corpus(split, raw, languages, data.clean)
-            report = clean_corpora([corpus], text, _workers(data, total), progress)
+            corpora = build_corpora(data, raw)
+            report = clean_corpora(corpora, text, _workers(data, total), progress)
             report.write(text.source.parent / "reports" / f"{split}.json")
+            sizes = {corpus.name: corpus.kept for corpus in report.corpora if named}
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    step.record(report.summary())
+            sizes = count_each(named)
+    step.record({**report.summary(), "corpora": sizes})
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )
     for reason, number in report.dropped.items():
         if number:
             print(f"    dropped {number:>12,}  {reason}")
-    return text, clean_options(data, split)
+    return CleanText(text, clean_options(data, split), sizes)
 
 
-def _files_of_cleaning(data: DataConfig, split: str) -> list[str]:
-    """Return the fingerprints of the files that cleaning reads besides the text."""
+def _inputs_of_cleaning(data: DataConfig, split: str) -> list[str]:
+    """Return what clean text is made from besides the raw text.
+
+    These are the fingerprints of files that cleaning reads, and the name, the languages and the
+    number of files of each corpus.
+    """
     if split != "train":
         return []
-    clean = clean_of_corpus(data.clean, (data.source_lang, data.target_lang))
-    return [text_fingerprint(Path(name)) for _, name in clean.named_files()]
+    read = [
+        text_fingerprint(Path(name))
+        for clean in cleaning_by_corpus(data).values()
+        for _, name in clean.named_files()
+    ]
+    corpora = [
+        " ".join((name, *corpus.pair(data.languages), str(len(text_files(corpus)))))
+        for name, corpus in data.corpora.items()
+    ]
+    return read + corpora
 
 
 def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
@@ -312,17 +343,18 @@ def _make_shards(
     text: PairPath,
     tokenizers: Tokenizers,
     origin: Origin,
+    corpora: tuple[CorpusRecord, ...],
     force: bool,
 ) -> None:
     languages = (data.source_lang, data.target_lang)
-    if not force and is_current(data.dir, split, tokenizers, text, data.shard_size):
+    if not force and is_current(data.dir, split, tokenizers, text, data.shard_size, corpora):
         print(f"{split}: shards are up to date")
         unknown = ""
         path = manifest_path(data.dir, split)
         manifest = Manifest.read(path)
-        is_same = (manifest.languages, manifest.origin) == (languages, origin)
-        if not is_same and _is_writable(path.parent):
-            replace(manifest, languages=languages, origin=origin).write(path)
+        new = replace(manifest, languages=languages, origin=origin, corpora=corpora)
+        if new != manifest and _is_writable(path.parent):
+            new.write(path)
     else:
         total = count_pairs([text])
         with Progress(f"binarizing {split}", total) as progress:
@@ -335,6 +367,7 @@ def _make_shards(
                 languages=languages,
                 shard_size=data.shard_size,
                 origin=origin,
+                corpora=corpora,
                 workers=_workers(data, total),
                 progress=progress,
             )
@@ -344,7 +377,8 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    _report_untagged(data, split, text, reader, tokenizers)
+    if not any(any(data.tags(entry)[0]) for entry in named_texts(data, split).values()):
+        _report_untagged(data, split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(

@@ -16,7 +16,7 @@ from ds_seq.records import Count, parse_json, read_json, read_limited, record
 class Result(TypedDict, total=False):
     """Figures of a finished step; clean text also has counts of what was dropped.
 
-    `total`, `pairs` and `sources` are those of an `Overlap`.
+    `total`, `pairs` and `sources` are those of an `Overlap`, `corpora` the kept pairs of each.
     """
 
     kept: Count
@@ -24,6 +24,7 @@ class Result(TypedDict, total=False):
     total: Count
     pairs: Count
     sources: Count
+    corpora: dict[str, Count]
 
 
 @record

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -14,19 +15,29 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
+from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
 from ds_seq.data.origin import Expected
-from ds_seq.data.source import Dataset
+from ds_seq.data.source import Dataset, Source
 from ds_seq.distributed import broadcast_object
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.search.beam_search import BeamSearch
+from ds_seq.tasks.held_out import HeldOut, Scored, figures_by_text
 from ds_seq.text.lines import read_parallel
 from ds_seq.text.tokenizer import Tokenizers
 
 _NUM_SAMPLES = 5
+
+Parts = Callable[[str, Source], Sequence[Part]]
+"""(split, its examples) -> its corpora; empty if its examples are plain pairs."""
+
+
+def no_parts(split: str, source: Source) -> Sequence[Part]:
+    """Return that a split has no corpora of its own."""
+    return ()
 
 
 class RawSplit(NamedTuple):
@@ -121,9 +132,12 @@ class TranslationTask:
         max_target_length: maximum target length in tokens, end symbol included.
         source: source of the examples.
         expected: what the shards of each split should have been made from.
+        parts: returns the corpora of a split, if it has several or its examples are not plain
+            pairs.
+        held_out: what each text of a split is; without it, all are in the languages of the task.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what the builder reads from the experiment)
         self,
         data_dir: str | Path,
         tokenizers: Tokenizers,
@@ -133,6 +147,8 @@ class TranslationTask:
         max_target_length: int | None,
         source: SourceChoice = SHARDS,
         expected: Mapping[str, Expected] = MappingProxyType({}),
+        parts: Parts = no_parts,
+        held_out: Mapping[str, Sequence[HeldOut]] = MappingProxyType({}),
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
@@ -140,14 +156,19 @@ class TranslationTask:
         self._target_lang = target_lang
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
-        self._source, self._expected = source, expected
+        self._source, self._expected, self._parts = source, expected, parts
+        self._held_out = held_out
+        self._metric_names: dict[str, str] = {}  # in the experiment, by the name of the figure
 
     def dataset(self, split: str) -> ParallelDataset:
         """Return the sentence pairs of a split, which must belong to the vocabulary."""
         fingerprint, expected = self.tokenizers.fingerprint, self._expected.get(split)
         source = open_source(self._source, self._data_dir, split, fingerprint, expected)
+        limits = self._max_source_length, self._max_target_length
         files = self._files(split, len(source)) if split == "valid" else {}
-        return ParallelDataset(source, self._max_source_length, self._max_target_length, files)
+        if parts := self._parts(split, source):
+            return CorporaDataset(source, parts, *limits, files)
+        return ParallelDataset(source, *limits, files)
 
     def _files(self, split: str, total: int) -> dict[str, int]:
         """Return the number of pairs of each raw file, if they are those of the examples."""
@@ -172,7 +193,17 @@ class TranslationTask:
             raise UserError(
                 f"validation.metrics: {name} compares {metric.needs}, but translation gives {TEXT}"
             )
+        self._metric_names[metric.name] = name
         return metric
+
+    def _metrics_in(self, metrics: Sequence[Metric], language: str) -> Sequence[Metric]:
+        """Return the metrics for text in a language."""
+        if language == self._target_lang:
+            return metrics
+        return [
+            find_metric(self._metric_names.get(m.name, m.name), language, "validation.metrics")
+            for m in metrics
+        ]
 
     def evaluate(
         self,
@@ -187,14 +218,21 @@ class TranslationTask:
     ) -> dict[str, float | str]:
         """Translate a split and score the detokenized text; see `Task.evaluate`."""
         texts = read_files(split, self._raw[split], max_sentences)
+        default = HeldOut(("", self._target_lang))
+        kinds = self._held_out.get(split, [default] * len(texts))
         sources, references = _joined(texts)
+        tagged = [
+            line
+            for kind, text in zip(kinds, texts.values(), strict=True)
+            for line in kind.tagged(text.source)
+        ]
         was_training = model.training
         model.eval()
         try:
             translations = translate(
                 cast(Seq2SeqTransformer, model),
                 self.tokenizers,
-                sources,
+                tagged,
                 search,
                 limits,
                 device,
@@ -204,29 +242,29 @@ class TranslationTask:
             model.train(was_training)
         figures: dict[str, float | str] = {}
         if translations is not None:
-            for result in measure(metrics, translations.lines, references):
+            scored = _scored(texts, kinds, translations.lines)
+            lines = [line for each in scored for line in each.translations]
+            for result in measure(metrics, lines, references):
                 figures[result.name] = result.value
                 figures[f"{result.name}_signature"] = result.signature
-            figures |= _by_file(texts, translations.lines, metrics)
-            figures["samples"] = format_samples(sources, translations.lines, references)
+            figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
+            figures["samples"] = format_samples(tagged, lines, references)
         if share.world_size > 1:
             figures = broadcast_object(figures)
         return figures
 
 
-def _by_file(
-    texts: Mapping[str, RawText], translations: Sequence[str], metrics: Sequence[Metric]
-) -> dict[str, float | str]:
-    """Score each of several files on its own: `<metric>/<file>`."""
-    figures: dict[str, float | str] = {}
-    start = 0
-    for name, text in texts.items():
-        lines = translations[start : start + len(text.target)]
-        start += len(text.target)
-        if len(texts) > 1 and lines:
-            for result in measure(metrics, lines, text.target):
-                figures[f"{result.name}/{name}"] = result.value
-    return figures
+def _scored(
+    texts: Mapping[str, RawText], kinds: Sequence[HeldOut], translations: Sequence[str]
+) -> list[Scored]:
+    """Divide the translations among the texts, without the tags at their start."""
+    scored, start = [], 0
+    for (name, text), kind in zip(texts.items(), kinds, strict=True):
+        stop = start + len(text.target)
+        lines = kind.untagged(translations[start:stop])
+        scored.append(Scored(name, kind, lines, text.target))
+        start = stop
+    return scored
 
 
 def format_samples(

@@ -29,6 +29,7 @@ from ds_seq.config.changes import (
 from ds_seq.config.deepspeed import load_deepspeed_json
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import ParallelDataset
+from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.source import Dataset
 from ds_seq.distill.teacher import CachedTeacher
 from ds_seq.runs.open import open_run, weights_fingerprint
@@ -61,7 +62,7 @@ class History:
 def run_facts(config: ExperimentConfig, world_size: int) -> dict[str, Any]:
     """Return what a run is made of besides its experiment and its data."""
     return {
-        GROUP: world_size * config.train.accumulate,
+        GROUP: config.train.group(world_size),
         "deepspeed": load_deepspeed_json(config.train.deepspeed),
     }
 
@@ -69,7 +70,7 @@ def run_facts(config: ExperimentConfig, world_size: int) -> dict[str, Any]:
 def data_facts(train_set: Dataset, valid_set: Dataset | None) -> dict[str, Any]:
     """Return the fingerprints of the data of a run."""
     return {
-        DATA: _fingerprint(train_set),
+        DATA: _fingerprints(train_set),
         VALID_DATA: None if valid_set is None else _fingerprint(valid_set),
     }
 
@@ -88,6 +89,13 @@ def teacher_fingerprint(config: ExperimentConfig, cached: CachedTeacher | None) 
         teachers, checkpoint = config.distillation.teachers, config.distillation.checkpoint
         weights = [weights_fingerprint(open_run(name, checkpoint)) for name in teachers]
     return hashlib.sha256("\n".join(weights).encode()).hexdigest()
+
+
+def _fingerprints(dataset: Dataset) -> str | dict[str, str]:
+    """Return the fingerprint of each corpus, so that messages can name the one that has changed."""
+    if isinstance(dataset, CorporaDataset) and len(dataset.parts) > 1:
+        return {part.name: dataset.fingerprint_of(n) for n, part in enumerate(dataset.parts)}
+    return _fingerprint(dataset)
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -10,11 +10,13 @@ import numpy as np
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
+from ds_seq.tasks.mix import build_mix, collate_in, train_sampler, untagged_parts
 from ds_seq.text.lines import read_parallel
 
 
@@ -31,38 +33,37 @@ def check_tags(
     config: ExperimentConfig, task: Task, datasets: Mapping[str, Dataset | None]
 ) -> None:
     """Refuse sources without a tag for a router that chooses experts by it."""
+    tags = task.tokenizers.source.tag_ids
     for name, dataset in datasets.items() if config.routes_by_language else ():
         if not isinstance(dataset, ParallelDataset):
             continue
-        untagged, size = untagged_rows(dataset.source, task.tokenizers.source.tag_ids)
-        if len(untagged):
-            raise UserError(
-                "model.moe.router: language chooses experts by the tag at the start of a source, "
-                f"but {len(untagged):,} of {size:,} {name} sources begin with none of "
-                f"data.vocab.user_symbols (the first is pair {untagged[0] + 1:,}); add the tags to "
-                "the text, or choose another router"
-            )
+        parts: list[range | None] = [None]
+        if isinstance(dataset, CorporaDataset):  # tags of the experiment are not in the shards
+            parts = [part.rows for part in untagged_parts(dataset, tags)]
+        for rows in parts:
+            untagged, size = untagged_rows(dataset.source, tags, rows)
+            if len(untagged):
+                raise UserError(
+                    "model.moe.router: language chooses experts by the tag at the start of a "
+                    f"source, but {len(untagged):,} of {size:,} {name} sources begin with none of "
+                    f"data.vocab.user_symbols (the first is pair {untagged[0] + 1:,}); add the "
+                    "tags to the text or to data.mixing.language_tags, or choose another router"
+                )
 
 
 def train_batches(
     config: ExperimentConfig, task: Task, dataset: Dataset, world: World
 ) -> BatchStream:
     train = config.train
-    sampler = TokenBatchSampler(
-        dataset.lengths,
-        train.max_tokens,
-        train.max_sentences,
-        seed=train.seed,
-        rank=world.rank,
-        world_size=world.size,
-        accumulate=train.accumulate,
-    )
+    sampler = train_sampler(config, dataset, world.rank, world.size)
     return BatchStream(
         partial(task.collate, dataset),
         sampler,
         num_prefetch=train.num_prefetch,
         pin=world.device.type == "cuda",
         max_epochs=train.max_epochs,
+        mix=build_mix(config.data, train.seed, dataset, sampler),
+        collate_in=collate_in(task, dataset, train.seed),
     )
 
 
@@ -82,7 +83,7 @@ def valid_batches(
             continue
         sampler = TokenBatchSampler(
             dataset.lengths[part],
-            config.train.max_tokens,
+            config.batch_tokens,
             config.train.max_sentences,
             rank=world.rank,
             world_size=world.size,

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 
+from ds_seq.data.mix_state import MixState
 from ds_seq.records import Count, Positive, record
+from ds_seq.training.stages import StageState
 from ds_seq.weights.meta import read_meta
 
 
@@ -19,6 +21,7 @@ class Batches(TypedDict):
     epoch: Positive
     offset: Count
     num_batches: Positive
+    mix: NotRequired[MixState]
 
 
 @record
@@ -42,6 +45,8 @@ class Progress(TypedDict):
     seconds: FiniteFloat
     batches: Batches
     moe_watch: NotRequired[Watch]
+    stage: NotRequired[StageState]
+    max_tokens: NotRequired[Positive | None]
 
 
 @record

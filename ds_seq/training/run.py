@@ -16,10 +16,9 @@ from ds_seq import distributed
 # modules below import DeepSpeed, whose first import prints failed probes of the compiler
 distributed.import_deepspeed()
 
-from torch import nn
 
 from ds_seq.config.changes import TEACHER, settings
-from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.experiment import ExperimentConfig, on_world
 from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import ParallelDataset
@@ -36,13 +35,8 @@ from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import build_decoding
 from ds_seq.generation.translate import Share
-from ds_seq.models import build_model
-from ds_seq.moe.engine import connect_expert_parallel
-from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
-from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
-from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
@@ -51,6 +45,7 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
+from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.run_folder import (
     RunSetup,
@@ -61,11 +56,12 @@ from ds_seq.training.run_folder import (
     write_run_files,
 )
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
-from ds_seq.training.trainable import FrozenCheck, describe_frozen, freeze
+from ds_seq.training.trainable import FrozenCheck, describe_frozen
 from ds_seq.training.trainer import Trainer
+from ds_seq.training.trial import with_batch_size
 from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
-from ds_seq.weights.fill import load_weights
 from ds_seq.weights.meta import CHECKPOINTS
 
 
@@ -124,7 +120,7 @@ def run_training(
     lock = None
     with distributed.shared_errors():
         _check_options(resume, overwrite, allow_changes, checkpoint)
-        config = load()
+        config = on_world(load(), world.size)
         made_of = run_facts(config, world.size)
     distributed.require_same(settings(config, made_of), "experiments")
     with distributed.shared_errors():
@@ -250,26 +246,18 @@ def _build(
     problems: Sequence[str],
 ) -> Trainer:
     """Build model, engine and trainer; a collective."""
-    config, train = setup.config, setup.config.train
+    config = setup.config
     with distributed.shared_errors():
-        model = _model(setup, task, world)
-        batches = train_batches(config, task, train_set, world)
+        model = build_start(setup, task, world)
+        is_auto = config.train.max_tokens == "auto"
+        batches = None if is_auto else train_batches(config, task, train_set, world)
         tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
-        names = [] if train.validate_every is None else config.validation.metrics
+        names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
-    connect_expert_parallel(model, train.expert_parallel)
-    lr = learning_rate(config.optimizer)
-    engine = Engine(
-        model,
-        lambda groups: build_optimizer(config.optimizer, groups),
-        parameter_groups(model, weight_decay(config.optimizer)),
-        build_scheduler(config.scheduler, lr, train.max_updates),
-        setup.engine_config,
-        expert_parallel=train.expert_parallel,
-        sparse_clip=train.sparse_clip,
-        capture=criterion.capture,
-    )
+        ends = config.data.mixing.stage_metrics
+        figures = {name: choose_metrics(task, names, name)[1] for name in ends}
+    engine = build_engine(setup, model, criterion)
     with distributed.shared_errors():
         progress = None
         if setup.checkpoint is not None:
@@ -277,11 +265,17 @@ def _build(
             criterion.load_state(criterion_state(setup.checkpoint, checked=True))
         if world.is_first:
             write_run_files(setup, task.tokenizers, history)
+    if batches is None:
+        config = with_batch_size(config, engine, criterion, task, train_set, progress)
+        with distributed.shared_errors():
+            batches = train_batches(config, task, train_set, world)
     done = 0 if progress is None else int(progress["update"])
     store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
     for message in (*problems, *messages):
         log.say(f"ds-seq: warning: {message}")
+    if is_auto:
+        log.say(f"train.max_tokens: {config.train.max_tokens:,}, found by trial")
     validator = Validator(
         engine,
         criterion,
@@ -290,7 +284,9 @@ def _build(
         config.validation.max_sentences,
         valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
-    trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
+    stages = StageWatch(batches, figures)
+    parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
+    trainer = Trainer(*parts)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -330,18 +326,6 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
     return log
 
 
-def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
-    train, size = setup.config.train, task.tokenizers.size
-    part = world.rank % train.expert_parallel
-    model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
-    if setup.checkpoint is not None:
-        load_weights(model, setup.checkpoint, checked=True)
-    elif train.init_from is not None:
-        start_from(model, setup.config, task.tokenizers.fingerprint)
-    freeze(model, train.freeze)
-    return model
-
-
 def _scorer(
     config: ExperimentConfig, task: Task, metrics: Sequence[Metric], engine: Engine, world: World
 ) -> Score | None:
@@ -350,7 +334,13 @@ def _scorer(
     _, search, limits = build_decoding(config.generation, task.symbols, positions)
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(
-        task, metrics, search, limits, engine.device, Share(world.rank, world.size, any_rank)
+        task,
+        metrics,
+        search,
+        limits,
+        engine.device,
+        Share(world.rank, world.size, any_rank),
+        config.validation.average,
     )
 
 

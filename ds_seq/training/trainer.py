@@ -39,6 +39,7 @@ from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.finite import describe, weights_not_finite
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.stages import StageWatch
 from ds_seq.training.validation import BestBy, Validator
 
 
@@ -62,9 +63,10 @@ class Trainer:
         log: the log of the run.
         config: the `train` section of the experiment.
         best: the score by which validated states are compared.
+        stages: ends stages of the mix by a metric.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (what `run` has built)
         self,
         engine: Engine,
         criterion: Criterion,
@@ -74,6 +76,7 @@ class Trainer:
         log: RunLog,
         config: TrainConfig,
         best: BestBy,
+        stages: StageWatch,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.checkpoints, self.log, self.config = (
@@ -82,7 +85,7 @@ class Trainer:
             log,
             config,
         )
-        self.best = best
+        self.best, self.stages = best, stages
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -199,6 +202,8 @@ class Trainer:
         score = None
         if validate_every is not None and self.update % validate_every == 0:
             score = self._validate()
+            for line in self.stages.observe(self.last_validation):
+                self.log.say(f"update {self.update} | {line}")
         if score is not None or (save_every is not None and self.update % save_every == 0):
             self._save(score)
 
@@ -220,6 +225,7 @@ class Trainer:
         self.log.record("train", self.update, {**figures, **self._names})
         brief = {
             "epoch": f"{self.batches.epoch}",
+            "stage": self.stages.name if self.stages.are_several else "",
             "loss": f"{loss:.3f}",
             "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
@@ -341,6 +347,8 @@ class Trainer:
             "seconds": self._seconds(),
             "batches": dict(self.batches.state_dict()),
             "moe_watch": self._watch.state_dict(),
+            "stage": self.stages.state_dict(),
+            "max_tokens": self.config.max_tokens,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -354,6 +362,8 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
+        if "stage" in state:
+            self.stages.load_state_dict(state["stage"])
 
 
 def _seed_update(seed: int, update: int, device: torch.device) -> None:

@@ -14,11 +14,12 @@ from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share
-from ds_seq.names import LOSS
+from ds_seq.names import LOSS, ScoreAverage
 from ds_seq.reports.metrics import FileLosses, LossSums
 from ds_seq.scores.metric import Metric
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks.base import Task
+from ds_seq.tasks.held_out import averaged
 from ds_seq.training.engine import Engine
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]
@@ -69,15 +70,17 @@ def score_by(
     limits: BatchLimits,
     device: torch.device,
     share: Share,
+    average: ScoreAverage,
 ) -> Score | None:
     """Return a `Score` that calls `Task.evaluate` on the validation split; None without metrics."""
     if not metrics:
         return None
 
     def score(model: nn.Module, max_sentences: int | None) -> dict[str, Any]:
-        return dict(
-            task.evaluate(model, "valid", search, limits, device, share, metrics, max_sentences)
+        figures = task.evaluate(
+            model, "valid", search, limits, device, share, metrics, max_sentences
         )
+        return averaged(figures, metrics, average)
 
     return score
 

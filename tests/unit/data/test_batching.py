@@ -250,3 +250,80 @@ def test_the_rows_of_an_epoch_are_what_it_holds(
     asked.clear()
     samplers[0].num_batches(2)
     assert not asked, "the cuts of recent epochs are remembered"
+
+
+def _all(sampler: TokenBatchSampler, epoch: int = 1) -> list[NDArray[np.int64]]:
+    return [batch for batch in sampler.epoch(epoch) if len(batch)]
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8])
+def test_batches_of_a_multiple(lengths: NDArray[np.int32], multiple: int) -> None:
+    batches = _all(TokenBatchSampler(lengths.T, 400, seed=7, accumulate=1, multiple=multiple))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(lengths.shape[1]))
+    odd = [len(batch) for batch in batches if len(batch) > multiple and len(batch) % multiple]
+    assert len(odd) <= 1  # what is left at the end
+    assert all(len(batch) * lengths[:, batch].max() <= 400 for batch in batches)
+
+
+def test_sortish_batches_vary_more_and_are_the_same_on_all_ranks(
+    lengths: NDArray[np.int32],
+) -> None:
+    def sampler(rank: int = 0, world: int = 1) -> TokenBatchSampler:
+        return TokenBatchSampler(
+            lengths.T, 150, None, 7, rank, world, accumulate=1, is_sortish=True
+        )
+
+    one = _all(sampler())
+    assert sorted(np.concatenate(one).tolist()) == list(range(lengths.shape[1]))
+    assert all(len(batch) * lengths[:, batch].max() <= 150 for batch in one)
+    ranks = [sampler(rank, 3).epoch(1) for rank in range(3)]
+    assert len({len(batches) for batches in ranks}) == 1
+    together = [batch for step in zip(*ranks, strict=True) for batch in step if len(batch)]
+    assert [batch.tolist() for batch in together] == [batch.tolist() for batch in one]
+    assert [batch.tolist() for batch in _all(sampler(), 2)] != [batch.tolist() for batch in one]
+    partners = [set(map(tuple, map(sorted, _all(sampler(), epoch)))) for epoch in (1, 2)]
+    assert len(partners[0] & partners[1]) < len(one) / 10
+
+
+@pytest.mark.parametrize("is_sortish", [False, True])
+def test_the_largest_batch_comes_first_once(lengths: NDArray[np.int32], is_sortish: bool) -> None:
+    def sizes(epoch: int, first: bool) -> list[int]:
+        sampler = TokenBatchSampler(
+            lengths.T, 400, None, 7, accumulate=1, is_sortish=is_sortish, starts_with_largest=first
+        )
+        return [len(batch) * int(lengths[:, batch].max()) for batch in sampler.epoch(epoch)]
+
+    with_probe, without = sizes(1, True), sizes(1, False)
+    assert with_probe[0] == max(without) > without[0]
+    assert sorted(with_probe) == sorted(without)
+    assert sizes(2, True) == sizes(2, False)
+
+
+@pytest.mark.parametrize(("world", "group"), [(1, 8), (3, 8), (5, 8), (8, 8), (5, 7)])
+def test_a_group_of_batches_is_an_update_on_any_number_of_ranks(
+    lengths: NDArray[np.int32], world: int, group: int
+) -> None:
+    reference = TokenBatchSampler(lengths.T, 400, None, 7, accumulate=1).epoch(1)
+    accumulate = -(-group // world)
+    ranks = [
+        TokenBatchSampler(
+            lengths.T, 400, None, 7, rank, world, accumulate=accumulate, group=group
+        ).epoch(1)
+        for rank in range(world)
+    ]
+    for update in range(len(ranks[0]) // accumulate):
+        part = slice(update * accumulate, (update + 1) * accumulate)
+        found = sorted(i for batches in ranks for batch in batches[part] for i in batch.tolist())
+        expected = reference[update * group : (update + 1) * group]
+        assert found == sorted(np.concatenate(expected).tolist())
+
+
+def test_long_sentences_are_sorted_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths beyond those that are counted give the same order."""
+    from ds_seq.data import cuts
+
+    lengths = np.random.default_rng(5).integers(1, 60, (500, 2))
+    expected = _all(TokenBatchSampler(lengths, 300, seed=1, accumulate=1))
+    monkeypatch.setattr(cuts, "_LONGEST_COUNTED", 10)
+    found = _all(TokenBatchSampler(lengths, 300, seed=1, accumulate=1))
+    assert [batch.tolist() for batch in found] == [batch.tolist() for batch in expected]

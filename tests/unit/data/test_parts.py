@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ds_seq.data import parts
 from ds_seq.data.binarize import BinarizeReport, CorpusText, binarize, binarize_corpora, is_current
+from ds_seq.data.manifest import CorpusRecord
 from ds_seq.data.parts import PartEncoder, plan_text
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
@@ -176,6 +178,35 @@ def test_corpora_are_binarized_in_order(
     for other in (texts[:1], texts[::-1], [texts[0], texts[1]._replace(name="old")]):
         assert not is_current(tmp_path, "train", tokenizers, other, 80)
     assert not is_current(tmp_path, "train", tokenizers, texts, 79)
+
+
+@pytest.mark.parametrize("part_lines", [1000, 130, 60])
+def test_corpora_of_one_text_begin_in_a_part(
+    corpus: Path,
+    tokenizers: Tokenizers,
+    tmp_path: Path,
+    part_lines: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parts, "PART_LINES", part_lines)
+    text = PairPath(corpus / "train.en", corpus / "train.de")
+    records = [
+        CorpusRecord("web", 0, 130, ("en", "de")),
+        CorpusRecord("news", 130, 5, ("en", "de")),
+        CorpusRecord("back", 135, 165, ("de", "en")),
+    ]
+    options = {"languages": ("en", "de"), "shard_size": 80}
+    binarize(tokenizers, *text, tmp_path, "named", **options, corpora=records)  # type: ignore[arg-type]
+    binarize(tokenizers, *text, tmp_path, "plain", **options)  # type: ignore[arg-type]
+    named, plain = ShardReader(tmp_path, "named"), ShardReader(tmp_path, "plain")
+    assert list(named.corpora) == records
+    assert [shard.pairs for shard in named.manifest.shards] == [80, 50, 5, 80, 80, 5]
+    every = np.arange(300)
+    for one, other in zip(named.gather(every), plain.gather(every), strict=True):
+        assert np.array_equal(one.tokens, other.tokens)
+    assert is_current(tmp_path, "named", tokenizers, text, 80, records)
+    assert is_current(tmp_path, "plain", tokenizers, text, 80, records), "only names are missing"
+    assert not is_current(tmp_path, "named", tokenizers, text, 80, records[1:])
 
 
 def test_an_empty_corpus_is_named(text: PairPath, tokenizers: Tokenizers, tmp_path: Path) -> None:

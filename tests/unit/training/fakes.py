@@ -17,6 +17,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import StepResult
+from ds_seq.training.stages import StageWatch
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import BestBy
 from tests.batches import batch_of
@@ -73,6 +74,8 @@ class FakeEngine:
 
 class FakeStream:
     """Batches of given token counts, ``epochs`` times over."""
+
+    stage, num_stages = None, 0
 
     def __init__(self, tokens: list[int], epochs: int) -> None:
         self.all = tokens * epochs
@@ -144,15 +147,17 @@ class Scene:
         store = SimpleNamespace(save=self._save)
         defaults = {"log_every": 1000, "validate_every": None, "save_every": 1000}
         config = TrainConfig(**{**defaults, "max_updates": 4, **settings})  # type: ignore[arg-type]
+        stream: Any = FakeStream(tokens or [2], epochs)
         parts: list[Any] = [
             self.engine,
             FakeCriterion(self),
-            FakeStream(tokens or [2], epochs),
+            stream,
             self._validate,
             store,
             log,
             config,
             best,
+            StageWatch(stream, {}),
         ]
         self.trainer = Trainer(*parts)
 

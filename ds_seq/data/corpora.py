@@ -1,0 +1,252 @@
+"""Training pairs of several corpora: tags, documents, cuts and changes on the fly.
+
+Shapes: N examples, B examples of a batch; an example is one pair or several consecutive ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs, seq2seq_batch
+from ds_seq.data.blocks import cut_sentences, join_lengths, join_sentences, prepend
+from ds_seq.data.modify import Key, Modifier
+from ds_seq.data.source import Source, TokenBlock
+from ds_seq.data.teacher_cache import TeacherCache
+from ds_seq.errors import UserError
+from ds_seq.text.tokenizer import Symbols
+
+_NO_LIMIT = 1 << 31
+_NUM_SAMPLED = 4096  # pairs whose ids are part of a fingerprint
+
+
+@dataclass(frozen=True)
+class Part:
+    """A corpus, or a file of a held-out split: consecutive pairs of a source.
+
+    Attributes:
+        name: its name.
+        rows: numbers of its pairs.
+        languages: language codes of source and target.
+        tags: ids at the start of each source, and of each target.
+        join: most tokens of a document that consecutive pairs are joined to; None: no documents.
+        modifier: changes its pairs.
+        fingerprint: fingerprint of its content; empty if it is not known.
+    """
+
+    name: str
+    rows: range
+    languages: tuple[str, str]
+    tags: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    join: int | None = None
+    modifier: Modifier | None = None
+    fingerprint: str = ""
+
+    @property
+    def truncate(self) -> int | None:
+        """Length to which sides are cut, end symbol included; None: they are not cut."""
+        return None if self.modifier is None else self.modifier.changes.truncate
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether examples differ from the pairs of the source."""
+        changes = self.modifier is not None and (self.modifier.changes.any or self.truncate)
+        return bool(changes or any(self.tags) or self.join)
+
+
+class CorporaDataset(ParallelDataset):
+    """The examples of several corpora that are within length limits; see `ParallelDataset`.
+
+    Args:
+        source: all pairs, with two sides.
+        parts: the corpora, in the order of their rows; other rows are left out.
+        max_source_length: maximum source length in tokens, tags and end symbol included.
+        max_target_length: the same for the target.
+        files: see `ParallelDataset`.
+
+    Attributes:
+        parts: the corpora.
+        first: (len(parts) + 1,) number of the first example of each corpus, and N.
+
+    Raises:
+        UserError: no pair of a corpus is within the limits.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        parts: Sequence[Part],
+        max_source_length: int | None = None,
+        max_target_length: int | None = None,
+        files: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        self.source, self.parts, self.files = source, tuple(parts), files
+        self._teacher = None
+        self._fingerprints: dict[int, str] = {}
+        self._key: Key | None = None
+        self._limits = np.asarray(
+            [_NO_LIMIT if most is None else most for most in (max_source_length, max_target_length)]
+        )
+        found = [self._examples(part) for part in parts]
+        self.rows, self._counts, self.lengths = (
+            np.concatenate(column) for column in zip(*found, strict=True)
+        )
+        self.first = np.cumsum([0, *(len(rows) for rows, _, _ in found)])
+        self.num_left_out = sum(len(part.rows) for part in parts) - int(self._counts.sum())
+
+    def _examples(
+        self, part: Part
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.integer]]:
+        """Return the first pairs of the examples of a corpus, the numbers of pairs, the lengths."""
+        lengths = np.asarray(self.source.lengths[part.rows.start : part.rows.stop])
+        if part.truncate is not None:
+            lengths = np.minimum(lengths, part.truncate)
+        tags = np.asarray([len(side) for side in part.tags])
+        limits = self._limits - tags
+        keep = np.flatnonzero((lengths <= limits).all(axis=1))
+        if len(keep) == 0:
+            raise UserError(
+                f"none of {len(part.rows):,} sentence pairs of {part.name} is within "
+                f"data.max_source_length={self._limits[0]} and "
+                f"data.max_target_length={self._limits[1]}, tags included; raise them"
+            )
+        counts, lengths = np.ones(len(keep), np.int64), lengths[keep]
+        if part.join is not None:
+            first, counts, lengths = join_lengths(keep, lengths, np.minimum(limits, part.join))
+            keep = keep[first]
+        return keep + part.rows.start, counts, (lengths + tags).astype(np.int32)
+
+    def in_epoch(self, key: Key) -> CorporaDataset:
+        """Return the examples as they are with a seed and in an epoch; before, nothing changes."""
+        other = copy.copy(self)
+        other._key = key
+        return other
+
+    def bounds(self, key: Key, indices: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Return upper bounds of the lengths (B, 2) of some examples; see `in_epoch`."""
+        bounds = self.lengths[indices]
+        for part, chosen in self._by_part(indices):
+            if part.modifier is None or not part.modifier.changes.any:
+                continue
+            most = self._limits if part.truncate is None else part.truncate
+            grown = part.modifier.bounds(bounds[chosen], self.rows[indices[chosen]], key)
+            bounds[chosen] = np.minimum(grown, np.maximum(most, bounds[chosen]))
+        return bounds
+
+    @property
+    def has_changing_lengths(self) -> bool:
+        """Whether lengths differ from epoch to epoch."""
+        return any(map(_is_modified, self.parts))
+
+    def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the number (B,) of the corpus of each example."""
+        return np.searchsorted(self.first, indices, side="right") - 1
+
+    def _by_part(self, indices: NDArray[np.integer]) -> list[tuple[Part, NDArray[np.int64]]]:
+        """Return the corpora of some examples with the places of their examples among these."""
+        numbers = self.part_of(indices)
+        return [(self.parts[n], np.flatnonzero(numbers == n)) for n in np.unique(numbers)]
+
+    def fingerprint_of(self, number: int) -> str:
+        """Return the fingerprint of the content of a corpus, as it is used here.
+
+        It covers what the corpus was made from, if that is known, the lengths of all examples, and
+        the ids of some.
+        """
+        if number in self._fingerprints:
+            return self._fingerprints[number]
+        part = self.parts[number]
+        examples = slice(int(self.first[number]), int(self.first[number + 1]))
+        digest = hashlib.sha256(part.fingerprint.encode())
+        digest.update(np.ascontiguousarray(self.lengths[examples], np.int32).tobytes())
+        rows = self.rows[examples]
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, _NUM_SAMPLED).astype(np.int64))]
+        for block in self.source.gather(some):
+            digest.update(np.ascontiguousarray(block.tokens, np.int64).tobytes())
+        self._fingerprints[number] = digest.hexdigest()
+        return self._fingerprints[number]
+
+    def attach(self, teacher: TeacherCache) -> None:
+        """See `ParallelDataset.attach`; refuses examples that are not the pairs of the source."""
+        for part in self.parts:
+            if part.is_changed:
+                raise UserError(
+                    f"criterion.cache: holds outputs for the pairs as they are, but {part.name} "
+                    "has tags, documents or changes (data.corpora, data.modify); remove them, or "
+                    "use a live teacher"
+                )
+        super().attach(teacher)
+
+    def collate(
+        self,
+        indices: NDArray[np.integer] | Sequence[int],
+        symbols: Symbols,
+        pad_to_multiple: int = 1,
+    ) -> Batch[Seq2SeqInputs]:
+        """Build the batch of some examples; see `ParallelDataset.collate`."""
+        places = np.asarray(indices, np.int64)
+        if len(places) == 0 or not any(part.is_changed for part in self.parts):
+            return super().collate(places, symbols, pad_to_multiple)
+        rows = self.rows[places]
+        source, target = self._changed(places, symbols)
+        return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), None, pad_to_multiple)
+
+    def _changed(self, indices: NDArray[np.int64], symbols: Symbols) -> list[TokenBlock]:
+        """Return the blocks of both sides of some examples, with all that changes them."""
+        rows, counts = self.rows[indices], self._counts[indices]
+        by_part = self._by_part(indices)
+        most = np.full(len(indices), _NO_LIMIT)
+        tags: list[list[tuple[int, ...]]] = [[()] * len(indices), [()] * len(indices)]
+        for part, chosen in by_part:
+            most[chosen] = _NO_LIMIT if part.truncate is None else part.truncate
+            for place in chosen:
+                for side in (0, 1):
+                    tags[side][place] = part.tags[side]
+        ends = np.cumsum(counts)
+        every = np.repeat(rows - ends + counts, counts) + np.arange(ends[-1])
+        cuts = np.repeat(most, counts)
+        sides = [
+            join_sentences(cut_sentences(block, cuts), counts)
+            for block in self.source.gather(every)
+        ]
+        if self._key is not None and any(_is_modified(part) for part, _ in by_part):
+            sides = self._modified(sides, indices, by_part, symbols.eos)
+        return [prepend(block, tags[side]) for side, block in enumerate(sides)]
+
+    def _modified(
+        self,
+        sides: Sequence[TokenBlock],
+        indices: NDArray[np.int64],
+        by_part: Sequence[tuple[Part, NDArray[np.int64]]],
+        eos: int,
+    ) -> list[TokenBlock]:
+        """Return the blocks of both sides with what modifiers draw for this epoch."""
+        assert self._key is not None
+        bounds = self.bounds(self._key, indices)
+        columns = [
+            [ids.tolist() for ids in np.split(block.tokens, np.cumsum(block.lengths)[:-1])]
+            for block in sides
+        ]
+        for part, chosen in by_part:
+            if part.modifier is None or not part.modifier.changes.any:
+                continue
+            pairs = [(columns[0][place][:-1], columns[1][place][:-1]) for place in chosen]
+            changed = part.modifier(pairs, self.rows[indices[chosen]], self._key)
+            room = bounds[chosen] - [len(tags) + 1 for tags in part.tags]
+            for place, pair, most in zip(chosen, changed, room.tolist(), strict=True):
+                # where there is no room in the batch, the pair stays as it is
+                if all(len(ids) <= limit for ids, limit in zip(pair, most, strict=True)):
+                    for column, ids in zip(columns, pair, strict=True):
+                        column[place] = [*ids, eos]
+        return [TokenBlock.of(column) for column in columns]
+
+
+def _is_modified(part: Part) -> bool:
+    return part.modifier is not None and part.modifier.changes.any

@@ -1,0 +1,316 @@
+"""The order of several corpora: which pairs each epoch of a mix holds, in every stage.
+
+Everything is a function of (seed, position):
+
+1. A stage gives each corpus a share. Of the first K pairs of the stage, corpus c has exactly
+   `K * share`, rounded down (the corpus with the largest share has the rest), so shares are exact
+   at any time, not on average.
+2. A corpus is walked through again and again, each pass in an order of its own that is a function
+   of (seed, name of the corpus, pass). No pair is taken again before all have been taken, and this
+   goes on across stages.
+3. An epoch of the mix is the next `pairs` of the stage; `TokenBatchSampler` makes batches of it.
+
+Where a stage ends within an epoch, after a number of updates or when a metric no longer improves,
+the pairs of that epoch which no batch has held yet come first when their corpora are taken next.
+
+A `Segment` is a run of epochs without such an event. The list of segments so far is all that a
+checkpoint has to remember. It does not depend on ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.data.batching import Bounds, TokenBatchSampler
+from ds_seq.data.permutation import Permutation
+
+_PRECISION = 1 << 40  # shares that are not fractions are rounded to multiples of 1 / 2 ** 40
+_NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A training corpus: a range of the pairs of a dataset.
+
+    Attributes:
+        name: its name, which determines the order of its pairs.
+        first: number of its first pair.
+        size: number of its pairs.
+        weight: factor of its share.
+        upsample: how often each pair counts.
+        fingerprint: fingerprint of its content.
+    """
+
+    name: str
+    first: int
+    size: int
+    weight: float
+    upsample: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Until:
+    """The end of a stage; at most one of the numbers is given, or the name of a metric.
+
+    Attributes:
+        epochs: number of epochs, or of passes over the corpus `of`.
+        of: name of a corpus, or None for epochs of the mix.
+        updates: number of updates.
+        metric: figure of the validation that no longer improves.
+        validations: number of consecutive validations without a better figure.
+    """
+
+    epochs: int | None = None
+    of: str | None = None
+    updates: int | None = None
+    metric: str | None = None
+    validations: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with a mix of its own.
+
+    Attributes:
+        name: name for messages.
+        shares: shares by corpus, as whole numbers; corpora without one are not in the stage.
+        epoch_pairs: number of pairs per epoch.
+        until: when the stage ends.
+    """
+
+    name: str
+    shares: Mapping[str, int]
+    epoch_pairs: int
+    until: Until = Until()
+
+    def counts(self, taken: int) -> dict[str, int]:
+        """Return how many of the first `taken` pairs of the stage are of each corpus."""
+        total = sum(self.shares.values())
+        counts = {name: taken * share // total for name, share in self.shares.items()}
+        largest = max(self.shares, key=lambda name: self.shares[name])
+        counts[largest] += taken - sum(counts.values())
+        return counts
+
+    def num_pairs(self, corpora: Mapping[str, Corpus]) -> int | None:
+        """Return the number of pairs of the stage if it ends after a number of epochs."""
+        if self.until.epochs is None:
+            return None
+        if self.until.of is None:
+            return self.until.epochs * self.epoch_pairs
+        wanted = self.until.epochs * corpora[self.until.of].size
+        return -(-wanted * sum(self.shares.values()) // self.shares[self.until.of])
+
+
+def shares_by_size(corpora: Sequence[Corpus], temperature: float) -> dict[str, int]:
+    """Return `weight * (upsample * size) ** (1 / temperature)` of each corpus as whole numbers.
+
+    At temperature 1 they are exact: an epoch holds each pair as often as it counts. Arivazhagan et
+    al., 2019, "Massively Multilingual Neural Machine Translation in the Wild",
+    https://arxiv.org/abs/1907.05019 (there with temperature 5).
+    """
+    if temperature == 1.0:
+        exact = {c.name: Fraction(str(c.weight)) * c.upsample * c.size for c in corpora}
+        scale = max(share.denominator for share in exact.values())
+        return {name: round(share * scale) for name, share in exact.items()}
+    power = 1.0 / temperature  # 0 for an infinite temperature
+    return shares_of({c.name: c.weight * (c.upsample * c.size) ** power for c in corpora})
+
+
+def shares_of(weights: Mapping[str, float]) -> dict[str, int]:
+    """Return shares as whole numbers, rounded so far that all machines agree."""
+    total = sum(weights.values())
+    return {name: max(1, round(w / total * _PRECISION)) for name, w in weights.items()}
+
+
+def epoch_pairs(corpora: Sequence[Corpus], wanted: int | None) -> int:
+    """Return the number of pairs of an epoch: `wanted`, or the sum of all pairs as they count.
+
+    A mix of C corpora needs C * C pairs, so that rounding never takes a pair back.
+    """
+    natural = sum(corpus.upsample * corpus.size for corpus in corpora)
+    return max(natural if wanted is None else wanted, len(corpora) ** 2)
+
+
+class Segment(NamedTuple):
+    """A run of epochs of one stage.
+
+    Attributes:
+        stage: number of the stage, from 0.
+        epoch: its first epoch.
+        taken: pairs of the stage before it.
+        walked: pairs of each corpus before it, not counting those that a cut epoch left.
+        cut: number of batches of the epoch before it that were done, if that epoch ended early.
+    """
+
+    stage: int
+    epoch: int
+    taken: int
+    walked: tuple[int, ...]
+    cut: int | None = None
+
+
+Plan = tuple[Segment, ...]
+"""All segments so far; the last one goes on."""
+
+
+class Mix:
+    """The pairs of each epoch of a mix.
+
+    Args:
+        corpora: the corpora.
+        stages: the stages; the last one has no end.
+        seed: seed of the order.
+        sampler: makes batches of the pairs of an epoch.
+        bounds: lengths in an epoch, if they change from epoch to epoch.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        stages: Sequence[Stage],
+        seed: int,
+        sampler: TokenBatchSampler,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self._bounds = bounds
+        self.corpora = {corpus.name: corpus for corpus in corpora}
+        self.stages = tuple(stages)
+        self._seed = seed
+        self._sampler = sampler
+        self._left = lru_cache(maxsize=4)(self._find_left)
+        self.sampler = lru_cache(maxsize=4)(self._make_sampler)
+        self.start: Plan = (Segment(0, 1, 0, (0,) * len(self.corpora)),)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of all that determines the order, besides the limits of batches."""
+        content = repr((self._seed, list(self.corpora.values()), self.stages))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def stage(self, plan: Plan) -> Stage:
+        """Return the stage in which a plan ends."""
+        return self.stages[plan[-1].stage]
+
+    def _make_sampler(self, plan: Plan) -> TokenBatchSampler:
+        """Return the sampler of the epochs of the last segment of a plan."""
+        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), self._bounds)
+
+    def last_epoch(self, plan: Plan) -> int | None:
+        """Return the last epoch of the stage in which a plan ends, None if it is not known."""
+        total = self.stage(plan).num_pairs(self.corpora)
+        if total is None:
+            return None
+        left = max(0, total - plan[-1].taken)
+        return plan[-1].epoch + max(1, left // self.stage(plan).epoch_pairs) - 1
+
+    def _span(self, plan: Plan, epoch: int) -> tuple[int, int]:
+        """Return the numbers of pairs of the stage before and after an epoch."""
+        segment, size = plan[-1], self.stage(plan).epoch_pairs
+        start = segment.taken + (epoch - segment.epoch) * size
+        if epoch != self.last_epoch(plan):
+            return start, start + size
+        total = self.stage(plan).num_pairs(self.corpora)
+        assert total is not None
+        return start, max(total, start + 1)  # the last epoch has the rest, too
+
+    def _draws(self, plan: Plan, pairs: int) -> dict[str, int]:
+        """Return how many pairs of each corpus the segment has taken after `pairs` of the stage."""
+        stage, before = self.stage(plan), self.stage(plan).counts(plan[-1].taken)
+        return {name: count - before[name] for name, count in stage.counts(pairs).items()}
+
+    def rows(self, plan: Plan, epoch: int) -> NDArray[np.int64]:
+        """Return the numbers (M,) of the pairs of an epoch of the last segment."""
+        parts = self._rows_by_corpus(plan, epoch)
+        return np.concatenate([parts[name] for name in self.corpora if name in parts])
+
+    def _rows_by_corpus(self, plan: Plan, epoch: int) -> dict[str, NDArray[np.int64]]:
+        start, stop = (self._draws(plan, pairs) for pairs in self._span(plan, epoch))
+        left = self._left(plan)
+        walked = dict(zip(self.corpora, plan[-1].walked, strict=True))
+        parts = {}
+        for name in stop:
+            rest = left[name][start[name] : stop[name]]
+            first = walked[name] + max(0, start[name] - len(left[name]))
+            count = stop[name] - start[name] - len(rest)
+            parts[name] = np.concatenate([rest, self._walk(self.corpora[name], first, count)])
+        return parts
+
+    def _walk(self, corpus: Corpus, first: int, count: int) -> NDArray[np.int64]:
+        """Return `count` pairs of the endless walk through a corpus, without its first ones."""
+        key = int.from_bytes(hashlib.sha256(corpus.name.encode()).digest()[:8], "big")
+        parts = [_NO_ROWS]
+        while count > 0:
+            number, place = divmod(first, corpus.size)
+            size = min(count, corpus.size - place)
+            order = Permutation(corpus.size, (self._seed, key, number))
+            parts.append(corpus.first + order(np.arange(place, place + size)))
+            first, count = first + size, count - size
+        return np.concatenate(parts)
+
+    def _find_left(self, plan: Plan) -> dict[str, NDArray[np.int64]]:
+        """Return the pairs that the segments before the last one have left, by corpus."""
+        if len(plan) == 1:
+            return dict.fromkeys(self.corpora, _NO_ROWS)
+        segment, before = plan[-1], plan[:-1]
+        last = segment.epoch - 1
+        drawn = self._draws(before, self._span(before, last)[1]) if last >= before[-1].epoch else {}
+        left = {name: rows[drawn.get(name, 0) :] for name, rows in self._left(before).items()}
+        if segment.cut is None:
+            return left
+        unseen = self._unseen(before, last, segment.cut)
+        return {name: np.concatenate([unseen.get(name, _NO_ROWS), left[name]]) for name in left}
+
+    def _unseen(self, plan: Plan, epoch: int, done: int) -> dict[str, NDArray[np.int64]]:
+        """Return the pairs of an epoch that are not in its first `done` batches, by corpus."""
+        parts = self._rows_by_corpus(plan, epoch)
+        order, cuts, sequence = self.sampler(plan).order(epoch)
+        is_seen = np.zeros(len(order), bool)
+        for number in sequence[:done]:
+            is_seen[order[cuts[number] : cuts[number + 1]]] = True
+        unseen, start = {}, 0
+        for name in (name for name in self.corpora if name in parts):
+            stop = start + len(parts[name])
+            unseen[name] = parts[name][~is_seen[start:stop]]
+            start = stop
+        return unseen
+
+    def _walked(self, plan: Plan, pairs: int) -> tuple[int, ...]:
+        """Return how many pairs of each corpus are taken after `pairs` of the stage."""
+        drawn, left = self._draws(plan, pairs), self._left(plan)
+        before = zip(self.corpora, plan[-1].walked, strict=True)
+        return tuple(
+            walked + max(0, drawn.get(name, 0) - len(left[name])) for name, walked in before
+        )
+
+    def after(self, plan: Plan, epoch: int) -> Plan:
+        """Return the plan after the end of an epoch."""
+        return self.next_stage(plan, epoch + 1) if epoch == self.last_epoch(plan) else plan
+
+    def next_stage(self, plan: Plan, epoch: int, done: int = 0) -> Plan:
+        """Return the plan if the stage ends before an epoch, or after `done` batches of it.
+
+        The next stage begins with that epoch, or with the one after the epoch that is cut.
+        """
+        segment = plan[-1]
+        last = epoch if done else epoch - 1
+        taken = self._span(plan, last)[1] if last >= segment.epoch else segment.taken
+        walked = self._walked(plan, taken)
+        return (*plan, Segment(segment.stage + 1, last + 1, 0, walked, done or None))
+
+    def has_next_stage(self, plan: Plan) -> bool:
+        """Return whether there is a stage after that in which a plan ends."""
+        return plan[-1].stage + 1 < len(self.stages)
+
+    def after_epoch(self, plan: Plan, epoch: int) -> tuple[int, tuple[int, ...]]:
+        """Return how many pairs of the stage, and of each corpus, are taken after an epoch."""
+        taken = self._span(plan, epoch)[1]
+        return taken, self._walked(plan, taken)

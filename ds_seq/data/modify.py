@@ -1,0 +1,220 @@
+"""Change training pairs on the fly: subwords, case, punctuation, typos, noise and tokens.
+
+What is drawn for a pair is a function of (seed, epoch, number of the pair), so it is the same on
+any rank, in any batch and after a resume.
+
+Shapes: N pairs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.data.hashing import hashed, uniform
+from ds_seq.data.text_changes import add_typos, noise, title, without_end
+from ds_seq.errors import UserError
+from ds_seq.names import SPECIAL_PIECES, SideChoice
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import SPACE, Tokenizer, Tokenizers
+
+Ids = list[int]
+Pair = tuple[Ids, Ids]
+Key = tuple[int, int]
+"""Seed and epoch."""
+_TEXT, _CASE, _DETAILS = range(3)
+"""What a random number is for."""
+_GROWTH_OF_SUBWORDS = 1.4
+_GROWTH_OF_CASE = 3.0  # words in upper case are rare in text, so they have more subwords
+_GROWTH_OF_TYPOS = 1.6
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Shares and rates of changes; see the section `data.modify`."""
+
+    subword_alpha: float
+    subword_candidates: int | None
+    subword_sides: SideChoice
+    upper_case: float
+    title_case: float
+    lower_case: float
+    drop_end_punctuation: float
+    typos: float
+    typo_rate: float
+    noise: float
+    token_drop: float
+    token_mask: float
+    token_switch: float
+    truncate: int | None
+
+    @property
+    def of_text(self) -> tuple[float, ...]:
+        """Shares of the changes of text."""
+        return (
+            self.upper_case,
+            self.title_case,
+            self.lower_case,
+            self.drop_end_punctuation,
+            self.typos,
+            self.noise,
+        )
+
+    @property
+    def of_tokens(self) -> tuple[float, ...]:
+        """Rates of the changes of single tokens of the source."""
+        return self.token_drop, self.token_mask, self.token_switch
+
+    @property
+    def any(self) -> bool:
+        """Whether anything changes, apart from sides that are cut."""
+        return bool(self.subword_alpha or any(self.of_text) or any(self.of_tokens))
+
+
+class Modifier:
+    """Changes the pairs of a corpus.
+
+    Args:
+        changes: what is changed, and how often.
+        tokenizers: convert between text and ids.
+
+    Raises:
+        UserError: subwords are to be drawn, but the tokenizer cannot do so.
+    """
+
+    def __init__(self, changes: Changes, tokenizers: Tokenizers) -> None:
+        self.changes, self._tokenizers = changes, tokenizers
+        sampled = changes.subword_sides if changes.subword_alpha else None
+        self._sampled = (sampled in ("source", "both"), sampled in ("target", "both"))
+        for tokenizer, is_sampled in zip(tokenizers, self._sampled, strict=True):
+            if is_sampled:
+                check_drawing(tokenizer)
+        source = tokenizers.source
+        symbols = source.symbols
+        special = {symbols.pad, symbols.eos, symbols.unk, symbols.start, *source.tag_ids}
+        self._plain = [i for i in range(len(source)) if i not in special and i != symbols.bos]
+
+    def _kinds(self, rows: NDArray[np.integer], key: Key) -> list[NDArray[np.bool_]]:
+        """Return which pairs (N,) each of `Changes.of_text` changes."""
+        changes = self.changes
+        case = uniform(rows, *key, _CASE)
+        kinds, low = [], 0.0
+        for share in changes.of_text[:3]:  # a text is in one case only
+            kinds.append((low <= case) & (case < low + share))
+            low += share
+        for number, share in enumerate(changes.of_text[3:]):
+            kinds.append(uniform(rows, *key, _TEXT, number) < share)
+        return kinds
+
+    def bounds(
+        self, lengths: NDArray[np.integer], rows: NDArray[np.integer], key: Key
+    ) -> NDArray[np.int64]:
+        """Return upper bounds of the lengths (N, sides) in an epoch.
+
+        Args:
+            lengths: lengths of the pairs as they are.
+            rows: (N,) numbers of the pairs.
+            key: seed and epoch.
+        """
+        growth = np.ones(len(rows))
+        if self.changes.subword_alpha:
+            growth *= _GROWTH_OF_SUBWORDS
+        if any(self.changes.of_text):
+            upper, titled, lower, _, typos, noisy = self._kinds(rows, key)
+            growth *= np.where(upper | titled | noisy, _GROWTH_OF_CASE, 1.0)
+            growth *= np.where(lower | typos, _GROWTH_OF_TYPOS, 1.0)
+        return np.ceil(lengths * growth[:, None]).astype(np.int64)
+
+    def __call__(self, pairs: Sequence[Pair], rows: NDArray[np.integer], key: Key) -> list[Pair]:
+        """Return pairs (N) of ids, without end symbols, as they are in an epoch.
+
+        Args:
+            pairs: the pairs as they are.
+            rows: (N,) their numbers.
+            key: seed and epoch.
+        """
+        kinds = np.stack(self._kinds(rows, key), axis=1).tolist()
+        seeds = hashed(rows, *key, _DETAILS).tolist()
+        return [
+            self._modified(pair, kind, random.Random(seed))
+            for pair, kind, seed in zip(pairs, kinds, seeds, strict=True)
+        ]
+
+    def _modified(self, pair: Pair, kinds: Sequence[bool], draw: random.Random) -> Pair:
+        if any(kinds) or any(self._sampled):
+            sides = [self._tokenizers[n].decode(ids) for n, ids in enumerate(pair)]
+            texts = self._changed(sides, kinds, draw) if any(kinds) else sides
+            source, target = (
+                self._encoded(n, texts[n], draw) or ids if any(kinds) or self._sampled[n] else ids
+                for n, ids in enumerate(pair)
+            )
+            pair = source, target
+        if any(self.changes.of_tokens):
+            pair = self._with_changed_tokens(pair[0], draw), pair[1]
+        return pair
+
+    def _changed(
+        self, texts: Sequence[str], kinds: Sequence[bool], draw: random.Random
+    ) -> list[str]:
+        upper, titled, lower, no_end, typos, noisy = kinds
+        if noisy:
+            return [noise(draw)] * 2
+        source, target = texts
+        if no_end:
+            source, target = without_end(source), without_end(target)
+        if upper:
+            source, target = source.upper(), target.upper()
+        elif titled:
+            source, target = title(source), title(target)
+        elif lower:
+            source, target = source.lower(), target.lower()
+        if typos:
+            source = add_typos(source, self.changes.typo_rate, draw)
+        return [source, target]
+
+    def _encoded(self, side: int, text: str, draw: random.Random) -> Ids:
+        tokenizer, changes = self._tokenizers[side], self.changes
+        if not self._sampled[side]:
+            return list(tokenizer.encode(text))
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        seed = draw.getrandbits(31)
+        return tokenizer.draw(text, changes.subword_alpha, changes.subword_candidates, seed)
+
+    def _with_changed_tokens(self, ids: Ids, draw: random.Random) -> Ids:
+        drop, mask, switch = self.changes.of_tokens
+        unknown = self._tokenizers.source.symbols.unk
+        changed = []
+        for token in ids:
+            if drop and draw.random() < drop:
+                continue
+            if mask and draw.random() < mask:
+                token = unknown
+            elif switch and draw.random() < switch:
+                token = self._plain[draw.randrange(len(self._plain))]
+            changed.append(token)
+        return changed or ids
+
+
+def check_drawing(tokenizer: Tokenizer) -> None:
+    """Check that subwords can be drawn, the same ones for the same seed.
+
+    Raises:
+        UserError: they cannot.
+    """
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise UserError(
+            "data.modify.subword_alpha: only SentencePiece vocabularies can draw subwords; set it "
+            "to 0"
+        )
+    pieces = tokenizer.pieces(range(len(SPECIAL_PIECES), min(len(tokenizer), 200)))
+    text = "".join(pieces).replace(SPACE, " ")
+    first, again = ([tokenizer.draw(text, 0.2, None, seed) for seed in range(4)] for _ in range(2))
+    if first != again or all(ids == first[0] for ids in first):
+        raise UserError(
+            "data.modify.subword_alpha: this version of sentencepiece does not draw the same "
+            "subwords again for the same seed; update it (pip install -U sentencepiece)"
+        )

@@ -1,0 +1,216 @@
+"""The mix of corpora that an experiment describes: what is in it, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ds_seq.config.data import DataConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.mixing import CorpusConfig, MixingConfig, StageConfig
+from ds_seq.config.modifiers import ModifiersConfig
+from ds_seq.config.text_files import SplitConfig
+from ds_seq.data.batch import Batch
+from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.corpora import CorporaDataset, Part
+from ds_seq.data.manifest import CorpusRecord
+from ds_seq.data.mixing import Corpus, Mix, Stage, Until, epoch_pairs, shares_by_size, shares_of
+from ds_seq.data.modify import Changes, Modifier
+from ds_seq.data.shards import ShardReader
+from ds_seq.data.source import Dataset, Source
+from ds_seq.data.stream import Collate
+from ds_seq.errors import UserError
+from ds_seq.tasks.base import Task
+from ds_seq.tasks.corpora import TRAIN, named_texts
+from ds_seq.tasks.held_out import HeldOut
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+
+
+def corpus_parts(
+    data: DataConfig, tokenizers: Tokenizers, split: str, source: Source
+) -> list[Part]:
+    """Return the corpora of a split if it has several, or if its examples are not plain pairs.
+
+    Args:
+        data: the section.
+        tokenizers: tokenizers of the ids.
+        split: `train`, `valid` or `test`.
+        source: its examples.
+
+    Raises:
+        UserError: the shards have other corpora, or a tag is no single id of the vocabulary.
+    """
+    texts = named_texts(data, split)
+    if split == TRAIN and not texts:
+        modifier = _modifier(data.modify, tokenizers)
+        whole = Part(TRAIN, range(len(source)), data.languages, modifier=modifier)
+        return [whole] if whole.is_changed else []
+    records = source.manifest.corpora if isinstance(source, ShardReader) else ()
+    if split != TRAIN and not records and not any(any(data.tags(text)) for text in texts.values()):
+        return []  # shards of an earlier version, and nothing that needs to know
+    if [record.name for record in records] != list(texts):
+        there = ", ".join(record.name for record in records) or "no names"
+        where = "data.corpora" if split == TRAIN else f"data.raw.{split}"
+        raise UserError(
+            f"{where}: has {', '.join(texts)}, but the {split} shards in {data.dir} have {there}; "
+            "run `ds-seq prepare` again"
+        )
+    return [
+        _part(data, tokenizers, record, text, split)
+        for record, text in zip(records, texts.values(), strict=True)
+    ]
+
+
+def held_out_texts(data: DataConfig, split: str) -> list[HeldOut]:
+    """Return what each raw text of a split is."""
+    raw = {"valid": data.raw.valid, "test": data.raw.test}
+    texts = raw.get(split) or [text for each in data.train_files.values() for text in each]
+    return [
+        HeldOut(text.pair(data.languages), *(tuple(tags) for tags in data.tags(text)))
+        for text in texts
+    ]
+
+
+def _part(
+    data: DataConfig, tokenizers: Tokenizers, record: CorpusRecord, text: SplitConfig, split: str
+) -> Part:
+    source_tags, target_tags = (
+        tuple(_tag_id(tag, tokenizer, side) for tag in tags)
+        for tags, tokenizer, side in zip(
+            data.tags(text), tokenizers, ("source", "target"), strict=True
+        )
+    )
+    changes = None
+    if isinstance(text, CorpusConfig):
+        changes = _modifier(text.modify or data.modify, tokenizers)
+    return Part(
+        record.name,
+        record.rows,
+        text.pair(data.languages),
+        (source_tags, target_tags),
+        text.join if isinstance(text, CorpusConfig) else None,
+        changes,
+        "".join(record.inputs),
+    )
+
+
+def _tag_id(tag: str, tokenizer: Tokenizer, side: str) -> int:
+    ids = tokenizer.encode(tag)
+    if len(ids) != 1 or ids[0] not in tokenizer.tag_ids:
+        raise UserError(
+            f"data.vocab.user_symbols: {tag} is no symbol of the {side} vocabulary, which was made "
+            "without it; run `ds-seq prepare` again (remove vocab.model first if it was copied)"
+        )
+    return ids[0]
+
+
+def _modifier(config: ModifiersConfig, tokenizers: Tokenizers) -> Modifier | None:
+    changes = Changes(**config.model_dump())
+    return Modifier(changes, tokenizers) if changes.any or changes.truncate else None
+
+
+def build_mix(
+    data: DataConfig, seed: int, dataset: Dataset, sampler: TokenBatchSampler
+) -> Mix | None:
+    """Return the mix of the training pairs; None if each epoch has each of them once, unchanged.
+
+    Args:
+        data: the section.
+        seed: seed of the order.
+        dataset: the training pairs.
+        sampler: makes batches of them.
+    """
+    if not isinstance(dataset, CorporaDataset):
+        return None
+    corpora = [
+        _corpus(dataset, number, data.corpora.get(part.name))
+        for number, part in enumerate(dataset.parts)
+    ]
+    mixing = data.mixing
+    plain = MixingConfig(language_tags=mixing.language_tags)
+    is_plain = mixing == plain and all(c.weight == 1.0 and c.upsample == 1 for c in corpora)
+    if is_plain and len(corpora) == 1 and not dataset.has_changing_lengths:
+        return None
+    stages = [_stage(mixing, stage, n, corpora) for n, stage in enumerate(mixing.stages, 1)]
+
+    def bounds(epoch: int, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        return dataset.bounds((seed, epoch), rows)
+
+    return Mix(
+        corpora,
+        stages or [_stage(mixing, StageConfig(), 1, corpora)],
+        seed,
+        sampler,
+        bounds if dataset.has_changing_lengths else None,
+    )
+
+
+def _corpus(dataset: CorporaDataset, number: int, config: CorpusConfig | None) -> Corpus:
+    first, after = (int(place) for place in dataset.first[number : number + 2])
+    return Corpus(
+        dataset.parts[number].name,
+        first,
+        after - first,
+        1.0 if config is None else config.weight,
+        1 if config is None else config.upsample,
+        dataset.fingerprint_of(number),
+    )
+
+
+def _stage(
+    mixing: MixingConfig, config: StageConfig, number: int, corpora: Sequence[Corpus]
+) -> Stage:
+    known = [corpus.name for corpus in corpora]
+    chosen = [corpus for corpus in corpora if corpus.name in config.names(known)]
+    given = config.shares
+    if given is None and config.temperature is None and mixing.shares is not None:
+        given = mixing.shares
+    if given is not None:
+        shares = shares_of({corpus.name: given[corpus.name] for corpus in chosen})
+    else:
+        temperature = mixing.temperature if config.temperature is None else config.temperature
+        shares = shares_by_size(chosen, float(temperature))
+    until = Until() if config.until is None else Until(**config.until.model_dump())
+    size = epoch_pairs(chosen, mixing.epoch_pairs)
+    return Stage(config.name or str(number), shares, size, until)
+
+
+def train_sampler(
+    config: ExperimentConfig, dataset: Dataset, rank: int, world_size: int
+) -> TokenBatchSampler:
+    """Return the sampler of training pairs of a rank."""
+    train = config.train
+    return TokenBatchSampler(
+        dataset.lengths,
+        config.batch_tokens,
+        train.max_sentences,
+        seed=train.seed,
+        rank=rank,
+        world_size=world_size,
+        accumulate=train.accumulate_on(world_size),
+        group=train.group(world_size),
+        multiple=train.sentence_multiple,
+        is_sortish=train.batch_order == "sortish",
+        starts_with_largest=train.largest_first,
+    )
+
+
+def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[int], Collate]:
+    """Return a function (epoch) -> what makes batches of that epoch."""
+
+    def collate(epoch: int) -> Callable[[NDArray[np.integer]], Batch]:
+        present = dataset
+        if isinstance(dataset, CorporaDataset):
+            present = dataset.in_epoch((seed, epoch))
+        return partial(task.collate, present)
+
+    return collate
+
+
+def untagged_parts(dataset: CorporaDataset, tags: Iterable[int]) -> list[Part]:
+    """Return the corpora whose sources get no tag of the given ones from the experiment."""
+    known = set(tags)
+    return [part for part in dataset.parts if not known & set(part.tags[0][:1])]

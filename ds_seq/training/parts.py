@@ -1,0 +1,48 @@
+"""The model of a run at its start, and the engine that trains it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ds_seq.criterions import Criterion
+from ds_seq.distributed import World
+from ds_seq.models import build_model
+from ds_seq.moe.engine import connect_expert_parallel
+from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
+from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.surgery.upcycle import start_from
+from ds_seq.tasks.base import Task
+from ds_seq.training.engine import Engine
+from ds_seq.training.run_folder import RunSetup
+from ds_seq.training.trainable import freeze
+from ds_seq.weights.fill import load_weights
+
+
+def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
+    """Build the model with the weights with which the run starts or resumes."""
+    train, size = setup.config.train, task.tokenizers.size
+    part = world.rank % train.expert_parallel
+    model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
+    if setup.checkpoint is not None:
+        load_weights(model, setup.checkpoint, checked=True)
+    elif train.init_from is not None:
+        start_from(model, setup.config, task.tokenizers.fingerprint)
+    freeze(model, train.freeze)
+    return model
+
+
+def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:
+    """Build the engine of a model; a collective."""
+    config, train = setup.config, setup.config.train
+    connect_expert_parallel(model, train.expert_parallel)
+    lr = learning_rate(config.optimizer)
+    return Engine(
+        model,
+        lambda groups: build_optimizer(config.optimizer, groups),
+        parameter_groups(model, weight_decay(config.optimizer)),
+        build_scheduler(config.scheduler, lr, train.max_updates),
+        setup.engine_config,
+        expert_parallel=train.expert_parallel,
+        sparse_clip=train.sparse_clip,
+        capture=criterion.capture,
+    )
