@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from ds_seq.data.cuts import number_type
 from ds_seq.data.source import SOURCE, TARGET, Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
@@ -239,8 +240,10 @@ class ParallelDataset:
         for side, limit in ((SOURCE, max_source_length), (TARGET, max_target_length)):
             if limit is not None:
                 keep &= source.lengths[:, side] <= limit
-        self.rows: NDArray[np.int64] = np.flatnonzero(keep)
-        self.lengths: NDArray[np.integer] = source.lengths[self.rows]
+        # narrow, and no copy of lengths that may be mapped from the disk: every rank has these
+        self.rows: NDArray[np.integer] = np.flatnonzero(keep).astype(number_type(len(source)))
+        whole = len(self.rows) == len(source)
+        self.lengths: NDArray[np.integer] = source.lengths if whole else source.lengths[self.rows]
         self.num_left_out = len(source) - len(self.rows)
         if len(self.rows) == 0:
             raise UserError(
@@ -251,6 +254,10 @@ class ParallelDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def source_rows(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the numbers (B,) in the source of some pairs of this dataset."""
+        return self.rows[indices].astype(np.int64)
 
     def by_file(self) -> list[NDArray[np.int64]]:
         """Return the numbers (in this dataset) of the pairs of each file; of all if not known."""
@@ -280,7 +287,7 @@ class ParallelDataset:
             symbols: special symbols of the vocabulary.
             pad_to_multiple: number to a multiple of which S and T are rounded up.
         """
-        rows = self.rows[np.asarray(indices, np.int64)]
+        rows = self.source_rows(np.asarray(indices, np.int64))
         top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))
         if len(rows) == 0:
             return empty_seq2seq_batch(symbols, top)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs, seq2seq_batch
 from ds_seq.data.blocks import cut_sentences, join_lengths, join_sentences, prepend
+from ds_seq.data.cuts import number_type
 from ds_seq.data.modify import Key, Modifier
 from ds_seq.data.source import Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
@@ -94,21 +95,29 @@ class CorporaDataset(ParallelDataset):
         self._limits = np.asarray(
             [_NO_LIMIT if most is None else most for most in (max_source_length, max_target_length)]
         )
-        found = [self._examples(part) for part in parts]
-        self.rows, self._counts, self.lengths = (
-            np.concatenate(column) for column in zip(*found, strict=True)
-        )
-        self.first = np.cumsum([0, *(len(rows) for rows, _, _ in found)])
-        self.num_left_out = sum(len(part.rows) for part in parts) - int(self._counts.sum())
+        joins = any(part.join for part in parts)
+        found = [self._examples(part, joins) for part in parts]
+        rows, counts, lengths = zip(*found, strict=True)
+        self.first = np.cumsum([0, *map(len, rows)])
+        self.rows = np.concatenate(rows)
+        # numbers of pairs; None if all are 1
+        self._counts = np.concatenate(counts) if joins else None
+        is_plain = len(self.rows) == len(source) and not any(part.is_changed for part in parts)
+        self.lengths = source.lengths if is_plain else np.concatenate(lengths)
+        used = len(self.rows) if self._counts is None else int(self._counts.sum())
+        self.num_left_out = sum(len(part.rows) for part in parts) - used
 
     def _examples(
-        self, part: Part
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.integer]]:
-        """Return the first pairs of the examples of a corpus, the numbers of pairs, the lengths."""
+        self, part: Part, joins: bool
+    ) -> tuple[NDArray[np.integer], NDArray[np.int64], NDArray[np.integer]]:
+        """Return the first pairs of the examples of a corpus, the numbers of pairs, the lengths.
+
+        Without documents in any corpus (`joins`), the numbers of pairs are left out.
+        """
         lengths = np.asarray(self.source.lengths[part.rows.start : part.rows.stop])
         if part.truncate is not None:
             lengths = np.minimum(lengths, part.truncate)
-        tags = np.asarray([len(side) for side in part.tags])
+        tags = np.asarray([len(side) for side in part.tags], np.int32)
         limits = self._limits - tags
         keep = np.flatnonzero((lengths <= limits).all(axis=1))
         if len(keep) == 0:
@@ -117,11 +126,13 @@ class CorporaDataset(ParallelDataset):
                 f"data.max_source_length={self._limits[0]} and "
                 f"data.max_target_length={self._limits[1]}, tags included; raise them"
             )
-        counts, lengths = np.ones(len(keep), np.int64), lengths[keep]
+        counts = np.ones(len(keep) if joins else 0, np.int64)
+        lengths = lengths[keep]
         if part.join is not None:
             first, counts, lengths = join_lengths(keep, lengths, np.minimum(limits, part.join))
             keep = keep[first]
-        return keep + part.rows.start, counts, (lengths + tags).astype(np.int32)
+        rows = (keep + part.rows.start).astype(number_type(len(self.source)))
+        return rows, counts, (lengths + tags).astype(np.int32)
 
     def in_epoch(self, key: Key) -> CorporaDataset:
         """Return the examples as they are with a seed and in an epoch; before, nothing changes."""
@@ -136,7 +147,7 @@ class CorporaDataset(ParallelDataset):
             if part.modifier is None or not part.modifier.changes.any:
                 continue
             most = self._limits if part.truncate is None else part.truncate
-            grown = part.modifier.bounds(bounds[chosen], self.rows[indices[chosen]], key)
+            grown = part.modifier.bounds(bounds[chosen], self.source_rows(indices[chosen]), key)
             bounds[chosen] = np.minimum(grown, np.maximum(most, bounds[chosen]))
         return bounds
 
@@ -166,8 +177,9 @@ class CorporaDataset(ParallelDataset):
         examples = slice(int(self.first[number]), int(self.first[number + 1]))
         digest = hashlib.sha256(part.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.lengths[examples], np.int32).tobytes())
-        rows = self.rows[examples]
-        some = rows[np.unique(np.linspace(0, len(rows) - 1, _NUM_SAMPLED).astype(np.int64))]
+        last = examples.stop - examples.start - 1
+        sample = np.unique(np.linspace(0, last, _NUM_SAMPLED).astype(np.int64))
+        some = self.source_rows(examples.start + sample)
         for block in self.source.gather(some):
             digest.update(np.ascontiguousarray(block.tokens, np.int64).tobytes())
         self._fingerprints[number] = digest.hexdigest()
@@ -194,13 +206,14 @@ class CorporaDataset(ParallelDataset):
         places = np.asarray(indices, np.int64)
         if len(places) == 0 or not any(part.is_changed for part in self.parts):
             return super().collate(places, symbols, pad_to_multiple)
-        rows = self.rows[places]
+        rows = self.source_rows(places)
         source, target = self._changed(places, symbols)
         return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), None, pad_to_multiple)
 
     def _changed(self, indices: NDArray[np.int64], symbols: Symbols) -> list[TokenBlock]:
         """Return the blocks of both sides of some examples, with all that changes them."""
-        rows, counts = self.rows[indices], self._counts[indices]
+        rows = self.source_rows(indices)
+        counts = np.ones(len(rows), np.int64) if self._counts is None else self._counts[indices]
         by_part = self._by_part(indices)
         most = np.full(len(indices), _NO_LIMIT)
         tags: list[list[tuple[int, ...]]] = [[()] * len(indices), [()] * len(indices)]
@@ -238,7 +251,7 @@ class CorporaDataset(ParallelDataset):
             if part.modifier is None or not part.modifier.changes.any:
                 continue
             pairs = [(columns[0][place][:-1], columns[1][place][:-1]) for place in chosen]
-            changed = part.modifier(pairs, self.rows[indices[chosen]], self._key)
+            changed = part.modifier(pairs, self.source_rows(indices[chosen]), self._key)
             room = bounds[chosen] - [len(tags) + 1 for tags in part.tags]
             for place, pair, most in zip(chosen, changed, room.tolist(), strict=True):
                 # where there is no room in the batch, the pair stays as it is

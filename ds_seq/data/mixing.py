@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.batching import Bounds, TokenBatchSampler
+from ds_seq.data.cuts import number_type
 from ds_seq.data.permutation import Permutation
 
 _PRECISION = 1 << 40  # shares that are not fractions are rounded to multiples of 1 / 2 ** 40
@@ -227,10 +228,13 @@ class Mix:
         stage, before = self.stage(plan), self.stage(plan).counts(plan[-1].taken)
         return {name: count - before[name] for name, count in stage.counts(pairs).items()}
 
-    def rows(self, plan: Plan, epoch: int) -> NDArray[np.int64]:
+    def rows(self, plan: Plan, epoch: int) -> NDArray[np.integer]:
         """Return the numbers (M,) of the pairs of an epoch of the last segment."""
         parts = self._rows_by_corpus(plan, epoch)
-        return np.concatenate([parts[name] for name in self.corpora if name in parts])
+        count = max(corpus.first + corpus.size for corpus in self.corpora.values())
+        # narrow: the sampler keeps them
+        kind = number_type(count)
+        return np.concatenate([parts[name].astype(kind) for name in self.corpora if name in parts])
 
     def _rows_by_corpus(self, plan: Plan, epoch: int) -> dict[str, NDArray[np.int64]]:
         start, stop = (self._draws(plan, pairs) for pairs in self._span(plan, epoch))
