@@ -2,10 +2,12 @@
 
     python benchmarks/order.py --pairs 50000000 [--ranks 2] [--mixed]
 
-Lengths are drawn like those of subwords in mixed text (log-normal, 2 to 200 tokens) and lie in a file, as those of
-shards do. What is measured is what a rank of a training does: open the lengths, keep the pairs within the limits, make
-the batches, order the epoch, and take the first of them. Times are those of the processor, because the machine may be
-busy; memory is the peak beyond that of the imports, without the pages of the file of lengths, which ranks share anyway.
+Lengths are drawn like those of subwords in mixed text (log-normal, 2 to 200 tokens) and lie in a
+file, as those of shards do. What is measured is what a rank of a training does: open the lengths,
+keep the pairs within the limits, make the batches, order the epoch, and take the first batch. With
+several ranks, the first makes the order and the others map it. Times are those of the processor,
+because the machine may be busy. Memory is the peak of private memory beyond that of the imports:
+pages of files and of what is shared belong to no rank.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing as mp
+import secrets
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from numpy.typing import NDArray
 from ds_seq.data.batch import narrowed, rows_within
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.mixing import Corpus, Mix, Stage, epoch_pairs, shares_by_size
+from ds_seq.data.node_share import NodeShare
 
 LIMIT, MAX_TOKENS = 128, 8192
 _CHUNK = 1 << 20
@@ -40,20 +45,17 @@ def write_lengths(path: Path, pairs: int) -> None:
             file.write(np.stack([source, target], 1).astype("<i4").tobytes())
 
 
-def _private_bytes() -> tuple[int, int]:
-    """Return the private memory of this process, now and at its peak (MB * 2**20)."""
+def _private_bytes() -> int:
+    """Return the private memory of this process."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    anonymous = int(fields["RssAnon"].split()[0]) + int(fields["RssShmem"].split()[0])
-    return anonymous * 1024, int(fields["VmHWM"].split()[0]) * 1024
+    return int(fields["RssAnon"].split()[0]) * 1024
 
 
 class _Peak:
     """The largest private memory while a function runs, looked at every 20 ms."""
 
     def __enter__(self) -> _Peak:
-        import threading
-
-        self.before = _private_bytes()[0]
+        self.before = _private_bytes()
         self.most, self._stop = self.before, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -61,15 +63,17 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.02):
-            self.most = max(self.most, _private_bytes()[0])
+            self.most = max(self.most, _private_bytes())
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.most = max(self.most, _private_bytes()[0])
+        self.most = max(self.most, _private_bytes())
 
 
-def measure(path: Path, pairs: int, rank: int, ranks: int, mixed: bool) -> dict[str, Any]:
+def measure(
+    path: Path, pairs: int, rank: int, ranks: int, mixed: bool, token: str
+) -> dict[str, Any]:
     """Order the first epoch as a rank does."""
     lengths: NDArray[np.int32] = np.memmap(path, "<i4", "r", shape=(pairs, 2))
     times = {}
@@ -78,7 +82,9 @@ def measure(path: Path, pairs: int, rank: int, ranks: int, mixed: bool) -> dict[
         rows = rows_within(lengths, (LIMIT, LIMIT))
         kept = narrowed(lengths[rows])
         sampler = TokenBatchSampler(kept, MAX_TOKENS, None, 1, rank, ranks, accumulate=1)
-        times["batches"] = time.process_time() - start
+        if ranks > 1:
+            sampler = sampler.shared(NodeShare(token, makes=rank == 0))
+        times["open"] = time.process_time() - start
         start = time.process_time()
         if mixed:
             half = len(kept) // 2
@@ -91,6 +97,9 @@ def measure(path: Path, pairs: int, rank: int, ranks: int, mixed: bool) -> dict[
             sampler = mix.sampler(mix.start)
         first = next(iter(sampler.batches(1)))
         times["epoch"] = time.process_time() - start
+        again = time.process_time()
+        next(iter(sampler.batches(2)))
+        times["next epoch"] = time.process_time() - again
     return {
         "rank": rank,
         "pairs": len(kept),
@@ -100,8 +109,9 @@ def measure(path: Path, pairs: int, rank: int, ranks: int, mixed: bool) -> dict[
     }
 
 
-def _run(queue: Any, *args: Any) -> None:
+def _run(queue: Any, done: Any, *args: Any) -> None:
     queue.put(measure(*args))
+    done.wait()  # others may still want to map what this one has made
 
 
 def main() -> None:
@@ -114,11 +124,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lengths"
         write_lengths(path, args.pairs)
+        given, token = (path, args.pairs), secrets.token_hex(8)
         context = mp.get_context("spawn")
-        queue = context.Queue()
+        queue, done = context.Queue(), context.Event()
         processes = [
             context.Process(
-                target=_run, args=(queue, path, args.pairs, rank, args.ranks, args.mixed)
+                target=_run,
+                args=(queue, done, *given, rank, args.ranks, args.mixed, token),
             )
             for rank in range(args.ranks)
         ]
@@ -126,6 +138,7 @@ def main() -> None:
             process.start()
         for _ in processes:
             print(json.dumps(queue.get()))
+        done.set()
         for process in processes:
             process.join()
 

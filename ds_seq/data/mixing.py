@@ -203,7 +203,8 @@ class Mix:
 
     def _make_sampler(self, plan: Plan) -> TokenBatchSampler:
         """Return the sampler of the epochs of the last segment of a plan."""
-        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), self._bounds)
+        label = hashlib.sha256(repr((self.fingerprint, plan)).encode()).hexdigest()[:16]
+        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), self._bounds, label)
 
     def last_epoch(self, plan: Plan) -> int | None:
         """Return the last epoch of the stage in which a plan ends, None if it is not known."""
