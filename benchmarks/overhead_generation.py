@@ -144,7 +144,7 @@ def _batches(settings: Translating, data: Path, vocab: SentencePieceTokenizer) -
     dataset = ParallelDataset(ShardReader(data, "valid", vocab.fingerprint))
     count = min(settings.sentences, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).astype(np.int64)
-    by_length = chosen[np.argsort(-dataset.lengths[chosen, 0], kind="stable")]
+    by_length = chosen[np.argsort(-dataset.lengths[chosen, 0].astype(int), kind="stable")]
     parts = (by_length[first : first + settings.batch] for first in range(0, count, settings.batch))
     batches = (dataset.collate(part, vocab.symbols).inputs for part in parts)
     return [Padded(batch.source, batch.source_mask) for batch in batches]

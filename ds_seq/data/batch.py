@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from ds_seq.data.cuts import number_type
-from ds_seq.data.source import SOURCE, TARGET, Source, TokenBlock
+from ds_seq.data.source import Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols
@@ -53,6 +52,7 @@ class Seq2SeqInputs(NamedTuple):
     """Number of real source tokens for the same reason, or None."""
 
 
+_CHUNK = 1 << 20  # examples at a time
 InputsT = TypeVar("InputsT", bound="tuple[Any, ...]", default=Any)
 
 
@@ -204,6 +204,30 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> Padded:
     return pad_block(TokenBlock.of(rows), pad_id)
 
 
+def rows_within(
+    lengths: NDArray[np.integer], limits: Sequence[int | None]
+) -> NDArray[np.unsignedinteger]:
+    """Return the numbers (M,) of the examples within length limits, ascending.
+
+    Args:
+        lengths: (N, sides) lengths, perhaps in a file.
+        limits: (sides) maximum length of each side; None: no limit.
+    """
+    most = np.asarray([np.iinfo(np.int64).max if limit is None else limit for limit in limits])
+    kind = np.uint32 if len(lengths) <= 1 << 32 else np.uint64
+    parts = [np.zeros(0, kind)]
+    for start in range(0, len(lengths), _CHUNK):
+        inside = (lengths[start : start + _CHUNK] <= most).all(axis=1)
+        parts.append((start + np.flatnonzero(inside)).astype(kind))
+    return np.concatenate(parts)
+
+
+def narrowed(lengths: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return lengths in 16 bits, with a sign, if they fit."""
+    fits = len(lengths) > 0 and int(lengths.max()) < 1 << 15
+    return lengths.astype(np.int16) if fits else lengths
+
+
 class ParallelDataset:
     """The pairs of a split that are within length limits.
 
@@ -236,15 +260,13 @@ class ParallelDataset:
     ) -> None:
         self.source, self.files = source, files
         self._teacher: TeacherCache | None = None
-        keep = np.ones(len(source), bool)
-        for side, limit in ((SOURCE, max_source_length), (TARGET, max_target_length)):
-            if limit is not None:
-                keep &= source.lengths[:, side] <= limit
-        # narrow, and no copy of lengths that may be mapped from the disk: every rank has these
-        self.rows: NDArray[np.integer] = np.flatnonzero(keep).astype(number_type(len(source)))
-        whole = len(self.rows) == len(source)
-        self.lengths: NDArray[np.integer] = source.lengths if whole else source.lengths[self.rows]
+        self.rows: NDArray[np.integer] = rows_within(
+            source.lengths, (max_source_length, max_target_length)
+        )
         self.num_left_out = len(source) - len(self.rows)
+        self.lengths: NDArray[np.integer] = source.lengths
+        if self.num_left_out:  # a copy, otherwise shared with the source and perhaps other ranks
+            self.lengths = narrowed(source.lengths[self.rows])
         if len(self.rows) == 0:
             raise UserError(
                 f"none of {len(source):,} sentence pairs is within "
@@ -254,10 +276,6 @@ class ParallelDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def source_rows(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Return the numbers (B,) in the source of some pairs of this dataset."""
-        return self.rows[indices].astype(np.int64)
 
     def by_file(self) -> list[NDArray[np.int64]]:
         """Return the numbers (in this dataset) of the pairs of each file; of all if not known."""
@@ -287,7 +305,7 @@ class ParallelDataset:
             symbols: special symbols of the vocabulary.
             pad_to_multiple: number to a multiple of which S and T are rounded up.
         """
-        rows = self.source_rows(np.asarray(indices, np.int64))
+        rows = self.rows[np.asarray(indices, np.int64)].astype(np.int64)
         top = None if self._teacher is None else _tensors(*self._teacher.gather(rows))
         if len(rows) == 0:
             return empty_seq2seq_batch(symbols, top)

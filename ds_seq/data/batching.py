@@ -22,12 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import copy
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.data.cuts import Limits, SortKeys, cut_batches, number_type, sorted_by, sortish
+from ds_seq.data.node_share import NodeShare
 from ds_seq.errors import UserError
 
 CELL = 4  # the slowest of 8 ranks takes 3.2% longer than the mean (with cells of 1: 4.5%)
@@ -64,6 +66,18 @@ class Order(NamedTuple):
     """(num_batches + 1,) start of each batch."""
     sequence: NDArray[np.int64]
     """(num_batches,) number of each batch, in the order of training."""
+
+
+class _Ordered(NamedTuple):
+    """The pairs of an epoch, None for all, and their order."""
+
+    rows: NDArray[np.integer] | None
+    order: Order
+
+    @property
+    def cuts(self) -> NDArray[np.int64]:
+        """Start of each batch."""
+        return self.order.cuts
 
 
 class TokenBatchSampler:
@@ -121,12 +135,13 @@ class TokenBatchSampler:
         self._limits = Limits(max_tokens, max_sentences, multiple)
         self._is_sortish = is_sortish and seed is not None
         self._starts_with_largest = starts_with_largest
-        self._keys = SortKeys(lengths)
+        self._keys = cache(partial(SortKeys, lengths))  # ranks that share an order need none
         self._rows = rows
         self._bounds: Bounds | None = None
+        self._share: NodeShare | None = None
+        self._label = "all"
         self._recent: dict[int, _Cut] = {}
-        # Only pairs of equal lengths are reordered, so the cuts are the same in every epoch.
-        self._all = None if self._is_sortish or rows is not None else self._cut(None)
+        self._all: _Cut | None = None
 
     def of_rank(self, rank: int) -> TokenBatchSampler:
         """Return the sampler of another rank of the same run."""
@@ -135,19 +150,29 @@ class TokenBatchSampler:
         other._rank = rank
         return other
 
-    def with_rows(self, rows: Rows, bounds: Bounds | None = None) -> TokenBatchSampler:
+    def shared(self, share: NodeShare) -> TokenBatchSampler:
+        """Return a sampler that shares the order of epochs with the other ranks of its machine."""
+        other = copy(self)
+        other._share = share
+        return other
+
+    def with_rows(
+        self, rows: Rows, bounds: Bounds | None = None, label: str = ""
+    ) -> TokenBatchSampler:
         """Return a sampler of the same pairs and limits whose epochs are those of `rows`.
 
         Args:
             rows: selects the pairs of each epoch.
             bounds: lengths in an epoch, if they change; None: those of all epochs.
+            label: name of `rows` for ranks that share their result; empty: they do not.
         """
         other = copy(self)
         other._rows, other._recent, other._all, other._bounds = rows, {}, None, bounds
+        other._label, other._share = label, self._share if label else None
         return other
 
     def _cut(self, rows: NDArray[np.integer] | None, epoch: int = 0) -> _Cut:
-        keys = self._keys
+        keys = self._keys()
         if rows is not None and self._bounds is not None:
             keys = SortKeys(self._bounds(epoch, rows))
             key = keys.ranks
@@ -162,7 +187,9 @@ class TokenBatchSampler:
         return _Cut(rows, key, keys, cuts, places)
 
     def _cut_of(self, epoch: int) -> _Cut:
-        if self._all is not None:
+        if self._rows is None and not self._is_sortish:
+            # Only pairs of equal lengths are reordered, so the cuts are the same in every epoch.
+            self._all = self._all or self._cut(None)
             return self._all
         cut = self._recent.get(epoch)
         if cut is None:
@@ -192,7 +219,8 @@ class TokenBatchSampler:
 
     def num_batches(self, epoch: int = 1) -> int:
         """Return the number of batches of an epoch over all ranks, not counting empty ones."""
-        return len(self._cut_of(epoch).cuts) - 1
+        cuts = self._cut_of(epoch).cuts if self._share is None else self._ordered(epoch).cuts
+        return len(cuts) - 1
 
     def num_updates(self, done: int = 0, epoch: int = 1) -> int:
         """Return the number of updates of an epoch without its first `done` batches (all ranks)."""
@@ -209,8 +237,7 @@ class TokenBatchSampler:
 
     def batches(self, epoch: int, done: int = 0) -> Iterator[NDArray[np.int64]]:
         """Yield what `epoch` returns, with no list of all batches in memory."""
-        rows = self._cut_of(epoch).rows
-        order, cuts, sequence = self.order(epoch)
+        rows, (order, cuts, sequence) = self._ordered(epoch)
         for update in range(self.num_updates(done, epoch)):
             for micro_step in range(self.accumulate):
                 place = micro_step * self._world_size + self._rank
@@ -221,6 +248,17 @@ class TokenBatchSampler:
                     yield (pairs if rows is None else rows[pairs]).astype(np.int64)
                 else:
                     yield _NO_PAIRS
+
+    def _ordered(self, epoch: int) -> _Ordered:
+        if self._share is None:
+            return _Ordered(self._cut_of(epoch).rows, self.order(epoch))
+
+        def make() -> list[NDArray]:
+            rows = self._cut_of(epoch).rows
+            return [_NO_PAIRS if rows is None else rows, *self.order(epoch)]
+
+        rows, *order = self._share.get(f"{self._label}-{epoch}", make)
+        return _Ordered(rows if len(rows) else None, Order(*order))
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch over all ranks."""

@@ -10,14 +10,21 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs, seq2seq_batch
+from ds_seq.data.batch import (
+    Batch,
+    ParallelDataset,
+    Seq2SeqInputs,
+    narrowed,
+    rows_within,
+    seq2seq_batch,
+)
 from ds_seq.data.blocks import cut_sentences, join_lengths, join_sentences, prepend
-from ds_seq.data.cuts import number_type
 from ds_seq.data.modify import Key, Modifier
 from ds_seq.data.source import Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
@@ -62,6 +69,14 @@ class Part:
         return bool(changes or any(self.tags) or self.join)
 
 
+class _Examples(NamedTuple):
+    """The examples of a corpus: first pairs (N,), numbers of pairs (N,), lengths (N, 2)."""
+
+    rows: NDArray[np.integer]
+    counts: NDArray[np.int64] | None  # None: one pair each
+    lengths: NDArray[np.integer]
+
+
 class CorporaDataset(ParallelDataset):
     """The examples of several corpora that are within length limits; see `ParallelDataset`.
 
@@ -95,44 +110,49 @@ class CorporaDataset(ParallelDataset):
         self._limits = np.asarray(
             [_NO_LIMIT if most is None else most for most in (max_source_length, max_target_length)]
         )
-        joins = any(part.join for part in parts)
-        found = [self._examples(part, joins) for part in parts]
-        rows, counts, lengths = zip(*found, strict=True)
-        self.first = np.cumsum([0, *map(len, rows)])
-        self.rows = np.concatenate(rows)
-        # numbers of pairs; None if all are 1
-        self._counts = np.concatenate(counts) if joins else None
-        is_plain = len(self.rows) == len(source) and not any(part.is_changed for part in parts)
-        self.lengths = source.lengths if is_plain else np.concatenate(lengths)
-        used = len(self.rows) if self._counts is None else int(self._counts.sum())
-        self.num_left_out = sum(len(part.rows) for part in parts) - used
+        found = [self._examples(part) for part in parts]
+        self.rows, self.lengths = (
+            np.concatenate(column)
+            for column in zip(*((e.rows, e.lengths) for e in found), strict=True)
+        )
+        if len(self.rows) == len(source) and not any(part.is_changed for part in parts):
+            self.lengths = source.lengths  # no copy: they may be mapped, and shared by ranks
+        sizes = [len(examples.rows) for examples in found]
+        self._counts: NDArray[np.int64] | None = None
+        if any(examples.counts is not None for examples in found):
+            self._counts = np.concatenate(
+                [
+                    np.ones(size, np.int64) if examples.counts is None else examples.counts
+                    for size, examples in zip(sizes, found, strict=True)
+                ]
+            )
+        self.first = np.cumsum([0, *sizes])
+        num_pairs = len(self.rows) if self._counts is None else int(self._counts.sum())
+        self.num_left_out = sum(len(part.rows) for part in parts) - num_pairs
 
-    def _examples(
-        self, part: Part, joins: bool
-    ) -> tuple[NDArray[np.integer], NDArray[np.int64], NDArray[np.integer]]:
-        """Return the first pairs of the examples of a corpus, the numbers of pairs, the lengths.
-
-        Without documents in any corpus (`joins`), the numbers of pairs are left out.
-        """
-        lengths = np.asarray(self.source.lengths[part.rows.start : part.rows.stop])
+    def _examples(self, part: Part) -> _Examples:
+        """Return the examples of a corpus."""
+        lengths = self.source.lengths[part.rows.start : part.rows.stop]
         if part.truncate is not None:
             lengths = np.minimum(lengths, part.truncate)
-        tags = np.asarray([len(side) for side in part.tags], np.int32)
+        tags = np.asarray([len(side) for side in part.tags])
         limits = self._limits - tags
-        keep = np.flatnonzero((lengths <= limits).all(axis=1))
+        keep = rows_within(lengths, limits.tolist())
         if len(keep) == 0:
             raise UserError(
                 f"none of {len(part.rows):,} sentence pairs of {part.name} is within "
                 f"data.max_source_length={self._limits[0]} and "
                 f"data.max_target_length={self._limits[1]}, tags included; raise them"
             )
-        counts = np.ones(len(keep) if joins else 0, np.int64)
-        lengths = lengths[keep]
+        counts, lengths = None, lengths[keep]
         if part.join is not None:
-            first, counts, lengths = join_lengths(keep, lengths, np.minimum(limits, part.join))
+            most = np.minimum(limits, part.join)
+            first, counts, lengths = join_lengths(keep.astype(np.int64), lengths, most)
             keep = keep[first]
-        rows = (keep + part.rows.start).astype(number_type(len(self.source)))
-        return rows, counts, (lengths + tags).astype(np.int32)
+        if any(part.tags):
+            lengths = lengths + tags
+        rows = keep + keep.dtype.type(part.rows.start)
+        return _Examples(rows, counts, narrowed(lengths))
 
     def in_epoch(self, key: Key) -> CorporaDataset:
         """Return the examples as they are with a seed and in an epoch; before, nothing changes."""
@@ -142,12 +162,12 @@ class CorporaDataset(ParallelDataset):
 
     def bounds(self, key: Key, indices: NDArray[np.integer]) -> NDArray[np.integer]:
         """Return upper bounds of the lengths (B, 2) of some examples; see `in_epoch`."""
-        bounds = self.lengths[indices]
+        bounds = self.lengths[indices].astype(np.int64)
         for part, chosen in self._by_part(indices):
             if part.modifier is None or not part.modifier.changes.any:
                 continue
             most = self._limits if part.truncate is None else part.truncate
-            grown = part.modifier.bounds(bounds[chosen], self.source_rows(indices[chosen]), key)
+            grown = part.modifier.bounds(bounds[chosen], self.rows[indices[chosen]], key)
             bounds[chosen] = np.minimum(grown, np.maximum(most, bounds[chosen]))
         return bounds
 
@@ -177,9 +197,8 @@ class CorporaDataset(ParallelDataset):
         examples = slice(int(self.first[number]), int(self.first[number + 1]))
         digest = hashlib.sha256(part.fingerprint.encode())
         digest.update(np.ascontiguousarray(self.lengths[examples], np.int32).tobytes())
-        last = examples.stop - examples.start - 1
-        sample = np.unique(np.linspace(0, last, _NUM_SAMPLED).astype(np.int64))
-        some = self.source_rows(examples.start + sample)
+        rows = self.rows[examples]
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, _NUM_SAMPLED).astype(np.int64))]
         for block in self.source.gather(some):
             digest.update(np.ascontiguousarray(block.tokens, np.int64).tobytes())
         self._fingerprints[number] = digest.hexdigest()
@@ -206,13 +225,13 @@ class CorporaDataset(ParallelDataset):
         places = np.asarray(indices, np.int64)
         if len(places) == 0 or not any(part.is_changed for part in self.parts):
             return super().collate(places, symbols, pad_to_multiple)
-        rows = self.source_rows(places)
+        rows = self.rows[places].astype(np.int64)
         source, target = self._changed(places, symbols)
         return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), None, pad_to_multiple)
 
     def _changed(self, indices: NDArray[np.int64], symbols: Symbols) -> list[TokenBlock]:
         """Return the blocks of both sides of some examples, with all that changes them."""
-        rows = self.source_rows(indices)
+        rows = self.rows[indices].astype(np.int64)
         counts = np.ones(len(rows), np.int64) if self._counts is None else self._counts[indices]
         by_part = self._by_part(indices)
         most = np.full(len(indices), _NO_LIMIT)
@@ -251,7 +270,7 @@ class CorporaDataset(ParallelDataset):
             if part.modifier is None or not part.modifier.changes.any:
                 continue
             pairs = [(columns[0][place][:-1], columns[1][place][:-1]) for place in chosen]
-            changed = part.modifier(pairs, self.source_rows(indices[chosen]), self._key)
+            changed = part.modifier(pairs, self.rows[indices[chosen]], self._key)
             room = bounds[chosen] - [len(tags) + 1 for tags in part.tags]
             for place, pair, most in zip(chosen, changed, room.tolist(), strict=True):
                 # where there is no room in the batch, the pair stays as it is

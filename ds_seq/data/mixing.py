@@ -203,7 +203,8 @@ class Mix:
 
     def _make_sampler(self, plan: Plan) -> TokenBatchSampler:
         """Return the sampler of the epochs of the last segment of a plan."""
-        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), self._bounds)
+        label = hashlib.sha256(repr((self.fingerprint, plan)).encode()).hexdigest()[:16]
+        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), self._bounds, label)
 
     def last_epoch(self, plan: Plan) -> int | None:
         """Return the last epoch of the stage in which a plan ends, None if it is not known."""
@@ -228,37 +229,38 @@ class Mix:
         stage, before = self.stage(plan), self.stage(plan).counts(plan[-1].taken)
         return {name: count - before[name] for name, count in stage.counts(pairs).items()}
 
-    def rows(self, plan: Plan, epoch: int) -> NDArray[np.integer]:
+    def rows(self, plan: Plan, epoch: int) -> NDArray[np.unsignedinteger]:
         """Return the numbers (M,) of the pairs of an epoch of the last segment."""
-        parts = self._rows_by_corpus(plan, epoch)
-        count = max(corpus.first + corpus.size for corpus in self.corpora.values())
-        # narrow: the sampler keeps them
-        kind = number_type(count)
-        return np.concatenate([parts[name].astype(kind) for name in self.corpora if name in parts])
-
-    def _rows_by_corpus(self, plan: Plan, epoch: int) -> dict[str, NDArray[np.int64]]:
         start, stop = (self._draws(plan, pairs) for pairs in self._span(plan, epoch))
+        sizes = self._sizes(plan, epoch)
         left = self._left(plan)
         walked = dict(zip(self.corpora, plan[-1].walked, strict=True))
-        parts = {}
-        for name in stop:
+        last = max(corpus.first + corpus.size for corpus in self.corpora.values())
+        rows = np.empty(sum(sizes.values()), number_type(last))
+        place = 0
+        for name, size in sizes.items():
+            part = rows[place : place + size]
             rest = left[name][start[name] : stop[name]]
+            part[: len(rest)] = rest
             first = walked[name] + max(0, start[name] - len(left[name]))
-            count = stop[name] - start[name] - len(rest)
-            parts[name] = np.concatenate([rest, self._walk(self.corpora[name], first, count)])
-        return parts
+            self._walk(self.corpora[name], first, part[len(rest) :])
+            place += size
+        return rows
 
-    def _walk(self, corpus: Corpus, first: int, count: int) -> NDArray[np.int64]:
-        """Return `count` pairs of the endless walk through a corpus, without its first ones."""
+    def _sizes(self, plan: Plan, epoch: int) -> dict[str, int]:
+        """Return how many pairs of each corpus an epoch has, in the order of `rows`."""
+        start, stop = (self._draws(plan, pairs) for pairs in self._span(plan, epoch))
+        return {name: stop[name] - start[name] for name in self.corpora if name in stop}
+
+    def _walk(self, corpus: Corpus, first: int, out: NDArray[np.unsignedinteger]) -> None:
+        """Fill `out` from the endless walk through a corpus, without its first pairs."""
         key = int.from_bytes(hashlib.sha256(corpus.name.encode()).digest()[:8], "big")
-        parts = [_NO_ROWS]
-        while count > 0:
+        while len(out):
             number, place = divmod(first, corpus.size)
-            size = min(count, corpus.size - place)
-            order = Permutation(corpus.size, (self._seed, key, number))
-            parts.append(corpus.first + order(np.arange(place, place + size)))
-            first, count = first + size, count - size
-        return np.concatenate(parts)
+            part = out[: corpus.size - place]
+            Permutation(corpus.size, (self._seed, key, number)).fill(part, place)
+            part += part.dtype.type(corpus.first)
+            first, out = first + len(part), out[len(part) :]
 
     def _find_left(self, plan: Plan) -> dict[str, NDArray[np.int64]]:
         """Return the pairs that the segments before the last one have left, by corpus."""
@@ -275,16 +277,16 @@ class Mix:
 
     def _unseen(self, plan: Plan, epoch: int, done: int) -> dict[str, NDArray[np.int64]]:
         """Return the pairs of an epoch that are not in its first `done` batches, by corpus."""
-        parts = self._rows_by_corpus(plan, epoch)
+        rows, sizes = self.rows(plan, epoch), self._sizes(plan, epoch)
         order, cuts, sequence = self.sampler(plan).order(epoch)
         is_seen = np.zeros(len(order), bool)
         for number in sequence[:done]:
             is_seen[order[cuts[number] : cuts[number + 1]]] = True
         unseen, start = {}, 0
-        for name in (name for name in self.corpora if name in parts):
-            stop = start + len(parts[name])
-            unseen[name] = parts[name][~is_seen[start:stop]]
-            start = stop
+        for name, size in sizes.items():
+            part = slice(start, start + size)
+            unseen[name] = rows[part][~is_seen[part]].astype(np.int64)
+            start += size
         return unseen
 
     def _walked(self, plan: Plan, pairs: int) -> tuple[int, ...]:

@@ -43,14 +43,26 @@ class Permutation:
         """Return the entries (N,) at some places (N,) in [0, size)."""
         result = np.empty(len(numbers), np.int64)
         for start in range(0, len(numbers), _CHUNK):
-            part = self._permuted(numbers[start : start + _CHUNK].astype(np.uint64))
-            outside = np.flatnonzero(part >= self.size)
-            while len(outside):
-                again = self._permuted(part[outside])
-                part[outside] = again
-                outside = outside[again >= self.size]
-            result[start : start + _CHUNK] = part
+            part = slice(start, start + _CHUNK)
+            result[part] = self._inside(numbers[part].astype(np.uint64))
         return result
+
+    def fill(self, out: NDArray[np.integer], first: int) -> None:
+        """Write the entries from place `first` on to `out` (N,)."""
+        for start in range(0, len(out), _CHUNK):
+            part = out[start : start + _CHUNK]
+            numbers = np.arange(first + start, first + start + len(part), dtype=np.uint64)
+            part[:] = self._inside(numbers)
+
+    def _inside(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Permute numbers until they are in [0, size)."""
+        permuted = self._permuted(numbers)
+        outside = np.flatnonzero(permuted >= self.size)
+        while len(outside):
+            again = self._permuted(permuted[outside])
+            permuted[outside] = again
+            outside = outside[again >= self.size]
+        return permuted
 
     def _permuted(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         low, high = numbers & self._low, numbers >> self._low_bits

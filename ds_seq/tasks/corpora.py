@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from ds_seq.config.data import DataConfig
 from ds_seq.config.text_files import SplitConfig
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.options import Corpus
-from ds_seq.data.expected import text_files
+from ds_seq.data.expected import cleaning_by_corpus, text_files
 from ds_seq.data.manifest import CorpusRecord
 from ds_seq.errors import UserError
-from ds_seq.text.lines import PairPath, count_pairs
+from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
 
 TRAIN = "train"
 
@@ -44,6 +45,26 @@ def build_corpora(data: DataConfig, raw: Sequence[PairPath]) -> list[Corpus]:
         )
         for name, corpus in data.corpora.items()
     ]
+
+
+def inputs_of_cleaning(data: DataConfig, split: str) -> list[str]:
+    """Return what clean text is made from besides the raw text.
+
+    These are the fingerprints of files that cleaning reads, and the name, the languages and the
+    number of files of each corpus.
+    """
+    if split != TRAIN:
+        return []
+    read = [
+        text_fingerprint(Path(name))
+        for clean in cleaning_by_corpus(data).values()
+        for _, name in clean.named_files()
+    ]
+    corpora = [
+        " ".join((name, *corpus.pair(data.languages), str(len(text_files(corpus)))))
+        for name, corpus in data.corpora.items()
+    ]
+    return read + corpora
 
 
 def count_each(texts: Mapping[str, SplitConfig]) -> dict[str, int]:

@@ -33,13 +33,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import clean_corpora, normalize_corpus
 from ds_seq.data.cleaning.report import CleanReport
-from ds_seq.data.expected import (
-    clean_options,
-    cleaning_by_corpus,
-    raw_files,
-    text_files,
-    vocab_options,
-)
+from ds_seq.data.expected import clean_options, raw_files, vocab_options
 from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.overlap import Overlap, find_overlap
@@ -49,7 +43,13 @@ from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
-from ds_seq.tasks.corpora import build_corpora, corpus_records, count_each, named_texts
+from ds_seq.tasks.corpora import (
+    build_corpora,
+    corpus_records,
+    count_each,
+    inputs_of_cleaning,
+    named_texts,
+)
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
@@ -171,7 +171,7 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records] + _inputs_of_cleaning(data, split),
+        inputs=[record.sha256 for record in records] + inputs_of_cleaning(data, split),
         options=clean_options(data, split),
         outputs=list(text),
     )
@@ -198,26 +198,6 @@ def _clean_split(
         if number:
             print(f"    dropped {number:>12,}  {reason}")
     return CleanText(text, clean_options(data, split), sizes)
-
-
-def _inputs_of_cleaning(data: DataConfig, split: str) -> list[str]:
-    """Return what clean text is made from besides the raw text.
-
-    These are the fingerprints of files that cleaning reads, and the name, the languages and the
-    number of files of each corpus.
-    """
-    if split != "train":
-        return []
-    read = [
-        text_fingerprint(Path(name))
-        for clean in cleaning_by_corpus(data).values()
-        for _, name in clean.named_files()
-    ]
-    corpora = [
-        " ".join((name, *corpus.pair(data.languages), str(len(text_files(corpus)))))
-        for name, corpus in data.corpora.items()
-    ]
-    return read + corpora
 
 
 def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:

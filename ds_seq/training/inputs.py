@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import secrets
 from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
 
+from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import CorporaDataset
+from ds_seq.data.node_share import NodeShare
 from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed import World
@@ -18,6 +22,8 @@ from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
 from ds_seq.tasks.mix import build_mix, collate_in, train_sampler, untagged_parts
 from ds_seq.text.lines import read_parallel
+
+_LEAST_SHARED = 1_000_000  # pairs; fewer are ordered faster than they are shared
 
 
 def validation_set(task: Task, config: ExperimentConfig) -> Dataset | None:
@@ -51,11 +57,25 @@ def check_tags(
                 )
 
 
+def open_share(dataset: Dataset, world: World) -> NodeShare | None:
+    """Let the ranks of each machine share the order of a large dataset; a collective."""
+    if world.size == 1 or len(dataset) < _LEAST_SHARED:
+        return None
+    token = distributed.broadcast_object(secrets.token_hex(8))
+    if world.local_size == 1:
+        return None
+    share = NodeShare(token, makes=world.local_rank == 0)
+    atexit.register(share.close)
+    return share
+
+
 def train_batches(
-    config: ExperimentConfig, task: Task, dataset: Dataset, world: World
+    config: ExperimentConfig, task: Task, dataset: Dataset, world: World, share: NodeShare | None
 ) -> BatchStream:
     train = config.train
     sampler = train_sampler(config, dataset, world.rank, world.size)
+    if share is not None:
+        sampler = sampler.shared(share)
     return BatchStream(
         partial(task.collate, dataset),
         sampler,

@@ -43,7 +43,13 @@ from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
-from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
+from ds_seq.training.inputs import (
+    check_tags,
+    open_share,
+    train_batches,
+    valid_batches,
+    validation_set,
+)
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
@@ -246,11 +252,11 @@ def _build(
     problems: Sequence[str],
 ) -> Trainer:
     """Build model, engine and trainer; a collective."""
-    config = setup.config
+    config, share = setup.config, open_share(train_set, world)
     with distributed.shared_errors():
         model = build_start(setup, task, world)
         is_auto = config.train.max_tokens == "auto"
-        batches = None if is_auto else train_batches(config, task, train_set, world)
+        batches = None if is_auto else train_batches(config, task, train_set, world, share)
         tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
         names = [] if config.train.validate_every is None else config.validation.metrics
@@ -268,7 +274,7 @@ def _build(
     if batches is None:
         config = with_batch_size(config, engine, criterion, task, train_set, progress)
         with distributed.shared_errors():
-            batches = train_batches(config, task, train_set, world)
+            batches = train_batches(config, task, train_set, world, share)
     done = 0 if progress is None else int(progress["update"])
     store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)

@@ -105,7 +105,7 @@ def find_batch_size(
 
 def _trials(dataset: Dataset, cap: int | None) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield sizes in tokens, and the longest examples that make such a batch."""
-    longest = np.asarray(dataset.lengths).max(axis=1)
+    longest = np.asarray(dataset.lengths).max(axis=1).astype(np.int64)
     most = int(longest.max())
     order = np.argsort(-longest, kind="stable")
     tokens = max(_FIRST, most)
