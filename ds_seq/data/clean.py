@@ -153,7 +153,7 @@ def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequenc
         for number, text in enumerate(lines, block.first_line):
             if not text:
                 raise UserError(
-                    f"{path}: line {number} is empty; remove that line from both sides "
+                    f"{path}: {block.path.form.unit} {number} is empty; remove it from both sides "
                     "(prepare_data/clean.py does)"
                 )
 
@@ -234,7 +234,7 @@ def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str
 
 
 def _explain_nothing(inputs: Sequence[PairPath], report: CleanReport) -> str:
-    names = ", ".join(f"{path.source} and {path.target}" for path in inputs) or "an empty list"
+    names = ", ".join(" and ".join(map(str, path.files)) for path in inputs) or "an empty list"
     if report.total == 0:
         return f"there is no sentence pair in {names}"
     reasons = ", ".join(f"{name} {number:,}" for name, number in report.dropped.items() if number)

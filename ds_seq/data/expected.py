@@ -7,17 +7,58 @@ from typing import Any
 
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.raw_text import TextFiles, raw_texts
 from ds_seq.data.origin import Expected
+from ds_seq.errors import UserError
+from ds_seq.text.forms import Form, JsonLines, Lines, Segments, Table
 from ds_seq.text.lines import PairPath
+from ds_seq.text.xml_forms import Tmx, WmtXml
 
 NORMALIZATION = {"nfkc", "fold_spaces"}
 """Fields of `data.clean` that are not filters."""
 
 
-def raw_files(data: DataConfig, split: str) -> list[PairPath]:
-    """Return the raw files that an experiment names for a split; none for an unknown split."""
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    return [PairPath(Path(pair.source), Path(pair.target)) for pair in raw.get(split, [])]
+def raw_files(data: DataConfig, split: str, must_exist: bool = True) -> list[PairPath]:
+    """Return the raw text that an experiment names for a split; none for an unknown split.
+
+    Args:
+        data: the section.
+        split: name of the split.
+        must_exist: whether a folder must have the files; other files are looked for when read.
+
+    Raises:
+        UserError: a folder does not have the text that it was named for.
+    """
+    texts = raw_texts(data.raw, split, (data.source_lang, data.target_lang), must_exist)
+    return [pair_path(text, counts_invalid=split == "train") for text in texts]
+
+
+def pair_path(text: TextFiles, *, counts_invalid: bool) -> PairPath:
+    """Return a named text as its reader takes it.
+
+    Args:
+        text: the text.
+        counts_invalid: whether its reader drops pairs that are not UTF-8, and counts them.
+    """
+    is_counted = counts_invalid and text.invalid_utf8 == "drop"
+    invalid = "keep" if is_counted else text.invalid_utf8
+    return PairPath(Path(text.source), Path(text.target), _form(text), invalid)
+
+
+def _form(text: TextFiles) -> Form:
+    match text.form:
+        case "lines":
+            return Lines()
+        case "segments":
+            return Segments()
+        case "tsv":
+            return Table(text.columns, text.header)
+        case "jsonl":
+            return JsonLines(text.keys)
+        case "tmx":
+            return Tmx(text.keys)
+        case "xml":
+            return WmtXml(text.keys)
 
 
 def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
@@ -37,10 +78,18 @@ def expected_by_experiment(data: DataConfig, split: str) -> Expected:
     """Return what an experiment expects of the shards of a split."""
     return Expected(
         languages=(data.source_lang, data.target_lang),
-        raw=tuple(raw_files(data, split)),
+        raw=_raw_here(data, split),
         clean=clean_options(data, split),
         vocab=vocab_options(data),
     )
+
+
+def _raw_here(data: DataConfig, split: str) -> tuple[PairPath, ...]:
+    """Return the raw text; none if it is in a folder that is not on this machine."""
+    try:
+        return tuple(raw_files(data, split))
+    except UserError:
+        return ()
 
 
 def expected_by_model(

@@ -12,7 +12,7 @@ from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
 from ds_seq.tasks.base import Task
-from ds_seq.tasks.translation import RawSplit, TranslationTask
+from ds_seq.tasks.translation import TranslationTask
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE
 
@@ -24,10 +24,7 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}"),
-        raw={
-            split: [RawSplit(pair.source, pair.target) for pair in raw_files(data, split)]
-            for split in splits
-        },
+        raw={split: raw_files(data, split, must_exist=False) for split in splits},
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,

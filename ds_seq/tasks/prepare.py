@@ -33,13 +33,13 @@ from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
 from ds_seq.data.expected import NORMALIZATION, clean_options, raw_files, vocab_options
 from ds_seq.data.manifest import Manifest
-from ds_seq.data.origin import Origin, TextRecord
+from ds_seq.data.origin import Origin, TextRecord, text_records
 from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
-from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.names import SPLITS, TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
@@ -50,7 +50,6 @@ from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
-SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
 _MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
@@ -63,12 +62,12 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         force: whether to repeat steps that are up to date.
     """
     data = config.data
-    if not data.raw.train:
+    if not data.raw.entries("train"):
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {split: pairs for split in SPLITS if (pairs := raw_files(data, split))}
+    raw = {split: texts for split in SPLITS if (texts := raw_files(data, split))}
     inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
     for output in (path for split in raw for path in _clean_text(data, split)):
         files.check_not_input(output, inputs)
@@ -95,7 +94,7 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
             _refuse_labels(data, split)
     texts, origins = {}, {}
     for split, pairs in raw.items():
-        records = [TextRecord.of(path) for pair in pairs for path in pair]
+        records = text_records(pairs)
         texts[split], cleaning = _clean_split(data, split, pairs, records, force)
         origins[split] = Origin(tuple(records), cleaning)
     _report_overlap(data, texts, force)
@@ -146,7 +145,7 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records],
+        inputs=[record.identity for record in records],
         options=clean_options(data, split),
         outputs=list(text),
     )
