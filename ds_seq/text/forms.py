@@ -50,6 +50,12 @@ class _TwoFiles:
     def part(self, side: int) -> str:
         return ""
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
 
 class Lines(_TwoFiles):
     r"""Two files with one sentence per line.
@@ -82,12 +88,6 @@ class Lines(_TwoFiles):
         if counts[0] != counts[1]:
             raise _unequal(source, counts[0], target, counts[1], self.unit)
         return counts[0]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Lines)
-
-    def __hash__(self) -> int:
-        return hash(Lines)
 
 
 def count_lines(path: Path, allowed: tuple[Kind, ...] = ()) -> int:
@@ -249,11 +249,37 @@ class Segments(_TwoFiles):
     def count(self, source: Path, target: Path) -> int:
         return sum(len(sources) for sources, _ in self.blocks(source, target, 1 << 30))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Segments)
 
-    def __hash__(self) -> int:
-        return hash(Segments)
+class TaggedTalks(Lines):
+    """Two files of IWSLT's training text: lines of talks, and tagged lines about each talk.
+
+    Titles and descriptions are sentences, too, as in the customary preparation of IWSLT14; other
+    tagged lines (`<url>`, `<speaker>`, `<doc ...>`) are no text.
+    """
+
+    def blocks(self, source: Path, target: Path, size: int) -> Iterator[Sides]:
+        sources, targets = (_talk_lines(path) for path in (source, target))
+        if len(sources) != len(targets):
+            raise _unequal(source, len(sources), target, len(targets), self.unit)
+        for start in range(0, len(sources), size):
+            yield sources[start : start + size], targets[start : start + size]
+
+    def count(self, source: Path, target: Path) -> int:
+        return sum(len(sources) for sources, _ in self.blocks(source, target, 1 << 30))
+
+
+_TAGGED = re.compile(rb"<(title|description)>(.*)</\1>")
+
+
+def _talk_lines(path: Path) -> list[bytes]:
+    lines: list[bytes] = []
+    with open_bytes(path, allowed=("xml",)) as file:
+        for line in map(bytes.strip, file):
+            if match := _TAGGED.fullmatch(line):
+                lines.append(match[2].strip())
+            elif not line.startswith(b"<"):
+                lines.append(line)
+    return lines
 
 
 _SEGMENT = re.compile(rb"<seg\b[^>]*>(.*?)</seg\s*>", re.DOTALL | re.IGNORECASE)
