@@ -117,10 +117,10 @@ def _names(value: list[str] | str) -> list[str]:
 def _form(key: str, source: str) -> TextForm:
     if key in ("tsv", "jsonl", "tmx", "xml"):
         return key  # type: ignore[return-value]
-    return "segments" if _plain(source).lower().endswith(_SEGMENTS) else "lines"
+    return "segments" if plain_name(source).lower().endswith(_SEGMENTS) else "lines"
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a name without the suffix of a compressed file."""
     return next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)
 
@@ -171,7 +171,9 @@ def _parts(folder: Path, ends: tuple[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the files of corpora that mtdata has not merged."""
     if not isdir(folder):
         return
-    names = sorted(_plain(path.name) for path in folder.iterdir() if not path.name.startswith("."))
+    names = sorted(
+        plain_name(path.name) for path in folder.iterdir() if not path.name.startswith(".")
+    )
     stems = dict.fromkeys(name.rpartition(".")[0] for name in names if ".meta." not in name)
     for stem in stems:
         suffixes = {name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == stem}

@@ -7,12 +7,11 @@ from typing import Any
 
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.raw_text import TextFiles, raw_texts
+from ds_seq.config.raw_text import raw_texts
 from ds_seq.data.origin import Expected
 from ds_seq.errors import UserError
-from ds_seq.text.forms import Form, JsonLines, Lines, Segments, Table
 from ds_seq.text.lines import PairPath
-from ds_seq.text.xml_forms import Tmx, WmtXml
+from ds_seq.text.raw import pair_path
 
 NORMALIZATION = {"nfkc", "fold_spaces"}
 """Fields of `data.clean` that are not filters."""
@@ -31,34 +30,6 @@ def raw_files(data: DataConfig, split: str, must_exist: bool = True) -> list[Pai
     """
     texts = raw_texts(data.raw, split, (data.source_lang, data.target_lang), must_exist)
     return [pair_path(text, counts_invalid=split == "train") for text in texts]
-
-
-def pair_path(text: TextFiles, *, counts_invalid: bool) -> PairPath:
-    """Return a named text as its reader takes it.
-
-    Args:
-        text: the text.
-        counts_invalid: whether its reader drops pairs that are not UTF-8, and counts them.
-    """
-    is_counted = counts_invalid and text.invalid_utf8 == "drop"
-    invalid = "keep" if is_counted else text.invalid_utf8
-    return PairPath(Path(text.source), Path(text.target), _form(text), invalid)
-
-
-def _form(text: TextFiles) -> Form:
-    match text.form:
-        case "lines":
-            return Lines()
-        case "segments":
-            return Segments()
-        case "tsv":
-            return Table(text.columns, text.header)
-        case "jsonl":
-            return JsonLines(text.keys)
-        case "tmx":
-            return Tmx(text.keys)
-        case "xml":
-            return WmtXml(text.keys)
 
 
 def clean_options(data: DataConfig, split: str) -> dict[str, Any]:

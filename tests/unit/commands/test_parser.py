@@ -17,6 +17,7 @@ from tests.fresh import words_printed_by
 CHECKED = {
     "--local_rank", "--expert-parallel", "--n-best", "--workers", "--buffer-size", "--align-layer",
     "--samples-per-line", "--encoder-layers", "--decoder-layers", "--world-size", "--experts",
+    "--columns",
 }  # fmt: skip
 
 
