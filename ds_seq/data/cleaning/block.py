@@ -73,12 +73,14 @@ def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     scores: list[float] = []
     sources: list[str] = []
     targets: list[str] = []
+    # a header is no pair, and has no score
+    first_score = block.first_line - corpus.inputs[block.input].form.first + 1
     for index, raw in enumerate(zip(block.source, block.target, strict=True)):
         reason = None
         score = 0.0
         if block.scores is not None:
             file = corpus.scores[block.input]
-            score = parse_score(block.scores[index], file, block.first_line + index)
+            score = parse_score(block.scores[index], file, first_score + index)
         try:
             source, target = raw[0].decode("utf-8"), raw[1].decode("utf-8")
         except UnicodeDecodeError:
