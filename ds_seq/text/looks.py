@@ -43,6 +43,7 @@ _MARKUP = (
 _BOMS_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _HEAD_LINES = 10
 _TABLES = (".tsv", ".tab", ".csv")
+_TAR_MAGIC = slice(257, 262)
 _FEWEST_ROWS = 5
 """Number of lines with equally many tabs that make a table of a file with another suffix."""
 
@@ -120,6 +121,8 @@ def _binary_kind(head: bytes) -> tuple[str, str] | None:
     for magic, kind, advice in _MAGIC:
         if head.startswith(magic):
             return kind, advice
+    if head[_TAR_MAGIC] == b"ustar":
+        return "a tar archive", "unpack it: tar -xf FILE"
     if head.count(0) * 8 <= len(head):
         return None
     even, odd = (head[start::2].count(0) for start in (0, 1))
