@@ -23,7 +23,7 @@ from ds_seq.text.lines import read_lines
 SUMS_FILE = "SHA256SUMS"
 """Checksums of the files of a folder, in the format of `sha256sum`."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18  # what a kill may lose of a slow download
 _SECONDS = 60.0  # without any answer
 _PAUSES = (1.0, 2.0, 4.0, 8.0)  # between attempts
 _TRANSIENT = (OSError, http.client.HTTPException)  # among them URLError and time-outs

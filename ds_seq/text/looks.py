@@ -53,6 +53,7 @@ _COMMAS = ".csv"
 _CUT = (
     "data.raw takes {tsv: FILE, columns: [1, 2]}; elsewhere, cut the text out: cut -f 1 FILE > NEW"
 )
+_TAR_MAGIC = slice(257, 262)
 _FEWEST_ROWS = 5
 """Number of lines with equally many tabs that make a table of a file with another suffix."""
 
@@ -132,6 +133,8 @@ def _binary_kind(head: bytes) -> tuple[str, str] | None:
     for magic, kind, advice in _MAGIC:
         if head.startswith(magic):
             return kind, advice
+    if head[_TAR_MAGIC] == b"ustar":
+        return "a tar archive", "unpack it: tar -xf FILE"
     if head.count(0) * 8 <= len(head):
         return None
     even, odd = (head[start::2].count(0) for start in (0, 1))

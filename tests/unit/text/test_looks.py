@@ -43,6 +43,7 @@ JSON_LINES = b'{"en": "a", "de": "b"}\n{"en": "c", "de": "d"}\n'
         ("x.xml", b"<?xml version='1.0'?>\n<rss/>\n", "XML or HTML; extract its sentences"),
         ("x.en", b"PAR1" + bytes(99), "a Parquet table"),
         ("x.en", bytes(64), "a binary file; give a text file"),
+        ("x.tar.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar"), "a tar archive; unpack it"),
     ],
 )
 def test_what_it_looks_like_and_what_to_do(
