@@ -112,3 +112,17 @@ def test_a_file_of_someone_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("io.FileIO", refuse)  # tests may run as root, who may read everything
     with pytest.raises(UserError, match="x: cannot be read: Permission denied; .* chmod u\\+r"):
         open_bytes(path)
+
+
+def test_json_lines_are_no_other_json(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(JSON_LINES)
+    open_bytes(path, allowed=("json",)).close()
+    path.write_bytes(b'[\n {"en": "a"},\n {"en": "b"}\n]\n')
+    with pytest.raises(UserError, match=r"not one object per line; write it so: jq -c '.\[\]'"):
+        open_bytes(path, allowed=("json",))
+
+
+def test_lines_of_xml_may_end_with_carriage_returns(tmp_path: Path) -> None:
+    (tmp_path / "x.tmx").write_bytes(b"<?xml version='1.0'?>\r<tmx/>\r")
+    open_bytes(tmp_path / "x.tmx", allowed=("xml", "utf16")).close()
