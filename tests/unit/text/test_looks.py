@@ -21,14 +21,18 @@ JSON_LINES = b'{"en": "a", "de": "b"}\n{"en": "c", "de": "d"}\n'
     ("name", "content", "words"),
     [
         ("x.en", b"\x28\xb5\x2f\xfd" + b"abc" * 9, "compressed by zstd; give it the suffix .zst"),
-        ("x.en", gzip.compress(b"the man\n"), "compressed by gzip; give it the suffix .gz"),
+        (
+            "x.en",
+            gzip.compress(b"the man\n", mtime=0),
+            "compressed by gzip; give it the suffix .gz",
+        ),
         ("x.en", "the män\n".encode("utf-16"), "UTF-16 text; convert it: iconv -f UTF-16 -t"),
         ("x.en", "the man\n".encode("utf-16-le"), "UTF-16 text; convert it: iconv -f UTF-16LE"),
         ("x.en", "the man\n".encode("utf-16-be"), "UTF-16 text; convert it: iconv -f UTF-16BE"),
         ("x.en", "the man\n".encode("utf-32"), "UTF-32 text; convert it: iconv -f UTF-32"),
-        ("x.en.gz", gzip.compress("the man\n".encode("utf-16")), "UTF-16 text"),
+        ("x.en.gz", gzip.compress("the man\n".encode("utf-16"), mtime=0), "UTF-16 text"),
         ("x.tsv", PAIR, "a table of 2 columns; data.raw takes {tsv: "),
-        ("x.tsv.gz", gzip.compress(PAIR), "cut the text out: cut -f 1"),
+        ("x.tsv.gz", gzip.compress(PAIR, mtime=0), "cut the text out: cut -f 1"),
         ("x.en", PAIR * 5, "a table of 2 columns"),
         ("x.json", b'[\n {"en": "a"},\n {"en": "b"}\n]\n', "JSON; write its sentences to a file"),
         ("x.json", b'[{"en": "a"}]', "JSON; write its sentences to a file"),
@@ -43,7 +47,11 @@ JSON_LINES = b'{"en": "a", "de": "b"}\n{"en": "c", "de": "d"}\n'
         ("x.xml", b"<?xml version='1.0'?>\n<rss/>\n", "XML or HTML; extract its sentences"),
         ("x.en", b"PAR1" + bytes(99), "a Parquet table"),
         ("x.en", bytes(64), "a binary file; give a text file"),
-        ("x.tar.gz", gzip.compress(b"x".ljust(257, b"\0") + b"ustar"), "a tar archive; unpack it"),
+        (
+            "x.tar.gz",
+            gzip.compress(b"x".ljust(257, b"\0") + b"ustar", mtime=0),
+            "a tar archive; unpack it",
+        ),
     ],
 )
 def test_what_it_looks_like_and_what_to_do(
