@@ -6,6 +6,7 @@ The numbers depend on the text and the size of a block alone, never on who clean
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -90,6 +91,8 @@ def _with_scores(
         yield from ((lines, None) for lines in blocks)
         return
     with open_bytes(scores.path, allowed=("table",)) as file:
+        if scores.path in path.files:  # a column of the text itself, below the same header
+            deque(islice(file, path.form.first - 1), maxlen=0)
         total = 0
         for lines in blocks:
             texts = list(islice(file, len(lines.source)))
