@@ -141,6 +141,9 @@ def _recover(folder: Path, index: Path, finished: Finished) -> None:
                 used += len(line)
         os.truncate(data, end)
     os.truncate(index, used)
+    if not used:
+        index.unlink()
+        data.unlink(missing_ok=True)
 
 
 def _parse(line: bytes) -> _Line | None:
