@@ -160,7 +160,7 @@ def main() -> int:
     for name in ("source", "target"):
         parser.add_argument(name, type=Path, help=f"{name} text, one sentence per line")
     parser.add_argument("--old", type=Path, help="another checkout to compare with")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     add_common_arguments(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
