@@ -18,8 +18,6 @@ _SYLLABIC = re.compile(
     "\u1980-\u19c9\u1a20-\u1a7c\u1b00-\u1b4b\ua980-\ua9c0\ua9e0-\ua9ef\uaa60-\uaadf]"
 )
 _LETTERS_PER_WORD = 4
-_NEEDS_COUNTING = re.compile("[\u0e01-\u1b4b\u3005-\U0003ffff]")
-"""Everything that is counted below lies here, and no letter of Latin, Greek or Cyrillic."""
 _TSHEG = "\u0f0b"  # the mark between the syllables of Tibetan and Dzongkha
 _TIBETAN = re.compile("[\u0f40-\u0fbc]")
 
@@ -31,7 +29,7 @@ def count_words(text: str) -> int:
     Southeast Asia, and each syllable of Tibetan.
     """
     words = len(text.split())
-    if text.isascii() or _NEEDS_COUNTING.search(text) is None:
+    if text.isascii():
         return words
     letters = sum(unicodedata.category(c) == "Lo" for c in _SYLLABIC.findall(text))
     ideographs = len(_IDEOGRAPHS.findall(text))
