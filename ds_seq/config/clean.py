@@ -193,7 +193,10 @@ class CleanConfig(Config):
         default=None, description="Tab-separated column of the scores in `score_files`, from 1 on."
     )
     min_score: float | None = Field(
-        default=None, description="Drop pairs with a smaller score; needs `score_files`."
+        default=None,
+        ge=-1e6,  # it may be a log-probability
+        le=1e6,
+        description="Drop pairs with a smaller score; needs `score_files`.",
     )
     drop_duplicates: bool = Field(
         default=True,

@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 
 from ds_seq.config.data import ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.optim import ConstantConfig, InverseSqrtConfig
 from ds_seq.config.text_files import SplitConfig
 from ds_seq.errors import UserError
 from ds_seq.records import Count, read_json, record
@@ -62,23 +61,6 @@ def unmet(config: ExperimentConfig) -> Needs:
             "--elsewhere` if the run is for another machine"
         )
     return Needs(errors, notes)
-
-
-def warmup_error(config: ExperimentConfig) -> str | None:
-    """Return a line if the run ends before the learning rate has reached its peak, else None.
-
-    Schedules that decay to a given update are checked with the experiment itself.
-    """
-    scheduler, updates = config.scheduler, config.train.max_updates
-    if not isinstance(scheduler, InverseSqrtConfig | ConstantConfig):
-        return None
-    if scheduler.warmup_updates <= updates:
-        return None
-    return (
-        f"scheduler.warmup_updates: {scheduler.warmup_updates} is longer than the run, which ends "
-        f"at update {updates} (train.max_updates), before the learning rate has reached its peak; "
-        "lower it"
-    )
 
 
 def train_manifest(config: ExperimentConfig) -> TrainManifest | None:

@@ -30,6 +30,7 @@ from ds_seq.data.manifest import FileRecord, IdType, Manifest, ShardCounts
 from ds_seq.data.origin import Origin
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
+from ds_seq.records import inside
 
 SIDES = ("src", "tgt")
 
@@ -251,6 +252,7 @@ def check_ids(ids: NDArray[np.integer], vocab_size: int, folder: Path, remedy: s
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> NDArray[Any]:
     """Map a file of `length` numbers into memory."""
+    path = inside(path.parent, path.name)
     size = path.stat().st_size if path.is_file() else 0
     if size != length * dtype.itemsize:
         raise UserError(

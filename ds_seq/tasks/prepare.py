@@ -56,6 +56,10 @@ from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
 SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
+_NOT_OURS = (
+    "this command had made another vocabulary there; if you have not replaced it, it is damaged: "
+    "remove it, and run the command again"
+)
 _MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
 
@@ -230,10 +234,18 @@ def _make_vocab(
     inputs = [text_fingerprint(file) for file in (*text, *rules)]
     step = Step(path.with_name("vocab.json"), inputs, options, [path])
     if path.exists():
+        if step.is_damaged():
+            if (again := _trained_again(data, text, path)) is not None:
+                step.record({"size": again.size})
+                print(f"vocabulary: the record of {path} was damaged, and is written again")
+                return again, every
+            step.forget()
         if not step.made_outputs():
             tokenizers = load_tokenizers(data, path)
             size = f"{tokenizers.size:,} subwords"
             print(f"vocabulary: using the existing {path} ({size}), which was copied there")
+            if step.is_recorded():
+                print(f"    note: {_NOT_OURS}")
             _print_notes(data, tokenizers, path)
             return tokenizers, None
         if not force and step.result_of_last_time() is not None:
@@ -254,6 +266,16 @@ def _make_vocab(
     print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
     _print_notes(data, tokenizers, path)
     return tokenizers, every
+
+
+def _trained_again(data: DataConfig, text: PairPath, path: Path) -> Tokenizers | None:
+    """Return the tokenizers if they would be trained like those that exist, else None.
+
+    Whether this command made them cannot be known otherwise if its record is damaged.
+    """
+    print(f"vocabulary: training again, to compare with {path}", flush=True)
+    tokenizers = Tokenizers.shared(train_tokenizer(data, list(text)))
+    return tokenizers if tokenizers.target.to_bytes() == path.read_bytes() else None
 
 
 def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
@@ -322,7 +344,7 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    _report_untagged(split, text, reader, tokenizers)
+    _report_untagged(data, split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -335,10 +357,10 @@ def _make_shards(
 
 
 def _report_untagged(
-    split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
+    data: DataConfig, split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
 ) -> None:
     """Report sources without a language tag if others have one, or with an unknown tag."""
-    tags = language_tags(tokenizers.source)
+    tags = language_tags(tokenizers.source, data.language_tags)
     if not tags:
         for block in islice(read_blocks([text], _MOST_CHECKED), 1):
             lines = decode_lines(block)[0]
