@@ -41,6 +41,7 @@ _HELP = {
     "make-student": "run folder -> smaller model made of some of its layers",
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "verify": "run, export or data folder -> whether its files are intact",
+    "verify-data": "data folder -> the same as verify",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 
@@ -51,6 +52,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
+COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
 def run(name: str, argv: Sequence[str]) -> int:

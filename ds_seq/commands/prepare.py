@@ -7,11 +7,17 @@ from collections.abc import Sequence
 from ds_seq.commands.arguments.prepare import build_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import PREPARING
+from ds_seq.data.mpi import team
 from ds_seq.tasks.prepare import prepare
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `ds-seq prepare`; return the exit code."""
+    """Run `ds-seq prepare`, with all ranks under `mpirun`; return the exit code."""
+    with team() as is_first:
+        return _prepare(argv) if is_first else 0
+
+
+def _prepare(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_intermixed_args(argv)
     config = load_experiment(arguments.experiment, arguments.overrides, PREPARING)
     prepare(config, arguments.force)

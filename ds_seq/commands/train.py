@@ -24,11 +24,14 @@ def main(argv: Sequence[str]) -> int:
             checkpoint=args.checkpoint,
             allow_changes=args.allow_change,
         )
-        if distributed.rank() == 0:
+        is_first = distributed.rank() == 0
+        if is_first:
             _report(result)
     finally:
         distributed.shutdown()
-    return 0
+    # Only the last rank to do something says so: launchers end all others when one has failed.
+    is_stopped = is_first and result.reason == "signal"
+    return args.signal_exit_code if is_stopped else 0
 
 
 def _report(result: TrainingResult) -> None:

@@ -22,6 +22,8 @@ from ds_seq.files.checksums import (
     check_file,
     check_sums,
     fingerprint,
+    is_sealed,
+    sealed_json,
     write_sums,
 )
 from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
@@ -38,12 +40,14 @@ __all__ = [
     "check_sums",
     "fingerprint",
     "host",
+    "is_sealed",
     "lock_of",
     "publish",
     "remove",
     "remove_folder",
     "remove_leftovers",
     "replacing",
+    "sealed_json",
     "sync",
     "temporary_path",
     "unwritable",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ds_seq.errors import UserError
 from ds_seq.records import inside, read_limited
@@ -24,6 +26,7 @@ SUMS_FILE = "SHA256SUMS"
 
 _READ_BYTES = 1 << 20
 _SUMS_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
+_SEAL = b',\n "sha256": "'
 
 
 def fingerprint(path: str | Path) -> str:
@@ -33,6 +36,18 @@ def fingerprint(path: str | Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sealed_json(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object whose last line is the SHA-256 of all that stands before it."""
+    body = json.dumps(value, indent=1).removesuffix("\n}").encode()
+    return body + _SEAL + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+
+
+def is_sealed(content: bytes) -> bool:
+    """Return whether these are exactly the bytes that `sealed_json` has returned."""
+    body, _, seal = content.rpartition(_SEAL)
+    return seal == hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
 def check_file(path: Path, size: int, sha256: str | None) -> Damage | None:

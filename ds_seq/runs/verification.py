@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,8 @@ from ds_seq.config.load import load_experiment
 from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
 from ds_seq.errors import UserError
-from ds_seq.records import read_json
+from ds_seq.names import SPECIAL_PIECES
+from ds_seq.records import inside
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_HASH_KEY,
@@ -24,8 +26,9 @@ from ds_seq.runs.formats.ds_seq import (
     find_checkpoint,
 )
 from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
-from ds_seq.tasks.step import StepRecord
-from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.tasks.step import REPORTS, read_step
+from ds_seq.text.sentencepiece import possible_fingerprints
+from ds_seq.text.vocab_file import VOCAB_FILE, read_vocab_file
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
@@ -96,6 +99,8 @@ def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
+    if (path / VOCAB_FILE).is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
+        yield _checked(path / VOCAB_FILE, partial(_check_vocab_of_shards, path))
     for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
             yield _checked(record, partial(_check_step, record))
@@ -184,9 +189,35 @@ def _check_shards(path: Path) -> str:
     return f"SHA-256 of {len(manifest.files)} files is right"
 
 
+def _check_vocab_of_shards(folder: Path) -> str:
+    """Compare a vocabulary of SentencePiece with the fingerprints in the manifests."""
+    path = folder / VOCAB_FILE
+    content = read_vocab_file(path)
+    found = set()
+    for manifest in folder.glob(f"*{_MANIFEST_SUFFIX}"):
+        with suppress(UserError):  # reported by the check of that manifest
+            found.add(Manifest.read(manifest).vocab_hash)
+    if found & set(possible_fingerprints(content)):
+        return "is the vocabulary of the shards"
+    if not found or any(piece.encode() not in content for piece in SPECIAL_PIECES):
+        return "can be read; only its own kind of tokenizer can say more"
+    raise UserError(
+        f"{path}: is not the vocabulary that the shards were made with; copy it again, or run "
+        "`ds-seq prepare` again"
+    )
+
+
 def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
-    written = read_json(record, StepRecord, "run `ds-seq prepare` again")["outputs"]
+    step = read_step(record)
+    for name, sha256 in step.get("result", {}).get("reports", {}).items():
+        report = inside(record.parent / REPORTS, name)
+        if not report.is_file() or files.fingerprint(report) != sha256:
+            raise UserError(
+                f"{report}: is missing, or has changed since `ds-seq prepare` wrote it; run it "
+                "again with --force"
+            )
+    written = step["outputs"]
     stem = record.name.removesuffix(".json")
     outputs = [record.with_name(VOCAB_FILE)] if stem == "vocab" else None
     if outputs is None:

@@ -9,7 +9,10 @@ from typing_extensions import NotRequired, TypedDict
 
 from ds_seq import files
 from ds_seq.errors import UserError
-from ds_seq.records import Count, read_json, record
+from ds_seq.records import Count, parse_json, read_json, read_limited, record
+
+REPORTS = "reports"
+"""Folder, next to the record of clean text, of the reports of what was dropped."""
 
 
 @record
@@ -24,6 +27,8 @@ class Result(TypedDict, total=False):
     total: Count
     pairs: Count
     sources: Count
+    reports: dict[str, str]
+    """SHA-256 of each file of the report, by its name in the folder `REPORTS`."""
 
 
 @record
@@ -39,6 +44,25 @@ class StepRecord(TypedDict):
     outputs_before: NotRequired[list[str] | None]
     """What the outputs were before an interrupted step, if a step had made them, too."""
     result: NotRequired[Result]
+    sha256: NotRequired[str]
+    """Checksum of the rest; not in records of earlier versions."""
+
+
+def read_step(path: Path) -> StepRecord:
+    """Read a record, and make sure that it is as it was written.
+
+    Records of earlier versions, which have no checksum of themselves, need only have the structure.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
+    """
+    content = read_limited(path)
+    step = parse_json(content, StepRecord, path, "delete it")
+    names = StepRecord.__required_keys__ | StepRecord.__optional_keys__
+    if not files.is_sealed(content) and ("sha256" in step or not step.keys() <= names):
+        raise UserError(f"{path}: is damaged; delete it and run `ds-seq prepare` again")
+    return step
 
 
 class Step:
@@ -131,7 +155,7 @@ class Step:
         """
         last = self._read()
         before = last["outputs"] if last is not None and self.made_outputs() else None
-        files.write_json(self._path, {"outputs": outputs, "outputs_before": before})
+        self._write({"outputs": outputs, "outputs_before": before})
 
     def record(self, result: dict[str, Any]) -> None:
         """Record that the step is done.
@@ -144,4 +168,7 @@ class Step:
             "outputs": [files.fingerprint(file) for file in self._outputs],
             "result": result,
         }
-        files.write_json(self._path, content)
+        self._write(content)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        files.write_bytes(self._path, files.sealed_json(content))

@@ -43,6 +43,14 @@ class Normalizer:
 
     def __call__(self, text: str) -> str:
         """Return the normalized text."""
+        # True of most text, and of none with a control character or a space other than U+0020.
+        is_plain = text.isprintable() and "  " not in text
+        if (
+            is_plain
+            and (text.isascii() or not (self.nfkc or self.form))
+            and self.punctuation is None
+        ):
+            return text.strip(" ")
         if not text.isprintable():
             text = _CONTROLS.sub("", text)
         if self.nfkc:

@@ -14,7 +14,7 @@ from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.tasks import Task
+from ds_seq.tasks.base import Task
 from ds_seq.text.lines import read_parallel
 
 

@@ -43,7 +43,8 @@ from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.surgery.upcycle import start_from
-from ds_seq.tasks import Task, build_task
+from ds_seq.tasks import build_task
+from ds_seq.tasks.base import Task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.engine import Engine

@@ -18,7 +18,7 @@ from ds_seq.names import LOSS
 from ds_seq.reports.metrics import FileLosses, LossSums
 from ds_seq.scores.metric import Metric
 from ds_seq.search.beam_search import BeamSearch
-from ds_seq.tasks import Task
+from ds_seq.tasks.base import Task
 from ds_seq.training.engine import Engine
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]

@@ -245,6 +245,12 @@ def test_check_imports_no_torch() -> None:
     assert not loaded & {"torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu"}
 
 
+def test_data_is_prepared_without_torch() -> None:
+    """Each worker process would load it, which takes longer than most texts."""
+    loaded = modules_after("import ds_seq.commands.prepare, ds_seq.data.binarize")
+    assert "sentencepiece" in loaded and not loaded & {"torch", "deepspeed", "sacrebleu"}
+
+
 def test_importing_the_config_builds_no_schema() -> None:
     """Building them is what `ds-seq check` spends its time on: that of the experiment, once."""
     code = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ds_seq.commands.arguments.shared import add_local_rank
-from ds_seq.commands.parser import CommandParser, add_overrides, command_parser
+from ds_seq.commands.parser import CommandParser, Number, add_overrides, command_parser
 
 
 def build_parser() -> CommandParser:
@@ -36,6 +36,14 @@ def build_parser() -> CommandParser:
         metavar="KEY",
         help="resume although this option, or one of this section, differs from the run so far in "
         "a way that is refused, such as model.num_heads; data.train: the shards; repeatable",
+    )
+    parser.add_argument(
+        "--signal-exit-code",
+        type=Number(0, 255),
+        default=0,
+        metavar="N",
+        help="exit code of a run that a signal has stopped before its end, after it has saved a "
+        "checkpoint (default: 0); a job script knows from it that the run is not finished",
     )
     add_local_rank(parser)
     return parser

@@ -76,7 +76,7 @@ def test_whole_ones(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == "" and captured.out.count(": ok (") == len(captured.out.splitlines())
     for name in ("update_00000010: ok (SHA-256", "index.json: ok (the last is update_00000020"):
         assert name in captured.out
-    for name in ("train.manifest.json: ok (SHA-256 of 12", "train.teacher: ok (SHA-256 of all"):
+    for name in ("train.manifest.json: ok (SHA-256 of 7", "train.teacher: ok (SHA-256 of all"):
         assert name in captured.out
 
 
