@@ -37,13 +37,13 @@ from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.report import CleanReport
 from ds_seq.data.expected import clean_options, raw_files, vocab_options
 from ds_seq.data.manifest import Manifest
-from ds_seq.data.origin import Origin, TextRecord
+from ds_seq.data.origin import Origin, TextRecord, text_records
 from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
-from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.names import SPLITS, TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
 from ds_seq.tasks.step import REPORTS, Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
@@ -54,7 +54,6 @@ from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
-SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
 _NOT_OURS = (
     "this command had made another vocabulary there; if you have not replaced it, it is damaged: "
@@ -71,12 +70,12 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         force: whether to repeat steps that are up to date.
     """
     data = config.data
-    if not data.raw.train:
+    if not data.raw.entries("train"):
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {split: pairs for split in SPLITS if (pairs := raw_files(data, split))}
+    raw = {split: texts for split in SPLITS if (texts := raw_files(data, split))}
     inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
     for output in (path for split in raw for path in _clean_text(data, split)):
         files.check_not_input(output, inputs)
@@ -103,7 +102,7 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
             _refuse_labels(data, split)
     texts, origins = {}, {}
     for split, pairs in raw.items():
-        records = [TextRecord.of(path) for pair in pairs for path in pair]
+        records = text_records(pairs)
         texts[split], cleaning = _clean_split(data, split, pairs, records, force)
         origins[split] = Origin(tuple(records), cleaning)
     _report_overlap(data, texts, force)
@@ -154,7 +153,7 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records] + _files_of_cleaning(data, split),
+        inputs=[record.identity for record in records] + _files_of_cleaning(data, split),
         options=clean_options(data, split),
         outputs=list(text),
     )
@@ -301,10 +300,11 @@ def _report_references(
             changed = list(changes(tokenizers.target, texts))
             if changed:
                 first = changed[0]
+                at = block.first_line + first.number - 1  # a header is a line, too
                 print(
                     f"{split}: {len(changed):,} of {len(texts):,} lines of {pair.target} do not "
                     "come out of the vocabulary as they are, so a perfect translation differs from "
-                    f"them; line {first.number}: {first.text!r} becomes {first.result!r}"
+                    f"them; {pair.form.unit} {at}: {first.text!r} becomes {first.result!r}"
                 )
 
 
