@@ -13,6 +13,7 @@ from os.path import exists, isfile, samefile
 from pathlib import Path
 from typing import Any
 
+from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
 _PAIR = {"source": "", "target": ""}
@@ -20,6 +21,7 @@ _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {
         "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
+        "clean": dict.fromkeys(FILES, ""),
         "vocab": {"normalization": ".tsv"},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},

@@ -18,10 +18,13 @@ from ds_seq.files.atomic import (
 )
 from ds_seq.files.checksums import (
     CHECKED_AT_LOAD,
+    SUMS_FILE,
     check_file,
+    check_sums,
     fingerprint,
     is_sealed,
     sealed_json,
+    write_sums,
 )
 from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
 from ds_seq.files.process import host
@@ -29,10 +32,12 @@ from ds_seq.files.process import host
 __all__ = [
     "CHECKED_AT_LOAD",
     "LOCK_FILE",
+    "SUMS_FILE",
     "Lock",
     "changed_settings",
     "check_file",
     "check_not_input",
+    "check_sums",
     "fingerprint",
     "host",
     "is_sealed",
@@ -48,6 +53,7 @@ __all__ = [
     "unwritable",
     "write_bytes",
     "write_json",
+    "write_sums",
     "write_text",
     "writing",
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ds_seq.errors import UserError
+from ds_seq.records import inside, read_limited
 
 Damage = Literal["missing", "size", "content"]
 
@@ -19,7 +21,11 @@ CHECKED_AT_LOAD = 2 << 30
 Weights and optimizer state, which are read as a whole anyway, are always checked.
 """
 
+SUMS_FILE = "SHA256SUMS"
+"""Checksums of the other files of a folder, which `sha256sum --check` reads, too."""
+
 _READ_BYTES = 1 << 20
+_SUMS_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
 _SEAL = b',\n "sha256": "'
 
 
@@ -69,3 +75,40 @@ def check_file(path: Path, size: int, sha256: str | None) -> Damage | None:
         return "missing"
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def write_sums(folder: Path) -> None:
+    """Write the checksums of all files of a folder into `SUMS_FILE`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    lines = "".join(f"{fingerprint(folder / name)}  {name}\n" for name in names)
+    (folder / SUMS_FILE).write_text(lines, encoding="utf-8")
+
+
+def check_sums(folder: Path) -> int:
+    """Compare the files of a folder with its `SUMS_FILE`.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        UserError: a file is missing or has changed, or the list is damaged.
+    """
+    path = folder / SUMS_FILE
+    lines = read_limited(path).decode("utf-8", "replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        found = _SUMS_LINE.fullmatch(line)
+        if found is None:
+            raise UserError(f"{path}:{number}: is damaged (no checksum and name of a file)")
+        file = inside(folder, found[2])
+        if not file.is_file():
+            raise UserError(f"{file}: is missing; copy or export the folder again")
+        if check_file(file, file.stat().st_size, found[1]) is not None:
+            raise UserError(
+                f"{file}: its content has changed (SHA-256 differs); copy or export the folder "
+                "again"
+            )
+    return len(lines)

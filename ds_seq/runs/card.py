@@ -60,6 +60,7 @@ class ModelCard:
         test: raw text of the test split; may be empty.
         sizes: data sizes of the training run.
         routes_by_language: whether experts are chosen by the language tag of the source.
+        language_tags: the user symbols that are language tags; None: those that look like tags.
     """
 
     name: str
@@ -73,13 +74,14 @@ class ModelCard:
     test: tuple[RawSplit, ...]
     sizes: TrainingSizes
     routes_by_language: bool = False
+    language_tags: tuple[str, ...] | None = None
 
     @property
     def source_tags(self) -> dict[int, str]:
         """Language tags, by id, one of which should begin every source; may be empty."""
         tokenizer = self.tokenizers.source
         if not self.routes_by_language:
-            return language_tags(tokenizer)
+            return language_tags(tokenizer, self.language_tags)
         ids = sorted(tokenizer.tag_ids)
         return dict(zip(ids, tokenizer.pieces(ids), strict=True))
 
@@ -110,6 +112,7 @@ class ModelCard:
                 shard_size=data.shard_size,
             ),
             routes_by_language=config.routes_by_language,
+            language_tags=None if data.language_tags is None else tuple(data.language_tags),
         )
 
     def can_read(self, languages: tuple[str, str]) -> bool:

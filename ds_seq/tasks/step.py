@@ -94,6 +94,19 @@ class Step:
             in (last["outputs"], last.get("outputs_before"))
         )
 
+    def is_recorded(self) -> bool:
+        """Return whether this step has been taken before."""
+        return self._read() is not None
+
+    def is_damaged(self) -> bool:
+        """Return whether there is a record that cannot be read."""
+        return self._path.exists() and not self.is_recorded()
+
+    def forget(self) -> None:
+        """Remove the record."""
+        with files.writing(self._path):
+            files.remove(self._path)
+
     def result_of_last_time(self) -> Result | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
         last = self._read()

@@ -57,6 +57,7 @@ CONFIG_ALLOWED = {
     "models/__init__.py",
     "text/build.py",
     "data/expected.py",
+    "data/cleaning/build.py",
     "generation/build.py",
 }
 CONFIG_ALLOWED_FOLDERS = ("models/build/",)

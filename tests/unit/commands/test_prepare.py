@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -309,6 +310,41 @@ def test_damaged_files_are_made_again(experiment: Path, tmp_path: Path) -> None:
     after = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     assert after == before
     assert main(["verify", str(tmp_path / "data")]) == 0
+
+
+def test_a_damaged_record_of_the_vocabulary_is_written_again(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", str(experiment)]) == 0
+    record = tmp_path / "data" / "vocab.json"
+    whole = record.read_text()
+    record.write_text(whole.replace("{", "[", 1))
+    assert main(["prepare", str(experiment)]) == 0
+    assert record.read_text() == whole
+    assert "copied there" not in capsys.readouterr().out
+    vocab = tmp_path / "data" / "vocab.model"
+    record.write_text(whole.replace("{", "[", 1))
+    assert main(["prepare", str(experiment), "data.vocab.size=115"]) == 0
+    assert "(120 subwords), which was copied there" in capsys.readouterr().out
+    assert vocab.is_file() and not record.exists()
+    assert main(["verify", str(tmp_path / "data")]) == 0
+
+
+def test_another_vocabulary_than_it_had_made_is_told(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user may have replaced it, or it is damaged: only the user can tell."""
+    other = tmp_path / "other" / "vocab.model"
+    for options in ([], ["data.vocab.size=115", f"data.dir={other.parent}"]):
+        assert main(["prepare", str(experiment), *options]) == 0
+    shutil.copy(other, tmp_path / "data" / "vocab.model")
+    for record in (True, False):
+        capsys.readouterr()
+        assert main(["prepare", str(experiment)]) == 0
+        output = capsys.readouterr().out
+        assert "(115 subwords), which was copied there" in output
+        assert ("had made another vocabulary there" in output) is record
+        (tmp_path / "data" / "vocab.json").unlink(missing_ok=True)
 
 
 @contextmanager
