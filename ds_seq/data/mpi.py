@@ -39,15 +39,27 @@ class Team:
         self._serial = 0  # of the current map; results of an abandoned one are not its own
 
     def map(
-        self, function: Callable[[State, Item], Result], state: State, items: Iterable[Item]
+        self,
+        function: Callable[[State, Item], Result],
+        state: State,
+        items: Iterable[Item],
+        prepare: Callable[[State], None] | None = None,
     ) -> Iterator[Result]:
         """Yield `function(state, item)` for every item, in order; see `map_in_order`.
 
         This rank takes an item itself when the others have enough of them.
+
+        Args:
+            function: function at the top level of a module, so that it can be sent.
+            state: object that every call needs; it is sent once.
+            items: items, read lazily in this process.
+            prepare: called with the state first, in each process.
         """
         self._serial += 1
         for rank in self.others:
-            self.send(rank, ("state", self._serial, function, state))
+            self.send(rank, ("state", self._serial, function, state, prepare))
+        if prepare is not None:
+            prepare(state)
         work = _Work(self, self._serial, items)
         pause = _SHORTEST
         while True:
@@ -227,8 +239,10 @@ def _serve(comm: Any) -> None:
             pause = _SHORTEST
             kind, number, *rest = comm.recv(source=0)
             if kind == "state":
-                serial, (function, state) = number, rest
+                serial, (function, state, prepare) = number, rest
                 waiting.clear()
+                if prepare is not None:
+                    prepare(state)
             elif kind == "item":
                 waiting.append((rest[0], rest[1]))
             else:

@@ -103,6 +103,9 @@ def _data(path: Path) -> Iterator[Finding]:
     for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
             yield _checked(record, partial(_check_step, record))
+    reports = path / "clean" / "reports"
+    if (reports / files.SUMS_FILE).is_file():
+        yield _checked(reports, lambda: f"SHA-256 of {files.check_sums(reports)} files is right")
     for folder in [path, *sorted(item for item in path.iterdir() if item.is_dir())]:
         for split in cached_splits(folder):
             name = folder / f"{split}.teacher"

@@ -168,7 +168,10 @@ def _clean_split(
             languages = (data.source_lang, data.target_lang)
             corpus = build_corpus(split, raw, languages, data.clean)
             report = clean_corpora([corpus], text, _workers(data, total), progress)
-            report.write(text.source.parent / "reports" / f"{split}.json")
+            reports = text.source.parent / "reports"
+            report.write(reports / f"{split}.json")
+            with files.writing(reports):
+                files.write_sums(reports)
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
     step.record(report.summary())
