@@ -7,14 +7,15 @@ code of its own for MPI: whatever goes through `map_in_order` is done by all ran
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from ds_seq.errors import UserError
+from ds_seq.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -172,28 +173,28 @@ def current_team() -> Team | None:
     return _team.get()
 
 
-def is_mpirun(environ: Mapping[str, str]) -> bool:
-    """Return whether this process is one of several that an MPI launcher has started."""
-    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    return any(environ.get(name, "1") not in ("", "1") for name in names)
-
-
 @contextmanager
 def team() -> Iterator[bool]:
     """Share the work of the block with the other ranks of `mpirun`, if there are any.
+
+    A rank that is killed, or gives no sign of life, ends all of them.
 
     Yields:
         True on rank 0 and without `mpirun`. False on other ranks, after they have done their share:
         there is nothing left to do.
 
     Raises:
-        UserError: `mpirun` has started this process, but mpi4py cannot be loaded.
+        UserError: `mpirun` has started this process, but mpi4py cannot be loaded, or sees another
+            number of processes.
     """
-    if not is_mpirun(os.environ):
+    from ds_seq.data.cleaning.ranks import MpiRanks, find_ranks  # which import this module
+
+    found = find_ranks(os.environ)
+    if not isinstance(found, MpiRanks):
         yield True
         return
-    comm, abort = _world()
-    if comm.Get_rank() > 0:
+    comm = found.world
+    if found.rank > 0:
         _serve(comm)
         yield False
         return
@@ -203,28 +204,20 @@ def team() -> Iterator[bool]:
         yield True
     except Exception as error:
         if not ranks.close(_GRACE):
-            if not isinstance(error, UserError):
+            if isinstance(error, UserError):
+                print(f"ds-seq: error: {error}", file=sys.stderr, flush=True)
+            else:
                 traceback.print_exc()
-            abort(2)
+            comm.Abort(EXIT_USER_ERROR)
         raise
     except BaseException as error:  # a signal: the other ranks may have had it, too
-        abort(error.code if isinstance(error, SystemExit) and error.code else 130)
+        code = error.code if isinstance(error, SystemExit) else None
+        comm.Abort(code if isinstance(code, int) else EXIT_INTERRUPTED)
         raise
     else:
         ranks.close()
     finally:
         _team.reset(token)
-
-
-def _world() -> tuple[Any, Callable[[Any], None]]:
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"mpirun was used but mpi4py cannot load MPI ({error}); install mpi4py and an MPI "
-            "library (pip install mpi4py, apt-get install openmpi-bin)"
-        ) from error
-    return MPI.COMM_WORLD, MPI.COMM_WORLD.Abort
 
 
 def _serve(comm: Any) -> None:
