@@ -45,7 +45,7 @@ from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import SPLITS, TOKENIZER_NAMES
 from ds_seq.scores.languages import language_warning
-from ds_seq.tasks.step import REPORTS, Step
+from ds_seq.tasks.step import Step
 from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
@@ -162,17 +162,18 @@ def _clean_split(
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
         return text, step.known(clean_options(data, split))
     total = count_pairs(raw)
-    written: list[Path] = []
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
             languages = (data.source_lang, data.target_lang)
             corpus = build_corpus(split, raw, languages, data.clean)
             report = clean_corpora([corpus], text, _workers(data, total), progress)
-            written = report.write(text.source.parent / REPORTS / f"{split}.json")
+            reports = text.source.parent / "reports"
+            report.write(reports / f"{split}.json")
+            with files.writing(reports):
+                files.write_sums(reports)
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    reports = {path.name: files.fingerprint(path) for path in written}
-    step.record({**report.summary(), "reports": reports})
+    step.record(report.summary())
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )
