@@ -55,7 +55,8 @@ def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -
         stage: ZeRO stage.
         world_size: number of processes; None if unknown.
     """
-    size = config.model.num_params(config.data.vocab.size)
+    vocab = config.data.vocab
+    size = config.model.num_params(vocab.target_side.size, vocab.source_side.size)
     if size is None:
         return []
     ranks = world_size or config.train.expert_parallel
@@ -103,5 +104,5 @@ def _activation_bytes(config: ExperimentConfig) -> float:
             if model.moe is not None and model.experts_in(stack, layer):
                 copies = model.moe.top_k + model.moe.shared_experts
             layers += _KEPT[stack] * model.d_model + copies * 2 * model.ffn_dim
-    logits = config.data.vocab.size * (width + 4)  # and their float32 gradient
+    logits = config.data.vocab.target_side.size * (width + 4)  # and their float32 gradient
     return tokens * (layers * width + logits)

@@ -27,6 +27,8 @@ def outside_names(section: Config, at: KeyPath = ()) -> Iterator[tuple[KeyPath, 
         if isinstance(value, Config):
             yield from outside_names(value, path)
         elif PLUGIN in field.metadata:
+            if value is None:
+                continue
             if isinstance(value, str):
                 found: list[tuple[KeyPath, str]] = [(path, value)]
             else:

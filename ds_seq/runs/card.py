@@ -60,6 +60,7 @@ class ModelCard:
         test: raw text of the test split; may be empty.
         sizes: data sizes of the training run.
         routes_by_language: whether experts are chosen by the language tag of the source.
+        joint_vocab: whether source and target share one vocabulary.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelCard:
     test: tuple[RawSplit, ...]
     sizes: TrainingSizes
     routes_by_language: bool = False
+    joint_vocab: bool = True
 
     @property
     def source_tags(self) -> dict[int, str]:
@@ -110,6 +112,7 @@ class ModelCard:
                 shard_size=data.shard_size,
             ),
             routes_by_language=config.routes_by_language,
+            joint_vocab=data.vocab.joint,
         )
 
     def can_read(self, languages: tuple[str, str]) -> bool:
@@ -174,7 +177,8 @@ class StoredRun:
         Raises:
             UserError: the config describes far more parameters than the weights have.
         """
-        size, stored = self.model_config.num_params(self.tokenizers.size), self.weights.num_values()
+        sizes, stored = self.tokenizers.sizes, self.weights.num_values()
+        size = self.model_config.num_params(sizes.target, sizes.source)
         if size is not None and size.total > 2 * stored + _SMALL_MODEL:
             raise UserError(
                 f"{self.source}: holds {stored:,} values, but the model of the experiment has "

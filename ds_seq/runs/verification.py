@@ -22,7 +22,7 @@ from ds_seq.runs.formats.ds_seq import (
     find_checkpoint,
 )
 from ds_seq.tasks.step import StepRecord
-from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
@@ -84,14 +84,17 @@ def _run(path: Path) -> Iterator[Finding]:
             yield _checked(folder, partial(_check_checkpoint, folder))
     if checkpoints.is_dir():
         yield _checked(checkpoints / INDEX_FILE, partial(_check_index, path))
-    yield _checked(path / VOCAB_FILE, partial(_check_vocab, path))
+    names = VOCAB_FILES if (path / VOCAB_FILES[0]).exists() else (VOCAB_FILE,)
+    for name in names:
+        yield _checked(path / name, partial(_check_vocab, path))
 
 
 def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
-    for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
+    vocab = [path / Path(name).with_suffix(".json") for name in (VOCAB_FILE, *VOCAB_FILES)]
+    for record in [*vocab, *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
             yield _checked(record, partial(_check_step, record))
     for folder in [path, *sorted(item for item in path.iterdir() if item.is_dir())]:
@@ -151,7 +154,8 @@ def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
     written = read_json(record, StepRecord, "run `ds-seq prepare` again")["outputs"]
     stem = record.name.removesuffix(".json")
-    outputs = [record.with_name(VOCAB_FILE)] if stem == "vocab" else None
+    vocab = record.with_suffix(".model")
+    outputs = [vocab] if vocab.name in (VOCAB_FILE, *VOCAB_FILES) else None
     if outputs is None:
         outputs = sorted(p for p in record.parent.glob(f"{stem}.*") if p.suffix != record.suffix)
     actual = {files.fingerprint(path) for path in outputs if path.is_file()}

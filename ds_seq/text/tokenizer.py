@@ -124,6 +124,13 @@ class TokenizerKind(Protocol[TokenizerT]):
         """
 
 
+class VocabSizes(NamedTuple):
+    """Number of ids of each side."""
+
+    source: int
+    target: int
+
+
 class Tokenizers(NamedTuple):
     """The tokenizers of the source and target sides; often the same object."""
 
@@ -153,6 +160,11 @@ class Tokenizers(NamedTuple):
     def size(self) -> int:
         """Number of ids of the larger side."""
         return max(len(self.source), len(self.target))
+
+    @property
+    def sizes(self) -> VocabSizes:
+        """Number of ids of each side, which are those of its embeddings."""
+        return VocabSizes(len(self.source), len(self.target))
 
     @property
     def fingerprint(self) -> str:
