@@ -180,7 +180,7 @@ class VocabFields(Config):
     def _kind_errors(self) -> list[tuple[str, str]]:
         """Return options that belong to another kind of vocabulary."""
         errors = []
-        if self.name in TOKENIZER_NAMES and self.options:
+        if self.name in (SENTENCEPIECE, FAIRSEQ_DICT) and self.options:
             message = "only an external tokenizer (`package.module:Name`) accepts options"
             errors.append(("options", message))
         if self.name == FAIRSEQ_DICT and self.fairseq is None:
