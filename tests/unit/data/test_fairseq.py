@@ -121,6 +121,7 @@ def test_our_vocabulary_goes_through_fairseq_and_back(
     vocab: SentencePieceTokenizer, shards: Path, tmp_path: Path
 ) -> None:
     there = tmp_path / "there"
+    shards = Path(shutil.copytree(shards, tmp_path / "shards"))
     vocab.save(shards / "vocab.model")
     data = {"source_lang": "en", "target_lang": "de", "dir": str(shards)}
     file = tmp_path / "x.yaml"
