@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from ds_seq import files
 from ds_seq.config.data import DataConfig, FairseqConfig
+from ds_seq.data.alignments import (
+    AlignmentReader,
+    has_alignments,
+    links_block,
+    remove_alignments,
+    writing_alignments,
+)
 from ds_seq.data.fairseq import TRAIN, FairseqSource, find_parts, read_dictionaries
+from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.data.fairseq_write import indexed_writer
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin
@@ -28,6 +36,7 @@ from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 from ds_seq.text.vocab_file import vocab_paths
 
 _CHUNK = 10_000  # pairs that are converted at a time
+_ALIGNED = ", with alignments"
 
 
 def prepare_fairseq(data: DataConfig, force: bool) -> None:
@@ -85,7 +94,8 @@ def from_fairseq(data: DataConfig, folders: Sequence[Path], languages: tuple[str
                 for source, target in _blocks(reader):
                     writer.add_block(source, target)
                     progress(len(source.lengths))
-            print(f"{split}: {_counts(reader.lengths, data)} -> {out}")
+            links = _copy_alignments(folders, split, languages, out, tokenizers)
+            print(f"{split}: {_counts(reader.lengths, data)}{links} -> {out}")
 
 
 def to_fairseq(data: DataConfig, tokenizers: Tokenizers, out: Path) -> None:
@@ -121,13 +131,80 @@ def to_fairseq(data: DataConfig, tokenizers: Tokenizers, out: Path) -> None:
                     for side, writer, block in zip(sides, writers, pair, strict=True):
                         writer.add(side.converted(block, count=split == TRAIN))
                     progress(len(pair[0].lengths))
-            print(f"{split}: {_counts(reader.lengths, data)} -> {out}")
+            links = ""
+            if has_alignments(folder, split):
+                alignments = AlignmentReader(folder, split, reader)
+                name = f"{split}.align.{languages[0]}-{languages[1]}"
+                with indexed_writer(out / name, None) as writer:
+                    for rows in _rows(len(reader)):
+                        writer.add(alignments.block(rows))
+                links = _ALIGNED
+            print(f"{split}: {_counts(reader.lengths, data)}{links} -> {out}")
         if data.vocab.joint:  # as fairseq does with --joined-dictionary
             counts = sides[0].counts + sides[1].counts
             sides[0].counts = sides[1].counts = counts
         names = vocab_paths(folder, data.vocab.joint)
         for language, side, name in zip(languages, sides, (names[0], names[-1]), strict=True):
             files.write_bytes(out / f"dict.{language}.txt", side.dictionary(str(name)))
+
+
+def _copy_alignments(
+    folders: Sequence[Path],
+    split: str,
+    languages: tuple[str, str],
+    out: Path,
+    tokenizers: Tokenizers,
+) -> str:
+    """Write the alignments of a split next to its new shards; return what to say of it."""
+    parts = find_parts(folders, split, languages)
+    found = [_alignments_of(part) for part in parts]
+    if not any(found):
+        remove_alignments(out, split)
+        return ""
+    shards = ShardReader(out, split, tokenizers.fingerprint)
+    first = 0
+    with writing_alignments(out, split, shards) as writer:
+        for part, path in zip(parts, found, strict=True):
+            size = len(IndexedFile(part.with_name(f"{part.name}.{languages[0]}")))
+            lengths = shards.lengths[first : first + size]
+            first += size
+            if path is None:
+                writer.add(links_block([[]] * size))
+                continue
+            file = IndexedFile(path)
+            if len(file) != size:
+                raise UserError(
+                    f"{file.path}: has {len(file):,} alignments, but {part} {size:,} pairs; run "
+                    "fairseq-preprocess again"
+                )
+            is_reversed = part.name.endswith(f".{languages[1]}-{languages[0]}")
+            for rows in _rows(size):
+                writer.add(_checked_links(file, rows, lengths[rows], is_reversed))
+    return _ALIGNED
+
+
+def _alignments_of(part: Path) -> Path | None:
+    name, _, pair = part.name.partition(".")
+    path = part.with_name(f"{name}.align.{pair}")
+    return path if path.with_name(f"{path.name}.idx").is_file() else None
+
+
+def _checked_links(
+    file: IndexedFile, rows: NDArray[np.int64], sizes: NDArray[np.int32], is_reversed: bool
+) -> TokenBlock:
+    """Read links, whose tokens must exist in sentences with these lengths (N, 2)."""
+    tokens, lengths = file.gather(rows)
+    if (lengths % 2).any():
+        raise UserError(f"{file.path}: holds half a link; run fairseq-preprocess again")
+    links = tokens.reshape(-1, 2)
+    links = links[:, ::-1] if is_reversed else links
+    bounds = np.repeat(sizes, lengths // 2, axis=0)
+    if (links < 0).any() or (links >= bounds).any():
+        raise UserError(
+            f"{file.path}: links tokens that do not exist; it must be made for the text as it was "
+            "split into subwords"
+        )
+    return TokenBlock(links.reshape(-1), lengths)
 
 
 class _Symbols:
@@ -187,8 +264,14 @@ def _splits(folders: Sequence[Path], languages: tuple[str, str]) -> list[str]:
 def _blocks(
     reader: FairseqSource | ShardReader,
 ) -> Iterator[tuple[TokenBlock, TokenBlock]]:
-    for start in range(0, len(reader), _CHUNK):
-        yield reader.gather(np.arange(start, min(start + _CHUNK, len(reader))))
+    for rows in _rows(len(reader)):
+        yield reader.gather(rows)
+
+
+def _rows(size: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of all pairs, some at a time."""
+    for start in range(0, size, _CHUNK):
+        yield np.arange(start, min(start + _CHUNK, size))
 
 
 def _counts(lengths: NDArray[np.int32], data: DataConfig) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from ds_seq.cli import main
 from ds_seq.config.load import read_experiment
+from ds_seq.data.alignments import AlignmentReader, are_current
 from ds_seq.data.fairseq import FairseqSource
 from ds_seq.data.fairseq_files import TYPES, IndexedFile
 from ds_seq.data.fairseq_write import indexed_writer
@@ -105,7 +106,7 @@ def test_there_and_back_every_byte_is_the_same(made: Path, tmp_path: Path, name:
     command = ["convert-data", str(file)]
     assert main([*command, "--from-fairseq", f"{made}/{name}"]) == 0
     assert main([*command, "--to-fairseq", str(back)]) == 0
-    kept = [path for path in (made / name).iterdir() if ".align." not in path.name]
+    kept = list((made / name).iterdir())  # with alignments, if there are any
     assert {path.name for path in back.iterdir() if path.name[0] != "."} == {p.name for p in kept}
     for path in kept:
         assert (back / path.name).read_bytes() == path.read_bytes()
@@ -115,6 +116,34 @@ def test_there_and_back_every_byte_is_the_same(made: Path, tmp_path: Path, name:
     task = build_task(read_experiment(experiment(made, name, tmp_path / "data")).task, data)
     dataset = task.dataset("train")
     assert np.array_equal(dataset.lengths, reader.lengths)  # train reads either
+
+
+def test_alignments_come_along(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "spm", tmp_path / "spm")
+    for side in ("en", "de"):  # a second part, of the opposite direction, and a third without
+        for part, pair in (("train1", "de-en"), ("train2", "en-de")):
+            for suffix in ("bin", "idx"):
+                old = tmp_path / "spm" / f"train.en-de.{side}.{suffix}"
+                shutil.copy(old, tmp_path / "spm" / f"{part}.{pair}.{side}.{suffix}")
+    for suffix in ("bin", "idx"):
+        old = tmp_path / "spm" / f"train.align.en-de.{suffix}"
+        shutil.copy(old, tmp_path / "spm" / f"train1.align.de-en.{suffix}")
+    file, out = tmp_path / "x.yaml", tmp_path / "data"
+    file.write_text(json.dumps(experiment(made, "spm", out)))
+    command = ["convert-data", str(file), "--from-fairseq", str(tmp_path / "spm")]
+    assert main(command) == 0
+    shards = ShardReader(out, "train")
+    found = AlignmentReader(out, "train", shards).gather(np.arange(len(shards)))
+    lines = (made / "spm.align").read_text().splitlines()
+    for number, line in enumerate(lines):
+        links = [list(map(int, link.split("-"))) for link in line.split()]
+        assert found[number].tolist() == links
+        assert found[number + 28].tolist() == [link[::-1] for link in links]
+        assert found[number + 56].tolist() == []
+    with indexed_writer(tmp_path / "spm" / "train2.align.en-de", None) as writer:
+        writer.add(TokenBlock.of([[900, 0]] * 28))
+    assert main(command) == 2 and not (out / "train.align.json").exists()
+    assert not are_current(out, "train", shards)
 
 
 def test_our_vocabulary_goes_through_fairseq_and_back(
