@@ -12,6 +12,7 @@ from ds_seq.cli import main
 from ds_seq.runs.open import load_run, open_run
 from tests.data.toy import write_toy
 from tests.system.forked import train
+from tests.system.runs import losses
 
 TINY = "d_model: 16, ffn_dim: 32, num_heads: 2, encoder_layers: 2, decoder_layers: 2"
 SIZES = (120, 150)
@@ -31,7 +32,7 @@ data:
   vocab: {{model_type: bpe, source: {{size: 120}}, target: {{size: 150}}}}
 model: {{{tiny}, share_embeddings: {shared}, max_positions: 64}}
 scheduler: {{name: inverse_sqrt, warmup_updates: 1}}
-train: {{max_tokens: 4000, max_updates: 2, validate_every: 2, tensorboard: false}}
+train: {{max_tokens: 4000, max_updates: 2, log_every: 1, validate_every: 2, tensorboard: false}}
 generation: {{beam: 2, max_len_a: 0, max_len_b: 8}}
 """
 
@@ -155,3 +156,12 @@ def test_a_smaller_and_an_upcycled_model(lab: Path, tmp_path: Path) -> None:
     pair = ("--source", text[0], "--hypotheses", text[1])
     run(lab, "rescore", out, *pair, "--output", tmp_path / "scores")
     assert len((tmp_path / "scores").read_text().splitlines()) == 10
+
+
+def test_fairseqs_files_train_as_the_shards_do(lab: Path, tmp_path: Path) -> None:
+    run(lab, "convert-data", lab / "x.yaml", "--to-fairseq", tmp_path / "bin")
+    source = f"data.source={{name: fairseq, folders: {tmp_path / 'bin'}}}"
+    (done,) = train(lab / "x.yaml", source, f"run_dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    found, expected = losses(tmp_path / "run"), losses(lab / "run")
+    assert list(found) == [1, 2] and found == {update: expected[update] for update in found}
