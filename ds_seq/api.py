@@ -29,7 +29,7 @@ from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.load import read_experiment
-from ds_seq.config.outside import TOKENIZING, TRAINING
+from ds_seq.config.outside import PREPARING, TRAINING
 from ds_seq.data.batch import pad_rows
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings, check_n_best
@@ -323,7 +323,7 @@ def prepare(
         UserError: the experiment or its text is invalid, or it names code that is not trusted.
     """
     with trusting(trust):
-        prepare_data(read_experiment(experiment, overrides, TOKENIZING), force)
+        prepare_data(read_experiment(experiment, overrides, PREPARING), force)
 
 
 def fit(

@@ -10,6 +10,16 @@ from typing import Literal, get_args
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
+# Cleaning.
+UnicodeForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
+Punctuation = Literal["moses"]
+CleanPreset = Literal["mozilla", "nllb"]
+DuplicateKey = Literal[
+    "pair", "source", "target", "normalized_pair", "normalized_source", "normalized_target"
+]
+LANGUAGE_IDS = ("fasttext", "lingua", "langid", "pycld2")
+"""Libraries that tell the language of a text; none of them is required."""
+
 # The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
@@ -66,6 +76,17 @@ UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
 INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
 
+# Trained models on disk.
+ExportFormat = Literal["safetensors", "ctranslate2"]
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+EXPORT_FILE = "model.safetensors"
+"""Name of the file with the weights, in the folder of an export."""
+EXPORT_SUFFIX = ".safetensors"
+"""Suffix of an export that is a single file."""
+LayerMapName = Literal["even", "first", "table"]
+LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
+"""Ways to choose the layers of a teacher that its student copies."""
+
 # Text.
 SENTENCEPIECE = "sentencepiece"
 FAIRSEQ_DICT = "fairseq_dict"
@@ -99,3 +120,10 @@ TEXT_METRICS = (
     "rougeLsum",
 )
 """Metrics that compare a text with references."""
+DEFAULT_METRICS = ("bleu", "chrf")
+"""Metrics of `ds-seq score` and of translations with a reference."""
+FILTER_METRICS = ("bleu", "chrf", "rouge1", "rouge2", "rougeL")
+"""Metrics of single sentences by which pseudo-labels are filtered."""
+PairedTestName = Literal["bootstrap", "randomization"]
+PAIRED_TESTS: tuple[PairedTestName, ...] = get_args(PairedTestName)
+RESAMPLING_SEED = 12345  # as sacreBLEU

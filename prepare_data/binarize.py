@@ -11,6 +11,7 @@ from pathlib import Path
 from ds_seq import files
 from ds_seq.config.data import DataConfig
 from ds_seq.data.binarize import binarize
+from ds_seq.data.mpi import team
 from ds_seq.data.progress import Progress
 from ds_seq.errors import run_command
 from ds_seq.text.lines import PairPath, count_pairs
@@ -19,7 +20,12 @@ from ds_seq.text.tokenizer import Tokenizers
 
 
 def main(argv: Sequence[str]) -> int:
-    """Binarize a pair of files."""
+    """Binarize a pair of files, with all ranks under `mpirun`."""
+    with team() as is_first:
+        return _binarize(argv) if is_first else 0
+
+
+def _binarize(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -41,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
         default=DataConfig.model_fields["shard_size"].default,
         help="pairs per shard",
     )
-    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes, without mpirun"
+    )
     arguments = parser.parse_args(argv)
     total = count_pairs([PairPath(arguments.source, arguments.target)])
     lock = files.Lock(arguments.out / files.LOCK_FILE, arguments.out, "wait for it")

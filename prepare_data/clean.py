@@ -1,24 +1,71 @@
 #!/usr/bin/env python3
-"""Normalize and filter parallel text, and report what was dropped."""
+"""Normalize and filter parallel text, and report what was dropped.
+
+Also on several nodes: `mpirun -n 8 python prepare_data/clean.py ...` writes the same files. A
+command that was killed goes on where it was, on any number of processes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
 
 from ds_seq.config.clean import CleanConfig
-from ds_seq.data.clean import CleanOptions, clean
+from ds_seq.config.messages import findings
+from ds_seq.config.yaml_file import parse_value
+from ds_seq.data.clean import clean_corpora
+from ds_seq.data.cleaning.build import build_corpus
+from ds_seq.data.cleaning.ranks import find_ranks
 from ds_seq.data.progress import Progress
-from ds_seq.errors import run_command
+from ds_seq.errors import UserError, run_command
 from ds_seq.files import check_not_input
 from ds_seq.text.lines import PairPath, count_pairs
-from ds_seq.text.normalize import Normalizer
+
+_NEED_LANGUAGES = ("min_alphabet_words", "min_alphabet_chars", "language_id", "pairs")
 
 
 def main(argv: Sequence[str]) -> int:
     """Clean a pair of files."""
+    arguments = _parser().parse_args(argv)
+    inputs = [PairPath(arguments.source, arguments.target)]
+    config = _config(arguments)
+    corpus = build_corpus(arguments.name, inputs, tuple(arguments.languages or ("", "")), config)
+    output = PairPath(arguments.out_source, arguments.out_target)
+    reports = [] if arguments.report is None else [arguments.report]
+    reports += [report.with_suffix(".txt") for report in reports]
+    read = [*inputs[0], *(score.path for score in corpus.scores)]
+    for path in (*output, *reports):
+        check_not_input(path, read)
+    corpus.options.check()
+    if arguments.workers == 1:  # before ranks begin to expect signs of life
+        corpus.options.load()
+    ranks = find_ranks(os.environ)
+    title = "cleaning" if ranks.rank == 0 else f"cleaning, rank {ranks.rank}"
+    try:
+        # only the first rank counts: every rank reads the text anyway
+        total = ranks.share(count_pairs(inputs) if ranks.rank == 0 else None)
+    except UserError as error:
+        ranks.fail(error)
+        raise
+    with Progress(title, total) as progress:
+        report = clean_corpora([corpus], output, arguments.workers, progress, ranks)
+    if ranks.rank == 0:
+        if arguments.report is not None:
+            report.write(arguments.report)
+        print(f"kept {report.kept:,} of {report.total:,} pairs")
+        for reason, number in report.dropped.items():
+            print(f"    dropped {number:>12,}  {reason}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     default = CleanConfig()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -43,26 +90,62 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--keep-identical", action="store_true", help="keep pairs of equal sides")
     parser.add_argument("--keep-duplicates", action="store_true", help="keep repeated pairs")
-    parser.add_argument("--workers", type=int, default=1, help="number of processes")
-    arguments = parser.parse_args(argv)
-    inputs = [PairPath(arguments.source, arguments.target)]
-    options = CleanOptions(
-        Normalizer(arguments.nfkc, arguments.fold_spaces),
-        arguments.min_words,
-        arguments.max_words,
-        arguments.max_ratio,
-        not arguments.keep_identical,
-        not arguments.keep_duplicates,
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of data.clean, such as min_alphabet_chars=0.5; see configs/OPTIONS.md",
     )
-    output = PairPath(arguments.out_source, arguments.out_target)
-    for path in output:
-        check_not_input(path, inputs[0])
-    with Progress("cleaning", count_pairs(inputs)) as progress:
-        report = clean(inputs, output, options, arguments.workers, progress)
-    print(f"kept {report.kept:,} of {report.total:,} pairs")
-    for reason, number in report.dropped.items():
-        print(f"    dropped {number:>12,}  {reason}")
-    return 0
+    parser.add_argument(
+        "--languages",
+        nargs=2,
+        metavar=("SOURCE", "TARGET"),
+        help="language codes, such as en de, which some filters need",
+    )
+    parser.add_argument("--report", type=Path, help="file for the report in JSON; also as .txt")
+    parser.add_argument("--name", default="train", help="name of the text in the report")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> CleanConfig:
+    """Return the options of cleaning; those of `--set` win.
+
+    Raises:
+        UserError: options are invalid, one line for each.
+    """
+    values: dict[str, Any] = {
+        "nfkc": arguments.nfkc,
+        "fold_spaces": arguments.fold_spaces,
+        "min_words": arguments.min_words,
+        "max_words": arguments.max_words,
+        "max_ratio": arguments.max_ratio,
+        "drop_identical": not arguments.keep_identical,
+        "drop_duplicates": not arguments.keep_duplicates,
+    }
+    default = CleanConfig()
+    # what has not been given is left to a preset
+    values = {key: value for key, value in values.items() if value != vars(default)[key]}
+    for text in arguments.set:
+        key, equals, value = text.partition("=")
+        try:
+            if not equals or not key:
+                raise UserError(f"--set {text}: does not have the form KEY=VALUE")
+            values[key] = parse_value(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {text}: the value is not YAML; quote it?") from None
+    try:
+        config = CleanConfig.model_validate(values)
+    except ValidationError as error:
+        lines = findings(error, values, CleanConfig)
+        raise UserError(
+            "\n".join(f"--set {'.'.join(map(str, path))}: {message}" for path, message in lines)
+        ) from None
+    needing = [key for key in _NEED_LANGUAGES if vars(config)[key]]
+    if needing and arguments.languages is None:
+        raise UserError(f"{needing[0]}: give --languages SOURCE TARGET, such as --languages en de")
+    return config
 
 
 if __name__ == "__main__":

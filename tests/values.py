@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.plain import batch_limits, beam_search
-from ds_seq.config.clean import CleanConfig
+from ds_seq.config.clean import FIRST, CleanConfig
 from ds_seq.config.data import DataConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import MoeConfig
@@ -38,7 +38,7 @@ def draws(**options: Any) -> Sampling:
 
 def clean_options(**options: Any) -> CleanOptions:
     """The filters of an experiment that says nothing about them, but for ``options``."""
-    limits = CleanConfig().model_dump(exclude={"nfkc", "fold_spaces"})
+    limits = CleanConfig().model_dump(include={*FIRST} - {"nfkc", "fold_spaces"})
     normalizer = Normalizer(nfkc=False, fold_spaces=False)
     return CleanOptions(**{"normalizer": normalizer, **limits, **options})
 

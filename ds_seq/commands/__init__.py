@@ -15,14 +15,14 @@ class Command(NamedTuple):
     Attributes:
         module: name of the module with the command's `main(argv) -> int`.
         help: purpose of the command.
-        parser: name of a function that returns its parser, in a module that imports no torch, so
-            that `--help` and mistakes on the command line are answered before `module` is imported;
-            None: `module` does all.
+        arguments: name of the module with the command's `build_parser()`, which imports no torch,
+            so that `--help` and mistakes on the command line are answered before `module` is
+            imported; None: `module` does all.
     """
 
     module: str
     help: str
-    parser: str | None = None
+    arguments: str | None = None
 
 
 _HELP = {
@@ -42,14 +42,18 @@ _HELP = {
     "make-student": "run folder -> smaller model made of some of its layers",
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "verify": "run, export or data folder -> whether its files are intact",
+    "verify-data": "data folder -> the same as verify",
     "moe-stats": "run folder + shards -> load of the experts",
 }
-_PARSERS = {name: f"{name}_parser" for name in ("generate", "interactive", "train")}
-COMMANDS = {
-    name: Command(f"ds_seq.commands.{name.replace('-', '_')}", help, _PARSERS.get(name))
-    for name, help in _HELP.items()
-}
-"""The commands by name; the parsers are in `ds_seq.commands.arguments`."""
+
+
+def _command(name: str, help: str) -> Command:
+    file = name.replace("-", "_")
+    return Command(f"{__name__}.{file}", help, f"{__name__}.arguments.{file}")
+
+
+COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
+COMMANDS["verify-data"] = COMMANDS["verify"]._replace(help=_HELP["verify-data"])
 
 
 def run(name: str, argv: Sequence[str]) -> int:
@@ -63,9 +67,8 @@ def run(name: str, argv: Sequence[str]) -> int:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
     try:
-        if command.parser is not None:
-            parser = getattr(import_module("ds_seq.commands.arguments"), command.parser)()
-            parser.parse_intermixed_args(argv)
+        if command.arguments is not None:
+            import_module(command.arguments).build_parser().parse_intermixed_args(argv)
         main: Callable[[Sequence[str]], int] = import_module(command.module).main
     finally:
         gc.freeze()

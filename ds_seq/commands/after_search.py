@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ds_seq.commands.arguments import MBR_SAMPLES
+from ds_seq.commands.arguments.generate import MBR_SAMPLES
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner

@@ -7,18 +7,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq.commands.parser import COUNT, command_parser
+from ds_seq.commands.arguments.average import build_parser
 from ds_seq.errors import UserError
 from ds_seq.runs.average import NOTE_KEY, AveragedModel, average, listed_models, named_model
 from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq average`; return the exit code."""
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     parts = _parts(options)
     model = average([part.run for part in parts]).to(DTYPES[options.dtype])
@@ -28,28 +27,6 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(map(_line, parts)))
     print(f"{path}: mean of {len(parts)}, {path.stat().st_size / 1e6:,.1f} MB")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "average",
-        "Write the mean of several checkpoints as one model, as `ds-seq export` does. "
-        "They must have the same model section and vocabulary. Neither trains nor evaluates.",
-    )
-    add = parser.add_argument
-    add("models", nargs="+", type=Path, metavar="RUN | FILES",
-        help="a run folder, with --last or --best; or checkpoints, exports, and run folders (their "
-        "best checkpoint is used)")  # fmt: skip
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--last", type=COUNT, metavar="N", help="the N most recent checkpoints of RUN"
-    )
-    which.add_argument("--best", type=COUNT, metavar="N", help="the N best checkpoints of RUN")
-    add("--until", type=COUNT, metavar="UPDATE", help="only checkpoints up to UPDATE")
-    add("--out", type=Path, required=True,
-        help=f"new file (NAME{EXPORT_SUFFIX}) or folder to write")  # fmt: skip
-    add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
-    return parser
 
 
 def _parts(options: argparse.Namespace) -> list[AveragedModel]:

@@ -8,68 +8,46 @@ from collections.abc import Sequence
 from os.path import isfile
 from pathlib import Path
 
-from ds_seq.commands.parser import add_overrides, command_parser
+from ds_seq.commands.arguments.check import build_parser
+from ds_seq.config.data import ShardsConfig
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig
-from ds_seq.config.needs import Needs, train_manifest, unmet, warmup_error
+from ds_seq.config.needs import Needs, train_manifest, unmet
 from ds_seq.config.notes import notes
 from ds_seq.config.outside import outside_names
+from ds_seq.config.task import TranslationConfig
 from ds_seq.config.yaml_file import dotted
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE, VOCAB_FILE, VOCAB_FILES
+from ds_seq.names import CONFIG_FILE, DEFAULT_METRICS, TEXT_METRICS, VOCAB_FILE, VOCAB_FILES
 from ds_seq.plugins import is_trusted
+from ds_seq.scores.languages import DEFAULT_TOKENIZER, bleu_tokenizer
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the resolved experiment, the DeepSpeed dictionary and the parameter counts."""
-    parser = command_parser(
-        "check",
-        "Check an experiment file, and print its resolved settings, the size of the model, tokens "
-        "per update and memory. Exit code 2 on a mistake, or if files are missing.",
-        abbreviations=True,
-    )
-    parser.add_argument("experiment", nargs="?", help="experiment file (YAML)")
-    add_overrides(parser)
-    parser.add_argument(
-        "--world-size", type=int, metavar="N", help="also check that the run fits N ranks"
-    )
-    parser.add_argument(
-        "--elsewhere",
-        action="store_true",
-        help="the run is for another machine: do not look for the files that it reads",
-    )
-    parser.add_argument(
-        "--options", action="store_true", help="print a table of all options instead"
-    )
-    parser.add_argument(
-        "--names", action="store_true", help="print the names of other toolkits and ours instead"
-    )
-    parser.add_argument(
-        "--json-schema", action="store_true", help="print a JSON schema for editors instead"
-    )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = build_parser().parse_intermixed_args(argv)
     document = _document(arguments)
     if document is not None:
         print(document, end="")
         return 0
     if arguments.experiment is None:
         raise UserError("ds-seq check: no experiment file; name one, or use --options")
-    if arguments.world_size is not None and arguments.world_size < 1:
-        raise UserError("ds-seq check: --world-size must be at least 1")
     config = load_experiment(arguments.experiment, arguments.overrides)
     folders = [Path(config.data.dir)]
     file = Path(arguments.experiment)
     if file.name == CONFIG_FILE:  # of a run, which holds its vocabulary, too
         folders.append(file.parent)
     needs = Needs([], []) if arguments.elsewhere else unmet(config)
-    more_notes = [*_vocab_notes(config, folders), *needs.notes]
+    shards = Needs([], []) if arguments.elsewhere else _compared_shards(config)
+    more_notes = [*_vocab_notes(config, folders), *needs.notes, *shards.notes]
     print(report(config, arguments.world_size, more_notes), end="")
-    warmup = warmup_error(config)
-    errors = [*needs.errors, *([] if warmup is None else [warmup])]
+    errors = [*needs.errors, *shards.errors]
+    if not arguments.elsewhere:
+        errors += _metric_errors(config)
     if errors:
         raise UserError("\n".join(errors))
     return 0
@@ -157,6 +135,55 @@ def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]
         for name, section, tokenizer in zip(names, sections, tokenizers, strict=False):
             lines += vocab_notes(section, tokenizer, folder / name)
     return lines
+
+
+def _compared_shards(config: ExperimentConfig) -> Needs:
+    """Return what `train` would say about existing shards that are not those of the experiment.
+
+    Shards whose manifest cannot be read are left to `ds-seq prepare`, which makes them again.
+    """
+    folder = Path(config.data.dir)
+    splits = ["train", *(["valid"] if config.train.validate_every is not None else [])]
+    paths = {split: folder / f"{split}.manifest.json" for split in splits}
+    found = Needs([], [])
+    if not isinstance(config.data.source, ShardsConfig) or not any(map(isfile, paths.values())):
+        return found
+    from ds_seq.data.expected import expected_by_experiment  # imports numpy
+    from ds_seq.data.manifest import Manifest
+    from ds_seq.data.origin import compare
+
+    for split, path in paths.items():
+        try:
+            manifest = Manifest.read(path)
+        except UserError:
+            continue
+        expected = expected_by_experiment(config.data, split)
+        try:
+            errors, lines = compare(manifest, folder, split, expected)
+        except UserError as error:  # text that cannot be read
+            errors, lines = [str(error)], []
+        found.errors.extend(errors)
+        found.notes.extend(line for line in lines if line not in found.notes)
+    return found
+
+
+def _metric_errors(config: ExperimentConfig) -> list[str]:
+    """Return a line for each metric of validation that cannot be computed on this machine."""
+    metrics = [name for name in config.validation.metrics if name in TEXT_METRICS]
+    if config.train.validate_every is None or not isinstance(config.task, TranslationConfig):
+        return []
+    has_spaces = bleu_tokenizer(config.data.target_lang) == DEFAULT_TOKENIZER
+    if has_spaces and set(metrics) <= set(DEFAULT_METRICS):
+        return []  # spares the import
+    from ds_seq.scores.metric import find_metric
+
+    errors = []
+    for name in metrics:
+        try:
+            find_metric(name, config.data.target_lang, "validation.metrics")
+        except UserError as error:
+            errors.append(f"validation.metrics: {error}")
+    return errors
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:

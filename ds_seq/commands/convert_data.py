@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ds_seq.commands.parser import add_overrides, command_parser
+from ds_seq.commands.arguments.convert_data import build_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TOKENIZING
 from ds_seq.errors import UserError
@@ -15,32 +15,7 @@ from ds_seq.text.build import load_tokenizers
 
 def main(argv: Sequence[str]) -> int:
     """Convert the data of an experiment."""
-    parser = command_parser(
-        "convert-data",
-        "Convert binarized data: what fairseq-preprocess wrote into shards in data.dir, or the "
-        "shards of data.dir into files that fairseq-train reads.",
-        abbreviations=True,
-    )
-    parser.add_argument("experiment", help="experiment file (YAML); its data section is used")
-    add_overrides(parser)
-    direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument(
-        "--from-fairseq",
-        metavar="DIR[:DIR...]",
-        help="folders that fairseq-preprocess wrote; their text must be split by the vocabulary "
-        "in data.dir, or by that of data.vocab.fairseq",
-    )
-    direction.add_argument(
-        "--to-fairseq", type=Path, metavar="DIR", help="new folder for files of fairseq"
-    )
-    parser.add_argument(
-        "--languages",
-        nargs=2,
-        metavar=("SOURCE", "TARGET"),
-        help="with --from-fairseq: language codes in the names of the files; default: those of "
-        "the experiment",
-    )
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = build_parser().parse_intermixed_args(argv)
     data = load_experiment(arguments.experiment, arguments.overrides, TOKENIZING).data
     if arguments.from_fairseq is not None:
         source, target = arguments.languages or (data.source_lang, data.target_lang)

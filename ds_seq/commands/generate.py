@@ -27,7 +27,7 @@ from ds_seq.commands.after_search import (
     result_conditions,
     result_settings,
 )
-from ds_seq.commands.arguments import BUFFER_SIZE, generate_parser
+from ds_seq.commands.arguments.generate import BUFFER_SIZE, build_parser
 from ds_seq.commands.options import (
     check_expert_parallel,
     chosen_device,
@@ -89,7 +89,7 @@ class _Generation:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq generate`; return the exit code."""
-    args = generate_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)

@@ -13,7 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ds_seq.commands.parser import command_parser
+import yaml
+
+from ds_seq.commands.arguments.init import build_parser
 from ds_seq.config.load import read_experiment
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.errors import UserError
@@ -80,7 +82,7 @@ _SCALES = (
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq init`; return the exit code."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     train = _pairs("", args.source, args.target)
     valid = _pairs("valid-", args.valid_source, args.valid_target)
     test = _pairs("test-", args.test_source, args.test_target)
@@ -93,35 +95,19 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "init",
-        "Print a complete, commented experiment file for your own parallel text: line n of one "
-        "file translates line n of the other. Save it: ds-seq init ... > my.yaml",
-        reads_experiments=False,
-    )
-    add = parser.add_argument
-    add("--source", nargs="+", required=True, metavar="FILE", help="training text, source side")
-    add("--target", nargs="+", required=True, metavar="FILE", help="training text, target side")
-    for split, about in (("valid", "validation"), ("test", "test")):
-        for side in ("source", "target"):
-            add(f"--{split}-{side}", nargs="+", default=[], metavar="FILE",
-                help=f"{about} text, {side} side (default: none)")  # fmt: skip
-    for side in ("source", "target"):
-        add(f"--{side}-lang", metavar="CODE",
-            help=f"language of the {side} (default: the end of the file name)")  # fmt: skip
-    add("--name", help="name of the run (default: the languages, such as en-de)")
-    add("--experts", type=int, default=0, metavar="N",
-        help="experts in every second layer; 0: a dense model (default: %(default)s)")  # fmt: skip
-    return parser
-
-
 def _pairs(option: str, sources: list[str], targets: list[str]) -> list[PairPath]:
     if len(sources) != len(targets):
         raise UserError(
             f"--{option}source names {len(sources)} file(s), but --{option}target {len(targets)}; "
             "give the same number, in the same order"
         )
+    for path in (*sources, *targets):
+        try:
+            parse_value(_text(path))
+        except yaml.YAMLError:  # control characters, or bytes that are not UTF-8
+            raise UserError(
+                f"{path!r}: a file with such a name cannot be named in an experiment; rename it"
+            ) from None
     return [PairPath(Path(s), Path(t)) for s, t in zip(sources, targets, strict=True)]
 
 
@@ -163,6 +149,11 @@ def _survey(pairs: Sequence[PairPath]) -> _Corpus:
         max(sum(len(line.split()) for line in side), sum(map(len, side)) // 6)
         for side in (sources, targets)
     ]
+    if not all(sides):
+        raise UserError(
+            f"{pairs[0].source}, {pairs[0].target}: one of them has no text in its first "
+            f"{len(sources):,} lines; name the training text"
+        )
     words = set(chain.from_iterable(line.split() for line in chain(sources, targets)))
     characters = set().union(*words) if words else set()
     couples = {word[i : i + 2] for word in words for i in range(len(word) - 1)}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ds_seq import distributed
-from ds_seq.commands.arguments import interactive_parser
+from ds_seq.commands.arguments.interactive import build_parser
 from ds_seq.commands.options import (
     check_expert_parallel,
     chosen_device,
@@ -31,7 +31,7 @@ from ds_seq.generation.translate import search_plan
 from ds_seq.runs.decoding import run_translator
 from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
-from ds_seq.text.lines import STANDARD, decode_line, write_lines
+from ds_seq.text.lines import STANDARD, decode_line, read_buffers, write_lines
 from ds_seq.text.tags import untagged_message
 
 _PROMPT = "> "
@@ -97,7 +97,7 @@ class _LineTranslator:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq interactive`; return the exit code."""
-    args = interactive_parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     translate = _load(args)
     terminal = sys.stdin.isatty()
     try:
@@ -111,17 +111,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _translate_input(translate: _LineTranslator, terminal: bool) -> None:
     """Translate every line of standard input as it arrives."""
-    if terminal:
-        print("Type a sentence and press Enter; Ctrl-D ends.", file=sys.stderr)
-    for number, line in enumerate(_typed(terminal), 1):
+    if not terminal:
+        for lines in read_buffers(1):
+            _show(translate, lines[0])
+        return
+    print("Type a sentence and press Enter; Ctrl-D ends.", file=sys.stderr)
+    for number, line in enumerate(_typed(), 1):
         try:
-            rows = translate(decode_line(line, _INPUT, number))
-            if rows:
-                write_lines(STANDARD, [*rows, ""])
+            _show(translate, decode_line(line, _INPUT, number))
         except UserError as error:
-            if not terminal:
-                raise
             print(f"ds-seq: error: {error}", file=sys.stderr)  # continue with the next line
+
+
+def _show(translate: _LineTranslator, line: str) -> None:
+    rows = translate(line)
+    if rows:
+        write_lines(STANDARD, [*rows, ""])
 
 
 def interlinear(columns: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
@@ -163,14 +168,12 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
     return _LineTranslator(translator, aligner, width)
 
 
-def _typed(terminal: bool) -> Iterator[bytes]:
-    """Yield lines of standard input, with a prompt before each on a terminal."""
+def _typed() -> Iterator[bytes]:
+    """Yield the lines that are typed on a terminal, with a prompt before each."""
     while True:
-        if terminal:
-            print(_PROMPT, end="", file=sys.stderr, flush=True)
+        print(_PROMPT, end="", file=sys.stderr, flush=True)
         line = sys.stdin.buffer.readline()
         if not line:
-            if terminal:
-                print(file=sys.stderr)  # Ctrl-D leaves the cursor after the prompt
+            print(file=sys.stderr)  # Ctrl-D leaves the cursor after the prompt
             return
         yield line.rstrip(b"\r\n")

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 
 from ds_seq import distributed
-from ds_seq.commands.parser import CHECKPOINT_HELP, COUNT, command_parser
+from ds_seq.commands.arguments.make_student import build_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
-from ds_seq.names import STACKS, Stack
+from ds_seq.names import STACKS, LayerMapName, Stack
 from ds_seq.runs.card import StoredRun
 from ds_seq.runs.data import open_for_model
 from ds_seq.runs.export import check_new, write_export
@@ -34,7 +34,7 @@ from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.surgery.shrink import CopiedLayers, student_config
 from ds_seq.surgery.student import Sample, fine_tuning, spread_sample, student_of
 
-_MAPS: dict[str, LayerMap] = {
+_MAPS: dict[LayerMapName, LayerMap] = {
     "table": copy_map,
     "first": lambda teacher, student: list(range(student)),
     "even": even_map,
@@ -43,7 +43,7 @@ _MAPS: dict[str, LayerMap] = {
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq make-student`; return the exit code."""
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
     stored = open_run(options.run, options.checkpoint)
@@ -66,45 +66,6 @@ def main(argv: Sequence[str]) -> int:
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     print("\n".join(_next_commands(options, experiment, config)))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "make-student",
-        "Make a smaller model from some layers of a trained one. Embeddings, norms and output "
-        "projection are copied unchanged. Does not train; prints the command for fine-tuning.",
-        epilog=f"{CONFIG_FILE} in --out FOLDER is the experiment of the fine-tuning: the teacher's "
-        "experiment, but starting from the student. Check its optimizer.lr, scheduler and "
-        "train.max_updates, because a student needs fewer and smaller steps than its teacher; and "
-        "criterion, if the student should also learn from the teacher's outputs.",
-    )
-    add = parser.add_argument
-    add(
-        "run",
-        type=Path,
-        help="the teacher: run folder, or a file or folder written by `ds-seq export`",
-    )
-    add("--out", type=Path, required=True,
-        help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
-    for stack in STACKS:
-        depth = f"number of layers of the student's {stack} (default: as in the teacher)"
-        listed = "indices (from 0) of the teacher's layers to copy, instead of --copy"
-        add(f"--{stack}-layers", type=int, metavar="N", help=depth)
-        add(f"--{stack}-copy", metavar="I,J,...", help=listed)
-    add("--copy", choices=sorted(_MAPS), default="table",
-        help="which layers to copy: table, tested choices for common depths, otherwise even; even, "
-        "evenly spaced from first to last; first (default: %(default)s)")  # fmt: skip
-    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
-    add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
-    add("--dense", action="store_true",
-        help="merge the experts of each layer into one dense feed-forward, their average weighted "
-        "by use on --data")  # fmt: skip
-    add("--data", type=Path, metavar="SHARDS",
-        help="for --dense: folder of shards made with the run's vocabulary")  # fmt: skip
-    add("--split", default="train", help="split of --data (default: %(default)s)")
-    add("--max-tokens-measured", type=COUNT, default=100_000, metavar="N",
-        help="measure on about N target tokens, evenly spread (default: %(default)s)")  # fmt: skip
-    return parser
 
 
 def _chosen(options: argparse.Namespace, model: ModelConfig) -> CopiedLayers:

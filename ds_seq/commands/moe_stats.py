@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
-from ds_seq.commands.parser import COUNT, command_parser
+from ds_seq.commands.arguments.moe_stats import build_parser
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.progress import Progress
@@ -51,7 +51,7 @@ class _Measured(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq moe-stats`; return the exit code."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     _check_arguments(args)
     distributed.keep_freed_memory()
     device = distributed.discover(os.environ).device
@@ -183,26 +183,3 @@ def _check_arguments(args: argparse.Namespace) -> None:
         if args.out.suffix.lower() != ".png":
             raise UserError(f"--out {args.out}: give a name that ends in .png")
         check_writable(args.out, (args.run, args.data))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "moe-stats",
-        "Show how a trained model spreads tokens over its experts: share, dropped "
-        "tokens, entropy, balance and losses of each layer, and of each language if the source "
-        "begins with a tag.",
-    )
-    add = parser.add_argument
-    add("run", help="run folder, or a file or folder written by `ds-seq export`")
-    add("--data", required=True, type=Path, help="folder of shards made with the run's vocabulary")
-    add("--split", default="valid", help="split of --data (default: %(default)s)")
-    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
-    add("--out", type=Path, help="also write a heat map to this PNG file")
-    add("--json", action="store_true", help="print JSON instead of tables")
-    add(
-        "--max-batches",
-        type=COUNT,
-        metavar="N",
-        help="at most N batches per language (default: all)",
-    )
-    return parser

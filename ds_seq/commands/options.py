@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import yaml
 
 from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.yaml_file import parse_value
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings
@@ -45,11 +47,19 @@ def search_settings(
         UserError: a value is invalid.
     """
     given = {
-        name: value
-        for name, value in vars(args).items()
-        if name in GenerationConfig.model_fields and value is not None
+        name: _value(text)
+        for name, text in vars(args).items()
+        if name in GenerationConfig.model_fields and text is not None
     }
     return changed_settings(card.generation, given | dict(more), _option)
+
+
+def _value(text: str) -> Any:
+    """Return a value as an experiment file would have it."""
+    try:
+        return parse_value(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _option(name: str) -> str:

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest, trust
 
-CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
-
+OVERRIDES = "key=value"
 _KINDS = {"int": "a whole number", "float": "a number"}
 """What to write, by the name of the function that converts it."""
 _WORDS = (
@@ -28,18 +27,21 @@ _WORDS = (
 """Messages of argparse, and how they are reported here."""
 
 
+_LARGEST = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Number:
     """The `type` of an option that is a number: finite, and within its bounds.
 
     Attributes:
         least: smallest value; None for any.
-        most: largest value; None for any.
+        most: largest value; by default the largest of 64 bits, as in experiment files.
         is_whole: whether fractions are refused.
     """
 
     least: float | None
-    most: float | None = None
+    most: float = _LARGEST
     is_whole: bool = True
 
     def __call__(self, text: str) -> float:
@@ -56,11 +58,11 @@ class Number:
         Raises:
             UserError: the value makes no sense.
         """
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{option} {value}: must be a finite number")
         if self.least is not None and value < self.least:
             raise UserError(f"{option} {value}: must be at least {self.least:g}")
-        if self.most is not None and value > self.most:
+        if value > self.most:
             raise UserError(f"{option} {value}: must be at most {self.most:g}")
 
 
@@ -102,6 +104,7 @@ class CommandParser(argparse.ArgumentParser):
                 if re.fullmatch(pattern, message):
                     message = re.sub(pattern, words, message)
                     break
+        message = message.replace(f", {OVERRIDES}", "")  # which argparse calls required, too
         raise UserError(f"{message}; see {self.prog} --help")
 
     def _check_options(self, args: Sequence[str]) -> None:
@@ -198,4 +201,4 @@ def command_parser(
 
 def add_overrides(parser: argparse.ArgumentParser, help: str = "dotted overrides") -> None:
     """Add the overrides that follow an experiment file."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=help)
+    parser.add_argument("overrides", nargs="*", metavar=OVERRIDES, help=help)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ds_seq import distributed
-from ds_seq.commands.parser import CHECKPOINT_HELP, command_parser
+from ds_seq.commands.arguments.prune_experts import build_parser
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import translate
@@ -38,7 +37,7 @@ class _Texts(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq prune-experts`; return the exit code."""
-    options = _parser().parse_args(argv)
+    options = build_parser().parse_intermixed_args(argv)
     check_new(options.out)
     distributed.keep_freed_memory()
     device = distributed.World().device
@@ -65,34 +64,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{label:10}  {score}")
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "prune-experts",
-        "Keep the most important experts for a text, as a smaller model for that kind of "
-        "text. Prints the experts that each layer keeps, and BLEU before and after. Does not "
-        "train.",
-    )
-    add = parser.add_argument
-    add("run", type=Path, help="run folder, or a file or folder written by `ds-seq export`")
-    add("--keep", required=True, metavar="N",
-        help="number of experts to keep per layer, or one for each layer: 4,2,4")  # fmt: skip
-    add(
-        "--calibration",
-        required=True,
-        metavar="FILE",
-        help="raw source text to measure importance on",
-    )
-    add("--calibration-target", metavar="FILE",
-        help="its translation (default: the model's own translation)")  # fmt: skip
-    add("--out", type=Path, required=True,
-        help="new file (NAME.safetensors) or folder to write, as `ds-seq export` does")  # fmt: skip
-    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
-    add("--dtype", choices=sorted(DTYPES), default="fp32", help="precision on disk")
-    add("--input", metavar="FILE", help="raw text to score on (default: data.raw.test)")
-    add("--reference", metavar="FILE", help="its reference")
-    return parser
 
 
 def _read(options: argparse.Namespace, card: ModelCard) -> _Texts:

@@ -14,29 +14,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq import distributed
-from ds_seq.commands.arguments import add_model_arguments, add_search_arguments
+from ds_seq.commands.arguments.pseudo_label import build_parser
 from ds_seq.commands.options import check_expert_parallel, chosen_device, search_settings
-from ds_seq.commands.parser import Number, command_parser
 from ds_seq.data.shards import ShardReader
-from ds_seq.data.source import SOURCE, untagged_rows
+from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Summary
-from ds_seq.distill.filters import METRICS, Filters, Similarity
+from ds_seq.distill.filters import Filters, Similarity
 from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
 from ds_seq.distill.work_folder import WorkFolder
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import check_n_best
+from ds_seq.names import FILTER_METRICS
 from ds_seq.runs.card import StoredRun
-from ds_seq.runs.data import open_for_model
+from ds_seq.runs.data import open_for_model, untagged_warning
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import default_dtype, open_run
 from ds_seq.text.round_trip import rewriting
-from ds_seq.text.tags import untagged_message
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq pseudo-label`; return the exit code."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     out = Path(args.out)
     work = WorkFolder(out)
     with distributed.joined() as world:
@@ -61,35 +60,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "pseudo-label",
-        "Make a data folder whose targets are a teacher's translations. An interrupted "
-        "command resumes when it is run again.",
-    )
-    add_model_arguments(parser)
-    add = parser.add_argument
-    add("--data", required=True, help="data folder with the shards to label")
-    add("--out", required=True, help="new data folder")
-    add("--split", default="train", help="split to label; the others are copied (default: train)")
-    add("--n-best", type=int, default=1, metavar="N",
-        help="hypotheses per source, each a separate pair (default: %(default)s)")  # fmt: skip
-    add("--original", type=Number(0, is_whole=False), default=0.0, metavar="TIMES",
-        help="also add all original pairs TIMES times; 0.5 = half (default: 0)")  # fmt: skip
-    group = parser.add_argument_group("filters (a hypothesis must pass all)")
-    group.add_argument("--min-score", type=Number(None, is_whole=False), metavar="X",
-        help="minimum teacher score: log-probability / length ** length penalty")  # fmt: skip
-    group.add_argument("--max-ratio", type=Number(1, is_whole=False), metavar="X",
-        help="maximum ratio of token counts between the sides, in either direction")  # fmt: skip
-    for name in METRICS:
-        group.add_argument(f"--min-{name}", type=Number(0, 100, is_whole=False), metavar="X",
-            help=f"minimum sentence {name} against the reference, 0 to 100")  # fmt: skip
-    group.add_argument("--best-metric", choices=METRICS,
-        help="keep only the one of the N best that is closest to the reference")  # fmt: skip
-    add_search_arguments(parser)
-    return parser
-
-
 def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
     """Check the arguments before anything takes time."""
     check_expert_parallel(args.expert_parallel, world_size)
@@ -106,7 +76,7 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
     reader = open_for_model(args.data, args.split, args.run, run)
-    least = {name: vars(args)[f"min_{name}"] for name in METRICS}
+    least = {name: vars(args)[f"min_{name}"] for name in FILTER_METRICS}
     filters = Filters(
         args.min_score,
         args.max_ratio,
@@ -141,13 +111,9 @@ def _warn(run: StoredRun, reader: ShardReader, filters: Filters) -> None:
             f"references as the vocabulary rewrites them, by {rule}",
             file=sys.stderr,
         )
-    tags = run.card.source_tags
-    untagged, size = untagged_rows(reader, tags) if tags else ((), 0)
-    if len(untagged) and (run.card.routes_by_language or len(untagged) < size):
-        print(
-            f"ds-seq: warning: {len(untagged):,} of {size:,} {untagged_message(tags)}",
-            file=sys.stderr,
-        )
+    untagged = untagged_warning(reader, run.card)
+    if untagged is not None:
+        print(f"ds-seq: warning: {untagged}", file=sys.stderr)
 
 
 def _report(job: Labeling, out: Path, summary: Summary) -> str:

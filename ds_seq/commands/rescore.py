@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from ds_seq import distributed
-from ds_seq.commands.arguments import add_model_arguments, add_search_arguments
+from ds_seq.commands.arguments.rescore import build_parser
 from ds_seq.commands.options import chosen_device, search_settings
-from ds_seq.commands.parser import command_parser
 from ds_seq.errors import UserError
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
-from ds_seq.names import OutputFormat
 from ds_seq.runs.decoding import run_decoding
 from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
@@ -36,21 +34,12 @@ from ds_seq.text.lines import (
 from ds_seq.text.tags import untagged, untagged_message
 from ds_seq.text.tokenizer import Tokenizer
 
-_FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
-_OPTIONS = (
-    "length_penalty",
-    "length_penalty_form",
-    "unk_penalty",
-    "temperature",
-    "max_tokens",
-    "max_sentences",
-)
 """Fields of the experiment's `generation` that affect a score, and the maximum batch size."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq rescore`; return the exit code."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             _check_arguments(args)
@@ -76,30 +65,6 @@ def main(argv: Sequence[str]) -> int:
             tags = run.card.source_tags
             warn_of_lines(untagged_message(tags), [n + 1 for n in untagged(source, tags)])
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "rescore",
-        "Score given translations with a model, as its beam search would: "
-        "log-probability divided by the length penalty, and the log-probability of each piece "
-        "into which the vocabulary splits the text.",
-    )
-    add_model_arguments(parser)
-    add = parser.add_argument
-    add("--source", required=True, help="text, one sentence per line; - = standard input")
-    add("--hypotheses", required=True, metavar="FILE",
-        help="its translations; - = standard input")  # fmt: skip
-    add("--hypotheses-format", choices=("text", "tsv"), default="text",
-        help="text: one line per source line; tsv: any number per source line, as `ds-seq generate "
-        "--format tsv` writes them: line number, any text, translation "
-        "(default: %(default)s)")  # fmt: skip
-    add("--output", default=STANDARD, help="file for the scores (default: standard output)")
-    add("--format", choices=_FORMATS, default="tsv",
-        help="tsv: line number, score, translation; jsonl: one object per line, with a score for "
-        "each piece and for the end (default: %(default)s)")  # fmt: skip
-    add_search_arguments(parser, _OPTIONS)
-    return parser
 
 
 def _check_arguments(args: argparse.Namespace) -> None:

@@ -12,19 +12,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ds_seq.commands.parser import Number, command_parser
+from ds_seq.commands.arguments.score import build_parser
 from ds_seq.errors import UserError
-from ds_seq.plugins import nearest, trust
+from ds_seq.names import DEFAULT_METRICS, RESAMPLING_SEED
+from ds_seq.plugins import trust
 from ds_seq.scores.languages import language_warning
-from ds_seq.scores.metric import METRICS, TEXT, Metric, find_metric, from_sacrebleu
+from ds_seq.scores.metric import TEXT, Metric, find_metric, from_sacrebleu
 from ds_seq.scores.rouge import ROUGE
-from ds_seq.scores.scoring import DEFAULT_METRICS, TOKENISED, CorpusScore, build_metric
+from ds_seq.scores.scoring import TOKENISED, CorpusScore, build_metric
 from ds_seq.scores.sentence_means import comet_metric
-from ds_seq.scores.significance import DEFAULT_SEED, SAMPLES, Resampling, score_systems
+from ds_seq.scores.significance import Resampling, score_systems
 from ds_seq.text.lines import STANDARD, check_counts, read_lines
 
-_NAMES = [*METRICS, "rouge", "comet"]
-_COMET_MODEL = "Unbabel/wmt22-comet-da"
 _SIGNIFICANT = 0.05
 
 
@@ -45,7 +44,7 @@ class _Texts:
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq score`; return the exit code."""
-    args = _parser().parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     systems, references = _resolve(args)
     _check(args, len(systems), len(references))
     texts = _read(systems, references, args.source)
@@ -56,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         unsplit = None if args.tokenized else language_warning(lines, args.target_lang)
         if unsplit is not None:
             print(f"ds-seq: warning: {path} {unsplit} (--target-lang)", file=sys.stderr)
-    resampling = Resampling(args.confidence, args.paired, args.samples, args.seed or DEFAULT_SEED)
+    seed = args.seed or RESAMPLING_SEED
+    resampling = Resampling(args.confidence, args.paired, args.samples, seed)
     metrics = _metrics(args, texts.source)
     scores = score_systems(texts.systems, list(texts.references.values()), metrics, resampling)
     if args.json:
@@ -230,57 +230,3 @@ def _table(
             f"p-value: paired {resampling.paired} against {baseline}; * below {_SIGNIFICANT}",
         ]
     return [*lines, "", *(f"{score.label}|{score.signature}" for score in first)]
-
-
-def _metric_name(text: str) -> str:
-    if text not in _NAMES and ":" not in text:
-        raise argparse.ArgumentTypeError(
-            f"no metric {text!r}{nearest(text, _NAMES)}; there are {', '.join(_NAMES)}, or "
-            "package.module:Name"
-        )
-    return text
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "score",
-        "Score translations against raw references, as sacreBLEU does. All texts are "
-        "UTF-8 with one sentence per line; - = standard input.",
-        usage="ds-seq score HYP REF [options]\n"
-        "       ds-seq score HYP --reference R [R ...] [options]\n"
-        "       ds-seq score REF --systems A B [...] [options]",
-        abbreviations=True,
-        reads_experiments=False,
-    )
-    add = parser.add_argument
-    add("text", nargs="*", help="HYP: detokenized translation; REF: raw reference text")
-    add("--reference", nargs="+", metavar="R", help="one or more raw reference texts")
-    add("--systems", nargs="+", metavar="A", help="translations of several systems")
-    add("--metrics", nargs="+", type=_metric_name, metavar="M",
-        help=f"some of {', '.join(_NAMES)}, or package.module:Name "
-        f"(default: {' '.join(DEFAULT_METRICS)})")  # fmt: skip
-    add("--target-lang", default="", metavar="LANG",
-        help="language code; decides how BLEU, TER and ROUGE split text that has no spaces between "
-        "words, such as zh, ja and th; required by rouge")  # fmt: skip
-    add("--tokenized", "--tokenised", action="store_true",
-        help="the texts are already tokenized: BLEU that is not comparable to others")  # fmt: skip
-    add("--confidence", action="store_true", help="95%% bootstrap confidence intervals")
-    add("--paired", nargs="?", const="bootstrap", choices=list(SAMPLES),
-        help="p-values of the differences to the first system (default: bootstrap)")  # fmt: skip
-    add("--samples", type=Number(2), metavar="N",
-        help="number of resamples (default: 1000; paired randomization: 10000)")  # fmt: skip
-    add(
-        "--seed",
-        type=Number(1, 2**32 - 1),
-        metavar="N",
-        help=f"seed of the resampling (default: {DEFAULT_SEED})",
-    )
-    add("--json", action="store_true", help="print all results as JSON")
-    add("--source", metavar="FILE", help="source text, for comet")
-    add(
-        "--comet-model",
-        default=_COMET_MODEL,
-        metavar="NAME",
-        help="COMET model (default: %(default)s)",
-    )
-    return parser

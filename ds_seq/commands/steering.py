@@ -169,7 +169,7 @@ def read_steering(args: argparse.Namespace) -> Steering:
 
 
 def _read(option: str, path: str | None) -> _File | None:
-    return None if path is None else _File(option, path, read_lines(path, tabs=True))
+    return None if path is None else _File(option, path, read_lines(path, tabs=option != "prefix"))
 
 
 def _tag_id(tag: str, tokenizer: Tokenizer) -> int:

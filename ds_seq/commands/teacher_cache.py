@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 from ds_seq import distributed, files
-from ds_seq.commands.arguments import add_loading_arguments
+from ds_seq.commands.arguments.teacher_cache import build_parser
 from ds_seq.commands.options import check_expert_parallel, chosen_device
-from ds_seq.commands.parser import COUNT, command_parser
 from ds_seq.data.open import open_shards
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.distill.fill_cache import (
@@ -31,13 +30,14 @@ from ds_seq.distill.fill_cache import (
 )
 from ds_seq.distill.teacher import LiveTeacher, Loading, load_teacher
 from ds_seq.errors import UserError
-from ds_seq.runs.data import check_for_model
+from ds_seq.runs.card import LoadedRun
+from ds_seq.runs.data import check_for_model, untagged_warning
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq teacher-cache`; return the exit code."""
-    args = _parser().parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     with distributed.joined() as world:
         with distributed.shared_errors():
             folder = args.out or _default_folder(args)
@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
             ):
                 check_for_model(source, args.data, split, name, run)
             if world.is_first:
+                _warn(sources, teacher.runs[0])
                 advice = "stop that process first, or give another --out"
                 lock = files.Lock(folder / files.LOCK_FILE, folder, advice)
             splits = plan_splits(options, args.runs, teacher, sources, world)
@@ -96,6 +97,13 @@ def _max_tokens(args: argparse.Namespace, teacher: LiveTeacher) -> int:
     return min(run.card.sizes.max_tokens for run in teacher.runs)
 
 
+def _warn(sources: Mapping[str, ShardReader], run: LoadedRun) -> None:
+    for split, source in sources.items():
+        untagged = untagged_warning(source, run.card)
+        if untagged is not None:
+            print(f"ds-seq: warning: {split}: {untagged}", file=sys.stderr)
+
+
 def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_size: int) -> None:
     """Print to stderr what was done, and warnings about pairs that were left out."""
     for split in splits:
@@ -116,51 +124,3 @@ def _report(splits: Sequence[CachedSplit], tokens: int, seconds: float, world_si
         f"with criterion.cache={writers[0].folder}",
         file=sys.stderr,
     )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(
-        "teacher-cache",
-        "Write a teacher's output for every target token, so that training with "
-        "criterion.cache needs no teacher. An interrupted command resumes when it is run again.",
-    )
-    add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="run folder, or a file or folder written by `ds-seq export`; the probabilities of "
-        "several are averaged",
-    )
-    add("--data", required=True, type=Path, help="folder of shards made with their vocabulary")
-    add(
-        "--top-k",
-        required=True,
-        type=COUNT,
-        metavar="K",
-        help="number of most probable tokens to store",
-    )
-    add("--splits", nargs="+", help="splits to cache (default: train, and valid if it exists)")
-    add(
-        "--out",
-        type=Path,
-        help="folder of the cache (default: a new one in the folder of the shards)",
-    )
-    add(
-        "--precision",
-        choices=("fp16", "fp32"),
-        default="fp16",
-        help="number format of the stored log-probabilities (default: %(default)s)",
-    )
-    add(
-        "--max-tokens", type=COUNT, help="maximum padded tokens per batch (default: as in training)"
-    )
-    add(
-        "--part-tokens",
-        type=COUNT,
-        default=1 << 20,
-        help="target tokens per part; an interruption loses at most one part per process "
-        "(default: %(default)s)",
-    )
-    add_loading_arguments(parser)
-    return parser

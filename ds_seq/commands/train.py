@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ds_seq import distributed
-from ds_seq.commands.arguments import train_parser
+from ds_seq.commands.arguments.train import build_parser
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
 from ds_seq.reports.metrics import load_table, metric_lines
@@ -15,7 +15,7 @@ from ds_seq.training.run import TrainingResult, run_training
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq train`; return the exit code."""
-    args = train_parser().parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     try:
         result = run_training(
             lambda: load_experiment(args.experiment, args.overrides, TRAINING),
@@ -24,11 +24,14 @@ def main(argv: Sequence[str]) -> int:
             checkpoint=args.checkpoint,
             allow_changes=args.allow_change,
         )
-        if distributed.rank() == 0:
+        is_first = distributed.rank() == 0
+        if is_first:
             _report(result)
     finally:
         distributed.shutdown()
-    return 0
+    # Only the last rank to do something says so: launchers end all others when one has failed.
+    is_stopped = is_first and result.reason == "signal"
+    return args.signal_exit_code if is_stopped else 0
 
 
 def _report(result: TrainingResult) -> None:

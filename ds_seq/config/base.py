@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -26,6 +26,7 @@ EXTERNAL_TAG = "external"
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Temperature = Annotated[float, Field(gt=0.0, le=1000.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -39,13 +40,18 @@ ExternalName = Annotated[str, StringConstraints(pattern=EXTERNAL_PATTERN), PLUGI
 
 
 _LARGEST = 2**63 - 1
+# what fp32, in which models compute, tells from infinity and 0, with room for a product
+_LARGEST_FLOAT, _SMALLEST_FLOAT = 1e30, 1e-30
 
 
 class Config(BaseModel):
     """Base of all sections: unknown keys are errors, and values are immutable after loading.
 
-    One rule holds for every number: it is finite, fits 64 bits, and is not `true` or `false`.
-    Bounds are those of its field; a test requires each number to have one.
+    One rule holds for every value: nothing is converted to another kind. A number is not text in
+    quotes and not `true`; a switch is only `true` or `false`, not 1, `yes` or text; a whole number
+    may be written as 1e5. Numbers are finite, fit 64 bits, and are neither infinity nor 0 in fp32
+    unless they are written as 0. Bounds are those of the field; a test
+    requires each number to have one.
     """
 
     model_config = ConfigDict(
@@ -58,28 +64,52 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_switches(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = set(_leaves(cls.model_fields[str(info.field_name)].annotation))
-        if kinds & {int, float} and not kinds & {bool, Any}:
-            for item in _scalars(value):
-                if isinstance(item, bool):  # which pydantic would read as 1 or 0
-                    raise ValueError(f"should be a number, not {shown(item)}")
+    def _refuse_other_kinds(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted, refused = _wanted(cls.model_fields[str(info.field_name)].annotation)
+        for item in _scalars(value):
+            if type(item) in refused:  # which pydantic would convert
+                raise ValueError(f"should be {wanted}, not {shown(item)}")
         return value
 
     @field_validator("*", mode="after")
     @classmethod
     def _refuse_senseless_numbers(cls, value: Any) -> Any:
         for item in _scalars(value):
-            if isinstance(item, float) and not math.isfinite(item):
-                raise ValueError(f"should be a finite number, not {item}")
+            if isinstance(item, float):
+                if not math.isfinite(item):
+                    raise ValueError(f"should be a finite number, not {item}")
+                if item and not _SMALLEST_FLOAT <= abs(item) <= _LARGEST_FLOAT:
+                    raise ValueError(
+                        f"should be 0 or, without its sign, from {_SMALLEST_FLOAT:g} to "
+                        f"{_LARGEST_FLOAT:g}, not {item}"
+                    )
             if isinstance(item, int) and abs(item) > _LARGEST:
                 raise ValueError(f"should be at most {_LARGEST}, not {item}")
         return value
 
 
+def _wanted(annotation: Any) -> tuple[str, tuple[type, ...]]:
+    """Return what to write in a field of numbers or switches, and the types that are no such value.
+
+    Other fields, and those that also take text, refuse nothing here.
+    """
+    kinds = set(_leaves(annotation))
+    or_null = " or null" if type(None) in kinds else ""
+    kinds.discard(type(None))
+    if kinds == {bool}:
+        return f"true or false{or_null}", (int, float, str)
+    if kinds and kinds <= {int, float}:
+        return ("a number" if float in kinds else "a whole number") + or_null, (bool, str)
+    return "", ()
+
+
 def _leaves(annotation: Any) -> Iterator[Any]:
-    """Yield the types of which an annotation is made."""
-    members = get_args(annotation)
+    """Yield the types of which the values of an annotation are made."""
+    origin, members = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        members = members[:1]
+    elif origin is dict:
+        members = members[1:]
     if not members:
         yield annotation
     for member in members:

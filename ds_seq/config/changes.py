@@ -24,6 +24,8 @@ DATA = "data.train"
 """Key of the fingerprint of the training data, which is compared like an option."""
 VALID_DATA = "data.valid"
 """Key of the fingerprint of the validation data."""
+TEACHER = "weights of the teacher"
+"""Key of the fingerprint of the weights of all teachers, or of those whose outputs are cached."""
 GROUP = "batches per update"
 """Key of the number of batches per update: ranks times `train.accumulate`."""
 
@@ -31,6 +33,7 @@ _RULES: dict[str, str] = {
     GROUP: TRAINING,
     DATA: _ORDER,
     VALID_DATA: HARMLESS,
+    TEACHER: TRAINING,
     "deepspeed": HARMLESS,  # the layout; precision, clipping and accumulation are in `train`
     "deepspeed.fp16": TRAINING,
     "deepspeed.bf16": TRAINING,
@@ -45,6 +48,7 @@ _RULES: dict[str, str] = {
         ("data.dir", "data.source", "data.raw", "data.clean", "data.shard_size", "data.workers"),
         HARMLESS,
     ),
+    "data.language_tags": HARMLESS,  # they only say which sources to report
     "data.vocab": HARMLESS,  # another vocabulary never passes, see `check_vocab`
     "task": _TASK,
     "model": _MODEL,
@@ -107,7 +111,8 @@ _RULES: dict[str, str] = {
 }
 
 _SCORE_OPTIONS = ("validation.best", VALID_DATA)
-_LOSS_OPTIONS = (*_SCORE_OPTIONS, "criterion", "data.max_source_length", "data.max_target_length")
+_LENGTHS = ("data.max_source_length", "data.max_target_length")
+_LOSS_OPTIONS = (*_SCORE_OPTIONS, *_LENGTHS, "criterion", TEACHER)
 _METRIC_OPTIONS = (*_SCORE_OPTIONS, "generation", "validation.max_sentences", "data.target_lang")
 _SECTION = "a section"
 _BATCH_SIZE = ("generation.max_tokens", "generation.max_sentences")
@@ -130,6 +135,8 @@ class Change(NamedTuple):
     def __str__(self) -> str:
         if self.key in (DATA, VALID_DATA):
             return f"{self.key}: other shards"
+        if self.key == TEACHER:
+            return f"{self.key}: others"
         return f"{self.key}: {_text(self.old)} -> {_text(self.new)}"
 
 
@@ -142,7 +149,8 @@ def settings(config: ExperimentConfig, facts: Settings) -> dict[str, Any]:
 
     Args:
         config: the experiment.
-        facts: values of `DATA`, `VALID_DATA`, `GROUP` and `deepspeed`, as far as they are known.
+        facts: values of `DATA`, `VALID_DATA`, `TEACHER`, `GROUP` and `deepspeed`, as far as they
+            are known.
     """
     return dict(_leaves({**config.model_dump(mode="json"), **facts}, ""))
 
@@ -186,7 +194,7 @@ def _value(key: str, known: Settings) -> Any:
 
 
 def _is_unknown(key: str, old: Settings, new: Settings) -> bool:
-    if key in (DATA, VALID_DATA):
+    if key in (DATA, VALID_DATA, TEACHER):
         return None in (old.get(key), new.get(key))
     is_fact = key == GROUP or _is_below(key, "deepspeed")
     return is_fact and (GROUP not in old or GROUP not in new)

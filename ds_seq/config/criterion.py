@@ -10,10 +10,10 @@ from ds_seq.config.base import (
     Config,
     ExternalConfig,
     FieldErrors,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Probability,
+    Temperature,
     all_defaults,
     plugin_tag,
 )
@@ -30,7 +30,7 @@ from ds_seq.names import (
 )
 from ds_seq.plugins import nearest
 
-Weight = NonNegativeFloat | None
+Weight = Annotated[float, Field(ge=0.0, le=1e6)] | None
 _Name = Annotated[str, StringConstraints(min_length=1)]
 TeacherNames = _Name | Annotated[list[_Name], Field(min_length=1)]
 _LOSS_NAMES = (BASE, *ROUTER_LOSSES)
@@ -153,7 +153,7 @@ class DistillationConfig(Config):
         description="Divergence between student and teacher: `forward_kl` KL(teacher || student), "
         "`reverse_kl` KL(student || teacher), `js` Jensen-Shannon, `tv` total variation.",
     )
-    temperature: Annotated[float, Field(gt=0.0)] = Field(
+    temperature: Temperature = Field(
         default=1.0,
         description="Softens both distributions; the divergence is multiplied by its square.",
     )

@@ -87,8 +87,14 @@ class DataConfig(Config):
     )
     clean: CleanConfig = Field(default_factory=all_defaults, description="Cleaning of raw text.")
     vocab: VocabConfig = Field(default_factory=all_defaults, description="Subword vocabulary.")
+    language_tags: list[str] | None = Field(
+        default=None,
+        description="Those of `vocab.user_symbols` that name a language at the start of a source; "
+        "a source with none of them is reported. Null: those that look like tags, such as "
+        "`<2de>`, `__de__`, `>>deu<<` and `de_DE`.",
+    )
     shard_size: PositiveInt = Field(default=1_000_000, description="Sentence pairs per shard.")
-    workers: PositiveInt | None = Field(
+    workers: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         default=None, description="Number of binarization processes; null uses all CPU cores."
     )
 
@@ -109,12 +115,17 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check_symbols(self) -> DataConfig:
-        if not self.clean.nfkc:
+        for tag in self.language_tags or ():
+            if tag not in self.vocab.source_side.user_symbols:
+                raise FieldErrors([("language_tags", f"{tag!r} is not in vocab.user_symbols")])
+        name = "NFKC" if self.clean.nfkc else self.clean.unicode_form
+        if name is None:
             return self
+        key = "nfkc" if self.clean.nfkc else "unicode_form"
         for side, vocab in self.vocab.parts.items():
             for symbol in vocab.user_symbols:
-                if (form := unicodedata.normalize("NFKC", symbol)) != symbol:
-                    message = f"data.clean.nfkc turns {symbol} into {form}; list it in that form"
+                if (form := unicodedata.normalize(name, symbol)) != symbol:
+                    message = f"data.clean.{key} turns {symbol} into {form}; list it in that form"
                     place = f"vocab.{side}.user_symbols" if side else "vocab.user_symbols"
                     raise FieldErrors([(place, message)])
         return self

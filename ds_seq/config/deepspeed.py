@@ -46,8 +46,8 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
         content = read_limited(file)
     except FileNotFoundError as error:
         raise UserError(
-            f"train.deepspeed: {file} cannot be read: {error.strerror}; ds_seq's own are in "
-            "configs/ds_config, and null means DeepSpeed's defaults"
+            f"train.deepspeed: {file} cannot be read: {error.strerror}; {_own_file(file)}, and "
+            "null means DeepSpeed's defaults"
         ) from None
     try:
         data = json.loads(content.decode("utf-8"), object_pairs_hook=_no_key_twice)
@@ -64,6 +64,14 @@ def load_deepspeed_json(path: str | Path | None) -> JsonObject:
     if not isinstance(data, dict):
         raise UserError(f"{file}: contains no JSON object; expected {{...}}")
     return data
+
+
+def _own_file(missing: Path) -> str:
+    """Return where the file of this name is, if ds_seq has one."""
+    folder = Path(__file__).parents[2] / "configs" / "ds_config"
+    if (folder / missing.name).is_file():
+        return f"give {folder / missing.name}, or copy it there"
+    return f"ds_seq's own are in {folder if folder.is_dir() else 'configs/ds_config'}"
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> JsonObject:
@@ -291,6 +299,10 @@ def _stage_errors(train: TrainConfig, ds_json: Mapping[str, Any], moe: bool) -> 
             f"zero_optimization.stage: 0 cannot run experts in {train.precision} with "
             f"train.expert_parallel {train.expert_parallel}; use stage 1, 2 or 3"
         )
+    offloaded = zero.get("offload_optimizer")
+    share = offloaded.get("ratio", 1) if isinstance(offloaded, Mapping) else 1
+    if share not in (1, AUTO) and stage < MAX_STAGE:
+        yield f"zero_optimization.offload_optimizer.ratio: needs stage {MAX_STAGE}, not {stage}"
     for key, lowest in (("offload_optimizer", 1), ("offload_param", MAX_STAGE)):
         target = zero.get(key)
         if (

@@ -6,7 +6,6 @@ compares the nested ones with DeepSpeed's own config models.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -183,7 +182,23 @@ PASSED: Keys = {
 }
 """Keys that belong in the DeepSpeed JSON, with the kind of their values; nested as in the file."""
 
-_MAY_BE_NEGATIVE = ("module_depth",)  # -1 shows all levels
+_LARGEST = 2**63 - 1
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    # a scale of 0 selects the dynamic one; a smaller one would set gradients to 0
+    "loss_scale": (0, 2**32),
+    "initial_scale_power": (0, 32),
+    "min_loss_scale": (1, 2**32),
+    # DeepSpeed divides by the window. It skips as many updates as the hysteresis before it lowers
+    # the scale, and with 0 it never does
+    "loss_scale_window": (1, _LARGEST),
+    "hysteresis": (1, 100),
+    "reduce_bucket_size": (1, _LARGEST),
+    "ratio": (0, 1),
+    "cpuadam_cores_perc": (0, 1),
+    "gradient_predivide_factor": (2**-16, 2**16),
+    "module_depth": (-1, _LARGEST),  # -1 shows all levels
+}
+"""Smallest and largest value of keys that do not take every number from 0 on."""
 
 _KIND_NAMES: Mapping[Kind, str] = {
     "bool": "true or false",
@@ -200,8 +215,12 @@ def wanted_instead(key: str, value: Any, kind: Kind) -> str | None:
         return _KIND_NAMES[kind]
     if kind not in ("int", "number"):
         return None
-    makes_sense = math.isfinite(value) and (value >= 0 or key in _MAY_BE_NEGATIVE)
-    return None if makes_sense else "a finite number from 0"
+    least, most = _BOUNDS.get(key, (0, _LARGEST))
+    if least <= value <= most and not (key == "loss_scale" and 0 < value < 1):
+        return None
+    if key == "loss_scale":
+        return f"0, or a number from 1 to {most:,}"
+    return f"a finite number from {least:g}" + ("" if most == _LARGEST else f" to {most:,}")
 
 
 def is_kind(value: Any, kind: Kind) -> bool:
@@ -211,4 +230,4 @@ def is_kind(value: Any, kind: Kind) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     # bucket sizes are commonly written as 5e8
-    return kind == "number" or float(value).is_integer()
+    return kind == "number" or isinstance(value, int) or value.is_integer()

@@ -10,6 +10,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.transformer import ModelSize
 from ds_seq.config.needs import TrainManifest
 from ds_seq.config.optim import AdamConfig, SgdConfig
+from ds_seq.names import GATED_ACTIVATIONS
 
 _GIB = 2**30
 # widths of d_model that a layer keeps per token: inputs of sub-layers, projections, dropout masks
@@ -94,15 +95,18 @@ def _state_bytes(config: ExperimentConfig, size: ModelSize, stage: int, ranks: i
 def _activation_bytes(config: ExperimentConfig) -> float:
     model, tokens = config.model, config.train.max_tokens
     width = 4 if config.train.precision == "fp32" else 2
-    layers = 0.0
+    # per token of a feed-forward: what enters its activation and what leaves it
+    inner = 4 if model.activation in GATED_ACTIVATIONS else 2
+    inner += 2 if model.activation_dropout else 0
+    layers = []
     for stack in model.stacks:
-        for layer in range(model.layers_of(stack)):
-            if model.activation_checkpointing:
-                layers += model.d_model
-                continue
+        for num_experts in model.expert_counts(stack):
             copies = 1
-            if model.moe is not None and model.experts_in(stack, layer):
+            if model.moe is not None and num_experts:
                 copies = model.moe.top_k + model.moe.shared_experts
-            layers += _KEPT[stack] * model.d_model + copies * 2 * model.ffn_dim
+            layers.append(_KEPT[stack] * model.d_model + copies * inner * model.ffn_dim)
+    kept = sum(layers)
+    if model.activation_checkpointing:  # the input of each layer, and all of one layer at a time
+        kept = len(layers) * model.d_model + max(layers)
     logits = config.data.vocab.target_side.size * (width + 4)  # and their float32 gradient
-    return tokens * (layers * width + logits)
+    return tokens * (kept * width + logits)

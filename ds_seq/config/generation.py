@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import (
     Config,
     FieldErrors,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Probability,
+    Temperature,
 )
 from ds_seq.names import EnsembleMean, LengthPenaltyForm
+
+Penalty = Annotated[float, Field(ge=0.0, le=1e6)]
+"""Subtracted from log-probabilities, which are seldom below -100."""
 
 
 class GenerationConfig(Config):
@@ -21,6 +26,8 @@ class GenerationConfig(Config):
     beam: PositiveInt = Field(default=5, le=10_000, description="Beam size; 1 is greedy search.")
     length_penalty: float = Field(
         default=1.0,
+        ge=-100.0,  # below 0 favors short translations, as in fairseq
+        le=100.0,
         description="Scores are log-probability / length ** this; larger values favor longer "
         "translations.",
     )
@@ -28,20 +35,22 @@ class GenerationConfig(Config):
         default="fairseq",
         description="Base of the length penalty: the length, or (5 + length) / 6 (GNMT).",
     )
-    unk_penalty: NonNegativeFloat = Field(
+    unk_penalty: Penalty = Field(
         default=0.0, description="Subtracted from the log-probability of <unk>."
     )
-    temperature: float = Field(
+    temperature: Temperature = Field(
         default=1.0,
-        gt=0.0,
         description="Divides the logits before the softmax; above 1 flattens, below 1 sharpens.",
     )
     ensemble: EnsembleMean = Field(
         default="probabilities",
         description="Quantity that an ensemble of models averages.",
     )
-    max_len_a: NonNegativeFloat = Field(
-        default=1.2, description="Maximum length is max_len_a * source length + max_len_b."
+    max_len_a: float = Field(
+        default=1.2,
+        ge=0.0,
+        le=1000.0,
+        description="Maximum length is max_len_a * source length + max_len_b.",
     )
     max_len_b: NonNegativeInt = Field(
         default=10, description="Maximum length is max_len_a * source length + max_len_b."
@@ -57,11 +66,11 @@ class GenerationConfig(Config):
         description="Number of equal groups in the beam; each is penalized for tokens of the "
         "groups before it (diverse beam search).",
     )
-    diverse_strength: NonNegativeFloat = Field(
+    diverse_strength: Penalty = Field(
         default=0.5,
         description="Penalty on a token for each time an earlier group has selected it.",
     )
-    diverse_siblings: NonNegativeFloat = Field(
+    diverse_siblings: Penalty = Field(
         default=0.0,
         description="Penalty on a continuation for each better one of the same hypothesis; "
         "0 disables it.",

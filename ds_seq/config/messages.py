@@ -49,8 +49,12 @@ def findings(
         data: data that was validated.
         section: the whole experiment, or a single section.
     """
-    for details in error.errors():
-        yield from _findings(details, data, section)
+    errors = error.errors()
+    # a number out of range, where a list of numbers may stand, too, is not told that it is no list
+    bounded = {details["loc"][:-1] for details in errors if details["type"] in wording.BOUNDS}
+    for details in errors:
+        if details["type"] != "list_type" or details["loc"][:-1] not in bounded:
+            yield from _findings(details, data, section)
 
 
 def _findings(

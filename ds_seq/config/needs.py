@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 
 from ds_seq.config.data import FairseqConfig, ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.optim import ConstantConfig, InverseSqrtConfig
 from ds_seq.config.text_files import SplitConfig
 from ds_seq.errors import UserError
 from ds_seq.records import Count, read_json, record
@@ -64,23 +63,6 @@ def unmet(config: ExperimentConfig) -> Needs:
     return Needs(errors, notes)
 
 
-def warmup_error(config: ExperimentConfig) -> str | None:
-    """Return a line if the run ends before the learning rate has reached its peak, else None.
-
-    Schedules that decay to a given update are checked with the experiment itself.
-    """
-    scheduler, updates = config.scheduler, config.train.max_updates
-    if not isinstance(scheduler, InverseSqrtConfig | ConstantConfig):
-        return None
-    if scheduler.warmup_updates <= updates:
-        return None
-    return (
-        f"scheduler.warmup_updates: {scheduler.warmup_updates} is longer than the run, which ends "
-        f"at update {updates} (train.max_updates), before the learning rate has reached its peak; "
-        "lower it"
-    )
-
-
 def train_manifest(config: ExperimentConfig) -> TrainManifest | None:
     """Return the manifest of the training shards, or None if there is none that can be read."""
     path = Path(config.data.dir) / "train.manifest.json"
@@ -127,18 +109,25 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             "missing: name the validation text, or set train.validate_every=null and "
             "train.save_every",
         )
-    for side, vocab in config.data.vocab.parts.items() if not is_prepared else ():
-        where = f"data.vocab.{side}" if side else "data.vocab"
-        if vocab.normalization.endswith(".tsv"):
-            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
-        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
-            yield from _absent(f"{where}.fairseq.{key}", path, "file")
+    if not is_prepared:
+        yield from _missing_vocab(config)
+        for key, name in config.data.clean.named_files():
+            yield from _absent(f"data.clean.{key}", name, "file")
     for key, pair in _raw_files(config):
         # training reads the shards, and the validation text as the reference of its metrics
         is_read = key == "data.raw.valid" and validates and config.validation.metrics
         if not is_prepared or is_read:
             for path in (pair.source, pair.target):
                 yield from _absent(key, path, "file")
+
+
+def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    for side, vocab in config.data.vocab.parts.items():
+        where = f"data.vocab.{side}" if side else "data.vocab"
+        if vocab.normalization.endswith(".tsv"):
+            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
+        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
+            yield from _absent(f"{where}.fairseq.{key}", path, "file")
 
 
 def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:

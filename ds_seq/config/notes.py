@@ -16,6 +16,7 @@ from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.optim import (
     AdafactorConfig,
     AdamConfig,
+    ConstantConfig,
     CosineConfig,
     InverseSqrtConfig,
     LinearConfig,
@@ -27,7 +28,12 @@ from ds_seq.names import BASE, LOAD_BALANCE
 
 def notes(config: ExperimentConfig) -> list[str]:
     """Return the notes, one line each: dotted key, then what to know."""
-    return [*_without_effect(config), *_loss_notes(config), *_rate_notes(config)]
+    return [
+        *_without_effect(config),
+        *_loss_notes(config),
+        *_warmup_notes(config),
+        *_rate_notes(config),
+    ]
 
 
 class _Idle(NamedTuple):
@@ -178,8 +184,23 @@ def _loss_notes(config: ExperimentConfig) -> Iterator[str]:
             )
 
 
+def _warmup_notes(config: ExperimentConfig) -> Iterator[str]:
+    """Compare the warm-up with the length of the run.
+
+    Schedules that decay to a given update are checked with the experiment itself.
+    """
+    scheduler, last = config.scheduler, config.train.max_updates
+    if isinstance(scheduler, InverseSqrtConfig | ConstantConfig):
+        if scheduler.warmup_updates > last:
+            yield (
+                f"scheduler.warmup_updates: {scheduler.warmup_updates} is longer than the run, "
+                f"which ends at update {last} (train.max_updates), before the learning rate has "
+                "reached its peak; lower it unless this is only a trial"
+            )
+
+
 def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
-    """Compare the ends of the schedule with its peak."""
+    """Compare learning rates: with the peak, with 0, and with the weight decay."""
     optimizer, scheduler = config.optimizer, config.scheduler
     if not isinstance(optimizer, AdamConfig | AdafactorConfig | SgdConfig):
         return
@@ -193,3 +214,17 @@ def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
     for name, rate in ends.items():
         if rate > optimizer.lr:
             yield f"scheduler.{name}: {rate:g} is above optimizer.lr {optimizer.lr:g}, the peak"
+    if isinstance(scheduler, CosineConfig | LinearConfig | PolynomialConfig):
+        (name, rate), *_ = ends.items()
+        total, last = scheduler.total_updates, config.train.max_updates
+        if rate == 0.0 and total is not None and total < last:
+            yield (
+                f"scheduler.total_updates: the learning rate is 0 from update {total} on, so "
+                f"nothing is learned up to train.max_updates {last}; set scheduler.{name}"
+            )
+    decay = optimizer.lr * optimizer.weight_decay
+    if decay >= 1.0 and optimizer.name != "adam":  # which adds the decay to the gradient
+        yield (
+            f"optimizer.weight_decay: with optimizer.lr {optimizer.lr:g}, an update takes off "
+            f"{decay:g} times each weight"
+        )

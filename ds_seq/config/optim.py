@@ -10,14 +10,16 @@ from ds_seq.config.base import (
     Config,
     ExternalConfig,
     FieldErrors,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Probability,
     plugin_tag,
 )
 
-LearningRate = Annotated[float, Field(gt=0.0)]
+LearningRate = Annotated[float, Field(gt=0.0, le=1000.0)]
+OuterLearningRate = Annotated[float, Field(ge=0.0, le=1000.0)]
+"""Learning rate at the start of a warm-up or at the end of a decay."""
+WeightDecay = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
 class AdamConfig(Config):
@@ -33,9 +35,9 @@ class AdamConfig(Config):
         default=(0.9, 0.98), description="Decay rates of the first and second moments."
     )
     eps: float = Field(
-        default=1e-8, gt=0.0, description="Added to the square root of the second moment."
+        default=1e-8, gt=0.0, le=1.0, description="Added to the square root of the second moment."
     )
-    weight_decay: NonNegativeFloat = Field(
+    weight_decay: WeightDecay = Field(
         default=0.0, description="Weight decay; not applied to norms and biases."
     )
 
@@ -46,12 +48,15 @@ class AdafactorConfig(Config):
     name: Literal["adafactor"] = Field(default="adafactor", description="Selects this optimizer.")
     lr: LearningRate = Field(default=5e-4, description="Peak learning rate.")
     beta2_decay: float = Field(
-        default=-0.8, lt=0.0, description="The second moment's decay at update t is 1 - t ** this."
+        default=-0.8,
+        ge=-10.0,
+        lt=0.0,
+        description="The second moment's decay at update t is 1 - t ** this.",
     )
     clip_threshold: float = Field(
         default=1.0, ge=1.0, description="Maximum root mean square of an update."
     )
-    weight_decay: NonNegativeFloat = Field(
+    weight_decay: WeightDecay = Field(
         default=0.0, description="Weight decay; not applied to norms and biases."
     )
 
@@ -65,7 +70,7 @@ class SgdConfig(Config):
         default=0.0, description="Fraction of the last step that is kept."
     )
     nesterov: bool = Field(default=False, description="Use Nesterov momentum.")
-    weight_decay: NonNegativeFloat = Field(
+    weight_decay: WeightDecay = Field(
         default=0.0, description="Weight decay; not applied to norms and biases."
     )
 
@@ -97,7 +102,7 @@ class InverseSqrtConfig(Config):
         default="inverse_sqrt", description="Selects this schedule."
     )
     warmup_updates: PositiveInt = Field(default=4000, description=_WARMUP)
-    warmup_init_lr: NonNegativeFloat = Field(
+    warmup_init_lr: OuterLearningRate = Field(
         default=0.0, description="Learning rate at the start of the warm-up."
     )
 
@@ -107,7 +112,7 @@ class CosineConfig(Config):
 
     name: Literal["cosine"] = Field(default="cosine", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
-    min_lr: NonNegativeFloat = Field(default=0.0, description=_END)
+    min_lr: OuterLearningRate = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
 
 
@@ -116,7 +121,7 @@ class LinearConfig(Config):
 
     name: Literal["linear"] = Field(default="linear", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
-    end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
+    end_lr: OuterLearningRate = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
 
 
@@ -125,8 +130,10 @@ class PolynomialConfig(Config):
 
     name: Literal["polynomial"] = Field(default="polynomial", description="Selects this schedule.")
     warmup_updates: NonNegativeInt = Field(default=4000, description=_WARMUP)
-    power: float = Field(default=1.0, gt=0.0, description="Exponent; 1 is a straight line.")
-    end_lr: NonNegativeFloat = Field(default=0.0, description=_END)
+    power: float = Field(
+        default=1.0, gt=0.0, le=100.0, description="Exponent; 1 is a straight line."
+    )
+    end_lr: OuterLearningRate = Field(default=0.0, description=_END)
     total_updates: PositiveInt | None = Field(default=None, description=_TOTAL)
 
 

@@ -15,6 +15,8 @@ LOADING: Sections = (("model",), ("data", "vocab"))
 """By loading a trained model."""
 TOKENIZING: Sections = (("data", "vocab"),)
 """By making or reading a vocabulary."""
+PREPARING: Sections = (*TOKENIZING, ("data", "clean"))
+"""By making clean text, a vocabulary and shards."""
 TRAINING: Sections = ((),)
 """By a training: everything."""
 
@@ -26,9 +28,7 @@ def outside_names(section: Config, at: KeyPath = ()) -> Iterator[tuple[KeyPath, 
         path = (*at, key)
         if isinstance(value, Config):
             yield from outside_names(value, path)
-        elif PLUGIN in field.metadata:
-            if value is None:
-                continue
+        elif PLUGIN in field.metadata and value is not None:
             if isinstance(value, str):
                 found: list[tuple[KeyPath, str]] = [(path, value)]
             else:

@@ -13,6 +13,7 @@ from os.path import exists, isfile, samefile
 from pathlib import Path
 from typing import Any
 
+from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
 _PAIR = {"source": "", "target": ""}
@@ -23,6 +24,7 @@ _INPUTS = {
     "data": {
         "source": {"folders": ""},
         "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
+        "clean": dict.fromkeys(FILES, ""),
         "vocab": {**_VOCAB, "source": _VOCAB, "target": _VOCAB},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},

@@ -33,7 +33,7 @@ class TrainConfig(Config):
         default=None, description="Maximum number of sentences per batch; null sets no limit."
     )
     accumulate: PositiveInt = Field(
-        default=1, description="Batches per rank and update (gradient accumulation)."
+        default=1, le=100_000, description="Batches per rank and update (gradient accumulation)."
     )
     precision: Precision = Field(
         default="fp32", description="Number format of the model; master weights stay fp32."
@@ -104,7 +104,7 @@ class TrainConfig(Config):
         "and `model.moe.num_experts`.",
     )
     num_prefetch: PositiveInt = Field(
-        default=4, description="Number of batches collated ahead in the background."
+        default=4, le=10_000, description="Number of batches collated ahead in the background."
     )
     tensorboard: bool = Field(
         default=True, description="Write TensorBoard files in addition to the JSONL log."

@@ -24,7 +24,7 @@ _KINDS = {
 }
 """What to write, by the type of the error or by its first word."""
 
-_BOUNDS = {
+BOUNDS = {
     "greater_than_equal": ("ge", "at least"),
     "greater_than": ("gt", "greater than"),
     "less_than_equal": ("le", "at most"),
@@ -43,8 +43,8 @@ def wanted(details: ErrorDetails, field: FieldInfo | None) -> str:
         field: the field that contains the value, or None if it is not known.
     """
     kind, value = str(details["type"]), details["input"]
-    if kind in _BOUNDS:
-        key, relation = _BOUNDS[kind]
+    if kind in BOUNDS:
+        key, relation = BOUNDS[kind]
         bound = details["ctx"][key]
         return f"{relation} {bound:g}" if isinstance(bound, float) else f"{relation} {bound}"
     if field is not None and kind in TUPLE_ERRORS and is_tuple(field):
@@ -79,13 +79,6 @@ def section(value: Any, field: FieldInfo | None) -> str:
         return f"a section; write {{name: {value}}}"
     accepts_null = field is not None and type(None) in get_args(field.annotation)
     return "a section (`key: value` lines)" + (" or null" if accepts_null else "")
-
-
-def _numbers(field: FieldInfo) -> int | None:
-    """Return how many numbers the field holds, or None if that is not fixed."""
-    annotation = field.annotation
-    is_fixed = get_origin(annotation) is tuple and Ellipsis not in get_args(annotation)
-    return len(get_args(annotation)) if is_fixed else None
 
 
 def _list(value: Any, field: FieldInfo | None) -> str:

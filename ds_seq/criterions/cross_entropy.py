@@ -371,7 +371,7 @@ def loss_kernel(logits: Tensor) -> ModuleType | None:
 def _working_kernel() -> ModuleType | None:
     try:
         from ds_seq.criterions import loss_kernel
-    except ImportError:  # torch for AMD or built without Triton
+    except ImportError:  # torch was built without Triton
         return None
     return loss_kernel if loss_kernel.works() else None
 

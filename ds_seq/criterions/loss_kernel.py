@@ -76,6 +76,7 @@ def works() -> bool:
     sums = LikelihoodSums(logits, weights.smoothing)
     try:
         run_loss_kernel(logits, tokens, weights, sums, LogitGradient(logits, 1.0))
+        torch.cuda.synchronize()  # an error on the device would come later, as that of others
     except Exception as error:  # Triton raises what its compiler raises
         warnings.warn(f"the loss is slower without its Triton kernel: {error}", stacklevel=1)
         return False
@@ -144,7 +145,8 @@ def _dense(matrix: Tensor) -> Tensor:
 def _compared(lp, lq, COMPARE: tl.constexpr):
     """Return terms of the divergence, of `Pull.scale` and of `Pull.rest` from log-probabilities.
 
-    `ds_seq.criterions.divergence` has the formulas in plain torch.
+    `ds_seq.criterions.divergence` has the formulas in plain torch. What is NaN there must be NaN
+    here, but the maximum of NaN and a number is that number: limits are conditions instead.
     """
     p, q, r = tl.exp(lp), tl.exp(lq), lq - lp
     if COMPARE == 1:
@@ -156,7 +158,7 @@ def _compared(lp, lq, COMPARE: tl.constexpr):
         half = 0.5 * p * soft
         return -half - 0.5 * (q * soft - q * r), half, half
     above = tl.where(q > p, p, 0.0)
-    return tl.maximum(q - p, 0.0), above, above
+    return tl.where(q <= p, 0.0, q - p), above, above
 
 
 @triton.jit
@@ -209,7 +211,7 @@ def _divergence(
         factor += 1.0
     if COMPARE == 3:
         value += 0.6931471805599453  # log 2
-    return tl.maximum(value, 0.0), factor
+    return tl.where(value < 0.0, 0.0, value), factor
 
 
 @triton.jit
@@ -235,8 +237,8 @@ def _write(
             _value, _part, rest = _compared(lp, lq, COMPARE)
             g += kd_weight * (factor * tl.exp(lp) - rest)
         g *= scale
-        if CLIPS:
-            g = tl.minimum(tl.maximum(g, -largest), largest)
+        if CLIPS:  # keeps NaN, without which nobody would notice the overflow of a logit
+            g = tl.where(g > largest, largest, tl.where(g < -largest, -largest, g))
         tl.store(g_row + columns, g.to(g_row.dtype.element_ty), mask=inside)
 
 

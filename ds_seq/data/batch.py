@@ -8,9 +8,10 @@ tokens of a teacher; padding is always on the right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple
 
 import numpy as np
@@ -211,9 +212,12 @@ class ParallelDataset:
         source: all pairs, with two sides.
         max_source_length: maximum source length in tokens, end symbol included; None: no limit.
         max_target_length: maximum target length in tokens, end symbol included; None: no limit.
+        files: names of the files of text that `source` was made from, and their numbers of pairs,
+            in the order of the pairs; empty if that is not known.
 
     Attributes:
         source: all pairs.
+        files: see above.
         rows: (N,) numbers of the kept pairs in the source, ascending.
         lengths: (N, 2) lengths of the kept pairs, source and target.
         num_left_out: number of pairs beyond the limits.
@@ -227,8 +231,9 @@ class ParallelDataset:
         source: Source,
         max_source_length: int | None = None,
         max_target_length: int | None = None,
+        files: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self.source = source
+        self.source, self.files = source, files
         self._teacher: TeacherCache | None = None
         keep = np.ones(len(source), bool)
         for side, limit in ((SOURCE, max_source_length), (TARGET, max_target_length)):
@@ -246,6 +251,11 @@ class ParallelDataset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def by_file(self) -> list[NDArray[np.int64]]:
+        """Return the numbers (in this dataset) of the pairs of each file; of all if not known."""
+        ends = np.cumsum([*self.files.values()] or [len(self.source)])
+        return np.split(np.arange(len(self)), np.searchsorted(self.rows, ends[:-1]))
 
     def attach(self, teacher: TeacherCache) -> None:
         """Add the cached outputs of a teacher to every batch, as `Batch.teacher`.

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from ds_seq.data.clean import check_no_empty_line
+from ds_seq import files
+from ds_seq.data import parts
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.parallel import cleaning_up, map_in_order
+from ds_seq.data.parts import BadText, Part, PartEncoder, TextPlan, plan_text
 from ds_seq.data.progress import Report, ignore
-from ds_seq.data.shards import ShardWriter, TokenBlock, manifest_path
+from ds_seq.data.shard_files import manifest_path
+from ds_seq.data.shard_writer import ShardWriter
 from ds_seq.errors import UserError
-from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks, text_fingerprint
-from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+from ds_seq.text.lines import PairPath, text_fingerprint
+from ds_seq.text.tokenizer import Tokenizers
 
-_BLOCK_LINES = 10_000
+_PLAN = "plan.json"
+
+
+class CorpusText(NamedTuple):
+    """The clean text of a corpus of a split."""
+
+    name: str
+    """Its name in `data.corpora`."""
+    text: PairPath
+    languages: tuple[str, str]
+    """Source and target language."""
 
 
 class BinarizeReport(NamedTuple):
@@ -43,10 +54,9 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
     workers: int = 1,
     progress: Report = ignore,
 ) -> BinarizeReport:
-    """Write the shards of one split.
+    """Write the shards of one split that is one text.
 
-    Pair n of the shards is line n of the text. The bytes do not depend on the number of workers,
-    which only encode; a single process writes.
+    Pair n of the shards is line n of the text. See `binarize_corpora`.
 
     Args:
         tokenizers: tokenizers of the text; their fingerprint is stored in the manifest.
@@ -58,14 +68,56 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         shard_size: number of pairs per shard.
         origin: what the text and the vocabulary were made from, for the manifest.
         workers: number of processes.
-        progress: called with the number of pairs of each finished block.
+        progress: called with the number of pairs of each finished part.
+    """
+    text = CorpusText("", PairPath(Path(source), Path(target)), languages)
+    return binarize_corpora(
+        tokenizers,
+        [text],
+        folder,
+        split,
+        languages=languages,
+        shard_size=shard_size,
+        origin=origin,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def binarize_corpora(  # noqa: PLR0913  (a builder: input, output and options)
+    tokenizers: Tokenizers,
+    corpora: Sequence[CorpusText],
+    folder: str | Path,
+    split: str,
+    *,
+    languages: tuple[str, str],
+    shard_size: int,
+    origin: Origin = Origin(),  # noqa: B008 - a constant
+    workers: int = 1,
+    progress: Report = ignore,
+) -> BinarizeReport:
+    """Write the shards of one split, corpus by corpus.
+
+    The bytes do not depend on the number of processes, or of ranks under `mpirun`; they only
+    encode, and one writes. What they have encoded is kept in the folder `.<split>.parts` until the
+    shards are complete, so that the same call continues after an interruption.
+
+    Args:
+        tokenizers: tokenizers of the text; their fingerprint is stored in the manifest.
+        corpora: the texts; one without a name is the whole split, whose manifest names no corpora.
+        folder: folder of the shards; see `ds_seq.data.shards`.
+        split: `train`, `valid`, `test` or another name.
+        languages: source and target language of the split, for the manifest.
+        shard_size: number of pairs per shard.
+        origin: what the text and the vocabulary were made from, for the manifest.
+        workers: number of processes; of no account under `mpirun`.
+        progress: called with the number of pairs of each finished part.
 
     Raises:
-        UserError: the sides differ in length, or the text is empty or contains an empty line or
-            invalid UTF-8. Existing shards of the split are then unchanged.
+        UserError: the sides differ in length, a text is empty or contains an empty line or invalid
+            UTF-8, or the disk is full. Existing shards of the split are then unchanged.
     """
-    path = PairPath(Path(source), Path(target))
-    blocks = read_blocks([path], _BLOCK_LINES)
+    plans = _plans(corpora, workers)
     unknown = [0, 0]
     writer = ShardWriter(
         folder,
@@ -74,22 +126,105 @@ def binarize(  # noqa: PLR0913  (a builder: input, output and options)
         vocab_size=tokenizers.size,
         languages=languages,
         shard_size=shard_size,
-        inputs=[text_fingerprint(side) for side in path],
+        inputs=[checksum for plan in plans for checksum in plan.sha256],
         origin=origin,
     )
-    with cleaning_up(), writer:
-        for pair in map_in_order(_encode_block, tokenizers, blocks, workers):
-            writer.add_block(*pair)
-            for side, (block, tokenizer) in enumerate(zip(pair, tokenizers, strict=True)):
-                unknown[side] += int((block.tokens == tokenizer.symbols.unk).sum())
-            progress(len(pair[0].lengths))
+    with cleaning_up(), _work_folder(Path(folder), split, tokenizers, plans) as work, writer:
+        encoder = PartEncoder(tokenizers, plans, work)
+        todo = list(_parts(plans))
+        made = map_in_order(_make, encoder, todo, workers)
+        for part, _ in zip(todo, made, strict=True):
+            if part.place == 0 and (corpus := corpora[part.text]).name:
+                writer.begin_corpus(corpus.name, corpus.languages, plans[part.text].sha256)
+            content = encoder.read(part)
+            if content is None:
+                raise UserError(f"{encoder.path(part)}: has been damaged; run the command again")
+            writer.add_block(*content[0])
+            for side, number in enumerate(content[1]["unknown"]):
+                unknown[side] += number
+            progress(content[1]["pairs"])
     return BinarizeReport(Manifest.read(manifest_path(folder, split)), *unknown)
 
 
+def _plans(corpora: Sequence[CorpusText], workers: int) -> list[TextPlan]:
+    paths = [corpus.text for corpus in corpora]
+    plans = list(map_in_order(plan_text, parts.PART_LINES, paths, min(workers, len(paths))))
+    for corpus, plan in zip(corpora, plans, strict=True):
+        if corpus.name and plan.lines == 0:
+            raise UserError(
+                f"{plan.path.source}: corpus {corpus.name!r} is empty; check its raw text and the "
+                "limits of data.clean, or leave it out"
+            )
+    return plans
+
+
+def _make(encoder: PartEncoder, part: Part) -> None:
+    encoder.make(part)
+
+
+def _parts(plans: Sequence[TextPlan]) -> Iterator[Part]:
+    pairs = [(text, index) for text, plan in enumerate(plans) for index in range(plan.num_parts)]
+    for number, (text, index) in enumerate(pairs):
+        yield Part(number, text, index)
+
+
+@contextmanager
+def _work_folder(
+    folder: Path, split: str, tokenizers: Tokenizers, plans: Sequence[TextPlan]
+) -> Iterator[Path]:
+    """Yield the folder of the parts, with those of an interrupted call if they are of use.
+
+    It is removed when the block ends, and also if the text is at fault; else, what is finished is
+    kept.
+    """
+    work = folder / f".{split}.parts"
+    content = {
+        "vocab_hash": tokenizers.fingerprint,
+        "part_lines": parts.PART_LINES,
+        "inputs": [checksum for plan in plans for checksum in plan.sha256],
+    }
+    with files.writing(work):
+        try:
+            is_same = not files.changed_settings(work / _PLAN, content)
+        except UserError:  # there is none, or it is damaged
+            is_same = False
+        if is_same:
+            files.remove_leftovers(work)
+        else:
+            files.remove(work)
+            work.mkdir(parents=True)
+            files.write_json(work / _PLAN, content)
+    try:
+        yield work
+    except BadText:
+        files.remove(work)
+        raise
+    except UserError as error:
+        if not any(work.glob("*.part")):
+            files.remove(work)
+            raise
+        raise UserError(
+            f"{error}. What is finished is kept in {work}, and the same command continues with it"
+        ) from error
+    files.remove(work)
+
+
 def is_current(
-    folder: str | Path, split: str, tokenizers: Tokenizers, text: PairPath, shard_size: int
+    folder: str | Path,
+    split: str,
+    tokenizers: Tokenizers,
+    text: PairPath | Sequence[CorpusText],
+    shard_size: int,
 ) -> bool:
-    """Return whether the existing shards equal those that `binarize` would write."""
+    """Return whether the existing shards equal those that would be written.
+
+    Args:
+        folder: folder of the shards.
+        split: name of the split.
+        tokenizers: tokenizers of the text.
+        text: the text of `binarize`, or those of `binarize_corpora`.
+        shard_size: number of pairs per shard.
+    """
     path = manifest_path(folder, split)
     if not path.exists():
         return False
@@ -98,26 +233,14 @@ def is_current(
         manifest.check_files(path.parent, full=True)
     except UserError:
         return False
+    corpora = [] if isinstance(text, PairPath) else [item for item in text if item.name]
+    paths = [text] if isinstance(text, PairPath) else [item.text for item in text]
+    rows = [corpus.num_rows for corpus in manifest.corpora] or [manifest.pairs]
+    sizes = [min(shard_size, num - row) for num in rows for row in range(0, num, shard_size)]
     return (
         manifest.vocab_hash == tokenizers.fingerprint
-        and manifest.inputs == tuple(text_fingerprint(side) for side in text)
-        and manifest.shards[0].pairs == min(shard_size, manifest.pairs)
+        and manifest.inputs == tuple(text_fingerprint(side) for path in paths for side in path)
+        and [shard.pairs for shard in manifest.shards] == sizes
+        and [(corpus.name, corpus.languages) for corpus in manifest.corpora]
+        == [(corpus.name, corpus.languages) for corpus in corpora]
     )
-
-
-def _encode_block(tokenizers: Tokenizers, block: LineBlock) -> tuple[TokenBlock, TokenBlock]:
-    source, target = (
-        [tokenizer.normalize(line) for line in side]
-        for tokenizer, side in zip(tokenizers, decode_lines(block), strict=True)
-    )
-    check_no_empty_line(block, source, target)
-    return _encode(tokenizers.source, source), _encode(tokenizers.target, target)
-
-
-def _encode(tokenizer: Tokenizer, lines: Sequence[str]) -> TokenBlock:
-    sentences = tokenizer.encode_lines(lines)
-    for ids in sentences:
-        ids.append(tokenizer.symbols.eos)
-    lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
-    tokens = np.fromiter(chain.from_iterable(sentences), np.uint32, int(lengths.sum()))
-    return TokenBlock(tokens, lengths)

@@ -1,80 +1,69 @@
-"""Clean parallel text: normalize and filter it, and count dropped pairs by reason.
+"""Clean parallel text: normalize and filter it, and report dropped pairs by reason.
 
-Text is processed in blocks. Only the hashes of earlier pairs are kept in memory, 8 bytes each.
+Text is processed in blocks, by one process or many, and what is finished is kept on disk until the
+end: see `ds_seq.data.cleaning`. The output depends on the text and the options alone, not on who
+has cleaned it and how often it was interrupted. Memory does not grow with the text, apart from one
+bit for each pair and rule for duplicates.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
+from typing import Any
 
 from ds_seq import files
-from ds_seq.data.parallel import cleaning_up, map_in_order
+from ds_seq.data.cleaning.assembly import assemble
+from ds_seq.data.cleaning.block import clean_block, load_filters
+from ds_seq.data.cleaning.blocks import Block, check_scores, read_corpora
+from ds_seq.data.cleaning.journal import (
+    Finished,
+    Journal,
+    discard_work,
+    is_worth_keeping,
+    open_work,
+)
+from ds_seq.data.cleaning.options import (
+    REASONS,
+    CleanOptions,
+    Corpus,
+    ScoreFile,
+    reason_to_drop,
+)
+from ds_seq.data.cleaning.pool import map_watched
+from ds_seq.data.cleaning.ranks import Alone, Ranks
+from ds_seq.data.cleaning.report import CleanReport, CorpusReport
+from ds_seq.data.parallel import cleaning_up
 from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
-from ds_seq.text.lines import LineBlock, PairPath, decode_lines, read_blocks
+from ds_seq.text.lines import (
+    LineBlock,
+    PairPath,
+    decode_lines,
+    read_blocks,
+    text_fingerprint,
+)
 from ds_seq.text.normalize import Normalizer
-from ds_seq.text.scripts import count_words
+
+__all__ = [
+    "REASONS",
+    "CleanOptions",
+    "CleanReport",
+    "Corpus",
+    "CorpusReport",
+    "ScoreFile",
+    "check_no_empty_line",
+    "clean",
+    "clean_corpora",
+    "normalize_corpus",
+    "reason_to_drop",
+]
 
 BLOCK_LINES = 20_000
-REASONS = ("invalid_utf8", "empty", "too_short", "too_long", "ratio", "identical", "duplicate")
-
-
-@dataclass(frozen=True)
-class CleanOptions:
-    """Normalization and filters of cleaning.
-
-    Attributes:
-        normalizer: applied to the text first.
-        min_words: minimum number of words of each side.
-        max_words: maximum number of words of each side.
-        max_ratio: maximum ratio of the word counts of the two sides.
-        drop_identical: whether to drop pairs whose sides are identical.
-        drop_duplicates: whether to keep only the first of identical pairs.
-    """
-
-    normalizer: Normalizer
-    min_words: int
-    max_words: int
-    max_ratio: float
-    drop_identical: bool
-    drop_duplicates: bool
-
-
-@dataclass
-class CleanReport:
-    """Total number of pairs, and the number of dropped pairs for each of `REASONS`."""
-
-    total: int = 0
-    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-
-    @property
-    def kept(self) -> int:
-        """Number of pairs that were written."""
-        return self.total - sum(self.dropped.values())
-
-
-def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | None:
-    """Return which of `REASONS` applies to a single normalized pair, or None."""
-    if not source or not target:
-        return "empty"
-    shorter, longer = sorted((count_words(source), count_words(target)))
-    if shorter < options.min_words:
-        return "too_short"
-    if longer > options.max_words:
-        return "too_long"
-    if longer > options.max_ratio * shorter:
-        return "ratio"
-    if options.drop_identical and source == target:
-        return "identical"
-    return None
+_FORMAT = 1
+_NAME = "train"
 
 
 def clean(
@@ -84,36 +73,141 @@ def clean(
     workers: int = 1,
     progress: Report = ignore,
 ) -> CleanReport:
-    """Write the pairs of the inputs that pass the filters, in order, as one text.
+    """Write the pairs of one corpus that pass the filters; see `clean_corpora`."""
+    return clean_corpora([Corpus(_NAME, inputs, options)], output, workers, progress)
 
-    The output does not depend on the number of workers. It replaces an existing one only on
-    success.
+
+def clean_corpora(
+    corpora: Sequence[Corpus],
+    output: PairPath,
+    workers: int = 1,
+    progress: Report = ignore,
+    ranks: Ranks | None = None,
+) -> CleanReport:
+    """Write the pairs of all corpora that pass their filters, in order, as one text.
+
+    The output does not depend on the number of workers or ranks. It replaces an existing one only
+    on success. After an interruption, finished blocks are in the folder `SOURCE.partial`; the next
+    call, with as many processes as it likes, goes on from there unless text or options are others.
 
     Args:
-        inputs: texts to read, one after the other.
+        corpora: texts to read, one after the other. The report has the figures of each, so the
+            first `kept` pairs of the output are those of the first corpus, and so on.
         output: the two UTF-8 files to write.
-        options: normalization and filters.
-        workers: number of processes.
+        workers: number of processes, of each rank.
         progress: called with the number of pairs of each finished block.
+        ranks: processes that call this function together. All see the same files.
+
+    Raises:
+        UserError: a text or its scores cannot be read, everything was dropped, the output cannot be
+            written, or a process has died.
     """
-    report = CleanReport()
-    hashes = _HashSet()
-    with _pair_writer(output) as write:
-        blocks = read_blocks(inputs, BLOCK_LINES)
-        for result in map_in_order(_clean_block, options, blocks, workers):
-            pairs = result.pairs
-            if options.drop_duplicates:
-                new = hashes.add(result.hashes)
-                report.dropped["duplicate"] += len(pairs) - int(new.sum())
-                pairs = [pairs[i] for i in np.flatnonzero(new)]
-            for reason, number in result.dropped.items():
-                report.dropped[reason] += number
-            report.total += result.total
-            write(pairs)
-            progress(result.total)
+    ranks = ranks or Alone()
+    folder = output.source.with_name(f"{output.source.name}.partial")
+    try:
+        for corpus in corpora:
+            corpus.options.check()
+            check_scores(corpus)
+        with cleaning_up():
+            if ranks.rank == 0:
+                with _work(folder):
+                    report = _clean(corpora, output, folder, workers, progress, ranks)
+            else:
+                report = _clean(corpora, output, folder, workers, progress, ranks)
         if report.kept == 0:
-            raise UserError(_explain_nothing(inputs, report))
+            raise UserError(_explain_nothing(corpora, report))
+    except UserError as error:
+        ranks.fail(error)
+        raise
     return report
+
+
+@contextmanager
+def _work(folder: Path) -> Iterator[None]:
+    """Lock the folder of unfinished work; remove it at the end if there is none."""
+    lock = folder.with_name(f".{folder.name}.lock")
+    with files.Lock(lock, folder, "wait for it, or give another output"):
+        try:
+            yield
+        finally:
+            if folder.exists() and not is_worth_keeping(folder):
+                discard_work(folder)
+
+
+def _clean(
+    corpora: Sequence[Corpus],
+    output: PairPath,
+    folder: Path,
+    workers: int,
+    progress: Report,
+    ranks: Ranks,
+) -> CleanReport:
+    first = ranks.rank == 0
+    finished, attempt = open_work(folder, _made_of(corpora)) if first else (Finished({}, {}), 0)
+    done, attempt = ranks.share((frozenset(finished.entries), attempt) if first else None)
+    with Journal(folder, attempt, ranks.rank) as journal:
+        read = read_corpora(corpora, BLOCK_LINES)
+        if first:
+            read = _discarding(folder, read)
+        blocks = _share_of(read, done, ranks, progress)
+        for cleaned in map_watched(clean_block, corpora, blocks, workers, load_filters):
+            journal.add(cleaned)
+            progress(cleaned.total)
+    parts = ranks.collect(journal.finished)
+    if parts is None:
+        return ranks.share(None)
+    for part in parts:
+        finished.entries.update(part.entries)
+        for number, examples in part.examples.items():
+            finished.examples.setdefault(number, type(examples)()).update_from(examples)
+    with _pair_writer(output) as write:
+        report = assemble(folder, corpora, finished, write)
+        if report.kept == 0:
+            discard_work(folder)
+            raise UserError(_explain_nothing(corpora, report))
+    discard_work(folder)
+    return ranks.share(report)
+
+
+def _discarding(folder: Path, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Yield the blocks; if the text is wrong, nothing that was made of it is of any use."""
+    try:
+        yield from blocks
+    except UserError:
+        discard_work(folder)
+        raise
+
+
+def _share_of(
+    blocks: Iterable[Block], done: frozenset[int], ranks: Ranks, progress: Report
+) -> Iterator[Block]:
+    """Yield the blocks that are left to this rank."""
+    left = 0
+    for block in blocks:
+        if block.number not in done:
+            left += 1
+            if left % ranks.size == ranks.rank:
+                yield block
+                continue
+        progress(len(block.source))
+
+
+def _made_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Return what the clean text is made of: all that its bytes and its report depend on."""
+    return {
+        "format": _FORMAT,
+        "block_lines": BLOCK_LINES,
+        "corpora": [
+            {
+                "name": corpus.name,
+                "inputs": [text_fingerprint(side) for path in corpus.inputs for side in path],
+                "files": [repr(path) for path in corpus.inputs],
+                "scores": [[text_fingerprint(score.path), score.column] for score in corpus.scores],
+                "options": hashlib.sha256(repr(corpus.options).encode()).hexdigest(),
+            }
+            for corpus in corpora
+        ],
+    }
 
 
 def normalize_corpus(
@@ -131,15 +225,15 @@ def normalize_corpus(
         The number of pairs.
     """
     total = 0
-    with _pair_writer(output) as write:
+    with cleaning_up(), _pair_writer(output) as write:
         for block in read_blocks(inputs, BLOCK_LINES):
             source, target = ([normalizer(text) for text in side] for side in decode_lines(block))
             check_no_empty_line(block, source, target)
-            write(list(zip(source, target, strict=True)))
+            write(*("".join(f"{line}\n" for line in side).encode() for side in (source, target)))
             total += len(source)
             progress(len(source))
         if total == 0:
-            raise UserError(_explain_nothing(inputs, CleanReport()))
+            raise UserError(f"there is no sentence pair in {_names(inputs)}")
     return total
 
 
@@ -158,83 +252,32 @@ def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequenc
                 )
 
 
-class _Cleaned(NamedTuple):
-    """Result of a block: the pairs that pass, their hashes, and the reasons of dropped ones."""
-
-    pairs: list[tuple[str, str]]
-    hashes: NDArray[np.uint64]
-    dropped: Counter[str]
-    total: int
-
-
-def _clean_block(options: CleanOptions, block: LineBlock) -> _Cleaned:
-    pairs: list[tuple[str, str]] = []
-    dropped: Counter[str] = Counter()
-    for source_line, target_line in zip(block.source, block.target, strict=True):
-        try:
-            source = options.normalizer(source_line.decode("utf-8"))
-            target = options.normalizer(target_line.decode("utf-8"))
-        except UnicodeDecodeError:
-            dropped["invalid_utf8"] += 1
-            continue
-        if reason := reason_to_drop(source, target, options):
-            dropped[reason] += 1
-        else:
-            pairs.append((source, target))
-    digests = (blake2b("\n".join(pair).encode(), digest_size=8).digest() for pair in pairs)
-    hashes = np.frombuffer(b"".join(digests), np.uint64)
-    return _Cleaned(pairs, hashes, dropped, len(block.source))
-
-
-class _HashSet:
-    """A set of 64-bit hashes in sorted arrays.
-
-    A Python set would take ten times the memory. Arrays are merged when the next one is at least as
-    long, so the number of arrays, and of moves per hash, is logarithmic. Among corpora of 100
-    million different pairs, about one in 4,000 loses a pair to a collision.
-    """
-
-    def __init__(self) -> None:
-        self._runs: list[NDArray[np.uint64]] = []
-
-    def add(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Add hashes (N,); return a mask (N,), True for new ones."""
-        run, first = np.unique(hashes, return_index=True)
-        known = np.zeros(len(run), bool)
-        for older in self._runs:
-            places = np.minimum(np.searchsorted(older, run), len(older) - 1)
-            known |= older[places] == run
-        new = np.zeros(len(hashes), bool)
-        new[first[~known]] = True
-        run = run[~known]
-        while self._runs and len(self._runs[-1]) <= len(run):
-            run = np.sort(np.concatenate([self._runs.pop(), run]))
-        if len(run):
-            self._runs.append(run)
-        return new
-
-
 @contextmanager
-def _pair_writer(output: PairPath) -> Iterator[Callable[[Sequence[tuple[str, str]]], None]]:
-    """Yield a function that appends pairs to two files, which appear if the block succeeds."""
+def _pair_writer(output: PairPath) -> Iterator[Callable[[bytes, bytes], None]]:
+    """Yield a function that appends text to two files, which appear if the block succeeds."""
     with (
-        cleaning_up(),
         files.replacing(output.source) as source,
         files.replacing(output.target) as target,
         open(source, "wb") as source_file,
         open(target, "wb") as target_file,
     ):
 
-        def write(pairs: Sequence[tuple[str, str]]) -> None:
-            for side, file in enumerate((source_file, target_file)):
-                with files.writing(output[side]):
-                    file.write("".join(f"{pair[side]}\n" for pair in pairs).encode())
+        def write(source: bytes, target: bytes) -> None:
+            for path, file, text in zip(
+                output, (source_file, target_file), (source, target), strict=True
+            ):
+                with files.writing(path):
+                    file.write(text)
 
         yield write
 
 
-def _explain_nothing(inputs: Sequence[PairPath], report: CleanReport) -> str:
-    names = ", ".join(f"{path.source} and {path.target}" for path in inputs) or "an empty list"
+def _names(inputs: Iterable[PairPath]) -> str:
+    return ", ".join(f"{path.source} and {path.target}" for path in inputs) or "an empty list"
+
+
+def _explain_nothing(corpora: Sequence[Corpus], report: CleanReport) -> str:
+    names = _names(path for corpus in corpora for path in corpus.inputs)
     if report.total == 0:
         return f"there is no sentence pair in {names}"
     reasons = ", ".join(f"{name} {number:,}" for name, number in report.dropped.items() if number)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ds_seq.config.clean import (
+    NORMALIZATION,
+    clean_of_corpus,
+    later_defaults,
+    recorded_options,
+)
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.vocab import VocabFields
 from ds_seq.data.origin import Expected
 from ds_seq.text.lines import PairPath
-
-NORMALIZATION = {"nfkc", "fold_spaces"}
-"""Fields of `data.clean` that are not filters."""
 
 
 def raw_files(data: DataConfig, split: str) -> list[PairPath]:
@@ -23,7 +26,8 @@ def raw_files(data: DataConfig, split: str) -> list[PairPath]:
 
 def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
     """Return the options of cleaning that apply to a split: only training text is filtered."""
-    return data.clean.model_dump(mode="json", include=None if split == "train" else NORMALIZATION)
+    clean = clean_of_corpus(data.clean, (data.source_lang, data.target_lang))
+    return recorded_options(clean, normalization_only=split != "train")
 
 
 def vocab_options(data: DataConfig) -> dict[str, Any]:
@@ -56,6 +60,7 @@ def expected_by_experiment(data: DataConfig, split: str) -> Expected:
         languages=(data.source_lang, data.target_lang),
         raw=tuple(raw_files(data, split)),
         clean=clean_options(data, split),
+        clean_defaults=later_defaults(),
         vocab=vocab_options(data),
     )
 
@@ -71,4 +76,4 @@ def expected_by_model(
         experiment: the experiment of its training, if it is known.
     """
     clean = None if experiment is None else clean_options(experiment.data, "valid")
-    return Expected(languages, name, clean=clean)
+    return Expected(languages, name, clean=clean, clean_defaults=later_defaults(NORMALIZATION))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ds_seq import files
 from ds_seq.data.origin import Origin
 from ds_seq.errors import UserError
-from ds_seq.files import check_file, write_json
 from ds_seq.records import (
     Count,
     FileName,
@@ -23,7 +24,8 @@ from ds_seq.records import (
     record,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. Format 1, with `.idx` files of offsets in place of the lengths, is read, too."""
 IdType = Literal["uint16", "uint32"]
 """On-disk types of a token id."""
 _REMAKE = "run `ds-seq prepare` again"
@@ -50,6 +52,31 @@ class FileRecord:
 
 @record
 @dataclass(frozen=True)
+class CorpusRecord:
+    """A corpus: consecutive pairs of a split, which start a new shard.
+
+    Attributes:
+        name: its name in `data.corpora`.
+        first_row: number of its first pair in the split, from 0.
+        num_rows: number of its pairs.
+        languages: source and target language.
+        inputs: SHA-256 of its clean texts.
+    """
+
+    name: str
+    first_row: Count
+    num_rows: Positive
+    languages: tuple[str, str]
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> range:
+        """Numbers of its pairs in the split."""
+        return range(self.first_row, self.first_row + self.num_rows)
+
+
+@record
+@dataclass(frozen=True)
 class Manifest:
     """Content of `<split>.manifest.json`.
 
@@ -62,6 +89,9 @@ class Manifest:
         files: records by file name.
         inputs: SHA-256 of the clean texts, so that a later run can detect changes.
         origin: what the clean texts and the vocabulary were made from.
+        corpora: the corpora, in the order of their rows; empty if the split is one corpus without
+            a name.
+        version: version of the format.
     """
 
     vocab_hash: str
@@ -72,6 +102,8 @@ class Manifest:
     files: dict[FileName, FileRecord] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
     origin: Origin = Origin()
+    corpora: tuple[CorpusRecord, ...] = ()
+    version: int = FORMAT_VERSION
 
     @property
     def pairs(self) -> int:
@@ -90,46 +122,98 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write JSON atomically: a reader sees the old file, the new one or none."""
-        write_json(path, {"version": FORMAT_VERSION, **asdict(self)})
+        files.write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return JSON; from version 2 on, its last line is the SHA-256 of what stands before it."""
+        content = {"version": self.version, **asdict(self)}
+        if self.version == 1:
+            del content["corpora"]
+            return json.dumps(content, indent=1).encode() + b"\n"
+        return files.sealed_json(content)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read JSON written by `write`."""
+        """Read JSON written by `write`.
+
+        Raises:
+            UserError: the file is missing, damaged or of a later version.
+        """
         try:
             content = read_limited(path)
         except FileNotFoundError:
             raise UserError(_explain_missing(path)) from None
         version = parse_json(content, Versioned, path, _REMAKE)["version"]
-        if version != FORMAT_VERSION:
+        if not 1 <= version <= FORMAT_VERSION:
             raise UserError(
-                f"{path}: has format version {version}, but {FORMAT_VERSION} is needed; {_REMAKE}"
+                f"{path}: has format version {version}, but at most {FORMAT_VERSION} can be read; "
+                f"{_REMAKE}, or update ds_seq"
             )
-        return parse_json(content, cls, path, _REMAKE)
+        if version > 1 and not files.is_sealed(content):
+            raise UserError(
+                f"{path}: is damaged (its last line is not the SHA-256 of the others); copy it "
+                f"again or {_REMAKE}"
+            )
+        manifest = parse_json(content, cls, path, _REMAKE)
+        end = 0
+        for corpus in manifest.corpora:
+            if corpus.first_row != end:
+                raise UserError(
+                    f"{path}: is damaged (corpora: {corpus.name} starts at row "
+                    f"{corpus.first_row:,} instead of {end:,}); {_REMAKE}"
+                )
+            end += corpus.num_rows
+        if manifest.corpora and end != manifest.pairs:
+            raise UserError(
+                f"{path}: is damaged (corpora: have {end:,} of {manifest.pairs:,} pairs); {_REMAKE}"
+            )
+        return manifest
 
     def check_files(self, folder: Path, full: bool = False) -> None:
         """Compare the sizes of the files with their records, and with `full` every byte.
+
+        Args:
+            folder: folder of the files.
+            full: whether to compare checksums, too.
 
         Raises:
             UserError: files are missing, truncated or changed; lists all of them.
         """
         problems = []
-        for name, expected in self.files.items():
-            path = inside(folder, name)
-            damage = check_file(path, expected.size, expected.sha256 if full else None)
-            if damage == "missing":
-                problems.append(f"{path}: is missing; {_REMAKE}")
-            elif damage == "size":
-                problems.append(
-                    f"{path}: has {path.stat().st_size:,} bytes, but the manifest expects "
-                    f"{expected.size:,} (an interrupted copy?); copy it again or {_REMAKE}"
-                )
-            elif damage == "content":
-                problems.append(
-                    f"{path}: its content has changed (its SHA-256 is not the manifest's); "
-                    f"{_REMAKE}"
-                )
+        for name in self.files:
+            try:
+                self.check_file(folder, name, full)
+            except UserError as error:
+                problems.append(str(error))
         if problems:
             raise UserError("\n".join(problems))
+
+    def check_file(self, folder: Path, name: str, full: bool = False) -> None:
+        """Compare one file with its record; see `check_files`."""
+        path, expected = inside(folder, name), self.files[name]
+        damage = files.check_file(path, expected.size, expected.sha256 if full else None)
+        if damage == "missing":
+            raise UserError(f"{path}: is missing; {_REMAKE}")
+        if damage == "size":
+            raise UserError(
+                f"{path}: has {path.stat().st_size:,} bytes, but the manifest expects "
+                f"{expected.size:,} (an interrupted copy?); copy it again or {_REMAKE}"
+            )
+        if damage == "content":
+            raise UserError(
+                f"{path}: its content has changed (its SHA-256 is not the manifest's); {_REMAKE}"
+            )
+
+    def check_names(self, folder: Path) -> None:
+        """Look for all files in one listing of the folder.
+
+        Raises:
+            UserError: files are missing; names the first.
+        """
+        missing = self.files.keys() - {entry.name for entry in folder.iterdir()}
+        if missing:
+            more = f", and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+            raise UserError(f"{folder / min(missing)}: is missing{more}; {_REMAKE}")
 
 
 def _explain_missing(path: Path) -> str:

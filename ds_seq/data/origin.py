@@ -11,12 +11,11 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ds_seq import distributed
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
 from ds_seq.text.lines import PairPath, text_fingerprint
@@ -97,6 +96,7 @@ class Expected:
         raw: raw files that the experiment names for the split.
         clean: options of `data.clean` that apply to the split.
         vocab: options of `data.vocab`.
+        clean_defaults: options of `data.clean` that are recorded only if they have another value.
     """
 
     languages: tuple[str, str]
@@ -104,6 +104,11 @@ class Expected:
     raw: tuple[PairPath, ...] = ()
     clean: Mapping[str, Any] | None = None
     vocab: Mapping[str, Any] | None = None
+    clean_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def cleaning(self, options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return expected or recorded options of `data.clean` with those that are left out."""
+        return {} if options is None else {**self.clean_defaults, **options}
 
 
 def same_language(one: str, other: str) -> bool:
@@ -126,16 +131,29 @@ def check_origin(manifest: Manifest, folder: Path, split: str, expected: Expecte
     Raises:
         UserError: they differ; one line per difference says how to mend it.
     """
+    from ds_seq import distributed  # loads torch, which `ds-seq check` does without
+
     if distributed.rank() != 0:
         return
-    if expected.model is not None:
-        errors = list(_model_errors(manifest, folder, split, expected))
-    else:
-        errors = list(_experiment_errors(manifest, folder, split, expected))
+    errors, notes = compare(manifest, folder, split, expected)
     if errors:
         raise UserError("\n".join(errors))
-    for note in _notes(manifest, folder, split, expected):
+    for note in notes:
         _say(note)
+
+
+def compare(
+    manifest: Manifest, folder: Path, split: str, expected: Expected
+) -> tuple[list[str], list[str]]:
+    """Compare shards with what their reader expects; see `check_origin`.
+
+    Returns:
+        The differences, and what cannot be verified or does no harm; a line for each.
+    """
+    arguments = (manifest, folder, split, expected)
+    if expected.model is not None:
+        return list(_model_errors(*arguments)), list(_model_notes(manifest, folder, expected))
+    return list(_experiment_errors(*arguments)), list(_notes(*arguments))
 
 
 @cache
@@ -166,7 +184,7 @@ def _experiment_errors(
     ]
     for section, options, recorded in (
         ("vocab", expected.vocab or {}, origin.vocab or {}),
-        ("clean", expected.clean or {}, origin.clean or {}),
+        ("clean", expected.cleaning(expected.clean), expected.cleaning(origin.clean)),
     ):
         keys = [key for key in options if key in recorded]
         pairs += [(f"data.{section}.{key}", options[key], recorded[key]) for key in keys]
@@ -199,18 +217,26 @@ def _raw_errors(
             )
 
 
+def _model_notes(manifest: Manifest, folder: Path, expected: Expected) -> Iterator[str]:
+    """Yield differences that do a model no harm."""
+    recorded = expected.cleaning(manifest.origin.clean)
+    for key, wanted in expected.cleaning(expected.clean).items():
+        found = recorded.get(key, wanted)
+        if found != wanted:
+            yield (
+                f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "
+                f"{expected.model} was trained with {_text(wanted)}"
+            )
+
+
 def _notes(manifest: Manifest, folder: Path, split: str, expected: Expected) -> Iterator[str]:
-    """Yield what the manifest cannot prove, and differences that do no harm."""
+    """Yield what the manifest cannot prove, and where its targets are from."""
     origin = manifest.origin
-    if expected.model is not None:
-        for key, wanted in (expected.clean or {}).items():
-            found = (origin.clean or {}).get(key, wanted)
-            if found != wanted:
-                yield (
-                    f"{folder}: the shards were made with data.clean.{key}={_text(found)}, "
-                    f"{expected.model} was trained with {_text(wanted)}"
-                )
-        return
+    if origin.labels is not None:
+        yield (
+            f"{folder}: the targets of the {split} shards are translations by {origin.labels}, not "
+            f"those of data.raw.{split}"
+        )
     unknown = []
     if origin.raw is None and expected.raw:
         unknown.append("raw text")

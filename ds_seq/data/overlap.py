@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ds_seq.text.lines import PairPath, read_blocks
@@ -35,22 +35,22 @@ def find_overlap(train: PairPath, held_out: PairPath) -> Overlap:
     Raises:
         UserError: a file is missing, or the two sides have different numbers of lines.
     """
-    wanted = list(_digests([held_out]))
+    wanted = [(_digest(source), _digest(target)) for source, target in _lines(held_out)]
     sources = {source for source, _ in wanted}
     seen_sources: set[bytes] = set()
     seen_pairs: set[tuple[bytes, bytes]] = set()
-    for source, target in _digests([train]):
+    for source_line, target_line in _lines(train):
+        source = _digest(source_line)
         if source in sources:
             seen_sources.add(source)
-            seen_pairs.add((source, target))
+            seen_pairs.add((source, _digest(target_line)))
     pairs = sum(pair in seen_pairs for pair in wanted)
     return Overlap(len(wanted), pairs, sum(source in seen_sources for source, _ in wanted) - pairs)
 
 
-def _digests(texts: Sequence[PairPath]) -> Iterator[tuple[bytes, bytes]]:
-    for block in read_blocks(texts, _LINES):
-        for source, target in zip(block.source, block.target, strict=True):
-            yield _digest(source), _digest(target)
+def _lines(text: PairPath) -> Iterator[tuple[bytes, bytes]]:
+    for block in read_blocks([text], _LINES):
+        yield from zip(block.source, block.target, strict=True)
 
 
 def _digest(line: bytes) -> bytes:

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import TypeVar
 
+from ds_seq.data.mpi import current_team
 from ds_seq.environment import variable
 from ds_seq.errors import UserError
 
@@ -38,11 +39,15 @@ def map_in_order(
         function: function at the top level of a module, so that it can be sent to processes.
         state: object that every call needs, for example a tokenizer.
         items: items, read lazily in this process.
-        workers: number of processes; with 1, the work is done in this process.
+        workers: number of processes; with 1, the work is done in this process. Of no account under
+            `mpirun`, where the other ranks work; see `ds_seq.data.mpi`.
 
     Raises:
         UserError: a process has been killed, normally because memory is short.
     """
+    if (ranks := current_team()) is not None:
+        yield from ranks.map(function, state, items)
+        return
     if workers <= 1:
         for item in items:
             yield function(state, item)

@@ -39,6 +39,7 @@ from ds_seq.data.cache_manifest import (
 from ds_seq.data.shards import check_ids, id_type
 from ds_seq.data.source import TARGET, Source
 from ds_seq.errors import UserError
+from ds_seq.records import inside
 
 Stored = Literal["fp16", "fp32"]
 _STORED: dict[Stored, StoredType] = {"fp16": "float16", "fp32": "float32"}
@@ -230,7 +231,7 @@ class TeacherCache:
         sizes = _part_sizes(manifest, source)
         advice = "copy it again, or run `ds-seq teacher-cache` again"
         for part, size in enumerate(sizes):
-            file = part_path(self._folder, split, part)
+            file = inside(self._folder, part_path(self._folder, split, part).name)
             is_cheap = manifest.checksums and sum(sizes) <= files.CHECKED_AT_LOAD
             damage = files.check_file(file, size, manifest.checksums[part] if is_cheap else None)
             if damage == "content":

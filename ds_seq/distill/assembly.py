@@ -20,7 +20,7 @@ from ds_seq import files
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
-from ds_seq.data.shards import ShardReader, ShardWriter, manifest_path
+from ds_seq.data.shards import ShardReader, ShardWriter, check_ids, manifest_path
 from ds_seq.data.source import SOURCE, TokenBlock
 from ds_seq.distill.filters import Comparison, Filters, Similarity, compare
 from ds_seq.distill.journal import Journals, Labels
@@ -131,6 +131,7 @@ def assemble(
         for count, passing in _filtered(sources, labels, filters, summary, workers):
             if len(passing.rows):
                 source, target = reader.gather(passing.rows)[0], journals.gather(passing)
+                check_ids(target.tokens, tokenizers.size, Path(folder), "remove it")
                 writer.add_block(source, target)
                 summary.add(passing, (target.lengths - 1) / (source.lengths - 1))
             progress(count)

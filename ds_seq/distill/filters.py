@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
 
 from ds_seq.data.shards import TokenBlock
+from ds_seq.names import FILTER_METRICS
 from ds_seq.scores.rouge import build_rouge
 from ds_seq.scores.scoring import build_sentence_bleu
 from ds_seq.text.tokenizer import Tokenizer
-
-ROUGE = ("rouge1", "rouge2", "rougeL")
-METRICS = ("bleu", "chrf", *ROUGE)
 
 Metric = Callable[[str, str], float]
 
@@ -47,8 +45,10 @@ class Filters:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that the filters need, in the order of `METRICS`."""
-        return [name for name in METRICS if name in self.min_metric or name == self.best_metric]
+        """The metrics that the filters need, in the order of `FILTER_METRICS`."""
+        return [
+            name for name in FILTER_METRICS if name in self.min_metric or name == self.best_metric
+        ]
 
 
 class Similarity:
@@ -59,7 +59,7 @@ class Similarity:
     tokenization, because the rouge-score package only supports the letters a to z.
 
     Args:
-        metrics: names of the metrics, from `METRICS`.
+        metrics: names of the metrics, from `FILTER_METRICS`.
         target_lang: language code of the target.
 
     Attributes:

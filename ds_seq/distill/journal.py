@@ -9,7 +9,8 @@ A journal is a sequence of records, one per batch, in little-endian words of 32 
     scores   (h)                 float32
     tokens   (t)
 
-After an interruption at most the last record is incomplete. Readers stop before it.
+After an interruption at most the last record is incomplete. Readers skip what is no whole record,
+at the end or elsewhere, so that damage costs the work of one batch.
 
 Shapes: N sentences, H hypotheses, L tokens of some hypotheses.
 """
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from ds_seq import files
 from ds_seq.data.shards import TokenBlock
+from ds_seq.errors import UserError
 from ds_seq.search.hypotheses import Hypothesis
 
 _WORD = np.dtype("<u4")
@@ -49,9 +51,13 @@ class JournalWriter:
     def __init__(self, path: Path, eos_id: int) -> None:
         self._eos_id, self._path = eos_id, path
         self._lock = files.Lock(files.lock_of(path), path, _ADVICE)
-        with files.writing(path):
-            # unbuffered, so that nothing is left to be written after an error
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        try:
+            with files.writing(path):
+                # unbuffered, so that nothing is left to be written after an error
+                self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        except UserError:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> JournalWriter:
         return self
@@ -170,7 +176,7 @@ class Journals:
 
 
 def repair(path: Path) -> None:
-    """Truncate a journal after its last complete record.
+    """Truncate a journal after its last whole record.
 
     Raises:
         UserError: another process is still writing to the journal.
@@ -189,19 +195,31 @@ def _map(path: Path) -> Words:
 
 
 def _records(words: Words) -> Iterator[_Record]:
-    """Yield the records of a journal up to the first incomplete one."""
+    """Yield the whole records of a journal."""
     start = 0
     while start + _HEADER <= len(words):
-        magic, *counts, checksum = (int(word) for word in words[start : start + _HEADER])
-        n, h, t = counts
-        first = start + _HEADER
-        cuts = np.cumsum([0, n, n, h, h, t]) + first
-        body = words[first : cuts[-1]]
-        if magic != _MAGIC or cuts[-1] > len(words) or zlib.crc32(body.data) != checksum:
+        if (record := _record_at(words, start)) is not None:
+            yield record
+            start = record.first_token + int(record.lengths.sum())
+            continue
+        later = np.flatnonzero(words[start + 1 :] == _MAGIC)
+        if len(later) == 0:
             return
-        rows, counts_, lengths, scores = (words[a:b] for a, b in zip(cuts, cuts[1:5], strict=False))
-        yield _Record(rows, counts_, lengths, scores.view("<f4"), int(cuts[4]))
-        start = int(cuts[-1])
+        start += 1 + int(later[0])
+
+
+def _record_at(words: Words, start: int) -> _Record | None:
+    """Return the record that begins at a position, or None if there is none or it is damaged."""
+    magic, n, h, t, checksum = (int(word) for word in words[start : start + _HEADER])
+    cuts = np.cumsum([start + _HEADER, n, n, h, h, t])
+    body = words[cuts[0] : cuts[-1]]
+    if magic != _MAGIC or cuts[-1] > len(words) or zlib.crc32(body.data) != checksum:
+        return None
+    rows, counts, lengths, scores = (words[a:b] for a, b in zip(cuts, cuts[1:5], strict=False))
+    sizes = (int(counts.sum(dtype=np.int64)), int(lengths.sum(dtype=np.int64)))
+    if sizes != (h, t) or (lengths == 0).any():
+        return None
+    return _Record(rows, counts, lengths, scores.view("<f4"), int(cuts[4]))
 
 
 def _labels(record: _Record, file: int) -> Labels:

@@ -29,6 +29,7 @@ from ds_seq.distill.filters import Filters
 from ds_seq.distill.journal import JournalWriter
 from ds_seq.distill.work_folder import Settings, WorkFolder, data_fingerprint
 from ds_seq.distributed import World
+from ds_seq.errors import UserError
 from ds_seq.generation.build import BATCH_SIZE, Decoding
 from ds_seq.generation.translate import cut_batches, search_batches
 from ds_seq.generation.workers import default_workers
@@ -96,7 +97,13 @@ def begin(job: Labeling, work: WorkFolder) -> NDArray[np.int64]:
         **{name.replace("_", "-"): value for name, value in search.items()},
     }
     paths = {"checkpoint": job.run.source, "data": job.data}
-    return work.begin(settings, {name: str(path.resolve()) for name, path in paths.items()})
+    done = work.begin(settings, {name: str(path.resolve()) for name, path in paths.items()})
+    if (done >= len(job.reader)).any():
+        raise UserError(
+            f"{work.journal(0).parent}: is damaged (it has a translation of pair "
+            f"{int(done.max()) + 1:,} of {len(job.reader):,}); remove it"
+        )
+    return done
 
 
 def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: World) -> float:

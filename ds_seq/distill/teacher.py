@@ -124,6 +124,11 @@ class CachedTeacher:
         """Return the cached outputs that `ParallelDataset.attach` has added to the batch."""
         return TeacherOutput(None, top=batch.teacher)
 
+    @property
+    def weights(self) -> list[str]:
+        """Digests of the weights of the teachers that have written the cache."""
+        return [teacher.weights for teacher in self._cache.manifest.teachers]
+
     def describe(self) -> str:
         """Return a one-line description."""
         return self._cache.describe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import torch
 
 from ds_seq.errors import UserError
 
-_DEFAULT_PORT = 29500
+_DEFAULT_PORT, _LARGEST_PORT = 29500, 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def discover(environ: Mapping[str, str]) -> World:
         raise UserError(
             f"rank {world.rank} does not fit a world of {world.size}; check the launcher"
         )
+    if not (world.size > 1) <= world.port <= _LARGEST_PORT:
+        raise UserError(
+            f"environment: MASTER_PORT={world.port} is no port; set it to a number from 1024 to "
+            f"{_LARGEST_PORT}, the same on all nodes"
+        )
     return world
 
 
@@ -130,9 +136,18 @@ def _mpi_meeting_point(single_node: bool) -> tuple[str, int]:
         ) from error
     meeting_point = None
     if MPI.COMM_WORLD.Get_rank() == 0:
-        host = "127.0.0.1" if single_node else socket.gethostbyname(socket.gethostname())
-        meeting_point = (host, free_port())
+        name = "127.0.0.1" if single_node else socket.gethostname()
+        try:
+            host = socket.gethostbyname(name)
+            meeting_point = (host, free_port())
+        except OSError as error:  # the others are waiting for an answer
+            meeting_point = (f"{name!r} ({error.strerror})", 0)
     address, port = MPI.COMM_WORLD.bcast(meeting_point, root=0)
+    if port == 0:
+        raise UserError(
+            f"mpirun: the first node cannot resolve its own name {address}; set MASTER_ADDR to an "
+            "address that all nodes know, and MASTER_PORT"
+        )
     return str(address), int(port)
 
 
@@ -146,7 +161,7 @@ def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int
         return default
     # SLURM formats tasks per node as "4(x2),3"
     digits = value.split("(")[0].split(",")[0]
-    if not digits.isdigit():
+    if re.fullmatch("[0-9]{1,18}", digits) is None:
         raise UserError(f"environment: {key}={value!r} is not a number")
     return int(digits)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -192,6 +193,8 @@ def _patience() -> float:
     text = os.environ.get(PATIENCE)
     if text is None:
         return _PATIENCE
-    if not text.isdigit() or int(text) == 0:
-        raise UserError(f"environment: {PATIENCE}={text!r} is not a whole number of seconds from 1")
+    if re.fullmatch("[0-9]{1,5}", text) is None or int(text) == 0:
+        raise UserError(
+            f"environment: {PATIENCE}={text!r} is not a whole number of seconds from 1 to 99999"
+        )
     return float(text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ _ADVICE = {
     errno.EROFS: "choose another place",
     errno.EACCES: "change its permissions, or choose another place",
 }
+_WRITER = re.compile(r"\.(\d+)(?:@(.+))?\.tmp$")  # process and host; of old files only the former
 _MODEL_AND_DATA = (".yaml", ".json", ".model", ".safetensors", ".bin", ".idx")
 """Suffixes of the files in run folders, exported folders and data folders."""
 
@@ -187,14 +189,10 @@ def remove_leftovers(folder: Path, pattern: str = "*", only_dead: bool = False) 
             be writing such files; see `Lock`.
     """
     for leftover in folder.glob(f".{pattern}.*.tmp"):
-        if not only_dead or _writer_is_dead(leftover):
+        if (writer := _WRITER.search(leftover.name)) is None:
+            continue  # a file of the user's
+        if not only_dead or (writer[2] == host() and not is_running(int(writer[1]))):
             remove(leftover)
-
-
-def _writer_is_dead(temporary: Path) -> bool:
-    process, _, there = temporary.name.removesuffix(".tmp").rpartition("@")
-    number = process.rpartition(".")[2]
-    return there == host() and number.isdecimal() and not is_running(int(number))
 
 
 def changed_settings(

@@ -7,7 +7,7 @@ text::
     checksum [[number, best, output or null, cut, impossible], ...]
 
 that consists of a hexadecimal CRC-32 and JSON. A kill leaves at most one incomplete record, the
-last; it is cut off before the generation resumes.
+last; it is cut off before the generation resumes. A damaged record costs the work of its batch.
 """
 
 from __future__ import annotations
@@ -202,17 +202,27 @@ def _repair(journal: Path) -> None:
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[list[Line], int]]:
-    """Yield the records up to the first incomplete one, each with the offset of its end."""
+    """Yield the whole records, each with the offset of its end; what is none is skipped."""
     end = 0
     for row in file:
-        checksum, _, body = row.partition(b" ")
-        if not body.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body[:-1]):
-            return
         end += len(row)
-        yield (
-            [
-                Line(number, best, best if output is None else output, cut, impossible)
-                for number, best, output, cut, impossible in json.loads(body)
-            ],
-            end,
-        )
+        checksum, _, body = row.partition(b" ")
+        if body.endswith(b"\n") and checksum == b"%08x" % zlib.crc32(body[:-1]):
+            if (lines := _lines(body)) is not None:
+                yield lines, end
+
+
+def _lines(body: bytes) -> list[Line] | None:
+    """Return the lines of a record, or None if it holds other values than a store writes."""
+    lines = []
+    try:
+        for stored in json.loads(body):
+            match stored:
+                case [int(number), str(best), None | str() as output, bool(cut), bool(impossible)]:
+                    text = best if output is None else output
+                    lines.append(Line(number, best, text, cut, impossible))
+                case _:
+                    return None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return None if any(line.number < 0 for line in lines) else lines

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ds_seq import distributed
 from ds_seq.data.batch import Batch
 from ds_seq.moe.output import RoutingStats
 from ds_seq.moe.stats import packed, report
+from ds_seq.names import LOSS
 from ds_seq.reports.heat_map import Panel
 
 Figures = dict[str, "float | list[float]"]
@@ -78,15 +80,51 @@ class LossSums:
         return figures
 
 
+class FileLosses:
+    """Accumulates the loss of each of several files; like `LossSums`, without synchronization.
+
+    Args:
+        files: names of the files, and their numbers of examples, in the order of the examples.
+    """
+
+    def __init__(self, files: Mapping[str, int]) -> None:
+        self._names = list(files)
+        self._ends = list(accumulate(files.values()))
+        self._sums: list[float | Tensor] = [0.0] * len(files)
+        self._tokens = [0] * len(files)
+
+    def add(self, loss: Tensor, batch: Batch) -> None:
+        """Add one batch, of examples of one file: its number is that of its first example.
+
+        Args:
+            loss: () sum over the target tokens.
+            batch: the batch, on the CPU.
+        """
+        if self._names and batch.num_sentences:
+            file = bisect(self._ends, int(batch.indices[0]))
+            self._sums[file] = self._sums[file] + loss
+            self._tokens[file] += batch.num_tokens
+
+    def reduce(self) -> dict[str, float]:
+        """Return `loss/<file>`, the mean per target token over all ranks. A collective."""
+        if not self._names:
+            return {}
+        local = torch.tensor([*map(float, self._sums), *self._tokens], dtype=torch.float64)
+        total = distributed.sum_over_ranks(local).tolist()
+        sums, tokens = total[: len(self._names)], total[len(self._names) :]
+        means = zip(self._names, sums, tokens, strict=True)
+        return {f"{LOSS}/{name}": loss / count for name, loss, count in means if count}
+
+
 def metric_names(figures: Mapping[str, Any]) -> list[str]:
     """Return the names of the metrics, the figures that have a signature."""
     return [name for name in figures if f"{name}_signature" in figures]
 
 
 def metric_lines_by_file(figures: Mapping[str, Any]) -> list[str]:
-    """Format the metrics of each file of a validation, one line per file; see `Task.evaluate`."""
+    """Format loss and metrics of each file of a validation, one line per file."""
     files: dict[str, list[str]] = {}
-    for name in metric_names(figures):
+    for name in [LOSS, *metric_names(figures)]:
         for key, value in figures.items():
             metric, _, file = key.partition("/")
             if metric == name and file:

@@ -61,6 +61,7 @@ class ModelCard:
         sizes: data sizes of the training run.
         routes_by_language: whether experts are chosen by the language tag of the source.
         joint_vocab: whether source and target share one vocabulary.
+        language_tags: the user symbols that are language tags; None: those that look like tags.
     """
 
     name: str
@@ -75,13 +76,14 @@ class ModelCard:
     sizes: TrainingSizes
     routes_by_language: bool = False
     joint_vocab: bool = True
+    language_tags: tuple[str, ...] | None = None
 
     @property
     def source_tags(self) -> dict[int, str]:
         """Language tags, by id, one of which should begin every source; may be empty."""
         tokenizer = self.tokenizers.source
         if not self.routes_by_language:
-            return language_tags(tokenizer)
+            return language_tags(tokenizer, self.language_tags)
         ids = sorted(tokenizer.tag_ids)
         return dict(zip(ids, tokenizer.pieces(ids), strict=True))
 
@@ -113,6 +115,7 @@ class ModelCard:
             ),
             routes_by_language=config.routes_by_language,
             joint_vocab=data.vocab.joint,
+            language_tags=None if data.language_tags is None else tuple(data.language_tags),
         )
 
     def can_read(self, languages: tuple[str, str]) -> bool:

@@ -8,7 +8,9 @@ from ds_seq.data.expected import expected_by_model
 from ds_seq.data.open import open_shards
 from ds_seq.data.origin import check_origin
 from ds_seq.data.shards import ShardReader
-from ds_seq.runs.card import LoadedRun, StoredRun
+from ds_seq.data.source import untagged_rows
+from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
+from ds_seq.text.tags import untagged_message
 
 
 def check_for_model(
@@ -53,3 +55,15 @@ def open_for_model(
     reader = open_shards(folder, split, run.tokenizers.fingerprint)
     check_for_model(reader, folder, split, name, run)
     return reader
+
+
+def untagged_warning(reader: ShardReader, card: ModelCard) -> str | None:
+    """Return a warning if sources of shards lack the language tag that a model reads; else None.
+
+    If no source has one, and the model does not need it, the shards are of another kind of text.
+    """
+    tags = card.source_tags
+    untagged, size = untagged_rows(reader, tags) if tags else ((), 0)
+    if not len(untagged) or (len(untagged) == size and not card.routes_by_language):
+        return None
+    return f"{len(untagged):,} of {size:,} {untagged_message(tags)}"

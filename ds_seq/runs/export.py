@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
@@ -20,9 +19,11 @@ from ds_seq import files
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
+from ds_seq.names import ExportFormat
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
+    CONFIG_HASH_KEY,
     CONFIG_KEY,
     EXPORT_FILE,
     EXPORT_SUFFIX,
@@ -34,8 +35,6 @@ from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.weights.fill import model_tensors
 from ds_seq.weights.meta import FORMAT_VERSION, VOCAB_HASH_KEY
 from ds_seq.weights.source import FORMAT_KEY, save_tensors
-
-ExportFormat = Literal["safetensors", "ctranslate2"]
 
 
 def export(
@@ -78,6 +77,7 @@ def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) ->
     with _new_path(out) as folder:
         folder.mkdir()
         converter.save(loaded.model, loaded.tokenizers, folder, dtype)
+        files.write_sums(folder)
     return out / WEIGHTS_FILE
 
 
@@ -127,9 +127,13 @@ def write_export(
             _save(model, path, {**notes, **header})
         else:
             path.mkdir()
-            header = {"ds_seq": config.name, VOCAB_HASH_KEY: tokenizers.fingerprint}
-            _save(model, path / EXPORT_FILE, {**notes, **header})
             (path / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
+            header = {
+                "ds_seq": config.name,
+                VOCAB_HASH_KEY: tokenizers.fingerprint,
+                CONFIG_HASH_KEY: files.fingerprint(path / CONFIG_FILE),
+            }
+            _save(model, path / EXPORT_FILE, {**notes, **header})
             save_tokenizers(tokenizers, path, config.data.vocab.joint)
     return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
 

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ds_seq import files
+from ds_seq.config.changes import changes, settings
 from ds_seq.config.load import load_experiment
 from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
 from ds_seq.errors import UserError
-from ds_seq.records import read_json
+from ds_seq.names import SPECIAL_PIECES
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
+    CONFIG_HASH_KEY,
     EXPORT_FILE,
     EXPORT_SUFFIX,
     RunFolder,
     find_checkpoint,
 )
-from ds_seq.tasks.step import StepRecord
-from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES
-from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE
+from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
+from ds_seq.tasks.step import read_step
+from ds_seq.text.sentencepiece import possible_fingerprints
+from ds_seq.text.tokenizer import joint_fingerprint
+from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file
+from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
 _CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
@@ -61,6 +68,8 @@ def verify(path: Path) -> Iterator[Finding]:
     if not path.is_dir():
         raise UserError(f"{path}: {'not an export' if path.exists() else 'no such file or folder'}")
     findings = [*_run(path), *_data(path)]
+    if (path / files.SUMS_FILE).is_file():
+        findings.append(_checked(path, partial(_check_sums, path)))
     if not findings:
         raise UserError(
             f"{path}: nothing to verify: neither a run, a checkpoint, an export, a data folder nor "
@@ -75,7 +84,7 @@ def _run(path: Path) -> Iterator[Finding]:
         yield _checked(path, partial(_check_checkpoint, path))
     if not (path / CONFIG_FILE).is_file():
         return
-    yield _checked(path / CONFIG_FILE, partial(_check_config, path / CONFIG_FILE))
+    yield _checked(path / CONFIG_FILE, partial(_check_config, path))
     if (path / EXPORT_FILE).is_file():
         yield _checked(path / EXPORT_FILE, partial(_check_export, path / EXPORT_FILE))
     checkpoints = path / CHECKPOINTS
@@ -93,6 +102,10 @@ def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
+    for names in ((VOCAB_FILE,), VOCAB_FILES):
+        models = [path / name for name in names]
+        if models[0].is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
+            yield _checked(models[0], partial(_check_vocab_of_shards, models))
     vocab = [path / Path(name).with_suffix(".json") for name in (VOCAB_FILE, *VOCAB_FILES)]
     for record in [*vocab, *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
@@ -110,9 +123,32 @@ def _checked(path: Path, check: Callable[[], str]) -> Finding:
         return Finding(path, str(error), False)
 
 
-def _check_config(path: Path) -> str:
-    load_experiment(path)
-    return "can be read"
+def _check_config(folder: Path) -> str:
+    """Compare a config with what is recorded about it elsewhere; people may have changed it."""
+    path, is_exported = folder / CONFIG_FILE, False
+    if (folder / EXPORT_FILE).is_file() and not (folder / CHECKPOINTS).is_dir():
+        written = TensorFile(folder / EXPORT_FILE).metadata().get(CONFIG_HASH_KEY)
+        is_exported = written is not None
+        if is_exported and files.fingerprint(path) != written:
+            raise UserError(
+                f"{path}: is not what was exported (SHA-256 differs); if you have not changed it, "
+                "copy or export it again"
+            )
+    config = load_experiment(path)
+    if (folder / HISTORY_FILE).is_file():
+        last = config_of(read_versions(folder)[-1], folder)
+        if found := changes(settings(last, {}), settings(config, {})):
+            differences = "; ".join(map(str, found))
+            raise UserError(
+                f"{path}: is not what the run was last trained with ({differences}); change it "
+                "back, or let `ds-seq train --resume` write it again"
+            )
+        return f"is the last version in {HISTORY_FILE}"
+    return "SHA-256 is right" if is_exported else "can be read"
+
+
+def _check_sums(folder: Path) -> str:
+    return f"SHA-256 of {files.check_sums(folder)} files is right"
 
 
 def _check_export(path: Path) -> str:
@@ -134,6 +170,15 @@ def _check_index(path: Path) -> str:
                 f"{path / CHECKPOINTS / INDEX_FILE}: the {which} checkpoint, {folder.name}, is "
                 "missing; `ds-seq train --resume` corrects the file"
             )
+    index = read_index(path / CHECKPOINTS)
+    for name, score in {entry["name"]: entry["score"] for entry in index["best"]}.items():
+        notes: Mapping[str, Any] = read_meta(path / CHECKPOINTS / name)
+        if notes.get("score", score) != score:
+            raise UserError(
+                f"{path / CHECKPOINTS / INDEX_FILE}: says that {name} has the score {score}, but "
+                f"the checkpoint has {notes['score']}; remove the file, and `ds-seq train "
+                "--resume` makes it again"
+            )
     return f"the last is {named['last'].name}, the best {named['best'].name}"
 
 
@@ -150,9 +195,29 @@ def _check_shards(path: Path) -> str:
     return f"SHA-256 of {len(manifest.files)} files is right"
 
 
+def _check_vocab_of_shards(paths: Sequence[Path]) -> str:
+    """Compare one vocabulary of SentencePiece, or two, with the fingerprints in the manifests."""
+    contents = [read_vocab_file(path) for path in paths]
+    found = set()
+    for manifest in paths[0].parent.glob(f"*{_MANIFEST_SUFFIX}"):
+        with suppress(UserError):  # reported by the check of that manifest
+            found.add(Manifest.read(manifest).vocab_hash)
+    sides = product(*map(possible_fingerprints, contents))
+    if found & {joint_fingerprint(side[0], side[-1]) for side in sides}:
+        return "is the vocabulary of the shards"
+    pieces = [piece.encode() for piece in SPECIAL_PIECES]
+    if not found or any(piece not in content for content in contents for piece in pieces):
+        return "can be read; only its own kind of tokenizer can say more"
+    names = " and ".join(map(str, paths))
+    raise UserError(
+        f"{names}: is not the vocabulary that the shards were made with; copy it again, or run "
+        "`ds-seq prepare` again"
+    )
+
+
 def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
-    written = read_json(record, StepRecord, "run `ds-seq prepare` again")["outputs"]
+    written = read_step(record)["outputs"]
     stem = record.name.removesuffix(".json")
     vocab = record.with_suffix(".model")
     outputs = [vocab] if vocab.name in (VOCAB_FILE, *VOCAB_FILES) else None
@@ -165,7 +230,7 @@ def _check_step(record: Path) -> str:
             f"{record}: {names} changed since `ds-seq prepare` wrote this; if that was not on "
             "purpose, remove them and run `ds-seq prepare` again"
         )
-    return f"SHA-256 of {len(outputs)} file(s) is right"
+    return f"SHA-256 of {len(outputs)} file(s) is right" if outputs else "can be read"
 
 
 def _check_cache(folder: Path, split: str) -> str:

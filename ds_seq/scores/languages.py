@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from ds_seq.text.scripts import lacks_spaces
 
-_DEFAULT = "13a"
+DEFAULT_TOKENIZER = "13a"
+"""sacreBLEU's tokenizer for languages whose words are separated by spaces."""
 _CHINESE, _JAPANESE, _KOREAN, _CHARACTERS = "zh", "ja-mecab", "ko-mecab", "char"
 
 # ISO 639-1, 639-2 and 639-3 codes and English names. `cn`, `jp`, `kh` and `mm` are countries' codes
@@ -21,10 +22,10 @@ _LANGUAGES = {
     "cn zhs zht chs cht chinese mandarin cantonese",
     _JAPANESE: "ja jpn jp ojp ryu xug mvi japanese",
     _KOREAN: "ko kor jje okm oko korean",
-    # Thai, Northern Thai, Isan, Southern Thai; Lao; Khmer; Burmese, Shan, Mon, Rakhine, Khamti; Lü,
-    # Tai Nüa, Tai Dam; Tibetan, Dzongkha, Ladakhi, Sikkimese
+    # Thai, Northern Thai, Isan, Southern Thai; Lao; Khmer; Burmese, Shan, Mon, Rakhine, Khamti,
+    # Karen; Lü, Tai Nüa, Tai Dam; Tibetan, Dzongkha, Ladakhi, Sikkimese
     _CHARACTERS: "th tha thai nod tts sou lo lao km khm kh khmer my mya bur mm burmese myanmar shn "
-    "mnw rki kht khb tdd blt bo bod tib tibetan dz dzo dzongkha lbj sip",
+    "mnw rki kht kar ksw pwo blk kjp khb tdd blt bo bod tib tibetan dz dzo dzongkha lbj sip",
 }
 _SCRIPTS = {  # ISO 15924
     _CHINESE: "hans hant hani hanb bopo",
@@ -52,9 +53,9 @@ def bleu_tokenizer(language: str) -> str:
     """
     primary, *subtags = re.findall("[a-z0-9]+", language.lower()) or [""]
     script = next((tag for tag in subtags[:2] if len(tag) == 4 and tag.isalpha()), None)
-    by_script = _DEFAULT if script is None else _BY_SCRIPT.get(script, _DEFAULT)
-    if script is not None and by_script == _DEFAULT:
-        return _DEFAULT  # such as Chinese in Latin letters
+    by_script = DEFAULT_TOKENIZER if script is None else _BY_SCRIPT.get(script, DEFAULT_TOKENIZER)
+    if script is not None and by_script == DEFAULT_TOKENIZER:
+        return DEFAULT_TOKENIZER  # such as Chinese in Latin letters
     named = [_BY_LANGUAGE[tag] for tag in subtags if len(tag) > 3 and tag in _BY_LANGUAGE]
     return _BY_LANGUAGE.get(primary, named[0] if named else by_script)  # "Simplified Chinese"
 
@@ -66,7 +67,7 @@ def is_english(language: str) -> bool:
 
 def language_warning(lines: Iterable[str], language: str) -> str | None:
     """Return a warning if a text cannot be in a language whose words are separated by spaces."""
-    if bleu_tokenizer(language) != _DEFAULT or not lacks_spaces(lines):
+    if bleu_tokenizer(language) != DEFAULT_TOKENIZER or not lacks_spaces(lines):
         return None
     code = f"language {language!r}" if language else "an unknown language"
     return (

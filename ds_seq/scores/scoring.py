@@ -9,6 +9,7 @@ with Targeted Human Annotation".
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 from ds_seq.errors import UserError
+from ds_seq.names import DEFAULT_METRICS
 from ds_seq.scores.languages import bleu_tokenizer
 
 TOKENISED = "tokenized_bleu"
@@ -79,7 +81,6 @@ CORPUS_METRICS: dict[str, Callable[[str], Metric]] = {
     "ter": _ter,
     TOKENISED: lambda target_lang: BLEU(tokenize="none", force=True),
 }
-DEFAULT_METRICS = ("bleu", "chrf")
 
 
 def build_metric(name: str, target_lang: str) -> Metric:
@@ -112,9 +113,10 @@ def _explained(name: str, target_lang: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, RuntimeError) as error:  # MeCab is an extra of sacreBLEU
-        why = " ".join(str(error).split())  # sacreBLEU's message has several lines
+        found = re.search(r"pip install (\S+)", str(error))  # in several lines of advice
+        why = str(error) if found is None else f"install the package: pip install '{found[1]}'"
         raise UserError(
-            f"{name}: cannot split text in {target_lang!r} into words: {why} - or use chrf, which "
+            f"{name}: cannot split text in {target_lang!r} into words; {why}, or use chrf, which "
             "needs no words"
         ) from error
 

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sacrebleu.significance import PairedTest, Result
 
 from ds_seq.environment import variable
 from ds_seq.errors import UserError
+from ds_seq.names import RESAMPLING_SEED, PairedTestName
 from ds_seq.scores.metric import Metric, no_resamples
 from ds_seq.scores.scoring import CorpusScore, label
 
-PairedName = Literal["bootstrap", "randomization"]
-
-SAMPLES: dict[PairedName, int] = {"bootstrap": 1000, "randomization": 10_000}
+SAMPLES: dict[PairedTestName, int] = {"bootstrap": 1000, "randomization": 10_000}
 """Paired tests and their default number of samples, as in sacreBLEU."""
-
-DEFAULT_SEED = 12345
 
 _CODES = {"bootstrap": "bs", "randomization": "ar"}
 _SEED_VARIABLE = "SACREBLEU_SEED"
@@ -41,9 +37,9 @@ class Resampling:
     """
 
     confidence: bool = False
-    paired: PairedName | None = None
+    paired: PairedTestName | None = None
     samples: int | None = None
-    seed: int = DEFAULT_SEED
+    seed: int = RESAMPLING_SEED
 
 
 def score_systems(

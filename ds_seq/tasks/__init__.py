@@ -1,9 +1,12 @@
-"""Table of the tasks, by the `name` in their config."""
+"""Table of the tasks, by the `name` in their config.
+
+A task is imported where it is built, because `ds_seq.tasks.prepare` runs without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.data import DataConfig, FairseqConfig
@@ -11,15 +14,18 @@ from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
-from ds_seq.tasks.base import Task
-from ds_seq.tasks.translation import RawSplit, TranslationTask
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 
-__all__ = ["TASKS", "Task", "TranslationTask", "build_task"]
+if TYPE_CHECKING:
+    from ds_seq.tasks.base import Task
+
+__all__ = ["TASKS", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
+    from ds_seq.tasks.translation import RawSplit, TranslationTask
+
     splits = ("train", "valid", "test")
     tokenizers = load_tokenizers(data, data.dir)
     return TranslationTask(

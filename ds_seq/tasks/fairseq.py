@@ -134,8 +134,8 @@ def to_fairseq(data: DataConfig, tokenizers: Tokenizers, out: Path) -> None:
             links = ""
             if has_alignments(folder, split):
                 alignments = AlignmentReader(folder, split, reader)
-                name = f"{split}.align.{languages[0]}-{languages[1]}"
-                with indexed_writer(out / name, None) as writer:
+                path = out / f"{split}.align.{languages[0]}-{languages[1]}"
+                with indexed_writer(path, None) as writer:
                     for rows in _rows(len(reader)):
                         writer.add(alignments.block(rows))
                 links = _ALIGNED

@@ -4,6 +4,7 @@ Everything is written to `data.dir`::
 
     clean/train.de ...    normalized and filtered text; valid and test are only normalized
     clean/train.json ...  inputs of the clean text, and counts of dropped pairs
+    clean/reports/train.json, .txt  what was dropped by which filter, with examples
     clean/valid.overlap.json ...  counts of its pairs that are in the training text, too
     vocab.model           joint tokenizer of the clean training text; without `data.vocab.joint`
                           vocab.source.model and vocab.target.model
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,14 @@ from typing import Any
 import numpy as np
 
 from ds_seq import files
+from ds_seq.config.clean import clean_of_corpus
 from ds_seq.config.data import DataConfig, FairseqConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
-from ds_seq.data.clean import CleanOptions, CleanReport, clean, normalize_corpus
-from ds_seq.data.expected import (
-    NORMALIZATION,
-    clean_options,
-    raw_files,
-)
+from ds_seq.data.clean import clean_corpora, normalize_corpus
+from ds_seq.data.cleaning.build import build_corpus
+from ds_seq.data.cleaning.report import CleanReport
+from ds_seq.data.expected import clean_options, raw_files
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.overlap import Overlap, find_overlap
@@ -155,7 +155,7 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records],
+        inputs=[record.sha256 for record in records] + _files_of_cleaning(data, split),
         options=clean_options(data, split),
         outputs=list(text),
     )
@@ -166,12 +166,13 @@ def _clean_split(
     total = count_pairs(raw)
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
-            limits = data.clean.model_dump(exclude=NORMALIZATION)
-            options = CleanOptions(build_normalizer(data), **limits)
-            report = clean(raw, text, options, _workers(data, total), progress)
+            languages = (data.source_lang, data.target_lang)
+            corpus = build_corpus(split, raw, languages, data.clean)
+            report = clean_corpora([corpus], text, _workers(data, total), progress)
+            report.write(text.source.parent / "reports" / f"{split}.json")
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    step.record({"kept": report.kept, **asdict(report)})
+    step.record(report.summary())
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )
@@ -179,6 +180,14 @@ def _clean_split(
         if number:
             print(f"    dropped {number:>12,}  {reason}")
     return text, clean_options(data, split)
+
+
+def _files_of_cleaning(data: DataConfig, split: str) -> list[str]:
+    """Return the fingerprints of the files that cleaning reads besides the text."""
+    if split != "train":
+        return []
+    clean = clean_of_corpus(data.clean, (data.source_lang, data.target_lang))
+    return [text_fingerprint(Path(name)) for _, name in clean.named_files()]
 
 
 def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -> None:
@@ -268,7 +277,7 @@ def _make_shards(
         )
         unknown = f"; unknown {shares[0]:.3%} and {shares[1]:.3%}"
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
-    _report_untagged(split, text, reader, tokenizers)
+    _report_untagged(data, split, text, reader, tokenizers)
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -281,10 +290,10 @@ def _make_shards(
 
 
 def _report_untagged(
-    split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
+    data: DataConfig, split: str, text: PairPath, reader: ShardReader, tokenizers: Tokenizers
 ) -> None:
     """Report sources without a language tag if others have one, or with an unknown tag."""
-    tags = language_tags(tokenizers.source)
+    tags = language_tags(tokenizers.source, data.language_tags)
     if not tags:
         for block in islice(read_blocks([text], _MOST_CHECKED), 1):
             lines = decode_lines(block)[0]

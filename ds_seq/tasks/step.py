@@ -9,7 +9,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from ds_seq import files
 from ds_seq.errors import UserError
-from ds_seq.records import Count, read_json, record
+from ds_seq.records import Count, parse_json, read_json, read_limited, record
 
 
 @record
@@ -39,6 +39,25 @@ class StepRecord(TypedDict):
     outputs_before: NotRequired[list[str] | None]
     """What the outputs were before an interrupted step, if a step had made them, too."""
     result: NotRequired[Result]
+    sha256: NotRequired[str]
+    """Checksum of the rest; not in records of earlier versions."""
+
+
+def read_step(path: Path) -> StepRecord:
+    """Read a record, and make sure that it is as it was written.
+
+    Records of earlier versions, which have no checksum of themselves, need only have the structure.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is damaged.
+    """
+    content = read_limited(path)
+    step = parse_json(content, StepRecord, path, "delete it")
+    names = StepRecord.__required_keys__ | StepRecord.__optional_keys__
+    if not files.is_sealed(content) and ("sha256" in step or not step.keys() <= names):
+        raise UserError(f"{path}: is damaged; delete it and run `ds-seq prepare` again")
+    return step
 
 
 class Step:
@@ -74,6 +93,19 @@ class Step:
             and [files.fingerprint(file) for file in self._outputs]
             in (last["outputs"], last.get("outputs_before"))
         )
+
+    def is_recorded(self) -> bool:
+        """Return whether this step has been taken before."""
+        return self._read() is not None
+
+    def is_damaged(self) -> bool:
+        """Return whether there is a record that cannot be read."""
+        return self._path.exists() and not self.is_recorded()
+
+    def forget(self) -> None:
+        """Remove the record."""
+        with files.writing(self._path):
+            files.remove(self._path)
 
     def result_of_last_time(self) -> Result | None:
         """Return the result passed to `record` last time, or None if anything has changed."""
@@ -118,7 +150,7 @@ class Step:
         """
         last = self._read()
         before = last["outputs"] if last is not None and self.made_outputs() else None
-        files.write_json(self._path, {"outputs": outputs, "outputs_before": before})
+        self._write({"outputs": outputs, "outputs_before": before})
 
     def record(self, result: dict[str, Any]) -> None:
         """Record that the step is done.
@@ -131,4 +163,7 @@ class Step:
             "outputs": [files.fingerprint(file) for file in self._outputs],
             "result": result,
         }
-        files.write_json(self._path, content)
+        self._write(content)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        files.write_bytes(self._path, files.sealed_json(content))

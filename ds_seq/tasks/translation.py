@@ -146,7 +146,17 @@ class TranslationTask:
         """Return the sentence pairs of a split, which must belong to the vocabulary."""
         fingerprint, expected = self.tokenizers.fingerprint, self._expected.get(split)
         source = open_source(self._source, self._data_dir, split, fingerprint, expected)
-        return ParallelDataset(source, self._max_source_length, self._max_target_length)
+        files = self._files(split, len(source)) if split == "valid" else {}
+        return ParallelDataset(source, self._max_source_length, self._max_target_length, files)
+
+    def _files(self, split: str, total: int) -> dict[str, int]:
+        """Return the number of pairs of each raw file, if they are those of the examples."""
+        try:
+            texts = read_files(split, self._raw.get(split, ()))
+        except UserError:  # no such file here
+            return {}
+        files = {name: len(text.source) for name, text in texts.items()}
+        return files if sum(files.values()) == total else {}
 
     def collate(
         self, dataset: Dataset, indices: NDArray[np.integer] | Sequence[int]

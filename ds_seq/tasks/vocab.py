@@ -16,6 +16,11 @@ from ds_seq.text.lines import PairPath, text_fingerprint
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file, save_tokenizer, vocab_paths
 
+_NOT_OURS = (
+    "this command had made another vocabulary there; if you have not replaced it, it is damaged: "
+    "remove it, and run the command again"
+)
+
 
 def make_vocab(
     data: DataConfig, text: PairPath | None, force: bool
@@ -75,11 +80,22 @@ def _make_one(
     inputs = [text_fingerprint(file) for file in _inputs(vocab, text)]
     step = Step(path.with_suffix(".json"), inputs, options, [path])
     if path.exists():
-        size = len(read_tokenizer(data, vocab, read_vocab_file(path), str(path)))
+        content = read_vocab_file(path)
+        size = len(read_tokenizer(data, vocab, content, str(path)))
+        if step.is_damaged():
+            # only training can tell whether this command has made the file
+            print(f"vocabulary: training again, to compare with {path}", flush=True)
+            if train_tokenizer(data, vocab, text).to_bytes() == content:
+                step.record({"size": size})
+                print(f"vocabulary: the record of {path} was damaged, and is written again")
+                return every
+            step.forget()
         if not step.made_outputs():
             print(
                 f"vocabulary: using the existing {path} ({size:,} subwords), which was copied there"
             )
+            if step.is_recorded():
+                print(f"    note: {_NOT_OURS}")
             return None
         if not force and step.result_of_last_time() is not None:
             print(f"vocabulary: {path} is up to date, {size:,} subwords")

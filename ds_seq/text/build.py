@@ -27,7 +27,8 @@ TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {
 
 def build_normalizer(data: DataConfig) -> Normalizer:
     """Return the normalizer of a config, used in training and in inference."""
-    return Normalizer(data.clean.nfkc, data.clean.fold_spaces)
+    clean = data.clean
+    return Normalizer(clean.nfkc, clean.fold_spaces, clean.unicode_form, clean.punctuation)
 
 
 def train_tokenizer(data: DataConfig, vocab: VocabFields, files: Sequence[Path]) -> Tokenizer:

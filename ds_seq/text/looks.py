@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
+import shlex
 from pathlib import Path
 
 SAMPLE = 1 << 16
 """Number of bytes at the start of a file to look at."""
 
 _TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW"
+_SUFFIX = "give it the suffix .{}, or decompress it: {} -dc FILE > NEW"
 _UTF16 = "UTF-16 text"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", "decompress it: zstd -d FILE -o NEW"),
     (b"\x04\x22\x4d\x18", "a file compressed by lz4", "decompress it: lz4 -d FILE NEW"),
-    (b"\x1f\x8b", "a file compressed by gzip", "give it the suffix .gz"),
-    (b"\xfd7zXZ\x00", "a file compressed by xz", "give it the suffix .xz"),
-    (b"BZh", "a file compressed by bzip2", "give it the suffix .bz2"),
+    (b"\x1f\x8b", "a file compressed by gzip", _SUFFIX.format("gz", "gzip")),
+    (b"\xfd7zXZ\x00", "a file compressed by xz", _SUFFIX.format("xz", "xz")),
+    (b"BZh", "a file compressed by bzip2", _SUFFIX.format("bz2", "bzip2")),
     (b"PK\x03\x04", "a zip archive or an office document", "export plain text from it"),
     (b"PAR1", "a Parquet table", "write its columns of text to files, one sentence per line"),
     (b"ARROW1", "an Arrow table", "write its columns of text to files, one sentence per line"),
@@ -36,7 +40,11 @@ _MARKUP = (
     b"<tstset",
     b"<mteval",
 )
-_TABLES = (".tsv", ".tab", ".csv")
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\{"|\[\s*\n\s*[\[{"]|\{\s*\n\s*")')
+"""Start of an array of objects, or of an array or an object over several lines."""
+_TABLES = (".tsv", ".tab")
+_COMMAS = ".csv"
+_CUT = "cut the text out: cut -f 1 FILE > NEW"
 _FEWEST_ROWS = 5
 """Number of lines with equally many tabs that make a table of a file with another suffix."""
 
@@ -52,17 +60,21 @@ def is_no_text(head: bytes, path: Path, *, tabs: bool = False) -> str | None:
     Returns:
         The message; None for text.
     """
-    found = _kind(head[:SAMPLE], len(head) > SAMPLE, path.suffix.lower() in _TABLES, tabs)
+    found = _kind(head[:SAMPLE], len(head) > SAMPLE, path.suffix.lower(), tabs)
     if found is None:
         return None
     kind, advice = found
-    return f"{path}: looks like {kind}; {advice.replace('FILE', str(path))}"
+    if path.is_file():  # not for standard input
+        advice = advice.replace("FILE", shlex.quote(str(path)))
+    return f"{path}: looks like {kind}; {advice}"
 
 
-def _kind(head: bytes, is_cut: bool, is_named_table: bool, tabs: bool) -> tuple[str, str] | None:
+def _kind(head: bytes, is_cut: bool, suffix: str, tabs: bool) -> tuple[str, str] | None:
     """Return the kind of a file that is no text, and what to do about it."""
     if (binary := _binary_kind(head)) is not None:
         return binary
+    if (kind := _other_lines(head)) is not None:
+        return kind
     lines = [line.strip(b"\r") for line in head.split(b"\n")]
     if is_cut:
         lines.pop()  # incomplete
@@ -75,9 +87,10 @@ def _kind(head: bytes, is_cut: bool, is_named_table: bool, tabs: bool) -> tuple[
         key = keys[0] if keys else "KEY"
         advice = f"take the text out: jq -r '.\"{key}\"' FILE > NEW"
         return f"JSON lines with the keys {', '.join(keys) or '(none)'}", advice
-    columns = 0 if tabs else _num_columns(lines, is_named_table)
+    columns = 0 if tabs else _num_columns(lines, suffix)
     if columns:
-        return f"a table of {columns} columns", "cut the text out: cut -f 1 FILE > NEW"
+        how = "write its columns of text to files" if suffix == _COMMAS else _CUT
+        return f"a table of {columns} columns", how
     return None
 
 
@@ -92,6 +105,16 @@ def _binary_kind(head: bytes) -> tuple[str, str] | None:
     if max(even, odd) > 2 * min(even, odd):  # the upper bytes of Latin letters
         return _UTF16, _TO_UTF8.format("UTF-16BE" if even > odd else "UTF-16LE")
     return "a binary file", "give a text file, one sentence per line, in UTF-8"
+
+
+def _other_lines(head: bytes) -> tuple[str, str] | None:
+    """Return the kind of a text whose lines or items do not end with a line feed."""
+    if b"\n" not in head and head.rstrip(b"\r").count(b"\r") > 0:
+        kind = "text whose lines end with a carriage return"
+        return kind, r"convert it: tr '\r' '\n' < FILE > NEW"
+    if _JSON.match(head):
+        return "JSON", "write its sentences to a file, one per line, for example with jq -r"
+    return None
 
 
 def _json_keys(lines: list[bytes]) -> list[str] | None:
@@ -109,9 +132,15 @@ def _json_keys(lines: list[bytes]) -> list[str] | None:
     return keys
 
 
-def _num_columns(lines: list[bytes], is_named_table: bool) -> int:
+def _num_columns(lines: list[bytes], suffix: str) -> int:
     """Return the number of columns of a table; 0 for text."""
-    counts = {line.count(b"\t") for line in lines}
+    if suffix == _COMMAS:
+        # a null byte is an error of the module csv before Python 3.11
+        rows = csv.reader(line.decode(errors="replace").replace("\0", "") for line in lines)
+        counts = {len(row) - 1 for row in rows}
+    else:
+        counts = {line.count(b"\t") for line in lines}
     if len(counts) > 1 or counts == {0}:
         return 0
-    return counts.pop() + 1 if is_named_table or len(lines) >= _FEWEST_ROWS else 0
+    is_named = suffix in (*_TABLES, _COMMAS)
+    return counts.pop() + 1 if is_named or len(lines) >= _FEWEST_ROWS else 0

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+
+from ds_seq.names import Punctuation, UnicodeForm
 
 # Control characters that are not white space, and the byte order mark: never text.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
@@ -26,16 +30,35 @@ class Normalizer:
         nfkc: whether to apply Unicode NFKC (folds full-width letters, ligatures, superscripts ...).
         fold_spaces: whether to also replace no-break, ideographic and all other spaces with
             ordinary ones, and to remove soft hyphens, zero-width spaces and word joiners.
+        form: another Unicode form to apply, instead of `nfkc`.
+        punctuation: rules that normalize quotes, dashes and the like.
     """
 
     nfkc: bool
     fold_spaces: bool
+    form: UnicodeForm | None = None
+    punctuation: Punctuation | None = None
 
     def __call__(self, text: str) -> str:
         """Return the normalized text."""
-        text = _CONTROLS.sub("", text)
+        # True of most text, and of none with a control character or a space other than U+0020.
+        is_plain = text.isprintable() and "  " not in text
+        if (
+            is_plain
+            and (text.isascii() or not (self.nfkc or self.form))
+            and self.punctuation is None
+        ):
+            return text.strip(" ")
+        if not text.isprintable():
+            text = _CONTROLS.sub("", text)
         if self.nfkc:
             text = unicodedata.normalize("NFKC", text)
+        elif self.form is not None:
+            text = unicodedata.normalize(self.form, text)
+        if self.punctuation is not None:
+            text = _moses()(text)
+        if text.isprintable():  # most lines: their only spaces are ordinary ones
+            return " ".join(text.split()) if "  " in text else text.strip(" ")
         if self.fold_spaces:
             return " ".join(_INVISIBLE.sub("", text).split())
         text = _SPACES.sub(" ", text).strip(" ")
@@ -45,3 +68,18 @@ class Normalizer:
 def has_text(text: str) -> bool:
     """Return whether a text has a visible character."""
     return bool(_INVISIBLE.sub("", text).strip())
+
+
+@cache
+def _moses() -> Callable[[str], str]:
+    """Return Moses' normalization of punctuation, as sacremoses has it, for all languages alike.
+
+    Its rules that depend on the language (commas and quotes, separators of digits) are left out:
+    input to translate is normalized as training text is, and so are both sides.
+    """
+    from sacremoses import MosesPunctNormalizer  # takes a while, and few need it
+
+    normalize: Callable[[str], str] = MosesPunctNormalizer(
+        norm_quote_commas=False, norm_numbers=False
+    ).normalize
+    return normalize

@@ -80,8 +80,7 @@ class SentencePieceTokenizer:
         space = self._processor.PieceToId(SPACE)
         self._space_id = None if space == UNK_ID or not self.tag_ids else space
         # Shards made before symbols came first count as shards of another vocabulary.
-        order = b"" if self._space_id is None else b"user symbols first"
-        self.fingerprint = hashlib.sha256(model + order).hexdigest()
+        self.fingerprint = possible_fingerprints(model)[self._space_id is not None]
 
     @classmethod
     def train(
@@ -138,7 +137,10 @@ class SentencePieceTokenizer:
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
         """Encode many lines; see `encode`."""
-        encoded: list[list[int]] = list(self._processor.EncodeAsIds(self._normalized(lines)))
+        # one thread, because text is encoded in as many processes as there should be
+        encoded: list[list[int]] = list(
+            self._processor.EncodeAsIds(self._normalized(lines), num_threads=1)
+        )
         if self._space_id is None:
             return encoded
         return [self._symbol_first(ids) for ids in encoded]
@@ -180,6 +182,12 @@ class SentencePieceTokenizer:
         """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
         text: str = self._processor.DecodePieces(list(pieces))
         return text
+
+
+def possible_fingerprints(model: bytes) -> tuple[str, str]:
+    """Return the fingerprints of a model without and with user symbols that come first."""
+    plain, first = (hashlib.sha256(model + order) for order in (b"", b"user symbols first"))
+    return plain.hexdigest(), first.hexdigest()
 
 
 def _user_symbol_ids(model: ModelProto) -> frozenset[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ds_seq.text.normalize import has_text
 from ds_seq.text.tokenizer import Tokenizer
@@ -16,13 +16,18 @@ _LIKELY = re.compile(rf"[<\[]{_CODE}[>\]]")  # `<de>`, but also `<br>`
 _MOST_NAMED = 5
 
 
-def language_tags(tokenizer: Tokenizer) -> dict[int, str]:
-    """Return the user symbols of a tokenizer that look like language tags, by id.
+def language_tags(tokenizer: Tokenizer, chosen: Collection[str] | None = None) -> dict[int, str]:
+    """Return the user symbols of a tokenizer that are language tags, by id.
 
-    One symbol such as `<br>` may be anything; two or more symbols of this form are taken for tags.
+    Args:
+        tokenizer: the tokenizer.
+        chosen: the symbols that are tags; None: those that look like tags. One symbol such as
+            `<br>` may be anything; two or more symbols of this form are taken for tags.
     """
     ids = sorted(tokenizer.tag_ids)
     symbols = dict(zip(ids, tokenizer.pieces(ids), strict=True))
+    if chosen is not None:
+        return {i: text for i, text in symbols.items() if text in chosen}
     certain = {i: text for i, text in symbols.items() if _CERTAIN.fullmatch(text)}
     likely = {i: text for i, text in symbols.items() if _LIKELY.fullmatch(text)}
     return {**certain, **(likely if certain or len(likely) > 1 else {})}

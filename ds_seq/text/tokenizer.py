@@ -169,7 +169,11 @@ class Tokenizers(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the pair; equal to that of the tokenizer if both sides share it."""
-        source, target = self.source.fingerprint, self.target.fingerprint
-        if source == target:
-            return source
-        return hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()
+        return joint_fingerprint(self.source.fingerprint, self.target.fingerprint)
+
+
+def joint_fingerprint(source: str, target: str) -> str:
+    """Return the fingerprint of a pair of tokenizers with these fingerprints."""
+    if source == target:
+        return source
+    return hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()

@@ -43,9 +43,9 @@ from ds_seq.weights.meta import (
     CHECKSUMS_KEY,
     FORMAT_VERSION,
     INDEX_FILE,
-    META_FILE,
     VOCAB_HASH_KEY,
     read_meta,
+    write_meta,
 )
 from ds_seq.weights.source import TensorFolder, expert_key, save_tensors
 
@@ -173,7 +173,7 @@ class CheckpointStore:
                         "files": {file: size for file, (size, _) in parts.items()},
                         CHECKSUMS_KEY: {file: checksum for file, (_, checksum) in parts.items()},
                     }
-                    files.write_json(temporary / META_FILE, meta)
+                    write_meta(temporary, meta)
                     with files.writing(final):
                         checkpoint_folder.replace(temporary, final)
                     self._register(name, score)

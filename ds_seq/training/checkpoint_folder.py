@@ -2,7 +2,7 @@
 
 Checkpoints are the folders `update_<number>` with a `checkpoint.json`. `index.json` only adds
 which of them are kept as the last and as the best; without it, it is made again from the folders.
-Folders, files and links with other names belong to the user.
+Folders, files and links with other names belong to the user, and so does what a link points to.
 """
 
 from __future__ import annotations
@@ -56,14 +56,17 @@ def update_of(name: str) -> int:
     return -1 if match is None else int(match[1])
 
 
-def is_own(folder: Path) -> bool:
-    """Return whether a training has made this folder as a checkpoint; a link is the user's."""
-    return update_of(folder.name) >= 0 and folder.is_dir() and not folder.is_symlink()
-
-
 def own_checkpoints(folder: Path) -> list[Path]:
-    """Return the run's checkpoints, damaged ones too, the oldest first."""
-    own = (path for path in folder.glob("update_*") if is_own(path))
+    """Return the run's checkpoints, damaged ones too, the oldest first.
+
+    A link in the place of one, which may have been moved to another disk, is one as well: it is
+    read, and may be renamed, but what it points to is never changed.
+    """
+    own = (
+        path
+        for path in folder.glob("update_*")
+        if update_of(path.name) >= 0 and (path.is_dir() or path.is_symlink())
+    )
     return sorted(own, key=lambda path: update_of(path.name))
 
 
@@ -89,17 +92,22 @@ def repair(folder: Path) -> None:
     """
     with files.writing(folder):
         files.remove_leftovers(folder)
-        for path in folder.glob(f"update_*{INCOMPLETE}"):
+        for path in _unfinished(folder, INCOMPLETE):
             if _is_whole(path):  # its JSON file is written last: only the renaming is missing
                 replace(path, path.with_name(path.name.removesuffix(INCOMPLETE)))
             else:
                 files.remove(path)
-        for path in folder.glob(f"update_*{REPLACED}"):
+        for path in _unfinished(folder, REPLACED):
             final = path.with_name(path.name.removesuffix(REPLACED))
             if final.exists():
                 files.remove(path)
             else:  # interrupted between the two renames of `replace`
                 path.rename(final)
+
+
+def _unfinished(folder: Path, ending: str) -> list[Path]:
+    paths = folder.glob(f"update_*{ending}")
+    return [path for path in paths if update_of(path.name.removesuffix(ending)) >= 0]
 
 
 def _is_whole(folder: Path) -> bool:
@@ -155,6 +163,12 @@ def first_sound(folders: Sequence[Path]) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def without_advice(problem: str) -> str:
+    """Return a message of `first_sound` without what the user should do, as in `damaged; copy`."""
+    what, separator, _ = problem.rpartition("; ")
+    return what if separator else problem
+
+
 def _check(folder: Path) -> None:
     check_resumable(folder)
     check_checkpoint(folder, distributed.rank(), distributed.world_size())
@@ -179,7 +193,7 @@ def set_aside(folder: Path, update: int) -> list[tuple[str, str]]:
         if update_of(path.name) <= update:
             continue
         new, number = path.with_name(path.name + ASIDE), 1
-        while new.exists():
+        while new.exists() or new.is_symlink():
             number += 1
             new = path.with_name(f"{path.name}{ASIDE}{number}")
         with files.writing(path):
@@ -267,7 +281,7 @@ def sweep(folder: Path, names: set[str]) -> None:
     """Delete checkpoints that the index no longer holds; never what a link points to."""
     for name in sorted(names):
         path = folder / name
-        if is_own(path) and (path / META_FILE).is_file():
+        if not path.is_symlink() and (path / META_FILE).is_file():
             with suppress(OSError):  # disk space is no reason to end a training
                 files.remove_folder(path)
 

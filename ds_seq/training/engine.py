@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ds_seq import distributed
@@ -103,7 +104,7 @@ class Engine:
         optimizer = make_optimizer(split_expert_groups(groups) if expert_parallel > 1 else groups)
         self.schedule = UpdateSchedule(optimizer, schedule)
         distributed.import_zero()
-        with _idle(optimizer):
+        with _idle(optimizer), one_line_each():
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, lr_scheduler=self.schedule, config=config
             )
@@ -221,6 +222,21 @@ def _idle(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         del vars(optimizer)["step"]
+
+
+@contextmanager
+def one_line_each() -> Iterator[None]:
+    """Report values of the DeepSpeed JSON that only DeepSpeed itself knows to be wrong."""
+    try:
+        yield
+    except ValidationError as error:
+        lines = [
+            f"the DeepSpeed JSON: {'.'.join(map(str, found['loc'])) or error.title}: "
+            f"{' '.join(found['msg'].split())}"
+            for found in error.errors()
+        ]
+        with distributed.shared_errors():  # all ranks see it; one reports it
+            raise UserError("\n".join(lines)) from None
 
 
 def _skip_advice(skipped: str, scale: LossScale | None) -> str:

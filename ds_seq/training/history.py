@@ -10,11 +10,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, ValidationError
-from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.config.changes import (
@@ -30,39 +28,12 @@ from ds_seq.config.changes import (
 )
 from ds_seq.config.deepspeed import load_deepspeed_json
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.load import load_experiment
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
-from ds_seq.errors import UserError
-from ds_seq.records import Count, read_json, record
-from ds_seq.runs.formats.ds_seq import CONFIG_FILE
-
-HISTORY_FILE = "history.json"
-
-
-@record
-@dataclass(frozen=True)
-class Version:
-    """One version of the config.
-
-    Attributes:
-        update: number of updates before the first one that was made with it.
-        config: the experiment.
-        facts: what else the run was made of; see `ds_seq.config.changes.settings`.
-        changes: how it differs from the version before, as text.
-    """
-
-    update: Count
-    config: dict[str, Any]
-    facts: dict[str, Any]
-    changes: tuple[str, ...] = ()
-
-
-@record
-class _Versions(TypedDict):
-    """Content of `history.json`."""
-
-    versions: Annotated[list[Version], Field(min_length=1)]
+from ds_seq.distill.teacher import CachedTeacher
+from ds_seq.runs.open import open_run, weights_fingerprint
+from ds_seq.runs.versions import HISTORY_FILE as HISTORY_FILE  # its writer is here
+from ds_seq.runs.versions import Version, config_of, read_versions
 
 
 @dataclass(frozen=True)
@@ -103,6 +74,22 @@ def data_facts(train_set: Dataset, valid_set: Dataset | None) -> dict[str, Any]:
     }
 
 
+def teacher_fingerprint(config: ExperimentConfig, cached: CachedTeacher | None) -> str | None:
+    """Return the fingerprint of the teachers of a run, whose names may stand for others by now.
+
+    Raises:
+        UserError: a teacher cannot be opened.
+    """
+    if config.distillation is None:
+        return None
+    if cached is not None:
+        weights = cached.weights
+    else:
+        teachers, checkpoint = config.distillation.teachers, config.distillation.checkpoint
+        weights = [weights_fingerprint(open_run(name, checkpoint)) for name in teachers]
+    return hashlib.sha256("\n".join(weights).encode()).hexdigest()
+
+
 def _fingerprint(dataset: Dataset) -> str:
     """Return the fingerprint of the source of a dataset, or if it has none, of its lengths."""
     if isinstance(dataset, ParallelDataset):
@@ -136,9 +123,9 @@ def resumed(
     Raises:
         UserError: a change makes nonsense of the run, or what is recorded is damaged.
     """
-    versions = [version for version in _read(folder) if version.update < max(update, 1)]
+    versions = [version for version in read_versions(folder) if version.update < max(update, 1)]
     last = versions[-1]
-    before, now = settings(_parsed(last, folder), last.facts), settings(config, facts)
+    before, now = settings(config_of(last, folder), last.facts), settings(config, facts)
     found = changes(before, now)
     refuse(found, allowed, now, str(folder))
     notes = [
@@ -163,28 +150,3 @@ def resumed(
 
 def _described(change: Change) -> str:
     return str(change) if change.effect == HARMLESS else f"{change} (changes the training)"
-
-
-def _read(folder: Path) -> list[Version]:
-    """Read the versions; an older run has the one of its `config.yaml`."""
-    path = folder / HISTORY_FILE
-    if not path.is_file():
-        config = load_experiment(folder / CONFIG_FILE)
-        return [Version(0, config.model_dump(mode="json"), {})]
-    remedy = f"remove it to compare with {CONFIG_FILE} only"
-    versions = read_json(path, _Versions, remedy)["versions"]
-    if versions[0].update != 0:
-        raise UserError(
-            f"{path}: is damaged (its first version does not begin at update 0); {remedy}"
-        )
-    return versions
-
-
-def _parsed(version: Version, folder: Path) -> ExperimentConfig:
-    try:
-        return ExperimentConfig.model_validate(version.config)
-    except ValidationError as error:
-        raise UserError(
-            f"{folder / HISTORY_FILE}: the config of update {version.update} is not valid "
-            f"({error.error_count()} errors); remove the file to compare with {CONFIG_FILE} only"
-        ) from None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
+import numpy as np
+
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
@@ -12,7 +14,7 @@ from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.tasks import Task
+from ds_seq.tasks.base import Task
 from ds_seq.text.lines import read_parallel
 
 
@@ -67,15 +69,24 @@ def train_batches(
 def valid_batches(
     config: ExperimentConfig, task: Task, dataset: Dataset | None, world: World
 ) -> Iterator[Batch]:
-    """Yield this rank's validation batches, the same number on every rank."""
+    """Yield this rank's validation batches, the same number on every rank.
+
+    A batch has pairs of one file only, so that the loss of each file is known.
+    """
     assert dataset is not None, "validation needs train.validate_every"
-    sampler = TokenBatchSampler(
-        dataset.lengths,
-        config.train.max_tokens,
-        config.train.max_sentences,
-        rank=world.rank,
-        world_size=world.size,
-        accumulate=1,
-    )
-    for indices in sampler.epoch(0):
-        yield task.collate(dataset, indices)
+    parts = [np.arange(len(dataset))]
+    if isinstance(dataset, ParallelDataset):
+        parts = dataset.by_file()
+    for part in parts:
+        if len(part) == 0:  # all of its pairs are too long
+            continue
+        sampler = TokenBatchSampler(
+            dataset.lengths[part],
+            config.train.max_tokens,
+            config.train.max_sentences,
+            rank=world.rank,
+            world_size=world.size,
+            accumulate=1,
+        )
+        for indices in sampler.epoch(0):
+            yield task.collate(dataset, part[indices])

@@ -18,11 +18,11 @@ distributed.import_deepspeed()
 
 from torch import nn
 
-from ds_seq.config.changes import settings
+from ds_seq.config.changes import TEACHER, settings
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.needs import warmup_error
 from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
+from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
 from ds_seq.data.stream import BatchStream
 from ds_seq.distill.build import build_teacher
@@ -43,11 +43,12 @@ from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.surgery.upcycle import start_from
-from ds_seq.tasks import Task, build_task
+from ds_seq.tasks import build_task
+from ds_seq.tasks.base import Task
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
-from ds_seq.training.checkpoint_folder import candidates, first_sound
+from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.engine import Engine
-from ds_seq.training.history import History, data_facts, run_facts
+from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import check_tags, train_batches, valid_batches, validation_set
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.provenance import describe_start, record_start
@@ -155,14 +156,17 @@ def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, lis
             found = candidates(run, which)
     found = distributed.broadcast_object(found)
     start, problems = first_sound(found)
+    # if the user has named none, their advice to use another checkpoint is followed here
+    causes = problems if which is not None else list(map(without_advice, problems))
     with distributed.shared_errors():
+        if found and start is None and which is None:
+            raise UserError(
+                f"{run}: none of its checkpoints can be resumed from; --overwrite starts over. "
+                f"`ds-seq verify {run}` checks all {len(found)}. The newest: {causes[0]}"
+            )
         if found and start is None:
-            lines = problems
-            if which is None:
-                advice = "none of its checkpoints can be resumed from; --overwrite starts over"
-                lines = [*problems, f"{run}: {advice}"]
-            raise UserError("\n".join(lines))
-    return start, problems
+            raise UserError(causes[0])
+    return start, [f"{cause}; going back to an older checkpoint" for cause in causes]
 
 
 def _train(
@@ -179,7 +183,11 @@ def _train(
         made_of |= data_facts(train_set, valid_set)
         cached = _cached_teacher(setup.config, train_set, valid_set)
         if setup.checkpoint is not None:
-            check_vocab(setup.folder, task.tokenizers)
+            check_vocab(setup.folder, setup.checkpoint, task.tokenizers)
+        # a large file, so only one rank reads it
+        weights = teacher_fingerprint(setup.config, cached) if world.is_first else None
+    made_of[TEACHER] = distributed.broadcast_object(weights)
+    with distributed.shared_errors():
         history = set_up_history(setup, made_of, allow_changes)
     distributed.require_same(made_of | {"from": str(setup.checkpoint)}, "data or checkpoints")
     try:
@@ -280,6 +288,7 @@ def _build(
         lambda: valid_batches(config, task, valid_set, world),
         _scorer(config, task, metrics, engine, world),
         config.validation.max_sentences,
+        valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
     trainer = Trainer(engine, criterion, batches, validator, store, log, train, best)
     if progress is not None:
@@ -358,8 +367,6 @@ def _announce(
         f"expert parallel {train.expert_parallel}, ZeRO {engine.zero_stage}, "
         f"{distributed.number_format(train.precision, world.device)}, {world.device.type}"
     )
-    if (warning := warmup_error(setup.config)) is not None:
-        trainer.log.say(f"warning: {warning}")
     for note in notes(setup.config):
         trainer.log.say(f"note: {note}")
     if setup.checkpoint is not None:

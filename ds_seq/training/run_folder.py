@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from ds_seq.training.checkpoint_folder import delete_all
 from ds_seq.training.history import History, first_version, resumed
 from ds_seq.training.provenance import STARTS_FILE
 from ds_seq.training.resume_state import ResumeState
-from ds_seq.training.run_log import LOG_FILE
-from ds_seq.weights.meta import CHECKPOINTS, read_meta
+from ds_seq.training.run_log import LOG_FILE, METRICS_FILE, OLD
+from ds_seq.weights.meta import CHECKPOINTS, VOCAB_HASH_KEY, read_meta
 
 _OLD_FILES = (
-    "metrics.jsonl",
-    "metrics.jsonl.old",
+    METRICS_FILE,
     "tensorboard",
     CHECKPOINTS,
     LOG_FILE,
@@ -107,13 +106,18 @@ def _check_not_input(folder: Path, config: ExperimentConfig) -> None:
             raise UserError(f"{folder}: is {key} and the run folder; give the run another name=")
 
 
-def check_vocab(folder: Path, tokenizers: Tokenizers) -> None:
+def check_vocab(folder: Path, checkpoint: Path, tokenizers: Tokenizers) -> None:
     """Refuse to resume with another vocabulary, in which the same ids mean other subwords.
+
+    The run's own copies of config and vocabulary, which a resume writes again, are read only for a
+    checkpoint of an earlier version.
 
     Raises:
         UserError: the run in `folder` was trained with other tokenizers.
     """
-    old, new = open_tokenizers(folder).fingerprint, tokenizers.fingerprint
+    notes: Mapping[str, Any] = read_meta(checkpoint)
+    old = str(notes.get(VOCAB_HASH_KEY) or open_tokenizers(folder).fingerprint)
+    new = tokenizers.fingerprint
     if old != new:
         raise UserError(
             f"{folder}: was trained with vocabulary {old[:12]}, but the data have {new[:12]}; "
@@ -156,7 +160,8 @@ def write_run_files(setup: RunSetup, tokenizers: Tokenizers, history: History) -
 
 def _delete_run(folder: Path) -> None:
     """Delete what a training has written; links, and what they point to, are the user's."""
-    for name in _OLD_FILES:
+    old_metrics = [path.name for path in folder.glob(f"{METRICS_FILE}{OLD}*")]
+    for name in (*_OLD_FILES, *old_metrics):
         path = folder / name
         if name == CHECKPOINTS and path.is_dir():
             delete_all(path)

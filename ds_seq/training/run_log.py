@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +18,9 @@ from ds_seq import files
 from ds_seq.reports.heat_map import Panel, draw_heat_map
 
 LOG_FILE = "train.log"
+METRICS_FILE = "metrics.jsonl"
+OLD = ".old"
+"""Suffix of records that a run which starts over does not continue."""
 
 
 class RunLog:
@@ -34,7 +38,7 @@ class RunLog:
         self, folder: Path, active: bool, tensorboard: bool, total_updates: int, done_updates: int
     ) -> None:
         self._active = active
-        self._text, self._path = folder / LOG_FILE, folder / "metrics.jsonl"
+        self._text, self._path = folder / LOG_FILE, folder / METRICS_FILE
         self._file: TextIO | None = None
         self._writer: Any = None
         self._bar: Any = None
@@ -140,22 +144,35 @@ def _forget_after(path: Path, update: int) -> None:
     """Drop records of updates that a resumed run repeats, and a line cut off by a crash.
 
     If all records would be dropped, the file is kept under another name: the checkpoints may have
-    been lost in a copy.
+    been lost in a copy. So it is if more than the last line is not a record.
     """
     if not path.exists():
         return
-    if update == 0 and path.stat().st_size:
+    lines = path.read_bytes().splitlines(keepends=True)
+    updates = [_update_of(line) for line in lines]
+    if (update == 0 and lines) or None in updates[:-1]:
         with files.writing(path):
-            os.replace(path, path.with_name(f"{path.name}.old"))
-        return
-    kept_lines = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            if json.loads(line)["update"] <= update:
-                kept_lines.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue  # not a record
-    files.write_bytes(path, b"".join(kept_lines))
+            os.replace(path, _unused(path.with_name(path.name + OLD)))
+    kept = [
+        line for line, of in zip(lines, updates, strict=True) if of is not None and of <= update
+    ]
+    if kept or path.exists():
+        files.write_bytes(path, b"".join(kept))
+
+
+def _update_of(line: bytes) -> int | None:
+    """Return the update of a record; None if the line is not a record."""
+    try:
+        update = json.loads(line)["update"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return update if isinstance(update, int) else None
+
+
+def _unused(path: Path) -> Path:
+    """Return the path, with a number if there is such a file already."""
+    names = (path.with_name(f"{path.name}{number}") for number in count(2))
+    return next(name for name in chain([path], names) if not name.exists())
 
 
 def _finite(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,10 @@ from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share
 from ds_seq.names import LOSS
-from ds_seq.reports.metrics import LossSums
+from ds_seq.reports.metrics import FileLosses, LossSums
 from ds_seq.scores.metric import Metric
 from ds_seq.search.beam_search import BeamSearch
-from ds_seq.tasks import Task
+from ds_seq.tasks.base import Task
 from ds_seq.training.engine import Engine
 
 Score = Callable[[nn.Module, int | None], dict[str, Any]]
@@ -90,6 +91,8 @@ class Validator:
         batches: returns this rank's batches of the split, the same number on every rank.
         score: translates and scores; `None` computes the loss only.
         max_sentences: maximum number of sentences to translate; `None` for all.
+        files: names of the files of the split, and their numbers of examples. With several, each
+            batch has examples of one file only, and the loss of each is reported.
     """
 
     def __init__(
@@ -99,9 +102,11 @@ class Validator:
         batches: Callable[[], Iterable[Batch]],
         score: Score | None,
         max_sentences: int | None,
+        files: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._engine, self._criterion = engine, criterion
         self._batches, self._score, self._max_sentences = batches, score, max_sentences
+        self._files = files if len(files) > 1 else {}
 
     @torch.no_grad()
     def __call__(self, max_batches: int | None = None) -> dict[str, Any]:
@@ -112,8 +117,8 @@ class Validator:
                 mistakes before training starts.
 
         Returns:
-            Per-token means of the loss parts, `loss` (that of the target tokens), `ppl`, routing
-            figures, and the result of `score`.
+            Per-token means of the loss parts, `loss` (that of the target tokens), `ppl`, with
+            several files a `loss/<file>` for each, routing figures, and the result of `score`.
         """
         module = self._engine.module
         was_training, criterion_was_training = module.training, self._criterion.training
@@ -132,7 +137,7 @@ class Validator:
         return figures
 
     def _loss(self, max_batches: int | None) -> dict[str, Any]:
-        sums = LossSums()
+        sums, by_file = LossSums(), FileLosses(self._files)
         device = self._engine.device
         for host_batch in islice(self._batches(), max_batches):
             batch = host_batch.to(device, non_blocking=True)
@@ -141,7 +146,8 @@ class Validator:
             # without the losses of routers, which would hide differences between models
             parts = {**loss.parts, LOSS: loss.of_tokens}
             sums.add(parts, output.moe_stats, batch)
-        return dict(sums.reduce())
+            by_file.add(loss.of_tokens, host_batch)
+        return {**sums.reduce(), **by_file.reduce()}
 
 
 def _check_names(figures: dict[str, Any], scores: dict[str, Any]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from typing_extensions import NotRequired, TypedDict  # pydantic reads no others before 3.12
 
+from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.records import (
     Count,
@@ -25,6 +29,7 @@ META_FILE = "checkpoint.json"
 VOCAB_HASH_KEY = "ds_seq.vocab_hash"  # in META_FILE and in the header of an exported file
 FORMAT_VERSION = 2  # 1: some of the experts' matrices are transposed
 CHECKSUMS_KEY: Final = "sha256"  # in META_FILE: by file name; older checkpoints have none
+NO_CHECKSUM = "0" * 64  # stands for the checksum of a file in that file while it is computed
 
 _USE_ANOTHER = "use another checkpoint"
 
@@ -44,7 +49,7 @@ class CheckpointFiles(TypedDict):
     files: dict[FileName, Count]
     """Size of each file in bytes."""
     sha256: NotRequired[dict[FileName, str]]
-    """`CHECKSUMS_KEY`: SHA-256 of each file."""
+    """`CHECKSUMS_KEY`: SHA-256 of each file, and of the JSON file itself; see `write_meta`."""
 
 
 @record
@@ -103,6 +108,37 @@ def read_meta(folder: Path, kind: type[T] = CheckpointFiles) -> T:  # type: igno
     content = read_limited(path)
     check_version(path, parse_json(content, _Versioned, path, _USE_ANOTHER)["format_version"])
     return parse_json(content, kind, path, _USE_ANOTHER)
+
+
+def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write the JSON file of a checkpoint folder, and add its own checksum to those in it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    checksums = {**meta[CHECKSUMS_KEY], META_FILE: NO_CHECKSUM}
+    text = json.dumps({**meta, CHECKSUMS_KEY: checksums}, indent=1) + "\n"
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    files.write_text(folder / META_FILE, text.replace(NO_CHECKSUM, checksum))
+
+
+def check_meta(folder: Path) -> None:
+    """Compare the JSON file of a checkpoint folder with its own checksum, if it has one.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    meta: CheckpointFiles = read_meta(folder)
+    stored = meta.get(CHECKSUMS_KEY, {}).get(META_FILE)
+    if stored is None:
+        return
+    content = read_limited(folder / META_FILE)
+    before = content.replace(stored.encode(), NO_CHECKSUM.encode()) if stored else content
+    if hashlib.sha256(before).hexdigest() != stored:
+        raise UserError(
+            f"{folder / META_FILE}: damaged: its content is not what was written (SHA-256 differs; "
+            f"if you have changed it, remove {CHECKSUMS_KEY} from it); {_USE_ANOTHER}"
+        )
 
 
 def read_index(checkpoints: Path) -> CheckpointIndex:

@@ -29,11 +29,17 @@ from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.moe.experts import Experts
 from ds_seq.records import inside
-from ds_seq.weights.meta import CHECKSUMS_KEY, CheckpointFiles, check_version, read_meta
+from ds_seq.weights.meta import (
+    CHECKSUMS_KEY,
+    NO_CHECKSUM,
+    CheckpointFiles,
+    check_meta,
+    check_version,
+    read_meta,
+)
 
 FORMAT_KEY = "ds_seq.format"  # in the header of an exported file; version 1 had none
 _CHECKSUM_FIELD = b'"ds_seq.sha256":"'  # in the header of an exported file; older ones have none
-_NO_CHECKSUM = b"0" * 64
 _READ_BYTES = 1 << 20
 
 
@@ -61,7 +67,7 @@ def save_tensors(
     header = None
     if metadata is not None:
         field = _CHECKSUM_FIELD.decode().split('"')[1]
-        header = {**metadata, field: _NO_CHECKSUM.decode()}
+        header = {**metadata, field: NO_CHECKSUM}
     try:
         save_file(dict(tensors), str(path), header)
     except SafetensorError as error:  # raised on a full disk, too
@@ -101,8 +107,8 @@ def check_export(path: Path) -> bool:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         digest.update(file.read(place))
-        stored = file.read(len(_NO_CHECKSUM))
-        digest.update(_NO_CHECKSUM)
+        stored = file.read(len(NO_CHECKSUM))
+        digest.update(NO_CHECKSUM.encode())
         while block := file.read(_READ_BYTES):
             digest.update(block)
     if digest.hexdigest().encode() != stored:
@@ -114,7 +120,7 @@ def check_export(path: Path) -> bool:
 
 
 def check_checkpoint(folder: Path, part: int = 0, parts: int = 1) -> bool:
-    """Compare the files of a checkpoint with the sizes and checksums in its JSON file.
+    """Compare the files of a checkpoint with the sizes and checksums in its JSON file, and that.
 
     Args:
         folder: folder of the checkpoint.
@@ -128,6 +134,7 @@ def check_checkpoint(folder: Path, part: int = 0, parts: int = 1) -> bool:
         UserError: a file is missing or damaged.
     """
     meta: CheckpointFiles = read_meta(folder)
+    check_meta(folder)
     checksums = meta.get(CHECKSUMS_KEY, {})
     for name, size in sorted(meta["files"].items())[part::parts]:
         _check_part(inside(folder, name), size, checksums.get(name))
@@ -138,11 +145,11 @@ def _check_part(path: Path, size: int, checksum: str | None) -> None:
     """Compare a file of a checkpoint with its size and its checksum, if there is one."""
     damage = files.check_file(path, size, checksum)
     if damage == "missing":
-        raise UserError(f"{path}: missing; the checkpoint is incomplete, use another one")
+        raise UserError(f"{path}: missing; use another checkpoint")
     if damage == "size":
         raise UserError(
-            f"{path}: {path.stat().st_size} bytes instead of {size}; the file is truncated, use "
-            "another checkpoint"
+            f"{path}: {path.stat().st_size} bytes instead of {size} (truncated?); use another "
+            "checkpoint"
         )
     if damage == "content":
         raise UserError(

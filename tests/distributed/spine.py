@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     # DeepSpeed would leave parameters as small as ours whole
     sizes = {"stage3_param_persistence_threshold": 0} if stage == 3 else {}
     json = {"zero_optimization": {"stage": stage, **sizes, **(zero or {})}, **(sections or {})}
+    gc.freeze()  # DeepSpeed collects garbage often: let it not walk through earlier engines
     engine = Engine(
         net,
         lambda groups: build_optimizer(config, groups),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -20,14 +21,16 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # o
 WORDS = 1000
 
 
-@pytest.fixture(params=["kernel", "plain"], autouse=True)
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The Triton kernel or plain torch."""
-    name: str = request.param
+def _choose(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_SEQ_TRITON", "0" if name == "plain" else "1")
     working = module.loss_kernel(torch.zeros(1, 8, device="cuda"))
     assert (working is not None) is (name == "kernel")
-    return name
+
+
+@pytest.fixture(params=["kernel", "plain"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton kernel or plain torch."""
+    _choose(request.param, monkeypatch)
 
 
 def _made(dtype: torch.dtype, rows: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,6 +40,7 @@ def _made(dtype: torch.dtype, rows: int = 300) -> tuple[torch.Tensor, torch.Tens
     return logits.to(dtype), tokens
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", get_args(Smoothing))
 @pytest.mark.parametrize("epsilon", [0.0, 0.1])
@@ -68,6 +72,7 @@ def test_cross_entropy_equals_the_plain_one_in_float64(
     )
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("divergence", get_args(Divergence))
 @pytest.mark.parametrize("selected", [False, True])
@@ -93,17 +98,19 @@ def test_with_a_teacher_a_gpu_gives_what_a_cpu_gives(
     torch.testing.assert_close(results[0][1], results[1][1], rtol=2 * ROUNDING[dtype], atol=atol)
 
 
-@pytest.mark.parametrize("divergence", get_args(Divergence))
-@pytest.mark.parametrize("known", ["all", "cached", "live"])
+KNOWN = [
+    (divergence, known)
+    for divergence in get_args(Divergence)
+    for known in ("all", "cached", "live")
+    if divergence != "reverse_kl" or known == "all"  # it would be infinite
+]
+
+
+@pytest.mark.parametrize(("divergence", "known"), KNOWN)
 def test_the_kernel_gives_what_plain_torch_gives(
-    monkeypatch: pytest.MonkeyPatch,
-    implementation: str,
-    divergence: Divergence,
-    known: str,
+    monkeypatch: pytest.MonkeyPatch, divergence: Divergence, known: str
 ) -> None:
     """At a temperature; for scores of a teacher some of which are minus infinity, too."""
-    if implementation == "plain" or (divergence == "reverse_kl" and known != "all"):
-        pytest.skip("the other parameters have it")
     logits, tokens = _made(torch.bfloat16, 50)
     scores = logits.roll(1, 0).float() + 5.0
     if divergence != "reverse_kl":  # which would be infinite
@@ -114,8 +121,8 @@ def test_the_kernel_gives_what_plain_torch_gives(
         teacher = TopTokens(best.indices, best.values)
     how = distil(0.6, divergence, 2.0, 5 if known == "live" else None)
     results = []
-    for choice in ("0", "1"):
-        monkeypatch.setenv("DS_SEQ_TRITON", choice)
+    for choice in ("plain", "kernel"):
+        _choose(choice, monkeypatch)
         student = logits.clone().requires_grad_()
         loss = token_loss(student, TokenTargets(tokens, teacher), (0.9, 1e-4), 0.4, how)
         loss.total.backward()
@@ -125,6 +132,37 @@ def test_the_kernel_gives_what_plain_torch_gives(
     torch.testing.assert_close(results[1][1], results[0][1], rtol=2e-2, atol=2e-6)
 
 
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_is_not_hidden(dtype: torch.dtype, value: float) -> None:
+    """Neither in the loss nor in the gradient: an fp16 overflow has to be seen."""
+    logits, tokens = _made(dtype, 6)
+    logits[2, 3] = value
+    logits.requires_grad_()
+    loss, _ = smoothed_cross_entropy(logits, tokens, 0.1, "fairseq")
+    loss.backward()
+    assert logits.grad is not None
+    assert not loss.isfinite() and not logits.grad[2].isfinite().any()
+    assert logits.grad[:2].isfinite().all()
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+def test_a_teacher_that_is_not_finite_is_not_hidden(
+    dtype: torch.dtype, divergence: Divergence
+) -> None:
+    logits, tokens = _made(dtype, 6)
+    scores = logits.roll(1, 0)
+    scores[2, 3] = math.nan
+    loss = token_loss(
+        logits, TokenTargets(tokens, scores), (1.0, 0.0), 0.5, distil(0.5, divergence)
+    )
+    assert loss.kd.isnan() and loss.total.isnan() and loss.ce.isfinite()
+
+
+@pytest.mark.usefixtures("implementation")
 def test_memory_is_the_gradient_and_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_GPU_ELEMENTS", 100 * WORDS)
     logits, tokens = _made(torch.bfloat16, 20_000)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -35,6 +37,23 @@ def generate(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> l
 def command(*arguments: str | Path, ranks: int = 1, timeout: float = 60.0) -> list[Finished]:
     """Run `ds-seq ARGUMENTS` in the same way."""
     return _run(cli.main, arguments, ranks, timeout)
+
+
+def kill_when(condition: Callable[[], bool], *arguments: str | Path) -> None:
+    """Run `ds-seq ARGUMENTS` in one process, and kill it as soon as the condition holds.
+
+    However long that takes: the time limit of the test is the only one.
+    """
+    argv = [str(argument) for argument in arguments]
+    process = mp.get_context("fork").Process(target=_captured, args=(cli.main, argv), daemon=True)
+    process.start()
+    try:
+        while not condition():
+            assert process.is_alive(), "ended before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.join()
 
 
 def _run(

@@ -46,7 +46,8 @@ def losses(run: Path) -> dict[int, float]:
 
 def checkpoints(run: Path) -> list[int]:
     """Updates of which there is a checkpoint."""
-    return sorted(int(p.name.removeprefix("update_")) for p in run.glob("checkpoints/update_*"))
+    names = (path.name.removeprefix("update_") for path in run.glob("checkpoints/update_*"))
+    return sorted(int(name) for name in names if name.isdigit())  # others are still written
 
 
 def forget_vocab(run: Path) -> None:

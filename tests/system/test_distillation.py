@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.system.commands import Finished, ds_seq, started
-from tests.system.forked import command, train
+from tests.system.commands import Finished
+from tests.system.forked import command, kill_when, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, forget_vocab, losses, records, snapshot
 from tests.system.test_bad_input import assert_refused
 
@@ -98,9 +98,7 @@ def test_an_ensemble_spread_over_ranks_teaches_as_its_members_on_one(
 def test_a_killed_cache_resumes(lab: Lab, dense_run: Path, cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     arguments = cache_command(lab, dense_run, folder)
-    with started(ds_seq(*arguments, "--max-tokens", "60")) as running:
-        running.wait_until(lambda: len(list(folder.glob("train.*.bin"))) >= 3, timeout=60)
-        running.end()
+    kill_when(lambda: len(list(folder.glob("train.*.bin"))) >= 3, *arguments, "--max-tokens", "60")
     done = {path: path.stat().st_mtime_ns for path in folder.glob("train.*.bin")}
     assert not list(folder.glob("*.teacher.json"))
     student = (*STUDENT, *NO_VALIDATION, DISTIL, f"criterion.cache={folder}")

@@ -16,7 +16,8 @@ from ds_seq.config.task import TranslationConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.models.output import ModelOutput
 from ds_seq.names import Capture
-from ds_seq.tasks import Task, build_task
+from ds_seq.tasks import build_task
+from ds_seq.tasks.base import Task
 from tests.system import forked
 from tests.system.runs import TINY, Lab, losses, records
 

@@ -118,7 +118,7 @@ def test_check_prints_experiment_dictionary_and_sizes(capsys: pytest.CaptureFixt
         (["nowhere.yaml"], "nowhere.yaml: cannot be read"),
         ([TINY_MOE, "train.max_tokenz=1"], "did you mean 'max_tokens'?"),
         ([TINY_MOE, "--world-size", "3"], "train.expert_parallel: 2 does not divide"),
-        ([TINY_MOE, "--world-size", "0"], "--world-size must be at least 1"),
+        ([TINY_MOE, "--world-size", "0"], "--world-size 0: must be at least 1"),
         ([TINY_MOE, "train.deepspeed=none.json"], "train.deepspeed: none.json cannot be read"),
     ],
 )

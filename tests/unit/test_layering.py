@@ -57,6 +57,7 @@ CONFIG_ALLOWED = {
     "models/__init__.py",
     "text/build.py",
     "data/expected.py",
+    "data/cleaning/build.py",
     "generation/build.py",
 }
 CONFIG_ALLOWED_FOLDERS = ("models/build/",)
@@ -242,6 +243,12 @@ def test_check_imports_no_torch() -> None:
     loaded = modules_after("import ds_seq.cli, ds_seq.commands.check, " + ", ".join(config))
     assert "pydantic" in loaded
     assert not loaded & {"torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu"}
+
+
+def test_data_is_prepared_without_torch() -> None:
+    """Each worker process would load it, which takes longer than most texts."""
+    loaded = modules_after("import ds_seq.commands.prepare, ds_seq.data.binarize")
+    assert "sentencepiece" in loaded and not loaded & {"torch", "deepspeed", "sacrebleu"}
 
 
 def test_importing_the_config_builds_no_schema() -> None:

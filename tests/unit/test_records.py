@@ -36,6 +36,17 @@ def shards(folder: Path) -> None:
     reader.gather(np.arange(len(reader)))
 
 
+def unlisted_shards(folder: Path) -> None:
+    """Read shards whose manifest lists none of their files."""
+    path = folder / "data" / "train.manifest.json"
+    original = path.read_text()
+    path.write_text(json.dumps({**json.loads(original), "files": {}}))
+    try:
+        shards(folder)
+    finally:
+        path.write_text(original)
+
+
 def cache(folder: Path) -> None:
     source = ShardReader(ARTEFACTS / "data", "train")
     found = TeacherCache(folder / "cache", "train", source)
@@ -138,6 +149,8 @@ def test_links_stay_in_their_folder(artefacts: Path, tmp_path: Path) -> None:
     for name, read in (
         (CHECKPOINT / "weights.0.safetensors", checkpoint),
         (Path("data/train.0000.src.bin"), shards),
+        (Path("data/train.0000.src.bin"), unlisted_shards),
+        (Path("cache/train.teacher.00000.bin"), cache),
     ):
         file, elsewhere = artefacts / name, tmp_path / name.name
         shutil.move(file, elsewhere)

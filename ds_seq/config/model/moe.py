@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 from ds_seq.config.base import (
     Config,
     FieldErrors,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     Probability,
@@ -81,8 +80,10 @@ class MoeConfig(Config):
         description="Width of the low-dimensional space of `router: cosine`; null means half the "
         "number of experts, but at least 16.",
     )
-    bias_rate: NonNegativeFloat = Field(
+    bias_rate: float = Field(
         default=0.001,
+        ge=0.0,
+        le=1.0,  # of scores between 0 and 1
         description="Step size of each expert's bias per update with `router: sigmoid`.",
     )
     noise: Noise = Field(
@@ -104,12 +105,16 @@ class MoeConfig(Config):
     capacity_factor: float | None = Field(
         default=1.25,
         gt=0.0,
+        le=1e6,
         description="Capacity of an expert in training, as a multiple of its even share of the "
         "tokens; null never drops tokens. With `router: expert_choice` an expert takes exactly "
         "this many (null: 1), also in evaluation; `router: language` never drops tokens.",
     )
     eval_capacity_factor: float | None = Field(
-        default=None, gt=0.0, description="Capacity in validation and generation; null never drops."
+        default=None,
+        gt=0.0,
+        le=1e6,
+        description="Capacity in validation and generation; null never drops.",
     )
     min_capacity: NonNegativeInt = Field(
         default=4, description="Minimum capacity of an expert in tokens, whatever the factor."

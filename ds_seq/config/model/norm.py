@@ -13,7 +13,7 @@ class LayerNormConfig(NamedConfig):
     """Layer norm (Ba et al. 2016): mean 0 and variance 1, then a learned scale and shift."""
 
     name: Literal["layer"] = Field(default="layer", description="Selects this norm.")
-    eps: float = Field(default=1e-5, gt=0.0, description="Added to the variance.")
+    eps: float = Field(default=1e-5, gt=0.0, le=1.0, description="Added to the variance.")
 
     def num_params(self, d_model: int) -> int:
         """Return the number of parameters: scale and shift."""

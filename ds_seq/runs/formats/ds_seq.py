@@ -16,7 +16,11 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment, parse_experiment
 from ds_seq.config.outside import LOADING, TOKENIZING
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE as CONFIG_FILE  # used from here by those who read runs
+
+# used from here by those who read runs
+from ds_seq.names import CONFIG_FILE as CONFIG_FILE
+from ds_seq.names import EXPORT_FILE as EXPORT_FILE
+from ds_seq.names import EXPORT_SUFFIX as EXPORT_SUFFIX
 from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.text.build import load_tokenizers, read_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
@@ -33,10 +37,8 @@ from ds_seq.weights.meta import (
 )
 from ds_seq.weights.source import TensorFile, TensorFolder, TensorSource
 
-EXPORT_FILE = "model.safetensors"
-EXPORT_SUFFIX = ".safetensors"
-
-# keys in the header of an exported file
+# keys in the header of an exported file; of a folder's, the checksum of CONFIG_FILE
+CONFIG_HASH_KEY = "ds_seq.config_sha256"
 CONFIG_KEY = "ds_seq.config"
 VOCAB_KEY = "ds_seq.vocab"
 _SIDE_KEYS = ("ds_seq.vocab.source", "ds_seq.vocab.target")

@@ -139,7 +139,7 @@ def test_minimum_risk_takes_the_sample_most_like_the_others(run: Path, lines: Pa
 def test_another_choice_cannot_resume(run: Path, lines: Path) -> None:
     """What the options change is part of what an unfinished run was begun with."""
     from ds_seq.commands.after_search import result_conditions
-    from ds_seq.commands.arguments import generate_parser
+    from ds_seq.commands.arguments.generate import build_parser
 
     variants: list[list[str]] = [
         [],
@@ -151,7 +151,7 @@ def test_another_choice_cannot_resume(run: Path, lines: Path) -> None:
         ["--mbr", "bleu", "--samples-per-line", "3"],
     ]
     found = [
-        result_conditions(generate_parser().parse_args(["run", *options])) for options in variants
+        result_conditions(build_parser().parse_args(["run", *options])) for options in variants
     ]
     assert all(one not in found[:place] for place, one in enumerate(found))
 

@@ -12,7 +12,11 @@ from ds_seq import cli
 from ds_seq.config.footprint import memory_lines
 from ds_seq.config.json_schema import json_schema
 from ds_seq.config.load import load_experiment
+from ds_seq.config.notes import notes
 from ds_seq.config.yaml_file import read_yaml
+from ds_seq.data.expected import clean_options, vocab_options
+from ds_seq.data.manifest import Manifest, ShardCounts
+from ds_seq.data.origin import Origin, TextRecord
 
 EXPERIMENTS = sorted((Path(__file__).parents[3] / "configs" / "experiments").glob("*.yaml"))
 Capture = pytest.CaptureFixture[str]
@@ -52,7 +56,11 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             "criterion.base.cache: no: no such folder",
         ),
         (["train.init_from=runs/no"], "train.init_from: runs/no: no such run"),
-        (["train.max_updates=50"], "scheduler.warmup_updates: 4000 is longer than the run"),
+        (["data.target_lang=ja"], "pip install 'sacrebleu[ja]', or use chrf"),
+        (
+            ["data.target_lang=th", "validation.metrics=[bleu,ter]"],
+            "ter: cannot split text in 'th'",
+        ),
         (["data.target_lang=en"], "data.target_lang: it and source_lang are both 'en'"),
     ],
 )
@@ -63,6 +71,25 @@ def test_what_prepare_and_train_would_refuse(
     capsys.readouterr()
     assert cli.main(["check", experiment, *overrides]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run_is_a_note_as_in_training(
+    experiment: str, capsys: Capture
+) -> None:
+    assert cli.main(["check", experiment]) == 0
+    assert "# notes" not in capsys.readouterr().out
+    assert cli.main(["check", experiment, "train.max_updates=50"]) == 0
+    note = "scheduler.warmup_updates: 4000 is longer than the run, which ends at update 50"
+    assert note in capsys.readouterr().out
+    config = load_experiment(experiment, ["train.max_updates=50"])
+    assert any(note in line for line in notes(config))  # which `ds-seq train` prints, too
+
+
+def test_packages_of_metrics_that_are_not_measured(experiment: str, capsys: Capture) -> None:
+    japanese = [experiment, "data.target_lang=ja"]
+    assert cli.main(["check", *japanese, "validation={metrics: [chrf], best: chrf}"]) == 0
+    assert cli.main(["check", *japanese, "train.validate_every=null", "train.save_every=5"]) == 0
+    assert cli.main(["check", *japanese, "--elsewhere"]) == 0
 
 
 def test_a_run_for_another_machine(experiment: str, capsys: Capture) -> None:
@@ -96,6 +123,35 @@ def test_tokens_epochs_and_memory(experiment: str, capsys: Capture) -> None:
         assert "known after `ds-seq prepare`" in capsys.readouterr().out
 
 
+def test_shards_that_train_would_refuse(experiment: str, capsys: Capture) -> None:
+    data = load_experiment(experiment).data
+    counts, raw = (
+        ShardCounts(1, 1, 1),
+        [TextRecord.of(Path(f"train.{end}")) for end in ("en", "de")],
+    )
+    origin = Origin(tuple(raw), clean_options(data, "train"), vocab_options(data))
+    Path("shards").mkdir()
+    manifest = Manifest("hash", 1000, "uint16", ("en", "de"), (counts,), origin=origin)
+    manifest.write(Path("shards/train.manifest.json"))
+    assert cli.main(["check", experiment]) == 0
+    assert "train shards" not in capsys.readouterr().out
+    Path("train.de").write_text("b\n")
+    differences = ["data.vocab.size=900", "data.clean.max_words=9"]
+    assert cli.main(["check", experiment, *differences]) == 2
+    error = capsys.readouterr().err
+    for words in (
+        "data.vocab.size: 900, but the train shards in shards were made with 1000; run",
+        "data.clean.max_words: 9",
+        "data.raw.train: train.de is not the text",
+    ):
+        assert words in error
+    assert len(error.splitlines()) == 3
+    assert cli.main(["check", experiment, *differences, "--elsewhere"]) == 0
+    Path("train.de").unlink()
+    assert cli.main(["check", experiment, "train.validate_every=null", "train.save_every=1"]) == 0
+    assert "cannot verify that the shards in shards were made from" in capsys.readouterr().out
+
+
 def states(experiment: str, stage: int, ranks: int, *overrides: str) -> float:
     config = load_experiment(experiment, ["model.preset=wmt_en_de_big", *overrides])
     return float(memory_lines(config, stage, ranks)[0].split()[1])
@@ -112,6 +168,24 @@ def test_memory_of_the_stages(experiment: str) -> None:
         assert states(experiment, stage, ranks) == pytest.approx(unit * each, abs=0.01)
     half = states(experiment, 1, 4, "train.precision=bf16")
     assert half == pytest.approx(unit * (2 + 2 + 12 / 4), abs=0.01)
+
+
+def batch_gib(experiment: str, *overrides: str) -> float:
+    size = ["model.preset=wmt_en_de_big", "train.max_tokens=100000", *overrides]
+    return float(memory_lines(load_experiment(experiment, size), 0, 1)[1].split()[1])
+
+
+def test_memory_of_a_batch(experiment: str) -> None:
+    """Measured with torch's profiler, the estimate was 0.8 to 1.2 of the peak of allocations."""
+    whole = batch_gib(experiment)
+    assert batch_gib(experiment, "model.activation=swiglu") > 1.2 * whole
+    assert batch_gib(experiment, "model.activation_dropout=0.1") > 1.2 * whole
+    # with recomputation, the inputs of 12 layers and all of one layer
+    recomputed = "model.activation_checkpointing=true"
+    assert whole / 12 < batch_gib(experiment, recomputed) < whole / 3
+    deep = ["model.encoder_layers=60", "model.decoder_layers=60"]
+    assert batch_gib(experiment, *deep) == pytest.approx(10 * whole, rel=0.1)
+    assert batch_gib(experiment, *deep, recomputed) < 5 * batch_gib(experiment, recomputed)
 
 
 def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import ds_seq
 from ds_seq.commands import generate
-from ds_seq.commands.arguments import generate_parser
+from ds_seq.commands.arguments.generate import build_parser
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
@@ -342,7 +342,7 @@ def test_empty_input_gives_empty_output(folder: Path) -> None:
 
 
 def test_arguments_of_the_search_are_those_of_the_config() -> None:
-    actions = {action.dest: action for action in generate_parser()._actions}
+    actions = {action.dest: action for action in build_parser()._actions}
     for name, field in GenerationConfig.model_fields.items():
         help = str(actions[name].help)
         assert help.startswith(f"{str(field.description).rstrip('.')} (")

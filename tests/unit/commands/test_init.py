@@ -16,6 +16,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_toy(tmp_path, train=300, held_out=20)
+    (tmp_path / "blank.de").write_text("\n" * 300)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,6 +81,15 @@ def test_few_lines_and_odd_names(capsys: Capture) -> None:
         ([*TRAIN, *VALID[:2]], "--valid-source names 1 file(s), but --valid-target 0"),
         ([*TRAIN, "--experts", "1"], "--experts 1: give 2 or more"),
         ([*TRAIN[:2]], "missing: --target"),
+        (["--source", "train.en", "--target", "blank.de"], "blank.de: one of them has no text"),
+        (
+            ["--source", "tr\udcff.en", "--target", "train.de"],
+            "'tr\\udcff.en': a file with such a name",
+        ),
+        (
+            ["--source", "tr\x1b.en", "--target", "train.de"],
+            "'tr\\x1b.en': a file with such a name",
+        ),
     ],
 )
 @pytest.mark.usefixtures("text")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 
 import pytest
@@ -16,7 +15,7 @@ from tests.fresh import words_printed_by
 # each checks its value itself, together with what else it depends on
 CHECKED = {
     "--local_rank", "--expert-parallel", "--n-best", "--workers", "--buffer-size", "--align-layer",
-    "--samples-per-line", "--encoder-layers", "--decoder-layers", "--world-size", "--experts",
+    "--samples-per-line", "--encoder-layers", "--decoder-layers", "--experts",
 }  # fmt: skip
 
 
@@ -59,32 +58,33 @@ def test_each_command_names_the_nearest_option(
     assert "no option --helpp (did you mean '--help'?)" in capsys.readouterr().err
 
 
-def test_help_of_generate_has_types_and_defaults_and_needs_no_torch() -> None:
+def test_help_of_every_command_needs_no_torch() -> None:
     code = (
-        "import sys\nfrom ds_seq.cli import main\n"
-        "try: main(['generate', '--help'])\n"
-        "except SystemExit: print([m for m in ('torch', 'numpy') if m in sys.modules])"
+        "import sys\nfrom ds_seq.cli import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    try: main([name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'sacrebleu', 'sentencepiece') if m in sys.modules])"
     )
     text = " ".join(words_printed_by(code))
+    assert all(f"usage: ds-seq {name}" in text for name in COMMANDS)
     assert text.endswith("[]")
+
+
+def test_help_of_generate_has_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
     assert "--beam INT Beam size; 1 is greedy search (int >= 1, <= 10000; default: 5)" in text
     assert "--sampling {true,false}" in text and "--length-penalty-form {fairseq,gnmt}" in text
 
 
-def test_every_number_of_every_command_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_of_every_command_has_bounds() -> None:
     types: dict[str, object] = {}
-
-    def note(parser: argparse.ArgumentParser, *arguments: object) -> None:
-        for action in parser._actions:
-            types.update(dict.fromkeys(action.option_strings[:1], action.type))
-        raise InterruptedError
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", note)
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_intermixed_args", note)
     for command in COMMANDS.values():
-        main = importlib.import_module(command.module).main
-        with pytest.raises(InterruptedError):
-            main([])
+        assert command.arguments is not None
+        for action in importlib.import_module(command.arguments).build_parser()._actions:
+            types.update(dict.fromkeys(action.option_strings[:1], action.type))
     assert {option for option, kind in types.items() if kind in (int, float)} == CHECKED
     assert types["--min-score"] == Number(None, is_whole=False)
 
@@ -96,6 +96,7 @@ def test_every_number_of_every_command_has_bounds(monkeypatch: pytest.MonkeyPatc
         ("inf", "--ratio inf: must be a finite number"),
         ("0.5", "--ratio 0.5: must be at least 1"),
         ("7", "--ratio 7.0: must be at most 5"),
+        ("1e308", "must be at most 5"),
     ],
 )
 def test_a_number_without_sense_is_refused(value: str, message: str) -> None:
@@ -114,3 +115,11 @@ def test_a_word_is_no_number() -> None:
     assert parser.parse_args(["--last", "2"]).last == 2
     with pytest.raises(UserError, match="--last: should be a whole number, not '1.5'"):
         parser.parse_args(["--last", "1.5"])
+
+
+def test_a_number_that_no_machine_holds_is_refused() -> None:
+    parser = command_parser("x", "")
+    parser.add_argument("--last", type=COUNT)
+    for digits in ("9" * 20, "9" * 400):
+        with pytest.raises(UserError, match=r"--last 9+: must be at most 9\.22337e\+18"):
+            parser.parse_args(["--last", digits])

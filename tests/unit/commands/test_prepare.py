@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -146,9 +147,7 @@ def test_what_an_earlier_version_has_made_is_kept_and_its_rule_is_noted(
         path.write_text(json.dumps(record))
     manifests = {f"{split}.manifest.json" for split in ("train", "valid", "test")}
     for path in (folder / name for name in manifests):  # which had no origin, either
-        content = json.loads(path.read_text())
-        del content["origin"]
-        path.write_text(json.dumps(content))
+        replace(Manifest.read(path), origin=Origin()).write(path)
     before = _times(folder)
     assert main(["prepare", str(experiment)]) == 0
     assert _changed(folder, before) == manifests
@@ -300,7 +299,7 @@ def test_a_vocabulary_is_its_own_after_a_kill(
 def test_damaged_files_are_made_again(experiment: Path, tmp_path: Path) -> None:
     assert main(["prepare", str(experiment)]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
-    names = ("train.0000.tgt.bin", "valid.0000.src.idx", "clean/train.de", "clean/test.json")
+    names = ("train.0000.tgt.bin", "valid.lengths", "clean/train.de", "clean/test.json")
     for name in names:
         path = tmp_path / "data" / name
         content = bytearray(path.read_bytes())
@@ -311,6 +310,41 @@ def test_damaged_files_are_made_again(experiment: Path, tmp_path: Path) -> None:
     after = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     assert after == before
     assert main(["verify", str(tmp_path / "data")]) == 0
+
+
+def test_a_damaged_record_of_the_vocabulary_is_written_again(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prepare", str(experiment)]) == 0
+    record = tmp_path / "data" / "vocab.json"
+    whole = record.read_text()
+    record.write_text(whole.replace("{", "[", 1))
+    assert main(["prepare", str(experiment)]) == 0
+    assert record.read_text() == whole
+    assert "copied there" not in capsys.readouterr().out
+    vocab = tmp_path / "data" / "vocab.model"
+    record.write_text(whole.replace("{", "[", 1))
+    assert main(["prepare", str(experiment), "data.vocab.size=115"]) == 0
+    assert "(120 subwords), which was copied there" in capsys.readouterr().out
+    assert vocab.is_file() and not record.exists()
+    assert main(["verify", str(tmp_path / "data")]) == 0
+
+
+def test_another_vocabulary_than_it_had_made_is_told(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The user may have replaced it, or it is damaged: only the user can tell."""
+    other = tmp_path / "other" / "vocab.model"
+    for options in ([], ["data.vocab.size=115", f"data.dir={other.parent}"]):
+        assert main(["prepare", str(experiment), *options]) == 0
+    shutil.copy(other, tmp_path / "data" / "vocab.model")
+    for record in (True, False):
+        capsys.readouterr()
+        assert main(["prepare", str(experiment)]) == 0
+        output = capsys.readouterr().out
+        assert "(115 subwords), which was copied there" in output
+        assert ("had made another vocabulary there" in output) is record
+        (tmp_path / "data" / "vocab.json").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -361,3 +395,26 @@ def test_one_at_a_time(
         assert main(["prepare", str(experiment)]) == 2
     assert "data: another process is writing to it" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_verify_data_finds_damage_in_any_file(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    assert main(["prepare", str(experiment)]) == 0
+    capsys.readouterr()
+    assert main(["verify-data", str(folder)]) == 0
+    assert "vocab.model: ok (is the vocabulary of the shards)" in capsys.readouterr().out
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(written) > 20
+    for path in written:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 3] ^= 1 << len(content) % 8
+        for damaged in (bytes(flipped), content[:-1]):
+            path.write_bytes(damaged)
+            found = path.stem if path.parent.name == "clean" else path.name
+            assert main(["verify-data", str(folder)]) == 2, path
+            error = capsys.readouterr().err
+            assert found in error and "Traceback" not in error
+        path.write_bytes(content)

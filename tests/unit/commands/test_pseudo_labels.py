@@ -13,6 +13,7 @@ import pytest
 from torch import Tensor
 
 from ds_seq.commands import pseudo_label
+from ds_seq.commands.arguments.pseudo_label import build_parser
 from ds_seq.commands.pseudo_label import main
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.data.batch import pad_rows
@@ -388,7 +389,7 @@ def test_settings_identify_their_subject(lab: Path, begun: Path) -> None:
 
 
 def test_options_of_the_search_are_those_of_the_config() -> None:
-    actions = {action.dest: action for action in pseudo_label._parser()._actions}
+    actions = {action.dest: action for action in build_parser()._actions}
     for name, field in GenerationConfig.model_fields.items():
         meaning = str(field.description).rstrip(".").replace("%", "%%")
         assert str(actions[name].help).startswith(f"{meaning} (")

@@ -163,7 +163,7 @@ def test_allowed_outputs(run: Path, folder: Path) -> None:
         ("a " * 24 + "\n\n\n\n", ["--prefix"], "--prefix FILE:1: has 48 tokens"),
         ("\n" + "a\t" * 24 + "\n\n\n", ["--constraints"], "--constraints FILE:2: has 48 tokens"),
         ("a " * 24 + "\n", ["--allowed"], "--allowed FILE:1: has 48 tokens"),
-        ("\n" * 4, ["--sampling", "1", "--constraints"], "cannot be combined with sampling"),
+        ("\n" * 4, ["--sampling", "true", "--constraints"], "cannot be combined with sampling"),
         (
             "\n" * 4,
             ["--diverse-siblings", "1", "--constraints"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 
 from ds_seq import files
 from ds_seq.cli import main
+from ds_seq.config.load import load_experiment
 from ds_seq.data.shards import ShardWriter
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.runs.formats.ds_seq import open_tokenizers
 from ds_seq.runs.open import load_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.training.history import first_version
 from ds_seq.weights.meta import VOCAB_HASH_KEY
 from tests.unit.runs.made import experiment, write_run
 
@@ -47,7 +50,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def add_checksums(run: Path) -> None:
-    """Add what this version records in its checkpoints, besides checksums the vocabulary."""
+    """Add what this version records in its checkpoints: checksums, vocabulary, score."""
     vocab_hash = open_tokenizers(run).fingerprint
     for meta in run.glob("checkpoints/*/checkpoint.json"):
         content = json.loads(meta.read_text())
@@ -55,6 +58,7 @@ def add_checksums(run: Path) -> None:
             name: files.fingerprint(meta.parent / name) for name in content["files"]
         }
         content[VOCAB_HASH_KEY] = vocab_hash
+        content["score"] = 2.0 if meta.parent.name == "update_00000010" else None
         meta.write_text(json.dumps(content))
 
 
@@ -72,7 +76,7 @@ def test_whole_ones(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == "" and captured.out.count(": ok (") == len(captured.out.splitlines())
     for name in ("update_00000010: ok (SHA-256", "index.json: ok (the last is update_00000020"):
         assert name in captured.out
-    for name in ("train.manifest.json: ok (SHA-256 of 12", "train.teacher: ok (SHA-256 of all"):
+    for name in ("train.manifest.json: ok (SHA-256 of 7", "train.teacher: ok (SHA-256 of all"):
         assert name in captured.out
 
 
@@ -96,6 +100,7 @@ LAST = "run/checkpoints/update_00000020"
         ("run", f"{LAST}/weights.0.safetensors", "weights.0.safetensors: damaged"),
         (LAST, f"{LAST}/weights.0.safetensors", "weights.0.safetensors: damaged"),
         ("run", "run/vocab.model", "vocab.model: is vocabulary"),
+        ("export", "export/config.yaml", "config.yaml: is not what was exported"),
         ("export", "export/model.safetensors", "model.safetensors: damaged"),
         ("file.safetensors", "file.safetensors", "file.safetensors: damaged"),
         ("data", "data/train.0001.src.bin", "train.0001.src.bin: its content has changed"),
@@ -110,6 +115,54 @@ def test_a_flipped_bit_is_found(
     assert main(["verify", str(copy / path)]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_a_config_is_compared_with_what_the_run_was_trained_with(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = copy / "run" / "config.yaml"
+    first_version(load_experiment(config), {}).write(copy / "run")
+    assert main(["verify", str(copy / "run")]) == 0
+    assert "config.yaml: ok (is the last version in history.json)" in capsys.readouterr().out
+    text = config.read_text()
+    config.write_text(text.replace("num_heads: 2", "num_heads: 4"))
+    assert config.read_text() != text
+    assert main(["verify", str(copy / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "trained with (model.num_heads: 2 -> 4); change it back" in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_for_another_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model.bin", "vocab.model"):
+        (tmp_path / name).write_text(name)
+    files.write_sums(tmp_path)
+    subprocess.run(["sha256sum", "--check", files.SUMS_FILE], cwd=tmp_path, check=True)
+    assert main(["verify", str(tmp_path)]) == 0
+    assert "SHA-256 of 2 files is right" in capsys.readouterr().out
+    changes: dict[str, Callable[[Path], object]] = {
+        "content has changed": lambda path: flip(path / "model.bin"),
+        "is missing": lambda path: (path / "model.bin").unlink(),
+        ":1: is damaged": lambda path: flip(path / files.SUMS_FILE, 64),
+        "a link to": lambda path: (path / "model.bin").symlink_to("/etc/passwd"),
+    }
+    for expected, change in changes.items():
+        change(tmp_path)
+        assert main(["verify", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
+        if expected == ":1: is damaged":
+            flip(tmp_path / files.SUMS_FILE, 64)
+
+
+def test_another_score_in_the_index(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checksums(copy / "run")
+    index = copy / "run" / "checkpoints" / "index.json"
+    index.write_text(index.read_text().replace("2.0", "6.0"))
+    assert main(["verify", str(copy / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "update_00000010 has the score 6.0, but the checkpoint has 2.0" in error
+    assert error.count("\n") == 1
 
 
 REMOVED: dict[str, Callable[[Path], None]] = {

@@ -10,6 +10,7 @@ from ds_seq.config.changes import (
     DATA,
     GROUP,
     HARMLESS,
+    TEACHER,
     TRAINING,
     VALID_DATA,
     changes,
@@ -136,6 +137,11 @@ def test_data_and_layout_are_compared_as_far_as_they_are_known() -> None:
     (change,) = changes(of(), of(deepspeed=stage))
     assert (change.key, change.effect) == ("deepspeed.zero_optimization.stage", HARMLESS)
     assert not changes(of(), of(**{VALID_DATA: None})), "without validation nothing is known"
+    taught = of(**{TEACHER: "a"})
+    (change,) = changes(taught, of(**{TEACHER: "b"}))
+    assert (str(change), change.effect) == ("weights of the teacher: others", TRAINING)
+    assert score_changes([change], "loss") and not score_changes([change], "bleu")
+    assert not changes(of(), taught), "an earlier version did not record it"
     old_run = settings(read_experiment(BASE), {})
     assert not changes(old_run, of(deepspeed=stage))
 

@@ -15,7 +15,7 @@ from deepspeed.runtime.zero.offload_config import (
 )
 
 from ds_seq.config.deepspeed import engine_config, load_deepspeed_json, zero_stage
-from ds_seq.config.deepspeed_keys import OWNED_BELOW, PASSED
+from ds_seq.config.deepspeed_keys import OWNED_BELOW, PASSED, wanted_instead
 from ds_seq.config.train import TrainConfig
 
 JSON_FILES = sorted((Path(__file__).parents[3] / "configs" / "ds_config").glob("*.json"))
@@ -63,3 +63,16 @@ def test_deepspeed_understands_the_settings(
 def test_each_nested_key_of_ours_is_one_of_deepspeeds(model: Any, known: Any) -> None:
     fields = {field.alias or name for name, field in model.model_fields.items()}
     assert known.keys() <= fields
+
+
+@pytest.mark.parametrize(
+    "model",
+    [DeepSpeedZeroConfig, DeepSpeedZeroOffloadParamConfig, DeepSpeedZeroOffloadOptimizerConfig],
+)
+def test_numbers_that_deepspeed_refuses_are_refused_before(model: Any) -> None:
+    for name, field in model.model_fields.items():
+        for bound in field.metadata:
+            limits = [getattr(bound, kind, None) for kind in ("gt", "ge", "le")]
+            for limit, step in zip(limits, (0, -1, 1), strict=True):
+                if limit is not None:
+                    assert wanted_instead(field.alias or name, limit + step, "number"), name

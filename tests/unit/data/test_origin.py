@@ -53,6 +53,20 @@ def test_shards_of_the_experiment_pass_without_a_word(
     assert capsys.readouterr().err == ""
 
 
+def test_a_filter_that_one_of_them_lacks_is_a_difference(
+    raw: PairPath, origin: Origin, tmp_path: Path
+) -> None:
+    wanted = expected(raw, clean_defaults={"max_chars": None, "punctuation": None})
+    check(manifest(origin), wanted, tmp_path)
+    with pytest.raises(
+        UserError, match=r"clean.max_chars: 9, but .* set data.clean.max_chars=null"
+    ):
+        check(manifest(origin), replace(wanted, clean={**CLEAN, "max_chars": 9}), tmp_path)
+    made = replace(origin, clean={**CLEAN, "punctuation": "moses"})
+    with pytest.raises(UserError, match=r"clean.punctuation: null, but .* set .*=moses"):
+        check(manifest(made), wanted, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -35,7 +35,9 @@ def test_workers_do_not_outlive_the_main_process(
             while len(family := process.children(recursive=True)) < 2:
                 assert time.monotonic() < deadline and main.poll() is None
                 time.sleep(0.02)
-            assert len(list(tmp_path.glob(".out.*.tmp"))) == 2
+            while not list(tmp_path.glob("out.en.partial/*.index")):
+                assert time.monotonic() < deadline and main.poll() is None
+                time.sleep(0.02)
             main.send_signal(number)
             assert main.wait(60) == code
             _, alive = psutil.wait_procs(family, timeout=60)
@@ -44,7 +46,8 @@ def test_workers_do_not_outlive_the_main_process(
     for worker in alive:
         worker.kill()
     assert not alive
-    assert bool(list(tmp_path.glob(".out.*.tmp"))) == (number == signal.SIGKILL)
+    assert bool(list(tmp_path.glob(".out.*.lock"))) == (number == signal.SIGKILL)
+    assert not (tmp_path / "out.en").exists() and not (tmp_path / "out.de").exists()
 
 
 def _die(state: None, item: int) -> None:

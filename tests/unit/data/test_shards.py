@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ds_seq import files
-from ds_seq.data import binarize as binarize_module
+from ds_seq.data import parts
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.shards import ShardReader, ShardWriter, id_dtype
 from ds_seq.errors import UserError
@@ -74,7 +74,7 @@ def test_shards_hold_the_text(
 def test_bytes_do_not_depend_on_the_number_of_workers(
     corpus: Path, vocab: SentencePieceTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binarize_module, "_BLOCK_LINES", 50)
+    monkeypatch.setattr(parts, "PART_LINES", 50)
     for workers in (1, 3):
         binarize(
             Tokenizers.shared(vocab),
@@ -96,9 +96,8 @@ def test_writing_again_leaves_no_old_shard(tmp_path: Path) -> None:
     _write(tmp_path, pairs, 4)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "train.0000.src.bin",
-        "train.0000.src.idx",
         "train.0000.tgt.bin",
-        "train.0000.tgt.idx",
+        "train.lengths",
         "train.manifest.json",
         "train2.0000.src.bin",
     ]
@@ -124,7 +123,7 @@ def test_is_current_notices_every_change(
     assert not is_current(folder, "train", vocab, text, 81)
     assert not is_current(folder, "valid", vocab, text, 80)
     assert not is_current(folder, "train", vocab, PairPath(text.target, text.source), 80)
-    (folder / "train.0002.tgt.idx").unlink()
+    (folder / "train.lengths").unlink()
     assert not is_current(folder, "train", vocab, text, 80)
 
 
@@ -140,7 +139,7 @@ def test_foreign_vocabulary_names_both_hashes(shards: Path, vocab: SentencePiece
         ShardReader(shards, "train", "foreign")
 
 
-@pytest.mark.parametrize("name", ["train.0001.src.bin", "train.0003.tgt.idx"])
+@pytest.mark.parametrize("name", ["train.0001.src.bin", "train.lengths"])
 def test_truncated_shard_names_file_and_sizes(shards: Path, tmp_path: Path, name: str) -> None:
     path = _copy(shards, tmp_path / "copy") / name
     size = path.stat().st_size
@@ -151,8 +150,8 @@ def test_truncated_shard_names_file_and_sizes(shards: Path, tmp_path: Path, name
 
 def test_missing_file_is_named(shards: Path, tmp_path: Path) -> None:
     folder = _copy(shards, tmp_path / "copy")
-    (folder / "train.0001.src.idx").unlink()
-    with pytest.raises(UserError, match="train.0001.src.idx: is missing"):
+    (folder / "train.0001.src.bin").unlink()
+    with pytest.raises(UserError, match="train.0001.src.bin: is missing"):
         ShardReader(folder, "train")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,43 @@ def test_a_damaged_record_is_ignored(tmp_path: Path, place: int) -> None:
     data[whole + 4 * place if place >= 0 else len(data) - 4] ^= 1
     path.write_bytes(data)
     assert read(path) == content(first)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 4, 5, -1])
+def test_damage_in_the_middle_costs_one_batch(tmp_path: Path, place: int) -> None:
+    batches = draw_batches(9)
+    path, ends = tmp_path / "a", []
+    for batch in batches:
+        write(path, [batch])
+        ends.append(path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[ends[3] + 4 * place if place >= 0 else ends[4] - 4] ^= 1
+    path.write_bytes(data)
+    repair(path)
+    assert path.stat().st_size == ends[-1]
+    assert read(path) == content([*batches[:4], *batches[5:]])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [0, 2, 1, 0, 7],  # two hypotheses of a sentence, and one in all
+        [0, 0xFFFF_FFFF, 1, 0, 7],
+        [0, 1, 2, 0, 7],  # more tokens than there are
+        [0, 1, 0, 0, 7],  # not even an end symbol
+    ],
+)
+def test_a_record_whose_sizes_contradict_each_other_is_ignored(
+    tmp_path: Path, body: list[int]
+) -> None:
+    """Its checksum may be right if it was written by something else."""
+    path = tmp_path / "a"
+    words = np.array(body, "<u4").tobytes()
+    header = np.array([0x4C50_5344, 1, 1, 1, zlib.crc32(words)], "<u4")
+    path.write_bytes(header.tobytes() + words)
+    batches = draw_batches(1)
+    write(path, batches)
+    assert read(path) == content(batches)
 
 
 def test_two_processes_never_write_to_one_journal(tmp_path: Path) -> None:

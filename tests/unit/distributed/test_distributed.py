@@ -144,6 +144,16 @@ def test_mpirun_agrees_on_a_meeting_point(monkeypatch: pytest.MonkeyPatch) -> No
     assert worlds[0].address == worlds[1].address == "127.0.0.1"
 
 
+def test_all_ranks_hear_that_a_name_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "no.such.host.invalid")
+    told: list[object] = []
+    for rank in ("0", "1"):
+        _fake_mpi(monkeypatch, int(rank), told)
+        env = {**MPIRUN, "OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+        with pytest.raises(UserError, match=r"own name 'no\.such\.host\.invalid' .*MASTER_ADDR"):
+            discover(env)
+
+
 def test_mpirun_without_an_mpi_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match="mpi4py cannot load MPI .* set MASTER_ADDR"):
@@ -155,6 +165,10 @@ CONTRADICTIONS = [
     ({**SRUN, "SLURM_NTASKS": "4"}, "rank 5 does not fit a world of 4"),
     ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE is not set"),
     ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a number"),
+    ({"RANK": "\N{SUPERSCRIPT TWO}", "WORLD_SIZE": "2"}, "is not a number"),
+    ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "is not a number"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
 ]
 
 

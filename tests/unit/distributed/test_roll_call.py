@@ -94,7 +94,7 @@ def test_an_address_without_a_meaning() -> None:
     assert time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize("text", ["", "soon", "0", "-3"])
+@pytest.mark.parametrize("text", ["", "soon", "0", "-3", "\N{SUPERSCRIPT TWO}", "9" * 20])
 def test_a_time_without_sense(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(PATIENCE, text)
     with pytest.raises(UserError, match=PATIENCE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +75,22 @@ def test_a_record_that_is_not_whole_is_dropped(tmp_path: Path, damage: str) -> N
     store.add(LINES[3:])
     store.gather()
     assert [line.number for line in partial.lines()] == [3, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["[", "3", "[[1]]", '[["1", "a", null, false, false]]', '[[-1, "a", null, false, false]]'],
+)
+def test_damage_in_the_middle_costs_one_batch(tmp_path: Path, body: str) -> None:
+    """Also a record of other values, whose checksum is right."""
+    begun(tmp_path, LINES[:2])
+    journal = tmp_path / "out.partial" / "journal.00000"
+    record = journal.read_bytes()
+    odd = f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
+    journal.write_bytes(odd + b"x\n" + record)
+    partial = PartialOutput(tmp_path / "out")
+    assert partial.begin(SETTINGS, True) == [line.number for line in LINES[:2]]
+    assert journal.read_bytes() == odd + b"x\n" + record
 
 
 def test_without_finished_work_there_is_nothing_to_resume(tmp_path: Path) -> None:

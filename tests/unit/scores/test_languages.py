@@ -19,7 +19,7 @@ CODES = {
     "ja-mecab": "ja ja-JP ja_XX jpn jpn_Jpan jp JA Japanese",
     "ko-mecab": "ko ko_KR kor kor_Hang Korean",
     "char": "th tha th_TH tha_Thai lo lao lo_LA lao_Laoo km khm km_KH khm_Khmr my mya my_MM "
-    "mya_Mymr bur bo bod_Tibt dz dzo_Tibt shn_Mymr pi-Thai khmer",
+    "mya_Mymr bur bo bod_Tibt dz dzo_Tibt shn_Mymr ksw pi-Thai khmer",
     "13a": "en de de_DE eng_Latn fr-CA vi ru sr-Cyrl ar hi_IN zh-Latn nan_Latn ja-Latn tok cs mn "
     "tgt",
 }
@@ -63,10 +63,10 @@ def test_a_missing_package_is_refused_in_all_places(
     code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*arguments: object, tokenize: str, **options: object) -> None:
-        raise RuntimeError(f"pip install what {tokenize} needs")
+        raise RuntimeError(f"Please install them.\n\n    pip install sacrebleu[{tokenize}]\n")
 
     monkeypatch.setattr(scoring, "BLEU", missing)
-    needs = f"cannot split text in '{code}' .*pip install what .*-mecab needs - or use chrf"
+    needs = rf"cannot split text in '{code}' .*pip install 'sacrebleu\[..-mecab\]', or use chrf"
     for build in (
         lambda: Scorer(code),
         lambda: Similarity(["bleu"], code),

@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from ds_seq.names import PairedTestName
 from ds_seq.scores.metric import Metric, from_sacrebleu
 from ds_seq.scores.scoring import CORPUS_METRICS, CorpusScore, build_metric
-from ds_seq.scores.significance import PairedName, Resampling, score_systems
+from ds_seq.scores.significance import Resampling, score_systems
 
 REFERENCE = [
     f"Line {n} has {n * n} words, or {'few' if n % 2 else 'many'} more." for n in range(40)
@@ -30,7 +31,7 @@ def scores(resampling: Resampling, metric: str = "chrf") -> dict[str, CorpusScor
 
 @pytest.mark.parametrize("paired", ["bootstrap", "randomization"])
 @pytest.mark.parametrize("metric", ["chrf", "ter", "tokenized_bleu"])
-def test_p_values_tell_systems_apart(paired: PairedName, metric: str) -> None:
+def test_p_values_tell_systems_apart(paired: PairedTestName, metric: str) -> None:
     found = scores(Resampling(paired=paired, samples=200), metric)
     assert found["good"].p_value is None  # the baseline
     assert found["same"].p_value == 1  # sacreBLEU itself says 1 / 201

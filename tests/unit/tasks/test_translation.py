@@ -58,9 +58,11 @@ def make_task(folder: Path, *raw: RawSplit) -> TranslationTask:
     return TranslationTask(folder, words(VOCAB), files, "en", 4, 5)
 
 
-def write_shards(folder: Path, vocab_hash: str = WordTokenizer.fingerprint) -> None:
+def write_shards(
+    folder: Path, vocab_hash: str = WordTokenizer.fingerprint, split: str = "train"
+) -> None:
     options = {"vocab_size": VOCAB, "languages": ("de", "en"), "shard_size": SHARD_SIZE}
-    with ShardWriter(folder, "train", vocab_hash=vocab_hash, **options) as writer:
+    with ShardWriter(folder, split, vocab_hash=vocab_hash, **options) as writer:
         writer.add([4, 5, EOS], [6, EOS])
         writer.add([4, 5, 6, 7, EOS], [6, EOS])  # longer than make_task allows
         writer.add([8, EOS], [7, 7, 7, EOS])
@@ -182,6 +184,22 @@ def test_each_of_several_files_has_its_own_scores(tmp_path: Path, raw: RawSplit)
         assert figures[f"chrf/{name}"] == expected["chrf"]
         assert not [key for key in expected if "/" in key], "one file is the whole text"
     assert figures["chrf"] == whole["chrf"]
+
+
+def test_pairs_know_their_file_if_the_shards_are_those_of_the_text(tmp_path: Path) -> None:
+    pairs = [
+        RawSplit(
+            write(tmp_path / f"{name}.en", ["w"] * lines), write(tmp_path / name, ["w"] * lines)
+        )
+        for name, lines in (("a", 2), ("b", 0), ("c", 1))
+    ]
+    write_shards(tmp_path, split="valid")  # 3 pairs, of which the second is too long
+    files = make_task(tmp_path, *pairs).dataset("valid")
+    assert files.files == {"a.en": 2, "b.en": 0, "c.en": 1}
+    assert [part.tolist() for part in files.by_file()] == [[0], [], [1]]
+    for others in (pairs[:2], [*pairs[:2], RawSplit("no", "no")]):
+        unknown = make_task(tmp_path, *others).dataset("valid")
+        assert unknown.files == {} and [part.tolist() for part in unknown.by_file()] == [[0, 1]]
 
 
 def test_samples_are_spread_over_the_text() -> None:

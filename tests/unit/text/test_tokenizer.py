@@ -183,6 +183,15 @@ def test_symbols_that_look_like_language_tags(symbols: list[str], tags: list[str
     found = language_tags(tokenizer)
     assert list(found.values()) == tags
     assert tokenizer.pieces(list(found)) == tags
+    assert list(language_tags(tokenizer, symbols[:1]).values()) == symbols[:1]
+    assert not language_tags(tokenizer, [])
+
+
+def test_chosen_tags_are_user_symbols() -> None:
+    data = section(user_symbols=["DE:"]).model_dump()
+    assert DataConfig.model_validate({**data, "language_tags": ["DE:"]}).language_tags == ["DE:"]
+    with pytest.raises(ValidationError, match="'FR:' is not in vocab.user_symbols"):
+        DataConfig.model_validate({**data, "language_tags": ["FR:"]})
 
 
 def test_lines_without_a_known_tag() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from torch import nn
 
+from ds_seq.errors import UserError
 from ds_seq.names import Capture
 from ds_seq.training import engine as engine_module
 from ds_seq.training.engine import Engine, UpdateSchedule
@@ -80,3 +82,11 @@ def test_a_model_is_handed_the_inputs_and_what_to_capture(
     engine(batch)
     inputs, asked = inner.inputs
     assert inputs is batch.inputs and asked == capture
+
+
+def test_what_deepspeed_refuses_is_one_line_each() -> None:
+    with pytest.raises(UserError) as caught, engine_module.one_line_each():
+        DeepSpeedZeroConfig(reduce_bucket_size=0, offload_param={"device": "moon"})
+    first, second = str(caught.value).splitlines()
+    assert first == "the DeepSpeed JSON: reduce_bucket_size: Input should be greater than 0"
+    assert second.startswith("the DeepSpeed JSON: offload_param.device: Input should be 'none'")

@@ -12,7 +12,16 @@ from ds_seq.config.changes import DATA, GROUP, VALID_DATA
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, read_experiment
 from ds_seq.errors import UserError
-from ds_seq.training.history import HISTORY_FILE, History, first_version, resumed
+from ds_seq.models import build_model
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.training.history import (
+    HISTORY_FILE,
+    History,
+    first_version,
+    resumed,
+    teacher_fingerprint,
+)
+from tests.unit.runs import made
 
 FACTS: dict[str, Any] = {DATA: "a", VALID_DATA: "b", GROUP: 1, "deepspeed": {}}
 BASE: dict[str, Any] = {
@@ -51,6 +60,29 @@ def test_every_version_is_kept_with_the_update_since_which_it_holds(run: Path) -
     versions = json.loads((run / HISTORY_FILE).read_text())["versions"]
     assert [version["update"] for version in versions] == [0, 200, 300]
     assert [version["config"]["optimizer"]["lr"] for version in versions] == [0.0005, 0.5, 0.5]
+
+
+def test_a_teacher_is_known_by_its_weights(tmp_path: Path, vocab: SentencePieceTokenizer) -> None:
+    """A run that teaches may be trained further, or replaced, under the same name."""
+    teacher = made.experiment({})
+    models = [build_model(teacher.model, len(vocab), 1, 0, seed=seed) for seed in (1, 2)]
+    runs = [
+        made.write_run(tmp_path / name, teacher, vocab, {1: model})
+        for name, model in zip("ab", models, strict=True)
+    ]
+
+    def found(*names: Path) -> str | None:
+        named = f"[{', '.join(map(str, names))}]"
+        taught = experiment(f"criterion={{name: distillation, teacher: {named}}}")
+        return teacher_fingerprint(taught, None)
+
+    first = found(runs[0])
+    assert first == found(runs[0]) and first is not None
+    assert len({first, found(runs[1]), found(*runs)}) == 3
+    runs[0].rename(tmp_path / "old")
+    runs[1].rename(runs[0])
+    assert found(runs[0]) != first == found(tmp_path / "old")
+    assert teacher_fingerprint(experiment(), None) is None
 
 
 def test_an_unchanged_config_is_no_new_version(run: Path) -> None:

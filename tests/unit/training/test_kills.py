@@ -24,6 +24,7 @@ from ds_seq.training.checkpoint_folder import (
     delete_all,
     first_sound,
     own_checkpoints,
+    without_advice,
 )
 from ds_seq.weights.fill import load_weights
 from tests.values import progress_at
@@ -189,7 +190,8 @@ def test_checkpoints_without_a_known_score_are_never_deleted(tmp_path: Path) -> 
         save(tmp_path, update, float(-update), keep_last=3)
         meta = tmp_path / "checkpoints" / f"update_{update:08d}" / "checkpoint.json"
         content = json.loads(meta.read_text())
-        del content["score"]  # as earlier versions wrote it
+        for key in ("score", "sha256"):  # as earlier versions wrote it
+            del content[key]
         meta.write_text(json.dumps(content))
     (tmp_path / "checkpoints" / "index.json").unlink()
     assert resume(tmp_path) == 3
@@ -208,6 +210,9 @@ def test_what_the_user_has_put_there_is_kept(tmp_path: Path) -> None:
     (folder / "update_00000000").symlink_to(outside)
     (folder / "update_link").symlink_to(outside)
     (folder / "update_notes.txt").write_text("")
+    shutil.copytree(folder / "update_00000001", folder / "update_1_mine.incomplete")
+    (folder / "update_mine.replaced").mkdir()
+    (folder / ".notes.tmp").write_text("")
     kept = set(names(tmp_path)) - {"update_00000001"}
     save(tmp_path, 2, keep_last=1)
     (folder / "update_00000002").rename(outside / "moved")  # to another disk
@@ -216,6 +221,27 @@ def test_what_the_user_has_put_there_is_kept(tmp_path: Path) -> None:
     assert set(names(tmp_path)) == {*kept, "update_00000002", "update_00000003"}
     assert len(list(outside.iterdir())) == 4
     assert resume(tmp_path) == 3
+
+
+def test_a_checkpoint_on_another_disk_is_resumed_from_and_never_changed(tmp_path: Path) -> None:
+    for update in (1, 2):
+        save(tmp_path, update)
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    (folder / "update_00000002").rename(elsewhere)
+    (folder / "update_00000002").symlink_to(elsewhere)
+    before = {path.name: path.stat().st_mtime_ns for path in elsewhere.iterdir()}
+    assert resume(tmp_path) == 2
+    assert resume(tmp_path, "update_00000001") == 1
+    assert (folder / "update_00000002.aside").is_symlink()
+    (folder / "update_00000002.aside").rename(folder / "update_00000002")
+    for update in (3, 4):
+        save(tmp_path, update, keep_last=1)
+    assert names(tmp_path) == ["index.json", "update_00000002", "update_00000004"]
+    assert {path.name: path.stat().st_mtime_ns for path in elsewhere.iterdir()} == before
+    shutil.rmtree(folder / "update_00000004")
+    elsewhere.rename(tmp_path / "unmounted")
+    found, problems = first_sound(candidates(tmp_path, None))
+    assert found is None and "update_00000002: no checkpoint here" in problems[0]
 
 
 def test_overwriting_deletes_what_training_has_written(tmp_path: Path) -> None:
@@ -238,6 +264,12 @@ def damage_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def replace_in(path: Path, number: str) -> None:
+    text = path.read_text()
+    assert text.count(number) == 1
+    path.write_text(text.replace(number, f"{number}0"))
+
+
 DAMAGES: dict[str, Callable[[Path], None]] = {
     "bit of a weight": lambda folder: damage_a_bit(folder / "weights.0.safetensors"),
     "bit of the optimizer": lambda folder: damage_a_bit(folder / "optimizer.0.safetensors"),
@@ -245,6 +277,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "truncated file": lambda folder: os.truncate(folder / "weights.0.safetensors", 100),
     "lost meta": lambda folder: (folder / "checkpoint.json").unlink(),
     "damaged meta": lambda folder: (folder / "checkpoint.json").write_text("{"),  # type: ignore[dict-item, return-value]
+    "digit of the meta": lambda folder: replace_in(folder / "checkpoint.json", '"epoch": 1'),
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],  # type: ignore[dict-item, return-value]
 }
 
@@ -268,6 +301,11 @@ def test_a_run_falls_back_to_the_checkpoint_before_a_damaged_one(
     assert [path.name for path in own_checkpoints(tmp_path / "checkpoints")][-1] == (
         "update_00000002"
     )
+
+
+def test_a_problem_without_its_advice() -> None:
+    assert without_advice("a: is 1; or 2; use another checkpoint") == "a: is 1; or 2"
+    assert without_advice("a: cannot be read: no medium") == "a: cannot be read: no medium"
 
 
 def test_going_back_keeps_the_later_checkpoints(tmp_path: Path) -> None:

@@ -86,6 +86,23 @@ def test_a_run_that_starts_over_keeps_the_records_of_the_one_before(tmp_path: Pa
     assert '"loss": 5.0' in (tmp_path / "metrics.jsonl.old").read_text()
 
 
+def test_no_start_over_replaces_the_records_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for name in ("metrics.jsonl.old", "metrics.jsonl.old2", "metrics.jsonl.old3"):
+        path.write_text(f'{{"update": 1, "of": "{name}"}}\n')
+        RunLog(tmp_path, True, False, 10, 0).close()
+        assert name in (tmp_path / name).read_text()
+
+
+def test_lines_that_are_no_records_are_kept_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"update": 1}\n{"up!ate": 2}\n{"update": 3}\n'
+    path.write_text(whole + '{"update": 4')
+    RunLog(tmp_path, True, False, 10, 3).close()
+    assert [line["update"] for line in read(tmp_path)] == [1, 3]
+    assert (tmp_path / "metrics.jsonl.old").read_text().startswith(whole)
+
+
 def test_other_ranks_write_and_print_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

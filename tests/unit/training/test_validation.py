@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import nn
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
+from ds_seq.reports.metrics import metric_lines_by_file
 from ds_seq.scores.metric import Measured, Metric
 from ds_seq.training.validation import BestBy, Validator, choose_metrics
 from tests.unit.training.fakes import make_batch
@@ -61,6 +63,30 @@ def test_means_and_scores_and_the_mode_is_put_back(training: bool) -> None:
     # the loss of the target tokens alone: models with and without experts compare by it
     assert figures["nll"] == figures["loss"] == pytest.approx(3.0)
     assert (figures["tokens"], figures["bleu"], figures["most"]) == (6, 12.0, 7)
+
+
+class NatsOfTheFirstToken(ThreeNats):
+    def __call__(self, output: ModelOutput, batch: Any) -> Loss:
+        tokens = output.logits.new_tensor(float(batch.indices[:1].sum()) * batch.num_tokens)
+        return Loss(tokens, {"nll": tokens}, tokens)
+
+
+def test_each_of_several_files_has_its_own_loss() -> None:
+    """Of files with 2, 0 and 5 examples; an empty batch, as on a rank without work, is of none."""
+    firsts, counts = (0, 1, 2, 6, 0), (4, 2, 1, 3, 0)
+    made = [
+        replace(make_batch(count), indices=torch.tensor([first][: min(count, 1)]))
+        for first, count in zip(firsts, counts, strict=True)
+    ]
+    engine: Any = Engine(module=nn.Linear(1, 1), device=torch.device("cpu"))
+    criterion = NatsOfTheFirstToken()
+    for files in ({"a": 2, "none": 0, "b": 5}, {"a": 7}):
+        figures = Validator(engine, criterion, lambda: made, None, None, files)()
+        assert figures["loss"] == pytest.approx((2 + 2 + 18) / 10)
+        of_files = {key: value for key, value in figures.items() if "/" in key}
+        assert of_files == ({} if len(files) == 1 else {"loss/a": 2 / 6, "loss/b": 20 / 4})
+    lines = metric_lines_by_file({"loss/a": 1.0, "bleu/a": 2.0, "bleu": 3.0, "bleu_signature": ""})
+    assert lines == ["valid a | loss 1.00 | bleu 2.00"]
 
 
 def test_the_sanity_check_takes_a_few_batches_and_sentences() -> None:

@@ -1,0 +1,29 @@
+"""The arguments of `ds-seq export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, EXPORT_DTYPES
+from ds_seq.commands.parser import CommandParser, command_parser
+from ds_seq.names import CONFIG_FILE, EXPORT_FILE, EXPORT_FORMATS, EXPORT_SUFFIX, VOCAB_FILE
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of `ds-seq export`."""
+    parser = command_parser(
+        "export",
+        "Write a trained model as one self-contained file: weights, experiment and "
+        "vocabulary. `ds-seq generate model.safetensors` needs nothing else. If the name does not "
+        f"end in {EXPORT_SUFFIX}, write a folder: {CONFIG_FILE}, {VOCAB_FILE}, {EXPORT_FILE}.",
+        abbreviations=True,
+    )
+    add = parser.add_argument
+    add("run", type=Path, help="run folder, or an earlier export")
+    add("--out", type=Path, required=True, help="new file or folder to write")
+    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
+    add("--dtype", choices=EXPORT_DTYPES, default="fp32", help="precision on disk")
+    add("--format", choices=EXPORT_FORMATS, default=EXPORT_FORMATS[0],
+        help="safetensors, for ds-seq; ctranslate2, a folder for that runtime (needs the package "
+        "ctranslate2)")  # fmt: skip
+    return parser

@@ -1,0 +1,43 @@
+"""The arguments of `ds-seq rescore`."""
+
+from __future__ import annotations
+
+from ds_seq.commands.arguments.shared import add_model_arguments, add_search_arguments
+from ds_seq.commands.parser import CommandParser, command_parser
+from ds_seq.names import OutputFormat
+from ds_seq.text.lines import STANDARD
+
+_FORMATS: tuple[OutputFormat, ...] = ("tsv", "jsonl")
+_OPTIONS = (
+    "length_penalty",
+    "length_penalty_form",
+    "unk_penalty",
+    "temperature",
+    "max_tokens",
+    "max_sentences",
+)
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of `ds-seq rescore`."""
+    parser = command_parser(
+        "rescore",
+        "Score given translations with a model, as its beam search would: "
+        "log-probability divided by the length penalty, and the log-probability of each piece "
+        "into which the vocabulary splits the text.",
+    )
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--source", required=True, help="text, one sentence per line; - = standard input")
+    add("--hypotheses", required=True, metavar="FILE",
+        help="its translations; - = standard input")  # fmt: skip
+    add("--hypotheses-format", choices=("text", "tsv"), default="text",
+        help="text: one line per source line; tsv: any number per source line, as `ds-seq generate "
+        "--format tsv` writes them: line number, any text, translation "
+        "(default: %(default)s)")  # fmt: skip
+    add("--output", default=STANDARD, help="file for the scores (default: standard output)")
+    add("--format", choices=_FORMATS, default="tsv",
+        help="tsv: line number, score, translation; jsonl: one object per line, with a score for "
+        "each piece and for the end (default: %(default)s)")  # fmt: skip
+    add_search_arguments(parser, _OPTIONS)
+    return parser

@@ -1,0 +1,58 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ds_seq.config.generation import GenerationConfig
+from ds_seq.config.options import described
+from ds_seq.names import INT8, PRECISIONS
+
+CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
+RUN_HELP = "run folder, or a file or folder written by `ds-seq export`"
+EXPORT_DTYPES = sorted(PRECISIONS)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the run and the options of `add_loading_arguments`."""
+    parser.add_argument("run", help=RUN_HELP)
+    add_loading_arguments(parser)
+
+
+def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options for loading trained models, and that of `add_local_rank`."""
+    add = parser.add_argument
+    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
+    add("--device", help="cpu, cuda:1, ... (default: a GPU if there is one)")
+    add(
+        "--dtype",
+        choices=[*PRECISIONS, INT8],
+        help="number format; int8 rounds the weights, on a CPU only (default: as trained on a GPU, "
+        "fp32 on a CPU)",
+    )
+    add("--expert-parallel", type=int, default=1, metavar="N",
+        help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
+    add_local_rank(parser)
+
+
+def add_local_rank(parser: argparse.ArgumentParser) -> None:
+    """Add the option that the deepspeed launcher puts before all others.
+
+    Its value is not used, because the environment has it, too.
+    """
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_search_arguments(
+    parser: argparse.ArgumentParser, names: Sequence[str] = tuple(GenerationConfig.model_fields)
+) -> None:
+    """Add one option for each field of `GenerationConfig`, or for some of them."""
+    search = parser.add_argument_group(
+        "search (an option that is not given is as in the experiment, whose defaults are shown)"
+    )
+    for name in names:
+        option = described(GenerationConfig, name)
+        kind = "" if option.metavar.startswith("{") else f"{option.kind}; "
+        help = f"{option.meaning} ({kind}default: {option.default})".replace("%", "%%")
+        search.add_argument(f"--{name.replace('_', '-')}", metavar=option.metavar, help=help)

@@ -1,0 +1,277 @@
+"""Parts of a text that are encoded one by one, and kept if the command is interrupted.
+
+A part is a range of lines of one text, and a file in a work folder: one line of JSON with counts
+and a checksum, then the lengths of the sentences and the ids of both sides. Its bytes depend on the
+text and the tokenizers only, so any number of processes can continue what others have begun.
+
+Shapes: n pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+from typing_extensions import TypedDict
+
+from ds_seq import files
+from ds_seq.data.clean import check_no_empty_line
+from ds_seq.data.manifest import IdType
+from ds_seq.data.shard_files import id_dtype, id_type
+from ds_seq.data.source import TokenBlock
+from ds_seq.errors import UserError
+from ds_seq.records import Count, parse_json, record
+from ds_seq.text.lines import (
+    LineBlock,
+    PairPath,
+    count_pairs,
+    decode_lines,
+    open_bytes,
+    read_blocks,
+    text_fingerprint,
+)
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+
+PART_LINES = 20_000
+_BLOCK = 1 << 20
+_LENGTH = np.dtype("<u4")  # of a sentence in a part
+
+
+class BadText(UserError):
+    """A line of the text is wrong, so that the parts of this text are of no use."""
+
+
+class TextPlan(NamedTuple):
+    """A text, and where its parts begin.
+
+    Attributes:
+        path: its files.
+        sha256: SHA-256 of each file.
+        lines: number of lines of each side.
+        part_lines: number of lines of a part.
+        offsets: of each side, the place in bytes of the first line of each part, and the end. None
+            if a file is compressed: its lines are found by reading from the start.
+    """
+
+    path: PairPath
+    sha256: tuple[str, ...]
+    lines: int
+    part_lines: int
+    offsets: tuple[tuple[int, ...], ...] | None
+
+    @property
+    def num_parts(self) -> int:
+        """Number of parts."""
+        return -(-self.lines // self.part_lines)
+
+
+class Part(NamedTuple):
+    """A part: `number` counts the parts of all texts, `place` those of its text."""
+
+    number: int
+    text: int
+    place: int
+
+
+@record
+class PartRecord(TypedDict):
+    """First line of the file of a part; the checksum is that of the rest."""
+
+    pairs: Count
+    tokens: list[Count]
+    """Number of ids of each side, end symbols included."""
+    unknown: list[Count]
+    """How many of them are unknown."""
+    dtype: IdType
+    sha256: str
+
+
+def plan_text(part_lines: int, path: PairPath) -> TextPlan:
+    """Read a text once: checksums, number of lines, and where every `part_lines` lines begin.
+
+    Raises:
+        UserError: a file is missing, no text or damaged, or the sides differ in length.
+    """
+    if not all(_is_plain(side) for side in path):
+        checksums = tuple(map(text_fingerprint, path))
+        return TextPlan(path, checksums, count_pairs([path]), part_lines, None)
+    checksums, counts, offsets = zip(*(_scan(side, part_lines) for side in path), strict=True)
+    if counts[0] != counts[1]:
+        count_pairs([path])  # raises, with both counts
+    return TextPlan(path, checksums, counts[0], part_lines, offsets)
+
+
+def _is_plain(path: Path) -> bool:
+    with open_bytes(path) as file:
+        return isinstance(cast(io.BufferedReader, file).raw, io.FileIO)
+
+
+def _scan(path: Path, part_lines: int) -> tuple[str, int, tuple[int, ...]]:
+    digest = hashlib.sha256()
+    lines, place, offsets, last = 0, 0, [0], b"\n"
+    with open_bytes(path) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            count = block.count(b"\n")
+            wanted = np.arange(part_lines - 1 - lines % part_lines, count, part_lines)
+            if len(wanted):
+                ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+                offsets += (place + 1 + ends[wanted]).tolist()
+            lines, place, last = lines + count, place + len(block), block[-1:]
+    if offsets[-1] != place:
+        offsets.append(place)
+    return digest.hexdigest(), lines + (last != b"\n"), tuple(offsets)
+
+
+class PartEncoder:
+    """Encodes parts of texts into files; sent to worker processes once.
+
+    Args:
+        tokenizers: tokenizers of the text.
+        texts: the texts.
+        work: folder of the files.
+    """
+
+    def __init__(self, tokenizers: Tokenizers, texts: Sequence[TextPlan], work: Path) -> None:
+        self._tokenizers = tokenizers
+        self._texts = texts
+        self._work = work
+        # of the compressed text that this process is reading: its number and the next part
+        self._at = (-1, 0)
+        self._blocks: Iterator[LineBlock] = iter(())
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_at": (-1, 0), "_blocks": iter(())}
+
+    def path(self, part: Part) -> Path:
+        """Return the path of the file of a part."""
+        return self._work / f"{part.number:06d}.part"
+
+    def make(self, part: Part) -> None:
+        """Write the file of a part unless it exists and is whole.
+
+        Raises:
+            BadText: a line is empty or invalid UTF-8; names its file and number.
+            UserError: the file cannot be written.
+        """
+        if self.read(part) is not None:
+            return
+        try:
+            block, lines = self._lines(part)
+            sides = [_encode(*pair) for pair in zip(self._tokenizers, lines, strict=True)]
+            _check_no_empty_line(block, self._tokenizers, lines, sides)
+        except UserError as error:
+            raise BadText(str(error)) from None
+        unknown = [
+            int(np.count_nonzero(side.tokens == tokenizer.symbols.unk))
+            for side, tokenizer in zip(sides, self._tokenizers, strict=True)
+        ]
+        self._write(part, sides, unknown)
+
+    def _write(self, part: Part, sides: Sequence[TokenBlock], unknown: Sequence[int]) -> None:
+        dtype = id_dtype(self._tokenizers.size)
+        content = b"".join(
+            [side.lengths.astype(_LENGTH).tobytes() for side in sides]
+            + [side.tokens.astype(dtype).tobytes() for side in sides]
+        )
+        header: PartRecord = {
+            "pairs": len(sides[0].lengths),
+            "tokens": [len(side.tokens) for side in sides],
+            "unknown": list(unknown),
+            "dtype": id_type(self._tokenizers.size),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        path = self.path(part)
+        temporary = files.temporary_path(path)
+        try:
+            with files.writing(path):
+                temporary.write_bytes(json.dumps(header).encode() + b"\n" + content)
+                os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def read(self, part: Part) -> tuple[list[TokenBlock], PartRecord] | None:
+        """Return both sides of a part and its record; None if its file is missing or torn."""
+        path = self.path(part)
+        try:
+            head, _, content = path.read_bytes().partition(b"\n")
+            header = parse_json(head, PartRecord, path, "")
+        except (OSError, UserError):
+            return None
+        if hashlib.sha256(content).hexdigest() != header["sha256"]:
+            return None
+        pairs, (source, target) = header["pairs"], header["tokens"]
+        lengths = np.frombuffer(content, _LENGTH, 2 * pairs).reshape(2, pairs)
+        dtype = np.dtype(header["dtype"]).newbyteorder("<")
+        ids = np.frombuffer(content, dtype, source + target, lengths.nbytes)
+        return [TokenBlock(ids[:source], lengths[0]), TokenBlock(ids[source:], lengths[1])], header
+
+    def _lines(self, part: Part) -> tuple[LineBlock, tuple[list[str], list[str]]]:
+        """Return where a part is in its text, and the lines of both sides."""
+        text = self._texts[part.text]
+        if text.offsets is None:
+            block = self._block(part)
+            return block, decode_lines(block)
+        content = []
+        for path, offsets in zip(text.path, text.offsets, strict=True):
+            start, end = offsets[part.place : part.place + 2]
+            with open_bytes(path) as file:
+                file.seek(start)
+                content.append(file.read(end - start))
+        block = LineBlock(text.path, 1 + part.place * text.part_lines, [], [])
+        try:
+            source, target = (_split(side.decode()) for side in content)
+        except UnicodeDecodeError:  # which line?
+            lines = [[line.rstrip(b"\r") for line in side.split(b"\n")] for side in content]
+            return block, decode_lines(block._replace(source=lines[0], target=lines[1]))
+        return block, (source, target)
+
+    def _block(self, part: Part) -> LineBlock:
+        """Return the lines of a part of a compressed text, read on from the one before."""
+        text, index = self._at
+        if text != part.text or index > part.place:
+            plan = self._texts[part.text]
+            self._blocks, index = read_blocks([plan.path], plan.part_lines), 0
+        for _ in range(index, part.place):
+            next(self._blocks)
+        self._at = part.text, part.place + 1
+        return next(self._blocks)
+
+
+def _split(text: str) -> list[str]:
+    lines = text.removesuffix("\n").split("\n")
+    return [line.rstrip("\r") for line in lines] if "\r" in text else lines
+
+
+def _encode(tokenizer: Tokenizer, lines: Sequence[str]) -> TokenBlock:
+    sentences = tokenizer.encode_lines(lines)
+    for ids in sentences:
+        ids.append(tokenizer.symbols.eos)
+    lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
+    tokens = np.fromiter(chain.from_iterable(sentences), np.uint32, int(lengths.sum()))
+    return TokenBlock(tokens, lengths)
+
+
+def _check_no_empty_line(
+    block: LineBlock,
+    tokenizers: Tokenizers,
+    lines: tuple[list[str], list[str]],
+    sides: Sequence[TokenBlock],
+) -> None:
+    """Look at the sentences that have no id; few have, and it need not be for an empty line."""
+    texts = []
+    for tokenizer, side, encoded in zip(tokenizers, lines, sides, strict=True):
+        shown = ["text"] * len(side)
+        for place in np.flatnonzero(encoded.lengths == 1).tolist():
+            shown[place] = tokenizer.normalize(side[place])
+        texts.append(shown)
+    check_no_empty_line(block, *texts)
