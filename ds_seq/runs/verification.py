@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ds_seq import files
 from ds_seq.config.changes import changes, settings
 from ds_seq.config.load import load_experiment
+from ds_seq.data.alignments import check_alignments, has_alignments
 from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
 from ds_seq.errors import UserError
@@ -102,6 +103,10 @@ def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
+        split = manifest.name.removesuffix(_MANIFEST_SUFFIX)
+        if has_alignments(path, split):
+            name = path / f"{split}.align.json"
+            yield _checked(name, partial(_check_alignments, path, split))
     for names in ((VOCAB_FILE,), VOCAB_FILES):
         models = [path / name for name in names]
         if models[0].is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
@@ -193,6 +198,11 @@ def _check_shards(path: Path) -> str:
     manifest = Manifest.read(path)
     manifest.check_files(path.parent, full=True)
     return f"SHA-256 of {len(manifest.files)} files is right"
+
+
+def _check_alignments(folder: Path, split: str) -> str:
+    check_alignments(folder, split)
+    return "SHA-256 of 2 files is right"
 
 
 def _check_vocab_of_shards(paths: Sequence[Path]) -> str:
