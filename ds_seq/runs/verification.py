@@ -18,6 +18,7 @@ from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
 from ds_seq.errors import UserError
 from ds_seq.names import SPECIAL_PIECES
+from ds_seq.records import inside
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_HASH_KEY,
@@ -27,7 +28,7 @@ from ds_seq.runs.formats.ds_seq import (
     find_checkpoint,
 )
 from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
-from ds_seq.tasks.step import read_step
+from ds_seq.tasks.step import REPORTS, read_step
 from ds_seq.text.sentencepiece import possible_fingerprints
 from ds_seq.text.tokenizer import joint_fingerprint
 from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file
@@ -227,7 +228,15 @@ def _check_vocab_of_shards(paths: Sequence[Path]) -> str:
 
 def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
-    written = read_step(record)["outputs"]
+    step = read_step(record)
+    for name, sha256 in step.get("result", {}).get("reports", {}).items():
+        report = inside(record.parent / REPORTS, name)
+        if not report.is_file() or files.fingerprint(report) != sha256:
+            raise UserError(
+                f"{report}: is missing, or has changed since `ds-seq prepare` wrote it; run it "
+                "again with --force"
+            )
+    written = step["outputs"]
     stem = record.name.removesuffix(".json")
     vocab = record.with_suffix(".model")
     outputs = [vocab] if vocab.name in (VOCAB_FILE, *VOCAB_FILES) else None

@@ -49,11 +49,9 @@ from ds_seq.names import SPLITS
 from ds_seq.scores.languages import language_warning
 from ds_seq.tasks.alignments import AlignedText, make_alignments
 from ds_seq.tasks.fairseq import prepare_fairseq
-from ds_seq.tasks.step import Step
+from ds_seq.tasks.step import REPORTS, Step
 from ds_seq.tasks.vocab import make_vocab
-from ds_seq.text.build import (
-    build_normalizer,
-)
+from ds_seq.text.build import build_normalizer
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import changes
@@ -178,6 +176,7 @@ def _clean_split(
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
         return text, step.known(clean_options(data, split))
     total = count_pairs(raw)
+    written: list[Path] = []
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
             languages = (data.source_lang, data.target_lang)
@@ -186,10 +185,11 @@ def _clean_split(
             report = clean_corpora([corpus], text, workers, progress, places=places)
             if places is None:
                 text.source.with_name(f"{split}.places").unlink(missing_ok=True)
-            report.write(text.source.parent / "reports" / f"{split}.json")
+            written = report.write(text.source.parent / REPORTS / f"{split}.json")
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    step.record(report.summary())
+    reports = {path.name: files.fingerprint(path) for path in written}
+    step.record({**report.summary(), "reports": reports})
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )
