@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
-from ds_seq.config.data import ShardsConfig
+from ds_seq.config.data import FairseqConfig, ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.raw_text import raw_texts
 from ds_seq.errors import UserError
@@ -78,6 +78,9 @@ def train_manifest(config: ExperimentConfig) -> TrainManifest | None:
 def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     if isinstance(config.data.source, ShardsConfig):
         yield from _missing_text(config)
+    elif isinstance(config.data.source, FairseqConfig):
+        for folder in config.data.source.folders:
+            yield from _absent("data.source.folders", folder, "folder")
     if config.train.init_from is not None:
         yield from _absent("train.init_from", config.train.init_from, "run or exported model")
     where, _ = config.base_criterion
@@ -107,9 +110,8 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             "missing: name the validation text, or set train.validate_every=null and "
             "train.save_every",
         )
-    if not is_prepared and (rule := config.data.vocab.normalization).endswith(".tsv"):
-        yield from _absent("data.vocab.normalization", rule, "file")
     if not is_prepared:
+        yield from _missing_vocab(config)
         for key, name in config.data.clean.named_files():
             yield from _absent(f"data.clean.{key}", name, "file")
     yield from _missing_raw(config, is_prepared)
@@ -124,6 +126,11 @@ def _missing_raw(config: ExperimentConfig, is_prepared: bool) -> Iterator[tuple[
         if not is_prepared or is_read:
             for path in names:
                 yield from _absent(key, path, "file")
+    if not is_prepared:
+        for split in SPLITS:
+            for entry in config.data.raw.entries(split):
+                for path in entry.alignment_files:
+                    yield from _absent(f"data.raw.{split}.alignments", path, "file")
     for split in SPLITS:
         is_read = split == "valid" and validates and config.validation.metrics
         if (not is_prepared or is_read) and (problem := _folder_problem(config, split)):
@@ -156,6 +163,15 @@ def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, tuple[str, ...]]
         if _folder_problem(config, split) is None:
             for text in raw_texts(data.raw, split, (data.source_lang, data.target_lang)):
                 yield f"data.raw.{split}", text.names
+
+
+def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    for side, vocab in config.data.vocab.parts.items():
+        where = f"data.vocab.{side}" if side else "data.vocab"
+        if vocab.normalization.endswith(".tsv"):
+            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
+        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
+            yield from _absent(f"{where}.fairseq.{key}", path, "file")
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:
