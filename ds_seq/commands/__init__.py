@@ -31,6 +31,7 @@ _HELP = {
     "prepare": "raw text -> clean text -> vocabulary -> shards",
     "show-batch": "experiment + shards -> what the model reads",
     "order": "experiment + shards -> pairs of each update, for any number of ranks",
+    "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",
@@ -54,7 +55,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
-COMMANDS["verify-data"] = COMMANDS["verify"]._replace(help=_HELP["verify-data"])
+COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
 def run(name: str, argv: Sequence[str]) -> int:

@@ -9,6 +9,8 @@ for next to the file first: the two are written together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from os.path import exists, isfile, samefile
 from pathlib import Path
 from typing import Any
@@ -17,21 +19,29 @@ from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
 _ANY = "*"
-_PAIR = {"source": "", "target": ""}
+TEXT_KEYS = dict.fromkeys(
+    ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder", "alignments"), ""
+)
+"""Keys of a raw text, or of a named corpus, whose values are paths."""
 _CLEAN = dict.fromkeys(FILES, "")
+_FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
+_VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
 _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {
-        "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
-        "corpora": {_ANY: {**_PAIR, "clean": _CLEAN}},
+        "source": {"folders": ""},
+        "raw": {"": "", "folder": "", "train": TEXT_KEYS, "valid": TEXT_KEYS, "test": TEXT_KEYS},
+        "corpora": {_ANY: {**TEXT_KEYS, "clean": _CLEAN}},
         "clean": _CLEAN,
-        "vocab": {"normalization": ".tsv"},
+        "vocab": {**_VOCAB, "source": _VOCAB, "target": _VOCAB},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
 }
 """Keys whose values are paths of files that a run reads: those that end with the given suffix.
-`_ANY` stands for every key."""
+
+`_ANY` stands for every key. With the key "", the section may be a path itself.
+"""
 
 
 def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
@@ -79,18 +89,15 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
         UserError: see `find_near`.
     """
 
-    def find(value: Any, suffix: str) -> Any:
-        if isinstance(value, list):
-            return [find(item, suffix) for item in value]
-        if not isinstance(value, str) or not value or not value.endswith(suffix):
-            return value
-        return find_near(value, file, on_command_line)
+    locate = partial(find_near, file=file, on_command_line=on_command_line)
 
     def follow(value: Any, keys: Any) -> Any:
         if keys is None:
             return value
         if isinstance(keys, str):
-            return find(value, keys)
+            return _found(value, keys, locate)
+        if isinstance(value, str) and "" in keys:
+            return _found(value, keys[""], locate)
         if isinstance(value, list):
             return [follow(item, keys) for item in value]
         if not isinstance(value, dict):
@@ -99,3 +106,14 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
         return {key: follow(below, keys.get(key, rest)) for key, below in value.items()}
 
     return {**settings, **follow(settings, _INPUTS)}
+
+
+def _found(value: Any, suffix: str, locate: Callable[[str], str]) -> Any:
+    """Return a path, or each of several ones, where it is found."""
+    if isinstance(value, list):
+        return [_found(item, suffix, locate) for item in value]
+    if not isinstance(value, str) or not value or not value.endswith(suffix):
+        return value
+    if ":" in value and not exists(value):  # several folders in one text
+        return ":".join(_found(part, suffix, locate) for part in value.split(":"))
+    return locate(value)

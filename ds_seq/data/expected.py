@@ -14,21 +14,40 @@ from ds_seq.config.clean import (
 )
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.raw_text import named_texts, text_files
 from ds_seq.config.text_files import SplitConfig
+from ds_seq.config.vocab import VocabFields
 from ds_seq.data.origin import BY_CORPUS, Expected
+from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
+from ds_seq.text.raw import pair_path
 
 
-def raw_files(data: DataConfig, split: str) -> list[PairPath]:
-    """Return the raw files that an experiment names for a split; none for an unknown split."""
-    train = [pair for pairs in data.train_files.values() for pair in pairs]
-    raw = {"train": train, "valid": data.raw.valid, "test": data.raw.test}
-    return [path for text in raw.get(split, []) for path in text_files(text)]
+def raw_files(data: DataConfig, split: str, must_exist: bool = True) -> list[PairPath]:
+    """Return the raw text that an experiment names for a split; none for an unknown split.
+
+    Args:
+        data: the section.
+        split: name of the split.
+        must_exist: whether a folder must have the files; other files are looked for when read.
+
+    Raises:
+        UserError: a folder does not have the text that it was named for.
+    """
+    texts = named_texts(data, split, must_exist)
+    return [pair_path(text, counts_invalid=split == "train") for _, text in texts]
 
 
-def text_files(text: SplitConfig) -> list[PairPath]:
-    """Return the raw files of a text."""
-    return [PairPath(Path(text.source), Path(text.target))]
+def files_of(data: DataConfig, split: str, entry: SplitConfig) -> list[PairPath]:
+    """Return the raw text that one entry of a split, or a corpus, names."""
+    texts = text_files(entry, split, entry.pair(data.languages), must_exist=False)
+    return [pair_path(text, counts_invalid=split == "train") for text in texts]
+
+
+def alignment_files(data: DataConfig, split: str) -> list[Path | None]:
+    """Return the file of alignments of each of `raw_files`; None where there is none."""
+    texts = named_texts(data, split, must_exist=False)
+    return [None if text.alignments is None else Path(text.alignments) for _, text in texts]
 
 
 def cleaning_by_corpus(data: DataConfig) -> dict[str, CleanConfig]:
@@ -60,10 +79,26 @@ def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
 
 
 def vocab_options(data: DataConfig) -> dict[str, Any]:
-    """Return the options of the vocabulary, but only the name of a file, wherever it is found."""
-    options = data.vocab.model_dump(mode="json")
+    """Return the options of the vocabulary, but only the name of a file, wherever it is found.
+
+    Those of two vocabularies have keys such as `source.size`.
+    """
+    options: dict[str, Any] = {"joint": data.vocab.joint}
+    for side, vocab in data.vocab.parts.items():
+        own = side_options(vocab)
+        options |= {f"{side}.{key}": own[key] for key in own} if side else own
+    return options
+
+
+def side_options(vocab: VocabFields) -> dict[str, Any]:
+    """Return the options of one vocabulary, but only the names of files."""
+    options = vocab.model_dump(mode="json", include=set(VocabFields.model_fields))
     if options["normalization"].endswith(".tsv"):
         options["normalization"] = Path(options["normalization"]).name
+    if vocab.fairseq is None:
+        del options["fairseq"]
+    else:
+        options["fairseq"] |= {key: Path(file).name for key, file in vocab.fairseq.files.items()}
     return options
 
 
@@ -71,12 +106,20 @@ def expected_by_experiment(data: DataConfig, split: str) -> Expected:
     """Return what an experiment expects of the shards of a split."""
     return Expected(
         languages=(data.source_lang, data.target_lang),
-        raw=tuple(raw_files(data, split)),
+        raw=_raw_here(data, split),
         clean=clean_options(data, split),
         clean_defaults=later_defaults(),
         vocab=vocab_options(data),
         corpora=tuple(data.corpora) if split == "train" else (),
     )
+
+
+def _raw_here(data: DataConfig, split: str) -> tuple[PairPath, ...]:
+    """Return the raw text; none if it is in a folder that is not on this machine."""
+    try:
+        return tuple(raw_files(data, split))
+    except UserError:
+        return ()
 
 
 def expected_by_model(

@@ -9,19 +9,20 @@ from ds_seq.config.data import DataConfig
 from ds_seq.config.text_files import SplitConfig
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.options import Corpus
-from ds_seq.data.expected import cleaning_by_corpus, text_files
+from ds_seq.data.expected import cleaning_by_corpus, files_of
 from ds_seq.data.manifest import CorpusRecord
 from ds_seq.errors import UserError
-from ds_seq.text.lines import PairPath, count_pairs, text_fingerprint
+from ds_seq.text.lines import PairPath, read_blocks, text_fingerprint
 
 TRAIN = "train"
+_BLOCK = 10_000  # pairs read at a time
 
 
 def named_texts(data: DataConfig, split: str) -> dict[str, SplitConfig]:
     """Return the texts of a split that its shards keep apart, by name."""
     if split == TRAIN:
         return dict(data.corpora)
-    entries = {"valid": data.raw.valid, "test": data.raw.test}.get(split, [])
+    entries = [entry for _, entry in data.entries(split)]
     if len(entries) == 1 and not any(data.tags(entries[0])):
         return {}
     return {f"{split}-{number}": entry for number, entry in enumerate(entries, 1)}
@@ -41,7 +42,11 @@ def build_corpora(data: DataConfig, raw: Sequence[PairPath]) -> list[Corpus]:
         return [build_corpus(TRAIN, raw, data.languages, data.clean)]
     return [
         build_corpus(
-            name, text_files(corpus), corpus.pair(data.languages), data.clean, corpus.clean
+            name,
+            files_of(data, TRAIN, corpus),
+            corpus.pair(data.languages),
+            data.clean,
+            corpus.clean,
         )
         for name, corpus in data.corpora.items()
     ]
@@ -61,15 +66,18 @@ def inputs_of_cleaning(data: DataConfig, split: str) -> list[str]:
         for _, name in clean.named_files()
     ]
     corpora = [
-        " ".join((name, *corpus.pair(data.languages), str(len(text_files(corpus)))))
+        " ".join((name, *corpus.pair(data.languages), str(len(files_of(data, TRAIN, corpus)))))
         for name, corpus in data.corpora.items()
     ]
     return read + corpora
 
 
-def count_each(texts: Mapping[str, SplitConfig]) -> dict[str, int]:
-    """Return the number of pairs of each text, of which none is dropped."""
-    return {name: count_pairs(text_files(text)) for name, text in texts.items()}
+def count_each(data: DataConfig, split: str) -> dict[str, int]:
+    """Return the number of pairs of each of `named_texts` of held-out text."""
+    return {
+        name: sum(len(block.source) for block in read_blocks(files_of(data, split, text), _BLOCK))
+        for name, text in named_texts(data, split).items()
+    }
 
 
 def corpus_records(

@@ -16,6 +16,7 @@ from ds_seq.config.text_files import SplitConfig
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import CorporaDataset, Part
+from ds_seq.data.expected import files_of
 from ds_seq.data.manifest import CorpusRecord
 from ds_seq.data.mixing import Corpus, Mix, Stage, Until, epoch_pairs, shares_by_size, shares_of
 from ds_seq.data.modify import Changes, Modifier
@@ -66,11 +67,10 @@ def corpus_parts(
 
 def held_out_texts(data: DataConfig, split: str) -> list[HeldOut]:
     """Return what each raw text of a split is."""
-    raw = {"valid": data.raw.valid, "test": data.raw.test}
-    texts = raw.get(split) or [text for each in data.train_files.values() for text in each]
     return [
         HeldOut(text.pair(data.languages), *(tuple(tags) for tags in data.tags(text)))
-        for text in texts
+        for _, text in data.entries(split)
+        for _ in files_of(data, split, text)
     ]
 
 

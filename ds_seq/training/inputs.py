@@ -14,6 +14,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import CorporaDataset
+from ds_seq.data.expected import raw_files
 from ds_seq.data.node_share import NodeShare
 from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
@@ -21,7 +22,7 @@ from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
 from ds_seq.tasks.mix import build_mix, collate_in, train_sampler, untagged_parts
-from ds_seq.text.lines import read_parallel
+from ds_seq.text.lines import read_pairs
 
 _LEAST_SHARED = 1_000_000  # pairs; fewer are ordered faster than they are shared
 
@@ -30,8 +31,8 @@ def validation_set(task: Task, config: ExperimentConfig) -> Dataset | None:
     if config.train.validate_every is None:
         return None
     if config.validation.metrics:
-        for pair in config.data.raw.valid:  # report unreadable text early, not in a validation
-            read_parallel(pair.source, pair.target)
+        for text in raw_files(config.data, "valid", must_exist=False):
+            read_pairs(text)  # report unreadable text early, not in a validation
     return task.dataset("valid")
 
 
