@@ -89,12 +89,16 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 
 # Text.
 SENTENCEPIECE = "sentencepiece"
-TOKENIZER_NAMES = (SENTENCEPIECE,)
+FAIRSEQ_DICT = "fairseq_dict"
+TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
 """Values of `data.vocab.name` other than `package.module:Name`."""
+SPLITS = ("train", "valid", "test")
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""
 VOCAB_FILE = "vocab.model"
-"""Name of the file with the bytes of a tokenizer, in the folders of shards, runs and exports."""
+"""Name of the file with the bytes of a joint tokenizer, in folders of shards, runs and exports."""
+VOCAB_FILES = ("vocab.source.model", "vocab.target.model")
+"""Names of the files if source and target have tokenizers of their own."""
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
 """Special symbols of a vocabulary, in the order of their ids, which is fairseq's."""
 IDENTITY = "identity"

@@ -29,6 +29,7 @@ _HELP = {
     "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
+    "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",

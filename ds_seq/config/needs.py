@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
-from ds_seq.config.data import ShardsConfig
+from ds_seq.config.data import FairseqConfig, ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.text_files import SplitConfig
 from ds_seq.errors import UserError
@@ -77,6 +77,9 @@ def train_manifest(config: ExperimentConfig) -> TrainManifest | None:
 def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     if isinstance(config.data.source, ShardsConfig):
         yield from _missing_text(config)
+    elif isinstance(config.data.source, FairseqConfig):
+        for folder in config.data.source.folders:
+            yield from _absent("data.source.folders", folder, "folder")
     if config.train.init_from is not None:
         yield from _absent("train.init_from", config.train.init_from, "run or exported model")
     where, _ = config.base_criterion
@@ -106,9 +109,8 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
             "missing: name the validation text, or set train.validate_every=null and "
             "train.save_every",
         )
-    if not is_prepared and (rule := config.data.vocab.normalization).endswith(".tsv"):
-        yield from _absent("data.vocab.normalization", rule, "file")
     if not is_prepared:
+        yield from _missing_vocab(config)
         for key, name in config.data.clean.named_files():
             yield from _absent(f"data.clean.{key}", name, "file")
     for key, pair in _raw_files(config):
@@ -117,6 +119,15 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         if not is_prepared or is_read:
             for path in (pair.source, pair.target):
                 yield from _absent(key, path, "file")
+
+
+def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    for side, vocab in config.data.vocab.parts.items():
+        where = f"data.vocab.{side}" if side else "data.vocab"
+        if vocab.normalization.endswith(".tsv"):
+            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
+        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
+            yield from _absent(f"{where}.fairseq.{key}", path, "file")
 
 
 def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:

@@ -17,12 +17,15 @@ from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
 _PAIR = {"source": "", "target": ""}
+_FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
+_VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
 _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {
+        "source": {"folders": ""},
         "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
         "clean": dict.fromkeys(FILES, ""),
-        "vocab": {"normalization": ".tsv"},
+        "vocab": {**_VOCAB, "source": _VOCAB, "target": _VOCAB},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
@@ -80,6 +83,8 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
             return [find(item, suffix) for item in value]
         if not isinstance(value, str) or not value or not value.endswith(suffix):
             return value
+        if ":" in value and not exists(value):  # several folders in one text
+            return ":".join(find(part, suffix) for part in value.split(":"))
         return find_near(value, file, on_command_line)
 
     def follow(value: Any, keys: Any) -> Any:

@@ -13,6 +13,7 @@ from ds_seq.config.clean import (
 )
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.vocab import VocabFields
 from ds_seq.data.origin import Expected
 from ds_seq.text.lines import PairPath
 
@@ -30,10 +31,26 @@ def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
 
 
 def vocab_options(data: DataConfig) -> dict[str, Any]:
-    """Return the options of the vocabulary, but only the name of a file, wherever it is found."""
-    options = data.vocab.model_dump(mode="json")
+    """Return the options of the vocabulary, but only the name of a file, wherever it is found.
+
+    Those of two vocabularies have keys such as `source.size`.
+    """
+    options: dict[str, Any] = {"joint": data.vocab.joint}
+    for side, vocab in data.vocab.parts.items():
+        own = side_options(vocab)
+        options |= {f"{side}.{key}": own[key] for key in own} if side else own
+    return options
+
+
+def side_options(vocab: VocabFields) -> dict[str, Any]:
+    """Return the options of one vocabulary, but only the names of files."""
+    options = vocab.model_dump(mode="json", include=set(VocabFields.model_fields))
     if options["normalization"].endswith(".tsv"):
         options["normalization"] = Path(options["normalization"]).name
+    if vocab.fairseq is None:
+        del options["fairseq"]
+    else:
+        options["fairseq"] |= {key: Path(file).name for key, file in vocab.fairseq.files.items()}
     return options
 
 

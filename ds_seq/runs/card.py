@@ -60,6 +60,7 @@ class ModelCard:
         test: raw text of the test split; may be empty.
         sizes: data sizes of the training run.
         routes_by_language: whether experts are chosen by the language tag of the source.
+        joint_vocab: whether source and target share one vocabulary.
         language_tags: the user symbols that are language tags; None: those that look like tags.
     """
 
@@ -74,6 +75,7 @@ class ModelCard:
     test: tuple[RawSplit, ...]
     sizes: TrainingSizes
     routes_by_language: bool = False
+    joint_vocab: bool = True
     language_tags: tuple[str, ...] | None = None
 
     @property
@@ -112,6 +114,7 @@ class ModelCard:
                 shard_size=data.shard_size,
             ),
             routes_by_language=config.routes_by_language,
+            joint_vocab=data.vocab.joint,
             language_tags=None if data.language_tags is None else tuple(data.language_tags),
         )
 
@@ -177,7 +180,8 @@ class StoredRun:
         Raises:
             UserError: the config describes far more parameters than the weights have.
         """
-        size, stored = self.model_config.num_params(self.tokenizers.size), self.weights.num_values()
+        sizes, stored = self.tokenizers.sizes, self.weights.num_values()
+        size = self.model_config.num_params(sizes.target, sizes.source)
         if size is not None and size.total > 2 * stored + _SMALL_MODEL:
             raise UserError(
                 f"{self.source}: holds {stored:,} values, but the model of the experiment has "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,8 @@ from ds_seq.runs.formats.ds_seq import (
 from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
 from ds_seq.tasks.step import read_step
 from ds_seq.text.sentencepiece import possible_fingerprints
-from ds_seq.text.vocab_file import VOCAB_FILE, read_vocab_file
+from ds_seq.text.tokenizer import joint_fingerprint
+from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
@@ -91,16 +93,21 @@ def _run(path: Path) -> Iterator[Finding]:
             yield _checked(folder, partial(_check_checkpoint, folder))
     if checkpoints.is_dir():
         yield _checked(checkpoints / INDEX_FILE, partial(_check_index, path))
-    yield _checked(path / VOCAB_FILE, partial(_check_vocab, path))
+    names = VOCAB_FILES if (path / VOCAB_FILES[0]).exists() else (VOCAB_FILE,)
+    for name in names:
+        yield _checked(path / name, partial(_check_vocab, path))
 
 
 def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
-    if (path / VOCAB_FILE).is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
-        yield _checked(path / VOCAB_FILE, partial(_check_vocab_of_shards, path))
-    for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
+    for names in ((VOCAB_FILE,), VOCAB_FILES):
+        models = [path / name for name in names]
+        if models[0].is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
+            yield _checked(models[0], partial(_check_vocab_of_shards, models))
+    vocab = [path / Path(name).with_suffix(".json") for name in (VOCAB_FILE, *VOCAB_FILES)]
+    for record in [*vocab, *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
             yield _checked(record, partial(_check_step, record))
     for folder in [path, *sorted(item for item in path.iterdir() if item.is_dir())]:
@@ -188,20 +195,22 @@ def _check_shards(path: Path) -> str:
     return f"SHA-256 of {len(manifest.files)} files is right"
 
 
-def _check_vocab_of_shards(folder: Path) -> str:
-    """Compare a vocabulary of SentencePiece with the fingerprints in the manifests."""
-    path = folder / VOCAB_FILE
-    content = read_vocab_file(path)
+def _check_vocab_of_shards(paths: Sequence[Path]) -> str:
+    """Compare one vocabulary of SentencePiece, or two, with the fingerprints in the manifests."""
+    contents = [read_vocab_file(path) for path in paths]
     found = set()
-    for manifest in folder.glob(f"*{_MANIFEST_SUFFIX}"):
+    for manifest in paths[0].parent.glob(f"*{_MANIFEST_SUFFIX}"):
         with suppress(UserError):  # reported by the check of that manifest
             found.add(Manifest.read(manifest).vocab_hash)
-    if found & set(possible_fingerprints(content)):
+    sides = product(*map(possible_fingerprints, contents))
+    if found & {joint_fingerprint(side[0], side[-1]) for side in sides}:
         return "is the vocabulary of the shards"
-    if not found or any(piece.encode() not in content for piece in SPECIAL_PIECES):
+    pieces = [piece.encode() for piece in SPECIAL_PIECES]
+    if not found or any(piece not in content for content in contents for piece in pieces):
         return "can be read; only its own kind of tokenizer can say more"
+    names = " and ".join(map(str, paths))
     raise UserError(
-        f"{path}: is not the vocabulary that the shards were made with; copy it again, or run "
+        f"{names}: is not the vocabulary that the shards were made with; copy it again, or run "
         "`ds-seq prepare` again"
     )
 
@@ -210,7 +219,8 @@ def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
     written = read_step(record)["outputs"]
     stem = record.name.removesuffix(".json")
-    outputs = [record.with_name(VOCAB_FILE)] if stem == "vocab" else None
+    vocab = record.with_suffix(".model")
+    outputs = [vocab] if vocab.name in (VOCAB_FILE, *VOCAB_FILES) else None
     if outputs is None:
         outputs = sorted(p for p in record.parent.glob(f"{stem}.*") if p.suffix != record.suffix)
     actual = {files.fingerprint(path) for path in outputs if path.is_file()}

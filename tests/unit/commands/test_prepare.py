@@ -18,7 +18,7 @@ from ds_seq.cli import main
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.shards import ShardReader
-from ds_seq.tasks import prepare
+from ds_seq.tasks import vocab as vocab_step
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
@@ -279,7 +279,7 @@ def test_a_vocabulary_is_its_own_after_a_kill(
     """Killed just before or after the file is written, it is not taken for the user's."""
     if has_old:
         assert main(["prepare", str(experiment), "data.vocab.size=110"]) == 0
-    save = prepare.save_tokenizer
+    save = vocab_step.save_tokenizer
 
     def die(*arguments: object) -> None:
         if is_written:
@@ -287,7 +287,7 @@ def test_a_vocabulary_is_its_own_after_a_kill(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "save_tokenizer", die)
+        patch.setattr(vocab_step, "save_tokenizer", die)
         assert main(["prepare", str(experiment)]) == 130
     capsys.readouterr()
     for size in (120, 115):
