@@ -16,15 +16,16 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ds_seq import files
 from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.data.fairseq_write import IndexedWriter, indexed_writer
 from ds_seq.data.source import Source, TokenBlock
 from ds_seq.errors import UserError
-from ds_seq.records import Count, read_json, record
+from ds_seq.records import Count, inside, parse_json, read_limited, record
 
+RECORD_SUFFIX = ".align.json"
 _REMAKE = "run `ds-seq prepare` again"
 
 
@@ -37,6 +38,8 @@ class AlignmentRecord(TypedDict):
     pairs: Count
     links: Count
     files: dict[str, str]
+    sha256: NotRequired[str]
+    """Checksum of the rest."""
 
 
 def alignment_path(folder: str | Path, split: str) -> Path:
@@ -99,7 +102,7 @@ def writing_alignments(folder: str | Path, split: str, source: Source) -> Iterat
         "links": writer.links,
         "files": {name.name: files.fingerprint(name) for name in names},
     }
-    files.write_json(_record_path(folder, split), content)
+    files.write_bytes(_record_path(folder, split), files.sealed_json(content))
 
 
 def remove_alignments(folder: str | Path, split: str) -> None:
@@ -126,27 +129,34 @@ class AlignmentReader:
         folder: folder of the shards.
         split: name of the split.
         source: the shards.
+        checked: whether to compare large files with their checksums, too.
 
     Raises:
         UserError: there are none, they are damaged, or belong to other shards.
     """
 
-    def __init__(self, folder: str | Path, split: str, source: Source) -> None:
+    def __init__(
+        self, folder: str | Path, split: str, source: Source, checked: bool = False
+    ) -> None:
         path = _record_path(folder, split)
         try:
-            found = read_json(path, AlignmentRecord, _REMAKE)
+            content = read_limited(path)
         except FileNotFoundError:
             raise UserError(
                 f"{path}: no such file; name the alignments of the text (`alignments` of each "
                 f"corpus) and {_REMAKE}"
             ) from None
+        found = parse_json(content, AlignmentRecord, path, _REMAKE)
+        if not files.is_sealed(content):
+            raise UserError(f"{path}: is damaged; {_REMAKE}")
         if found["shards"] != source.fingerprint:
             raise UserError(f"{path}: belongs to other shards than those of {split}; {_REMAKE}")
         self._file = IndexedFile(alignment_path(folder, split))
         for name, sha256 in found["files"].items():
-            file = path.with_name(Path(name).name)
+            file = inside(path.parent, Path(name).name)
             size = file.stat().st_size if file.is_file() else 0
-            if size <= files.CHECKED_AT_LOAD and files.check_file(file, size, sha256) is not None:
+            is_checked = checked or size <= files.CHECKED_AT_LOAD
+            if is_checked and files.check_file(file, size, sha256) is not None:
                 raise UserError(f"{file}: its content has changed; {_REMAKE}")
         if len(self._file) != len(source):
             raise UserError(

@@ -21,12 +21,16 @@ JSON_LINES = b'{"en": "a", "de": "b"}\n{"en": "c", "de": "d"}\n'
     ("name", "content", "words"),
     [
         ("x.zst", b"\x28\xb5\x2f\xfd" + b"abc" * 9, "compressed by zstd; decompress it: zstd -d"),
-        ("x.en", gzip.compress(b"the man\n"), "compressed by gzip; give it the suffix .gz"),
+        (
+            "x.en",
+            gzip.compress(b"the man\n", mtime=0),
+            "compressed by gzip; give it the suffix .gz",
+        ),
         ("x.en", "the män\n".encode("utf-16"), "UTF-16 text; convert it: iconv -f UTF-16 -t"),
         ("x.en", "the man\n".encode("utf-16-le"), "UTF-16 text; convert it: iconv -f UTF-16LE"),
         ("x.en", "the man\n".encode("utf-16-be"), "UTF-16 text; convert it: iconv -f UTF-16BE"),
         ("x.en", "the man\n".encode("utf-32"), "UTF-32 text; convert it: iconv -f UTF-32"),
-        ("x.en.gz", gzip.compress("the man\n".encode("utf-16")), "UTF-16 text"),
+        ("x.en.gz", gzip.compress("the man\n".encode("utf-16"), mtime=0), "UTF-16 text"),
         ("x.tsv", PAIR, "a table of 2 columns; cut the text out: cut -f 1"),
         ("x.en", PAIR * 5, "a table of 2 columns"),
         ("x.jsonl", JSON_LINES, "JSON lines with the keys en, de; take the text out: jq"),
