@@ -53,7 +53,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
-COMMANDS["verify-data"] = COMMANDS["verify"]._replace(help=_HELP["verify-data"])
+COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
 def run(name: str, argv: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
-_PAIR = {"source": "", "target": ""}
+_PAIR = {"source": "", "target": "", "alignments": ""}
 _FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
 _VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
 _CRITERION = {"teacher": "", "cache": ""}

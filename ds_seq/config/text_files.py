@@ -14,6 +14,11 @@ class SplitConfig(Config):
 
     source: str = Field(description="File of source sentences, one per line, UTF-8.")
     target: str = Field(description="File of target sentences, one per line, UTF-8.")
+    alignments: str | None = Field(
+        default=None,
+        description="File of word alignments: on line n the links of pair n, such as `0-0 1-2`, "
+        "source first, counted from 0. They are kept next to the shards.",
+    )
 
 
 def _as_list(value: Any) -> Any:

@@ -10,13 +10,13 @@ Shapes: N sentence pairs, L links of a pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from ds_seq import files
 from ds_seq.data.fairseq_files import IndexedFile
@@ -25,7 +25,6 @@ from ds_seq.data.source import Source, TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.records import Count, inside, parse_json, read_limited, record
 
-RECORD_SUFFIX = ".align.json"
 _REMAKE = "run `ds-seq prepare` again"
 
 
@@ -38,8 +37,8 @@ class AlignmentRecord(TypedDict):
     pairs: Count
     links: Count
     files: dict[str, str]
-    sha256: NotRequired[str]
-    """Checksum of the rest."""
+    made_from: list[str]
+    """SHA-256 of the alignments of words that these were made from."""
 
 
 def alignment_path(folder: str | Path, split: str) -> Path:
@@ -77,13 +76,16 @@ class AlignmentWriter:
 
 
 @contextmanager
-def writing_alignments(folder: str | Path, split: str, source: Source) -> Iterator[AlignmentWriter]:
+def writing_alignments(
+    folder: str | Path, split: str, source: Source, made_from: Sequence[str] = ()
+) -> Iterator[AlignmentWriter]:
     """Write the alignments of a split, which appear only if the block succeeds.
 
     Args:
         folder: folder of the shards.
         split: name of the split.
         source: the shards.
+        made_from: SHA-256 of what they are made from, for `are_current`.
 
     Raises:
         UserError: a file cannot be written.
@@ -101,6 +103,7 @@ def writing_alignments(folder: str | Path, split: str, source: Source) -> Iterat
         "pairs": writer.pairs,
         "links": writer.links,
         "files": {name.name: files.fingerprint(name) for name in names},
+        "made_from": list(made_from),
     }
     files.write_bytes(_record_path(folder, split), files.sealed_json(content))
 
@@ -113,13 +116,47 @@ def remove_alignments(folder: str | Path, split: str) -> None:
             path.with_name(f"{path.name}{suffix}").unlink(missing_ok=True)
 
 
-def are_current(folder: str | Path, split: str, source: Source) -> bool:
-    """Return whether a split has alignments, and they belong to its shards."""
+def are_current(
+    folder: str | Path, split: str, source: Source, made_from: Sequence[str] = ()
+) -> bool:
+    """Return whether a split has alignments made from this, which belong to its shards."""
     try:
         AlignmentReader(folder, split, source)
+        return _read_record(folder, split)["made_from"] == list(made_from)
     except UserError:
         return False
-    return True
+
+
+def check_alignments(folder: str | Path, split: str) -> None:
+    """Compare the files of a split with their checksums.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    _check_files(_record_path(folder, split), _read_record(folder, split), full=True)
+
+
+def _read_record(folder: str | Path, split: str) -> AlignmentRecord:
+    path = _record_path(folder, split)
+    try:
+        content = read_limited(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; name the alignments of the text (`alignments` of each corpus) "
+            f"and {_REMAKE}"
+        ) from None
+    if not files.is_sealed(content):
+        raise UserError(f"{path}: is damaged; {_REMAKE}")
+    return parse_json(content, AlignmentRecord, path, _REMAKE)
+
+
+def _check_files(path: Path, found: AlignmentRecord, full: bool) -> None:
+    for name, sha256 in found["files"].items():
+        file = inside(path.parent, Path(name).name)
+        size = file.stat().st_size if file.is_file() else 0
+        is_checked = full or size <= files.CHECKED_AT_LOAD
+        if is_checked and files.check_file(file, size, sha256) is not None:
+            raise UserError(f"{file}: is missing, or its content has changed; {_REMAKE}")
 
 
 class AlignmentReader:
@@ -129,35 +166,17 @@ class AlignmentReader:
         folder: folder of the shards.
         split: name of the split.
         source: the shards.
-        checked: whether to compare large files with their checksums, too.
 
     Raises:
         UserError: there are none, they are damaged, or belong to other shards.
     """
 
-    def __init__(
-        self, folder: str | Path, split: str, source: Source, checked: bool = False
-    ) -> None:
-        path = _record_path(folder, split)
-        try:
-            content = read_limited(path)
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: no such file; name the alignments of the text (`alignments` of each "
-                f"corpus) and {_REMAKE}"
-            ) from None
-        found = parse_json(content, AlignmentRecord, path, _REMAKE)
-        if not files.is_sealed(content):
-            raise UserError(f"{path}: is damaged; {_REMAKE}")
+    def __init__(self, folder: str | Path, split: str, source: Source) -> None:
+        path, found = _record_path(folder, split), _read_record(folder, split)
         if found["shards"] != source.fingerprint:
             raise UserError(f"{path}: belongs to other shards than those of {split}; {_REMAKE}")
         self._file = IndexedFile(alignment_path(folder, split))
-        for name, sha256 in found["files"].items():
-            file = inside(path.parent, Path(name).name)
-            size = file.stat().st_size if file.is_file() else 0
-            is_checked = checked or size <= files.CHECKED_AT_LOAD
-            if is_checked and files.check_file(file, size, sha256) is not None:
-                raise UserError(f"{file}: its content has changed; {_REMAKE}")
+        _check_files(path, found, full=False)
         if len(self._file) != len(source):
             raise UserError(
                 f"{path}: has {len(self._file):,} alignments, but {split} {len(source):,} pairs; "

@@ -24,6 +24,13 @@ def raw_files(data: DataConfig, split: str) -> list[PairPath]:
     return [PairPath(Path(pair.source), Path(pair.target)) for pair in raw.get(split, [])]
 
 
+def alignment_files(data: DataConfig, split: str) -> list[Path | None]:
+    """Return the file of alignments of each of `raw_files`; None where there is none."""
+    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
+    names = [pair.alignments for pair in raw.get(split, [])]
+    return [None if name is None else Path(name) for name in names]
+
+
 def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
     """Return the options of cleaning that apply to a split: only training text is filtered."""
     clean = clean_of_corpus(data.clean, (data.source_lang, data.target_lang))

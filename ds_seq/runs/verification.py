@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from ds_seq import files
 from ds_seq.config.changes import changes, settings
 from ds_seq.config.load import load_experiment
-from ds_seq.data.alignments import RECORD_SUFFIX, AlignmentReader
+from ds_seq.data.alignments import AlignmentReader, check_alignments, has_alignments
 from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.names import SPECIAL_PIECES
+from ds_seq.records import inside
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_HASH_KEY,
@@ -28,7 +29,7 @@ from ds_seq.runs.formats.ds_seq import (
     find_checkpoint,
 )
 from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
-from ds_seq.tasks.step import read_step
+from ds_seq.tasks.step import REPORTS, read_step
 from ds_seq.text.sentencepiece import possible_fingerprints
 from ds_seq.text.tokenizer import joint_fingerprint
 from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file, vocab_paths
@@ -37,6 +38,7 @@ from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, ch
 
 _CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
 _MANIFEST_SUFFIX = ".manifest.json"
+_OF_SHARDS = "is the vocabulary of the shards"
 _NO_CHECKSUMS = "complete; written by an earlier version, without checksums"
 
 
@@ -104,11 +106,12 @@ def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
+        split = manifest.name.removesuffix(_MANIFEST_SUFFIX)
+        if has_alignments(path, split):
+            name = path / f"{split}.align.json"
+            yield _checked(name, partial(_check_alignments, path, split))
     if any(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield from _vocab_of_shards(path)
-    for record in sorted(path.glob(f"*{RECORD_SUFFIX}")):
-        split = record.name.removesuffix(RECORD_SUFFIX)
-        yield _checked(record, partial(_check_alignments, path, split))
     vocab = [path / Path(name).with_suffix(".json") for name in (VOCAB_FILE, *VOCAB_FILES)]
     for record in [*vocab, *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
@@ -199,7 +202,8 @@ def _check_shards(path: Path) -> str:
 
 
 def _check_alignments(folder: Path, split: str) -> str:
-    AlignmentReader(folder, split, ShardReader(folder, split), checked=True)
+    check_alignments(folder, split)
+    AlignmentReader(folder, split, ShardReader(folder, split))
     return "SHA-256 of 2 files is right, and they belong to the shards"
 
 
@@ -217,7 +221,7 @@ def _vocab_of_shards(folder: Path) -> Iterator[Finding]:
         if all(path.is_file() for path in paths):
             checks[paths[0]] = partial(_check_vocab_of_shards, paths, found)
     findings = [_checked(path, check) for path, check in checks.items()]
-    yield from [finding for finding in findings if finding.is_sound] or findings
+    yield from [finding for finding in findings if finding.note == _OF_SHARDS] or findings
 
 
 def _check_vocab_of_shards(paths: Sequence[Path], found: set[str]) -> str:
@@ -225,7 +229,7 @@ def _check_vocab_of_shards(paths: Sequence[Path], found: set[str]) -> str:
     contents = [read_vocab_file(path) for path in paths]
     possible = [possible_fingerprints(content) for content in contents]
     if found & set(starmap(joint_fingerprint, product(possible[0], possible[-1]))):
-        return "is the vocabulary of the shards"
+        return _OF_SHARDS
     if not found or any(
         piece.encode() not in content for content in contents for piece in SPECIAL_PIECES
     ):
@@ -239,7 +243,15 @@ def _check_vocab_of_shards(paths: Sequence[Path], found: set[str]) -> str:
 
 def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
-    written = read_step(record)["outputs"]
+    step = read_step(record)
+    for name, sha256 in step.get("result", {}).get("reports", {}).items():
+        report = inside(record.parent / REPORTS, name)
+        if not report.is_file() or files.fingerprint(report) != sha256:
+            raise UserError(
+                f"{report}: is missing, or has changed since `ds-seq prepare` wrote it; run it "
+                "again with --force"
+            )
+    written = step["outputs"]
     stem = record.name.removesuffix(".json")
     vocab = record.with_suffix(".model")
     outputs = [vocab] if vocab.name in (VOCAB_FILE, *VOCAB_FILES) else None

@@ -5,11 +5,13 @@ Everything is written to `data.dir`::
     clean/train.de ...    normalized and filtered text; valid and test are only normalized
     clean/train.json ...  inputs of the clean text, and counts of dropped pairs
     clean/reports/train.json, .txt  what was dropped by which filter, with examples
+    clean/train.places ... which raw pair each pair was, if the text has alignments
     clean/valid.overlap.json ...  counts of its pairs that are in the training text, too
     vocab.model           joint tokenizer of the clean training text; without `data.vocab.joint`
                           vocab.source.model and vocab.target.model
     vocab.json            inputs of the tokenizer
     train.0000.src.bin ...  shards, see `ds_seq.data.shards`
+    train.align.bin ...   links between their tokens, see `ds_seq.data.alignments`
 
 A step is skipped if its inputs and options have not changed since the last time. A `vocab.model`
 that was not created by this command (but copied to share it between experiments) is used and never
@@ -35,7 +37,7 @@ from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import clean_corpora, normalize_corpus
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.report import CleanReport
-from ds_seq.data.expected import clean_options, raw_files
+from ds_seq.data.expected import alignment_files, clean_options, raw_files
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin, TextRecord
 from ds_seq.data.overlap import Overlap, find_overlap
@@ -45,12 +47,11 @@ from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
 from ds_seq.names import SPLITS
 from ds_seq.scores.languages import language_warning
+from ds_seq.tasks.alignments import AlignedText, make_alignments
 from ds_seq.tasks.fairseq import prepare_fairseq
-from ds_seq.tasks.step import Step
+from ds_seq.tasks.step import REPORTS, Step
 from ds_seq.tasks.vocab import make_vocab
-from ds_seq.text.build import (
-    build_normalizer,
-)
+from ds_seq.text.build import build_normalizer
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import changes
@@ -111,6 +112,10 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
     tokenizers, vocab = make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
+        reader = ShardReader(data.dir, split, tokenizers.fingerprint)
+        aligned = AlignedText(raw[split], alignment_files(data, split), text, _places(data, split))
+        workers = _workers(data, len(reader))
+        make_alignments(split, aligned, reader, Path(data.dir), tokenizers, workers, force)
         if split != "train":
             _report_references(split, raw[split], tokenizers, data.target_lang)
 
@@ -135,6 +140,13 @@ def _clean_text(data: DataConfig, split: str) -> PairPath:
     return PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
 
 
+def _places(data: DataConfig, split: str) -> Path | None:
+    """Return the file that says which raw pair each clean pair was; None if nothing needs it."""
+    if split != "train" or not any(alignment_files(data, split)):
+        return None
+    return Path(data.dir) / "clean" / f"{split}.places"
+
+
 def _workers(data: DataConfig, num_pairs: int) -> int:
     cores = data.workers or len(os.sched_getaffinity(0))
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
@@ -157,22 +169,27 @@ def _clean_split(
         text.source.with_name(f"{split}.json"),
         inputs=[record.sha256 for record in records] + _files_of_cleaning(data, split),
         options=clean_options(data, split),
-        outputs=list(text),
+        outputs=[*text, *([] if (places := _places(data, split)) is None else [places])],
     )
     result = None if force else step.result_of_last_time()
     if result is not None and "kept" in result:
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
         return text, step.known(clean_options(data, split))
     total = count_pairs(raw)
+    written: list[Path] = []
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
             languages = (data.source_lang, data.target_lang)
             corpus = build_corpus(split, raw, languages, data.clean)
-            report = clean_corpora([corpus], text, _workers(data, total), progress)
-            report.write(text.source.parent / "reports" / f"{split}.json")
+            workers = _workers(data, total)
+            report = clean_corpora([corpus], text, workers, progress, places=places)
+            if places is None:
+                text.source.with_name(f"{split}.places").unlink(missing_ok=True)
+            written = report.write(text.source.parent / REPORTS / f"{split}.json")
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    step.record(report.summary())
+    reports = {path.name: files.fingerprint(path) for path in written}
+    step.record({**report.summary(), "reports": reports})
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )

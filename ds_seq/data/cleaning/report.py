@@ -178,11 +178,15 @@ class CleanReport:
                     lines += [f"    {escaped(example[side])}" for side in ("source", "target")]
         return "\n".join(lines) + "\n"
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path) -> list[Path]:
         """Write the report as JSON to `path`, and as text to the same name with `.txt`.
+
+        Returns:
+            Both paths.
 
         Raises:
             UserError: it cannot be written.
         """
         files.write_text(path, self.to_json())
         files.write_text(path.with_suffix(".txt"), self.to_text())
+        return [path, path.with_suffix(".txt")]

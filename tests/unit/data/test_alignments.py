@@ -53,7 +53,7 @@ def test_other_shards_and_changed_files_are_refused(
     path = alignment_path(folder, "train").with_name("train.align.bin")
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
-    with pytest.raises(UserError, match=r"train.align.bin: its content has changed"):
+    with pytest.raises(UserError, match=r"train.align.bin: is missing, or its content has changed"):
         AlignmentReader(folder, "train", reader)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ds_seq.data import shard_index
+from ds_seq.data import shards as shards_module
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.shards import ShardReader, ShardWriter, manifest_path
 from ds_seq.errors import UserError
@@ -45,7 +45,7 @@ def test_any_rows_in_any_order(
     shard_size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shard_index, "_MOST_ROWS", 50)
+    monkeypatch.setattr(shards_module, "_MOST_ROWS", 50)
     write(tmp_path, pairs, shard_size)
     reader = ShardReader(tmp_path, "train")
     random = np.random.default_rng(1)
