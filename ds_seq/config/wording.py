@@ -47,8 +47,8 @@ def wanted(details: ErrorDetails, field: FieldInfo | None) -> str:
         key, relation = BOUNDS[kind]
         bound = details["ctx"][key]
         return f"{relation} {bound:g}" if isinstance(bound, float) else f"{relation} {bound}"
-    if field is not None and kind in TUPLE_ERRORS and is_tuple(field):
-        return f"{len(get_args(field.annotation))} numbers, such as {json.dumps(field.default)}"
+    if field is not None and kind in TUPLE_ERRORS and (values := tuple_members(field)):
+        return _tuple(values, field)
     if field is not None and (members := _alternatives(field)):
         return " or ".join(members)
     if kind == "list_type":
@@ -62,9 +62,19 @@ def wanted(details: ErrorDetails, field: FieldInfo | None) -> str:
     return f"{words} or null" if accepts_null else words
 
 
-def is_tuple(field: FieldInfo) -> bool:
-    """Return whether the field holds a fixed number of values."""
-    return get_origin(field.annotation) is tuple
+def tuple_members(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the types of the values of a field that holds a fixed number of them, else nothing."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is tuple:
+            return get_args(kind)
+    return ()
+
+
+def _tuple(members: tuple[Any, ...], field: FieldInfo) -> str:
+    accepts_null = type(None) in get_args(field.annotation)
+    kind = "texts" if str in members else "numbers"
+    example = "[a, b]" if field.default is None else json.dumps(field.default)
+    return f"{len(members)} {kind}, such as {example}" + (" or null" if accepts_null else "")
 
 
 def section(value: Any, field: FieldInfo | None) -> str:
