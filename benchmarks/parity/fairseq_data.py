@@ -4,7 +4,7 @@ fairseq binarizes a small text; ds_seq reads and converts it, and writes it back
 that. Files are compared byte for byte, encodings id for id. `--write-test-data` records fairseq's
 files and encodings, which the unit tests compare with without fairseq.
 
-    python benchmarks/parity/fairseq_data.py [--cache DIR] [--write-test-data]
+    python benchmarks/parity/fairseq_data.py [--venv DIR] [--pairs N] [--write-test-data]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from fairseq_venv import make_fairseq_venv
+from parity.fairseq_speed import figures
 
 from ds_seq.cli import main as ds_seq
 from ds_seq.config.load import read_experiment
@@ -55,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
     default = Path.home() / ".cache" / "ds_seq" / "fairseq-venv"
     parser.add_argument("--venv", type=Path, default=default, help="environment of fairseq")
     parser.add_argument("--write-test-data", action="store_true", help="write the tests' reference")
+    parser.add_argument(
+        "--pairs", type=int, default=0, help="also measure speed with this number of random pairs"
+    )
     arguments = parser.parse_args(argv)
     python = make_fairseq_venv(arguments.venv)
     pip = [str(python), "-m", "pip", "install", "-q", "subword-nmt", "sacremoses"]
@@ -66,6 +70,9 @@ def main(argv: Sequence[str]) -> int:
         lines = list(compare(folder, python))
         if arguments.write_test_data:
             record(folder)
+        if arguments.pairs:
+            for line in figures(folder / "speed", python, SIDE, arguments.pairs):
+                print(line)
     for line, same in lines:
         print(f"{'same' if same else 'DIFFERENT':<10} {line}")
     return 0 if all(same for _, same in lines) else 1

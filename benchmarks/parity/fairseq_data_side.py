@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -106,9 +107,25 @@ def read(folder: Path) -> dict[str, list[list[int]]]:
     return found
 
 
+def seconds_to_read(folder: Path, count: int) -> float:
+    """Return the seconds that fairseq takes to read all pairs in random order."""
+    sides = [
+        data_utils.load_indexed_dataset(str(folder / f"train.en-de.{language}"), None)
+        for language in LANGUAGES
+    ]
+    order = np.random.default_rng(2).permutation(count)
+    started = time.perf_counter()
+    for row in order:
+        for side in sides:
+            side[int(row)]
+    return time.perf_counter() - started
+
+
 if __name__ == "__main__":
     arguments = Namespace(what=sys.argv[1], folder=Path(sys.argv[2]))
     if arguments.what == "make":
         make(arguments.folder)
+    elif arguments.what == "time":
+        print(seconds_to_read(arguments.folder, int(sys.argv[3])))
     else:
         print(json.dumps(read(arguments.folder)))

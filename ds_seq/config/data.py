@@ -178,9 +178,10 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check_symbols(self) -> DataConfig:
+        where = "vocab.user_symbols" if self.vocab.joint else "vocab.source.user_symbols"
         for tag in self.language_tags or ():
             if tag not in self.vocab.source_side.user_symbols:
-                raise FieldErrors([("language_tags", f"{tag!r} is not in vocab.user_symbols")])
+                raise FieldErrors([("language_tags", f"{tag!r} is not in {where}")])
         name = "NFKC" if self.clean.nfkc else self.clean.unicode_form
         if name is None:
             return self

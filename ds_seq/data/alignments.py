@@ -23,7 +23,7 @@ from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.data.fairseq_write import IndexedWriter, indexed_writer
 from ds_seq.data.source import Source, TokenBlock
 from ds_seq.errors import UserError
-from ds_seq.records import Count, parse_json, read_limited, record
+from ds_seq.records import Count, inside, parse_json, read_limited, record
 
 _REMAKE = "run `ds-seq prepare` again"
 
@@ -152,7 +152,7 @@ def _read_record(folder: str | Path, split: str) -> AlignmentRecord:
 
 def _check_files(path: Path, found: AlignmentRecord, full: bool) -> None:
     for name, sha256 in found["files"].items():
-        file = path.with_name(Path(name).name)
+        file = inside(path.parent, Path(name).name)
         size = file.stat().st_size if file.is_file() else 0
         is_checked = full or size <= files.CHECKED_AT_LOAD
         if is_checked and files.check_file(file, size, sha256) is not None:

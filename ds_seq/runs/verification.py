@@ -6,16 +6,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import product
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ds_seq import files
 from ds_seq.config.changes import changes, settings
 from ds_seq.config.load import load_experiment
-from ds_seq.data.alignments import check_alignments, has_alignments
+from ds_seq.data.alignments import AlignmentReader, check_alignments, has_alignments
 from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
+from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.names import SPECIAL_PIECES
 from ds_seq.runs.formats.ds_seq import (
@@ -30,12 +31,13 @@ from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
 from ds_seq.tasks.step import read_step
 from ds_seq.text.sentencepiece import possible_fingerprints
 from ds_seq.text.tokenizer import joint_fingerprint
-from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file
+from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file, vocab_paths
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
 _CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
 _MANIFEST_SUFFIX = ".manifest.json"
+_OF_SHARDS = "is the vocabulary of the shards"
 _NO_CHECKSUMS = "complete; written by an earlier version, without checksums"
 
 
@@ -107,10 +109,8 @@ def _data(path: Path) -> Iterator[Finding]:
         if has_alignments(path, split):
             name = path / f"{split}.align.json"
             yield _checked(name, partial(_check_alignments, path, split))
-    for names in ((VOCAB_FILE,), VOCAB_FILES):
-        models = [path / name for name in names]
-        if models[0].is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
-            yield _checked(models[0], partial(_check_vocab_of_shards, models))
+    if any(path.glob(f"*{_MANIFEST_SUFFIX}")):
+        yield from _vocab_of_shards(path)
     vocab = [path / Path(name).with_suffix(".json") for name in (VOCAB_FILE, *VOCAB_FILES)]
     for record in [*vocab, *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
@@ -205,21 +205,36 @@ def _check_shards(path: Path) -> str:
 
 def _check_alignments(folder: Path, split: str) -> str:
     check_alignments(folder, split)
-    return "SHA-256 of 2 files is right"
+    AlignmentReader(folder, split, ShardReader(folder, split))
+    return "SHA-256 of 2 files is right, and they belong to the shards"
 
 
-def _check_vocab_of_shards(paths: Sequence[Path]) -> str:
-    """Compare one vocabulary of SentencePiece, or two, with the fingerprints in the manifests."""
-    contents = [read_vocab_file(path) for path in paths]
+def _vocab_of_shards(folder: Path) -> Iterator[Finding]:
+    """Compare the vocabulary with the fingerprints in the manifests.
+
+    Files of another `data.vocab.joint` may be left over, and are no mistake.
+    """
     found = set()
-    for manifest in paths[0].parent.glob(f"*{_MANIFEST_SUFFIX}"):
+    for manifest in folder.glob(f"*{_MANIFEST_SUFFIX}"):
         with suppress(UserError):  # reported by the check of that manifest
             found.add(Manifest.read(manifest).vocab_hash)
-    sides = product(*map(possible_fingerprints, contents))
-    if found & {joint_fingerprint(side[0], side[-1]) for side in sides}:
-        return "is the vocabulary of the shards"
-    pieces = [piece.encode() for piece in SPECIAL_PIECES]
-    if not found or any(piece not in content for content in contents for piece in pieces):
+    checks: dict[Path, Callable[[], str]] = {}
+    for paths in (vocab_paths(folder, joint=True), vocab_paths(folder, joint=False)):
+        if all(path.is_file() for path in paths):
+            checks[paths[0]] = partial(_check_vocab_of_shards, paths, found)
+    findings = [_checked(path, check) for path, check in checks.items()]
+    yield from [finding for finding in findings if finding.note == _OF_SHARDS] or findings
+
+
+def _check_vocab_of_shards(paths: Sequence[Path], found: set[str]) -> str:
+    """Compare vocabularies of SentencePiece with the fingerprints in the manifests."""
+    contents = [read_vocab_file(path) for path in paths]
+    possible = [possible_fingerprints(content) for content in contents]
+    if found & set(starmap(joint_fingerprint, product(possible[0], possible[-1]))):
+        return _OF_SHARDS
+    if not found or any(
+        piece.encode() not in content for content in contents for piece in SPECIAL_PIECES
+    ):
         return "can be read; only its own kind of tokenizer can say more"
     names = " and ".join(map(str, paths))
     raise UserError(

@@ -13,7 +13,7 @@ from ds_seq.names import FAIRSEQ_DICT, SENTENCEPIECE
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import load_tokenizers, read_tokenizer, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, text_fingerprint
-from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file, save_tokenizer, vocab_paths
 
 _NOT_OURS = (
@@ -80,16 +80,13 @@ def _make_one(
     inputs = [text_fingerprint(file) for file in _inputs(vocab, text)]
     step = Step(path.with_suffix(".json"), inputs, options, [path])
     if path.exists():
-        content = read_vocab_file(path)
-        size = len(read_tokenizer(data, vocab, content, str(path)))
         if step.is_damaged():
-            # only training can tell whether this command has made the file
-            print(f"vocabulary: training again, to compare with {path}", flush=True)
-            if train_tokenizer(data, vocab, text).to_bytes() == content:
-                step.record({"size": size})
+            if (again := _trained_again(data, vocab, path, text)) is not None:
+                step.record({"size": len(again)})
                 print(f"vocabulary: the record of {path} was damaged, and is written again")
                 return every
             step.forget()
+        size = len(read_tokenizer(data, vocab, read_vocab_file(path), str(path)))
         if not step.made_outputs():
             print(
                 f"vocabulary: using the existing {path} ({size:,} subwords), which was copied there"
@@ -107,6 +104,20 @@ def _make_one(
     step.record({"size": len(tokenizer)})
     print(f"vocabulary: {len(tokenizer):,} subwords -> {path}")
     return every
+
+
+def _trained_again(
+    data: DataConfig, vocab: VocabFields, path: Path, text: list[Path]
+) -> Tokenizer | None:
+    """Return the tokenizer if it would be trained like the one that exists, else None.
+
+    Whether this command made it cannot be known otherwise if its record is damaged.
+    """
+    if not text and vocab.name != FAIRSEQ_DICT:  # there is nothing to train it on
+        return None
+    print(f"vocabulary: training again, to compare with {path}", flush=True)
+    tokenizer = train_tokenizer(data, vocab, text)
+    return tokenizer if tokenizer.to_bytes() == path.read_bytes() else None
 
 
 def _inputs(vocab: VocabFields, text: list[Path]) -> list[Path]:

@@ -130,6 +130,8 @@ def test_a_teacher_labels_and_caches(lab: Path, tmp_path: Path) -> None:
     run(lab, "pseudo-label", lab / "run", *arguments)
     assert all((tmp_path / "labels" / name).is_file() for name in NAMES)
     cache = tmp_path / "cache"
+    too_many = ("teacher-cache", lab / "run", "--data", lab / "data", "--top-k", 151)
+    assert main([str(word) for word in (*too_many, "--out", cache)]) == 2
     run(lab, "teacher-cache", lab / "run", "--data", lab / "data", "--top-k", 3, "--out", cache)
     settings = ("criterion.name=distillation", f"criterion.cache={cache}", "train.max_updates=1")
     (done,) = train(

@@ -172,6 +172,8 @@ def test_our_vocabulary_goes_through_fairseq_and_back(
     out = tmp_path / "again"
     out.mkdir()
     vocab.save(out / "vocab.model")
+    # a copied vocabulary whose record is damaged; there is no text to train one for comparison
+    (out / "vocab.json").write_text("{")
     arguments = ["--from-fairseq", str(there), f"data.dir={out}", "data.shard_size=80"]
     assert main(["convert-data", str(file), *arguments]) == 0
     for path in shards.glob("train.0*"):
@@ -279,3 +281,46 @@ def test_damage_is_named_in_one_line(
     errors = [line for line in capsys.readouterr().err.splitlines() if "converting" not in line]
     assert len(errors) == 1 and re.search(message, errors[0]), errors
     assert not list((tmp_path / "data").glob("*.manifest.json"))
+
+
+def test_arguments_that_make_no_sense_are_refused(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "x.yaml", tmp_path / "data"
+    file.write_text(json.dumps(experiment(made, "bpe", out)))
+    command = ["convert-data", str(file)]
+    for arguments, message in (
+        (["--to-fairseq", str(tmp_path / "no")], "vocab.source.model: no such vocabulary"),
+        (["--from-fairseq", str(out)], "is data.dir, too; give it another folder"),
+        (["--from-fairseq", str(tmp_path / "no")], "no: no such folder"),
+        (["--from-fairseq", f"{made}/bpe", "--languages", "en", "fr"], "has no train.en-fr.en.idx"),
+        (["--to-fairseq", str(made), "--languages", "en", "de"], "applies to --from-fairseq only"),
+        ([], "one of the arguments --from-fairseq --to-fairseq is required"),
+    ):
+        capsys.readouterr()
+        assert main([*command, *arguments]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert main([*command, "--from-fairseq", f"{made}/bpe"]) == 0
+    assert main([*command, "--to-fairseq", str(made)]) == 2
+    assert f"{made}: exists already and is not empty" in capsys.readouterr().err
+
+
+def test_a_vocabulary_of_another_kind_must_be_copied(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = experiment(made, "spm", tmp_path / "data", vocab={"size": 112})
+    file = tmp_path / "x.yaml"
+    file.write_text(json.dumps(config))
+    command = ["convert-data", str(file), "--from-fairseq", f"{made}/spm"]
+    assert main(command) == 2
+    assert "vocab.model: missing: copy the vocabulary with which" in capsys.readouterr().err
+    (tmp_path / "data").mkdir(exist_ok=True)
+    shutil.copy(made / "spm.model", tmp_path / "data" / "vocab.model")
+    assert main(command) == 0
+    data = read_experiment(config).data
+    tokenizers = load_tokenizers(data, data.dir)
+    reader = ShardReader(data.dir, "train", tokenizers.fingerprint)
+    text = (made / "text.de").read_text(encoding="utf-8").split("\n")
+    assert reader[4][1].tolist() == [*tokenizers.target.encode(text[4]), 2]
+    other = SentencePieceTokenizer.load(made / "spm.model")
+    assert other.pieces([9]) == tokenizers.target.pieces([9])
