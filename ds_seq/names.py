@@ -88,11 +88,16 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 """Ways to choose the layers of a teacher that its student copies."""
 
 # Text.
+SPLITS = ("train", "valid", "test")
+SIDES = ("source", "target")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes of compressed text files, which are read as they are."""
+InvalidUtf8 = Literal["stop", "drop", "replace"]
+"""What happens to a line that is not UTF-8."""
 SENTENCEPIECE = "sentencepiece"
 FAIRSEQ_DICT = "fairseq_dict"
 TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
 """Values of `data.vocab.name` other than `package.module:Name`."""
-SPLITS = ("train", "valid", "test")
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""
 VOCAB_FILE = "vocab.model"

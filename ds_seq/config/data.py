@@ -16,7 +16,7 @@ from ds_seq.config.base import (
     plugin_tag,
 )
 from ds_seq.config.clean import CleanConfig
-from ds_seq.config.text_files import RawConfig
+from ds_seq.config.text_files import RawSection
 from ds_seq.config.vocab import VocabConfig
 
 
@@ -72,7 +72,7 @@ class DataConfig(Config):
     source: SourceConfig = Field(
         default_factory=all_defaults, description="Source of the training examples."
     )
-    raw: RawConfig = Field(default_factory=all_defaults, description="Raw parallel text files.")
+    raw: RawSection = Field(default_factory=all_defaults, description="Raw parallel text files.")
     max_source_length: int = Field(
         default=256,
         ge=2,

@@ -265,7 +265,7 @@ class ExperimentConfig(Config):
                 )
             )
         text = [name for name in metrics if name in TEXT_METRICS]
-        if text and not self.data.raw.valid:
+        if text and not self.data.raw.entries("valid"):
             errors.append(
                 (
                     "data.raw.valid",

@@ -109,7 +109,7 @@ def _field(path: KeyPath, owner: type[Config], kind: str) -> tuple[KeyPath, Fiel
     field = owner.model_fields[str(path[names[-1]])]
     after = path[names[-1] + 1 :]
     is_mapping = get_origin(field.annotation) is dict
-    is_whole = bool(wording.tuple_members(field)) and kind in wording.TUPLE_ERRORS
+    is_whole = wording.is_tuple(field) and kind in wording.TUPLE_ERRORS
     if is_whole or (not is_mapping and any(isinstance(key, str) for key in after)):
         path = path[: names[-1] + 1]
     return path, field

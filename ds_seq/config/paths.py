@@ -16,21 +16,28 @@ from typing import Any
 from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
-_PAIR = {"source": "", "target": "", "alignments": ""}
+TEXT_KEYS = {
+    **dict.fromkeys(("source", "target", "tsv", "jsonl", "tmx", "xml", "folder"), ""),
+    "alignments": "",
+}
+"""Keys of a raw text, or of a named corpus, whose values are paths."""
 _FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
 _VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
 _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {
         "source": {"folders": ""},
-        "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
+        "raw": {"": "", "folder": "", "train": TEXT_KEYS, "valid": TEXT_KEYS, "test": TEXT_KEYS},
         "clean": dict.fromkeys(FILES, ""),
         "vocab": {**_VOCAB, "source": _VOCAB, "target": _VOCAB},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
 }
-"""Keys whose values are paths of files that a run reads: those that end with the given suffix."""
+"""Keys whose values are paths of files that a run reads: those that end with the given suffix.
+
+With the key "", the section may be a path itself.
+"""
 
 
 def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
@@ -90,6 +97,8 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
     def follow(value: Any, keys: Any) -> Any:
         if isinstance(keys, str):
             return find(value, keys)
+        if isinstance(value, str) and "" in keys:
+            return find(value, keys[""])
         if isinstance(value, list):
             return [follow(item, keys) for item in value]
         if not isinstance(value, dict):

@@ -207,7 +207,7 @@ def _made_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
         "corpora": [
             {
                 "name": corpus.name,
-                "inputs": [text_fingerprint(side) for path in corpus.inputs for side in path],
+                "inputs": [text_fingerprint(side) for path in corpus.inputs for side in path.files],
                 "files": [repr(path) for path in corpus.inputs],
                 "scores": [[text_fingerprint(score.path), score.column] for score in corpus.scores],
                 "options": hashlib.sha256(repr(corpus.options).encode()).hexdigest(),
@@ -255,7 +255,7 @@ def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequenc
         for number, text in enumerate(lines, block.first_line):
             if not text:
                 raise UserError(
-                    f"{path}: line {number} is empty; remove that line from both sides "
+                    f"{path}: {block.path.form.unit} {number} is empty; remove it from both sides "
                     "(prepare_data/clean.py does)"
                 )
 
@@ -281,7 +281,7 @@ def _pair_writer(
 
 
 def _names(inputs: Iterable[PairPath]) -> str:
-    return ", ".join(f"{path.source} and {path.target}" for path in inputs) or "an empty list"
+    return ", ".join(" and ".join(map(str, path.files)) for path in inputs) or "an empty list"
 
 
 def _explain_nothing(corpora: Sequence[Corpus], report: CleanReport) -> str:

@@ -7,14 +7,15 @@ code of its own for MPI: whatever goes through `map_in_order` is done by all ran
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from ds_seq.errors import UserError
+from ds_seq.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,15 +40,27 @@ class Team:
         self._serial = 0  # of the current map; results of an abandoned one are not its own
 
     def map(
-        self, function: Callable[[State, Item], Result], state: State, items: Iterable[Item]
+        self,
+        function: Callable[[State, Item], Result],
+        state: State,
+        items: Iterable[Item],
+        prepare: Callable[[State], None] | None = None,
     ) -> Iterator[Result]:
         """Yield `function(state, item)` for every item, in order; see `map_in_order`.
 
         This rank takes an item itself when the others have enough of them.
+
+        Args:
+            function: function at the top level of a module, so that it can be sent.
+            state: object that every call needs; it is sent once.
+            items: items, read lazily in this process.
+            prepare: called with the state first, in each process.
         """
         self._serial += 1
         for rank in self.others:
-            self.send(rank, ("state", self._serial, function, state))
+            self.send(rank, ("state", self._serial, function, state, prepare))
+        if prepare is not None:
+            prepare(state)
         work = _Work(self, self._serial, items)
         pause = _SHORTEST
         while True:
@@ -160,28 +173,28 @@ def current_team() -> Team | None:
     return _team.get()
 
 
-def is_mpirun(environ: Mapping[str, str]) -> bool:
-    """Return whether this process is one of several that an MPI launcher has started."""
-    names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    return any(environ.get(name, "1") not in ("", "1") for name in names)
-
-
 @contextmanager
 def team() -> Iterator[bool]:
     """Share the work of the block with the other ranks of `mpirun`, if there are any.
+
+    A rank that is killed, or gives no sign of life, ends all of them.
 
     Yields:
         True on rank 0 and without `mpirun`. False on other ranks, after they have done their share:
         there is nothing left to do.
 
     Raises:
-        UserError: `mpirun` has started this process, but mpi4py cannot be loaded.
+        UserError: `mpirun` has started this process, but mpi4py cannot be loaded, or sees another
+            number of processes.
     """
-    if not is_mpirun(os.environ):
+    from ds_seq.data.cleaning.ranks import MpiRanks, find_ranks  # which import this module
+
+    found = find_ranks(os.environ)
+    if not isinstance(found, MpiRanks):
         yield True
         return
-    comm, abort = _world()
-    if comm.Get_rank() > 0:
+    comm = found.world
+    if found.rank > 0:
         _serve(comm)
         yield False
         return
@@ -191,28 +204,20 @@ def team() -> Iterator[bool]:
         yield True
     except Exception as error:
         if not ranks.close(_GRACE):
-            if not isinstance(error, UserError):
+            if isinstance(error, UserError):
+                print(f"ds-seq: error: {error}", file=sys.stderr, flush=True)
+            else:
                 traceback.print_exc()
-            abort(2)
+            comm.Abort(EXIT_USER_ERROR)
         raise
     except BaseException as error:  # a signal: the other ranks may have had it, too
-        abort(error.code if isinstance(error, SystemExit) and error.code else 130)
+        code = error.code if isinstance(error, SystemExit) else None
+        comm.Abort(code if isinstance(code, int) else EXIT_INTERRUPTED)
         raise
     else:
         ranks.close()
     finally:
         _team.reset(token)
-
-
-def _world() -> tuple[Any, Callable[[Any], None]]:
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"mpirun was used but mpi4py cannot load MPI ({error}); install mpi4py and an MPI "
-            "library (pip install mpi4py, apt-get install openmpi-bin)"
-        ) from error
-    return MPI.COMM_WORLD, MPI.COMM_WORLD.Abort
 
 
 def _serve(comm: Any) -> None:
@@ -227,8 +232,10 @@ def _serve(comm: Any) -> None:
             pause = _SHORTEST
             kind, number, *rest = comm.recv(source=0)
             if kind == "state":
-                serial, (function, state) = number, rest
+                serial, (function, state, prepare) = number, rest
                 waiting.clear()
+                if prepare is not None:
+                    prepare(state)
             elif kind == "item":
                 waiting.append((rest[0], rest[1]))
             else:

@@ -8,10 +8,10 @@ manifest::
     train.lengths        lengths of both sides of all pairs of all shards, (N, 2) int32
     train.manifest.json  vocabulary, counts, sizes and checksums of all files, and their origin
 
+Shapes: N pairs; n rows of one shard; 2 sides, source and target.
+
 Each sentence ends with the end symbol. Numbers are little-endian. The manifest is removed first and
 written last, so that a folder with a manifest is complete. `ds_seq.data.shard_writer` writes.
-
-Shapes: N pairs; n rows of one shard; 2 sides, source and target.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq import files
-from ds_seq.data.manifest import CorpusRecord, Manifest, ShardCounts
+from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.shard_files import (
     LENGTH,
-    OFFSET,
     SIDES,
     files_fingerprint,
     id_dtype,
@@ -37,6 +36,7 @@ from ds_seq.data.shard_files import (
     mapped,
     shard_path,
 )
+from ds_seq.data.shard_offsets import OffsetIndex
 from ds_seq.data.shard_writer import ShardWriter
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
@@ -53,12 +53,12 @@ __all__ = [
     "manifest_path",
 ]
 
-_STEP = 32  # rows per stored start: 0.25 bytes a pair in memory
-_MOST_ROWS = 4096  # rows looked up at a time
-_BEFORE = np.arange(_STEP)
 _FEW_SHARDS = 64
 _CHECKED = 256 << 20
 """Bytes of a split of few shards that are compared with their checksums when it is opened."""
+_STEP = 32  # rows per stored start: 0.25 bytes a pair in memory
+_MOST_ROWS = 4096  # rows looked up at a time
+_BEFORE = np.arange(_STEP)
 
 
 def check_ids(ids: NDArray[np.integer], vocab_size: int, folder: Path, remedy: str) -> None:
@@ -86,7 +86,7 @@ class ShardIndex(Protocol):
         """Return (n, 2) numbers of the first tokens of rows (n,) of a shard, within the shard."""
 
 
-class LengthIndex:
+class _LengthIndex:
     """The index of format 2: one mapped file of lengths, summed up shard by shard where needed.
 
     Raises:
@@ -137,50 +137,11 @@ class LengthIndex:
         return starts.astype(np.uint32) if starts[-1].max() < 1 << 32 else starts
 
 
-class OffsetIndex:
-    """The index of format 1: an `.idx` file of offsets for each side of each shard.
-
-    Raises:
-        UserError: a file is missing, has another size or is damaged.
-    """
-
-    def __init__(self, folder: Path, split: str, manifest: Manifest) -> None:
-        self._offsets = [
-            [_offsets(folder, split, shard, side, counts) for side in SIDES]
-            for shard, counts in enumerate(manifest.shards)
-        ]
-        lengths = np.empty((manifest.pairs, 2), np.int32)
-        end = 0
-        for sides in self._offsets:
-            start, end = end, end + len(sides[0]) - 1
-            for side, offsets in enumerate(sides):
-                lengths[start:end, side] = np.diff(offsets)
-        self.lengths: NDArray[np.int32] = lengths
-
-    def starts(self, shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """See `ShardIndex`."""
-        return np.stack([offsets[rows] for offsets in self._offsets[shard]], axis=1)
-
-
-def _offsets(
-    folder: Path, split: str, shard: int, side: str, counts: ShardCounts
-) -> NDArray[np.int64]:
-    path = shard_path(folder, split, shard, side).with_suffix(".idx")
-    offsets: NDArray[np.int64] = mapped(inside(folder, path.name), OFFSET, counts.pairs + 1)
-    total = counts.src_tokens if side == SIDES[0] else counts.tgt_tokens
-    if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 1).any():
-        raise UserError(
-            f"{path}: is damaged (sentences do not follow each other); copy it again or run "
-            "`ds-seq prepare` again"
-        )
-    return offsets
-
-
 class ShardReader:
     """A `Source` of the memory-mapped sentences of one split.
 
     `reader[i]` is a pair of id arrays, both with the end symbol. Opening reads the manifest and the
-    lengths. A split of few shards is compared with the manifest, up to some size byte by byte; the
+    lengths. A split of few shards is compared with the manifest, up to some size byte by byte. The
     shards of a larger one are looked for in a listing of the folder, and each is mapped and its
     size compared when a sentence of it is needed.
 
@@ -210,7 +171,7 @@ class ShardReader:
             )
         self._check_at_open()
         is_first_format = self.manifest.version == 1
-        make: type[OffsetIndex | LengthIndex] = OffsetIndex if is_first_format else LengthIndex
+        make: type[OffsetIndex | _LengthIndex] = OffsetIndex if is_first_format else _LengthIndex
         self._index: ShardIndex = make(self._folder, split, self.manifest)
         self.lengths: NDArray[np.int32] = self._index.lengths
         self._dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
@@ -218,7 +179,8 @@ class ShardReader:
         self._tokens: dict[tuple[int, int], NDArray[Any]] = {}  # by shard and side
         if len(self.manifest.shards) <= _FEW_SHARDS:
             for shard in range(len(self.manifest.shards)):
-                self._side(shard, 0), self._side(shard, 1)
+                for side in range(len(SIDES)):
+                    self._side(shard, side)
 
     def _check_at_open(self) -> None:
         manifest = self.manifest

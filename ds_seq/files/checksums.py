@@ -83,7 +83,7 @@ def write_sums(folder: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS_FILE)
     lines = "".join(f"{fingerprint(folder / name)}  {name}\n" for name in names)
     (folder / SUMS_FILE).write_text(lines, encoding="utf-8")
 
@@ -98,7 +98,10 @@ def check_sums(folder: Path) -> int:
         UserError: a file is missing or has changed, or the list is damaged.
     """
     path = folder / SUMS_FILE
-    lines = read_limited(path).decode("utf-8", "replace").splitlines()
+    content = read_limited(path).decode("utf-8", "replace")
+    lines = content.splitlines()
+    if not content.endswith("\n"):
+        raise UserError(f"{path}:{len(lines)}: is damaged (has no end); copy it again")
     for number, line in enumerate(lines, 1):
         found = _SUMS_LINE.fullmatch(line)
         if found is None:

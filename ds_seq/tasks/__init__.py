@@ -24,17 +24,14 @@ __all__ = ["TASKS", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
-    from ds_seq.tasks.translation import RawSplit, TranslationTask
+    from ds_seq.tasks.translation import TranslationTask
 
     splits = ("train", "valid", "test")
     tokenizers = load_tokenizers(data, data.dir)
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=tokenizers,
-        raw={
-            split: [RawSplit(pair.source, pair.target) for pair in raw_files(data, split)]
-            for split in splits
-        },
+        raw={split: raw_files(data, split, must_exist=False) for split in splits},
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,

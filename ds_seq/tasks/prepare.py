@@ -39,7 +39,7 @@ from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.report import CleanReport
 from ds_seq.data.expected import alignment_files, clean_options, raw_files
 from ds_seq.data.manifest import Manifest
-from ds_seq.data.origin import Origin, TextRecord
+from ds_seq.data.origin import Origin, TextRecord, text_records
 from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader, manifest_path
@@ -49,7 +49,7 @@ from ds_seq.names import SPLITS
 from ds_seq.scores.languages import language_warning
 from ds_seq.tasks.alignments import AlignedText, make_alignments
 from ds_seq.tasks.fairseq import prepare_fairseq
-from ds_seq.tasks.step import REPORTS, Step
+from ds_seq.tasks.step import Step
 from ds_seq.tasks.vocab import make_vocab
 from ds_seq.text.build import build_normalizer
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
@@ -73,12 +73,12 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
     if isinstance(data.source, FairseqConfig):
         prepare_fairseq(data, force)
         return
-    if not data.raw.train:
+    if not data.raw.entries("train"):
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {split: pairs for split in SPLITS if (pairs := raw_files(data, split))}
+    raw = {split: texts for split in SPLITS if (texts := raw_files(data, split))}
     inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
     for output in (path for split in raw for path in _clean_text(data, split)):
         files.check_not_input(output, inputs)
@@ -105,7 +105,7 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
             _refuse_labels(data, split)
     texts, origins = {}, {}
     for split, pairs in raw.items():
-        records = [TextRecord.of(path) for pair in pairs for path in pair]
+        records = text_records(pairs)
         texts[split], cleaning = _clean_split(data, split, pairs, records, force)
         origins[split] = Origin(tuple(records), cleaning)
     _report_overlap(data, texts, force)
@@ -167,7 +167,7 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records] + _files_of_cleaning(data, split),
+        inputs=[record.identity for record in records] + _files_of_cleaning(data, split),
         options=clean_options(data, split),
         outputs=[*text, *([] if (places := _places(data, split)) is None else [places])],
     )
@@ -176,7 +176,6 @@ def _clean_split(
         print(f"{split}: clean text is up to date, {result['kept']:,} pairs")
         return text, step.known(clean_options(data, split))
     total = count_pairs(raw)
-    written: list[Path] = []
     with Progress(f"cleaning {split}", total) as progress:
         if split == "train":
             languages = (data.source_lang, data.target_lang)
@@ -185,11 +184,13 @@ def _clean_split(
             report = clean_corpora([corpus], text, workers, progress, places=places)
             if places is None:
                 text.source.with_name(f"{split}.places").unlink(missing_ok=True)
-            written = report.write(text.source.parent / REPORTS / f"{split}.json")
+            reports = text.source.parent / "reports"
+            report.write(reports / f"{split}.json")
+            with files.writing(reports):
+                files.write_sums(reports)
         else:
             report = CleanReport(normalize_corpus(raw, text, build_normalizer(data), progress))
-    reports = {path.name: files.fingerprint(path) for path in written}
-    step.record({**report.summary(), "reports": reports})
+    step.record(report.summary())
     print(
         f"{split}: kept {report.kept:,} of {report.total:,} pairs -> {text.source}, {text.target}"
     )
@@ -249,10 +250,11 @@ def _report_references(
             changed = list(changes(tokenizers.target, texts))
             if changed:
                 first = changed[0]
+                at = block.first_line + first.number - 1  # a header is a line, too
                 print(
                     f"{split}: {len(changed):,} of {len(texts):,} lines of {pair.target} do not "
                     "come out of the vocabulary as they are, so a perfect translation differs from "
-                    f"them; line {first.number}: {first.text!r} becomes {first.result!r}"
+                    f"them; {pair.form.unit} {at}: {first.text!r} becomes {first.result!r}"
                 )
 
 

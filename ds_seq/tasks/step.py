@@ -11,9 +11,6 @@ from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.records import Count, parse_json, read_json, read_limited, record
 
-REPORTS = "reports"
-"""Folder, next to the record of clean text, of the reports of what was dropped."""
-
 
 @record
 class Result(TypedDict, total=False):
@@ -27,8 +24,6 @@ class Result(TypedDict, total=False):
     total: Count
     pairs: Count
     sources: Count
-    reports: dict[str, str]
-    """SHA-256 of each file of the report, by its name in the folder `REPORTS`."""
 
 
 @record

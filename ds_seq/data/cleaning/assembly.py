@@ -62,6 +62,7 @@ def assemble(
         CorpusReport(
             corpus.name,
             [(str(path.source), str(path.target)) for path in corpus.inputs],
+            units=[path.form.unit for path in corpus.inputs],
             dropped=dict.fromkeys(corpus.options.reasons, 0),
             examples=finished.examples.get(number, Examples()),
         )

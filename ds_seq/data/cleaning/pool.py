@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
+from ds_seq.data.mpi import current_team
 from ds_seq.environment import variable
 from ds_seq.errors import UserError
 
@@ -96,12 +97,16 @@ def map_watched(
         function: function at the top level of a module, so that it can be sent to processes.
         state: object that every call needs; it is sent to each process once.
         items: items, read lazily in this process.
-        workers: number of processes; with 1, the work is done in this process.
+        workers: number of processes; with 1, the work is done in this process. Of no account if
+            the other ranks of `mpirun` wait for work, see `ds_seq.data.mpi`.
         prepare: called first in each process: it may take any time.
 
     Raises:
         UserError: a process has died or hangs; names it.
     """
+    if (ranks := current_team()) is not None:
+        yield from ranks.map(function, state, items, prepare)
+        return
     if workers <= 1:
         if prepare is not None:
             prepare(state)

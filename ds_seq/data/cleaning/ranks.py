@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 _TICK = 1.0
 _ALIVE, _ERROR, _VALUE = 1, 2, 3  # tags of messages
-_POLL = 0.02
+_POLL, _STAGGER = 0.02, 0.5  # seconds
 
 
 class Ranks(Protocol):
@@ -96,17 +96,20 @@ class MpiRanks:
 
     Args:
         mpi: the module `mpi4py.MPI`.
+
+    Attributes:
+        world: mpi4py's communicator of all ranks, for messages of others.
     """
 
     def __init__(self, mpi: Any) -> None:
         self._mpi = mpi
-        self._world = mpi.COMM_WORLD
-        self.rank: int = self._world.Get_rank()
-        self.size: int = self._world.Get_size()
+        self.world = mpi.COMM_WORLD
+        self.rank: int = self.world.Get_rank()
+        self.size: int = self.world.Get_size()
         self._name = f"rank {self.rank} ({socket.gethostname()}, process {os.getpid()})"
         self._names = {self.rank: self._name}
-        self._signs = self._world.Dup()
-        self._values = self._world.Dup()
+        self._signs = self.world.Dup()
+        self._values = self.world.Dup()
         self._ending = threading.Lock()
         if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
             print(
@@ -153,7 +156,7 @@ class MpiRanks:
         with self._ending:
             for line in message.splitlines():
                 print(f"ds-seq: error: {escaped(line)}", file=sys.stderr, flush=True)
-            self._world.Abort(EXIT_USER_ERROR)
+            self.world.Abort(EXIT_USER_ERROR)
             time.sleep(60)
 
     def _watch(self) -> None:
@@ -175,6 +178,7 @@ class MpiRanks:
                 self._names[source] = text
             for other in others:
                 if watched[other].is_late(other in heard):
+                    time.sleep(_STAGGER * max(0, self.rank - 1))  # one of them ends all others
                     name = self._names.get(other, f"rank {other}")
                     self._end(
                         f"{name} has given no sign of life for {SILENCE:.0f} seconds: it was "

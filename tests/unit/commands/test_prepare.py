@@ -122,6 +122,24 @@ def test_new_text_and_options_are_noticed(experiment: Path, tmp_path: Path) -> N
     assert len(ShardReader(folder, "test", vocab.fingerprint)) == 20
 
 
+def test_filters_are_reported_and_their_files_noticed(experiment: Path, tmp_path: Path) -> None:
+    folder, scores = tmp_path / "data", tmp_path / "scores"
+    scores.write_text("0.1\n" * 50 + "0.9\n" * 150)
+    options = [f"data.clean.score_files=[{scores}]", "data.clean.min_score=0.5"]
+    command = ["prepare", str(experiment), *options]
+    assert main(command) == 0
+    report = json.loads((folder / "clean" / "reports" / "train.json").read_text())
+    assert report["dropped"]["score"] == 50
+    examples = report["corpora"][0]["examples"]["score"]
+    assert len(examples) == 20 and all(example["line"] <= 50 for example in examples)
+    origin = Manifest.read(folder / "train.manifest.json").origin
+    assert origin.clean is not None and origin.clean["min_score"] == 0.5
+    scores.write_text("0.9\n" * 200)
+    assert main(command) == 0
+    report = json.loads((folder / "clean" / "reports" / "train.json").read_text())
+    assert report["dropped"]["score"] == 0
+
+
 def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -413,7 +431,7 @@ def test_verify_data_finds_damage_in_any_file(
         flipped[len(content) // 3] ^= 1 << len(content) % 8
         for damaged in (bytes(flipped), content[:-1]):
             path.write_bytes(damaged)
-            found = path.stem if path.parent.name == "clean" else path.name
+            found = path.stem if "clean" in path.parts else path.name
             assert main(["verify-data", str(folder)]) == 2, path
             error = capsys.readouterr().err
             assert found in error and "Traceback" not in error
