@@ -126,20 +126,16 @@ def _missing_raw(config: ExperimentConfig, is_prepared: bool) -> Iterator[tuple[
         if not is_prepared or is_read:
             for path in names:
                 yield from _absent(key, path, "file")
+    if not is_prepared:
+        for split in SPLITS:
+            for entry in config.data.raw.entries(split):
+                for path in entry.alignment_files:
+                    yield from _absent(f"data.raw.{split}.alignments", path, "file")
     for split in SPLITS:
         is_read = split == "valid" and validates and config.validation.metrics
         if (not is_prepared or is_read) and (problem := _folder_problem(config, split)):
             key, _, reason = problem.partition(": ")
             yield key, reason
-
-
-def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
-    for side, vocab in config.data.vocab.parts.items():
-        where = f"data.vocab.{side}" if side else "data.vocab"
-        if vocab.normalization.endswith(".tsv"):
-            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
-        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
-            yield from _absent(f"{where}.fairseq.{key}", path, "file")
 
 
 def _has_valid(config: ExperimentConfig) -> bool:
@@ -167,6 +163,15 @@ def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, tuple[str, ...]]
         if _folder_problem(config, split) is None:
             for text in raw_texts(data.raw, split, (data.source_lang, data.target_lang)):
                 yield f"data.raw.{split}", text.names
+
+
+def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    for side, vocab in config.data.vocab.parts.items():
+        where = f"data.vocab.{side}" if side else "data.vocab"
+        if vocab.normalization.endswith(".tsv"):
+            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
+        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
+            yield from _absent(f"{where}.fairseq.{key}", path, "file")
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:

@@ -16,10 +16,9 @@ from typing import Any
 from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
-TEXT_KEYS = {
-    **dict.fromkeys(("source", "target", "tsv", "jsonl", "tmx", "xml", "folder"), ""),
-    "alignments": "",
-}
+TEXT_KEYS = dict.fromkeys(
+    ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder", "alignments"), ""
+)
 """Keys of a raw text, or of a named corpus, whose values are paths."""
 _FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
 _VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}

@@ -32,7 +32,7 @@ class TextFiles(NamedTuple):
         header: whether a table has a header.
         keys: names of the two sides in JSON or XML.
         invalid_utf8: what happens to pairs that are not UTF-8.
-        alignments: file of the alignments of its pairs; None if it has none.
+        alignments: file of word alignments; None: there are none.
     """
 
     source: str
@@ -42,7 +42,7 @@ class TextFiles(NamedTuple):
     header: bool
     keys: tuple[str, str]
     invalid_utf8: InvalidUtf8
-    alignments: str | None = None
+    alignments: str | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,11 +106,11 @@ def text_files(
         second = "target" if form == "source" else form
         names = [_names(getattr(entry, name)) for name in (form, second)]
         pairs = list(zip(*names, strict=True))
-    aligned = [None] * len(pairs) if entry.alignments is None else _names(entry.alignments)
+    alignments: list[str | None] = [*entry.alignment_files] or [None] * len(pairs)
     columns, header = entry.columns, entry.header
     return [
         TextFiles(source, target, _form(form, source), columns, header, keys, invalid, links)
-        for (source, target), links in zip(pairs, aligned, strict=True)
+        for (source, target), links in zip(pairs, alignments, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -97,6 +97,16 @@ class SplitConfig(Config):
         "`drop` it, or `replace` what is wrong by U+FFFD. Null: dropped in training text (cleaning "
         "counts it), otherwise stop.",
     )
+    alignments: Files | None = Field(
+        default=None,
+        description="File of word alignments: on line n the links of pair n, such as `0-0 1-2`, "
+        "source first, counted from 0. They are kept next to the shards.",
+    )
+
+    @property
+    def alignment_files(self) -> list[str]:
+        """The files of alignments, one for each text; none if there are no alignments."""
+        return _listed(self.alignments)
 
     @field_validator("target", mode="after")
     @classmethod
@@ -127,27 +137,25 @@ class SplitConfig(Config):
         if form in ("tmx", "xml") and self.invalid_utf8 in ("drop", "replace"):
             message = f"{self.invalid_utf8} is not possible in XML; use stop, or convert the file"
             problems.append(("invalid_utf8", message))
-        sides = [_listed(side) for side in (self.source, self.target)]
-        if self.source is not None and self.target is not None and len(sides[0]) != len(sides[1]):
-            message = f"names {len(sides[1])} file(s), but source {len(sides[0])}"
-            problems.append(("target", f"{message}; give as many, in the same order"))
-        problems += self._alignment_errors(form)
-        empty = [name for name in (*given, "target") if getattr(self, name) in ([], "")]
-        problems += [(name, "names no file") for name in empty[:1]]
+        problems += self._count_problems(given)
         if problems:
             raise FieldErrors(problems)
         return self
 
-    def _alignment_errors(self, form: str) -> list[tuple[str, str]]:
-        if self.alignments is None or not form:
-            return []
-        if form == "folder":
-            return [("alignments", "belongs to named files, not to a folder")]
-        aligned, named = _listed(self.alignments), _listed(getattr(self, form))
-        if len(aligned) == len(named):
-            return []
-        message = f"names {len(aligned)} file(s), but {form} {len(named)}"
-        return [("alignments", f"{message}; give as many, in the same order")]
+    def _count_problems(self, given: list[str]) -> Iterator[tuple[str, str]]:
+        """Yield where the numbers of files do not match."""
+        sides = [_listed(side) for side in (self.source, self.target)]
+        if self.source is not None and self.target is not None and len(sides[0]) != len(sides[1]):
+            message = f"names {len(sides[1])} file(s), but source {len(sides[0])}"
+            yield "target", f"{message}; give as many, in the same order"
+        links = len(self.alignment_files)
+        if links and self.folder is not None:
+            yield "alignments", "name the files of the folder one by one with them"
+        elif links and given and links != (texts := len(_listed(getattr(self, given[0])))):
+            message = f"names {links} file(s) for {texts} text(s)"
+            yield "alignments", f"{message}; give as many, in the same order"
+        empty = [name for name in (*given, "target") if getattr(self, name) in ([], "")]
+        yield from ((name, "names no file") for name in empty[:1])
 
     @model_serializer(mode="wrap")
     def _without_other_forms(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ds_seq.data.clean import check_no_empty_line
 from ds_seq.data.manifest import IdType
 from ds_seq.data.shard_files import id_dtype, id_type
 from ds_seq.data.source import TokenBlock
+from ds_seq.environment import collector_paused
 from ds_seq.errors import UserError
 from ds_seq.records import Count, parse_json, record
 from ds_seq.text.forms import Lines
@@ -161,6 +162,7 @@ class PartEncoder:
         """Return the path of the file of a part."""
         return self._work / f"{part.number:06d}.part"
 
+    @collector_paused()
     def make(self, part: Part) -> None:
         """Write the file of a part unless it exists and is whole.
 
@@ -274,6 +276,8 @@ def _check_no_empty_line(
     sides: Sequence[TokenBlock],
 ) -> None:
     """Look at the sentences that have no id; few have, and it need not be for an empty line."""
+    if all((encoded.lengths > 1).all() for encoded in sides):
+        return
     texts = []
     for tokenizer, side, encoded in zip(tokenizers, lines, sides, strict=True):
         shown = ["text"] * len(side)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -40,6 +40,15 @@ class Normalizer:
     fold_spaces: bool
     form: UnicodeForm | None = None
     punctuation: Punctuation | None = None
+
+    def lines(self, texts: Sequence[str]) -> list[str]:
+        """Return many normalized texts; most need one look, and no call."""
+        if self.nfkc or self.form is not None or self.punctuation is not None:
+            return [self(text) for text in texts]
+        return [
+            text.strip(" ") if text.isprintable() and "  " not in text else self(text)
+            for text in texts
+        ]
 
     def __call__(self, text: str) -> str:
         """Return the normalized text."""

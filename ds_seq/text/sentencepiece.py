@@ -146,7 +146,7 @@ class SentencePieceTokenizer:
         return [self._symbol_first(ids) for ids in encoded]
 
     def _normalized(self, lines: Sequence[str]) -> list[str]:
-        return [self._normalizer(line) for line in lines]
+        return self._normalizer.lines(lines)
 
     def _symbol_first(self, ids: list[int]) -> list[int]:
         """Drop the piece of a lone space that SentencePiece puts before a user symbol."""

@@ -14,6 +14,7 @@ import numpy as np
 from ds_seq.data.cleaning.blocks import Block, parse_score
 from ds_seq.data.cleaning.options import SCORE, Corpus, reason_to_drop
 from ds_seq.data.cleaning.report import Example, Examples
+from ds_seq.environment import collector_paused
 from ds_seq.names import DuplicateKey
 
 _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
@@ -65,6 +66,7 @@ def _first_score(corpus: Corpus, block: Block) -> int:
     return block.first_line - (0 if is_in_text else text.form.first - 1)
 
 
+@collector_paused()
 def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     """Normalize and filter the pairs of a block.
 

@@ -141,7 +141,11 @@ def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | Non
     """Return the reason to drop a single normalized pair, whatever else there is, or None."""
     if not source or not target:
         return "empty"
-    shorter, longer = sorted((count_words(source), count_words(target)))
+    # white space other than single ordinary spaces is not in normalized ASCII
+    shorter = source.count(" ") + 1 if source.isascii() else count_words(source)
+    longer = target.count(" ") + 1 if target.isascii() else count_words(target)
+    if shorter > longer:
+        shorter, longer = longer, shorter
     if shorter < options.min_words:
         return "too_short"
     if longer > options.max_words:

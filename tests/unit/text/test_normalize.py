@@ -21,6 +21,7 @@ def test_the_short_way_is_taken_only_where_nothing_changes(nfkc: bool, fold_spac
     for character in CHARACTERS:
         text = f"{character}a {character} b{character}"
         assert normalize(text) == normalize(f"\t{text}"), "a tab at the start forces the long way"
+        assert normalize.lines([text]) == [normalize(text)]
 
 
 def test_what_makes_words_without_spaces_is_looked_for_everywhere() -> None:
