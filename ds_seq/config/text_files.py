@@ -86,11 +86,6 @@ class SplitConfig(Config):
         "translation.de]` for nested objects), `tmx`, `xml` or `folder`; null means the language "
         "codes.",
     )
-    alignments: Files | None = Field(
-        default=None,
-        description="File of word alignments: on line n the links of pair n, such as `0-0 1-2`, "
-        "source first, counted from 0; one for each file. They are kept next to the shards.",
-    )
     invalid_utf8: InvalidUtf8 | None = Field(
         default=None,
         description="What happens to a pair that is not UTF-8: `stop` with the number of its line, "

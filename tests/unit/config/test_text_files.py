@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.needs import unmet
@@ -229,20 +228,3 @@ def test_check_looks_into_folders(experiment: Path, tmp_path: Path) -> None:
     )
     touch(tmp_path / "set", "val.source", "val.target")
     assert unmet(load_experiment(experiment, [f"data.raw={tmp_path}/set"])).errors == []
-
-
-def test_alignments_belong_to_files_one_by_one() -> None:
-    two = {"source": ["a.en", "b.en"], "target": ["a.de", "b.de"]}
-    raw = RawConfig.model_validate({"train": {**two, "alignments": ["a.links", "b.links"]}})
-    assert [text.alignments for text in raw_texts(raw, "train", ("en", "de"))] == [
-        "a.links",
-        "b.links",
-    ]
-    table = RawConfig.model_validate({"train": {"tsv": "a.tsv", "alignments": "a.links"}})
-    assert raw_texts(table, "train", ("en", "de"))[0].alignments == "a.links"
-    for entry, message in (
-        ({**two, "alignments": "a.links"}, "names 1 file.s., but source 2; give as many"),
-        ({"folder": "x", "alignments": "a.links"}, "belongs to named files, not to a folder"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            RawConfig.model_validate({"train": entry})
