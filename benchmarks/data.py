@@ -14,6 +14,8 @@ Sections:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import lzma
 import os
@@ -39,6 +41,7 @@ SIDES = [sys.executable, str(HERE / "data_sides.py")]
 VOCAB_SIZE = 16_000
 VOCAB_SENTENCES = 100_000
 LANGUAGES = ("en", "de")
+_PR_SET_CHILD_SUBREAPER = 36
 _PREPROCESS = "from fairseq_cli.preprocess import cli_main; cli_main()"
 
 
@@ -83,6 +86,10 @@ def measure(*commands: Sequence[str | Path]) -> Cost:
             cpu += usage.ru_utime + usage.ru_stime
             peak = max(peak, usage.ru_maxrss << 10)
         seconds = time.perf_counter() - begin
+        with contextlib.suppress(ChildProcessError):  # what they have left to us; see `main`
+            while True:
+                usage = os.wait4(-1, 0)[2]
+                cpu += usage.ru_utime + usage.ru_stime
         output = "".join(log.read_text(encoding="utf-8") for log in logs)
     return Cost(seconds, cpu, peak, output)
 
@@ -90,6 +97,8 @@ def measure(*commands: Sequence[str | Path]) -> Cost:
 def main(argv: Sequence[str]) -> int:
     """Run the sections."""
     arguments = _parse(argv)
+    # processes that outlive their parents become our children, so that their time is known
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with tempfile.TemporaryDirectory(prefix="ds_seq_data_", dir=arguments.work) as folder:
         pairs = _read_pairs(arguments)
         text = _write_text(Path(folder) / "text", pairs, len(pairs))
