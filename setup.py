@@ -38,10 +38,12 @@ REQUIREMENTS = [
     "typing-extensions>=4.12",
 ]
 SUMMARIZATION = ["rouge-score"]
+ZSTD = ["zstandard"]  # reads .zst; the program zstd will do, too
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
 TEST = [
     *SUMMARIZATION,
     *CTRANSLATE2,
+    *ZSTD,
     "filelock",
     "psutil",
     "pytest>=8.3",
@@ -67,6 +69,7 @@ setup(
         "dev": DEV,
         "benchmarks": ["matplotlib"],
         "ctranslate2": CTRANSLATE2,
+        "zstd": ZSTD,
         "summarization": SUMMARIZATION,
         "summarisation": SUMMARIZATION,  # the name of earlier versions
     },

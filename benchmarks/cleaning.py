@@ -30,6 +30,11 @@ from ds_seq.data.clean import CleanOptions, clean
 from ds_seq.text.lines import PairPath
 from ds_seq.text.normalize import Normalizer
 
+def peak():
+    # in KiB; what getrusage says may be the peak of the parent process
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
 def main(source, target, output, workers, options):
     if options is None:
         made = CleanOptions(Normalizer(False, False), 1, 250, 3.0, True, True)
@@ -37,16 +42,15 @@ def main(source, target, output, workers, options):
         from ds_seq.config.clean import CleanConfig
         from ds_seq.data.cleaning.build import build_clean_options
         made = build_clean_options(CleanConfig(**options), ("en", "de"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     cpu, wall = time.process_time(), time.perf_counter()
     output = PairPath(Path(output + ".s"), Path(output + ".t"))
     report = clean([PairPath(Path(source), Path(target))], output, made, workers)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({
         "pairs": report.total, "kept": report.kept, "wall": wall, "main": cpu,
-        "cpu": cpu + children.ru_utime + children.ru_stime, "before": before, "peak": peak,
+        "cpu": cpu + children.ru_utime + children.ru_stime, "before": before, "peak": peak(),
     }))
 
 if __name__ == "__main__":
@@ -160,7 +164,7 @@ def main() -> int:
     for name in ("source", "target"):
         parser.add_argument(name, type=Path, help=f"{name} text, one sentence per line")
     parser.add_argument("--old", type=Path, help="another checkout to compare with")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each side")
     add_common_arguments(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

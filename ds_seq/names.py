@@ -88,13 +88,22 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 """Ways to choose the layers of a teacher that its student copies."""
 
 # Text.
+SPLITS = ("train", "valid", "test")
+SIDES = ("source", "target")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes of compressed text files, which are read as they are."""
+InvalidUtf8 = Literal["stop", "drop", "replace"]
+"""What happens to a line that is not UTF-8."""
 SENTENCEPIECE = "sentencepiece"
-TOKENIZER_NAMES = (SENTENCEPIECE,)
+FAIRSEQ_DICT = "fairseq_dict"
+TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
 """Values of `data.vocab.name` other than `package.module:Name`."""
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""
 VOCAB_FILE = "vocab.model"
-"""Name of the file with the bytes of a tokenizer, in the folders of shards, runs and exports."""
+"""Name of the file with the bytes of a joint tokenizer, in folders of shards, runs and exports."""
+VOCAB_FILES = ("vocab.source.model", "vocab.target.model")
+"""Names of the files if source and target have tokenizers of their own."""
 SPECIAL_PIECES = ("<s>", "<pad>", "</s>", "<unk>")
 """Special symbols of a vocabulary, in the order of their ids, which is fairseq's."""
 IDENTITY = "identity"

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     for name in ("source", "target"):
-        parser.add_argument(name, type=Path, help=f"{name} text, also .gz, .xz or .bz2")
+        parser.add_argument(name, type=Path, help=f"{name} text, also .gz, .bz2, .xz or .zst")
     for name in ("out-source", "out-target"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="file to write")
     parser.add_argument("--nfkc", action="store_true", help="apply Unicode's NFKC")

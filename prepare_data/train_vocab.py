@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ds_seq.config.vocab import VocabConfig
+from ds_seq.config.vocab import VocabFields
 from ds_seq.errors import UserError, run_command
 from ds_seq.files import check_not_input
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -18,7 +18,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 
 def main(argv: Sequence[str]) -> int:
     """Train and write a vocabulary."""
-    default = VocabConfig()
+    default = VocabFields()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -42,15 +42,21 @@ def main(argv: Sequence[str]) -> int:
         help="rule by which the vocabulary rewrites text: identity (none), nfkc, nmt_nfkc, "
         "nfkc_cf, nmt_nfkc_cf or a file NAME.tsv",
     )
+    parser.add_argument(
+        "--byte-fallback",
+        action="store_true",
+        help="characters that no subword covers become their UTF-8 bytes, 256 more subwords",
+    )
     parser.add_argument("--symbols", nargs="*", default=[], help="pieces that are never split")
     arguments = parser.parse_args(argv)
     check_not_input(arguments.out, arguments.files)
     print("training (large texts take minutes)", file=sys.stderr)
     try:
-        vocab = VocabConfig(
+        vocab = VocabFields(
             size=arguments.size,
             model_type=arguments.type,
             character_coverage=arguments.character_coverage,
+            byte_fallback=arguments.byte_fallback,
             input_sentence_size=arguments.sentences,
             normalization=arguments.normalization,
             user_symbols=arguments.symbols,
@@ -58,8 +64,9 @@ def main(argv: Sequence[str]) -> int:
     except ValidationError as error:
         reasons = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
         raise UserError("\n".join(reasons)) from None
+    left_out = {"name", "options", "fairseq"}
     tokenizer = SentencePieceTokenizer.train(
-        arguments.files, seed=arguments.seed, **vocab.model_dump(exclude={"name", "options"})
+        arguments.files, seed=arguments.seed, **vocab.model_dump(exclude=left_out)
     )
     tokenizer.save(arguments.out)
     print(f"{len(tokenizer):,} subwords -> {arguments.out}")

@@ -29,6 +29,7 @@ _HELP = {
     "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
+    "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",
@@ -52,7 +53,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
-COMMANDS["verify-data"] = COMMANDS["verify"]._replace(help=_HELP["verify-data"])
+COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
 def run(name: str, argv: Sequence[str]) -> int:

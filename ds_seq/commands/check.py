@@ -22,7 +22,7 @@ from ds_seq.config.outside import outside_names
 from ds_seq.config.task import TranslationConfig
 from ds_seq.config.yaml_file import dotted
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE, DEFAULT_METRICS, TEXT_METRICS, VOCAB_FILE
+from ds_seq.names import CONFIG_FILE, DEFAULT_METRICS, TEXT_METRICS, VOCAB_FILE, VOCAB_FILES
 from ds_seq.plugins import is_trusted
 from ds_seq.scores.languages import DEFAULT_TOKENIZER, bleu_tokenizer
 
@@ -121,16 +121,20 @@ def _notes_part(lines: Sequence[str]) -> list[str]:
 
 def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:
     """Return notes on existing vocabularies that rewrite text, or do not although they should."""
-    paths = [path for folder in folders if isfile(path := folder / VOCAB_FILE)]
-    if not paths:
+    joint = config.data.vocab.joint
+    names = (VOCAB_FILE,) if joint else VOCAB_FILES
+    found = [folder for folder in folders if all(isfile(folder / name) for name in names)]
+    if not found:
         return []
     from ds_seq.text.build import load_tokenizers, vocab_notes  # imports sentencepiece
 
-    return [
-        note
-        for path in paths
-        for note in vocab_notes(config.data, load_tokenizers(config.data, path).target, path)
-    ]
+    lines = []
+    for folder in found:
+        tokenizers = load_tokenizers(config.data, folder)
+        sections = config.data.vocab.parts.values()
+        for name, section, tokenizer in zip(names, sections, tokenizers, strict=False):
+            lines += vocab_notes(section, tokenizer, folder / name)
+    return lines
 
 
 def _compared_shards(config: ExperimentConfig) -> Needs:
@@ -183,18 +187,24 @@ def _metric_errors(config: ExperimentConfig) -> list[str]:
 
 
 def _size_lines(config: ExperimentConfig) -> list[str]:
-    model, vocab_size = config.model, config.data.vocab.size
-    size = model.num_params(vocab_size)
+    model, vocab = config.model, config.data.vocab
+    sizes = (vocab.target_side.size, vocab.source_side.size)
+    size = model.num_params(*sizes)
     if size is None:
         return [f"not known for the external model {model.name}"]
     lines = [
-        f"total   {size.total:>16,}   with a vocabulary of {vocab_size:,}",
+        f"total   {size.total:>16,}   with "
+        + (
+            f"a vocabulary of {vocab.size:,}"
+            if vocab.joint
+            else f"vocabularies of {sizes[1]:,} and {sizes[0]:,}"
+        ),
         f"active  {size.active:>16,}   used per token",
     ]
     if model.moe is not None:
         ranks = config.train.expert_parallel
         on_rank = size.total - size.experts + size.experts // ranks
-        dense = model.model_copy(update={"moe": None}).num_params(vocab_size)
+        dense = model.model_copy(update={"moe": None}).num_params(*sizes)
         assert dense is not None
         lines += [
             f"experts {size.experts:>16,}   {model.num_moe_layers} layers x "

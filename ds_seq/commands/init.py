@@ -1,6 +1,7 @@
 """`ds-seq init`: write an experiment file for your own parallel text.
 
 ds-seq init --source train.en --target train.de > my.yaml
+ds-seq init --data opus.tsv.zst --source-lang en --target-lang fr > my.yaml
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from ds_seq.commands.arguments.init import build_parser
 from ds_seq.config.load import read_experiment
+from ds_seq.config.raw_text import plain_name, raw_texts
+from ds_seq.config.text_files import RawConfig
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.errors import UserError
+from ds_seq.names import SIDES, SPLITS
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks
+from ds_seq.text.raw import pair_path
 
 _SAMPLE = 100_000  # pairs that are read to estimate lengths and the vocabulary
 _LONGEST_PIECE = 16  # SentencePiece's limit, in characters
@@ -83,47 +89,108 @@ _SCALES = (
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq init`; return the exit code."""
     args = build_parser().parse_intermixed_args(argv)
-    train = _pairs("", args.source, args.target)
-    valid = _pairs("valid-", args.valid_source, args.valid_target)
-    test = _pairs("test-", args.test_source, args.test_target)
-    languages = _languages(args, train[0])
-    for pairs in (valid, test):
-        count_pairs(pairs)
-    text = _experiment(args, languages, {"train": train, "valid": valid, "test": test})
+    raw = _raw_section(args)
+    languages = _languages(args, raw)
+    texts = _texts(raw, languages)
+    for split in ("valid", "test"):
+        count_pairs(texts[split])
+    text = _experiment(args, languages, raw, texts)
     read_experiment(_parsed(text))  # the file is accepted as it stands
     print(text, end="")
     return 0
 
 
-def _pairs(option: str, sources: list[str], targets: list[str]) -> list[PairPath]:
-    if len(sources) != len(targets):
-        raise UserError(
-            f"--{option}source names {len(sources)} file(s), but --{option}target {len(targets)}; "
-            "give the same number, in the same order"
+def _raw_section(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Return the entries of each split; `folder` instead if one has all splits."""
+    options = vars(args)
+    section: dict[str, list[dict[str, Any]]] = {}
+    for split in SPLITS:
+        option = "" if split == "train" else f"{split}-"
+        sources, targets, both = (
+            options[f"{option}{kind}".replace("-", "_")] for kind in (*SIDES, "data")
         )
-    for path in (*sources, *targets):
-        try:
-            parse_value(_text(path))
-        except yaml.YAMLError:  # control characters, or bytes that are not UTF-8
+        if len(sources) != len(targets):
             raise UserError(
-                f"{path!r}: a file with such a name cannot be named in an experiment; rename it"
-            ) from None
-    return [PairPath(Path(s), Path(t)) for s, t in zip(sources, targets, strict=True)]
+                f"--{option}source names {len(sources)} file(s), but --{option}target "
+                f"{len(targets)}; give the same number, in the same order"
+            )
+        for name in (*sources, *targets, *both):
+            _check_name(name)
+        pairs = zip(sources, targets, strict=True)
+        section[split] = [{"source": source, "target": target} for source, target in pairs]
+        section[split] += [_entry(name, args) for name in both]
+    if not section["train"]:
+        raise UserError("ds-seq init: missing: --source and --target, or --data")
+    return section
 
 
-def _languages(args: argparse.Namespace, first: PairPath) -> tuple[str, str]:
+def _check_name(name: str) -> None:
+    try:
+        parse_value(_text(name))
+    except yaml.YAMLError:  # control characters, or bytes that are not UTF-8
+        raise UserError(
+            f"{name!r}: a file with such a name cannot be named in an experiment; rename it"
+        ) from None
+
+
+def _entry(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the entry of a file or folder with both sides."""
+    form = "folder" if Path(name).is_dir() or name.endswith("signature.txt") else ""
+    form = form or Path(plain_name(name)).suffix.lower().removeprefix(".")
+    form = {"tab": "tsv", "json": "jsonl"}.get(form, form)
+    if form not in ("tsv", "jsonl", "tmx", "xml", "folder"):
+        raise UserError(
+            f"{name}: should be a .tsv, .jsonl, .tmx or .xml (also compressed) or a folder; two "
+            "files are given by --source and --target"
+        )
+    entry: dict[str, Any] = {form: name}
+    if form == "tsv":
+        entry |= {"columns": args.columns} if args.columns else {}
+        entry |= {"header": True} if args.header else {}
+    elif args.keys:
+        entry["keys"] = args.keys
+    return entry
+
+
+def _texts(
+    raw: dict[str, list[dict[str, Any]]], languages: tuple[str, str]
+) -> dict[str, list[PairPath]]:
+    """Return the texts of each split; a folder has the splits that have no entry, too."""
+    try:
+        config = RawConfig.model_validate({**raw, "folder": _whole_folder(raw)})
+    except ValidationError as error:
+        reasons = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
+        raise UserError("\n".join(f"ds-seq init: {reason}" for reason in reasons)) from None
+    return {
+        split: [
+            pair_path(text, counts_invalid=False) for text in raw_texts(config, split, languages)
+        ]
+        for split in SPLITS
+    }
+
+
+def _whole_folder(raw: dict[str, list[dict[str, Any]]]) -> str | None:
+    """Return the folder that is the only training text, and has other splits, too."""
+    (first, *more) = raw["train"]
+    return None if more or set(first) != {"folder"} else str(first["folder"])
+
+
+def _languages(args: argparse.Namespace, raw: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
     codes = []
-    for side, given, path in zip(
-        ("source", "target"), (args.source_lang, args.target_lang), first, strict=True
+    first = raw["train"][0]
+    for number, (side, given) in enumerate(
+        zip(SIDES, (args.source_lang, args.target_lang), strict=True)
     ):
-        name = path.name.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
-        suffix = Path(name).suffix.removeprefix(".")
+        path = first.get(side) or next(iter(first.values()))
+        name = args.keys[number] if "source" not in first and args.keys else plain_name(path)
+        # of `train.en` and of `translation.en`
+        suffix = name.rpartition(".")[2] if "." in name or "source" not in first else ""
         if given is None and not re.fullmatch(r"[A-Za-z]{2,3}([_-]\w+)?", suffix):
             raise UserError(
                 f"{path}: its name does not end with a language, as train.en does; add "
                 f"--{side}-lang CODE"
             )
-        if given is None and suffix == "txt":
+        if given is None and suffix in ("txt", "tsv", "tmx", "xml"):
             raise UserError(f"{path}: add --{side}-lang CODE, such as --{side}-lang en")
         codes.append(suffix if given is None else given)
     if codes[0] == codes[1]:
@@ -163,9 +230,12 @@ def _survey(pairs: Sequence[PairPath]) -> _Corpus:
 
 
 def _experiment(
-    args: argparse.Namespace, languages: tuple[str, str], splits: dict[str, list[PairPath]]
+    args: argparse.Namespace,
+    languages: tuple[str, str],
+    raw: dict[str, list[dict[str, Any]]],
+    texts: dict[str, list[PairPath]],
 ) -> str:
-    corpus = _survey(splits["train"])
+    corpus = _survey(texts["train"])
     scale = next(s for s in _SCALES if s.pairs is None or corpus.pairs <= s.pairs)
     name = args.name or "-".join(languages)
     feasible = corpus.characters + corpus.pieces + 8
@@ -187,8 +257,7 @@ def _experiment(
         _line(
             f"  dir: {_text(f'data/{name}')}", "`ds-seq prepare` writes vocabulary and shards here"
         ),
-        _line("  raw:", "line n of one file translates line n of the other"),
-        *chain.from_iterable(_split(split, pairs) for split, pairs in splits.items()),
+        *_raw_lines(raw),
         _line("  max_source_length: 128", "in subwords; longer pairs are not trained on"),
         "  max_target_length: 128",
         "  vocab:",
@@ -212,7 +281,7 @@ def _experiment(
         "  clip_norm: 1.0",
         _line(f"  max_updates: {updates}", f"about {passes:.0f} passes over the text, one process"),
         f"  log_every: {max(10, every // 10)}",
-        *_validation(bool(splits["valid"]), every),
+        *_validation(bool(texts["valid"]), every),
     ]
     return "\n".join(lines) + "\n"
 
@@ -221,11 +290,35 @@ def _line(setting: str, comment: str) -> str:
     return f"{setting:<31} # {comment}"
 
 
-def _split(split: str, pairs: list[PairPath]) -> list[str]:
-    entries = [f"{{source: {_text(str(s))}, target: {_text(str(t))}}}" for s, t in pairs]
-    if len(entries) == 1:
-        return [f"    {split}: {entries[0]}"]
-    return [f"    {split}:", *(f"      - {entry}" for entry in entries)] if entries else []
+def _raw_lines(raw: dict[str, list[dict[str, Any]]]) -> list[str]:
+    folder = _whole_folder(raw)
+    if folder is not None and not raw["valid"] and not raw["test"]:
+        return [_line(f"  raw: {_text(folder)}", "has the splits by name")]
+    return [
+        _line("  raw:", "line n of one side translates line n of the other"),
+        *([] if folder is None else [f"    folder: {_text(folder)}"]),
+        *chain.from_iterable(
+            _split(split, entries)
+            for split, entries in raw.items()
+            if folder is None or split != "train"
+        ),
+    ]
+
+
+def _split(split: str, entries: list[dict[str, Any]]) -> list[str]:
+    written = [
+        f"{{{', '.join(f'{key}: {_value(value)}' for key, value in entry.items())}}}"
+        for entry in entries
+    ]
+    if len(written) == 1:
+        return [f"    {split}: {written[0]}"]
+    return [f"    {split}:", *(f"      - {entry}" for entry in written)] if written else []
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return _text(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _experts(number: int) -> list[str]:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     limits = run_decoding([run], run.card.generation).limits
     expert_importance = importance(run.model, pairs, run.tokenizers.symbols, limits, device)
     kept = best_experts(expert_importance, keep)
-    smaller, config = prune(run.model, experiment, run.tokenizers.size, kept)
+    smaller, config = prune(run.model, experiment, run.tokenizers.sizes, kept)
     before = _score(run, texts, scorer, device, "translate, all experts")
     smaller.to(device)
     pruned = LoadedRun(run.card, config.model, smaller, options.out, config)

@@ -46,6 +46,9 @@ def main(argv: Sequence[str]) -> int:
         vocab_hash = next(iter(sources.values())).vocab_hash
         loading = Loading(args.checkpoint, args.dtype, args.expert_parallel, zero3=False)
         teacher = load_teacher(args.runs, loading, vocab_hash, device)
+        size = len(teacher.runs[0].tokenizers.target)  # of two vocabularies the larger is known
+        if args.top_k > size:
+            raise UserError(f"--top-k {args.top_k}: the vocabulary of the target has {size} tokens")
         options = CacheOptions(folder, args.top_k, args.precision, args.part_tokens)
         started = time.monotonic()
         lock = None

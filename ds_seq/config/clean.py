@@ -194,7 +194,7 @@ class CleanConfig(Config):
     )
     min_score: float | None = Field(
         default=None,
-        ge=-1e6,
+        ge=-1e6,  # it may be a log-probability
         le=1e6,
         description="Drop pairs with a smaller score; needs `score_files`.",
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from ds_seq.config.base import (
     Config,
@@ -16,7 +16,7 @@ from ds_seq.config.base import (
     plugin_tag,
 )
 from ds_seq.config.clean import CleanConfig
-from ds_seq.config.text_files import RawConfig
+from ds_seq.config.text_files import RawSection
 from ds_seq.config.vocab import VocabConfig
 
 
@@ -26,8 +26,31 @@ class ShardsConfig(Config):
     name: Literal["shards"] = Field(default="shards", description="Selects this source.")
 
 
+def _split_folders(value: Any) -> Any:
+    return value.split(":") if isinstance(value, str) else value
+
+
+class FairseqConfig(Config):
+    """The output of fairseq-preprocess, read where it is."""
+
+    name: Literal["fairseq"] = Field(description="Selects this source.")
+    folders: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1)]], BeforeValidator(_split_folders)
+    ] = Field(
+        min_length=1,
+        description="Its folders: a list, or a text with colons between them. All together are one "
+        "epoch; validation and test data are in the first.",
+    )
+    languages: tuple[str, str] | None = Field(
+        default=None,
+        description="Source and target language in the names of its files; null: those of `data`.",
+    )
+
+
 SourceConfig = Annotated[
-    Annotated[ShardsConfig, Tag("shards")] | Annotated[ExternalConfig, Tag("external")],
+    Annotated[ShardsConfig, Tag("shards")]
+    | Annotated[FairseqConfig, Tag("fairseq")]
+    | Annotated[ExternalConfig, Tag("external")],
     Discriminator(plugin_tag("shards")),
 ]
 
@@ -42,12 +65,14 @@ class DataConfig(Config):
     source_lang: Language = Field(description="Language code of the source side.")
     target_lang: Language = Field(description="Language code of the target side.")
     dir: str = Field(
-        min_length=1, description="Folder of the shards and the vocabulary (`vocab.model`)."
+        min_length=1,
+        description="Folder of the shards and the vocabulary (`vocab.model`, or "
+        "`vocab.source.model` and `vocab.target.model`).",
     )
     source: SourceConfig = Field(
         default_factory=all_defaults, description="Source of the training examples."
     )
-    raw: RawConfig = Field(default_factory=all_defaults, description="Raw parallel text files.")
+    raw: RawSection = Field(default_factory=all_defaults, description="Raw parallel text files.")
     max_source_length: int = Field(
         default=256,
         ge=2,
@@ -73,6 +98,13 @@ class DataConfig(Config):
         default=None, description="Number of binarization processes; null uses all CPU cores."
     )
 
+    @property
+    def fairseq_languages(self) -> tuple[str, str]:
+        """Languages in the names of the files of a source `fairseq`."""
+        own = self.source
+        assert isinstance(own, FairseqConfig)
+        return own.languages or (self.source_lang, self.target_lang)
+
     @model_validator(mode="after")
     def _check_languages(self) -> DataConfig:
         # the files of clean text are named after the languages
@@ -83,15 +115,18 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check_symbols(self) -> DataConfig:
+        where = "vocab.user_symbols" if self.vocab.joint else "vocab.source.user_symbols"
         for tag in self.language_tags or ():
-            if tag not in self.vocab.user_symbols:
-                raise FieldErrors([("language_tags", f"{tag!r} is not in vocab.user_symbols")])
+            if tag not in self.vocab.source_side.user_symbols:
+                raise FieldErrors([("language_tags", f"{tag!r} is not in {where}")])
         name = "NFKC" if self.clean.nfkc else self.clean.unicode_form
         if name is None:
             return self
         key = "nfkc" if self.clean.nfkc else "unicode_form"
-        for symbol in self.vocab.user_symbols:
-            if (form := unicodedata.normalize(name, symbol)) != symbol:
-                message = f"data.clean.{key} turns {symbol} into {form}; list it in that form"
-                raise FieldErrors([("vocab.user_symbols", message)])
+        for side, vocab in self.vocab.parts.items():
+            for symbol in vocab.user_symbols:
+                if (form := unicodedata.normalize(name, symbol)) != symbol:
+                    message = f"data.clean.{key} turns {symbol} into {form}; list it in that form"
+                    place = f"vocab.{side}.user_symbols" if side else "vocab.user_symbols"
+                    raise FieldErrors([(place, message)])
         return self

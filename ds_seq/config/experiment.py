@@ -100,6 +100,7 @@ class ExperimentConfig(Config):
             ({"train", "model"}, self._expert_parallel_errors),
             ({"train", "model"}, self._clip_errors),
             ({"model", "data"}, self._language_errors),
+            ({"model", "data"}, self._sharing_errors),
             ({"model", "data"}, self._position_errors),
             ({"train", "data"}, self._batch_errors),
             ({"scheduler", "train"}, self._schedule_errors),
@@ -137,13 +138,24 @@ class ExperimentConfig(Config):
         return []
 
     def _language_errors(self) -> list[tuple[str, str]]:
-        if not self.routes_by_language or self.data.vocab.user_symbols:
+        if not self.routes_by_language or self.data.vocab.source_side.user_symbols:
             return []
         return [
             (
                 "model.moe.router",
                 "language needs tags at the start of the source lines; list them in "
                 "data.vocab.user_symbols, such as [<2de>, <2fr>]",
+            )
+        ]
+
+    def _sharing_errors(self) -> list[tuple[str, str]]:
+        if self.data.vocab.joint or self.model.share_embeddings != "all":
+            return []
+        return [
+            (
+                "model.share_embeddings",
+                "all: source and target have vocabularies of their own (data.vocab.joint is "
+                "false), so one table cannot serve both; use decoder or none",
             )
         ]
 
@@ -189,7 +201,8 @@ class ExperimentConfig(Config):
         if criterion is None:
             return []
         errors = []
-        if criterion.strategy == "global_language_wise" and not self.data.vocab.user_symbols:
+        tags = self.data.vocab.source_side.user_symbols
+        if criterion.strategy == "global_language_wise" and not tags:
             errors.append(
                 (
                     f"{where}.strategy",
@@ -252,7 +265,7 @@ class ExperimentConfig(Config):
                 )
             )
         text = [name for name in metrics if name in TEXT_METRICS]
-        if text and not self.data.raw.valid:
+        if text and not self.data.raw.entries("valid"):
             errors.append(
                 (
                     "data.raw.valid",

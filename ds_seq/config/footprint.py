@@ -56,7 +56,8 @@ def memory_lines(config: ExperimentConfig, stage: int, world_size: int | None) -
         stage: ZeRO stage.
         world_size: number of processes; None if unknown.
     """
-    size = config.model.num_params(config.data.vocab.size)
+    vocab = config.data.vocab
+    size = config.model.num_params(vocab.target_side.size, vocab.source_side.size)
     if size is None:
         return []
     ranks = world_size or config.train.expert_parallel
@@ -107,5 +108,5 @@ def _activation_bytes(config: ExperimentConfig) -> float:
     kept = sum(layers)
     if model.activation_checkpointing:  # the input of each layer, and all of one layer at a time
         kept = len(layers) * model.d_model + max(layers)
-    logits = config.data.vocab.size * (width + 4)  # and their float32 gradient
+    logits = config.data.vocab.target_side.size * (width + 4)  # and their float32 gradient
     return tokens * (kept * width + logits)

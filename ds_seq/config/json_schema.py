@@ -8,6 +8,7 @@ from typing import Any
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import EXTENDS
 from ds_seq.config.schema import NO_TAG, is_short_form, section_classes, sections
+from ds_seq.config.text_files import FOLDER_FORM
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -33,6 +34,8 @@ def json_schema() -> dict[str, Any]:
                 _allow(properties, key, {"enum": names})
             elif properties[key].get("type") == "array" and NO_TAG in classes:
                 _allow(properties, key, properties[key]["items"])  # one instead of a list
+            elif FOLDER_FORM in field.metadata:
+                _allow(properties, key, {"type": "string"})
     schema["properties"][EXTENDS] = {
         "type": "string",
         "description": "Experiment file whose settings this one changes.",

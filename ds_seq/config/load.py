@@ -19,6 +19,7 @@ from ds_seq.config.experiment import STAND_INS, ExperimentConfig
 from ds_seq.config.outside import Sections, check_trusted, outside_names
 from ds_seq.config.paths import find_parent, resolved
 from ds_seq.config.schema import has_short_form
+from ds_seq.config.text_files import FORMS
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.yaml_file import (
     KeyPath,
@@ -97,8 +98,11 @@ def _as_section(value: Any, path: KeyPath) -> Any:
 
 
 def _other_plugin(old: dict[str, Any], new: dict[str, Any]) -> bool:
-    """Return whether `new` names a different plug-in, for which the old options do not apply."""
-    return "name" in new and "name" in old and new["name"] != old["name"]
+    """Return whether `new` is another plug-in or form of text, which old options do not fit."""
+    if "name" in new and "name" in old and new["name"] != old["name"]:
+        return True
+    before, now = ({name for name in FORMS if name in section} for section in (old, new))
+    return bool(before and now) and before.isdisjoint(now)
 
 
 def load_experiment(

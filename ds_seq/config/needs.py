@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from typing_extensions import TypedDict
 
-from ds_seq.config.data import ShardsConfig
+from ds_seq.config.data import FairseqConfig, ShardsConfig
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.text_files import SplitConfig
+from ds_seq.config.raw_text import raw_texts
 from ds_seq.errors import UserError
+from ds_seq.names import SPLITS
 from ds_seq.records import Count, read_json, record
 
 
@@ -49,8 +50,8 @@ def unmet(config: ExperimentConfig) -> Needs:
     errors = [f"{key}: {problem}" for key, problem in _missing(config)]
     notes: list[str] = []
     if not exists(config.data.dir):  # a shipped example, before its text is fetched
-        for key, pair in _raw_files(config):
-            for path in map(Path, (pair.source, pair.target)):
+        for key, names in _raw_files(config):
+            for path in map(Path, names):
                 line = f"{key}: {path}: no such file"
                 if line in errors and not exists(path.parent):
                     errors.remove(line)
@@ -77,6 +78,9 @@ def train_manifest(config: ExperimentConfig) -> TrainManifest | None:
 def _missing(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     if isinstance(config.data.source, ShardsConfig):
         yield from _missing_text(config)
+    elif isinstance(config.data.source, FairseqConfig):
+        for folder in config.data.source.folders:
+            yield from _absent("data.source.folders", folder, "folder")
     if config.train.init_from is not None:
         yield from _absent("train.init_from", config.train.init_from, "run or exported model")
     where, _ = config.base_criterion
@@ -94,36 +98,80 @@ def _missing_text(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
     raw, folder, train = config.data.raw, Path(config.data.dir), config.train
     is_prepared = isfile(folder / "train.manifest.json")
     validates = train.validate_every is not None
-    if not is_prepared and not raw.train:
+    if not is_prepared and not raw.entries("train"):
         yield (
             "data.raw.train",
             f"missing, and data.dir {folder} has no shards; name the training text, such as "
             "{source: corpus.en, target: corpus.de}",
         )
-    if validates and not raw.valid and not isfile(folder / "valid.manifest.json"):
+    if validates and not _has_valid(config) and not isfile(folder / "valid.manifest.json"):
         yield (
             "data.raw.valid",
             "missing: name the validation text, or set train.validate_every=null and "
             "train.save_every",
         )
-    if not is_prepared and (rule := config.data.vocab.normalization).endswith(".tsv"):
-        yield from _absent("data.vocab.normalization", rule, "file")
     if not is_prepared:
+        yield from _missing_vocab(config)
         for key, name in config.data.clean.named_files():
             yield from _absent(f"data.clean.{key}", name, "file")
-    for key, pair in _raw_files(config):
+    yield from _missing_raw(config, is_prepared)
+
+
+def _missing_raw(config: ExperimentConfig, is_prepared: bool) -> Iterator[tuple[str, str]]:
+    """Yield the files and folders of raw text that are not there, if they are read."""
+    validates = config.train.validate_every is not None
+    for key, names in _raw_files(config):
         # training reads the shards, and the validation text as the reference of its metrics
         is_read = key == "data.raw.valid" and validates and config.validation.metrics
         if not is_prepared or is_read:
-            for path in (pair.source, pair.target):
+            for path in names:
                 yield from _absent(key, path, "file")
+    if not is_prepared:
+        for split in SPLITS:
+            for entry in config.data.raw.entries(split):
+                for path in entry.alignment_files:
+                    yield from _absent(f"data.raw.{split}.alignments", path, "file")
+    for split in SPLITS:
+        is_read = split == "valid" and validates and config.validation.metrics
+        if (not is_prepared or is_read) and (problem := _folder_problem(config, split)):
+            key, _, reason = problem.partition(": ")
+            yield key, reason
 
 
-def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, SplitConfig]]:
-    raw = config.data.raw
-    for split, pairs in (("train", raw.train), ("valid", raw.valid), ("test", raw.test)):
-        for pair in pairs:
-            yield f"data.raw.{split}", pair
+def _has_valid(config: ExperimentConfig) -> bool:
+    """Return whether there is validation text, or should be where a folder is missing."""
+    if _folder_problem(config, "valid") is not None:
+        return True
+    data = config.data
+    return bool(raw_texts(data.raw, "valid", (data.source_lang, data.target_lang)))
+
+
+def _folder_problem(config: ExperimentConfig, split: str) -> str | None:
+    """Return what is wrong with a folder that should have a split."""
+    data = config.data
+    try:
+        raw_texts(data.raw, split, (data.source_lang, data.target_lang))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _raw_files(config: ExperimentConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the key and the files of each raw text; those of folders as far as they exist."""
+    data = config.data
+    for split in SPLITS:
+        if _folder_problem(config, split) is None:
+            for text in raw_texts(data.raw, split, (data.source_lang, data.target_lang)):
+                yield f"data.raw.{split}", text.names
+
+
+def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    for side, vocab in config.data.vocab.parts.items():
+        where = f"data.vocab.{side}" if side else "data.vocab"
+        if vocab.normalization.endswith(".tsv"):
+            yield from _absent(f"{where}.normalization", vocab.normalization, "file")
+        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
+            yield from _absent(f"{where}.fairseq.{key}", path, "file")
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:

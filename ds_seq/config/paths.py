@@ -16,18 +16,27 @@ from typing import Any
 from ds_seq.config.clean import FILES
 from ds_seq.errors import UserError
 
-_PAIR = {"source": "", "target": ""}
+TEXT_KEYS = dict.fromkeys(
+    ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder", "alignments"), ""
+)
+"""Keys of a raw text, or of a named corpus, whose values are paths."""
+_FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
+_VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
 _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {
-        "raw": {"train": _PAIR, "valid": _PAIR, "test": _PAIR},
+        "source": {"folders": ""},
+        "raw": {"": "", "folder": "", "train": TEXT_KEYS, "valid": TEXT_KEYS, "test": TEXT_KEYS},
         "clean": dict.fromkeys(FILES, ""),
-        "vocab": {"normalization": ".tsv"},
+        "vocab": {**_VOCAB, "source": _VOCAB, "target": _VOCAB},
     },
     "criterion": {**_CRITERION, "base": _CRITERION},
     "train": {"deepspeed": "", "init_from": ""},
 }
-"""Keys whose values are paths of files that a run reads: those that end with the given suffix."""
+"""Keys whose values are paths of files that a run reads: those that end with the given suffix.
+
+With the key "", the section may be a path itself.
+"""
 
 
 def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
@@ -80,11 +89,15 @@ def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False
             return [find(item, suffix) for item in value]
         if not isinstance(value, str) or not value or not value.endswith(suffix):
             return value
+        if ":" in value and not exists(value):  # several folders in one text
+            return ":".join(find(part, suffix) for part in value.split(":"))
         return find_near(value, file, on_command_line)
 
     def follow(value: Any, keys: Any) -> Any:
         if isinstance(keys, str):
             return find(value, keys)
+        if isinstance(value, str) and "" in keys:
+            return find(value, keys[""])
         if isinstance(value, list):
             return [follow(item, keys) for item in value]
         if not isinstance(value, dict):

@@ -1,14 +1,16 @@
-"""The `data.vocab` section: the subword vocabulary."""
+"""The `data.vocab` section: the subword vocabulary, or one for each side."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ds_seq.config.base import PLUGIN, Config, FieldErrors, NonNegativeInt
 from ds_seq.names import (
+    FAIRSEQ_DICT,
     IDENTITY,
     NORMALIZATION_RULES,
     SENTENCEPIECE,
@@ -20,33 +22,82 @@ from ds_seq.plugins import EXTERNAL_PATTERN, nearest
 # What text never contains when the tokenizer reads it: white space inside a symbol, control and
 # invisible characters, and the mark by which SentencePiece replaces spaces.
 _UNMATCHED = re.compile("[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b\u2060\ufeff\u2581]")
+_SENTENCEPIECE_ONLY = (
+    "model_type",
+    "character_coverage",
+    "byte_fallback",
+    "input_sentence_size",
+    "normalization",
+)
+_Size = Annotated[int, Field(ge=8, le=10_000_000)]
+_Coverage = Annotated[float, Field(gt=0.0, le=1.0)]
+_ModelType = Literal["unigram", "bpe"]
 
 
-class VocabConfig(Config):
-    """The joint tokenizer of source and target, by default a SentencePiece model."""
+class FairseqDictConfig(Config):
+    """Files of a vocabulary that was made for fairseq."""
+
+    dictionary: str = Field(
+        min_length=1,
+        description="File of fairseq's dictionary, `dict.LANG.txt`: a symbol and its count on each "
+        "line.",
+    )
+    codes: str | None = Field(
+        default=None,
+        description="File of the merges of subword-nmt or fastBPE, whose pieces end with `@@`; "
+        "null without `sentencepiece`: symbols are words.",
+    )
+    sentencepiece: str | None = Field(
+        default=None,
+        description="SentencePiece model whose pieces, which mark spaces by `▁`, are the symbols.",
+    )
+    moses: bool = Field(
+        default=False,
+        description="Whether text is tokenized before, and detokenized after, by the rules of "
+        "Moses for the language of its side; needs the package sacremoses.",
+    )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files by key, without those that are not given."""
+        keys = ("dictionary", "codes", "sentencepiece")
+        return {key: vars(self)[key] for key in keys if vars(self)[key] is not None}
+
+    @model_validator(mode="after")
+    def _check_files(self) -> FairseqDictConfig:
+        if self.codes is not None and self.sentencepiece is not None:
+            message = "the symbols are pieces of one kind; give codes or sentencepiece"
+            raise FieldErrors([("sentencepiece", message)])
+        return self
+
+
+class VocabFields(Config):
+    """Options of one vocabulary."""
 
     name: Annotated[str, PLUGIN] = Field(
         default="sentencepiece",
-        description="`sentencepiece`, or `package.module:Name` of an external tokenizer class, "
-        "which also receives `size` and `user_symbols`.",
+        description="`sentencepiece`; `fairseq_dict`, files that were made for fairseq; or "
+        "`package.module:Name` of an external tokenizer class, which also receives `size` and "
+        "`user_symbols`.",
     )
     options: dict[str, Any] = Field(
-        default={},
-        description="Training options of an external tokenizer; `sentencepiece` accepts none.",
+        default={}, description="Training options of an external tokenizer; others accept none."
+    )
+    fairseq: FairseqDictConfig | None = Field(
+        default=None, description="Files of a vocabulary named `fairseq_dict`."
     )
 
-    size: int = Field(
-        default=32000, ge=8, le=10_000_000, description="Vocabulary size, special symbols included."
-    )
-    model_type: Literal["unigram", "bpe"] = Field(
-        default="unigram", description="SentencePiece algorithm."
-    )
-    character_coverage: float = Field(
+    size: _Size = Field(default=32000, description="Vocabulary size, special symbols included.")
+    model_type: _ModelType = Field(default="unigram", description="SentencePiece algorithm.")
+    character_coverage: _Coverage = Field(
         default=1.0,
-        gt=0.0,
-        le=1.0,
         description="Fraction of characters covered by subwords; use 0.9995 for Chinese or "
         "Japanese.",
+    )
+    byte_fallback: bool = Field(
+        default=False,
+        description="Whether characters that no subword covers become their UTF-8 bytes, 256 more "
+        "subwords, instead of `<unk>`.",
     )
     input_sentence_size: NonNegativeInt = Field(
         default=2_000_000,
@@ -103,38 +154,139 @@ class VocabConfig(Config):
         return symbols
 
     @model_validator(mode="after")
-    def _check_size(self) -> VocabConfig:
-        least = len(SPECIAL_PIECES) + len(self.user_symbols) + 1
-        if self.name == SENTENCEPIECE and self.size < least:
-            raise FieldErrors(
-                [
-                    (
-                        "size",
-                        f"{self.size} has no room for text: {len(SPECIAL_PIECES)} special and "
-                        f"{len(self.user_symbols)} user symbols need at least {least}",
-                    )
-                ]
-            )
+    def _check_fields(self) -> VocabFields:
+        if errors := self.field_errors():
+            raise FieldErrors(errors)
         return self
 
-    @model_validator(mode="after")
-    def _check_options(self) -> VocabConfig:
-        if self.name == SENTENCEPIECE:
-            if self.options:
-                message = "only an external tokenizer (`package.module:Name`) accepts options"
-                raise FieldErrors([("options", message)])
-            return self
-        fields = type(self).model_fields
-        sentencepiece_only = (
-            "model_type",
-            "character_coverage",
-            "input_sentence_size",
-            "normalization",
-        )
-        foreign = [name for name in sentencepiece_only if vars(self)[name] != fields[name].default]
-        if foreign:
-            message = (
-                f"applies to sentencepiece only; set options of {self.name} in data.vocab.options"
+    def field_errors(self) -> list[tuple[str, str]]:
+        """Return settings that contradict each other as (field, message) pairs."""
+        return [*self._size_errors(), *self._kind_errors()]
+
+    def _size_errors(self) -> list[tuple[str, str]]:
+        num_bytes = 256 if self.byte_fallback else 0
+        least = len(SPECIAL_PIECES) + len(self.user_symbols) + num_bytes + 1
+        if self.name != SENTENCEPIECE or self.size >= least:
+            return []
+        others = f" and {num_bytes} bytes" if num_bytes else ""
+        return [
+            (
+                "size",
+                f"{self.size} has no room for text: {len(SPECIAL_PIECES)} special and "
+                f"{len(self.user_symbols)} user symbols{others} need at least {least}",
             )
-            raise FieldErrors([(name, message) for name in foreign])
-        return self
+        ]
+
+    def _kind_errors(self) -> list[tuple[str, str]]:
+        """Return options that belong to another kind of vocabulary."""
+        errors = []
+        if self.name in (SENTENCEPIECE, FAIRSEQ_DICT) and self.options:
+            message = "only an external tokenizer (`package.module:Name`) accepts options"
+            errors.append(("options", message))
+        if self.name == FAIRSEQ_DICT and self.fairseq is None:
+            example = "{dictionary: dict.en.txt, codes: bpe.codes}"
+            message = f"missing: name the dictionary, such as {example}"
+            errors.append(("fairseq", message))
+        if self.name != FAIRSEQ_DICT and self.fairseq is not None:
+            message = f"belongs to name: {FAIRSEQ_DICT}, but name is {self.name}; set that"
+            errors.append(("fairseq", message))
+        if self.name == SENTENCEPIECE:
+            return errors
+        where = "data.vocab.fairseq" if self.name == FAIRSEQ_DICT else "data.vocab.options"
+        message = f"applies to sentencepiece only; set options of {self.name} in {where}"
+        defaults = VocabFields.model_fields
+        foreign = [k for k in _SENTENCEPIECE_ONLY if vars(self)[k] != defaults[k].default]
+        return errors + [(name, message) for name in foreign]
+
+
+class VocabSideConfig(Config):
+    """What one side has otherwise than `data.vocab` says; null: the same."""
+
+    name: Annotated[str | None, PLUGIN] = Field(default=None, description="As in data.vocab.")
+    options: dict[str, Any] | None = Field(default=None, description="As in data.vocab.")
+    fairseq: FairseqDictConfig | None = Field(default=None, description="As in data.vocab.")
+    size: _Size | None = Field(default=None, description="As in data.vocab.")
+    model_type: _ModelType | None = Field(default=None, description="As in data.vocab.")
+    character_coverage: _Coverage | None = Field(default=None, description="As in data.vocab.")
+    byte_fallback: bool | None = Field(default=None, description="As in data.vocab.")
+    input_sentence_size: NonNegativeInt | None = Field(
+        default=None, description="As in data.vocab."
+    )
+    normalization: str | None = Field(default=None, description="As in data.vocab.")
+    user_symbols: list[str] | None = Field(default=None, description="As in data.vocab.")
+
+
+class VocabConfig(VocabFields):
+    """The vocabulary: a joint one of source and target, or one for each side."""
+
+    joint: bool = Field(
+        default=True,
+        description="Whether source and target share one vocabulary; false if `source` or `target` "
+        "is given. Embeddings of source and target can then not be shared.",
+    )
+    source: VocabSideConfig | None = Field(
+        default=None, description="What the vocabulary of the source has of its own."
+    )
+    target: VocabSideConfig | None = Field(
+        default=None, description="What the vocabulary of the target has of its own."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sides_are_separate(cls, section: Any) -> Any:
+        if isinstance(section, Mapping) and "joint" not in section:
+            if any(section.get(side) is not None for side in ("source", "target")):
+                return {**section, "joint": False}
+        return section
+
+    def field_errors(self) -> list[tuple[str, str]]:
+        """Return settings that contradict each other as (field, message) pairs."""
+        if self.joint:
+            given = [side for side in ("source", "target") if vars(self)[side] is not None]
+            if given:
+                message = f"true, but {' and '.join(given)} describes a vocabulary of its own; "
+                return [("joint", f"{message}remove the section, or set false")]
+            return super().field_errors()
+        errors = []
+        for side in ("source", "target"):
+            try:
+                self._merged(side)
+            except ValidationError as error:
+                errors += [(f"{side}.{path}", text) for path, text in _messages(error)]
+        return errors
+
+    def _merged(self, side: str) -> VocabFields:
+        common = {key: vars(self)[key] for key in VocabFields.model_fields}
+        own = vars(self)[side]
+        given = {} if own is None else {k: v for k, v in vars(own).items() if v is not None}
+        return VocabFields(**{**common, **given})
+
+    @property
+    def source_side(self) -> VocabFields:
+        """The vocabulary of the source; of both sides if it is joint."""
+        return self if self.joint else self._merged("source")
+
+    @property
+    def target_side(self) -> VocabFields:
+        """The vocabulary of the target; of both sides if it is joint."""
+        return self if self.joint else self._merged("target")
+
+    @property
+    def parts(self) -> dict[str, VocabFields]:
+        """The vocabularies by their key below `data.vocab`: `""`, or `source` and `target`."""
+        if self.joint:
+            return {"": self}
+        return {"source": self.source_side, "target": self.target_side}
+
+
+def _messages(error: ValidationError) -> list[tuple[str, str]]:
+    """Return the errors of a merged section as (field, message) pairs."""
+    found: list[tuple[str, str]] = []
+    for details in error.errors(include_url=False):
+        cause = details.get("ctx", {}).get("error")
+        if isinstance(cause, FieldErrors):
+            found += cause.errors
+        else:
+            place = ".".join(map(str, details["loc"]))
+            found.append((place, str(details["msg"]).removeprefix("Value error, ")))
+    return found

@@ -48,7 +48,7 @@ def wanted(details: ErrorDetails, field: FieldInfo | None) -> str:
         bound = details["ctx"][key]
         return f"{relation} {bound:g}" if isinstance(bound, float) else f"{relation} {bound}"
     if field is not None and kind in TUPLE_ERRORS and is_tuple(field):
-        return f"{len(get_args(field.annotation))} numbers, such as {json.dumps(field.default)}"
+        return _tuple(field)
     if field is not None and (members := _alternatives(field)):
         return " or ".join(members)
     if kind == "list_type":
@@ -64,7 +64,22 @@ def wanted(details: ErrorDetails, field: FieldInfo | None) -> str:
 
 def is_tuple(field: FieldInfo) -> bool:
     """Return whether the field holds a fixed number of values."""
-    return get_origin(field.annotation) is tuple
+    return get_origin(_without_null(field.annotation)) is tuple
+
+
+def _tuple(field: FieldInfo) -> str:
+    """Return how to write a fixed number of values."""
+    members = get_args(_without_null(field.annotation))
+    if set(members) == {str}:
+        return f"{len(members)} names in a list, such as [{', '.join('abcd'[: len(members)])}]"
+    return f"{len(members)} numbers, such as {json.dumps(field.default)}"
+
+
+def _without_null(annotation: Any) -> Any:
+    """Return the only kind of a value besides null, or the annotation as it is."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return members[0] if is_union and len(members) == 1 else annotation
 
 
 def section(value: Any, field: FieldInfo | None) -> str:
@@ -84,7 +99,8 @@ def section(value: Any, field: FieldInfo | None) -> str:
 def _list(value: Any, field: FieldInfo | None) -> str:
     sections = {} if field is None else section_classes(field.annotation)
     if NO_TAG in sections:
-        keys = ", ".join(f"{name}: ..." for name in sections[NO_TAG].model_fields)
+        names = [*sections[NO_TAG].model_fields]  # the first are the usual ones
+        keys = ", ".join([*(f"{name}: ..." for name in names[:2]), *(["..."] if names[2:] else [])])
         return f"a section {{{keys}}} or a list of them"
     is_member = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
     return f"a list; write [{value}]" if is_member else "a list, such as [a, b]"

@@ -2,7 +2,7 @@
 
 The modules, in the order in which they process a sentence:
 
-* `clean`: normalizes and filters a training corpus.
+* `clean`: normalizes and filters training corpora; `cleaning` has its parts.
 * `binarize`: text and tokenizers (`ds_seq.text`) -> shards.
 * `source`: the interface to the examples, wherever they are stored.
 * `open`: opens the source that a config names.

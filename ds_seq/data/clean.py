@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ds_seq import files
-from ds_seq.data.cleaning.assembly import assemble
+from ds_seq.data.cleaning.assembly import PLACE, assemble
 from ds_seq.data.cleaning.block import clean_block, load_filters
 from ds_seq.data.cleaning.blocks import Block, check_scores, read_corpora
 from ds_seq.data.cleaning.journal import (
@@ -83,6 +86,7 @@ def clean_corpora(
     workers: int = 1,
     progress: Report = ignore,
     ranks: Ranks | None = None,
+    places: Path | None = None,
 ) -> CleanReport:
     """Write the pairs of all corpora that pass their filters, in order, as one text.
 
@@ -97,6 +101,8 @@ def clean_corpora(
         workers: number of processes, of each rank.
         progress: called with the number of pairs of each finished block.
         ranks: processes that call this function together. All see the same files.
+        places: file that gets the `PLACE` of each pair of the output, 12 bytes; None: none is
+            written.
 
     Raises:
         UserError: a text or its scores cannot be read, everything was dropped, the output cannot be
@@ -111,9 +117,9 @@ def clean_corpora(
         with cleaning_up():
             if ranks.rank == 0:
                 with _work(folder):
-                    report = _clean(corpora, output, folder, workers, progress, ranks)
+                    report = _clean(corpora, output, folder, workers, progress, ranks, places)
             else:
-                report = _clean(corpora, output, folder, workers, progress, ranks)
+                report = _clean(corpora, output, folder, workers, progress, ranks, places)
         if report.kept == 0:
             raise UserError(_explain_nothing(corpora, report))
     except UserError as error:
@@ -141,6 +147,7 @@ def _clean(
     workers: int,
     progress: Report,
     ranks: Ranks,
+    places: Path | None,
 ) -> CleanReport:
     first = ranks.rank == 0
     finished, attempt = open_work(folder, _made_of(corpora)) if first else (Finished({}, {}), 0)
@@ -160,7 +167,7 @@ def _clean(
         finished.entries.update(part.entries)
         for number, examples in part.examples.items():
             finished.examples.setdefault(number, type(examples)()).update_from(examples)
-    with _pair_writer(output) as write:
+    with _pair_writer(output, places) as write:
         report = assemble(folder, corpora, finished, write)
         if report.kept == 0:
             discard_work(folder)
@@ -200,7 +207,7 @@ def _made_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
         "corpora": [
             {
                 "name": corpus.name,
-                "inputs": [text_fingerprint(side) for path in corpus.inputs for side in path],
+                "inputs": [text_fingerprint(side) for path in corpus.inputs for side in path.files],
                 "files": [repr(path) for path in corpus.inputs],
                 "scores": [[text_fingerprint(score.path), score.column] for score in corpus.scores],
                 "options": hashlib.sha256(repr(corpus.options).encode()).hexdigest(),
@@ -229,7 +236,8 @@ def normalize_corpus(
         for block in read_blocks(inputs, BLOCK_LINES):
             source, target = ([normalizer(text) for text in side] for side in decode_lines(block))
             check_no_empty_line(block, source, target)
-            write(*("".join(f"{line}\n" for line in side).encode() for side in (source, target)))
+            text = ["".join(f"{line}\n" for line in side).encode() for side in (source, target)]
+            write(text[0], text[1], np.empty(0, PLACE))
             total += len(source)
             progress(len(source))
         if total == 0:
@@ -247,33 +255,33 @@ def check_no_empty_line(block: LineBlock, source: Sequence[str], target: Sequenc
         for number, text in enumerate(lines, block.first_line):
             if not text:
                 raise UserError(
-                    f"{path}: line {number} is empty; remove that line from both sides "
+                    f"{path}: {block.path.form.unit} {number} is empty; remove it from both sides "
                     "(prepare_data/clean.py does)"
                 )
 
 
 @contextmanager
-def _pair_writer(output: PairPath) -> Iterator[Callable[[bytes, bytes], None]]:
-    """Yield a function that appends text to two files, which appear if the block succeeds."""
-    with (
-        files.replacing(output.source) as source,
-        files.replacing(output.target) as target,
-        open(source, "wb") as source_file,
-        open(target, "wb") as target_file,
-    ):
+def _pair_writer(
+    output: PairPath, places: Path | None = None
+) -> Iterator[Callable[[bytes, bytes, NDArray[np.void]], None]]:
+    """Yield a function that appends to two files or three, which appear if the block succeeds."""
+    paths = [*output, *([] if places is None else [places])]
+    with ExitStack() as stack:
+        temporary = [stack.enter_context(files.replacing(path)) for path in paths]
+        opened = [stack.enter_context(open(path, "wb")) for path in temporary]
 
-        def write(source: bytes, target: bytes) -> None:
-            for path, file, text in zip(
-                output, (source_file, target_file), (source, target), strict=True
+        def write(source: bytes, target: bytes, rows: NDArray[np.void]) -> None:
+            for path, file, content in zip(
+                paths, opened, (source, target, rows.tobytes()), strict=False
             ):
                 with files.writing(path):
-                    file.write(text)
+                    file.write(content)
 
         yield write
 
 
 def _names(inputs: Iterable[PairPath]) -> str:
-    return ", ".join(f"{path.source} and {path.target}" for path in inputs) or "an empty list"
+    return ", ".join(" and ".join(map(str, path.files)) for path in inputs) or "an empty list"
 
 
 def _explain_nothing(corpora: Sequence[Corpus], report: CleanReport) -> str:

@@ -13,14 +13,33 @@ from ds_seq.config.clean import (
 )
 from ds_seq.config.data import DataConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.raw_text import raw_texts
+from ds_seq.config.vocab import VocabFields
 from ds_seq.data.origin import Expected
+from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath
+from ds_seq.text.raw import pair_path
 
 
-def raw_files(data: DataConfig, split: str) -> list[PairPath]:
-    """Return the raw files that an experiment names for a split; none for an unknown split."""
-    raw = {"train": data.raw.train, "valid": data.raw.valid, "test": data.raw.test}
-    return [PairPath(Path(pair.source), Path(pair.target)) for pair in raw.get(split, [])]
+def raw_files(data: DataConfig, split: str, must_exist: bool = True) -> list[PairPath]:
+    """Return the raw text that an experiment names for a split; none for an unknown split.
+
+    Args:
+        data: the section.
+        split: name of the split.
+        must_exist: whether a folder must have the files; other files are looked for when read.
+
+    Raises:
+        UserError: a folder does not have the text that it was named for.
+    """
+    texts = raw_texts(data.raw, split, (data.source_lang, data.target_lang), must_exist)
+    return [pair_path(text, counts_invalid=split == "train") for text in texts]
+
+
+def alignment_files(data: DataConfig, split: str) -> list[Path | None]:
+    """Return the file of alignments of each of `raw_files`; None where there is none."""
+    texts = raw_texts(data.raw, split, (data.source_lang, data.target_lang), must_exist=False)
+    return [None if text.alignments is None else Path(text.alignments) for text in texts]
 
 
 def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
@@ -30,10 +49,26 @@ def clean_options(data: DataConfig, split: str) -> dict[str, Any]:
 
 
 def vocab_options(data: DataConfig) -> dict[str, Any]:
-    """Return the options of the vocabulary, but only the name of a file, wherever it is found."""
-    options = data.vocab.model_dump(mode="json")
+    """Return the options of the vocabulary, but only the name of a file, wherever it is found.
+
+    Those of two vocabularies have keys such as `source.size`.
+    """
+    options: dict[str, Any] = {"joint": data.vocab.joint}
+    for side, vocab in data.vocab.parts.items():
+        own = side_options(vocab)
+        options |= {f"{side}.{key}": own[key] for key in own} if side else own
+    return options
+
+
+def side_options(vocab: VocabFields) -> dict[str, Any]:
+    """Return the options of one vocabulary, but only the names of files."""
+    options = vocab.model_dump(mode="json", include=set(VocabFields.model_fields))
     if options["normalization"].endswith(".tsv"):
         options["normalization"] = Path(options["normalization"]).name
+    if vocab.fairseq is None:
+        del options["fairseq"]
+    else:
+        options["fairseq"] |= {key: Path(file).name for key, file in vocab.fairseq.files.items()}
     return options
 
 
@@ -41,11 +76,19 @@ def expected_by_experiment(data: DataConfig, split: str) -> Expected:
     """Return what an experiment expects of the shards of a split."""
     return Expected(
         languages=(data.source_lang, data.target_lang),
-        raw=tuple(raw_files(data, split)),
+        raw=_raw_here(data, split),
         clean=clean_options(data, split),
         clean_defaults=later_defaults(),
         vocab=vocab_options(data),
     )
+
+
+def _raw_here(data: DataConfig, split: str) -> tuple[PairPath, ...]:
+    """Return the raw text; none if it is in a folder that is not on this machine."""
+    try:
+        return tuple(raw_files(data, split))
+    except UserError:
+        return ()
 
 
 def expected_by_model(

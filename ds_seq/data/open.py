@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ds_seq.data.fairseq import open_fairseq
 from ds_seq.data.origin import Expected, check_origin
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Source
@@ -44,7 +45,7 @@ def open_shards(folder: str | Path, split: str, vocab_hash: str | None = None) -
     return ShardReader(folder, split, vocab_hash)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards}
+SOURCES: dict[str, Callable[..., Source]] = {"shards": open_shards, "fairseq": open_fairseq}
 
 
 def open_source(

@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
+from ds_seq.names import SIDES
 from ds_seq.text.lines import PairPath, text_fingerprint
 
 if TYPE_CHECKING:
     from ds_seq.data.manifest import Manifest
 
-_SIDES = ("source", "target")
 _PREPARE = "run `ds-seq prepare` again"
 
 
@@ -35,11 +35,13 @@ class TextRecord:
         size: bytes.
         mtime_ns: time of its last change in nanoseconds.
         sha256: SHA-256 of its content.
+        part: which part of it is the text, such as `column 2`; empty: all of it.
     """
 
     size: int
     mtime_ns: int
     sha256: str
+    part: str = ""
 
     @classmethod
     def of(cls, path: Path) -> TextRecord:
@@ -51,6 +53,11 @@ class TextRecord:
         sha256 = text_fingerprint(path)
         status = path.stat()
         return cls(status.st_size, status.st_mtime_ns, sha256)
+
+    @property
+    def identity(self) -> str:
+        """What tells the text from others: its SHA-256, and its part if it has one."""
+        return f"{self.sha256} {self.part}".rstrip()
 
     def describes(self, path: Path) -> bool:
         """Return whether a file has this content; it is read only if its time has changed.
@@ -65,6 +72,26 @@ class TextRecord:
             return status.st_mtime_ns == self.mtime_ns or fingerprint(path) == self.sha256
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def text_records(texts: Iterable[PairPath]) -> list[TextRecord]:
+    """Record source and target of each text in turn; each file is read once.
+
+    Raises:
+        UserError: a file does not exist.
+    """
+    texts = list(texts)
+    files = {path: TextRecord.of(path) for text in texts for path in text.files}
+    return [
+        replace(files[path], part=_part(text, side))
+        for text in texts
+        for side, path in enumerate(text)
+    ]
+
+
+def _part(text: PairPath, side: int) -> str:
+    rules = (text.form.part(side), {"drop": "valid lines", "replace": "repaired"}.get(text.invalid))
+    return ", ".join(rule for rule in rules if rule)
 
 
 @dataclass(frozen=True)
@@ -180,7 +207,7 @@ def _experiment_errors(
     remake = _PREPARE if origin.labels is None else "run `ds-seq pseudo-label` again"
     pairs: list[tuple[str, Any, Any]] = [
         (f"data.{side}_lang", wanted, found)
-        for side, wanted, found in zip(_SIDES, expected.languages, manifest.languages, strict=True)
+        for side, wanted, found in zip(SIDES, expected.languages, manifest.languages, strict=True)
     ]
     for section, options, recorded in (
         ("vocab", expected.vocab or {}, origin.vocab or {}),
@@ -209,8 +236,14 @@ def _raw_errors(
             f"made from {len(origin.raw) // 2}; {remake}, or name those"
         )
         return
-    for path, record in zip(paths, origin.raw, strict=True):
-        if path.is_file() and not record.describes(path):
+    parts = [_part(text, side) for text in raw for side in (0, 1)]
+    for path, part, record in zip(paths, parts, origin.raw, strict=True):
+        if part != record.part:
+            yield (
+                f"data.raw.{split}: names {part or 'all'} of {path}, but the shards in {folder} "
+                f"were made from {record.part or 'all'} of it; {remake}, or name that"
+            )
+        elif path.is_file() and not record.describes(path):
             yield (
                 f"data.raw.{split}: {path} is not the text that the shards in {folder} were made "
                 f"from (it has another SHA-256); {remake}, or give that text"

@@ -9,6 +9,7 @@ Shapes: n pairs.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
@@ -30,6 +31,7 @@ from ds_seq.data.source import TokenBlock
 from ds_seq.environment import collector_paused
 from ds_seq.errors import UserError
 from ds_seq.records import Count, parse_json, record
+from ds_seq.text.forms import Lines
 from ds_seq.text.lines import (
     LineBlock,
     PairPath,
@@ -59,7 +61,8 @@ class TextPlan(NamedTuple):
         lines: number of lines of each side.
         part_lines: number of lines of a part.
         offsets: of each side, the place in bytes of the first line of each part, and the end. None
-            if a file is compressed: its lines are found by reading from the start.
+            if a file is compressed or has another form: its pairs are found by reading it from the
+            start.
     """
 
     path: PairPath
@@ -101,7 +104,7 @@ def plan_text(part_lines: int, path: PairPath) -> TextPlan:
     Raises:
         UserError: a file is missing, no text or damaged, or the sides differ in length.
     """
-    if not all(_is_plain(side) for side in path):
+    if path.form != Lines() or not all(_is_plain(side) for side in path):
         checksums = tuple(map(text_fingerprint, path))
         return TextPlan(path, checksums, count_pairs([path]), part_lines, None)
     checksums, counts, offsets = zip(*(_scan(side, part_lines) for side in path), strict=True)
@@ -117,8 +120,11 @@ def _is_plain(path: Path) -> bool:
 
 def _scan(path: Path, part_lines: int) -> tuple[str, int, tuple[int, ...]]:
     digest = hashlib.sha256()
-    lines, place, offsets, last = 0, 0, [0], b"\n"
+    lines, last = 0, b"\n"
     with open_bytes(path) as file:
+        place = file.tell()  # behind a byte order mark
+        digest.update(codecs.BOM_UTF8[:place])
+        offsets = [place]
         while block := file.read(_BLOCK):
             digest.update(block)
             count = block.count(b"\n")

@@ -165,7 +165,7 @@ def bible_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
 
 def tsv_units(path: Path, progress: Report = ignore) -> Iterator[Unit]:
     """Yield the lines of a (compressed) file of tab-separated pairs; each line is a page."""
-    with open_bytes(path, tabs=True) as file:
+    with open_bytes(path, allowed=("table",)) as file:
         for number, line in enumerate(file, 1):
             columns = decode_line(line.rstrip(b"\r\n"), path, number).split("\t")
             if len(columns) < 2:

@@ -25,8 +25,8 @@ from ds_seq.data.source import SOURCE, TokenBlock
 from ds_seq.distill.filters import Comparison, Filters, Similarity, compare
 from ds_seq.distill.journal import Journals, Labels
 from ds_seq.errors import UserError
-from ds_seq.text.tokenizer import Tokenizer, Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import save_tokenizers
 
 _CHUNK = 10_000  # sentences that are processed at a time
 _CHUNKS_PER_WORKER = 4  # with fewer, starting another process does not pay off
@@ -243,11 +243,19 @@ def workers_for(num_sentences: int) -> int:
     return min(cores, 1 + num_sentences // (_CHUNK * _CHUNKS_PER_WORKER))
 
 
-def copy_rest(data: Path, out: Path, split: str, tokenizer: Tokenizer) -> None:
-    """Copy the vocabulary and the other splits from the old data folder to the new one."""
+def copy_rest(data: Path, out: Path, split: str, tokenizers: Tokenizers, joint: bool) -> None:
+    """Copy the vocabulary and the other splits from the old data folder to the new one.
+
+    Args:
+        data: the old folder.
+        out: the new folder.
+        split: the split that is not copied.
+        tokenizers: tokenizers of both folders.
+        joint: whether source and target share one.
+    """
     with files.writing(out):
         files.remove_leftovers(out)
-    save_tokenizer(tokenizer, out / VOCAB_FILE)
+    save_tokenizers(tokenizers, out, joint)
     suffix = ".manifest.json"
     for path in sorted(data.glob(f"*{suffix}")):
         other = path.name.removesuffix(suffix)

@@ -155,7 +155,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
 
 def finish(job: Labeling, work: WorkFolder, out: Path) -> Summary:
     """Write the new data folder `out` from the results of all ranks; remove the work folder."""
-    copy_rest(job.data, out, job.split, job.run.tokenizers.target)
+    copy_rest(job.data, out, job.split, job.run.tokenizers, job.run.card.joint_vocab)
     sources = Sources(job.reader, work.journals(), job.run.tokenizers, job.teacher)
     most = job.num_usable * job.num_best
     with Progress("writing shards", most, "hypotheses") as progress:

@@ -13,7 +13,7 @@ from ds_seq import files
 from ds_seq.data.shards import manifest_path
 from ds_seq.distill.journal import Journals, repair
 from ds_seq.errors import UserError
-from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES
 
 Settings = Mapping[str, str | int | float]
 
@@ -43,7 +43,8 @@ class WorkFolder:
             raise UserError(f"--out {self._out}: lies in the data folder --data; give another one")
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {self._out}: is a file; give the name of a new folder")
-        holds_data = (out / VOCAB_FILE).exists() or any(out.glob("*.manifest.json"))
+        has_vocab = any((out / name).exists() for name in (VOCAB_FILE, *VOCAB_FILES))
+        holds_data = has_vocab or any(out.glob("*.manifest.json"))
         if holds_data and not self._folder.exists():
             raise UserError(f"--out {self._out}: holds data already; remove it or give another one")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ds_seq.text.tokenizer import SPACE, Tokenizer, Tokenizers
+from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+from ds_seq.text.words import piece_words
 
 
 def plain_line(text: str) -> str:
@@ -23,26 +24,19 @@ def source_words(tokenizer: Tokenizer, line: str) -> list[int | None]:
     A piece that is only a space belongs to the following word. An entry is None only if the line
     has no words.
     """
-    words = tokenizer.split_lines(line.split())
-    owners = [word for word, pieces in enumerate(words) for _ in range(sum(map(_signs, pieces)))]
-    piece_words: list[int | None] = []
-    place = 0
-    for piece in tokenizer.split_lines([line])[0]:
-        piece_words.append(owners[min(place, len(owners) - 1)] if owners else None)
-        place += _signs(piece)
-    return piece_words
+    return piece_words(tokenizer, line, line.split())
 
 
 def target_words(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[int | None]:
     """Return the index of the word in which each piece ends; None if it adds no character."""
-    piece_words: list[int | None] = []
+    found: list[int | None] = []
     before = 0
     for count in range(1, len(pieces) + 1):
         words = tokenizer.join(pieces[:count]).split()
         signs = sum(map(len, words))
-        piece_words.append(len(words) - 1 if signs > before else None)
+        found.append(len(words) - 1 if signs > before else None)
         before = signs
-    return piece_words
+    return found
 
 
 def word_pairs(
@@ -98,8 +92,3 @@ def replace_unknown(
         elif owner is not None:
             pieces[place] = words[owner]
     return pieces
-
-
-def _signs(piece: str) -> int:
-    """Return the number of characters of a piece that are not spaces of any kind."""
-    return sum(map(len, piece.replace(SPACE, " ").split()))

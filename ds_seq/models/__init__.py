@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
 from ds_seq.config.model import ModelConfig
+from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.plugins import find_plugin
+from ds_seq.text.tokenizer import VocabSizes
 
 __all__ = ["MODELS", "build_model"]
 
-MODELS: dict[str, Callable[[Any, int, int, int, int], nn.Module]] = {"transformer": build_seq2seq}
+MODELS: dict[str, Callable[..., nn.Module]] = {"transformer": build_seq2seq}
 
 
 def build_model(
     config: ModelConfig,
-    vocab_size: int,
+    vocab: VocabSizes | int,
     expert_parallel: int,
     expert_parallel_rank: int,
     seed: int,
@@ -26,7 +28,34 @@ def build_model(
     """Build the model that `config.name` names, ours or an external `package.module:Name`.
 
     An external builder is called like ours, with the whole config section; its options are in
-    `config.options`.
+    `config.options`. It receives `source_vocab_size` only if that is not the size of the target.
+
+    Args:
+        config: section of the model.
+        vocab: number of ids of source and target, or of both.
+        expert_parallel: see `build_seq2seq`.
+        expert_parallel_rank: see `build_seq2seq`.
+        seed: see `build_seq2seq`.
+
+    Raises:
+        UserError: the sides have vocabularies of different sizes, which an external builder does
+            not support.
     """
     make = find_plugin("model", config.name, MODELS)
-    return make(config, vocab_size, expert_parallel, expert_parallel_rank, seed)
+    source, target = (vocab, vocab) if isinstance(vocab, int) else vocab
+    if source == target:
+        return make(config, target, expert_parallel, expert_parallel_rank, seed)
+    if "source_vocab_size" not in inspect.signature(make).parameters:
+        raise UserError(
+            f"model.name: {config.name} takes no source_vocab_size, but the vocabulary of the "
+            f"source has {source:,} ids and that of the target {target:,}; give both one size, or "
+            "use data.vocab.joint=true"
+        )
+    return make(
+        config,
+        target,
+        expert_parallel,
+        expert_parallel_rank,
+        seed,
+        source_vocab_size=source,
+    )

@@ -117,7 +117,7 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
     for other in runs[1:]:
         _check_same(first, other)
     first.check_size()
-    model = build_model(first.model_config, first.tokenizers.size, 1, 0, seed=first.seed)
+    model = build_model(first.model_config, first.tokenizers.sizes, 1, 0, seed=first.seed)
     fill_with_mean(model, [run.weights for run in runs])
     return model
 

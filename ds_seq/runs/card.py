@@ -11,12 +11,12 @@ from torch import nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.config.text_files import SplitConfig
+from ds_seq.data.expected import raw_files
 from ds_seq.data.origin import same_language
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.names import Precision
-from ds_seq.tasks.translation import RawSplit
+from ds_seq.text.lines import PairPath
 from ds_seq.text.tags import language_tags
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.weights.source import TensorSource
@@ -60,6 +60,7 @@ class ModelCard:
         test: raw text of the test split; may be empty.
         sizes: data sizes of the training run.
         routes_by_language: whether experts are chosen by the language tag of the source.
+        joint_vocab: whether source and target share one vocabulary.
         language_tags: the user symbols that are language tags; None: those that look like tags.
     """
 
@@ -71,9 +72,10 @@ class ModelCard:
     max_positions: int
     precision: Precision
     generation: GenerationConfig
-    test: tuple[RawSplit, ...]
+    test: tuple[PairPath, ...]
     sizes: TrainingSizes
     routes_by_language: bool = False
+    joint_vocab: bool = True
     language_tags: tuple[str, ...] | None = None
 
     @property
@@ -103,7 +105,7 @@ class ModelCard:
             max_positions=config.model.max_positions,
             precision=train.precision,
             generation=config.generation,
-            test=raw_splits(data.raw.test),
+            test=tuple(raw_files(data, "test", must_exist=False)),
             sizes=TrainingSizes(
                 max_source_length=data.max_source_length,
                 max_target_length=data.max_target_length,
@@ -112,6 +114,7 @@ class ModelCard:
                 shard_size=data.shard_size,
             ),
             routes_by_language=config.routes_by_language,
+            joint_vocab=data.vocab.joint,
             language_tags=None if data.language_tags is None else tuple(data.language_tags),
         )
 
@@ -122,11 +125,6 @@ class ModelCard:
         """
         own = (self.source_lang, self.target_lang)
         return bool(self.tokenizers.source.tag_ids) or all(map(same_language, own, languages))
-
-
-def raw_splits(files: list[SplitConfig]) -> tuple[RawSplit, ...]:
-    """Return the raw text files of a section of `data.raw`."""
-    return tuple(RawSplit(pair.source, pair.target) for pair in files)
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,8 @@ class StoredRun:
         Raises:
             UserError: the config describes far more parameters than the weights have.
         """
-        size, stored = self.model_config.num_params(self.tokenizers.size), self.weights.num_values()
+        sizes, stored = self.tokenizers.sizes, self.weights.num_values()
+        size = self.model_config.num_params(sizes.target, sizes.source)
         if size is not None and size.total > 2 * stored + _SMALL_MODEL:
             raise UserError(
                 f"{self.source}: holds {stored:,} values, but the model of the experiment has "

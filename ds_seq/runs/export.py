@@ -27,11 +27,11 @@ from ds_seq.runs.formats.ds_seq import (
     CONFIG_KEY,
     EXPORT_FILE,
     EXPORT_SUFFIX,
-    VOCAB_KEY,
+    vocab_keys,
 )
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.weights.fill import model_tensors
 from ds_seq.weights.meta import FORMAT_VERSION, VOCAB_HASH_KEY
 from ds_seq.weights.source import FORMAT_KEY, save_tensors
@@ -105,7 +105,7 @@ def write_export(
     Args:
         model: the whole model, on one rank.
         config: experiment that describes the model.
-        tokenizers: tokenizers of the model; both sides share one.
+        tokenizers: tokenizers of the model.
         out: see `export`.
         notes: additional entries of the header of the weights file, by key.
 
@@ -118,8 +118,12 @@ def write_export(
     notes = notes or {}
     with _new_path(out) as path:
         if out.suffix == EXPORT_SUFFIX:
-            text = base64.b64encode(tokenizers.target.to_bytes()).decode("ascii")
-            header = {CONFIG_KEY: dump(config), VOCAB_KEY: text}
+            keys = vocab_keys(config.data.vocab.joint)
+            sides = tokenizers[-len(keys) :]
+            header = {CONFIG_KEY: dump(config)} | {
+                key: base64.b64encode(side.to_bytes()).decode("ascii")
+                for key, side in zip(keys, sides, strict=True)
+            }
             _save(model, path, {**notes, **header})
         else:
             path.mkdir()
@@ -130,7 +134,7 @@ def write_export(
                 CONFIG_HASH_KEY: files.fingerprint(path / CONFIG_FILE),
             }
             _save(model, path / EXPORT_FILE, {**notes, **header})
-            save_tokenizer(tokenizers.target, path / VOCAB_FILE)
+            save_tokenizers(tokenizers, path, config.data.vocab.joint)
     return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
 
 

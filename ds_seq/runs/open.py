@@ -79,8 +79,8 @@ def load_run(
     _check_spread(stored.source, stored.model_config, expert_parallel)
     part = distributed.rank() % expert_parallel
     stored.check_size()
-    size = stored.tokenizers.size
-    model = build_model(stored.model_config, size, expert_parallel, part, stored.seed)
+    sizes = stored.tokenizers.sizes
+    model = build_model(stored.model_config, sizes, expert_parallel, part, stored.seed)
     fill(model, stored.weights)
     if expert_parallel > 1:
         from ds_seq.moe.engine import connect_expert_parallel

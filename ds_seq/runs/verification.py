@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ds_seq import files
 from ds_seq.config.changes import changes, settings
 from ds_seq.config.load import load_experiment
+from ds_seq.data.alignments import AlignmentReader, check_alignments, has_alignments
 from ds_seq.data.cache_manifest import cached_splits, check_cache
 from ds_seq.data.manifest import Manifest
+from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
 from ds_seq.names import SPECIAL_PIECES
 from ds_seq.runs.formats.ds_seq import (
@@ -27,12 +30,14 @@ from ds_seq.runs.formats.ds_seq import (
 from ds_seq.runs.versions import HISTORY_FILE, config_of, read_versions
 from ds_seq.tasks.step import read_step
 from ds_seq.text.sentencepiece import possible_fingerprints
-from ds_seq.text.vocab_file import VOCAB_FILE, read_vocab_file
+from ds_seq.text.tokenizer import joint_fingerprint
+from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file, vocab_paths
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
 _CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
 _MANIFEST_SUFFIX = ".manifest.json"
+_OF_SHARDS = "is the vocabulary of the shards"
 _NO_CHECKSUMS = "complete; written by an earlier version, without checksums"
 
 
@@ -91,16 +96,23 @@ def _run(path: Path) -> Iterator[Finding]:
             yield _checked(folder, partial(_check_checkpoint, folder))
     if checkpoints.is_dir():
         yield _checked(checkpoints / INDEX_FILE, partial(_check_index, path))
-    yield _checked(path / VOCAB_FILE, partial(_check_vocab, path))
+    names = VOCAB_FILES if (path / VOCAB_FILES[0]).exists() else (VOCAB_FILE,)
+    for name in names:
+        yield _checked(path / name, partial(_check_vocab, path))
 
 
 def _data(path: Path) -> Iterator[Finding]:
     """Check a data folder, and the teacher caches in it."""
     for manifest in sorted(path.glob(f"*{_MANIFEST_SUFFIX}")):
         yield _checked(manifest, partial(_check_shards, manifest))
-    if (path / VOCAB_FILE).is_file() and any(path.glob(f"*{_MANIFEST_SUFFIX}")):
-        yield _checked(path / VOCAB_FILE, partial(_check_vocab_of_shards, path))
-    for record in [path / "vocab.json", *sorted(path.glob("clean/*.json"))]:
+        split = manifest.name.removesuffix(_MANIFEST_SUFFIX)
+        if has_alignments(path, split):
+            name = path / f"{split}.align.json"
+            yield _checked(name, partial(_check_alignments, path, split))
+    if any(path.glob(f"*{_MANIFEST_SUFFIX}")):
+        yield from _vocab_of_shards(path)
+    vocab = [path / Path(name).with_suffix(".json") for name in (VOCAB_FILE, *VOCAB_FILES)]
+    for record in [*vocab, *sorted(path.glob("clean/*.json"))]:
         if record.is_file():
             yield _checked(record, partial(_check_step, record))
     reports = path / "clean" / "reports"
@@ -191,20 +203,42 @@ def _check_shards(path: Path) -> str:
     return f"SHA-256 of {len(manifest.files)} files is right"
 
 
-def _check_vocab_of_shards(folder: Path) -> str:
-    """Compare a vocabulary of SentencePiece with the fingerprints in the manifests."""
-    path = folder / VOCAB_FILE
-    content = read_vocab_file(path)
+def _check_alignments(folder: Path, split: str) -> str:
+    check_alignments(folder, split)
+    AlignmentReader(folder, split, ShardReader(folder, split))
+    return "SHA-256 of 2 files is right, and they belong to the shards"
+
+
+def _vocab_of_shards(folder: Path) -> Iterator[Finding]:
+    """Compare the vocabulary with the fingerprints in the manifests.
+
+    Files of another `data.vocab.joint` may be left over, and are no mistake.
+    """
     found = set()
     for manifest in folder.glob(f"*{_MANIFEST_SUFFIX}"):
         with suppress(UserError):  # reported by the check of that manifest
             found.add(Manifest.read(manifest).vocab_hash)
-    if found & set(possible_fingerprints(content)):
-        return "is the vocabulary of the shards"
-    if not found or any(piece.encode() not in content for piece in SPECIAL_PIECES):
+    checks: dict[Path, Callable[[], str]] = {}
+    for paths in (vocab_paths(folder, joint=True), vocab_paths(folder, joint=False)):
+        if all(path.is_file() for path in paths):
+            checks[paths[0]] = partial(_check_vocab_of_shards, paths, found)
+    findings = [_checked(path, check) for path, check in checks.items()]
+    yield from [finding for finding in findings if finding.note == _OF_SHARDS] or findings
+
+
+def _check_vocab_of_shards(paths: Sequence[Path], found: set[str]) -> str:
+    """Compare vocabularies of SentencePiece with the fingerprints in the manifests."""
+    contents = [read_vocab_file(path) for path in paths]
+    possible = [possible_fingerprints(content) for content in contents]
+    if found & set(starmap(joint_fingerprint, product(possible[0], possible[-1]))):
+        return _OF_SHARDS
+    if not found or any(
+        piece.encode() not in content for content in contents for piece in SPECIAL_PIECES
+    ):
         return "can be read; only its own kind of tokenizer can say more"
+    names = " and ".join(map(str, paths))
     raise UserError(
-        f"{path}: is not the vocabulary that the shards were made with; copy it again, or run "
+        f"{names}: is not the vocabulary that the shards were made with; copy it again, or run "
         "`ds-seq prepare` again"
     )
 
@@ -213,7 +247,8 @@ def _check_step(record: Path) -> str:
     """Compare what a step of `prepare` recorded with the files that it wrote."""
     written = read_step(record)["outputs"]
     stem = record.name.removesuffix(".json")
-    outputs = [record.with_name(VOCAB_FILE)] if stem == "vocab" else None
+    vocab = record.with_suffix(".model")
+    outputs = [vocab] if vocab.name in (VOCAB_FILE, *VOCAB_FILES) else None
     if outputs is None:
         outputs = sorted(p for p in record.parent.glob(f"{stem}.*") if p.suffix != record.suffix)
     actual = {files.fingerprint(path) for path in outputs if path.is_file()}

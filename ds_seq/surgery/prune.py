@@ -28,7 +28,7 @@ from ds_seq.models import build_model
 from ds_seq.moe.cosine import CosineRouter
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import Routing, rows_of
-from ds_seq.text.tokenizer import Symbols
+from ds_seq.text.tokenizer import Symbols, VocabSizes
 from ds_seq.weights.fill import model_tensors
 
 Ids = tuple[list[int], list[int]]
@@ -151,14 +151,17 @@ def best_experts(importance: Mapping[str, Tensor], keep: Sequence[int]) -> dict[
 
 @torch.no_grad()
 def prune(
-    model: nn.Module, config: ExperimentConfig, vocab_size: int, kept: Mapping[str, list[int]]
+    model: nn.Module,
+    config: ExperimentConfig,
+    vocab: VocabSizes | int,
+    kept: Mapping[str, list[int]],
 ) -> tuple[nn.Module, ExperimentConfig]:
     """Build a model with some of the experts, and the experiment that describes it.
 
     Args:
         model: the model to prune; it is not changed.
         config: experiment that describes `model`.
-        vocab_size: number of tokens in the vocabulary.
+        vocab: number of ids of source and target, or of both.
         kept: experts to keep, by layer.
 
     Returns:
@@ -168,7 +171,7 @@ def prune(
         UserError: the routers of the layers differ in more than their experts.
     """
     smaller_config = _config(config, model, kept)
-    smaller = build_model(smaller_config.model, vocab_size, 1, 0, seed=config.train.seed)
+    smaller = build_model(smaller_config.model, vocab, 1, 0, seed=config.train.seed)
     rows = _expert_rows(model, kept)
     old = dict(model_tensors(model))
     for name, tensor in model_tensors(smaller):

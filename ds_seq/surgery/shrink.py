@@ -20,6 +20,7 @@ from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.names import STACKS, Stack
+from ds_seq.text.tokenizer import VocabSizes
 from ds_seq.weights.fill import model_tensors
 
 _LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
@@ -111,7 +112,7 @@ def _follow_layers(criterion: dict[str, Any], layers: CopiedLayers) -> None:
 def make_student(
     teacher: nn.Module,
     config: ExperimentConfig,
-    vocab_size: int,
+    vocab: VocabSizes | int,
     layers: CopiedLayers,
     merged: Mapping[str, FeedForward] | None = None,
 ) -> nn.Module:
@@ -120,7 +121,7 @@ def make_student(
     Args:
         teacher: a model of this package; it is not changed.
         config: experiment of the student, see `student_config`.
-        vocab_size: number of tokens in the vocabulary.
+        vocab: number of ids of source and target, or of both.
         layers: the layers for which `config` was made.
         merged: replacements for layers with experts, by the layer's name in the teacher.
 
@@ -138,7 +139,7 @@ def make_student(
     tensors = dict(model_tensors(teacher))
     for name, dense in (merged or {}).items():
         tensors |= {f"{name}.{part}": value for part, value in dense.named_parameters()}
-    student = build_model(config.model, vocab_size, 1, 0, seed=config.train.seed)
+    student = build_model(config.model, vocab, 1, 0, seed=config.train.seed)
     for name, tensor in model_tensors(student):
         value = tensors[_source(name, layers)]
         assert value.shape == tensor.shape, f"{name}: {value.shape} is not {tensor.shape}"

@@ -100,7 +100,7 @@ def student_of(
     use = {} if sample is None else _measure(teacher, sample, layers, device)
     experts = moe_layers(teacher.model)
     merged = {name: merge_experts(experts[name], counts) for name, counts in use.items()}
-    model = make_student(teacher.model, config, teacher.tokenizers.size, layers, merged)
+    model = make_student(teacher.model, config, teacher.tokenizers.sizes, layers, merged)
     shares = {name: counts.shares.tolist() for name, counts in use.items()}
     record = {"teacher": str(teacher.source), **layers._asdict(), "merged": shares}
     return Student(model, shares, {STUDENT_KEY: json.dumps(record)})

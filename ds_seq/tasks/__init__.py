@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.base import ExternalConfig
-from ds_seq.config.data import DataConfig, SourceConfig
+from ds_seq.config.data import DataConfig, FairseqConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
 from ds_seq.plugins import find_plugin
 from ds_seq.text.build import load_tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.text.tokenizer import Tokenizers
 
 if TYPE_CHECKING:
     from ds_seq.tasks.base import Task
@@ -24,25 +24,33 @@ __all__ = ["TASKS", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
-    from ds_seq.tasks.translation import RawSplit, TranslationTask
+    from ds_seq.tasks.translation import TranslationTask
 
     splits = ("train", "valid", "test")
+    tokenizers = load_tokenizers(data, data.dir)
     return TranslationTask(
         data_dir=data.dir,
-        tokenizers=load_tokenizers(data, f"{data.dir}/{VOCAB_FILE}"),
-        raw={
-            split: [RawSplit(pair.source, pair.target) for pair in raw_files(data, split)]
-            for split in splits
-        },
+        tokenizers=tokenizers,
+        raw={split: raw_files(data, split, must_exist=False) for split in splits},
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
-        source=_source(data.source),
+        source=source_choice(data, tokenizers),
         expected={split: expected_by_experiment(data, split) for split in splits},
     )
 
 
-def _source(config: SourceConfig) -> SourceChoice:
+def source_choice(data: DataConfig, tokenizers: Tokenizers) -> SourceChoice:
+    """Return the source that `data.source` names, with its options.
+
+    Args:
+        data: the section.
+        tokenizers: tokenizers of the run, into whose ids other formats are translated.
+    """
+    config = data.source
+    if isinstance(config, FairseqConfig):
+        options = {"folders": config.folders, "languages": data.fairseq_languages}
+        return SourceChoice(config.name, {**options, "tokenizers": tokenizers})
     if isinstance(config, ExternalConfig):
         return SourceChoice(config.name, config.options)
     return SourceChoice(config.name, config.model_dump(exclude={"name"}))

@@ -5,10 +5,13 @@ Everything is written to `data.dir`::
     clean/train.de ...    normalized and filtered text; valid and test are only normalized
     clean/train.json ...  inputs of the clean text, and counts of dropped pairs
     clean/reports/train.json, .txt  what was dropped by which filter, with examples
+    clean/train.places ... which raw pair each pair was, if the text has alignments
     clean/valid.overlap.json ...  counts of its pairs that are in the training text, too
-    vocab.model           joint tokenizer of the clean training text
+    vocab.model           joint tokenizer of the clean training text; without `data.vocab.joint`
+                          vocab.source.model and vocab.target.model
     vocab.json            inputs of the tokenizer
     train.0000.src.bin ...  shards, see `ds_seq.data.shards`
+    train.align.bin ...   links between their tokens, see `ds_seq.data.alignments`
 
 A step is skipped if its inputs and options have not changed since the last time. A `vocab.model`
 that was not created by this command (but copied to share it between experiments) is used and never
@@ -17,7 +20,6 @@ replaced.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import nullcontext
 from dataclasses import replace
@@ -29,37 +31,34 @@ import numpy as np
 
 from ds_seq import files
 from ds_seq.config.clean import clean_of_corpus
-from ds_seq.config.data import DataConfig
+from ds_seq.config.data import DataConfig, FairseqConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.binarize import binarize, is_current
 from ds_seq.data.clean import clean_corpora, normalize_corpus
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.cleaning.report import CleanReport
-from ds_seq.data.expected import clean_options, raw_files, vocab_options
+from ds_seq.data.expected import alignment_files, clean_options, raw_files
 from ds_seq.data.manifest import Manifest
-from ds_seq.data.origin import Origin, TextRecord
+from ds_seq.data.origin import Origin, TextRecord, text_records
 from ds_seq.data.overlap import Overlap, find_overlap
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
-from ds_seq.names import TOKENIZER_NAMES
+from ds_seq.names import SPLITS
 from ds_seq.scores.languages import language_warning
+from ds_seq.tasks.alignments import AlignedText, make_alignments
+from ds_seq.tasks.fairseq import prepare_fairseq
 from ds_seq.tasks.step import Step
-from ds_seq.text.build import build_normalizer, load_tokenizers, train_tokenizer, vocab_notes
+from ds_seq.tasks.vocab import make_vocab
+from ds_seq.text.build import build_normalizer
 from ds_seq.text.lines import PairPath, count_pairs, decode_lines, read_blocks, text_fingerprint
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import changes
 from ds_seq.text.tags import language_tags, untagged
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
 
-SPLITS = ("train", "valid", "test")
 PAIRS_PER_WORKER = 100_000  # with fewer pairs, starting a process costs more time than it saves
-_NOT_OURS = (
-    "this command had made another vocabulary there; if you have not replaced it, it is damaged: "
-    "remove it, and run the command again"
-)
 _MOST_CHECKED = 5_000  # lines of a text that are encoded and decoded for comparison
 
 
@@ -71,12 +70,15 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
         force: whether to repeat steps that are up to date.
     """
     data = config.data
-    if not data.raw.train:
+    if isinstance(data.source, FairseqConfig):
+        prepare_fairseq(data, force)
+        return
+    if not data.raw.entries("train"):
         raise UserError(
             "data.raw.train: missing: set the training text, for example\n"
             "  data: {raw: {train: {source: corpus.en, target: corpus.de}}}"
         )
-    raw = {split: pairs for split in SPLITS if (pairs := raw_files(data, split))}
+    raw = {split: texts for split in SPLITS if (texts := raw_files(data, split))}
     inputs = [path for pairs in raw.values() for pair in pairs for path in pair]
     for output in (path for split in raw for path in _clean_text(data, split)):
         files.check_not_input(output, inputs)
@@ -103,13 +105,17 @@ def _make_all(data: DataConfig, raw: dict[str, list[PairPath]], force: bool) -> 
             _refuse_labels(data, split)
     texts, origins = {}, {}
     for split, pairs in raw.items():
-        records = [TextRecord.of(path) for pair in pairs for path in pair]
+        records = text_records(pairs)
         texts[split], cleaning = _clean_split(data, split, pairs, records, force)
         origins[split] = Origin(tuple(records), cleaning)
     _report_overlap(data, texts, force)
-    tokenizers, vocab = _make_vocab(data, texts["train"], force)
+    tokenizers, vocab = make_vocab(data, texts["train"], force)
     for split, text in texts.items():
         _make_shards(data, split, text, tokenizers, replace(origins[split], vocab=vocab), force)
+        reader = ShardReader(data.dir, split, tokenizers.fingerprint)
+        aligned = AlignedText(raw[split], alignment_files(data, split), text, _places(data, split))
+        workers = _workers(data, len(reader))
+        make_alignments(split, aligned, reader, Path(data.dir), tokenizers, workers, force)
         if split != "train":
             _report_references(split, raw[split], tokenizers, data.target_lang)
 
@@ -134,6 +140,13 @@ def _clean_text(data: DataConfig, split: str) -> PairPath:
     return PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
 
 
+def _places(data: DataConfig, split: str) -> Path | None:
+    """Return the file that says which raw pair each clean pair was; None if nothing needs it."""
+    if split != "train" or not any(alignment_files(data, split)):
+        return None
+    return Path(data.dir) / "clean" / f"{split}.places"
+
+
 def _workers(data: DataConfig, num_pairs: int) -> int:
     cores = data.workers or len(os.sched_getaffinity(0))
     return min(cores, 1 + num_pairs // PAIRS_PER_WORKER)
@@ -154,9 +167,9 @@ def _clean_split(
         )
     step = Step(
         text.source.with_name(f"{split}.json"),
-        inputs=[record.sha256 for record in records] + _files_of_cleaning(data, split),
+        inputs=[record.identity for record in records] + _files_of_cleaning(data, split),
         options=clean_options(data, split),
-        outputs=list(text),
+        outputs=[*text, *([] if (places := _places(data, split)) is None else [places])],
     )
     result = None if force else step.result_of_last_time()
     if result is not None and "kept" in result:
@@ -167,7 +180,10 @@ def _clean_split(
         if split == "train":
             languages = (data.source_lang, data.target_lang)
             corpus = build_corpus(split, raw, languages, data.clean)
-            report = clean_corpora([corpus], text, _workers(data, total), progress)
+            workers = _workers(data, total)
+            report = clean_corpora([corpus], text, workers, progress, places=places)
+            if places is None:
+                text.source.with_name(f"{split}.places").unlink(missing_ok=True)
             reports = text.source.parent / "reports"
             report.write(reports / f"{split}.json")
             with files.writing(reports):
@@ -218,74 +234,6 @@ def _report_overlap(data: DataConfig, texts: dict[str, PairPath], force: bool) -
             )
 
 
-def _make_vocab(
-    data: DataConfig, text: PairPath, force: bool
-) -> tuple[Tokenizers, dict[str, Any] | None]:
-    """Train the tokenizers in the data folder if they are missing or out of date.
-
-    Returns:
-        The tokenizers, and the options of `data.vocab` that they were trained with, as far as they
-        are known; None if they were copied there.
-    """
-    path = Path(data.dir) / VOCAB_FILE
-    is_builtin = data.vocab.name in TOKENIZER_NAMES
-    # without the options of other kinds, as in records of earlier versions
-    left_out = {"name", "options"} if is_builtin else set()
-    every = vocab_options(data)
-    options = {key: value for key, value in every.items() if key not in left_out}
-    rules = [Path(rule)] if (rule := data.vocab.normalization).endswith(".tsv") else []
-    inputs = [text_fingerprint(file) for file in (*text, *rules)]
-    step = Step(path.with_name("vocab.json"), inputs, options, [path])
-    if path.exists():
-        if step.is_damaged():
-            if (again := _trained_again(data, text, path)) is not None:
-                step.record({"size": again.size})
-                print(f"vocabulary: the record of {path} was damaged, and is written again")
-                return again, every
-            step.forget()
-        if not step.made_outputs():
-            tokenizers = load_tokenizers(data, path)
-            size = f"{tokenizers.size:,} subwords"
-            print(f"vocabulary: using the existing {path} ({size}), which was copied there")
-            if step.is_recorded():
-                print(f"    note: {_NOT_OURS}")
-            _print_notes(data, tokenizers, path)
-            return tokenizers, None
-        if not force and step.result_of_last_time() is not None:
-            tokenizers = load_tokenizers(data, path)
-            print(f"vocabulary: {path} is up to date, {tokenizers.size:,} subwords")
-            _print_notes(data, tokenizers, path)
-            return tokenizers, step.known(every)
-    kind = data.vocab.model_type if is_builtin else data.vocab.name
-    print(
-        f"vocabulary: training {data.vocab.size:,} {kind} subwords on "
-        f"{text.source} and {text.target} (large texts take minutes)",
-        flush=True,
-    )
-    tokenizers = Tokenizers.shared(train_tokenizer(data, list(text)))
-    step.announce([hashlib.sha256(tokenizers.target.to_bytes()).hexdigest()])
-    save_tokenizer(tokenizers.target, path)
-    step.record({"size": tokenizers.size})
-    print(f"vocabulary: {tokenizers.size:,} subwords -> {path}")
-    _print_notes(data, tokenizers, path)
-    return tokenizers, every
-
-
-def _trained_again(data: DataConfig, text: PairPath, path: Path) -> Tokenizers | None:
-    """Return the tokenizers if they would be trained like those that exist, else None.
-
-    Whether this command made them cannot be known otherwise if its record is damaged.
-    """
-    print(f"vocabulary: training again, to compare with {path}", flush=True)
-    tokenizers = Tokenizers.shared(train_tokenizer(data, list(text)))
-    return tokenizers if tokenizers.target.to_bytes() == path.read_bytes() else None
-
-
-def _print_notes(data: DataConfig, tokenizers: Tokenizers, path: Path) -> None:
-    for note in vocab_notes(data, tokenizers.target, path):
-        print(f"    note: {note}")
-
-
 def _report_references(
     split: str, raw: list[PairPath], tokenizers: Tokenizers, target_lang: str
 ) -> None:
@@ -302,10 +250,11 @@ def _report_references(
             changed = list(changes(tokenizers.target, texts))
             if changed:
                 first = changed[0]
+                at = block.first_line + first.number - 1  # a header is a line, too
                 print(
                     f"{split}: {len(changed):,} of {len(texts):,} lines of {pair.target} do not "
                     "come out of the vocabulary as they are, so a perfect translation differs from "
-                    f"them; line {first.number}: {first.text!r} becomes {first.result!r}"
+                    f"them; {pair.form.unit} {at}: {first.text!r} becomes {first.result!r}"
                 )
 
 

@@ -23,17 +23,10 @@ from ds_seq.generation.translate import BatchLimits, Share, translate
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.scores.metric import TEXT, Metric, find_metric, measure
 from ds_seq.search.beam_search import BeamSearch
-from ds_seq.text.lines import read_parallel
+from ds_seq.text.lines import PairPath, read_pairs
 from ds_seq.text.tokenizer import Tokenizers
 
 _NUM_SAMPLES = 5
-
-
-class RawSplit(NamedTuple):
-    """Two files of raw parallel text."""
-
-    source: str | Path
-    target: str | Path
 
 
 class RawText(NamedTuple):
@@ -44,7 +37,7 @@ class RawText(NamedTuple):
 
 
 def read_files(
-    split: str, files: Sequence[RawSplit], max_sentences: int | None = None
+    split: str, files: Sequence[PairPath], max_sentences: int | None = None
 ) -> dict[str, RawText]:
     """Read the files of raw text of a split.
 
@@ -64,18 +57,18 @@ def read_files(
         raise UserError(
             f"data.raw.{split}: lists no files, so there is no text to translate; add them"
         )
-    texts = [RawText(*read_parallel(pair.source, pair.target)) for pair in files]
+    texts = [RawText(*read_pairs(pair)) for pair in files]
     counts = [len(text.source) for text in texts]
     if max_sentences is not None:
         counts = spread(max_sentences, counts)
-    names = _short_names([Path(pair.source) for pair in files])
+    names = _short_names([pair.source for pair in files])
     return {
         name: RawText(text.source[:count], text.target[:count])
         for name, text, count in zip(names, texts, counts, strict=True)
     }
 
 
-def read_raw(split: str, files: Sequence[RawSplit]) -> RawText:
+def read_raw(split: str, files: Sequence[PairPath]) -> RawText:
     """Read the raw text of a split, concatenating its files; see `read_files`."""
     return _joined(read_files(split, files))
 
@@ -127,7 +120,7 @@ class TranslationTask:
         self,
         data_dir: str | Path,
         tokenizers: Tokenizers,
-        raw: Mapping[str, Sequence[RawSplit]],
+        raw: Mapping[str, Sequence[PairPath]],
         target_lang: str,
         max_source_length: int | None,
         max_target_length: int | None,

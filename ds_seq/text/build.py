@@ -1,4 +1,4 @@
-"""Train and load the tokenizer that `data.vocab.name` selects."""
+"""Train and load the tokenizers that `data.vocab` describes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from ds_seq.config.data import DataConfig
+from ds_seq.config.vocab import VocabFields
 from ds_seq.errors import UserError
-from ds_seq.names import SENTENCEPIECE
+from ds_seq.names import FAIRSEQ_DICT, SENTENCEPIECE
 from ds_seq.plugins import find_plugin
+from ds_seq.text.fairseq_tokenizer import FairseqDictTokenizer
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import rewriting
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Tokenizer, TokenizerKind, Tokenizers
-from ds_seq.text.vocab_file import read_vocab_file
+from ds_seq.text.vocab_file import read_vocab_file, vocab_paths
 
-TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {SENTENCEPIECE: SentencePieceTokenizer}
+TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {
+    SENTENCEPIECE: SentencePieceTokenizer,
+    FAIRSEQ_DICT: FairseqDictTokenizer,
+}
 
 
 def build_normalizer(data: DataConfig) -> Normalizer:
@@ -26,58 +31,80 @@ def build_normalizer(data: DataConfig) -> Normalizer:
     return Normalizer(clean.nfkc, clean.fold_spaces, clean.unicode_form, clean.punctuation)
 
 
-def train_tokenizer(data: DataConfig, files: Sequence[Path]) -> Tokenizer:
-    """Train the tokenizer of a config on clean text, built-in or external.
+def train_tokenizer(data: DataConfig, vocab: VocabFields, files: Sequence[Path]) -> Tokenizer:
+    """Train a tokenizer of a config on clean text, built-in or external.
+
+    Args:
+        data: config that sets the normalization of text.
+        vocab: one of `data.vocab.parts`.
+        files: clean text of the sides that it is for.
 
     Raises:
         UserError: the name is unknown, or the text is too small.
     """
-    tokenizer = _kind(data).train(
+    tokenizer = _kind(vocab).train(
         files,
-        size=data.vocab.size,
-        user_symbols=data.vocab.user_symbols,
+        size=vocab.size,
+        user_symbols=vocab.user_symbols,
         normalizer=build_normalizer(data),
-        **_options(data),
+        **_options(vocab),
     )
-    return _checked(tokenizer, data.vocab.name)
+    return _checked(tokenizer, vocab.name)
 
 
-def load_tokenizers(data: DataConfig, path: str | Path) -> Tokenizers:
-    """Load the tokenizers of a config from a `vocab.model`, which is shared by both sides.
+def load_tokenizers(data: DataConfig, folder: str | Path) -> Tokenizers:
+    """Load the tokenizers of a config from the files that `vocab_paths` names.
 
     Raises:
-        UserError: the file does not exist, or belongs to another kind of tokenizer.
+        UserError: a file does not exist, or belongs to another kind of tokenizer.
     """
-    return read_tokenizers(data, read_vocab_file(path), str(path))
+    paths = vocab_paths(folder, data.vocab.joint)
+    return read_tokenizers(data, [read_vocab_file(path) for path in paths], list(map(str, paths)))
 
 
-def read_tokenizers(data: DataConfig, content: bytes, name: str) -> Tokenizers:
+def read_tokenizers(
+    data: DataConfig, contents: Sequence[bytes], names: Sequence[str]
+) -> Tokenizers:
     """Restore the tokenizers of a config from their bytes.
 
     Args:
         data: config that sets their kind and the normalization of text.
-        content: bytes returned by `Tokenizer.to_bytes`.
-        name: name of the content in error messages.
+        contents: bytes returned by `Tokenizer.to_bytes`: of the joint tokenizer, or of source and
+            target.
+        names: what error messages call each of them.
 
     Raises:
         UserError: the content belongs to another kind of tokenizer.
     """
+    tokenizers = [
+        read_tokenizer(data, vocab, content, name)
+        for vocab, content, name in zip(data.vocab.parts.values(), contents, names, strict=True)
+    ]
+    source, target = tokenizers[0], tokenizers[-1]
+    if isinstance(source, FairseqDictTokenizer):
+        source = source.in_language(data.source_lang)
+    if isinstance(target, FairseqDictTokenizer):
+        target = target.in_language(data.target_lang)
+    return Tokenizers(source, target)
+
+
+def read_tokenizer(data: DataConfig, vocab: VocabFields, content: bytes, name: str) -> Tokenizer:
+    """Restore the tokenizer of one of `data.vocab.parts`; see `read_tokenizers`."""
     normalizer = build_normalizer(data)
-    tokenizer = _kind(data).from_bytes(content, normalizer=normalizer, name=name)
-    return Tokenizers.shared(_checked(tokenizer, name))
+    return _checked(_kind(vocab).from_bytes(content, normalizer=normalizer, name=name), name)
 
 
-def vocab_notes(data: DataConfig, tokenizer: Tokenizer, path: str | Path) -> list[str]:
+def vocab_notes(vocab: VocabFields, tokenizer: Tokenizer, path: str | Path) -> list[str]:
     """Return a note if a vocabulary rewrites text, or does not although the config says so.
 
     Args:
-        data: config that describes the vocabulary.
+        vocab: section that describes the vocabulary.
         tokenizer: the vocabulary.
         path: its file.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return []
-    wanted, rule = data.vocab.normalization, rewriting(tokenizer)
+    wanted, rule = vocab.normalization, rewriting(tokenizer)
     name = "user_defined" if wanted.endswith(".tsv") else wanted  # SentencePiece's name for it
     if tokenizer.normalization == name:
         return [] if rule is None else [f"{path}: rewrites text by {rule}; so are translations"]
@@ -89,8 +116,8 @@ def vocab_notes(data: DataConfig, tokenizer: Tokenizer, path: str | Path) -> lis
     ]
 
 
-def _kind(data: DataConfig) -> TokenizerKind[Tokenizer]:
-    return find_plugin("data.vocab", data.vocab.name, TOKENIZERS)
+def _kind(vocab: VocabFields) -> TokenizerKind[Tokenizer]:
+    return find_plugin("data.vocab", vocab.name, TOKENIZERS)
 
 
 def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
@@ -100,13 +127,16 @@ def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
     return tokenizer
 
 
-def _options(data: DataConfig) -> dict[str, Any]:
-    """Return the training options of a config's tokenizer besides size and user symbols."""
-    if data.vocab.name != SENTENCEPIECE:
-        return data.vocab.options
+def _options(vocab: VocabFields) -> dict[str, Any]:
+    """Return the training options of a tokenizer besides size and user symbols."""
+    if vocab.fairseq is not None:
+        return vocab.fairseq.model_dump()
+    if vocab.name != SENTENCEPIECE:
+        return vocab.options
     return {
-        "model_type": data.vocab.model_type,
-        "character_coverage": data.vocab.character_coverage,
-        "input_sentence_size": data.vocab.input_sentence_size,
-        "normalization": data.vocab.normalization,
+        "model_type": vocab.model_type,
+        "character_coverage": vocab.character_coverage,
+        "byte_fallback": vocab.byte_fallback,
+        "input_sentence_size": vocab.input_sentence_size,
+        "normalization": vocab.normalization,
     }

@@ -2,39 +2,81 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
-import io
-import lzma
 import os
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from ds_seq import files
 from ds_seq.errors import UserError
-from ds_seq.records import unreadable
-from ds_seq.text.looks import SAMPLE, is_no_text
+from ds_seq.names import InvalidUtf8
+from ds_seq.text.forms import Form, Lines, Sides
+from ds_seq.text.looks import Kind, is_no_text
+from ds_seq.text.opening import decode_line, open_bytes, text_fingerprint
+
+__all__ = [
+    "STANDARD",
+    "LineBlock",
+    "PairPath",
+    "check_counts",
+    "check_writable",
+    "count_pairs",
+    "decode_line",
+    "decode_lines",
+    "open_bytes",
+    "read_blocks",
+    "read_buffers",
+    "read_lines",
+    "read_pairs",
+    "read_parallel",
+    "text_fingerprint",
+    "warn_of_lines",
+    "write_lines",
+]
 
 STANDARD = "-"
 """Stands for standard input or output instead of a file."""
 
 _MOST_NAMED_LINES = 10
+_PAIRS_AT_ONCE = 10_000
 _STANDARD_INPUT = Path("standard input")
-_OPENERS: dict[str, Callable[..., object]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-_BLOCK = 1 << 20
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_LINES = Lines()
 
 
-class PairPath(NamedTuple):
-    """The two sides of one parallel text."""
+@dataclass(frozen=True)
+class PairPath:
+    """The two sides of one parallel text, as a pair of files.
+
+    Attributes:
+        source: file of the source side.
+        target: file of the target side; the same one if both sides are in one file.
+        form: how the sentences are written there.
+        invalid: what happens to a pair with a side that is no UTF-8. `keep` leaves it to whoever
+            decodes the lines: cleaning counts and drops it, others raise a `UserError`.
+    """
 
     source: Path
     target: Path
+    form: Form = _LINES
+    invalid: InvalidUtf8 | Literal["keep"] = "keep"
+
+    def __iter__(self) -> Iterator[Path]:
+        """Yield the file of each side."""
+        return iter((self.source, self.target))
+
+    def __getitem__(self, side: int) -> Path:
+        """Return the file of a side."""
+        return (self.source, self.target)[side]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, each once."""
+        return tuple(dict.fromkeys(self))
 
 
 class LineBlock(NamedTuple):
@@ -53,164 +95,117 @@ class LineBlock(NamedTuple):
     target: list[bytes]
 
 
-class _Decompressed(io.RawIOBase):
-    """Content of a compressed file; damage, which only shows on reading, raises `UserError`."""
-
-    def __init__(self, file: io.BufferedIOBase, path: Path) -> None:
-        self._file, self._path = file, path
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return self._file.readinto(buffer)
-        except _DAMAGED as error:
-            raise UserError(
-                f"{self._path}: cannot be decompressed ({error}); it is damaged or incomplete"
-            ) from None
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def open_bytes(path: Path, *, tabs: bool = False) -> BinaryIO:
-    """Open a text file for reading bytes; `.gz`, `.xz` and `.bz2` are decompressed.
-
-    Args:
-        path: the file.
-        tabs: whether tabs may separate the parts of a line, so that a table is no mistake.
-
-    Raises:
-        UserError: the file does not exist, cannot be read, or is of a kind that has no lines of
-            text. Reading from the returned file also raises it if a compressed file is damaged.
-    """
-    try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; {_explain_folder(path)}")
-        opener = _OPENERS.get(path.suffix)
-        raw: io.RawIOBase
-        if opener is None:
-            raw = io.FileIO(path)
-        else:
-            raw = _Decompressed(cast(io.BufferedIOBase, opener(path, "rb")), path)
-    except FileNotFoundError:
-        raise UserError(_explain_missing(path)) from None
-    except OSError as error:
-        raise UserError(unreadable(path, error)) from None
-    file = io.BufferedReader(raw, _BLOCK)
-    try:
-        problem = is_no_text(file.peek(SAMPLE), path, tabs=tabs)
-        if problem is not None:
-            raise UserError(problem)
-    except UserError:
-        file.close()
-        raise
-    return file
-
-
-def _explain_folder(path: Path) -> str:
-    names = sorted(item.name for item in islice(path.iterdir(), 1000) if item.is_file())
-    return f"give one of its files, such as {path / names[0]}" if names else "give a text file"
-
-
-def _explain_missing(path: Path) -> str:
-    return f"{path}: no such file; check the path (data.raw in an experiment file)"
-
-
-def decode_line(line: bytes, path: Path, number: int) -> str:
-    """Decode a UTF-8 line.
-
-    Raises:
-        UserError: the line is not UTF-8; names the file and line.
-    """
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: line {number}: invalid UTF-8 at byte {error.start + 1} of the line; "
-            "convert the file to UTF-8 (for example with iconv) or remove the line on both sides"
-        ) from None
-
-
 def decode_lines(block: LineBlock) -> tuple[list[str], list[str]]:
     """Decode both sides of a block; see `decode_line`."""
+    unit = block.path.form.unit
     source, target = (
-        [decode_line(line, path, number) for number, line in enumerate(lines, block.first_line)]
+        [
+            decode_line(line, path, number, unit)
+            for number, line in enumerate(lines, block.first_line)
+        ]
         for path, lines in zip(block.path, (block.source, block.target), strict=True)
     )
     return source, target
 
 
 def count_pairs(paths: Sequence[PairPath]) -> int:
-    """Return the total number of lines of all texts.
+    """Return the total number of pairs of all texts, those that are not UTF-8 included.
 
     Raises:
         UserError: a file is missing, or the two sides have different numbers of lines.
     """
-    total = 0
-    for path in paths:
-        source, target = (_count_lines(side) for side in path)
-        if source != target:
-            raise UserError(_explain_unequal(path, source, target))
-        total += source
-    return total
-
-
-def _count_lines(path: Path) -> int:
-    lines, last = 0, b"\n"
-    with open_bytes(path) as file:
-        while block := file.read(_BLOCK):
-            lines += block.count(b"\n")
-            last = block[-1:]
-    return lines + (last != b"\n")
-
-
-def _explain_unequal(path: PairPath, source: int, target: int) -> str:
-    return (
-        f"the two sides differ in the number of lines: {path.source} has {source:,}, "
-        f"{path.target} has {target:,}; line n of one must translate line n of the other"
-    )
+    return sum(path.form.count(path.source, path.target) for path in paths)
 
 
 def read_blocks(paths: Sequence[PairPath], size: int) -> Iterator[LineBlock]:
-    """Yield the texts, one after the other, in blocks of at most `size` lines.
+    r"""Yield the texts, one after the other, in blocks of at most `size` pairs.
 
-    Lines end only at `\\n`: other Unicode line breaks occur inside sentences, and splitting at them
+    Lines end only at `\n`: other Unicode line breaks occur inside sentences, and splitting at them
     would misalign the two sides.
 
     Raises:
-        UserError: a file is missing, or the two sides have different numbers of lines.
+        UserError: a file is missing or not what its form says, the two sides have different numbers
+            of lines, or, if the text says so, a line is not UTF-8.
     """
     for path in paths:
-        with open_bytes(path.source) as source, open_bytes(path.target) as target:
-            number = 0
-            while True:
-                sources = [line.rstrip(b"\r\n") for line in islice(source, size)]
-                targets = [line.rstrip(b"\r\n") for line in islice(target, size)]
-                if len(sources) != len(targets):
-                    rest = (sum(1 for _ in source), sum(1 for _ in target))
-                    counts = (number + len(sources) + rest[0], number + len(targets) + rest[1])
-                    raise UserError(_explain_unequal(path, *counts))
-                if not sources:
-                    break
-                yield LineBlock(path, number + 1, sources, targets)
-                number += len(sources)
+        number = path.form.first
+        bad: list[int] = []
+        for sides in path.form.blocks(path.source, path.target, size):
+            block = LineBlock(path, number, *sides)
+            number += len(sides[0])
+            if path.invalid == "keep":
+                yield block
+            else:
+                yield from _valid_blocks(block, bad)
+        if bad:
+            _warn_of_invalid(path, tuple(bad[:_MOST_NAMED_LINES]), len(bad))
 
 
-def text_fingerprint(path: Path) -> str:
-    """Return the `files.fingerprint` of a text.
+def _valid_blocks(block: LineBlock, bad: list[int]) -> Iterator[LineBlock]:
+    """Yield a block without invalid UTF-8; add the numbers of its pairs to `bad`."""
+    wrong = sorted({row for side in _sides(block) for row in _invalid_rows(side)})
+    if not wrong:
+        yield block
+        return
+    if block.path.invalid == "stop":
+        decode_lines(block)  # names the first
+    bad += [block.first_line + row for row in wrong]
+    if block.path.invalid == "replace":
+        source, target = (
+            [line.decode("utf-8", "replace").encode() for line in side] for side in _sides(block)
+        )
+        yield LineBlock(block.path, block.first_line, source, target)
+        return
+    start = 0
+    for row in [*wrong, len(block.source)]:  # lines of a block are consecutive
+        if row > start:
+            source, target = (side[start:row] for side in _sides(block))
+            yield LineBlock(block.path, block.first_line + start, source, target)
+        start = row + 1
+
+
+def _sides(block: LineBlock) -> Sides:
+    return block.source, block.target
+
+
+def _invalid_rows(lines: list[bytes]) -> list[int]:
+    """Return the indices of the lines that are not UTF-8."""
+    try:
+        b"\n".join(lines).decode("utf-8")
+    except UnicodeDecodeError:
+        return [row for row, line in enumerate(lines) if not _is_valid(line)]
+    return []
+
+
+def _is_valid(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@cache
+def _warn_of_invalid(path: PairPath, numbers: tuple[int, ...], total: int) -> None:
+    """Warn once, although the references are read in every validation."""
+    done = "left out" if path.invalid == "drop" else "repaired with U+FFFD"
+    names = " and ".join(map(str, path.files))
+    unit = path.form.unit
+    warn_of_lines(f"pair(s) of {names} are not UTF-8 and were {done}", numbers, total, unit)
+
+
+def read_pairs(path: PairPath) -> tuple[list[str], list[str]]:
+    """Read both sides of a parallel text of any form.
 
     Raises:
-        UserError: the file does not exist.
+        UserError: see `read_blocks`; or a line is not UTF-8.
     """
-    try:
-        return files.fingerprint(path)
-    except FileNotFoundError:
-        raise UserError(_explain_missing(path)) from None
-    except OSError as error:
-        raise UserError(unreadable(path, error)) from None
+    source: list[str] = []
+    target: list[str] = []
+    for block in read_blocks([path], _PAIRS_AT_ONCE):
+        for whole, part in zip((source, target), decode_lines(block), strict=True):
+            whole += part
+    return source, target
 
 
 def read_lines(path: str | Path, *, tabs: bool = False) -> list[str]:
@@ -221,19 +216,20 @@ def read_lines(path: str | Path, *, tabs: bool = False) -> list[str]:
 
     Args:
         path: the file.
-        tabs: see `open_bytes`.
+        tabs: whether tabs may separate the parts of a line, so that a table is no mistake.
 
     Raises:
         UserError: the file does not exist or is no text, or a line is not UTF-8 (the message gives
             its number).
     """
+    allowed: tuple[Kind, ...] = ("table",) if tabs else ()
     if str(path) == STANDARD:
         content, name = sys.stdin.buffer.read(), _STANDARD_INPUT
-        if (problem := is_no_text(content, name, tabs=tabs)) is not None:
+        if (problem := is_no_text(content, name, allowed=allowed)) is not None:
             raise UserError(problem)
     else:
         name = Path(path)
-        with open_bytes(name, tabs=tabs) as file:
+        with open_bytes(name, allowed=allowed) as file:
             content = file.read()
     rows = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if rows[-1] == b"":  # the end of the last line, not another line
@@ -333,9 +329,19 @@ def check_counts(
         )
 
 
-def warn_of_lines(what: str, numbers: Sequence[int]) -> None:
-    """Warn about lines on stderr, giving their numbers (from 1); do nothing if there are none."""
-    if numbers:
+def warn_of_lines(
+    what: str, numbers: Sequence[int], total: int | None = None, unit: str = "line"
+) -> None:
+    """Warn about lines on stderr, giving their numbers (from 1); do nothing if there are none.
+
+    Args:
+        what: what they are.
+        numbers: the numbers, or the first of them.
+        total: how many there are, if `numbers` are the first.
+        unit: what is numbered.
+    """
+    total = len(numbers) if total is None else total
+    if total:
         named = ", ".join(map(str, numbers[:_MOST_NAMED_LINES]))
-        more = ", ..." if len(numbers) > _MOST_NAMED_LINES else ""
-        print(f"ds-seq: warning: {len(numbers)} {what}; line(s) {named}{more}", file=sys.stderr)
+        more = ", ..." if total > _MOST_NAMED_LINES else ""
+        print(f"ds-seq: warning: {total} {what}; {unit}(s) {named}{more}", file=sys.stderr)

@@ -7,22 +7,26 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Literal
 
 SAMPLE = 1 << 16
 """Number of bytes at the start of a file to look at."""
+
+Kind = Literal["table", "json", "xml", "utf16"]
+"""Kinds of files that are no lines of text, and may be meant."""
 
 _TO_UTF8 = "convert it: iconv -f {} -t UTF-8 FILE > NEW"
 _SUFFIX = "give it the suffix .{}, or decompress it: {} -dc FILE > NEW"
 _UTF16 = "UTF-16 text"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", "decompress it: zstd -d FILE -o NEW"),
+    (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", _SUFFIX.format("zst", "zstd")),
     (b"\x04\x22\x4d\x18", "a file compressed by lz4", "decompress it: lz4 -d FILE NEW"),
     (b"\x1f\x8b", "a file compressed by gzip", _SUFFIX.format("gz", "gzip")),
     (b"\xfd7zXZ\x00", "a file compressed by xz", _SUFFIX.format("xz", "xz")),
     (b"BZh", "a file compressed by bzip2", _SUFFIX.format("bz2", "bzip2")),
     (b"PK\x03\x04", "a zip archive or an office document", "export plain text from it"),
-    (b"PAR1", "a Parquet table", "write its columns of text to files, one sentence per line"),
-    (b"ARROW1", "an Arrow table", "write its columns of text to files, one sentence per line"),
+    (b"PAR1", "a Parquet table", "write its text as JSON lines, which data.raw can name"),
+    (b"ARROW1", "an Arrow table", "write its text as JSON lines, which data.raw can name"),
     (b"%PDF-", "a PDF document", "export plain text from it"),
     (b"SQLite format 3\x00", "an SQLite database", "write its text to files, one per language"),
     (b"\xff\xfe\x00\x00", "UTF-32 text", _TO_UTF8.format("UTF-32")),
@@ -40,27 +44,34 @@ _MARKUP = (
     b"<tstset",
     b"<mteval",
 )
+_BOMS_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_HEAD_LINES = 10
 _JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*(?:\[\{"|\[\s*\n\s*[\[{"]|\{\s*\n\s*")')
 """Start of an array of objects, or of an array or an object over several lines."""
 _TABLES = (".tsv", ".tab")
 _COMMAS = ".csv"
-_CUT = "cut the text out: cut -f 1 FILE > NEW"
+_CUT = (
+    "data.raw takes {tsv: FILE, columns: [1, 2]}; elsewhere, cut the text out: cut -f 1 FILE > NEW"
+)
+_TAR_MAGIC = slice(257, 262)
 _FEWEST_ROWS = 5
 """Number of lines with equally many tabs that make a table of a file with another suffix."""
 
 
-def is_no_text(head: bytes, path: Path, *, tabs: bool = False) -> str | None:
+def is_no_text(head: bytes, path: Path, *, allowed: tuple[Kind, ...] = ()) -> str | None:
     """Return what a file looks like and what to do, if it is no text with a sentence per line.
 
     Args:
         head: start of the file, after decompression; at most `SAMPLE` bytes are looked at.
         path: the file, or its name for messages.
-        tabs: whether tabs may separate the parts of a line.
+        allowed: kinds of files that are no mistake.
 
     Returns:
         The message; None for text.
     """
-    found = _kind(head[:SAMPLE], len(head) > SAMPLE, path.suffix.lower(), tabs)
+    suffixes = [suffix.lower() for suffix in path.suffixes]  # of x.tsv.gz, too
+    table = next((suffix for suffix in suffixes if suffix in (*_TABLES, _COMMAS)), "")
+    found = _kind(head[:SAMPLE], len(head) > SAMPLE, table, allowed)
     if found is None:
         return None
     kind, advice = found
@@ -69,11 +80,15 @@ def is_no_text(head: bytes, path: Path, *, tabs: bool = False) -> str | None:
     return f"{path}: looks like {kind}; {advice}"
 
 
-def _kind(head: bytes, is_cut: bool, suffix: str, tabs: bool) -> tuple[str, str] | None:
+def _kind(
+    head: bytes, is_cut: bool, table: str, allowed: tuple[Kind, ...]
+) -> tuple[str, str] | None:
     """Return the kind of a file that is no text, and what to do about it."""
+    if "utf16" in allowed and head.startswith(_BOMS_UTF16):
+        return None
     if (binary := _binary_kind(head)) is not None:
         return binary
-    if (kind := _other_lines(head)) is not None:
+    if (kind := _other_lines(head, allowed)) is not None:
         return kind
     lines = [line.strip(b"\r") for line in head.split(b"\n")]
     if is_cut:
@@ -81,17 +96,36 @@ def _kind(head: bytes, is_cut: bool, suffix: str, tabs: bool) -> tuple[str, str]
     lines = [line for line in lines if line.strip()]
     if not lines:
         return None
-    if lines[0].removeprefix(b"\xef\xbb\xbf").lower().startswith(_MARKUP):
-        return "XML or HTML", "extract its sentences to a file, one per line"
-    if (keys := _json_keys(lines)) is not None:
+    first = lines[0].removeprefix(b"\xef\xbb\xbf").lower()
+    if "xml" not in allowed and first.startswith(_MARKUP):
+        return _xml_kind(b"\n".join(lines[:_HEAD_LINES]).lower())
+    if "json" not in allowed and (keys := _json_keys(lines)) is not None:
         key = keys[0] if keys else "KEY"
-        advice = f"take the text out: jq -r '.\"{key}\"' FILE > NEW"
+        advice = (
+            f"data.raw takes {{jsonl: FILE, keys: {_pair_of(keys)}}}; elsewhere, take the text "
+            f"out: jq -r '.\"{key}\"' FILE > NEW"
+        )
         return f"JSON lines with the keys {', '.join(keys) or '(none)'}", advice
-    columns = 0 if tabs else _num_columns(lines, suffix)
+    columns = 0 if "table" in allowed else _num_columns(lines, table)
     if columns:
-        how = "write its columns of text to files" if suffix == _COMMAS else _CUT
+        how = "write its columns of text to files" if table == _COMMAS else _CUT
         return f"a table of {columns} columns", how
     return None
+
+
+def _pair_of(keys: list[str]) -> str:
+    return f"[{', '.join(keys[:2] if len(keys) > 1 else ('SOURCE', 'TARGET'))}]"
+
+
+def _xml_kind(head: bytes) -> tuple[str, str]:
+    """Return the kind of an XML or HTML file by its first lines."""
+    if b"<tmx" in head:
+        return "a translation memory", "data.raw takes {tmx: FILE}"
+    if any(tag in head for tag in (b"<srcset", b"<refset", b"<tstset", b"<mteval")):
+        return "a test set of WMT or IWSLT", "give it the suffix .sgm, which data.raw takes"
+    if b"<dataset" in head and b"<collection" in head:
+        return "a test set of WMT", "data.raw takes {xml: FILE}"
+    return "XML or HTML", "extract its sentences to a file, one per line"
 
 
 def _binary_kind(head: bytes) -> tuple[str, str] | None:
@@ -99,6 +133,8 @@ def _binary_kind(head: bytes) -> tuple[str, str] | None:
     for magic, kind, advice in _MAGIC:
         if head.startswith(magic):
             return kind, advice
+    if head[_TAR_MAGIC] == b"ustar":
+        return "a tar archive", "unpack it: tar -xf FILE"
     if head.count(0) * 8 <= len(head):
         return None
     even, odd = (head[start::2].count(0) for start in (0, 1))
@@ -107,11 +143,15 @@ def _binary_kind(head: bytes) -> tuple[str, str] | None:
     return "a binary file", "give a text file, one sentence per line, in UTF-8"
 
 
-def _other_lines(head: bytes) -> tuple[str, str] | None:
+def _other_lines(head: bytes, allowed: tuple[Kind, ...]) -> tuple[str, str] | None:
     """Return the kind of a text whose lines or items do not end with a line feed."""
+    if "xml" in allowed:  # where line ends mean nothing
+        return None
     if b"\n" not in head and head.rstrip(b"\r").count(b"\r") > 0:
         kind = "text whose lines end with a carriage return"
         return kind, r"convert it: tr '\r' '\n' < FILE > NEW"
+    if _JSON.match(head) and "json" in allowed:
+        return "JSON, but not one object per line", "write it so: jq -c '.[]' FILE > NEW"
     if _JSON.match(head):
         return "JSON", "write its sentences to a file, one per line, for example with jq -r"
     return None
@@ -132,9 +172,9 @@ def _json_keys(lines: list[bytes]) -> list[str] | None:
     return keys
 
 
-def _num_columns(lines: list[bytes], suffix: str) -> int:
+def _num_columns(lines: list[bytes], table: str) -> int:
     """Return the number of columns of a table; 0 for text."""
-    if suffix == _COMMAS:
+    if table == _COMMAS:
         # a null byte is an error of the module csv before Python 3.11
         rows = csv.reader(line.decode(errors="replace").replace("\0", "") for line in lines)
         counts = {len(row) - 1 for row in rows}
@@ -142,5 +182,4 @@ def _num_columns(lines: list[bytes], suffix: str) -> int:
         counts = {line.count(b"\t") for line in lines}
     if len(counts) > 1 or counts == {0}:
         return 0
-    is_named = suffix in (*_TABLES, _COMMAS)
-    return counts.pop() + 1 if is_named or len(lines) >= _FEWEST_ROWS else 0
+    return counts.pop() + 1 if table or len(lines) >= _FEWEST_ROWS else 0

@@ -17,6 +17,8 @@ _SPACES = re.compile("[\t-\r\x1c-\x20\x85\u2028\u2029]+")
 # Soft hyphen, zero-width space, word joiner. The joiners U+200C and U+200D are kept in any case
 # because Persian and Indic scripts need them.
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060]")
+# Each of Moses' rules needs one of these.
+_MOSES_MARKS = re.compile("[()%:;`\r„“”–—´‘’‚…«»\xa0]|''|  ")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,14 @@ def _moses() -> Callable[[str], str]:
     """
     from sacremoses import MosesPunctNormalizer  # takes a while, and few need it
 
-    normalize: Callable[[str], str] = MosesPunctNormalizer(
+    once: Callable[[str], str] = MosesPunctNormalizer(
         norm_quote_commas=False, norm_numbers=False
     ).normalize
+
+    def normalize(text: str) -> str:
+        before = ""
+        while before != text and _MOSES_MARKS.search(text):  # what a rule makes, another may change
+            before, text = text, once(text)
+        return text
+
     return normalize

@@ -60,29 +60,28 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
     character_coverage: float,
     input_sentence_size: int,
     normalization: str,
+    byte_fallback: bool,
     seed: int = 1,
     user_symbols: Sequence[str] = (),
     num_threads: int = 4,
 ) -> bytes:
-    """Train one SentencePiece model on all files together.
-
-    Lines that SentencePiece cannot learn from, because they are longer than 4,192 bytes or contain
-    its mark of unknown text, are left out; a warning gives their number.
+    """Train one SentencePiece model on all files together; see `_warn_of_skipped`.
 
     Args:
         files: UTF-8 text files, one sentence per line; normally both sides of the training text.
         size: vocabulary size, the four special symbols included.
         normalizer: applied to the text first.
         model_type: `unigram` or `bpe`.
-        character_coverage: fraction of character occurrences covered by pieces; 1.0 for alphabets,
-            0.9995 for scripts with thousands of characters.
+        character_coverage: fraction of character occurrences covered by pieces; 0.9995 for
+            scripts with thousands of characters.
         input_sentence_size: number of sentences sampled at random for training; 0 means all.
-        normalization: rule by which the model rewrites text: a name that SentencePiece knows, or a
-            file `NAME.tsv` of rules. `identity` leaves text as it is, all its spaces included.
+        normalization: rule by which the model rewrites text: a name that SentencePiece knows, or
+            a file `NAME.tsv`. `identity` leaves text as it is, all its spaces included.
+        byte_fallback: whether characters without a piece become UTF-8 bytes, 256 of the pieces.
         seed: seed of this sample.
         user_symbols: pieces that are never split, for example language tags.
-        num_threads: number of trainer threads. It affects the result, because sums of
-            probabilities depend on the order of addition; keep it fixed for reproducible files.
+        num_threads: number of trainer threads. It affects the result, because sums depend on the
+            order of addition; keep it fixed for reproducible files.
 
     Returns:
         The bytes of a model file.
@@ -95,6 +94,7 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
         "vocab_size": size,
         "model_type": model_type,
         "character_coverage": character_coverage,
+        "byte_fallback": byte_fallback,
         "user_defined_symbols": list(user_symbols),
         "num_threads": num_threads,
         # other rules replace special spaces, which leaves runs of them
@@ -115,6 +115,7 @@ def train_model(  # noqa: PLR0913  (a builder: one argument per trainer option)
 
 
 def _warn_of_skipped(trained: _Trained) -> None:
+    """Say how many lines SentencePiece could not learn from, which were left out."""
     if trained.num_skipped:
         print(
             f"ds-seq: warning: {trained.num_skipped:,} line(s) took no part in training the "

@@ -124,6 +124,13 @@ class TokenizerKind(Protocol[TokenizerT]):
         """
 
 
+class VocabSizes(NamedTuple):
+    """Number of ids of each side."""
+
+    source: int
+    target: int
+
+
 class Tokenizers(NamedTuple):
     """The tokenizers of the source and target sides; often the same object."""
 
@@ -155,9 +162,18 @@ class Tokenizers(NamedTuple):
         return max(len(self.source), len(self.target))
 
     @property
+    def sizes(self) -> VocabSizes:
+        """Number of ids of each side, which are those of its embeddings."""
+        return VocabSizes(len(self.source), len(self.target))
+
+    @property
     def fingerprint(self) -> str:
         """Fingerprint of the pair; equal to that of the tokenizer if both sides share it."""
-        source, target = self.source.fingerprint, self.target.fingerprint
-        if source == target:
-            return source
-        return hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()
+        return joint_fingerprint(self.source.fingerprint, self.target.fingerprint)
+
+
+def joint_fingerprint(source: str, target: str) -> str:
+    """Return the fingerprint of a pair of tokenizers with these fingerprints."""
+    if source == target:
+        return source
+    return hashlib.sha256(f"{source}\n{target}".encode()).hexdigest()

@@ -10,20 +10,21 @@ import numpy as np
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
+from ds_seq.data.expected import raw_files
 from ds_seq.data.source import Dataset, untagged_rows
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
-from ds_seq.text.lines import read_parallel
+from ds_seq.text.lines import read_pairs
 
 
 def validation_set(task: Task, config: ExperimentConfig) -> Dataset | None:
     if config.train.validate_every is None:
         return None
     if config.validation.metrics:
-        for pair in config.data.raw.valid:  # report unreadable text early, not in a validation
-            read_parallel(pair.source, pair.target)
+        for text in raw_files(config.data, "valid", must_exist=False):
+            read_pairs(text)  # report unreadable text early, not in a validation
     return task.dataset("valid")
 
 

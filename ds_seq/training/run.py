@@ -331,9 +331,9 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
 
 
 def _model(setup: RunSetup, task: Task, world: World) -> nn.Module:
-    train, size = setup.config.train, task.tokenizers.size
+    train, sizes = setup.config.train, task.tokenizers.sizes
     part = world.rank % train.expert_parallel
-    model = build_model(setup.config.model, size, train.expert_parallel, part, train.seed)
+    model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:

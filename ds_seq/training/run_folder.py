@@ -15,7 +15,7 @@ from ds_seq.config.load import dump
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.training.checkpoint_folder import delete_all
 from ds_seq.training.history import History, first_version, resumed
 from ds_seq.training.provenance import STARTS_FILE
@@ -155,7 +155,7 @@ def write_run_files(setup: RunSetup, tokenizers: Tokenizers, history: History) -
         history.write(folder)
         files.write_text(folder / CONFIG_FILE, dump(setup.config))
         files.write_json(folder / "deepspeed.json", setup.engine_config)
-        save_tokenizer(tokenizers.target, folder / VOCAB_FILE)
+        save_tokenizers(tokenizers, folder, setup.config.data.vocab.joint)
 
 
 def _delete_run(folder: Path) -> None:

@@ -17,6 +17,7 @@ def train_vocab(
     character_coverage: float = 1.0,
     input_sentence_size: int = 0,
     normalization: str = "identity",
+    byte_fallback: bool = False,
     **options: Any,
 ) -> SentencePieceTokenizer:
     """Train a SentencePiece model and write it to `path`."""
@@ -27,6 +28,7 @@ def train_vocab(
         character_coverage=character_coverage,
         input_sentence_size=input_sentence_size,
         normalization=normalization,
+        byte_fallback=byte_fallback,
         **options,
     )
     tokenizer.save(path)

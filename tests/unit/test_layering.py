@@ -56,6 +56,7 @@ CONFIG_FREE = ("text", "data", "modules", "moe", "search", "scores", "generation
 CONFIG_ALLOWED = {
     "models/__init__.py",
     "text/build.py",
+    "text/raw.py",
     "data/expected.py",
     "data/cleaning/build.py",
     "generation/build.py",

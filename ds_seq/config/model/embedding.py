@@ -17,7 +17,8 @@ class EmbeddingFields(Config):
         description="Shared embedding tables: none; decoder input and output; all three.",
     )
 
-    def embedding_params(self, d_model: int, vocab_size: int) -> int:
+    def embedding_params(self, d_model: int, vocab_size: int, source_vocab_size: int) -> int:
         """Return the number of parameters of the source, target and output tables."""
-        tables = {"none": 3, "decoder": 2, "all": 1}[self.share_embeddings]
-        return tables * vocab_size * d_model
+        of_source = 0 if self.share_embeddings == "all" else source_vocab_size
+        of_target = vocab_size * (2 if self.share_embeddings == "none" else 1)
+        return (of_source + of_target) * d_model

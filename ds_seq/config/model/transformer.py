@@ -79,13 +79,15 @@ class TransformerConfig(TransformerFields):
             *self.moe_errors(),
         ]
 
-    def num_params(self, vocab_size: int) -> ModelSize:
+    def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
         """Count the parameters without building the model, except those of an external router.
 
         Args:
-            vocab_size: vocabulary size, the same for source and target.
+            vocab_size: size of the vocabulary of the target.
+            source_vocab_size: size of that of the source; None: the same.
         """
-        size = _dense(self.embedding_params(self.d_model, vocab_size))
+        source_size = source_vocab_size or vocab_size
+        size = _dense(self.embedding_params(self.d_model, vocab_size, source_size))
         for stack in self.stacks:
             size += self._stack_size(stack)
         return size

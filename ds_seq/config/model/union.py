@@ -22,7 +22,7 @@ class ExternalModelConfig(TransformerFields):
     )
     options: dict[str, Any] = Field(default={}, description="Free-form options of the builder.")
 
-    def num_params(self, vocab_size: int) -> None:
+    def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> None:
         """Return None: the size is unknown before the model is built."""
 
 

@@ -16,6 +16,9 @@ from ds_seq.data.cleaning.options import Corpus, DuplicateRule
 from ds_seq.data.cleaning.report import CleanReport, CorpusReport, Example, Examples
 from ds_seq.names import DuplicateKey
 
+PLACE = np.dtype([("text", "<u4"), ("line", "<u8")])
+"""Where a pair was: number of its pair of files, of all corpora together, and line, from 1 on."""
+
 
 class _Columns(NamedTuple):
     """What is known of the pairs (N,) of a block besides their text; see `pack_columns`."""
@@ -42,7 +45,7 @@ def assemble(
     folder: Path,
     corpora: Sequence[Corpus],
     finished: Finished,
-    write: Callable[[bytes, bytes], None],
+    write: Callable[[bytes, bytes, NDArray[np.void]], None],
 ) -> CleanReport:
     """Write the text of all blocks without repeated pairs.
 
@@ -50,7 +53,8 @@ def assemble(
         folder: folder of the unfinished work.
         corpora: the corpora.
         finished: all of their blocks.
-        write: called with the source and the target side of each block.
+        write: called with the source and the target side of each block, and the `PLACE` of each
+            pair.
     """
     blocks = [finished.entries[number] for number in sorted(finished.entries)]
     repeated = _find_all(folder, corpora, blocks)
@@ -58,12 +62,14 @@ def assemble(
         CorpusReport(
             corpus.name,
             [(str(path.source), str(path.target)) for path in corpus.inputs],
+            units=[path.form.unit for path in corpus.inputs],
             dropped=dict.fromkeys(corpus.options.reasons, 0),
             examples=finished.examples.get(number, Examples()),
         )
         for number, corpus in enumerate(corpora)
     ]
     first_row = 0
+    first_texts = list(accumulate((len(corpus.inputs) for corpus in corpora), initial=0))
     for block, source, target, content in read_parts(folder, blocks, text=True):
         corpus, report = corpora[block.corpus], reports[block.corpus]
         report.total += block.total
@@ -77,7 +83,10 @@ def assemble(
             if again.any():
                 lines = _Columns.of(corpus, content, block.kept).lines
                 _add_examples(report.examples, rule.reason, block, lines, again, (source, target))
-        write(_lines(source, keep), _lines(target, keep))
+        places = np.empty(int(np.count_nonzero(keep)), PLACE)
+        places["text"] = first_texts[block.corpus] + block.input
+        places["line"] = block.first_line + _Columns.of(corpus, content, block.kept).lines[keep]
+        write(_lines(source, keep), _lines(target, keep), places)
         first_row += block.kept
     return CleanReport.of(reports)
 

@@ -59,6 +59,13 @@ def load_filters(corpora: Sequence[Corpus]) -> None:
         corpus.options.load()
 
 
+def _first_score(corpus: Corpus, block: Block) -> int:
+    """Return the number of the line with the first score: a header is no pair, and has no score."""
+    text = corpus.inputs[block.input]
+    is_in_text = bool(corpus.scores) and corpus.scores[block.input].path in text.files
+    return block.first_line - (0 if is_in_text else text.form.first - 1)
+
+
 @collector_paused()
 def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     """Normalize and filter the pairs of a block.
@@ -75,12 +82,13 @@ def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     scores: list[float] = []
     sources: list[str] = []
     targets: list[str] = []
+    first_score = _first_score(corpus, block)
     for index, raw in enumerate(zip(block.source, block.target, strict=True)):
         reason = None
         score = 0.0
         if block.scores is not None:
             file = corpus.scores[block.input]
-            score = parse_score(block.scores[index], file, block.first_line + index)
+            score = parse_score(block.scores[index], file, first_score + index)
         try:
             source, target = raw[0].decode("utf-8"), raw[1].decode("utf-8")
         except UnicodeDecodeError:

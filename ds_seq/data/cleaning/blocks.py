@@ -6,7 +6,9 @@ The numbers depend on the text and the size of a block alone, never on who clean
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ class Block(NamedTuple):
         number: number of the block among those of all corpora.
         corpus: number of the corpus.
         input: number of the pair of files in the corpus.
-        first_line: line of the first pair in its files, from 1 on.
+        first_line: line (or segment) of the first pair in its files, from 1 on.
         first_pair: number of the first pair in the corpus, from 0 on.
         source: lines of the source side.
         target: as many lines of the target side.
@@ -52,7 +54,9 @@ def read_corpora(corpora: Sequence[Corpus], size: int) -> Iterator[Block]:
         first_pair = 0
         for position, path in enumerate(corpus.inputs):
             scores = corpus.scores[position] if corpus.scores else None
-            for lines, texts in _with_scores(corpus, path, scores, size):
+            if path.invalid == "drop":  # what is dropped has a score, and is counted
+                path = replace(path, invalid="keep")  # noqa: PLW2901
+            for lines, texts in _with_scores(path, scores, size):
                 yield Block(
                     number, index, position, lines.first_line, first_pair,
                     lines.source, lines.target, texts,
@@ -80,13 +84,15 @@ def check_scores(corpus: Corpus) -> None:
 
 
 def _with_scores(
-    corpus: Corpus, path: PairPath, scores: ScoreFile | None, size: int
+    path: PairPath, scores: ScoreFile | None, size: int
 ) -> Iterator[tuple[LineBlock, list[bytes] | None]]:
     blocks = read_blocks([path], size)
     if scores is None:
         yield from ((lines, None) for lines in blocks)
         return
-    with open_bytes(scores.path, tabs=True) as file:
+    with open_bytes(scores.path, allowed=("table",)) as file:
+        if scores.path in path.files:  # a column of the text itself, below the same header
+            deque(islice(file, path.form.first - 1), maxlen=0)
         total = 0
         for lines in blocks:
             texts = list(islice(file, len(lines.source)))
@@ -101,8 +107,9 @@ def _with_scores(
 
 def _other_length(scores: ScoreFile, path: PairPath, lines: int, pairs: int) -> UserError:
     return UserError(
-        f"{scores.path}: has {lines:,} lines, but {path.source} and {path.target} have {pairs:,} "
-        "pairs; line n must be the score of pair n"
+        f"{scores.path}: has {lines:,} lines, but {' and '.join(map(str, path.files))} "
+        f"{'has' if len(path.files) == 1 else 'have'} {pairs:,} pairs; line n must be the score of "
+        "pair n"
     )
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,9 @@ class _Line(NamedTuple):
     examples: dict[str, list[Example]]
 
 
-_line = TypeAdapter(_Line)
+@cache
+def _line() -> TypeAdapter[_Line]:
+    return TypeAdapter(_Line)
 
 
 class Finished(NamedTuple):
@@ -141,13 +144,16 @@ def _recover(folder: Path, index: Path, finished: Finished) -> None:
                 used += len(line)
         os.truncate(data, end)
     os.truncate(index, used)
+    if not used:
+        index.unlink()
+        data.unlink(missing_ok=True)
 
 
 def _parse(line: bytes) -> _Line | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return _line.validate_json(line)
+        return _line().validate_json(line)
     except ValidationError:
         return None
 

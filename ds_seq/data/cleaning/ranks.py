@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 _TICK = 1.0
 _ALIVE, _ERROR, _VALUE = 1, 2, 3  # tags of messages
-_POLL = 0.02
+_POLL, _STAGGER = 0.02, 0.5  # seconds
 
 
 class Ranks(Protocol):
@@ -178,6 +178,7 @@ class MpiRanks:
                 self._names[source] = text
             for other in others:
                 if watched[other].is_late(other in heard):
+                    time.sleep(_STAGGER * max(0, self.rank - 1))  # one of them ends all others
                     name = self._names.get(other, f"rank {other}")
                     self._end(
                         f"{name} has given no sign of life for {SILENCE:.0f} seconds: it was "

@@ -26,7 +26,7 @@ class Example(NamedTuple):
     Attributes:
         rank: a random number of the pair; the smallest ones are shown.
         input: number of its pair of files in its corpus.
-        line: its line there.
+        line: its line (or segment) there.
         source: its source, perhaps shortened.
         target: its target, perhaps shortened.
     """
@@ -89,10 +89,20 @@ class Examples(dict[str, list[Example]]):
 
 @dataclass
 class CorpusReport:
-    """Figures of a corpus: number of pairs, of dropped ones by reason, and examples of these."""
+    """Figures of a corpus: number of pairs, of dropped ones by reason, and examples of these.
+
+    Attributes:
+        name: its name.
+        inputs: its pairs of files.
+        units: what the pairs of each are numbered by, `line` or `segment`.
+        total: number of its pairs.
+        dropped: number of dropped pairs by reason.
+        examples: some of them.
+    """
 
     name: str
     inputs: Sequence[tuple[str, str]]
+    units: Sequence[str]
     total: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     examples: Examples = field(default_factory=Examples)
@@ -107,7 +117,7 @@ class CorpusReport:
             reason: [
                 {
                     "file": self.inputs[each.input][0],
-                    "line": each.line,
+                    self.units[each.input]: each.line,
                     "source": each.source,
                     "target": each.target,
                 }
@@ -174,7 +184,10 @@ class CleanReport:
                     f"{corpus.name}, {reason}: {len(examples)} of {count:,} dropped pairs",
                 ]
                 for example in examples:
-                    lines.append(f"  {example['file']}:{example['line']}")
+                    if "line" in example:
+                        lines.append(f"  {example['file']}:{example['line']}")
+                    else:
+                        lines.append(f"  {example['file']}: segment {example['segment']}")
                     lines += [f"    {escaped(example[side])}" for side in ("source", "target")]
         return "\n".join(lines) + "\n"
 

@@ -21,11 +21,21 @@ class Tables(NamedTuple):
     """None to share `target`."""
 
 
-def make_tables(cfg: TransformerConfig, vocab_size: int, pad_id: int) -> Tables:
-    """Make the tables of an encoder-decoder."""
+def make_tables(
+    cfg: TransformerConfig, vocab_size: int, source_vocab_size: int, pad_id: int
+) -> Tables:
+    """Make the tables of an encoder-decoder.
+
+    Args:
+        cfg: config of the model.
+        vocab_size: size of the vocabulary of the target.
+        source_vocab_size: size of the vocabulary of the source.
+        pad_id: id of the padding token.
+    """
     shared, width = cfg.share_embeddings, cfg.d_model
     target = TokenEmbedding(vocab_size, width, pad_id)
-    source = None if shared == "all" else TokenEmbedding(vocab_size, width, pad_id)
+    assert shared != "all" or source_vocab_size == vocab_size, "one table has one size"
+    source = None if shared == "all" else TokenEmbedding(source_vocab_size, width, pad_id)
     output = None
     if shared == "none":  # initialized like the embedding it replaces
         output = Linear(width, vocab_size, bias=False, deviation=width**-0.5)

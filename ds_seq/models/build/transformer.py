@@ -23,22 +23,24 @@ def build_seq2seq(
     expert_parallel_rank: int,
     seed: int,
     pad_id: int = 1,
+    source_vocab_size: int | None = None,
 ) -> Seq2SeqTransformer:
     """Build and initialize a Transformer.
 
     Args:
         cfg: config of the model.
-        vocab_size: size of the vocabulary, shared by source and target.
+        vocab_size: size of the vocabulary of the target.
         expert_parallel: number of ranks over which the experts of a layer are distributed.
         expert_parallel_rank: index of this process among them.
         seed: seed of all parameters, whose values do not depend on `expert_parallel`.
         pad_id: id of the padding token.
+        source_vocab_size: size of the vocabulary of the source; None: as that of the target.
     """
     feed_forwards = FeedForwards(cfg, expert_parallel, expert_parallel_rank, seed)
     # PyTorch's modules draw parameters on construction, which `initialize` replaces: restore the
     # global random state.
     with torch.random.fork_rng(devices=[]):
-        tables = make_tables(cfg, vocab_size, pad_id)
+        tables = make_tables(cfg, vocab_size, source_vocab_size or vocab_size, pad_id)
         model = Seq2SeqTransformer(
             encoder=_encoder(cfg, feed_forwards),
             decoder=_decoder(cfg, feed_forwards),

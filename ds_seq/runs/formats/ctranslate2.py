@@ -35,7 +35,7 @@ from ds_seq.modules.attention import CrossAttention, SelfAttention
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.residual import Residual
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE, save_tokenizer
+from ds_seq.text.vocab_file import save_tokenizers
 
 WEIGHTS_FILE = "model.bin"
 EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
@@ -80,7 +80,7 @@ class CTranslate2Converter:
 
         Args:
             model: the whole model that the config describes, in float32.
-            tokenizers: tokenizers of source and target; both sides share one.
+            tokenizers: tokenizers of source and target.
             folder: existing empty folder.
             dtype: number format on disk: `fp32`, `fp16` or `bf16`. CTranslate2 can also convert
                 weights when it loads them, down to 8 bits (its `compute_type`).
@@ -89,8 +89,8 @@ class CTranslate2Converter:
             OSError: the folder cannot be written.
         """
         spec = self._specification(cast(Seq2SeqTransformer, model))
-        pieces = tokenizers.target.pieces(range(len(tokenizers.target)))
-        spec.register_source_vocabulary(pieces)
+        sources, pieces = (side.pieces(range(len(side))) for side in tokenizers)
+        spec.register_source_vocabulary(sources)
         spec.register_target_vocabulary(pieces)
         symbols = tokenizers.symbols
         spec.config.decoder_start_token = pieces[symbols.start]
@@ -99,7 +99,7 @@ class CTranslate2Converter:
         spec.validate()
         spec.optimize(quantization=_DTYPES[dtype])
         spec.save(str(folder))
-        save_tokenizer(tokenizers.target, folder / VOCAB_FILE)
+        save_tokenizers(tokenizers, folder, self._experiment.data.vocab.joint)
         (folder / EXPERIMENT_FILE).write_text(dump(self._experiment), encoding="utf-8")
 
     def _specification(self, model: Seq2SeqTransformer) -> Any:

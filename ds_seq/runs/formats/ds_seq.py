@@ -1,13 +1,14 @@
 """The formats of ds_seq itself: run folders, and exports made by `ds-seq export`.
 
-A run folder holds `config.yaml`, `vocab.model` and checkpoints; an exported folder holds the same
-two files and `model.safetensors`; an exported file contains config and vocabulary in its header.
+A run folder holds `config.yaml`, `vocab.model` (or `vocab.source.model` and `vocab.target.model`)
+and checkpoints; an exported folder holds the same files and `model.safetensors`; an exported file
+contains config and vocabulary in its header.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ds_seq.names import EXPORT_SUFFIX as EXPORT_SUFFIX
 from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.text.build import load_tokenizers, read_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
-from ds_seq.text.vocab_file import VOCAB_FILE
+from ds_seq.text.vocab_file import vocab_paths
 from ds_seq.weights.meta import (
     CHECKPOINTS,
     INDEX_FILE,
@@ -40,6 +41,12 @@ from ds_seq.weights.source import TensorFile, TensorFolder, TensorSource
 CONFIG_HASH_KEY = "ds_seq.config_sha256"
 CONFIG_KEY = "ds_seq.config"
 VOCAB_KEY = "ds_seq.vocab"
+_SIDE_KEYS = ("ds_seq.vocab.source", "ds_seq.vocab.target")
+
+
+def vocab_keys(joint: bool) -> tuple[str, ...]:
+    """Return the keys of the vocabulary in the header of an exported file."""
+    return (VOCAB_KEY,) if joint else _SIDE_KEYS
 
 
 class RunFolder:
@@ -54,18 +61,20 @@ class RunFolder:
 
     def open(self, path: Path, checkpoint: str) -> StoredRun:
         """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
-        if not (path / VOCAB_FILE).is_file():
-            raise UserError(f"{path}: not a run folder ({VOCAB_FILE} is missing)")
         config = load_experiment(path / CONFIG_FILE, runs=LOADING)
-        tokenizers = load_tokenizers(config.data, path / VOCAB_FILE)
+        vocab = vocab_paths(path, config.data.vocab.joint)
+        for part in vocab:
+            if not part.is_file():
+                raise UserError(f"{path}: not a run folder ({part.name} is missing)")
+        tokenizers = load_tokenizers(config.data, path)
         exported = path / EXPORT_FILE
         if exported.is_file() and not (path / CHECKPOINTS).is_dir():
             _check_only_state(path, checkpoint)
             file = TensorFile(exported)
-            _check_vocab(path, tokenizers, exported, file.metadata())
+            _check_vocab(vocab, tokenizers, exported, file.metadata())
             return _stored(config, tokenizers, file)
         folder = find_checkpoint(path, checkpoint)
-        _check_vocab(path, tokenizers, folder, read_meta(folder))
+        _check_vocab(vocab, tokenizers, folder, read_meta(folder))
         return _stored(config, tokenizers, TensorFolder(folder, "weights"))
 
 
@@ -81,18 +90,29 @@ class ExportedFile:
         _check_only_state(path, checkpoint)
         weights = TensorFile(path)
         header = weights.metadata()
-        if CONFIG_KEY not in header or VOCAB_KEY not in header:
-            raise UserError(
-                f"{path}: contains no experiment and vocabulary; give the folder that holds all "
-                f"three, or export again with --out NAME{EXPORT_SUFFIX}"
-            )
-        config = parse_experiment(header[CONFIG_KEY].encode(), path, LOADING)
+        config = _config_of(path, header)
+        keys = vocab_keys(config.data.vocab.joint)
+        if not header.keys() >= set(keys):
+            raise _explain_no_parts(path)
         try:
-            content = base64.b64decode(header[VOCAB_KEY], validate=True)
+            contents = [base64.b64decode(header[key], validate=True) for key in keys]
         except ValueError as error:
             raise UserError(f"{path}: damaged (vocabulary: {error}); export it again") from None
-        tokenizers = read_tokenizers(config.data, content, f"{path}: vocabulary")
+        tokenizers = read_tokenizers(config.data, contents, [f"{path}: vocabulary"] * len(keys))
         return _stored(config, tokenizers, weights)
+
+
+def _config_of(path: Path, header: Mapping[str, str]) -> ExperimentConfig:
+    if CONFIG_KEY not in header:
+        raise _explain_no_parts(path)
+    return parse_experiment(header[CONFIG_KEY].encode(), path, LOADING)
+
+
+def _explain_no_parts(path: Path) -> UserError:
+    return UserError(
+        f"{path}: contains no experiment and vocabulary; give the folder that holds all three, or "
+        f"export again with --out NAME{EXPORT_SUFFIX}"
+    )
 
 
 def _stored(config: ExperimentConfig, tokenizers: Tokenizers, weights: TensorSource) -> StoredRun:
@@ -107,7 +127,7 @@ def open_tokenizers(run: Path) -> Tokenizers:
         UserError: the config or the vocabulary is missing or damaged.
     """
     config = load_experiment(run / CONFIG_FILE, runs=TOKENIZING)
-    return load_tokenizers(config.data, run / VOCAB_FILE)
+    return load_tokenizers(config.data, run)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
@@ -158,7 +178,7 @@ def _explain_no_index(run: Path) -> str:
 
 
 def _check_vocab(
-    run: Path, tokenizers: Tokenizers, weights: Path, notes: Mapping[str, Any]
+    vocab: Sequence[Path], tokenizers: Tokenizers, weights: Path, notes: Mapping[str, Any]
 ) -> None:
     """Reject a vocabulary other than the one used in training.
 
@@ -168,8 +188,9 @@ def _check_vocab(
     fingerprint = tokenizers.fingerprint
     trained_with = notes.get(VOCAB_HASH_KEY, fingerprint)
     if trained_with != fingerprint:
+        names = " and ".join(map(str, vocab))
         raise UserError(
-            f"{run / VOCAB_FILE}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
+            f"{names}: is vocabulary {fingerprint[:12]}, but {weights} was trained with "
             f"{str(trained_with)[:12]}; restore that vocabulary"
         )
 

@@ -286,8 +286,8 @@ class FirstConfig(Config):
         ),
         put(
             "config/data.py",
-            'Annotated[ShardsConfig, Tag("shards")] ',
-            '| Annotated[FirstConfig, Tag("first")] ',
+            'Annotated[ShardsConfig, Tag("shards")]',
+            ' | Annotated[FirstConfig, Tag("first")]',
         ),
         put("data/open.py", '= {"shards": open_shards', ', "first": open_first'),
         imports("data/open.py", "from ds_seq.data.first_pairs import open_first"),
@@ -306,7 +306,7 @@ TOKENIZER = Toy(
     (
         put("names.py", "TOKENIZER_NAMES = (SENTENCEPIECE,", ' "characters",'),
         put(
-            "text/build.py", "{SENTENCEPIECE: SentencePieceTokenizer", ', "characters": Characters'
+            "text/build.py", "SENTENCEPIECE: SentencePieceTokenizer,", ' "characters": Characters,'
         ),
         imports(
             "text/build.py", "from ds_seq.text.characters import CharacterTokenizer as Characters"

@@ -221,6 +221,8 @@ def test_the_json_schema_accepts_what_check_accepts(capsys: Capture) -> None:
         {"extends": "a.yaml", "model": {"positions": "rotary", "norm": {"name": "layer"}}},
         {"model": {"positions": {"name": "learned"}, "moe": {"num_experts": [2, 4]}}},
         {"data": {"raw": {"train": [{"source": "a", "target": "b"}]}}},
+        {"data": {"raw": {"train": {"tsv": ["a", "b"], "columns": [2, 1]}}}},
+        {"data": {"raw": "folder"}},
         {"criterion": {"name": "a.b:C", "options": {"x": 1}}},
     ):
         assert accepts(schema, good, schema), good
@@ -229,6 +231,7 @@ def test_the_json_schema_accepts_what_check_accepts(capsys: Capture) -> None:
         {"train": {"max_tokens": "many"}},
         {"model": {"positions": "rotarry"}},
         {"data": {"raw": {"train": {"source": "a"}}}},
+        {"data": {"raw": {"train": {"columns": [2, 1]}}}},
     ):
         assert not accepts(schema, bad, schema), bad
     assert cli.main(["check", "--json-schema"]) == 0

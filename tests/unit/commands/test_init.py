@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,8 @@ def test_few_lines_and_odd_names(capsys: Capture) -> None:
         (["--source", "train.en", "--target", "train.en"], "both languages are 'en'"),
         ([*TRAIN, *VALID[:2]], "--valid-source names 1 file(s), but --valid-target 0"),
         ([*TRAIN, "--experts", "1"], "--experts 1: give 2 or more"),
-        ([*TRAIN[:2]], "missing: --target"),
+        ([*TRAIN[:2]], "--source names 1 file(s), but --target 0"),
+        ([], "missing: --source and --target, or --data"),
         (["--source", "train.en", "--target", "blank.de"], "blank.de: one of them has no text"),
         (
             ["--source", "tr\udcff.en", "--target", "train.de"],
@@ -90,10 +92,76 @@ def test_few_lines_and_odd_names(capsys: Capture) -> None:
             ["--source", "tr\x1b.en", "--target", "train.de"],
             "'tr\\x1b.en': a file with such a name",
         ),
+        (["--data", "tr\x1b.tsv"], "'tr\\x1b.tsv': a file with such a name"),
     ],
 )
 @pytest.mark.usefixtures("text")
 def test_mistakes_are_one_line(arguments: list[str], words: str, capsys: Capture) -> None:
+    assert cli.main(["init", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def in_forms(folder: Path) -> None:
+    """Write the toy text as a table, JSON lines and a folder, too."""
+    for split in ("train", "valid"):
+        paths = (folder / f"{split}.{code}" for code in ("en", "de"))
+        sides = [path.read_text(encoding="utf-8").splitlines() for path in paths]
+        rows = list(zip(*sides, strict=True))
+        table = "".join(f"{target}\t{source}\n" for source, target in rows)
+        (folder / f"{split}.tsv").write_text("de\ten\n" + table, encoding="utf-8")
+        objects = (json.dumps({"translation": {"en": s, "de": t}}) for s, t in rows)
+        (folder / f"{split}.jsonl").write_text("\n".join(objects) + "\n")
+    (folder / "set").mkdir()
+    for source, target in (("train.en", "train.source"), ("train.de", "train.target")):
+        (folder / "set" / target).write_bytes((folder / source).read_bytes())
+
+
+JSON_KEYS = ["--keys", "translation.en", "translation.de"]
+EN_DE = ["--source-lang", "en", "--target-lang", "de"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--data", "train.tsv", "--valid-data", "valid.tsv", "--columns", "2", "1", "--header"]
+            + EN_DE,
+            "    train: {tsv: train.tsv, columns: [2, 1], header: true}",
+        ),
+        (
+            ["--data", "train.jsonl", *JSON_KEYS, *VALID],
+            "    train: {jsonl: train.jsonl, keys: [translation.en, translation.de]}",
+        ),
+        (["--data", "set", *EN_DE], "  raw: set"),
+        (["--data", "set", *VALID, *EN_DE], "    folder: set"),
+        ([*TRAIN, "--data", "set", *EN_DE], "      - {folder: set}"),
+    ],
+)
+def test_text_in_any_form(text: Path, arguments: list[str], line: str, capsys: Capture) -> None:
+    in_forms(text)
+    assert cli.main(["init", *arguments]) == 0
+    path = Path("my.yaml")
+    path.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert any(found.startswith(line) for found in path.read_text().splitlines())
+    assert cli.main(["check", str(path)]) == 0
+    assert f"{600 if 'train.en' in arguments else 300:,} sentence pairs" in path.read_text()
+    assert (load_experiment(path).train.validate_every is not None) == ("alid" in str(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "train.tsv"], "train.tsv: add --source-lang CODE"),
+        (["--data", "train.en", *EN_DE], "train.en: should be a .tsv, .jsonl, .tmx or .xml"),
+        (["--data", "train.jsonl", *EN_DE], "train.jsonl: line 1 has no key en; its keys are 'tr"),
+        (["--data", "train.tsv", "--columns", "0", "1", *EN_DE], "greater than or equal to 1"),
+    ],
+)
+def test_mistakes_in_forms_are_one_line(
+    text: Path, arguments: list[str], words: str, capsys: Capture
+) -> None:
+    in_forms(text)
     assert cli.main(["init", *arguments]) == 2
     captured = capsys.readouterr()
     assert words in captured.err and len(captured.err.splitlines()) == 1 and not captured.out

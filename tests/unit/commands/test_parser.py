@@ -15,7 +15,7 @@ from tests.fresh import words_printed_by
 # each checks its value itself, together with what else it depends on
 CHECKED = {
     "--local_rank", "--expert-parallel", "--n-best", "--workers", "--buffer-size", "--align-layer",
-    "--samples-per-line", "--encoder-layers", "--decoder-layers", "--experts",
+    "--samples-per-line", "--encoder-layers", "--decoder-layers", "--experts", "--columns",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ds_seq.cli import main
 from ds_seq.data.manifest import Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.shards import ShardReader
-from ds_seq.tasks import prepare
+from ds_seq.tasks import vocab as vocab_step
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
@@ -120,6 +120,24 @@ def test_new_text_and_options_are_noticed(experiment: Path, tmp_path: Path) -> N
     vocab = SentencePieceTokenizer.load(folder / "vocab.model")
     assert len(vocab) == 110
     assert len(ShardReader(folder, "test", vocab.fingerprint)) == 20
+
+
+def test_filters_are_reported_and_their_files_noticed(experiment: Path, tmp_path: Path) -> None:
+    folder, scores = tmp_path / "data", tmp_path / "scores"
+    scores.write_text("0.1\n" * 50 + "0.9\n" * 150)
+    options = [f"data.clean.score_files=[{scores}]", "data.clean.min_score=0.5"]
+    command = ["prepare", str(experiment), *options]
+    assert main(command) == 0
+    report = json.loads((folder / "clean" / "reports" / "train.json").read_text())
+    assert report["dropped"]["score"] == 50
+    examples = report["corpora"][0]["examples"]["score"]
+    assert len(examples) == 20 and all(example["line"] <= 50 for example in examples)
+    origin = Manifest.read(folder / "train.manifest.json").origin
+    assert origin.clean is not None and origin.clean["min_score"] == 0.5
+    scores.write_text("0.9\n" * 200)
+    assert main(command) == 0
+    report = json.loads((folder / "clean" / "reports" / "train.json").read_text())
+    assert report["dropped"]["score"] == 0
 
 
 def test_a_vocabulary_put_there_is_used_and_kept(experiment: Path, tmp_path: Path) -> None:
@@ -279,7 +297,7 @@ def test_a_vocabulary_is_its_own_after_a_kill(
     """Killed just before or after the file is written, it is not taken for the user's."""
     if has_old:
         assert main(["prepare", str(experiment), "data.vocab.size=110"]) == 0
-    save = prepare.save_tokenizer
+    save = vocab_step.save_tokenizer
 
     def die(*arguments: object) -> None:
         if is_written:
@@ -287,7 +305,7 @@ def test_a_vocabulary_is_its_own_after_a_kill(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "save_tokenizer", die)
+        patch.setattr(vocab_step, "save_tokenizer", die)
         assert main(["prepare", str(experiment)]) == 130
     capsys.readouterr()
     for size in (120, 115):

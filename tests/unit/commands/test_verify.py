@@ -13,12 +13,15 @@ import pytest
 from ds_seq import files
 from ds_seq.cli import main
 from ds_seq.config.load import load_experiment
-from ds_seq.data.shards import ShardWriter
+from ds_seq.data.alignments import links_block, writing_alignments
+from ds_seq.data.shards import ShardReader, ShardWriter
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.runs.formats.ds_seq import open_tokenizers
 from ds_seq.runs.open import load_run
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.training.history import first_version
 from ds_seq.weights.meta import VOCAB_HASH_KEY
 from tests.unit.runs.made import experiment, write_run
@@ -221,3 +224,38 @@ def test_a_damaged_part_of_a_cache_is_computed_again(
     assert "cached 14 target tokens" in capsys.readouterr().err
     assert part.read_bytes() == before
     assert main(["verify", str(copy / "data")]) == 0
+
+
+def test_alignments_and_two_vocabularies_are_compared_with_the_shards(
+    vocab: SentencePieceTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = vocab.to_bytes()
+    other = SentencePieceTokenizer(content + b"\x22\x00", "other")  # an empty self-test
+    options = {
+        "vocab_hash": Tokenizers(vocab, other).fingerprint,
+        "vocab_size": len(vocab),
+        "languages": ("en", "de"),
+    }
+    with ShardWriter(tmp_path, "train", shard_size=9, **options) as writer:  # type: ignore[arg-type]
+        writer.add([5, 6, 2], [7, 2])
+    with writing_alignments(tmp_path, "train", ShardReader(tmp_path, "train")) as links:
+        links.add(links_block([[(0, 0), (1, 0)]]))
+    source, target = (tmp_path / f"vocab.{side}.model" for side in ("source", "target"))
+    save_tokenizers(Tokenizers(vocab, other), tmp_path, joint=False)
+    (tmp_path / "vocab.model").write_bytes(content)  # left over
+    assert main(["verify", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{source}: ok (is the vocabulary of the shards)" in printed
+    assert "train.align.json: ok (SHA-256" in printed and f"{tmp_path}/vocab.model" not in printed
+    for name in ("train.align.json", "train.align.idx", "train.align.bin"):
+        path = tmp_path / name
+        whole = path.read_bytes()
+        for damaged in (bytes([whole[0] ^ 1]) + whole[1:], whole[:-1]):
+            path.write_bytes(damaged)
+            assert main(["verify", str(tmp_path)]) == 2, name
+            assert name in capsys.readouterr().err
+        path.write_bytes(whole)
+    source.write_bytes(other.to_bytes())
+    target.write_bytes(content)
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "not the vocabulary that the shards were made with" in capsys.readouterr().err

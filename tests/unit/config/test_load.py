@@ -261,7 +261,10 @@ def test_a_mapping_is_not_changed_by_overrides(minimal: dict[str, Any]) -> None:
         ("optimizer.betas=[0.9]", "optimizer.betas: should be 2 numbers, such as [0.9, 0.98]"),
         ("optimizer=adam", "write {name: adam}, not 'adam'"),
         ("validation.metrics=bleu", "should be a list; write [bleu], not 'bleu'"),
-        ("data.raw.train=x", "a section {source: ..., target: ...} or a list of them, not 'x'"),
+        (
+            "data.raw.train=x",
+            "a section {source: ..., target: ..., ...} or a list of them",
+        ),
         ("data.raw.train=[x]", "data.raw.train[0]: should be a section"),
         ("data.source_lang=3", "should be text; put it in quotes"),
         ("train.tensorboard=perhaps", "should be true or false, not 'perhaps'"),

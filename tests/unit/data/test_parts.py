@@ -16,7 +16,8 @@ from ds_seq.data.binarize import BinarizeReport, CorpusText, binarize, binarize_
 from ds_seq.data.parts import PartEncoder, plan_text
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
-from ds_seq.text.lines import PairPath, read_blocks
+from ds_seq.text.forms import Table
+from ds_seq.text.lines import PairPath, read_blocks, text_fingerprint
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 
@@ -188,3 +189,36 @@ def test_an_empty_corpus_is_named(text: PairPath, tokenizers: Tokenizers, tmp_pa
             tokenizers, texts, tmp_path / "out", "train", languages=("a", "b"), shard_size=9
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(
+    text: PairPath, made: partial[BinarizeReport], tmp_path: Path
+) -> None:
+    marked = PairPath(tmp_path / "a", tmp_path / "b")
+    for path, other in zip(text, marked, strict=True):
+        other.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    plan = plan_text(7, marked)
+    assert plan.sha256 == tuple(map(text_fingerprint, marked))
+    assert plan.offsets is not None and plan.offsets[0][0] == 3
+    made(*marked, tmp_path / "marked")
+    made(*text, tmp_path / "plain")
+    for path in (tmp_path / "plain").glob("*.bin"):
+        assert path.read_bytes() == (tmp_path / "marked" / path.name).read_bytes()
+
+
+def test_parts_of_a_table_are_those_of_its_sides(
+    text: PairPath, tokenizers: Tokenizers, tmp_path: Path
+) -> None:
+    sides = [path.read_bytes().splitlines() for path in text]
+    rows = [b"%s\t%s\n" % pair for pair in zip(*sides, strict=True)]
+    path = tmp_path / "x.tsv"
+    path.write_bytes(b"".join(rows))
+    found = []
+    for number, each in enumerate((text, PairPath(path, path, Table((1, 2), header=False)))):
+        work = tmp_path / str(number)
+        work.mkdir()
+        encoder = PartEncoder(tokenizers, [plan_text(50, each)], work)
+        for place in (3, 1):
+            encoder.make(parts.Part(place, 0, place))
+        found.append(snapshot(work))
+    assert found[0] == found[1] and len(found[0]) == 2

@@ -298,7 +298,7 @@ def test_the_rest_is_taken_over(
         monkeypatch.setattr(os, "link", refuse)
     (tmp_path / ".valid.manifest.json.123.tmp").write_text("half a ")
     for _ in range(2):  # as after a kill
-        copy_rest(data, tmp_path, "train", vocab)
+        copy_rest(data, tmp_path, "train", Tokenizers.shared(vocab), joint=True)
         valid = ShardReader(tmp_path, "valid", vocab.fingerprint)
         assert pairs(valid) == pairs(ShardReader(data, "valid"))
         names = {path.name for path in data.iterdir() if not path.name.startswith("train.")}

@@ -6,9 +6,11 @@ import re
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
+from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
-from ds_seq.models import build_seq2seq
+from ds_seq.models import build_model, build_seq2seq
 from ds_seq.models.init import initialize
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
@@ -19,6 +21,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import SoftmaxRouter
 from ds_seq.moe.sigmoid import SigmoidRouter
 from ds_seq.plugins import trusting
+from ds_seq.text.tokenizer import VocabSizes
 from tests.batches import encode, score
 from tests.system.toys.hash_router import HashRouter
 from tests.unit.models.sections import ROUTERS
@@ -255,3 +258,36 @@ def test_the_padding_row_starts_at_zero_and_others_do_not(build):
 def test_unknown_parameters_are_not_left_undrawn():
     with pytest.raises(TypeError, match="Conv1d"):
         initialize(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), seed=1)
+
+
+def _sized(config, vocab_size, expert_parallel, rank, seed):
+    return torch.nn.Embedding(vocab_size, 2)
+
+
+def _sized_by_side(config, vocab_size, expert_parallel, rank, seed, source_vocab_size=None):
+    return torch.nn.Embedding(vocab_size, source_vocab_size or 1)
+
+
+def test_a_model_from_outside_gets_the_sizes_that_it_can_take():
+    named = {
+        name: TypeAdapter(ModelConfig).validate_python({"name": f"{__name__}:{name}"})
+        for name in ("_sized", "_sized_by_side")
+    }
+    with trusting([f"{__name__}:{name}" for name in named]):
+        for config in named.values():
+            for vocab in (9, VocabSizes(9, 9)):
+                assert build_model(config, vocab, 1, 0, seed=1).num_embeddings == 9
+        found = build_model(named["_sized_by_side"], VocabSizes(5, 9), 1, 0, seed=1)
+        assert (found.num_embeddings, found.embedding_dim) == (9, 5)
+        with pytest.raises(
+            UserError, match="takes no source_vocab_size, but the vocabulary of the"
+        ):
+            build_model(named["_sized"], VocabSizes(5, 9), 1, 0, seed=1)
+
+
+def test_tables_have_the_size_of_their_side(config):
+    for shared, output in (("decoder", None), ("none", (9, 16))):
+        model = build_model(config(share_embeddings=shared), VocabSizes(5, 9), 1, 0, seed=1)
+        assert model.source_embedding.weight.shape == (5, 16)
+        assert model.target_embedding.weight.shape == (9, 16)
+        assert (None if model.output is None else tuple(model.output.weight.shape)) == output

@@ -23,14 +23,13 @@ from ds_seq.search.guides import Plain, SelectionMaker
 from ds_seq.search.sampling import Sampling
 from ds_seq.tasks import build_task
 from ds_seq.tasks.translation import (
-    RawSplit,
     TranslationTask,
     format_samples,
     read_files,
     read_raw,
     spread,
 )
-from ds_seq.text.lines import read_lines
+from ds_seq.text.lines import PairPath, read_lines
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
 from tests.unit.search.table_model import EOS, PAD, SYMBOLS, TableModel, WordTokenizer, words
@@ -42,18 +41,18 @@ SEARCH, LIMITS = beam_search(SYMBOLS, beam=2), batch_limits()
 METRICS = [find_metric(name, "en", "metrics") for name in ("bleu", "chrf")]
 
 
-def write(path: Path, lines: list[str]) -> str:
+def write(path: Path, lines: list[str]) -> Path:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return str(path)
+    return path
 
 
 @pytest.fixture
-def raw(tmp_path: Path) -> RawSplit:
+def raw(tmp_path: Path) -> PairPath:
     source = write(tmp_path / "source", ["w4  w5", "w6", "w7 w8 w4"])
-    return RawSplit(source, write(tmp_path / "target", ["w5 w5", "w8 w4", "w6 w6 w6"]))
+    return PairPath(source, write(tmp_path / "target", ["w5 w5", "w8 w4", "w6 w6 w6"]))
 
 
-def make_task(folder: Path, *raw: RawSplit) -> TranslationTask:
+def make_task(folder: Path, *raw: PairPath) -> TranslationTask:
     files = {"train": [], "valid": list(raw)}
     return TranslationTask(folder, words(VOCAB), files, "en", 4, 5)
 
@@ -86,7 +85,7 @@ def test_shards_of_another_vocabulary_are_refused(tmp_path: Path) -> None:
         make_task(tmp_path).dataset("train")
 
 
-def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: RawSplit) -> None:
+def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: PairPath) -> None:
     model = TableModel(VOCAB).train()
     figures = make_task(tmp_path, raw).evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS)  # type: ignore[arg-type]
     lines = ["w4 w5", "w6", "w7 w8 w4"]
@@ -99,19 +98,19 @@ def test_evaluation_scores_translations_of_raw_text(tmp_path: Path, raw: RawSpli
     assert model.training, "the model's mode is put back"
 
 
-def test_translations_that_are_the_reference_score_100(tmp_path: Path, raw: RawSplit) -> None:
+def test_translations_that_are_the_reference_score_100(tmp_path: Path, raw: PairPath) -> None:
     lines = [f"w{n} w{m}" for n in range(4, VOCAB) for m in range(4, VOCAB)]
     model = TableModel(VOCAB)
     found = translate(model, words(VOCAB), lines, SEARCH, LIMITS, CPU)
     assert found is not None
-    perfect = RawSplit(write(tmp_path / "s", lines), write(tmp_path / "t", found.lines))
+    perfect = PairPath(write(tmp_path / "s", lines), write(tmp_path / "t", found.lines))
     figures = make_task(tmp_path, perfect).evaluate(
         model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS
     )  # type: ignore[arg-type]
     assert figures["bleu"] == pytest.approx(100.0)
 
 
-def test_evaluation_of_the_first_sentences_only(tmp_path: Path, raw: RawSplit) -> None:
+def test_evaluation_of_the_first_sentences_only(tmp_path: Path, raw: PairPath) -> None:
     task, model = make_task(tmp_path, raw), TableModel(VOCAB)
     figures = task.evaluate(model, "valid", SEARCH, LIMITS, CPU, ALONE, METRICS, max_sentences=2)  # type: ignore[arg-type]
     assert str(figures["samples"]).count("source") == 2
@@ -124,8 +123,8 @@ def test_a_split_without_raw_text_is_named(tmp_path: Path) -> None:
         )  # type: ignore[arg-type]
 
 
-def test_several_files_are_one_text(raw: RawSplit) -> None:
-    text = read_raw("test", [raw, RawSplit(raw.target, raw.source)])
+def test_several_files_are_one_text(raw: PairPath) -> None:
+    text = read_raw("test", [raw, PairPath(raw.target, raw.source)])
     assert text.source == text.target[3:] + text.target[:3]
     assert len(text.source) == 6
 
@@ -153,18 +152,18 @@ def test_some_sentences_of_every_file(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         lines = [f"{folder}{n}" for n in range(size)]
         path = write(tmp_path / folder / "x.en", lines)
-        pairs.append(RawSplit(path, path))
+        pairs.append(PairPath(path, path))
     texts = read_files("valid", pairs, 4)
     assert [text.source for text in texts.values()] == [["a0", "a1", "a2"], ["b0"]]
     assert [Path(name).parent.name for name in texts] == ["a", "b"], "equal names get folders"
 
 
-def test_each_of_several_files_has_its_own_scores(tmp_path: Path, raw: RawSplit) -> None:
-    other = RawSplit(raw.target, raw.source)
-    joined = RawSplit(
+def test_each_of_several_files_has_its_own_scores(tmp_path: Path, raw: PairPath) -> None:
+    other = PairPath(raw.target, raw.source)
+    joined = PairPath(
         *(
             write(tmp_path / f"joined.{side}", [*read_lines(first), *read_lines(second)])
-            for side, first, second in zip(raw._fields, raw, other, strict=True)
+            for side, first, second in zip(("source", "target"), raw, other, strict=True)
         )
     )
     figures, whole, *alone = (
@@ -188,7 +187,7 @@ def test_each_of_several_files_has_its_own_scores(tmp_path: Path, raw: RawSplit)
 
 def test_pairs_know_their_file_if_the_shards_are_those_of_the_text(tmp_path: Path) -> None:
     pairs = [
-        RawSplit(
+        PairPath(
             write(tmp_path / f"{name}.en", ["w"] * lines), write(tmp_path / name, ["w"] * lines)
         )
         for name, lines in (("a", 2), ("b", 0), ("c", 1))
@@ -197,7 +196,7 @@ def test_pairs_know_their_file_if_the_shards_are_those_of_the_text(tmp_path: Pat
     files = make_task(tmp_path, *pairs).dataset("valid")
     assert files.files == {"a.en": 2, "b.en": 0, "c.en": 1}
     assert [part.tolist() for part in files.by_file()] == [[0], [], [1]]
-    for others in (pairs[:2], [*pairs[:2], RawSplit("no", "no")]):
+    for others in (pairs[:2], [*pairs[:2], PairPath(Path("no"), Path("no"))]):
         unknown = make_task(tmp_path, *others).dataset("valid")
         assert unknown.files == {} and [part.tolist() for part in unknown.by_file()] == [[0, 1]]
 
@@ -216,7 +215,7 @@ def test_samples_are_spread_over_the_text() -> None:
 def config(tmp_path: Path) -> DataConfig:
     text = write(tmp_path / "text", ["the cat sat on the mat", "a dog ate the bone"] * 9)
     train_vocab([text], tmp_path / "vocab.model", 20, num_threads=1)
-    pair = {"source": text, "target": text}
+    pair = {"source": str(text), "target": str(text)}
     languages = {"source_lang": "de", "target_lang": "en"}
     return DataConfig(**languages, dir=str(tmp_path), raw={"valid": pair})
 

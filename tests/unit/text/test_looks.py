@@ -20,24 +20,38 @@ JSON_LINES = b'{"en": "a", "de": "b"}\n{"en": "c", "de": "d"}\n'
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.zst", b"\x28\xb5\x2f\xfd" + b"abc" * 9, "compressed by zstd; decompress it: zstd -d"),
-        ("x.en", gzip.compress(b"the man\n"), "compressed by gzip; give it the suffix .gz"),
+        ("x.en", b"\x28\xb5\x2f\xfd" + b"abc" * 9, "compressed by zstd; give it the suffix .zst"),
+        (
+            "x.en",
+            gzip.compress(b"the man\n", mtime=0),
+            "compressed by gzip; give it the suffix .gz",
+        ),
         ("x.en", "the män\n".encode("utf-16"), "UTF-16 text; convert it: iconv -f UTF-16 -t"),
         ("x.en", "the man\n".encode("utf-16-le"), "UTF-16 text; convert it: iconv -f UTF-16LE"),
         ("x.en", "the man\n".encode("utf-16-be"), "UTF-16 text; convert it: iconv -f UTF-16BE"),
         ("x.en", "the man\n".encode("utf-32"), "UTF-32 text; convert it: iconv -f UTF-32"),
-        ("x.en.gz", gzip.compress("the man\n".encode("utf-16")), "UTF-16 text"),
-        ("x.tsv", PAIR, "a table of 2 columns; cut the text out: cut -f 1"),
+        ("x.en.gz", gzip.compress("the man\n".encode("utf-16"), mtime=0), "UTF-16 text"),
+        ("x.tsv", PAIR, "a table of 2 columns; data.raw takes {tsv: "),
+        ("x.tsv.gz", gzip.compress(PAIR, mtime=0), "cut the text out: cut -f 1"),
         ("x.en", PAIR * 5, "a table of 2 columns"),
-        ("x.jsonl", JSON_LINES, "JSON lines with the keys en, de; take the text out: jq"),
         ("x.json", b'[\n {"en": "a"},\n {"en": "b"}\n]\n', "JSON; write its sentences to a file"),
         ("x.json", b'[{"en": "a"}]', "JSON; write its sentences to a file"),
         ("x.json", b'{\n  "en": ["a"]\n}\n', "JSON; write its sentences to a file"),
         ("x.csv", b'"the man, he",der Mann\n' * 2, "a table of 2 columns; write its columns"),
         ("x.en", b"the man\rthe woman\r", r"with a carriage return; convert it: tr '\r' '\n' <"),
-        ("x.xml", b'\xef\xbb\xbf<?xml version="1.0"?>\n<tmx/>\n', "XML or HTML"),
+        ("x.jsonl", JSON_LINES, "the keys en, de; data.raw takes {jsonl: "),
+        ("x.jsonl", JSON_LINES, "keys: [en, de]}; elsewhere, take the text out: jq"),
+        ("x.xml", b'\xef\xbb\xbf<?xml version="1.0"?>\n<tmx/>\n', "memory; data.raw takes {tmx"),
+        ("x.xml", b"<?xml version='1.0'?>\n<dataset>\n<collection>\n", "data.raw takes {xml: "),
+        ("x", b'<srcset setid="x" srclang="any">\n', "give it the suffix .sgm, which data.raw"),
+        ("x.xml", b"<?xml version='1.0'?>\n<rss/>\n", "XML or HTML; extract its sentences"),
         ("x.en", b"PAR1" + bytes(99), "a Parquet table"),
         ("x.en", bytes(64), "a binary file; give a text file"),
+        (
+            "x.tar.gz",
+            gzip.compress(b"x".ljust(257, b"\0") + b"ustar", mtime=0),
+            "a tar archive; unpack it",
+        ),
     ],
 )
 def test_what_it_looks_like_and_what_to_do(
@@ -106,3 +120,17 @@ def test_a_file_of_someone_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("io.FileIO", refuse)  # tests may run as root, who may read everything
     with pytest.raises(UserError, match="x: cannot be read: Permission denied; .* chmod u\\+r"):
         open_bytes(path)
+
+
+def test_json_lines_are_no_other_json(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(JSON_LINES)
+    open_bytes(path, allowed=("json",)).close()
+    path.write_bytes(b'[\n {"en": "a"},\n {"en": "b"}\n]\n')
+    with pytest.raises(UserError, match=r"not one object per line; write it so: jq -c '.\[\]'"):
+        open_bytes(path, allowed=("json",))
+
+
+def test_lines_of_xml_may_end_with_carriage_returns(tmp_path: Path) -> None:
+    (tmp_path / "x.tmx").write_bytes(b"<?xml version='1.0'?>\r<tmx/>\r")
+    open_bytes(tmp_path / "x.tmx", allowed=("xml", "utf16")).close()

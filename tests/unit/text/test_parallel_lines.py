@@ -28,11 +28,18 @@ def text() -> bytes:
     return b"".join(b"line %d\n" % draw.randrange(10**12) for _ in range(80_000))
 
 
+@pytest.fixture(scope="module")
+def packed_text(text: bytes) -> dict[str, bytes]:
+    return {suffix: compress(text) for suffix, compress in COMPRESSORS.items()}
+
+
 @pytest.mark.parametrize("suffix", COMPRESSORS)
-def test_a_compressed_file_reads_as_the_plain_one(tmp_path: Path, text: bytes, suffix: str) -> None:
+def test_a_compressed_file_reads_as_the_plain_one(
+    tmp_path: Path, text: bytes, packed_text: dict[str, bytes], suffix: str
+) -> None:
     plain, packed = tmp_path / "text", tmp_path / f"text{suffix}"
     plain.write_bytes(text)
-    packed.write_bytes(COMPRESSORS[suffix](text))
+    packed.write_bytes(packed_text[suffix])
     for path in (plain, packed):
         with open_bytes(path) as file:
             assert list(file) == text.splitlines(keepends=True)
@@ -56,10 +63,13 @@ def _overwritten(content: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [_cut, _overwritten, lambda content: b"just text\n"])
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_a_damaged_compressed_file_is_named(
-    tmp_path: Path, text: bytes, suffix: str, damage: Callable[[bytes], bytes]
+    tmp_path: Path,
+    packed_text: dict[str, bytes],
+    suffix: str,
+    damage: Callable[[bytes], bytes],
 ) -> None:
     path = tmp_path / f"text{suffix}"
-    path.write_bytes(damage(COMPRESSORS[suffix](text)))
+    path.write_bytes(damage(packed_text[suffix]))
     with pytest.raises(UserError) as refused, open_bytes(path) as file:
         for _ in file:
             pass

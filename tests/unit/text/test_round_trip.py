@@ -76,7 +76,9 @@ def test_rules_of_a_file(text: Path, tmp_path: Path) -> None:
     assert vocab.decode(vocab.encode("Größe x²")) == "Grösse x²"
     described = rewriting(vocab)
     assert described is not None and described.endswith("ß -> ss)") and "x²" not in described
-    assert vocab_notes(section(normalization=str(rules)), vocab, "v")[0].startswith("v: rewrites")
+    assert vocab_notes(section(normalization=str(rules)).vocab, vocab, "v")[0].startswith(
+        "v: rewrites"
+    )
     with pytest.raises(UserError, match=r"data.vocab.normalization: .*none.tsv: no such file"):
         train(text, tmp_path, normalization="none.tsv")
 
@@ -88,12 +90,14 @@ def section(**vocab: Any) -> DataConfig:
 
 def test_old_vocabularies_keep_their_rule_and_are_noted(text: Path, tmp_path: Path) -> None:
     old = train(text, tmp_path, normalization="nmt_nfkc")
-    (note,) = vocab_notes(section(), old, "data/vocab.model")
+    (note,) = vocab_notes(section().vocab, old, "data/vocab.model")
     assert note.startswith("data/vocab.model: rewrites text by the rule nmt_nfkc (， -> ,")
     assert "data.vocab.normalization is identity" in note
     new = train(text, tmp_path)
-    assert vocab_notes(section(), new, "v") == []
-    assert "leaves text as it is, but" in vocab_notes(section(normalization="nfkc"), new, "v")[0]
+    assert vocab_notes(section().vocab, new, "v") == []
+    assert (
+        "leaves text as it is, but" in vocab_notes(section(normalization="nfkc").vocab, new, "v")[0]
+    )
     # version 0.1, without its table: it rewrites nothing, and folds spaces as it always did
     oldest = SentencePieceTokenizer.load(OLD)
     assert rewriting(oldest) is None

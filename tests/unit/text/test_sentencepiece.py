@@ -10,6 +10,7 @@ import pytest
 import sentencepiece as spm
 
 from ds_seq.errors import UserError
+from ds_seq.generation.output import plain_text
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.data.vocabulary import train_vocab
 
@@ -168,3 +169,21 @@ def test_missing_damaged_and_foreign_models_are_refused(corpus: Path, tmp_path: 
     )
     with pytest.raises(UserError, match="first four pieces"):
         SentencePieceTokenizer.load(tmp_path / "foreign.model")
+
+
+def test_unseen_characters_become_bytes_on_request(corpus: Path, tmp_path: Path) -> None:
+    files = [corpus / "train.en", corpus / "train.de"]
+    vocab = train_vocab(files, tmp_path / "m", 400, "bpe", byte_fallback=True)
+    line = "漢字 ☺ the man"
+    ids = vocab.encode(line)
+    assert vocab.symbols.unk not in ids and vocab.decode(ids) == line
+    assert vocab.pieces(vocab.encode("☺"))[-3:] == ["<0xE2>", "<0x98>", "<0xBA>"]
+    assert vocab.join(vocab.split_lines([line])[0]) == line
+    assert vocab.join(vocab.pieces(ids)) == line
+    plain = train_vocab(files, tmp_path / "n", 144, "bpe")
+    assert plain.symbols.unk in plain.encode(line)
+    # a model may say bytes that are no text, or the end of a line
+    (byte,) = (i for i in range(len(vocab)) if vocab.pieces([i]) == ["<0xE2>"])
+    assert vocab.decode([byte, *vocab.encode("a")]).endswith("\ufffd a")
+    (end,) = (i for i in range(len(vocab)) if vocab.pieces([i]) == ["<0x0A>"])
+    assert "\n" not in plain_text(vocab, [*vocab.encode("a"), end, *vocab.encode("b")])

@@ -103,11 +103,11 @@ def test_kinds_are_trained_and_read_again_by_their_names(corpus: Path, tmp_path:
     files = [corpus / "train.en", corpus / "train.de"]
     for vocab, kind in (({}, SentencePieceTokenizer), (CHARACTERS, CharacterTokenizer)):
         data = section(size=130, user_symbols=["<2de>"], **vocab)
-        trained = train_tokenizer(data, files)
+        trained = train_tokenizer(data, data.vocab, files)
         (tmp_path / "vocab.model").write_bytes(trained.to_bytes())
         for read in (
-            load_tokenizers(data, tmp_path / "vocab.model"),
-            read_tokenizers(data, trained.to_bytes(), "vocabulary"),
+            load_tokenizers(data, tmp_path),
+            read_tokenizers(data, [trained.to_bytes()], ["vocabulary"]),
         ):
             assert read.source is read.target
             assert isinstance(read.target, kind)
@@ -118,7 +118,7 @@ def test_kinds_are_trained_and_read_again_by_their_names(corpus: Path, tmp_path:
 
 def test_a_config_normalizes(vocab: SentencePieceTokenizer) -> None:
     data = DataConfig.model_validate({**section().model_dump(), "clean": {"nfkc": True}})
-    assert read_tokenizers(data, vocab.to_bytes(), "x").source.normalize("ﬁne") == "fine"
+    assert read_tokenizers(data, [vocab.to_bytes()], ["x"]).source.normalize("ﬁne") == "fine"
 
 
 def test_symbols_that_cleaning_would_change_are_refused() -> None:
@@ -133,7 +133,7 @@ def test_padding_that_no_model_knows_is_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(
         UserError, match="file: pads with id 0, but models support only padding id 1"
     ):
-        read_tokenizers(section(**CHARACTERS), b'[["a"], 0]', "file")
+        read_tokenizers(section(**CHARACTERS), [b'[["a"], 0]'], ["file"])
 
 
 @pytest.mark.parametrize(

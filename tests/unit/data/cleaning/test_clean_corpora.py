@@ -13,6 +13,7 @@ from ds_seq.data import clean as clean_module
 from ds_seq.data.clean import CleanReport, clean_corpora
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.errors import UserError
+from ds_seq.text.forms import Table
 from ds_seq.text.lines import PairPath
 from tests.unit.data.cleaning.made import EVERYTHING, corpus_in, make_text
 from tests.unit.test_layering import PACKAGE
@@ -185,6 +186,24 @@ def test_scores_in_a_column_and_a_threshold(tmp_path: Path) -> None:
     report = clean_corpora([corpus], output := _output(tmp_path))
     assert output.source.read_text() == "two\nthree\n"
     assert report.dropped["score"] == 1
+
+
+@pytest.mark.parametrize("header", [False, True])
+def test_scores_in_a_column_of_the_text_itself(tmp_path: Path, header: bool) -> None:
+    path = tmp_path / "x.tsv"
+    rows = ["one\t0.4\teins", "two\t0.5\tzwei", "three\t0.6\tdrei"]
+    head = ["en\tscore\tde"] if header else []
+    path.write_text("".join(f"{row}\n" for row in (*head, *rows)))
+    text = PairPath(path, path, Table((1, 3), header))
+    scores = {"score_files": [str(path)], "score_column": 2, "min_score": 0.5}
+    corpus = build_corpus("x", [text], ("en", "de"), CleanConfig(**scores))
+    output = _output(tmp_path)
+    report = clean_corpora([corpus], output)
+    assert report.dropped["score"] == 1 and output.source.read_text() == "two\nthree\n"
+    path.write_text(path.read_text() + "four\tbad\tvier\n")
+    line = 5 if header else 4
+    with pytest.raises(UserError, match=rf"x\.tsv: line {line}: 'bad' is no score"):
+        clean_corpora([corpus], output)
 
 
 def test_a_threshold_needs_scores_of_every_file(tmp_path: Path) -> None:

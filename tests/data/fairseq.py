@@ -1,0 +1,53 @@
+"""What fairseq-preprocess wrote for a small text, and how fairseq encodes a few lines.
+
+Recorded by `benchmarks/parity/fairseq_data.py --write-test-data` with fairseq 0.12.3.1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+_RECORDED = Path(__file__).with_name("fairseq_data.safetensors")
+
+
+def write_recorded(folder: Path) -> None:
+    """Write the recorded files: folders `bpe`, `spm`, `cached` and `types`, and what made them."""
+    for name, content in safetensors.numpy.load_file(_RECORDED).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.tobytes())
+
+
+def dictionary_size(path: Path) -> int:
+    """Return the number of symbols of a `dict.txt`, special ones included."""
+    return 4 + len(path.read_bytes().splitlines())
+
+
+def data_section(folder: Path, name: str, out: Path, **more: Any) -> dict[str, Any]:
+    """Return the section `data` for one of the recorded folders, which reads it where it is."""
+    sizes = {lang: dictionary_size(folder / name / f"dict.{lang}.txt") for lang in ("en", "de")}
+    if name == "spm":
+        own = {"dictionary": f"{folder}/spm/dict.en.txt", "sentencepiece": f"{folder}/spm.model"}
+        vocab: dict[str, Any] = {"fairseq": own, "size": sizes["en"]}
+    else:
+        vocab = {
+            side: {
+                "size": sizes[lang],
+                "fairseq": {
+                    "dictionary": f"{folder}/{name}/dict.{lang}.txt",
+                    "codes": f"{folder}/codes",
+                },
+            }
+            for side, lang in (("source", "en"), ("target", "de"))
+        }
+    return {
+        "source_lang": "en",
+        "target_lang": "de",
+        "dir": str(out),
+        "source": {"name": "fairseq", "folders": f"{folder}/{name}"},
+        "vocab": {"name": "fairseq_dict", **vocab},
+        **more,
+    }
