@@ -112,7 +112,10 @@ def main(argv: Sequence[str]) -> int:
             normalization="identity",
         ).save(vocab)
         setup = Setup(arguments, Path(folder), pairs, vocab)
-        sections = [SECTIONS[name](setup) for name in arguments.only]
+        sections = []
+        for name in arguments.only:
+            sections.append(SECTIONS[name](setup))
+            print(f"{sections[-1].title}:\n{sections[-1].body}", file=sys.stderr, flush=True)
     body = "\n\n".join(f"### {section.title}\n\n{section.body}" for section in sections)
     goals = [goal for section in sections for goal in section.goals]
     return finish("From text to batches", body, goals, arguments.record)
@@ -191,7 +194,7 @@ def _experiment(setup: Setup, name: str, text: Sequence[Path]) -> Path:
             "dir": str(data),
             "raw": {"train": {"source": source, "target": target}},
         },
-        "model": model_section(3, 256, 1024, 0.1),
+        "model": model_section(2, 128, 512, 0.1),
         "train": {"max_tokens": 2048, "validate_every": None, "save_every": 10**9},
     }
     path = data / "experiment.yaml"
@@ -378,13 +381,13 @@ def loader(setup: Setup) -> Section:
     path = _experiment(setup, "loader", text)
     measure([sys.executable, "-m", "ds_seq", "prepare", path])
     threads = max(1, len(os.sched_getaffinity(0)) - 1)
-    rounds, updates = (3, 4) if setup.arguments.quick else (15, 10)
+    rounds, updates = (3, 4) if setup.arguments.quick else (9, 8)
     cost = measure([*SIDES, "loader", path, str(threads), str(rounds), str(updates)])
     times = json.loads(cost.output)
     ratio = Spread.of([a / b for a, b in zip(times["disk"], times["memory"], strict=True)])
     update = Spread.of([seconds / updates * 1000 for seconds in times["memory"]])
     body = (
-        f"{rounds} rounds of {updates} updates of a model of width 256 (3 + 3 layers) on "
+        f"{rounds} rounds of {updates} updates of a model of width 128 (2 + 2 layers) on "
         f"{times['device']}, {threads} thread(s), batches of at most 2,048 tokens. An update on "
         f"batches in memory takes {update.text(0)} ms; on new batches from the disk "
         f"{ratio.text(3)} times as long."
