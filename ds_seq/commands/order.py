@@ -15,12 +15,14 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
 from ds_seq.data.corpora import CorporaDataset
-from ds_seq.data.legs import Legs, Position
 from ds_seq.data.mix_state import mix_position, mix_state
+from ds_seq.data.mixing import Position
 from ds_seq.data.source import Dataset
+from ds_seq.data.stream import Legs
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
-from ds_seq.tasks.mix import build_mix, train_sampler
+from ds_seq.tasks.mix import build_mix
+from ds_seq.training.inputs import train_sampler
 
 _MOST_STOPS = 6
 

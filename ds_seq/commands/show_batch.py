@@ -9,13 +9,14 @@ from ds_seq.config.load import load_experiment
 from ds_seq.config.outside import TRAINING
 from ds_seq.data.batch import Batch, Seq2SeqInputs
 from ds_seq.data.corpora import CorporaDataset
-from ds_seq.data.legs import Legs
 from ds_seq.data.source import Dataset
+from ds_seq.data.stream import Legs
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
-from ds_seq.tasks.mix import build_mix, collate_in, train_sampler
+from ds_seq.tasks.mix import build_mix, collate_in
 from ds_seq.text.tokenizer import Tokenizer
+from ds_seq.training.inputs import train_sampler
 
 
 def main(argv: Sequence[str]) -> int:

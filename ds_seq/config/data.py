@@ -26,6 +26,7 @@ from ds_seq.config.mixing import (
 from ds_seq.config.modifiers import ModifiersConfig
 from ds_seq.config.text_files import Language, RawSection, SplitConfig
 from ds_seq.config.vocab import VocabConfig
+from ds_seq.names import SPLITS
 
 
 class ShardsConfig(Config):
@@ -139,6 +140,17 @@ class DataConfig(Config):
         if split == "train" and self.corpora:
             return [(f"corpora.{name}", corpus) for name, corpus in self.corpora.items()]
         return [(f"raw.{split}", entry) for entry in self.raw.entries(split)]
+
+    @property
+    def has_plain_pairs(self) -> bool:
+        """Whether all text is in the two languages, without tags, and is trained on as it is."""
+        texts = [entry for split in SPLITS for _, entry in self.entries(split)]
+        return not (
+            self.corpora
+            or self.modify != ModifiersConfig()
+            or self.mixing.language_tags
+            or any(text.languages or text.tag or text.target_tag for text in texts)
+        )
 
     def _tags(self) -> Iterator[tuple[str, list[str]]]:
         """Yield the tags of each text, with its key."""

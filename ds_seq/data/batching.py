@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.cuts import Limits, SortKeys, cut_batches, number_type, sorted_by, sortish
+from ds_seq.data.cuts import CHUNK, Limits, SortKeys, counted, cut_batches, number_type, sortish
 from ds_seq.data.node_share import NodeShare
 from ds_seq.errors import UserError
 
@@ -52,6 +52,8 @@ class _Cut(NamedTuple):
 
     rows: NDArray[np.integer] | None  # (M,) numbers of the pairs; None: all pairs
     key: NDArray[np.unsignedinteger]  # (M,) sort keys
+    counts: NDArray[np.int64]  # how often each key occurs
+    numbers: type[np.unsignedinteger]  # of places
     keys: SortKeys  # what the keys mean
     cuts: NDArray[np.int64]  # start of each batch, with M as the last entry
     places: NDArray[np.unsignedinteger] | None = None  # (M,) the order, if groups are sorted
@@ -178,13 +180,14 @@ class TokenBatchSampler:
             key = keys.ranks
         else:
             key = keys.ranks if rows is None else keys.ranks[rows]
+        counts, numbers = counted(key), number_type(len(key))
         if not self._is_sortish:
-            cuts = cut_batches(*keys.longest(key), self._limits)
-            return _Cut(rows, key, keys, cuts)
-        places = np.arange(len(key), dtype=number_type(len(key)))
+            cuts = cut_batches(*keys.longest(counts), self._limits)
+            return _Cut(rows, key, counts, numbers, keys, cuts)
+        places = np.arange(len(key), dtype=numbers)
         np.random.default_rng([self._seed or 0, epoch, GROUPED]).shuffle(places)
         places, cuts = sortish(keys, key, places, self._limits, GROUPED)
-        return _Cut(rows, key, keys, cuts, places)
+        return _Cut(rows, key, counts, numbers, keys, cuts, places)
 
     def _cut_of(self, epoch: int) -> _Cut:
         if self._rows is None and not self._is_sortish:
@@ -263,20 +266,46 @@ class TokenBatchSampler:
 
     def order(self, epoch: int) -> Order:
         """Return the order of an epoch over all ranks."""
-        _, key, keys, cuts, places = self._cut_of(epoch)
+        _, key, counts, number, keys, cuts, places = self._cut_of(epoch)
         num_batches = len(cuts) - 1
-        numbers = np.arange(len(key), dtype=number_type(len(key)))
+        numbers = np.arange(len(key), dtype=number)
         if self._seed is None:
-            return Order(sorted_by(key, numbers), cuts, np.arange(num_batches))
+            return Order(_sorted_by(key, counts, numbers), cuts, np.arange(num_batches))
         random = np.random.default_rng([self._seed, epoch])
         random.shuffle(numbers)
-        places = sorted_by(key, numbers) if places is None else places
+        places = _sorted_by(key, counts, numbers) if places is None else places
         sequence = _shuffled_cells(num_batches, random)
         if self._starts_with_largest and epoch == 1:
             last = keys.longest_of(key[places[cuts[1:] - 1]])
             first = int(np.argmax(np.diff(cuts)[sequence] * last[sequence]))
             sequence[: first + 1] = np.roll(sequence[: first + 1], 1)
         return Order(places, cuts, sequence)
+
+
+def _sorted_by(
+    keys: NDArray[np.unsignedinteger],
+    counts: NDArray[np.int64],
+    numbers: NDArray[np.unsignedinteger],
+) -> NDArray[np.unsignedinteger]:
+    """Return numbers (N,) in the order of `keys[numbers]`; equal keys stay in their order.
+
+    Args:
+        keys: (N,) sort keys.
+        counts: how often each key occurs.
+        numbers: (N,) numbers below N, each once.
+    """
+    ends = np.cumsum(counts) - counts  # where the next number of each key goes
+    result = np.empty_like(numbers)
+    for start in range(0, len(numbers), CHUNK):
+        part = numbers[start : start + CHUNK]
+        part_keys = keys[part]
+        order = np.argsort(part_keys, kind="stable")
+        part_keys = part_keys[order]
+        part_counts = np.bincount(part_keys, minlength=len(ends))
+        first = np.cumsum(part_counts) - part_counts
+        result[(ends - first)[part_keys] + np.arange(len(part))] = part[order]
+        ends += part_counts
+    return result
 
 
 def _shuffled_cells(num_batches: int, random: np.random.Generator) -> NDArray[np.int64]:

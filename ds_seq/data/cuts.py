@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 20  # pairs at a time
+CHUNK = 1 << 20
+"""Pairs at a time."""
 _LONGEST_COUNTED = 4096  # tokens; a table of all pairs of lengths then takes 134 MB
 
 
@@ -50,7 +51,7 @@ class SortKeys:
 
     def __init__(self, lengths: NDArray[np.integer]) -> None:
         bound = max(int(side.max()) for side in lengths.T)
-        parts = range(0, len(lengths), _CHUNK)
+        parts = range(0, len(lengths), CHUNK)
         if bound > _LONGEST_COUNTED:
             present, ranks = np.unique(_codes(lengths), return_inverse=True)
             self._longest = np.sqrt(present).astype(np.int64)
@@ -58,25 +59,22 @@ class SortKeys:
             return
         counts = np.zeros((bound + 1) ** 2, np.int64)
         for start in parts:
-            counts += np.bincount(_codes(lengths[start : start + _CHUNK]), minlength=len(counts))
+            counts += np.bincount(_codes(lengths[start : start + CHUNK]), minlength=len(counts))
         present = np.flatnonzero(counts)
         self._longest = np.sqrt(present).astype(np.int64)  # exact: present is below 2 ** 52
         rank_of = np.zeros(len(counts), np.uint16 if len(present) <= 1 << 16 else np.uint32)
         rank_of[present] = np.arange(len(present))
         self.ranks = np.empty(len(lengths), rank_of.dtype)
         for start in parts:
-            part = slice(start, start + _CHUNK)
+            part = slice(start, start + CHUNK)
             self.ranks[part] = rank_of[_codes(lengths[part])]
 
-    def longest(
-        self, ranks: NDArray[np.unsignedinteger]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def longest(self, counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the different lengths of the longest sides of some pairs, and how many have them.
 
         Args:
-            ranks: (M,) keys of the pairs.
+            counts: number of pairs of each key; see `counted`.
         """
-        counts = counted(ranks)
         values, first = np.unique(self._longest[: len(counts)], return_index=True)
         sums = np.add.reduceat(counts, first)
         return values[sums > 0], sums[sums > 0]
@@ -105,14 +103,14 @@ def sortish(
     Returns:
         The pairs in groups (M,), and the start of each batch with M as the last entry.
     """
-    batches = len(cut_batches(*keys.longest(ranks), limits)) - 1
+    batches = len(cut_batches(*keys.longest(counted(ranks)), limits)) - 1
     size = max(1, num_batches * len(ranks) // batches)
     ordered, cuts = [], []
     for start in range(0, len(places), size):
         group = places[start : start + size]
         group = group[np.argsort(ranks[group], kind="stable")]
         ordered.append(group)
-        cuts.append(start + cut_batches(*keys.longest(ranks[group]), limits)[:-1])
+        cuts.append(start + cut_batches(*keys.longest(counted(ranks[group])), limits)[:-1])
     return np.concatenate(ordered), np.append(np.concatenate(cuts), len(places))
 
 
@@ -126,28 +124,9 @@ def _codes(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
 def counted(keys: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
     """Return how often each number from 0 to the largest key occurs among keys (N,), N >= 1."""
     counts = np.zeros(int(keys.max()) + 1, np.int64)
-    for start in range(0, len(keys), _CHUNK):  # bincount would copy all of them to 64 bits
-        counts += np.bincount(keys[start : start + _CHUNK], minlength=len(counts))
+    for start in range(0, len(keys), CHUNK):  # bincount would copy all of them to 64 bits
+        counts += np.bincount(keys[start : start + CHUNK], minlength=len(counts))
     return counts
-
-
-def sorted_by(
-    keys: NDArray[np.unsignedinteger], numbers: NDArray[np.unsignedinteger]
-) -> NDArray[np.unsignedinteger]:
-    """Return numbers (N,) in the order of `keys[numbers]`; equal keys stay in their order."""
-    counts = counted(keys)
-    ends = np.cumsum(counts) - counts  # where the next number of each key goes
-    result = np.empty_like(numbers)
-    for start in range(0, len(numbers), _CHUNK):
-        part = numbers[start : start + _CHUNK]
-        part_keys = keys[part]
-        order = np.argsort(part_keys, kind="stable")
-        part_keys = part_keys[order]
-        part_counts = np.bincount(part_keys, minlength=len(ends))
-        first = np.cumsum(part_counts) - part_counts
-        result[(ends - first)[part_keys] + np.arange(len(part))] = part[order]
-        ends += part_counts
-    return result
 
 
 def cut_batches(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import TypedDict
 
-from ds_seq.data.legs import Position
-from ds_seq.data.mixing import Mix, Segment
+from ds_seq.data.mixing import Mix, Position, Segment
 from ds_seq.records import Count, Positive, record
 
 

@@ -163,6 +163,22 @@ Plan = tuple[Segment, ...]
 """All segments so far; the last one goes on."""
 
 
+class Position(NamedTuple):
+    """A position between two updates, the same for all ranks.
+
+    Attributes:
+        epoch: epoch of the next batch, from 1.
+        done: number of batches of that epoch in finished updates, over all ranks.
+        plan: segments of the mix; empty without a mix.
+        stage_updates: number of finished updates of the stage.
+    """
+
+    epoch: int = 1
+    done: int = 0
+    plan: Plan = ()
+    stage_updates: int = 0
+
+
 class Mix:
     """The pairs of each epoch of a mix.
 

@@ -14,6 +14,7 @@ from ds_seq.config.data import DataConfig, FairseqConfig
 from ds_seq.config.task import TaskConfig, TranslationConfig
 from ds_seq.data.expected import expected_by_experiment, raw_files
 from ds_seq.data.open import SourceChoice
+from ds_seq.names import SPLITS
 from ds_seq.plugins import find_plugin
 from ds_seq.text.build import load_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
@@ -25,22 +26,25 @@ __all__ = ["TASKS", "build_task"]
 
 
 def _translation(config: TranslationConfig, data: DataConfig) -> Task:
-    from ds_seq.tasks.mix import corpus_parts, held_out_texts
     from ds_seq.tasks.translation import TranslationTask
 
-    splits = ("train", "valid", "test")
     tokenizers = load_tokenizers(data, data.dir)
+    more: dict[str, Any] = {}
+    if not data.has_plain_pairs:
+        from ds_seq.tasks.mix import corpus_parts, held_out_texts
+
+        more["parts"] = partial(corpus_parts, data, tokenizers)
+        more["held_out"] = {split: held_out_texts(data, split) for split in SPLITS}
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=tokenizers,
-        raw={split: raw_files(data, split, must_exist=False) for split in splits},
+        raw={split: raw_files(data, split, must_exist=False) for split in SPLITS},
         target_lang=data.target_lang,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         source=source_choice(data, tokenizers),
-        expected={split: expected_by_experiment(data, split) for split in splits},
-        parts=partial(corpus_parts, data, tokenizers),
-        held_out={split: held_out_texts(data, split) for split in splits},
+        expected={split: expected_by_experiment(data, split) for split in SPLITS},
+        **more,
     )
 
 

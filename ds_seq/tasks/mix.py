@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ds_seq.config.data import DataConfig
-from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.mixing import CorpusConfig, MixingConfig, StageConfig
 from ds_seq.config.modifiers import ModifiersConfig
 from ds_seq.config.text_files import SplitConfig
@@ -176,26 +175,6 @@ def _stage(
     until = Until() if config.until is None else Until(**config.until.model_dump())
     size = epoch_pairs(chosen, mixing.epoch_pairs)
     return Stage(config.name or str(number), shares, size, until)
-
-
-def train_sampler(
-    config: ExperimentConfig, dataset: Dataset, rank: int, world_size: int
-) -> TokenBatchSampler:
-    """Return the sampler of training pairs of a rank."""
-    train = config.train
-    return TokenBatchSampler(
-        dataset.lengths,
-        config.batch_tokens,
-        train.max_sentences,
-        seed=train.seed,
-        rank=rank,
-        world_size=world_size,
-        accumulate=train.accumulate_on(world_size),
-        group=train.group(world_size),
-        multiple=train.sentence_multiple,
-        is_sortish=train.batch_order == "sortish",
-        starts_with_largest=train.largest_first,
-    )
 
 
 def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[int], Collate]:

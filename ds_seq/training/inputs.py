@@ -21,7 +21,7 @@ from ds_seq.data.stream import BatchStream
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.tasks.base import Task
-from ds_seq.tasks.mix import build_mix, collate_in, train_sampler, untagged_parts
+from ds_seq.tasks.mix import build_mix, collate_in, untagged_parts
 from ds_seq.text.lines import read_pairs
 
 _LEAST_SHARED = 1_000_000  # pairs; fewer are ordered faster than they are shared
@@ -70,6 +70,26 @@ def open_share(dataset: Dataset, world: World) -> NodeShare | None:
     return share
 
 
+def train_sampler(
+    config: ExperimentConfig, dataset: Dataset, rank: int, world_size: int
+) -> TokenBatchSampler:
+    """Return the sampler of training pairs of a rank."""
+    train = config.train
+    return TokenBatchSampler(
+        dataset.lengths,
+        config.batch_tokens,
+        train.max_sentences,
+        seed=train.seed,
+        rank=rank,
+        world_size=world_size,
+        accumulate=train.accumulate_on(world_size),
+        group=train.group(world_size),
+        multiple=train.sentence_multiple,
+        is_sortish=train.batch_order == "sortish",
+        starts_with_largest=train.largest_first,
+    )
+
+
 def train_batches(
     config: ExperimentConfig, task: Task, dataset: Dataset, world: World, share: NodeShare | None
 ) -> BatchStream:
@@ -77,14 +97,18 @@ def train_batches(
     sampler = train_sampler(config, dataset, world.rank, world.size)
     if share is not None:
         sampler = sampler.shared(share)
+    mix, in_epoch = None, None
+    if isinstance(dataset, CorporaDataset):
+        mix = build_mix(config.data, train.seed, dataset, sampler)
+        in_epoch = collate_in(task, dataset, train.seed)
     return BatchStream(
         partial(task.collate, dataset),
         sampler,
         num_prefetch=train.num_prefetch,
         pin=world.device.type == "cuda",
         max_epochs=train.max_epochs,
-        mix=build_mix(config.data, train.seed, dataset, sampler),
-        collate_in=collate_in(task, dataset, train.seed),
+        mix=mix,
+        collate_in=in_epoch,
     )
 
 

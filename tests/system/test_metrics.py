@@ -51,7 +51,12 @@ def test_old_keys_still_train_and_resume(lab: Lab, tmp_path: Path) -> None:
     train(lab.dense, *TINY, *old, "train.max_updates=2", f"run_dir={tmp_path}")[0].check()
     config = tmp_path / "config.yaml"
     written = read_yaml(config).data
-    assert written.pop("validation") == {"metrics": [], "best": "loss", "max_sentences": None}
+    assert written.pop("validation") == {
+        "metrics": [],
+        "best": "loss",
+        "max_sentences": None,
+        "average": "pooled",
+    }
     written["train"] |= {"valid_bleu": False, "best_metric": "loss", "valid_max_sentences": None}
     config.write_text(to_yaml(written))  # as an older version has written it
     resumed = train(config, "--resume", "train.max_updates=4")[0].check()

@@ -16,9 +16,9 @@ from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.manifest import Manifest
 from ds_seq.errors import UserError
 from ds_seq.tasks import build_task
-from ds_seq.tasks.mix import build_mix, train_sampler
+from ds_seq.tasks.mix import build_mix
 from ds_seq.training.history import data_facts, run_facts
-from ds_seq.training.inputs import check_tags
+from ds_seq.training.inputs import check_tags, train_sampler
 from tests.data.toy import write_toy
 
 SIZES = {"web": 150, "back": 60, "other": 40}

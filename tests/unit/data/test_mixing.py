@@ -15,11 +15,10 @@ import pytest
 
 from ds_seq.data.batch import Batch
 from ds_seq.data.batching import TokenBatchSampler
-from ds_seq.data.legs import Legs, Position
 from ds_seq.data.mix_state import mix_position, mix_state
-from ds_seq.data.mixing import Corpus, Mix, Stage, Until, epoch_pairs, shares_by_size
+from ds_seq.data.mixing import Corpus, Mix, Position, Stage, Until, epoch_pairs, shares_by_size
 from ds_seq.data.permutation import Permutation
-from ds_seq.data.stream import BatchStream
+from ds_seq.data.stream import BatchStream, Legs
 
 SIZES = {"big": 300, "small": 70, "back": 130}
 NATURAL: dict[str, Any] = {"weight": 1.0, "upsample": 1}
