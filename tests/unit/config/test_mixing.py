@@ -38,7 +38,6 @@ def test_an_experiment_with_corpora() -> None:
         ["web"],
         ["web", "back"],
     ]
-    assert list(data.train_files) == ["corpora.web", "corpora.back"]
 
 
 @pytest.mark.parametrize(
