@@ -73,6 +73,7 @@ class SubwordDraws:
             for index, piece in enumerate(model.pieces)
             if piece.type == normal
         }
+        self._normal = {index for index, _ in self._pieces.values()}
         self._longest = max(map(len, self._pieces), default=1)
         self._known: dict[str, list[_Choice] | None] = {}
 
@@ -92,6 +93,8 @@ class SubwordDraws:
 
     def _word(self, word: str, ids: Sequence[int], draw: random.Random) -> Sequence[int]:
         """Return drawn ids of a word; `ids` if it has other pieces than normal ones."""
+        if not self._normal.issuperset(ids):  # a symbol, bytes, or unknown text
+            return ids
         found = self._merged(word, draw) if self._is_bpe else self._segmented(word, draw)
         return ids if found is None else found
 

@@ -28,15 +28,17 @@ LINES = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("draws")
     write_toy(folder, 300, 5)
+    with open(folder / "train.en", "a") as file:  # the characters of a symbol and of bytes
+        file.write("< 2 d e > 0 x A C 1 5 7 9\n" * 20)
     for kind in ("unigram", "bpe"):
         _train(folder, kind).save(folder / f"{kind}.model")
     return folder
 
 
-def _train(folder: Path, kind: str) -> SentencePieceTokenizer:
+def _train(folder: Path, kind: str, **options: Any) -> SentencePieceTokenizer:
     return SentencePieceTokenizer.train(
         [folder / "train.en", folder / "train.de"],
-        size=130,
+        **{"size": 130, "byte_fallback": False, **options},
         user_symbols=["<2de>"],
         model_type=kind,
         character_coverage=1.0,
@@ -97,6 +99,17 @@ def test_a_unigram_model_draws_by_its_probabilities(folder: Path) -> None:
     for pieces, weight in weights.items():
         expected = count * weight / total
         assert abs(found[pieces] - expected) < 5 * math.sqrt(expected) + 5
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_symbols_and_bytes_are_not_spelled_out(folder: Path, kind: str) -> None:
+    options: dict[str, Any] = {"size": 420, "byte_fallback": True}
+    tokenizer = _train(folder, kind, **options)
+    line = "<2de> ¶ a child"
+    for seed in range(20):
+        ids = SubwordDraws(tokenizer, 0.3)(line, random.Random(seed))
+        assert tokenizer.decode(ids) == tokenizer.decode(tokenizer.encode(line))
+        assert ids[0] == tokenizer.encode(line)[0] in tokenizer.tag_ids
 
 
 def test_all_merges_left_out_are_characters(folder: Path) -> None:
