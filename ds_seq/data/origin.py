@@ -24,7 +24,6 @@ from ds_seq.text.lines import PairPath, text_fingerprint
 if TYPE_CHECKING:
     from ds_seq.data.manifest import Manifest
 
-_SIDES = ("source", "target")
 BY_CORPUS = "corpora"
 """Key among recorded options of `data.clean` of those that only hold for a corpus, by its name."""
 _PREPARE = "run `ds-seq prepare` again"
