@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.batch import narrowed, rows_within
+from ds_seq.data.batch import lengths_of, rows_within
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.mixing import Corpus, Mix, Stage, epoch_pairs, shares_by_size
 from ds_seq.data.node_share import NodeShare
@@ -80,7 +80,7 @@ def measure(
     with _Peak() as peak:
         start = time.process_time()
         rows = rows_within(lengths, (LIMIT, LIMIT))
-        kept = narrowed(lengths[rows])
+        kept = lengths_of(lengths, rows)
         sampler = TokenBatchSampler(kept, MAX_TOKENS, None, 1, rank, ranks, accumulate=1)
         if ranks > 1:
             sampler = sampler.shared(NodeShare(token, makes=rank == 0))

@@ -21,10 +21,6 @@ class ModifiersConfig(Config):
         "smoothing of their probabilities (0.1 to 0.5 is usual), of a BPE model with this "
         "probability of leaving out a merge (BPE-dropout, 0.1); 0 draws nothing.",
     )
-    subword_candidates: PositiveInt | None = Field(
-        default=None,
-        description="Draw among this many best segmentations of a unigram model; null: all.",
-    )
     subword_sides: SideChoice = Field(
         default="both", description="Sides whose subwords are drawn: `source`, `target`, `both`."
     )

@@ -222,10 +222,20 @@ def rows_within(
     return np.concatenate(parts)
 
 
-def narrowed(lengths: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Return lengths in 16 bits, with a sign, if they fit."""
-    fits = len(lengths) > 0 and int(lengths.max()) < 1 << 15
-    return lengths.astype(np.int16) if fits else lengths
+def lengths_of(lengths: NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Return the lengths of some examples (M, sides), in 16 bits with a sign if they fit.
+
+    Args:
+        lengths: (N, sides) lengths of all examples, perhaps in a file.
+        rows: (M,) numbers of the examples.
+    """
+    parts = range(0, len(rows), _CHUNK)
+    longest = max((int(lengths[rows[p : p + _CHUNK]].max()) for p in parts), default=0)
+    kind = np.int16 if longest < 1 << 15 else lengths.dtype
+    result = np.empty((len(rows), lengths.shape[1]), kind)
+    for start in parts:
+        result[start : start + _CHUNK] = lengths[rows[start : start + _CHUNK]]
+    return result
 
 
 class ParallelDataset:
@@ -266,7 +276,7 @@ class ParallelDataset:
         self.num_left_out = len(source) - len(self.rows)
         self.lengths: NDArray[np.integer] = source.lengths
         if self.num_left_out:  # a copy, otherwise shared with the source and perhaps other ranks
-            self.lengths = narrowed(source.lengths[self.rows])
+            self.lengths = lengths_of(source.lengths, self.rows)
         if len(self.rows) == 0:
             raise UserError(
                 f"none of {len(source):,} sentence pairs is within "

@@ -254,8 +254,9 @@ class TokenBatchSampler:
             return _Ordered(self._cut_of(epoch).rows, self.order(epoch))
 
         def make() -> list[NDArray]:
-            rows = self._cut_of(epoch).rows
-            return [_NO_PAIRS if rows is None else rows, *self.order(epoch)]
+            rows, order = self._cut_of(epoch).rows, self.order(epoch)
+            self._recent.pop(epoch, None)  # its keys are not needed any more
+            return [_NO_PAIRS if rows is None else rows, *order]
 
         rows, *order = self._share.get(f"{self._label}-{epoch}", make)
         return _Ordered(rows if len(rows) else None, Order(*order))

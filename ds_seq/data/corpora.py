@@ -20,7 +20,7 @@ from ds_seq.data.batch import (
     Batch,
     ParallelDataset,
     Seq2SeqInputs,
-    narrowed,
+    lengths_of,
     rows_within,
     seq2seq_batch,
 )
@@ -32,6 +32,7 @@ from ds_seq.errors import UserError
 from ds_seq.text.tokenizer import Symbols
 
 _NO_LIMIT = 1 << 31
+_NUM_DRAWN = 256  # pairs by which the growth of drawn subwords is measured
 _NUM_SAMPLED = 4096  # pairs whose ids are part of a fingerprint
 
 
@@ -127,6 +128,11 @@ class CorporaDataset(ParallelDataset):
                 ]
             )
         self.first = np.cumsum([0, *sizes])
+        for part, start, stop in zip(self.parts, self.first[:-1], self.first[1:], strict=True):
+            if part.modifier is not None and part.modifier.changes.subword_alpha:
+                sample = np.unique(np.linspace(start, stop - 1, _NUM_DRAWN).astype(np.int64))
+                blocks = source.gather(self.rows[sample].astype(np.int64))
+                part.modifier.measure_growth([_sentences(block) for block in blocks])
         num_pairs = len(self.rows) if self._counts is None else int(self._counts.sum())
         self.num_left_out = sum(len(part.rows) for part in parts) - num_pairs
 
@@ -144,15 +150,15 @@ class CorporaDataset(ParallelDataset):
                 f"data.max_source_length={self._limits[0]} and "
                 f"data.max_target_length={self._limits[1]}, tags included; raise them"
             )
-        counts, lengths = None, lengths[keep]
+        counts, lengths = None, lengths_of(lengths, keep)
         if part.join is not None:
             most = np.minimum(limits, part.join)
             first, counts, lengths = join_lengths(keep.astype(np.int64), lengths, most)
             keep = keep[first]
         if any(part.tags):
-            lengths = lengths + tags
+            lengths = lengths + tags.astype(lengths.dtype)
         rows = keep + keep.dtype.type(part.rows.start)
-        return _Examples(rows, counts, narrowed(lengths))
+        return _Examples(rows, counts, lengths)
 
     def in_epoch(self, key: Key) -> CorporaDataset:
         """Return the examples as they are with a seed and in an epoch; before, nothing changes."""
@@ -262,10 +268,7 @@ class CorporaDataset(ParallelDataset):
         """Return the blocks of both sides with what modifiers draw for this epoch."""
         assert self._key is not None
         bounds = self.bounds(self._key, indices)
-        columns = [
-            [ids.tolist() for ids in np.split(block.tokens, np.cumsum(block.lengths)[:-1])]
-            for block in sides
-        ]
+        columns = [_sentences(block) for block in sides]
         for part, chosen in by_part:
             if part.modifier is None or not part.modifier.changes.any:
                 continue
@@ -278,6 +281,10 @@ class CorporaDataset(ParallelDataset):
                     for column, ids in zip(columns, pair, strict=True):
                         column[place] = [*ids, eos]
         return [TokenBlock.of(column) for column in columns]
+
+
+def _sentences(block: TokenBlock) -> list[list[int]]:
+    return [ids.tolist() for ids in np.split(block.tokens, np.cumsum(block.lengths)[:-1])]
 
 
 def _is_modified(part: Part) -> bool:

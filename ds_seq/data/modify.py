@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from ds_seq.data.hashing import hashed, uniform
 from ds_seq.data.text_changes import add_typos, noise, title, without_end
-from ds_seq.errors import UserError
-from ds_seq.names import SPECIAL_PIECES, SideChoice
-from ds_seq.text.sentencepiece import SentencePieceTokenizer
-from ds_seq.text.tokenizer import SPACE, Tokenizer, Tokenizers
+from ds_seq.names import SideChoice
+from ds_seq.text.subword_draws import SubwordDraws
+from ds_seq.text.tokenizer import Tokenizers
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]
@@ -28,7 +27,7 @@ Key = tuple[int, int]
 """Seed and epoch."""
 _TEXT, _CASE, _DETAILS = range(3)
 """What a random number is for."""
-_GROWTH_OF_SUBWORDS = 1.4
+_MOST_GROWTH = 0.98  # share of the sentences that are not too long for their place in a batch
 _GROWTH_OF_CASE = 3.0  # words in upper case are rare in text, so they have more subwords
 _GROWTH_OF_TYPOS = 1.6
 
@@ -38,7 +37,6 @@ class Changes:
     """Shares and rates of changes; see the section `data.modify`."""
 
     subword_alpha: float
-    subword_candidates: int | None
     subword_sides: SideChoice
     upper_case: float
     title_case: float
@@ -88,11 +86,12 @@ class Modifier:
 
     def __init__(self, changes: Changes, tokenizers: Tokenizers) -> None:
         self.changes, self._tokenizers = changes, tokenizers
-        sampled = changes.subword_sides if changes.subword_alpha else None
-        self._sampled = (sampled in ("source", "both"), sampled in ("target", "both"))
-        for tokenizer, is_sampled in zip(tokenizers, self._sampled, strict=True):
-            if is_sampled:
-                check_drawing(tokenizer)
+        sides = changes.subword_sides if changes.subword_alpha else None
+        self._draws = [
+            SubwordDraws(tokenizer, changes.subword_alpha) if sides in (side, "both") else None
+            for side, tokenizer in zip(("source", "target"), tokenizers, strict=True)
+        ]
+        self._growth = 1.0
         source = tokenizers.source
         symbols = source.symbols
         special = {symbols.pad, symbols.eos, symbols.unk, symbols.start, *source.tag_ids}
@@ -110,6 +109,20 @@ class Modifier:
             kinds.append(uniform(rows, *key, _TEXT, number) < share)
         return kinds
 
+    def measure_growth(self, sides: Sequence[Sequence[Ids]]) -> None:
+        """Measure how much longer drawn subwords make sentences; depends on nothing else.
+
+        Args:
+            sides: some sentences of both sides, with end symbols.
+        """
+        factors = [1.0]
+        for draws, tokenizer, sentences in zip(self._draws, self._tokenizers, sides, strict=True):
+            for number, ids in enumerate(sentences if draws is not None else ()):
+                assert draws is not None
+                drawn = draws(tokenizer.decode(ids[:-1]), random.Random(number))
+                factors.append((len(drawn) + 1) / len(ids))
+        self._growth = float(np.quantile(factors, _MOST_GROWTH))
+
     def bounds(
         self, lengths: NDArray[np.integer], rows: NDArray[np.integer], key: Key
     ) -> NDArray[np.int64]:
@@ -122,7 +135,7 @@ class Modifier:
         """
         growth = np.ones(len(rows))
         if self.changes.subword_alpha:
-            growth *= _GROWTH_OF_SUBWORDS
+            growth *= self._growth
         if any(self.changes.of_text):
             upper, titled, lower, _, typos, noisy = self._kinds(rows, key)
             growth *= np.where(upper | titled | noisy, _GROWTH_OF_CASE, 1.0)
@@ -145,11 +158,13 @@ class Modifier:
         ]
 
     def _modified(self, pair: Pair, kinds: Sequence[bool], draw: random.Random) -> Pair:
-        if any(kinds) or any(self._sampled):
+        if any(kinds) or any(self._draws):
             sides = [self._tokenizers[n].decode(ids) for n, ids in enumerate(pair)]
             texts = self._changed(sides, kinds, draw) if any(kinds) else sides
             source, target = (
-                self._encoded(n, texts[n], draw) or ids if any(kinds) or self._sampled[n] else ids
+                self._encoded(n, texts[n], draw) or ids
+                if any(kinds) or self._draws[n] is not None
+                else ids
                 for n, ids in enumerate(pair)
             )
             pair = source, target
@@ -177,12 +192,8 @@ class Modifier:
         return [source, target]
 
     def _encoded(self, side: int, text: str, draw: random.Random) -> Ids:
-        tokenizer, changes = self._tokenizers[side], self.changes
-        if not self._sampled[side]:
-            return list(tokenizer.encode(text))
-        assert isinstance(tokenizer, SentencePieceTokenizer)
-        seed = draw.getrandbits(31)
-        return tokenizer.draw(text, changes.subword_alpha, changes.subword_candidates, seed)
+        draws = self._draws[side]
+        return list(self._tokenizers[side].encode(text)) if draws is None else draws(text, draw)
 
     def _with_changed_tokens(self, ids: Ids, draw: random.Random) -> Ids:
         drop, mask, switch = self.changes.of_tokens
@@ -197,24 +208,3 @@ class Modifier:
                 token = self._plain[draw.randrange(len(self._plain))]
             changed.append(token)
         return changed or ids
-
-
-def check_drawing(tokenizer: Tokenizer) -> None:
-    """Check that subwords can be drawn, the same ones for the same seed.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if not isinstance(tokenizer, SentencePieceTokenizer):
-        raise UserError(
-            "data.modify.subword_alpha: only SentencePiece vocabularies can draw subwords; set it "
-            "to 0"
-        )
-    pieces = tokenizer.pieces(range(len(SPECIAL_PIECES), min(len(tokenizer), 200)))
-    text = "".join(pieces).replace(SPACE, " ")
-    first, again = ([tokenizer.draw(text, 0.2, None, seed) for seed in range(4)] for _ in range(2))
-    if first != again or all(ids == first[0] for ids in first):
-        raise UserError(
-            "data.modify.subword_alpha: this version of sentencepiece does not draw the same "
-            "subwords again for the same seed; update it (pip install -U sentencepiece)"
-        )

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from types import FrameType
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
 
+_PRELOADED = ["ds_seq.data.binarize", "ds_seq.data.cleaning.block"]
 _state: list[object] = []  # state of this worker process; empty in the main process
 
 
@@ -58,13 +60,24 @@ def map_in_order(
         yield from _map_in_processes(function, state, items, workers)
 
 
+def worker_context() -> ForkServerContext | SpawnContext:
+    """Return how worker processes are started.
+
+    They are forked from a process that has loaded what most of them need and runs no threads;
+    forking this one, with its threads (torch, tqdm), may deadlock. It is started with the first of
+    them, and costs the imports that each worker would repeat.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
 def _map_in_processes(
     function: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    # "spawn", because forking a process with running threads (torch, tqdm) may deadlock
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(state,)
-    )
+    pool = ProcessPoolExecutor(workers, worker_context(), initializer=_start, initargs=(state,))
     try:
         pending: deque[Future[Result]] = deque()
         for item in items:

@@ -151,8 +151,9 @@ def _kept(text: AlignedText, num_pairs: int) -> Iterator[tuple[int, _Line | None
             continue
         following = iter(wanted["line"].tolist())
         want = next(following, None)
+        above = pair.form.first - 1  # lines of the text before its first pair
         for line in _lines(pair, path):
-            if line is not None and line.number == want:
+            if line is not None and line.number + above == want:
                 yield number, line
                 want = next(following, None)
 
@@ -172,8 +173,9 @@ def _lines(pair: PairPath, path: Path | None) -> Iterator[_Line | None]:
     with open_bytes(path) as file:
         number = 0
         for block in read_blocks([pair], _LINES):
+            first = block.first_line - pair.form.first + 1
             for place, sides in enumerate(zip(block.source, block.target, strict=True)):
-                while number < block.first_line + place:  # reading may have left out pairs
+                while number < first + place:  # reading may have left out pairs
                     links = file.readline()
                     number += 1
                 if not links:

@@ -145,24 +145,6 @@ class SentencePieceTokenizer:
             return encoded
         return [self._symbol_first(ids) for ids in encoded]
 
-    def draw(self, text: str, alpha: float, candidates: int | None, seed: int) -> list[int]:
-        """Normalize a line and draw its subwords.
-
-        A unigram model draws a segmentation with probability P ** alpha (Kudo, 2018, "Subword
-        Regularization", https://arxiv.org/abs/1804.10959). A BPE model leaves out each merge with
-        probability alpha (Provilkov et al., 2020, "BPE-Dropout", https://arxiv.org/abs/1910.13267).
-
-        Args:
-            text: a line.
-            alpha: see above.
-            candidates: number of best segmentations to draw from, for a unigram model; None: all.
-            seed: seed of the draw, in 31 bits.
-        """
-        spm.set_random_generator_seed(seed)
-        best = -1 if candidates is None else candidates
-        ids = self._processor.SampleEncodeAsIds(self.normalize(text), best, alpha)
-        return self._symbol_first(list(ids))
-
     def _normalized(self, lines: Sequence[str]) -> list[str]:
         return self._normalizer.lines(lines)
 

@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
 from ds_seq.data.mpi import current_team
+from ds_seq.data.parallel import worker_context
 from ds_seq.environment import variable
 from ds_seq.errors import UserError
 
@@ -64,7 +65,7 @@ class _Worker:
     """A process, and the thread that talks to it."""
 
     def __init__(self, number: int, start: Any, tasks: queue.Queue[Any], alive: Any) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = worker_context()
         self.number = number
         self._tasks = tasks
         self._ours, theirs = context.Pipe()
@@ -125,7 +126,7 @@ class _Pool:
         self._size = size
         self._tasks: queue.Queue[Any] = queue.Queue()
         self._results: queue.Queue[Any] = queue.Queue()
-        self._alive = multiprocessing.get_context("spawn").RawArray("Q", size)
+        self._alive = worker_context().RawArray("Q", size)
         self._seen = [0] * size
         self._watched = [Watched(SILENCE) for _ in range(size)]
         # Processes that are started would look for modules in the working folder first

@@ -167,3 +167,24 @@ def test_other_alignments_are_refused_in_one_line(
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(errors) == 1 and message in errors[0]
     assert not list((tmp_path / "data").glob("train.align.*"))
+
+
+def test_lines_of_links_are_those_of_pairs_also_below_a_header(
+    experiment: Path, tmp_path: Path
+) -> None:
+    rows = zip(
+        *((tmp_path / f"a.{x}").read_text(encoding="utf-8").splitlines() for x in ("en", "de")),
+        strict=True,
+    )
+    table = "english\tgerman\n" + "".join("\t".join(row) + "\n" for row in rows)
+    (tmp_path / "a.tsv").write_text(table, encoding="utf-8")
+    assert main(["prepare", str(experiment)]) == 0
+    expected = spelled(tmp_path / "data", "train")
+    content = yaml.safe_load(experiment.read_text())
+    entries = content["data"]["raw"]["train"]
+    links = entries[0]["alignments"]
+    entries[0] = {"tsv": f"{tmp_path}/a.tsv", "header": True, "alignments": links}
+    content["data"]["dir"] = str(tmp_path / "other")
+    experiment.write_text(yaml.safe_dump(content))
+    assert main(["prepare", str(experiment)]) == 0
+    assert spelled(tmp_path / "other", "train") == expected

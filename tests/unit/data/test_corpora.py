@@ -10,7 +10,7 @@ import pytest
 from ds_seq.config.modifiers import ModifiersConfig
 from ds_seq.data.blocks import cut_sentences, join_lengths, join_sentences, prepend
 from ds_seq.data.corpora import CorporaDataset, Part
-from ds_seq.data.modify import Changes, Modifier, check_drawing
+from ds_seq.data.modify import Changes, Modifier
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
@@ -166,9 +166,3 @@ def test_fingerprints_name_the_corpus_that_has_changed(
     one, other = _dataset(reader, vocab), _dataset(reader, vocab, fingerprint="another text")
     assert one.fingerprint_of(0) == other.fingerprint_of(0)
     assert one.fingerprint_of(1) != other.fingerprint_of(1)
-
-
-def test_only_sentencepiece_draws_subwords() -> None:
-    tokenizer: Any = object()
-    with pytest.raises(UserError, match="only SentencePiece"):
-        check_drawing(tokenizer)

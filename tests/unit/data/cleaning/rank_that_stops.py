@@ -35,5 +35,5 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     clean.BLOCK_LINES = 40
-    ranks.SILENCE = 3.0
+    ranks.SILENCE = 6.0
     sys.exit(run_command(main, sys.argv[1:]))
