@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.text_files import DETAILS, FORMS
 from ds_seq.errors import UserError
 from ds_seq.names import LOSS
 from ds_seq.plugins import nearest
@@ -53,8 +54,7 @@ _RULES: dict[str, str] = {
     "data.corpora": _ORDER,
     # but where its text is, and how it was cleaned, is in the shards
     **dict.fromkeys(
-        ("data.corpora.NAME.source", "data.corpora.NAME.target", "data.corpora.NAME.clean"),
-        HARMLESS,
+        (f"data.corpora.NAME.{key}" for key in (*FORMS, "target", *DETAILS, "clean")), HARMLESS
     ),
     "data.mixing": _ORDER,
     "data.modify": TRAINING,

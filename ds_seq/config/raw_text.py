@@ -100,12 +100,18 @@ def named_texts(
     return [
         (f"data.corpora.{name}", text)
         for name, corpus in data.corpora.items()
-        for text in text_files(corpus, split, corpus.pair(data.languages), must_exist)
+        for text in text_files(
+            corpus, split, corpus.pair(data.languages), must_exist, f"data.corpora.{name}"
+        )
     ]
 
 
 def text_files(
-    entry: SplitConfig, split: str, languages: tuple[str, str], must_exist: bool = True
+    entry: SplitConfig,
+    split: str,
+    languages: tuple[str, str],
+    must_exist: bool = True,
+    key: str | None = None,
 ) -> list[TextFiles]:
     """Return the texts that one entry names, in order.
 
@@ -115,6 +121,7 @@ def text_files(
         languages: language codes of source and target.
         must_exist: whether a folder without the text is an error. If not, it has the files that it
             would have by its first rule: on another machine, they need not be there.
+        key: key of the entry, for messages; None: that of the split.
 
     Raises:
         UserError: a folder does not have the text that it was named for.
@@ -127,7 +134,8 @@ def text_files(
         assert entry.folder is not None
         pairs = list(_in_folder(entry, split, languages))
         if not pairs and must_exist:
-            raise UserError(f"data.raw.{split}: {_explain_folder(entry, split, languages)}")
+            where = key or f"data.raw.{split}"
+            raise UserError(f"{where}: {_explain_folder(entry, split, languages)}")
         if not pairs:
             stem = _folder_of(entry.folder) / split
             first, second = (f"{stem}.{end}" for end in entry.keys or SIDES)

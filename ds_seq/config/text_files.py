@@ -39,6 +39,8 @@ _FORMS_OF = {
     "header": ("tsv",),
     "keys": ("jsonl", "tmx", "xml", "folder"),
 }
+DETAILS = (*_FORMS_OF, "invalid_utf8")
+"""The keys that say how the files are read."""
 
 
 class SplitConfig(Config):
