@@ -110,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
             character_coverage=1.0,
             input_sentence_size=VOCAB_SENTENCES if not arguments.quick else 20_000,
             normalization="identity",
+            byte_fallback=False,
         ).save(vocab)
         setup = Setup(arguments, Path(folder), pairs, vocab)
         sections = []
