@@ -129,6 +129,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, help="of the text to use (default: all)")
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE",
         help="source<TAB>target lines, also .xz, instead of fetched text",
@@ -145,7 +146,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.rounds = 1
+        arguments.rounds, arguments.pairs = 1, arguments.pairs or 30_000
         arguments.memory_pairs = (20_000, 100_000)
     return arguments
 
@@ -162,7 +163,7 @@ def _read_pairs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         opener: Callable[..., Any] = lzma.open if arguments.tsv.suffix == ".xz" else open
         with opener(arguments.tsv, "rt", encoding="utf-8", newline="\n") as file:
             pairs = [tuple(line.rstrip("\n").split("\t")[:2]) for line in file]
-    return pairs[: 30_000 if arguments.quick else None]
+    return pairs[: arguments.pairs]
 
 
 def _write_text(folder: Path, pairs: Sequence[tuple[str, str]], number: int) -> list[Path]:
