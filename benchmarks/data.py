@@ -39,7 +39,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 HERE = Path(__file__).resolve().parent
 SIDES = [sys.executable, str(HERE / "data_sides.py")]
 VOCAB_SIZE = 16_000
-VOCAB_SENTENCES = 100_000
+VOCAB_SENTENCES = 30_000
 LANGUAGES = ("en", "de")
 _PR_SET_CHILD_SUBREAPER = 36
 _PREPROCESS = "from fairseq_cli.preprocess import cli_main; cli_main()"
