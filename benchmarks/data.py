@@ -39,7 +39,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 HERE = Path(__file__).resolve().parent
 SIDES = [sys.executable, str(HERE / "data_sides.py")]
 VOCAB_SIZE = 16_000
-VOCAB_SENTENCES = 100_000
+VOCAB_SENTENCES = 30_000
 LANGUAGES = ("en", "de")
 _PR_SET_CHILD_SUBREAPER = 36
 _PREPROCESS = "from fairseq_cli.preprocess import cli_main; cli_main()"
@@ -110,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
             character_coverage=1.0,
             input_sentence_size=VOCAB_SENTENCES if not arguments.quick else 20_000,
             normalization="identity",
+            byte_fallback=False,
         ).save(vocab)
         setup = Setup(arguments, Path(folder), pairs, vocab)
         sections = []
@@ -128,6 +129,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_common_arguments(parser)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, help="of the text to use (default: all)")
     parser.add_argument(
         "--tsv", type=Path, metavar="FILE",
         help="source<TAB>target lines, also .xz, instead of fetched text",
@@ -144,7 +146,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.rounds = 1
+        arguments.rounds, arguments.pairs = 1, arguments.pairs or 30_000
         arguments.memory_pairs = (20_000, 100_000)
     return arguments
 
@@ -161,7 +163,7 @@ def _read_pairs(arguments: argparse.Namespace) -> list[tuple[str, str]]:
         opener: Callable[..., Any] = lzma.open if arguments.tsv.suffix == ".xz" else open
         with opener(arguments.tsv, "rt", encoding="utf-8", newline="\n") as file:
             pairs = [tuple(line.rstrip("\n").split("\t")[:2]) for line in file]
-    return pairs[: 30_000 if arguments.quick else None]
+    return pairs[: arguments.pairs]
 
 
 def _write_text(folder: Path, pairs: Sequence[tuple[str, str]], number: int) -> list[Path]:
