@@ -152,14 +152,23 @@ class DataConfig(Config):
             or any(text.languages or text.tag or text.target_tag for text in texts)
         )
 
-    def _tags(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the tags of each text, with its key."""
+    def _unknown_tags(self) -> Iterator[tuple[str, str]]:
+        """Yield the key and a message for each tag that its vocabulary does not have."""
+        vocabularies = {"tag": self.vocab.source_side, "target_tag": self.vocab.target_side}
         texts: dict[str, SplitConfig] = {f"corpora.{key}": c for key, c in self.corpora.items()}
         for split, entries in (("valid", self.raw.valid), ("test", self.raw.test)):
             texts |= {f"raw.{split}.{n}": entry for n, entry in enumerate(entries)}
         for key, text in texts.items():
-            for side, tags in zip(("tag", "target_tag"), self.tags(text), strict=True):
-                yield f"{key}.{side}", tags
+            for side, tags in zip(vocabularies, self.tags(text), strict=True):
+                for tag in tags:
+                    if tag not in vocabularies[side].user_symbols:
+                        yield f"{key}.{side}", f"{tag} is not in {self._symbols_of(side)}; add it"
+
+    def _symbols_of(self, tag: str) -> str:
+        """Return the key of the user symbols among which a kind of tag must be."""
+        if self.vocab.joint:
+            return "data.vocab.user_symbols"
+        return f"data.vocab.{'source' if tag == 'tag' else 'target'}.user_symbols"
 
     def tags(self, text: SplitConfig) -> tuple[list[str], list[str]]:
         """Return the tags at the start of the source and of the target of a text."""
@@ -178,12 +187,10 @@ class DataConfig(Config):
             for key in ("tag", "target_tag", "languages")
             if vars(text)[key] and (key != "languages" or text.pair(("", "")) != self.languages)
         ]
-        for key, tags in self._tags():
-            errors += [
-                (key, f"{tag} is not in data.vocab.user_symbols; add it there")
-                for tag in tags
-                if tag not in self.vocab.user_symbols
-            ]
+        if self.corpora and not isinstance(self.source, ShardsConfig):
+            message = f"only shards keep them apart, which the source {self.source.name} is not"
+            errors.append(("corpora", f"{message}; name its text in data.raw, or convert the data"))
+        errors += self._unknown_tags()
         if errors:
             raise FieldErrors(list(dict.fromkeys(errors)))
         return self

@@ -43,7 +43,7 @@ from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader, manifest_path
 from ds_seq.data.source import untagged_rows
 from ds_seq.errors import UserError
-from ds_seq.names import SPLITS
+from ds_seq.names import SIDES, SPLITS
 from ds_seq.scores.languages import language_warning
 from ds_seq.tasks.alignments import AlignedText, make_alignments
 from ds_seq.tasks.corpora import (
@@ -313,12 +313,14 @@ def _make_shards(
     reader = ShardReader(data.dir, split, tokenizers.fingerprint)
     if not any(any(data.tags(entry)[0]) for entry in named_texts(data, split).values()):
         _report_untagged(data, split, text, reader, tokenizers)
+    pairs = {entry.pair(data.languages) for entry in named_texts(data, split).values()}
+    source, target = data.languages if len(pairs) < 2 else SIDES
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
         f"{split}: {len(reader):,} pairs in {len(reader.manifest.shards)} shard(s), "
-        f"{reader.manifest.src_tokens:,} {data.source_lang} and "
-        f"{reader.manifest.tgt_tokens:,} {data.target_lang} tokens{unknown}; "
+        f"{reader.manifest.src_tokens:,} {source} and "
+        f"{reader.manifest.tgt_tokens:,} {target} tokens{unknown}; "
         f"{int(np.count_nonzero(too_long)):,} pairs exceed data.max_source_length "
         f"{data.max_source_length} or data.max_target_length {data.max_target_length}"
     )

@@ -61,6 +61,10 @@ def test_an_experiment_with_corpora() -> None:
             "data.clean.pairs={'*-de': {min_words: 9}, 'en-*': {max_words: 8}}",
             "data.clean.pairs: those that apply to en-de contradict each other",
         ),
+        (
+            "data.source={name: fairseq, folders: bin}",
+            "data.corpora: only shards keep them apart, which the source fairseq is not",
+        ),
         ("data.raw.train={source: a, target: b}", "data.raw.train: the training text is named in"),
         ("data.mixing.shares={web: 1}", "data.mixing.shares: has no share of back"),
         ("data.mixing.shares={web: 1, back: 0}", "data.mixing.shares.back: 0 would take nothing"),
