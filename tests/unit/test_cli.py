@@ -159,9 +159,10 @@ def test_check_options_prints_the_table(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_check_imports_neither_torch_nor_deepspeed() -> None:
+    # with shards in the folder, it would compare them with the experiment
     code = (
         "import sys; from ds_seq.cli import main; "
-        f"code = main(['check', {TINY_MOE!r}]); "
+        f"code = main(['check', {TINY_MOE!r}, 'data.dir=nowhere']); "
         "print([name for name in ('torch', 'deepspeed', 'numpy') if name in sys.modules]); "
         "sys.exit(code)"
     )
