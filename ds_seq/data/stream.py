@@ -165,6 +165,13 @@ class BatchStream:
         return self._legs.sampler(self._from).num_updates(epoch=self.epoch)
 
     @property
+    def empty_share(self) -> float:
+        """Share of empty batches, which fill the updates, in the epoch of the next batch."""
+        sampler = self._legs.sampler(self._from)
+        places = sampler.num_updates(epoch=self.epoch) * sampler.group
+        return 1.0 - sampler.num_batches(self.epoch) / places
+
+    @property
     def stage(self) -> Stage | None:
         """The stage of the next batch; None without a mix."""
         return None if self._legs.mix is None else self._legs.mix.stage(self._from.plan)

@@ -24,6 +24,7 @@ from ds_seq.tasks.base import Task
 from ds_seq.tasks.mix import build_mix, collate_in, untagged_parts
 from ds_seq.text.lines import read_pairs
 
+_MOST_EMPTY = 0.5
 _LEAST_SHARED = 1_000_000  # pairs; fewer are ordered faster than they are shared
 
 
@@ -110,6 +111,17 @@ def train_batches(
         mix=mix,
         collate_in=in_epoch,
     )
+
+
+def empty_batches(batches: BatchStream) -> list[str]:
+    """Return a warning if most batches of an epoch are empty, because it is too short."""
+    share = batches.empty_share
+    if share <= _MOST_EMPTY:
+        return []
+    return [
+        f"{share:.0%} of the batches of an epoch are empty: it has too few for an update of "
+        "train.accumulate batches per process; lower train.accumulate or train.max_tokens"
+    ]
 
 
 def valid_batches(

@@ -45,6 +45,7 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import (
     check_tags,
+    empty_batches,
     open_share,
     train_batches,
     valid_batches,
@@ -278,7 +279,7 @@ def _build(
     done = 0 if progress is None else int(progress["update"])
     store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
-    for message in (*problems, *messages):
+    for message in (*problems, *messages, *empty_batches(batches)):
         log.say(f"ds-seq: warning: {message}")
     if is_auto:
         log.say(f"train.max_tokens: {config.train.max_tokens:,}, found by trial")

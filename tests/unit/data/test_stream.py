@@ -17,6 +17,7 @@ from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.stream import BatchStream
 from ds_seq.text.tokenizer import Symbols
+from ds_seq.training.inputs import empty_batches
 
 SYMBOLS = Symbols(pad=1, eos=2, unk=3, start=2)
 MAX_TOKENS = 150
@@ -249,3 +250,13 @@ def test_epochs_of_different_rows_resume_where_they_were(dataset: ParallelDatase
                 next(first)
             second.load_state_dict(first.state_dict())
             assert _indices(second) == batches[taken:]
+
+
+@pytest.mark.parametrize(("accumulate", "is_warned"), [(1, False), (1000, True)])
+def test_updates_that_are_mostly_empty_are_reported(
+    dataset: ParallelDataset, accumulate: int, is_warned: bool
+) -> None:
+    with _stream(dataset, accumulate=accumulate, num_prefetch=0) as stream:
+        assert 0.0 <= stream.empty_share < 1.0
+        assert (stream.empty_share > 0.9) is is_warned
+        assert bool(empty_batches(stream)) is is_warned
