@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -89,7 +89,7 @@ def _say(note: str) -> None:
     print(f"ds-seq: note: {note}", file=sys.stderr, flush=True)
 
 
-class _Reader:
+class _Reader(ABC):
     """Collects pairs from the events of a parser."""
 
     def __init__(self, languages: tuple[str, str]) -> None:
@@ -120,11 +120,13 @@ class _Reader:
                 f"{path}: declares entities, which neither TMX nor WMT's XML needs; remove them"
             ) from None
 
+    @abstractmethod
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
-        raise NotImplementedError
+        """Handle the start of an element."""
 
+    @abstractmethod
     def end(self, name: str) -> None:
-        raise NotImplementedError
+        """Handle the end of an element."""
 
     def add(self, source: str | None, target: str | None) -> None:
         """Add a pair, or count one of which a side is missing."""

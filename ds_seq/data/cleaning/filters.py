@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,8 +188,8 @@ class RepeatedWords:
 
 
 @dataclass(frozen=True)
-class AlphabetWords:
-    """Drops pairs with a side of which too few words begin with a letter of its language.
+class _Alphabet(ABC):
+    """Drops pairs with a side that has too little of the letters of its language.
 
     Attributes:
         source: letters of the source language; see `ds_seq.text.languages.letters`.
@@ -199,34 +200,31 @@ class AlphabetWords:
     source: str
     target: str
     least: float
-    reason: ClassVar[str] = "alphabet_words"
 
     def __call__(self, source: str, target: str) -> bool:
         """Return whether to drop the pair."""
         return self._is_short(self.source, source) or self._is_short(self.target, target)
+
+    @abstractmethod
+    def _is_short(self, letters: str, text: str) -> bool:
+        """Return whether a side has too few of its letters."""
+
+
+@dataclass(frozen=True)
+class AlphabetWords(_Alphabet):
+    """Drops pairs with a side of which too few words begin with a letter of its language."""
+
+    reason: ClassVar[str] = "alphabet_words"
 
     def _is_short(self, letters: str, text: str) -> bool:
         return len(_first_letters(letters).findall(text)) < self.least * len(text.split())
 
 
 @dataclass(frozen=True)
-class AlphabetChars:
-    """Drops pairs with a side of which too few characters are letters of its language.
+class AlphabetChars(_Alphabet):
+    """Drops pairs with a side of which too few characters, spaces apart, are of its language."""
 
-    Attributes:
-        source: letters of the source language; see `ds_seq.text.languages.letters`.
-        target: letters of the target language.
-        least: smallest share, of all characters but spaces.
-    """
-
-    source: str
-    target: str
-    least: float
     reason: ClassVar[str] = "alphabet_chars"
-
-    def __call__(self, source: str, target: str) -> bool:
-        """Return whether to drop the pair."""
-        return self._is_short(self.source, source) or self._is_short(self.target, target)
 
     def _is_short(self, letters: str, text: str) -> bool:
         others = len(_runs_of(letters).sub("", text))
