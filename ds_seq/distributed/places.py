@@ -21,7 +21,7 @@ class Place(NamedTuple):
         address: its address in the network of rank 0.
         size: number of processes that the rank counts.
         device: `cpu`, or `cuda:N` as the process numbers its GPUs.
-        model: name of the GPU; empty on a CPU.
+        gpu: name of the GPU; empty on a CPU.
         uuid: identity of the GPU, the same for all processes; empty on a CPU.
         visible: number of GPUs that the process sees.
     """
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     address: str
     size: int
     device: str
-    model: str = ""
+    gpu: str = ""
     uuid: str = ""
     visible: int = 0
 
@@ -106,8 +106,8 @@ def _spans(numbers: Sequence[int]) -> str:
 def _devices(places: Sequence[Place]) -> str:
     if all(place.device == "cpu" for place in places):
         return "cpu"
-    models = dict.fromkeys(place.model for place in places if place.model)
-    gpus = [place for place in places if place.uuid or place.model]
+    models = dict.fromkeys(place.gpu for place in places if place.gpu)
+    gpus = [place for place in places if place.uuid or place.gpu]
     indices = sorted({int(place.device.partition(":")[2]) for place in gpus})
     own = len(gpus) > 1 and all(place.visible == 1 for place in gpus)
     text = f"{len(gpus)} GPUs, one visible to each" if own else f"cuda:{_spans(indices)}"
@@ -133,7 +133,7 @@ def contradiction(places: Sequence[Place]) -> str | None:
         first = owners.setdefault(place.uuid, rank) if place.uuid else rank
         if first != rank:
             return (
-                f"ranks {first} and {rank} have the same GPU, {place.device} ({place.model}) of "
+                f"ranks {first} and {rank} have the same GPU, {place.device} ({place.gpu}) of "
                 f"{place.host}; start one process per GPU, each with a LOCAL_RANK of its own"
             )
     kinds = {place.device.partition(":")[0]: rank for rank, place in enumerate(places)}
