@@ -28,7 +28,6 @@ from ds_seq.errors import UserError
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.reports.metrics import (
     LAYER_NAMES,
-    LossSums,
     load_panel,
     metric_lines_by_file,
     metric_names,
@@ -38,6 +37,7 @@ from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.finite import describe, weights_not_finite
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
+from ds_seq.training.progress import Window
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.validation import BestBy, Validator
@@ -101,7 +101,7 @@ class Trainer:
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._balancer = BiasBalancer(engine.module)
-        self._start_window()
+        self._window = Window()
 
     def fit(self) -> str:
         """Train.
@@ -113,7 +113,7 @@ class Trainer:
         try:
             if self.update == 0 and self.config.validate_every is not None:
                 self._rehearse_validation()
-            self._start_window()
+            self._window.restart(self.skipped)
             reason = self._run()
             self._finish(validate=reason != "signal")
             return reason
@@ -193,7 +193,7 @@ class Trainer:
         """Log, validate and save if they are due after this update."""
         if result.applied:  # after an infinite norm the weights are useless and must not be saved
             self._require_finite("gradient norm", result.grad_norm)
-        self._window_updates += 1
+        self._window.updates += 1
         if self.update % self.config.log_every == 0:
             self._log(result)
         else:
@@ -209,9 +209,8 @@ class Trainer:
 
     def _log(self, result: StepResult) -> None:
         figures: dict[str, Any] = dict(self._window.reduce())
-        seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        if self.skipped == self._window_skipped:  # a skipped update may have had any loss
+        if self.skipped == self._window.skipped_before:  # a skipped update may have had any loss
             self._require_finite("training loss", loss)
         figures.update(
             epoch=self.batches.epoch,
@@ -219,8 +218,6 @@ class Trainer:
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
-            tokens_per_second=float(figures["tokens"]) / seconds,
-            seconds_per_update=seconds / self._window_updates,
         )
         self.log.record("train", self.update, {**figures, **self._names})
         brief = {
@@ -234,17 +231,16 @@ class Trainer:
             "tokens/s": f"{figures['tokens_per_second']:,.0f}",
         }
         self.log.advance(self.update, {name: value for name, value in brief.items() if value})
-        for line in self._watch.observe(figures, self._window_updates):
+        for line in self._watch.observe(figures, self._window.updates):
             self.log.say(f"update {self.update} | {line}")
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self._window, self._window_skipped = LossSums(), self.skipped
-        self._window_start, self._window_updates = time.monotonic(), 0
+        self._window.restart(self.skipped)
 
     def _validate(self) -> float:
         """Validate, record the figures, compare with the best, and return the score."""
-        paused = time.monotonic()
+        with self._window.paused():  # tokens/s counts training only
+            return self._validated()
+
+    def _validated(self) -> float:
         self._require_finite_weights()
         figures = self._measure()
         self._require_finite("validation loss", float(figures["loss"]))
@@ -264,7 +260,6 @@ class Trainer:
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
         for line in metric_lines_by_file(figures):
             self.log.say(f"update {self.update} | {line}")
-        self._window_start += time.monotonic() - paused  # tokens/s counts training only
         return score
 
     def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
@@ -303,14 +298,13 @@ class Trainer:
             )
 
     def _save(self, score: float | None) -> None:
-        paused = time.monotonic()
-        if self._validated_at != self.update:
-            self._require_finite_weights()
-        self.checkpoints.save(
-            self.engine, self.update, self.state_dict(), score, self.criterion.state()
-        )
+        with self._window.paused():
+            if self._validated_at != self.update:
+                self._require_finite_weights()
+            self.checkpoints.save(
+                self.engine, self.update, self.state_dict(), score, self.criterion.state()
+            )
         self._saved_at = self.update
-        self._window_start += time.monotonic() - paused
 
     def _finish(self, validate: bool) -> None:
         """Save a final checkpoint, validated unless a signal ended the run."""
