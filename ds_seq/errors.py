@@ -32,7 +32,7 @@ def escaped(line: str) -> str:
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call `function(argv)`; on a `UserError`, print its message to stderr and return its exit code.
+    """Call `function(argv)`; on a `UserError`, print its message to stderr and return its code.
 
     Any other exception is a bug and keeps its traceback. Context variables that the function sets
     are restored at its end. Standard output escapes characters that its encoding lacks, as standard

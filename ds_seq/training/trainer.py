@@ -14,18 +14,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ds_seq import distributed
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
-from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed.signals import StopSignals
 from ds_seq.errors import UserError
-from ds_seq.moe.balance import BiasBalancer
 from ds_seq.reports.metrics import (
     LAYER_NAMES,
     load_panel,
@@ -40,15 +38,8 @@ from ds_seq.training.memory import explain, largest, update_advice, validation_a
 from ds_seq.training.progress import Window
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
+from ds_seq.training.update import Update, UpdateRunner
 from ds_seq.training.validation import BestBy, Validator
-
-
-class _Update(NamedTuple):
-    """The batches of one update, and its figures over all ranks."""
-
-    batches: list[Batch]
-    tokens: float
-    stop: bool
 
 
 class Trainer:
@@ -100,7 +91,7 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
-        self._balancer = BiasBalancer(engine.module)
+        self._run_update = UpdateRunner(engine, criterion, config.seed)
         self._window = Window()
 
     def fit(self) -> str:
@@ -148,7 +139,7 @@ class Trainer:
                 return "signal" if self._any_signal() else "max_hours"
         return "max_updates"
 
-    def _updates(self) -> Iterator[_Update]:
+    def _updates(self) -> Iterator[Update]:
         """Fetch all batches of an update and agree on its size before the first forward."""
         hours = self.config.max_hours
         while True:
@@ -162,32 +153,15 @@ class Trainer:
                 [tokens, float(self._signals.received or out_of_time)], dtype=torch.float64
             )
             total, stop = distributed.sum_over_ranks(local).tolist()
-            yield _Update(batches, total, bool(stop))
+            yield Update(batches, total, bool(stop))
 
-    def _train_step(self, update: _Update) -> StepResult:
-        """Run one update: forward and backward per batch; DeepSpeed steps after the last."""
-        self.engine.module.train()
-        self._lr = self.engine.schedule.lr
-        _seed_update(self.config.seed, self.update, self.engine.device)
-        # undo DeepSpeed's averaging over ranks and accumulation steps: the mean is per token
-        scale = distributed.world_size() * self.engine.accumulate / max(update.tokens, 1.0)
-        result = None
-        for host_batch in update.batches:
-            batch = host_batch.to(self.engine.device, non_blocking=True)
-            output = self.engine(batch)
-            loss = self.criterion(output, batch)
-            self.engine.backward(loss.total * scale)
-            result = self.engine.step()
-            parts = {**loss.parts, "loss": loss.total.detach()}
-            self._window.add(parts, output.moe_stats, batch)
-            self._balancer.add(output.moe_stats)
-        assert result is not None, "the last micro-batch of an update steps"
-        self.criterion.end_update(result.applied)
-        if result.applied:
-            self._balancer.update()
-        else:
-            self._balancer.discard()
-        return result
+    def _train_step(self, update: Update) -> StepResult:
+        """Run one update, and count its figures."""
+        attempt = self._run_update(update, self.update)
+        self._lr = attempt.lr
+        for figures in attempt.figures:
+            self._window.add(*figures)
+        return attempt.result
 
     def _periodic(self, result: StepResult) -> None:
         """Log, validate and save if they are due after this update."""
@@ -358,13 +332,3 @@ class Trainer:
             self._watch.load_state_dict(state["moe_watch"])
         if "stage" in state:
             self.stages.load_state_dict(state["stage"])
-
-
-def _seed_update(seed: int, update: int, device: torch.device) -> None:
-    """Make dropout depend on (seed, update, rank), so that resuming needs no generator state."""
-    mixed = ((seed * 1_000_003 + update) * 8191 + distributed.rank()) % 2**63
-    if device.type == "cpu":
-        # torch.manual_seed also prepares the seeds of devices that are not there, in 9 ms
-        torch.default_generator.manual_seed(mixed)
-    else:
-        torch.manual_seed(mixed)
