@@ -82,7 +82,7 @@ class UpdateRunner:
             output = engine(batch)
             loss = self._criterion(output, batch)
             engine.backward(loss.total * scale)
-            result = engine.step(name_gradients) if name_gradients else engine.step()
+            result = engine.step(name_gradients)
             parts = {**loss.parts, "loss": loss.total.detach()}
             figures.append(BatchFigures(parts, output.moe_stats, batch))
             self._balancer.add(output.moe_stats)
