@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from ds_seq.distributed.group import rank, world_size
+from ds_seq.distributed.launch import World
+from ds_seq.distributed.places import notes, place_of, table
 from ds_seq.errors import DivergedError, UserError
 
 _MOST_NAMED = 5
@@ -155,3 +158,12 @@ def _meeting_device() -> torch.device:
     """Return the device on which tensors must be for a collective."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def describe_places(world: World) -> list[str]:
+    """Return a table of hosts, ranks and devices, with notes; empty but on rank 0. A collective."""
+    places = gather_objects(place_of(world))
+    if places is None:
+        return []
+    lines = table(places) if world.size > 1 else []
+    return lines + [f"note: {note}" for note in notes(os.environ, world)]

@@ -327,7 +327,7 @@ def _open_store(
 
 
 def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
-    """Open the log of the run, which starts after update `done`, and record the start."""
+    """Open the log of the run after update `done`, and record the start; a collective."""
     train = setup.config.train
     last = train.max_updates
     if train.max_epochs is not None:
@@ -335,6 +335,8 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
     log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
     if world.is_first:
         log.say(describe_start(record_start(setup.folder, world, done)))
+    for line in distributed.describe_places(world):
+        log.say(line)
     return log
 
 
