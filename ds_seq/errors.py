@@ -8,11 +8,20 @@ from contextvars import copy_context
 from io import TextIOWrapper
 
 EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
     """Invalid input; the message names the file, key or line that is wrong and how to fix it."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class DivergedError(UserError):
+    """Training has diverged: the same command would fail again, so nothing should restart it."""
+
+    exit_code = EXIT_DIVERGED
 
 
 def escaped(line: str) -> str:
@@ -23,7 +32,7 @@ def escaped(line: str) -> str:
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
+    """Call `function(argv)`; on a `UserError`, print its message to stderr and return its code.
 
     Any other exception is a bug and keeps its traceback. Context variables that the function sets
     are restored at its end. Standard output escapes characters that its encoding lacks, as standard
@@ -36,7 +45,7 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     except UserError as error:
         for line in str(error).splitlines():
             print(f"ds-seq: error: {escaped(line)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print("ds-seq: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
