@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ds_seq import distributed
+from ds_seq import activity, distributed
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
@@ -142,6 +142,7 @@ class Trainer:
                 explain(error, where, update_advice(self.config))
                 raise
             self.update += 1
+            activity.finished("training", self.update)
             self.skipped += not result.applied
             self._periodic(result)
             if update.stop:
@@ -178,6 +179,7 @@ class Trainer:
             loss = self.criterion(output, batch)
             self.engine.backward(loss.total * scale)
             result = self.engine.step()
+            activity.mark()
             parts = {**loss.parts, "loss": loss.total.detach()}
             self._window.add(parts, output.moe_stats, batch)
             self._balancer.add(output.moe_stats)
@@ -264,7 +266,8 @@ class Trainer:
 
     def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
         try:
-            return self.validator(max_batches)
+            with activity.phase("validation", may_take_long=self.update == 0):
+                return self.validator(max_batches)
         except (RuntimeError, MemoryError) as error:
             explain(error, "in a validation", validation_advice(self.config))
             raise
@@ -298,7 +301,7 @@ class Trainer:
             )
 
     def _save(self, score: float | None) -> None:
-        with self._window.paused():
+        with self._window.paused(), activity.phase("saving a checkpoint", may_take_long=True):
             if self._validated_at != self.update:
                 self._require_finite_weights()
             self.checkpoints.save(
