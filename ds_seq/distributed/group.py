@@ -51,10 +51,11 @@ def init(world: World) -> None:
         RANK=str(world.rank),
         WORLD_SIZE=str(world.size),
         LOCAL_RANK=str(world.local_rank),
-        LOCAL_SIZE=str(world.local_size),
         MASTER_ADDR=world.address,
         MASTER_PORT=str(world.port or free_port()),
     )
+    if world.local_rank < world.local_size:  # else the launcher has not said how many there are
+        os.environ["LOCAL_SIZE"] = str(world.local_size)
     global _store
     try:
         _store = roll_call(world) if world.size > 1 else None
