@@ -120,6 +120,7 @@ _RULES: dict[str, str] = {
             "train.sanity_validation_batches",
             "train.expert_parallel",
             "train.num_prefetch",
+            "train.hang_seconds",
             "train.tensorboard",
             "validation",
             "generation",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ds_seq.activity import HANG_SECONDS
 from ds_seq.config.base import (
     Config,
     FieldErrors,
@@ -152,6 +153,11 @@ class TrainConfig(Config):
         default=1,
         description="Number of ranks that share the experts of a layer; must divide the world size "
         "and `model.moe.num_experts`.",
+    )
+    hang_seconds: Annotated[float, Field(ge=1.0)] | None = Field(
+        default=HANG_SECONDS,
+        description="End all ranks if one has died, or has made no progress for this many seconds; "
+        "four times as long while a checkpoint is written or a model is built. Null: never.",
     )
     num_prefetch: PositiveInt = Field(
         default=4, le=10_000, description="Number of batches collated ahead in the background."
