@@ -20,7 +20,7 @@ from ds_seq.distributed.device import (
     keep_freed_memory,
     number_format,
 )
-from ds_seq.distributed.group import init, joined, rank, shutdown, world_size
+from ds_seq.distributed.group import init, joined, rank, shutdown, watched, world_size
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepspeed
 
@@ -48,5 +48,6 @@ __all__ = [
     "shared_errors",
     "shutdown",
     "sum_over_ranks",
+    "watched",
     "world_size",
 ]

@@ -127,20 +127,22 @@ def run_training(
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
-    lock = None
-    with distributed.shared_errors():
-        _check_options(resume, overwrite, allow_changes, checkpoint)
-        config = on_world(load(), world.size)
-        made_of = run_facts(config, world.size)
-    distributed.require_same(settings(config, made_of), "experiments")
-    with distributed.shared_errors():
-        if world.is_first:
-            lock = lock_run(config.run_folder)
-    with lock or nullcontext():
-        start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+    with distributed.watched(world) as watchdog:
+        lock = None
         with distributed.shared_errors():
-            setup = set_up(config, world.size, resume, overwrite, start)
-        return _train(setup, made_of, allow_changes, problems, world)
+            _check_options(resume, overwrite, allow_changes, checkpoint)
+            config = on_world(load(), world.size)
+            made_of = run_facts(config, world.size)
+        distributed.require_same(settings(config, made_of), "experiments")
+        watchdog.limit(config.train.hang_seconds)
+        with distributed.shared_errors():
+            if world.is_first:
+                lock = lock_run(config.run_folder)
+        with lock or nullcontext():
+            start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+            with distributed.shared_errors():
+                setup = set_up(config, world.size, resume, overwrite, start)
+            return _train(setup, made_of, allow_changes, problems, world)
 
 
 def _check_options(

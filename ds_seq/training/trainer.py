@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from ds_seq import distributed
+from ds_seq import activity, distributed
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.stream import BatchStream
@@ -136,6 +136,7 @@ class Trainer:
                 explain(error, where, update_advice(self.config))
                 raise
             self.update += 1
+            activity.finished("training", self.update)
             self.skipped += not result.applied
             self.divergence.check(result, self.update)
             self._periodic(result)
@@ -247,7 +248,8 @@ class Trainer:
 
     def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
         try:
-            return self.validator(max_batches)
+            with activity.phase("validation", may_take_long=self.update == 0):
+                return self.validator(max_batches)
         except (RuntimeError, MemoryError) as error:
             explain(error, "in a validation", validation_advice(self.config))
             raise
@@ -269,7 +271,7 @@ class Trainer:
             raise DivergedError(f"{why}; {state}. To go on, {why.advice}")
 
     def _save(self, score: float | None) -> None:
-        with self._window.paused():
+        with self._window.paused(), activity.phase("saving a checkpoint", may_take_long=True):
             if self._validated_at != self.update:
                 self.divergence.require_finite_weights(self.update)
             self.checkpoints.save(

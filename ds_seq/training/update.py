@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ds_seq import distributed
+from ds_seq import activity, distributed
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.moe.balance import BiasBalancer
@@ -83,6 +83,7 @@ class UpdateRunner:
             loss = self._criterion(output, batch)
             engine.backward(loss.total * scale)
             result = engine.step(name_gradients)
+            activity.mark()
             parts = {**loss.parts, "loss": loss.total.detach()}
             figures.append(BatchFigures(parts, output.moe_stats, batch))
             self._balancer.add(output.moe_stats)
