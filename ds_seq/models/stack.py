@@ -116,11 +116,11 @@ class Stack(nn.Module):
         dropout: probability of dropping an element of the embedded tokens in training.
         checkpointing: whether to recompute layers in the backward pass instead of storing their
             activations.
-        bias: `ds_seq.modules.position_bias.PositionBias` of the self-attentions of all layers, or
-            None.
         layer_drop: probability that a batch skips a layer in training (Fan et al., 2020). A skipped
             layer is computed all the same: ranks draw differently, and all of them have to take
             part in the collectives of a layer.
+        bias: `ds_seq.modules.position_bias.PositionBias` of the self-attentions of all layers, or
+            None.
         embedding_norm: norm of the embedded tokens with their positions, or None.
     """
 
@@ -131,8 +131,8 @@ class Stack(nn.Module):
         final_norm: nn.Module | None,
         dropout: float,
         checkpointing: bool,
+        layer_drop: float,
         bias: nn.Module | None = None,
-        layer_drop: float = 0.0,
         embedding_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()

@@ -73,9 +73,7 @@ class BucketBias(nn.Module):
         max_distance: distance from which on all share a bucket.
     """
 
-    def __init__(
-        self, num_heads: int, causal: bool, num_buckets: int = 32, max_distance: int = 128
-    ) -> None:
+    def __init__(self, num_heads: int, causal: bool, num_buckets: int, max_distance: int) -> None:
         super().__init__()
         self.causal, self.num_buckets, self.max_distance = causal, num_buckets, max_distance
         self.weight = nn.Parameter(torch.empty(num_buckets, num_heads))

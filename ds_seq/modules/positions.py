@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ds_seq.modules.position_bias import AlibiBias, BucketBias
 from ds_seq.modules.position_table import PositionTable
-from ds_seq.modules.rotary import RotaryPositions, XPositions
+from ds_seq.modules.rotary import RotaryPositions, RotaryScale, XPositions
+from ds_seq.names import RotaryScaling
 
 
 def sinusoidal_rows(count: int, width: int) -> Tensor:
@@ -86,11 +87,21 @@ class PositionKind(NamedTuple):
     self-attentions of a stack, a `ds_seq.modules.position_bias.PositionBias`; or None."""
 
 
+def _rotary_scale(
+    scaling: RotaryScaling, factor: float, original_length: int | None
+) -> RotaryScale:
+    return RotaryScale(scaling, factor, original_length)
+
+
 POSITIONS: dict[str, PositionKind] = {
     "sinusoidal": PositionKind(rows=lambda width, _: SinusoidalPositions(width)),
     "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
     "none": PositionKind(),
-    "rotary": PositionKind(rotary=lambda width, _, __, **more: RotaryPositions(width, **more)),
+    "rotary": PositionKind(
+        rotary=lambda width, _, __, theta, interleaved, **scale: RotaryPositions(
+            width, theta, interleaved, _rotary_scale(**scale)
+        )
+    ),
     "xpos": PositionKind(
         rotary=lambda width, causal, count, **more: XPositions(width, causal, count // 2, **more)
     ),

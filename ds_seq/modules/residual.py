@@ -30,9 +30,9 @@ class Residual(nn.Module):
         norm: module that normalizes the last dimension.
         dropout: probability of dropping an element of f's output in training.
         pre_norm: whether to normalize f's input instead of the sum (Xiong et al., 2020).
-        scale: factor of x in the sum; above 1 for DeepNorm.
         drop_path: probability that a sentence skips f in training (Huang et al., 2016). The output
             of f is divided by the probability of keeping it.
+        scale: factor of x in the sum; above 1 for DeepNorm.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Residual(nn.Module):
         norm: nn.Module,
         dropout: float,
         pre_norm: bool,
+        drop_path: float,
         scale: float = 1.0,
-        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.dropout = dropout

@@ -8,6 +8,7 @@ Shapes: T positions, Dh width of one attention head, H heads of the queries, H' 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,17 @@ from ds_seq.modules.position_table import PositionTable
 from ds_seq.names import RotaryScaling
 
 _YARN_FAST, _YARN_SLOW = 32, 1  # rotations within the original length, see Peng et al., section 3.2
+
+
+class RotaryScale(NamedTuple):
+    """How angles are scaled for texts longer than those of the training."""
+
+    kind: RotaryScaling
+    """See `RotaryPositions`."""
+    factor: float
+    """By how much texts are longer."""
+    original_length: int | None
+    """Longest text of the training, for `yarn`."""
 
 
 class RotaryPositions(nn.Module):
@@ -35,9 +47,7 @@ class RotaryPositions(nn.Module):
         head_width: Dh, even.
         theta: base of the angles.
         interleaved: whether the pairs are (2 i, 2 i + 1), as in the paper, and not (i, i + Dh / 2).
-        scaling: how to scale angles for longer texts.
-        factor: by how much texts are longer.
-        original_length: longest text in training, for `yarn`.
+        scale: how to scale angles for longer texts, or None.
 
     Raises:
         ValueError: the width is odd.
@@ -46,17 +56,15 @@ class RotaryPositions(nn.Module):
     def __init__(
         self,
         head_width: int,
-        theta: float = 10000.0,
-        interleaved: bool = False,
-        scaling: RotaryScaling = "none",
-        factor: float = 1.0,
-        original_length: int | None = None,
+        theta: float,
+        interleaved: bool,
+        scale: RotaryScale | None = None,
     ) -> None:
         super().__init__()
         if head_width % 2:
             raise ValueError(f"rotary positions need an even head width, not {head_width}")
         self.theta, self.interleaved = theta, interleaved
-        self.scaling, self.factor, self.original_length = scaling, factor, original_length
+        self.scale = scale or RotaryScale("none", 1.0, None)
         self._table = PositionTable(self._rows, head_width)
 
     def forward(self, query: Tensor, key: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
@@ -84,32 +92,31 @@ class RotaryPositions(nn.Module):
     def _rows(self, count: int, width: int) -> Tensor:
         """Return `[cos, sin]` of the angles of the first `count` positions, (count, Dh)."""
         angles = torch.arange(count, dtype=torch.float32)[:, None] * self.frequencies(width)
-        gain = 1.0
-        if self.scaling == "yarn":
-            gain = 0.1 * math.log(self.factor) + 1.0
+        is_yarn = self.scale.kind == "yarn"
+        gain = 0.1 * math.log(self.scale.factor) + 1.0 if is_yarn else 1.0
         return torch.cat([angles.cos(), angles.sin()], dim=1) * gain
 
     def frequencies(self, width: int) -> Tensor:
         """Return the angles per position (Dh / 2,), fastest first, in float32."""
         half, theta = width // 2, self.theta
-        if self.scaling == "ntk" and width > 2:
-            theta *= self.factor ** (width / (width - 2))
+        kind, factor, original_length = self.scale
+        if kind == "ntk" and width > 2:
+            theta *= factor ** (width / (width - 2))
         frequencies: Tensor = theta ** (-torch.arange(half, dtype=torch.float32) / half)
-        if self.scaling == "linear":
-            return frequencies / self.factor
-        if self.scaling == "yarn":
-            kept = self._kept(half)
-            return frequencies * kept + frequencies / self.factor * (1.0 - kept)
+        if kind == "linear":
+            return frequencies / factor
+        if kind == "yarn":
+            assert original_length is not None, "yarn needs the original length"
+            kept = self._kept(half, original_length)
+            return frequencies * kept + frequencies / factor * (1.0 - kept)
         return frequencies
 
-    def _kept(self, half: int) -> Tensor:
+    def _kept(self, half: int, original_length: int) -> Tensor:
         """Return how much of each frequency `yarn` keeps (Dh / 2,): 1 for the fast ones."""
-        assert self.original_length is not None
 
         def pair_with(rotations: float) -> float:
             """Return the pair, as a fraction, that rotates this often within the length."""
-            assert self.original_length is not None
-            wave = self.original_length / (rotations * 2 * math.pi)
+            wave = original_length / (rotations * 2 * math.pi)
             return half * math.log(wave) / math.log(self.theta)
 
         fast = max(math.floor(pair_with(_YARN_FAST)), 0)
@@ -142,9 +149,9 @@ class XPositions(RotaryPositions):
         head_width: int,
         causal: bool,
         center: int,
-        theta: float = 10000.0,
-        scale_base: float = 512.0,
-        interleaved: bool = True,
+        theta: float,
+        scale_base: float,
+        interleaved: bool,
     ) -> None:
         super().__init__(head_width, theta, interleaved)
         self.causal, self.center, self.scale_base = causal, center, scale_base

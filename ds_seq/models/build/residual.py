@@ -19,7 +19,7 @@ def make_residual(cfg: TransformerConfig, stack: Stack, index: int) -> Residual:
     depth = cfg.layers_of(stack)
     drop_path = cfg.drop_path * index / (depth - 1) if depth > 1 else cfg.drop_path
     scale = _depth_scale(cfg, stack).skip
-    return Residual(make_norm(cfg), cfg.dropout, cfg.normalizes_first, scale, drop_path)
+    return Residual(make_norm(cfg), cfg.dropout, cfg.normalizes_first, drop_path, scale)
 
 
 def make_final_norm(cfg: TransformerConfig) -> nn.Module | None:

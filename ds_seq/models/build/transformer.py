@@ -108,7 +108,7 @@ def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLay
         make_final_norm(cfg),
         cfg.dropout,
         cfg.activation_checkpointing,
-        make_bias(cfg, causal=stack == "decoder"),
         cfg.layer_drop,
+        make_bias(cfg, causal=stack == "decoder"),
         make_norm(cfg) if cfg.embedding_norm else None,
     )

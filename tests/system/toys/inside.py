@@ -150,7 +150,7 @@ RESIDUAL = Toy(
             "    return Residual(make_norm(cfg), cfg.dropout, cfg.normalizes_first",
             '    if cfg.norm_position == "scaled":\n'
             "        scale = (2.0 * cfg.decoder_layers) ** 0.25\n"
-            "        return ScaledResidual(make_norm(cfg), cfg.dropout, scale)\n",
+            "        return ScaledResidual(make_norm(cfg), cfg.dropout, drop_path, scale)\n",
         ),
         imports(
             "models/build/residual.py", "from ds_seq.modules.scaled_residual import ScaledResidual"

@@ -118,7 +118,7 @@ def test_maps_are_the_softmax_of_the_scores(build, pairs, positions):
         for part in attention.qkv(x).chunk(3, dim=-1)  # (B, T, D) -> (B, H, T, Dh)
     )
     if positions == "rotary":
-        query, key = RotaryPositions(8)(query, key, 0, x.size(1))
+        query, key = RotaryPositions(8, 10000.0, False)(query, key, 0, x.size(1))
     scores = query @ key.transpose(-1, -2) / math.sqrt(8)
     scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -math.inf)
     torch.testing.assert_close(layers.decoder_attention[1], scores.softmax(-1))

@@ -176,7 +176,7 @@ def test_a_copied_cache_has_separate_states(build, pairs):
 
 def layer_of(**bodies: Body) -> TransformerLayer:
     sublayers = {
-        name: SubLayer(Residual(nn.LayerNorm(D), 0.0, pre_norm=True), body)
+        name: SubLayer(Residual(nn.LayerNorm(D), 0.0, pre_norm=True, drop_path=0.0), body)
         for name, body in bodies.items()
     }
     return TransformerLayer(sublayers)

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ds_seq.modules.position_bias import AlibiBias, BucketBias, Window, alibi_slopes
-from ds_seq.modules.rotary import RotaryPositions, XPositions
+from ds_seq.modules.rotary import RotaryPositions, RotaryScale, XPositions
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def rotary(width: int = 8, interleaved: bool = False, **scale: Any) -> RotaryPositions:
+    given = RotaryScale(**{"original_length": None, **scale}) if scale else None
+    return RotaryPositions(width, 10000.0, interleaved, given)
+
+
+def xpos(causal: bool) -> XPositions:
+    return XPositions(8, causal, 300, 10000.0, 512.0, interleaved=True)
+
+
 ROTATIONS = {
-    "rotary": RotaryPositions(8),
-    "interleaved": RotaryPositions(8, interleaved=True),
-    "theta": RotaryPositions(8, theta=500.0),
-    "linear": RotaryPositions(8, scaling="linear", factor=4.0),
-    "ntk": RotaryPositions(8, scaling="ntk", factor=4.0),
-    "yarn": RotaryPositions(8, scaling="yarn", factor=4.0, original_length=64),
-    "xpos": XPositions(8, True, 300),
-    "xpos of an encoder": XPositions(8, False, 300),
+    "rotary": rotary(),
+    "interleaved": rotary(interleaved=True),
+    "theta": RotaryPositions(8, 500.0, interleaved=False),
+    "linear": rotary(kind="linear", factor=4.0),
+    "ntk": rotary(kind="ntk", factor=4.0),
+    "yarn": rotary(kind="yarn", factor=4.0, original_length=64),
+    "xpos": xpos(causal=True),
+    "xpos of an encoder": xpos(causal=False),
 }
 
 
@@ -60,24 +70,24 @@ def test_a_rotation_is_a_complex_product(interleaved: bool) -> None:
     )
     expected = torch.view_as_real(turned)
     expected = expected if interleaved else expected.transpose(1, 2)
-    actual, _ = RotaryPositions(8, interleaved=interleaved)(x, x, 0, 5)
+    actual, _ = rotary(interleaved=interleaved)(x, x, 0, 5)
     torch.testing.assert_close(actual, expected.flatten(1), atol=1e-6, rtol=1e-5)
 
 
 def test_angles_are_not_rounded_by_half() -> None:
     """At position 4,000, a cosine from an angle in bfloat16 would be noise."""
-    exact, rotary = RotaryPositions(8), RotaryPositions(8).bfloat16()
+    exact, rounded = rotary(), rotary().bfloat16()
     x = torch.randn(1, 8, generator=generator()).bfloat16()
     expected, _ = exact(x.double(), x.double(), 4000, 1)
-    actual, _ = rotary(x, x, 4000, 1)
+    actual, _ = rounded(x, x, 4000, 1)
     assert actual.dtype == torch.bfloat16
     torch.testing.assert_close(actual, expected.bfloat16())
-    assert not rotary.state_dict()
+    assert not rounded.state_dict()
 
 
 def test_linear_scaling_divides_positions() -> None:
     x = torch.randn(1, 8, generator=generator())
-    plain, _ = RotaryPositions(8)(x, x, 3, 1)
+    plain, _ = rotary()(x, x, 3, 1)
     stretched, _ = ROTATIONS["linear"](x, x, 12, 1)
     torch.testing.assert_close(plain, stretched)
 
@@ -90,25 +100,24 @@ def test_ntk_stretches_the_slowest_rotation_by_the_factor_and_keeps_the_fastest(
 
 def test_yarn_is_the_formula() -> None:
     """The published constants for Dh = 128, theta = 10,000, length 2,048, factor 16."""
-    rotary = RotaryPositions(128, scaling="yarn", factor=16.0, original_length=2048)
-    plain, scaled = RotaryPositions(128).frequencies(128), rotary.frequencies(128)
+    yarn = rotary(128, kind="yarn", factor=16.0, original_length=2048)
+    plain, scaled = rotary(128).frequencies(128), yarn.frequencies(128)
     turns = 2048 * plain / (2 * math.pi)
     ratio = plain / scaled
     torch.testing.assert_close(ratio[turns > 33], torch.ones(int((turns > 33).sum())))
     torch.testing.assert_close(ratio[turns < 0.9], torch.full((int((turns < 0.9).sum()),), 16.0))
     assert (ratio.diff() >= -1e-5).all()
-    turned, _ = rotary(torch.ones(1, 128), torch.ones(1, 128), 0, 1)
+    turned, _ = yarn(torch.ones(1, 128), torch.ones(1, 128), 0, 1)
     torch.testing.assert_close(turned, torch.full((1, 128), 0.1 * math.log(16.0) + 1.0))
 
 
 def test_xpos_decays_with_distance_by_the_published_constants() -> None:
-    xpos = XPositions(8, True, 300)
     zeta = torch.tensor([0.285714, 0.464286, 0.642857, 0.821429])
     for pair in range(4):
         x = torch.zeros(2, 8)
         x[:, 2 * pair : 2 * pair + 2] = 1.0
-        query, key = xpos(x, x, 100, 2)
-        plain = RotaryPositions(8, interleaved=True)(x, x, 100, 2)
+        query, key = xpos(causal=True)(x, x, 100, 2)
+        plain = rotary(interleaved=True)(x, x, 100, 2)
         decay = (query[1] @ key[0]) / (plain[0][1] @ plain[1][0])
         torch.testing.assert_close(decay, zeta[pair] ** (1 / 512), atol=1e-5, rtol=1e-5)
 
@@ -132,7 +141,7 @@ BACKWARD = {-300: 31, -127: 31, -64: 26, -20: 17, -16: 16, -15: 15, -9: 9, 0: 0,
 
 @pytest.mark.parametrize(("causal", "expected"), [(False, BOTH_WAYS), (True, BACKWARD)])
 def test_buckets_are_those_of_t5(causal: bool, expected: dict[int, int]) -> None:
-    bias = BucketBias(3, causal)
+    bias = BucketBias(3, causal, num_buckets=32, max_distance=128)
     distances = -torch.tensor([list(expected)])  # ours count from the key to the query
     assert bias.buckets(distances).tolist() == [list(expected.values())]
     bias.draw_parameters()
@@ -156,4 +165,4 @@ def test_a_window_leaves_no_weight_outside(bias: AlibiBias | None) -> None:
 
 def test_odd_heads_are_refused() -> None:
     with pytest.raises(ValueError, match="even head width, not 7"):
-        RotaryPositions(7)
+        rotary(7)
