@@ -15,6 +15,10 @@ class UserError(ValueError):
     """Invalid input; the message names the file, key or line that is wrong and how to fix it."""
 
 
+class Diverged(UserError):
+    """Losses, gradients or weights of a training are not finite."""
+
+
 def escaped(line: str) -> str:
     """Return a line with its control characters escaped, for a terminal that would obey them."""
     if line.isprintable():

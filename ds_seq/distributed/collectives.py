@@ -132,13 +132,14 @@ def shared_errors() -> Iterator[None]:
     error would print it.
     """
     message: str | None = None
+    kind = UserError
     try:
         yield
     except UserError as error:
-        message = str(error)
+        message, kind = str(error), type(error)
     if world_size() == 1:
         if message is not None:
-            raise UserError(message)
+            raise kind(message)
         return
     messages: list[str | None] = [None] * world_size()
     dist.all_gather_object(messages, message)
@@ -146,7 +147,7 @@ def shared_errors() -> Iterator[None]:
     if not distinct:
         return
     if rank() == 0:
-        raise UserError("\n".join(distinct))
+        raise kind("\n".join(distinct))
     sys.exit(EXIT_USER_ERROR)
 
 

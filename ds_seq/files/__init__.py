@@ -26,7 +26,7 @@ from ds_seq.files.checksums import (
     sealed_json,
     write_sums,
 )
-from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
+from ds_seq.files.locks import LOCK_FILE, Lock, is_locked, lock_of
 from ds_seq.files.process import host
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "check_sums",
     "fingerprint",
     "host",
+    "is_locked",
     "is_sealed",
     "lock_of",
     "publish",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.deepspeed import zero_stage
 from ds_seq.data.batch import Batch
-from ds_seq.errors import UserError
+from ds_seq.errors import Diverged, UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.names import Capture
@@ -193,7 +193,7 @@ class Engine:
         """End the run on all ranks; one reports it."""
         where = describe(weights_not_finite(self.module), suspects)
         with distributed.shared_errors():
-            raise UserError(f"{why} ({where}; the last checkpoint is intact)") from error
+            raise Diverged(f"{why} ({where}; the last checkpoint is intact)") from error
 
     @property
     def loss_scale(self) -> float:

@@ -24,7 +24,7 @@ from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed.signals import StopSignals
-from ds_seq.errors import UserError
+from ds_seq.errors import Diverged
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.reports.metrics import (
     LAYER_NAMES,
@@ -116,7 +116,11 @@ class Trainer:
             self._window.restart(self.skipped)
             reason = self._run()
             self._finish(validate=reason != "signal")
+            self.log.end(self.update, reason)
             return reason
+        except BaseException as error:
+            self.log.end(self.update, "diverged" if isinstance(error, Diverged) else "error", error)
+            raise
         finally:
             self._signals.restore()
             self.batches.close()
@@ -224,7 +228,7 @@ class Trainer:
             "epoch": f"{self.batches.epoch}",
             "stage": self.stages.name if self.stages.are_several else "",
             "loss": f"{loss:.3f}",
-            "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
+            "ppl": f"{figures['ppl']:.{'2f' if loss < 10 else '1e'}}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
             "norm": f"{result.grad_norm:.2f}",
             "skipped": f"{self.skipped}" if self.skipped else "",
@@ -252,7 +256,8 @@ class Trainer:
         if not self.last_validation:
             self._say_signatures(figures)
         self.last_validation, self._validated_at = figures, self.update
-        self.log.record("valid", self.update, {**figures, **self._names})
+        best = {"best_score": self.best_score, "best_by": self.best.figure}
+        self.log.record("valid", self.update, {**figures, **best, **self._names})
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
         self.log.picture("valid/moe/load", self.update, panel)
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
@@ -292,7 +297,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> None:
         with distributed.shared_errors():  # all ranks see it; one reports it
-            raise UserError(
+            raise Diverged(
                 f"{what} at update {self.update}; the last checkpoint is intact. Lower "
                 "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
             )
