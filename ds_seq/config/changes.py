@@ -99,6 +99,7 @@ _RULES: dict[str, str] = {
             "train.deepspeed",
             "train.accumulate",  # see GROUP
             "train.batches_per_update",
+            "train.global_batch_tokens",
             "train.largest_first",  # of the first epoch
             "train.init_from",
             "train.init_checkpoint",
@@ -107,6 +108,10 @@ _RULES: dict[str, str] = {
             "train.max_epochs",
             "train.max_hours",
             "train.patience",
+            "train.on_divergence",
+            "train.max_skips",
+            "train.loss_spike",
+            "train.norm_spike",
             "train.log_every",
             "train.validate_every",
             "train.save_every",
@@ -115,6 +120,7 @@ _RULES: dict[str, str] = {
             "train.sanity_validation_batches",
             "train.expert_parallel",
             "train.num_prefetch",
+            "train.hang_seconds",
             "train.tensorboard",
             "validation",
             "generation",

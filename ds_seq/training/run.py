@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
+from ds_seq.training.batch_ids import pair_numbers
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
+from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import (
@@ -124,20 +127,22 @@ def run_training(
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
-    lock = None
-    with distributed.shared_errors():
-        _check_options(resume, overwrite, allow_changes, checkpoint)
-        config = on_world(load(), world.size)
-        made_of = run_facts(config, world.size)
-    distributed.require_same(settings(config, made_of), "experiments")
-    with distributed.shared_errors():
-        if world.is_first:
-            lock = lock_run(config.run_folder)
-    with lock or nullcontext():
-        start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+    with distributed.watched(world) as watchdog:
+        lock = None
         with distributed.shared_errors():
-            setup = set_up(config, world.size, resume, overwrite, start)
-        return _train(setup, made_of, allow_changes, problems, world)
+            _check_options(resume, overwrite, allow_changes, checkpoint)
+            config = on_world(load(), world.size)
+            made_of = run_facts(config, world.size)
+        distributed.require_same(settings(config, made_of), "experiments")
+        watchdog.limit(config.train.hang_seconds)
+        with distributed.shared_errors():
+            if world.is_first:
+                lock = lock_run(config.run_folder)
+        with lock or nullcontext():
+            start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+            with distributed.shared_errors():
+                setup = set_up(config, world.size, resume, overwrite, start)
+            return _train(setup, made_of, allow_changes, problems, world)
 
 
 def _check_options(
@@ -291,8 +296,10 @@ def _build(
         valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
     stages = StageWatch(batches, figures)
-    parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
-    trainer = Trainer(*parts)
+    divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
+    trainer = Trainer(
+        engine, criterion, batches, validator, store, log, config.train, best, stages, divergence
+    )
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -321,7 +328,7 @@ def _open_store(
 
 
 def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
-    """Open the log of the run, which starts after update `done`, and record the start."""
+    """Open the log of the run after update `done`, and record the start; a collective."""
     train = setup.config.train
     last = train.max_updates
     if train.max_epochs is not None:
@@ -329,6 +336,8 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
     log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
     if world.is_first:
         log.say(describe_start(record_start(setup.folder, world, done, last)))
+    for line in distributed.describe_places(world):
+        log.say(line)
     return log
 
 

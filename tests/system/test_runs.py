@@ -21,7 +21,7 @@ def test_the_end_of_each_training_is_known(lab: Lab, dense_run: Path, tmp_path: 
     train(lab.dense, *SETTINGS, name, f"run_dir={tmp_path / 'done'}")[0].check()
     hot = ("optimizer.lr=1000", "optimizer.eps=1e-30", "scheduler.warmup_updates=1")
     diverged = train(lab.dense, *SETTINGS, *hot, f"run_dir={tmp_path / 'hot'}")[0]
-    assert diverged.code == 2, diverged.err
+    assert diverged.code == 3, diverged.err
     during: list[str] = []
 
     def is_running() -> bool:

@@ -14,7 +14,7 @@ from ds_seq import files
 from ds_seq.cli import main
 from ds_seq.config.load import read_experiment
 from ds_seq.distributed import World
-from ds_seq.errors import Diverged
+from ds_seq.errors import DivergedError
 from ds_seq.names import METRICS_FILE
 from ds_seq.training.history import first_version
 from ds_seq.training.provenance import record_start
@@ -50,7 +50,7 @@ def test_every_state_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture
     runs = {name: make_run(tmp_path / "a" / name) for name in ("done", "halted", "nan", "bug")}
     runs["done"].end(20, "max_updates")
     runs["halted"].end(20, "signal")
-    runs["nan"].end(20, "diverged", Diverged("the training loss is nan\nlower the rate"))
+    runs["nan"].end(20, "diverged", DivergedError("the training loss is nan\nlower the rate"))
     runs["bug"].end(20, "error", RuntimeError("shapes differ"))
     make_run(tmp_path / "killed")
     again = make_run(tmp_path / "again")
