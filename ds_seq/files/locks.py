@@ -23,6 +23,8 @@ from ds_seq.records import read_json
 
 LOCK_FILE = ".lock"
 """Name of the lock file in a folder that is locked with all it holds."""
+RENEWING = "ds-seq lock"
+"""Name of the threads that renew locks."""
 
 _RENEWED, _SILENT = 20.0, 180.0  # seconds between signs of life of a lock, and until it is stale
 
@@ -64,7 +66,7 @@ class Lock:
                 if time.time() - other.stat().st_mtime > _SILENT:  # left by a killed process
                     other.unlink(missing_ok=True)
         stop = threading.Event()
-        threading.Thread(target=_renew, args=(path, stop), daemon=True).start()
+        threading.Thread(target=_renew, args=(path, stop), daemon=True, name=RENEWING).start()
         # also at the end of the process and when nothing refers to the lock any more
         self._release = weakref.finalize(self, _release, path, text, stop, self._made)
 
