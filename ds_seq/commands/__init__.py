@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from ds_seq.files.heartbeats import recorded
+
 
 class Command(NamedTuple):
     """A command.
@@ -33,6 +35,7 @@ _HELP = {
     "order": "experiment + shards -> pairs of each update, for any number of ranks",
     "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
+    "supervise": "another command, started again after a crash or a hang",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",
     "rescore": "run folder + text + translations -> scores",
@@ -55,6 +58,8 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
+# what stands after -- is for the other command
+COMMANDS["supervise"] = COMMANDS["supervise"]._replace(arguments=None)
 COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
@@ -64,7 +69,10 @@ def run(name: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: the input is invalid.
     """
-    command = COMMANDS[name]
+    return recorded(lambda words: _run(COMMANDS[name], words), argv)
+
+
+def _run(command: Command, argv: Sequence[str]) -> int:
     # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time

@@ -28,7 +28,7 @@ from ds_seq.files.checksums import (
     write_sums,
 )
 from ds_seq.files.known import recall, remember, remember_read, remembering
-from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
+from ds_seq.files.locks import LOCK_FILE, Lock, held_elsewhere, lock_of
 from ds_seq.files.process import host
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "check_not_input",
     "check_sums",
     "fingerprint",
+    "held_elsewhere",
     "host",
     "is_sealed",
     "lock_of",

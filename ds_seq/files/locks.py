@@ -84,6 +84,20 @@ class Lock:
         self.release()
 
 
+def held_elsewhere(path: Path) -> bool:
+    """Return whether a process of another host, or container, has a lock that is not stale.
+
+    It may have ended: that is not known before its lock is stale.
+    """
+    here = this_process()
+    try:
+        age = time.time() - path.stat().st_mtime
+        holder = read_json(path, dict[str, Any], "")
+    except (OSError, UserError):
+        return False
+    return holder.get("place") != here["place"] and age < _SILENT
+
+
 def _link(new: Path, path: Path) -> bool:
     """Create a lock file with its content unless it exists."""
     try:
