@@ -99,6 +99,7 @@ _RULES: dict[str, str] = {
             "train.deepspeed",
             "train.accumulate",  # see GROUP
             "train.batches_per_update",
+            "train.global_batch_tokens",
             "train.largest_first",  # of the first epoch
             "train.init_from",
             "train.init_checkpoint",
