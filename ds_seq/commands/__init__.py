@@ -20,11 +20,13 @@ class Command(NamedTuple):
         arguments: name of the module with the command's `build_parser()`, which imports no torch,
             so that `--help` and mistakes on the command line are answered before `module` is
             imported; None: `module` does all.
+        wraps: whether what stands after `--` is another command, with arguments of its own.
     """
 
     module: str
     help: str
     arguments: str | None = None
+    wraps: bool = False
 
 
 _HELP = {
@@ -58,8 +60,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
-# what stands after -- is for the other command
-COMMANDS["supervise"] = COMMANDS["supervise"]._replace(arguments=None)
+COMMANDS["supervise"] = COMMANDS["supervise"]._replace(wraps=True)
 COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
@@ -78,7 +79,8 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
     try:
         if command.arguments is not None:
-            import_module(command.arguments).build_parser().parse_intermixed_args(argv)
+            own = argv[: argv.index("--")] if command.wraps and "--" in argv else argv
+            import_module(command.arguments).build_parser().parse_intermixed_args(own)
         main: Callable[[Sequence[str]], int] = import_module(command.module).main
     finally:
         gc.freeze()
