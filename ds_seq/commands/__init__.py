@@ -50,6 +50,7 @@ _HELP = {
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "verify": "run, export or data folder -> whether its files are intact",
     "verify-data": "data folder -> the same as verify",
+    "runs": "folders -> state, score and speed of each run",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 

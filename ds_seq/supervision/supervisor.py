@@ -29,6 +29,7 @@ _TURN, _READ_EVERY = 0.1, 0.5  # seconds
 _GRACE = 10.0  # seconds for a launcher to end the other ranks after one has failed
 _LATER = 1.2  # times the limit of the ranks, which should notice first
 _MOST_BACKOFF = 300.0  # seconds
+_STALE = 310.0  # seconds: more than any wait, and than a lock of another host takes to be stale
 _SIGNALED = 128  # plus the number of a signal is the exit code in a shell
 _FINAL = {
     EXIT_USER_ERROR: "a mistake in the input",
@@ -245,17 +246,18 @@ class Supervisor:
         return _End(shown, f"{_first_failure(beats)}; exit code {shown}".lstrip("; "), False)
 
     def _wait(self, seconds: float) -> bool:
-        """Wait before a restart; return whether to go on with it."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline or self._is_held_elsewhere():
+        """Wait before a restart; return whether to go on with it.
+
+        A lock that a killed rank of another host has left is waited for until it is stale.
+        """
+        started, lock = time.monotonic(), self._job.lock
+        while (waited := time.monotonic() - started) < _STALE:
             if self._signals:
                 return False
+            if waited >= seconds and (lock is None or not files.is_locked(lock)):
+                break
             time.sleep(_TURN)
         return not self._signals
-
-    def _is_held_elsewhere(self) -> bool:
-        """Return whether a rank of another host left a lock that is not stale yet."""
-        return self._job.lock is not None and files.held_elsewhere(self._job.lock)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)

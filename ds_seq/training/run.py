@@ -213,7 +213,6 @@ def _train(
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
     reason = trainer.fit()
-    trainer.log.note(f"stopped at update {trainer.update} ({reason})")
     if check is not None:
         check.verify()
     return TrainingResult(
@@ -336,7 +335,7 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
         last = min(last, train.max_epochs * batches.updates_per_epoch)
     log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
     if world.is_first:
-        log.say(describe_start(record_start(setup.folder, world, done)))
+        log.say(describe_start(record_start(setup.folder, world, done, last)))
     for line in distributed.describe_places(world):
         log.say(line)
     return log

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,12 +16,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ds_seq import files
+from ds_seq.errors import UserError
+from ds_seq.names import LOG_FILE, METRICS_FILE
 from ds_seq.reports.heat_map import Panel, draw_heat_map
 
-LOG_FILE = "train.log"
-METRICS_FILE = "metrics.jsonl"
 OLD = ".old"
 """Suffix of records that a run which starts over does not continue."""
+_LONGEST_ERROR = 1000
 
 
 class RunLog:
@@ -83,6 +85,20 @@ class RunLog:
             elif isinstance(value, int | float):
                 self._writer.add_scalar(tag, value, update)
         self._writer.flush()
+
+    def end(self, update: int, reason: str, error: BaseException | None = None) -> None:
+        """Record why the run has ended, unless the disk that has ended it cannot take that either.
+
+        Args:
+            update: number of the last update.
+            reason: see `TrainingResult.reason`; `diverged` or `error` if `error` has ended it.
+            error: what has ended the run.
+        """
+        message = "" if error is None else (str(error) or type(error).__name__)
+        why = {"error": message.splitlines()[0][:_LONGEST_ERROR]} if message else {}
+        with nullcontext() if error is None else suppress(UserError):
+            self.record("end", update, {"reason": reason, **why})
+            self.note(f"stopped at update {update} ({reason}){': ' if why else ''}{message}")
 
     def picture(self, tag: str, update: int, panel: Panel | None) -> None:
         """Add a heat map to the event files; do nothing if `panel` is None."""

@@ -103,6 +103,20 @@ class Trainer:
         """
         self._signals.install()
         try:
+            reason = self._fit()
+            self.log.end(self.update, reason)
+            return reason
+        except BaseException as error:
+            reason = "diverged" if isinstance(error, DivergedError) else "error"
+            self.log.end(self.update, reason, error)
+            raise
+        finally:
+            self._signals.restore()
+            self.batches.close()
+            self.log.close()
+
+    def _fit(self) -> str:
+        try:
             if self.update == 0 and self.config.validate_every is not None:
                 self._rehearse_validation()
             self._window.restart(self.skipped)
@@ -111,10 +125,6 @@ class Trainer:
             return reason
         except Diverged as why:
             self._end(why)
-        finally:
-            self._signals.restore()
-            self.batches.close()
-            self.log.close()
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
@@ -207,7 +217,7 @@ class Trainer:
             "epoch": f"{self.batches.epoch}",
             "stage": self.stages.name if self.stages.are_several else "",
             "loss": f"{loss:.3f}",
-            "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
+            "ppl": f"{figures['ppl']:.{'2f' if loss < 10 else '1e'}}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
             "norm": f"{result.grad_norm:.2f}",
             "skipped": f"{self.skipped}" if self.skipped else "",
@@ -236,7 +246,8 @@ class Trainer:
         if not self.last_validation:
             self._say_signatures(figures)
         self.last_validation, self._validated_at = figures, self.update
-        self.log.record("valid", self.update, {**figures, **self._names})
+        best = {"best_score": self.best_score, "best_by": self.best.figure}
+        self.log.record("valid", self.update, {**figures, **best, **self._names})
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
         self.log.picture("valid/moe/load", self.update, panel)
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)

@@ -143,6 +143,7 @@ class Scene:
             picture=lambda tag, update, panel: self.events.append(("picture", tag, update, panel)),
             advance=lambda update, brief=None: None,
             say=lambda text: self.events.append(("said", text)),
+            end=lambda update, reason, error=None: self.events.append(("ended", update, reason)),
             close=lambda: self.events.append(("closed",)),
         )
         store = SimpleNamespace(save=self._save)
