@@ -1,4 +1,4 @@
-"""Position encodings: vectors added to tokens, a rotation of queries and keys, or a score bias.
+"""Positions as vectors that are added to the embedded tokens; constants by position.
 
 Positions count from 0 at the first token of a row. Padding is on the right, so the position of a
 token never depends on the rest of the batch.
@@ -10,15 +10,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ds_seq.modules.position_bias import AlibiBias, BucketBias
-from ds_seq.modules.position_table import PositionTable
-from ds_seq.modules.rotary import RotaryPositions, RotaryScale, XPositions
-from ds_seq.names import RotaryScaling
+_INITIAL_ROWS = 512
+
+
+class PositionTable:
+    """A constant table with one row per position, computed and kept in float32.
+
+    It is a plain object rather than a buffer: `model.half()` must not round it, and state dicts do
+    not contain it. It grows when a longer sequence needs it.
+
+    Args:
+        build: (number of rows, width) -> the rows.
+        width: passed to `build`.
+    """
+
+    def __init__(self, build: Callable[[int, int], Tensor], width: int) -> None:
+        self._build = build
+        self._width = width
+        self._rows = torch.empty(0, width)
+
+    def rows(
+        self, start: int, length: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return rows `start .. start + length - 1`; a table is kept for one dtype only."""
+        stop = start + length
+        table = self._rows
+        if stop > len(table) or table.device != device or table.dtype != dtype:
+            count = max(_INITIAL_ROWS, len(table), 1 << (stop - 1).bit_length())
+            # Decoding runs in inference mode; a table made there could not be used in training.
+            with torch.inference_mode(False), torch.no_grad():
+                table = self._build(count, self._width).to(device, dtype)
+            self._rows = table
+        return table[start:stop]
 
 
 def sinusoidal_rows(count: int, width: int) -> Tensor:
@@ -69,43 +96,3 @@ class LearnedPositions(nn.Module):
                 "positions (model.max_positions)"
             )
         return x + self.weight[start : start + length]
-
-
-class PositionKind(NamedTuple):
-    """How a model encodes positions: by vectors added to tokens, or inside self-attention.
-
-    Each function also receives the options of its section in the experiment file by their names.
-    """
-
-    rows: Callable[..., nn.Module] | None = None
-    """(width D, largest number of positions) -> module like `SinusoidalPositions`, or None."""
-    rotary: Callable[..., RotaryPositions] | None = None
-    """(width of a head, whether attention is causal, largest number of positions) -> rotation of
-    queries and keys, or None."""
-    bias: Callable[..., nn.Module] | None = None
-    """(number of heads H, whether attention is causal) -> bias of the scores of all
-    self-attentions of a stack, a `ds_seq.modules.position_bias.PositionBias`; or None."""
-
-
-def _rotary_scale(
-    scaling: RotaryScaling, factor: float, original_length: int | None
-) -> RotaryScale:
-    return RotaryScale(scaling, factor, original_length)
-
-
-POSITIONS: dict[str, PositionKind] = {
-    "sinusoidal": PositionKind(rows=lambda width, _: SinusoidalPositions(width)),
-    "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
-    "none": PositionKind(),
-    "rotary": PositionKind(
-        rotary=lambda width, _, __, theta, interleaved, **scale: RotaryPositions(
-            width, theta, interleaved, _rotary_scale(**scale)
-        )
-    ),
-    "xpos": PositionKind(
-        rotary=lambda width, causal, count, **more: XPositions(width, causal, count // 2, **more)
-    ),
-    "alibi": PositionKind(bias=AlibiBias),
-    "buckets": PositionKind(bias=BucketBias),
-}
-"""Kinds of positions by their name in an experiment file."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ds_seq.modules.position_table import PositionTable
+from ds_seq.modules.positions import PositionTable
 from ds_seq.names import RotaryScaling
 
 _YARN_FAST, _YARN_SLOW = 32, 1  # rotations within the original length, see Peng et al., section 3.2

@@ -8,7 +8,7 @@ from torch import nn
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.modules.position_bias import Window
-from ds_seq.modules.positions import POSITIONS
+from ds_seq.modules.position_kinds import POSITIONS
 from ds_seq.modules.rotary import RotaryPositions
 
 

@@ -95,11 +95,13 @@ class DistanceConfig(NamedConfig):
             '\n    | Annotated[DistanceConfig, Tag("distance")]',
         ),
         put(
-            "modules/positions.py",
+            "modules/position_kinds.py",
             "POSITIONS: dict[str, PositionKind] = {\n",
             '    "distance": PositionKind(bias=DistanceBias),\n',
         ),
-        imports("modules/positions.py", "from ds_seq.modules.distance_bias import DistanceBias"),
+        imports(
+            "modules/position_kinds.py", "from ds_seq.modules.distance_bias import DistanceBias"
+        ),
     ),
     {"positions": "distance"},
 )
