@@ -28,6 +28,7 @@ class Command(NamedTuple):
 _HELP = {
     "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
+    "doctor": "machines, network, installation -> what is wrong with them",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
     "show-batch": "experiment + shards -> what the model reads",
     "order": "experiment + shards -> pairs of each update, for any number of ranks",
