@@ -28,7 +28,7 @@ from ds_seq.files.checksums import (
     write_sums,
 )
 from ds_seq.files.known import is_remembering, recall, remember, remember_read, remembering
-from ds_seq.files.locks import LOCK_FILE, RENEWING, Lock, lock_of
+from ds_seq.files.locks import LOCK_FILE, RENEWING, Lock, is_locked, lock_of
 from ds_seq.files.process import host
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "check_sums",
     "fingerprint",
     "host",
+    "is_locked",
     "is_remembering",
     "is_sealed",
     "lock_of",

@@ -86,6 +86,19 @@ class Lock:
         self.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process that is alive holds the lock; writes nothing."""
+    holder, age = None, 0.0
+    try:
+        age = time.time() - path.stat().st_mtime
+        holder = read_json(path, dict[str, Any], "")
+    except FileNotFoundError:
+        return False
+    except (OSError, UserError):  # it is being written, or may not be read
+        pass
+    return _is_alive(holder, age)
+
+
 def _link(new: Path, path: Path) -> bool:
     """Create a lock file with its content unless it exists."""
     try:
