@@ -16,7 +16,7 @@ import torch.distributed as dist
 from ds_seq.distributed.group import rank, world_size
 from ds_seq.distributed.launch import World
 from ds_seq.distributed.places import notes, place_of, table
-from ds_seq.errors import EXIT_USER_ERROR, UserError
+from ds_seq.errors import DivergedError, UserError
 
 _MOST_NAMED = 5
 
@@ -134,23 +134,24 @@ def shared_errors() -> Iterator[None]:
     without an error would wait for the others in their next collective, and every rank with an
     error would print it.
     """
-    message: str | None = None
+    found: tuple[type[UserError], str] | None = None
     try:
         yield
     except UserError as error:
-        message = str(error)
+        found = DivergedError if isinstance(error, DivergedError) else UserError, str(error)
     if world_size() == 1:
-        if message is not None:
-            raise UserError(message)
+        if found is not None:
+            raise found[0](found[1])
         return
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, message)
-    distinct = list(dict.fromkeys(text for text in messages if text is not None))
+    of_ranks: list[tuple[type[UserError], str] | None] = [None] * world_size()
+    dist.all_gather_object(of_ranks, found)
+    distinct = list(dict.fromkeys(each for each in of_ranks if each is not None))
     if not distinct:
         return
+    kind = distinct[0][0]
     if rank() == 0:
-        raise UserError("\n".join(distinct))
-    sys.exit(EXIT_USER_ERROR)
+        raise kind("\n".join(text for _, text in distinct))
+    sys.exit(kind.exit_code)
 
 
 def _meeting_device() -> torch.device:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ds_seq.activity import phase
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
 from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
@@ -79,9 +80,22 @@ def read_files(
     }
 
 
-def read_raw(split: str, files: Sequence[PairPath]) -> RawText:
-    """Read the raw text of a split, concatenating its files; see `read_files`."""
-    return _joined(read_files(split, files))
+def read_raw(split: str, files: Sequence[PairPath], tags: Sequence[Sequence[str]] = ()) -> RawText:
+    """Read the raw text of a split, concatenating its files; see `read_files`.
+
+    Args:
+        split: name of the split, for messages.
+        files: its files.
+        tags: tags at the start of the sources of each file; empty: none.
+    """
+    texts = read_files(split, files)
+    if any(tags):
+        kinds = [HeldOut(("", ""), tuple(each)) for each in tags]
+        texts = {
+            name: text._replace(source=kind.tagged(text.source))
+            for kind, (name, text) in zip(kinds, texts.items(), strict=True)
+        }
+    return _joined(texts)
 
 
 def _joined(texts: Mapping[str, RawText]) -> RawText:
@@ -237,10 +251,11 @@ class TranslationTask:
         if translations is not None:
             scored = _scored(texts, kinds, translations.lines)
             lines = [line for each in scored for line in each.translations]
-            for result in measure(metrics, lines, references):
-                figures[result.name] = result.value
-                figures[f"{result.name}_signature"] = result.signature
-            figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
+            with phase("scoring", may_take_long=True):
+                for result in measure(metrics, lines, references):
+                    figures[result.name] = result.value
+                    figures[f"{result.name}_signature"] = result.signature
+                figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
             figures["samples"] = format_samples(tagged, lines, references)
         if share.world_size > 1:
             figures = broadcast_object(figures)

@@ -33,6 +33,15 @@ class Watch(TypedDict):
 
 
 @record
+class Diverging(TypedDict):
+    """State of `ds_seq.training.divergence.Divergence`."""
+
+    skips: list[Count]
+    norms: list[FiniteFloat]
+    losses: list[FiniteFloat]
+
+
+@record
 class Progress(TypedDict):
     """State of the trainer besides tensors; older checkpoints lack some of it."""
 
@@ -47,6 +56,8 @@ class Progress(TypedDict):
     moe_watch: NotRequired[Watch]
     stage: NotRequired[StageState]
     max_tokens: NotRequired[Positive | None]
+    divergence: NotRequired[Diverging]
+    returns: NotRequired[Count]
 
 
 @record

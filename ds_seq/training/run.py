@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
+from ds_seq.training.batch_ids import pair_numbers
 from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
+from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import (
@@ -54,6 +57,7 @@ from ds_seq.training.inputs import (
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
+from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
     check_vocab,
@@ -124,20 +128,22 @@ def run_training(
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
-    lock = None
-    with distributed.shared_errors():
-        _check_options(resume, overwrite, allow_changes, checkpoint)
-        config = on_world(load(), world.size)
-        made_of = run_facts(config, world.size)
-    distributed.require_same(settings(config, made_of), "experiments")
-    with distributed.shared_errors():
-        if world.is_first:
-            lock = lock_run(config.run_folder)
-    with lock or nullcontext():
-        start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+    with distributed.watched(world) as watchdog:
+        lock = None
         with distributed.shared_errors():
-            setup = set_up(config, world.size, resume, overwrite, start)
-        return _train(setup, made_of, allow_changes, problems, world)
+            _check_options(resume, overwrite, allow_changes, checkpoint)
+            config = on_world(load(), world.size)
+            made_of = run_facts(config, world.size)
+        distributed.require_same(settings(config, made_of), "experiments")
+        watchdog.limit(config.train.hang_seconds)
+        with distributed.shared_errors():
+            if world.is_first:
+                lock = lock_run(config.run_folder)
+        with lock or nullcontext():
+            start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+            with distributed.shared_errors():
+                setup = set_up(config, world.size, resume, overwrite, start)
+            return _train(setup, made_of, allow_changes, problems, world)
 
 
 def _check_options(
@@ -208,7 +214,6 @@ def _train(
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
     reason = trainer.fit()
-    trainer.log.note(f"stopped at update {trainer.update} ({reason})")
     if check is not None:
         check.verify()
     return TrainingResult(
@@ -292,8 +297,10 @@ def _build(
         valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
     stages = StageWatch(batches, figures)
+    divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
+    returns = Returns(setup.folder, config.train, engine, criterion, log)
     parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
-    trainer = Trainer(*parts)
+    trainer = Trainer(*parts, divergence, returns)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -329,7 +336,7 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
         last = min(last, train.max_epochs * batches.updates_per_epoch)
     log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
     if world.is_first:
-        log.say(describe_start(record_start(setup.folder, world, done)))
+        log.say(describe_start(record_start(setup.folder, world, done, last)))
     for line in distributed.describe_places(world):
         log.say(line)
     return log

@@ -11,21 +11,18 @@ until the last update, epoch or hour, or until patience or a signal ends the run
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import torch
 
-from ds_seq import distributed
+from ds_seq import activity, distributed
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
-from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed.signals import StopSignals
-from ds_seq.errors import UserError
-from ds_seq.moe.balance import BiasBalancer
+from ds_seq.errors import DivergedError
 from ds_seq.reports.metrics import (
     LAYER_NAMES,
     load_panel,
@@ -34,21 +31,15 @@ from ds_seq.reports.metrics import (
 )
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
-from ds_seq.training.finite import describe, weights_not_finite
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.progress import Window
+from ds_seq.training.returns import Returns
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
+from ds_seq.training.update import Attempt, Update, UpdateRunner
 from ds_seq.training.validation import BestBy, Validator
-
-
-class _Update(NamedTuple):
-    """The batches of one update, and its figures over all ranks."""
-
-    batches: list[Batch]
-    tokens: float
-    stop: bool
 
 
 class Trainer:
@@ -64,6 +55,8 @@ class Trainer:
         config: the `train` section of the experiment.
         best: the score by which validated states are compared.
         stages: ends stages of the mix by a metric.
+        divergence: watches over the updates.
+        returns: returns to the last checkpoint.
     """
 
     def __init__(  # noqa: PLR0913  (what `run` has built)
@@ -77,6 +70,8 @@ class Trainer:
         config: TrainConfig,
         best: BestBy,
         stages: StageWatch,
+        divergence: Divergence,
+        returns: Returns,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.checkpoints, self.log, self.config = (
@@ -86,6 +81,7 @@ class Trainer:
             config,
         )
         self.best, self.stages = best, stages
+        self.divergence, self.returns = divergence, returns
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -100,7 +96,7 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
-        self._balancer = BiasBalancer(engine.module)
+        self._run_update = UpdateRunner(engine, criterion, config.seed)
         self._window = Window()
 
     def fit(self) -> str:
@@ -111,16 +107,31 @@ class Trainer:
         """
         self._signals.install()
         try:
-            if self.update == 0 and self.config.validate_every is not None:
-                self._rehearse_validation()
-            self._window.restart(self.skipped)
-            reason = self._run()
-            self._finish(validate=reason != "signal")
+            reason = self._fit()
+            self.log.end(self.update, reason)
             return reason
+        except BaseException as error:
+            reason = "diverged" if isinstance(error, DivergedError) else "error"
+            self.log.end(self.update, reason, error)
+            raise
         finally:
             self._signals.restore()
             self.batches.close()
             self.log.close()
+
+    def _fit(self) -> str:
+        if self.update == 0 and self.config.validate_every is not None:
+            self._rehearse_validation()
+        self._window.restart(self.skipped)
+        if self.returns.are_wanted and self._saved_at < 0:
+            self._save(None)
+        while True:
+            try:
+                reason = self._run()
+                self._finish(validate=reason != "signal")
+                return reason
+            except Diverged as why:
+                self._go_back(why)
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
@@ -142,13 +153,15 @@ class Trainer:
                 explain(error, where, update_advice(self.config))
                 raise
             self.update += 1
+            activity.finished("training", self.update)
             self.skipped += not result.applied
+            self.divergence.check(result, self.update)
             self._periodic(result)
             if update.stop:
                 return "signal" if self._any_signal() else "max_hours"
         return "max_updates"
 
-    def _updates(self) -> Iterator[_Update]:
+    def _updates(self) -> Iterator[Update]:
         """Fetch all batches of an update and agree on its size before the first forward."""
         hours = self.config.max_hours
         while True:
@@ -158,41 +171,28 @@ class Trainer:
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
-            local = torch.tensor(
-                [tokens, float(self._signals.received or out_of_time)], dtype=torch.float64
-            )
-            total, stop = distributed.sum_over_ranks(local).tolist()
-            yield _Update(batches, total, bool(stop))
+            stop = float(self._signals.received or out_of_time)
+            # the loss of the update before this one travels with its size
+            local = torch.tensor([tokens, stop, self.divergence.last_loss], dtype=torch.float64)
+            tokens, stop, loss = distributed.sum_over_ranks(local).tolist()
+            self.divergence.observe_loss(loss, self.update)
+            yield Update(batches, tokens, bool(stop))
 
-    def _train_step(self, update: _Update) -> StepResult:
-        """Run one update: forward and backward per batch; DeepSpeed steps after the last."""
-        self.engine.module.train()
-        self._lr = self.engine.schedule.lr
-        _seed_update(self.config.seed, self.update, self.engine.device)
-        # undo DeepSpeed's averaging over ranks and accumulation steps: the mean is per token
-        scale = distributed.world_size() * self.engine.accumulate / max(update.tokens, 1.0)
-        result = None
-        for host_batch in update.batches:
-            batch = host_batch.to(self.engine.device, non_blocking=True)
-            output = self.engine(batch)
-            loss = self.criterion(output, batch)
-            self.engine.backward(loss.total * scale)
-            result = self.engine.step()
-            parts = {**loss.parts, "loss": loss.total.detach()}
-            self._window.add(parts, output.moe_stats, batch)
-            self._balancer.add(output.moe_stats)
-        assert result is not None, "the last micro-batch of an update steps"
-        self.criterion.end_update(result.applied)
-        if result.applied:
-            self._balancer.update()
-        else:
-            self._balancer.discard()
-        return result
+    def _train_step(self, update: Update) -> StepResult:
+        """Run one update, and count its figures."""
+
+        def run() -> Attempt:
+            return self._run_update(update, self.update, name_gradients=True)
+
+        attempt = self._run_update(update, self.update)
+        attempt = self.divergence.judge(update, attempt, self.update + 1, run)
+        self._lr = attempt.lr
+        for figures in attempt.figures:
+            self._window.add(*figures)
+        return attempt.result
 
     def _periodic(self, result: StepResult) -> None:
         """Log, validate and save if they are due after this update."""
-        if result.applied:  # after an infinite norm the weights are useless and must not be saved
-            self._require_finite("gradient norm", result.grad_norm)
         self._window.updates += 1
         if self.update % self.config.log_every == 0:
             self._log(result)
@@ -211,7 +211,7 @@ class Trainer:
         figures: dict[str, Any] = dict(self._window.reduce())
         loss = float(figures["loss"])
         if self.skipped == self._window.skipped_before:  # a skipped update may have had any loss
-            self._require_finite("training loss", loss)
+            self.divergence.require_finite("training loss", loss, self.update)
         figures.update(
             epoch=self.batches.epoch,
             lr=self._lr,
@@ -224,7 +224,7 @@ class Trainer:
             "epoch": f"{self.batches.epoch}",
             "stage": self.stages.name if self.stages.are_several else "",
             "loss": f"{loss:.3f}",
-            "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
+            "ppl": f"{figures['ppl']:.{'2f' if loss < 10 else '1e'}}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
             "norm": f"{result.grad_norm:.2f}",
             "skipped": f"{self.skipped}" if self.skipped else "",
@@ -241,9 +241,10 @@ class Trainer:
             return self._validated()
 
     def _validated(self) -> float:
-        self._require_finite_weights()
+        self.divergence.require_finite_weights(self.update)
         figures = self._measure()
-        self._require_finite("validation loss", float(figures["loss"]))
+        loss = float(figures["loss"])
+        self.divergence.require_finite("validation loss", loss, self.update)
         score = float(figures[self.best.figure])
         improved = self.best_score is None or self.best.improves(score, self.best_score)
         self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
@@ -252,7 +253,8 @@ class Trainer:
         if not self.last_validation:
             self._say_signatures(figures)
         self.last_validation, self._validated_at = figures, self.update
-        self.log.record("valid", self.update, {**figures, **self._names})
+        best = {"best_score": self.best_score, "best_by": self.best.figure}
+        self.log.record("valid", self.update, {**figures, **best, **self._names})
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
         self.log.picture("valid/moe/load", self.update, panel)
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
@@ -264,7 +266,8 @@ class Trainer:
 
     def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
         try:
-            return self.validator(max_batches)
+            with activity.phase("validation", may_take_long=self.update == 0):
+                return self.validator(max_batches)
         except (RuntimeError, MemoryError) as error:
             explain(error, "in a validation", validation_advice(self.config))
             raise
@@ -275,32 +278,33 @@ class Trainer:
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
-    def _require_finite_weights(self) -> None:
-        """End a run before it validates or saves weights that are not finite.
+    def _go_back(self, why: Diverged) -> None:
+        """Return to the last checkpoint, or end the run if it may not."""
+        before = self.batches.state_dict()
+        state = None
+        if self.returns.is_allowed:
+            state = self.returns.go_back(str(why), self.update, before)
+        if state is None:
+            self._end(why)
+        # the time of this job goes on, whatever the checkpoint says
+        self._take_up({**state, "seconds": self._seconds_before})
+        self.divergence.restart()
+        self._window.restart(self.skipped)
 
-        The loss may hide them: on a CPU, relu turns NaN into 0, and an expert may be idle.
-        """
-        if names := weights_not_finite(self.engine.module):
-            self._diverged(describe(names, []))
-
-    def _require_finite(self, kind: str, value: float) -> None:
-        """End a run that has diverged before it replaces good checkpoints."""
-        if not math.isfinite(value):
-            names = weights_not_finite(self.engine.module)
-            cause = f" ({describe(names, [])})" if names else ""
-            self._diverged(f"the {kind} is {value}{cause}")
-
-    def _diverged(self, what: str) -> None:
+    def _end(self, why: Diverged) -> NoReturn:
+        """End a run that has diverged; save its state if its weights are sound."""
+        if why.weights_are_sound and self._saved_at != self.update:
+            self._save(None)
+        state = "the last checkpoint is intact" if self._saved_at >= 0 else "nothing is saved"
+        if self._saved_at == self.update:
+            state = f"the state after update {self.update} is saved"
         with distributed.shared_errors():  # all ranks see it; one reports it
-            raise UserError(
-                f"{what} at update {self.update}; the last checkpoint is intact. Lower "
-                "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
-            )
+            raise DivergedError(f"{why}; {state}. To go on, {why.advice}")
 
     def _save(self, score: float | None) -> None:
-        with self._window.paused():
+        with self._window.paused(), activity.phase("saving a checkpoint", may_take_long=True):
             if self._validated_at != self.update:
-                self._require_finite_weights()
+                self.divergence.require_finite_weights(self.update)
             self.checkpoints.save(
                 self.engine, self.update, self.state_dict(), score, self.criterion.state()
             )
@@ -343,10 +347,15 @@ class Trainer:
             "moe_watch": self._watch.state_dict(),
             "stage": self.stages.state_dict(),
             "max_tokens": self.config.max_tokens,
+            "divergence": self.divergence.state_dict(),
+            "returns": self.returns.done,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`, after all returns to this state."""
+        self._take_up(self.returns.resume(state))
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         self.update, self.skipped = state["update"], state["skipped"]
         if state.get("best_by", self.best.figure) == self.best.figure:  # older states have no name
             self.best_score = state["best_score"]
@@ -354,17 +363,9 @@ class Trainer:
         self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
+        if "divergence" in state:
+            self.divergence.load_state_dict(state["divergence"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
         if "stage" in state:
             self.stages.load_state_dict(state["stage"])
-
-
-def _seed_update(seed: int, update: int, device: torch.device) -> None:
-    """Make dropout depend on (seed, update, rank), so that resuming needs no generator state."""
-    mixed = ((seed * 1_000_003 + update) * 8191 + distributed.rank()) % 2**63
-    if device.type == "cpu":
-        # torch.manual_seed also prepares the seeds of devices that are not there, in 9 ms
-        torch.default_generator.manual_seed(mixed)
-    else:
-        torch.manual_seed(mixed)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from ds_seq.commands.arguments.shared import RUN_HELP, add_loading_arguments, add_search_arguments
+from ds_seq.commands.arguments.shared import (
+    RUN_HELP,
+    add_hang_seconds,
+    add_loading_arguments,
+    add_search_arguments,
+)
 from ds_seq.commands.parser import CommandParser, Number, command_parser
 from ds_seq.names import CONSTRAINT_ORDERS, LONG_LINES, OUTPUT_FORMATS, UTILITIES
 from ds_seq.text.lines import STANDARD
@@ -23,11 +28,19 @@ def build_parser() -> CommandParser:
     add("runs", nargs="+", metavar="RUN",
         help=f"{RUN_HELP}; several with the same vocabulary form an ensemble")  # fmt: skip
     add_loading_arguments(parser)
+    add_hang_seconds(parser)
     add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
     add("--output", default=STANDARD,
         help="file for the translations; unfinished results are in OUTPUT.partial (default: "
         "standard output)")  # fmt: skip
     add("--resume", action="store_true", help="resume from the unfinished OUTPUT.partial, if any")
+    add("--target-lang", metavar="CODE",
+        help="language of the translations, of a model that translates into several: each input "
+        "line gets the tag of this language, as in training (default: the tags that stand in the "
+        "text)")  # fmt: skip
+    add("--target-langs", metavar="FILE",
+        help="language of each translation: line n has the code for line n of the "
+        "input")  # fmt: skip
     add("--reference", help="raw reference text to score against")
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip

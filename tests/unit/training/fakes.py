@@ -16,7 +16,9 @@ from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
+from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import StepResult
+from ds_seq.training.returns import Returns
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import BestBy
@@ -64,7 +66,7 @@ class FakeEngine:
     def backward(self, loss: torch.Tensor) -> None:
         self.losses.append(loss.item())
 
-    def step(self) -> StepResult | None:
+    def step(self, name_gradients: bool = False) -> StepResult | None:
         if len(self.losses) % self.accumulate:
             return None
         update = len(self.losses) // self.accumulate
@@ -142,6 +144,7 @@ class Scene:
             picture=lambda tag, update, panel: self.events.append(("picture", tag, update, panel)),
             advance=lambda update, brief=None: None,
             say=lambda text: self.events.append(("said", text)),
+            end=lambda update, reason, error=None: self.events.append(("ended", update, reason)),
             close=lambda: self.events.append(("closed",)),
         )
         store = SimpleNamespace(save=self._save)
@@ -158,6 +161,8 @@ class Scene:
             config,
             best,
             StageWatch(stream, {}),
+            Divergence(config, self.engine, log, lambda rows: {"train": list(rows)}),  # type: ignore[arg-type]
+            Returns(Path(), config, self.engine, FakeCriterion(self), log),  # type: ignore[arg-type]
         ]
         self.trainer = Trainer(*parts)
 
