@@ -38,6 +38,7 @@ _HELP = {
     "order": "experiment + shards -> pairs of each update, for any number of ranks",
     "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
+    "slurm": "experiment -> job script for a cluster, checked and submitted",
     "supervise": "another command, started again after a crash or a hang",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",
