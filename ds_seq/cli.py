@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    name, *arguments = argv or ["--help"]
+    # the deepspeed launcher puts this before everything else
+    first = [word for word in argv[:1] if word.startswith(("--local_rank=", "--local-rank="))]
+    name, *arguments = [*argv[len(first) :], *first] or ["--help"]
     if name in ("-h", "--help", "--version"):
         print(f"ds-seq {__version__}" if name == "--version" else usage())
         return 0
