@@ -81,12 +81,21 @@ class TrainConfig(Config):
         default="stop",
         description="What to do when gradients are not finite, and no lower fp16 loss scale can "
         "help. Such an update is always skipped; `stop` ends the run when more than 2 of the last "
-        "20 were, `skip` when more than `train.max_skips` of the last 1000 were.",
+        "20 were, `skip` when more than `train.max_skips` of the last 1000 were. Where `stop` "
+        "would end the run, `back` takes up the state of the last checkpoint and continues without "
+        "the batches since then; it needs a checkpoint of the start, which it writes.",
     )
     max_skips: PositiveInt = Field(
         default=20,
         le=1000,
         description="Updates among the last 1000 that `train.on_divergence: skip` may skip.",
+    )
+    max_returns: PositiveInt = Field(
+        default=3, description="Returns to a checkpoint after which `back` ends the run, too."
+    )
+    return_lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="Factor on the learning rate after each return of `train.on_divergence: back`.",
     )
     loss_spike: Annotated[float, Field(gt=1.0)] | None = Field(
         default=2.0,

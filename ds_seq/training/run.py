@@ -57,6 +57,7 @@ from ds_seq.training.inputs import (
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
+from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
     check_vocab,
@@ -297,9 +298,9 @@ def _build(
     )
     stages = StageWatch(batches, figures)
     divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
-    trainer = Trainer(
-        engine, criterion, batches, validator, store, log, config.train, best, stages, divergence
-    )
+    returns = Returns(setup.folder, config.train, engine, criterion, log)
+    parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
+    trainer = Trainer(*parts, divergence, returns)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}

@@ -20,6 +20,7 @@ from ds_seq.errors import UserError
 from ds_seq.names import LOG_FILE, METRICS_FILE
 from ds_seq.reports.heat_map import Panel, draw_heat_map
 
+_FIGURES = ("train", "valid")
 OLD = ".old"
 """Suffix of records that a run which starts over does not continue."""
 _LONGEST_ERROR = 1000
@@ -106,6 +107,30 @@ class RunLog:
             return
         self._writer.add_image(tag, draw_heat_map([panel]), update, dataformats="HWC")
         self._writer.flush()
+
+    def go_back(self, update: int) -> None:
+        """Forget the figures of updates after `update`, which the run repeats; keep its events."""
+        if self._file is None:
+            return
+        self._file.close()
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _update_of(line) is not None]
+        kept = [
+            line
+            for line in kept
+            if (_update_of(line) or 0) <= update or json.loads(line)["kind"] not in _FIGURES
+        ]
+        with files.writing(self._path):
+            files.write_bytes(self._path, b"".join(kept))
+            self._file = self._path.open("a", encoding="utf-8")
+        if self._writer is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer.close()
+            folder = str(self._path.with_name("tensorboard"))
+            self._writer = SummaryWriter(folder, purge_step=update + 1)
+        if self._bar is not None:
+            self._bar.update(update - self._bar.n)
 
     def advance(self, update: int, brief: Mapping[str, str] | None = None) -> None:
         """Move the progress bar to `update`; without a terminal, print `brief` as a line."""

@@ -35,6 +35,7 @@ from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.progress import Window
+from ds_seq.training.returns import Returns
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.update import Attempt, Update, UpdateRunner
@@ -55,6 +56,7 @@ class Trainer:
         best: the score by which validated states are compared.
         stages: ends stages of the mix by a metric.
         divergence: watches over the updates.
+        returns: returns to the last checkpoint.
     """
 
     def __init__(  # noqa: PLR0913  (what `run` has built)
@@ -69,6 +71,7 @@ class Trainer:
         best: BestBy,
         stages: StageWatch,
         divergence: Divergence,
+        returns: Returns,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.checkpoints, self.log, self.config = (
@@ -77,7 +80,8 @@ class Trainer:
             log,
             config,
         )
-        self.best, self.stages, self.divergence = best, stages, divergence
+        self.best, self.stages = best, stages
+        self.divergence, self.returns = divergence, returns
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -116,15 +120,18 @@ class Trainer:
             self.log.close()
 
     def _fit(self) -> str:
-        try:
-            if self.update == 0 and self.config.validate_every is not None:
-                self._rehearse_validation()
-            self._window.restart(self.skipped)
-            reason = self._run()
-            self._finish(validate=reason != "signal")
-            return reason
-        except Diverged as why:
-            self._end(why)
+        if self.update == 0 and self.config.validate_every is not None:
+            self._rehearse_validation()
+        self._window.restart(self.skipped)
+        if self.returns.are_wanted and self._saved_at < 0:
+            self._save(None)
+        while True:
+            try:
+                reason = self._run()
+                self._finish(validate=reason != "signal")
+                return reason
+            except Diverged as why:
+                self._go_back(why)
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
@@ -271,6 +278,19 @@ class Trainer:
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
+    def _go_back(self, why: Diverged) -> None:
+        """Return to the last checkpoint, or end the run if it may not."""
+        before = self.batches.state_dict()
+        state = None
+        if self.returns.is_allowed:
+            state = self.returns.go_back(str(why), self.update, before)
+        if state is None:
+            self._end(why)
+        # the time of this job goes on, whatever the checkpoint says
+        self._take_up({**state, "seconds": self._seconds_before})
+        self.divergence.restart()
+        self._window.restart(self.skipped)
+
     def _end(self, why: Diverged) -> NoReturn:
         """End a run that has diverged; save its state if its weights are sound."""
         if why.weights_are_sound and self._saved_at != self.update:
@@ -328,10 +348,14 @@ class Trainer:
             "stage": self.stages.state_dict(),
             "max_tokens": self.config.max_tokens,
             "divergence": self.divergence.state_dict(),
+            "returns": self.returns.done,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`, after all returns to this state."""
+        self._take_up(self.returns.resume(state))
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         self.update, self.skipped = state["update"], state["skipped"]
         if state.get("best_by", self.best.figure) == self.best.figure:  # older states have no name
             self.best_score = state["best_score"]

@@ -59,13 +59,6 @@ def test_a_command_gets_its_arguments_and_gives_the_exit_code() -> None:
 
 
 @pytest.mark.usefixtures("commands")
-def test_the_launcher_may_put_the_local_rank_first() -> None:
-    """As `deepspeed --module ds_seq train EXP.yaml` does."""
-    cli.main(["--local_rank=1", "ok", "a", "--b"])
-    assert received == [["a", "--b", "--local_rank=1"]]
-
-
-@pytest.mark.usefixtures("commands")
 def test_a_mistake_of_the_user_is_one_line_each_and_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -18,6 +18,7 @@ from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import StepResult
+from ds_seq.training.returns import Returns
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import BestBy
@@ -161,6 +162,7 @@ class Scene:
             best,
             StageWatch(stream, {}),
             Divergence(config, self.engine, log, lambda rows: {"train": list(rows)}),  # type: ignore[arg-type]
+            Returns(Path(), config, self.engine, FakeCriterion(self), log),  # type: ignore[arg-type]
         ]
         self.trainer = Trainer(*parts)
 
