@@ -59,6 +59,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
         Row("model.decoder_layers", "decoder-layers", "decoder_layers", "dec_layers", "dec-depth",
             "num_decoder_layers"),
         Row(_LAYERS, "", "num_layers num_hidden_layers n_layer", "layers", "", "n_layers"),
+        Row("model.encoder_repeats and model.decoder_repeats",
+            "encoder-recurrent-stacking decoder-recurrent-stacking"),
         Row("model.num_heads", "encoder-attention-heads decoder-attention-heads",
             "num_attention_heads encoder_attention_heads decoder_attention_heads n_head", "heads",
             "transformer-heads", "attention_heads n_heads nhead"),

@@ -122,7 +122,8 @@ def _activation_bytes(config: ExperimentConfig) -> float:
             copies = 1
             if model.moe is not None and num_experts:
                 copies = model.moe.top_k + model.moe.shared_experts
-            layers.append(_KEPT[stack] * model.d_model + copies * inner * ffn_width)
+            kept = _KEPT[stack] * model.d_model + copies * inner * ffn_width
+            layers += [kept] * model.repeats_of(stack)
     kept = sum(layers)
     if model.activation_checkpointing:  # the input of each layer, and all of one layer at a time
         kept = len(layers) * model.d_model + max(layers)

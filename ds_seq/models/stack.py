@@ -119,6 +119,7 @@ class Stack(nn.Module):
         layer_drop: probability that a batch skips a layer in training (Fan et al., 2020). A skipped
             layer is computed all the same: ranks draw differently, and all of them have to take
             part in the collectives of a layer.
+        repeats: how often all layers are called one after the other.
         bias: `ds_seq.modules.position_bias.PositionBias` of the self-attentions of all layers, or
             None.
         embedding_norm: norm of the embedded tokens with their positions, or None.
@@ -132,6 +133,7 @@ class Stack(nn.Module):
         dropout: float,
         checkpointing: bool,
         layer_drop: float,
+        repeats: int = 1,
         bias: nn.Module | None = None,
         embedding_norm: nn.Module | None = None,
     ) -> None:
@@ -143,6 +145,7 @@ class Stack(nn.Module):
         self.checkpointing = checkpointing
         self.bias = bias
         self.layer_drop = layer_drop
+        self.repeats = repeats
         self.embedding_norm = embedding_norm
 
     def forward(self, x: Tensor, context: Context, capture: Capture = "none") -> StackResult:
@@ -163,7 +166,7 @@ class Stack(nn.Module):
         states: list[Tensor] = []
         maps: list[dict[str, Tensor]] = []
         x = self._start(x, 0, x.size(1))
-        for layer in self.layers:
+        for layer in self._calls():
             result: LayerResult
             if recompute:
                 result = checkpoint(layer, x, context, use_reentrant=False)
@@ -191,7 +194,7 @@ class Stack(nn.Module):
         paths = BeamPaths(like.size(0), beam, max_length, like)
         if self.bias is not None:
             paths.track_positions()
-        pasts = [layer.start_pasts(context, paths) for layer in self._layers()]
+        pasts = [layer.start_pasts(context, paths) for layer in self._calls()]
         # the pasts hold the projected source, and search does not use losses
         return DecoderCache(pasts, context._replace(source=None, with_aux=False), paths)
 
@@ -203,16 +206,18 @@ class Stack(nn.Module):
         if self.bias is not None:
             distances = (position - cache.paths.key_positions)[:, None]  # (B, 1, C)
             context = self._biased(context, distances, x)
-        for layer, pasts in zip(self._layers(), cache.pasts, strict=True):
+        for layer, pasts in zip(self._calls(), cache.pasts, strict=True):
             x = layer.step(x, pasts, context)
         return self._finish(x)
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `StackResult.aux`, one per call."""
-        return [sparse for layer in self._layers() for sparse in layer.moe_calls()]
+        return [sparse for layer in self._calls() for sparse in layer.moe_calls()]
 
-    def _layers(self) -> Sequence[TransformerLayer]:
-        return cast(Sequence[TransformerLayer], self.layers)
+    def _calls(self) -> Iterator[TransformerLayer]:
+        """Iterate over the layers in the order of the calls."""
+        for _ in range(self.repeats):
+            yield from cast(Sequence[TransformerLayer], self.layers)
 
     def _start(self, x: Tensor, first_position: int, length: int) -> Tensor:
         if self.positions is not None:

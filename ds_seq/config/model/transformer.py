@@ -96,9 +96,10 @@ class TransformerConfig(TransformerFields):
         return size
 
     def active_weights(self, stack: Stack) -> int:
-        """Return the weights of the layers of a stack that a token is multiplied by."""
+        """Return the weights of the layers of a stack that a token is multiplied by, per call."""
         feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
-        return self.layers_of(stack) * self.mixer_params(self.d_model, stack) + sum(feed_forwards)
+        mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
+        return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
 
     def _stack_size(self, stack: Stack) -> ModelSize:
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]

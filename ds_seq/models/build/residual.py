@@ -48,4 +48,4 @@ def scale_initial(model: nn.Module, cfg: TransformerConfig) -> None:
 
 
 def _depth_scale(cfg: TransformerConfig, stack: Stack) -> DepthScale:
-    return cfg.depth_scale(stack, cfg.layers_of("encoder"), cfg.layers_of("decoder"))
+    return cfg.depth_scale(stack, cfg.calls_of("encoder"), cfg.calls_of("decoder"))

@@ -109,6 +109,7 @@ def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLay
         cfg.dropout,
         cfg.activation_checkpointing,
         cfg.layer_drop,
+        cfg.repeats_of(stack),
         make_bias(cfg, causal=stack == "decoder"),
         make_norm(cfg) if cfg.embedding_norm else None,
     )

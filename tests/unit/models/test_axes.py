@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "query norms": {"query_key_norm": True, "norm": "rms", "positions": "rotary"},
     "factorized": {"embedding_dim": 8, "embedding_norm": True},
     "three factors": {"embedding_dim": 8, "share_embeddings": "none", "embedding_scale": False},
+    "repeats": {"encoder_repeats": 2, "decoder_repeats": 3},
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 
@@ -308,6 +310,32 @@ def test_factorized_embeddings_score_through_the_factor(build):
     hidden = torch.randn(2, 16)
     torch.testing.assert_close(table(hidden, project=True), hidden @ product.t())
     assert product.std().item() == pytest.approx(16**-0.5, rel=0.25)
+
+
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "experts"])
+def test_a_repeated_layer_learns_what_its_copies_learn_together(build, pairs, moe):
+    """Its gradient is the sum of those of layers of their own with the same values."""
+    shared = build(
+        encoder_layers=1, encoder_repeats=3, decoder_layers=1, decoder_repeats=2, moe=moe
+    )
+    copies = build(encoder_layers=3, decoder_layers=2, moe=moe)
+    state = shared.state_dict()
+    copies.load_state_dict({k: state[_first(k)] for k in copies.state_dict()})
+    outputs = [score(model, *pairs) for model in (shared, copies)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
+    assert len(outputs[0].moe_stats) == len(outputs[1].moe_stats) == (5 if moe else 0)
+    for output in outputs:
+        (output.logits.square().sum() + sum(output.router_losses.values())).backward()
+    sums = {name: torch.zeros_like(value) for name, value in shared.named_parameters()}
+    for name, parameter in copies.named_parameters():
+        sums[_first(name)] += parameter.grad
+    for name, parameter in shared.named_parameters():
+        torch.testing.assert_close(parameter.grad, sums[name], atol=1e-4, rtol=1e-4)
+
+
+def _first(name: str) -> str:
+    """Return the name of the same parameter in layer 0."""
+    return re.sub(r"layers\.\d+", "layers.0", name)
 
 
 @pytest.mark.parametrize(
