@@ -140,14 +140,26 @@ def shared_errors() -> Iterator[None]:
         if message is not None:
             raise UserError(message)
         return
+    shared = agree_on_error(message)
+    if shared is None:
+        return
+    if rank() == 0:
+        raise UserError(shared)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def agree_on_error(message: str | None) -> str | None:
+    """Return the errors of all ranks, each once and one per line; None without any. A collective.
+
+    Args:
+        message: error of this rank, or None.
+    """
+    if world_size() == 1:
+        return message
     messages: list[str | None] = [None] * world_size()
     dist.all_gather_object(messages, message)
     distinct = list(dict.fromkeys(text for text in messages if text is not None))
-    if not distinct:
-        return
-    if rank() == 0:
-        raise UserError("\n".join(distinct))
-    sys.exit(EXIT_USER_ERROR)
+    return "\n".join(distinct) if distinct else None
 
 
 def _meeting_device() -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import FiniteFloat
 from typing_extensions import NotRequired, TypedDict
@@ -12,6 +12,9 @@ from ds_seq.data.mix_state import MixState
 from ds_seq.records import Count, Positive, record
 from ds_seq.training.stages import StageState
 from ds_seq.weights.meta import read_meta
+
+NO_STATE: Final = "without_state"
+"""Names of optimizer tensors that do not exist; in older checkpoints, these are unknown."""
 
 
 @record
@@ -58,7 +61,7 @@ class Optimizer(TypedDict):
     state: list[str]
     schedule_updates: Count
     without_state: NotRequired[list[str]]
-    """Names of tensors that do not exist; in older checkpoints, these are unknown."""
+    """See `NO_STATE`."""
 
 
 @record

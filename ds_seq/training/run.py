@@ -39,7 +39,7 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
-from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
+from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
@@ -54,6 +54,7 @@ from ds_seq.training.inputs import (
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
+from ds_seq.training.restore import criterion_state, restore
 from ds_seq.training.run_folder import (
     RunSetup,
     check_vocab,

@@ -18,7 +18,7 @@ from torch import nn
 
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import find_checkpoint
-from ds_seq.training.checkpoint import CheckpointStore, restore
+from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.checkpoint_folder import (
     candidates,
     delete_all,
@@ -26,6 +26,7 @@ from ds_seq.training.checkpoint_folder import (
     own_checkpoints,
     without_advice,
 )
+from ds_seq.training.restore import restore
 from ds_seq.weights.fill import load_weights
 from tests.values import progress_at
 
@@ -340,7 +341,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ds_seq.training.checkpoint.save_tensors", fail)
+    monkeypatch.setattr("ds_seq.training.background.save_tensors", fail)
     with pytest.raises(UserError, match=r"weights\.0\.safetensors: cannot be written: No space"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["index.json", "update_00000001"]
