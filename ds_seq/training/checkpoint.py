@@ -61,6 +61,7 @@ class CheckpointStore:
         figure: name of the score; an index without a name is assumed to use this one.
         comparable: whether scores by that name mean what they meant before. If not, or if the best
             checkpoints were chosen by another score, they are kept as `former_best`.
+        drops_state: whether checkpoints that are only kept as best ones lose all but their weights.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class CheckpointStore:
         vocab_hash: str | None = None,
         figure: str | None = None,
         comparable: bool = True,
+        drops_state: bool = False,
     ) -> None:
-        self.folder = folder
+        self.folder, self._drops_state = folder, drops_state
         self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
         self.keep_last, self.keep_best = keep_last, keep_best
         self._sign = 1.0 if higher_is_better else -1.0
@@ -215,6 +217,11 @@ class CheckpointStore:
         return self._agreed(pending.folder, error)
 
     @property
+    def is_pending(self) -> bool:
+        """Whether a checkpoint has been started whose end `finish` has not seen."""
+        return self._pending is not None
+
+    @property
     def has_failed(self) -> bool:
         """Whether this rank cannot write its share of the checkpoint in the background."""
         return self._pending is not None and self._pending.error is not None
@@ -289,3 +296,6 @@ class CheckpointStore:
         self.index = {**self.index, **lists}
         files.write_json(self.folder / INDEX_FILE, self.index)
         checkpoint_folder.sweep(self.folder, held - names_in(self.index))
+        if self._drops_state:
+            recent = {entry["name"] for entry in lists["last"]}
+            checkpoint_folder.drop_state(self.folder, names_in(self.index) - recent)

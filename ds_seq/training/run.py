@@ -64,6 +64,7 @@ from ds_seq.training.run_folder import (
     write_run_files,
 )
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen
@@ -293,8 +294,9 @@ def _build(
         valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
     stages = StageWatch(batches, figures)
-    parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
-    trainer = Trainer(*parts)
+    train = config.train
+    saves = Saves(store, train.background_save, train.on_save_error == "continue")
+    trainer = Trainer(engine, criterion, batches, validator, saves, log, train, best, stages)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -316,6 +318,7 @@ def _open_store(
             vocab_hash,
             best.figure,
             history.scores_compare,
+            drops_state=not train.keep_best_state,
         )
         if world.is_first:
             messages = store.continue_after(done)

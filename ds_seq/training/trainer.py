@@ -34,11 +34,11 @@ from ds_seq.reports.metrics import (
     metric_names,
 )
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
-from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.finite import describe, weights_not_finite
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.validation import BestBy, Validator
 
@@ -59,7 +59,7 @@ class Trainer:
         criterion: the loss.
         batches: this rank's training batches; their position is part of a checkpoint.
         validator: evaluates the model on the validation split.
-        checkpoints: the checkpoints of the run.
+        saves: writes the checkpoints of the run.
         log: the log of the run.
         config: the `train` section of the experiment.
         best: the score by which validated states are compared.
@@ -72,19 +72,14 @@ class Trainer:
         criterion: Criterion,
         batches: BatchStream,
         validator: Validator,
-        checkpoints: CheckpointStore,
+        saves: Saves,
         log: RunLog,
         config: TrainConfig,
         best: BestBy,
         stages: StageWatch,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
-        self.validator, self.checkpoints, self.log, self.config = (
-            validator,
-            checkpoints,
-            log,
-            config,
-        )
+        self.validator, self.saves, self.log, self.config = validator, saves, log, config
         self.best, self.stages = best, stages
         self.update = 0
         self.skipped = 0
@@ -118,6 +113,7 @@ class Trainer:
             self._finish(validate=reason != "signal")
             return reason
         finally:
+            self.saves.close()
             self._signals.restore()
             self.batches.close()
             self.log.close()
@@ -158,10 +154,11 @@ class Trainer:
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
-            local = torch.tensor(
-                [tokens, float(self._signals.received or out_of_time)], dtype=torch.float64
-            )
-            total, stop = distributed.sum_over_ranks(local).tolist()
+            flags = (self._signals.received or out_of_time, self.saves.has_failed)
+            local = torch.tensor([tokens, *map(float, flags)], dtype=torch.float64)
+            total, stop, save_failed = distributed.sum_over_ranks(local).tolist()
+            if save_failed:
+                self._warn(self.saves.finish())
             yield _Update(batches, total, bool(stop))
 
     def _train_step(self, update: _Update) -> StepResult:
@@ -219,6 +216,7 @@ class Trainer:
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
+            failed_saves=self.saves.num_failed,
             tokens_per_second=float(figures["tokens"]) / seconds,
             seconds_per_update=seconds / self._window_updates,
         )
@@ -306,9 +304,8 @@ class Trainer:
         paused = time.monotonic()
         if self._validated_at != self.update:
             self._require_finite_weights()
-        self.checkpoints.save(
-            self.engine, self.update, self.state_dict(), score, self.criterion.state()
-        )
+        state = self.criterion.state()
+        self._warn(self.saves.save(self.engine, self.update, self.state_dict(), score, state))
         self._saved_at = self.update
         self._window_start += time.monotonic() - paused
 
@@ -321,8 +318,15 @@ class Trainer:
             and self._validated_at != self.update
         ):
             score = self._validate()
-        if self._saved_at != self.update or score is not None:
+        self._warn(self.saves.finish())
+        if self._saved_at != self.update or score is not None or self.saves.last_error is not None:
             self._save(score)
+            self._warn(self.saves.finish())
+        self.saves.require_last()
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self.log.say(f"ds-seq: warning: {warning}")
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,7 +143,15 @@ class Scene:
             say=lambda text: self.events.append(("said", text)),
             close=lambda: self.events.append(("closed",)),
         )
-        store = SimpleNamespace(save=self._save)
+        saves = SimpleNamespace(
+            save=self._save,
+            finish=lambda: [],
+            close=lambda: None,
+            require_last=lambda: None,
+            has_failed=False,
+            num_failed=0,
+            last_error=None,
+        )
         defaults = {"log_every": 1000, "validate_every": None, "save_every": 1000}
         config = TrainConfig(**{**defaults, "max_updates": 4, **settings})  # type: ignore[arg-type]
         stream: Any = FakeStream(tokens or [2], epochs)
@@ -153,7 +160,7 @@ class Scene:
             FakeCriterion(self),
             stream,
             self._validate,
-            store,
+            saves,
             log,
             config,
             best,
@@ -175,10 +182,10 @@ class Scene:
         progress: dict[str, Any],
         score: float | None,
         criterion: dict[str, torch.Tensor],
-    ) -> Path:
+    ) -> list[str]:
         self.progress, self.criterion_state = progress, criterion
         self.events.append(("save", update, score))
-        return Path()
+        return []
 
     def of_kind(self, kind: str) -> list[tuple[Any, ...]]:
         """The events of one kind, without its name."""
