@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from io import TextIOWrapper
 
 EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
+EXIT_RANK_LOST = 75
+"""A rank hangs or has died; the same command may succeed (`EX_TEMPFAIL` of sysexits.h)."""
 
 
 class UserError(ValueError):
     """Invalid input; the message names the file, key or line that is wrong and how to fix it."""
+
+    exit_code = EXIT_USER_ERROR
+
+
+class DivergedError(UserError):
+    """Training has diverged: the same command would fail again, so nothing should restart it."""
+
+    exit_code = EXIT_DIVERGED
+
+
+class RankLost(RuntimeError):
+    """Another rank has died, so this one cannot go on; not a mistake of anybody here."""
 
 
 def escaped(line: str) -> str:
@@ -23,11 +39,12 @@ def escaped(line: str) -> str:
 
 
 def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call `function(argv)`; on a `UserError`, print its message to stderr and return exit code 2.
+    """Call `function(argv)`; on a `UserError`, print its message to stderr and return its code.
 
-    Any other exception is a bug and keeps its traceback. Context variables that the function sets
-    are restored at its end. Standard output escapes characters that its encoding lacks, as standard
-    error does, so that no report ends in an error of encoding.
+    After a `RankLost` the exit code is `EXIT_RANK_LOST`. Any other exception is a bug and keeps its
+    traceback. Context variables that the function sets are restored at its end. Standard output
+    escapes characters that its encoding lacks, as standard error does, so that no report ends in an
+    error of encoding.
     """
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -36,7 +53,11 @@ def run_command(function: Callable[[Sequence[str]], int], argv: Sequence[str]) -
     except UserError as error:
         for line in str(error).splitlines():
             print(f"ds-seq: error: {escaped(line)}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
+    except RankLost as error:
+        traceback.print_exception(error)
+        print(f"ds-seq: error: {escaped(str(error))}", file=sys.stderr)
+        return EXIT_RANK_LOST
     except KeyboardInterrupt:
         print("ds-seq: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

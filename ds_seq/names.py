@@ -92,6 +92,7 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 
 # Data.
 BatchOrder = Literal["sorted", "sortish"]
+OnDivergence = Literal["stop", "skip"]
 SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"
 """Temperature at which shares do not depend on sizes."""

@@ -90,7 +90,7 @@ class _Generation:
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq generate`; return the exit code."""
     args = build_parser().parse_intermixed_args(argv)
-    with distributed.joined() as world:
+    with distributed.joined(_limit(args)) as world:
         with distributed.shared_errors():
             _check_arguments(args, world.size)
             if world.is_first and world.size > 1 and args.output == STANDARD:
@@ -114,6 +114,11 @@ def main(argv: Sequence[str]) -> int:
         else:
             _translate(generation, text, scorer, world)
     return 0
+
+
+def _limit(args: argparse.Namespace) -> float | None:
+    """Return the limit of the watchdog; standard input may come at any time, or from a person."""
+    return None if args.input == STANDARD else float(args.hang_seconds)
 
 
 def _check_arguments(args: argparse.Namespace, world_size: int) -> None:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     for number, update in enumerate(updates, 1):
         print(_line(number, update, legs[worlds[0]][0], dataset))
         if arguments.ids:
-            print("    " + " ".join(map(str, update.pairs.tolist())))
+            print("    " + " ".join(map(str, np.sort(update.pairs % len(dataset)).tolist())))
     stops = _check(updates, legs)
     print(
         f"{len(updates)} updates of {config.train.batches_per_update} batches: the same pairs on "

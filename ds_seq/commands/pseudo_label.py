@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     args = build_parser().parse_intermixed_args(argv)
     out = Path(args.out)
     work = WorkFolder(out)
-    with distributed.joined() as world:
+    with distributed.joined(args.hang_seconds) as world:
         done = None
         with distributed.shared_errors():
             _check_arguments(args, world.size)

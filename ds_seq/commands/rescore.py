@@ -40,7 +40,7 @@ from ds_seq.text.tokenizer import Tokenizer
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq rescore`; return the exit code."""
     args = build_parser().parse_intermixed_args(argv)
-    with distributed.joined() as world:
+    with distributed.joined(args.hang_seconds) as world:
         with distributed.shared_errors():
             _check_arguments(args)
             device = chosen_device(args, world)

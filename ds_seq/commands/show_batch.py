@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
                 title = f"batch {number}, epoch {position.epoch}"
                 if legs.mix is not None and len(legs.mix.stages) > 1:
                     title += f", stage {legs.mix.stage(position.plan).name}"
-                batch = collate(position.epoch)(indices)
+                batch = collate(position)(indices)
                 _print(title, batch, indices.tolist(), task, dataset, arguments.most)
         position = legs.after(position)
     return 0

@@ -38,7 +38,7 @@ from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq teacher-cache`; return the exit code."""
     args = build_parser().parse_intermixed_args(argv)
-    with distributed.joined() as world:
+    with distributed.joined(args.hang_seconds) as world:
         with distributed.shared_errors():
             folder = args.out or _default_folder(args)
             sources = _open(args, world.size)

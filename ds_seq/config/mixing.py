@@ -101,6 +101,11 @@ class StageConfig(Config):
     temperature: Temperature | None = Field(
         default=None, description="As `data.mixing.temperature`, for this stage."
     )
+    modify: ModifiersConfig | None = Field(
+        default=None,
+        description="Modifiers in this stage, of all its corpora, instead of `data.modify` and "
+        "`data.corpora.NAME.modify`; `{}` changes nothing. Null: as elsewhere.",
+    )
     until: UntilConfig | None = Field(
         default=None, description="When the next stage begins; only the last stage has none."
     )
@@ -226,6 +231,12 @@ def _stage_errors(mixing: MixingConfig, known: list[str]) -> Errors:
         for key, given in (("corpora", stage.corpora), ("temperature", stage.temperature)):
             if given and stage.shares is not None:
                 yield f"{at}.{key}", "shares name the corpora and their parts; remove one of them"
+        if stage.modify is not None and stage.modify.truncate is not None:
+            yield (
+                f"{at}.modify.truncate",
+                "which pairs there are cannot change from stage to stage; set it in data.modify or "
+                "in data.corpora.NAME.modify",
+            )
         of = None if stage.until is None else stage.until.of
         if of is not None and of not in stage.names(known):
             yield f"{at}.until.of", _unknown(of, stage.names(known), "in this stage")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from ds_seq.activity import HANG_SECONDS
 from ds_seq.config.base import (
     Config,
     FieldErrors,
@@ -13,7 +14,7 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
 )
-from ds_seq.names import BatchOrder, FrozenPart, Precision, SaveErrorAnswer
+from ds_seq.names import BatchOrder, FrozenPart, OnDivergence, Precision, SaveErrorAnswer
 
 _FIRST_TRIED = 4096
 """Batch size in tokens where only a trial can tell it."""
@@ -69,6 +70,26 @@ class TrainConfig(Config):
         default=False,
         description="Weight each expert's gradient in that norm by 1 / sqrt(experts of its layer), "
         "because it comes from a fraction of the tokens; all gradients are scaled by one factor.",
+    )
+    on_divergence: OnDivergence = Field(
+        default="stop",
+        description="What to do when gradients are not finite, and no lower fp16 loss scale can "
+        "help. Such an update is always skipped; `stop` ends the run when more than 2 of the last "
+        "20 were, `skip` when more than `train.max_skips` of the last 1000 were.",
+    )
+    max_skips: PositiveInt = Field(
+        default=20,
+        le=1000,
+        description="Updates among the last 1000 that `train.on_divergence: skip` may skip.",
+    )
+    loss_spike: Annotated[float, Field(gt=1.0)] | None = Field(
+        default=2.0,
+        description="Record the pairs of an update whose loss is more than this many times the "
+        "median of the last 100; null records none.",
+    )
+    norm_spike: Annotated[float, Field(gt=1.0)] | None = Field(
+        default=10.0,
+        description="The same for the gradient norm before clipping.",
     )
     seed: NonNegativeInt = Field(
         default=1,
@@ -144,6 +165,11 @@ class TrainConfig(Config):
         default=1,
         description="Number of ranks that share the experts of a layer; must divide the world size "
         "and `model.moe.num_experts`.",
+    )
+    hang_seconds: Annotated[float, Field(ge=1.0)] | None = Field(
+        default=HANG_SECONDS,
+        description="End all ranks if one has died, or has made no progress for this many seconds; "
+        "four times as long while a checkpoint is written or a model is built. Null: never.",
     )
     num_prefetch: PositiveInt = Field(
         default=4, le=10_000, description="Number of batches collated ahead in the background."

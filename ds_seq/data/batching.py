@@ -11,7 +11,8 @@ The whole order is a function of (seed, epoch), computed without communication b
    have about the same cost, are processed at the same time.
 
 An epoch contains all pairs, or those that a function of the epoch selects, possibly repeated. In
-the latter case, steps 1 and 2 apply to the selected pairs.
+the latter case, the function divides them into sections, one after the other, so that copies of a
+pair are far apart; steps 1 to 3 apply to each section, and batches that fill no cell come last.
 
 As a result, an update contains the same sentences for every (world_size, accumulate) with the same
 product, or for any number of ranks if `group` is given, and "the first n batches of the sequence
@@ -23,63 +24,75 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import copy
 from functools import cache, partial
+from itertools import pairwise
+from threading import RLock
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.cuts import CHUNK, Limits, SortKeys, counted, cut_batches, number_type, sortish
+from ds_seq.data.cuts import (
+    KeyOf,
+    Limits,
+    SortKeys,
+    counted,
+    cut_batches,
+    number_type,
+    sorted_by,
+    sortish,
+)
 from ds_seq.data.node_share import NodeShare
 from ds_seq.errors import UserError
 
 CELL = 4  # the slowest of 8 ranks takes 3.2% longer than the mean (with cells of 1: 4.5%)
 GROUPED = 50
-_RECENT = 8  # number of epochs whose cuts are cached
+_LEAST_BATCHES = 50  # in a section; with fewer, the lengths in a batch differ noticeably
+_NUM_MEASURED = 100_000  # pairs from which the number of batches is estimated
 _NO_PAIRS: NDArray[np.int64] = np.zeros(0, np.int64)
 
 
-Rows = Callable[[int], NDArray[np.integer]]
-"""(epoch) -> (M,) numbers of the pairs of that epoch, at least one, possibly with repetitions.
-Must return the same for the same epoch, on every rank."""
+class Selected(NamedTuple):
+    """The pairs of an epoch, in sections."""
+
+    pairs: NDArray[np.integer]
+    """(M,) their numbers, at least one, possibly with repetitions."""
+    sections: NDArray[np.int64]
+    """(S + 1,) start of each section, with M as the last entry."""
+
+    @classmethod
+    def whole(cls, pairs: NDArray[np.integer]) -> Selected:
+        """Return pairs in one section."""
+        return cls(pairs, np.asarray([0, len(pairs)]))
+
+
+Rows = Callable[[int], Selected]
+"""(epoch) -> the pairs of that epoch. Must return the same for the same epoch, on every rank, in an
+array that the caller may change."""
 
 
 Bounds = Callable[[int, NDArray[np.integer]], NDArray[np.integer]]
 """(epoch, (M,) numbers of pairs) -> (M, sides) upper bounds of their lengths in that epoch."""
 
 
-class _Cut(NamedTuple):
-    """The pairs of an epoch, and the boundaries of the batches in sorted order."""
-
-    rows: NDArray[np.integer] | None  # (M,) numbers of the pairs; None: all pairs
-    key: NDArray[np.unsignedinteger]  # (M,) sort keys
-    counts: NDArray[np.int64]  # how often each key occurs
-    numbers: type[np.unsignedinteger]  # of places
-    keys: SortKeys  # what the keys mean
-    cuts: NDArray[np.int64]  # start of each batch, with M as the last entry
-    places: NDArray[np.unsignedinteger] | None = None  # (M,) the order, if groups are sorted
-
-
 class Order(NamedTuple):
-    """An epoch over all ranks: batch n has `places[cuts[m]:cuts[m + 1]]` with m = `sequence[n]`."""
+    """An epoch over all ranks: batch n has `pairs[cuts[m]:cuts[m + 1]]` with m = `sequence[n]`."""
 
-    places: NDArray[np.unsignedinteger]
-    """(M,) places among the pairs of the epoch, by length."""
+    pairs: NDArray[np.integer]
+    """(M,) numbers of the pairs, by length in each section."""
     cuts: NDArray[np.int64]
     """(num_batches + 1,) start of each batch."""
     sequence: NDArray[np.int64]
     """(num_batches,) number of each batch, in the order of training."""
 
 
-class _Ordered(NamedTuple):
-    """The pairs of an epoch, None for all, and their order."""
+class _Keyed(NamedTuple):
+    """What is sorted in an epoch."""
 
-    rows: NDArray[np.integer] | None
-    order: Order
-
-    @property
-    def cuts(self) -> NDArray[np.int64]:
-        """Start of each batch."""
-        return self.order.cuts
+    items: NDArray[np.integer]  # (M,) pairs, or places among `pairs`
+    sections: NDArray[np.int64]
+    keys: SortKeys
+    key_of: KeyOf
+    pairs: NDArray[np.integer] | None = None
 
 
 class TokenBatchSampler:
@@ -138,12 +151,14 @@ class TokenBatchSampler:
         self._is_sortish = is_sortish and seed is not None
         self._starts_with_largest = starts_with_largest
         self._keys = cache(partial(SortKeys, lengths))  # ranks that share an order need none
+        self._lengths = lengths
         self._rows = rows
         self._bounds: Bounds | None = None
         self._share: NodeShare | None = None
         self._label = "all"
-        self._recent: dict[int, _Cut] = {}
-        self._all: _Cut | None = None
+        self._num_batches: dict[int, int] = {}  # by epoch
+        self._made: dict[tuple[object, int], Order] = {}  # the last one of the run only
+        self._lock = RLock()  # the thread of a stream makes batches, too
 
     def of_rank(self, rank: int) -> TokenBatchSampler:
         """Return the sampler of another rank of the same run."""
@@ -169,40 +184,34 @@ class TokenBatchSampler:
             label: name of `rows` for ranks that share their result; empty: they do not.
         """
         other = copy(self)
-        other._rows, other._recent, other._all, other._bounds = rows, {}, None, bounds
+        other._rows, other._num_batches, other._bounds = rows, {}, bounds
         other._label, other._share = label, self._share if label else None
         return other
 
-    def _cut(self, rows: NDArray[np.integer] | None, epoch: int = 0) -> _Cut:
-        keys = self._keys()
-        if rows is not None and self._bounds is not None:
-            keys = SortKeys(self._bounds(epoch, rows))
-            key = keys.ranks
-        else:
-            key = keys.ranks if rows is None else keys.ranks[rows]
-        counts, numbers = counted(key), number_type(len(key))
-        if not self._is_sortish:
-            cuts = cut_batches(*keys.longest(counts), self._limits)
-            return _Cut(rows, key, counts, numbers, keys, cuts)
-        places = np.arange(len(key), dtype=numbers)
-        np.random.default_rng([self._seed or 0, epoch, GROUPED]).shuffle(places)
-        places, cuts = sortish(keys, key, places, self._limits, GROUPED)
-        return _Cut(rows, key, counts, numbers, keys, cuts, places)
+    def most_sections(self, num_pairs: int) -> int:
+        """Return how many sections an epoch of so many pairs may have without more padding."""
+        some = np.unique(np.linspace(0, len(self._lengths) - 1, _NUM_MEASURED).astype(np.int64))
+        size = self._limits.max_tokens / float(self._lengths[some].max(axis=1).mean())
+        if self._limits.max_sentences is not None:
+            size = min(size, self._limits.max_sentences)
+        return max(1, int(num_pairs / size) // _LEAST_BATCHES)
 
-    def _cut_of(self, epoch: int) -> _Cut:
-        if self._rows is None and not self._is_sortish:
-            # Only pairs of equal lengths are reordered, so the cuts are the same in every epoch.
-            self._all = self._all or self._cut(None)
-            return self._all
-        cut = self._recent.get(epoch)
-        if cut is None:
-            rows = None if self._rows is None else np.asarray(self._rows(epoch))
-            cut = self._cut(rows, epoch)
-            self._recent[epoch] = cut
-            # a stream queries its current epoch and, in its thread, the epochs prepared ahead
-            for old in sorted(self._recent)[:-_RECENT]:
-                self._recent.pop(old, None)
-        return cut
+    def _keyed(self, epoch: int, wants_places: bool) -> _Keyed:
+        """Return what is sorted in an epoch, in an array of its own."""
+        if self._rows is None:
+            ranks, size = self._keys().ranks, len(self._lengths)
+            items = np.arange(size, dtype=number_type(size))
+            return _Keyed(items, np.asarray([0, size]), self._keys(), lambda pairs: ranks[pairs])
+        pairs, sections = self._rows(epoch)
+        if self._bounds is None and not wants_places:
+            ranks = self._keys().ranks
+            return _Keyed(pairs, sections, self._keys(), lambda pairs: ranks[pairs])
+        places = np.arange(len(pairs), dtype=number_type(len(pairs)))
+        if self._bounds is not None:
+            keys = SortKeys(self._bounds(epoch, pairs))
+            return _Keyed(places, sections, keys, lambda places: keys.ranks[places], pairs)
+        ranks = self._keys().ranks
+        return _Keyed(places, sections, self._keys(), lambda places: ranks[pairs[places]], pairs)
 
     @staticmethod
     def _check(lengths: NDArray[np.integer], max_tokens: int) -> None:
@@ -222,8 +231,11 @@ class TokenBatchSampler:
 
     def num_batches(self, epoch: int = 1) -> int:
         """Return the number of batches of an epoch over all ranks, not counting empty ones."""
-        cuts = self._cut_of(epoch).cuts if self._share is None else self._ordered(epoch).cuts
-        return len(cuts) - 1
+        # Without `rows`, only pairs of equal lengths are reordered, so the cuts stay the same.
+        known = epoch if self._rows is not None or self._is_sortish else 0
+        if known not in self._num_batches:
+            self._num_batches[known] = len(self._ordered(epoch).sequence)
+        return self._num_batches[known]
 
     def num_updates(self, done: int = 0, epoch: int = 1) -> int:
         """Return the number of updates of an epoch without its first `done` batches (all ranks)."""
@@ -240,82 +252,79 @@ class TokenBatchSampler:
 
     def batches(self, epoch: int, done: int = 0) -> Iterator[NDArray[np.int64]]:
         """Yield what `epoch` returns, with no list of all batches in memory."""
-        rows, (order, cuts, sequence) = self._ordered(epoch)
+        pairs, cuts, sequence = self._ordered(epoch)
         for update in range(self.num_updates(done, epoch)):
             for micro_step in range(self.accumulate):
                 place = micro_step * self._world_size + self._rank
                 batch = done + update * self.group + place
                 if place < self.group and batch < len(sequence):
                     number = sequence[batch]
-                    pairs = order[cuts[number] : cuts[number + 1]]
-                    yield (pairs if rows is None else rows[pairs]).astype(np.int64)
+                    yield pairs[cuts[number] : cuts[number + 1]].astype(np.int64)
                 else:
                     yield _NO_PAIRS
 
-    def _ordered(self, epoch: int) -> _Ordered:
-        if self._share is None:
-            return _Ordered(self._cut_of(epoch).rows, self.order(epoch))
+    def _ordered(self, epoch: int) -> Order:
+        """Return the order of an epoch; the last one is kept."""
+        key = self._label or self._rows, epoch
+        with self._lock:
+            if self._share is not None:
+                return Order(*self._share.get(f"{self._label}-{epoch}", lambda: self.order(epoch)))
+            if key not in self._made:
+                self._made.clear()  # two would take too much memory
+                self._made[key] = self.order(epoch)
+            return self._made[key]
 
-        def make() -> list[NDArray]:
-            rows, order = self._cut_of(epoch).rows, self.order(epoch)
-            self._recent.pop(epoch, None)  # its keys are not needed any more
-            return [_NO_PAIRS if rows is None else rows, *order]
+    def order(self, epoch: int, wants_places: bool = False) -> Order:
+        """Return the order of an epoch over all ranks.
 
-        rows, *order = self._share.get(f"{self._label}-{epoch}", make)
-        return _Ordered(rows if len(rows) else None, Order(*order))
+        Args:
+            epoch: number of the epoch.
+            wants_places: whether to return, instead of pairs, their places in what `rows` returns.
+        """
+        items, sections, keys, key_of, pairs = self._keyed(epoch, wants_places)
+        random = np.random.default_rng([self._seed or 0, epoch])
+        in_groups = np.random.default_rng([self._seed or 0, epoch, GROUPED])
+        ordered, cuts = np.empty_like(items), [np.zeros(1, np.int64)]
+        cells, rests = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+        for start, stop in pairwise(sections.tolist()):
+            section = items[start:stop]
+            if self._is_sortish:
+                in_groups.shuffle(section)
+                ordered[start:stop], ends = sortish(keys, key_of, section, self._limits, GROUPED)
+            if self._seed is not None:
+                random.shuffle(section)
+            if not self._is_sortish:
+                counts = counted(section, key_of)
+                sorted_by(key_of, counts, section, ordered[start:stop])
+                ends = cut_batches(*keys.longest(counts), self._limits)
+            first, size = sum(map(len, cuts)) - 1, len(ends) - 1
+            cuts.append(start + ends[1:])
+            whole, rest = _in_cells(size, None if self._seed is None else random)
+            cells.append(first + whole)
+            rests.append(first + rest)
+        all_cuts, sequence = np.concatenate(cuts), np.concatenate([*cells, *rests])
+        if self._starts_with_largest and epoch == 1 and self._seed is not None:
+            last = keys.longest_of(key_of(ordered[all_cuts[1:] - 1]))
+            at = int(np.argmax(np.diff(all_cuts)[sequence] * last[sequence]))
+            sequence[: at + 1] = np.roll(sequence[: at + 1], 1)
+        if pairs is not None and not wants_places:
+            ordered = pairs[ordered]
+        return Order(ordered, all_cuts, sequence)
 
-    def order(self, epoch: int) -> Order:
-        """Return the order of an epoch over all ranks."""
-        _, key, counts, number, keys, cuts, places = self._cut_of(epoch)
-        num_batches = len(cuts) - 1
-        numbers = np.arange(len(key), dtype=number)
-        if self._seed is None:
-            return Order(_sorted_by(key, counts, numbers), cuts, np.arange(num_batches))
-        random = np.random.default_rng([self._seed, epoch])
-        random.shuffle(numbers)
-        places = _sorted_by(key, counts, numbers) if places is None else places
-        sequence = _shuffled_cells(num_batches, random)
-        if self._starts_with_largest and epoch == 1:
-            last = keys.longest_of(key[places[cuts[1:] - 1]])
-            first = int(np.argmax(np.diff(cuts)[sequence] * last[sequence]))
-            sequence[: first + 1] = np.roll(sequence[: first + 1], 1)
-        return Order(places, cuts, sequence)
 
+def _in_cells(
+    num_batches: int, random: np.random.Generator | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return batch numbers below `num_batches` in cells of `CELL` neighbors, and the rest.
 
-def _sorted_by(
-    keys: NDArray[np.unsignedinteger],
-    counts: NDArray[np.int64],
-    numbers: NDArray[np.unsignedinteger],
-) -> NDArray[np.unsignedinteger]:
-    """Return numbers (N,) in the order of `keys[numbers]`; equal keys stay in their order.
-
-    Args:
-        keys: (N,) sort keys.
-        counts: how often each key occurs.
-        numbers: (N,) numbers below N, each once.
+    The cells are in random order; without a generator, all numbers are in one. If `CELL` does not
+    divide the number of batches, the remainder is taken from a random place in the sequence;
+    otherwise the epoch would always end with the longest sentences.
     """
-    ends = np.cumsum(counts) - counts  # where the next number of each key goes
-    result = np.empty_like(numbers)
-    for start in range(0, len(numbers), CHUNK):
-        part = numbers[start : start + CHUNK]
-        part_keys = keys[part]
-        order = np.argsort(part_keys, kind="stable")
-        part_keys = part_keys[order]
-        part_counts = np.bincount(part_keys, minlength=len(ends))
-        first = np.cumsum(part_counts) - part_counts
-        result[(ends - first)[part_keys] + np.arange(len(part))] = part[order]
-        ends += part_counts
-    return result
-
-
-def _shuffled_cells(num_batches: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return the batch numbers (num_batches,) with cells of `CELL` neighbors in random order.
-
-    If `CELL` does not divide the number of batches, the remainder comes last. It is taken from a
-    random place in the sequence; otherwise the epoch would always end with the longest sentences.
-    """
+    numbers = np.arange(num_batches)
+    if random is None:
+        return numbers, numbers[:0]
     cells, rest = divmod(num_batches, CELL)
     first = int(random.integers(cells + 1)) * CELL
-    numbers = np.arange(num_batches)
     whole = np.delete(numbers, slice(first, first + rest)).reshape(cells, CELL)
-    return np.concatenate([random.permutation(whole).reshape(-1), numbers[first : first + rest]])
+    return random.permutation(whole).reshape(-1), numbers[first : first + rest]

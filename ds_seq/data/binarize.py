@@ -12,13 +12,14 @@ from ds_seq.data import parts
 from ds_seq.data.manifest import CorpusRecord, Manifest
 from ds_seq.data.origin import Origin
 from ds_seq.data.parallel import cleaning_up, map_in_order
-from ds_seq.data.parts import BadText, Part, PartEncoder, TextPlan, plan_text
+from ds_seq.data.parts import BadText, Part, PartEncoder
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shard_files import manifest_path
 from ds_seq.data.shard_writer import ShardWriter, cut
 from ds_seq.data.source import TokenBlock
 from ds_seq.errors import UserError
 from ds_seq.text.lines import PairPath, text_fingerprint
+from ds_seq.text.plan import TextPlan, plan_text
 from ds_seq.text.tokenizer import Tokenizers
 
 _PLAN = "plan.json"

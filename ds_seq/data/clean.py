@@ -49,6 +49,7 @@ from ds_seq.text.lines import (
     text_fingerprint,
 )
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.scan import BLOCK_LINES, Scanner, facts_of
 
 __all__ = [
     "REASONS",
@@ -64,7 +65,6 @@ __all__ = [
     "reason_to_drop",
 ]
 
-BLOCK_LINES = 20_000
 _FORMAT = 1
 _NAME = "train"
 
@@ -196,7 +196,7 @@ def _share_of(
             if left % ranks.size == ranks.rank:
                 yield block
                 continue
-        progress(len(block.source))
+        progress(block.size)
 
 
 def _made_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
@@ -266,6 +266,7 @@ def _pair_writer(
 ) -> Iterator[Callable[[bytes, bytes, NDArray[np.void]], None]]:
     """Yield a function that appends to two files or three, which appear if the block succeeds."""
     paths = [*output, *([] if places is None else [places])]
+    scanners = [Scanner(BLOCK_LINES) for _ in output]
     with ExitStack() as stack:
         temporary = [stack.enter_context(files.replacing(path)) for path in paths]
         opened = [stack.enter_context(open(path, "wb")) for path in temporary]
@@ -276,8 +277,13 @@ def _pair_writer(
             ):
                 with files.writing(path):
                     file.write(content)
+            for scanner, content in zip(scanners, (source, target), strict=True):
+                scanner.update(content)
 
         yield write
+    for path, scanner in zip(output, scanners, strict=True):
+        with files.writing(path):
+            files.remember(path, facts_of(scanner.finish()))
 
 
 def _names(inputs: Iterable[PairPath]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from ds_seq.data.batch import (
     seq2seq_batch,
 )
 from ds_seq.data.blocks import cut_sentences, join_lengths, join_sentences, prepend
-from ds_seq.data.modify import Key, Modifier
+from ds_seq.data.modify import Key, Modifier, copy_numbers
 from ds_seq.data.source import Source, TokenBlock
 from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
@@ -47,6 +47,7 @@ class Part:
         tags: ids at the start of each source, and of each target.
         join: most tokens of a document that consecutive pairs are joined to; None: no documents.
         modifier: changes its pairs.
+        in_stages: other modifiers by stage of the training; None changes nothing in that stage.
         fingerprint: fingerprint of its content; empty if it is not known.
     """
 
@@ -56,6 +57,7 @@ class Part:
     tags: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     join: int | None = None
     modifier: Modifier | None = None
+    in_stages: Mapping[int, Modifier | None] = field(default_factory=dict)
     fingerprint: str = ""
 
     @property
@@ -64,10 +66,20 @@ class Part:
         return None if self.modifier is None else self.modifier.changes.truncate
 
     @property
+    def modifiers(self) -> list[Modifier]:
+        """All that change pairs in some stage, by more than cuts."""
+        both = [self.modifier, *self.in_stages.values()]
+        return [each for each in both if each is not None and each.changes.any]
+
+    def modifier_in(self, stage: int) -> Modifier | None:
+        """Return what changes pairs in a stage, by more than cuts; None: nothing."""
+        modifier = self.in_stages.get(stage, self.modifier)
+        return modifier if modifier is not None and modifier.changes.any else None
+
+    @property
     def is_changed(self) -> bool:
         """Whether examples differ from the pairs of the source."""
-        changes = self.modifier is not None and (self.modifier.changes.any or self.truncate)
-        return bool(changes or any(self.tags) or self.join)
+        return bool(self.modifiers or self.truncate or any(self.tags) or self.join)
 
 
 class _Examples(NamedTuple):
@@ -87,6 +99,9 @@ class CorporaDataset(ParallelDataset):
         max_source_length: maximum source length in tokens, tags and end symbol included.
         max_target_length: the same for the target.
         files: see `ParallelDataset`.
+
+    Where a mix has several copies of an example in an epoch, copy n of example i has the number
+    `n * N + i`, so that each is changed in its own way.
 
     Attributes:
         parts: the corpora.
@@ -108,6 +123,7 @@ class CorporaDataset(ParallelDataset):
         self._teacher = None
         self._fingerprints: dict[int, str] = {}
         self._key: Key | None = None
+        self._stage = 0
         self._limits = np.asarray(
             [_NO_LIMIT if most is None else most for most in (max_source_length, max_target_length)]
         )
@@ -129,10 +145,13 @@ class CorporaDataset(ParallelDataset):
             )
         self.first = np.cumsum([0, *sizes])
         for part, start, stop in zip(self.parts, self.first[:-1], self.first[1:], strict=True):
-            if part.modifier is not None and part.modifier.changes.subword_alpha:
+            drawing = [each for each in part.modifiers if each.changes.subword_alpha]
+            if drawing:
                 sample = np.unique(np.linspace(start, stop - 1, _NUM_DRAWN).astype(np.int64))
                 blocks = source.gather(self.rows[sample].astype(np.int64))
-                part.modifier.measure_growth([_sentences(block) for block in blocks])
+                sentences = [_sentences(block) for block in blocks]
+                for modifier in drawing:
+                    modifier.measure_growth(sentences)
         num_pairs = len(self.rows) if self._counts is None else int(self._counts.sum())
         self.num_left_out = sum(len(part.rows) for part in parts) - num_pairs
 
@@ -160,31 +179,39 @@ class CorporaDataset(ParallelDataset):
         rows = keep + keep.dtype.type(part.rows.start)
         return _Examples(rows, counts, lengths)
 
-    def in_epoch(self, key: Key) -> CorporaDataset:
-        """Return the examples as they are with a seed and in an epoch; before, nothing changes."""
+    def in_epoch(self, key: Key, stage: int = 0) -> CorporaDataset:
+        """Return the examples as they are in an epoch of a stage; before, nothing changes.
+
+        Args:
+            key: seed and epoch.
+            stage: number of the stage, from 0.
+        """
         other = copy.copy(self)
-        other._key = key
+        other._key, other._stage = key, stage
         return other
 
-    def bounds(self, key: Key, indices: NDArray[np.integer]) -> NDArray[np.integer]:
+    def bounds(self, key: Key, indices: NDArray[np.integer], stage: int = 0) -> NDArray[np.integer]:
         """Return upper bounds of the lengths (B, 2) of some examples; see `in_epoch`."""
-        bounds = self.lengths[indices].astype(np.int64)
+        copies, places = np.divmod(indices, len(self.rows))
+        bounds = self.lengths[places].astype(np.int64)
         for part, chosen in self._by_part(indices):
-            if part.modifier is None or not part.modifier.changes.any:
+            modifier = part.modifier_in(stage)
+            if modifier is None:
                 continue
             most = self._limits if part.truncate is None else part.truncate
-            grown = part.modifier.bounds(bounds[chosen], self.rows[indices[chosen]], key)
+            numbers = copy_numbers(self.rows[places[chosen]], copies[chosen])
+            grown = modifier.bounds(bounds[chosen], numbers, key)
             bounds[chosen] = np.minimum(grown, np.maximum(most, bounds[chosen]))
         return bounds
 
     @property
     def has_changing_lengths(self) -> bool:
         """Whether lengths differ from epoch to epoch."""
-        return any(map(_is_modified, self.parts))
+        return any(part.modifiers for part in self.parts)
 
     def part_of(self, indices: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return the number (B,) of the corpus of each example."""
-        return np.searchsorted(self.first, indices, side="right") - 1
+        return np.searchsorted(self.first, indices % len(self.rows), side="right") - 1
 
     def _by_part(self, indices: NDArray[np.integer]) -> list[tuple[Part, NDArray[np.int64]]]:
         """Return the corpora of some examples with the places of their examples among these."""
@@ -228,17 +255,18 @@ class CorporaDataset(ParallelDataset):
         pad_to_multiple: int = 1,
     ) -> Batch[Seq2SeqInputs]:
         """Build the batch of some examples; see `ParallelDataset.collate`."""
-        places = np.asarray(indices, np.int64)
-        if len(places) == 0 or not any(part.is_changed for part in self.parts):
-            return super().collate(places, symbols, pad_to_multiple)
-        rows = self.rows[places].astype(np.int64)
-        source, target = self._changed(places, symbols)
+        numbers = np.asarray(indices, np.int64)
+        if len(numbers) == 0 or not any(part.is_changed for part in self.parts):
+            return super().collate(numbers, symbols, pad_to_multiple)
+        rows = self.rows[numbers % len(self.rows)].astype(np.int64)
+        source, target = self._changed(numbers, symbols)
         return seq2seq_batch(source, target, symbols, torch.from_numpy(rows), None, pad_to_multiple)
 
     def _changed(self, indices: NDArray[np.int64], symbols: Symbols) -> list[TokenBlock]:
         """Return the blocks of both sides of some examples, with all that changes them."""
-        rows = self.rows[indices].astype(np.int64)
-        counts = np.ones(len(rows), np.int64) if self._counts is None else self._counts[indices]
+        places = indices % len(self.rows)
+        rows = self.rows[places].astype(np.int64)
+        counts = np.ones(len(rows), np.int64) if self._counts is None else self._counts[places]
         by_part = self._by_part(indices)
         most = np.full(len(indices), _NO_LIMIT)
         tags: list[list[tuple[int, ...]]] = [[()] * len(indices), [()] * len(indices)]
@@ -254,7 +282,7 @@ class CorporaDataset(ParallelDataset):
             join_sentences(cut_sentences(block, cuts), counts)
             for block in self.source.gather(every)
         ]
-        if self._key is not None and any(_is_modified(part) for part, _ in by_part):
+        if self._key is not None and any(part.modifier_in(self._stage) for part, _ in by_part):
             sides = self._modified(sides, indices, by_part, symbols.eos)
         return [prepend(block, tags[side]) for side, block in enumerate(sides)]
 
@@ -267,13 +295,16 @@ class CorporaDataset(ParallelDataset):
     ) -> list[TokenBlock]:
         """Return the blocks of both sides with what modifiers draw for this epoch."""
         assert self._key is not None
-        bounds = self.bounds(self._key, indices)
+        bounds = self.bounds(self._key, indices, self._stage)
+        copies, places = np.divmod(indices, len(self.rows))
         columns = [_sentences(block) for block in sides]
         for part, chosen in by_part:
-            if part.modifier is None or not part.modifier.changes.any:
+            modifier = part.modifier_in(self._stage)
+            if modifier is None:
                 continue
             pairs = [(columns[0][place][:-1], columns[1][place][:-1]) for place in chosen]
-            changed = part.modifier(pairs, self.rows[indices[chosen]], self._key)
+            numbers = copy_numbers(self.rows[places[chosen]], copies[chosen])
+            changed = modifier(pairs, numbers, self._key)
             room = bounds[chosen] - [len(tags) + 1 for tags in part.tags]
             for place, pair, most in zip(chosen, changed, room.tolist(), strict=True):
                 # where there is no room in the batch, the pair stays as it is
@@ -285,7 +316,3 @@ class CorporaDataset(ParallelDataset):
 
 def _sentences(block: TokenBlock) -> list[list[int]]:
     return [ids.tolist() for ids in np.split(block.tokens, np.cumsum(block.lengths)[:-1])]
-
-
-def _is_modified(part: Part) -> bool:
-    return part.modifier is not None and part.modifier.changes.any

@@ -6,6 +6,7 @@ nothing is sorted that has few different values: pairs are distributed by counts
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,10 @@ from numpy.typing import NDArray
 CHUNK = 1 << 20
 """Pairs at a time."""
 _LONGEST_COUNTED = 4096  # tokens; a table of all pairs of lengths then takes 134 MB
+
+
+KeyOf = Callable[[NDArray[np.integer]], NDArray[np.unsignedinteger]]
+"""(n,) pairs, or places of pairs -> (n,) their sort keys; called with about `CHUNK` at a time."""
 
 
 class Limits(NamedTuple):
@@ -86,32 +91,58 @@ class SortKeys:
 
 def sortish(
     keys: SortKeys,
-    ranks: NDArray[np.unsignedinteger],
-    places: NDArray[np.unsignedinteger],
+    key_of: KeyOf,
+    items: NDArray[np.integer],
     limits: Limits,
     num_batches: int,
-) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
     """Sort pairs by length in groups, and cut each group into batches.
 
     Args:
         keys: what the sort keys mean.
-        ranks: (M,) sort key of each pair.
-        places: (M,) the pairs in random order.
+        key_of: returns the sort keys of items.
+        items: (M,) the pairs in random order.
         limits: bounds of a batch.
         num_batches: size of a group in batches, about.
 
     Returns:
-        The pairs in groups (M,), and the start of each batch with M as the last entry.
+        The items in groups (M,), and the start of each batch with M as the last entry.
     """
-    batches = len(cut_batches(*keys.longest(counted(ranks)), limits)) - 1
-    size = max(1, num_batches * len(ranks) // batches)
+    batches = len(cut_batches(*keys.longest(counted(items, key_of)), limits)) - 1
+    size = max(1, num_batches * len(items) // batches)
     ordered, cuts = [], []
-    for start in range(0, len(places), size):
-        group = places[start : start + size]
-        group = group[np.argsort(ranks[group], kind="stable")]
-        ordered.append(group)
-        cuts.append(start + cut_batches(*keys.longest(counted(ranks[group])), limits)[:-1])
-    return np.concatenate(ordered), np.append(np.concatenate(cuts), len(places))
+    for start in range(0, len(items), size):
+        group = items[start : start + size]
+        ranks = key_of(group)
+        ordered.append(group[np.argsort(ranks, kind="stable")])
+        cuts.append(start + cut_batches(*keys.longest(counted(group, key_of)), limits)[:-1])
+    return np.concatenate(ordered), np.append(np.concatenate(cuts), len(items))
+
+
+def sorted_by(
+    key_of: KeyOf,
+    counts: NDArray[np.int64],
+    items: NDArray[np.integer],
+    out: NDArray[np.integer],
+) -> None:
+    """Write items (N,) to `out` (N,) in the order of their keys; equal keys stay in their order.
+
+    Args:
+        key_of: returns the sort keys of items.
+        counts: how often each key occurs.
+        items: (N,) the items.
+        out: (N,) other memory than that of the items.
+    """
+    ends = np.cumsum(counts) - counts  # where the next item of each key goes
+    for start in range(0, len(items), CHUNK):
+        part = items[start : start + CHUNK]
+        part_keys = key_of(part)
+        order = np.argsort(part_keys, kind="stable")
+        part_keys = part_keys[order]
+        part_counts = np.bincount(part_keys, minlength=len(ends))
+        first = np.cumsum(part_counts) - part_counts
+        out[(ends - first)[part_keys] + np.arange(len(part))] = part[order]
+        ends += part_counts
 
 
 def _codes(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -121,11 +152,13 @@ def _codes(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
     return longest * longest + longest + np.where(longest % 2 == 0, gap, -gap)
 
 
-def counted(keys: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """Return how often each number from 0 to the largest key occurs among keys (N,), N >= 1."""
-    counts = np.zeros(int(keys.max()) + 1, np.int64)
-    for start in range(0, len(keys), CHUNK):  # bincount would copy all of them to 64 bits
-        counts += np.bincount(keys[start : start + CHUNK], minlength=len(counts))
+def counted(items: NDArray[np.integer], key_of: KeyOf) -> NDArray[np.int64]:
+    """Return how often each key from 0 to the largest occurs among items (N,), N >= 1."""
+    counts = np.zeros(1, np.int64)
+    for start in range(0, len(items), CHUNK):  # bincount would copy all keys to 64 bits
+        more = np.bincount(key_of(items[start : start + CHUNK]), minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
     return counts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.data.mixing import Mix, Position, Segment
 from ds_seq.records import Count, Positive, record
@@ -17,6 +17,7 @@ class SegmentState(TypedDict):
     taken: Count
     walked: list[Count]
     cut: Count | None
+    order: NotRequired[Count]  # missing before version 2
 
 
 @record
@@ -63,6 +64,7 @@ def mix_state(mix: Mix, position: Position) -> MixState:
                 "taken": segment.taken,
                 "walked": list(segment.walked),
                 "cut": segment.cut,
+                "order": segment.order,
             }
             for segment in position.plan
         ],
@@ -91,7 +93,9 @@ def mix_position(mix: Mix, state: MixState | None, epoch: int) -> tuple[Position
         return Position(epoch + 1, plan=(start,)), "the corpora were not mixed before"
     if state["fingerprint"] == mix.fingerprint:
         plan = tuple(
-            Segment(s["stage"], s["epoch"], s["taken"], tuple(s["walked"]), s["cut"])
+            Segment(
+                s["stage"], s["epoch"], s["taken"], tuple(s["walked"]), s["cut"], s.get("order", 1)
+            )
             for s in state["segments"]
         )
         return Position(epoch, plan=plan, stage_updates=state["updates"]), ""

@@ -8,7 +8,9 @@ Everything is a function of (seed, position):
 2. A corpus is walked through again and again, each pass in an order of its own that is a function
    of (seed, name of the corpus, pass). No pair is taken again before all have been taken, and this
    goes on across stages.
-3. An epoch of the mix is the next `pairs` of the stage; `TokenBatchSampler` makes batches of it.
+3. An epoch of the mix is the next `pairs` of the stage. If it has copies of a pair, they are dealt
+   to sections of the epoch, each with the same shares, see `ds_seq.data.sections`.
+   `TokenBatchSampler` makes batches of each section.
 
 Where a stage ends within an epoch, after a number of updates or when a metric no longer improves,
 the pairs of that epoch which no batch has held yet come first when their corpora are taken next.
@@ -20,19 +22,22 @@ checkpoint has to remember. It does not depend on ranks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ds_seq.data.batching import Bounds, TokenBatchSampler
+from ds_seq.data.batching import Selected, TokenBatchSampler
 from ds_seq.data.cuts import number_type
 from ds_seq.data.permutation import Permutation
+from ds_seq.data.sections import deal, most_copies, with_copies
 
+ORDER = 2
+"""Version of the order of an epoch."""
 _PRECISION = 1 << 40  # shares that are not fractions are rounded to multiples of 1 / 2 ** 40
 _NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
 
@@ -150,6 +155,8 @@ class Segment(NamedTuple):
         taken: pairs of the stage before it.
         walked: pairs of each corpus before it, not counting those that a cut epoch left.
         cut: number of batches of the epoch before it that were done, if that epoch ended early.
+        order: version of the order; version 1 has no sections. A checkpoint of an earlier version
+            keeps it until its epoch ends.
     """
 
     stage: int
@@ -157,6 +164,7 @@ class Segment(NamedTuple):
     taken: int
     walked: tuple[int, ...]
     cut: int | None = None
+    order: int = ORDER
 
 
 Plan = tuple[Segment, ...]
@@ -178,6 +186,15 @@ class Position(NamedTuple):
     plan: Plan = ()
     stage_updates: int = 0
 
+    @property
+    def stage(self) -> int:
+        """Number of the stage, from 0; 0 without a mix."""
+        return self.plan[-1].stage if self.plan else 0
+
+
+BoundsInStage = Callable[[int, int, NDArray[np.integer]], NDArray[np.integer]]
+"""(stage, epoch, (M,) numbers of pairs) -> (M, sides) upper bounds of their lengths."""
+
 
 class Mix:
     """The pairs of each epoch of a mix.
@@ -187,7 +204,7 @@ class Mix:
         stages: the stages; the last one has no end.
         seed: seed of the order.
         sampler: makes batches of the pairs of an epoch.
-        bounds: lengths in an epoch, if they change from epoch to epoch.
+        bounds: lengths in an epoch of a stage, if they change from epoch to epoch.
     """
 
     def __init__(
@@ -196,13 +213,14 @@ class Mix:
         stages: Sequence[Stage],
         seed: int,
         sampler: TokenBatchSampler,
-        bounds: Bounds | None = None,
+        bounds: BoundsInStage | None = None,
     ) -> None:
         self._bounds = bounds
         self.corpora = {corpus.name: corpus for corpus in corpora}
         self.stages = tuple(stages)
         self._seed = seed
         self._sampler = sampler
+        self._end = max(corpus.first + corpus.size for corpus in corpora)
         self._left = lru_cache(maxsize=4)(self._find_left)
         self.sampler = lru_cache(maxsize=4)(self._make_sampler)
         self.start: Plan = (Segment(0, 1, 0, (0,) * len(self.corpora)),)
@@ -220,7 +238,8 @@ class Mix:
     def _make_sampler(self, plan: Plan) -> TokenBatchSampler:
         """Return the sampler of the epochs of the last segment of a plan."""
         label = hashlib.sha256(repr((self.fingerprint, plan)).encode()).hexdigest()[:16]
-        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), self._bounds, label)
+        bounds = None if self._bounds is None else partial(self._bounds, plan[-1].stage)
+        return self._sampler.with_rows(lambda epoch: self.rows(plan, epoch), bounds, label)
 
     def last_epoch(self, plan: Plan) -> int | None:
         """Return the last epoch of the stage in which a plan ends, None if it is not known."""
@@ -245,23 +264,34 @@ class Mix:
         stage, before = self.stage(plan), self.stage(plan).counts(plan[-1].taken)
         return {name: count - before[name] for name, count in stage.counts(pairs).items()}
 
-    def rows(self, plan: Plan, epoch: int) -> NDArray[np.unsignedinteger]:
-        """Return the numbers (M,) of the pairs of an epoch of the last segment."""
+    def rows(self, plan: Plan, epoch: int) -> Selected:
+        """Return the pairs of an epoch of the last segment.
+
+        Where pairs change on the fly, copy n of a pair has its number plus n times that of the
+        pairs, so that each is changed in its own way.
+        """
         start, stop = (self._draws(plan, pairs) for pairs in self._span(plan, epoch))
-        sizes = self._sizes(plan, epoch)
-        left = self._left(plan)
+        sizes, left = self._sizes(plan, epoch), self._left(plan)
         walked = dict(zip(self.corpora, plan[-1].walked, strict=True))
-        last = max(corpus.first + corpus.size for corpus in self.corpora.values())
-        rows = np.empty(sum(sizes.values()), number_type(last))
-        place = 0
+        rows = np.empty(sum(sizes.values()), number_type(self._end))
+        parts, passes, place = list[NDArray[np.unsignedinteger]](), list[int](), 0
         for name, size in sizes.items():
             part = rows[place : place + size]
             rest = left[name][start[name] : stop[name]]
             part[: len(rest)] = rest
             first = walked[name] + max(0, start[name] - len(left[name]))
             self._walk(self.corpora[name], first, part[len(rest) :])
+            parts.append(part)
+            passes.append(_passes(first, size - len(rest), self.corpora[name].size) + len(rest))
             place += size
-        return rows
+        if plan[-1].order < 2:  # noqa: PLR2004  (a version)
+            return Selected.whole(rows)
+        copies = max(most_copies(part, most) for part, most in zip(parts, passes, strict=True))
+        if copies == 1:
+            return Selected.whole(rows)
+        if self._bounds is not None:
+            parts = [with_copies(part, self._end) for part in parts]
+        return deal(parts, min(copies, self._sampler.most_sections(len(rows))), epoch)
 
     def _sizes(self, plan: Plan, epoch: int) -> dict[str, int]:
         """Return how many pairs of each corpus an epoch has, in the order of `rows`."""
@@ -293,17 +323,15 @@ class Mix:
 
     def _unseen(self, plan: Plan, epoch: int, done: int) -> dict[str, NDArray[np.int64]]:
         """Return the pairs of an epoch that are not in its first `done` batches, by corpus."""
-        rows, sizes = self.rows(plan, epoch), self._sizes(plan, epoch)
-        order, cuts, sequence = self.sampler(plan).order(epoch)
-        is_seen = np.zeros(len(order), bool)
+        places, cuts, sequence = self.sampler(plan).order(epoch, wants_places=True)
+        is_unseen = np.ones(len(places), bool)
         for number in sequence[:done]:
-            is_seen[order[cuts[number] : cuts[number + 1]]] = True
-        unseen, start = {}, 0
-        for name, size in sizes.items():
-            part = slice(start, start + size)
-            unseen[name] = rows[part][~is_seen[part]].astype(np.int64)
-            start += size
-        return unseen
+            is_unseen[places[cuts[number] : cuts[number + 1]]] = False
+        unseen = self.rows(plan, epoch).pairs[is_unseen].astype(np.int64) % self._end
+        return {
+            corpus.name: unseen[(corpus.first <= unseen) & (unseen < corpus.first + corpus.size)]
+            for corpus in self.corpora.values()
+        }
 
     def _walked(self, plan: Plan, pairs: int) -> tuple[int, ...]:
         """Return how many pairs of each corpus are taken after `pairs` of the stage."""
@@ -315,7 +343,12 @@ class Mix:
 
     def after(self, plan: Plan, epoch: int) -> Plan:
         """Return the plan after the end of an epoch."""
-        return self.next_stage(plan, epoch + 1) if epoch == self.last_epoch(plan) else plan
+        if epoch == self.last_epoch(plan):
+            return self.next_stage(plan, epoch + 1)
+        if plan[-1].order == ORDER:
+            return plan
+        taken, walked = self.after_epoch(plan, epoch)
+        return (*plan, Segment(plan[-1].stage, epoch + 1, taken, walked))
 
     def next_stage(self, plan: Plan, epoch: int, done: int = 0) -> Plan:
         """Return the plan if the stage ends before an epoch, or after `done` batches of it.
@@ -336,3 +369,8 @@ class Mix:
         """Return how many pairs of the stage, and of each corpus, are taken after an epoch."""
         taken = self._span(plan, epoch)[1]
         return taken, self._walked(plan, taken)
+
+
+def _passes(first: int, count: int, size: int) -> int:
+    """Return in how many passes through a corpus of `size` pairs the next `count` pairs lie."""
+    return (first + count - 1) // size - first // size + 1 if count else 0

@@ -1,7 +1,7 @@
 """Change training pairs on the fly: subwords, case, punctuation, typos, noise and tokens.
 
-What is drawn for a pair is a function of (seed, epoch, number of the pair), so it is the same on
-any rank, in any batch and after a resume.
+What is drawn for a pair is a function of (seed, epoch, number of the pair, which copy of it in the
+epoch), so it is the same on any rank, in any batch and after a resume.
 
 Shapes: N pairs.
 """
@@ -25,11 +25,22 @@ Ids = list[int]
 Pair = tuple[Ids, Ids]
 Key = tuple[int, int]
 """Seed and epoch."""
+_COPY = 1 << 40
 _TEXT, _CASE, _DETAILS = range(3)
 """What a random number is for."""
 _MOST_GROWTH = 0.98  # share of the sentences that are not too long for their place in a batch
 _GROWTH_OF_CASE = 3.0  # words in upper case are rare in text, so they have more subwords
 _GROWTH_OF_TYPOS = 1.6
+
+
+def copy_numbers(rows: NDArray[np.integer], copies: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Return numbers (N,) of copies of pairs; those of the first copies are those of the pairs.
+
+    Args:
+        rows: (N,) numbers of the pairs.
+        copies: (N,) which copy in the epoch each is, from 0.
+    """
+    return rows.astype(np.uint64) + copies.astype(np.uint64) * np.uint64(_COPY)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Modifier:
 
         Args:
             lengths: lengths of the pairs as they are.
-            rows: (N,) numbers of the pairs.
+            rows: (N,) numbers of the pairs; see `copy_numbers`.
             key: seed and epoch.
         """
         growth = np.ones(len(rows))
@@ -147,7 +158,7 @@ class Modifier:
 
         Args:
             pairs: the pairs as they are.
-            rows: (N,) their numbers.
+            rows: (N,) their numbers; see `copy_numbers`.
             key: seed and epoch.
         """
         kinds = np.stack(self._kinds(rows, key), axis=1).tolist()

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from ds_seq.activity import mark
+
 Report = Callable[[int], None]  # called with the number of newly finished items
 _PLAIN_SECONDS = 30.0
 _LARGE = 100_000
@@ -47,6 +49,7 @@ class Progress:
 
     def __call__(self, amount: int) -> None:
         self._done += amount
+        mark()
         if self._bar is not None:
             self._bar.update(amount)
         elif time.monotonic() - self._printed >= _PLAIN_SECONDS:

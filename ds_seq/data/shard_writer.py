@@ -56,6 +56,7 @@ class _FileWriter:
 
     def publish(self) -> None:
         self._temporary.replace(self.path)
+        files.remember(self.path, {files.SHA256: self._digest.hexdigest()})
 
     def discard(self) -> None:
         with suppress(OSError):  # on a full disk, the last bytes cannot be written now either

@@ -104,7 +104,8 @@ class Legs:
             plan = mix.next_stage(position.plan, epoch + is_whole, done)
             return Position(epoch + 1, plan=plan)
         plan = mix.after(position.plan, epoch)
-        kept = position.stage_updates + updates if plan is position.plan else 0
+        is_same_stage = plan[-1].stage == position.plan[-1].stage
+        kept = position.stage_updates + updates if is_same_stage else 0
         return Position(epoch + 1, plan=plan, stage_updates=kept)
 
     def next_stage(self, position: Position) -> Position:
@@ -128,7 +129,8 @@ class BatchStream:
         pin: whether to put batches into page-locked memory (needs CUDA).
         max_epochs: number of epochs after which the stream ends; None means never.
         mix: the examples of each epoch; None: those of the sampler.
-        collate_in: (epoch) -> what makes its batches, if they depend on it; None: `collate`.
+        collate_in: returns what makes the batches from a position on, up to the end of its epoch or
+            stage, if they depend on it; None: `collate`.
     """
 
     def __init__(
@@ -140,11 +142,11 @@ class BatchStream:
         pin: bool = False,
         max_epochs: int | None = None,
         mix: Mix | None = None,
-        collate_in: Callable[[int], Collate] | None = None,
+        collate_in: Callable[[Position], Collate] | None = None,
     ) -> None:
         self._sampler = sampler
         self._legs = Legs(sampler, mix)
-        self._source = _Source(collate_in or (lambda epoch: collate), self._legs, pin, max_epochs)
+        self._source = _Source(collate_in or (lambda _: collate), self._legs, pin, max_epochs)
         self._num_prefetch = num_prefetch
         self._batches: Iterator[Batch] | _Prefetcher | None = None
         self._go_to(self._legs.start)
@@ -264,14 +266,14 @@ class BatchStream:
 class _Source(NamedTuple):
     """Everything needed to make batches; contains no reference to the stream."""
 
-    collate_in: Callable[[int], Collate]
+    collate_in: Callable[[Position], Collate]
     legs: Legs
     pin: bool
     max_epochs: int | None
 
     def batches(self, position: Position) -> Iterator[Batch]:
         while self.max_epochs is None or position.epoch <= self.max_epochs:
-            collate = self.collate_in(position.epoch)
+            collate = self.collate_in(position)
             for indices in self.legs.batches(position):
                 batch = collate(indices)
                 yield batch.pin() if self.pin else batch

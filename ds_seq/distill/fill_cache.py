@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ds_seq import distributed
+from ds_seq.activity import finished, mark
 from ds_seq.data.batch import ParallelDataset, TopTokens
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.cache_manifest import TeacherRecord
@@ -83,6 +84,7 @@ class TeacherReader:
             records["ids"][places] = top.ids.cpu().numpy()
             records["log_probs"][places] = top.log_probs.cpu().numpy()
             report(len(places))
+            mark()
         return records
 
     def wait(self, dataset: ParallelDataset) -> None:
@@ -200,8 +202,9 @@ def write_missing(splits: Sequence[CachedSplit], read: TeacherReader, world: Wor
     errors = nullcontext() if read.collective else distributed.shared_errors()
     shown = Progress("teacher-cache", tokens, "tokens") if world.is_first else nullcontext(ignore)
     with errors, shown as report:
-        for split, part in share:
+        for number, (split, part) in enumerate(share, 1):
             split.writer.write(part, read(split, part, report))
+            finished("teacher", number)
         read.wait(splits[0].pairs)
     distributed.barrier()
     return int(distributed.sum_over_ranks(torch.tensor(tokens, dtype=torch.float64)))

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ds_seq import distributed
+from ds_seq.activity import finished
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE
@@ -137,7 +138,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
     started = time.monotonic()
     bar = Progress("pseudo-label", sum(map(len, share)), "sentences") if world.is_first else None
     with writer, bar or nullcontext():
-        for batch, hypotheses in search_batches(
+        searched = search_batches(
             run.seq2seq,
             job.decoding.search,
             share,
@@ -145,8 +146,10 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
             job.device,
             any_rank,
             default_workers(job.device),
-        ):
+        )
+        for number, (batch, hypotheses) in enumerate(searched, 1):
             writer.append(batch, hypotheses)
+            finished("translation", number)
             if bar is not None:
                 bar(len(batch))
     distributed.barrier()

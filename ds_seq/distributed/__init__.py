@@ -8,6 +8,7 @@ from ds_seq.distributed.collectives import (
     any_rank,
     barrier,
     broadcast_object,
+    describe_places,
     gather_objects,
     gather_pieces,
     require_same,
@@ -20,7 +21,7 @@ from ds_seq.distributed.device import (
     keep_freed_memory,
     number_format,
 )
-from ds_seq.distributed.group import init, joined, rank, shutdown, world_size
+from ds_seq.distributed.group import init, joined, rank, shutdown, watched, world_size
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepspeed
 
@@ -31,6 +32,7 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "choose_gpu_kernels",
+    "describe_places",
     "discover",
     "free_port",
     "full_fp32",
@@ -48,5 +50,6 @@ __all__ = [
     "shared_errors",
     "shutdown",
     "sum_over_ranks",
+    "watched",
     "world_size",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ import torch
 import torch.distributed as dist
 
 from ds_seq.distributed.group import rank, world_size
-from ds_seq.errors import EXIT_USER_ERROR, UserError
+from ds_seq.distributed.launch import World
+from ds_seq.distributed.places import notes, place_of, table
+from ds_seq.errors import DivergedError, UserError
 
 _MOST_NAMED = 5
 
@@ -131,21 +134,24 @@ def shared_errors() -> Iterator[None]:
     without an error would wait for the others in their next collective, and every rank with an
     error would print it.
     """
-    message: str | None = None
+    found: tuple[type[UserError], str] | None = None
     try:
         yield
     except UserError as error:
-        message = str(error)
+        found = DivergedError if isinstance(error, DivergedError) else UserError, str(error)
     if world_size() == 1:
-        if message is not None:
-            raise UserError(message)
+        if found is not None:
+            raise found[0](found[1])
         return
-    shared = agree_on_error(message)
-    if shared is None:
+    of_ranks: list[tuple[type[UserError], str] | None] = [None] * world_size()
+    dist.all_gather_object(of_ranks, found)
+    distinct = list(dict.fromkeys(each for each in of_ranks if each is not None))
+    if not distinct:
         return
+    kind = distinct[0][0]
     if rank() == 0:
-        raise UserError(shared)
-    sys.exit(EXIT_USER_ERROR)
+        raise kind("\n".join(text for _, text in distinct))
+    sys.exit(kind.exit_code)
 
 
 def agree_on_error(message: str | None) -> str | None:
@@ -166,3 +172,12 @@ def _meeting_device() -> torch.device:
     """Return the device on which tensors must be for a collective."""
     on_gpu = dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def describe_places(world: World) -> list[str]:
+    """Return a table of hosts, ranks and devices, with notes; empty but on rank 0. A collective."""
+    places = gather_objects(place_of(world))
+    if places is None:
+        return []
+    lines = table(places) if world.size > 1 else []
+    return lines + [f"note: {note}" for note in notes(os.environ, world)]

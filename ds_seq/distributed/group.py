@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from ds_seq.activity import HANG_SECONDS
 from ds_seq.distributed.device import choose_gpu_kernels, keep_freed_memory
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
 from ds_seq.distributed.roll_call import roll_call
+from ds_seq.distributed.watchdog import Watchdog, watching
 from ds_seq.errors import UserError
 
 _TIMEOUT = timedelta(minutes=30)
+_store: dist.Store | None = None  # where the ranks have met
 
 
 def init(world: World) -> None:
@@ -48,14 +51,15 @@ def init(world: World) -> None:
         RANK=str(world.rank),
         WORLD_SIZE=str(world.size),
         LOCAL_RANK=str(world.local_rank),
-        LOCAL_SIZE=str(world.local_size),
         MASTER_ADDR=world.address,
         MASTER_PORT=str(world.port or free_port()),
     )
+    if world.local_rank < world.local_size:  # else the launcher has not said how many there are
+        os.environ["LOCAL_SIZE"] = str(world.local_size)
+    global _store
     try:
-        store = roll_call(world) if world.size > 1 else None
+        _store = roll_call(world) if world.size > 1 else None
         deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
-        del store
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {world.rank} cannot connect to the others at {world.address}:"
@@ -67,25 +71,37 @@ def init(world: World) -> None:
 
 def shutdown() -> None:
     """Leave the process group, so that no rank waits for one that has ended."""
+    global _store
     if dist.is_initialized():
         dist.destroy_process_group()
+        _store = None
         # A gloo thread releases its last tensors after the collective has returned. If the
         # interpreter exits meanwhile, the thread aborts the process; sleeping gives it the GIL.
         time.sleep(0.2)
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the process group for the duration of the block; a single process needs no group."""
+def joined(hang_seconds: float | None) -> Iterator[World]:
+    """Join the process group for the duration of the block; a single process needs no group.
+
+    Args:
+        hang_seconds: limit of the watchdog, see `ds_seq.distributed.watchdog`; None: there is none.
+    """
     world = discover(os.environ)
     keep_freed_memory()
     if world.size > 1:
         init(world)
         quiet_deepspeed()
     try:
-        yield world
+        with watched(world, hang_seconds):
+            yield world
     finally:
         shutdown()
+
+
+def watched(world: World, seconds: float | None = HANG_SECONDS) -> AbstractContextManager[Watchdog]:
+    """Watch this rank for the duration of the block; see `ds_seq.distributed.watchdog.watching`."""
+    return watching(world, _store, seconds)
 
 
 def world_size() -> int:

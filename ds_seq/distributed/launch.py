@@ -10,6 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
+from ds_seq.distributed.contradictions import (
+    Started,
+    refuse_half_set,
+    refuse_lost_hostfile,
+    refuse_no_address,
+    refuse_other_world,
+    refuse_stray,
+)
 from ds_seq.errors import UserError
 
 _DEFAULT_PORT, _LARGEST_PORT = 29500, 2**16 - 1
@@ -42,33 +50,29 @@ class World:
 def discover(environ: Mapping[str, str]) -> World:
     """Read rank and world size from the launcher's environment variables.
 
-    Launchers are tried in this order: `deepspeed` and `torchrun` (`RANK`); Open MPI's `mpirun`
-    (`OMPI_COMM_WORLD_RANK`; within a SLURM step, all its processes have the same `SLURM_PROCID`);
-    `srun` (`SLURM_PROCID`); MPICH's `mpirun` (`PMI_RANK`, which `srun` may also set). Without any
-    of these variables there is one process. An `sbatch` script without `srun` is also one process:
-    it has `SLURM_PROCID` but no step.
+    Launchers are tried in this order: `deepspeed` and `torchrun` (`RANK` and `WORLD_SIZE`); Open
+    MPI's `mpirun` (`OMPI_COMM_WORLD_RANK`; within a SLURM step, all its processes have the same
+    `SLURM_PROCID`); MPICH's `mpirun` (`PMI_RANK` and `MPI_LOCALRANKID`), for the same reason;
+    `srun` (`SLURM_PROCID`); another MPI (`PMI_RANK`, which `srun` may also set). Without any of
+    these variables there is one process. An `sbatch` script without `srun` is also one process: it
+    has `SLURM_PROCID` but no step.
 
     Raises:
-        UserError: the variables of a launcher contradict each other.
+        UserError: the variables of a launcher are incomplete, or contradict each other.
     """
     env = dict(environ)
+    started = _started(env)
     if "RANK" in env and "WORLD_SIZE" in env:
-        world = World(
-            _number(env, "RANK"),
-            _number(env, "WORLD_SIZE"),
-            _number(env, "LOCAL_RANK", 0),
-            _number(env, "LOCAL_WORLD_SIZE", _number(env, "LOCAL_SIZE", 1)),
-            env.get("MASTER_ADDR", "127.0.0.1"),
-            _number(env, "MASTER_PORT", _DEFAULT_PORT),
-        )
-    elif "OMPI_COMM_WORLD_RANK" in env:
-        world = _mpi_world(env)
-    elif "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
-        world = _slurm_world(env)
-    elif "PMI_RANK" in env:
-        world = _mpi_world(env)
-    else:
+        world = _torch_world(env)
+        if started is not None:
+            refuse_other_world(env, world.rank, world.size, started)
+        refuse_lost_hostfile(env, world.size)
+    elif started is None:
+        refuse_half_set(env)
         world = World()
+    else:
+        refuse_stray(env, started)
+        world = _slurm_world(env, started) if started.launcher == "srun" else _mpi_world(env)
     if not 0 <= world.rank < world.size:
         raise UserError(
             f"rank {world.rank} does not fit a world of {world.size}; check the launcher"
@@ -81,18 +85,65 @@ def discover(environ: Mapping[str, str]) -> World:
     return world
 
 
-def _slurm_world(env: dict[str, str]) -> World:
+def _started(env: dict[str, str]) -> Started | None:
+    """Return what `mpirun` or `srun` says, or None if neither has started this process."""
+    if "OMPI_COMM_WORLD_RANK" in env:
+        return _says(env, "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "mpirun -n")
+    if "PMI_RANK" in env and "MPI_LOCALRANKID" in env:
+        return _says(env, "mpirun", "PMI_RANK", "PMI_SIZE", "mpirun -n")
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env:
+        # within an interactive step, SLURM_NTASKS is that of the allocation
+        size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        return _says(env, "srun", "SLURM_PROCID", size, "srun --ntasks")
+    if "PMI_RANK" in env:
+        return _says(env, "mpirun", "PMI_RANK", "PMI_SIZE", "mpirun -n")
+    return None
+
+
+def _says(env: dict[str, str], launcher: str, rank: str, size: str, fix: str) -> Started:
+    return Started(launcher, rank, size, _number(env, rank), _number(env, size), fix)
+
+
+def _torch_world(env: dict[str, str]) -> World:
+    size = _number(env, "WORLD_SIZE")
+    local_rank = _number(env, "LOCAL_RANK", 0)
+    local_name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"
+    local_size = _number(env, local_name, 1)
+    if local_name in env and local_rank >= local_size:
+        raise UserError(
+            f"environment: LOCAL_RANK={local_rank}, but {local_name}={local_size}; local ranks "
+            "count from 0 on each node"
+        )
+    rank = _number(env, "RANK")
+    if rank < size:
+        refuse_no_address(env, size)
+    address, port = env.get("MASTER_ADDR", "127.0.0.1"), _number(env, "MASTER_PORT", _DEFAULT_PORT)
+    return World(rank, size, local_rank, local_size, address, port)
+
+
+def _slurm_world(env: dict[str, str], started: Started) -> World:
     nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_NODELIST", ""))
     # a port per job, so that two jobs on one node do not connect to each other
     port = 15000 + _number(env, "SLURM_JOB_ID", 0) % 20000
     return World(
-        _number(env, "SLURM_PROCID"),
-        _number(env, "SLURM_NTASKS", 1),
+        started.rank,
+        started.size,
         _number(env, "SLURM_LOCALID", 0),
-        _number(env, "SLURM_NTASKS_PER_NODE", 1),
+        _tasks_here(env),
         env.get("MASTER_ADDR") or _first_host(nodes),
         _number(env, "MASTER_PORT", port),
     )
+
+
+def _tasks_here(env: dict[str, str]) -> int:
+    """Return the number of tasks of the step on this node, from SLURM's `4(x2),3`."""
+    text, node = env.get("SLURM_STEP_TASKS_PER_NODE", ""), _number(env, "SLURM_NODEID", 0)
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,6})\))?", part)
+        if match is not None:
+            counts += [int(match[1])] * int(match[2] or 1)
+    return counts[node] if node < len(counts) else _number(env, "SLURM_NTASKS_PER_NODE", 1)
 
 
 def _first_host(nodes: str) -> str:
@@ -121,11 +172,11 @@ def _mpi_world(env: dict[str, str]) -> World:
     if "MASTER_ADDR" in env:
         port = _number(env, "MASTER_PORT", _DEFAULT_PORT)
         return World(rank, size, local_rank, local_size, env["MASTER_ADDR"], port)
-    address, port = _mpi_meeting_point(single_node=size == local_size)
+    address, port = _mpi_meeting_point(size, single_node=size == local_size)
     return World(rank, size, local_rank, local_size, address, port)
 
 
-def _mpi_meeting_point(single_node: bool) -> tuple[str, int]:
+def _mpi_meeting_point(size: int, single_node: bool) -> tuple[str, int]:
     """Return the address and a free port of rank 0, broadcast to all ranks over MPI."""
     try:
         from mpi4py import MPI
@@ -134,6 +185,13 @@ def _mpi_meeting_point(single_node: bool) -> tuple[str, int]:
             f"mpirun was used but mpi4py cannot load MPI ({error}); install an MPI library "
             "or set MASTER_ADDR and MASTER_PORT"
         ) from error
+    if MPI.COMM_WORLD.Get_size() != size:
+        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
+        raise UserError(
+            f"mpirun has started {size} processes, but mpi4py counts {MPI.COMM_WORLD.Get_size()}: "
+            f"it has loaded {library}, which is not mpirun's MPI; set MPI4PY_LIBMPI to the path of "
+            "mpirun's libmpi.so, or MASTER_ADDR and MASTER_PORT"
+        )
     meeting_point = None
     if MPI.COMM_WORLD.Get_rank() == 0:
         name = "127.0.0.1" if single_node else socket.gethostname()

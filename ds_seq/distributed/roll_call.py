@@ -18,6 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ds_seq.distributed.launch import World
+from ds_seq.distributed.places import Place, contradiction, place_of, table, unpacked
 from ds_seq.errors import UserError
 
 PATIENCE = "DS_SEQ_JOIN_SECONDS"
@@ -26,6 +27,7 @@ PATIENCE = "DS_SEQ_JOIN_SECONDS"
 _PATIENCE, _FIRST_REPORT = 60.0, 15.0  # seconds
 _NAME_PATIENCE, _ANSWER_PATIENCE = 20.0, 30.0  # seconds, in which a name is known, a store answers
 _SHOWN = 8
+_HERE = "here"
 
 
 def roll_call(world: World) -> dist.Store:
@@ -36,10 +38,11 @@ def roll_call(world: World) -> dist.Store:
 
     Raises:
         UserError: the address does not resolve, nothing answers there, another run uses the port,
-            or ranks are missing; names them.
+            ranks are missing, which are named, or they cannot be one run: they count different
+            numbers of processes, or two have one GPU.
     """
     patience = _patience()
-    _resolve(world.address, world.rank)
+    _resolve(world, patience)
     place = f"{world.address}:{world.port}"
     is_host = world.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not is_host:
@@ -54,18 +57,36 @@ def roll_call(world: World) -> dist.Store:
             "perhaps of another run; give the launcher another port (deepspeed --master_port, or "
             "MASTER_PORT)"
         )
+    calls.set(_place_key(world.rank), place_of(world).packed())
     if world.is_first:
         _call(calls, world, patience, place)
-        calls.set("all", "here")
+        places = _places(calls, world.size)
+        problem = contradiction(places)
+        calls.set("all", problem or _HERE)
+        if problem is not None:
+            raise UserError("\n".join([problem, *table(places)]))
         return store
     try:
         _wait_for_all(calls, world, patience, place)
+        answer = calls.get("all").decode()
+        if answer != _HERE:
+            raise UserError(f"rank {world.rank}: {answer}")
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {world.rank}: rank 0 at {place} has ended while ranks were joining; see its "
             "messages"
         ) from error
     return store
+
+
+def _place_key(rank: int) -> str:
+    return f"place/{rank}"
+
+
+def _places(calls: dist.Store, size: int) -> list[Place]:
+    keys = [_place_key(rank) for rank in range(size)]
+    calls.wait(keys, timedelta(seconds=_ANSWER_PATIENCE))
+    return [unpacked(text) for text in calls.multi_get(keys)]
 
 
 def _wait_for_all(calls: dist.Store, world: World, patience: float, place: str) -> None:
@@ -160,6 +181,14 @@ def _absent(calls: dist.Store, size: int) -> list[int]:
 
 def _missing(calls: dist.Store, world: World, patience: float, place: str) -> UserError:
     absent = _absent(calls, world.size)
+    present = [rank for rank in range(world.size) if rank not in absent]
+    keys = [key for key in map(_place_key, present) if calls.check([key])]
+    for place_there in map(unpacked, calls.multi_get(keys) if keys else []):
+        if place_there.size != world.size:
+            return UserError(
+                f"rank {world.rank} counts {world.size} processes, but one on {place_there.host} "
+                f"counts {place_there.size}; start all with the same number"
+            )
     return UserError(
         f"rank {world.rank}: {_ranks(absent)} of {world.size} did not join at {place} within "
         f"{patience:g} s; see their messages, and check that all nodes start their processes with "
@@ -172,19 +201,21 @@ def _ranks(ranks: list[int]) -> str:
     return f"rank(s) {', '.join(map(str, ranks[:_SHOWN]))}{more}"
 
 
-def _resolve(address: str, rank: int) -> None:
-    """Wait a little for a name that is new to the network."""
-    started = time.monotonic()
+def _resolve(world: World, patience: float) -> None:
+    """Wait a little for a name that is new to the network, or as long as the user has set."""
+    limit = patience if PATIENCE in os.environ else _NAME_PATIENCE
+    started, report = time.monotonic(), _Report(world.local_rank == 0)
     while True:
         try:
-            socket.getaddrinfo(address, None)
+            socket.getaddrinfo(world.address, None)
             return
         except OSError as error:
-            if time.monotonic() - started > _NAME_PATIENCE:
+            report.due(f"rank {world.rank} waits for the name {world.address} of rank 0's node")
+            if time.monotonic() - started > limit:
                 raise UserError(
-                    f"rank {rank} on {socket.gethostname()}: cannot resolve MASTER_ADDR "
-                    f"{address!r} ({error.strerror}); set it to a name or an IP address of the "
-                    "first node that all nodes know"
+                    f"rank {world.rank} on {socket.gethostname()}: cannot resolve MASTER_ADDR "
+                    f"{world.address!r} ({error.strerror}); set it to a name or an IP address of "
+                    "the first node that all nodes know"
                 ) from error
         time.sleep(1.0)
 

@@ -18,6 +18,7 @@ from ds_seq.files.atomic import (
 )
 from ds_seq.files.checksums import (
     CHECKED_AT_LOAD,
+    SHA256,
     SUMS_FILE,
     check_file,
     check_sums,
@@ -26,12 +27,14 @@ from ds_seq.files.checksums import (
     sealed_json,
     write_sums,
 )
+from ds_seq.files.known import recall, remember, remember_read, remembering
 from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
 from ds_seq.files.process import host
 
 __all__ = [
     "CHECKED_AT_LOAD",
     "LOCK_FILE",
+    "SHA256",
     "SUMS_FILE",
     "Lock",
     "changed_settings",
@@ -43,6 +46,10 @@ __all__ = [
     "is_sealed",
     "lock_of",
     "publish",
+    "recall",
+    "remember",
+    "remember_read",
+    "remembering",
     "remove",
     "remove_folder",
     "remove_leftovers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ds_seq.errors import UserError
+from ds_seq.files.known import recall, remember_read
 from ds_seq.records import inside, read_limited
 
 Damage = Literal["missing", "size", "content"]
@@ -24,17 +26,25 @@ Weights and optimizer state, which are read as a whole anyway, are always checke
 SUMS_FILE = "SHA256SUMS"
 """Checksums of the other files of a folder, which `sha256sum --check` reads, too."""
 
+SHA256 = "sha256"
+"""Name of the fact `fingerprint`; see `ds_seq.files.known`."""
+
 _READ_BYTES = 1 << 20
 _SUMS_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
 _SEAL = b',\n "sha256": "'
 
 
 def fingerprint(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content; a file is read once inside `files.remembering`."""
+    known: str | None = recall(path, SHA256)
+    if known is not None:
+        return known
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
         while block := file.read(_READ_BYTES):
             digest.update(block)
+    remember_read(before, path, {SHA256: digest.hexdigest()})
     return digest.hexdigest()
 
 

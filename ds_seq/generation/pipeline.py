@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ds_seq.activity import finished, phase
 from ds_seq.data.progress import Progress, ignore
 from ds_seq.distributed import shared_errors
 from ds_seq.generation.output import LineWriter, Spelling
@@ -182,10 +183,13 @@ def translate_share(
     errors = shared_errors() if share.any_rank is None else nullcontext()
     with closing(store):
         with errors, bar as progress:
-            for lines in translator.translate(reading, reference, plan, share):
+            batches = translator.translate(reading, reference, plan, share)
+            for number, lines in enumerate(batches, 1):
                 store.add(lines)
+                finished("translation", number)
                 progress(len(lines))
-        gathered = store.gather()
+        with phase("gathering the translations", may_take_long=True):
+            gathered = store.gather()
         return None if gathered is None else sorted(gathered)
 
 

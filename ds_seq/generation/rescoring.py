@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ds_seq import distributed
+from ds_seq.activity import mark
 from ds_seq.errors import UserError
 from ds_seq.generation.forced import ForcedPair, Scorable, score_pairs
 from ds_seq.generation.translate import BatchLimits, cut_batches
@@ -120,6 +121,7 @@ class PairScorer:
         done: dict[int, Hypothesis] = {}
         # whole batches are distributed, so that no digit of a score depends on the number of ranks
         for batch in cut_batches(np.array(lengths, np.int64), self.limits)[rank::world_size]:
+            mark()
             numbers = rows[batch].tolist()
             scores = score_pairs(
                 self.model, self.search, [pairs[row] for row in numbers], self.device

@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ds_seq.activity import mark
 from ds_seq.search.guides import Guide, GuideMaker, Plain, SelectionMaker
 from ds_seq.search.hypotheses import Active, ActiveBeams, Hypothesis
 from ds_seq.search.penalties import LengthPenalty, LengthPenaltyForm
@@ -178,6 +179,7 @@ class BeamSearch:
         spare = None if any_rank is None else _SpareSearch(self, model, cache, source, max_length)
         hypotheses, guides = self._start(limits[:num_sentences], sentences)
         while hypotheses.active if any_rank is None else any_rank(hypotheses.active):
+            mark()
             if hypotheses.active:
                 logits = model.decode_step(hypotheses.last_tokens(), cache)
                 self._advance(hypotheses, self._log_probs(logits), guides, cache)

@@ -17,7 +17,16 @@ from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.expected import files_of
 from ds_seq.data.manifest import CorpusRecord
-from ds_seq.data.mixing import Corpus, Mix, Stage, Until, epoch_pairs, shares_by_size, shares_of
+from ds_seq.data.mixing import (
+    Corpus,
+    Mix,
+    Position,
+    Stage,
+    Until,
+    epoch_pairs,
+    shares_by_size,
+    shares_of,
+)
 from ds_seq.data.modify import Changes, Modifier
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import Dataset, Source
@@ -82,9 +91,14 @@ def _part(
             data.tags(text), tokenizers, ("source", "target"), strict=True
         )
     )
-    changes = None
+    changes, in_stages = None, dict[int, Modifier | None]()
     if isinstance(text, CorpusConfig):
         changes = _modifier(text.modify or data.modify, tokenizers)
+        in_stages = {
+            number: _modifier(stage.modify, tokenizers)
+            for number, stage in enumerate(data.mixing.stages)
+            if stage.modify is not None
+        }
     return Part(
         record.name,
         record.rows,
@@ -92,6 +106,7 @@ def _part(
         (source_tags, target_tags),
         text.join if isinstance(text, CorpusConfig) else None,
         changes,
+        in_stages,
         "".join(record.inputs),
     )
 
@@ -135,8 +150,8 @@ def build_mix(
         return None
     stages = [_stage(mixing, stage, n, corpora) for n, stage in enumerate(mixing.stages, 1)]
 
-    def bounds(epoch: int, rows: NDArray[np.integer]) -> NDArray[np.integer]:
-        return dataset.bounds((seed, epoch), rows)
+    def bounds(stage: int, epoch: int, rows: NDArray[np.integer]) -> NDArray[np.integer]:
+        return dataset.bounds((seed, epoch), rows, stage)
 
     return Mix(
         corpora,
@@ -177,13 +192,13 @@ def _stage(
     return Stage(config.name or str(number), shares, size, until)
 
 
-def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[int], Collate]:
-    """Return a function (epoch) -> what makes batches of that epoch."""
+def collate_in(task: Task, dataset: Dataset, seed: int) -> Callable[[Position], Collate]:
+    """Return a function of a position -> what makes batches of its epoch and stage."""
 
-    def collate(epoch: int) -> Callable[[NDArray[np.integer]], Batch]:
+    def collate(position: Position) -> Callable[[NDArray[np.integer]], Batch]:
         present = dataset
         if isinstance(dataset, CorporaDataset):
-            present = dataset.in_epoch((seed, epoch))
+            present = dataset.in_epoch((seed, position.epoch), position.stage)
         return partial(task.collate, present)
 
     return collate

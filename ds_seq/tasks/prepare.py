@@ -91,7 +91,7 @@ def prepare(config: ExperimentConfig, force: bool = False) -> None:
     # a folder that cannot be written may still be up to date
     advice = "wait for it, or set another data.dir"
     lock = files.Lock(folder / files.LOCK_FILE, folder, advice) if _is_writable(folder) else None
-    with lock or nullcontext():
+    with lock or nullcontext(), files.remembering():
         if lock is not None:
             for place in (folder, folder / "clean"):
                 with files.writing(place):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ds_seq.activity import phase
 from ds_seq.data.batch import Batch, ParallelDataset, Seq2SeqInputs
 from ds_seq.data.corpora import CorporaDataset, Part
 from ds_seq.data.open import SHARDS, SourceChoice, open_source
@@ -237,10 +238,11 @@ class TranslationTask:
         if translations is not None:
             scored = _scored(texts, kinds, translations.lines)
             lines = [line for each in scored for line in each.translations]
-            for result in measure(metrics, lines, references):
-                figures[result.name] = result.value
-                figures[f"{result.name}_signature"] = result.signature
-            figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
+            with phase("scoring", may_take_long=True):
+                for result in measure(metrics, lines, references):
+                    figures[result.name] = result.value
+                    figures[f"{result.name}_signature"] = result.signature
+                figures |= figures_by_text(scored, partial(self._metrics_in, metrics))
             figures["samples"] = format_samples(tagged, lines, references)
         if share.world_size > 1:
             figures = broadcast_object(figures)

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 from ds_seq.errors import UserError
 from ds_seq.text.looks import Kind
 from ds_seq.text.opening import BLOCK, open_bytes
+from ds_seq.text.scan import is_compressed, known_scan
 
 Sides = tuple[list[bytes], list[bytes]]
 
@@ -97,6 +98,8 @@ def count_lines(path: Path, allowed: tuple[Kind, ...] = ()) -> int:
     """Return the number of lines of a file, the last of which need not have an end."""
     lines, last = 0, b"\n"
     with open_bytes(path, allowed=allowed) as file:
+        if not is_compressed(path) and (scan := known_scan(path)) is not None:
+            return scan.lines
         while block := file.read(BLOCK):
             lines += block.count(b"\n")
             last = block[-1:]

@@ -17,7 +17,8 @@ from ds_seq.errors import UserError
 from ds_seq.names import InvalidUtf8
 from ds_seq.text.forms import Form, Lines, Sides
 from ds_seq.text.looks import Kind, is_no_text
-from ds_seq.text.opening import decode_line, open_bytes, text_fingerprint
+from ds_seq.text.opening import decode_line, open_bytes
+from ds_seq.text.scan import text_fingerprint
 
 __all__ = [
     "STANDARD",

@@ -7,8 +7,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from ds_seq.names import Punctuation, UnicodeForm
+
+if TYPE_CHECKING:
+    from ds_seq.text.look import Look
 
 # Control characters that are not white space, and the byte order mark: never text.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufeff]")
@@ -41,14 +45,29 @@ class Normalizer:
     form: UnicodeForm | None = None
     punctuation: Punctuation | None = None
 
-    def lines(self, texts: Sequence[str]) -> list[str]:
-        """Return many normalized texts; most need one look, and no call."""
-        if self.nfkc or self.form is not None or self.punctuation is not None:
+    @property
+    def keeps_ordinary_lines(self) -> bool:
+        """Whether lines in which `ds_seq.text.look` finds nothing odd are returned as they are."""
+        return not (self.nfkc or self.form is not None or self.punctuation is not None)
+
+    def lines(self, texts: Sequence[str], look: Look | None = None) -> list[str]:
+        """Return many normalized texts; most need no call.
+
+        Args:
+            texts: the texts.
+            look: what `look_at_lines` has found in them.
+        """
+        if not self.keeps_ordinary_lines:
             return [self(text) for text in texts]
-        return [
-            text.strip(" ") if text.isprintable() and "  " not in text else self(text)
-            for text in texts
-        ]
+        from ds_seq.text.look import look_at_lines  # loads numpy, which `ds-seq check` does without
+
+        look = look or look_at_lines(texts)
+        if look is None:
+            return [self(text) for text in texts]
+        result = list(texts)
+        for place in look.odd:
+            result[place] = self(texts[place])
+        return result
 
     def __call__(self, text: str) -> str:
         """Return the normalized text."""

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.names import COMPRESSED
 from ds_seq.records import unreadable
@@ -84,17 +83,3 @@ def decode_line(line: bytes, path: Path, number: int, unit: str = "line") -> str
             f"{path}: {unit} {number}: invalid UTF-8 at byte {error.start + 1} of the {unit}; "
             f"convert the file to UTF-8 (for example with iconv) or remove the {unit} on both sides"
         ) from None
-
-
-def text_fingerprint(path: Path) -> str:
-    """Return the `files.fingerprint` of a text.
-
-    Raises:
-        UserError: the file does not exist.
-    """
-    try:
-        return files.fingerprint(path)
-    except FileNotFoundError:
-        raise UserError(explain_missing(path)) from None
-    except OSError as error:
-        raise UserError(unreadable(path, error)) from None

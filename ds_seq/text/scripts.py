@@ -18,7 +18,8 @@ _SYLLABIC = re.compile(
     "\u1980-\u19c9\u1a20-\u1a7c\u1b00-\u1b4b\ua980-\ua9c0\ua9e0-\ua9ef\uaa60-\uaadf]"
 )
 _TSHEG = "\u0f0b"  # the mark between the syllables of Tibetan and Dzongkha
-_SPACELESS = re.compile(f"[{_TSHEG}{_IDEOGRAPHS.pattern[1:-1]}{_SYLLABIC.pattern[1:-1]}]")
+SPACELESS = re.compile(f"[{_TSHEG}{_IDEOGRAPHS.pattern[1:-1]}{_SYLLABIC.pattern[1:-1]}]")
+"""Finds a character of which each, or each few, count as a word."""
 _BEYOND = re.compile("[\u0e01-\U0010ffff]")  # one range, which is found in half the time
 _LETTERS_PER_WORD = 4
 _TIBETAN = re.compile("[\u0f40-\u0fbc]")
@@ -31,7 +32,7 @@ def count_words(text: str) -> int:
     Southeast Asia, and each syllable of Tibetan.
     """
     words = len(text.split())
-    if text.isascii() or _BEYOND.search(text) is None or _SPACELESS.search(text) is None:
+    if text.isascii() or _BEYOND.search(text) is None or SPACELESS.search(text) is None:
         return words
     letters = sum(unicodedata.category(c) == "Lo" for c in _SYLLABIC.findall(text))
     ideographs = len(_IDEOGRAPHS.findall(text))

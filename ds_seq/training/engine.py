@@ -24,12 +24,7 @@ from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.names import Capture
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
-from ds_seq.training.finite import (
-    SkippedUpdates,
-    describe,
-    gradients_not_finite,
-    weights_not_finite,
-)
+from ds_seq.training.finite import gradients_not_finite
 from ds_seq.training.loss_scale import LossScale
 
 
@@ -42,6 +37,10 @@ class StepResult(NamedTuple):
     """Global L2 norm before clipping, counting each expert once; infinite if not applied."""
     loss_scale: float
     """1.0 without fp16."""
+    failed: bool = False
+    """Whether it was not applied although no lower loss scale could have helped."""
+    gradients: tuple[str, ...] = ()
+    """Names of parameters whose gradients are not finite, if they were looked for."""
 
 
 class UpdateSchedule:
@@ -118,8 +117,6 @@ class Engine:
             self._plain = PlainClipping(self.deepspeed, weights, expert_parallel)
         else:
             correct_norm(self.deepspeed.optimizer, weights)
-        self._skipped = SkippedUpdates()
-        self._last_applied = True
 
     def __call__(self, batch: Batch) -> ModelOutput:
         """Run the model on a batch on `device`; logits (N, V) have a row per real target token."""
@@ -151,49 +148,42 @@ class Engine:
         """Accumulate gradients of `loss`; DeepSpeed divides by ranks and accumulation steps."""
         self.deepspeed.backward(loss if self._scale is None else self._scale.scaled(loss))
 
-    def step(self) -> StepResult | None:
+    def step(self, name_gradients: bool = False) -> StepResult | None:
         """Step after each backward; the last micro-batch of an accumulation applies the update.
+
+        Args:
+            name_gradients: whether to look for gradients that are not finite before the update,
+                after which they are gone; a collective that reads each of them.
 
         Returns:
             The result of the update; `None` before the last micro-batch.
-
-        Raises:
-            UserError: updates are skipped again and again because gradients are not finite; names
-                the parameters.
         """
         last = self.deepspeed.is_gradient_accumulation_boundary()
         could_fall = self._scale is not None and self._scale.can_fall
-        suspects: list[str] = []
-        if last and not self._last_applied and not could_fall:
-            # another skip may end the run, and after the step the gradients are gone
-            suspects = gradients_not_finite(self.module)
+        names = gradients_not_finite(self.module) if last and name_gradients else []
         if last and self._plain is not None:
             self._plain.measure()
-        try:
-            self.deepspeed.step()
-        except Exception as error:
-            if "minimum" in str(error) and "scale" in str(error):
-                self._end(_scale_advice(self.loss_scale), suspects, error)
-            raise
+        self.deepspeed.step()
         if not last:
             return None
         if self._scale is not None:
             self._scale.end_step()
         applied = bool(self.deepspeed.was_step_applied())
-        self._last_applied = applied
-        self._skipped.note(not applied and not could_fall)
-        if not applied and self._skipped.too_many:
-            self._end(_skip_advice(str(self._skipped), self._scale), suspects)
         norm = self._plain.norm if self._plain else self.deepspeed.get_global_grad_norm()
         if not applied:
             norm = math.inf
-        return StepResult(applied, float(norm) if norm is not None else 0.0, self.loss_scale)
+        return StepResult(
+            applied,
+            float(norm) if norm is not None else 0.0,
+            self.loss_scale,
+            failed=not applied and not could_fall,
+            gradients=tuple(names),
+        )
 
-    def _end(self, why: str, suspects: list[str], error: Exception | None = None) -> None:
-        """End the run on all ranks; one reports it."""
-        where = describe(weights_not_finite(self.module), suspects)
-        with distributed.shared_errors():
-            raise UserError(f"{why} ({where}; the last checkpoint is intact)") from error
+    @property
+    def has_fixed_scale(self) -> bool:
+        """Whether the DeepSpeed JSON sets one fp16 loss scale for all updates."""
+        return self._scale is not None and self._scale.is_fixed
 
     @property
     def loss_scale(self) -> float:
@@ -237,18 +227,3 @@ def one_line_each() -> Iterator[None]:
         ]
         with distributed.shared_errors():  # all ranks see it; one reports it
             raise UserError("\n".join(lines)) from None
-
-
-def _skip_advice(skipped: str, scale: LossScale | None) -> str:
-    advice = "lower optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
-    if scale is not None and scale.is_fixed:
-        advice = f"remove fp16.loss_scale ({scale.value:g}) from the DeepSpeed JSON, or {advice}"
-    return f"{skipped} were skipped because gradients were not finite; {advice}"
-
-
-def _scale_advice(scale: float) -> str:
-    return (
-        f"fp16: gradients overflow even at loss scale {scale:g}, so training diverges or the model "
-        "does not fit fp16; use train.precision=bf16 where the hardware has it, or lower "
-        "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
-    )

@@ -17,28 +17,47 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 
-_TOLERATED, _RECENT = 2, 20
-"""Skipped updates that a run survives, among the last so many."""
 _SHOWN = 5
 
 
 class SkippedUpdates:
-    """Counts skipped updates that the next one would repeat, and says when there are too many."""
+    """Counts skipped updates that the next one would repeat, and says when there are too many.
 
-    def __init__(self) -> None:
-        self._recent: deque[bool] = deque(maxlen=_RECENT)
+    Args:
+        tolerated: how many a run survives.
+        recent: among the last so many updates.
+    """
+
+    def __init__(self, tolerated: int, recent: int) -> None:
+        self._tolerated = tolerated
+        self._recent: deque[bool] = deque(maxlen=recent)
 
     def note(self, skipped: bool) -> None:
         """Note whether an update was skipped."""
         self._recent.append(skipped)
 
+    def clear(self) -> None:
+        """Forget all updates."""
+        self._recent.clear()
+
     @property
     def too_many(self) -> bool:
         """Whether the run should end."""
-        return sum(self._recent) > _TOLERATED
+        return sum(self._recent) > self._tolerated
 
     def __str__(self) -> str:
         return f"{sum(self._recent)} of the last {len(self._recent)} updates"
+
+    def state(self) -> list[int]:
+        """Return how many updates ago each skipped one was, and how many are counted in all."""
+        ages = [len(self._recent) - place for place, skipped in enumerate(self._recent) if skipped]
+        return [len(self._recent), *ages]
+
+    def load_state(self, state: list[int]) -> None:
+        """Inverse of `state`."""
+        self._recent.clear()
+        size, *ages = state
+        self._recent.extend(size - place in ages for place in range(size))
 
 
 def weights_not_finite(module: nn.Module) -> list[str]:

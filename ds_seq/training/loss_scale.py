@@ -7,6 +7,8 @@
   scaler of ZeRO, so that all stages have one scale.
 - The scale grows in the middle of a step, before gradients are divided by it: the gradient of that
   update is halved. Here the scale grows only after the step.
+- An overflow at the minimum raises an exception in the middle of a step. Here the update is skipped
+  like any other, and `train.on_divergence` decides what follows.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class LossScale:
         self._forgotten = not engine.zero_optimization()
         self._grows = False
         self._scaler = self._scaler_without_zero(engine) if self._forgotten else None
+        self._scaler_state()["raise_error_at_min_scale"] = False
         self._update_scale = self._wrapper._update_scale
         self._wrapper._update_scale = self._hold_growth
 

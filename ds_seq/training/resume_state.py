@@ -40,6 +40,15 @@ class Watch(TypedDict):
 
 
 @record
+class Diverging(TypedDict):
+    """State of `ds_seq.training.divergence.Divergence`."""
+
+    skips: list[Count]
+    norms: list[FiniteFloat]
+    losses: list[FiniteFloat]
+
+
+@record
 class Progress(TypedDict):
     """State of the trainer besides tensors; older checkpoints lack some of it."""
 
@@ -54,6 +63,7 @@ class Progress(TypedDict):
     moe_watch: NotRequired[Watch]
     stage: NotRequired[StageState]
     max_tokens: NotRequired[Positive | None]
+    divergence: NotRequired[Diverging]
 
 
 @record

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from ds_seq.reports.moe_watch import layer_names
 from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
+from ds_seq.training.batch_ids import pair_numbers
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
+from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
 from ds_seq.training.inputs import (
@@ -126,20 +129,22 @@ def run_training(
     distributed.keep_freed_memory()
     distributed.init(world)
     distributed.quiet_deepspeed()
-    lock = None
-    with distributed.shared_errors():
-        _check_options(resume, overwrite, allow_changes, checkpoint)
-        config = on_world(load(), world.size)
-        made_of = run_facts(config, world.size)
-    distributed.require_same(settings(config, made_of), "experiments")
-    with distributed.shared_errors():
-        if world.is_first:
-            lock = lock_run(config.run_folder)
-    with lock or nullcontext():
-        start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+    with distributed.watched(world) as watchdog:
+        lock = None
         with distributed.shared_errors():
-            setup = set_up(config, world.size, resume, overwrite, start)
-        return _train(setup, made_of, allow_changes, problems, world)
+            _check_options(resume, overwrite, allow_changes, checkpoint)
+            config = on_world(load(), world.size)
+            made_of = run_facts(config, world.size)
+        distributed.require_same(settings(config, made_of), "experiments")
+        watchdog.limit(config.train.hang_seconds)
+        with distributed.shared_errors():
+            if world.is_first:
+                lock = lock_run(config.run_folder)
+        with lock or nullcontext():
+            start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+            with distributed.shared_errors():
+                setup = set_up(config, world.size, resume, overwrite, start)
+            return _train(setup, made_of, allow_changes, problems, world)
 
 
 def _check_options(
@@ -279,7 +284,7 @@ def _build(
         with distributed.shared_errors():
             batches = train_batches(config, task, train_set, world, share)
     done = 0 if progress is None else int(progress["update"])
-    store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
+    saves, messages = _open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
     for message in (*problems, *messages, *empty_batches(batches)):
         log.say(f"ds-seq: warning: {message}")
@@ -294,9 +299,10 @@ def _build(
         valid_set.files if isinstance(valid_set, ParallelDataset) else {},
     )
     stages = StageWatch(batches, figures)
-    train = config.train
-    saves = Saves(store, train.background_save, train.on_save_error == "continue")
-    trainer = Trainer(engine, criterion, batches, validator, saves, log, train, best, stages)
+    divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
+    trainer = Trainer(
+        engine, criterion, batches, validator, saves, log, config.train, best, stages, divergence
+    )
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -304,9 +310,9 @@ def _build(
     return trainer
 
 
-def _open_store(
+def _open_saves(
     setup: RunSetup, history: History, best: BestBy, vocab_hash: str, done: int, world: World
-) -> tuple[CheckpointStore, list[str]]:
+) -> tuple[Saves, list[str]]:
     """Open the run's checkpoints after `done` updates; return messages, too. A collective."""
     train, messages = setup.config.train, []
     with distributed.shared_errors():
@@ -322,11 +328,12 @@ def _open_store(
         )
         if world.is_first:
             messages = store.continue_after(done)
-    return store, messages
+    goes_on = train.on_save_error == "continue"
+    return Saves(store, train.background_save, goes_on), messages
 
 
 def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
-    """Open the log of the run, which starts after update `done`, and record the start."""
+    """Open the log of the run after update `done`, and record the start; a collective."""
     train = setup.config.train
     last = train.max_updates
     if train.max_epochs is not None:
@@ -334,6 +341,8 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
     log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
     if world.is_first:
         log.say(describe_start(record_start(setup.folder, world, done)))
+    for line in distributed.describe_places(world):
+        log.say(line)
     return log
 
 

@@ -11,44 +11,34 @@ until the last update, epoch or hour, or until patience or a signal ends the run
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 import torch
 
-from ds_seq import distributed
+from ds_seq import activity, distributed
 from ds_seq.config.train import TrainConfig
 from ds_seq.criterions.base import Criterion
-from ds_seq.data.batch import Batch
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed.signals import StopSignals
-from ds_seq.errors import UserError
-from ds_seq.moe.balance import BiasBalancer
+from ds_seq.errors import DivergedError
 from ds_seq.reports.metrics import (
     LAYER_NAMES,
-    LossSums,
     load_panel,
     metric_lines_by_file,
     metric_names,
 )
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
+from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
-from ds_seq.training.finite import describe, weights_not_finite
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
+from ds_seq.training.progress import Window
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
+from ds_seq.training.update import Attempt, Update, UpdateRunner
 from ds_seq.training.validation import BestBy, Validator
-
-
-class _Update(NamedTuple):
-    """The batches of one update, and its figures over all ranks."""
-
-    batches: list[Batch]
-    tokens: float
-    stop: bool
 
 
 class Trainer:
@@ -64,6 +54,7 @@ class Trainer:
         config: the `train` section of the experiment.
         best: the score by which validated states are compared.
         stages: ends stages of the mix by a metric.
+        divergence: watches over the updates.
     """
 
     def __init__(  # noqa: PLR0913  (what `run` has built)
@@ -77,10 +68,11 @@ class Trainer:
         config: TrainConfig,
         best: BestBy,
         stages: StageWatch,
+        divergence: Divergence,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.saves, self.log, self.config = validator, saves, log, config
-        self.best, self.stages = best, stages
+        self.best, self.stages, self.divergence = best, stages, divergence
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -95,8 +87,8 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
-        self._balancer = BiasBalancer(engine.module)
-        self._start_window()
+        self._run_update = UpdateRunner(engine, criterion, config.seed)
+        self._window = Window()
 
     def fit(self) -> str:
         """Train.
@@ -108,10 +100,12 @@ class Trainer:
         try:
             if self.update == 0 and self.config.validate_every is not None:
                 self._rehearse_validation()
-            self._start_window()
+            self._window.restart(self.skipped)
             reason = self._run()
             self._finish(validate=reason != "signal")
             return reason
+        except Diverged as why:
+            self._end(why)
         finally:
             self.saves.close()
             self._signals.restore()
@@ -138,13 +132,15 @@ class Trainer:
                 explain(error, where, update_advice(self.config))
                 raise
             self.update += 1
+            activity.finished("training", self.update)
             self.skipped += not result.applied
+            self.divergence.check(result, self.update)
             self._periodic(result)
             if update.stop:
                 return "signal" if self._any_signal() else "max_hours"
         return "max_updates"
 
-    def _updates(self) -> Iterator[_Update]:
+    def _updates(self) -> Iterator[Update]:
         """Fetch all batches of an update and agree on its size before the first forward."""
         hours = self.config.max_hours
         while True:
@@ -154,43 +150,32 @@ class Trainer:
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
-            flags = (self._signals.received or out_of_time, self.saves.has_failed)
-            local = torch.tensor([tokens, *map(float, flags)], dtype=torch.float64)
-            total, stop, save_failed = distributed.sum_over_ranks(local).tolist()
-            if save_failed:
-                self._warn(self.saves.finish())
-            yield _Update(batches, total, bool(stop))
+            stop, failed = self._signals.received or out_of_time, self.saves.has_failed
+            # the loss of the update before this one travels with its size
+            local = [tokens, float(stop), float(failed), self.divergence.last_loss]
+            shared = distributed.sum_over_ranks(torch.tensor(local, dtype=torch.float64))
+            tokens, stop, failed, loss = shared.tolist()
+            self.divergence.observe_loss(loss, self.update)
+            if failed:
+                self._wait_for_save()
+            yield Update(batches, tokens, bool(stop))
 
-    def _train_step(self, update: _Update) -> StepResult:
-        """Run one update: forward and backward per batch; DeepSpeed steps after the last."""
-        self.engine.module.train()
-        self._lr = self.engine.schedule.lr
-        _seed_update(self.config.seed, self.update, self.engine.device)
-        # undo DeepSpeed's averaging over ranks and accumulation steps: the mean is per token
-        scale = distributed.world_size() * self.engine.accumulate / max(update.tokens, 1.0)
-        result = None
-        for host_batch in update.batches:
-            batch = host_batch.to(self.engine.device, non_blocking=True)
-            output = self.engine(batch)
-            loss = self.criterion(output, batch)
-            self.engine.backward(loss.total * scale)
-            result = self.engine.step()
-            parts = {**loss.parts, "loss": loss.total.detach()}
-            self._window.add(parts, output.moe_stats, batch)
-            self._balancer.add(output.moe_stats)
-        assert result is not None, "the last micro-batch of an update steps"
-        self.criterion.end_update(result.applied)
-        if result.applied:
-            self._balancer.update()
-        else:
-            self._balancer.discard()
-        return result
+    def _train_step(self, update: Update) -> StepResult:
+        """Run one update, and count its figures."""
+
+        def run() -> Attempt:
+            return self._run_update(update, self.update, name_gradients=True)
+
+        attempt = self._run_update(update, self.update)
+        attempt = self.divergence.judge(update, attempt, self.update + 1, run)
+        self._lr = attempt.lr
+        for figures in attempt.figures:
+            self._window.add(*figures)
+        return attempt.result
 
     def _periodic(self, result: StepResult) -> None:
         """Log, validate and save if they are due after this update."""
-        if result.applied:  # after an infinite norm the weights are useless and must not be saved
-            self._require_finite("gradient norm", result.grad_norm)
-        self._window_updates += 1
+        self._window.updates += 1
         if self.update % self.config.log_every == 0:
             self._log(result)
         else:
@@ -206,10 +191,9 @@ class Trainer:
 
     def _log(self, result: StepResult) -> None:
         figures: dict[str, Any] = dict(self._window.reduce())
-        seconds = max(time.monotonic() - self._window_start, 1e-9)
         loss = float(figures["loss"])
-        if self.skipped == self._window_skipped:  # a skipped update may have had any loss
-            self._require_finite("training loss", loss)
+        if self.skipped == self._window.skipped_before:  # a skipped update may have had any loss
+            self.divergence.require_finite("training loss", loss, self.update)
         figures.update(
             epoch=self.batches.epoch,
             lr=self._lr,
@@ -217,8 +201,6 @@ class Trainer:
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
             failed_saves=self.saves.num_failed,
-            tokens_per_second=float(figures["tokens"]) / seconds,
-            seconds_per_update=seconds / self._window_updates,
         )
         self.log.record("train", self.update, {**figures, **self._names})
         brief = {
@@ -232,20 +214,20 @@ class Trainer:
             "tokens/s": f"{figures['tokens_per_second']:,.0f}",
         }
         self.log.advance(self.update, {name: value for name, value in brief.items() if value})
-        for line in self._watch.observe(figures, self._window_updates):
+        for line in self._watch.observe(figures, self._window.updates):
             self.log.say(f"update {self.update} | {line}")
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self._window, self._window_skipped = LossSums(), self.skipped
-        self._window_start, self._window_updates = time.monotonic(), 0
+        self._window.restart(self.skipped)
 
     def _validate(self) -> float:
         """Validate, record the figures, compare with the best, and return the score."""
-        paused = time.monotonic()
-        self._require_finite_weights()
+        with self._window.paused():  # tokens/s counts training only
+            return self._validated()
+
+    def _validated(self) -> float:
+        self.divergence.require_finite_weights(self.update)
         figures = self._measure()
-        self._require_finite("validation loss", float(figures["loss"]))
+        loss = float(figures["loss"])
+        self.divergence.require_finite("validation loss", loss, self.update)
         score = float(figures[self.best.figure])
         improved = self.best_score is None or self.best.improves(score, self.best_score)
         self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
@@ -262,12 +244,12 @@ class Trainer:
         self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
         for line in metric_lines_by_file(figures):
             self.log.say(f"update {self.update} | {line}")
-        self._window_start += time.monotonic() - paused  # tokens/s counts training only
         return score
 
     def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
         try:
-            return self.validator(max_batches)
+            with activity.phase("validation", may_take_long=self.update == 0):
+                return self.validator(max_batches)
         except (RuntimeError, MemoryError) as error:
             explain(error, "in a validation", validation_advice(self.config))
             raise
@@ -278,36 +260,23 @@ class Trainer:
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
-    def _require_finite_weights(self) -> None:
-        """End a run before it validates or saves weights that are not finite.
-
-        The loss may hide them: on a CPU, relu turns NaN into 0, and an expert may be idle.
-        """
-        if names := weights_not_finite(self.engine.module):
-            self._diverged(describe(names, []))
-
-    def _require_finite(self, kind: str, value: float) -> None:
-        """End a run that has diverged before it replaces good checkpoints."""
-        if not math.isfinite(value):
-            names = weights_not_finite(self.engine.module)
-            cause = f" ({describe(names, [])})" if names else ""
-            self._diverged(f"the {kind} is {value}{cause}")
-
-    def _diverged(self, what: str) -> None:
+    def _end(self, why: Diverged) -> NoReturn:
+        """End a run that has diverged; save its state if its weights are sound."""
+        if why.weights_are_sound and self._saved_at != self.update:
+            self._save(None)
+        state = "the last checkpoint is intact" if self._saved_at >= 0 else "nothing is saved"
+        if self._saved_at == self.update:
+            state = f"the state after update {self.update} is saved"
         with distributed.shared_errors():  # all ranks see it; one reports it
-            raise UserError(
-                f"{what} at update {self.update}; the last checkpoint is intact. Lower "
-                "optimizer.lr, lengthen scheduler.warmup_updates, or set train.clip_norm"
-            )
+            raise DivergedError(f"{why}; {state}. To go on, {why.advice}")
 
     def _save(self, score: float | None) -> None:
-        paused = time.monotonic()
-        if self._validated_at != self.update:
-            self._require_finite_weights()
-        state = self.criterion.state()
-        self._warn(self.saves.save(self.engine, self.update, self.state_dict(), score, state))
+        with self._window.paused(), activity.phase("saving a checkpoint", may_take_long=True):
+            if self._validated_at != self.update:
+                self.divergence.require_finite_weights(self.update)
+            state = self.criterion.state()
+            self._warn(self.saves.save(self.engine, self.update, self.state_dict(), score, state))
         self._saved_at = self.update
-        self._window_start += time.monotonic() - paused
 
     def _finish(self, validate: bool) -> None:
         """Save a final checkpoint, validated unless a signal ended the run."""
@@ -318,11 +287,15 @@ class Trainer:
             and self._validated_at != self.update
         ):
             score = self._validate()
-        self._warn(self.saves.finish())
+        self._wait_for_save()
         if self._saved_at != self.update or score is not None or self.saves.last_error is not None:
             self._save(score)
-            self._warn(self.saves.finish())
+            self._wait_for_save()
         self.saves.require_last()
+
+    def _wait_for_save(self) -> None:
+        with activity.phase("waiting for a checkpoint to be written", may_take_long=True):
+            self._warn(self.saves.finish())
 
     def _warn(self, warnings: list[str]) -> None:
         for warning in warnings:
@@ -353,6 +326,7 @@ class Trainer:
             "moe_watch": self._watch.state_dict(),
             "stage": self.stages.state_dict(),
             "max_tokens": self.config.max_tokens,
+            "divergence": self.divergence.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -364,17 +338,9 @@ class Trainer:
         self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
+        if "divergence" in state:
+            self.divergence.load_state_dict(state["divergence"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
         if "stage" in state:
             self.stages.load_state_dict(state["stage"])
-
-
-def _seed_update(seed: int, update: int, device: torch.device) -> None:
-    """Make dropout depend on (seed, update, rank), so that resuming needs no generator state."""
-    mixed = ((seed * 1_000_003 + update) * 8191 + distributed.rank()) % 2**63
-    if device.type == "cpu":
-        # torch.manual_seed also prepares the seeds of devices that are not there, in 9 ms
-        torch.default_generator.manual_seed(mixed)
-    else:
-        torch.manual_seed(mixed)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ds_seq import activity
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
@@ -150,6 +151,7 @@ class Validator:
             parts = {**loss.parts, LOSS: loss.of_tokens}
             sums.add(parts, output.moe_stats, batch)
             by_file.add(loss.of_tokens, host_batch)
+            activity.mark()
         return {**sums.reduce(), **by_file.reduce()}
 
 

@@ -26,7 +26,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A part may import parts of earlier rows only, never one of its own row.
 RANKS: list[set[str]] = [
     {"__init__", "errors", "environment"},
-    {"names", "records"},
+    {"names", "records", "activity"},
     {"files"},
     {"plugins", "distributed"},
     {"config"},

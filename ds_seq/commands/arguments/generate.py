@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from ds_seq.commands.arguments.shared import RUN_HELP, add_loading_arguments, add_search_arguments
+from ds_seq.commands.arguments.shared import (
+    RUN_HELP,
+    add_hang_seconds,
+    add_loading_arguments,
+    add_search_arguments,
+)
 from ds_seq.commands.parser import CommandParser, Number, command_parser
 from ds_seq.names import CONSTRAINT_ORDERS, LONG_LINES, OUTPUT_FORMATS, UTILITIES
 from ds_seq.text.lines import STANDARD
@@ -23,6 +28,7 @@ def build_parser() -> CommandParser:
     add("runs", nargs="+", metavar="RUN",
         help=f"{RUN_HELP}; several with the same vocabulary form an ensemble")  # fmt: skip
     add_loading_arguments(parser)
+    add_hang_seconds(parser)
     add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
     add("--output", default=STANDARD,
         help="file for the translations; unfinished results are in OUTPUT.partial (default: "

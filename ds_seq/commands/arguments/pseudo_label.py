@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ds_seq.commands.arguments.shared import add_model_arguments, add_search_arguments
+from ds_seq.commands.arguments.shared import (
+    add_hang_seconds,
+    add_model_arguments,
+    add_search_arguments,
+)
 from ds_seq.commands.parser import CommandParser, Number, command_parser
 from ds_seq.names import FILTER_METRICS
 
@@ -15,6 +19,7 @@ def build_parser() -> CommandParser:
         "command resumes when it is run again.",
     )
     add_model_arguments(parser)
+    add_hang_seconds(parser)
     add = parser.add_argument
     add("--data", required=True, help="data folder with the shards to label")
     add("--out", required=True, help="new data folder")

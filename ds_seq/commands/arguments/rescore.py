@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ds_seq.commands.arguments.shared import add_model_arguments, add_search_arguments
+from ds_seq.commands.arguments.shared import (
+    add_hang_seconds,
+    add_model_arguments,
+    add_search_arguments,
+)
 from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.names import OutputFormat
 from ds_seq.text.lines import STANDARD
@@ -27,6 +31,7 @@ def build_parser() -> CommandParser:
         "into which the vocabulary splits the text.",
     )
     add_model_arguments(parser)
+    add_hang_seconds(parser)
     add = parser.add_argument
     add("--source", required=True, help="text, one sentence per line; - = standard input")
     add("--hypotheses", required=True, metavar="FILE",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ds_seq.activity import HANG_SECONDS
+from ds_seq.commands.parser import Number
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.options import described
 from ds_seq.names import INT8, PRECISIONS
@@ -34,6 +36,18 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add("--expert-parallel", type=int, default=1, metavar="N",
         help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
     add_local_rank(parser)
+
+
+def add_hang_seconds(parser: argparse.ArgumentParser) -> None:
+    """Add the limit of the watchdog, `train.hang_seconds` for commands that generate."""
+    parser.add_argument(
+        "--hang-seconds",
+        type=Number(1, is_whole=False),
+        default=HANG_SECONDS,
+        metavar="S",
+        help="end all processes if one has died, or has made no progress for S seconds (default: "
+        "%(default)g)",
+    )
 
 
 def add_local_rank(parser: argparse.ArgumentParser) -> None:

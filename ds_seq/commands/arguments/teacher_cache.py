@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_seq.commands.arguments.shared import RUN_HELP, add_loading_arguments
+from ds_seq.commands.arguments.shared import RUN_HELP, add_hang_seconds, add_loading_arguments
 from ds_seq.commands.parser import COUNT, CommandParser, command_parser
 
 
@@ -53,4 +53,5 @@ def build_parser() -> CommandParser:
         "(default: %(default)s)",
     )
     add_loading_arguments(parser)
+    add_hang_seconds(parser)
     return parser

@@ -7,15 +7,26 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ds_seq.data.cleaning.blocks import Block, parse_score
-from ds_seq.data.cleaning.options import SCORE, Corpus, reason_to_drop
+from ds_seq.data.cleaning.options import (
+    SCORE,
+    CleanOptions,
+    Corpus,
+    is_below,
+    may_be_dropped,
+    reason_to_drop,
+)
 from ds_seq.data.cleaning.report import Example, Examples
 from ds_seq.environment import collector_paused
 from ds_seq.names import DuplicateKey
+from ds_seq.text.look import Look, look_at_lines
+from ds_seq.text.plan import split_lines
 
 _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
 _DIGIT = re.compile(r"\d")
@@ -71,67 +82,113 @@ def clean_block(corpora: Sequence[Corpus], block: Block) -> Cleaned:
     """Normalize and filter the pairs of a block.
 
     Raises:
-        UserError: a score cannot be read.
+        UserError: a score cannot be read, or the text has changed meanwhile.
     """
     corpus = corpora[block.corpus]
     options = corpus.options
-    normalize, repairs = options.normalizer, options.repairs
+    content = block.content(corpus.inputs[block.input])
+    decoded = [_decode(side) for side in content]
+    (sources, source_look), (targets, target_look) = (_normalized(s, options) for s in decoded)
+    scores = _scores(corpus, block)
+    invalid = decoded[0].invalid | decoded[1].invalid
     dropped: Counter[str] = Counter()
     examples = Examples()
-    lines: list[int] = []
-    scores: list[float] = []
-    sources: list[str] = []
-    targets: list[str] = []
-    first_score = _first_score(corpus, block)
-    for index, raw in enumerate(zip(block.source, block.target, strict=True)):
-        reason = None
-        score = 0.0
-        if block.scores is not None:
-            file = corpus.scores[block.input]
-            score = parse_score(block.scores[index], file, first_score + index)
-        try:
-            source, target = raw[0].decode("utf-8"), raw[1].decode("utf-8")
-        except UnicodeDecodeError:
-            reason = "invalid_utf8"
+    keep = np.ones(block.size, bool)
+    suspects = may_be_dropped(sources, targets, options, (source_look, target_look))
+    if scores is not None and options.min_score is not None:
+        suspects |= scores < options.min_score
+    suspects[list(invalid)] = True
+    for index in np.flatnonzero(suspects).tolist():
+        pair = (sources[index], targets[index])
+        if index in invalid:
+            reason: str | None = "invalid_utf8"
+        elif scores is not None and is_below(scores[index], options) and all(pair):
+            reason = SCORE
         else:
-            for repair in repairs:
-                source, target = repair(source), repair(target)
-            source, target = normalize(source), normalize(target)
-            if options.min_score is not None and score < options.min_score and source and target:
-                reason = SCORE
-            else:
-                reason = reason_to_drop(source, target, options)
+            reason = reason_to_drop(*pair, options)
         if reason is None:
-            lines.append(index)
-            scores.append(score)
-            sources.append(source)
-            targets.append(target)
             continue
+        keep[index] = False
         dropped[reason] += 1
         if reason in ("invalid_utf8", "empty"):  # show what it was
-            source, target = (side.decode("utf-8", "replace") for side in raw)
+            pair = (decoded[0].raw(index), decoded[1].raw(index))
         where = (block.input, block.first_line + index)
-        example = Example.of(block.corpus, block.first_pair + index, where, (source, target))
-        examples.add(reason, example)
-    keys = [rule.key for rule in options.duplicate_rules]
+        examples.add(reason, Example.of(block.corpus, block.first_pair + index, where, pair))
+    if dropped:
+        chosen = keep.tolist()
+        sources, targets = (list(compress(side, chosen)) for side in (sources, targets))
     columns = pack_columns(
-        lines,
-        None if block.scores is None else scores,
-        [hashes(sources, targets, key) for key in dict.fromkeys(keys)],
+        np.flatnonzero(keep),
+        None if scores is None else scores[keep],
+        [hashes(sources, targets, key) for key in _keys(options)],
     )
     place = (block.input, block.first_line, block.first_pair)
     return Cleaned(
-        block.number, block.corpus, place, len(block.source), dict(dropped), examples,
+        block.number, block.corpus, place, block.size, dict(dropped), examples,
         _text(sources), _text(targets), columns,
     )  # fmt: skip
 
 
+class _Side:
+    """A side of a block.
+
+    Attributes:
+        lines: its lines; empty where they are not UTF-8.
+        invalid: places of these.
+    """
+
+    def __init__(self, content: bytes, lines: list[str], invalid: set[int]) -> None:
+        self._content = content
+        self.lines, self.invalid = lines, invalid
+
+    def raw(self, index: int) -> str:
+        """Return a line as it is in the file, as far as it is UTF-8."""
+        return self._content.split(b"\n")[index].rstrip(b"\r").decode("utf-8", "replace")
+
+
+def _decode(content: bytes) -> _Side:
+    try:
+        return _Side(content, split_lines(content.decode("utf-8")), set())
+    except UnicodeDecodeError:
+        pass
+    lines, invalid = [], set()
+    for index, line in enumerate(content.removesuffix(b"\n").split(b"\n")):
+        try:
+            lines.append(line.rstrip(b"\r").decode("utf-8"))
+        except UnicodeDecodeError:
+            lines.append("")
+            invalid.add(index)
+    return _Side(content, lines, invalid)
+
+
+def _normalized(side: _Side, options: CleanOptions) -> tuple[list[str], Look | None]:
+    """Return the normalized lines of a side, and what they are made of if it has been looked at."""
+    lines = side.lines
+    for repair in options.repairs:
+        lines = list(map(repair, lines))
+    if not options.normalizer.keeps_ordinary_lines:
+        return options.normalizer.lines(lines), None
+    look = look_at_lines(lines)
+    return options.normalizer.lines(lines, look), look
+
+
+def _scores(corpus: Corpus, block: Block) -> NDArray[np.float64] | None:
+    if block.scores is None:
+        return None
+    file, first = corpus.scores[block.input], _first_score(corpus, block)
+    return np.array([parse_score(line, file, n) for n, line in enumerate(block.scores, first)])
+
+
+def _keys(options: CleanOptions) -> list[DuplicateKey]:
+    return list(dict.fromkeys(rule.key for rule in options.duplicate_rules))
+
+
 def _text(lines: Sequence[str]) -> bytes:
-    return "".join(f"{line}\n" for line in lines).encode()
+    return "\n".join([*lines, ""]).encode()
 
 
 def pack_columns(
-    lines: Sequence[int], scores: Sequence[float] | None, hashes: Sequence[bytes]
+    lines: NDArray[np.integer], scores: NDArray[np.float64] | None, hashes: Sequence[bytes]
 ) -> bytes:
     """Return what is known of the pairs (N,) of a block besides their text.
 
@@ -140,9 +197,9 @@ def pack_columns(
         scores: score of each pair, if there are any.
         hashes: for each kind of key, the hashes of 8 bytes of all pairs.
     """
-    parts = [np.array(lines, np.uint32).tobytes(), *hashes]
+    parts = [lines.astype(np.uint32).tobytes(), *hashes]
     if scores is not None:
-        parts.append(np.array(scores, np.float64).tobytes())
+        parts.append(scores.tobytes())
     return b"".join(parts)
 
 

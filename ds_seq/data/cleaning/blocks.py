@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from ds_seq.data.cleaning.options import Corpus, ScoreFile
 from ds_seq.errors import UserError
+from ds_seq.text.forms import Sides
 from ds_seq.text.lines import LineBlock, PairPath, open_bytes, read_blocks
+from ds_seq.text.plan import has_places, plan_text
 
 
 class Block(NamedTuple):
-    """Consecutive pairs of one pair of files, still as bytes and without line ends.
+    """Consecutive pairs of one pair of files.
 
     Attributes:
         number: number of the block among those of all corpora.
@@ -26,8 +28,9 @@ class Block(NamedTuple):
         input: number of the pair of files in the corpus.
         first_line: line (or segment) of the first pair in its files, from 1 on.
         first_pair: number of the first pair in the corpus, from 0 on.
-        source: lines of the source side.
-        target: as many lines of the target side.
+        size: number of its pairs.
+        sides: both sides, still as bytes and without line ends; None: they are in `extents`.
+        extents: the first byte of each side in its file, and the byte behind its last one.
         scores: as many lines with a score; None without scores.
     """
 
@@ -36,13 +39,42 @@ class Block(NamedTuple):
     input: int
     first_line: int
     first_pair: int
-    source: list[bytes]
-    target: list[bytes]
+    size: int
+    sides: Sides | None
+    extents: tuple[tuple[int, int], ...]
     scores: list[bytes] | None
+
+    def content(self, path: PairPath) -> tuple[bytes, bytes]:
+        """Return the lines of both sides, each with its line end, which the last one may lack.
+
+        Args:
+            path: its pair of files.
+
+        Raises:
+            UserError: a file cannot be read, or has changed since the blocks were made.
+        """
+        if self.sides is not None:
+            source, target = (b"\n".join([*side, b""]) for side in self.sides)
+            return source, target
+        found = []
+        for file, (start, end) in zip(path, self.extents, strict=True):
+            with open_bytes(file) as opened:
+                opened.seek(start)
+                content = opened.read(end - start)
+            if len(content) != end - start or _num_lines(content) != self.size:
+                raise UserError(f"{file}: has changed while it was read; start again")
+            found.append(content)
+        return found[0], found[1]
+
+
+def _num_lines(content: bytes) -> int:
+    return content.count(b"\n") + (not content.endswith(b"\n"))
 
 
 def read_corpora(corpora: Sequence[Corpus], size: int) -> Iterator[Block]:
     """Yield the blocks of all corpora, of at most `size` pairs each.
+
+    Of plain files, only the places of the blocks are found: whoever cleans a block reads it.
 
     Raises:
         UserError: a file is missing or damaged, the two sides or the scores have different numbers
@@ -56,13 +88,35 @@ def read_corpora(corpora: Sequence[Corpus], size: int) -> Iterator[Block]:
             scores = corpus.scores[position] if corpus.scores else None
             if path.invalid == "drop":  # what is dropped has a score, and is counted
                 path = replace(path, invalid="keep")  # noqa: PLW2901
-            for lines, texts in _with_scores(path, scores, size):
-                yield Block(
-                    number, index, position, lines.first_line, first_pair,
-                    lines.source, lines.target, texts,
-                )  # fmt: skip
+            in_file = _extents(path, size) if scores is None else None
+            for block in _read(path, scores, size) if in_file is None else in_file:
+                yield block._replace(
+                    number=number, corpus=index, input=position, first_pair=first_pair
+                )
                 number += 1
-                first_pair += len(lines.source)
+                first_pair += block.size
+
+
+def _extents(path: PairPath, size: int) -> Iterator[Block] | None:
+    """Return the blocks of a pair of files by their places; None if only reading finds them."""
+    if path.invalid != "keep" or not has_places(path):
+        return None
+    plan = plan_text(size, path)
+    assert plan.offsets is not None
+    offsets = plan.offsets
+    return (
+        Block(
+            0, 0, 0, 1 + place * size, 0, min(size, plan.lines - place * size), None,
+            tuple((side[place], side[place + 1]) for side in offsets), None,
+        )
+        for place in range(plan.num_parts)
+    )  # fmt: skip
+
+
+def _read(path: PairPath, scores: ScoreFile | None, size: int) -> Iterator[Block]:
+    for lines, texts in _with_scores(path, scores, size):
+        sides = (lines.source, lines.target)
+        yield Block(0, 0, 0, lines.first_line, 0, len(lines.source), sides, (), texts)
 
 
 def check_scores(corpus: Corpus) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import eq
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ds_seq.data.cleaning.filters import Filter
 from ds_seq.data.cleaning.languages import OtherLanguage
 from ds_seq.data.cleaning.repairs import Repair
 from ds_seq.names import DuplicateKey
 from ds_seq.text.lines import PairPath
+from ds_seq.text.look import Look, num_words
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.scripts import count_words
 
@@ -141,9 +146,7 @@ def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | Non
     """Return the reason to drop a single normalized pair, whatever else there is, or None."""
     if not source or not target:
         return "empty"
-    # white space other than single ordinary spaces is not in normalized ASCII
-    shorter = source.count(" ") + 1 if source.isascii() else count_words(source)
-    longer = target.count(" ") + 1 if target.isascii() else count_words(target)
+    shorter, longer = count_words(source), count_words(target)
     if shorter > longer:
         shorter, longer = longer, shorter
     if shorter < options.min_words:
@@ -158,3 +161,35 @@ def reason_to_drop(source: str, target: str, options: CleanOptions) -> str | Non
         if rule(source, target):
             return rule.reason
     return None
+
+
+def may_be_dropped(
+    sources: Sequence[str],
+    targets: Sequence[str],
+    options: CleanOptions,
+    looks: Sequence[Look | None] = (None, None),
+) -> NDArray[np.bool_]:
+    """Return which normalized pairs (N,) `reason_to_drop` must look at; others have no reason.
+
+    Most pairs of most corpora have none, and this takes a fraction of its time.
+
+    Args:
+        sources: the source of each pair.
+        targets: the target of each pair.
+        options: the limits.
+        looks: of each side, see `num_words`.
+    """
+    if options.filters:
+        return np.ones(len(sources), bool)
+    shorter, longer = num_words(sources, looks[0]), num_words(targets, looks[1])
+    shorter, longer = np.minimum(shorter, longer), np.maximum(shorter, longer)
+    found = (shorter < max(options.min_words, 1)) | (longer > options.max_words)
+    found |= longer > options.max_ratio * shorter
+    if options.drop_identical:
+        found |= np.fromiter(map(eq, sources, targets), bool, len(sources))
+    return found
+
+
+def is_below(score: float, options: CleanOptions) -> bool:
+    """Return whether a score is too low."""
+    return options.min_score is not None and score < options.min_score

@@ -93,6 +93,10 @@ def test_an_experiment_with_corpora() -> None:
             "data.mixing.stages=[{shares: {web: 1}, temperature: 5, until: {epochs: 1}}, {}]",
             "stages[0].temperature: shares name the corpora and their parts; remove one",
         ),
+        (
+            "data.mixing.stages=[{modify: {truncate: 9}}]",
+            "stages[0].modify.truncate: which pairs there are cannot change from stage to stage",
+        ),
         ("data.mixing.language_tags={es: <2es>}", "language_tags.es: no corpus has this target"),
         ("data.modify={upper_case: 0.7, lower_case: 0.6}", "modify.upper_case: upper_case, title"),
     ],

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.data import clean
 from ds_seq.text.lines import PairPath
+from ds_seq.text.look import Look
 from ds_seq.text.normalize import Normalizer
 
 
 class Slow(Normalizer):
     """Takes its time for each line."""
 
-    def __call__(self, text: str) -> str:
-        time.sleep(0.01)
-        return text
+    def lines(self, texts: Sequence[str], look: Look | None = None) -> list[str]:
+        time.sleep(0.01 * len(texts))
+        return list(texts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ds_seq.data.batching import CELL, TokenBatchSampler
+from ds_seq.data.batching import CELL, Selected, TokenBatchSampler
 from ds_seq.errors import UserError
 
 LAYOUTS = [(1, 1), (1, 4), (2, 2), (4, 1), (3, 2), (8, 1), (2, 4)]
@@ -213,7 +213,9 @@ def test_one_side_and_three_sides(lengths: NDArray[np.int32]) -> None:
 
 def test_all_rows_named_is_the_same_as_none_named(lengths: NDArray[np.int32]) -> None:
     everything = np.arange(lengths.shape[1])
-    named = TokenBatchSampler(lengths.T, 400, seed=7, accumulate=1, rows=lambda epoch: everything)
+    named = TokenBatchSampler(
+        lengths.T, 400, seed=7, accumulate=1, rows=lambda epoch: Selected.whole(everything.copy())
+    )
     plain = TokenBatchSampler(lengths.T, 400, seed=7, accumulate=1)
     for epoch in (1, 2, 9):
         assert named.num_updates(epoch=epoch) == plain.num_updates()
@@ -227,10 +229,10 @@ def test_the_rows_of_an_epoch_are_what_it_holds(
 ) -> None:
     asked = []
 
-    def rows(epoch: int) -> NDArray[np.integer]:
+    def rows(epoch: int) -> Selected:
         """Pairs 0 to 99, pairs 0 to 9 ``epoch`` times more."""
         asked.append(epoch)
-        return np.concatenate([np.arange(100), *[np.arange(10)] * epoch])
+        return Selected.whole(np.concatenate([np.arange(100), *[np.arange(10)] * epoch]))
 
     samplers = [
         TokenBatchSampler(lengths.T, 400, None, 7, rank, world, accumulate=accumulate, rows=rows)
@@ -242,14 +244,14 @@ def test_the_rows_of_an_epoch_are_what_it_holds(
             samplers[0].num_updates(epoch=epoch) * accumulate
         }
         everything = np.concatenate([batch for batches in ranks for batch in batches])
-        assert sorted(everything.tolist()) == sorted(rows(epoch).tolist())
+        assert sorted(everything.tolist()) == sorted(rows(epoch).pairs.tolist())
         longest = [
             lengths[:, batch].max(initial=0) * len(batch) for rank in ranks for batch in rank
         ]
         assert max(longest) <= 400
     asked.clear()
     samplers[0].num_batches(2)
-    assert not asked, "the cuts of recent epochs are remembered"
+    assert not asked, "the sizes of epochs are remembered"
 
 
 def _all(sampler: TokenBatchSampler, epoch: int = 1) -> list[NDArray[np.int64]]:

@@ -140,6 +140,39 @@ def test_changes_are_a_function_of_seed_epoch_and_pair(
     assert (np.asarray([[len(s), len(t)] for s, t in found]) <= bounds).all()
 
 
+@pytest.mark.parametrize("changes", CHANGES, ids=lambda changes: next(iter(changes)))
+def test_copies_in_an_epoch_are_changed_in_ways_of_their_own(
+    reader: ShardReader, vocab: SentencePieceTokenizer, changes: dict[str, Any]
+) -> None:
+    dataset = _dataset(reader, vocab, changes=changes).in_epoch(KEY)
+    at = np.arange(90, 160)
+    first, second, third = (
+        _sides(dataset, vocab, (at + copy * len(dataset)).tolist()) for copy in range(3)
+    )
+    assert first[:10] == second[:10] == third[:10], "the other corpus stays as it is"
+    assert first[10:] != second[10:] != third[10:] != first[10:]
+    assert dataset.part_of(at + 2 * len(dataset)).tolist() == dataset.part_of(at).tolist()
+    bounds = dataset.bounds(KEY, at + len(dataset))
+    assert (np.asarray([[len(s), len(t)] for s, t in second]) <= bounds).all()
+
+
+def test_a_stage_has_modifiers_of_its_own(
+    reader: ShardReader, vocab: SentencePieceTokenizer
+) -> None:
+    other = Modifier(_changes(lower_case=1.0), Tokenizers.shared(vocab))
+    changes = {"upper_case": 1.0, "truncate": 200}
+    dataset = _dataset(reader, vocab, changes=changes, in_stages={1: None, 2: other})
+    at = list(range(100, 140))
+    by_stage = [_sides(dataset.in_epoch(KEY, stage), vocab, at) for stage in range(4)]
+    assert by_stage[0] == by_stage[3] != by_stage[1] != by_stage[2] != by_stage[0]
+    assert by_stage[1] == _sides(dataset, vocab, at), "nothing changes, apart from cuts"
+    texts = [vocab.decode(source) for source, _ in by_stage[2]]
+    assert all(text == text.lower() for text in texts)
+    bounds = [dataset.bounds(KEY, np.asarray(at), stage) for stage in range(3)]
+    assert np.array_equal(bounds[1], dataset.lengths[at])
+    assert (bounds[0] > bounds[1]).any() and not np.array_equal(bounds[0], bounds[2])
+
+
 def test_drawn_subwords_are_the_same_text(
     reader: ShardReader, vocab: SentencePieceTokenizer
 ) -> None:

@@ -170,7 +170,7 @@ def test_an_epoch_has_each_pair_as_often_as_it_counts() -> None:
     stage = Stage("1", shares_by_size(corpora, 1.0), epoch_pairs(corpora, None))
     mix = Mix(corpora, [stage], 1, sampler)
     for epoch in (1, 2, 7):
-        counts = Counter(mix.rows(mix.start, epoch).tolist())
+        counts = Counter(mix.rows(mix.start, epoch).pairs.tolist())
         small = range(300, 370)
         assert all(counts[pair] == (3 if pair in small else 1) for pair in range(500))
 

@@ -15,11 +15,13 @@ import pytest
 from ds_seq.data import parts
 from ds_seq.data.binarize import BinarizeReport, CorpusText, binarize, binarize_corpora, is_current
 from ds_seq.data.manifest import CorpusRecord
-from ds_seq.data.parts import PartEncoder, plan_text
+from ds_seq.data.parts import PartEncoder
 from ds_seq.data.shards import ShardReader
 from ds_seq.errors import UserError
+from ds_seq.text import scan
 from ds_seq.text.forms import Table
 from ds_seq.text.lines import PairPath, read_blocks, text_fingerprint
+from ds_seq.text.plan import plan_text
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 
@@ -78,7 +80,7 @@ def test_parts_begin_where_their_lines_do(
     path = PairPath(tmp_path / "a", tmp_path / "a")
     path.source.write_bytes(content)
     for block in (1, 3, 1000):
-        monkeypatch.setattr(parts, "_BLOCK", block)
+        monkeypatch.setattr(scan, "BLOCK", block)
         plan = plan_text(part_lines, path)
         blocks = list(read_blocks([path], part_lines))
         assert plan.num_parts == len(blocks) and plan.offsets is not None

@@ -55,7 +55,9 @@ def test_deepspeed_and_torchrun(local_size: str) -> None:
 
 def test_torchrun_within_a_slurm_job_counts() -> None:
     """`srun -n 2 torchrun --nproc_per_node 4`: SLURM knows of two processes, there are eight."""
-    env = {**SRUN, "RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}
+    agent = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "node1", "LOCAL_WORLD_SIZE": "4"}
+    two = {**SRUN, "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}
+    env = {**two, **agent, "RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}
     assert (discover(env).rank, discover(env).size) == (7, 8)
 
 
@@ -128,7 +130,7 @@ def _fake_mpi(monkeypatch: pytest.MonkeyPatch, rank: int, told: list[object]) ->
         return told[-1]
 
     package, mpi = ModuleType("mpi4py"), ModuleType("mpi4py.MPI")
-    world = SimpleNamespace(Get_rank=lambda: rank, bcast=bcast)
+    world = SimpleNamespace(Get_rank=lambda: rank, Get_size=lambda: 2, bcast=bcast)
     vars(mpi)["COMM_WORLD"], vars(package)["MPI"] = world, mpi
     monkeypatch.setitem(sys.modules, "mpi4py", package)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
@@ -154,12 +156,20 @@ def test_all_ranks_hear_that_a_name_does_not_resolve(monkeypatch: pytest.MonkeyP
             discover(env)
 
 
+def test_mpi4py_with_the_library_of_another_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_mpi(monkeypatch, 0, [])
+    vars(sys.modules["mpi4py.MPI"])["Get_library_version"] = lambda: "MPICH Version: 4.0\nmore"
+    with pytest.raises(UserError, match=r"started 4 .* counts 2: .* MPICH Version: 4.0, which"):
+        discover({**MPIRUN, "OMPI_COMM_WORLD_SIZE": "4"})
+
+
 def test_mpirun_without_an_mpi_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match="mpi4py cannot load MPI .* set MASTER_ADDR"):
         discover(MPIRUN)
 
 
+TORCH = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node1"}
 CONTRADICTIONS = [
     ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 does not fit a world of 2"),
     ({**SRUN, "SLURM_NTASKS": "4"}, "rank 5 does not fit a world of 4"),
@@ -167,8 +177,17 @@ CONTRADICTIONS = [
     ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK='one' is not a number"),
     ({"RANK": "\N{SUPERSCRIPT TWO}", "WORLD_SIZE": "2"}, "is not a number"),
     ({"RANK": "9" * 5000, "WORLD_SIZE": "2"}, "is not a number"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
+    ({**TORCH, "MASTER_PORT": "70000"}, "MASTER_PORT=70000 is no port"),
+    ({**TORCH, "MASTER_PORT": "0"}, "MASTER_PORT=0 is no port"),
+    ({"RANK": "0"}, "WORLD_SIZE is not set, although RANK=0 is"),
+    ({"WORLD_SIZE": "4", "MASTER_ADDR": "a"}, "RANK is not set, although WORLD_SIZE=4 is"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set, although WORLD_SIZE=2"),
+    ({**TORCH, "LOCAL_RANK": "2", "LOCAL_SIZE": "2"}, "LOCAL_RANK=2, but LOCAL_SIZE=2"),
+    ({**SRUN, **TORCH}, "WORLD_SIZE=2, but SLURM_NTASKS=8: srun has started 8"),
+    ({**SRUN, **TORCH, "WORLD_SIZE": "8"}, "RANK=0, but SLURM_PROCID=5"),
+    ({**SRUN, "WORLD_SIZE": "4"}, "WORLD_SIZE=4, but SLURM_NTASKS=8: srun .*unset WORLD_SIZE"),
+    ({**MPIRUN, "WORLD_SIZE": "4"}, "WORLD_SIZE=4, but OMPI_COMM_WORLD_SIZE=2: mpirun"),
+    ({**MPIRUN, "RANK": "0"}, "RANK=0, but OMPI_COMM_WORLD_RANK=1"),
 ]
 
 
@@ -176,6 +195,41 @@ CONTRADICTIONS = [
 def test_contradictions_are_reported(env: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         discover(env)
+
+
+def test_variables_that_agree_are_no_contradiction() -> None:
+    """A script around `mpirun` may set torch's variables, too."""
+    torch_too = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "LOCAL_RANK": "1"}
+    assert discover({**MPIRUN, **torch_too}).rank == 1
+    assert discover({**MPIRUN, "WORLD_SIZE": "2", "MASTER_ADDR": "node1"}).rank == 1
+    assert discover({"WORLD_SIZE": "1"}) == World()
+
+
+def test_ranks_that_are_started_by_hand_in_a_shell_of_srun() -> None:
+    shell = {**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    assert discover({**shell, **TORCH, "RANK": "1"}).size == 2
+
+
+def test_an_interactive_step_of_a_larger_allocation_is_one_process() -> None:
+    step = {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    assert discover({**SRUN, **step}).size == 1
+
+
+@pytest.mark.parametrize(("node", "tasks"), [("0", 4), ("1", 4), ("2", 3)])
+def test_srun_with_another_number_of_tasks_on_the_last_node(node: str, tasks: int) -> None:
+    step = {"SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": node}
+    assert discover({**SRUN, **step}).local_size == tasks
+
+
+def test_mpich_within_a_slurm_job_counts() -> None:
+    """It starts a process per node with `srun`, and that the ranks."""
+    hydra = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+    world = discover({**SRUN, **hydra, "SLURM_PROCID": "1", "MASTER_ADDR": "alpha"})
+    assert (world.rank, world.size, world.local_size) == (3, 4, 2)
+
+
+def test_srun_with_an_mpi_plugin_is_srun() -> None:
+    assert discover({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"}).local_rank == 1
 
 
 def test_collectives_of_one_process() -> None:

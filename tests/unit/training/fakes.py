@@ -15,6 +15,7 @@ from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.data.batch import Batch
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
+from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import StepResult
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.trainer import Trainer
@@ -63,7 +64,7 @@ class FakeEngine:
     def backward(self, loss: torch.Tensor) -> None:
         self.losses.append(loss.item())
 
-    def step(self) -> StepResult | None:
+    def step(self, name_gradients: bool = False) -> StepResult | None:
         if len(self.losses) % self.accumulate:
             return None
         update = len(self.losses) // self.accumulate
@@ -165,6 +166,7 @@ class Scene:
             config,
             best,
             StageWatch(stream, {}),
+            Divergence(config, self.engine, log, lambda rows: {"train": list(rows)}),  # type: ignore[arg-type]
         ]
         self.trainer = Trainer(*parts)
 

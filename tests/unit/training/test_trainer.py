@@ -184,7 +184,9 @@ def test_skipped_updates_are_counted() -> None:
 def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing() -> None:
     scene = Scene(max_updates=50, log_every=2)
     scene.loss_per_token = float("nan")
-    with pytest.raises(UserError, match=r"training loss is nan at update 2.*optimizer\.lr"):
+    with pytest.raises(
+        UserError, match=r"training loss is nan at update 1; nothing is saved.*optimizer\.lr"
+    ):
         scene.trainer.fit()
     assert not scene.of_kind("save")
     assert scene.events[-1] == ("closed",)
