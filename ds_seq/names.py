@@ -92,7 +92,7 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 
 # Data.
 BatchOrder = Literal["sorted", "sortish"]
-OnDivergence = Literal["stop", "skip"]
+OnDivergence = Literal["stop", "skip", "back"]
 SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"
 """Temperature at which shares do not depend on sizes."""
@@ -110,6 +110,14 @@ TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
 """Values of `data.vocab.name` other than `package.module:Name`."""
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""
+LOG_FILE = "train.log"
+"""Name of the file with the messages of a run, in its folder."""
+METRICS_FILE = "metrics.jsonl"
+"""Name of the file with the figures of a run, one record per line."""
+STARTS_FILE = "starts.jsonl"
+"""Name of the file with a record for each start of a run."""
+HISTORY_FILE = "history.json"
+"""Name of the file with the settings of a run, and since when they hold."""
 VOCAB_FILE = "vocab.model"
 """Name of the file with the bytes of a joint tokenizer, in folders of shards, runs and exports."""
 VOCAB_FILES = ("vocab.source.model", "vocab.target.model")

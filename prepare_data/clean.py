@@ -8,7 +8,6 @@ command that was killed goes on where it was, on any number of processes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +21,22 @@ from ds_seq.config.messages import findings
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.data.clean import clean_corpora
 from ds_seq.data.cleaning.build import build_corpus
-from ds_seq.data.cleaning.ranks import find_ranks
+from ds_seq.data.mpi import team
 from ds_seq.data.progress import Progress
 from ds_seq.errors import UserError, run_command
-from ds_seq.files import check_not_input
+from ds_seq.files import check_not_input, remembering
 from ds_seq.text.lines import PairPath, count_pairs
 
 _NEED_LANGUAGES = ("min_alphabet_words", "min_alphabet_chars", "language_id", "pairs")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Clean a pair of files."""
+    """Clean a pair of files, with all ranks under `mpirun`."""
+    with team() as is_first:
+        return _clean(argv) if is_first else 0
+
+
+def _clean(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     inputs = [PairPath(arguments.source, arguments.target)]
     config = _config(arguments)
@@ -43,25 +47,13 @@ def main(argv: Sequence[str]) -> int:
     read = [*inputs[0], *(score.path for score in corpus.scores)]
     for path in (*output, *reports):
         check_not_input(path, read)
-    corpus.options.check()
-    if arguments.workers == 1:  # before ranks begin to expect signs of life
-        corpus.options.load()
-    ranks = find_ranks(os.environ)
-    title = "cleaning" if ranks.rank == 0 else f"cleaning, rank {ranks.rank}"
-    try:
-        # only the first rank counts: every rank reads the text anyway
-        total = ranks.share(count_pairs(inputs) if ranks.rank == 0 else None)
-    except UserError as error:
-        ranks.fail(error)
-        raise
-    with Progress(title, total) as progress:
-        report = clean_corpora([corpus], output, arguments.workers, progress, ranks)
-    if ranks.rank == 0:
-        if arguments.report is not None:
-            report.write(arguments.report)
-        print(f"kept {report.kept:,} of {report.total:,} pairs")
-        for reason, number in report.dropped.items():
-            print(f"    dropped {number:>12,}  {reason}")
+    with remembering(), Progress("cleaning", count_pairs(inputs)) as progress:
+        report = clean_corpora([corpus], output, arguments.workers, progress)
+    if arguments.report is not None:
+        report.write(arguments.report)
+    print(f"kept {report.kept:,} of {report.total:,} pairs")
+    for reason, number in report.dropped.items():
+        print(f"    dropped {number:>12,}  {reason}")
     return 0
 
 
@@ -105,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", type=Path, help="file for the report in JSON; also as .txt")
     parser.add_argument("--name", default="train", help="name of the text in the report")
-    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes, without mpirun"
+    )
     return parser
 
 

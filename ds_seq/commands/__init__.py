@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from ds_seq.files.heartbeats import recorded
+
 
 class Command(NamedTuple):
     """A command.
@@ -18,11 +20,13 @@ class Command(NamedTuple):
         arguments: name of the module with the command's `build_parser()`, which imports no torch,
             so that `--help` and mistakes on the command line are answered before `module` is
             imported; None: `module` does all.
+        wraps: whether what stands after `--` is another command, with arguments of its own.
     """
 
     module: str
     help: str
     arguments: str | None = None
+    wraps: bool = False
 
 
 _HELP = {
@@ -33,6 +37,7 @@ _HELP = {
     "order": "experiment + shards -> pairs of each update, for any number of ranks",
     "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
+    "supervise": "another command, started again after a crash or a hang",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",
     "rescore": "run folder + text + translations -> scores",
@@ -45,6 +50,7 @@ _HELP = {
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "verify": "run, export or data folder -> whether its files are intact",
     "verify-data": "data folder -> the same as verify",
+    "runs": "folders -> state, score and speed of each run",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 
@@ -55,6 +61,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
+COMMANDS["supervise"] = COMMANDS["supervise"]._replace(wraps=True)
 COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
@@ -64,13 +71,17 @@ def run(name: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: the input is invalid.
     """
-    command = COMMANDS[name]
+    return recorded(lambda words: _run(COMMANDS[name], words), argv)
+
+
+def _run(command: Command, argv: Sequence[str]) -> int:
     # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
     try:
         if command.arguments is not None:
-            import_module(command.arguments).build_parser().parse_intermixed_args(argv)
+            own = argv[: argv.index("--")] if command.wraps and "--" in argv else argv
+            import_module(command.arguments).build_parser().parse_intermixed_args(own)
         main: Callable[[Sequence[str]], int] = import_module(command.module).main
     finally:
         gc.freeze()

@@ -34,6 +34,7 @@ from ds_seq.commands.options import (
     search_settings,
 )
 from ds_seq.commands.steering import Steering, read_steering
+from ds_seq.commands.target_languages import TargetLanguages, read_target_languages
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
@@ -79,12 +80,18 @@ class _Generation:
     runs: list[LoadedRun]
     settings: GenerationConfig
     steering: Steering
+    languages: TargetLanguages
     translator: Translator
 
     @property
     def card(self) -> ModelCard:
         """The first run's card, which determines everything except the models themselves."""
         return self.runs[0].card
+
+    @property
+    def target_lang(self) -> str:
+        """Language of the translations, as far as metrics have to know it."""
+        return self.languages.common or self.card.target_lang
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,15 +105,16 @@ def main(argv: Sequence[str]) -> int:
             text = None if args.input is None or _streams(args) else _read_input(args)
             generation = _load(args, world)
             if args.input is None:
-                text = _read_test_split(generation.card, args.reference, args.output)
+                text = _read_test_split(generation, args.reference, args.output)
             if text is not None:
                 generation.steering.check_counts(text.source)
+                generation.languages.check_counts(text.source)
             scorer = None
             if text is not None and text.reference is not None:
                 if not text.reference:
                     raise UserError("there is nothing to translate and score: the text is empty")
-                scorer = Scorer(generation.card.target_lang)
-                warning = language_warning(text.reference, generation.card.target_lang)
+                scorer = Scorer(generation.target_lang)
+                warning = language_warning(text.reference, generation.target_lang)
                 if warning is not None and world.is_first:
                     print(f"ds-seq: warning: the reference {warning}", file=sys.stderr)
         if text is None:
@@ -148,17 +156,18 @@ def _check_arguments(args: argparse.Namespace, world_size: int) -> None:
         if not _streams(args):
             raise UserError(
                 "--buffer-size: only works with --input - and without --output, --reference, "
-                "--prefix, --constraints and --samples, which need the whole text; leave it out"
+                "--prefix, --constraints, --target-langs and --samples, which need the whole text; "
+                "leave it out"
             )
     check_result_arguments(args)
     check_expert_parallel(args.expert_parallel, world_size)
     texts = (args.input, args.reference, args.prefix, args.constraints, args.allowed)
-    check_writable(args.output, [*texts, *args.runs])
+    check_writable(args.output, [*texts, args.target_langs, *args.runs])
 
 
 def _streams(args: argparse.Namespace) -> bool:
     """Return whether translations are written while text is still arriving."""
-    per_line = (args.reference, args.prefix, args.constraints)
+    per_line = (args.reference, args.prefix, args.constraints, args.target_langs)
     waits = any(path is not None for path in per_line) or args.samples > 0
     return args.input == STANDARD and args.output == STANDARD and not waits
 
@@ -176,11 +185,13 @@ def _read_reference(source: Sequence[str], name: str, path: str) -> list[str]:
     return reference
 
 
-def _read_test_split(card: ModelCard, reference: str | None, output: str) -> _Text:
+def _read_test_split(generation: _Generation, reference: str | None, output: str) -> _Text:
+    """Read the test text, with the tags that the experiment gives it unless an option does."""
+    card = generation.card
     if not card.test:
         raise UserError("data.raw.test: is empty; give --input FILE")
     check_writable(output, chain.from_iterable(card.test))
-    text = read_raw("test", card.test)
+    text = read_raw("test", card.test, () if generation.languages.are_given else card.test_tags)
     if reference is None:
         return _Text(text.source, text.target)
     return _Text(text.source, _read_reference(text.source, "data.raw.test", reference))
@@ -188,7 +199,7 @@ def _read_test_split(card: ModelCard, reference: str | None, output: str) -> _Te
 
 def _load(args: argparse.Namespace, world: World) -> _Generation:
     """Load the models, and check that they fit each other and the arguments."""
-    steering = read_steering(args)
+    steering, languages = read_steering(args), read_target_languages(args)
     device = chosen_device(args, world)
     runs = [
         load_packed(name, args.checkpoint, args.dtype, device, args.expert_parallel)
@@ -212,6 +223,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
         spelling=spelling,
         # a tag of the target says the language, too
         tags=translator.tags if steering.target_tag is None else None,
+        tagged=languages.tagger(first.card),
         long_lines=args.long_lines,
         form=args.format,
         workers=default_workers(device) if args.workers is None else args.workers,
@@ -219,7 +231,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
         align=args.align,
         replace_unk=args.replace_unk,
     )
-    return _Generation(args, runs, settings, steering, translator)
+    return _Generation(args, runs, settings, steering, languages, translator)
 
 
 def _stream(generation: _Generation) -> None:
@@ -275,6 +287,7 @@ def _conditions(generation: _Generation, text: _Text) -> Settings:
         **result_conditions(args),
         "long-lines": args.long_lines,
         **{name: _digest(lines) for name, lines in generation.steering.conditions.items()},
+        **{name: _digest(lines) for name, lines in generation.languages.conditions.items()},
         **{
             name.replace("_", "-"): value
             for name, value in generation.settings.model_dump(exclude=set(BATCH_SIZE)).items()

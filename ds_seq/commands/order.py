@@ -72,14 +72,15 @@ def _worlds(text: str) -> list[int]:
 
 def _with_group(config: ExperimentConfig, worlds: Sequence[int]) -> ExperimentConfig:
     """Return the experiment with a number of batches per update for all numbers of ranks."""
-    group = config.train.batches_per_update
+    group = config.train.fixed_group
     if group is None:
         group = max(worlds) * config.train.accumulate
         print(
             f"train.batches_per_update is null: updates grow with the number of ranks; shown with "
             f"{group}, that of {max(worlds)} ranks"
         )
-    train = config.train.model_copy(update={"batches_per_update": group})
+    fixed = {"batches_per_update": group, "global_batch_tokens": None}
+    train = config.train.model_copy(update=fixed)
     return config.model_copy(update={"train": train})
 
 

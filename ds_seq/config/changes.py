@@ -92,6 +92,7 @@ _RULES: dict[str, str] = {
     "train.batch_order": _ORDER,
     "train.precision": TRAINING,
     "train.clip_norm": TRAINING,
+    "train.return_lr_factor": TRAINING,
     "train.sparse_clip": TRAINING,
     "train.freeze": TRAINING,
     **dict.fromkeys(
@@ -99,6 +100,7 @@ _RULES: dict[str, str] = {
             "train.deepspeed",
             "train.accumulate",  # see GROUP
             "train.batches_per_update",
+            "train.global_batch_tokens",
             "train.largest_first",  # of the first epoch
             "train.init_from",
             "train.init_checkpoint",
@@ -109,6 +111,7 @@ _RULES: dict[str, str] = {
             "train.patience",
             "train.on_divergence",
             "train.max_skips",
+            "train.max_returns",
             "train.loss_spike",
             "train.norm_spike",
             "train.log_every",

@@ -297,14 +297,21 @@ def on_world(config: ExperimentConfig, world_size: int) -> ExperimentConfig:
     Raises:
         UserError: there are more ranks than batches in an update.
     """
-    group = config.train.batches_per_update
+    train = config.train
+    group, tokens = train.fixed_group, train.global_batch_tokens
     if group is not None and group < world_size:
+        what = f"train.batches_per_update: {group} is less than the world size {world_size}"
+        more = ""
+        if tokens is not None:
+            what = (
+                f"train.global_batch_tokens: {tokens:,} are only {group} batch(es) of "
+                f"train.max_tokens {train.max_tokens:,} on {world_size} ranks"
+            )
+            more = ", lower train.max_tokens,"
         raise UserError(
-            f"train.batches_per_update: {group} is less than the world size {world_size}, so ranks "
-            "would have nothing to do; raise it or start fewer ranks"
+            f"{what}, so ranks would have nothing to do; raise it{more} or start fewer ranks"
         )
-    accumulate = config.train.accumulate_on(world_size)
-    train = config.train.model_copy(update={"accumulate": accumulate})
+    train = train.model_copy(update={"accumulate": train.accumulate_on(world_size)})
     return config.model_copy(update={"train": train})
 
 

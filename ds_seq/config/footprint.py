@@ -32,8 +32,8 @@ def batch_lines(
     lines = [
         f"update  {tokens:>16,}   tokens, padding included: max_tokens {_batch_size(config)} x "
         + (
-            f"batches_per_update {train.batches_per_update}, on any number of processes"
-            if train.batches_per_update is not None
+            _fixed_group(config, world_size)
+            if train.fixed_group is not None
             else f"accumulate {train.accumulate} x {ranks} process(es)"
             + ("" if world_size else "; --world-size N for N processes")
         )
@@ -50,6 +50,16 @@ def batch_lines(
         f"epochs  {epochs:>16,.1f}   in train.max_updates {train.max_updates:,}"
         + ("" if train.max_epochs is None else f"; stops after {train.max_epochs}"),
     ]
+
+
+def _fixed_group(config: ExperimentConfig, world_size: int | None) -> str:
+    train = config.train
+    group = f"batches_per_update {train.fixed_group}"
+    if train.global_batch_tokens is not None:
+        group += f" for global_batch_tokens {train.global_batch_tokens:,}"
+    if world_size is None:
+        return f"{group}, on any number of processes"
+    return f"{group} = accumulate {train.accumulate_on(world_size)} on {world_size} process(es)"
 
 
 def _batch_size(config: ExperimentConfig) -> str:

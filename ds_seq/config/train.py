@@ -60,6 +60,12 @@ class TrainConfig(Config):
         "number of ranks, and an update has the same pairs on any number of ranks; some may be "
         "idle at its end. Null: ranks times `accumulate`.",
     )
+    global_batch_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Tokens per update over all ranks, counted as `max_tokens` counts them. It "
+        "sets `batches_per_update` to as few batches of `max_tokens` as hold so many tokens, so "
+        "updates stay the same on any number of ranks. Null: `batches_per_update` holds.",
+    )
     precision: Precision = Field(
         default="fp32", description="Number format of the model; master weights stay fp32."
     )
@@ -75,12 +81,21 @@ class TrainConfig(Config):
         default="stop",
         description="What to do when gradients are not finite, and no lower fp16 loss scale can "
         "help. Such an update is always skipped; `stop` ends the run when more than 2 of the last "
-        "20 were, `skip` when more than `train.max_skips` of the last 1000 were.",
+        "20 were, `skip` when more than `train.max_skips` of the last 1000 were. Where `stop` "
+        "would end the run, `back` takes up the state of the last checkpoint and continues without "
+        "the batches since then; it needs a checkpoint of the start, which it writes.",
     )
     max_skips: PositiveInt = Field(
         default=20,
         le=1000,
         description="Updates among the last 1000 that `train.on_divergence: skip` may skip.",
+    )
+    max_returns: PositiveInt = Field(
+        default=3, description="Returns to a checkpoint after which `back` ends the run, too."
+    )
+    return_lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0,
+        description="Factor on the learning rate after each return of `train.on_divergence: back`.",
     )
     loss_spike: Annotated[float, Field(gt=1.0)] | None = Field(
         default=2.0,
@@ -187,17 +202,38 @@ class TrainConfig(Config):
 
     def group(self, world_size: int) -> int:
         """Return the number of batches per update over all ranks."""
-        return self.batches_per_update or self.accumulate * world_size
+        return self.fixed_group or self.accumulate * world_size
+
+    @property
+    def fixed_group(self) -> int | None:
+        """Number of batches per update on any number of ranks; None if it depends on them."""
+        if self.global_batch_tokens is None:
+            return self.batches_per_update
+        assert isinstance(self.max_tokens, int), "checked by `_check_batches`"
+        return -(-self.global_batch_tokens // self.max_tokens)
 
     def accumulate_on(self, world_size: int) -> int:
         """Return the number of batches per rank and update, some of which may be empty."""
-        if self.batches_per_update is None:
+        if self.fixed_group is None:
             return self.accumulate
-        return -(-self.batches_per_update // world_size)
+        return -(-self.fixed_group // world_size)
+
+    def _check_batches(self) -> list[tuple[str, str]]:
+        if self.global_batch_tokens is None:
+            return []
+        errors = []
+        if not isinstance(self.max_tokens, int):
+            size = "null" if self.max_tokens is None else self.max_tokens
+            errors.append(
+                ("global_batch_tokens", f"needs a number for max_tokens, which is {size}")
+            )
+        if self.batches_per_update is not None:
+            errors.append(("batches_per_update", "contradicts global_batch_tokens; remove one"))
+        return errors
 
     @model_validator(mode="after")
     def _check_validation(self) -> TrainConfig:
-        errors = []
+        errors = self._check_batches()
         if self.max_tokens is None and self.max_sentences is None:
             errors.append(("max_tokens", "and max_sentences are both null; give one of them"))
         if self.upcycle_noise and self.init_from is None:

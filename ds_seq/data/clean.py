@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ from numpy.typing import NDArray
 
 from ds_seq import files
 from ds_seq.data.cleaning.assembly import PLACE, assemble
-from ds_seq.data.cleaning.block import clean_block, load_filters
 from ds_seq.data.cleaning.blocks import Block, check_scores, read_corpora
 from ds_seq.data.cleaning.journal import (
     Finished,
-    Journal,
+    JournalWriter,
     discard_work,
     is_worth_keeping,
     open_work,
@@ -35,10 +35,9 @@ from ds_seq.data.cleaning.options import (
     ScoreFile,
     reason_to_drop,
 )
-from ds_seq.data.cleaning.pool import map_watched
-from ds_seq.data.cleaning.ranks import Alone, Ranks
 from ds_seq.data.cleaning.report import CleanReport, CorpusReport
-from ds_seq.data.parallel import cleaning_up
+from ds_seq.data.parallel import cleaning_up, map_as_finished
+from ds_seq.data.processes import LostProcess
 from ds_seq.data.progress import Report, ignore
 from ds_seq.errors import UserError
 from ds_seq.text.lines import (
@@ -85,22 +84,21 @@ def clean_corpora(
     output: PairPath,
     workers: int = 1,
     progress: Report = ignore,
-    ranks: Ranks | None = None,
     places: Path | None = None,
 ) -> CleanReport:
     """Write the pairs of all corpora that pass their filters, in order, as one text.
 
-    The output does not depend on the number of workers or ranks. It replaces an existing one only
-    on success. After an interruption, finished blocks are in the folder `SOURCE.partial`; the next
-    call, with as many processes as it likes, goes on from there unless text or options are others.
+    The output does not depend on the number of workers, or of ranks under `mpirun`. It replaces an
+    existing one only on success. After an interruption, finished blocks are in the folder
+    `SOURCE.partial`; the next call, with as many processes as it likes, goes on from there unless
+    text or options are others.
 
     Args:
         corpora: texts to read, one after the other. The report has the figures of each, so the
             first `kept` pairs of the output are those of the first corpus, and so on.
         output: the two UTF-8 files to write.
-        workers: number of processes, of each rank.
+        workers: number of processes; of no account under `mpirun`.
         progress: called with the number of pairs of each finished block.
-        ranks: processes that call this function together. All see the same files.
         places: file that gets the `PLACE` of each pair of the output, 12 bytes; None: none is
             written.
 
@@ -108,23 +106,12 @@ def clean_corpora(
         UserError: a text or its scores cannot be read, everything was dropped, the output cannot be
             written, or a process has died.
     """
-    ranks = ranks or Alone()
     folder = output.source.with_name(f"{output.source.name}.partial")
-    try:
-        for corpus in corpora:
-            corpus.options.check()
-            check_scores(corpus)
-        with cleaning_up():
-            if ranks.rank == 0:
-                with _work(folder):
-                    report = _clean(corpora, output, folder, workers, progress, ranks, places)
-            else:
-                report = _clean(corpora, output, folder, workers, progress, ranks, places)
-        if report.kept == 0:
-            raise UserError(_explain_nothing(corpora, report))
-    except UserError as error:
-        ranks.fail(error)
-        raise
+    for corpus in corpora:
+        corpus.options.check()
+        check_scores(corpus)
+    with cleaning_up(), _work(folder):
+        report = _clean(corpora, output, folder, workers, progress, places)
     return report
 
 
@@ -135,6 +122,10 @@ def _work(folder: Path) -> Iterator[None]:
     with files.Lock(lock, folder, "wait for it, or give another output"):
         try:
             yield
+        except LostProcess as error:
+            raise UserError(
+                f"{error}; finished blocks are kept, start the command again to go on"
+            ) from error
         finally:
             if folder.exists() and not is_worth_keeping(folder):
                 discard_work(folder)
@@ -146,34 +137,23 @@ def _clean(
     folder: Path,
     workers: int,
     progress: Report,
-    ranks: Ranks,
     places: Path | None,
 ) -> CleanReport:
-    first = ranks.rank == 0
-    finished, attempt = open_work(folder, _made_of(corpora)) if first else (Finished({}, {}), 0)
-    done, attempt = ranks.share((frozenset(finished.entries), attempt) if first else None)
-    with Journal(folder, attempt, ranks.rank) as journal:
-        read = read_corpora(corpora, BLOCK_LINES)
-        if first:
-            read = _discarding(folder, read)
-        blocks = _share_of(read, done, ranks, progress)
-        for cleaned in map_watched(clean_block, corpora, blocks, workers, load_filters):
-            journal.add(cleaned)
-            progress(cleaned.total)
-    parts = ranks.collect(journal.finished)
-    if parts is None:
-        return ranks.share(None)
-    for part in parts:
-        finished.entries.update(part.entries)
-        for number, examples in part.examples.items():
-            finished.examples.setdefault(number, type(examples)()).update_from(examples)
+    finished, attempt = open_work(folder, _made_of(corpora))
+    blocks = _left(_discarding(folder, read_corpora(corpora, BLOCK_LINES)), finished, progress)
+    writer = JournalWriter(corpora, folder, attempt)
+    for entry, examples in map_as_finished(
+        JournalWriter.clean, writer, blocks, workers, prepare=JournalWriter.load
+    ):
+        finished.add(entry, examples)
+        progress(entry.total)
     with _pair_writer(output, places) as write:
         report = assemble(folder, corpora, finished, write)
         if report.kept == 0:
             discard_work(folder)
             raise UserError(_explain_nothing(corpora, report))
     discard_work(folder)
-    return ranks.share(report)
+    return report
 
 
 def _discarding(folder: Path, blocks: Iterator[Block]) -> Iterator[Block]:
@@ -185,18 +165,14 @@ def _discarding(folder: Path, blocks: Iterator[Block]) -> Iterator[Block]:
         raise
 
 
-def _share_of(
-    blocks: Iterable[Block], done: frozenset[int], ranks: Ranks, progress: Report
-) -> Iterator[Block]:
-    """Yield the blocks that are left to this rank."""
-    left = 0
+def _left(blocks: Iterable[Block], finished: Finished, progress: Report) -> Iterator[Block]:
+    """Yield the blocks that are not finished."""
+    done = frozenset(finished.entries)
     for block in blocks:
-        if block.number not in done:
-            left += 1
-            if left % ranks.size == ranks.rank:
-                yield block
-                continue
-        progress(block.size)
+        if block.number in done:
+            progress(block.size)
+        else:
+            yield block
 
 
 def _made_of(corpora: Sequence[Corpus]) -> dict[str, Any]:
@@ -268,17 +244,20 @@ def _pair_writer(
     paths = [*output, *([] if places is None else [places])]
     scanners = [Scanner(BLOCK_LINES) for _ in output]
     with ExitStack() as stack:
+        scanning = stack.enter_context(ThreadPoolExecutor(len(scanners)))
         temporary = [stack.enter_context(files.replacing(path)) for path in paths]
         opened = [stack.enter_context(open(path, "wb")) for path in temporary]
 
         def write(source: bytes, target: bytes, rows: NDArray[np.void]) -> None:
+            sides = zip(scanners, (source, target), strict=True)
+            scans = [scanning.submit(scanner.update, content) for scanner, content in sides]
             for path, file, content in zip(
                 paths, opened, (source, target, rows.tobytes()), strict=False
             ):
                 with files.writing(path):
                     file.write(content)
-            for scanner, content in zip(scanners, (source, target), strict=True):
-                scanner.update(content)
+            for scan in scans:
+                scan.result()
 
         yield write
     for path, scanner in zip(output, scanners, strict=True):

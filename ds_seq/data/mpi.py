@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from ds_seq.data.mpi_watch import RankWatch, find_mpi
 from ds_seq.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 Item = TypeVar("Item")
@@ -187,14 +188,13 @@ def team() -> Iterator[bool]:
         UserError: `mpirun` has started this process, but mpi4py cannot be loaded, or sees another
             number of processes.
     """
-    from ds_seq.data.cleaning.ranks import MpiRanks, find_ranks  # which import this module
-
-    found = find_ranks(os.environ)
-    if not isinstance(found, MpiRanks):
+    mpi = find_mpi(os.environ)
+    if mpi is None:
         yield True
         return
-    comm = found.world
-    if found.rank > 0:
+    RankWatch(mpi)
+    comm = mpi.COMM_WORLD
+    if comm.Get_rank() > 0:
         _serve(comm)
         yield False
         return
@@ -234,8 +234,8 @@ def _serve(comm: Any) -> None:
             if kind == "state":
                 serial, (function, state, prepare) = number, rest
                 waiting.clear()
-                if prepare is not None:
-                    prepare(state)
+                if prepare is not None and (error := _attempt(comm, prepare, state)[1]) is not None:
+                    sent.append(comm.isend(("error", serial, 0, error), 0))
             elif kind == "item":
                 waiting.append((rest[0], rest[1]))
             else:
@@ -249,11 +249,18 @@ def _serve(comm: Any) -> None:
             pause = min(2 * pause, _LONGEST)
             continue
         index, item = waiting.pop(0)
-        try:
-            answer = ("result", serial, index, function(state, item))
-        except UserError as error:
-            answer = ("error", serial, index, error)
-        except Exception:
-            text = f"on rank {comm.Get_rank()}:\n{traceback.format_exc()}"
-            answer = ("error", serial, index, RuntimeError(text))
-        sent.append(comm.isend(answer, 0))
+        result, error = _attempt(comm, function, state, item)
+        answer = ("result", result) if error is None else ("error", error)
+        sent.append(comm.isend((answer[0], serial, index, answer[1]), 0))
+
+
+def _attempt(
+    comm: Any, function: Callable[..., Any], *arguments: Any
+) -> tuple[Any, Exception | None]:
+    """Return what a function returns, or the error that is sent in place of it."""
+    try:
+        return function(*arguments), None
+    except UserError as error:
+        return None, error
+    except Exception:
+        return None, RuntimeError(f"on rank {comm.Get_rank()}:\n{traceback.format_exc()}")

@@ -20,6 +20,7 @@ from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
 from ds_seq.names import SIDES
 from ds_seq.text.lines import PairPath, text_fingerprint
+from ds_seq.text.scan import scan_all
 
 if TYPE_CHECKING:
     from ds_seq.data.manifest import Manifest
@@ -83,6 +84,7 @@ def text_records(texts: Iterable[PairPath]) -> list[TextRecord]:
         UserError: a file does not exist.
     """
     texts = list(texts)
+    scan_all(dict.fromkeys(path for text in texts for path in text.files))
     files = {path: TextRecord.of(path) for text in texts for path in text.files}
     return [
         replace(files[path], part=_part(text, side))

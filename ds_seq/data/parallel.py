@@ -1,31 +1,20 @@
-"""Ordered map over worker processes, with bounded memory; none of them outlives this process."""
+"""Spread work over worker processes, or over the ranks of `mpirun`, with bounded memory."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from types import FrameType
 from typing import TypeVar
 
 from ds_seq.data.mpi import current_team
-from ds_seq.environment import variable
-from ds_seq.errors import UserError
+from ds_seq.data.processes import WatchedPool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 State = TypeVar("State")
-
-_PRELOADED = ["ds_seq.data.binarize", "ds_seq.data.cleaning.block"]
-_state: list[object] = []  # state of this worker process; empty in the main process
 
 
 def map_in_order(
@@ -45,54 +34,49 @@ def map_in_order(
             `mpirun`, where the other ranks work; see `ds_seq.data.mpi`.
 
     Raises:
-        UserError: a process has been killed, normally because memory is short.
+        LostProcess: a process has died or hangs; names it.
     """
+    return _map(function, state, items, workers, None, in_order=True)
+
+
+def map_as_finished(
+    function: Callable[[State, Item], Result],
+    state: State,
+    items: Iterable[Item],
+    workers: int,
+    prepare: Callable[[State], None] | None = None,
+) -> Iterator[Result]:
+    """Yield `function(state, item)` for every item, as soon as it is known; see `map_in_order`.
+
+    Args:
+        function: see `map_in_order`.
+        state: see `map_in_order`.
+        items: see `map_in_order`.
+        workers: see `map_in_order`.
+        prepare: called with the state first in each process: it may take any time.
+    """
+    return _map(function, state, items, workers, prepare, in_order=False)
+
+
+def _map(
+    function: Callable[[State, Item], Result],
+    state: State,
+    items: Iterable[Item],
+    workers: int,
+    prepare: Callable[[State], None] | None,
+    *,
+    in_order: bool,
+) -> Iterator[Result]:
     if (ranks := current_team()) is not None:
-        yield from ranks.map(function, state, items)
-        return
-    if workers <= 1:
+        yield from ranks.map(function, state, items, prepare)
+    elif workers > 1:
+        with WatchedPool(workers, function, state, prepare) as pool:
+            yield from pool.run(items, in_order=in_order)
+    else:
+        if prepare is not None:
+            prepare(state)
         for item in items:
             yield function(state, item)
-        return
-    # Processes that are started would look for modules in the working folder first. Python 3.10
-    # ignores the variable.
-    with variable("PYTHONSAFEPATH", "1"):
-        yield from _map_in_processes(function, state, items, workers)
-
-
-def worker_context() -> ForkServerContext | SpawnContext:
-    """Return how worker processes are started.
-
-    They are forked from a process that has loaded what most of them need and runs no threads;
-    forking this one, with its threads (torch, tqdm), may deadlock. It is started with the first of
-    them, and costs the imports that each worker would repeat.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    return context
-
-
-def _map_in_processes(
-    function: Callable[[State, Item], Result], state: State, items: Iterable[Item], workers: int
-) -> Iterator[Result]:
-    pool = ProcessPoolExecutor(workers, worker_context(), initializer=_start, initargs=(state,))
-    try:
-        pending: deque[Future[Result]] = deque()
-        for item in items:
-            pending.append(pool.submit(_call, function, item))
-            if len(pending) >= 3 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool:
-        raise UserError(
-            f"one of {workers} worker processes was killed, probably because there is too little "
-            "memory; use fewer (data.workers, or --workers)"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -112,21 +96,3 @@ def cleaning_up() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _start(state: object) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; one reports it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _state.append(state)
-
-
-def _end_with_parent() -> None:
-    """End this process when the main process has been killed; its queue would never close."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _call(function: Callable[[State, Item], Result], item: Item) -> Result:
-    return function(_state[0], item)  # type: ignore[arg-type]

@@ -30,9 +30,11 @@ import torch.distributed as dist
 
 from ds_seq.activity import CURRENT, HANG_SECONDS, mark, start
 from ds_seq.distributed.flight_recorder import RECORDER
+from ds_seq.distributed.heartbeat import Heartbeat
 from ds_seq.distributed.launch import World
 from ds_seq.distributed.sign_of_life import SignsOfLife, Verdict
 from ds_seq.errors import EXIT_RANK_LOST, RankLost, UserError
+from ds_seq.files import heartbeats
 
 LONG = 4.0
 """How many times the limit a phase that may take long has."""
@@ -52,10 +54,13 @@ class Watchdog:
         world: this rank and the number of ranks.
         store: a store that all ranks share; None: nothing is known of the others.
         seconds: the limit; None: the process is never ended.
+        heartbeat: says the limit to a supervisor.
     """
 
-    def __init__(self, world: World, store: dist.Store | None, seconds: float | None) -> None:
-        self._world, self._store = world, store
+    def __init__(
+        self, world: World, store: dist.Store | None, seconds: float | None, heartbeat: Heartbeat
+    ) -> None:
+        self._world, self._store, self._heartbeat = world, store, heartbeat
         self._seconds = seconds
         self._signs: SignsOfLife | None = None
         self._forgiven = time.monotonic()
@@ -67,6 +72,7 @@ class Watchdog:
     def limit(self, seconds: float | None) -> None:
         """Set another limit, the same on all ranks. A collective in that all have to do it."""
         if seconds != self._seconds:
+            self._heartbeat.seconds = seconds
             self.stop()
             self._seconds = seconds
             self._start()
@@ -160,6 +166,7 @@ class Watchdog:
             if signs.verdict is None:
                 signs.leave(Verdict(f"rank {rank}: {why}", 0.0))
             time.sleep(2 * self._turn + 0.2)  # let the others read it before they lose this rank
+        heartbeats.write("end", {"code": EXIT_RANK_LOST})
         os._exit(EXIT_RANK_LOST)
 
 
@@ -201,7 +208,8 @@ def watching(
         RankLost: a collective of the block has failed, because another rank has died.
     """
     start()
-    dog = Watchdog(world, store, seconds)
+    heartbeat = Heartbeat(world, seconds)
+    dog = Watchdog(world, store, seconds, heartbeat)
     RECORDER.install()
     try:
         yield dog
@@ -214,6 +222,7 @@ def watching(
         dog.stop()
     finally:
         RECORDER.remove()
+        heartbeat.stop()
 
 
 def _farewell(world: World, error: BaseException, seconds: float | None) -> Verdict:

@@ -27,13 +27,14 @@ from ds_seq.files.checksums import (
     sealed_json,
     write_sums,
 )
-from ds_seq.files.known import recall, remember, remember_read, remembering
-from ds_seq.files.locks import LOCK_FILE, Lock, lock_of
+from ds_seq.files.known import is_remembering, recall, remember, remember_read, remembering
+from ds_seq.files.locks import LOCK_FILE, RENEWING, Lock, is_locked, lock_of
 from ds_seq.files.process import host
 
 __all__ = [
     "CHECKED_AT_LOAD",
     "LOCK_FILE",
+    "RENEWING",
     "SHA256",
     "SUMS_FILE",
     "Lock",
@@ -43,6 +44,8 @@ __all__ = [
     "check_sums",
     "fingerprint",
     "host",
+    "is_locked",
+    "is_remembering",
     "is_sealed",
     "lock_of",
     "publish",

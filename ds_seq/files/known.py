@@ -33,6 +33,11 @@ def remembering() -> Iterator[None]:
         _known.reset(token)
 
 
+def is_remembering() -> bool:
+    """Return whether facts are kept now."""
+    return _known.get() is not None
+
+
 def recall(path: str | Path, name: str) -> Any:
     """Return a fact about a file as it is now; None if there is none.
 

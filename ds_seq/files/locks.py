@@ -23,6 +23,8 @@ from ds_seq.records import read_json
 
 LOCK_FILE = ".lock"
 """Name of the lock file in a folder that is locked with all it holds."""
+RENEWING = "ds-seq lock"
+"""Name of the threads that renew locks."""
 
 _RENEWED, _SILENT = 20.0, 180.0  # seconds between signs of life of a lock, and until it is stale
 
@@ -64,7 +66,7 @@ class Lock:
                 if time.time() - other.stat().st_mtime > _SILENT:  # left by a killed process
                     other.unlink(missing_ok=True)
         stop = threading.Event()
-        threading.Thread(target=_renew, args=(path, stop), daemon=True).start()
+        threading.Thread(target=_renew, args=(path, stop), daemon=True, name=RENEWING).start()
         # also at the end of the process and when nothing refers to the lock any more
         self._release = weakref.finalize(self, _release, path, text, stop, self._made)
 
@@ -82,6 +84,19 @@ class Lock:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process that is alive holds the lock; writes nothing."""
+    holder, age = None, 0.0
+    try:
+        age = time.time() - path.stat().st_mtime
+        holder = read_json(path, dict[str, Any], "")
+    except FileNotFoundError:
+        return False
+    except (OSError, UserError):  # it is being written, or may not be read
+        pass
+    return _is_alive(holder, age)
 
 
 def _link(new: Path, path: Path) -> bool:

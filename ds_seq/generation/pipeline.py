@@ -52,6 +52,7 @@ class Translator:
         align: whether to write alignments; requires a step that makes them.
         replace_unk: see `LineWriter`; requires a step that makes alignments.
         spelling: see `LineWriter`.
+        tagged: adds a tag to the start of lines with text, given the number of the first of them.
         tags: language tags of the vocabulary, by id, one of which should begin every source; None
             if no source is to be reported, see `ds_seq.text.tags.untagged`.
     """
@@ -68,6 +69,7 @@ class Translator:
     align: bool = False
     replace_unk: bool = False
     spelling: Spelling | None = None
+    tagged: Callable[[Sequence[str], int], list[str]] | None = None
     tags: Mapping[int, str] | None = None
 
     def read(self, text: Sequence[str], first: int = 0) -> Reading:
@@ -81,6 +83,8 @@ class Translator:
             UserError: a line is too long and `long_lines` makes that an error.
         """
         lines = _normalized(self.tokenizers.source, text)
+        if self.tagged is not None:
+            lines = self.tagged(lines, first)
         plan = plan_lines(self.tokenizers.source, lines, self.limits, self.long_lines, first)
         without_tag = [] if self.tags is None else untagged(lines, self.tags)
         return Reading(lines, plan, first, [first + number for number in without_tag])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -11,13 +12,13 @@ from torch import nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.model import ModelConfig
-from ds_seq.data.expected import raw_files
+from ds_seq.data.expected import files_of, raw_files
 from ds_seq.data.origin import same_language
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.names import Precision
 from ds_seq.text.lines import PairPath
-from ds_seq.text.tags import language_tags
+from ds_seq.text.tags import language_tags, tag_of
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.weights.source import TensorSource
 
@@ -62,6 +63,8 @@ class ModelCard:
         routes_by_language: whether experts are chosen by the language tag of the source.
         joint_vocab: whether source and target share one vocabulary.
         language_tags: the user symbols that are language tags; None: those that look like tags.
+        tags_by_language: the tag of each target language, if training added it.
+        test_tags: tags at the start of the sources of each text of the test split; empty: none.
     """
 
     name: str
@@ -77,6 +80,8 @@ class ModelCard:
     routes_by_language: bool = False
     joint_vocab: bool = True
     language_tags: tuple[str, ...] | None = None
+    tags_by_language: Mapping[str, str] = field(default_factory=dict)
+    test_tags: tuple[tuple[str, ...], ...] = ()
 
     @property
     def source_tags(self) -> dict[int, str]:
@@ -86,6 +91,30 @@ class ModelCard:
             return language_tags(tokenizer, self.language_tags)
         ids = sorted(tokenizer.tag_ids)
         return dict(zip(ids, tokenizer.pieces(ids), strict=True))
+
+    def language_tag(self, language: str, option: str) -> str:
+        """Return the tag at the start of a source that is to be translated into a language.
+
+        Args:
+            language: language code.
+            option: the option or place that has the code, for messages.
+
+        Raises:
+            UserError: the model knows no such tag.
+        """
+        tags = list(dict.fromkeys([*self.tags_by_language.values(), *self.source_tags.values()]))
+        tag = self.tags_by_language.get(language) or tag_of(language, tags)
+        if tag is not None:
+            return tag
+        if not tags:
+            raise UserError(
+                f"{option} {language}: {self.name} has no language tags, because it translates "
+                f"into {self.target_lang} only; leave it out"
+            )
+        raise UserError(
+            f"{option} {language}: {self.name} knows no tag of this language; its tags are "
+            f"{', '.join(tags)}"
+        )
 
     @classmethod
     def of_experiment(cls, config: ExperimentConfig, tokenizers: Tokenizers) -> ModelCard:
@@ -116,6 +145,12 @@ class ModelCard:
             routes_by_language=config.routes_by_language,
             joint_vocab=data.vocab.joint,
             language_tags=None if data.language_tags is None else tuple(data.language_tags),
+            tags_by_language=dict(data.mixing.language_tags),
+            test_tags=tuple(
+                tuple(data.tags(entry)[0])
+                for _, entry in data.entries("test")
+                for _ in files_of(data, "test", entry)
+            ),
         )
 
     def can_read(self, languages: tuple[str, str]) -> bool:

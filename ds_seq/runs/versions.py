@@ -12,10 +12,9 @@ from typing_extensions import TypedDict
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import load_experiment
 from ds_seq.errors import UserError
-from ds_seq.names import CONFIG_FILE
+from ds_seq.names import CONFIG_FILE, HISTORY_FILE
 from ds_seq.records import Count, read_json, record
 
-HISTORY_FILE = "history.json"
 _REMEDY = f"remove it to compare with {CONFIG_FILE} only"
 
 

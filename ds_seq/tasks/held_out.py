@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ds_seq.names import ScoreAverage
 from ds_seq.scores.metric import Metric, measure
+from ds_seq.text.normalize import has_text
 
 PAIRS = "language_pairs"
 """Name of the figure that lists the language pairs with figures of their own."""
@@ -25,8 +26,9 @@ class HeldOut(NamedTuple):
     """Tags at the start of each translation."""
 
     def tagged(self, sources: Sequence[str]) -> list[str]:
-        """Return sources as the model reads them."""
-        return ["".join(self.tags) + f" {line}" if self.tags else line for line in sources]
+        """Return sources as the model reads them; those without text stay empty."""
+        tags = "".join(self.tags)
+        return [f"{tags} {line}" if tags and has_text(line) else line for line in sources]
 
     def untagged(self, translations: Sequence[str]) -> list[str]:
         """Return translations without the tags at their start."""

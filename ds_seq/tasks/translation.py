@@ -80,9 +80,22 @@ def read_files(
     }
 
 
-def read_raw(split: str, files: Sequence[PairPath]) -> RawText:
-    """Read the raw text of a split, concatenating its files; see `read_files`."""
-    return _joined(read_files(split, files))
+def read_raw(split: str, files: Sequence[PairPath], tags: Sequence[Sequence[str]] = ()) -> RawText:
+    """Read the raw text of a split, concatenating its files; see `read_files`.
+
+    Args:
+        split: name of the split, for messages.
+        files: its files.
+        tags: tags at the start of the sources of each file; empty: none.
+    """
+    texts = read_files(split, files)
+    if any(tags):
+        kinds = [HeldOut(("", ""), tuple(each)) for each in tags]
+        texts = {
+            name: text._replace(source=kind.tagged(text.source))
+            for kind, (name, text) in zip(kinds, texts.items(), strict=True)
+        }
+    return _joined(texts)
 
 
 def _joined(texts: Mapping[str, RawText]) -> RawText:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +20,7 @@ from ds_seq.text.opening import BLOCK, explain_missing
 BLOCK_LINES = 20_000
 """Lines that are cleaned or encoded at once, by one process; scans know where each block begins."""
 _SCAN = "scan"
+_FEW, _MOST_THREADS = 2, 4
 
 
 class Scan(NamedTuple):
@@ -114,6 +118,22 @@ def scan_text(path: Path, step: int = BLOCK_LINES) -> Scan:
     except OSError as error:
         raise UserError(unreadable(path, error)) from None
     return scan
+
+
+def scan_all(paths: Iterable[Path]) -> None:
+    """Scan plain files, several at the same time, so that their facts are known.
+
+    Nothing is done outside `files.remembering`.
+
+    Raises:
+        UserError: a file does not exist or cannot be read.
+    """
+    plain = [path for path in paths if not is_compressed(path)]
+    if not files.is_remembering() or len(plain) < _FEW:
+        return
+    with ThreadPoolExecutor(min(len(plain), _MOST_THREADS)) as pool:
+        for future in [pool.submit(copy_context().run, scan_text, path) for path in plain]:
+            future.result()
 
 
 def known_scan(path: Path) -> Scan | None:

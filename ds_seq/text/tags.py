@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from ds_seq.text.normalize import has_text
 from ds_seq.text.tokenizer import Tokenizer
 
+_SIGNS = re.compile(r"^(?:[<\[](?:2|to[_-])?|__|>>)|(?:[>\]]|__|<<)$")
 _CODE = r"[a-z]{2,3}(?:[_-][A-Za-z]{2,4})*"
 _MARKED = rf"[<\[](?:2|to[_-]){_CODE}[>\]]|__{_CODE}__|>>{_CODE}<<"  # `<2de>`, `__de__`, `>>deu<<`
 _FOREIGN = re.compile(_MARKED)
@@ -31,6 +32,11 @@ def language_tags(tokenizer: Tokenizer, chosen: Collection[str] | None = None) -
     certain = {i: text for i, text in symbols.items() if _CERTAIN.fullmatch(text)}
     likely = {i: text for i, text in symbols.items() if _LIKELY.fullmatch(text)}
     return {**certain, **(likely if certain or len(likely) > 1 else {})}
+
+
+def tag_of(language: str, tags: Collection[str]) -> str | None:
+    """Return the one of some tags that names a language, such as `<2de>` for `de`; or None."""
+    return next((tag for tag in tags if _SIGNS.sub("", tag) == language), None)
 
 
 def untagged(lines: Sequence[str], tags: Mapping[int, str]) -> list[int]:

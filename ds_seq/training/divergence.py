@@ -244,6 +244,10 @@ class Divergence:
             f"of the updates before it; {shown(batches)}"
         )
 
+    def restart(self) -> None:
+        """Forget skipped updates, after a return to a checkpoint."""
+        self._skips.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state to resume from."""
         return {

@@ -53,7 +53,7 @@ class UpdateSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> None:
         self._optimizer, self._schedule = optimizer, schedule
-        self.updates = 0
+        self.updates, self._factor = 0, 1.0
         self.set_updates(0)
 
     def step(self) -> None:
@@ -63,9 +63,14 @@ class UpdateSchedule:
     def set_updates(self, updates: int) -> None:
         """Set the state after `updates` applied updates."""
         self.updates = updates
-        self.lr = self._schedule(updates + 1)
+        self.lr = self._schedule(updates + 1) * self._factor
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr
+
+    def set_factor(self, factor: float) -> None:
+        """Multiply the schedule by a factor from the next update on."""
+        self._factor = factor
+        self.set_updates(self.updates)
 
     def get_last_lr(self) -> list[float]:
         """Return the learning rate of the next update, per group."""

@@ -32,8 +32,8 @@ from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.corpora import CorporaDataset
 from ds_seq.data.source import Dataset
 from ds_seq.distill.teacher import CachedTeacher
+from ds_seq.names import HISTORY_FILE
 from ds_seq.runs.open import open_run, weights_fingerprint
-from ds_seq.runs.versions import HISTORY_FILE as HISTORY_FILE  # its writer is here
 from ds_seq.runs.versions import Version, config_of, read_versions
 
 

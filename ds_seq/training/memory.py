@@ -45,9 +45,13 @@ TEACHER_ADVICE = (
 
 def update_advice(config: TrainConfig) -> str:
     """Return advice for an update; batches count most."""
+    how = f", and raise train.accumulate, which is {config.accumulate}, by the same factor"
+    if config.batches_per_update is not None:
+        how = f", and raise train.batches_per_update, which is {config.batches_per_update}, alike"
+    if config.global_batch_tokens is not None:
+        how = ""
     return (
-        f"lower train.max_tokens, which is {config.max_tokens}, and raise train.accumulate, which "
-        f"is {config.accumulate}, by the same factor: the updates stay the same. Or "
+        f"lower train.max_tokens, which is {config.max_tokens}{how}: the updates stay the same. Or "
         f"{_SMALLER_STATE}, or lower data.max_source_length and data.max_target_length"
     )
 

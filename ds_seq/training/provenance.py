@@ -17,23 +17,24 @@ import torch
 
 import ds_seq
 from ds_seq.distributed import World
-
-STARTS_FILE = "starts.jsonl"
+from ds_seq.names import STARTS_FILE
 
 _PACKAGES = ("torch", "deepspeed", "numpy", "sentencepiece", "sacrebleu")
 
 
-def record_start(folder: Path, world: World, update: int) -> dict[str, Any]:
+def record_start(folder: Path, world: World, update: int, last_update: int) -> dict[str, Any]:
     """Append a line to `starts.jsonl` in the run folder, and return its content.
 
     Args:
         folder: folder of the run.
         world: the processes of the run.
         update: update at which training starts; 0 unless it resumes.
+        last_update: update at which it ends if nothing ends it earlier.
     """
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "update": update,
+        "last_update": last_update,
         "command": shlex.join(sys.orig_argv),
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),

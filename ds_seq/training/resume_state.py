@@ -64,6 +64,7 @@ class Progress(TypedDict):
     stage: NotRequired[StageState]
     max_tokens: NotRequired[Positive | None]
     divergence: NotRequired[Diverging]
+    returns: NotRequired[Count]
 
 
 @record

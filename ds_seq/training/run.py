@@ -58,6 +58,7 @@ from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.restore import criterion_state, restore
+from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
     check_vocab,
@@ -215,7 +216,6 @@ def _train(
         trainer.log.say(teacher.describe())
     check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
     reason = trainer.fit()
-    trainer.log.note(f"stopped at update {trainer.update} ({reason})")
     if check is not None:
         check.verify()
     return TrainingResult(
@@ -300,9 +300,9 @@ def _build(
     )
     stages = StageWatch(batches, figures)
     divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
-    trainer = Trainer(
-        engine, criterion, batches, validator, saves, log, config.train, best, stages, divergence
-    )
+    returns = Returns(setup.folder, config.train, engine, criterion, log)
+    parts = (engine, criterion, batches, validator, saves, log, config.train, best, stages)
+    trainer = Trainer(*parts, divergence, returns)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}
@@ -340,7 +340,7 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
         last = min(last, train.max_epochs * batches.updates_per_epoch)
     log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
     if world.is_first:
-        log.say(describe_start(record_start(setup.folder, world, done)))
+        log.say(describe_start(record_start(setup.folder, world, done, last)))
     for line in distributed.describe_places(world):
         log.say(line)
     return log

@@ -13,14 +13,14 @@ from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
+from ds_seq.names import LOG_FILE, METRICS_FILE, STARTS_FILE
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.training.checkpoint_folder import delete_all
 from ds_seq.training.history import History, first_version, resumed
-from ds_seq.training.provenance import STARTS_FILE
 from ds_seq.training.resume_state import ResumeState
-from ds_seq.training.run_log import LOG_FILE, METRICS_FILE, OLD
+from ds_seq.training.run_log import OLD
 from ds_seq.weights.meta import CHECKPOINTS, VOCAB_HASH_KEY, read_meta
 
 _OLD_FILES = (

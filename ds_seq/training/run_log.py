@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,12 +16,14 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ds_seq import files
+from ds_seq.errors import UserError
+from ds_seq.names import LOG_FILE, METRICS_FILE
 from ds_seq.reports.heat_map import Panel, draw_heat_map
 
-LOG_FILE = "train.log"
-METRICS_FILE = "metrics.jsonl"
+_FIGURES = ("train", "valid")
 OLD = ".old"
 """Suffix of records that a run which starts over does not continue."""
+_LONGEST_ERROR = 1000
 
 
 class RunLog:
@@ -84,12 +87,50 @@ class RunLog:
                 self._writer.add_scalar(tag, value, update)
         self._writer.flush()
 
+    def end(self, update: int, reason: str, error: BaseException | None = None) -> None:
+        """Record why the run has ended, unless the disk that has ended it cannot take that either.
+
+        Args:
+            update: number of the last update.
+            reason: see `TrainingResult.reason`; `diverged` or `error` if `error` has ended it.
+            error: what has ended the run.
+        """
+        message = "" if error is None else (str(error) or type(error).__name__)
+        why = {"error": message.splitlines()[0][:_LONGEST_ERROR]} if message else {}
+        with nullcontext() if error is None else suppress(UserError):
+            self.record("end", update, {"reason": reason, **why})
+            self.note(f"stopped at update {update} ({reason}){': ' if why else ''}{message}")
+
     def picture(self, tag: str, update: int, panel: Panel | None) -> None:
         """Add a heat map to the event files; do nothing if `panel` is None."""
         if self._writer is None or panel is None:
             return
         self._writer.add_image(tag, draw_heat_map([panel]), update, dataformats="HWC")
         self._writer.flush()
+
+    def go_back(self, update: int) -> None:
+        """Forget the figures of updates after `update`, which the run repeats; keep its events."""
+        if self._file is None:
+            return
+        self._file.close()
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _update_of(line) is not None]
+        kept = [
+            line
+            for line in kept
+            if (_update_of(line) or 0) <= update or json.loads(line)["kind"] not in _FIGURES
+        ]
+        with files.writing(self._path):
+            files.write_bytes(self._path, b"".join(kept))
+            self._file = self._path.open("a", encoding="utf-8")
+        if self._writer is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer.close()
+            folder = str(self._path.with_name("tensorboard"))
+            self._writer = SummaryWriter(folder, purge_step=update + 1)
+        if self._bar is not None:
+            self._bar.update(update - self._bar.n)
 
     def advance(self, update: int, brief: Mapping[str, str] | None = None) -> None:
         """Move the progress bar to `update`; without a terminal, print `brief` as a line."""

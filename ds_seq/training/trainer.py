@@ -34,6 +34,7 @@ from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.progress import Window
+from ds_seq.training.returns import Returns
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
@@ -55,6 +56,7 @@ class Trainer:
         best: the score by which validated states are compared.
         stages: ends stages of the mix by a metric.
         divergence: watches over the updates.
+        returns: returns to the last checkpoint.
     """
 
     def __init__(  # noqa: PLR0913  (what `run` has built)
@@ -69,10 +71,12 @@ class Trainer:
         best: BestBy,
         stages: StageWatch,
         divergence: Divergence,
+        returns: Returns,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.saves, self.log, self.config = validator, saves, log, config
-        self.best, self.stages, self.divergence = best, stages, divergence
+        self.best, self.stages = best, stages
+        self.divergence, self.returns = divergence, returns
         self.update = 0
         self.skipped = 0
         self.best_score: float | None = None
@@ -98,19 +102,32 @@ class Trainer:
         """
         self._signals.install()
         try:
-            if self.update == 0 and self.config.validate_every is not None:
-                self._rehearse_validation()
-            self._window.restart(self.skipped)
-            reason = self._run()
-            self._finish(validate=reason != "signal")
+            reason = self._fit()
+            self.log.end(self.update, reason)
             return reason
-        except Diverged as why:
-            self._end(why)
+        except BaseException as error:
+            reason = "diverged" if isinstance(error, DivergedError) else "error"
+            self.log.end(self.update, reason, error)
+            raise
         finally:
             self.saves.close()
             self._signals.restore()
             self.batches.close()
             self.log.close()
+
+    def _fit(self) -> str:
+        if self.update == 0 and self.config.validate_every is not None:
+            self._rehearse_validation()
+        self._window.restart(self.skipped)
+        if self.returns.are_wanted and self._saved_at < 0:
+            self._save(None)
+        while True:
+            try:
+                reason = self._run()
+                self._finish(validate=reason != "signal")
+                return reason
+            except Diverged as why:
+                self._go_back(why)
 
     def _rehearse_validation(self) -> None:
         if self.config.sanity_validation_batches:
@@ -207,7 +224,7 @@ class Trainer:
             "epoch": f"{self.batches.epoch}",
             "stage": self.stages.name if self.stages.are_several else "",
             "loss": f"{loss:.3f}",
-            "ppl": f"{figures['ppl']:.2f}" if "ppl" in figures else "",
+            "ppl": f"{figures['ppl']:.{'2f' if loss < 10 else '1e'}}" if "ppl" in figures else "",
             "lr": f"{figures['lr']:.2e}",
             "norm": f"{result.grad_norm:.2f}",
             "skipped": f"{self.skipped}" if self.skipped else "",
@@ -236,7 +253,8 @@ class Trainer:
         if not self.last_validation:
             self._say_signatures(figures)
         self.last_validation, self._validated_at = figures, self.update
-        self.log.record("valid", self.update, {**figures, **self._names})
+        best = {"best_score": self.best_score, "best_by": self.best.figure}
+        self.log.record("valid", self.update, {**figures, **best, **self._names})
         panel = load_panel(f"validation after update {self.update}", figures, self._layers)
         self.log.picture("valid/moe/load", self.update, panel)
         names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
@@ -260,12 +278,27 @@ class Trainer:
             if signature := figures[f"{name}_signature"]:
                 self.log.say(f"valid {name} is of detokenized text, signature {signature}")
 
+    def _go_back(self, why: Diverged) -> None:
+        """Return to the last checkpoint, or end the run if it may not."""
+        before = self.batches.state_dict()
+        self._wait_for_save()
+        state = None
+        if self.returns.is_allowed:
+            state = self.returns.go_back(str(why), self.update, before)
+        if state is None:
+            self._end(why)
+        # the time of this job goes on, whatever the checkpoint says
+        self._take_up({**state, "seconds": self._seconds_before})
+        self.divergence.restart()
+        self._window.restart(self.skipped)
+
     def _end(self, why: Diverged) -> NoReturn:
         """End a run that has diverged; save its state if its weights are sound."""
         if why.weights_are_sound and self._saved_at != self.update:
             self._save(None)
+        self._wait_for_save()
         state = "the last checkpoint is intact" if self._saved_at >= 0 else "nothing is saved"
-        if self._saved_at == self.update:
+        if self._saved_at == self.update and self.saves.last_error is None:
             state = f"the state after update {self.update} is saved"
         with distributed.shared_errors():  # all ranks see it; one reports it
             raise DivergedError(f"{why}; {state}. To go on, {why.advice}")
@@ -327,10 +360,14 @@ class Trainer:
             "stage": self.stages.state_dict(),
             "max_tokens": self.config.max_tokens,
             "divergence": self.divergence.state_dict(),
+            "returns": self.returns.done,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of `state_dict`."""
+        """Inverse of `state_dict`, after all returns to this state."""
+        self._take_up(self.returns.resume(state))
+
+    def _take_up(self, state: dict[str, Any]) -> None:
         self.update, self.skipped = state["update"], state["skipped"]
         if state.get("best_by", self.best.figure) == self.best.figure:  # older states have no name
             self.best_score = state["best_score"]

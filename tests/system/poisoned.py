@@ -7,6 +7,7 @@ import math
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.data.batch import Batch
+from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 
 
@@ -18,6 +19,7 @@ class PoisonedLoss(Criterion):
         first: batches before this one, from 0, are not poisoned for this reason: all others are.
         factor: of the loss of such a batch.
         times: poison only so many batches.
+        end: this batch, from 0, ends the run with an error.
     """
 
     def __init__(
@@ -26,11 +28,12 @@ class PoisonedLoss(Criterion):
         first: int | None = None,
         factor: float = math.nan,
         times: int | None = None,
+        end: int | None = None,
     ) -> None:
         self._base = CrossEntropy(0.0, "fairseq")
         self._rows = {pair - 1 for pair in pairs}
         self._first, self._factor, self._left = first, factor, times
-        self._seen = 0
+        self._seen, self._end = 0, end
 
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
         loss = self._base(output, batch)
@@ -38,6 +41,8 @@ class PoisonedLoss(Criterion):
             return loss
         is_poisoned = not self._rows.isdisjoint(batch.indices.tolist())
         is_poisoned |= self._first is not None and self._seen >= self._first
+        if self._seen == self._end:
+            raise UserError("it ends here, as it was told")
         self._seen += 1
         if not is_poisoned or self._left == 0:
             return loss

@@ -12,22 +12,17 @@ from tests.system.commands import REPOSITORY, Finished
 from tests.system.forked import train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, losses, records
 
-QUICK = (
-    *TINY[:2],
-    "train.tensorboard=false",
-    *NO_VALIDATION,
-    "model.dropout=0",
-    "train.log_every=1",
-)
-ZERO = {
-    stage: f"train.deepspeed={REPOSITORY}/configs/ds_config/zero{stage}.json" for stage in (1, 2)
-}
+QUICK = (*TINY[:2], TINY[3], *NO_VALIDATION, "model.dropout=0", "train.log_every=1")
+JSON = f"train.deepspeed={REPOSITORY}/configs/ds_config"
+ZERO = {stage: f"{JSON}/zero{stage}.json" for stage in (1, 2, 3)}
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "dense fp32 0": ("train.deepspeed=null",),
     "dense bf16 1": (ZERO[1], "train.precision=bf16"),
     "dense fp16 2": (ZERO[2], "train.precision=fp16"),
     "experts fp32 1": (ZERO[1],),
     "experts bf16 2": (ZERO[2], "train.precision=bf16"),
+    "dense bf16 3": (ZERO[3], "train.precision=bf16"),
+    "experts fp32 3": (ZERO[3],),
 }
 
 
@@ -47,13 +42,12 @@ def pairs_of(record: dict[str, Any]) -> list[tuple[int, list[int]]]:
     return [(batch["rank"], batch["pairs"]["train"]) for batch in record["batches"]]
 
 
-QUICK_ONES = ("dense fp16 2", "experts fp32 1")
+def layouts(*quick: str) -> list[Any]:
+    """All layouts; those that are not named are for the slow stage."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS]
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [n if n in QUICK_ONES else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS],
-)
+@pytest.mark.parametrize("layout", layouts("dense fp16 2"))
 def test_stop_ends_the_run_with_a_code_of_its_own(lab: Lab, tmp_path: Path, layout: str) -> None:
     # a dynamic scale of 65,536 would come to its minimum only after the 16th skip
     fixed = tmp_path / "fixed.json"
@@ -74,6 +68,54 @@ def test_stop_ends_the_run_with_a_code_of_its_own(lab: Lab, tmp_path: Path, layo
     assert found[0]["gradients"] and not found[0]["weights"]
     assert [rank for rank, _ in pairs_of(found[0])] == [0, 1]
     assert "update 5 | gradients were not finite, so the update was skipped" in first.err
+
+
+BACK = ("train.on_divergence=back", "train.save_every=4", "train.return_lr_factor=0.5")
+
+
+@pytest.mark.parametrize("layout", layouts("experts fp32 1"))
+def test_back_continues_from_the_checkpoint_without_the_bad_batches(
+    lab: Lab, tmp_path: Path, layout: str
+) -> None:
+    fixed = tmp_path / "fixed.json"
+    fixed.write_text('{"zero_optimization": {"stage": 2}, "fp16": {"loss_scale": 64}}')
+    more = (*BACK, *((f"train.deepspeed={fixed}",) if "fp16" in layout else ()))
+    good, bad, cut = (tmp_path / name for name in ("good", "bad", "cut"))
+    run(lab, good, poison(), "train.max_updates=11", *more, layout=layout)[0].check()
+    # updates 5 to 7 fail, each of them twice
+    first, _ = run(lab, bad, poison(first=4, times=6), *more, layout=layout)
+    first.check()
+    assert "back to the checkpoint after update 4, without the batches since then" in first.err
+    assert checkpoints(bad) == [4, 8]
+    sizes, known = ([line["tokens"] for line in records(path)] for path in (bad, good))
+    assert sizes == known[:4] + known[7:], "updates 5 to 8 have the batches after the bad ones"
+    rates = [line["lr"] for line in records(bad)]
+    assert rates[4:] == pytest.approx([line["lr"] / 2 for line in records(good)[4:8]])
+    (entry,) = records(bad, "return")
+    assert (entry["update"], entry["diverged_at"], entry["number"]) == (4, 7, 1)
+    assert [record["update"] for record in records(bad, "divergence")] == [5, 6, 7]
+    # the same, but the run ends after its return and resumes
+    ended = run(lab, cut, poison(first=4, times=6, end=12), *more, layout=layout)
+    assert ended[0].code != 0 and checkpoints(cut) == [0, 4]
+    resumed, _ = run(lab, cut, poison(), *more, "--resume", layout=layout)
+    resumed.check()
+    assert "continuing without the batches of updates 5 to 7, which had diverged" in resumed.err
+    assert losses(cut) == losses(bad)
+    assert _weights(cut) == _weights(bad)
+
+
+def _weights(folder: Path) -> dict[str, bytes]:
+    files = (folder / "checkpoints" / "update_00000008").glob("*.safetensors")
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_returns_are_bounded_and_need_a_checkpoint_of_the_start(lab: Lab, tmp_path: Path) -> None:
+    more = ("train.on_divergence=back", "train.max_returns=2")
+    first, second = run(lab, tmp_path, poison(first=0), *more)
+    assert first.code == second.code == 3
+    assert first.err.count("back to the checkpoint after update 0") == 2
+    assert "3 of the last 3 updates were skipped" in first.err.splitlines()[-1]
+    assert checkpoints(tmp_path) == [0, 3]
 
 
 def test_skip_goes_on_without_the_bad_batches(lab: Lab, tmp_path: Path) -> None:

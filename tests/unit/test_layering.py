@@ -28,7 +28,7 @@ RANKS: list[set[str]] = [
     {"__init__", "errors", "environment"},
     {"names", "records", "activity"},
     {"files"},
-    {"plugins", "distributed"},
+    {"plugins", "distributed", "supervision"},
     {"config"},
     {"text"},
     {"data"},

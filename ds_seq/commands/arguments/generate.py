@@ -34,6 +34,13 @@ def build_parser() -> CommandParser:
         help="file for the translations; unfinished results are in OUTPUT.partial (default: "
         "standard output)")  # fmt: skip
     add("--resume", action="store_true", help="resume from the unfinished OUTPUT.partial, if any")
+    add("--target-lang", metavar="CODE",
+        help="language of the translations, of a model that translates into several: each input "
+        "line gets the tag of this language, as in training (default: the tags that stand in the "
+        "text)")  # fmt: skip
+    add("--target-langs", metavar="FILE",
+        help="language of each translation: line n has the code for line n of the "
+        "input")  # fmt: skip
     add("--reference", help="raw reference text to score against")
     add("--n-best", type=int, default=1, metavar="N",
         help="write the N best translations of each line (default: %(default)s)")  # fmt: skip

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from ds_seq import files
-from ds_seq.data.cleaning.block import Cleaned
+from ds_seq.data.cleaning.block import Cleaned, clean_block, load_filters
+from ds_seq.data.cleaning.blocks import Block
+from ds_seq.data.cleaning.options import Corpus
 from ds_seq.data.cleaning.report import Example, Examples
 from ds_seq.errors import UserError
 from ds_seq.records import read_json
@@ -169,26 +171,53 @@ def is_worth_keeping(folder: Path) -> bool:
     return any(index.stat().st_size for index in folder.glob(f"*{_INDEX}"))
 
 
+class JournalWriter:
+    """Cleans blocks, and writes them to a journal of the process that it is in.
+
+    Args:
+        corpora: the corpora.
+        folder: folder of the work, which exists.
+        attempt: number of the attempt, see `open_work`.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], folder: Path, attempt: int) -> None:
+        self._made_of = (corpora, folder, attempt)
+        self._journal: Journal | None = None
+
+    def __reduce__(self) -> tuple[type[JournalWriter], tuple[Any, ...]]:
+        return JournalWriter, self._made_of
+
+    def load(self) -> None:
+        """Load what the filters of all corpora need, once in each process."""
+        load_filters(self._made_of[0])
+
+    def clean(self, block: Block) -> tuple[Entry, Examples]:
+        """Clean and write a block; see `clean_block` and `Journal.add`."""
+        corpora, folder, attempt = self._made_of
+        if self._journal is None:
+            self._journal = Journal(folder, attempt)
+        return self._journal.add(clean_block(corpora, block))
+
+
 class Journal:
-    """Appends finished blocks to files of its own. A context manager.
+    """Appends finished blocks to files of its own.
 
     Args:
         folder: folder of the work, which exists.
         attempt: number of the attempt, see `open_work`.
-        rank: number of the process among those of the attempt.
     """
 
-    def __init__(self, folder: Path, attempt: int, rank: int) -> None:
+    def __init__(self, folder: Path, attempt: int) -> None:
         self._folder = folder
-        self._name = f"{attempt:04}.{rank:04}"
+        self._name = f"{attempt:04}.{os.getpid()}@{files.host()}"
         self._offset = 0
-        self.finished = Finished({}, {})
+        self._finished = Finished({}, {})
         with files.writing(folder):
-            self._data = open(folder / f"{self._name}{_DATA}", "xb", buffering=0)
-            self._index = open(folder / f"{self._name}{_INDEX}", "xb", buffering=0)
+            for end in (_DATA, _INDEX):
+                open(folder / f"{self._name}{end}", "xb").close()
 
-    def add(self, cleaned: Cleaned) -> None:
-        """Append a block.
+    def add(self, cleaned: Cleaned) -> tuple[Entry, Examples]:
+        """Append a block; return its entry, and its examples that are small enough so far.
 
         Raises:
             UserError: it cannot be written.
@@ -199,26 +228,20 @@ class Journal:
             cleaned.number, cleaned.corpus, *cleaned.place, cleaned.total, cleaned.dropped,
             self._name, self._offset, sizes, zlib.crc32(content),
         )  # fmt: skip
-        examples = self.finished.add(entry, cleaned.examples)
+        examples = self._finished.add(entry, cleaned.examples)
         line = json.dumps([entry, examples]).encode() + b"\n"
         with files.writing(self._folder):
-            _write(self._data, content)
-            _write(self._index, line)
+            self._append(_DATA, content)
+            self._append(_INDEX, line)
         self._offset += len(content)
+        return entry, examples
 
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._data.close()
-        self._index.close()
-
-
-def _write(file: Any, content: bytes) -> None:
-    """Write all bytes: a single call may write less, on a disk that is getting full."""
-    view = memoryview(content)
-    while view:
-        view = view[file.write(view) :]
+    def _append(self, end: str, content: bytes) -> None:
+        # closed after each block: only then network file systems show it to other machines
+        with open(self._folder / f"{self._name}{end}", "ab", buffering=0) as file:
+            view = memoryview(content)
+            while view:  # a single call may write less, on a disk that is getting full
+                view = view[file.write(view) :]
 
 
 def read_parts(

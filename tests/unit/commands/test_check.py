@@ -117,6 +117,14 @@ def test_tokens_epochs_and_memory(experiment: str, capsys: Capture) -> None:
     assert "20,000   tokens" in lines["update"]
     assert "10   updates" in lines["epoch"] and "10,000 pairs" in lines["epoch"]
     assert "400.0   in train.max_updates" in lines["epochs"]
+    by_tokens = ["train.max_tokens=1000", "train.global_batch_tokens=18500"]
+    assert cli.main(["check", experiment, *by_tokens, "--world-size", "4"]) == 0
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if text.startswith("update")]
+    assert line.split(None, 2)[1:] == [
+        "19,000",
+        "tokens, padding included: max_tokens 1,000 x batches_per_update 19 for "
+        "global_batch_tokens 18,500 = accumulate 5 on 4 process(es)",
+    ]
     for damaged in ("[", "[]", '{"shards": [{"pairs": 1}]}', '{"shards": 3}'):
         Path("shards/train.manifest.json").write_text(damaged)
         assert cli.main(["check", experiment]) == 0

@@ -111,6 +111,9 @@ def test_the_order_is_the_same_on_any_number_of_ranks(
     assert "the same pairs on 1, 2, 3, 5, 8 rank(s), and after stops behind updates" in lines[-1]
     assert [("other 0" in line) for line in lines[:7]] == [True] * 3 + [False] * 4
     assert "| stage 2 |" in lines[3]
+    by_tokens = ["train.batches_per_update=null", "train.global_batch_tokens=4300"]
+    assert main(["order", str(folder / "many.yaml"), *by_tokens, "--updates", "7"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines, "8 batches of 600 tokens, too"
 
 
 def test_a_wrong_order_is_found(

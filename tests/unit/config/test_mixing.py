@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ds_seq.config.changes import GROUP, HARMLESS, TRAINING, changes, settings
 from ds_seq.config.experiment import ExperimentConfig, on_world
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
@@ -132,6 +133,31 @@ def test_batches_per_update_hold_on_any_number_of_ranks(world: int, accumulate: 
     assert on_world(_read("train.accumulate=2"), world).train.accumulate == 2
 
 
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 9), (2, 5), (4, 3), (9, 1)])
+def test_tokens_per_update_hold_on_any_number_of_ranks(world: int, accumulate: int) -> None:
+    config = _read("train.global_batch_tokens=17001", "train.max_tokens=2000")
+    assert on_world(config, world).train.accumulate == accumulate
+    assert config.train.group(world) == 9
+    changed = settings(config, {GROUP: 9}), settings(_read("train.max_tokens=2000"), {GROUP: 8})
+    effects = {change.key: change.effect for change in changes(*changed)}
+    assert effects == {GROUP: TRAINING, "train.global_batch_tokens": HARMLESS}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.max_tokens=auto"], "needs a number for max_tokens, which is auto"),
+        (["train.batches_per_update=2"], "batches_per_update: contradicts global_batch_tokens"),
+    ],
+)
+def test_tokens_per_update_have_one_source(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _read("train.global_batch_tokens=17000", *overrides)
+
+
 def test_more_ranks_than_batches_are_refused() -> None:
+    few = _read("train.global_batch_tokens=6000", "train.max_tokens=2000")
+    with pytest.raises(UserError, match="6,000 are only 3 batch.es. of train.max_tokens 2,000 on"):
+        on_world(few, 4)
     with pytest.raises(UserError, match="batches_per_update: 8 is less than the world size"):
         on_world(_read("train.batches_per_update=8"), 9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,8 +11,6 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from ds_seq.data.parallel import map_in_order
-from ds_seq.errors import UserError
 from tests.unit.data import slow_clean
 
 
@@ -48,23 +45,3 @@ def test_workers_do_not_outlive_the_main_process(
     assert not alive
     assert bool(list(tmp_path.glob(".out.*.lock"))) == (number == signal.SIGKILL)
     assert not (tmp_path / "out.en").exists() and not (tmp_path / "out.de").exists()
-
-
-def _die(state: None, item: int) -> None:
-    os._exit(1)
-
-
-def test_a_killed_worker_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"one of 2 worker processes was killed, .* use fewer"):
-        list(map_in_order(_die, None, range(2), 2))
-
-
-def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the program starts later, such as a launcher, may need the working folder."""
-    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    assert list(map_in_order(_plus, 1, [1, 2], workers=2)) == [2, 3]
-    assert "PYTHONSAFEPATH" not in os.environ
-
-
-def _plus(state: int, item: int) -> int:
-    return state + item

@@ -68,7 +68,7 @@ def test_one_text_has_one_figure() -> None:
 
 def test_tags_are_for_the_model_only() -> None:
     text = HeldOut(("en", "de"), ("<2de>", "<bt>"), ("<x>", "<y>"))
-    assert text.tagged(["Hi.", ""]) == ["<2de><bt> Hi.", "<2de><bt> "]
+    assert text.tagged(["Hi.", ""]) == ["<2de><bt> Hi.", ""]
     assert text.untagged(["<x> <y> Hallo.", "<y>Hallo", "Hallo <x>"]) == [
         "Hallo.",
         "Hallo",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ds_seq.models.output import ModelOutput
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import StepResult
+from ds_seq.training.returns import Returns
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.validation import BestBy
@@ -142,6 +144,7 @@ class Scene:
             picture=lambda tag, update, panel: self.events.append(("picture", tag, update, panel)),
             advance=lambda update, brief=None: None,
             say=lambda text: self.events.append(("said", text)),
+            end=lambda update, reason, error=None: self.events.append(("ended", update, reason)),
             close=lambda: self.events.append(("closed",)),
         )
         saves = SimpleNamespace(
@@ -167,6 +170,7 @@ class Scene:
             best,
             StageWatch(stream, {}),
             Divergence(config, self.engine, log, lambda rows: {"train": list(rows)}),  # type: ignore[arg-type]
+            Returns(Path(), config, self.engine, FakeCriterion(self), log),  # type: ignore[arg-type]
         ]
         self.trainer = Trainer(*parts)
 

@@ -13,9 +13,9 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump, read_experiment
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
+from ds_seq.names import HISTORY_FILE
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.training.history import (
-    HISTORY_FILE,
     History,
     first_version,
     resumed,

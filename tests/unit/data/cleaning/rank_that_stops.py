@@ -1,39 +1,50 @@
-"""Clean with MPI; rank 1 stops after its first block: ``mpirun -n 2 python -m ... FOLDER``."""
+"""Clean with MPI; rank 1 stops in its second block: ``mpirun -n 2 python -m ... FOLDER``."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ds_seq.data import clean
-from ds_seq.data.cleaning import ranks
+from ds_seq.data import clean, watching
+from ds_seq.data.mpi import team
 from ds_seq.errors import run_command
 from ds_seq.text.lines import PairPath
+from ds_seq.text.look import Look
+from ds_seq.text.normalize import Normalizer
 from tests.unit.data.cleaning.made import EVERYTHING, corpus_in
+
+
+@dataclass(frozen=True)
+class Stopping(Normalizer):
+    """Stops the process on rank 1 if that has written a block."""
+
+    folder: Path = Path()
+
+    def lines(self, texts: Sequence[str], look: Look | None = None) -> list[str]:
+        own = self.folder.glob(f"out.en.partial/*.{os.getpid()}@*.index")
+        if os.environ["OMPI_COMM_WORLD_RANK"] == "1" and any(path.stat().st_size for path in own):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().lines(texts, look)
 
 
 def main(argv: list[str]) -> int:
     """Clean the text in a folder."""
     folder = Path(argv[0])
-    world = ranks.find_ranks(os.environ)
-
-    def stop(amount: int) -> None:
-        own = list((folder / "out.en.partial").glob(f"*.000{world.rank}.index"))
-        if world.rank == 1 and own and own[0].stat().st_size:
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-    clean.clean_corpora(
-        [corpus_in(folder, **EVERYTHING)],
-        PairPath(folder / "out.en", folder / "out.de"),
-        progress=stop,
-        ranks=world,
-    )
+    corpus = corpus_in(folder, **EVERYTHING)
+    usual = corpus.options.normalizer
+    normalizer = Stopping(**{**vars(usual), "folder": folder})
+    corpus = replace(corpus, options=replace(corpus.options, normalizer=normalizer))
+    with team() as is_first:
+        if is_first:
+            clean.clean_corpora([corpus], PairPath(folder / "out.en", folder / "out.de"))
     return 0
 
 
 if __name__ == "__main__":
     clean.BLOCK_LINES = 40
-    ranks.SILENCE = 6.0
+    watching.SILENCE = 6.0
     sys.exit(run_command(main, sys.argv[1:]))

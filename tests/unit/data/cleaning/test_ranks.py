@@ -11,7 +11,7 @@ import pytest
 
 from ds_seq.data import clean as clean_module
 from ds_seq.data.clean import clean_corpora
-from ds_seq.data.cleaning.ranks import Alone, find_ranks
+from ds_seq.data.mpi_watch import find_mpi
 from ds_seq.errors import UserError, run_command
 from ds_seq.text.lines import PairPath
 from tests.unit.data.cleaning import rank_that_stops
@@ -99,12 +99,12 @@ def _main(folder: Path, *options: str, out: str) -> int:
 
 
 def test_one_process_is_alone() -> None:
-    assert isinstance(find_ranks({"OMPI_COMM_WORLD_SIZE": "1"}), Alone)
-    assert isinstance(find_ranks({"SLURM_STEP_NUM_TASKS": "4"}), Alone), "without srun"
+    assert find_mpi({"OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert find_mpi({"SLURM_STEP_NUM_TASKS": "4"}) is None, "without srun"
 
 
 def test_an_mpi_that_sees_one_process_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"4 processes were started, but mpi4py sees 1: it was buil"
     ):
-        find_ranks({"PMI_SIZE": "4"})
+        find_mpi({"PMI_SIZE": "4"})

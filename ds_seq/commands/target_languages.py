@@ -1,0 +1,110 @@
+"""The options `--target-lang` and `--target-langs`: sources get tags as training gave them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ds_seq.errors import UserError
+from ds_seq.runs.card import ModelCard
+from ds_seq.text.lines import read_lines
+from ds_seq.text.normalize import has_text
+
+
+class TargetLanguages(NamedTuple):
+    """The language codes of the translations, as the options give them.
+
+    Attributes:
+        common: code of all lines, or None.
+        path: file of `lines`.
+        lines: code of each line, or None.
+    """
+
+    common: str | None = None
+    path: str = ""
+    lines: Sequence[str] | None = None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether one of the options is given."""
+        return self.common is not None or self.lines is not None
+
+    @property
+    def conditions(self) -> dict[str, Sequence[str]]:
+        """The options, to compare them when a run is resumed; none if none is given."""
+        return {"target-lang": self.lines or [self.common or ""]} if self.are_given else {}
+
+    def check_counts(self, source: Sequence[str]) -> None:
+        """Refuse a file that does not have one line per line of `source`."""
+        if self.lines is not None and len(self.lines) != len(source):
+            raise UserError(
+                f"--target-langs {self.path}: has {len(self.lines):,} lines but the input has "
+                f"{len(source):,}; give the language code of each input line"
+            )
+
+    def tagger(self, card: ModelCard) -> Tagger | None:
+        """Return what adds the tags of a model; None if no option is given.
+
+        Raises:
+            UserError: the model has no tag of a language.
+        """
+        if not self.are_given:
+            return None
+        known = tuple(card.source_tags.values())
+        if self.lines is None:
+            return Tagger([card.language_tag(self.common or "", "--target-lang")], known)
+        tags: dict[str, str] = {}
+        for number, code in enumerate(self.lines, 1):
+            if code not in tags:
+                tags[code] = card.language_tag(code, f"--target-langs {self.path}:{number}:")
+        return Tagger([tags[code] for code in self.lines], known)
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """Adds tags to the start of lines.
+
+    Attributes:
+        tags: the tag of each line of the input, or a single one for all.
+        known: all language tags of the model.
+    """
+
+    tags: Sequence[str]
+    known: tuple[str, ...]
+
+    def __call__(self, lines: Sequence[str], first: int) -> list[str]:
+        """Return lines as the model reads them; those without text stay empty.
+
+        Args:
+            lines: normalized lines.
+            first: number of the first of them in the whole input, from 0.
+
+        Raises:
+            UserError: a line begins with a tag already.
+        """
+        tagged = []
+        for number, line in enumerate(lines, first):
+            if self.known and line.startswith(self.known):
+                raise UserError(
+                    f"--target-lang: line {number + 1:,} of the input begins with a language tag "
+                    "already; leave out one of them"
+                )
+            tag = self.tags[number if len(self.tags) > 1 else 0]
+            tagged.append(f"{tag} {line}" if has_text(line) else line)
+        return tagged
+
+
+def read_target_languages(args: argparse.Namespace) -> TargetLanguages:
+    """Read the options.
+
+    Raises:
+        UserError: both are given, or the file is missing or not text.
+    """
+    if args.target_langs is None:
+        return TargetLanguages(args.target_lang)
+    if args.target_lang is not None:
+        raise UserError("--target-lang: --target-langs names the language of each line, too")
+    codes = [line.strip() for line in read_lines(args.target_langs)]
+    return TargetLanguages(None, args.target_langs, codes)
