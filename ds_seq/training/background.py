@@ -70,13 +70,17 @@ class BackgroundWrite:
         snapshot: this rank's share. Nobody may change it before the end.
         folder: folder of the files, which exists.
         complete: completes the checkpoint; used on the first rank.
+        failed: set as soon as this rank has an error.
 
     Attributes:
         folder: folder of the files.
         error: why the checkpoint cannot be written, as far as this rank knows; None so far.
     """
 
-    def __init__(self, snapshot: Snapshot, folder: Path, complete: Complete) -> None:
+    def __init__(
+        self, snapshot: Snapshot, folder: Path, complete: Complete, failed: threading.Event
+    ) -> None:
+        self._failed = failed
         self.error: str | None = None
         self._crash: Exception | None = None
         self.folder = folder
@@ -85,11 +89,6 @@ class BackgroundWrite:
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
         self._thread.start()
-
-    @property
-    def is_running(self) -> bool:
-        """Whether there is still something to do on this rank."""
-        return self._thread.is_alive()
 
     def wait_for_share(self) -> str | None:
         """Wait until this rank's files are there; return the error if they are not."""
@@ -135,6 +134,8 @@ class BackgroundWrite:
         except Exception as error:
             self.error, self._crash = repr(error), error
         finally:
+            if self.error is not None:
+                self._failed.set()
             self._has_written.set()
 
     def _gather(self, own: Share) -> list[Share] | None:

@@ -15,6 +15,7 @@ folder is written under a temporary name and renamed when complete, so it is nev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -62,6 +63,9 @@ class CheckpointStore:
         comparable: whether scores by that name mean what they meant before. If not, or if the best
             checkpoints were chosen by another score, they are kept as `former_best`.
         drops_state: whether checkpoints that are only kept as best ones lose all but their weights.
+
+    Attributes:
+        failed: set while this rank knows that the checkpoint in the background cannot be written.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class CheckpointStore:
         self._figure = figure
         self._is_rescored = False
         self._pending: BackgroundWrite | None = None
+        self.failed = threading.Event()
         self._memory = {kept: HostMemory(kept) for kept in (False, True)}
         self.index = checkpoint_folder.current_index(folder, keep_last, figure, self._sign)
         if figure is not None:
@@ -194,7 +199,7 @@ class CheckpointStore:
         }
         complete = partial(self._complete, temporary, meta, score)
         if in_background:
-            self._pending = BackgroundWrite(snapshot, temporary, complete)
+            self._pending = BackgroundWrite(snapshot, temporary, complete, self.failed)
             return None
         return self._write(snapshot, temporary, complete)
 
@@ -213,6 +218,7 @@ class CheckpointStore:
         if error is not None:
             pending.give_up()
         own = pending.wait()
+        self.failed.clear()
         error = error or distributed.agree_on_error(own)
         return self._agreed(pending.folder, error)
 
@@ -220,11 +226,6 @@ class CheckpointStore:
     def is_pending(self) -> bool:
         """Whether a checkpoint has been started whose end `finish` has not seen."""
         return self._pending is not None
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether this rank cannot write its share of the checkpoint in the background."""
-        return self._pending is not None and self._pending.error is not None
 
     def close(self) -> None:
         """Wait for the checkpoint in the background where other ranks may have ended."""

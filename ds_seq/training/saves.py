@@ -23,13 +23,15 @@ class Saves:
         goes_on: whether training goes on after a checkpoint that cannot be written.
 
     Attributes:
+        failed: set as soon as this rank knows that the checkpoint in the background cannot be
+            written. If it is set on any rank, all of them call `finish`.
         num_failed: checkpoints that could not be written; the same on all ranks.
         last_error: why the last checkpoint could not be written; None if it could.
     """
 
     def __init__(self, store: CheckpointStore, in_background: bool, goes_on: bool) -> None:
         self._store, self._in_background, self._goes_on = store, in_background, goes_on
-        self.num_failed = 0
+        self.failed, self.num_failed = store.failed, 0
         self.last_error: str | None = None
 
     def save(
@@ -81,14 +83,6 @@ class Saves:
         """
         if self.last_error is not None:
             self._stop(f"{self.last_error} (the checkpoints before it are intact)")
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether this rank knows that the checkpoint in the background cannot be written.
-
-        If any rank does, all of them call `finish`.
-        """
-        return self._store.has_failed
 
     def close(self) -> None:
         """Wait for the checkpoint in the background at the end; not a collective."""

@@ -167,7 +167,7 @@ class Trainer:
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
-            stop, failed = self._signals.received or out_of_time, self.saves.has_failed
+            stop, failed = self._signals.received or out_of_time, self.saves.failed.is_set()
             # the loss of the update before this one travels with its size
             local = [tokens, float(stop), float(failed), self.divergence.last_loss]
             shared = distributed.sum_over_ranks(torch.tensor(local, dtype=torch.float64))

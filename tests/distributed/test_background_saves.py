@@ -83,7 +83,7 @@ def _disk_full_on_rank_1(root: Path, goes_on: bool, in_background: bool) -> dict
     found: dict[str, Any] = {"warnings": [], "ended": None}
     try:
         found["warnings"] += saves.save(engine, 2, progress_at(2), None, {})
-        while in_background and not distributed.any_rank(saves.has_failed):
+        while in_background and not distributed.any_rank(saves.failed.is_set()):
             pass  # as in a training, whose ranks agree in every update
         found["warnings"] += saves.finish()
     except UserError as error:

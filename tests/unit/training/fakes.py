@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,7 @@ class Scene:
             finish=lambda: [],
             close=lambda: None,
             require_last=lambda: None,
-            has_failed=False,
+            failed=threading.Event(),
             num_failed=0,
             last_error=None,
         )
