@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from ds_seq.data import processes, watching
 from ds_seq.data.parallel import map_as_finished, map_in_order
 from ds_seq.data.processes import LostProcess, may_fork
+from ds_seq.data.progress import Progress
 from ds_seq.data.watching import Watched
 from ds_seq.errors import UserError
 
@@ -76,6 +78,27 @@ def test_a_stopped_worker_is_named(spread: Map, monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - started < 60
 
 
+class _Odd(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def _odd(state: int, item: int) -> object:
+    if item == 0:
+        raise _Odd(1, 2)
+    return lambda: item  # cannot be sent
+
+
+@EITHER
+@pytest.mark.parametrize(("item", "message"), [(0, "_Odd: 1 and 2"), (1, "lambda")])
+def test_what_cannot_be_sent_is_an_error_and_no_hang(spread: Map, item: int, message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        list(spread(_odd, 0, [item, item], 2))
+    assert "in a worker process" in str(caught.value.__cause__)
+
+
 def _fails(state: int) -> None:
     raise UserError(f"state {state} cannot be loaded")
 
@@ -115,6 +138,15 @@ def test_a_process_with_other_threads_is_not_copied(monkeypatch: pytest.MonkeyPa
         stop.set()
         thread.join()
     assert {thread.name for thread in threading.enumerate()} == before, "no thread is left"
+
+
+def test_a_bar_on_a_terminal_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are copies of this process start many times faster."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    before = threading.active_count()
+    with Progress("testing", 10) as progress:
+        progress(1)
+        assert threading.active_count() == before
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
