@@ -1,0 +1,163 @@
+"""Compare one of our models with a peer's that has the same weights: outputs and gradients.
+
+The peer's side runs in an environment of its own and writes, for each case, weights, inputs,
+outputs and the gradients of the weights for the loss `sum(outputs * factors)`, as
+`CASE/KIND/NAME`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ds_seq.config.model import TransformerConfig
+from ds_seq.data.batch import Seq2SeqInputs
+from ds_seq.models import build_seq2seq
+from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
+from ds_seq.modules.body import Context
+
+VOCAB, WIDTH, HEADS = 40, 32, 4
+LIMIT = 1e-5
+_SIZES: dict[str, Any] = {
+    "d_model": WIDTH,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "num_heads": HEADS,
+    "ffn_dim": 48,
+    "dropout": 0.0,
+    "max_positions": 64,
+}
+
+
+class Part(NamedTuple):
+    """A part of one of our tensors: a tensor of theirs times a factor."""
+
+    name: str
+    factor: float = 1.0
+    skip: int = 0
+    """Rows of theirs that are left out, of positions before the first."""
+
+
+Names = dict[str, list[Part]]
+"""Ours by name -> parts, joined along the first dimension. Biases that are not listed are zero."""
+Cases = Mapping[str, tuple[dict[str, Any], Names]]
+"""Fields of `model`, and where its weights come from, by name of the case."""
+
+
+def linear(ours: str, *theirs: str, bias: bool, factors: Sequence[float] = ()) -> Names:
+    """Return the names of a map that is made of several of theirs."""
+    scales = factors or [1.0] * len(theirs)
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return {
+        f"{ours}.{kind}": [
+            Part(f"{name}.{kind}", s) for name, s in zip(theirs, scales, strict=True)
+        ]
+        for kind in kinds
+    }
+
+
+def norm(ours: str, theirs: str, bias: bool) -> Names:
+    """Return the names of a norm."""
+    return linear(ours, theirs, bias=bias)
+
+
+def _decoder_alone(model: Any) -> nn.Module:
+    """Return the decoder without attention to a source."""
+    layers = []
+    for layer in model.decoder.layers:
+        parts = {
+            name: SubLayer(layer.get_submodule(f"{name}_residual"), layer.get_submodule(name))
+            for name in ("self_attention", "feed_forward")
+        }
+        layers.append(TransformerLayer(parts))
+    old = model.decoder
+    return Stack(layers, old.positions, old.final_norm, 0.0, False, 0.0, bias=old.bias)
+
+
+def _joined(theirs: dict[str, Tensor], parts: list[Part], invert: bool) -> Tensor:
+    return torch.cat(
+        [
+            theirs[part.name][part.skip :] * (1.0 / part.factor if invert else part.factor)
+            for part in parts
+        ]
+    )
+
+
+def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float, float]:
+    """Return the largest error of the outputs and of all gradients, relative to their largest."""
+    section, names = cases[case]
+    cfg = TransformerConfig.model_validate({**_SIZES, **section})
+    model: Any = build_seq2seq(cfg, VOCAB, 1, 0, seed=1).double().eval()
+    values, weights, gradients = (
+        {
+            name.removeprefix(f"{case}/{kind}/"): value
+            for name, value in tensors.items()
+            if name.startswith(f"{case}/{kind}/")
+        }
+        for kind in ("values", "weights", "gradients")
+    )
+    is_whole = "source" in values
+    part = model if is_whole else _decoder_alone(model)
+    with torch.no_grad():
+        for name, parameter in part.named_parameters():
+            if name in names:
+                parameter.copy_(_joined(weights, names[name], invert=False))
+            else:
+                assert name.endswith("bias"), f"{case}: {name} has no counterpart"
+                parameter.zero_()
+    if is_whole:
+        mask = values["target_mask"]
+        sides = (values["source"], values["source_mask"], values["target"], mask)
+        output = part(Seq2SeqInputs(*sides, num_targets=int(mask.sum()))).logits
+    else:
+        output = part(values["x"], Context()).hidden
+    (output * values["factors"]).sum().backward()
+    error = _relative(output, values["output"])
+    ours = dict(part.named_parameters())
+    largest, worst = 0.0, 0.0
+    for name, parts in names.items():
+        found, expected = ours[name].grad, _joined(gradients, parts, invert=True)
+        assert found is not None, name
+        largest = max(largest, float(expected.abs().max()))
+        worst = max(worst, float((found - expected).abs().max()))
+    return error, worst / largest
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).detach().abs().max() / theirs.abs().max())
+
+
+def report(cases: Cases, python: str, side: Path) -> int:
+    """Print the errors of all cases; return 1 if one is above the limit.
+
+    Args:
+        cases: the cases.
+        python: interpreter that has the peer.
+        side: script of the peer's side; prints its version as JSON.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "theirs.safetensors"
+        done = subprocess.run([python, str(side), str(out)], check=True, capture_output=True)
+        versions = json.loads(done.stdout.splitlines()[-1])
+        tensors = load_file(out)
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"{shown}, torch {torch.__version__}, float64")
+    print(f"{'case':<24}{'output':>10}{'gradients':>12}")
+    worst = 0.0
+    for case in cases:
+        errors = compare(cases, case, tensors)
+        worst = max(worst, *errors)
+        print(f"{case:<24}{errors[0]:>10.1e}{errors[1]:>12.1e}")
+    print(f"largest error, relative to the largest value: {worst:.1e}; limit {LIMIT:.0e}")
+    return int(worst > LIMIT)

@@ -1,0 +1,116 @@
+"""torchscale_axes.py: models of TorchScale, run by the interpreter of their own environment.
+
+    python torchscale_side.py OUT.safetensors
+
+TorchScale imports fairscale and timm for wrappers and for drop path; neither is used here, so that
+empty stand-ins do. Its DeepNorm decoder keeps norms in front of the sub-layers, which is corrected
+here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def _stand_in(name: str, **attributes: Any) -> None:
+    module = types.ModuleType(name)
+    module.__dict__.update(attributes)
+    sys.modules[name] = module
+
+
+_stand_in("fairscale")
+_stand_in("fairscale.nn", checkpoint_wrapper=lambda m, **_: m, wrap=lambda m, **_: m)
+_stand_in("timm")
+_stand_in("timm.models")
+_stand_in("timm.models.layers", drop_path=lambda x, *_: x)
+
+from torchscale.architecture.config import DecoderConfig, EncoderDecoderConfig  # noqa: E402
+from torchscale.architecture.decoder import Decoder  # noqa: E402
+from torchscale.architecture.encoder_decoder import EncoderDecoder  # noqa: E402
+from torchscale.component.embedding import TextEmbedding  # noqa: E402
+
+VOCAB, WIDTH = 40, 32
+_DECODER = {
+    "vocab_size": VOCAB,
+    "decoder_embed_dim": WIDTH,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_embed_dim": 48,
+    "decoder_layers": 2,
+    "dropout": 0.0,
+}
+_BOTH = {
+    **_DECODER,
+    "encoder_embed_dim": WIDTH,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_embed_dim": 48,
+    "encoder_layers": 3,
+    "share_all_embeddings": True,
+}
+
+
+def _both(**options: Any) -> nn.Module:
+    config = EncoderDecoderConfig(**_BOTH, **options)
+    config.decoder_normalize_before = config.encoder_normalize_before = not config.deepnorm
+    table = TextEmbedding(VOCAB, WIDTH)
+    return EncoderDecoder(config, encoder_embed_tokens=table, decoder_embed_tokens=table)
+
+
+def _decoder(**options: Any) -> nn.Module:
+    config = DecoderConfig(**_DECODER, no_output_layer=True, subln=False, **options)
+    return Decoder(config, embed_tokens=TextEmbedding(VOCAB, WIDTH))
+
+
+CASES = {
+    "subln": lambda: _both(subln=True, deepnorm=False),
+    "deepnorm": lambda: _both(subln=False, deepnorm=True),
+    "xpos, decoder": lambda: _decoder(xpos_rel_pos=True, xpos_scale_base=512),
+}
+
+
+def _run(model: nn.Module) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    if isinstance(model, EncoderDecoder):
+        source = torch.randint(4, VOCAB, (3, 9), generator=generator)
+        target = torch.randint(4, VOCAB, (3, 6), generator=generator)
+        ones = {"source_mask": torch.ones(3, 9).bool(), "target_mask": torch.ones(3, 6).bool()}
+        output = model(source, target)[0].flatten(0, 1)
+        return {"source": source, "target": target, **ones, "output": output}
+    x = torch.randn(2, 50, WIDTH, generator=generator).double()
+    tokens = torch.full((2, 50), 5)
+    return {"x": x, "output": model(tokens, token_embeddings=x, features_only=True)[0]}
+
+
+def main(out: str) -> None:
+    """Run all cases."""
+    tensors: dict[str, Tensor] = {}
+    for case, make in CASES.items():
+        torch.manual_seed(1)
+        model = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                base = 1.0 if parameter.ndim == 1 else 0.0
+                parameter.copy_(base + 0.2 * torch.randn(parameter.shape))
+        model = model.double().eval()
+        found = _run(model)
+        found["factors"] = torch.randn(found["output"].shape).double()
+        (found["output"] * found["factors"]).sum().backward()
+        for name, value in found.items():
+            tensors[f"{case}/values/{name}"] = value.detach().clone().contiguous()
+        for name, parameter in model.named_parameters():
+            tensors[f"{case}/weights/{name}"] = parameter.detach().clone().contiguous()
+            if parameter.grad is not None:
+                tensors[f"{case}/gradients/{name}"] = parameter.grad.clone().contiguous()
+    save_file(tensors, out)
+    print(json.dumps({"torchscale": version("torchscale")}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
