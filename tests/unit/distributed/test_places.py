@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.distributed import World, contradictions
+from ds_seq.distributed import World, contradictions, places
 from ds_seq.distributed.places import Place, contradiction, notes, place_of, table, unpacked
 from ds_seq.distributed.roll_call import PATIENCE, roll_call
 from ds_seq.errors import UserError
@@ -145,3 +145,21 @@ def test_a_hostfile_that_deepspeed_has_not_found(
     )
     assert done.returncode == 0 and not done.stderr
     assert found in done.stdout and bool(found) == bool(done.stdout.strip())
+
+
+def test_gloo_listens_where_others_reach_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loopback interface stands in for one of a network."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is restored
+    del os.environ["GLOO_SOCKET_IFNAME"]
+    places.name_gloo_interface("127.0.0.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ  # all on one host
+    monkeypatch.setattr(places, "is_loopback", lambda address: address == "127.0.1.1")
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "10.1.2.3")
+    places.name_gloo_interface("127.0.0.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ  # its name is right
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "127.0.1.1")
+    places.name_gloo_interface("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = "eth7"
+    places.name_gloo_interface("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
