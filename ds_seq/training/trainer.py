@@ -57,6 +57,7 @@ class Trainer:
         stages: ends stages of the mix by a metric.
         divergence: watches over the updates.
         returns: returns to the last checkpoint.
+        window: sums the figures of updates; by default without those that depend on the model.
     """
 
     def __init__(  # noqa: PLR0913  (what `run` has built)
@@ -72,6 +73,7 @@ class Trainer:
         stages: StageWatch,
         divergence: Divergence,
         returns: Returns,
+        window: Window | None = None,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.checkpoints, self.log, self.config = (
@@ -96,8 +98,9 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
-        self._run_update = UpdateRunner(engine, criterion, config.seed)
-        self._window = Window()
+        self._window = window or Window()
+        timing = self._window.timing
+        self._run_update = UpdateRunner(engine, criterion, config.seed, timing)
 
     def fit(self) -> str:
         """Train.
@@ -107,7 +110,8 @@ class Trainer:
         """
         self._signals.install()
         try:
-            reason = self._fit()
+            with self._window.timing.communication():
+                reason = self._fit()
             self.log.end(self.update, reason)
             return reason
         except BaseException as error:
@@ -165,7 +169,9 @@ class Trainer:
         """Fetch all batches of an update and agree on its size before the first forward."""
         hours = self.config.max_hours
         while True:
-            batches = [b for _, b in zip(range(self.engine.accumulate), self.batches, strict=False)]
+            count = range(self.engine.accumulate)
+            with self._window.timing.span("data"):
+                batches = [batch for _, batch in zip(count, self.batches, strict=False)]
             if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
             tokens = float(sum(batch.num_tokens for batch in batches))
@@ -187,6 +193,7 @@ class Trainer:
         attempt = self._run_update(update, self.update)
         attempt = self.divergence.judge(update, attempt, self.update + 1, run)
         self._lr = attempt.lr
+        self._window.count(update.batches)
         for figures in attempt.figures:
             self._window.add(*figures)
         return attempt.result

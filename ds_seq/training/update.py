@@ -13,6 +13,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import Engine, StepResult
+from ds_seq.training.timing import Timing
 
 
 class Update(NamedTuple):
@@ -54,10 +55,12 @@ class UpdateRunner:
         engine: the model under DeepSpeed.
         criterion: the loss.
         seed: seed of dropout and of other draws.
+        timing: measures forward, backward and step.
     """
 
-    def __init__(self, engine: Engine, criterion: Criterion, seed: int) -> None:
+    def __init__(self, engine: Engine, criterion: Criterion, seed: int, timing: Timing) -> None:
         self.engine, self._criterion, self._seed = engine, criterion, seed
+        self._timing = timing
         self._balancer = BiasBalancer(engine.module)
 
     def __call__(self, update: Update, number: int, name_gradients: bool = False) -> Attempt:
@@ -79,10 +82,13 @@ class UpdateRunner:
         result, figures = None, []
         for host_batch in update.batches:
             batch = host_batch.to(engine.device, non_blocking=True)
-            output = engine(batch)
-            loss = self._criterion(output, batch)
-            engine.backward(loss.total * scale)
-            result = engine.step(name_gradients)
+            with self._timing.span("forward"):
+                output = engine(batch)
+                loss = self._criterion(output, batch)
+            with self._timing.span("backward"):
+                engine.backward(loss.total * scale)
+            with self._timing.span("step"):
+                result = engine.step(name_gradients)
             activity.mark()
             parts = {**loss.parts, "loss": loss.total.detach()}
             figures.append(BatchFigures(parts, output.moe_stats, batch))
