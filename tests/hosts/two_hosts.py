@@ -11,11 +11,10 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -43,7 +42,9 @@ def why_not() -> str | None:
         )
     if os.geteuid() != 0:
         return "namespaces need root"
-    works = subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], capture_output=True)
+    works = subprocess.run(
+        ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True
+    )
     return None if works.returncode == 0 else "the kernel allows no namespaces here"
 
 
@@ -59,7 +60,7 @@ class Host:
 
     def command(self, *command: str | Path) -> list[str]:
         """Return a command that runs another one on this host."""
-        enter = ["nsenter", "--target", str(self._pid), "--net", "--uts", "--mount"]
+        enter = ["nsenter", "--target", str(self._pid), "--net", "--uts", "--mount", "--pid"]
         return [*enter, f"--wd={Path.cwd()}", *map(str, command)]
 
 
@@ -115,23 +116,27 @@ def two_hosts(folder: Path) -> Iterator[Hosts]:
 
 @contextmanager
 def _namespace(folder: Path, name: str) -> Iterator[int]:
-    """Start a process that holds namespaces of its own open; kill all in them at the end."""
-    script = f"mount --bind {folder}/{name}.hosts /etc/hosts; hostname {name}; exec sleep 100000"
-    holder = subprocess.Popen(
-        ["unshare", "--net", "--uts", "--mount", "sh", "-c", script], stdin=subprocess.DEVNULL
-    )
+    """Start a process that holds namespaces of its own open.
+
+    It is the first in a namespace of processes, so the kernel ends with it all that the host runs,
+    and nothing else.
+
+    Yields:
+        Its number on this machine.
+    """
+    ready = folder / f"{name}.ready"
+    hosts = f"mount --bind {folder}/{name}.hosts /etc/hosts"
+    script = f"set -e; {hosts}; hostname {name}; echo >{ready}; exec sleep 100000"
+    spaces = ("--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    holder = subprocess.Popen(["unshare", *spaces, "sh", "-c", script], stdin=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 10
-        while "sleep" not in psutil.Process(holder.pid).cmdline()[0]:
+        deadline = time.monotonic() + 20
+        while not ready.exists():
             assert time.monotonic() < deadline and holder.poll() is None, "no namespace"
             time.sleep(0.02)
-        yield holder.pid
+        (first,) = psutil.Process(holder.pid).children()
+        yield first.pid
     finally:
-        mine = os.readlink(f"/proc/{holder.pid}/ns/net")
-        for process in psutil.process_iter():
-            with suppress(OSError, psutil.Error):
-                if os.readlink(f"/proc/{process.pid}/ns/net") == mine:
-                    process.send_signal(signal.SIGKILL)
         holder.kill()
         holder.wait()
 

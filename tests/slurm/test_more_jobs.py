@@ -68,6 +68,8 @@ def test_an_array_without_a_sweep_is_refused(
 def test_two_nodes_prepare_the_bytes_of_one_process(
     slurm: Cluster, experiment: Path, site: dict[str, str], tmp_path: Path
 ) -> None:
+    # two nodes on one machine would take the same names for what their ranks share in memory
+    site |= {"OMPI_MCA_btl": "self,tcp", "OMPI_MCA_btl_tcp_if_include": "lo"}
     job = slurm.submit(
         "--nodes=2", "--ntasks-per-node=2", PREPARE, experiment, f"data.dir={tmp_path}/data",
         folder=REPOSITORY, environ=site,
