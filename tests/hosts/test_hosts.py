@@ -100,7 +100,8 @@ def test_deepspeed_without_ssh(
 def test_torchrun(
     hosts: Hosts, experiment: Path, expected: dict[int, float], tmp_path: Path
 ) -> None:
-    endpoint = f"{hosts.first.address}:{free_port()}"
+    # by its name: torchrun does not find its own address where that name is 127.0.1.1
+    endpoint = f"{hosts.first.name}:{free_port()}"
     agent = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     command = [*agent, "--rdzv-endpoint", endpoint, script("train"), experiment]
     command.append(f"run_dir={tmp_path}/run")
