@@ -20,6 +20,9 @@ DuplicateKey = Literal[
 LANGUAGE_IDS = ("fasttext", "lingua", "langid", "pycld2")
 """Libraries that tell the language of a text; none of them is required."""
 
+# Training.
+SaveErrorAnswer = Literal["stop", "continue"]
+
 # The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
