@@ -121,6 +121,24 @@ def _interface(address: str) -> str | None:
     return None
 
 
+def seen_from_others(places: Sequence[Place]) -> list[Place]:
+    """Return the places with an address of this host that others reach, where it is a loopback one.
+
+    Args:
+        places: those of all ranks, of which the first is on this host.
+    """
+    others = [place.address for place in places if not is_loopback(place.address)]
+    if not others:
+        return list(places)
+    here = own_address(others[0])
+    return [
+        place._replace(address=here)
+        if place.host == places[0].host and is_loopback(place.address)
+        else place
+        for place in places
+    ]
+
+
 def table(places: Sequence[Place]) -> list[str]:
     """Return a line per host: its ranks and their devices.
 

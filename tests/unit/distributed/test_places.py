@@ -50,6 +50,15 @@ def test_a_place_travels_as_text() -> None:
     assert contradiction(FOUR) is None
 
 
+def test_the_first_host_is_shown_with_an_address_that_others_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "own_address", lambda towards: "10.0.0.1")
+    loopback = [place._replace(address="127.0.1.1") for place in FOUR[:2]]
+    assert places.seen_from_others([*loopback, *FOUR[2:]]) == FOUR
+    assert places.seen_from_others(loopback) == loopback  # one host
+
+
 def test_two_ranks_on_one_gpu() -> None:
     shared = [*FOUR[:3], _gpu("n2", 0, "c")]
     assert "ranks 2 and 3 have the same GPU, cuda:0 (NVIDIA H100) of n2" in str(
