@@ -36,6 +36,7 @@ from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.progress import Window
 from ds_seq.training.returns import Returns
+from ds_seq.training.room import RoomFinder, survives
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.update import Attempt, Update, UpdateRunner
@@ -96,7 +97,9 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
-        self._run_update = UpdateRunner(engine, criterion, config.seed)
+        can_go_on = survives(config, engine.forward_is_collective, criterion.is_collective)
+        runner = UpdateRunner(engine, criterion, config.seed, can_go_on)
+        self._run_update = RoomFinder(config, runner, log, divergence.numbers)
         self._window = Window()
 
     def fit(self) -> str:
@@ -168,15 +171,19 @@ class Trainer:
             batches = [b for _, b in zip(range(self.engine.accumulate), self.batches, strict=False)]
             if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
+            batches = self._run_update.fitted(batches)
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
             stop = float(self._signals.received or out_of_time)
             # the loss of the update before this one travels with its size
-            local = torch.tensor([tokens, stop, self.divergence.last_loss], dtype=torch.float64)
-            tokens, stop, loss = distributed.sum_over_ranks(local).tolist()
+            excess = self._run_update.excess(batches)
+            local = torch.tensor(
+                [tokens, stop, self.divergence.last_loss, excess], dtype=torch.float64
+            )
+            tokens, stop, loss, excess = distributed.sum_over_ranks(local).tolist()
             self.divergence.observe_loss(loss, self.update)
-            yield Update(batches, tokens, bool(stop))
+            yield Update(self._run_update.evened(batches, excess), tokens, bool(stop))
 
     def _train_step(self, update: Update) -> StepResult:
         """Run one update, and count its figures."""
@@ -218,6 +225,7 @@ class Trainer:
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
+            out_of_memory=self._run_update.failures,
         )
         self.log.record("train", self.update, {**figures, **self._names})
         brief = {
@@ -349,6 +357,7 @@ class Trainer:
             "max_tokens": self.config.max_tokens,
             "divergence": self.divergence.state_dict(),
             "returns": self.returns.done,
+            "room": self._run_update.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -365,6 +374,8 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if "divergence" in state:
             self.divergence.load_state_dict(state["divergence"])
+        if "room" in state:
+            self._run_update.load_state_dict(state["room"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
         if "stage" in state:
