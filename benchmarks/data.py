@@ -14,7 +14,6 @@ Sections:
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import lzma
 import os
@@ -39,7 +38,6 @@ SIDES = [sys.executable, str(HERE / "data_sides.py")]
 VOCAB_SIZE = 16_000
 VOCAB_SENTENCES = 30_000
 LANGUAGES = ("en", "de")
-_PR_SET_CHILD_SUBREAPER = 36
 _PREPROCESS = "from fairseq_cli.preprocess import cli_main; cli_main()"
 
 
@@ -55,8 +53,6 @@ class Setup(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Run the sections."""
     arguments = _parse(argv)
-    # processes that outlive their parents become our children, so that their time is known
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with tempfile.TemporaryDirectory(prefix="ds_seq_data_", dir=arguments.work) as folder:
         pairs = _read_pairs(arguments)
         text = _write_text(Path(folder) / "text", pairs, len(pairs))

@@ -5,6 +5,7 @@ The module of a command is imported when it is called, so `ds-seq check` does no
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
+    if argv and re.fullmatch(r"--local[_-]rank=\d+", argv[0]):  # of `deepspeed --module ds_seq`
+        argv = argv[1:]
     name, *arguments = argv or ["--help"]
     if name in ("-h", "--help", "--version"):
         print(f"ds-seq {__version__}" if name == "--version" else usage())

@@ -13,12 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from ds_seq.commands.arguments.text import add_text_arguments, files_of, section_of, texts_of
 from ds_seq.config.clean import CleanConfig
-from ds_seq.config.messages import findings
-from ds_seq.config.yaml_file import parse_value
 from ds_seq.data.clean import clean_corpora
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.mpi import team
@@ -38,13 +34,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _clean(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    inputs = [PairPath(arguments.source, arguments.target)]
+    inputs = texts_of(arguments, "train", counts_invalid=True)
     config = _config(arguments)
     corpus = build_corpus(arguments.name, inputs, tuple(arguments.languages or ("", "")), config)
     output = PairPath(arguments.out_source, arguments.out_target)
     reports = [] if arguments.report is None else [arguments.report]
     reports += [report.with_suffix(".txt") for report in reports]
-    read = [*inputs[0], *(score.path for score in corpus.scores)]
+    read = [*files_of(inputs), *(score.path for score in corpus.scores)]
     for path in (*output, *reports):
         check_not_input(path, read)
     with remembering(), Progress("cleaning", count_pairs(inputs)) as progress:
@@ -62,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    for name in ("source", "target"):
-        parser.add_argument(name, type=Path, help=f"{name} text, also .gz, .bz2, .xz or .zst")
+    add_text_arguments(parser)
     for name in ("out-source", "out-target"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="file to write")
     parser.add_argument("--nfkc", action="store_true", help="apply Unicode's NFKC")
@@ -121,21 +116,7 @@ def _config(arguments: argparse.Namespace) -> CleanConfig:
     default = CleanConfig()
     # what has not been given is left to a preset
     values = {key: value for key, value in values.items() if value != vars(default)[key]}
-    for text in arguments.set:
-        key, equals, value = text.partition("=")
-        try:
-            if not equals or not key:
-                raise UserError(f"--set {text}: does not have the form KEY=VALUE")
-            values[key] = parse_value(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {text}: the value is not YAML; quote it?") from None
-    try:
-        config = CleanConfig.model_validate(values)
-    except ValidationError as error:
-        lines = findings(error, values, CleanConfig)
-        raise UserError(
-            "\n".join(f"--set {'.'.join(map(str, path))}: {message}" for path, message in lines)
-        ) from None
+    config = section_of(CleanConfig, "--set", arguments.set, values)
     needing = [key for key in _NEED_LANGUAGES if vars(config)[key]]
     if needing and arguments.languages is None:
         raise UserError(f"{needing[0]}: give --languages SOURCE TARGET, such as --languages en de")

@@ -32,11 +32,13 @@ class Command(NamedTuple):
 _HELP = {
     "init": "parallel text -> experiment file",
     "check": "experiment file -> resolved settings, or its mistakes",
+    "doctor": "machines, network, installation -> what is wrong with them",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
     "show-batch": "experiment + shards -> what the model reads",
     "order": "experiment + shards -> pairs of each update, for any number of ranks",
     "convert-data": "fairseq's binarized data -> shards, or shards -> fairseq's",
     "train": "shards -> run folder",
+    "slurm": "experiment -> job script for a cluster, checked and submitted",
     "supervise": "another command, started again after a crash or a hang",
     "generate": "run folder + text -> translations (and a score)",
     "interactive": "run folder -> translations as you type",

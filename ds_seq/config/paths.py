@@ -23,7 +23,8 @@ TEXT_KEYS = dict.fromkeys(
     ("source", "target", "tsv", "jsonl", "tmx", "xml", "folder", "alignments"), ""
 )
 """Keys of a raw text, or of a named corpus, whose values are paths."""
-_CLEAN = dict.fromkeys(FILES, "")
+_CHANGES = dict.fromkeys(FILES, "")
+_CLEAN = {**_CHANGES, "pairs": {_ANY: _CHANGES}}
 _FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
 _VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
 _CRITERION = {"teacher": "", "cache": ""}

@@ -20,7 +20,15 @@ from ds_seq.distributed.device import (
     keep_freed_memory,
     number_format,
 )
-from ds_seq.distributed.group import init, joined, rank, shutdown, watched, world_size
+from ds_seq.distributed.group import (
+    init,
+    joined,
+    meeting_store,
+    rank,
+    shutdown,
+    watched,
+    world_size,
+)
 from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepspeed
 
@@ -41,6 +49,7 @@ __all__ = [
     "init",
     "joined",
     "keep_freed_memory",
+    "meeting_store",
     "number_format",
     "quiet_deepspeed",
     "rank",

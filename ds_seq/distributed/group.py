@@ -104,6 +104,11 @@ def watched(world: World, seconds: float | None = HANG_SECONDS) -> AbstractConte
     return watching(world, _store, seconds)
 
 
+def meeting_store() -> dist.Store | None:
+    """Return the store where the ranks have met; None without a group, or with a single process."""
+    return _store
+
+
 def world_size() -> int:
     """Return the number of processes in the group; 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1

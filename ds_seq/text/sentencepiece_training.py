@@ -38,6 +38,7 @@ _MOST_BYTES = 4192  # SentencePiece's default of `max_sentence_length`
 _RESERVED = "\u2585"  # SentencePiece's mark of unknown text
 _REPORT_LINES = 1_000_000
 _REPORT_SECONDS = 10.0
+_NO_NEWS = b"WARNING: All log messages before absl::InitializeLog"  # of its library for logs
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -266,6 +267,8 @@ def _report(log: IO[bytes], last: list[str]) -> None:
     """Print a line of a log every few seconds; keep the last one in `last`."""
     started = printed = time.monotonic()
     for line in log:
+        if line.startswith(_NO_NEWS):
+            continue
         # SentencePiece begins with the time and the place in its source: `file.cc(12) LOG(INFO) `
         text = re.sub(r"^.*?\.cc[(:]\d+[)\]](?: LOG\(\w+\))? ?", "", line.decode(errors="replace"))
         last[:] = [text.strip()]

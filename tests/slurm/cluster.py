@@ -26,6 +26,8 @@ from tests.system.commands import Finished
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 NODES = ("n1", "n2")
+# where SLURM looks for the library of PMIx; Debian has the file there under its long name only
+_PMIX = Path("/usr/lib/x86_64-linux-gnu/pmix2/lib")
 CORES = 4  # of a node, as SLURM counts; more than there are is no mistake here
 _CONFIG = """\
 ClusterName=ds_seq_test
@@ -79,6 +81,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environ = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self._mounts: dict[Path, Path] = {}
 
     def start(self) -> None:
         """Start all daemons and wait until both nodes are idle."""
@@ -89,6 +92,11 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(config)
         hosts = "".join(f"127.0.0.1 {name}\n" for name in NODES)
         (self.folder / "hosts").write_text(Path("/etc/hosts").read_text() + hosts)
+        self._mounts = {self.folder / "hosts": Path("/etc/hosts")}
+        if (library := _PMIX / "libpmix.so.2").exists() and not (_PMIX / "libpmix.so").exists():
+            shutil.copytree(_PMIX, self.folder / "pmix")
+            shutil.copy(library, self.folder / "pmix" / "libpmix.so")
+            self._mounts[self.folder / "pmix"] = _PMIX
         self._start_munge()
         self._daemon("slurmctld")
         for node in NODES:
@@ -109,7 +117,8 @@ class Cluster:
         self._daemon("slurmd", "-N", node)
 
     def _daemon(self, program: str, *more: str) -> None:
-        script = f'ulimit -n 4096; mount --bind {self.folder}/hosts /etc/hosts; exec "$@"'
+        mounts = "".join(f"mount --bind {own} {theirs}; " for own, theirs in self._mounts.items())
+        script = f'ulimit -n 4096; {mounts}exec "$@"'
         command = [_find(program) or "", *more, "-f", str(self.folder / "slurm.conf")]
         self._call(["unshare", "--mount", "sh", "-c", script, "sh", *command])
 
@@ -144,16 +153,16 @@ class Cluster:
         done = self.run("sbatch", "--parsable", *arguments, folder=folder, environ=environ)
         return int(done.check().out.split(";")[0])
 
-    def show(self, job: int) -> dict[str, str]:
-        """What SLURM knows of a job."""
+    def show(self, job: int | str) -> dict[str, str]:
+        """What SLURM knows of a job, or of a task `JOB_N` of an array."""
         text = self.run("scontrol", "show", "job", str(job)).check().out
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
-    def state(self, job: int) -> str:
+    def state(self, job: int | str) -> str:
         """State of a job, such as `RUNNING`."""
         return self.show(job)["JobState"]
 
-    def wait(self, job: int, timeout: float) -> str:
+    def wait(self, job: int | str, timeout: float) -> str:
         """Wait until a job has ended for good; return its state."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
         self.wait_for(lambda: self.state(job) in ended, timeout, f"job {job} ends")

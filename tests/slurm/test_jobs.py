@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def site(tmp_path: Path) -> dict[str, str]:
         "PYTHONPATH": str(REPOSITORY),
         "DS_ACCELERATOR": "cpu",
         "SBATCH_OUTPUT": str(tmp_path / "%j.out"),
+        "DS_SEQ_RANK_LOGS": str(tmp_path),
     }
 
 
@@ -41,6 +43,13 @@ def no_job_is_left(slurm: Cluster) -> Iterator[None]:
 
 def _log(tmp_path: Path, job: int) -> str:
     return (tmp_path / f"{job}.out").read_text()
+
+
+def _rank_logs(tmp_path: Path, job: int) -> list[str]:
+    (folder,) = tmp_path.glob(f"*-{job}.ranks")
+    paths = sorted(folder.iterdir(), key=lambda path: int(path.stem))
+    assert [path.name for path in paths] == [f"{rank}.out" for rank in range(len(paths))]
+    return [path.read_text() for path in paths]
 
 
 def _whole(experiment: Path, folder: Path, *more: str) -> dict[int, float]:
@@ -59,6 +68,9 @@ def test_two_nodes_train_one_model_with_experts_on_both(
     assert slurm.show(job)["NodeList"] == "n[1-2]"
     assert losses(tmp_path / "run") == _whole(experiment, tmp_path / "alone")
     assert "2 process(es)" in _log(tmp_path, job)
+    first, second = _rank_logs(tmp_path, job)
+    assert "update 20 " in first and "update 20 " not in second
+    assert re.search(r"^host +address +ranks +devices\n.* 0-1 +cpu$", first, re.MULTILINE)
 
 
 def test_a_mistake_ends_the_job_before_a_rank_starts(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ds_seq.config import paths
 from ds_seq.config.load import load_experiment
+from ds_seq.config.schema import sections
 from tests.unit.config.fixture_types import WriteFile
 from tests.unit.config.test_load import complaints
 
@@ -80,3 +84,42 @@ def test_a_file_of_rules_is_found_and_a_rule_is_no_path(write: WriteFile, experi
             f"extends: ../small.yaml\ndata: {{vocab: {{normalization: {rule}}}}}\n",
         )
         assert load_experiment(child).data.vocab.normalization == found
+
+
+def test_files_of_cleaning_are_found_wherever_they_are_named(
+    write: WriteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For all text, for a language pair, and for a corpus."""
+    found = write("project/rules.txt", "")
+    child = write(
+        "project/child.yaml",
+        "data:\n"
+        "  {source_lang: en, target_lang: de, dir: shards,\n"
+        "   clean: {patterns: rules.txt, pairs: {'*-de': {patterns: rules.txt}}},\n"
+        "   corpora: {web: {source: a.en, target: a.de, clean: {patterns: rules.txt}}}}\n"
+        "name: toy\n"
+        "train: {max_tokens: 1000, max_updates: 1, validate_every: null, save_every: 1}\n",
+    )
+    monkeypatch.chdir(tmp_path)
+    data = load_experiment(child).data
+    assert data.clean.patterns == data.clean.pairs["*-de"]["patterns"] == str(found)
+    assert data.corpora["web"].clean["patterns"] == str(found)
+
+
+_NAMES_A_FILE = re.compile(r"(?:Its |Run )?(?:files?|folders?)\b", re.IGNORECASE)
+_WRITTEN = {"run_dir", "data.dir"}
+
+
+def test_no_option_that_names_a_file_is_forgotten() -> None:
+    forgotten = []
+    for section in sections():
+        for name, field in section.config.model_fields.items():
+            key = f"{section.path}.{name}".lstrip(".")
+            if key in _WRITTEN or not _NAMES_A_FILE.match(field.description or ""):
+                continue
+            keys: Any = paths._INPUTS
+            for part in key.replace("NAME", "*").split("."):
+                keys = keys.get(part) if isinstance(keys, dict) else None
+            if keys is None:
+                forgotten.append(key)
+    assert not forgotten

@@ -131,6 +131,7 @@ def test_a_large_text_is_learned_from_in_another_process(
     assert train(text, tmp_path, input_sentence_size=200).to_bytes() == small.to_bytes()
     progress = capfd.readouterr().err.splitlines()
     assert len(progress) > 3 and all(line.startswith("vocabulary: ") for line in progress)
+    assert not any("absl" in line for line in progress), "what the library for logs says of itself"
     with pytest.raises(UserError, match=r"data.vocab.size to at most"):
         train_vocab([text], tmp_path / "m", 50_000)
     with pytest.raises(UserError, match="none: no such file"):
