@@ -19,6 +19,7 @@ from ds_seq.commands.options import check_expert_parallel, chosen_device, search
 from ds_seq.data.shards import ShardReader
 from ds_seq.data.source import SOURCE
 from ds_seq.distill.assembly import Summary
+from ds_seq.distill.corpora import source_tags
 from ds_seq.distill.filters import Filters, Similarity
 from ds_seq.distill.pseudo_labels import Labeling, begin, decode, finish
 from ds_seq.distill.work_folder import WorkFolder
@@ -84,8 +85,9 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         args.best_metric,
     )
     Similarity(filters.metrics, reader.manifest.languages[1])  # raises if a package is missing
+    tags = source_tags(reader, run.card)
     if world.is_first:
-        _warn(run, reader, filters)
+        _warn(run, reader, filters, not tags)
     return Labeling(
         teacher=args.run,
         run=run,
@@ -99,10 +101,11 @@ def _plan(args: argparse.Namespace, world: World) -> Labeling:
         device=device,
         dtype=args.dtype or default_dtype(run.card, device),
         expert_parallel=args.expert_parallel,
+        tags=tags,
     )
 
 
-def _warn(run: StoredRun, reader: ShardReader, filters: Filters) -> None:
+def _warn(run: StoredRun, reader: ShardReader, filters: Filters, is_untagged: bool) -> None:
     """Warn about references that are not what the text says, and sources without a tag."""
     rule = rewriting(run.tokenizers.target)
     if filters.metrics and rule is not None:
@@ -111,14 +114,14 @@ def _warn(run: StoredRun, reader: ShardReader, filters: Filters) -> None:
             f"references as the vocabulary rewrites them, by {rule}",
             file=sys.stderr,
         )
-    untagged = untagged_warning(reader, run.card)
+    untagged = untagged_warning(reader, run.card) if is_untagged else None
     if untagged is not None:
         print(f"ds-seq: warning: {untagged}", file=sys.stderr)
 
 
 def _report(job: Labeling, out: Path, summary: Summary) -> str:
     """Describe what was written and what was left out."""
-    lengths = job.reader.lengths[:, SOURCE]
+    lengths = job.lengths
     longest = job.decoding.limits.max_source_length
     lines = [
         f"{job.split}: {summary.labels:,} labels of {summary.sentences:,} sentences and "
@@ -128,7 +131,7 @@ def _report(job: Labeling, out: Path, summary: Summary) -> str:
     ]
     left_out = {
         f"sources longer than the teacher's {longest} tokens": int((lengths > longest).sum()),
-        "empty sources": int((lengths <= 1).sum()),
+        "empty sources": int((job.reader.lengths[:, SOURCE] <= 1).sum()),
     }
     lines += [f"    left out {count:>11,}  {what}" for what, count in left_out.items() if count]
     dropped = {"empty": 0} | dict(summary.dropped)

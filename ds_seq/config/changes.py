@@ -124,6 +124,7 @@ _RULES: dict[str, str] = {
             "train.expert_parallel",
             "train.num_prefetch",
             "train.hang_seconds",
+            "train.peak_tflops",
             "train.tensorboard",
             "validation",
             "generation",

@@ -178,6 +178,11 @@ class TrainConfig(Config):
     num_prefetch: PositiveInt = Field(
         default=4, le=10_000, description="Number of batches collated ahead in the background."
     )
+    peak_tflops: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=None,
+        description="Peak speed of a device in TFLOP/s, of which `mfu` is the used share. Null "
+        "knows NVIDIA's data-center GPUs, and measures a CPU.",
+    )
     tensorboard: bool = Field(
         default=True, description="Write TensorBoard files in addition to the JSONL log."
     )

@@ -264,6 +264,8 @@ def _raw_errors(
 ) -> Iterator[str]:
     if origin.raw is None or not raw:
         return
+    if origin.labels is not None:  # labels and original pairs are corpora of the same text
+        raw = tuple(dict.fromkeys(raw))
     paths = [path for pair in raw for path in pair]
     if len(paths) != len(origin.raw):
         yield (

@@ -22,6 +22,7 @@ from ds_seq.data.parallel import map_in_order
 from ds_seq.data.progress import Report, ignore
 from ds_seq.data.shards import ShardReader, ShardWriter, check_ids, manifest_path
 from ds_seq.data.source import SOURCE, TokenBlock
+from ds_seq.distill.corpora import CorpusMarks, corpus_names
 from ds_seq.distill.filters import Comparison, Filters, Similarity, compare
 from ds_seq.distill.journal import Journals, Labels
 from ds_seq.errors import UserError
@@ -99,6 +100,8 @@ def assemble(
 ) -> Summary:
     """Write the new split: labels in the order of their sentences, then original pairs.
 
+    Its corpora are those of `ds_seq.distill.corpora`.
+
     The output depends only on the arguments. The split is never partial.
 
     Args:
@@ -113,12 +116,15 @@ def assemble(
         progress: called with the number of hypotheses processed since the last call.
 
     Raises:
-        UserError: there is no pair to write.
+        UserError: there is no pair to write, or none of a corpus that has a name.
     """
     reader, journals, tokenizers, made_by = sources
     labels = journals.labels()
     summary = Summary(hypotheses=len(labels.rows))
     chosen = _choose_originals(len(reader), original)
+    names = corpus_names(reader.manifest, len(chosen) > 0)
+    if names is not None:
+        chosen = chosen[np.argsort(names.of(chosen), kind="stable")]
     with ShardWriter(
         folder,
         split,
@@ -128,19 +134,37 @@ def assemble(
         shard_size=shard_size,
         origin=replace(reader.manifest.origin, labels=made_by),
     ) as writer:
+        marks = CorpusMarks(writer, names)
         for count, passing in _filtered(sources, labels, filters, summary, workers):
-            if len(passing.rows):
-                source, target = reader.gather(passing.rows)[0], journals.gather(passing)
-                check_ids(target.tokens, tokenizers.size, Path(folder), "remove it")
-                writer.add_block(source, target)
-                summary.add(passing, (target.lengths - 1) / (source.lengths - 1))
+            for part in marks.parts(passing.rows):
+                summary.add(*_write_labels(writer, sources, passing.take(part), folder))
             progress(count)
-        for start in range(0, len(chosen), _CHUNK):
-            writer.add_block(*reader.gather(chosen[start : start + _CHUNK]))
-        summary.originals = len(chosen)
-        if summary.labels + summary.originals == 0:
+        if summary.labels + len(chosen) == 0:
             raise UserError(_explain_nothing(summary))
+        if reader.manifest.corpora and (missing := marks.without_pairs()):
+            raise UserError(_explain_empty(missing))
+        marks = CorpusMarks(writer, names, are_originals=True)
+        for start in range(0, len(chosen), _CHUNK):
+            _write_originals(writer, marks, reader, chosen[start : start + _CHUNK])
+        summary.originals = len(chosen)
     return summary
+
+
+def _write_labels(
+    writer: ShardWriter, sources: Sources, labels: Labels, folder: Path
+) -> tuple[Labels, NDArray[np.float64]]:
+    """Write labels; return them with their ratios of target to source length."""
+    source, target = sources.reader.gather(labels.rows)[0], sources.journals.gather(labels)
+    check_ids(target.tokens, sources.tokenizers.size, folder, "remove it")
+    writer.add_block(source, target)
+    return labels, (target.lengths - 1) / (source.lengths - 1)
+
+
+def _write_originals(
+    writer: ShardWriter, marks: CorpusMarks, reader: ShardReader, rows: NDArray[np.int64]
+) -> None:
+    for part in marks.parts(rows):
+        writer.add_block(*reader.gather(rows[part]))
 
 
 def _choose_originals(num_pairs: int, times: float) -> NDArray[np.int64]:
@@ -280,4 +304,11 @@ def _explain_nothing(summary: Summary) -> str:
     return (
         f"not one of {summary.hypotheses:,} hypotheses is left (dropped: {reasons or 'none'}); "
         "run the same command with weaker filters: the decoded hypotheses are kept"
+    )
+
+
+def _explain_empty(corpora: list[str]) -> str:
+    return (
+        f"corpus {', '.join(corpora)}: no hypothesis is left, so a student could not take its "
+        "share; run the same command with weaker filters: the decoded hypotheses are kept"
     )

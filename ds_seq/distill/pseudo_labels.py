@@ -12,8 +12,9 @@ the same command resumes with the others.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ class Labeling:
         device: device of the teacher.
         dtype: name of the teacher's number format.
         expert_parallel: number of ranks that share the teacher's experts.
+        tags: ids of tags that the teacher reads before sources, by their rows.
     """
 
     teacher: str
@@ -69,12 +71,26 @@ class Labeling:
     device: torch.device
     dtype: str
     expert_parallel: int
+    tags: Mapping[range, int] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> NDArray[np.integer]:
+        """Lengths (N,) of the sources as the teacher reads them."""
+        lengths = self.reader.lengths[:, SOURCE].astype(np.int64)
+        for rows in self.tags:
+            lengths[rows.start : rows.stop] += 1
+        return lengths
+
+    def source(self, row: int) -> list[int]:
+        """Return the ids of a source as the teacher reads it."""
+        ids: list[int] = self.reader[row][0].tolist()
+        return [*(tag for rows, tag in self.tags.items() if row in rows), *ids]
 
     @property
     def usable(self) -> NDArray[np.bool_]:
         """Mask (N,) of sources that are neither empty nor too long."""
-        lengths = self.reader.lengths[:, SOURCE]
-        return (lengths > 1) & (lengths <= self.decoding.limits.max_source_length)
+        has_text = self.reader.lengths[:, SOURCE] > 1
+        return has_text & (self.lengths <= self.decoding.limits.max_source_length)
 
     @property
     def num_usable(self) -> int:
@@ -95,6 +111,7 @@ def begin(job: Labeling, work: WorkFolder) -> NDArray[np.int64]:
         "split": job.split,
         "dtype": job.dtype,
         "n-best": job.num_best,
+        **(_tag_settings(job.tags)),
         **{name.replace("_", "-"): value for name, value in search.items()},
     }
     paths = {"checkpoint": job.run.source, "data": job.data}
@@ -105,6 +122,11 @@ def begin(job: Labeling, work: WorkFolder) -> NDArray[np.int64]:
             f"{int(done.max()) + 1:,} of {len(job.reader):,}); remove it"
         )
     return done
+
+
+def _tag_settings(tags: Mapping[range, int]) -> Settings:
+    text = " ".join(f"{rows.start}:{tag}" for rows, tag in tags.items())
+    return {"tags": text} if tags else {}
 
 
 def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: World) -> float:
@@ -123,7 +145,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
     usable = np.flatnonzero(job.usable)
     remaining = np.ones(len(reader), bool)
     remaining[done] = False
-    lengths = reader.lengths[usable, SOURCE]
+    lengths = job.lengths[usable]
     batches = [usable[batch] for batch in cut_batches(lengths, job.decoding.limits)]
     batches = [left for batch in batches if len(left := batch[remaining[batch]])]
     if not batches:  # on all ranks
@@ -142,7 +164,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
             run.seq2seq,
             job.decoding.search,
             share,
-            lambda row: reader[row][0].tolist(),
+            job.source,
             job.device,
             any_rank,
             default_workers(job.device),

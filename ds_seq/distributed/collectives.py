@@ -45,6 +45,15 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return total.to(values.device)
 
 
+def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the largest of a float tensor over all ranks, by element. A collective."""
+    if world_size() == 1:
+        return values
+    largest = values.to(_meeting_device(), copy=True)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.to(values.device)
+
+
 def gather_pieces(pieces: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Gather the tensors of all ranks on every rank.
 

@@ -63,9 +63,11 @@ def corpus_parts(
     if [record.name for record in records] != list(texts):
         there = ", ".join(record.name for record in records) or "no names"
         where = "data.corpora" if split == TRAIN else f"data.raw.{split}"
+        is_labeled = isinstance(source, ShardReader) and source.manifest.origin.labels is not None
+        remedy = "name these" if is_labeled and records else "run `ds-seq prepare` again"
         raise UserError(
             f"{where}: has {', '.join(texts)}, but the {split} shards in {data.dir} have {there}; "
-            "run `ds-seq prepare` again"
+            f"{remedy}"
         )
     return [
         _part(data, tokenizers, record, text, split)

@@ -56,6 +56,7 @@ from ds_seq.training.inputs import (
 )
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
+from ds_seq.training.progress import Window, costs_of
 from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
@@ -301,7 +302,8 @@ def _build(
     divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
     returns = Returns(setup.folder, config.train, engine, criterion, log)
     parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
-    trainer = Trainer(*parts, divergence, returns)
+    window = Window(costs_of(config, engine.device))
+    trainer = Trainer(*parts, divergence, returns, window)
     if progress is not None:
         if not history.scores_compare:
             progress |= {"best_by": None}

@@ -58,6 +58,7 @@ class Trainer:
         stages: ends stages of the mix by a metric.
         divergence: watches over the updates.
         returns: returns to the last checkpoint.
+        window: sums the figures of updates; by default without those that depend on the model.
     """
 
     def __init__(  # noqa: PLR0913  (what `run` has built)
@@ -73,6 +74,7 @@ class Trainer:
         stages: StageWatch,
         divergence: Divergence,
         returns: Returns,
+        window: Window | None = None,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
         self.validator, self.checkpoints, self.log, self.config = (
@@ -97,10 +99,10 @@ class Trainer:
         self._layers = layer_names(engine.module)
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
+        self._window = window or Window()
         can_go_on = survives(config, engine.forward_is_collective, criterion.is_collective)
-        runner = UpdateRunner(engine, criterion, config.seed, can_go_on)
+        runner = UpdateRunner(engine, criterion, config.seed, self._window.timing, can_go_on)
         self._run_update = RoomFinder(config, runner, log, divergence.numbers)
-        self._window = Window()
 
     def fit(self) -> str:
         """Train.
@@ -110,7 +112,8 @@ class Trainer:
         """
         self._signals.install()
         try:
-            reason = self._fit()
+            with self._window.timing.communication():
+                reason = self._fit()
             self.log.end(self.update, reason)
             return reason
         except BaseException as error:
@@ -168,7 +171,9 @@ class Trainer:
         """Fetch all batches of an update and agree on its size before the first forward."""
         hours = self.config.max_hours
         while True:
-            batches = [b for _, b in zip(range(self.engine.accumulate), self.batches, strict=False)]
+            count = range(self.engine.accumulate)
+            with self._window.timing.span("data"):
+                batches = [batch for _, batch in zip(count, self.batches, strict=False)]
             if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
             batches = self._run_update.fitted(batches)
@@ -194,6 +199,7 @@ class Trainer:
         attempt = self._run_update(update, self.update)
         attempt = self.divergence.judge(update, attempt, self.update + 1, run)
         self._lr = attempt.lr
+        self._window.count(update.batches)
         for figures in attempt.figures:
             self._window.add(*figures)
         return attempt.result

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ds_seq import distributed
+from ds_seq import activity, distributed
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
 from ds_seq.data.splitting import can_split, emptied
@@ -16,6 +16,7 @@ from ds_seq.generation.memory import is_out_of_memory
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import Engine, StepResult
+from ds_seq.training.timing import Timing
 
 
 class Update(NamedTuple):
@@ -68,14 +69,20 @@ class UpdateRunner:
         engine: the model under DeepSpeed.
         criterion: the loss.
         seed: seed of dropout and of other draws.
+        timing: measures forward, backward and step.
         survives: whether to return after memory has run out, if that is possible at all.
     """
 
     def __init__(
-        self, engine: Engine, criterion: Criterion, seed: int, survives: bool = False
+        self,
+        engine: Engine,
+        criterion: Criterion,
+        seed: int,
+        timing: Timing,
+        survives: bool = False,
     ) -> None:
         self.engine, self._criterion, self._seed = engine, criterion, seed
-        self._survives = survives
+        self._timing, self._survives = timing, survives
         self._balancer = BiasBalancer(engine.module)
         trained = [weight for weight in engine.module.parameters() if weight.requires_grad]
         self._smallest = min(trained, key=Tensor.numel)
@@ -109,7 +116,9 @@ class UpdateRunner:
                     done = self._run(emptied(batch), 0.0, poison=failure is None)
                     failure = failure or Failure(place, batch)
                 figures.append(done)
-                result = engine.step(name_gradients)
+                with self._timing.span("step"):
+                    result = engine.step(name_gradients)
+                activity.mark()
         assert result is not None, "the last micro-batch of an update steps"
         if failure is not None and result.applied:
             raise RuntimeError("an update without one of its batches has been applied")
@@ -134,12 +143,14 @@ class UpdateRunner:
 
     def _run(self, host_batch: Batch, scale: float, poison: bool = False) -> BatchFigures:
         batch = host_batch.to(self.engine.device, non_blocking=True)
-        output = self.engine(batch)
-        loss = self._criterion(output, batch)
+        with self._timing.span("forward"):
+            output = self.engine(batch)
+            loss = self._criterion(output, batch)
         total = loss.total * scale
         if poison:  # an empty batch has no row through which NaN could reach the weights
             total = total + math.nan * self._smallest.float().sum()
-        self.engine.backward(total)
+        with self._timing.span("backward"):
+            self.engine.backward(total)
         self._balancer.add(output.moe_stats)
         return BatchFigures({**loss.parts, "loss": loss.total.detach()}, output.moe_stats, batch)
 

@@ -92,6 +92,11 @@ class TransformerConfig(TransformerFields):
             size += self._stack_size(stack)
         return size
 
+    def active_weights(self, stack: Stack) -> int:
+        """Return the weights of the layers of a stack that a token is multiplied by."""
+        feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
+        return self.layers_of(stack) * self.mixer_params(self.d_model, stack) + sum(feed_forwards)
+
     def _stack_size(self, stack: Stack) -> ModelSize:
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
         norms = self.residual_params(depth * (mixers + 1), self.norm.num_params(self.d_model))
