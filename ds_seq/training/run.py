@@ -266,7 +266,6 @@ def _build(
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
         tags = sorted(task.tokenizers.source.tag_ids)
         criterion = build_criterion(config.criterion, teacher, tags)
-        criterion.is_collective = config.shares_teacher
         names = [] if config.train.validate_every is None else config.validation.metrics
         metrics, best = choose_metrics(task, names, config.validation.best)
         ends = config.data.mixing.stage_metrics
