@@ -24,7 +24,7 @@ class Accumulation:
         self._engine = engine
         self._usual = int(engine.gradient_accumulation_steps())
         self._is_reducing = False
-        epilogue: Callable[[], None] = getattr(engine, "_backward_epilogue", lambda: None)
+        epilogue: Callable[[], None] = engine._backward_epilogue
 
         def backward_epilogue() -> None:
             self._is_reducing = True

@@ -20,7 +20,7 @@ class _Block(nn.Module):
 
     def forward(self, value: Tensor) -> dict[str, Tensor]:
         hidden = self.first(value)
-        return {"mask": self.mask(hidden).exp(), "out": self.second(hidden)}
+        return {"mask": self.mask(-hidden).exp(), "out": self.second(hidden)}
 
 
 def _first(model: nn.Module, value: Tensor) -> str:
