@@ -229,13 +229,13 @@ class ExperimentConfig(Config):
             if section is None:
                 continue
             for stack in self.model.stacks:
-                given, depth = section.layers_of(stack), self.model.layers_of(stack)
+                given, depth = section.layers_of(stack), self.model.calls_of(stack)
                 if given and len(given) != depth:
                     errors.append(
                         (
                             f"{where}.{name}.{stack}",
-                            f"names {len(given)} teacher layers, but model.{stack}_layers is "
-                            f"{depth}",
+                            f"names {len(given)} teacher layers, but the {stack} calls {depth} "
+                            f"(model.{stack}_layers times model.{stack}_repeats)",
                         )
                     )
         return errors
