@@ -1,14 +1,12 @@
-"""torchrun's elastic agents: a run goes on with more workers, after a crash, and with fewer."""
+"""torchrun's elastic agents: a run goes on with more workers, and after a crash."""
 
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.ports import free_port
@@ -29,7 +27,7 @@ def _worlds(run: Path) -> list[int]:
 
 
 def test_a_run_goes_on_with_another_world(lab: Lab, tmp_path: Path) -> None:
-    """One agent; two; a worker is killed; one agent again. No update is lost but unsaved ones."""
+    """One agent; two; a worker is killed. No update is missing."""
     run = tmp_path / "run"
     agent = [
         "torchrun", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3",
@@ -52,9 +50,6 @@ def test_a_run_goes_on_with_another_world(lab: Lab, tmp_path: Path) -> None:
         (worker,) = second.workers("train.py")
         worker.kill()
         first.wait_until(_is(run, [1, 2, 2]), 90)
-        _wait_for_updates(first, run)
-        psutil.Process(second.pid).send_signal(signal.SIGTERM)
-        first.wait_until(_is(run, [1, 2, 2, 1]), 90)
         _wait_for_updates(first, run)
         found = losses(run)
     assert list(found) == list(range(1, len(found) + 1))
