@@ -36,7 +36,7 @@ def _outputs(folder: Path) -> str:
 def test_tasks_of_a_sweep_come_back_on_their_own(
     slurm: Cluster, experiment: Path, site: dict[str, str], tmp_path: Path
 ) -> None:
-    """The first reaches its time limit, and is requeued without the second, which has ended."""
+    """The first reaches its time limit; on a busy machine, the second may, too."""
     sweep = tmp_path / "rates.txt"
     first = ("train.max_updates=700", "train.save_every=100000", "train.seed=5")
     sweep.write_text(
@@ -50,8 +50,7 @@ def test_tasks_of_a_sweep_come_back_on_their_own(
     tasks = [f"{job}_1", f"{job}_2"]
     for task in tasks:
         assert slurm.wait(task, 380) == "COMPLETED", _outputs(tmp_path)
-    restarts = [int(slurm.show(task)["Restarts"]) for task in tasks]
-    assert restarts[0] >= 1 and restarts[1] == 0
+    assert int(slurm.show(tasks[0])["Restarts"]) >= 1
     assert losses(tmp_path / "a run") == _alone(experiment, tmp_path / "c", *first)
     assert losses(tmp_path / "b") == _alone(experiment, tmp_path / "d", "optimizer.lr=1e-3")
 
