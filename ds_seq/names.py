@@ -107,6 +107,7 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 
 # Data.
 BatchOrder = Literal["sorted", "sortish"]
+OnOutOfMemory = Literal["split", "skip", "stop"]
 OnDivergence = Literal["stop", "skip", "back"]
 SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"

@@ -166,6 +166,14 @@ class ExperimentConfig(Config):
         }
 
     @property
+    def shares_teacher(self) -> bool:
+        """Whether a live teacher is spread over the ranks."""
+        criterion = self.distillation
+        return criterion is not None and (
+            criterion.teacher_zero3 or criterion.teacher_expert_parallel > 1
+        )
+
+    @property
     def batch_tokens(self) -> int:
         """Maximum batch size per rank in tokens; if that is by trial, where the trial begins."""
         return self.train.most_tokens(max(self._lengths().values()))
