@@ -112,7 +112,7 @@ class Watchdog:
         while not self._stop.wait(self._turn):
             self._set_timer()
             now = time.monotonic()
-            if now - seen > 3 * self._turn + 1.0:  # this process was stopped, or starved
+            if now - seen > 0.5 * self._limit:  # this process was stopped, or starved
                 self._forgive()
             seen = now
             why = self._judge(now)
