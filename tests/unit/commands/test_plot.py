@@ -62,7 +62,7 @@ def test_mistakes_are_one_line(
         (str(runs), "--out", "a.pdf"): "--out a.pdf: give a name that ends in .png or .svg",
         (str(runs), "--out", out, "--figures", "losss"): "did you mean 'loss'?",
         (str(runs), "--out", out, "--figures", ","): "--figures: is empty",
-        (str(runs), "--out", str(tmp_path / "no" / "a.png")): "cannot be written",
+        (str(runs), "--out", "/proc/a.png"): "/proc/a.png: cannot be written",
         (str(tmp_path / "none"), "--out", out): "is no folder",
         (str(runs), "--out", out, "--x", "days"): "there are updates, tokens, hours",
     }.items():
