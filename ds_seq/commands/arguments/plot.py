@@ -18,8 +18,9 @@ def build_parser() -> CommandParser:
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="RUN", help="run folder, or folder with runs")
     add("--out", type=Path, required=True, help="picture to write; ends in .png or .svg")
+    defaults = ",".join(DEFAULT_FIGURES)
     add("--figures", metavar="NAME,...",
         help="figures of metrics.jsonl, a panel for each; those of validations begin with valid/, "
-        "and valid/best is the one that chooses checkpoints (default: " + ",".join(DEFAULT_FIGURES) + ")")  # fmt: skip
+        f"and valid/best is the one that chooses checkpoints (default: {defaults})")  # fmt: skip
     add("--x", choices=AXES, default="updates", help="horizontal axis (default: updates)")
     return parser
