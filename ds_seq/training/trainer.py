@@ -34,6 +34,7 @@ from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
+from ds_seq.training.profiler import Profiler
 from ds_seq.training.progress import Window
 from ds_seq.training.returns import Returns
 from ds_seq.training.run_log import RunLog
@@ -99,6 +100,7 @@ class Trainer:
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._window = window or Window()
+        self._profiler = Profiler(config.profiled_updates, log)
         timing = self._window.timing
         self._run_update = UpdateRunner(engine, criterion, config.seed, timing)
 
@@ -120,6 +122,7 @@ class Trainer:
             raise
         finally:
             self._signals.restore()
+            self._profiler.stop(self.update)
             self.batches.close()
             self.log.close()
 
@@ -145,6 +148,7 @@ class Trainer:
         """Run updates until a stopping condition is met, and return which one."""
         updates = self._updates()
         while self.update < self.config.max_updates:
+            self._profiler.reach(self.update)
             if self._out_of_patience():
                 return "patience"
             update = next(updates, None)
