@@ -52,7 +52,7 @@ class RunCurves:
     """
 
     name: str
-    best: str = ""
+    best: str
     figures: dict[str, dict[int, float]] = field(default_factory=dict)
     progress: dict[int, tuple[float, float]] = field(default_factory=dict)
 
@@ -87,7 +87,7 @@ def read_curves(name: str, folder: Path) -> RunCurves:
     Raises:
         UserError: the run has no figures.
     """
-    run, tokens, hours, before = RunCurves(name), 0.0, 0.0, 0
+    run, tokens, hours, before = RunCurves(name, ""), 0.0, 0.0, 0
     try:
         lines = (folder / METRICS_FILE).read_bytes().splitlines()
     except OSError as error:
