@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.errors import UserError
 from ds_seq.names import TrackerName
@@ -102,6 +103,19 @@ def open_trackers(
                 "remove it"
             ) from error
     return opened
+
+
+def tracked(config: ExperimentConfig, folder: Path) -> tuple[dict[str, Any], list[Tracker]]:
+    """Return the settings to show and the open trackers of a run. A collective.
+
+    Raises:
+        UserError: see `open_trackers`.
+    """
+    settings, opened = settings_of(config), []
+    with distributed.shared_errors():
+        if distributed.rank() == 0:
+            opened = open_trackers(config.train.trackers, folder, config.name, settings)
+    return settings, opened
 
 
 def settings_of(config: ExperimentConfig) -> dict[str, Any]:
