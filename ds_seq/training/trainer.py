@@ -143,7 +143,8 @@ class Trainer:
         """Run updates until a stopping condition is met, and return which one."""
         updates = self._updates()
         while self.update < self.config.max_updates:
-            self._profiler.reach(self.update)
+            if self.config.profile is not None:
+                self._profiler.reach(self.update)
             if self._out_of_patience():
                 return "patience"
             update = next(updates, None)
