@@ -18,7 +18,7 @@ from typing import Any
 
 from ds_seq.errors import UserError
 from ds_seq.files.atomic import writing
-from ds_seq.files.process import host, start_time, this_process
+from ds_seq.files.process import host, is_earlier_start, start_time, this_process
 from ds_seq.records import read_json
 
 LOCK_FILE = ".lock"
@@ -34,8 +34,9 @@ class Lock:
 
     The lock is a file that names host and process, and is renewed every few seconds. It needs no
     support of the file system for locks, so it works on network file systems too. A lock is stale,
-    and replaced, if its process has ended on this host, or if a process of another host (or
-    container) has given no sign of life for three minutes. A context manager.
+    and replaced, if its process has ended on this host, if it belongs to an earlier start of this
+    SLURM job, or if a process of another host (or container) has given no sign of life for three
+    minutes. A context manager.
 
     Args:
         path: the lock file. Missing folders are created, and removed again if nothing was written.
@@ -131,6 +132,8 @@ def _holder(path: Path, now: Path) -> tuple[dict[str, Any] | None, float]:
 
 def _is_alive(holder: Mapping[str, Any] | None, age: float) -> bool:
     here = this_process()
+    if holder is not None and is_earlier_start(holder):
+        return False
     if holder is None or holder.get("place") != here["place"]:
         return age < _SILENT
     started = start_time(holder.get("pid"))
