@@ -67,8 +67,10 @@ def test_a_preparation_that_is_killed_ends_with_the_same_bytes(
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != files.LOCK_FILE]
+    """Checksums of the files, except the hidden ones: unfinished work."""
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in paths.items()
+        if not name.startswith(".")
     }
