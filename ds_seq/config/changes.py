@@ -112,6 +112,7 @@ _RULES: dict[str, str] = {
             "train.on_divergence",
             "train.max_skips",
             "train.max_returns",
+            "train.on_out_of_memory",
             "train.loss_spike",
             "train.norm_spike",
             "train.log_every",

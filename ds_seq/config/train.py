@@ -14,7 +14,14 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
 )
-from ds_seq.names import BatchOrder, FrozenPart, OnDivergence, Precision, SaveErrorAnswer
+from ds_seq.names import (
+    BatchOrder,
+    FrozenPart,
+    OnDivergence,
+    OnOutOfMemory,
+    Precision,
+    SaveErrorAnswer,
+)
 
 _FIRST_TRIED = 4096
 """Batch size in tokens where only a trial can tell it."""
@@ -96,6 +103,13 @@ class TrainConfig(Config):
     return_lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=1.0,
         description="Factor on the learning rate after each return of `train.on_divergence: back`.",
+    )
+    on_out_of_memory: OnOutOfMemory = Field(
+        default="split",
+        description="What to do when memory runs out for a batch of one rank: run the update again "
+        "with it in halves, or without it, or end the run, which happens in any case where ranks "
+        "share experts or weights (`expert_parallel`, ZeRO 3). Batches that are left out count "
+        "for `train.max_skips`.",
     )
     loss_spike: Annotated[float, Field(gt=1.0)] | None = Field(
         default=2.0,

@@ -49,6 +49,15 @@ class Diverging(TypedDict):
 
 
 @record
+class Room(TypedDict):
+    """State of `ds_seq.training.room.RoomFinder`."""
+
+    most: Positive | None
+    failures: Count
+    dropped: list[Count]
+
+
+@record
 class Progress(TypedDict):
     """State of the trainer besides tensors; older checkpoints lack some of it."""
 
@@ -65,6 +74,7 @@ class Progress(TypedDict):
     max_tokens: NotRequired[Positive | None]
     divergence: NotRequired[Diverging]
     returns: NotRequired[Count]
+    room: NotRequired[Room]
 
 
 @record

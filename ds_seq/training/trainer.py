@@ -35,6 +35,7 @@ from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.progress import Window
 from ds_seq.training.returns import Returns
+from ds_seq.training.room import RoomFinder, survives
 from ds_seq.training.run_log import RunLog
 from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
@@ -94,8 +95,9 @@ class Trainer:
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._window = window or Window()
-        timing = self._window.timing
-        self._run_update = UpdateRunner(engine, criterion, config.seed, timing)
+        can_go_on = survives(config, engine.forward_is_collective, criterion.is_collective)
+        runner = UpdateRunner(engine, criterion, config.seed, self._window.timing, can_go_on)
+        self._run_update = RoomFinder(config, runner, log, divergence.numbers)
 
     def fit(self) -> str:
         """Train.
@@ -170,18 +172,20 @@ class Trainer:
                 batches = [batch for _, batch in zip(count, self.batches, strict=False)]
             if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
+            batches = self._run_update.fitted(batches)
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
             stop, failed = self._signals.received or out_of_time, self.saves.failed.is_set()
             # the loss of the update before this one travels with its size
-            local = [tokens, float(stop), float(failed), self.divergence.last_loss]
+            excess = self._run_update.excess(batches)
+            local = [tokens, float(stop), float(failed), self.divergence.last_loss, excess]
             shared = distributed.sum_over_ranks(torch.tensor(local, dtype=torch.float64))
-            tokens, stop, failed, loss = shared.tolist()
+            tokens, stop, failed, loss, excess = shared.tolist()
             self.divergence.observe_loss(loss, self.update)
             if failed:
                 self._wait_for_save()
-            yield Update(batches, tokens, bool(stop))
+            yield Update(self._run_update.evened(batches, excess), tokens, bool(stop))
 
     def _train_step(self, update: Update) -> StepResult:
         """Run one update, and count its figures."""
@@ -224,6 +228,7 @@ class Trainer:
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
+            out_of_memory=self._run_update.failures,
             failed_saves=self.saves.num_failed,
         )
         self.log.record("train", self.update, {**figures, **self._names})
@@ -368,6 +373,7 @@ class Trainer:
             "max_tokens": self.config.max_tokens,
             "divergence": self.divergence.state_dict(),
             "returns": self.returns.done,
+            "room": self._run_update.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -384,6 +390,8 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if "divergence" in state:
             self.divergence.load_state_dict(state["divergence"])
+        if "room" in state:
+            self._run_update.load_state_dict(state["room"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
         if "stage" in state:

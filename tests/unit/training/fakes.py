@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,9 @@ class FakeEngine:
         self.stats: Callable[[Batch], list[RoutingStats]] = lambda batch: []
         self.losses: list[float] = []
         self.draws: list[float] = []
+        self.forward_is_collective = True  # nothing is survived
+        self.accumulation = SimpleNamespace(of=lambda count: nullcontext(lambda place: None))
+        self.loss_scaler_state = lambda: {}
         self.on_step: Callable[[int], object] = lambda update: None
 
     def __call__(self, batch: Batch) -> ModelOutput:
