@@ -14,6 +14,7 @@ from ds_seq.config.data import DataConfig
 from ds_seq.data.binarize import CorpusText, binarize_corpora
 from ds_seq.data.mpi import team
 from ds_seq.data.progress import Progress
+from ds_seq.environment import keep_freed_memory
 from ds_seq.errors import UserError, run_command
 from ds_seq.text.lines import count_pairs
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
@@ -22,6 +23,7 @@ from ds_seq.text.tokenizer import Tokenizers
 
 def main(argv: Sequence[str]) -> int:
     """Binarize a text, with all ranks under `mpirun`."""
+    keep_freed_memory()
     with team() as is_first:
         return _binarize(argv) if is_first else 0
 

@@ -19,6 +19,7 @@ from ds_seq.data.clean import clean_corpora
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.data.mpi import team
 from ds_seq.data.progress import Progress
+from ds_seq.environment import keep_freed_memory
 from ds_seq.errors import UserError, run_command
 from ds_seq.files import check_not_input, remembering
 from ds_seq.text.lines import PairPath, count_pairs
@@ -28,6 +29,7 @@ _NEED_LANGUAGES = ("min_alphabet_words", "min_alphabet_chars", "language_id", "p
 
 def main(argv: Sequence[str]) -> int:
     """Clean a pair of files, with all ranks under `mpirun`."""
+    keep_freed_memory()
     with team() as is_first:
         return _clean(argv) if is_first else 0
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from ds_seq import files
 from ds_seq.data import watching
 from ds_seq.data.watching import TICK, Watched
-from ds_seq.environment import variable
+from ds_seq.environment import keep_freed_memory, variable
 from ds_seq.errors import UserError
 
 _PRELOADED = ["ds_seq.data.binarize", "ds_seq.data.clean"]
@@ -258,6 +258,7 @@ def _serve(
     own: int,
 ) -> None:
     """Answer tasks until the main process ends this one, or is gone."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; one reports it
     for name in (signal.SIGTERM, signal.SIGHUP):  # a copy has the handlers of the main process
         if signal.getsignal(name) is not signal.SIG_IGN:

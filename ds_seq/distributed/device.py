@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from ds_seq import environment
 from ds_seq.names import Precision
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
-
 
 # variables by which NVIDIA's libraries and torch let users decide about TF32
 _TF32_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -74,15 +70,10 @@ def avoid_cudnn_attention() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large freed blocks instead of returning them to the kernel.
+    """Let the C library keep freed memory in a process without a GPU; see `ds_seq.environment`.
 
-    On a CPU every step frees and allocates the same hundreds of megabytes. By default, glibc
-    returns each large block immediately, and the kernel zeroes fresh pages for the next one: a
-    sixth of the CPU time of a training step (`benchmarks/README.md`). As a consequence, memory use
-    stays at its peak. Does nothing in a process with a GPU, or with another C library.
+    On a CPU every step frees and allocates the same hundreds of megabytes, which takes a sixth of
+    the CPU time of a training step otherwise (`benchmarks/README.md`).
     """
-    if torch.cuda.is_available() or platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_MAX, 0)  # no separate mappings, which can only be unmapped when freed
-    mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap
+    if not torch.cuda.is_available():
+        environment.keep_freed_memory()
