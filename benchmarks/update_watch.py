@@ -67,8 +67,8 @@ def main() -> None:
     low, middle, high = statistics.quantiles(ratios[10:], n=4)
     if distributed.rank() == 0:
         print(
-            f"{statistics.median(seconds[10:]) * 1000:.1f} ms of CPU per update; watched to bare: median "
-            f"{middle:.3f}, quartiles {low:.3f} and {high:.3f}, of {count} pairs on "
+            f"{statistics.median(seconds[10:]) * 1000:.1f} ms of CPU per update; watched to bare: "
+            f"median {middle:.3f}, quartiles {low:.3f} and {high:.3f}, of {count} pairs on "
             f"{distributed.world_size()} rank(s)"
         )
     distributed.shutdown()
