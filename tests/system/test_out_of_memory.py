@@ -24,6 +24,7 @@ def run(lab: Lab, folder: Path, room: int, *settings: str) -> list[Finished]:
     return train(lab.dense, *base, *sizes, *settings, ranks=2)
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_split(lab: Lab, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(lab, whole, ALL)[0].check()
@@ -47,6 +48,7 @@ def test_batches_that_do_not_fit_are_split(lab: Lab, tmp_path: Path) -> None:
     assert "out of memory with" not in first.err.split("resuming at update 6")[1]
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_left_out(lab: Lab, tmp_path: Path) -> None:
     few = ("train.on_out_of_memory=skip", "train.max_updates=3")
     first, second = run(lab, tmp_path / "bounded", 60, *few, "train.max_skips=1")
@@ -61,6 +63,7 @@ def test_batches_that_do_not_fit_are_left_out(lab: Lab, tmp_path: Path) -> None:
     assert batches and all(batch["dropped"] for batch in batches)
 
 
+@pytest.mark.slow
 def test_stop_ends_the_run_as_before(lab: Lab, tmp_path: Path) -> None:
     options = {"rank": 0, "room": 10}
     criterion = json.dumps({"name": "tests.system.poisoned:HungryLoss", "options": options})
