@@ -234,7 +234,7 @@ UPDATES = ("train.max_updates=20", "train.save_every=5", "train.validate_every=n
 
 
 def _training(lab: Lab, folder: Path) -> list[str]:
-    return [str(lab.moe), *TINY, *UPDATES, f"run_dir={folder}", "train.hang_seconds=5"]
+    return [str(lab.moe), *TINY, *UPDATES, f"run_dir={folder}", "train.hang_seconds=10"]
 
 
 def _beats(folder: Path) -> dict[int, dict[str, Any]]:
@@ -247,7 +247,9 @@ def _beats(folder: Path) -> dict[int, dict[str, Any]]:
 
 def _hit(running: Running, folder: Path, rank: int, number: signal.Signals) -> None:
     """Send a signal to a rank that is at work and has saved something."""
-    running.wait_until(lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), TIMEOUT)
+    running.wait_until(
+        lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), 2 * TIMEOUT
+    )
     os.kill(_beats(folder)[rank]["pid"], number)
 
 
@@ -281,6 +283,8 @@ def _assert_goes_on(
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_killed_training_ends_as_if_nothing_had_happened(
     lab: Lab, whole: Path, tmp_path: Path
 ) -> None:
