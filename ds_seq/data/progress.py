@@ -16,6 +16,12 @@ _PLAIN_SECONDS = 30.0
 _LARGE = 100_000
 
 
+class _Bar(tqdm):  # type: ignore[type-arg]  # is generic in the stubs only
+    """A bar without the thread that redraws it: a process with threads cannot be copied."""
+
+    monitor_interval = 0
+
+
 def ignore(amount: int) -> None:
     """A `Report` that shows nothing."""
 
@@ -36,7 +42,7 @@ class Progress:
         self._done = 0
         self._started = self._printed = time.monotonic()
         self._bar = (
-            tqdm(
+            _Bar(
                 total=total,
                 desc=title,
                 unit=f" {unit}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from ds_seq.data import processes, watching
 from ds_seq.data.parallel import map_as_finished, map_in_order
 from ds_seq.data.processes import LostProcess, may_fork
+from ds_seq.data.progress import Progress
 from ds_seq.data.watching import Watched
 from ds_seq.errors import UserError
 
@@ -115,6 +117,15 @@ def test_a_process_with_other_threads_is_not_copied(monkeypatch: pytest.MonkeyPa
         stop.set()
         thread.join()
     assert {thread.name for thread in threading.enumerate()} == before, "no thread is left"
+
+
+def test_a_bar_on_a_terminal_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that are copies of this process start many times faster."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    before = threading.active_count()
+    with Progress("testing", 10) as progress:
+        progress(1)
+        assert threading.active_count() == before
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,15 @@ import pytest
 from ds_seq.config.clean import CleanConfig
 from ds_seq.data import clean as clean_module
 from ds_seq.data.clean import Corpus, clean_corpora
+from ds_seq.data.cleaning.block import clean_block
+from ds_seq.data.cleaning.blocks import read_corpora
 from ds_seq.data.cleaning.build import build_corpus
 from ds_seq.errors import UserError
 from ds_seq.text.forms import Form, JsonLines, Lines, Segments, Table
 from ds_seq.text.lines import PairPath
 from ds_seq.text.xml_forms import Tmx, WmtXml
 from tests.fresh import words_printed_by
+from tests.values import clean_options
 
 PAIRS = [
     (b"the man", b"der Mann"),
@@ -182,3 +185,41 @@ def test_a_header_has_no_score_and_a_dropped_pair_has_one(tmp_path: Path) -> Non
     (tmp_path / "x.score").write_text("0.5\n" * 8)
     with pytest.raises(UserError, match=r"x.score: has 8 lines, but .*x.tsv has 7 pairs; line n"):
         clean_corpora([corpus], output)
+
+
+@pytest.mark.parametrize(
+    "content", ["a b\nc d\n\ne f\n", "a b\nc d\n\ne f", "a\rb\nc\x02 d\n\n e  f\n"]
+)
+def test_ends_of_lines_and_a_byte_order_mark_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(clean_module, "BLOCK_LINES", 3)
+    made = []
+    for name, text in {
+        "plain": content.encode(),
+        "marked": b"\xef\xbb\xbf" + content.encode(),
+        "windows": content.replace("\n", "\r\n").encode(),
+    }.items():
+        for side in ("en", "de"):
+            (tmp_path / f"{name}.{side}").write_bytes(text.replace(b"f", side.encode()))
+        corpus = Corpus(
+            name, [PairPath(tmp_path / f"{name}.en", tmp_path / f"{name}.de")],
+            clean_options(drop_identical=False),
+        )  # fmt: skip
+        output = PairPath(tmp_path / f"{name}.out.en", tmp_path / f"{name}.out.de")
+        report = clean_module.clean_corpora([corpus], output)
+        made.append(([path.read_bytes() for path in output], report.dropped, report.total))
+        assert report.total == 4 and report.dropped["empty"] == 1
+    assert made[0] == made[1] == made[2]
+    assert made[0][0][0].splitlines()[-1] == b"e en"
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / f"text.{side}" for side in ("en", "de")]
+    for path in paths:
+        path.write_text("one\ntwo\nthree\n")
+    corpus = Corpus("text", [PairPath(*paths)], clean_options(drop_identical=False))
+    (block,) = read_corpora([corpus], 10)
+    paths[1].write_text("one\ntwo three\n")
+    with pytest.raises(UserError, match=r"text\.de: has changed while it was read; start again"):
+        clean_block([corpus], block)
