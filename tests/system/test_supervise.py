@@ -234,7 +234,7 @@ UPDATES = ("train.max_updates=20", "train.save_every=5", "train.validate_every=n
 
 
 def _training(lab: Lab, folder: Path) -> list[str]:
-    return [str(lab.moe), *TINY, *UPDATES, f"run_dir={folder}", "train.hang_seconds=10"]
+    return [str(lab.moe), *TINY, *UPDATES, f"run_dir={folder}", "train.hang_seconds=20"]
 
 
 def _beats(folder: Path) -> dict[int, dict[str, Any]]:
