@@ -165,6 +165,7 @@ time.sleep(60)
         os.kill(running.pid, number)
         assert running.wait(TIMEOUT).code == 0
     assert list((tmp_path / "checkpoints").iterdir())[0].name == f"update_{number:08d}"
+    assert _journal(tmp_path)[-1]["reason"] == "stopped by a signal"
     assert _starts(tmp_path) == 1
 
 
