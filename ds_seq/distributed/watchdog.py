@@ -38,7 +38,7 @@ from ds_seq.files import heartbeats
 
 LONG = 4.0
 """How many times the limit a phase that may take long has."""
-_SHARE = 0.8  # of the limit, after which a rank judges: others then end within the limit
+_SHARE = 0.75  # of the limit, after which a rank judges: others then end within the limit
 _LATER = 1.1  # a rank that waits lets the one that does not, and knows why, speak first
 _TURNS, _SHORTEST_TURN, _LONGEST_TURN = 25, 0.1, 5.0
 _STDERR = 2
