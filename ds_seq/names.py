@@ -20,14 +20,32 @@ DuplicateKey = Literal[
 LANGUAGE_IDS = ("fasttext", "lingua", "langid", "pycld2")
 """Libraries that tell the language of a text; none of them is required."""
 
+# Training.
+SaveErrorAnswer = Literal["stop", "continue"]
+
 # The model: its stacks, its feed-forwards, and the outputs of its layers.
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 """All stacks that a model can have, in the order in which a batch passes through them."""
 FrozenPart = Literal["encoder", "embeddings"]
-ActivationName = Literal["relu", "gelu", "swiglu"]
-GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset({"swiglu"})
+ActivationName = Literal[
+    "relu",
+    "relu_squared",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "glu",
+    "reglu",
+    "geglu",
+    "geglu_tanh",
+    "swiglu",
+]
+GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
+    {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
+)
 """Activations that multiply two projections of the input."""
+RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
+"""How rotary positions change for longer texts."""
 Capture = Literal["none", "hidden", "attention"]
 """What a model returns in addition to its scores: nothing, the hidden states of all layers, or
 these and all attention maps."""
@@ -89,6 +107,7 @@ LAYER_MAPS: tuple[LayerMapName, ...] = get_args(LayerMapName)
 
 # Data.
 BatchOrder = Literal["sorted", "sortish"]
+OnOutOfMemory = Literal["split", "skip", "stop"]
 OnDivergence = Literal["stop", "skip", "back"]
 SideChoice = Literal["source", "target", "both"]
 INFINITE = "inf"

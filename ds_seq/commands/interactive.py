@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ds_seq import distributed
@@ -22,6 +22,7 @@ from ds_seq.commands.options import (
     chosen_device,
     search_settings,
 )
+from ds_seq.commands.target_languages import TargetLanguages
 from ds_seq.errors import UserError
 from ds_seq.generation.alignment import Aligner
 from ds_seq.generation.build import check_n_best
@@ -163,6 +164,7 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
     translator = run_translator([run], settings, device, num_best=args.n_best)
+    translator = replace(translator, tagged=TargetLanguages(args.target_lang).tagger(run.card))
     width = shutil.get_terminal_size((_USUAL_WIDTH, 24)).columns
     aligner = Aligner([run.seq2seq], run.tokenizers, translator.limits, device)
     return _LineTranslator(translator, aligner, width)

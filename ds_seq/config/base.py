@@ -136,14 +136,13 @@ class NamedConfig(Config):
     """A section that may be given by its `name` alone: `positions: rotary`.
 
     Annotate the field that holds it with `SHORT_FORM`. A section that has no field but its name is
-    also serialized in the short form.
+    also serialized in the short form. The name is always serialized, even without defaults.
     """
 
     @model_serializer(mode="wrap")
     def _short(self, serialize: SerializerFunctionWrapHandler) -> Any:
-        fields = serialize(self)
-        # a dump without defaults has left the name out
-        return vars(self)["name"] if set(type(self).model_fields) == {"name"} else fields
+        fields = {"name": vars(self)["name"], **serialize(self)}
+        return fields if len(fields) > 1 else fields["name"]
 
 
 def _section_of_name(value: Any) -> Any:

@@ -166,6 +166,14 @@ class ExperimentConfig(Config):
         }
 
     @property
+    def shares_teacher(self) -> bool:
+        """Whether a live teacher is spread over the ranks."""
+        criterion = self.distillation
+        return criterion is not None and (
+            criterion.teacher_zero3 or criterion.teacher_expert_parallel > 1
+        )
+
+    @property
     def batch_tokens(self) -> int:
         """Maximum batch size per rank in tokens; if that is by trial, where the trial begins."""
         return self.train.most_tokens(max(self._lengths().values()))
@@ -221,13 +229,13 @@ class ExperimentConfig(Config):
             if section is None:
                 continue
             for stack in self.model.stacks:
-                given, depth = section.layers_of(stack), self.model.layers_of(stack)
+                given, depth = section.layers_of(stack), self.model.calls_of(stack)
                 if given and len(given) != depth:
                     errors.append(
                         (
                             f"{where}.{name}.{stack}",
-                            f"names {len(given)} teacher layers, but model.{stack}_layers is "
-                            f"{depth}",
+                            f"names {len(given)} teacher layers, but the {stack} calls {depth} "
+                            f"(model.{stack}_layers times model.{stack}_repeats)",
                         )
                     )
         return errors

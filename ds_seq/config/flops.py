@@ -55,7 +55,7 @@ def training_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     """
     if not isinstance(model, TransformerConfig):
         return None
-    width, layers = model.d_model, {stack: model.layers_of(stack) for stack in model.stacks}
+    width, layers = model.d_model, {stack: model.calls_of(stack) for stack in model.stacks}
     weights = {stack: model.active_weights(stack) for stack in model.stacks}
     encoder, decoder = weights.get("encoder", 0), weights.get("decoder", 0)
     moved = layers.get("decoder", 0) * 2 * width * width  # keys and values of the source

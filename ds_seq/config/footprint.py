@@ -10,7 +10,6 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model.transformer import ModelSize
 from ds_seq.config.needs import TrainManifest
 from ds_seq.config.optim import AdamConfig, SgdConfig
-from ds_seq.names import GATED_ACTIVATIONS
 
 _GIB = 2**30
 # widths of d_model that a layer keeps per token: inputs of sub-layers, projections, dropout masks
@@ -115,15 +114,16 @@ def _activation_bytes(config: ExperimentConfig) -> float:
     model, tokens = config.model, config.batch_tokens
     width = 4 if config.train.precision == "fp32" else 2
     # per token of a feed-forward: what enters its activation and what leaves it
-    inner = 4 if model.activation in GATED_ACTIVATIONS else 2
+    inner = 4 if model.is_gated else 2
     inner += 2 if model.activation_dropout else 0
-    layers = []
+    layers, ffn_width = [], model.inner_width(model.ffn_dim)
     for stack in model.stacks:
         for num_experts in model.expert_counts(stack):
             copies = 1
             if model.moe is not None and num_experts:
                 copies = model.moe.top_k + model.moe.shared_experts
-            layers.append(_KEPT[stack] * model.d_model + copies * inner * model.ffn_dim)
+            kept = _KEPT[stack] * model.d_model + copies * inner * ffn_width
+            layers += [kept] * model.repeats_of(stack)
     kept = sum(layers)
     if model.activation_checkpointing:  # the input of each layer, and all of one layer at a time
         kept = len(layers) * model.d_model + max(layers)

@@ -37,4 +37,4 @@ def _widths(config: ExperimentConfig) -> Iterator[int]:
     moe = config.model.moe
     assert moe is not None
     yield config.model.d_model
-    yield moe.ffn_dim or config.model.ffn_dim
+    yield config.model.inner_width(moe.ffn_dim or config.model.ffn_dim)

@@ -13,7 +13,7 @@ Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class ModifiersConfig(Config):
-    """Changes of training pairs. Each is a function of (seed, epoch, pair), on any rank."""
+    """Changes of training pairs. Each is a function of (seed, epoch, pair, copy), on any rank."""
 
     subword_alpha: NonNegativeFloat = Field(
         default=0.0,

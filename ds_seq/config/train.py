@@ -14,7 +14,14 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
 )
-from ds_seq.names import BatchOrder, FrozenPart, OnDivergence, Precision
+from ds_seq.names import (
+    BatchOrder,
+    FrozenPart,
+    OnDivergence,
+    OnOutOfMemory,
+    Precision,
+    SaveErrorAnswer,
+)
 
 _FIRST_TRIED = 4096
 """Batch size in tokens where only a trial can tell it."""
@@ -97,6 +104,13 @@ class TrainConfig(Config):
         default=1.0,
         description="Factor on the learning rate after each return of `train.on_divergence: back`.",
     )
+    on_out_of_memory: OnOutOfMemory = Field(
+        default="split",
+        description="What to do when memory runs out for a batch of one rank: run the update again "
+        "with it in halves, or without it, or end the run, which happens in any case where ranks "
+        "share experts or weights (`expert_parallel`, ZeRO 3). Batches that are left out count "
+        "for `train.max_skips`.",
+    )
     loss_spike: Annotated[float, Field(gt=1.0)] | None = Field(
         default=2.0,
         description="Record the pairs of an update whose loss is more than this many times the "
@@ -153,6 +167,24 @@ class TrainConfig(Config):
     )
     keep_last: PositiveInt = Field(default=2, description="Number of latest checkpoints to keep.")
     keep_best: PositiveInt = Field(default=1, description="Number of best checkpoints to keep.")
+    keep_best_state: bool = Field(
+        default=True,
+        description="Keep the optimizer state of the best checkpoints. `false` deletes it once "
+        "they are not among the last ones, which frees two thirds of their size under Adam: they "
+        "translate, export and average, but `--resume` cannot start from them.",
+    )
+    background_save: bool = Field(
+        default=False,
+        description="Train on while a checkpoint is written: only copying the state to host memory "
+        "holds up training. Each rank keeps that copy, its share of 12 bytes per parameter with "
+        "Adam.",
+    )
+    on_save_error: SaveErrorAnswer = Field(
+        default="stop",
+        description="What follows a checkpoint that cannot be written, as on a full disk: `stop` "
+        "ends the run, `continue` warns, counts it as `failed_saves` in the log, and trains on. "
+        "Earlier checkpoints stay intact.",
+    )
     sanity_validation_batches: NonNegativeInt = Field(
         default=2,
         description="Validation batches to try before the first update, to fail early; 0 disables "

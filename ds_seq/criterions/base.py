@@ -46,10 +46,12 @@ class Criterion(ABC):
     Attributes:
         training: False during validation, which must not change the state of a criterion.
         capture: what the model's output must contain in addition to logits and router losses.
+        is_collective: whether ranks compute a loss together, because they share a teacher.
     """
 
     training: bool = True
     capture: Capture = "none"
+    is_collective: bool = False
 
     @abstractmethod
     def __call__(self, output: ModelOutput, batch: Batch) -> Loss:

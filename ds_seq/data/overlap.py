@@ -35,15 +35,21 @@ def find_overlap(train: PairPath, held_out: PairPath) -> Overlap:
     Raises:
         UserError: a file is missing, or the two sides have different numbers of lines.
     """
-    wanted = [(_digest(source), _digest(target)) for source, target in _lines(held_out)]
+    hashes: set[int] = set()  # those of Python, which cost less but are not unique
+    wanted: list[tuple[bytes, bytes]] = []
+    for source_line, target_line in _lines(held_out):
+        hashes.add(hash(source_line))
+        wanted.append((_digest(source_line), _digest(target_line)))
     sources = {source for source, _ in wanted}
     seen_sources: set[bytes] = set()
     seen_pairs: set[tuple[bytes, bytes]] = set()
-    for source_line, target_line in _lines(train):
-        source = _digest(source_line)
-        if source in sources:
-            seen_sources.add(source)
-            seen_pairs.add((source, _digest(target_line)))
+    for block in read_blocks([train], _LINES):
+        if hashes.isdisjoint(map(hash, block.source)):
+            continue
+        for source_line, target_line in zip(block.source, block.target, strict=True):
+            if hash(source_line) in hashes and (source := _digest(source_line)) in sources:
+                seen_sources.add(source)
+                seen_pairs.add((source, _digest(target_line)))
     pairs = sum(pair in seen_pairs for pair in wanted)
     return Overlap(len(wanted), pairs, sum(source in seen_sources for source, _ in wanted) - pairs)
 

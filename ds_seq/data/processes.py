@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -16,7 +17,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -104,6 +104,8 @@ class _Worker:
                 results.put(self._ours.recv())
         except (EOFError, OSError):
             results.put(self)  # the process has ended
+        except Exception as error:  # a task or a result that cannot be sent
+            results.put(_Failed(error, traceback.format_exc()))
 
 
 class WatchedPool:
@@ -265,7 +267,7 @@ def _serve(
         if prepare is not None:
             prepare(state)
     except Exception as error:
-        connection.send(_Failed(error, traceback.format_exc()))
+        connection.send(_failed(error))
         return
     threading.Thread(target=_tick, args=(alive, own), daemon=True).start()
     while True:
@@ -276,9 +278,23 @@ def _serve(
         try:
             answer: _Done | _Failed = _Done(number, function(state, item))
         except Exception as error:
-            answer = _Failed(error, traceback.format_exc())
-        with suppress(OSError):
+            answer = _failed(error)
+        try:
             connection.send(answer)
+        except OSError:
+            return
+        except Exception as error:  # a result that cannot be sent
+            connection.send(_failed(error))
+
+
+def _failed(error: Exception) -> _Failed:
+    """Return an exception that can be sent, and where it was raised."""
+    trace = traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    except Exception:  # its class is local, or wants other arguments
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return _Failed(error, trace)
 
 
 def _tick(alive: Any, number: int) -> None:

@@ -272,7 +272,7 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
         if matched is None:
             continue
         for stack in student.model.stacks:
-            deep, shallow = teacher.layers_of(stack), student.model.layers_of(stack)
+            deep, shallow = teacher.calls_of(stack), student.model.calls_of(stack)
             layers = matched.of(stack)
             if layers is None:
                 try:

@@ -4,6 +4,7 @@
 """
 
 from ds_seq.distributed.collectives import (
+    agree_on_error,
     any_rank,
     barrier,
     broadcast_object,
@@ -34,6 +35,7 @@ from ds_seq.distributed.launch import World, discover, free_port
 from ds_seq.distributed.quiet import import_deepspeed, import_zero, quiet_deepspeed
 
 __all__ = [
+    "agree_on_error",
     "World",
     "any_rank",
     "barrier",

@@ -163,6 +163,20 @@ def shared_errors() -> Iterator[None]:
     sys.exit(kind.exit_code)
 
 
+def agree_on_error(message: str | None) -> str | None:
+    """Return the errors of all ranks, each once and one per line; None without any. A collective.
+
+    Args:
+        message: error of this rank, or None.
+    """
+    if world_size() == 1:
+        return message
+    messages: list[str | None] = [None] * world_size()
+    dist.all_gather_object(messages, message)
+    distinct = list(dict.fromkeys(text for text in messages if text is not None))
+    return "\n".join(distinct) if distinct else None
+
+
 def _meeting_device() -> torch.device:
     """Return the device on which tensors must be for a collective."""
     on_gpu = dist.get_backend() == "nccl"

@@ -24,6 +24,14 @@ class DrawsParameters(Protocol):
         """Draw new parameters from PyTorch's global random state or from a private generator."""
 
 
+@runtime_checkable
+class ScalesParameters(Protocol):
+    """A module whose initial weights depend on the depth of deep models."""
+
+    def scale_parameters(self, factor: float) -> None:
+        """Multiply the weights that transform values, not those that make scores, by a factor."""
+
+
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
     """Draw all parameters of `model` as fairseq does; the result depends only on `seed`.

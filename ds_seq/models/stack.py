@@ -116,6 +116,13 @@ class Stack(nn.Module):
         dropout: probability of dropping an element of the embedded tokens in training.
         checkpointing: whether to recompute layers in the backward pass instead of storing their
             activations.
+        layer_drop: probability that a batch skips a layer in training (Fan et al., 2020). A skipped
+            layer is computed all the same: ranks draw differently, and all of them have to take
+            part in the collectives of a layer.
+        repeats: how often all layers are called one after the other.
+        bias: `ds_seq.modules.position_bias.PositionBias` of the self-attentions of all layers, or
+            None.
+        embedding_norm: norm of the embedded tokens with their positions, or None.
     """
 
     def __init__(
@@ -125,6 +132,10 @@ class Stack(nn.Module):
         final_norm: nn.Module | None,
         dropout: float,
         checkpointing: bool,
+        layer_drop: float,
+        repeats: int = 1,
+        bias: nn.Module | None = None,
+        embedding_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -132,6 +143,10 @@ class Stack(nn.Module):
         self.final_norm = final_norm
         self.dropout = dropout
         self.checkpointing = checkpointing
+        self.bias = bias
+        self.layer_drop = layer_drop
+        self.repeats = repeats
+        self.embedding_norm = embedding_norm
 
     def forward(self, x: Tensor, context: Context, capture: Capture = "none") -> StackResult:
         """Call every layer on whole sequences.
@@ -144,17 +159,20 @@ class Stack(nn.Module):
         recompute = self.checkpointing and torch.is_grad_enabled()
         with_maps = capture == "attention"
         context = context._replace(with_maps=with_maps)
+        if self.bias is not None:
+            places = torch.arange(x.size(1), device=x.device)
+            context = self._biased(context, places[:, None] - places, x)
         collected: list[MoeAux] = []
         states: list[Tensor] = []
         maps: list[dict[str, Tensor]] = []
         x = self._start(x, 0, x.size(1))
-        for layer in self.layers:
+        for layer in self._calls():
             result: LayerResult
             if recompute:
                 result = checkpoint(layer, x, context, use_reentrant=False)
             else:
                 result = layer(x, context)
-            x = result.hidden
+            x = self._kept(x, result.hidden)
             collected.extend(result.aux)
             if capture != "none":
                 states.append(x)
@@ -174,29 +192,51 @@ class Stack(nn.Module):
             max_length: largest number of steps.
         """
         paths = BeamPaths(like.size(0), beam, max_length, like)
-        pasts = [layer.start_pasts(context, paths) for layer in self._layers()]
+        if self.bias is not None:
+            paths.track_positions()
+        pasts = [layer.start_pasts(context, paths) for layer in self._calls()]
         # the pasts hold the projected source, and search does not use losses
         return DecoderCache(pasts, context._replace(source=None, with_aux=False), paths)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
         """Decode the next embedded token (B, K, D) of every hypothesis; returns (B, K, D)."""
         cache.advance()
-        x = self._start(x, cache.length - 1, 1)
-        for layer, pasts in zip(self._layers(), cache.pasts, strict=True):
-            x = layer.step(x, pasts, cache.context)
+        position, context = cache.length - 1, cache.context
+        x = self._start(x, position, 1)
+        if self.bias is not None:
+            distances = (position - cache.paths.key_positions)[:, None]  # (B, 1, C)
+            context = self._biased(context, distances, x)
+        for layer, pasts in zip(self._calls(), cache.pasts, strict=True):
+            x = layer.step(x, pasts, context)
         return self._finish(x)
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `StackResult.aux`, one per call."""
-        return [sparse for layer in self._layers() for sparse in layer.moe_calls()]
+        return [sparse for layer in self._calls() for sparse in layer.moe_calls()]
 
-    def _layers(self) -> Sequence[TransformerLayer]:
-        return cast(Sequence[TransformerLayer], self.layers)
+    def _calls(self) -> Iterator[TransformerLayer]:
+        """Iterate over the layers in the order of the calls."""
+        for _ in range(self.repeats):
+            yield from cast(Sequence[TransformerLayer], self.layers)
 
     def _start(self, x: Tensor, first_position: int, length: int) -> Tensor:
         if self.positions is not None:
             x = self.positions(x, first_position, length)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         return dropout(x, self.dropout, self.training)
+
+    def _kept(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return what a layer made of its input, or the input if the batch skips the layer."""
+        if not self.training or self.layer_drop == 0.0:
+            return after
+        is_kept = torch.rand((), device=after.device) >= self.layer_drop
+        return torch.where(is_kept, after, before)
+
+    def _biased(self, context: Context, distances: Tensor, like: Tensor) -> Context:
+        """Return the context with the bias of scores at these distances."""
+        assert self.bias is not None
+        return context._replace(position_bias=self.bias(distances).to(like.dtype))
 
     def _finish(self, x: Tensor) -> Tensor:
         return x if self.final_norm is None else self.final_norm(x)

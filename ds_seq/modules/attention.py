@@ -6,13 +6,14 @@ products and the memory of the map.
 Masks are either None (attend everywhere) or broadcast to (B, H, T, S): bool with True where a query
 may attend, or float and added to the scores.
 
-Shapes: B batch, T queries, S keys, D model width, H heads, Dh = D / H, K beam width,
-L decoded length.
+Shapes: B batch, T queries, S keys, D model width, H heads, H' heads of keys and values, Dh = D / H,
+K beam width, L decoded length.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor, nn
 from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 from ds_seq.modules.linear import Linear
-from ds_seq.modules.positions import PositionBias, RotaryPositions
 from ds_seq.modules.residual import dropout as drop_out
+from ds_seq.modules.rotary import RotaryPositions
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
@@ -60,7 +61,7 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
 
 
 class KeyValue(NamedTuple):
-    """Keys and values that queries attend to, each (B, H, S, Dh)."""
+    """Keys and values that queries attend to, each (B, H', S, Dh); H' divides H."""
 
     key: Tensor
     value: Tensor
@@ -77,8 +78,9 @@ def attend(
     """Apply scaled dot-product attention to `query` (B, H, T, Dh); returns (B, T, D)."""
     short = query.size(-2) < _FUSED_MIN_QUERIES and not causal and dropout == 0.0
     if short and query.device.type == "cpu":
-        out = _masked(_scores(query, memory), mask).softmax(dim=-1) @ memory.value
+        out = _attend_short(query, memory, mask)
     else:
+        memory = _one_per_query_head(query, memory)
         if causal and mask is not None:  # the kernel takes only one of them
             mask, causal = _causal_too(mask, _future(query, memory)), False
         out = F.scaled_dot_product_attention(
@@ -101,12 +103,39 @@ def attend_with_map(
         The output (B, T, D), and the attention map (B, H, T, S) in float32 before dropout: rows sum
         to 1, and masked positions are exactly 0.
     """
+    memory = _one_per_query_head(query, memory)
     scores = _masked(_scores(query, memory).float(), mask)
     if causal:
         scores = scores.masked_fill(_future(query, memory), -math.inf)
     weights = scores.softmax(dim=-1)
     used = drop_out(weights, dropout, training=True).to(query.dtype)
     return _merge_heads(used @ memory.value), weights
+
+
+def _attend_short(query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tensor:
+    """Attend with plain matrix products; returns (B, H, T, Dh).
+
+    Heads that share keys and values become further queries, so that nothing is copied.
+    """
+    num_heads, shared = query.size(1), memory.key.size(1)
+    if shared < num_heads:
+        length = query.size(2)
+        if mask is not None and mask.dim() == 3:  # (H, T, S)
+            mask = mask.unsqueeze(0)
+        query = query.unflatten(1, (shared, -1)).flatten(2, 3)  # (B, H', H / H' T, Dh)
+        if mask is not None and mask.size(1) > 1:
+            mask = mask.expand(-1, -1, length, -1).unflatten(1, (shared, -1)).flatten(2, 3)
+        elif mask is not None and mask.size(2) > 1:
+            mask = mask.repeat(1, 1, num_heads // shared, 1)
+        out = _attend_short(query, memory, mask)
+        return out.unflatten(2, (-1, length)).flatten(1, 2)
+    return _masked(_scores(query, memory), mask).softmax(dim=-1) @ memory.value
+
+
+def _one_per_query_head(query: Tensor, memory: KeyValue) -> KeyValue:
+    """Repeat keys and values that several heads of the queries share."""
+    times = query.size(1) // memory.key.size(1)
+    return memory if times == 1 else KeyValue(*(x.repeat_interleave(times, 1) for x in memory))
 
 
 def _scores(query: Tensor, memory: KeyValue) -> Tensor:
@@ -139,13 +168,28 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, T, Dh) -> (B, T, D)
 
 
-def _heads(x: Tensor, parts: int, num_heads: int) -> list[Tensor]:
-    """Split x (B, T, parts * D) into parts (B, H, T, Dh); views of it.
+def _heads(x: Tensor, widths: Sequence[int], head_width: int) -> list[Tensor]:
+    """Split x (B, T, sum of widths) into parts (B, heads, T, Dh); views of it.
 
     Their gradients are joined by one copy. Views that share a dimension for the parts would take
     two.
     """
-    return [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in x.chunk(parts, dim=-1)]
+    parts = x.split_with_sizes(widths, dim=-1)
+    return [part.unflatten(-1, (-1, head_width)).transpose(1, 2) for part in parts]
+
+
+class AttentionNorms(NamedTuple):
+    """Optional norms of an attention, modules or None."""
+
+    query: nn.Module | None = None
+    """Norm of each head's queries (..., Dh), before positions turn them."""
+    key: nn.Module | None = None
+    """Norm of each head's keys (..., Dh), before positions turn them."""
+    output: nn.Module | None = None
+    """Norm of the attended values of all heads (..., D), before the output map (SubLN)."""
+
+
+_NO_NORMS = AttentionNorms()
 
 
 class SelfAttention(nn.Module):
@@ -157,7 +201,10 @@ class SelfAttention(nn.Module):
         dropout: probability of dropping an attention weight in training.
         causal: whether position t attends to positions <= t only.
         rotary: rotation of queries and keys by their positions, or None.
-        bias: bias of the scores by the distance of query and key, or None.
+        num_kv_heads: number of heads of keys and values, each shared by the same number of heads
+            of the queries (Ainslie et al., 2023); a divisor of `num_heads`, 1 for multi-query
+            attention. None for one per head.
+        norms: norms within the attention.
     """
 
     def __init__(
@@ -167,15 +214,19 @@ class SelfAttention(nn.Module):
         dropout: float,
         causal: bool,
         rotary: RotaryPositions | None = None,
-        bias: PositionBias | None = None,
+        num_kv_heads: int | None = None,
+        norms: AttentionNorms = _NO_NORMS,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.head_width = d_model // num_heads
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
-        self.bias = bias
-        self.qkv = Linear(d_model, 3 * d_model, parts=3, gain=_GAIN)
+        kv_width = (num_kv_heads or num_heads) * self.head_width
+        widths = (d_model, kv_width, kv_width)
+        self.qkv = Linear(d_model, sum(widths), parts=widths, gain=_GAIN)
+        self.query_norm, self.key_norm, self.inner_norm = norms
         self.output = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
@@ -192,19 +243,19 @@ class SelfAttention(nn.Module):
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
         mask = _biased(context.attention_mask, context.position_bias)
-        if self.bias is not None:
-            places = torch.arange(x.size(1), device=x.device)
-            mask = _biased(mask, self.bias(places[:, None] - places).to(x.dtype))  # (H, T, T)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
-            return BodyOutput(self.output(attended), map=weights)
-        return BodyOutput(self.output(attend(query, memory, mask, self.causal, dropout=dropout)))
+            return BodyOutput(self._joined(attended), map=weights)
+        return BodyOutput(self._joined(attend(query, memory, mask, self.causal, dropout=dropout)))
+
+    def scale_parameters(self, factor: float) -> None:
+        """Scale the initial maps of values and output, see `ds_seq.models.init`."""
+        self.qkv.weight.split(self.qkv.widths)[2].mul_(factor)
+        self.output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Return an empty buffer for the keys and values of decoded tokens."""
-        if self.bias is not None:
-            paths.track_positions()
         return KeyValueBuffer(paths)
 
     def step(self, x: Tensor, past: KeyValueBuffer, context: Context = _NO_CONTEXT) -> Tensor:
@@ -219,21 +270,21 @@ class SelfAttention(nn.Module):
             (B, K, D).
         """
         # All hypotheses are at the same position, so one row of angles is broadcast.
-        position = past.length
-        query, key, value = self._project(x, position, 1)
+        query, key, value = self._project(x, past.length, 1)
         memory = KeyValue(*past.append(key, value))
         mask = _biased(past.mask, context.position_bias)
-        if self.bias is not None:
-            distances = (position - past.key_positions)[:, None]  # (B, 1, C)
-            mask = _biased(mask, self.bias(distances).to(x.dtype))  # (B, H, 1, C)
-        return self.output(attend(query, memory, mask, dropout=0.0))
+        return self._joined(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values (B, H, T, Dh) of x (B, T, D), rotated by position."""
-        query, key, value = _heads(self.qkv(x), 3, self.num_heads)
+        """Return queries, keys and values of x (B, T, D), normalized and rotated by position."""
+        query, key, value = _heads(self.qkv(x), self.qkv.widths, self.head_width)
+        query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
         if self.rotary is not None:
-            query, key = self.rotary(query, start, length), self.rotary(key, start, length)
+            query, key = self.rotary(query, key, start, length)
         return query, key, value
+
+    def _joined(self, attended: Tensor) -> Tensor:
+        return self.output(_normed(attended, self.inner_norm))
 
 
 class SourcePast:
@@ -260,14 +311,26 @@ class CrossAttention(nn.Module):
         d_model: width of the model, D; a multiple of `num_heads`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
+        num_kv_heads: see `SelfAttention`.
+        norms: norms of queries and keys; none of the output.
     """
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        dropout: float,
+        num_kv_heads: int | None = None,
+        norms: AttentionNorms = _NO_NORMS,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.head_width = d_model // num_heads
         self.dropout = dropout
+        kv_width = (num_kv_heads or num_heads) * self.head_width
         self.query = Linear(d_model, d_model, gain=_GAIN)
-        self.key_value = Linear(d_model, 2 * d_model, parts=2, gain=_GAIN)
+        self.key_value = Linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
+        self.query_norm, self.key_norm = norms.query, norms.key
         self.output = Linear(d_model, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
@@ -289,6 +352,11 @@ class CrossAttention(nn.Module):
             return BodyOutput(self.output(attended), map=weights)
         return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
 
+    def scale_parameters(self, factor: float) -> None:
+        """Scale the initial maps of values and output, see `ds_seq.models.init`."""
+        self.key_value.weight.chunk(2)[1].mul_(factor)
+        self.output.weight.mul_(factor)
+
     def start_past(self, context: Context, paths: BeamPaths) -> SourcePast:
         """Return the keys and values of the source."""
         assert context.source is not None, "cross-attention needs an encoded source"
@@ -300,8 +368,14 @@ class CrossAttention(nn.Module):
         return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
 
     def _memory(self, encoded: Tensor) -> KeyValue:
-        """Return keys and values (B, H, S, Dh) of the encoded source (B, S, D)."""
-        return KeyValue(*_heads(self.key_value(encoded), 2, self.num_heads))
+        """Return keys and values (B, H', S, Dh) of the encoded source (B, S, D)."""
+        key, value = _heads(self.key_value(encoded), self.key_value.widths, self.head_width)
+        return KeyValue(_normed(key, self.key_norm), value)
 
     def _query(self, x: Tensor) -> Tensor:
-        return _heads(self.query(x), 1, self.num_heads)[0]
+        (query,) = _heads(self.query(x), self.query.widths, self.head_width)
+        return _normed(query, self.query_norm)
+
+
+def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+    return x if norm is None else norm(x)

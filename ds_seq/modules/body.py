@@ -32,7 +32,8 @@ class Context(NamedTuple):
     tag: Tensor | None = None
     """(B, D) embedding of each sentence's language tag, for bodies that route by it, or None."""
     position_bias: Tensor | None = None
-    """(H, T, T) or (B, H, T, T), in a step (B, H, K, C); added to self-attention scores."""
+    """(H, T, T) or (B, H, T, T), in a step (B, H, 1, C) or (B, H, K, C), H heads or 1; added to
+    the scores of self-attention."""
     with_maps: bool = False
     """Whether to return attention maps; always False in a step."""
     with_aux: bool = True

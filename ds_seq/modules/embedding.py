@@ -1,6 +1,6 @@
 """Token embedding, which can also be the output projection (tied weights).
 
-Shapes: B batch, T tokens, N selected rows, D model width, V vocabulary.
+Shapes: B batch, T tokens, N selected rows, D model width, W width of the table, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,28 +16,41 @@ from ds_seq.modules.packed import Packed, pack
 
 
 class TokenEmbedding(nn.Module):
-    """A matrix (V, D) that embeds tokens and, if tied, also scores them.
+    """A matrix (V, W) that embeds tokens and, if tied, also scores them.
 
     Both uses go through `forward`, because ZeRO-3 gathers a parameter only around the call of the
     module that owns it (for tying, see Press and Wolf, 2017). Embeddings are scaled by sqrt(D) as
     in Vaswani et al. (2017).
 
+    W is D, or less if the embedding is factorized (Lan et al., 2019): then a matrix (D, W) follows
+    the table, and precedes it when it scores.
+
     Args:
         vocab_size: size of the vocabulary, V.
         d_model: width of the model, D.
         pad_id: padding token; its row gets no gradient from embedding.
+        width: width of the table, W; None for D, without a matrix.
+        scaled: whether embeddings are multiplied by sqrt(D).
     """
 
     _packed: Packed | None = None
 
-    def __init__(self, vocab_size: int, d_model: int, pad_id: int) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        pad_id: int,
+        width: int | None = None,
+        scaled: bool = True,
+    ) -> None:
         super().__init__()
         self.pad_id = pad_id
-        self.scale = math.sqrt(d_model)
-        self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.scale = math.sqrt(d_model) if scaled else 1.0
+        self.weight = nn.Parameter(torch.empty(vocab_size, width or d_model))
+        self.factor = None if width is None else Factor(width, d_model)
 
     def draw_parameters(self) -> None:
-        """Draw a normal distribution of deviation D ** -0.5; the padding row is zero."""
+        """Draw a normal distribution of deviation W ** -0.5; the padding row is zero."""
         nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
         with torch.no_grad():
             self.weight[self.pad_id].zero_()
@@ -57,5 +70,31 @@ class TokenEmbedding(nn.Module):
             Scaled embeddings (B, T, D), or logits (..., V).
         """
         if project:
+            if self.factor is not None:
+                x = self.factor(x, back=True)
             return linear(x, self.weight, packed=self._packed)
-        return F.embedding(x, self.weight, padding_idx=self.pad_id) * self.scale
+        embedded = F.embedding(x, self.weight, padding_idx=self.pad_id)
+        if self.factor is not None:
+            embedded = self.factor(embedded)
+        return embedded if self.scale == 1.0 else embedded * self.scale
+
+
+class Factor(nn.Module):
+    """The second factor (D, W) of an embedding, used in both directions.
+
+    Args:
+        width: W.
+        d_model: D.
+    """
+
+    def __init__(self, width: int, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_model, width))
+
+    def draw_parameters(self) -> None:
+        """Draw a normal distribution of deviation D ** -0.5: the product has that of a table."""
+        nn.init.normal_(self.weight, std=self.weight.size(0) ** -0.5)
+
+    def forward(self, x: Tensor, back: bool = False) -> Tensor:
+        """Map x (..., W) to (..., D), or with `back` (..., D) to (..., W)."""
+        return linear(x, self.weight.t() if back else self.weight)

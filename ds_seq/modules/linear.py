@@ -11,6 +11,7 @@ Shapes: R rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -135,7 +136,8 @@ class Linear(nn.Linear):
         in_features: number of inputs, I.
         out_features: number of outputs, O.
         bias: whether there is a bias.
-        parts: number of fused maps of equal width; each is drawn as a separate map.
+        parts: number of fused maps of equal width, or their widths; each is drawn as a separate
+            map.
         gain: gain of Xavier's uniform distribution.
         deviation: deviation of a normal distribution to draw from instead, or None.
     """
@@ -148,19 +150,20 @@ class Linear(nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        parts: int = 1,
+        parts: int | Sequence[int] = 1,
         gain: float = 1.0,
         deviation: float | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        self.parts, self.gain, self.deviation = parts, gain, deviation
+        self.widths = [out_features // parts] * parts if isinstance(parts, int) else list(parts)
+        self.gain, self.deviation = gain, deviation
 
     def draw_parameters(self) -> None:
         """Draw a new weight and set the bias to zero, see `ds_seq.models.init`."""
         if self.deviation is not None:
             nn.init.normal_(self.weight, std=self.deviation)
         else:
-            for part in self.weight.chunk(self.parts, dim=0):
+            for part in self.weight.split(self.widths, dim=0):
                 nn.init.xavier_uniform_(part, self.gain)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -6,5 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": nn.LayerNorm}
-"""By name: (width of the normalized dimension, epsilon added to the variance) -> norm."""
+from ds_seq.modules.rms_norm import RmsNorm
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"layer": nn.LayerNorm, "rms": RmsNorm}
+"""By name: (width of the normalized dimension, epsilon added to the variance or mean square) -> a
+norm."""

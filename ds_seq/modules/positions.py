@@ -1,16 +1,15 @@
-"""Position encodings: vectors added to tokens, a rotation of queries and keys, or a score bias.
+"""Positions as vectors that are added to the embedded tokens; constants by position.
 
 Positions count from 0 at the first token of a row. Padding is on the right, so the position of a
 token never depends on the rest of the batch.
 
-Shapes: T positions, D model width, Dh width of one attention head.
+Shapes: T positions, D model width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,14 @@ _INITIAL_ROWS = 512
 
 
 class PositionTable:
-    """A constant table with one row per position, computed in fp32 and cast on use.
+    """A constant table with one row per position, computed and kept in float32.
 
     It is a plain object rather than a buffer: `model.half()` must not round it, and state dicts do
     not contain it. It grows when a longer sequence needs it.
+
+    Args:
+        build: (number of rows, width) -> the rows.
+        width: passed to `build`.
     """
 
     def __init__(self, build: Callable[[int, int], Tensor], width: int) -> None:
@@ -30,15 +33,17 @@ class PositionTable:
         self._width = width
         self._rows = torch.empty(0, width)
 
-    def rows(self, start: int, length: int, like: Tensor) -> Tensor:
-        """Return rows `start .. start + length - 1` in the dtype and on the device of `like`."""
+    def rows(
+        self, start: int, length: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return rows `start .. start + length - 1`; a table is kept for one dtype only."""
         stop = start + length
         table = self._rows
-        if stop > len(table) or table.device != like.device or table.dtype != like.dtype:
+        if stop > len(table) or table.device != device or table.dtype != dtype:
             count = max(_INITIAL_ROWS, len(table), 1 << (stop - 1).bit_length())
             # Decoding runs in inference mode; a table made there could not be used in training.
             with torch.inference_mode(False), torch.no_grad():
-                table = self._build(count, self._width).to(like.device, like.dtype)
+                table = self._build(count, self._width).to(device, dtype)
             self._rows = table
         return table[start:stop]
 
@@ -57,14 +62,6 @@ def sinusoidal_rows(count: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def rotary_rows(count: int, width: int) -> Tensor:
-    """Return `[cos, sin]` of the angles `p * 10000 ** (-2 i / width)` for i < width / 2."""
-    half = width // 2
-    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float32) / half)
-    angles = torch.arange(count, dtype=torch.float32)[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
 class SinusoidalPositions(nn.Module):
     """Fixed sinusoidal rows, for sequences of any length."""
 
@@ -76,7 +73,7 @@ class SinusoidalPositions(nn.Module):
 
     def forward(self, x: Tensor, start: int, length: int) -> Tensor:
         """Add rows `start .. start + length - 1` to x (B, length, D); length 1 is broadcast."""
-        return x + self._table.rows(start, length, x)
+        return x + self._table.rows(start, length, x.device, x.dtype)
 
 
 class LearnedPositions(nn.Module):
@@ -99,56 +96,3 @@ class LearnedPositions(nn.Module):
                 "positions (model.max_positions)"
             )
         return x + self.weight[start : start + length]
-
-
-class RotaryPositions(nn.Module):
-    """Rotary embedding (Su et al., 2021): rotates q and k; scores depend on distances only.
-
-    The pair (i, i + Dh / 2) of a head is rotated by the angle `p * 10000 ** (-2 i / Dh)`.
-    Used in self-attention only; cross-attention relates positions of two different texts.
-    """
-
-    def __init__(self, head_width: int) -> None:
-        super().__init__()
-        if head_width % 2:
-            raise ValueError(f"rotary positions need an even head width, not {head_width}")
-        self._table = PositionTable(rotary_rows, head_width)
-
-    def forward(self, x: Tensor, start: int, length: int) -> Tensor:
-        """Rotate x (..., length, Dh) by positions `start ..`; length 1 is broadcast."""
-        cos, sin = self._table.rows(start, length, x).chunk(2, dim=-1)
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class PositionBias(Protocol):
-    """A module that computes a bias of self-attention scores from distances."""
-
-    def __call__(self, distances: Tensor) -> Tensor:
-        """Return the bias (..., H, T, S).
-
-        Args:
-            distances: (..., T, S) int64, position of the query minus position of the key; negative
-                for later keys in an encoder. During search, distances of masked keys are
-                arbitrary.
-        """
-
-
-class PositionKind(NamedTuple):
-    """How a model encodes positions: by vectors added to tokens, or inside self-attention."""
-
-    rows: Callable[[int, int], nn.Module] | None = None
-    """(width D, largest number of positions) -> module like `SinusoidalPositions`, or None."""
-    rotary: Callable[[int], RotaryPositions] | None = None
-    """Width of a head -> rotation of queries and keys, or None."""
-    bias: Callable[[int, bool], PositionBias] | None = None
-    """(number of heads H, whether attention is causal) -> bias of the scores of a self-attention,
-    or None."""
-
-
-POSITIONS: dict[str, PositionKind] = {
-    "sinusoidal": PositionKind(rows=lambda width, _: SinusoidalPositions(width)),
-    "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
-    "rotary": PositionKind(rotary=RotaryPositions),
-}
-"""Kinds of positions by their name in an experiment file."""

@@ -21,7 +21,7 @@ _PER_WORD = 4  # 16-bit draws in one 64-bit word
 
 
 class Residual(nn.Module):
-    """Pre-norm: `x + dropout(f(norm(x)))`. Post-norm: `norm(x + dropout(f(x)))`.
+    """Pre-norm: `scale x + dropout(f(norm(x)))`. Post-norm: `norm(scale x + dropout(f(x)))`.
 
     The sub-layer f stays outside (it may return more than a tensor): call `enter` before it and
     `leave` after it.
@@ -30,12 +30,24 @@ class Residual(nn.Module):
         norm: module that normalizes the last dimension.
         dropout: probability of dropping an element of f's output in training.
         pre_norm: whether to normalize f's input instead of the sum (Xiong et al., 2020).
+        drop_path: probability that a sentence skips f in training (Huang et al., 2016). The output
+            of f is divided by the probability of keeping it.
+        scale: factor of x in the sum; above 1 for DeepNorm.
     """
 
-    def __init__(self, norm: nn.Module, dropout: float, pre_norm: bool) -> None:
+    def __init__(
+        self,
+        norm: nn.Module,
+        dropout: float,
+        pre_norm: bool,
+        drop_path: float,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.pre_norm = pre_norm
+        self.scale = scale
+        self.drop_path = drop_path
         self.norm = norm
 
     def enter(self, x: Tensor) -> Tensor:
@@ -45,7 +57,10 @@ class Residual(nn.Module):
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
         """Add the sub-layer's output y (B, T, D) to x (B, T, D)."""
-        x = x + dropout(y, self.dropout, self.training)
+        y = dropout(y, self.dropout, self.training)
+        if self.training and self.drop_path > 0.0:
+            y = y * dropout_noise(y, (y.size(0), 1, 1), self.drop_path)
+        x = x + y if self.scale == 1.0 else torch.add(y, x, alpha=self.scale)
         joined: Tensor = x if self.pre_norm else self.norm(x)
         return joined
 

@@ -44,7 +44,7 @@ class PackedNet(NamedTuple):
     down: Packed | None
 
 
-_NOT_PACKED = PackedNet(None, None)
+NOT_PACKED = PackedNet(None, None)
 
 
 class _Window(NamedTuple):
@@ -163,7 +163,7 @@ def _forward(
     for expert, window in enumerate(windows):
         if window is None:
             continue
-        maps = _NOT_PACKED if packed is None else packed[expert]
+        maps = NOT_PACKED if packed is None else packed[expert]
         w1, b1, w2, b2 = (of_all[expert] for of_all in net)
         kept = product(x[window.rows], w1.t(), b1[0], activation.fused, maps.up)  # (R_e, H)
         if inner is not None:

@@ -8,13 +8,17 @@ a gated activation, E_local experts held here.
 
 from __future__ import annotations
 
+import copy
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from ds_seq.modules.activations import find_activation
+from ds_seq.modules.linear import linear
 from ds_seq.modules.packed import pack
 from ds_seq.modules.residual import dropout, dropout_noise
-from ds_seq.moe.expert_loop import PackedNet, expert_loop
+from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, expert_loop
 from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 
@@ -36,6 +40,8 @@ class Experts(nn.Module):
         activation: name of an entry of `ds_seq.modules.activations`.
         dropout: probability of dropping a hidden activation in training.
         seed: seed that combines model and layer, see `expert_generator`.
+        inner_norm: norm of the hidden activations of one expert (..., F), after dropout (SubLN), or
+            None. Every expert has parameters like its own.
 
     Raises:
         ValueError: unknown activation.
@@ -55,6 +61,7 @@ class Experts(nn.Module):
         activation: str,
         dropout: float,
         seed: int,
+        inner_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._activation = find_activation(activation)
@@ -67,7 +74,15 @@ class Experts(nn.Module):
         self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
+        self.inner_norm = None
+        if inner_norm is not None:
+            self.inner_norm = StackedNorms(inner_norm, num_local)
         self.draw_parameters()
+
+    def scale_parameters(self, factor: float) -> None:
+        """Scale both initial maps, see `ds_seq.models.init`."""
+        self.w1.mul_(factor)
+        self.w2.mul_(factor)
 
     @torch.no_grad()
     def draw_parameters(self) -> None:
@@ -104,6 +119,8 @@ class Experts(nn.Module):
         Returns:
             (R, D).
         """
+        if self.inner_norm is not None:
+            return self._normed(x, counts.tolist(), self.inner_norm)
         if x.is_cuda and use_grouped_kernel(x, self.w1, self.w2):
             hidden = grouped_linear(x, self.w1, self.b1, counts)  # (R, H)
             hidden = self._activation.function(hidden)  # (R, F)
@@ -114,6 +131,60 @@ class Experts(nn.Module):
             noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
         net = (self.w1, self.b1, self.w2, self.b2)
         return expert_loop(x, *net, noise, self._activation, counts, self._packed)
+
+    def _normed(self, x: Tensor, counts: list[int], norms: StackedNorms) -> Tensor:
+        """Apply the experts one by one, each with its norm."""
+        parts, activation = [x.new_empty(0, x.size(1))], self._activation
+        for expert, rows in enumerate(torch.split(x, counts)):
+            if len(rows) == 0 and not self.training:
+                continue  # in training, an idle expert needs a gradient, of zeros
+            maps = NOT_PACKED if self._packed is None else self._packed[expert]
+            up, down = (of_all[expert] for of_all in self.maps)
+            hidden = linear(rows, up, self.b1[expert, 0], activation.fused, maps.up)
+            if activation.rest is not None:
+                hidden = activation.rest(hidden)
+            hidden = norms(dropout(hidden, self.dropout, self.training), expert)
+            parts.append(linear(hidden, down, self.b2[expert, 0], packed=maps.down))
+        return torch.cat(parts)
+
+
+class StackedNorms(nn.Module):
+    """One norm per expert, each parameter stacked over experts as (E_local, 1, F).
+
+    Args:
+        norm: norm of the kind of all of them; its parameters are their initial values.
+        num_local: number of experts held by this rank.
+    """
+
+    def __init__(self, norm: nn.Module, num_local: int) -> None:
+        super().__init__()
+        initial = dict(norm.named_parameters())
+        self._names = list(initial)
+        self._norm = [norm.to("meta")]  # in a list, so that it is not a child
+        for name, value in initial.items():
+            stacked = value.detach().expand(num_local, 1, -1).clone()
+            self.register_parameter(name, nn.Parameter(stacked))
+
+    def one(self) -> nn.Module:
+        """Return a norm of one expert, on the CPU, without values."""
+        return copy.deepcopy(self._norm[0]).to_empty(device="cpu")
+
+    def draw_parameters(self) -> None:
+        """Draw the parameters as those of one norm, see `ds_seq.models.init`."""
+        norm = self.one()
+        if isinstance(norm, nn.LayerNorm):
+            norm.reset_parameters()
+        else:
+            cast(Any, norm).draw_parameters()
+        with torch.no_grad():
+            for name, value in norm.named_parameters():
+                self.get_parameter(name).copy_(value)
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        """Normalize the rows x (R, F) of one expert."""
+        own = {name: self.get_parameter(name)[expert, 0] for name in self._names}
+        result: Tensor = torch.func.functional_call(self._norm[0], own, x)
+        return result
 
 
 def expert_generator(seed: int, expert: int) -> torch.Generator:

@@ -27,8 +27,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_bias = name.rsplit(".", 1)[-1] in _BIASES
-        (plain if is_bias or parameter.ndim < 2 else decayed).append(parameter)
+        is_plain = name.rsplit(".", 1)[-1] in _BIASES or ".experts.inner_norm." in name
+        (plain if is_plain or parameter.ndim < 2 else decayed).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch
+from ds_seq.errors import UserError
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
@@ -115,6 +116,9 @@ def merge_experts(layer: MoeFeedForward, use: ExpertUse) -> FeedForward:
 
     Returns:
         A new feed-forward, in float32 on the CPU.
+
+    Raises:
+        UserError: the layer has shared experts with a norm of their hidden units.
     """
     experts, branch = layer.experts, layer.branch
     assert experts.num_local == layer.num_experts, "experts on other ranks cannot be averaged"
@@ -127,32 +131,41 @@ def merge_experts(layer: MoeFeedForward, use: ExpertUse) -> FeedForward:
     if isinstance(branch, SharedBranch):
         dense = _concatenate(dense, tensors_of(branch.dense), experts.activation)
     d_model, width = dense.down.shape
-    merged = FeedForward(d_model, width, experts.activation, experts.dropout)
+    norm = None if experts.inner_norm is None else experts.inner_norm.one()
+    merged = FeedForward(d_model, width, experts.activation, experts.dropout, norm)
     copy_into(merged, dense)
     return merged
 
 
 def _expert(experts: Experts, index: int) -> DenseTensors:
     up, down = experts.maps
-    return DenseTensors(up[index], experts.b1[index, 0], down[index], experts.b2[index, 0])
+    norm: tuple[Tensor, ...] = ()
+    if experts.inner_norm is not None:
+        norm = tuple(stacked[index, 0] for stacked in experts.inner_norm.parameters())
+    return DenseTensors(up[index], experts.b1[index, 0], down[index], experts.b2[index, 0], norm)
 
 
 def _average(parts: list[DenseTensors], weights: list[float]) -> DenseTensors:
     """Return the weighted average of the tensors, scaled by the sum of `weights`."""
     total = sum(weights)
-    # in float64, so that averaging equal experts returns exactly that expert
     means = []
-    for tensors in zip(*parts, strict=True):
+    for tensors in zip(*((*part[:4], *part.inner_norm) for part in parts), strict=True):
+        # in float64, so that averaging equal experts returns exactly that expert
         mean = torch.zeros_like(tensors[0], dtype=torch.float64)
         for tensor, weight in zip(tensors, weights, strict=True):
             mean.add_(tensor.double(), alpha=weight / total)
         means.append(mean)
-    dense = DenseTensors(*means)
-    return dense._replace(down=dense.down * total, down_bias=dense.down_bias * total)
+    up, up_bias, down, down_bias, *norm = means
+    return DenseTensors(up, up_bias, down * total, down_bias * total, tuple(norm))
 
 
 def _concatenate(first: DenseTensors, second: DenseTensors, activation: str) -> DenseTensors:
     """Concatenate the hidden units of two feed-forwards, which adds their outputs."""
+    if first.inner_norm:
+        raise UserError(
+            "--dense: experts and shared experts with norm_position subln have a norm each and "
+            "cannot become one feed-forward; leave out --dense"
+        )
     parts = find_activation(activation).num_parts  # all gates come before all values
 
     def rows(a: Tensor, b: Tensor) -> Tensor:

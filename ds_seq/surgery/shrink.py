@@ -56,7 +56,7 @@ def student_config(
         "moe": None if dense else _moe_section(teacher.model, layers),
     }
     if dense:
-        data["model"]["ffn_dim"] = _dense_width(teacher.model, layers)
+        data["model"] |= {"ffn_dim": _dense_width(teacher.model, layers), "ffn_two_thirds": False}
     if data["model"]["moe"] is None:
         data["train"] |= {"expert_parallel": 1, "sparse_clip": False}
     key, _ = teacher.base_criterion
@@ -84,19 +84,23 @@ def _moe_section(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any] | N
 
 
 def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
-    """Return `model.ffn_dim` for a model in which all layers are dense."""
+    """Return the inner width of all feed-forwards of a model in which all layers are dense."""
     assert model.moe is not None
+    ffn_dim = model.inner_width(model.ffn_dim)
     sparse = {stack: set(model.moe_layers(stack)) for stack in STACKS}
     is_merged = {layer in sparse[stack] for stack in STACKS for layer in layers.of(stack)}
-    merged = (model.moe.ffn_dim or model.ffn_dim) * (1 + model.moe.shared_experts)
-    if is_merged == {True, False} and merged != model.ffn_dim:
+    expert = model.moe.ffn_dim or model.ffn_dim
+    merged = model.inner_width(expert)
+    if model.moe.shared_experts:  # one feed-forward of their total width
+        merged += model.inner_width(model.moe.shared_experts * expert)
+    if is_merged == {True, False} and merged != ffn_dim:
         places = ", ".join(f"{stack} {sorted(sparse[stack])}" for stack in STACKS)
         raise UserError(
-            f"--dense: a layer with experts becomes {merged} wide, the others are {model.ffn_dim} "
+            f"--dense: a layer with experts becomes {merged} wide, the others are {ffn_dim} "
             f"(model.ffn_dim); copy only layers with experts ({places}) or only others, or leave "
             "out --dense"
         )
-    return merged if True in is_merged else model.ffn_dim
+    return merged if True in is_merged else ffn_dim
 
 
 def _follow_layers(criterion: dict[str, Any], layers: CopiedLayers) -> None:

@@ -28,7 +28,15 @@ from ds_seq.weights.fill import fill, read_like
 from ds_seq.weights.source import TensorSource
 
 # model options that do not affect the shapes of its tensors
-_SHAPELESS = ("num_heads", "activation", "norm_position", "norm", "positions")
+_SHAPELESS = (
+    "num_heads",
+    "attention_window",
+    "activation",
+    "norm_position",
+    "norm",
+    "positions",
+    "embedding_scale",
+)
 
 
 class DenseTensors(NamedTuple):
@@ -42,6 +50,8 @@ class DenseTensors(NamedTuple):
     """(D, F)."""
     down_bias: Tensor
     """(D,)."""
+    inner_norm: tuple[Tensor, ...] = ()
+    """(F,) each: the parameters of the norm of the hidden units, if there is one."""
 
 
 def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> None:
@@ -102,6 +112,12 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
     experts, branch = layer.experts, layer.branch
     dense = _read(source, name, experts)
     if isinstance(branch, SharedBranch):
+        if dense.inner_norm:
+            raise UserError(
+                "train.init_from: shared experts with norm_position subln cannot start as the "
+                "dense feed-forward, because their norm also covers the new hidden units; set "
+                "model.moe.shared_experts to 0, or upcycle with another norm_position"
+            )
         # half each, so that both learn from the start and their sum is the dense output
         dense = dense._replace(down=dense.down / 2, down_bias=dense.down_bias / 2)
         _copy_into_shared(_feed_forward(branch.dense), dense)
@@ -114,23 +130,29 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
     experts.b1.copy_(dense.up_bias)
     down.copy_(dense.down)
     experts.b2.copy_(dense.down_bias)
+    if experts.inner_norm is not None:
+        for stacked, value in zip(experts.inner_norm.parameters(), dense.inner_norm, strict=True):
+            stacked.copy_(value)
     if noise:
         _add_noise(experts, noise)
 
 
 def _read(source: TensorSource, name: str, experts: Experts) -> DenseTensors:
     up, down = experts.maps
-    shapes = {
-        "up.weight": up.shape[1:],
-        "up.bias": up.shape[1:2],
-        "down.weight": down.shape[1:],
-        "down.bias": down.shape[1:2],
-    }
+
+    def read(part: str, shape: torch.Size) -> Tensor:
+        return read_like(source, f"{name}.{part}", shape, torch.float32).float()
+
+    norm: tuple[Tensor, ...] = ()
+    if experts.inner_norm is not None:
+        parameters = experts.inner_norm.named_parameters()
+        norm = tuple(read(f"inner_norm.{part}", value.shape[2:]) for part, value in parameters)
     return DenseTensors(
-        *(
-            read_like(source, f"{name}.{part}", shape, torch.float32).float()
-            for part, shape in shapes.items()
-        )
+        read("up.weight", up.shape[1:]),
+        read("up.bias", up.shape[1:2]),
+        read("down.weight", down.shape[1:]),
+        read("down.bias", down.shape[1:2]),
+        norm,
     )
 
 
@@ -142,7 +164,8 @@ def _feed_forward(module: nn.Module) -> FeedForward:
 def tensors_of(module: nn.Module) -> DenseTensors:
     """Return the tensors of a feed-forward."""
     dense = _feed_forward(module)
-    return DenseTensors(dense.up.weight, dense.up.bias, dense.down.weight, dense.down.bias)
+    norm = () if dense.inner_norm is None else tuple(dense.inner_norm.parameters())
+    return DenseTensors(dense.up.weight, dense.up.bias, dense.down.weight, dense.down.bias, norm)
 
 
 def copy_into(target: FeedForward, dense: DenseTensors) -> None:
@@ -151,6 +174,9 @@ def copy_into(target: FeedForward, dense: DenseTensors) -> None:
     target.up.bias.copy_(dense.up_bias)
     target.down.weight.copy_(dense.down)
     target.down.bias.copy_(dense.down_bias)
+    if target.inner_norm is not None:
+        for parameter, value in zip(target.inner_norm.parameters(), dense.inner_norm, strict=True):
+            parameter.copy_(value)
 
 
 def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:

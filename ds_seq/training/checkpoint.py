@@ -15,18 +15,20 @@ folder is written under a temporary name and renamed when complete, so it is nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ds_seq import distributed, files
 from ds_seq.errors import UserError
 from ds_seq.training import checkpoint_folder
+from ds_seq.training.background import BackgroundWrite, Complete, Share, write_share
 from ds_seq.training.checkpoint_folder import (
     FIGURE_KEY,
     FORMER_KEY,
@@ -36,20 +38,15 @@ from ds_seq.training.checkpoint_folder import (
     names_in,
 )
 from ds_seq.training.engine import Engine
-from ds_seq.training.resume_state import EngineState
-from ds_seq.training.state import WEIGHT, FullState, full_shape
-from ds_seq.weights.fill import expert_offsets, persistent_buffers, read_like
+from ds_seq.training.resume_state import NO_STATE
+from ds_seq.training.snapshot import HostMemory, Snapshot, take
 from ds_seq.weights.meta import (
     CHECKSUMS_KEY,
     FORMAT_VERSION,
     INDEX_FILE,
     VOCAB_HASH_KEY,
-    read_meta,
     write_meta,
 )
-from ds_seq.weights.source import TensorFolder, expert_key, save_tensors
-
-_NO_STATE = "without_state"  # names of optimizer tensors that do not exist; of older ones unknown
 
 
 class CheckpointStore:
@@ -65,6 +62,10 @@ class CheckpointStore:
         figure: name of the score; an index without a name is assumed to use this one.
         comparable: whether scores by that name mean what they meant before. If not, or if the best
             checkpoints were chosen by another score, they are kept as `former_best`.
+        drops_state: whether checkpoints that are only kept as best ones lose all but their weights.
+
+    Attributes:
+        failed: set while this rank knows that the checkpoint in the background cannot be written.
     """
 
     def __init__(
@@ -76,13 +77,17 @@ class CheckpointStore:
         vocab_hash: str | None = None,
         figure: str | None = None,
         comparable: bool = True,
+        drops_state: bool = False,
     ) -> None:
-        self.folder = folder
+        self.folder, self._drops_state = folder, drops_state
         self._notes = {} if vocab_hash is None else {VOCAB_HASH_KEY: vocab_hash}
         self.keep_last, self.keep_best = keep_last, keep_best
         self._sign = 1.0 if higher_is_better else -1.0
         self._figure = figure
         self._is_rescored = False
+        self._pending: BackgroundWrite | None = None
+        self.failed = threading.Event()
+        self._memory = {kept: HostMemory(kept) for kept in (False, True)}
         self.index = checkpoint_folder.current_index(folder, keep_last, figure, self._sign)
         if figure is not None:
             by = self.index.get(FIGURE_KEY, figure)
@@ -143,47 +148,142 @@ class CheckpointStore:
 
         Returns:
             The checkpoint's folder.
+
+        Raises:
+            UserError: it cannot be written; what was there before is unchanged.
         """
+        error = self.start(engine, update, progress, score, criterion, in_background=False)
+        with distributed.shared_errors():
+            if error is not None:
+                raise UserError(error)
+        return self.folder / checkpoint_folder.checkpoint_name(update)
+
+    def start(
+        self,
+        engine: Engine,
+        update: int,
+        progress: dict[str, Any],
+        score: float | None,
+        criterion: Mapping[str, Tensor],
+        in_background: bool,
+    ) -> str | None:
+        """Begin to write the state after `update`; see `save`. A collective.
+
+        Args:
+            engine: see `save`.
+            update: see `save`.
+            progress: see `save`.
+            score: see `save`.
+            criterion: see `save`.
+            in_background: return as soon as the state is in host memory; `finish` waits for the
+                rest, and is called before the next save. Otherwise return when it is written.
+
+        Returns:
+            Why it cannot be written, on all ranks; what was there before is unchanged.
+        """
+        assert self._pending is None, "`finish` has been called since the last save"
         name = checkpoint_folder.checkpoint_name(update)
-        final, temporary = self.folder / name, self.folder / (name + INCOMPLETE)
+        temporary = self.folder / (name + INCOMPLETE)
+        error = distributed.agree_on_error(self._make(temporary))
+        if error is not None:
+            return self._agreed(temporary, error)
+        snapshot = take(engine, criterion, progress, self._memory[in_background])
+        meta = {
+            **self._notes,
+            "format_version": FORMAT_VERSION,
+            "update": update,
+            SCORE_KEY: score,
+            FIGURE_KEY: self._figure,
+            SINCE_KEY: self.index.get(SINCE_KEY),
+            **snapshot.facts,
+        }
+        complete = partial(self._complete, temporary, meta, score)
+        if in_background:
+            self._pending = BackgroundWrite(snapshot, temporary, complete, self.failed)
+            return None
+        return self._write(snapshot, temporary, complete)
+
+    def finish(self) -> str | None:
+        """Wait for the checkpoint that is written in the background, if there is one.
+
+        A collective, after which all ranks agree on what has been written.
+
+        Returns:
+            Why it could not be written, on all ranks; None: it was, or there is none.
+        """
+        if self._pending is None:
+            return None
+        pending, self._pending = self._pending, None
+        error = distributed.agree_on_error(pending.wait_for_share())
+        if error is not None:
+            pending.give_up()
+        own = pending.wait()
+        self.failed.clear()
+        error = error or distributed.agree_on_error(own)
+        return self._agreed(pending.folder, error)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a checkpoint has been started whose end `finish` has not seen."""
+        return self._pending is not None
+
+    def close(self) -> None:
+        """Wait for the checkpoint in the background where other ranks may have ended."""
+        if self._pending is not None:
+            self._pending.close()
+
+    def _make(self, temporary: Path) -> str | None:
+        """Make an empty folder on the first rank; return the error, if there is one."""
         try:
-            with distributed.shared_errors():
-                if distributed.rank() == 0:
-                    with files.writing(temporary):
-                        files.remove(temporary)
-                        temporary.mkdir(parents=True)
-            state = FullState(engine.deepspeed)
-            absent, written = _write_tensors(engine, state, criterion, temporary)
-            shares = distributed.gather_objects((absent, written))
-            with distributed.shared_errors():
-                if shares is not None:
-                    absent = sorted({slot for slots, _ in shares for slot in slots})
-                    parts = {file: part for _, share in shares for file, part in share.items()}
-                    meta = {
-                        **self._notes,
-                        "format_version": FORMAT_VERSION,
-                        "update": update,
-                        SCORE_KEY: score,
-                        FIGURE_KEY: self._figure,
-                        SINCE_KEY: self.index.get(SINCE_KEY),
-                        "written_by": _layout(engine),
-                        "optimizer": _optimizer_meta(engine, state, absent),
-                        "loss_scaler": engine.loss_scaler_state(),
-                        "progress": progress,
-                        "files": {file: size for file, (size, _) in parts.items()},
-                        CHECKSUMS_KEY: {file: checksum for file, (_, checksum) in parts.items()},
-                    }
-                    write_meta(temporary, meta)
-                    with files.writing(final):
-                        checkpoint_folder.replace(temporary, final)
-                    self._register(name, score)
-        except (UserError, SystemExit):  # the latter on ranks that do not report the error
             if distributed.rank() == 0:
-                with suppress(OSError):
+                with files.writing(temporary):
                     files.remove(temporary)
-            raise
-        self.index = distributed.broadcast_object(self.index)
-        return final
+                    temporary.mkdir(parents=True)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _write(self, snapshot: Snapshot, temporary: Path, complete: Complete) -> str | None:
+        """Write a checkpoint while all ranks wait; return the error of any, if there is one."""
+        share = error = None
+        try:
+            share = write_share(snapshot, temporary)
+        except UserError as failure:
+            error = str(failure)
+        error = distributed.agree_on_error(error)
+        shares = None if error is not None else distributed.gather_objects(share)
+        try:
+            if shares is not None:
+                complete(shares)
+        except UserError as failure:
+            error = str(failure)
+        error = error or distributed.agree_on_error(error)
+        return self._agreed(temporary, error)
+
+    def _complete(
+        self, temporary: Path, meta: dict[str, Any], score: float | None, shares: Sequence[Share]
+    ) -> None:
+        """Write the JSON file, which makes the folder a checkpoint, and give it its name."""
+        parts = {file: part for share in shares for file, part in share.files.items()}
+        absent = sorted({slot for share in shares for slot in share.absent})
+        sums = {file: checksum for file, (_, checksum) in parts.items()}
+        optimizer = {**meta["optimizer"], NO_STATE: absent}
+        sizes = {file: size for file, (size, _) in parts.items()}
+        whole = {**meta, "optimizer": optimizer, "files": sizes, CHECKSUMS_KEY: sums}
+        write_meta(temporary, whole)
+        final = temporary.with_name(temporary.name.removesuffix(INCOMPLETE))
+        with files.writing(final):
+            checkpoint_folder.replace(temporary, final)
+        self._register(final.name, score)
+
+    def _agreed(self, temporary: Path, error: str | None) -> str | None:
+        """Clean up after an error that all ranks know of, or share the index; return the error."""
+        if error is None:
+            self.index = distributed.broadcast_object(self.index)
+        elif distributed.rank() == 0:
+            with suppress(OSError):
+                files.remove(temporary)
+        return error
 
     def _register(self, name: str, score: float | None) -> None:
         last = [e for e in self.index["last"] if e["name"] != name]
@@ -197,181 +297,6 @@ class CheckpointStore:
         self.index = {**self.index, **lists}
         files.write_json(self.folder / INDEX_FILE, self.index)
         checkpoint_folder.sweep(self.folder, held - names_in(self.index))
-
-
-def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, Any]:
-    """Load optimizer, fp32 weights, schedule and loss scale.
-
-    The model's own weights, including frozen parameters and buffers, must already be loaded.
-
-    Args:
-        engine: an engine around the model that `load_weights` has filled from `folder`.
-        folder: folder of the checkpoint.
-        checked: see `TensorFolder`.
-
-    Returns:
-        The `progress` that was passed to `CheckpointStore.save`.
-
-    Raises:
-        UserError: the checkpoint is damaged, or belongs to another model or optimizer.
-    """
-    meta = read_meta(folder, EngineState)
-    state = FullState(engine.deepspeed)
-    weights = TensorFolder(folder, "weights", checked)
-    moments = TensorFolder(folder, "optimizer", checked)
-    written = meta["optimizer"]
-    if written["name"] != type(engine.deepspeed.basic_optimizer).__name__:
-        raise UserError(
-            f"{folder}: holds the state of {written['name']}, but the experiment sets "
-            f"optimizer.name={type(engine.deepspeed.basic_optimizer).__name__.lower()}; "
-            "use the optimizer of the checkpoint"
-        )
-    offsets = expert_offsets(engine.module)
-    has_state = written["schedule_updates"] > 0  # an optimizer has no state before its first step
-    if has_state:
-        state.make_state()
-    for name, parameter in state.parameters():
-        shape, first = full_shape(parameter), offsets.get(name)
-        state.write(parameter, WEIGHT, read_like(weights, name, shape, torch.float32, first))
-        slots = {key: f"{key}/{name}" for key in written["state"]}
-        for key in slots if has_state else ():
-            if not _is_absent(moments, written, slots, key, first):
-                # not by the parameter's shape: Adafactor's row and column sums have other shapes
-                state.write(parameter, key, moments.read_stacked(slots[key], first, shape[0]))
-    weights.verify()
-    moments.verify()
-    if has_state:
-        state.set_steps(written["steps"])
-    engine.schedule.set_updates(written["schedule_updates"])
-    engine.load_loss_scaler_state(meta["loss_scaler"])
-    return meta["progress"]
-
-
-def _is_absent(
-    moments: TensorFolder,
-    written: Mapping[str, Any],
-    slots: Mapping[str, str],
-    key: str,
-    first_expert: int | None,
-) -> bool:
-    """Return whether a tensor of the optimizer did not exist when the checkpoint was written.
-
-    A frozen parameter has no state, nor has one that never had a gradient, and Adafactor's depends
-    on the parameter's shape. Older checkpoints do not record that; of Adam's or SGD's tensors, a
-    parameter has all or none.
-    """
-    present = {
-        other: (slot if first_expert is None else expert_key(slot, first_expert)) in moments
-        for other, slot in slots.items()
-    }
-    if present[key]:
-        return False
-    if _NO_STATE in written:
-        return slots[key] in written[_NO_STATE]
-    return written["name"] == "Adafactor" or not any(present.values())
-
-
-def criterion_state(folder: Path, checked: bool = False) -> dict[str, Tensor]:
-    """Read the criterion's state from all ranks; empty if it had none.
-
-    Args:
-        folder: folder of the checkpoint.
-        checked: see `TensorFolder`.
-
-    Raises:
-        UserError: the checkpoint is damaged.
-    """
-    stored = TensorFolder(folder, "criterion", checked)
-    tensors = {name: stored.read(name) for name in sorted(stored.keys())}
-    stored.verify()
-    return tensors
-
-
-def _cpu_copy(value: Tensor) -> Tensor:
-    """Copy to new CPU memory, because safetensors rejects tensors that share memory."""
-    return value.detach().to("cpu", copy=True).contiguous()
-
-
-def _write_tensors(
-    engine: Engine, state: FullState, criterion: Mapping[str, Tensor], folder: Path
-) -> tuple[list[str], dict[str, tuple[int, str]]]:
-    """Gather every tensor in turn and write this rank's share.
-
-    Returns:
-        Names of the optimizer tensors that do not exist; size and checksum of each written file.
-    """
-    offsets = expert_offsets(engine.module)
-    kinds: dict[str, dict[str, Tensor]] = {
-        "weights": {},
-        "optimizer": {},
-        "criterion": {name: _cpu_copy(tensor) for name, tensor in criterion.items()},
-    }
-    optimizer_state = state.state_names() if engine.schedule.updates else ()
-    absent: list[str] = []
-    for index, (name, parameter) in enumerate(engine.module.named_parameters()):
-        first = offsets.get(name)
-        is_writer = _is_writer(index, spread=first is not None, engine=engine)
-        # a frozen parameter has no optimizer state, but is part of the model
-        for key in (WEIGHT, *optimizer_state):
-            slot = name if key == WEIGHT else f"{key}/{name}"
-            value = None
-            if key == WEIGHT or parameter.requires_grad:
-                value = state.read(parameter, key)  # a collective: every rank reads, one writes
-            if value is None:
-                absent.append(slot)
-                continue
-            if not is_writer:
-                continue
-            target = kinds["weights" if key == WEIGHT else "optimizer"]
-            if first is None:
-                target[slot] = _cpu_copy(value)
-            else:
-                for row in range(value.shape[0]):
-                    target[expert_key(slot, first + row)] = _cpu_copy(value[row])
-    if distributed.rank() == 0:
-        buffers = persistent_buffers(engine.module)
-        kinds["weights"].update({name: _cpu_copy(buffer) for name, buffer in buffers})
-    return absent, _save(kinds, folder)
-
-
-def _save(kinds: Mapping[str, dict[str, Tensor]], folder: Path) -> dict[str, tuple[int, str]]:
-    """Write a file per kind of tensor; return sizes and checksums by name. A collective."""
-    written = {}
-    with distributed.shared_errors():
-        for kind, tensors in kinds.items():
-            if tensors:
-                path = folder / f"{kind}.{distributed.rank()}.safetensors"
-                with files.writing(path):
-                    save_tensors(tensors, path)
-                    files.sync(path)
-                    written[path.name] = (path.stat().st_size, files.fingerprint(path))
-    return written
-
-
-def _is_writer(index: int, spread: bool, engine: Engine) -> bool:
-    """Return whether this rank writes parameter `index`.
-
-    All ranks take turns with dense parameters; the ranks that hold the same experts take turns with
-    those.
-    """
-    ranks = engine.expert_parallel if spread else 1
-    replicas = distributed.world_size() // ranks
-    return index % replicas == distributed.rank() // ranks
-
-
-def _layout(engine: Engine) -> dict[str, Any]:
-    return {
-        "world_size": distributed.world_size(),
-        "expert_parallel": engine.expert_parallel,
-        "zero_stage": engine.zero_stage,
-    }
-
-
-def _optimizer_meta(engine: Engine, state: FullState, absent: list[str]) -> dict[str, Any]:
-    return {
-        "name": type(engine.deepspeed.basic_optimizer).__name__,
-        "steps": state.steps(),
-        "state": list(state.state_names()),
-        "schedule_updates": engine.schedule.updates,
-        _NO_STATE: absent,
-    }
+        if self._drops_state:
+            recent = {entry["name"] for entry in lists["last"]}
+            checkpoint_folder.drop_state(self.folder, names_in(self.index) - recent)

@@ -20,9 +20,17 @@ from ds_seq import distributed, files
 from ds_seq.errors import UserError
 from ds_seq.records import record
 from ds_seq.runs.formats.ds_seq import find_checkpoint
-from ds_seq.training.resume_state import check_resumable
+from ds_seq.training.resume_state import WEIGHTS_ONLY, check_resumable
 from ds_seq.weights import meta as checkpoint_meta
-from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, CheckpointFiles, read_meta
+from ds_seq.weights.meta import (
+    CHECKPOINTS,
+    CHECKSUMS_KEY,
+    INDEX_FILE,
+    META_FILE,
+    CheckpointFiles,
+    read_meta,
+    write_meta,
+)
 from ds_seq.weights.source import TensorFolder, check_checkpoint
 
 INCOMPLETE, REPLACED, ASIDE = ".incomplete", ".replaced", ".aside"
@@ -31,6 +39,8 @@ LISTS = ("last", "best", FORMER_KEY)  # in the index, which may lack the last on
 SCORE_KEY: Final = "score"  # in META_FILE; older checkpoints have none of these
 FIGURE_KEY: Final = "best_by"  # name of the score; also in the index
 SINCE_KEY: Final = "best_since"  # update from which scores compare, if not all do; there, too
+
+_WEIGHTS = "weights."  # how the names of the files start that hold them
 
 _NAME = re.compile(r"update_(\d{8,})")
 _NAME_OR_REST = re.compile(rf"{_NAME.pattern}({INCOMPLETE}|{REPLACED}|{ASIDE}\d*)?")
@@ -92,6 +102,9 @@ def repair(folder: Path) -> None:
     """
     with files.writing(folder):
         files.remove_leftovers(folder)
+        for path in own_checkpoints(folder):
+            if not path.is_symlink():
+                files.remove_leftovers(path)  # of `drop_state`
         for path in _unfinished(folder, INCOMPLETE):
             if _is_whole(path):  # its JSON file is written last: only the renaming is missing
                 replace(path, path.with_name(path.name.removesuffix(INCOMPLETE)))
@@ -284,6 +297,30 @@ def sweep(folder: Path, names: set[str]) -> None:
         if not path.is_symlink() and (path / META_FILE).is_file():
             with suppress(OSError):  # disk space is no reason to end a training
                 files.remove_folder(path)
+
+
+def drop_state(folder: Path, names: set[str]) -> None:
+    """Delete all but the weights of checkpoints; never of one that is a link.
+
+    The JSON file is replaced first, so that a kill leaves a checkpoint with its state, or one
+    without, of which some files may be left until the next call.
+    """
+    for name in sorted(names):
+        path = folder / name
+        state = [p for p in path.glob("*.safetensors") if not p.name.startswith(_WEIGHTS)]
+        if path.is_symlink() or not state:
+            continue
+        with suppress(OSError, UserError):  # disk space is no reason to end a training
+            meta: Mapping[str, Any] = read_meta(path)
+            if CHECKSUMS_KEY not in meta:  # of an earlier version, whose file is not written again
+                continue
+            kept = {
+                key: {file: part for file, part in meta[key].items() if file.startswith(_WEIGHTS)}
+                for key in ("files", CHECKSUMS_KEY)
+            }
+            write_meta(path, {**meta, **kept, WEIGHTS_ONLY: True})
+            for part in state:
+                part.unlink(missing_ok=True)
 
 
 def delete_all(folder: Path) -> None:

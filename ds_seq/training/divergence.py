@@ -69,7 +69,7 @@ class Divergence:
     def __init__(
         self, config: TrainConfig, engine: Engine, log: RunLog, numbers: PairNumbers
     ) -> None:
-        self._config, self._engine, self._log, self._numbers = config, engine, log, numbers
+        self._config, self._engine, self._log, self.numbers = config, engine, log, numbers
         is_patient = config.on_divergence == "skip"
         limits = (config.max_skips, _RECENT_SKIPS) if is_patient else (_TOLERATED, _RECENT)
         self._skips = SkippedUpdates(*limits)
@@ -99,7 +99,7 @@ class Divergence:
             result = attempt.result
         self._norms.append(f"{result.grad_norm:.3g} at scale {result.loss_scale:g}")
         self._skips.note(result.failed)
-        self._last, self._last_loss = update, None
+        self._last, self._last_loss = attempt.update, None
         if result.applied:
             self._last_loss = math.fsum(attempt.losses())
             self._spike("gradient norm", result.grad_norm, self._norm_spikes, number)
@@ -175,7 +175,7 @@ class Divergence:
         )
         weights = weights_not_finite(self._engine.module)
         findings = distributed.gather_objects(finding)
-        batches = gather_pairs(update.batches, self._numbers)
+        batches = gather_pairs(update.batches, self.numbers)
         if findings is not None:
             self._report(second.result, number, findings, weights, batches)
         return second
@@ -236,7 +236,7 @@ class Divergence:
         middle = spikes.median_below(value)
         if middle is None or self._last is None:
             return
-        batches = gather_pairs(self._last.batches, self._numbers)
+        batches = gather_pairs(self._last.batches, self.numbers)
         figures = {"figure": kind, "value": value, "median": middle, "batches": batches}
         self._log.record("spike", number, figures)
         self._log.say(

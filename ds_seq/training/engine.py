@@ -23,6 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.engine import split_expert_groups, unmark_frozen_experts
 from ds_seq.names import Capture
+from ds_seq.training.accumulation import Accumulation
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.finite import gradients_not_finite
 from ds_seq.training.loss_scale import LossScale
@@ -115,6 +116,7 @@ class Engine:
         self.accumulate = int(config["gradient_accumulation_steps"])
         self.expert_parallel = expert_parallel
         self._capture = capture
+        self.accumulation = Accumulation(self.deepspeed)
         self._scale = LossScale(self.deepspeed) if self.deepspeed.fp16_enabled() else None
         weights = sparse_clip_weights(model) if sparse_clip else {}
         self._plain: PlainClipping | None = None

@@ -32,8 +32,9 @@ def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
 
 
 def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:
-    """Build the engine of a model; a collective."""
+    """Build the engine of a model, and tell the criterion how it is used; a collective."""
     config, train = setup.config, setup.config.train
+    criterion.is_collective = config.shares_teacher
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
     return Engine(

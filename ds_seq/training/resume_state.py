@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import FiniteFloat
 from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.data.mix_state import MixState
+from ds_seq.errors import UserError
 from ds_seq.records import Count, Positive, record
 from ds_seq.training.stages import StageState
-from ds_seq.weights.meta import read_meta
+from ds_seq.weights.meta import META_FILE, read_meta
+
+NO_STATE: Final = "without_state"
+"""Names of optimizer tensors that do not exist; in older checkpoints, these are unknown."""
+
+WEIGHTS_ONLY: Final = "weights_only"
+"""Whether the state of the optimizer has been deleted; see `train.keep_best_state`."""
 
 
 @record
@@ -42,6 +49,15 @@ class Diverging(TypedDict):
 
 
 @record
+class Room(TypedDict):
+    """State of `ds_seq.training.room.RoomFinder`."""
+
+    most: Positive | None
+    failures: Count
+    dropped: list[Count]
+
+
+@record
 class Progress(TypedDict):
     """State of the trainer besides tensors; older checkpoints lack some of it."""
 
@@ -58,6 +74,7 @@ class Progress(TypedDict):
     max_tokens: NotRequired[Positive | None]
     divergence: NotRequired[Diverging]
     returns: NotRequired[Count]
+    room: NotRequired[Room]
 
 
 @record
@@ -69,7 +86,7 @@ class Optimizer(TypedDict):
     state: list[str]
     schedule_updates: Count
     without_state: NotRequired[list[str]]
-    """Names of tensors that do not exist; in older checkpoints, these are unknown."""
+    """See `NO_STATE`."""
 
 
 @record
@@ -88,12 +105,21 @@ class ResumeState(TypedDict):
     optimizer: Optimizer
     loss_scaler: dict[str, float | None]
     progress: Progress
+    weights_only: NotRequired[bool]
+    """See `WEIGHTS_ONLY`."""
 
 
 def check_resumable(folder: Path) -> None:
     """Check the states of optimizer, loss scale and trainer in a checkpoint.
 
     Raises:
-        UserError: it is damaged.
+        UserError: it is damaged, or holds only weights.
     """
-    read_meta(folder, ResumeState)
+    if read_meta(folder, ResumeState).get(WEIGHTS_ONLY):
+        siblings = sorted(path.parent for path in folder.parent.glob(f"update_*/{META_FILE}"))
+        whole = [path.name for path in siblings if any(path.glob("optimizer.*.safetensors"))]
+        others = f"resume from one with it ({', '.join(whole)})" if whole else "start another run"
+        raise UserError(
+            f"{folder}: holds the weights but no optimizer state (train.keep_best_state: false); "
+            f"{others}, or give its run to train.init_from"
+        )

@@ -10,8 +10,8 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from torch import Tensor
 
 from ds_seq.criterions.base import Criterion
-from ds_seq.training.checkpoint import criterion_state, restore
 from ds_seq.training.engine import Engine
+from ds_seq.training.restore import criterion_state, restore
 from ds_seq.weights.fill import persistent_buffers, read_like
 from ds_seq.weights.source import TensorFolder
 

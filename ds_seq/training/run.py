@@ -41,7 +41,7 @@ from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
 from ds_seq.training.batch_ids import pair_numbers
-from ds_seq.training.checkpoint import CheckpointStore, criterion_state, restore
+from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
@@ -58,6 +58,7 @@ from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.progress import Window, costs_of
 from ds_seq.training.provenance import describe_start, record_start
+from ds_seq.training.restore import criterion_state, restore
 from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
@@ -68,6 +69,7 @@ from ds_seq.training.run_folder import (
     write_run_files,
 )
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen
@@ -283,7 +285,7 @@ def _build(
         with distributed.shared_errors():
             batches = train_batches(config, task, train_set, world, share)
     done = 0 if progress is None else int(progress["update"])
-    store, messages = _open_store(setup, history, best, task.tokenizers.fingerprint, done, world)
+    saves, messages = _open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
     for message in (*problems, *messages, *empty_batches(batches)):
         log.say(f"ds-seq: warning: {message}")
@@ -300,7 +302,7 @@ def _build(
     stages = StageWatch(batches, figures)
     divergence = Divergence(config.train, engine, log, partial(pair_numbers, train_set))
     returns = Returns(setup.folder, config.train, engine, criterion, log)
-    parts = (engine, criterion, batches, validator, store, log, config.train, best, stages)
+    parts = (engine, criterion, batches, validator, saves, log, config.train, best, stages)
     window = Window(costs_of(config, engine.device))
     trainer = Trainer(*parts, divergence, returns, window)
     if progress is not None:
@@ -310,9 +312,9 @@ def _build(
     return trainer
 
 
-def _open_store(
+def _open_saves(
     setup: RunSetup, history: History, best: BestBy, vocab_hash: str, done: int, world: World
-) -> tuple[CheckpointStore, list[str]]:
+) -> tuple[Saves, list[str]]:
     """Open the run's checkpoints after `done` updates; return messages, too. A collective."""
     train, messages = setup.config.train, []
     with distributed.shared_errors():
@@ -324,10 +326,12 @@ def _open_store(
             vocab_hash,
             best.figure,
             history.scores_compare,
+            drops_state=not train.keep_best_state,
         )
         if world.is_first:
             messages = store.continue_after(done)
-    return store, messages
+    goes_on = train.on_save_error == "continue"
+    return Saves(store, train.background_save, goes_on), messages
 
 
 def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:

@@ -30,13 +30,14 @@ from ds_seq.reports.metrics import (
     metric_names,
 )
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
-from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
 from ds_seq.training.progress import Window
 from ds_seq.training.returns import Returns
+from ds_seq.training.room import RoomFinder, survives
 from ds_seq.training.run_log import RunLog
+from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.update import Attempt, Update, UpdateRunner
 from ds_seq.training.validation import BestBy, Validator
@@ -50,7 +51,7 @@ class Trainer:
         criterion: the loss.
         batches: this rank's training batches; their position is part of a checkpoint.
         validator: evaluates the model on the validation split.
-        checkpoints: the checkpoints of the run.
+        saves: writes the checkpoints of the run.
         log: the log of the run.
         config: the `train` section of the experiment.
         best: the score by which validated states are compared.
@@ -66,7 +67,7 @@ class Trainer:
         criterion: Criterion,
         batches: BatchStream,
         validator: Validator,
-        checkpoints: CheckpointStore,
+        saves: Saves,
         log: RunLog,
         config: TrainConfig,
         best: BestBy,
@@ -76,12 +77,7 @@ class Trainer:
         window: Window | None = None,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
-        self.validator, self.checkpoints, self.log, self.config = (
-            validator,
-            checkpoints,
-            log,
-            config,
-        )
+        self.validator, self.saves, self.log, self.config = validator, saves, log, config
         self.best, self.stages = best, stages
         self.divergence, self.returns = divergence, returns
         self.update = 0
@@ -99,8 +95,9 @@ class Trainer:
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._window = window or Window()
-        timing = self._window.timing
-        self._run_update = UpdateRunner(engine, criterion, config.seed, timing)
+        can_go_on = survives(config, engine.forward_is_collective, criterion.is_collective)
+        runner = UpdateRunner(engine, criterion, config.seed, self._window.timing, can_go_on)
+        self._run_update = RoomFinder(config, runner, log, divergence.numbers)
 
     def fit(self) -> str:
         """Train.
@@ -119,6 +116,7 @@ class Trainer:
             self.log.end(self.update, reason, error)
             raise
         finally:
+            self.saves.close()
             self._signals.restore()
             self.batches.close()
             self.log.close()
@@ -174,15 +172,20 @@ class Trainer:
                 batches = [batch for _, batch in zip(count, self.batches, strict=False)]
             if len(batches) < self.engine.accumulate:  # the same on all ranks
                 return
+            batches = self._run_update.fitted(batches)
             tokens = float(sum(batch.num_tokens for batch in batches))
             seconds = time.monotonic() - self._started  # of this job: a queue limits each one
             out_of_time = hours is not None and seconds > 3600 * hours
-            stop = float(self._signals.received or out_of_time)
+            stop, failed = self._signals.received or out_of_time, self.saves.failed.is_set()
             # the loss of the update before this one travels with its size
-            local = torch.tensor([tokens, stop, self.divergence.last_loss], dtype=torch.float64)
-            tokens, stop, loss = distributed.sum_over_ranks(local).tolist()
+            excess = self._run_update.excess(batches)
+            local = [tokens, float(stop), float(failed), self.divergence.last_loss, excess]
+            shared = distributed.sum_over_ranks(torch.tensor(local, dtype=torch.float64))
+            tokens, stop, failed, loss, excess = shared.tolist()
             self.divergence.observe_loss(loss, self.update)
-            yield Update(batches, tokens, bool(stop))
+            if failed:
+                self._wait_for_save()
+            yield Update(self._run_update.evened(batches, excess), tokens, bool(stop))
 
     def _train_step(self, update: Update) -> StepResult:
         """Run one update, and count its figures."""
@@ -225,6 +228,8 @@ class Trainer:
             grad_norm=result.grad_norm,
             loss_scale=result.loss_scale,
             skipped_updates=self.skipped,
+            out_of_memory=self._run_update.failures,
+            failed_saves=self.saves.num_failed,
         )
         self.log.record("train", self.update, {**figures, **self._names})
         brief = {
@@ -288,6 +293,7 @@ class Trainer:
     def _go_back(self, why: Diverged) -> None:
         """Return to the last checkpoint, or end the run if it may not."""
         before = self.batches.state_dict()
+        self._wait_for_save()
         state = None
         if self.returns.is_allowed:
             state = self.returns.go_back(str(why), self.update, before)
@@ -302,8 +308,9 @@ class Trainer:
         """End a run that has diverged; save its state if its weights are sound."""
         if why.weights_are_sound and self._saved_at != self.update:
             self._save(None)
+        self._wait_for_save()
         state = "the last checkpoint is intact" if self._saved_at >= 0 else "nothing is saved"
-        if self._saved_at == self.update:
+        if self._saved_at == self.update and self.saves.last_error is None:
             state = f"the state after update {self.update} is saved"
         with distributed.shared_errors():  # all ranks see it; one reports it
             raise DivergedError(f"{why}; {state}. To go on, {why.advice}")
@@ -312,9 +319,8 @@ class Trainer:
         with self._window.paused(), activity.phase("saving a checkpoint", may_take_long=True):
             if self._validated_at != self.update:
                 self.divergence.require_finite_weights(self.update)
-            self.checkpoints.save(
-                self.engine, self.update, self.state_dict(), score, self.criterion.state()
-            )
+            state = self.criterion.state()
+            self._warn(self.saves.save(self.engine, self.update, self.state_dict(), score, state))
         self._saved_at = self.update
 
     def _finish(self, validate: bool) -> None:
@@ -326,8 +332,19 @@ class Trainer:
             and self._validated_at != self.update
         ):
             score = self._validate()
-        if self._saved_at != self.update or score is not None:
+        self._wait_for_save()
+        if self._saved_at != self.update or score is not None or self.saves.last_error is not None:
             self._save(score)
+            self._wait_for_save()
+        self.saves.require_last()
+
+    def _wait_for_save(self) -> None:
+        with activity.phase("waiting for a checkpoint to be written", may_take_long=True):
+            self._warn(self.saves.finish())
+
+    def _warn(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self.log.say(f"ds-seq: warning: {warning}")
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience
@@ -356,6 +373,7 @@ class Trainer:
             "max_tokens": self.config.max_tokens,
             "divergence": self.divergence.state_dict(),
             "returns": self.returns.done,
+            "room": self._run_update.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -372,6 +390,8 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         if "divergence" in state:
             self.divergence.load_state_dict(state["divergence"])
+        if "room" in state:
+            self._run_update.load_state_dict(state["room"])
         if "moe_watch" in state:  # older checkpoints have none
             self._watch.load_state_dict(state["moe_watch"])
         if "stage" in state:

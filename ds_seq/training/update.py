@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from ds_seq import activity, distributed
 from ds_seq.criterions.base import Criterion
 from ds_seq.data.batch import Batch
+from ds_seq.data.splitting import can_split, emptied
+from ds_seq.generation.memory import is_out_of_memory
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.output import RoutingStats
 from ds_seq.training.engine import Engine, StepResult
@@ -35,13 +38,24 @@ class BatchFigures(NamedTuple):
     batch: Batch
 
 
+class Failure(NamedTuple):
+    """A batch of this rank for which memory has run out."""
+
+    place: int
+    """Its number in the update, from 0."""
+    batch: Batch
+
+
 class Attempt(NamedTuple):
     """What came of running an update."""
 
+    update: Update
     result: StepResult
     lr: float
     """Learning rate of the step."""
     figures: list[BatchFigures]
+    failure: Failure | None = None
+    """Why this rank has kept the update from being applied."""
 
     def losses(self) -> list[float]:
         """Return the loss of each batch of this rank, summed over its target tokens."""
@@ -56,17 +70,31 @@ class UpdateRunner:
         criterion: the loss.
         seed: seed of dropout and of other draws.
         timing: measures forward, backward and step.
+        survives: whether to return after memory has run out, if that is possible at all.
     """
 
-    def __init__(self, engine: Engine, criterion: Criterion, seed: int, timing: Timing) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        criterion: Criterion,
+        seed: int,
+        timing: Timing,
+        survives: bool = False,
+    ) -> None:
         self.engine, self._criterion, self._seed = engine, criterion, seed
-        self._timing = timing
+        self._timing, self._survives = timing, survives
         self._balancer = BiasBalancer(engine.module)
+        trained = [weight for weight in engine.module.parameters() if weight.requires_grad]
+        self._smallest = min(trained, key=Tensor.numel)
 
     def __call__(self, update: Update, number: int, name_gradients: bool = False) -> Attempt:
         """Run an update; DeepSpeed steps after the last batch. A collective.
 
         An update that was not applied can be run again: nothing of it is left.
+
+        If memory runs out for a batch of this rank, the rank goes through the motions with an empty
+        batch whose gradients are NaN. Other ranks need not wait or ask: their norm is NaN, too, so
+        all of them skip the update.
 
         Args:
             update: the batches.
@@ -79,27 +107,52 @@ class UpdateRunner:
         _seed_update(self._seed, number, engine.device)
         # undo DeepSpeed's averaging over ranks and accumulation steps: the mean is per token
         scale = distributed.world_size() * engine.accumulate / max(update.tokens, 1.0)
-        result, figures = None, []
-        for host_batch in update.batches:
-            batch = host_batch.to(engine.device, non_blocking=True)
-            with self._timing.span("forward"):
-                output = engine(batch)
-                loss = self._criterion(output, batch)
-            with self._timing.span("backward"):
-                engine.backward(loss.total * scale)
-            with self._timing.span("step"):
-                result = engine.step(name_gradients)
-            activity.mark()
-            parts = {**loss.parts, "loss": loss.total.detach()}
-            figures.append(BatchFigures(parts, output.moe_stats, batch))
-            self._balancer.add(output.moe_stats)
+        result, figures, failure = None, [], None
+        with engine.accumulation.of(len(update.batches)) as begin:
+            for place, batch in enumerate(update.batches):
+                begin(place)
+                done = self._try(batch, scale) if failure is None else None
+                if done is None:
+                    done = self._run(emptied(batch), 0.0, poison=failure is None)
+                    failure = failure or Failure(place, batch)
+                figures.append(done)
+                with self._timing.span("step"):
+                    result = engine.step(name_gradients)
+                activity.mark()
         assert result is not None, "the last micro-batch of an update steps"
+        if failure is not None and result.applied:
+            raise RuntimeError("an update without one of its batches has been applied")
         self._criterion.end_update(result.applied)
         if result.applied:
             self._balancer.update()
         else:
             self._balancer.discard()
-        return Attempt(result, lr, figures)
+        return Attempt(update, result, lr, figures, failure)
+
+    def _try(self, batch: Batch, scale: float) -> BatchFigures | None:
+        """Run forward and backward; return None if memory has run out and all is tidied up."""
+        try:
+            return self._run(batch, scale)
+        except (RuntimeError, MemoryError) as error:
+            is_tidy = is_out_of_memory(error) and self._survives and can_split(batch)
+            if not is_tidy or not self.engine.accumulation.forget_backward():
+                raise
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _run(self, host_batch: Batch, scale: float, poison: bool = False) -> BatchFigures:
+        batch = host_batch.to(self.engine.device, non_blocking=True)
+        with self._timing.span("forward"):
+            output = self.engine(batch)
+            loss = self._criterion(output, batch)
+        total = loss.total * scale
+        if poison:  # an empty batch has no row through which NaN could reach the weights
+            total = total + math.nan * self._smallest.float().sum()
+        with self._timing.span("backward"):
+            self.engine.backward(total)
+        self._balancer.add(output.moe_stats)
+        return BatchFigures({**loss.parts, "loss": loss.total.detach()}, output.moe_stats, batch)
 
 
 def _seed_update(seed: int, update: int, device: torch.device) -> None:

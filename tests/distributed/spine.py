@@ -27,8 +27,8 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import ROUTER_LOSSES, Capture
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
-from ds_seq.training.checkpoint import restore
 from ds_seq.training.engine import Engine
+from ds_seq.training.restore import restore
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 from ds_seq.weights.fill import load_weights, persistent_buffers
 from tests.batches import batch_of

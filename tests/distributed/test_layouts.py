@@ -46,6 +46,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "shared": _with(shared_experts=1),
     "conditional": _with(conditional_budget=0.5),
     "pyramid": {**_with(num_experts=[4, 8]), "sparse_clip": True},
+    "axes": {
+        "model": spine.small_model(
+            norm="rms",
+            norm_position="subln",
+            query_key_norm=True,
+            num_kv_heads=1,
+            positions="buckets",
+            activation="geglu",
+            embedding_dim=8,
+            embedding_norm=True,
+        )
+    },
+    "other_axes": {
+        "model": spine.small_model(
+            norm_position="deepnorm",
+            positions="xpos",
+            attention_window=4,
+            activation="relu_squared",
+            share_embeddings="none",
+            embedding_dim=8,
+        )
+    },
 }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+from ds_seq import distributed
 from ds_seq.criterions.base import Criterion, Loss
 from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.models.output import ModelOutput
+from tests.memory import hungry
 
 
 class PoisonedLoss(Criterion):
@@ -49,3 +51,23 @@ class PoisonedLoss(Criterion):
         if self._left is not None:
             self._left -= 1
         return loss._replace(total=loss.total * self._factor)
+
+
+class HungryLoss(Criterion):
+    """Cross entropy that needs memory for each sentence.
+
+    Args:
+        rank: the rank without memory.
+        room: sentences for which it has memory.
+    """
+
+    def __init__(self, rank: int, room: int) -> None:
+        self._base = CrossEntropy(0.0, "fairseq")
+        self._rank, self._room = rank, room
+
+    def __call__(self, output: ModelOutput, batch: Batch) -> Loss:
+        loss = self._base(output, batch)
+        if not self.training or distributed.rank() != self._rank:
+            return loss
+        total = hungry(loss.total, batch.num_sentences, self._room, in_backward=True)
+        return loss._replace(total=total)

@@ -17,5 +17,8 @@ def build_parser() -> CommandParser:
     add_model_arguments(parser)
     parser.add_argument("--n-best", type=int, default=1, metavar="N",
         help="show the N best translations (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--target-lang", metavar="CODE",
+        help="language of the translations, of a model that translates into several; see "
+        "`ds-seq generate --help`")  # fmt: skip
     add_search_arguments(parser)
     return parser

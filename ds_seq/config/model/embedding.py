@@ -1,4 +1,4 @@
-"""The embedding tables, and which of them are shared."""
+"""The embedding tables: which of them are shared, their width, scale and norm."""
 
 from __future__ import annotations
 
@@ -7,18 +7,41 @@ from typing import Literal
 from pydantic import Field
 
 from ds_seq.config.base import Config
+from ds_seq.config.model.stack import Width
 
 
 class EmbeddingFields(Config):
-    """Sharing of the embedding tables."""
+    """Sharing, width, scale and norm of the embeddings."""
 
     share_embeddings: Literal["none", "decoder", "all"] = Field(
         default="all",
         description="Shared embedding tables: none; decoder input and output; all three.",
     )
 
+    embedding_dim: Width | None = Field(
+        default=None,
+        description="Width of factorized embeddings, which a matrix maps to `d_model`; shared "
+        "output projections are factorized alike. Null: `d_model`, without a matrix.",
+    )
+    embedding_scale: bool = Field(
+        default=True, description="Multiply embeddings by the square root of `d_model`."
+    )
+    embedding_norm: bool = Field(
+        default=False, description="Norm on the embeddings with their positions."
+    )
+
+    def embedding_errors(self, d_model: int) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs."""
+        if self.embedding_dim is not None and self.embedding_dim >= d_model:
+            message = f"{self.embedding_dim} saves nothing: it must be below d_model {d_model}"
+            return [("embedding_dim", message)]
+        return []
+
     def embedding_params(self, d_model: int, vocab_size: int, source_vocab_size: int) -> int:
         """Return the number of parameters of the source, target and output tables."""
-        of_source = 0 if self.share_embeddings == "all" else source_vocab_size
-        of_target = vocab_size * (2 if self.share_embeddings == "none" else 1)
-        return (of_source + of_target) * d_model
+        sizes = [vocab_size] if self.share_embeddings == "all" else [vocab_size, source_vocab_size]
+        width, factor = d_model, 0
+        if self.embedding_dim is not None:
+            width, factor = self.embedding_dim, self.embedding_dim * d_model
+        output = vocab_size * d_model if self.share_embeddings == "none" else 0
+        return sum(size * width + factor for size in sizes) + output

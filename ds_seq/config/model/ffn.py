@@ -8,6 +8,8 @@ from ds_seq.config.base import Config, Probability
 from ds_seq.config.model.stack import Width
 from ds_seq.names import GATED_ACTIVATIONS, ActivationName
 
+_MULTIPLE = 8  # kernels for half precision need multiples of 8
+
 
 class FfnFields(Config):
     """Width and activation."""
@@ -16,13 +18,44 @@ class FfnFields(Config):
         default=2048, description="Inner width of the feed-forwards and of each expert."
     )
     activation: ActivationName = Field(
-        default="relu", description="Activation of the feed-forwards and of the experts."
+        default="relu",
+        description="Activation of the feed-forwards and of the experts. `glu`, `reglu`, `geglu`, "
+        "`geglu_tanh` and `swiglu` multiply two projections, each `ffn_dim` wide.",
+    )
+    ffn_two_thirds: bool = Field(
+        default=False,
+        description="Make the feed-forwards of an activation with two projections two thirds as "
+        "wide as `ffn_dim`, rounded up to a multiple of 8, so that they have about as many "
+        "parameters as plain ones (Shazeer 2020).",
     )
     activation_dropout: Probability = Field(
         default=0.0, description="Dropout after the activation of the feed-forwards."
     )
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether the activation multiplies two projections."""
+        return self.activation in GATED_ACTIVATIONS
+
+    def inner_width(self, width: int) -> int:
+        """Return the inner width of a feed-forward or expert whose `ffn_dim` is `width`."""
+        return -(-2 * width // (3 * _MULTIPLE)) * _MULTIPLE if self.ffn_two_thirds else width
+
+    def ffn_errors(self) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs."""
+        if self.ffn_two_thirds and not self.is_gated:
+            known = ", ".join(sorted(GATED_ACTIVATIONS))
+            message = f"needs an activation with two projections ({known}), not {self.activation}"
+            return [("ffn_two_thirds", message)]
+        return []
+
     def ffn_params(self, d_model: int, width: int) -> int:
-        """Return the parameters of a feed-forward or expert of inner width `width`, with biases."""
-        up = 2 if self.activation in GATED_ACTIVATIONS else 1  # gated: two projections D -> F
-        return up * (d_model + 1) * width + (width + 1) * d_model
+        """Return the parameters of a feed-forward or expert, with biases.
+
+        Args:
+            d_model: width of the model.
+            width: its `ffn_dim`.
+        """
+        inner = self.inner_width(width)
+        up = 2 if self.is_gated else 1  # gated: two projections D -> F
+        return up * (d_model + 1) * inner + (inner + 1) * d_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from pydantic import Field
 
@@ -18,16 +18,42 @@ class MixerFields(Config):
     """Multi-head attention."""
 
     num_heads: Width = Field(default=8, description="Attention heads.")
+    num_kv_heads: Width | None = Field(
+        default=None,
+        description="Heads of keys and values, each shared by several attention heads "
+        "(grouped-query attention; 1: multi-query); null: as many as `num_heads`.",
+    )
+    query_key_norm: bool = Field(
+        default=False, description="Norms on the queries and keys of each attention head."
+    )
+    attention_window: Width | None = Field(
+        default=None,
+        description="Self-attention sees only tokens closer than this many positions, on both "
+        "sides in an encoder; null: all.",
+    )
     attention_dropout: Probability = Field(default=0.0, description="Dropout on attention weights.")
 
     def mixer_errors(self, d_model: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         if d_model % self.num_heads:
             return [("num_heads", f"{self.num_heads} does not divide model.d_model {d_model}")]
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            message = f"{self.num_kv_heads} does not divide num_heads {self.num_heads}"
+            return [("num_kv_heads", message)]
         return []
 
-    def mixer_params(self, d_model: int, stack: Stack) -> int:
-        """Return the number of parameters of the mixers of one layer of `stack`."""
+    def mixer_params(self, d_model: int, stack: Stack, norm_params: Callable[[int], int]) -> int:
+        """Return the number of parameters of the mixers of one layer of `stack`.
+
+        Args:
+            d_model: width of the model.
+            stack: name of the stack.
+            norm_params: number of parameters of a norm of a given width.
+        """
+        head = d_model // self.num_heads
+        kv_width = (self.num_kv_heads or self.num_heads) * head
         # maps of queries, keys, values and output, with biases
-        attention = 4 * (d_model * d_model + d_model)
+        attention = (d_model + 1) * (2 * d_model + 2 * kv_width)
+        if self.query_key_norm:
+            attention += 2 * norm_params(head)
         return MIXERS_PER_LAYER[stack] * attention

@@ -1,12 +1,12 @@
-"""The kind of norm: `norm: layer`, or `norm: {name: layer, eps: 1e-6}`."""
+"""The kind of norm: `norm: rms`, or `norm: {name: rms, eps: 1e-5}`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from ds_seq.config.base import SHORT_FORM, Config, NamedConfig
+from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, plugin_tag
 
 
 class LayerNormConfig(NamedConfig):
@@ -20,8 +20,22 @@ class LayerNormConfig(NamedConfig):
         return 2 * d_model
 
 
-# with a second norm this becomes a union, as in `positions.py`
-NormConfig = Annotated[LayerNormConfig, SHORT_FORM]
+class RmsNormConfig(NamedConfig):
+    """Root mean square norm (Zhang and Sennrich 2019): divides, then a learned scale; no mean."""
+
+    name: Literal["rms"] = Field(default="rms", description="Selects this norm.")
+    eps: float = Field(default=1e-6, gt=0.0, le=1.0, description="Added to the mean square.")
+
+    def num_params(self, d_model: int) -> int:
+        """Return the number of parameters: the scale."""
+        return d_model
+
+
+NormConfig = Annotated[
+    Annotated[LayerNormConfig, Tag("layer")] | Annotated[RmsNormConfig, Tag("rms")],
+    Discriminator(plugin_tag("layer")),
+    SHORT_FORM,
+]
 
 
 class NormFields(Config):

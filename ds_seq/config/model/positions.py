@@ -1,17 +1,20 @@
 """Position encodings: `positions: rotary`.
 
-Each kind counts the parameters that it adds to one stack (`num_params`): embeddings are added
-before the first layer, parameters of self-attention occur in each of the `num_layers` layers.
+Each kind counts the parameters that it adds to one stack (`num_params`): all layers of a stack
+share them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, plugin_tag
+from ds_seq.config.base import SHORT_FORM, Config, FieldErrors, NamedConfig, plugin_tag
 from ds_seq.config.model.stack import Width
+from ds_seq.names import RotaryScaling
+
+Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 
 
 class SinusoidalConfig(NamedConfig):
@@ -27,7 +30,7 @@ class SinusoidalConfig(NamedConfig):
             return [("d_model", f"sinusoidal positions need an even width, not {d_model}")]
         return []
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
         """Return 0: nothing is learned."""
         return 0
 
@@ -43,38 +46,147 @@ class LearnedConfig(NamedConfig):
         """Return no errors: any width is supported."""
         return []
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
         """Return the number of parameters of the position table of a stack."""
         return max_positions * d_model
+
+
+class NoPositionsConfig(NamedConfig):
+    """No positions: a decoder still knows how many tokens it sees (Haviv et al. 2022)."""
+
+    name: Literal["none"] = Field(default="none", description="Selects no position encoding.")
+
+    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+        """Return no errors: any width is supported."""
+        return []
+
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
+        """Return 0: there is nothing."""
+        return 0
 
 
 class RotaryConfig(NamedConfig):
     """Rotation of the queries and keys of self-attention by their position (Su et al. 2021)."""
 
     name: Literal["rotary"] = Field(default="rotary", description="Selects this position encoding.")
+    theta: Theta = Field(default=10000.0, description="Base of the angles.")
+    interleaved: bool = Field(
+        default=False,
+        description="Rotate neighboring features (2i, 2i + 1), as in the paper, and not the first "
+        "half of a head with the second.",
+    )
+    scaling: RotaryScaling = Field(
+        default="none",
+        description="How angles change for texts longer than those of the training: `linear` "
+        "interpolation, `ntk` or `yarn`.",
+    )
+    factor: Annotated[float, Field(ge=1.0, le=1e4)] = Field(
+        default=1.0, description="By how much texts are longer, for `scaling`."
+    )
+    original_length: Width | None = Field(
+        default=None, description="Longest text of the training in tokens, for `scaling: yarn`."
+    )
+
+    @model_validator(mode="after")
+    def _check_scaling(self) -> RotaryConfig:
+        if self.scaling == "none" and self.factor != 1.0:
+            raise FieldErrors([("factor", "needs a scaling: linear, ntk or yarn")])
+        if (self.scaling == "yarn") != (self.original_length is not None):
+            message = "is needed with scaling yarn, and only with it"
+            raise FieldErrors([("original_length", message)])
+        return self
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        width, rest = divmod(d_model, num_heads)
-        if width % 2 and not rest:  # a remainder is reported by `num_heads`
-            return [
-                (
-                    "positions",
-                    "rotary rotates pairs of features, so d_model / num_heads must be even, "
-                    f"not {width}",
-                )
-            ]
-        return []
+        return _odd_head("rotary", d_model, num_heads)
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
         """Return 0: nothing is learned."""
         return 0
+
+
+class XPosConfig(NamedConfig):
+    """A rotation with a decay by distance (Sun et al. 2022); encoders only rotate."""
+
+    name: Literal["xpos"] = Field(default="xpos", description="Selects this position encoding.")
+    theta: Theta = Field(default=10000.0, description="Base of the angles.")
+    scale_base: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        default=512.0, description="Distance in tokens over which scores decay by one step."
+    )
+    interleaved: bool = Field(
+        default=True,
+        description="Rotate neighboring features (2i, 2i + 1), and not the first half of a head "
+        "with the second.",
+    )
+
+    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs."""
+        return _odd_head("xpos", d_model, num_heads)
+
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
+        """Return 0: nothing is learned."""
+        return 0
+
+
+class AlibiConfig(NamedConfig):
+    """A fixed penalty of attention scores per distance (Press et al. 2021)."""
+
+    name: Literal["alibi"] = Field(default="alibi", description="Selects this position encoding.")
+
+    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+        """Return no errors: any width is supported."""
+        return []
+
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
+        """Return 0: nothing is learned."""
+        return 0
+
+
+class BucketsConfig(NamedConfig):
+    """A learned bias of attention scores per range of distances (T5, Raffel et al. 2020)."""
+
+    name: Literal["buckets"] = Field(
+        default="buckets", description="Selects this position encoding."
+    )
+    num_buckets: Annotated[int, Field(ge=4, le=10_000, multiple_of=4)] = Field(
+        default=32, description="Number of ranges of distances; a multiple of 4."
+    )
+    max_distance: Annotated[int, Field(ge=2, le=1_000_000)] = Field(
+        default=128, description="Distance in tokens from which on all share a range."
+    )
+
+    @model_validator(mode="after")
+    def _check_distance(self) -> BucketsConfig:
+        if 2 * self.max_distance <= self.num_buckets:
+            message = f"must be above half of num_buckets ({self.num_buckets})"
+            raise FieldErrors([("max_distance", message)])
+        return self
+
+    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+        """Return no errors: any width is supported."""
+        return []
+
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
+        """Return the number of parameters of the table of a stack."""
+        return self.num_buckets * num_heads
+
+
+def _odd_head(name: str, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+    width, rest = divmod(d_model, num_heads)
+    if width % 2 and not rest:  # a remainder is reported by `num_heads`
+        needs = f"{name} rotates pairs of features, so d_model / num_heads must be even"
+        return [("positions", f"{needs}, not {width}")]
+    return []
 
 
 PositionsConfig = Annotated[
     Annotated[SinusoidalConfig, Tag("sinusoidal")]
     | Annotated[LearnedConfig, Tag("learned")]
-    | Annotated[RotaryConfig, Tag("rotary")],
+    | Annotated[NoPositionsConfig, Tag("none")]
+    | Annotated[RotaryConfig, Tag("rotary")]
+    | Annotated[XPosConfig, Tag("xpos")]
+    | Annotated[AlibiConfig, Tag("alibi")]
+    | Annotated[BucketsConfig, Tag("buckets")],
     Discriminator(plugin_tag("sinusoidal")),
     SHORT_FORM,
 ]

@@ -75,6 +75,9 @@ class TransformerConfig(TransformerFields):
         """Return incompatible settings as (field, message) pairs."""
         return [
             *self.mixer_errors(self.d_model),
+            *self.ffn_errors(),
+            *self.embedding_errors(self.d_model),
+            *self.residual_errors(),
             *self.positions.errors(self.d_model, self.num_heads),
             *self.moe_errors(),
         ]
@@ -93,17 +96,22 @@ class TransformerConfig(TransformerFields):
         return size
 
     def active_weights(self, stack: Stack) -> int:
-        """Return the weights of the layers of a stack that a token is multiplied by."""
+        """Return the weights of the layers of a stack that a token is multiplied by, per call."""
         feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
-        return self.layers_of(stack) * self.mixer_params(self.d_model, stack) + sum(feed_forwards)
+        mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
+        return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
 
     def _stack_size(self, stack: Stack) -> ModelSize:
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
         norms = self.residual_params(depth * (mixers + 1), self.norm.num_params(self.d_model))
+        if self.embedding_norm:
+            norms += self.norm.num_params(self.d_model)
+        if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
+            norms += depth * self.norm.num_params(self.d_model)
         size = _dense(
-            depth * self.mixer_params(self.d_model, stack)
+            depth * self.mixer_params(self.d_model, stack, self.norm.num_params)
             + norms
-            + self.positions.num_params(self.d_model, self.max_positions, self.num_heads, depth)
+            + self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         )
         for num_experts in self.expert_counts(stack):
             size += self._ffn_size(num_experts)
@@ -112,16 +120,20 @@ class TransformerConfig(TransformerFields):
     def _ffn_size(self, num_experts: int) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""
         if self.moe is None or num_experts == 0:
-            return _dense(self.ffn_params(self.d_model, self.ffn_dim))
+            return _dense(self._one_ffn(self.ffn_dim))
         width = self.moe.ffn_dim or self.ffn_dim
-        expert = self.ffn_params(self.d_model, width)
+        expert = self._one_ffn(width)
         experts = ModelSize(
             num_experts * expert, self.moe.top_k * expert, experts=num_experts * expert
         )
         dense_width = self.moe.dense_width(width)
-        branch = self.ffn_params(self.d_model, dense_width) if dense_width else 0
+        branch = self._one_ffn(dense_width) if dense_width else 0
         shared = branch + self.moe.num_params(self.d_model, num_experts)
         return experts + _dense(shared)
+
+    def _one_ffn(self, width: int) -> int:
+        inner = self.norm.num_params(self.inner_width(width)) if self.has_inner_norms else 0
+        return self.ffn_params(self.d_model, width) + inner
 
 
 def _dense(count: int) -> ModelSize:

@@ -4,7 +4,6 @@
 * `blocks`: reads pairs and their scores, block by block.
 * `repairs`, `filters`, `languages`: change a pair, or drop it.
 * `block`: cleans a block; what worker processes run.
-* `pool`, `ranks`: processes of this machine, and of many; one that dies or hangs ends the command.
 * `journal`: what is finished, on disk, so that a killed command can be continued.
 * `duplicates`: which pairs repeat others, in bounded memory.
 * `report`: counts and examples of what was dropped.

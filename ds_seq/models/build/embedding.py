@@ -33,9 +33,10 @@ def make_tables(
         pad_id: id of the padding token.
     """
     shared, width = cfg.share_embeddings, cfg.d_model
-    target = TokenEmbedding(vocab_size, width, pad_id)
+    options = (pad_id, cfg.embedding_dim, cfg.embedding_scale)
+    target = TokenEmbedding(vocab_size, width, *options)
     assert shared != "all" or source_vocab_size == vocab_size, "one table has one size"
-    source = None if shared == "all" else TokenEmbedding(source_vocab_size, width, pad_id)
+    source = None if shared == "all" else TokenEmbedding(source_vocab_size, width, *options)
     output = None
     if shared == "none":  # initialized like the embedding it replaces
         output = Linear(width, vocab_size, bias=False, deviation=width**-0.5)

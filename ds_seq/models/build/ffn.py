@@ -6,6 +6,7 @@ from torch import nn
 
 from ds_seq.config.model import ExternalRouterConfig, MoeConfig, TransformerConfig
 from ds_seq.errors import UserError
+from ds_seq.models.build.norm import make_norm
 from ds_seq.modules.body import Body
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
@@ -57,7 +58,13 @@ class FeedForwards:
 
     def _dense(self, ffn_dim: int) -> FeedForward:
         cfg = self.cfg
-        return FeedForward(cfg.d_model, ffn_dim, cfg.activation, cfg.activation_dropout)
+        width = cfg.inner_width(ffn_dim)
+        return FeedForward(
+            cfg.d_model, width, cfg.activation, cfg.activation_dropout, self._inner_norm(width)
+        )
+
+    def _inner_norm(self, width: int) -> nn.Module | None:
+        return make_norm(self.cfg, width) if self.cfg.has_inner_norms else None
 
     def _sparse(self, moe: MoeConfig, num_experts: int) -> MoeFeedForward:
         layer_index = self.num_sparse_layers
@@ -80,14 +87,16 @@ class FeedForwards:
             raise ValueError(
                 f"expert_parallel={self.expert_parallel} must divide num_experts={num_experts}"
             )
+        width = self.cfg.inner_width(moe.ffn_dim or self.cfg.ffn_dim)
         return Experts(
             self.cfg.d_model,
-            moe.ffn_dim or self.cfg.ffn_dim,
+            width,
             num_local,
             self.expert_parallel_rank * num_local,
             self.cfg.activation,
             self.cfg.activation_dropout,
             self.seed * 1000 + layer_index,
+            self._inner_norm(width),
         )
 
     def _branch(self, moe: MoeConfig) -> nn.Module | None:

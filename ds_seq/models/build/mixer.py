@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.models.build.positions import make_bias, make_rotary
-from ds_seq.modules.attention import CrossAttention, SelfAttention
+from ds_seq.models.build.norm import make_norm
+from ds_seq.models.build.positions import make_rotary
+from ds_seq.modules.attention import AttentionNorms, CrossAttention, SelfAttention
 from ds_seq.modules.body import Body
 
 
 def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
     """Make self-attention; if causal, tokens attend to the past only."""
-    rotary, bias = make_rotary(cfg), make_bias(cfg, causal)
-    return SelfAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout, causal, rotary, bias)
+    norms = _query_key_norms(cfg)
+    if cfg.has_inner_norms:
+        norms = norms._replace(output=make_norm(cfg))
+    return SelfAttention(
+        cfg.d_model,
+        cfg.num_heads,
+        cfg.attention_dropout,
+        causal,
+        make_rotary(cfg, causal),
+        cfg.num_kv_heads,
+        norms,
+    )
 
 
 def make_cross_mixer(cfg: TransformerConfig) -> Body:
     """Make the attention of target tokens to the source."""
-    return CrossAttention(cfg.d_model, cfg.num_heads, cfg.attention_dropout)
+    return CrossAttention(
+        cfg.d_model, cfg.num_heads, cfg.attention_dropout, cfg.num_kv_heads, _query_key_norms(cfg)
+    )
+
+
+def _query_key_norms(cfg: TransformerConfig) -> AttentionNorms:
+    if not cfg.query_key_norm:
+        return AttentionNorms()
+    width = cfg.d_model // cfg.num_heads
+    return AttentionNorms(make_norm(cfg, width), make_norm(cfg, width))

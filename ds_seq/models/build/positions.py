@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ds_seq.config.model import TransformerConfig
-from ds_seq.modules.positions import POSITIONS, PositionBias, RotaryPositions
+from ds_seq.modules.position_bias import Window
+from ds_seq.modules.position_kinds import POSITIONS
+from ds_seq.modules.rotary import RotaryPositions
 
 
 def make_rows(cfg: TransformerConfig) -> nn.Module | None:
     """Make the positions that a stack adds to its embedded tokens, if any."""
     make = POSITIONS[cfg.positions.name].rows
-    return None if make is None else make(cfg.d_model, cfg.max_positions)
+    return None if make is None else make(cfg.d_model, cfg.max_positions, **_options(cfg))
 
 
-def make_rotary(cfg: TransformerConfig) -> RotaryPositions | None:
+def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
     """Make the rotation of queries and keys of a self-attention, if any."""
     make = POSITIONS[cfg.positions.name].rotary
-    return None if make is None else make(cfg.d_model // cfg.num_heads)
+    if make is None:
+        return None
+    return make(cfg.d_model // cfg.num_heads, causal, cfg.max_positions, **_options(cfg))
 
 
-def make_bias(cfg: TransformerConfig, causal: bool) -> PositionBias | None:
-    """Make the bias by distance of a self-attention's scores, if any."""
+def make_bias(cfg: TransformerConfig, causal: bool) -> nn.Module | None:
+    """Make the bias by distance of the scores of a stack's self-attentions, if any."""
     make = POSITIONS[cfg.positions.name].bias
-    return None if make is None else make(cfg.num_heads, causal)
+    bias = None if make is None else make(cfg.num_heads, causal, **_options(cfg))
+    return bias if cfg.attention_window is None else Window(cfg.attention_window, bias)
+
+
+def _options(cfg: TransformerConfig) -> dict[str, Any]:
+    return {name: value for name, value in cfg.positions if name != "name"}

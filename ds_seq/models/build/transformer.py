@@ -8,12 +8,14 @@ from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build.embedding import make_tables
 from ds_seq.models.build.ffn import FeedForwards, routes_by_tag
 from ds_seq.models.build.mixer import make_cross_mixer, make_self_mixer
-from ds_seq.models.build.positions import make_rows
-from ds_seq.models.build.residual import make_final_norm, make_residual
+from ds_seq.models.build.norm import make_norm
+from ds_seq.models.build.positions import make_bias, make_rows
+from ds_seq.models.build.residual import make_final_norm, make_residual, scale_initial
 from ds_seq.models.init import initialize
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
 from ds_seq.modules.body import Body
+from ds_seq.names import Stack as StackName
 
 
 def build_seq2seq(
@@ -51,15 +53,19 @@ def build_seq2seq(
             routes_by_tag=routes_by_tag(cfg),
         )
     initialize(model, seed)
+    scale_initial(model, cfg)
     return model
 
 
 def _encoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
     return _stack(
         cfg,
+        "encoder",
         [
             _layer(
                 cfg,
+                "encoder",
+                index,
                 self_attention=make_self_mixer(cfg, causal=False),
                 feed_forward=feed_forwards.make("encoder", index),
             )
@@ -71,9 +77,12 @@ def _encoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
 def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
     return _stack(
         cfg,
+        "decoder",
         [
             _layer(
                 cfg,
+                "decoder",
+                index,
                 self_attention=make_self_mixer(cfg, causal=True),
                 cross_attention=make_cross_mixer(cfg),
                 feed_forward=feed_forwards.make("decoder", index),
@@ -83,14 +92,24 @@ def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
     )
 
 
-def _layer(cfg: TransformerConfig, **bodies: Body) -> TransformerLayer:
-    """Make a layer of these bodies in this order, each in a residual."""
+def _layer(
+    cfg: TransformerConfig, stack: StackName, index: int, **bodies: Body
+) -> TransformerLayer:
+    """Make layer `index` of a stack from these bodies in this order, each in a residual."""
     return TransformerLayer(
-        {name: SubLayer(make_residual(cfg), body) for name, body in bodies.items()}
+        {name: SubLayer(make_residual(cfg, stack, index), body) for name, body in bodies.items()}
     )
 
 
-def _stack(cfg: TransformerConfig, layers: list[TransformerLayer]) -> Stack:
+def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLayer]) -> Stack:
     return Stack(
-        layers, make_rows(cfg), make_final_norm(cfg), cfg.dropout, cfg.activation_checkpointing
+        layers,
+        make_rows(cfg),
+        make_final_norm(cfg),
+        cfg.dropout,
+        cfg.activation_checkpointing,
+        cfg.layer_drop,
+        cfg.repeats_of(stack),
+        make_bias(cfg, causal=stack == "decoder"),
+        make_norm(cfg) if cfg.embedding_norm else None,
     )

@@ -17,6 +17,7 @@ Shapes: D model width, P positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import ModelConfig, TransformerConfig
+from ds_seq.config.model.positions import RotaryConfig
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack, TransformerLayer
@@ -42,10 +44,25 @@ EXPERIMENT_FILE = "experiment.yaml"  # config.json is CTranslate2's
 
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # activation of the hidden layer, or of its gate if there is one
-_ACTIVATIONS = {"relu": "RELU", "gelu": "GELU", "swiglu": "SWISH"}
+_ACTIVATIONS = {
+    "relu": "RELU",
+    "gelu": "GELU",
+    "gelu_tanh": "GELUTanh",
+    "silu": "SWISH",
+    "reglu": "RELU",
+    "geglu": "GELU",
+    "geglu_tanh": "GELUTanh",
+    "swiglu": "SWISH",
+}
 _POSITIONS = frozenset({"sinusoidal", "learned", "rotary"})
 _NORMS = frozenset({"layer"})
 _NORM_POSITIONS = frozenset({"pre", "post"})
+_CONVERTED = frozenset(
+    "name preset d_model encoder_layers decoder_layers num_heads ffn_dim ffn_two_thirds activation "
+    "dropout attention_dropout activation_dropout layer_drop drop_path activation_checkpointing "
+    "norm_position norm positions max_positions share_embeddings embedding_scale moe".split()
+)
+"""Options of a model that are converted, or that matter in training only."""
 _ALL_OF_A_HEAD = 0  # CTranslate2's code for rotating all features of a head
 
 
@@ -111,8 +128,11 @@ class CTranslate2Converter:
             "activation": specs.Activation[_ACTIVATIONS[config.activation]],
             "ffn_glu": ACTIVATIONS[config.activation].is_gated,
         }
-        if config.positions.name == "rotary":
-            options |= {"rotary_dim": _ALL_OF_A_HEAD, "rotary_interleave": False}
+        if isinstance(config.positions, RotaryConfig):
+            options |= {
+                "rotary_dim": _ALL_OF_A_HEAD,
+                "rotary_interleave": config.positions.interleaved,
+            }
         encoder = specs.TransformerEncoderSpec(config.encoder_layers, **options)
         decoder = specs.TransformerDecoderSpec(
             config.decoder_layers,
@@ -193,7 +213,22 @@ def _convertible(config: ModelConfig) -> TransformerConfig:
             "model.moe: CTranslate2 has no experts in an encoder-decoder; use --format "
             "safetensors, or make a dense student (`ds-seq make-student`)"
         )
+    for key, value, default in _further_options(config):
+        if value != default:
+            raise UserError(
+                f"model.{key}: CTranslate2 has no {key} {value}; use --format safetensors"
+            )
     return config
+
+
+def _further_options(config: TransformerConfig) -> Iterator[tuple[str, Any, Any]]:
+    """Yield options that are not converted as (key, value, the value with no effect)."""
+    for name, field in type(config).model_fields.items():
+        if name not in _CONVERTED:
+            yield name, getattr(config, name), field.get_default()
+    for name, field in type(config.positions).model_fields.items():
+        if name not in ("name", "interleaved"):
+            yield f"positions.{name}", getattr(config.positions, name), field.get_default()
 
 
 def _self_attention(spec: Any, part: SelfAttention, residual: Residual) -> None:

@@ -10,75 +10,58 @@ HERE = Path(__file__).parent
 
 NORM = Toy(
     "norm",
-    ("model.norm=rms",),
-    {"modules/rms_norm.py": HERE / "rms_norm.py"},
+    ("model.norm=scale",),
+    {"modules/scale_norm.py": HERE / "scale_norm.py"},
     (
-        Change(
+        before(
             "config/model/norm.py",
-            "NormConfig = Annotated[LayerNormConfig, SHORT_FORM]\n",
+            "NormConfig = Annotated[\n",
             '''\
-class RmsNormConfig(NamedConfig):
-    """Root mean square: a learned scale and no shift."""
+class ScaleNormConfig(NamedConfig):
+    """Length of the vector: a learned scale and no shift."""
 
-    name: Literal["rms"] = Field(default="rms", description="This norm.")
-    eps: float = Field(default=1e-6, gt=0.0, description="Added to the mean square.")
+    name: Literal["scale"] = Field(default="scale", description="This norm.")
+    eps: float = Field(default=1e-6, gt=0.0, description="Smallest length.")
 
     def num_params(self, d_model: int) -> int:
         """The scale."""
         return d_model
 
 
-NormConfig = Annotated[
-    Annotated[LayerNormConfig, Tag("layer")] | Annotated[RmsNormConfig, Tag("rms")],
-    Discriminator(plugin_tag("layer")),
-    SHORT_FORM,
-]
 ''',
         ),
-        imports(
+        put(
             "config/model/norm.py",
-            "from pydantic import Discriminator, Tag\nfrom ds_seq.config.base import plugin_tag",
+            'Annotated[RmsNormConfig, Tag("rms")]',
+            ' | Annotated[ScaleNormConfig, Tag("scale")]',
         ),
-        Change(
-            "modules/norm.py",
-            '{"layer": nn.LayerNorm}',
-            '{"layer": nn.LayerNorm, "rms": RmsNorm}',
-        ),
-        imports("modules/norm.py", "from ds_seq.modules.rms_norm import RmsNorm"),
+        put("modules/norm.py", '"rms": RmsNorm', ', "scale": ScaleNorm'),
+        imports("modules/norm.py", "from ds_seq.modules.scale_norm import ScaleNorm"),
     ),
-    {"norm": "rms"},
+    {"norm": "scale"},
 )
 
 ACTIVATION = Toy(
     "activation",
-    ("model.activation=relu_squared",),
+    ("model.activation=mish",),
     {},
     (
-        put("names.py", 'ActivationName = Literal["relu", ', '"relu_squared", '),
+        put("names.py", 'ActivationName = Literal[\n    "relu",\n', '    "mish",\n'),
         Change(
             "modules/activations.py",
             "ACTIVATIONS: dict[str, Activation] = {\n",
             """\
-def _relu_squared(inner: Tensor) -> Tensor:
-    return F.relu(inner).square()
-
-
-def _relu_squared_backward(grad: Tensor, inner: Tensor) -> Tensor:
-    return grad * 2.0 * F.relu(inner)
+def _mish_backward(grad: Tensor, inner: Tensor) -> Tensor:
+    result: Tensor = torch.ops.aten.mish_backward(grad, inner)
+    return result
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu_squared": Activation(
-        is_gated="relu_squared" in GATED_ACTIVATIONS,
-        fused="none",
-        rest=_relu_squared,
-        function=_relu_squared,
-        backward=_relu_squared_backward,
-    ),
+    "mish": _plain("mish", F.mish, _mish_backward),
 """,
         ),
     ),
-    {"activation": "relu_squared"},
+    {"activation": "mish"},
 )
 
 POSITIONS = Toy(
@@ -99,9 +82,9 @@ class DistanceConfig(NamedConfig):
         """Any width will do."""
         return []
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int, num_layers: int) -> int:
-        """A number for each head and distance, in each layer."""
-        return num_layers * num_heads * (2 * 8 + 1)
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
+        """A number for each head and distance."""
+        return num_heads * (2 * 8 + 1)
 
 
 ''',
@@ -112,11 +95,13 @@ class DistanceConfig(NamedConfig):
             '\n    | Annotated[DistanceConfig, Tag("distance")]',
         ),
         put(
-            "modules/positions.py",
+            "modules/position_kinds.py",
             "POSITIONS: dict[str, PositionKind] = {\n",
             '    "distance": PositionKind(bias=DistanceBias),\n',
         ),
-        imports("modules/positions.py", "from ds_seq.modules.distance_bias import DistanceBias"),
+        imports(
+            "modules/position_kinds.py", "from ds_seq.modules.distance_bias import DistanceBias"
+        ),
     ),
     {"positions": "distance"},
 )
@@ -143,7 +128,7 @@ MIXER = Toy(
         ),
         before(
             "models/build/mixer.py",
-            "    rotary, bias = make_rotary(cfg), make_bias(cfg, causal)\n",
+            "    norms = _query_key_norms(cfg)\n    if",
             '    if cfg.mixer == "average":\n'
             "        return ExponentialAverage(cfg.d_model, causal)\n",
         ),
@@ -158,14 +143,16 @@ RESIDUAL = Toy(
     {"modules/scaled_residual.py": HERE / "scaled_residual.py"},
     (
         Change(
-            "config/model/residual.py", 'Literal["pre", "post"]', 'Literal["pre", "post", "scaled"]'
+            "config/model/residual.py",
+            'Literal["pre", "post", ',
+            'Literal["pre", "post", "scaled", ',
         ),
         before(
             "models/build/residual.py",
-            "    return Residual(make_norm(cfg),",
+            "    return Residual(make_norm(cfg), cfg.dropout, cfg.normalizes_first",
             '    if cfg.norm_position == "scaled":\n'
             "        scale = (2.0 * cfg.decoder_layers) ** 0.25\n"
-            "        return ScaledResidual(make_norm(cfg), cfg.dropout, scale)\n",
+            "        return ScaledResidual(make_norm(cfg), cfg.dropout, drop_path, scale)\n",
         ),
         imports(
             "models/build/residual.py", "from ds_seq.modules.scaled_residual import ScaledResidual"

@@ -13,11 +13,12 @@ class ScaledResidual(Residual):
     Args:
         norm: normalizes the last dimension.
         dropout: probability of dropping an element of f's output in training.
+        drop_path: probability that a sentence skips f in training.
         scale: of what went in.
     """
 
-    def __init__(self, norm: nn.Module, dropout: float, scale: float) -> None:
-        super().__init__(norm, dropout, pre_norm=False)
+    def __init__(self, norm: nn.Module, dropout: float, drop_path: float, scale: float) -> None:
+        super().__init__(norm, dropout, pre_norm=False, drop_path=drop_path)
         self.scale = scale
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:

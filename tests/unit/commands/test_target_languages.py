@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ds_seq.commands import generate
+from ds_seq.commands import generate, interactive
 from ds_seq.errors import EXIT_USER_ERROR, run_command
 from ds_seq.models import build_model
 from ds_seq.text.tags import tag_of
@@ -108,6 +110,18 @@ def test_text_that_streams_gets_its_tag(
         capfd.readouterr()
         assert run_command(generate.main, run) == 0
     assert capfd.readouterr().out.splitlines() == _translations(lab)
+
+
+def test_a_session_has_a_language(
+    lab: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    for options, line in (([], b"<fr> a dog\n"), (["--target-lang", "fr"], b"a dog\n")):
+        stdin = SimpleNamespace(buffer=io.BytesIO(line), isatty=lambda: False)
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run_command(interactive.main, [str(lab / "many.run"), *options]) == 0
+        shown.append(capfd.readouterr().out)
+    assert shown[0] == shown[1] != ""
 
 
 def test_the_test_text_of_the_experiment_has_its_tags(

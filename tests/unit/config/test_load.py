@@ -171,8 +171,8 @@ def test_all_errors_are_reported_at_once_with_line_and_hint(write: WriteFile) ->
         "bad.yaml:5: data.raw.valid.targt: unknown key (did you mean 'target'?)",
         "bad.yaml:6: modell: unknown key (did you mean 'model'?)",
         "bad.yaml:8: model.num_headz: unknown key (did you mean 'num_heads'?)",
-        "bad.yaml:9: model.norm_position: should be 'pre' or 'post', not 'prae' "
-        "(did you mean 'pre'?)",
+        "bad.yaml:9: model.norm_position: should be 'pre', 'post', 'deepnorm' or 'subln', not "
+        "'prae' (did you mean 'pre'?)",
         "bad.yaml:10: model.moe.topk: unknown key (did you mean 'top_k'?)",
         "bad.yaml:12: optimizer.name: no optimizer 'adamm' (did you mean 'adam'?)",
         "bad.yaml:14: train.clip_norm: should be a number, not",
@@ -251,8 +251,11 @@ def test_a_mapping_is_not_changed_by_overrides(minimal: dict[str, Any]) -> None:
         ),
         ("model.positions=", "model.positions: no positions"),
         ("model.positions={name: rotary, base: 3}", "model.positions.base: unknown key"),
-        ("model.norm=lyer", "model.norm: should be 'layer', not 'lyer' (did you mean 'layer'?)"),
-        ("model.norm.name=lyer", "model.norm.name: should be 'layer', not 'lyer' (did you mean"),
+        (
+            "model.norm=lyer",
+            "model.norm: no norm 'lyer' (did you mean 'layer'?); there are",
+        ),
+        ("model.norm.name=lyer", "model.norm.name: no norm 'lyer' (did you mean"),
         ("model.norm.eps=0", "model.norm.eps: should be greater than 0, not 0"),
         ("model.norm.epss=1", "model.norm.epss: unknown key (did you mean 'eps'?)"),
         ("name=a b", "name: 'a b' does not fit"),

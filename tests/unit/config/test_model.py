@@ -91,9 +91,16 @@ def test_positions_by_name_or_as_a_section(form: Any, section: object) -> None:
 
 
 def test_a_section_with_nothing_but_a_name_is_written_in_short(make: MakeConfig) -> None:
-    model = make(model={"positions": {"name": "rotary"}, "norm": "layer"}).model_dump()["model"]
-    assert model["positions"] == "rotary"
+    model = make(model={"positions": {"name": "learned"}, "norm": "layer"}).model_dump()["model"]
+    assert model["positions"] == "learned"
     assert model["norm"] == {"name": "layer", "eps": 1e-5}
+
+
+def test_a_dump_without_defaults_has_the_name(make: MakeConfig) -> None:
+    config = make(model={"positions": {"name": "rotary"}, "norm": {"name": "rms", "eps": 1e-3}})
+    model = config.model_dump(exclude_defaults=True)["model"]
+    assert model["positions"] == "rotary"
+    assert model["norm"] == {"name": "rms", "eps": 1e-3}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_required_and_default_are_distinguished() -> None:
     table = options_table()
     assert "| `data.source_lang` | text | required |" in table
     assert "| `train.max_updates` | int >= 1 | `100000` |" in table
-    assert '| `model.norm_position` | `pre`, `post` | `"post"` |' in table
+    assert '| `model.norm_position` | `pre`, `post`, `deepnorm`, `subln` | `"post"` |' in table
     assert "| `model.moe` | section or null | `null` |" in table
 
 

@@ -78,6 +78,27 @@ def test_a_stopped_worker_is_named(spread: Map, monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - started < 60
 
 
+class _Odd(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def _odd(state: int, item: int) -> object:
+    if item == 0:
+        raise _Odd(1, 2)
+    return lambda: item  # cannot be sent
+
+
+@EITHER
+@pytest.mark.parametrize(("item", "message"), [(0, "_Odd: 1 and 2"), (1, "lambda")])
+def test_what_cannot_be_sent_is_an_error_and_no_hang(spread: Map, item: int, message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        list(spread(_odd, 0, [item, item], 2))
+    assert "in a worker process" in str(caught.value.__cause__)
+
+
 def _fails(state: int) -> None:
     raise UserError(f"state {state} cannot be loaded")
 

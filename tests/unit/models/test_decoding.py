@@ -74,7 +74,7 @@ def test_beams_that_move_and_sentences_that_end(build, pairs, shape):
 def test_a_layer_called_twice_has_two_pasts(build, pairs):
     model = build().eval()
     layer = model.decoder.layers[0]
-    model.decoder = Stack([layer] * 3, model.decoder.positions, None, 0.0, False).eval()
+    model.decoder = Stack([layer] * 3, model.decoder.positions, None, 0.0, False, 0.0).eval()
     tgt = pairs.tgt.clamp(min=4)
     with torch.inference_mode():
         expected = score(model, pairs.src, tgt).logits

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ds_seq.modules.body import Context
-from ds_seq.modules.positions import RotaryPositions
+from ds_seq.modules.rotary import RotaryPositions
 from tests.batches import encode, score
 from tests.unit.models.sections import ROUTERS
 
@@ -118,7 +118,7 @@ def test_maps_are_the_softmax_of_the_scores(build, pairs, positions):
         for part in attention.qkv(x).chunk(3, dim=-1)  # (B, T, D) -> (B, H, T, Dh)
     )
     if positions == "rotary":
-        query, key = (RotaryPositions(8)(part, 0, x.size(1)) for part in (query, key))
+        query, key = RotaryPositions(8, 10000.0, False)(query, key, 0, x.size(1))
     scores = query @ key.transpose(-1, -2) / math.sqrt(8)
     scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -math.inf)
     torch.testing.assert_close(layers.decoder_attention[1], scores.softmax(-1))

@@ -12,12 +12,21 @@ from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.linear import linear
 from ds_seq.moe.experts import Experts
 from ds_seq.names import ActivationName
+from tests.unit.modules.formulas import GATES, formula
 
 ROWS, WIDTH = 7, 6
 
 
 def test_the_names_are_those_of_the_config() -> None:
     assert list(ACTIVATIONS) == list(get_args(ActivationName))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_function_is_the_formula(name: str) -> None:
+    activation = ACTIVATIONS[name]
+    assert activation.is_gated == (name in GATES)
+    inner = 3.0 * torch.randn(ROWS, activation.num_parts * WIDTH, dtype=torch.float64)
+    torch.testing.assert_close(activation.function(inner), formula(name, inner))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -63,5 +72,5 @@ def test_an_unknown_name_is_refused_with_all_known_ones() -> None:
         lambda name: FeedForward(4, 6, name, 0.0),
         lambda name: Experts(4, 6, 2, 0, name, 0.0, 1),
     ):
-        with pytest.raises(ValueError, match="relu, gelu, swiglu, not selu"):
+        with pytest.raises(ValueError, match="relu, relu_squared, gelu, .*swiglu, not selu"):
             make("selu")

@@ -14,7 +14,7 @@ from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.modules.kv_cache import is_identity
-from ds_seq.modules.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
 from ds_seq.modules.residual import dropout
 
 
@@ -140,22 +140,7 @@ def test_self_attention_without_positions_ignores_order():
     torch.testing.assert_close(after, before[:, order], atol=1e-6, rtol=1e-5)
 
 
-def test_rotary_scores_depend_on_distance_only():
-    rotary = RotaryPositions(8)
-    query, key = torch.randn(2, 8, generator=generator())
-    steps = 6
-    queries, keys = (rotary(x.expand(steps, 8), 0, steps) for x in (query, key))
-    scores = queries @ keys.T
-    for offset in range(-steps + 1, steps):
-        diagonal = scores.diagonal(offset)
-        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal))
-    assert scores.std() > 1e-2
-    torch.testing.assert_close(queries.norm(dim=1), query.norm().expand(steps))
-
-
-@pytest.mark.parametrize(
-    "positions", [SinusoidalPositions(8), LearnedPositions(700, 8), RotaryPositions(8)]
-)
+@pytest.mark.parametrize("positions", [SinusoidalPositions(8), LearnedPositions(700, 8)])
 def test_a_position_does_not_depend_on_how_it_is_requested(positions):
     if isinstance(positions, LearnedPositions):
         torch.nn.init.normal_(positions.weight, generator=generator())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ds_seq.modules.activations import ACTIVATIONS
 from ds_seq.moe.expert_loop import _window, expert_loop
 from ds_seq.moe.experts import Experts
+from tests.unit.modules.formulas import formula
 
 D_MODEL, FFN_DIM = 6, 5
 COUNTS = torch.tensor([3, 0, 4, 1])  # an idle expert among them
@@ -17,7 +17,7 @@ COUNTS = torch.tensor([3, 0, 4, 1])  # an idle expert among them
 
 def _net(activation: str, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    width = 2 * FFN_DIM if activation == "swiglu" else FFN_DIM
+    width = ACTIVATIONS[activation].num_parts * FFN_DIM
     shapes = ((4, D_MODEL, width), (4, 1, width), (4, D_MODEL, FFN_DIM), (4, 1, D_MODEL))
     return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes]
 
@@ -26,11 +26,7 @@ def _plain(x: Tensor, net: list[Tensor], noise: Tensor | None, activation: str) 
     w1, b1, w2, b2 = net
     of_row = torch.repeat_interleave(torch.arange(4), COUNTS)
     hidden = torch.einsum("rd,rdh->rh", x, w1[of_row]) + b1[of_row, 0]
-    if activation == "swiglu":
-        gate, value = hidden.chunk(2, dim=-1)
-        hidden = F.silu(gate) * value
-    else:
-        hidden = F.relu(hidden) if activation == "relu" else F.gelu(hidden)
+    hidden = formula(activation, hidden)
     if noise is not None:
         hidden = hidden * noise
     return torch.einsum("rf,rdf->rd", hidden, w2[of_row]) + b2[of_row, 0]

@@ -45,7 +45,7 @@ def make_model(kind: str, vocab: int = VOCAB) -> Seq2SeqTransformer:
     model = build_seq2seq(config, vocab, 1, 0, seed=3).eval()
     if kind == "repeated_layer":  # first, second, first: three calls of two layers
         first, second = model.decoder.layers
-        decoder = Stack([first, second, first], model.decoder.positions, None, 0.0, False)
+        decoder = Stack([first, second, first], model.decoder.positions, None, 0.0, False, 0.0)
         model.decoder = decoder.eval()
     with torch.no_grad():  # an untrained model says nearly the same everywhere
         for parameter in model.parameters():

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.data.batch import Batch, Seq2SeqInputs
+from ds_seq.errors import UserError
 from ds_seq.modules.body import Context
 from ds_seq.modules.feed_forward import FeedForward
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
+from ds_seq.moe.experts import Experts
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
 from tests.batches import batch_of
@@ -71,6 +73,22 @@ def test_equal_experts_merge_to_exactly_that_expert(activation: str, top_k: int)
     _same(merged, dense_twin(layer.experts, 2))
     x = _random(2, 3, 5, D)
     torch.testing.assert_close(merged(x)[0], layer(x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_norms_of_hidden_units_are_averaged_like_the_rest() -> None:
+    experts = Experts(D, FFN, 2, 0, "relu", 0.0, 1, nn.LayerNorm(FFN))
+    _scrambled(experts)
+    layer = make_layer(num_experts=2)
+    layer.experts = experts
+    for weights, expected in (((0.0, 1.0), [0.0, 1.0]), ((0.25, 0.75), [0.25, 0.75])):
+        norm = merge_experts(layer, _use(*weights)).inner_norm
+        assert norm is not None and experts.inner_norm is not None
+        for name, stacked in experts.inner_norm.named_parameters():
+            mean = expected[0] * stacked[0, 0] + expected[1] * stacked[1, 0]
+            torch.testing.assert_close(norm.get_parameter(name), mean)
+    layer.branch = SharedBranch(FeedForward(D, FFN, "relu", 0.0, nn.LayerNorm(FFN)))
+    with pytest.raises(UserError, match="have a norm each"):
+        merge_experts(layer, _use(0.5, 0.5))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -101,6 +101,24 @@ def test_an_upcycled_model_starts_as_the_dense_one(
     assert not torch.allclose(_logits(model, vocab), expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("moe", [TWO, {**TWO, "residual": True}])
+def test_norms_of_hidden_units_are_copied_to_every_expert(
+    dense_run: Callable[..., tuple[Path, nn.Module]],
+    vocab: SentencePieceTokenizer,
+    moe: dict[str, Any],
+    norm: str,
+) -> None:
+    section = {"norm_position": "subln", "norm": norm}
+    run, dense = dense_run(**section)
+    model = _started(_settings(run, {**section, "moe": moe}), vocab)
+    expected = _logits(dense, vocab)
+    torch.testing.assert_close(_logits(model, vocab), expected, rtol=1e-5, atol=1e-5)
+    shared = {**section, "moe": {**TWO, "shared_experts": 1}}
+    with pytest.raises(UserError, match="shared experts with norm_position subln"):
+        _started(_settings(run, shared), vocab)
+
+
 def test_without_normalization_the_start_is_another(
     dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +58,9 @@ class FakeEngine:
         self.stats: Callable[[Batch], list[RoutingStats]] = lambda batch: []
         self.losses: list[float] = []
         self.draws: list[float] = []
+        self.forward_is_collective = True  # nothing is survived
+        self.accumulation = SimpleNamespace(of=lambda count: nullcontext(lambda place: None))
+        self.loss_scaler_state = lambda: {}
         self.on_step: Callable[[int], object] = lambda update: None
 
     def __call__(self, batch: Batch) -> ModelOutput:
@@ -147,7 +152,15 @@ class Scene:
             end=lambda update, reason, error=None: self.events.append(("ended", update, reason)),
             close=lambda: self.events.append(("closed",)),
         )
-        store = SimpleNamespace(save=self._save)
+        saves = SimpleNamespace(
+            save=self._save,
+            finish=lambda: [],
+            close=lambda: None,
+            require_last=lambda: None,
+            failed=threading.Event(),
+            num_failed=0,
+            last_error=None,
+        )
         defaults = {"log_every": 1000, "validate_every": None, "save_every": 1000}
         config = TrainConfig(**{**defaults, "max_updates": 4, **settings})  # type: ignore[arg-type]
         stream: Any = FakeStream(tokens or [2], epochs)
@@ -156,7 +169,7 @@ class Scene:
             FakeCriterion(self),
             stream,
             self._validate,
-            store,
+            saves,
             log,
             config,
             best,
@@ -180,10 +193,10 @@ class Scene:
         progress: dict[str, Any],
         score: float | None,
         criterion: dict[str, torch.Tensor],
-    ) -> Path:
+    ) -> list[str]:
         self.progress, self.criterion_state = progress, criterion
         self.events.append(("save", update, score))
-        return Path()
+        return []
 
     def of_kind(self, kind: str) -> list[tuple[Any, ...]]:
         """The events of one kind, without its name."""

@@ -55,6 +55,12 @@ class Inner(SimpleNamespace):
     def fp16_enabled(self) -> bool:
         return False
 
+    def gradient_accumulation_steps(self) -> int:
+        return 1
+
+    def _backward_epilogue(self) -> None:
+        raise AssertionError("there is no backward pass")
+
     def zero_optimization(self) -> bool:
         return False
 

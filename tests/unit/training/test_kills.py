@@ -5,20 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.ds_seq import find_checkpoint
-from ds_seq.training.checkpoint import CheckpointStore, restore
 from ds_seq.training.checkpoint_folder import (
     candidates,
     delete_all,
@@ -26,20 +20,9 @@ from ds_seq.training.checkpoint_folder import (
     own_checkpoints,
     without_advice,
 )
-from ds_seq.weights.fill import load_weights
-from tests.values import progress_at
-
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate"}
-_count: list[int] = []  # in a forked process: file operations until it is killed
-
-
-def _kill_at_zero(event: str, arguments: tuple[Any, ...]) -> None:
-    """Die just before an operation that changes a file, after as many of them as were allowed."""
-    is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & 3
-    if _count and (event in _CHANGES or is_write):
-        _count[0] -= 1
-        if _count[0] < 0:
-            os._exit(9)
+from ds_seq.weights.source import check_checkpoint
+from tests.faults import kills
+from tests.unit.training.toy import open_store, resume, save, save_in_background
 
 
 @pytest.fixture(autouse=True)
@@ -48,114 +31,51 @@ def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-class Toy:
-    """What a store needs of an engine: a model, Adam, a schedule. Weights are the update's."""
-
-    def __init__(self, update: int = 0) -> None:
-        self.module = nn.Linear(2, 2)
-        self.adam = torch.optim.Adam(self.module.parameters())
-        self.expert_parallel, self.zero_stage = 1, 0
-        self.schedule = SimpleNamespace(updates=update, set_updates=lambda n: None)
-        self.deepspeed = SimpleNamespace(
-            zero_optimization_stage=lambda: 0,
-            optimizer=self.adam,
-            basic_optimizer=self.adam,
-            module=self.module,
-        )
-        for parameter in self.module.parameters():
-            nn.init.constant_(parameter, update)
-            if update:
-                moments = {key: torch.full_like(parameter, update) for key in _MOMENTS}
-                self.adam.state[parameter] = {"step": torch.tensor(float(update)), **moments}
-
-    def loss_scaler_state(self) -> dict[str, Any]:
-        return {}
-
-    def load_loss_scaler_state(self, state: dict[str, Any]) -> None:
-        assert state == {}
-
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def open_store(run: Path, keep_last: int = 2, keep_best: int = 1) -> CheckpointStore:
-    return CheckpointStore(run / "checkpoints", keep_last, keep_best, True, figure="bleu")
-
-
-def save(run: Path, update: int, score: float | None = None, **keep: int) -> None:
-    engine: Any = Toy(update)
-    open_store(run, **keep).save(engine, update, progress_at(update), score)
-
-
-def resume(run: Path, which: str | None = None) -> int:
-    """Do what a training does to resume; return the update after checking the whole state."""
-    start, problems = first_sound(candidates(run, which))
-    assert start is not None, problems
-    engine: Any = Toy()
-    load_weights(engine.module, start, checked=True)
-    update = int(restore(engine, start, checked=True)["update"])
-    open_store(run).continue_after(update)
-    for parameter in engine.module.parameters():
-        assert torch.equal(parameter, torch.full_like(parameter, update))
-        for key in _MOMENTS:
-            assert torch.equal(
-                engine.adam.state[parameter][key], torch.full_like(parameter, update)
-            )
-    return update
-
-
 def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def kills(work: Callable[[], None]) -> Iterator[int]:
-    """Fork processes that do the work and are killed after 0, 1, 2, ... operations."""
-    for allowed in range(1000):
-        child = os.fork()
-        if child == 0:
-            sys.addaudithook(_kill_at_zero)
-            _count.append(allowed)
-            try:
-                work()
-            except BaseException:  # noqa: BLE001 - the parent only sees the exit code
-                os._exit(1)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        assert code in (0, 9)
-        yield allowed
-        if code == 0:
-            return
+Save = Callable[[Path, int, float], None]
+SAVES: dict[str, tuple[Save, int, float]] = {
+    "a new checkpoint": (save, 3, 1.0),
+    "a second save of the same": (save, 2, 5.0),
+    "in the background": (save_in_background, 3, 1.0),
+    "a best one loses its state": (lambda *which: save(*which, drops_state=True), 3, 1.0),
+}
 
 
-@pytest.mark.parametrize(
-    ("update", "score", "least"),
-    [(3, 1.0, 2), (2, 5.0, 2)],
-    ids=["a new checkpoint", "a second save of the same"],
-)
+SAMPLE = range(1, 1000, 5)
+"""Moments of kills; a test of all of them is slow."""
+
+
+@pytest.mark.parametrize("moments", [SAMPLE, pytest.param(range(1000), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("work", "update", "score"), SAVES.values(), ids=SAVES)
 def test_a_save_that_is_killed_at_any_step_resumes(
-    tmp_path: Path, update: int, score: float, least: int
+    tmp_path: Path, work: Save, update: int, score: float, moments: range
 ) -> None:
     before, run = tmp_path / "before", tmp_path / "run"
     save(before, 1, 9.0)
     save(before, 2)
     shutil.copytree(before, run)
     seen = set()
-    for steps in kills(lambda: save(run, update, score)):
+    for steps in kills(lambda: work(run, update, score), moments):
         found = resume(run)
-        assert found >= least, f"killed after {steps} operations"
+        assert found >= 2, f"killed after {steps} operations"
         seen.add(found)
         assert find_checkpoint(run, "best").name == "update_00000001"
+        assert check_checkpoint(find_checkpoint(run, "best"))
         save(run, 4)  # it goes on as ever, and nothing is left of the kill
         left = ["update_00000001", f"update_{found:08d}", "update_00000004"]
         assert names(run) == sorted({*left, "index.json"})
+        assert not list(run.rglob("*.tmp")) and not list(run.rglob("written.*"))
         shutil.rmtree(run)
         shutil.copytree(before, run)
-    assert seen == {2, update} and steps > 10
+    assert seen == {2, update} and steps > 20
 
 
 def test_the_first_save_that_is_killed_leaves_a_run_to_start_over(tmp_path: Path) -> None:
     seen = []
-    for _ in kills(lambda: save(tmp_path, 1)):
+    for _ in kills(lambda: save(tmp_path, 1), range(0, 1000, 3)):
         seen.append([path.name for path in candidates(tmp_path, None)])
         if seen[-1]:
             assert resume(tmp_path) == 1
@@ -340,7 +260,7 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ds_seq.training.checkpoint.save_tensors", fail)
+    monkeypatch.setattr("ds_seq.training.background.save_tensors", fail)
     with pytest.raises(UserError, match=r"weights\.0\.safetensors: cannot be written: No space"):
         save(tmp_path, 2)
     assert names(tmp_path) == ["index.json", "update_00000001"]
@@ -352,3 +272,38 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
     os.umask(umask)
     modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
     assert modes == {0o666 & ~umask}
+
+
+def test_a_best_checkpoint_without_its_state_is_not_resumed_from(tmp_path: Path) -> None:
+    for update, score in ((1, 9.0), (2, 1.0), (3, 1.0), (4, 1.0)):
+        save(tmp_path, update, score, drops_state=True)
+    assert names(tmp_path) == [
+        "index.json",
+        "update_00000001",
+        "update_00000003",
+        "update_00000004",
+    ]
+    best = find_checkpoint(tmp_path, "best")
+    assert sorted(path.name for path in best.iterdir()) == [
+        "checkpoint.json",
+        "weights.0.safetensors",
+    ]
+    assert check_checkpoint(best)
+    found, problems = first_sound(candidates(tmp_path, "best"))
+    assert found is None and problems == [
+        f"{best}: holds the weights but no optimizer state (train.keep_best_state: false); resume "
+        "from one with it (update_00000003, update_00000004), or give its run to train.init_from"
+    ]
+    assert resume(tmp_path) == 4
+    save(tmp_path, 5, 99.0, drops_state=True)  # the new best one is also the last one: whole
+    assert resume(tmp_path, "best") == 5
+
+
+def test_a_checkpoint_on_another_disk_keeps_its_state(tmp_path: Path) -> None:
+    save(tmp_path, 1, 9.0)
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    (folder / "update_00000001").rename(elsewhere)
+    (folder / "update_00000001").symlink_to(elsewhere)
+    for update in (2, 3):
+        save(tmp_path, update, 1.0, drops_state=True)
+    assert resume(tmp_path, "best") == 1

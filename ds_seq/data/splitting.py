@@ -1,0 +1,77 @@
+"""Parts of a batch that has been made: its halves, and the empty batch of its kind.
+
+Shapes: see `ds_seq.data.batch`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from ds_seq.data.batch import Batch, Seq2SeqInputs, TopTokens
+
+
+def can_split(batch: Batch) -> bool:
+    """Return whether the batch is of a kind that can be divided here."""
+    return isinstance(batch.inputs, Seq2SeqInputs)
+
+
+def padded_tokens(batch: Batch) -> int:
+    """Return sentences x longest side, which `train.max_tokens` limits."""
+    rows, length = batch.labels.shape
+    if isinstance(batch.inputs, Seq2SeqInputs):
+        length = max(length, batch.inputs.source.shape[1])
+    return int(rows * length)
+
+
+def halves(batch: Batch[Seq2SeqInputs]) -> list[Batch[Seq2SeqInputs]]:
+    """Return the two halves of a batch of at least two sentences, padded as the whole is."""
+    middle = batch.num_sentences // 2
+    return [_rows(batch, 0, middle), _rows(batch, middle, batch.num_sentences)]
+
+
+def emptied(batch: Batch[Seq2SeqInputs]) -> Batch[Seq2SeqInputs]:
+    """Return a batch without examples, as `empty_seq2seq_batch` makes it."""
+    first = _rows(batch, 0, 1)
+    source, mask, target = (tensor[:, :1] for tensor in first.inputs[:3])
+    none = first.mask[:, :1] & False
+    return Batch(
+        indices=batch.indices[:0],
+        inputs=Seq2SeqInputs(source, mask, target, none, 0, 1),
+        labels=first.labels[:, :1],
+        mask=none,
+        num_tokens=0,
+        num_sentences=0,
+        teacher=None if batch.teacher is None else TopTokens(*(t[:0] for t in batch.teacher)),
+    )
+
+
+def _rows(batch: Batch[Seq2SeqInputs], start: int, stop: int) -> Batch[Seq2SeqInputs]:
+    """Return the batch of some of the sentences."""
+    mask = batch.mask[start:stop]
+    inputs = batch.inputs
+    source_mask = inputs.source_mask[start:stop]
+    before, inside = int(batch.mask[:start].sum()), int(mask.sum())
+    num_sources = None if inputs.num_sources is None else int(source_mask.sum())
+
+    def of_labels(value: Tensor) -> Tensor:
+        return value[before : before + inside]
+
+    return replace(
+        batch,
+        indices=batch.indices[start:stop],
+        inputs=Seq2SeqInputs(
+            inputs.source[start:stop],
+            source_mask,
+            inputs.target[start:stop],
+            mask,
+            inside,
+            num_sources,
+        ),
+        labels=batch.labels[start:stop],
+        mask=mask,
+        num_tokens=inside,
+        num_sentences=stop - start,
+        teacher=None if batch.teacher is None else TopTokens(*map(of_labels, batch.teacher)),
+    )

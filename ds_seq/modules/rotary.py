@@ -1,0 +1,175 @@
+"""Positions as rotations of queries and keys, so that scores depend on distances only.
+
+Used in self-attention only; cross-attention relates positions of two different texts.
+
+Shapes: T positions, Dh width of one attention head, H heads of the queries, H' of the keys.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.modules.positions import PositionTable
+from ds_seq.names import RotaryScaling
+
+_YARN_FAST, _YARN_SLOW = 32, 1  # rotations within the original length, see Peng et al., section 3.2
+
+
+class RotaryScale(NamedTuple):
+    """How angles are scaled for texts longer than those of the training."""
+
+    kind: RotaryScaling
+    """See `RotaryPositions`."""
+    factor: float
+    """By how much texts are longer."""
+    original_length: int | None
+    """Longest text of the training, for `yarn`."""
+
+
+class RotaryPositions(nn.Module):
+    """Rotary embedding (Su et al., 2021, https://arxiv.org/abs/2104.09864).
+
+    The pair i of the features of a head is rotated by the angle `p * theta ** (-2 i / Dh)` at
+    position p. Angles and rotations are computed in float32 whatever the precision of the model.
+
+    A model can be used on longer texts than it was trained on if its angles are scaled: `linear`
+    divides positions by `factor` (Chen et al., 2023, https://arxiv.org/abs/2306.15595); `ntk`
+    raises theta to `theta * factor ** (Dh / (Dh - 2))`, so that slow rotations are stretched by
+    `factor` and fast ones are kept; `yarn` stretches the rotations that are slow with respect to
+    `original_length`, keeps the fast ones, interpolates between, and sharpens attention by
+    `0.1 ln(factor) + 1` on both sides (Peng et al., 2023, https://arxiv.org/abs/2309.00071).
+
+    Args:
+        head_width: Dh, even.
+        theta: base of the angles.
+        interleaved: whether the pairs are (2 i, 2 i + 1), as in the paper, and not (i, i + Dh / 2).
+        scale: how to scale angles for longer texts, or None.
+
+    Raises:
+        ValueError: the width is odd.
+    """
+
+    def __init__(
+        self,
+        head_width: int,
+        theta: float,
+        interleaved: bool,
+        scale: RotaryScale | None = None,
+    ) -> None:
+        super().__init__()
+        if head_width % 2:
+            raise ValueError(f"rotary positions need an even head width, not {head_width}")
+        self.theta, self.interleaved = theta, interleaved
+        self.scale = scale or RotaryScale("none", 1.0, None)
+        self._table = PositionTable(self._rows, head_width)
+
+    def forward(self, query: Tensor, key: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys by positions `start .. start + length - 1`.
+
+        Args:
+            query: (..., H, length, Dh), or any length that a length of 1 is broadcast to.
+            key: (..., H', length, Dh).
+            start: position of the first of them.
+            length: number of positions.
+        """
+        cos, sin = self._table.rows(start, length, query.device).chunk(2, dim=-1)
+        return self._rotate(query, cos, sin), self._rotate(key, cos, sin)
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate the pairs of x (..., T, Dh) by angles (T, Dh / 2)."""
+        if self.interleaved:
+            first, second = x[..., 0::2], x[..., 1::2]
+            turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
+            return turned.flatten(-2).to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return turned.to(x.dtype)
+
+    def _rows(self, count: int, width: int) -> Tensor:
+        """Return `[cos, sin]` of the angles of the first `count` positions, (count, Dh)."""
+        angles = torch.arange(count, dtype=torch.float32)[:, None] * self.frequencies(width)
+        is_yarn = self.scale.kind == "yarn"
+        gain = 0.1 * math.log(self.scale.factor) + 1.0 if is_yarn else 1.0
+        return torch.cat([angles.cos(), angles.sin()], dim=1) * gain
+
+    def frequencies(self, width: int) -> Tensor:
+        """Return the angles per position (Dh / 2,), fastest first, in float32."""
+        half, theta = width // 2, self.theta
+        kind, factor, original_length = self.scale
+        if kind == "ntk" and width > 2:
+            theta *= factor ** (width / (width - 2))
+        frequencies: Tensor = theta ** (-torch.arange(half, dtype=torch.float32) / half)
+        if kind == "linear":
+            return frequencies / factor
+        if kind == "yarn":
+            assert original_length is not None, "yarn needs the original length"
+            kept = self._kept(half, original_length)
+            return frequencies * kept + frequencies / factor * (1.0 - kept)
+        return frequencies
+
+    def _kept(self, half: int, original_length: int) -> Tensor:
+        """Return how much of each frequency `yarn` keeps (Dh / 2,): 1 for the fast ones."""
+
+        def pair_with(rotations: float) -> float:
+            """Return the pair, as a fraction, that rotates this often within the length."""
+            wave = original_length / (rotations * 2 * math.pi)
+            return half * math.log(wave) / math.log(self.theta)
+
+        fast = max(math.floor(pair_with(_YARN_FAST)), 0)
+        slow = min(math.ceil(pair_with(_YARN_SLOW)), 2 * half - 1)
+        ramp = (torch.arange(half, dtype=torch.float32) - fast) / max(slow - fast, 1e-3)
+        return 1.0 - ramp.clamp(0.0, 1.0)
+
+
+class XPositions(RotaryPositions):
+    """xPos (Sun et al., 2022, https://arxiv.org/abs/2212.10554): a rotation with a decay.
+
+    In a causal self-attention, the score of pair i decays with the distance n between query and
+    key by the factor `zeta_i ** (n / scale_base)`, `zeta_i = (2 i / Dh + 0.4) / 1.4`: queries are
+    multiplied by the decay at their position, and keys are divided by it. Where a query also sees
+    later keys, a product of this form would grow with their distance, so that an encoder only
+    rotates.
+
+    Args:
+        head_width: Dh, even.
+        causal: whether queries see the past only.
+        center: position whose scale is 1. Only differences matter, but numbers stay in range if it
+            is near the middle of the text.
+        theta: base of the angles.
+        scale_base: distance at which a score has decayed by zeta.
+        interleaved: see `RotaryPositions`.
+    """
+
+    def __init__(
+        self,
+        head_width: int,
+        causal: bool,
+        center: int,
+        theta: float,
+        scale_base: float,
+        interleaved: bool,
+    ) -> None:
+        super().__init__(head_width, theta, interleaved)
+        self.causal, self.center, self.scale_base = causal, center, scale_base
+        self._scales = PositionTable(self._scale_rows, head_width)
+
+    def forward(self, query: Tensor, key: Tensor, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Rotate and scale queries and keys, see `RotaryPositions.forward`."""
+        if not self.causal:
+            return super().forward(query, key, start, length)
+        cos, sin = self._table.rows(start, length, query.device).chunk(2, dim=-1)
+        scale = self._scales.rows(start, length, query.device)
+        return (
+            self._rotate(query, cos * scale, sin * scale),
+            self._rotate(key, cos / scale, sin / scale),
+        )
+
+    def _scale_rows(self, count: int, width: int) -> Tensor:
+        """Return the scales of queries at the first `count` positions, (count, Dh / 2)."""
+        zeta = (torch.arange(0, width, 2, dtype=torch.float32) / width + 0.4) / 1.4
+        power = (torch.arange(count, dtype=torch.float32) - self.center) / self.scale_base
+        return zeta ** power[:, None]

@@ -1,0 +1,132 @@
+"""A checkpoint that is written while training goes on is the one that a waiting run writes."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_seq import distributed
+from ds_seq.config.optim import AdamConfig
+from ds_seq.errors import EXIT_USER_ERROR, UserError
+from ds_seq.training import background
+from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.engine import Engine
+from ds_seq.training.saves import Saves
+from tests.distributed import spine
+from tests.distributed.harness import run_distributed
+from tests.values import progress_at
+
+LAYOUTS = [(0, 1), (1, 2), (2, 1), (3, 2)]  # stage of ZeRO, expert parallel
+
+
+def _engine(stage: int, expert_parallel: int) -> Engine:
+    options: dict[str, Any] = {"optimizer": AdamConfig(lr=0.01), "model": spine.small_model()}
+    return spine.make_engine(stage, expert_parallel, **options)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _both_ways(root: Path) -> list[tuple[bool, bool]]:
+    """For each layout: whether training overtook the writing, and whether the files are equal."""
+    write, may_write, found = background.save_tensors, threading.Event(), []
+
+    def wait_and_write(*arguments: Any) -> None:
+        assert may_write.wait(30)
+        write(*arguments)
+
+    for stage, expert_parallel in LAYOUTS:
+        folder = root / f"{stage}"
+        engine = _engine(stage, expert_parallel)
+        stores = [CheckpointStore(folder / name, 2, 1, True) for name in ("sync", "background")]
+        overtook = True
+        for update in (2, 4):  # the second time, the copies are in the memory of the first
+            spine.train(engine, range(update - 2, update))
+            stores[0].save(engine, update, progress_at(update), 1.0)
+            may_write.clear()
+            background.save_tensors = wait_and_write
+            stores[1].start(engine, update, progress_at(update), 1.0, {}, in_background=True)
+            spine.train(engine, range(update, update + 1))
+            final = folder / "background" / f"update_{update:08d}"
+            overtook &= not final.exists()
+            may_write.set()
+            assert stores[1].finish() is None
+            background.save_tensors = write
+            distributed.barrier()
+        names = [f"update_{update:08d}" for update in (2, 4)]
+        same = all(
+            _contents(folder / "sync" / name) == _contents(folder / "background" / name)
+            for name in names
+        )
+        found.append((overtook, same and stores[0].index == stores[1].index))
+    return found
+
+
+def test_the_same_bytes_in_every_layout(tmp_path: Path) -> None:
+    assert run_distributed(_both_ways, 2, tmp_path) == [[(True, True)] * len(LAYOUTS)] * 2
+
+
+def _disk_full_on_rank_1(root: Path, goes_on: bool, in_background: bool) -> dict[str, Any]:
+    engine = _engine(1, 2)
+    saves = Saves(CheckpointStore(root / "checkpoints", 2, 1, True), in_background, goes_on)
+    assert saves.save(engine, 1, progress_at(1), None, {}) == []
+    assert saves.finish() == []
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    if distributed.rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    found: dict[str, Any] = {"warnings": [], "ended": None}
+    try:
+        found["warnings"] += saves.save(engine, 2, progress_at(2), None, {})
+        while in_background and not distributed.any_rank(saves.failed.is_set()):
+            pass  # as in a training, whose ranks agree in every update
+        found["warnings"] += saves.finish()
+    except UserError as error:
+        found["ended"] = str(error)
+    except SystemExit as end:
+        found["ended"] = end.code
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    distributed.barrier()  # rank 0 removes what is left
+    found["left"] = sorted(path.name for path in (root / "checkpoints").iterdir())
+    found["failed"] = saves.num_failed
+    distributed.barrier()
+    if goes_on:
+        assert saves.save(engine, 3, progress_at(3), None, {}) + saves.finish() == []
+        saves.require_last()
+    return found
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_rank_that_cannot_write(tmp_path: Path, goes_on: bool, in_background: bool) -> None:
+    first, second = run_distributed(_disk_full_on_rank_1, 2, tmp_path, goes_on, in_background)
+    for found in (first, second):
+        assert found["left"] == ["index.json", "update_00000001"] and found["failed"] == 1
+    reason = f"{tmp_path}/checkpoints/update_00000002.incomplete/weights.1.safetensors: cannot be"
+    if goes_on:
+        assert first["warnings"] == second["warnings"] and len(first["warnings"]) == 1
+        assert first["warnings"][0].startswith(reason)
+        assert first["warnings"][0].endswith("(1 not written since the start)")
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["index.json", "update_00000001", "update_00000003"]
+    else:
+        assert first["ended"].startswith(reason) and "on_save_error=continue" in first["ended"]
+        assert second["ended"] == EXIT_USER_ERROR
+
+
+def _end_without_finish(root: Path) -> list[str]:
+    engine = _engine(1, 2)
+    saves = Saves(CheckpointStore(root / "checkpoints", 2, 1, True), True, False)
+    saves.save(engine, 1, progress_at(1), None, {})
+    saves.close()  # as after an error in the training
+    distributed.barrier()
+    return sorted(path.name for path in (root / "checkpoints").iterdir())
+
+
+def test_a_run_that_fails_still_completes_what_it_has_begun_to_write(tmp_path: Path) -> None:
+    assert run_distributed(_end_without_finish, 2, tmp_path)[0] == ["index.json", "update_00000001"]

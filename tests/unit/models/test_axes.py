@@ -1,0 +1,365 @@
+"""Every value of every axis of a model: counted, decoded as trained, drawn as published."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ds_seq.config.model.depth import deepnorm, subln
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
+from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.modules.rms_norm import RmsNorm
+from ds_seq.moe.experts import Experts
+from tests.batches import encode, score
+from tests.unit.models.test_sublayers import walk
+
+VOCAB = 23
+MOE = {"num_experts": 4, "top_k": 2, "every": 1, "capacity_factor": None}
+YARN = {"name": "rotary", "scaling": "yarn", "factor": 4.0, "original_length": 16}
+VALUES: dict[str, dict[str, Any]] = {
+    "rms": {"norm": "rms"},
+    "deepnorm": {"norm_position": "deepnorm"},
+    "subln": {"norm_position": "subln"},
+    "subln rms": {"norm_position": "subln", "norm": "rms"},
+    "relu_squared": {"activation": "relu_squared"},
+    "geglu": {"activation": "geglu", "ffn_two_thirds": True},
+    "none": {"positions": "none"},
+    "rotary": {"positions": {"name": "rotary", "interleaved": True, "theta": 100.0}},
+    "yarn": {"positions": YARN},
+    "xpos": {"positions": "xpos"},
+    "alibi": {"positions": "alibi"},
+    "buckets": {"positions": "buckets"},
+    "grouped queries": {"num_kv_heads": 2},
+    "one key head": {"num_kv_heads": 1, "positions": "buckets"},
+    "window": {"attention_window": 3},
+    "window alibi": {"attention_window": 5, "positions": "alibi", "num_kv_heads": 2},
+    "query norms": {"query_key_norm": True, "norm": "rms", "positions": "rotary"},
+    "factorized": {"embedding_dim": 8, "embedding_norm": True},
+    "three factors": {"embedding_dim": 8, "share_embeddings": "none", "embedding_scale": False},
+    "repeats": {"encoder_repeats": 2, "decoder_repeats": 3},
+    "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
+}
+
+
+def _away_from_the_start(model: Seq2SeqTransformer) -> None:
+    """Change what starts at 0 or 1, which would hide a part that is not applied."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.unique().numel() == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+
+
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "experts"])
+@pytest.mark.parametrize("name", VALUES)
+def test_each_value_is_counted_trained_and_decoded(build, config, pairs, name, moe):
+    settings = {"num_heads": 4, **VALUES[name], "moe": moe}
+    model = build(**settings)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert config(**settings).num_params(VOCAB).total == counted
+    _away_from_the_start(model)
+    with torch.no_grad():
+        model.target_embedding.weight[1] = 0.0
+    model.eval()
+    walk(model, pairs.src, 3, 40)
+    model.train()
+    output = score(model, *pairs)
+    (output.logits.square().mean() + sum(output.router_losses.values())).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_padding_and_company_change_nothing(build, pairs, name):
+    model = build(num_heads=4, **VALUES[name]).eval()
+    _away_from_the_start(model)
+    with torch.no_grad():
+        together = encode(model, pairs.src).hidden[2, :2]
+        alone = encode(model, pairs.src[2:3, :2]).hidden[0]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in VALUES if name != "dropped layers"])
+def test_each_value_makes_another_model(build, pairs, name):
+    """What is read from the config and then not applied would go unnoticed everywhere else."""
+    plain, other = build(num_heads=4), build(num_heads=4, **VALUES[name])
+    _away_from_the_start(other)
+    same = {key: value for key, value in plain.state_dict().items() if key in other.state_dict()}
+    if all(value.shape == other.state_dict()[key].shape for key, value in same.items()):
+        other.load_state_dict(same, strict=False)
+    difference = score(plain.eval(), *pairs).logits - score(other.eval(), *pairs).logits
+    assert difference.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["subln rms", "yarn", "xpos", "alibi", "buckets", "window alibi"])
+def test_half_precision_stays_near_single(build, pairs, name, dtype):
+    model = build(num_heads=4, **VALUES[name]).eval()
+    with torch.no_grad():
+        exact = score(model, *pairs).logits
+        half = score(model.to(dtype), *pairs).logits
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), exact, atol=0.05, rtol=0.05)
+
+
+# N, M -> alpha and beta of encoder and decoder; the second beta of the encoder is TorchScale's
+PUBLISHED = {
+    (6, 6): (1.417938, 0.496989, 0.656940, 2.059767, 0.343295),
+    (12, 12): (1.760878, 0.400198, 0.528998, 2.449490, 0.288675),
+    (18, 18): (1.998746, 0.352571, 0.466042, 2.710806, 0.260847),
+    (100, 100): (3.415742, 0.206310, 0.272708, 4.161791, 0.169904),
+    (6, 3): (1.357822, 0.518993, 0.686025, 1.732051, 0.408248),
+}
+
+
+@pytest.mark.parametrize(("depths", "constants"), PUBLISHED.items())
+def test_constants_of_deepnorm(depths: tuple[int, int], constants: tuple[float, ...]) -> None:
+    ours = deepnorm("encoder", *depths)
+    _, theirs = deepnorm("encoder", *depths, as_torchscale=True)
+    assert (*ours, theirs, *deepnorm("decoder", *depths)) == pytest.approx(constants, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("depth", "skip", "initial"), [(6, 1.861210, 0.379918), (100, 3.760603, 0.188030)]
+)
+def test_constants_of_deepnorm_with_one_stack(depth: int, skip: float, initial: float) -> None:
+    for scale in (deepnorm("encoder", depth, 0), deepnorm("decoder", 0, depth)):
+        assert scale == pytest.approx((skip, initial), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("depth", "single", "encoder", "decoder"),
+    [
+        (6, 1.576359, 1.547288, 1.700109),
+        (12, 1.782710, 1.948385, 1.893018),
+        (18, 1.893018, 2.182857, 1.997244),
+        (100, 2.301807, 3.173875, 2.388259),
+    ],
+)
+def test_constants_of_subln(depth: int, single: float, encoder: float, decoder: float) -> None:
+    found = [
+        subln("decoder", 0, depth).initial,
+        subln("encoder", depth, depth).initial,
+        subln("decoder", depth, depth).initial,
+    ]
+    assert found == pytest.approx([single, encoder, decoder], abs=1e-6)
+
+
+@pytest.mark.parametrize("moe", [None, {**MOE, "shared_experts": 1}], ids=["dense", "experts"])
+@pytest.mark.parametrize("position", ["deepnorm", "subln"])
+def test_initial_weights_are_scaled_where_values_pass(build, config, position, moe):
+    """Queries and keys are not, nor is the cross-attention of SubLN."""
+    plain = build(norm_position="post", decoder_layers=3, moe=moe).state_dict()
+    scaled = build(norm_position=position, decoder_layers=3, moe=moe).state_dict()
+    cfg = config(norm_position=position, decoder_layers=3)
+    for stack in ("encoder", "decoder"):
+        factor = cfg.depth_scale(stack, 2, 3).initial
+        prefix, cross = f"{stack}.layers.1.", 1.0 if position == "subln" else factor
+        qkv = plain[f"{prefix}self_attention.qkv.weight"].chunk(3)
+        expected = {
+            "self_attention.qkv.weight": torch.cat([*qkv[:2], qkv[2] * factor]),
+            "self_attention.output.weight": factor,
+        }
+        if moe is None:
+            expected |= {"feed_forward.up.weight": factor, "feed_forward.down.weight": factor}
+        else:
+            parts = ("experts.w1", "experts.w2", "branch.dense.up.weight")
+            expected |= {f"feed_forward.{part}": factor for part in parts}
+            expected["feed_forward.gate.weight"] = 1.0
+        if stack == "decoder":
+            expected["cross_attention.output.weight"] = cross
+            expected["cross_attention.query.weight"] = 1.0
+        for name, value in expected.items():
+            before = plain[prefix + name]
+            value = value if isinstance(value, Tensor) else before * value
+            torch.testing.assert_close(scaled[prefix + name], value, msg=name)
+
+
+def test_deepnorm_weighs_what_went_in(build):
+    residual = build(norm_position="deepnorm", dropout=0.0).decoder.layers[0].feed_forward_residual
+    x, y = torch.randn(2, 2, 3, 16)
+    alpha = (3 * 2) ** 0.25
+    torch.testing.assert_close(residual.leave(x, y), residual.norm(alpha * x + y))
+    assert residual.enter(x) is x
+
+
+def test_drop_path_rises_with_depth_and_drops_sentences(build):
+    model = build(encoder_layers=5, drop_path=0.4).train()
+    rates = [layer.feed_forward_residual.drop_path for layer in model.encoder.layers]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    residual = model.encoder.layers[4].feed_forward_residual
+    residual.norm = torch.nn.Identity()
+    torch.manual_seed(1)
+    y = torch.ones(4000, 2, 3)
+    out = residual.leave(torch.zeros_like(y), y)
+    assert set(out.flatten(1).std(1).tolist()) == {0.0}, "a sentence is dropped as a whole"
+    assert out.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert (out[:, 0, 0] == 0).float().mean().item() == pytest.approx(0.4, abs=0.04)
+    assert torch.equal(residual.eval().leave(torch.zeros_like(y), y), y)
+
+
+def test_a_dropped_layer_returns_its_input_and_gets_zero_gradients(build, pairs):
+    model = build(encoder_layers=1, layer_drop=0.999, dropout=0.0).train()
+    torch.manual_seed(1)
+    embedded = model.encoder._start(model.target_embedding(pairs.src), 0, 7)
+    encoded = encode(model, pairs.src).hidden
+    torch.testing.assert_close(encoded, embedded)
+    score(model, *pairs).logits.sum().backward()
+    assert not model.encoder.layers[0].feed_forward.up.weight.grad.any()
+    torch.testing.assert_close(encode(model.eval(), pairs.src).hidden.std() > 0, torch.tensor(True))
+
+
+@pytest.mark.parametrize("queries", [3, 20])
+@pytest.mark.parametrize("shape", [None, (5, 1, 1, 9), (1, 6, 1, 9), (6, 1, 9), (5, 6, 1, 9)])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3])
+def test_shared_keys_are_repeated_keys(queries, shape, num_kv_heads):
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(5, 6, queries, 4, generator=generator)
+    memory = KeyValue(*torch.randn(2, 5, num_kv_heads, 9, 4, generator=generator))
+    repeated = KeyValue(*(x.repeat_interleave(6 // num_kv_heads, 1) for x in memory))
+    masks = [None]
+    if shape is not None:
+        wide = (*shape[:-2], queries, 9)
+        masks = [torch.randn(size, generator=generator) for size in (shape, wide)]
+    for mask in masks:
+        expected, expected_map = attend_with_map(query, repeated, mask, dropout=0.0)
+        actual, actual_map = attend_with_map(query, memory, mask, dropout=0.0)
+        torch.testing.assert_close(actual_map, expected_map)
+        torch.testing.assert_close(actual, expected)
+        fast = attend(query, memory, mask, dropout=0.0)
+        torch.testing.assert_close(fast, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_key_head_per_query_head_is_plain_attention():
+    plain, grouped = SelfAttention(8, 2, 0.0, True), SelfAttention(8, 2, 0.0, True, None, 2)
+    grouped.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 5, 8)
+    assert torch.equal(plain(x).y, grouped(x).y)
+
+
+def test_a_window_as_wide_as_the_text_is_no_window(build, pairs):
+    plain, windowed = build().eval(), build(attention_window=7).eval()
+    windowed.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(score(windowed, *pairs).logits, score(plain, *pairs).logits)
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6), (0, 6)])
+def test_rms_norm_and_its_gradients_are_the_formula(shape):
+    norm = RmsNorm(6, 1e-6)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(shape, requires_grad=True)
+    grad = torch.randn(shape)
+    exact = x.double()
+    y = exact / (exact.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+    expected = torch.autograd.grad(y, [x, norm.weight], grad.double())
+    torch.testing.assert_close(norm(x), y.float())
+    found = torch.autograd.grad(norm(x), [x, norm.weight], grad)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_rms_norm_of_large_and_of_empty_rows(dtype):
+    """Squares of 300 overflow float16, and an epsilon of 1e-6 is zero in it."""
+    norm = RmsNorm(8, 1e-6).to(dtype)
+    rows = torch.stack([torch.zeros(8), torch.full((8,), 300.0)]).to(dtype)
+    torch.testing.assert_close(norm(rows), torch.stack([torch.zeros(8), torch.ones(8)]).to(dtype))
+
+
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_experts_with_inner_norms_are_their_feed_forwards(activation):
+    """Each expert, an idle one included, against the dense feed-forward with its parameters."""
+    make = lambda: torch.nn.LayerNorm(6)  # noqa: E731
+    experts = Experts(4, 6, 3, 0, activation, 0.0, 1, make())
+    for parameter in experts.inner_norm.parameters():
+        torch.nn.init.normal_(parameter)
+    counts = torch.tensor([3, 0, 2])
+    x = torch.randn(5, 4)
+    parts = []
+    for expert, rows in enumerate(x.split(counts.tolist())):
+        dense = FeedForward(4, 6, activation, 0.0, make())
+        up, down = experts.maps
+        with torch.no_grad():
+            dense.up.weight.copy_(up[expert])
+            dense.up.bias.copy_(experts.b1[expert, 0])
+            dense.down.weight.copy_(down[expert])
+            dense.down.bias.copy_(experts.b2[expert, 0])
+            dense.inner_norm.weight.copy_(experts.inner_norm.weight[expert, 0])
+            dense.inner_norm.bias.copy_(experts.inner_norm.bias[expert, 0])
+        parts.append(dense(rows).y)
+    y = experts(x, counts)
+    torch.testing.assert_close(y, torch.cat(parts))
+    y.sum().backward()
+    for parameter in experts.parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad[1].any(), "an idle expert"
+
+
+def test_factorized_embeddings_score_through_the_factor(build):
+    table = build(embedding_dim=8).target_embedding
+    product = table.weight @ table.factor.weight.t()  # (V, D)
+    tokens = torch.tensor([[3, 5]])
+    torch.testing.assert_close(table(tokens), 4.0 * product[tokens])
+    hidden = torch.randn(2, 16)
+    torch.testing.assert_close(table(hidden, project=True), hidden @ product.t())
+    assert product.std().item() == pytest.approx(16**-0.5, rel=0.25)
+
+
+@pytest.mark.parametrize("moe", [None, MOE], ids=["dense", "experts"])
+def test_a_repeated_layer_learns_what_its_copies_learn_together(build, pairs, moe):
+    """Its gradient is the sum of those of layers of their own with the same values."""
+    shared = build(
+        encoder_layers=1, encoder_repeats=3, decoder_layers=1, decoder_repeats=2, moe=moe
+    )
+    copies = build(encoder_layers=3, decoder_layers=2, moe=moe)
+    state = shared.state_dict()
+    copies.load_state_dict({k: state[_first(k)] for k in copies.state_dict()})
+    outputs = [score(model, *pairs) for model in (shared, copies)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
+    assert len(outputs[0].moe_stats) == len(outputs[1].moe_stats) == (5 if moe else 0)
+    for output in outputs:
+        (output.logits.square().sum() + sum(output.router_losses.values())).backward()
+    sums = {name: torch.zeros_like(value) for name, value in shared.named_parameters()}
+    for name, parameter in copies.named_parameters():
+        sums[_first(name)] += parameter.grad
+    for name, parameter in shared.named_parameters():
+        torch.testing.assert_close(parameter.grad, sums[name], atol=1e-4, rtol=1e-4)
+
+
+def _first(name: str) -> str:
+    """Return the name of the same parameter in layer 0."""
+    return re.sub(r"layers\.\d+", "layers.0", name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_kv_heads": 3}, "num_kv_heads: 3 does not divide num_heads 2"),
+        ({"ffn_two_thirds": True}, "ffn_two_thirds: needs an activation with two projections"),
+        ({"embedding_dim": 16}, "embedding_dim: 16 saves nothing"),
+        ({"deepnorm_init": "torchscale"}, "deepnorm_init: applies to norm_position deepnorm"),
+        ({"positions": {"name": "rotary", "factor": 2.0}}, "factor: needs a scaling"),
+        ({"positions": {"name": "rotary", "scaling": "yarn", "factor": 2.0}}, "original_length"),
+        ({"positions": {"name": "buckets", "max_distance": 9}}, "max_distance: must be above half"),
+        ({"positions": "xpos", "num_heads": 16}, "xpos rotates pairs of features"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(**settings)
+
+
+def test_the_width_of_two_thirds(config):
+    narrow = config(activation="swiglu", ffn_two_thirds=True)
+    assert [narrow.inner_width(ffn_dim) for ffn_dim in (24, 2048, 8)] == [16, 1368, 8]
+    gated = config(activation="swiglu", ffn_two_thirds=True, ffn_dim=3072, d_model=768)
+    plain = config(activation="relu", ffn_dim=3072, d_model=768)
+    ratio = gated.num_params(VOCAB).total / plain.num_params(VOCAB).total
+    assert math.isclose(ratio, 1.0, abs_tol=0.001)
