@@ -39,10 +39,12 @@ REQUIREMENTS = [
 ]
 SUMMARIZATION = ["rouge-score"]
 ZSTD = ["zstandard"]  # reads .zst; the program zstd will do, too
+PLOT = ["matplotlib"]
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
 TEST = [
     *SUMMARIZATION,
     *CTRANSLATE2,
+    *PLOT,
     *ZSTD,
     "filelock",
     "psutil",
@@ -67,7 +69,8 @@ setup(
     extras_require={
         "test": TEST,
         "dev": DEV,
-        "benchmarks": ["matplotlib"],
+        "benchmarks": PLOT,
+        "plot": PLOT,
         "ctranslate2": CTRANSLATE2,
         "zstd": ZSTD,
         "summarization": SUMMARIZATION,

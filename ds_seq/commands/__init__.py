@@ -53,6 +53,7 @@ _HELP = {
     "verify": "run, export or data folder -> whether its files are intact",
     "verify-data": "data folder -> the same as verify",
     "runs": "folders -> state, score and speed of each run",
+    "plot": "run folders -> picture of their curves",
     "moe-stats": "run folder + shards -> load of the experts",
 }
 

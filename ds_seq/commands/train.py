@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -16,9 +17,12 @@ from ds_seq.training.run import TrainingResult, run_training
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq train`; return the exit code."""
     args = build_parser().parse_intermixed_args(argv)
+    overrides = list(args.overrides)
+    if args.profile is not None:
+        overrides.append(f"train.profile={json.dumps(args.profile)}")
     try:
         result = run_training(
-            lambda: load_experiment(args.experiment, args.overrides, TRAINING),
+            lambda: load_experiment(args.experiment, overrides, TRAINING),
             resume=args.resume,
             overwrite=args.overwrite,
             checkpoint=args.checkpoint,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ds_seq.activity import HANG_SECONDS
 from ds_seq.config.base import (
@@ -21,8 +22,10 @@ from ds_seq.names import (
     OnOutOfMemory,
     Precision,
     SaveErrorAnswer,
+    TrackerName,
 )
 
+_MOST_PROFILED = 20
 _FIRST_TRIED = 4096
 """Batch size in tokens where only a trial can tell it."""
 
@@ -203,6 +206,11 @@ class TrainConfig(Config):
     num_prefetch: PositiveInt = Field(
         default=4, le=10_000, description="Number of batches collated ahead in the background."
     )
+    profile: str | None = Field(
+        default=None,
+        description="`FROM:TO` traces these updates with torch's profiler, into `profile/` in the "
+        "run folder; at most 20. Null traces none.",
+    )
     peak_tflops: Annotated[float, Field(gt=0.0)] | None = Field(
         default=None,
         description="Peak speed of a device in TFLOP/s, of which `mfu` is the used share. Null "
@@ -211,6 +219,35 @@ class TrainConfig(Config):
     tensorboard: bool = Field(
         default=True, description="Write TensorBoard files in addition to the JSONL log."
     )
+    trackers: list[TrackerName] = Field(
+        default=[],
+        description="Also send the figures to these, if they are installed: `wandb`, `mlflow`. "
+        "Their own environment variables configure them (`WANDB_MODE`, `MLFLOW_TRACKING_URI`).",
+    )
+
+    @property
+    def profiled_updates(self) -> tuple[int, int] | None:
+        """The first and the last update to trace; None for none."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        return int(first), int(last)
+
+    @field_validator("profile")
+    @classmethod
+    def _check_profile(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        numbers = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", value)
+        if numbers is None:
+            raise ValueError(f"should be FROM:TO, such as 10:12, not {value!r}")
+        first, last = int(numbers[1]), int(numbers[2])
+        if not 1 <= first <= last < first + _MOST_PROFILED:
+            raise ValueError(
+                f"{value} should be numbers of updates from 1, FROM first, and at most "
+                f"{_MOST_PROFILED} of them: traces are large"
+            )
+        return value
 
     def most_tokens(self, longest: int) -> int:
         """Return the maximum batch size in tokens, for sentences of at most `longest` tokens."""

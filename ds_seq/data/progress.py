@@ -61,12 +61,15 @@ class Progress:
         elif time.monotonic() - self._printed >= _PLAIN_SECONDS:
             self._print()
 
-    def _print(self) -> None:
+    def _print(self, is_over: bool = False) -> None:
         self._printed = time.monotonic()
         total = "" if self._total is None else f" of {self._total:,}"
         seconds = self._printed - self._started
+        left = ""
+        if self._total is not None and 0 < self._done < self._total and not is_over:
+            left = f", about {seconds * (self._total - self._done) / self._done:.0f} s left"
         print(
-            f"{self._title}: {self._done:,}{total} {self._unit}, {seconds:.0f} s",
+            f"{self._title}: {self._done:,}{total} {self._unit}, {seconds:.0f} s{left}",
             file=sys.stderr,
             flush=True,
         )
@@ -83,4 +86,4 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif kind is None:
-            self._print()
+            self._print(is_over=True)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from ds_seq.distributed.group import rank, world_size
 from ds_seq.distributed.launch import World
-from ds_seq.distributed.places import notes, place_of, table
+from ds_seq.distributed.places import notes, place_of, seen_from_others, table
 from ds_seq.errors import DivergedError, UserError
 
 _MOST_NAMED = 5
@@ -188,5 +188,5 @@ def describe_places(world: World) -> list[str]:
     places = gather_objects(place_of(world))
     if places is None:
         return []
-    lines = table(places) if world.size > 1 else []
+    lines = table(seen_from_others(places)) if world.size > 1 else []
     return lines + [f"note: {note}" for note in notes(os.environ, world)]

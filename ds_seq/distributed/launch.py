@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -192,11 +192,12 @@ def _mpi_meeting_point(size: int, single_node: bool) -> tuple[str, int]:
             f"it has loaded {library}, which is not mpirun's MPI; set MPI4PY_LIBMPI to the path of "
             "mpirun's libmpi.so, or MASTER_ADDR and MASTER_PORT"
         )
+    names = MPI.COMM_WORLD.gather(socket.gethostname(), root=0)
     meeting_point = None
-    if MPI.COMM_WORLD.Get_rank() == 0:
-        name = "127.0.0.1" if single_node else socket.gethostname()
+    if names is not None:
+        name = "127.0.0.1" if single_node else names[0]
         try:
-            host = socket.gethostbyname(name)
+            host = _address_of(name, [] if single_node else names)
             meeting_point = (host, free_port())
         except OSError as error:  # the others are waiting for an answer
             meeting_point = (f"{name!r} ({error.strerror})", 0)
@@ -207,6 +208,17 @@ def _mpi_meeting_point(size: int, single_node: bool) -> tuple[str, int]:
             "address that all nodes know, and MASTER_PORT"
         )
     return str(address), int(port)
+
+
+def _address_of(name: str, hosts: Sequence[str]) -> str:
+    """Return the address of this host, whose name is a loopback address here on some systems."""
+    address = socket.gethostbyname(name)
+    for other in hosts:
+        if other != name and address.startswith("127."):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((other, 1))  # sends no packet
+                address = str(probe.getsockname()[0])
+    return address
 
 
 def _number(env: Mapping[str, str], key: str, default: int | None = None) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import ipaddress
 import json
+import os
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -46,7 +50,7 @@ def unpacked(text: str | bytes) -> Place:
 
 def place_of(world: World) -> Place:
     """Return where this process is."""
-    host, address, device = socket.gethostname(), _own_address(world), world.device
+    host, address, device = socket.gethostname(), own_address(world.address), world.device
     if device.type != "cuda":
         return Place(host, address, world.size, device.type)
     properties = torch.cuda.get_device_properties(device)
@@ -61,16 +65,78 @@ def place_of(world: World) -> Place:
     )
 
 
-def _own_address(world: World) -> str:
-    """Return the address of this machine towards rank 0; no packet is sent to find it."""
+def own_address(towards: str) -> str:
+    """Return the address of this machine towards another; no packet is sent to find it."""
     try:
-        found = socket.getaddrinfo(world.address, world.port or 1, type=socket.SOCK_DGRAM)
+        found = socket.getaddrinfo(towards, 1, type=socket.SOCK_DGRAM)
         family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
     except OSError:  # reported when the ranks meet
         return "?"
+
+
+def name_gloo_interface(towards: str) -> None:
+    """Let gloo listen where other hosts reach this one.
+
+    gloo listens at the address of the host's own name. Debian writes that name into `/etc/hosts` as
+    127.0.1.1, where only processes of the same host can connect. A `GLOO_SOCKET_IFNAME` that is set
+    stays.
+
+    Args:
+        towards: address of another host of the run, or of this one if there is no other.
+    """
+    address = own_address(towards)
+    if "GLOO_SOCKET_IFNAME" in os.environ or is_loopback(address):
+        return
+    try:
+        listens_at = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        listens_at = ""
+    name = _interface(address) if not listens_at or is_loopback(listens_at) else None
+    if name is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only processes of one host can connect to an address."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # one that was not found
+        return True
+
+
+def _interface(address: str) -> str | None:
+    """Return the network interface with an IPv4 address, or None."""
+    get_address = 0x8915  # SIOCGIFADDR
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()[:15]))
+            except OSError:  # it has no such address
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def seen_from_others(places: Sequence[Place]) -> list[Place]:
+    """Return the places with an address of this host that others reach, where it is a loopback one.
+
+    Args:
+        places: those of all ranks, of which the first is on this host.
+    """
+    others = [place.address for place in places if not is_loopback(place.address)]
+    if not others:
+        return list(places)
+    here = own_address(others[0])
+    return [
+        place._replace(address=here)
+        if place.host == places[0].host and is_loopback(place.address)
+        else place
+        for place in places
+    ]
 
 
 def table(places: Sequence[Place]) -> list[str]:

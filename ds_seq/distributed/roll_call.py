@@ -18,7 +18,15 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from ds_seq.distributed.launch import World
-from ds_seq.distributed.places import Place, contradiction, place_of, table, unpacked
+from ds_seq.distributed.places import (
+    Place,
+    contradiction,
+    is_loopback,
+    name_gloo_interface,
+    place_of,
+    table,
+    unpacked,
+)
 from ds_seq.errors import UserError
 
 PATIENCE = "DS_SEQ_JOIN_SECONDS"
@@ -44,11 +52,15 @@ def roll_call(world: World) -> dist.Store:
     patience = _patience()
     _resolve(world, patience)
     place = f"{world.address}:{world.port}"
-    is_host = world.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    uses_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_host = world.is_first and not uses_agent
     if not is_host:
         _reach(world, patience)
     store = _open_store(world, patience, is_host)
-    calls = dist.PrefixStore(f"ds_seq/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    # The store of an agent outlives its workers. Ours does not, and there the counts of agents
+    # differ: one whose own worker has not failed does not count a restart.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if uses_agent else "0"
+    calls = dist.PrefixStore(f"ds_seq/{attempt}", store)
     process = f"{socket.gethostname()}:{os.getpid()}"
     claimed = calls.compare_set(str(world.rank), "", process).decode()
     if claimed != process:
@@ -65,7 +77,11 @@ def roll_call(world: World) -> dist.Store:
         calls.set("all", problem or _HERE)
         if problem is not None:
             raise UserError("\n".join([problem, *table(places)]))
+        # the name of this host may be a loopback address here: ask for the way to another one
+        others = [place.address for place in places if not is_loopback(place.address)]
+        name_gloo_interface(next(iter(others), world.address))
         return store
+    name_gloo_interface(world.address)
     try:
         _wait_for_all(calls, world, patience, place)
         answer = calls.get("all").decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from ds_seq.errors import UserError
 from ds_seq.files.atomic import writing
-from ds_seq.files.process import host, start_time, this_process
+from ds_seq.files.process import host, is_earlier_start, is_running, start_time, this_process
 from ds_seq.records import read_json
 
 LOCK_FILE = ".lock"
@@ -26,6 +27,7 @@ LOCK_FILE = ".lock"
 RENEWING = "ds-seq lock"
 """Name of the threads that renew locks."""
 
+_ATTEMPT = re.compile(r"\.(\d+)@(.+?)(?:\.stale)?$")  # process and host
 _RENEWED, _SILENT = 20.0, 180.0  # seconds between signs of life of a lock, and until it is stale
 
 
@@ -34,8 +36,9 @@ class Lock:
 
     The lock is a file that names host and process, and is renewed every few seconds. It needs no
     support of the file system for locks, so it works on network file systems too. A lock is stale,
-    and replaced, if its process has ended on this host, or if a process of another host (or
-    container) has given no sign of life for three minutes. A context manager.
+    and replaced, if its process has ended on this host, if it belongs to an earlier start of this
+    SLURM job, or if a process of another host (or container) has given no sign of life for three
+    minutes. A context manager.
 
     Args:
         path: the lock file. Missing folders are created, and removed again if nothing was written.
@@ -63,7 +66,7 @@ class Lock:
             finally:
                 new.unlink(missing_ok=True)
             for other in path.parent.glob(f"{escape(path.name)}.*@*"):
-                if time.time() - other.stat().st_mtime > _SILENT:  # left by a killed process
+                if _is_left(other):
                     other.unlink(missing_ok=True)
         stop = threading.Event()
         threading.Thread(target=_renew, args=(path, stop), daemon=True, name=RENEWING).start()
@@ -99,6 +102,16 @@ def is_locked(path: Path) -> bool:
     return _is_alive(holder, age)
 
 
+def _is_left(attempt: Path) -> bool:
+    """Return whether a killed process has left this file of its attempt to get a lock."""
+    writer = _ATTEMPT.search(attempt.name)
+    if writer is not None and writer[2] == host() and not is_running(int(writer[1])):
+        return True
+    with suppress(FileNotFoundError):  # removed just now by its writer
+        return time.time() - attempt.stat().st_mtime > _SILENT
+    return False
+
+
 def _link(new: Path, path: Path) -> bool:
     """Create a lock file with its content unless it exists."""
     try:
@@ -131,6 +144,8 @@ def _holder(path: Path, now: Path) -> tuple[dict[str, Any] | None, float]:
 
 def _is_alive(holder: Mapping[str, Any] | None, age: float) -> bool:
     here = this_process()
+    if holder is not None and is_earlier_start(holder):
+        return False
     if holder is None or holder.get("place") != here["place"]:
         return age < _SILENT
     started = start_time(holder.get("pid"))

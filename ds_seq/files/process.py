@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,25 @@ def host() -> str:
 def this_process() -> dict[str, Any]:
     """Identify this process, even if its number is used again, or also used in a container."""
     place = [host(), _read("/proc/sys/kernel/random/boot_id"), _target("/proc/self/ns/pid")]
-    return {"place": place, "pid": os.getpid(), "started": start_time(os.getpid())}
+    process = {"place": place, "pid": os.getpid(), "started": start_time(os.getpid())}
+    return {**process, "job": _job()} if _job() else process
+
+
+def is_earlier_start(process: Mapping[str, Any]) -> bool:
+    """Return whether a process belonged to an earlier start of the SLURM job of this process.
+
+    SLURM starts a job again only when all of its processes have ended, or their host is lost.
+    """
+    job, ours = process.get("job"), _job()
+    if not ours or not isinstance(job, list) or len(job) != len(ours):
+        return False
+    return bool(job[0] == ours[0] and isinstance(job[1], int) and job[1] < ours[1])
+
+
+def _job() -> list[Any]:
+    """Return number and restarts of the SLURM job; empty without one."""
+    number, restarts = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+    return [number, int(restarts)] if number and restarts.isdecimal() else []
 
 
 def start_time(pid: object) -> str | None:

@@ -72,6 +72,7 @@ from ds_seq.training.run_log import RunLog
 from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
+from ds_seq.training.trackers import tracked
 from ds_seq.training.trainable import FrozenCheck, describe_frozen
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.trial import with_batch_size
@@ -340,7 +341,8 @@ def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) ->
     last = train.max_updates
     if train.max_epochs is not None:
         last = min(last, train.max_epochs * batches.updates_per_epoch)
-    log = RunLog(setup.folder, world.is_first, train.tensorboard, last, done)
+    options = (setup.folder, world.is_first, train.tensorboard, last, done)
+    log = RunLog(*options, *tracked(setup.config, setup.folder))
     if world.is_first:
         log.say(describe_start(record_start(setup.folder, world, done, last)))
     for line in distributed.describe_places(world):

@@ -13,7 +13,7 @@ from ds_seq.config.deepspeed import engine_config_for
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.errors import UserError
-from ds_seq.names import LOG_FILE, METRICS_FILE, STARTS_FILE
+from ds_seq.names import LOG_FILE, METRICS_FILE, PROFILE_FOLDER, STARTS_FILE
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_FILE, open_tokenizers
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers
@@ -29,6 +29,7 @@ _OLD_FILES = (
     CHECKPOINTS,
     LOG_FILE,
     STARTS_FILE,
+    PROFILE_FOLDER,
 )
 
 

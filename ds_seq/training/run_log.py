@@ -6,11 +6,13 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -19,6 +21,7 @@ from ds_seq import files
 from ds_seq.errors import UserError
 from ds_seq.names import LOG_FILE, METRICS_FILE
 from ds_seq.reports.heat_map import Panel, draw_heat_map
+from ds_seq.training.trackers import Tracker
 
 _FIGURES = ("train", "valid")
 OLD = ".old"
@@ -35,12 +38,26 @@ class RunLog:
         tensorboard: whether to write event files, too.
         total_updates: length of the progress bar.
         done_updates: where the progress bar starts.
+        settings: hyper-parameters, which TensorBoard shows next to the last figures.
+        trackers: other places for the figures.
+
+    Attributes:
+        folder: the run folder, on all ranks.
     """
 
     def __init__(
-        self, folder: Path, active: bool, tensorboard: bool, total_updates: int, done_updates: int
+        self,
+        folder: Path,
+        active: bool,
+        tensorboard: bool,
+        total_updates: int,
+        done_updates: int,
+        settings: Mapping[str, Any] = MappingProxyType({}),
+        trackers: Sequence[Tracker] = (),
     ) -> None:
-        self._active = active
+        self._active, self.folder = active, folder
+        self._settings, self._trackers = settings, list(trackers)
+        self._final: dict[str, float] = {}
         self._text, self._path = folder / LOG_FILE, folder / METRICS_FILE
         self._file: TextIO | None = None
         self._writer: Any = None
@@ -75,6 +92,20 @@ class RunLog:
         if self._writer is not None:
             with files.writing(self._path.with_name("tensorboard")):
                 self._record_curves(kind, update, figures)
+        numbers = {f"{kind}/{name}": float(v) for name, v in figures.items() if _is_number(v)}
+        if kind == "valid":
+            self._final = numbers
+        for tracker in list(self._trackers):
+            self._try(tracker, lambda to: to.record(numbers, update))  # noqa: B023
+
+    def _try(self, tracker: Tracker, use: Callable[[Tracker], None]) -> None:
+        """Use a tracker; report and leave out one that fails."""
+        try:
+            use(tracker)
+        except Exception as error:
+            self._trackers.remove(tracker)
+            what = (str(error).splitlines() or [type(error).__name__])[0]
+            self.say(f"ds-seq: warning: a tracker of train.trackers has failed: {what}")
 
     def _record_curves(self, kind: str, update: int, figures: Mapping[str, Any]) -> None:
         for name, value in figures.items():
@@ -85,6 +116,25 @@ class RunLog:
                         self._writer.add_scalar(f"{tag}/{index}", element, update)
             elif isinstance(value, int | float):
                 self._writer.add_scalar(tag, value, update)
+            elif name == "samples":  # indented, so that it is shown as it is
+                self._writer.add_text(tag, textwrap.indent(str(value), "    "), update)
+        self._writer.flush()
+
+    def _record_settings(self) -> None:
+        """Write hyper-parameters with the figures of the last validation."""
+        from torch.utils.tensorboard import summary
+
+        hparams: Any = summary.hparams  # torch has no types for it
+        settings = {
+            key: value if isinstance(value, bool | str | int | float) else str(value)
+            for key, value in self._settings.items()
+        }
+        names = {name: value for name, value in self._final.items() if name.count("/") == 1}
+        final = {f"final/{name.removeprefix('valid/')}": names[name] for name in names}
+        for each in hparams(settings, final):
+            self._writer.file_writer.add_summary(each)
+        for name, value in final.items():
+            self._writer.add_scalar(name, value)
         self._writer.flush()
 
     def end(self, update: int, reason: str, error: BaseException | None = None) -> None:
@@ -100,6 +150,11 @@ class RunLog:
         with nullcontext() if error is None else suppress(UserError):
             self.record("end", update, {"reason": reason, **why})
             self.note(f"stopped at update {update} ({reason}){': ' if why else ''}{message}")
+            if self._writer is not None and self._settings:
+                with files.writing(self._path.with_name("tensorboard")):
+                    self._record_settings()
+        for tracker in list(self._trackers):
+            self._try(tracker, lambda to: to.end(error is None))
 
     def picture(self, tag: str, update: int, panel: Panel | None) -> None:
         """Add a heat map to the event files; do nothing if `panel` is None."""
@@ -214,6 +269,11 @@ def _unused(path: Path) -> Path:
     """Return the path, with a number if there is such a file already."""
     names = (path.with_name(f"{path.name}{number}") for number in count(2))
     return next(name for name in chain([path], names) if not name.exists())
+
+
+def _is_number(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _finite(value: Any) -> Any:

@@ -33,6 +33,7 @@ from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
 from ds_seq.training.memory import explain, largest, update_advice, validation_advice
+from ds_seq.training.profiler import Profiler
 from ds_seq.training.progress import Window
 from ds_seq.training.returns import Returns
 from ds_seq.training.room import RoomFinder, survives
@@ -95,6 +96,7 @@ class Trainer:
         self._names = {LAYER_NAMES: self._layers} if self._layers else {}
         self._watch = MoeWatch(self._layers)
         self._window = window or Window()
+        self._profiler = Profiler(config.profiled_updates, log)
         can_go_on = survives(config, engine.forward_is_collective, criterion.is_collective)
         runner = UpdateRunner(engine, criterion, config.seed, self._window.timing, can_go_on)
         self._run_update = RoomFinder(config, runner, log, divergence.numbers)
@@ -118,12 +120,14 @@ class Trainer:
         finally:
             self.saves.close()
             self._signals.restore()
+            self._profiler.stop(self.update)
             self.batches.close()
             self.log.close()
 
     def _fit(self) -> str:
-        if self.update == 0 and self.config.validate_every is not None:
-            self._rehearse_validation()
+        few = self.config.sanity_validation_batches
+        if self.update == 0 and self.config.validate_every is not None and few:
+            self._measure(few)
         self._window.restart(self.skipped)
         if self.returns.are_wanted and self._saved_at < 0:
             self._save(None)
@@ -135,14 +139,12 @@ class Trainer:
             except Diverged as why:
                 self._go_back(why)
 
-    def _rehearse_validation(self) -> None:
-        if self.config.sanity_validation_batches:
-            self._measure(self.config.sanity_validation_batches)
-
     def _run(self) -> str:
         """Run updates until a stopping condition is met, and return which one."""
         updates = self._updates()
         while self.update < self.config.max_updates:
+            if self.config.profile is not None:
+                self._profiler.reach(self.update)
             if self._out_of_patience():
                 return "patience"
             update = next(updates, None)

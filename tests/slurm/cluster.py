@@ -39,6 +39,7 @@ AuthInfo=socket={folder}/munge.sock,cred_expire=5
 SlurmctldPort={ctld}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
+TmpFS={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log

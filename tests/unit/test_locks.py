@@ -58,6 +58,25 @@ def test_the_lock_of_a_killed_process_is_taken(tmp_path: Path) -> None:
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize(
+    ("job", "is_taken"),
+    [(["71", 0], True), (["71", 1], False), (["70", 0], False), ("71", False), (None, False)],
+)
+def test_a_job_that_is_started_again_takes_the_lock_of_a_lost_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: object, is_taken: bool
+) -> None:
+    path = tmp_path / ".lock"
+    record(path, place=["another", "", ""], job=job)
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    if is_taken:
+        with lock(path):
+            assert json.loads(path.read_text())["job"] == ["71", 1]
+    else:
+        with pytest.raises(UserError, match="process .* on another since"):
+            lock(path)
+
+
 def test_a_process_number_that_is_used_again_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     record(path, started="0")

@@ -45,5 +45,11 @@ def build_parser() -> CommandParser:
         help="exit code of a run that a signal has stopped before its end, after it has saved a "
         "checkpoint (default: 0); a job script knows from it that the run is not finished",
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FROM:TO",
+        help="trace these updates, at most 20, with torch's profiler: a trace for Chrome and a "
+        "table of operators per rank, in profile/ in the run folder; short for train.profile",
+    )
     add_local_rank(parser)
     return parser

@@ -130,7 +130,11 @@ def _fake_mpi(monkeypatch: pytest.MonkeyPatch, rank: int, told: list[object]) ->
         return told[-1]
 
     package, mpi = ModuleType("mpi4py"), ModuleType("mpi4py.MPI")
-    world = SimpleNamespace(Get_rank=lambda: rank, Get_size=lambda: 2, bcast=bcast)
+
+    def gather(value: object, root: int) -> list[object] | None:
+        return [value, value] if rank == 0 else None
+
+    world = SimpleNamespace(Get_size=lambda: 2, gather=gather, bcast=bcast)
     vars(mpi)["COMM_WORLD"], vars(package)["MPI"] = world, mpi
     monkeypatch.setitem(sys.modules, "mpi4py", package)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_seq.distributed import World, contradictions
+from ds_seq.distributed import World, contradictions, places
 from ds_seq.distributed.places import Place, contradiction, notes, place_of, table, unpacked
 from ds_seq.distributed.roll_call import PATIENCE, roll_call
 from ds_seq.errors import UserError
@@ -48,6 +48,15 @@ def test_a_place_travels_as_text() -> None:
     assert unpacked(here.packed()) == here
     assert (here.address, here.size) == ("127.0.0.1", 2)
     assert contradiction(FOUR) is None
+
+
+def test_the_first_host_is_shown_with_an_address_that_others_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(places, "own_address", lambda towards: "10.0.0.1")
+    loopback = [place._replace(address="127.0.1.1") for place in FOUR[:2]]
+    assert places.seen_from_others([*loopback, *FOUR[2:]]) == FOUR
+    assert places.seen_from_others(loopback) == loopback  # one host
 
 
 def test_two_ranks_on_one_gpu() -> None:
@@ -145,3 +154,21 @@ def test_a_hostfile_that_deepspeed_has_not_found(
     )
     assert done.returncode == 0 and not done.stderr
     assert found in done.stdout and bool(found) == bool(done.stdout.strip())
+
+
+def test_gloo_listens_where_others_reach_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loopback interface stands in for one of a network."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # so that it is restored
+    del os.environ["GLOO_SOCKET_IFNAME"]
+    places.name_gloo_interface("127.0.0.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ  # all on one host
+    monkeypatch.setattr(places, "is_loopback", lambda address: address == "127.0.1.1")
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "10.1.2.3")
+    places.name_gloo_interface("127.0.0.1")
+    assert "GLOO_SOCKET_IFNAME" not in os.environ  # its name is right
+    monkeypatch.setattr("socket.gethostbyname", lambda name: "127.0.1.1")
+    places.name_gloo_interface("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = "eth7"
+    places.name_gloo_interface("127.0.0.1")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"

@@ -141,3 +141,50 @@ def test_the_eta_is_the_mean_time_of_an_update_times_those_left(
     log = RunLog(tmp_path, True, False, 30, 10)  # resumed at update 10 of 30
     log.advance(18, {"loss": "1"})  # 8 updates in 2 hours, so 12 take 3
     assert capsys.readouterr().err == "update 18 | loss 1 | ETA 3:00:00\n"
+
+
+def test_the_last_validation_is_kept_with_the_hyper_parameters(tmp_path: Path) -> None:
+    settings = {"optimizer.lr": 1e-3, "model.norm_position": "pre", "data.corpora": [1]}
+    log = RunLog(tmp_path, True, True, 10, 0, settings)
+    log.record("valid", 4, {"bleu": 20.0, "samples": "source  a\ntranslation  b", "moe/x/y": 1.0})
+    log.record("valid", 8, {"bleu": 30.0, "samples": "source  a\ntranslation  c"})
+    log.end(8, "max_updates")
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    texts = [
+        event.tensor_proto.string_val[0] for event in events.Tensors("valid/samples/text_summary")
+    ]
+    assert texts[1] == b"    source  a\n    translation  c"
+    assert curves(tmp_path)["final/bleu"] == [(0, 30.0)]
+    plugins = events.summary_metadata
+    start = plugins["_hparams_/session_start_info"].plugin_data.content
+    assert b"optimizer.lr" in start and b"pre" in start
+
+
+class _Recorder:
+    """A tracker that fails from its second record on."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def record(self, figures: object, update: int) -> None:
+        self.seen.append((update, figures))
+        if len(self.seen) > 1:
+            raise ConnectionError("no network\nat all")
+
+    def end(self, succeeded: bool) -> None:
+        self.seen.append(succeeded)
+
+
+def test_a_tracker_that_fails_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = _Recorder()
+    log = RunLog(tmp_path, True, False, 10, 0, {}, [tracker])
+    for update in range(1, 4):
+        log.record("train", update, {"loss": 2.0, "name": "x", "nan": float("nan")})
+    log.end(3, "max_updates")
+    log.close()
+    assert tracker.seen == [(1, {"train/loss": 2.0}), (2, {"train/loss": 2.0})]
+    assert "a tracker of train.trackers has failed: no network" in capsys.readouterr().err
+    assert len(read(tmp_path)) == 4
