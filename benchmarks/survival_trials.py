@@ -145,7 +145,10 @@ def kill(bench: Bench, trial: int) -> Row | None:
 
 
 def layouts(bench: Bench, trial: int) -> Row | None:
-    """Kill a run in one layout, resume it in another, and compare with the first, uninterrupted."""
+    """Kill a run in one layout, resume it in another, and compare with the first, uninterrupted.
+
+    Also compares the uninterrupted runs in both layouts: rounding alone makes them differ.
+    """
     ways = [(a, b) for a in LAYOUTS for b in LAYOUTS if a != b]
     if trial >= len(ways):
         return None
@@ -157,10 +160,13 @@ def layouts(bench: Bench, trial: int) -> Row | None:
     ranks.kill(range(written[0]))
     ranks.end()
     outcome = bench.train(run, read).wait(LIMIT)
-    is_done = outcome.codes == [0] * read[0]
-    difference = _difference(expected, tensors(run)) if is_done else None
-    note = "" if is_done else outcome.text[-600:]
-    return {"written": written, "read": read, "difference": difference, "note": note}
+    row: Row = {"written": written, "read": read, "difference": None, "note": outcome.text[-600:]}
+    if outcome.codes == [0] * read[0]:
+        losses = [_last_loss(each) for each in (bench.whole(written), run)]
+        row["difference"], row["note"] = _difference(expected, tensors(run)), ""
+        row["loss_difference"] = abs(losses[0] - losses[1]) / losses[0]
+        row["without_kill"] = _difference(expected, tensors(bench.whole(read)))
+    return row
 
 
 def send_signal(bench: Bench, trial: int) -> Row | None:
@@ -286,6 +292,11 @@ def _last_update(run: Path) -> int:
 def _logged_after(run: Path, moment: float) -> bool:
     path = run / "metrics.jsonl"
     return path.exists() and path.stat().st_mtime > moment and _last_logged(run) > 0
+
+
+def _last_loss(run: Path) -> float:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return float([json.loads(line)["loss"] for line in lines if '"train"' in line][-1])
 
 
 def _last_logged(run: Path) -> int:

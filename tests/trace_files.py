@@ -58,7 +58,13 @@ KINDS = {
         "criterion": "{name: model_and_base, loss_weights: {load_balance: 0.01, router_z: 0.001}}",
     },
 }
-NOT_OF_THE_PAIR = ("distributed", "reports/metrics.py", "reports/")
+NOT_OF_THE_PAIR = (
+    "distributed",
+    "reports/metrics.py",
+    "reports/",
+    "training/progress.py",
+    "training/timing.py",
+)
 _FUNCTION = 0x0001 | 0x0002  # optimized, with separate locals: not a module, not a class body
 
 

@@ -50,10 +50,16 @@ def update_advice(config: TrainConfig) -> str:
         how = f", and raise train.batches_per_update, which is {config.batches_per_update}, alike"
     if config.global_batch_tokens is not None:
         how = ""
-    return (
+    advice = (
         f"lower train.max_tokens, which is {config.max_tokens}{how}: the updates stay the same. Or "
         f"{_SMALLER_STATE}, or lower data.max_source_length and data.max_target_length"
     )
+    if config.expert_parallel > 1 and config.on_out_of_memory != "stop":
+        advice += (
+            ". Such a batch is not split here, because ranks that share experts wait for each "
+            "other in the middle of it; train.largest_first shows a lack of memory at the start"
+        )
+    return advice
 
 
 def validation_advice(config: TrainConfig) -> str:

@@ -73,7 +73,7 @@ def test_stop_ends_the_run_with_a_code_of_its_own(lab: Lab, tmp_path: Path, layo
 BACK = ("train.on_divergence=back", "train.save_every=4", "train.return_lr_factor=0.5")
 
 
-@pytest.mark.parametrize("layout", layouts("experts fp32 1"))
+@pytest.mark.parametrize("layout", layouts())
 def test_back_continues_from_the_checkpoint_without_the_bad_batches(
     lab: Lab, tmp_path: Path, layout: str
 ) -> None:
@@ -118,6 +118,7 @@ def test_returns_are_bounded_and_need_a_checkpoint_of_the_start(lab: Lab, tmp_pa
     assert checkpoints(tmp_path) == [0, 3]
 
 
+@pytest.mark.slow
 def test_skip_goes_on_without_the_bad_batches(lab: Lab, tmp_path: Path) -> None:
     bad = poison(first=1, times=8)  # 4 updates on each rank, each of them run twice
     first, _ = run(lab, tmp_path, bad, "train.on_divergence=skip", "train.max_skips=4")
@@ -146,6 +147,7 @@ def test_a_bad_result_that_does_not_come_again_is_blamed_on_the_hardware(
     assert [line["skipped_updates"] for line in records(bad)] == [0] * 8
 
 
+@pytest.mark.slow
 def test_spikes_are_recorded_with_their_pairs(lab: Lab, tmp_path: Path) -> None:
     more = ("train.max_updates=26", "optimizer.lr=1e-4")
     first, _ = run(lab, tmp_path, poison(first=22, times=1, factor=20.0), *more)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_seq.errors import EXIT_RANK_LOST
 from tests.system.commands import Finished
 from tests.system.forked import train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, losses, records
@@ -23,6 +24,7 @@ def run(lab: Lab, folder: Path, room: int, *settings: str) -> list[Finished]:
     return train(lab.dense, *base, *sizes, *settings, ranks=2)
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_split(lab: Lab, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(lab, whole, ALL)[0].check()
@@ -46,6 +48,7 @@ def test_batches_that_do_not_fit_are_split(lab: Lab, tmp_path: Path) -> None:
     assert "out of memory with" not in first.err.split("resuming at update 6")[1]
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_are_left_out(lab: Lab, tmp_path: Path) -> None:
     few = ("train.on_out_of_memory=skip", "train.max_updates=3")
     first, second = run(lab, tmp_path / "bounded", 60, *few, "train.max_skips=1")
@@ -60,6 +63,7 @@ def test_batches_that_do_not_fit_are_left_out(lab: Lab, tmp_path: Path) -> None:
     assert batches and all(batch["dropped"] for batch in batches)
 
 
+@pytest.mark.slow
 def test_stop_ends_the_run_as_before(lab: Lab, tmp_path: Path) -> None:
     options = {"rank": 0, "room": 10}
     criterion = json.dumps({"name": "tests.system.poisoned:HungryLoss", "options": options})
@@ -67,3 +71,14 @@ def test_stop_ends_the_run_as_before(lab: Lab, tmp_path: Path) -> None:
     (failed,) = train(lab.dense, *QUICK, f"criterion={criterion}", *more)
     assert failed.code == 2
     assert failed.err.splitlines()[-1].startswith("ds-seq: error: out of memory in update 1 (")
+
+
+def test_ranks_that_share_experts_end_and_say_so(lab: Lab, tmp_path: Path) -> None:
+    options = {"rank": 1, "room": 10}
+    criterion = json.dumps({"name": "tests.system.poisoned:HungryLoss", "options": options})
+    more = (f"criterion={criterion}", f"run_dir={tmp_path}")
+    waiting, failed = train(lab.moe, *QUICK, *more, ranks=2, timeout=60.0)
+    assert (waiting.code, failed.code) == (EXIT_RANK_LOST, 2)
+    (line,) = (line for line in failed.err.splitlines() if "error:" in line)
+    assert "ds-seq: error: rank 1: out of memory in update 1 (" in line
+    assert "because ranks that share experts wait for each other" in line
