@@ -292,10 +292,12 @@ def measure_restart(
         [words] = LAUNCHERS[launcher](lab.arguments("train", folder))
         supervise = [sys.executable, "-m", "ds_seq", "supervise", "--backoff", str(backoff), "--"]
         with _running([[*supervise, *words]], folder) as (started, _):
-            inner = lambda: Heartbeats(run / "supervise" / "heartbeats" / "0")  # noqa: E731
-            if not _until(lambda: _saved(run) > 0 and len(_by_rank(inner())) == RANKS, started):
+            first = Heartbeats(run / "supervise" / "heartbeats" / "0")
+            if not _until(lambda: _saved(run) > 0 and len(_by_rank(first)) == RANKS, started):
                 return f"did not start: {(folder / 'log').read_text()[-500:]}"
-            os.kill(_by_rank(inner())[rank].pid, number)
+            if "restart" in _events(run):
+                return "started again before it was hit: this machine is too busy for the limit"
+            os.kill(_by_rank(first)[rank].pid, number)
             hit, last = time.time(), max(_updates(run), default=0)
             if not _until(lambda: "restart" in _events(run), started):
                 return f"no restart: {(folder / 'log').read_text()[-500:]}"

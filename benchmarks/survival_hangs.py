@@ -39,6 +39,7 @@ from benchmarks.hang_cases import (
 )
 
 _SIGNALS = (signal.SIGKILL, signal.SIGSTOP)
+_PARTS = ("ends", "restarts")
 _SLACK = 1.0  # seconds: this machine is shared
 
 
@@ -48,18 +49,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=float, default=5.0, help="hang_seconds of the runs")
     parser.add_argument("--only", nargs="*", default=list(COMMANDS), choices=COMMANDS)
     parser.add_argument("--launchers", nargs="*", default=list(LAUNCHERS), choices=list(LAUNCHERS))
+    parser.add_argument("--parts", nargs="*", default=list(_PARTS), choices=_PARTS)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder), args.limit)
         lab.make()
-        ends, goal = _ends(lab, args)
-        again = _restarts(lab, args)
+        ends, goals = _ends(lab, args) if "ends" in args.parts else ("", [])
+        again = _restarts(lab, args) if "restarts" in args.parts else ""
     body = f"{machine()}; `{command_line()}`\n\n{ends}\n\n{again}"
-    return finish("Ranks that are killed or stopped", body, [goal], args.record)
+    return finish("Ranks that are killed or stopped", body, goals, args.record)
 
 
-def _ends(lab: Lab, args: argparse.Namespace) -> tuple[str, Goal]:
+def _ends(lab: Lab, args: argparse.Namespace) -> tuple[str, list[Goal]]:
     cases = [(command, "none") for command in args.only if "none" in args.launchers]
     cases += [("train", launcher) for launcher in args.launchers if launcher != "none"]
     ranks = (1,) if args.quick else (0, 1)
@@ -75,7 +77,7 @@ def _ends(lab: Lab, args: argparse.Namespace) -> tuple[str, Goal]:
     hit = [f"rank {rank} is hit" for rank in ranks]
     text = f"Seconds until the other rank ends, limit {lab.limit:g} s; its exit code.\n\n"
     text += table(["command, launcher, signal", *hit], rows)
-    return text, Goal("ends within the limit, with its stack, of all", good, count)
+    return text, [Goal("ends within the limit, with its stack, of all", good, count)]
 
 
 def _is_good(outcome: Outcome | str, limit: float, launcher: str) -> bool:

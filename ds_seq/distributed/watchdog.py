@@ -38,7 +38,7 @@ from ds_seq.files import heartbeats
 
 LONG = 4.0
 """How many times the limit a phase that may take long has."""
-_SHARE = 0.8  # of the limit, after which a rank judges: others then end within the limit
+_SHARE = 0.75  # of the limit, after which a rank judges: others then end within the limit
 _LATER = 1.1  # a rank that waits lets the one that does not, and knows why, speak first
 _TURNS, _SHORTEST_TURN, _LONGEST_TURN = 25, 0.1, 5.0
 _STDERR = 2
@@ -80,11 +80,11 @@ class Watchdog:
     def stop(self, why: Verdict | None = None) -> None:
         """End the watch; `why` ends the other ranks, too."""
         self._stop.set()
-        faulthandler.cancel_dump_traceback_later()
         if self._signs is not None:
             self._signs.leave(why)
         if self._thread is not None:
             self._thread.join()
+            faulthandler.cancel_dump_traceback_later()
         self._signs = self._thread = None
 
     def _start(self) -> None:
@@ -108,6 +108,13 @@ class Watchdog:
         self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception:  # a defect of the watchdog must not end a run that is well
+            faulthandler.cancel_dump_traceback_later()
+            raise
+
+    def _watch(self) -> None:
         seen = time.monotonic()
         while not self._stop.wait(self._turn):
             self._set_timer()
@@ -175,7 +182,7 @@ def _may_wait() -> bool:
 
     Collectives of NCCL return before they are done, so it is not known where a rank waits for them.
     """
-    return RECORDER.is_waiting or dist.get_backend() == "nccl"
+    return RECORDER.is_waiting or (dist.is_initialized() and dist.get_backend() == "nccl")
 
 
 def _set_timeout(seconds: float) -> None:

@@ -235,7 +235,7 @@ class Supervisor:
             return _End(EXIT_RANK_LOST, hang, bool(self._signals))
         shown = code if code >= 0 else _SIGNALED - code
         if code == 0:
-            return _End(0, "done", True)
+            return _End(0, "stopped by a signal" if self._signals else "done", True)
         if self._signals or shown in self._job.stopped or first in self._job.stopped:
             return _End(shown, "stopped by a signal", True)
         for final in (shown, first):

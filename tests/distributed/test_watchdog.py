@@ -18,7 +18,7 @@ from ds_seq.errors import EXIT_RANK_LOST
 from tests.distributed.killable import Ranks, ranks
 
 LIMIT = 2.0
-SLACK = 1.5  # two cores are shared by others
+SLACK = 5.0  # the cores are shared by others; benchmarks/survival_hangs.py measures
 
 
 def _work(seconds: float, at: float = 0.0, rank: int = -1) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ from safetensors.numpy import load_file
 from ds_seq.commands.supervise import _job
 from ds_seq.errors import EXIT_RANK_LOST, UserError
 from ds_seq.supervision.supervisor import EXIT_GAVE_UP
-from tests.system.commands import REPOSITORY, Running, ds_seq, run, started
+from tests.system.commands import (
+    REPOSITORY,
+    Running,
+    deepspeed,
+    ds_seq,
+    mpirun,
+    run,
+    started,
+    torchrun,
+)
 from tests.system.forked import train
 from tests.system.runs import TINY, Lab
 
 TIMEOUT = 60.0
+MPIRUN = pytest.mark.mpirun
 # What a rank does, without torch: counts its starts, saves, tells that it lives, and ends somehow.
 LIFE = """
 import os, signal, sys, time
@@ -154,6 +165,7 @@ time.sleep(60)
         os.kill(running.pid, number)
         assert running.wait(TIMEOUT).code == 0
     assert list((tmp_path / "checkpoints").iterdir())[0].name == f"update_{number:08d}"
+    assert _journal(tmp_path)[-1]["reason"] == "stopped by a signal"
     assert _starts(tmp_path) == 1
 
 
@@ -223,7 +235,7 @@ UPDATES = ("train.max_updates=20", "train.save_every=5", "train.validate_every=n
 
 
 def _training(lab: Lab, folder: Path) -> list[str]:
-    return [str(lab.moe), *TINY, *UPDATES, f"run_dir={folder}", "train.hang_seconds=5"]
+    return [str(lab.moe), *TINY, *UPDATES, f"run_dir={folder}", "train.hang_seconds=20"]
 
 
 def _beats(folder: Path) -> dict[int, dict[str, Any]]:
@@ -236,7 +248,9 @@ def _beats(folder: Path) -> dict[int, dict[str, Any]]:
 
 def _hit(running: Running, folder: Path, rank: int, number: signal.Signals) -> None:
     """Send a signal to a rank that is at work and has saved something."""
-    running.wait_until(lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), TIMEOUT)
+    running.wait_until(
+        lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), 2 * TIMEOUT
+    )
     os.kill(_beats(folder)[rank]["pid"], number)
 
 
@@ -247,15 +261,51 @@ def _assert_same_weights(folder: Path, other: Path) -> None:
         assert all((expected[name] == found[name]).all() for name in expected), path
 
 
-def test_a_killed_training_ends_as_if_nothing_had_happened(lab: Lab, tmp_path: Path) -> None:
-    for rank in train(*_training(lab, tmp_path / "whole"), ranks=2):
+@pytest.fixture(scope="module")
+def whole(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training without an interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    for rank in train(*_training(lab, folder), ranks=2):
         rank.check()
-    folder = tmp_path / "killed"
-    launcher = (sys.executable, REPOSITORY / "tests" / "system" / "fork_ranks.py", "2")
-    command = ds_seq("supervise", "--backoff", "0.1", "--", *launcher, "ds_seq/train.py")
+    return folder
+
+
+def _assert_goes_on(
+    launcher: Sequence[str | Path], rank: int, number: signal.Signals, lab: Lab, folder: Path
+) -> None:
+    """Hit a rank; the training is started again, and nothing of the first attempt is left."""
+    command = ds_seq("supervise", "--backoff", "0.1", "--", *launcher)
     with started([*command, *_training(lab, folder)]) as running:
-        _hit(running, folder, 1, signal.SIGKILL)
-        running.wait(TIMEOUT).check()
+        _hit(running, folder, rank, number)
+        pids = [beat["pid"] for beat in _beats(folder).values()]
+        running.wait(3 * TIMEOUT).check()
     [restart] = [line for line in _journal(folder) if line["event"] == "restart"]
     assert restart["saved"] >= 5
-    _assert_same_weights(folder, tmp_path / "whole")
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_training_ends_as_if_nothing_had_happened(
+    lab: Lab, whole: Path, tmp_path: Path
+) -> None:
+    forking = (sys.executable, REPOSITORY / "tests" / "system" / "fork_ranks.py", "2")
+    _assert_goes_on([*forking, "ds_seq/train.py"], 1, signal.SIGKILL, lab, tmp_path)
+    _assert_same_weights(tmp_path, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("launcher", [deepspeed, torchrun, pytest.param(mpirun, marks=MPIRUN)])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_each_rank_of_each_launcher(
+    launcher: Callable[..., list[str | Path]],
+    rank: int,
+    number: signal.Signals,
+    lab: Lab,
+    whole: Path,
+    tmp_path: Path,
+) -> None:
+    _assert_goes_on(launcher("train"), rank, number, lab, tmp_path)
+    _assert_same_weights(tmp_path, whole)
