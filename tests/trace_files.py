@@ -6,8 +6,9 @@
 Runs one update of ``ds-seq train`` on toy text and lists the files of ds_seq that had a function
 executed on the way: from the moment training starts (``Trainer.fit``) until DeepSpeed gets the loss
 for its backward pass, background threads included, module level and imports excluded. The
-composition root and the files of ``tasks/`` count too, because the reader comes through them; how
-processes talk and what is logged (`NOT_OF_THE_PAIR`) does not, because no token passes through it.
+composition root and the files of ``tasks/`` count too, because the reader comes through them. How
+processes talk, what is logged, and what watches over the run (`NOT_OF_THE_PAIR`) do not count,
+because no token passes through them.
 
 It follows the program and no particular function, so that it goes on working while files move: all
 that it takes for granted are the command, a method ``fit``, and ``DeepSpeedEngine.backward``.
@@ -62,7 +63,9 @@ NOT_OF_THE_PAIR = (
     "distributed",
     "reports/metrics.py",
     "reports/",
+    "training/divergence.py",
     "training/progress.py",
+    "training/returns.py",
     "training/timing.py",
 )
 _FUNCTION = 0x0001 | 0x0002  # optimized, with separate locals: not a module, not a class body
