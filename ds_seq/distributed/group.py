@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 
@@ -21,6 +21,7 @@ from ds_seq.errors import UserError
 
 _TIMEOUT = timedelta(minutes=30)
 _store: dist.Store | None = None  # where the ranks have met
+_replaced: Mapping[str, str | None] = {}  # variables of the launcher before `init` changed them
 
 
 def init(world: World) -> None:
@@ -47,15 +48,16 @@ def init(world: World) -> None:
     else:
         torch.cuda.set_device(world.device)
         choose_gpu_kernels()
-    os.environ.update(
-        RANK=str(world.rank),
-        WORLD_SIZE=str(world.size),
-        LOCAL_RANK=str(world.local_rank),
-        MASTER_ADDR=world.address,
-        MASTER_PORT=str(world.port or free_port()),
-    )
+    variables = {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "MASTER_ADDR": world.address,
+        "MASTER_PORT": str(world.port or free_port()),
+    }
     if world.local_rank < world.local_size:  # else the launcher has not said how many there are
-        os.environ["LOCAL_SIZE"] = str(world.local_size)
+        variables["LOCAL_SIZE"] = str(world.local_size)
+    _set_variables(variables)
     global _store
     try:
         _store = roll_call(world) if world.size > 1 else None
@@ -69,12 +71,27 @@ def init(world: World) -> None:
         ) from error
 
 
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    """Set environment variables, those that are None to nothing, and remember what they were.
+
+    What this process has said to DeepSpeed must not reach a process that it starts later.
+    """
+    global _replaced
+    _replaced = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def shutdown() -> None:
     """Leave the process group, so that no rank waits for one that has ended."""
     global _store
     if dist.is_initialized():
         dist.destroy_process_group()
         _store = None
+        _set_variables(_replaced)
         # A gloo thread releases its last tensors after the collective has returned. If the
         # interpreter exits meanwhile, the thread aborts the process; sleeping gives it the GIL.
         time.sleep(0.2)

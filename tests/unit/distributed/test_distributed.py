@@ -298,3 +298,13 @@ def test_tf32_is_allowed_unless_the_user_chose(
         assert number_format("fp32", torch.device("cpu")) == "fp32"
     finally:
         matmul.allow_tf32 = before
+
+
+def test_a_group_leaves_the_environment_as_it_was(monkeypatch):
+    """A process that this one starts later has a launcher of its own."""
+    monkeypatch.setenv("MASTER_PORT", "29111")
+    before = dict(os.environ)
+    distributed.init(World())
+    assert os.environ["RANK"] == "0"
+    distributed.shutdown()
+    assert dict(os.environ) == before
