@@ -103,6 +103,7 @@ def peak_memory(outcome: Outcome) -> int:
 
 
 def _rank(arguments: Sequence[str], environ: dict[str, str], log: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it would be ignored under `nohup`
     gc.freeze()
     os.environ.update(environ)
     torch.set_num_threads(1)
