@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_seq.errors import EXIT_DIVERGED
 from tests.system.commands import REPOSITORY
 from tests.system.forked import command, train
 from tests.system.runs import NO_VALIDATION, TINY, Lab, checkpoints, losses, records
@@ -39,7 +40,7 @@ def test_a_hopeless_fp16_run_ends_with_advice(lab: Lab, tmp_path: Path) -> None:
     file.write_text(json.dumps({"zero_optimization": {"stage": 1}, "fp16": fp16}))
     more = ("train.precision=fp16", f"train.deepspeed={file}", f"run_dir={tmp_path / 'run'}")
     first, second = train(lab.moe, *TINY_TRAINING, *more, ranks=2)
-    assert (first.code, second.code) == (2, 2)
+    assert (first.code, second.code) == (EXIT_DIVERGED, EXIT_DIVERGED)
     assert "fp16: gradients overflow even at loss scale" in first.err
     assert "ds-seq: error" not in second.err and "Traceback" not in first.err + second.err
 
@@ -135,7 +136,7 @@ def test_a_diverged_run_says_so_and_keeps_its_checkpoint(lab: Lab, tmp_path: Pat
     diverge = ("optimizer={name: sgd, lr: 1000}", "scheduler={name: constant}", "train.clip_norm=0")
     arguments = (lab.moe, *TINY_TRAINING, *diverge, f"run_dir={folder}")
     first, second = train(*arguments, ranks=2)
-    assert (first.code, second.code) == (2, 2)
+    assert (first.code, second.code) == (EXIT_DIVERGED, EXIT_DIVERGED)
     skipped = "updates were skipped because gradients were not finite"
     assert first.err.count("ds-seq: error: ") == first.err.count(skipped) == 1
     assert "ds-seq: error" not in second.err
@@ -146,7 +147,7 @@ def test_a_diverged_validation_is_no_checkpoint(lab: Lab, tmp_path: Path) -> Non
     # weights of this size overflow in fp16
     more = ("train.validate_every=1", "train.precision=fp16", f"run_dir={tmp_path}")
     finished = train(lab.dense, *TINY, *diverge, *more, *BY_LOSS)[0]
-    assert finished.code == 2
+    assert finished.code == EXIT_DIVERGED
     assert "ds-seq: error: the validation loss is nan at update" in finished.err
     assert max(checkpoints(tmp_path)) == max(line["update"] for line in records(tmp_path, "valid"))
 
