@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 _PAGE = resource.getpagesize()
-_PER_ROW = 64 << 20
-"""Bytes that a row needs; nobody writes to them."""
+_PER_ROW = 1 << 30
+"""Bytes that a row needs, more than a process has kept of what it has freed; never written to."""
 
 
 def need(rows: int, room: int) -> None:

@@ -206,6 +206,7 @@ def test_several_processes_are_refused(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert piped(monkeypatch, b"a\n", run) == EXIT_USER_ERROR
     assert "2 processes cannot share one terminal" in capfd.readouterr().err
 
