@@ -91,14 +91,15 @@ def test_a_stopped_rank_ends_the_command(
     assert "last collective:" in end.text and "commands/" in end.text  # the stack of the command
 
 
-def _slow(kind: type, name: str, once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the first `once` calls of a method take twice the limit, without a mark."""
+def _slow(kind: type, name: str, once: int, sign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first `once` calls of a method take twice the limit, and leave a file as a sign."""
     original, calls = vars(kind)[name], []
 
     def method(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         if len(calls) <= once and os.environ["RANK"] == "0":
             time.sleep(2 * LIMIT)
+            sign.touch()
         return original(*args, **kwargs)
 
     monkeypatch.setattr(kind, name, method)
@@ -107,7 +108,7 @@ def _slow(kind: type, name: str, once: int, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (CheckpointStore, "save"),
+        (CheckpointStore, "start"),
         pytest.param(UpdateRunner, "__call__", marks=pytest.mark.slow),  # compiles in the first one
         pytest.param(Validator, "__call__", marks=pytest.mark.slow),  # before the first update
     ],
@@ -115,11 +116,13 @@ def _slow(kind: type, name: str, once: int, monkeypatch: pytest.MonkeyPatch) -> 
 def test_long_work_of_one_rank_does_not_end_a_training(
     kind: type, name: str, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _slow(kind, name, 1, monkeypatch)
+    was_slow = tmp_path / "was_slow"
+    _slow(kind, name, 1, was_slow, monkeypatch)
     few = ("train.max_updates=2", "validation.metrics=[]", "validation.best=loss")
     arguments = [str(lab.dense), *ENDLESS, *few, f"run_dir={tmp_path}"]
     for rank in train(*arguments, ranks=2):
         rank.check()
+    assert was_slow.exists()
     assert checkpoints(tmp_path) == [2]
 
 
