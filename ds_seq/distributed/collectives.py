@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from ds_seq.distributed.places import notes, place_of, seen_from_others, table
 from ds_seq.errors import DivergedError, UserError
 
 _MOST_NAMED = 5
+_Said = TypeVar("_Said")
 
 
 def barrier() -> None:
@@ -152,9 +153,7 @@ def shared_errors() -> Iterator[None]:
         if found is not None:
             raise found[0](found[1])
         return
-    of_ranks: list[tuple[type[UserError], str] | None] = [None] * world_size()
-    dist.all_gather_object(of_ranks, found)
-    distinct = list(dict.fromkeys(each for each in of_ranks if each is not None))
+    distinct = _distinct(found)
     if not distinct:
         return
     kind = distinct[0][0]
@@ -171,10 +170,14 @@ def agree_on_error(message: str | None) -> str | None:
     """
     if world_size() == 1:
         return message
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, message)
-    distinct = list(dict.fromkeys(text for text in messages if text is not None))
-    return "\n".join(distinct) if distinct else None
+    return "\n".join(_distinct(message)) or None
+
+
+def _distinct(value: _Said | None) -> list[_Said]:
+    """Return what the ranks say, each once, in the order of the ranks. A collective."""
+    of_ranks: list[_Said | None] = [None] * world_size()
+    dist.all_gather_object(of_ranks, value)
+    return list(dict.fromkeys(each for each in of_ranks if each is not None))
 
 
 def _meeting_device() -> torch.device:

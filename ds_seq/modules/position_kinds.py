@@ -10,7 +10,6 @@ from torch import nn
 from ds_seq.modules.position_bias import AlibiBias, BucketBias
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
 from ds_seq.modules.rotary import RotaryPositions, RotaryScale, XPositions
-from ds_seq.names import RotaryScaling
 
 
 class PositionKind(NamedTuple):
@@ -29,19 +28,13 @@ class PositionKind(NamedTuple):
     self-attentions of a stack, a `ds_seq.modules.position_bias.PositionBias`; or None."""
 
 
-def _rotary_scale(
-    scaling: RotaryScaling, factor: float, original_length: int | None
-) -> RotaryScale:
-    return RotaryScale(scaling, factor, original_length)
-
-
 POSITIONS: dict[str, PositionKind] = {
     "sinusoidal": PositionKind(rows=lambda width, _: SinusoidalPositions(width)),
     "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
     "none": PositionKind(),
     "rotary": PositionKind(
         rotary=lambda width, _, __, theta, interleaved, **scale: RotaryPositions(
-            width, theta, interleaved, _rotary_scale(**scale)
+            width, theta, interleaved, RotaryScale(**scale)
         )
     ),
     "xpos": PositionKind(

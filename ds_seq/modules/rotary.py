@@ -22,7 +22,7 @@ _YARN_FAST, _YARN_SLOW = 32, 1  # rotations within the original length, see Peng
 class RotaryScale(NamedTuple):
     """How angles are scaled for texts longer than those of the training."""
 
-    kind: RotaryScaling
+    scaling: RotaryScaling
     """See `RotaryPositions`."""
     factor: float
     """By how much texts are longer."""
@@ -92,20 +92,20 @@ class RotaryPositions(nn.Module):
     def _rows(self, count: int, width: int) -> Tensor:
         """Return `[cos, sin]` of the angles of the first `count` positions, (count, Dh)."""
         angles = torch.arange(count, dtype=torch.float32)[:, None] * self.frequencies(width)
-        is_yarn = self.scale.kind == "yarn"
+        is_yarn = self.scale.scaling == "yarn"
         gain = 0.1 * math.log(self.scale.factor) + 1.0 if is_yarn else 1.0
         return torch.cat([angles.cos(), angles.sin()], dim=1) * gain
 
     def frequencies(self, width: int) -> Tensor:
         """Return the angles per position (Dh / 2,), fastest first, in float32."""
         half, theta = width // 2, self.theta
-        kind, factor, original_length = self.scale
-        if kind == "ntk" and width > 2:
+        scaling, factor, original_length = self.scale
+        if scaling == "ntk" and width > 2:
             theta *= factor ** (width / (width - 2))
         frequencies: Tensor = theta ** (-torch.arange(half, dtype=torch.float32) / half)
-        if kind == "linear":
+        if scaling == "linear":
             return frequencies / factor
-        if kind == "yarn":
+        if scaling == "yarn":
             assert original_length is not None, "yarn needs the original length"
             kept = self._kept(half, original_length)
             return frequencies * kept + frequencies / factor * (1.0 - kept)

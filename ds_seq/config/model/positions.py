@@ -17,7 +17,19 @@ from ds_seq.names import RotaryScaling
 Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 
 
-class SinusoidalConfig(NamedConfig):
+class AnyPositionsConfig(NamedConfig):
+    """What holds for a kind of positions unless its section says otherwise."""
+
+    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs; any width is supported."""
+        return []
+
+    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
+        """Return the number of parameters that a stack has for them; nothing is learned."""
+        return 0
+
+
+class SinusoidalConfig(AnyPositionsConfig):
     """Fixed sines and cosines, added to the embeddings (Vaswani et al. 2017)."""
 
     name: Literal["sinusoidal"] = Field(
@@ -30,42 +42,26 @@ class SinusoidalConfig(NamedConfig):
             return [("d_model", f"sinusoidal positions need an even width, not {d_model}")]
         return []
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
-        """Return 0: nothing is learned."""
-        return 0
 
-
-class LearnedConfig(NamedConfig):
+class LearnedConfig(AnyPositionsConfig):
     """A learned vector per position, added to the embeddings."""
 
     name: Literal["learned"] = Field(
         default="learned", description="Selects this position encoding."
     )
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """Return no errors: any width is supported."""
-        return []
-
     def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
         """Return the number of parameters of the position table of a stack."""
         return max_positions * d_model
 
 
-class NoPositionsConfig(NamedConfig):
+class NoPositionsConfig(AnyPositionsConfig):
     """No positions: a decoder still knows how many tokens it sees (Haviv et al. 2022)."""
 
     name: Literal["none"] = Field(default="none", description="Selects no position encoding.")
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """Return no errors: any width is supported."""
-        return []
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
-        """Return 0: there is nothing."""
-        return 0
-
-
-class RotaryConfig(NamedConfig):
+class RotaryConfig(AnyPositionsConfig):
     """Rotation of the queries and keys of self-attention by their position (Su et al. 2021)."""
 
     name: Literal["rotary"] = Field(default="rotary", description="Selects this position encoding.")
@@ -100,12 +96,8 @@ class RotaryConfig(NamedConfig):
         """Return incompatible settings as (field, message) pairs."""
         return _odd_head("rotary", d_model, num_heads)
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
-        """Return 0: nothing is learned."""
-        return 0
 
-
-class XPosConfig(NamedConfig):
+class XPosConfig(AnyPositionsConfig):
     """A rotation with a decay by distance (Sun et al. 2022); encoders only rotate."""
 
     name: Literal["xpos"] = Field(default="xpos", description="Selects this position encoding.")
@@ -123,26 +115,14 @@ class XPosConfig(NamedConfig):
         """Return incompatible settings as (field, message) pairs."""
         return _odd_head("xpos", d_model, num_heads)
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
-        """Return 0: nothing is learned."""
-        return 0
 
-
-class AlibiConfig(NamedConfig):
+class AlibiConfig(AnyPositionsConfig):
     """A fixed penalty of attention scores per distance (Press et al. 2021)."""
 
     name: Literal["alibi"] = Field(default="alibi", description="Selects this position encoding.")
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """Return no errors: any width is supported."""
-        return []
 
-    def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
-        """Return 0: nothing is learned."""
-        return 0
-
-
-class BucketsConfig(NamedConfig):
+class BucketsConfig(AnyPositionsConfig):
     """A learned bias of attention scores per range of distances (T5, Raffel et al. 2020)."""
 
     name: Literal["buckets"] = Field(
@@ -161,10 +141,6 @@ class BucketsConfig(NamedConfig):
             message = f"must be above half of num_buckets ({self.num_buckets})"
             raise FieldErrors([("max_distance", message)])
         return self
-
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-        """Return no errors: any width is supported."""
-        return []
 
     def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
         """Return the number of parameters of the table of a stack."""

@@ -30,9 +30,9 @@ ROTATIONS = {
     "rotary": rotary(),
     "interleaved": rotary(interleaved=True),
     "theta": RotaryPositions(8, 500.0, interleaved=False),
-    "linear": rotary(kind="linear", factor=4.0),
-    "ntk": rotary(kind="ntk", factor=4.0),
-    "yarn": rotary(kind="yarn", factor=4.0, original_length=64),
+    "linear": rotary(scaling="linear", factor=4.0),
+    "ntk": rotary(scaling="ntk", factor=4.0),
+    "yarn": rotary(scaling="yarn", factor=4.0, original_length=64),
     "xpos": xpos(causal=True),
     "xpos of an encoder": xpos(causal=False),
 }
@@ -100,7 +100,7 @@ def test_ntk_stretches_the_slowest_rotation_by_the_factor_and_keeps_the_fastest(
 
 def test_yarn_is_the_formula() -> None:
     """The published constants for Dh = 128, theta = 10,000, length 2,048, factor 16."""
-    yarn = rotary(128, kind="yarn", factor=16.0, original_length=2048)
+    yarn = rotary(128, scaling="yarn", factor=16.0, original_length=2048)
     plain, scaled = rotary(128).frequencies(128), yarn.frequencies(128)
     turns = 2048 * plain / (2 * math.pi)
     ratio = plain / scaled
