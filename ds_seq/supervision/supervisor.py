@@ -44,7 +44,7 @@ class Job:
 
     Attributes:
         words: the command.
-        again: the command that goes on with what the first one has saved.
+        again: the command that continues with what the first one has saved.
         state: folder of the journal, the lock and the heartbeats.
         subject: what the command writes, for messages.
         saved: how much is saved: the update of the newest checkpoint, or a number of bytes. It
