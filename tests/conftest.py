@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import shutil
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +68,16 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Count them: of a worker's tests that are left out, pytest-xdist says nothing."""
     stash = items[0].config.stash
     stash[_DESELECTED] = stash.get(_DESELECTED, 0) + len(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give each test random numbers of its own, the same in any order and in every run."""
+    import torch
+
+    seed = zlib.crc32(item.nodeid.encode())
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -67,10 +67,10 @@ def _settings(*values: Named) -> dict[str, Any]:
     return settings
 
 
-def _trains_and_translates(model: Seq2SeqTransformer, pairs: Any) -> None:
+def _trains_and_translates(model: Seq2SeqTransformer, pairs: Any, updates: int) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    for _ in range(2):
+    for _ in range(updates):
         output = score(model.train(), *pairs)
         loss = output.logits.square().mean() + sum(output.router_losses.values())
         optimizer.zero_grad()
@@ -80,7 +80,7 @@ def _trains_and_translates(model: Seq2SeqTransformer, pairs: Any) -> None:
     moved = sum(
         not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)
     )
-    assert moved > 0.5 * len(before), "a skipped layer is not trained, all others are"
+    assert moved > 0.5 * len(before), "an expert without tokens stays, all else is trained"
     model.eval()
     tokens = torch.randint(4, VOCAB, (len(pairs.src), 2, 5))
     with torch.inference_mode():
@@ -101,7 +101,8 @@ def _check(build: Any, config: Any, pairs: Any, values: tuple[Named, ...]) -> No
     model = build(**settings)
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert cfg.num_params(VOCAB).total == counted
-    _trains_and_translates(model, pairs)
+    # A stack may skip all its layers in an update, and then no layer below it is trained.
+    _trains_and_translates(model, pairs, updates=10 if cfg.layer_drop else 2)
 
 
 def _names(values: tuple[Named, ...]) -> str:
