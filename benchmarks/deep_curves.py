@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS, Goal, add_common_arguments, finish, table
+from common import RESULTS, Goal, finish, table
 from experiments import CACHE, fetch_text
 
 from ds_seq.commands.plot import main as plot
@@ -158,7 +158,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tsv", type=Path, help="text to use instead of fetching one")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--minutes", type=float, default=1e6, help="stop after so long")
-    add_common_arguments(parser)
+    parser.add_argument(
+        "--record", action="store_true", help=f"append to {RESULTS.name}, picture in docs/"
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     text = fetch_text(CACHE, args.tsv)
