@@ -140,7 +140,7 @@ def test_self_attention_without_positions_ignores_order():
     torch.testing.assert_close(after, before[:, order], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("positions", [SinusoidalPositions(8), LearnedPositions(700, 8)])
+@pytest.mark.parametrize("positions", [SinusoidalPositions(8, 0), LearnedPositions(700, 8)])
 def test_a_position_does_not_depend_on_how_it_is_requested(positions):
     if isinstance(positions, LearnedPositions):
         torch.nn.init.normal_(positions.weight, generator=generator())
@@ -152,7 +152,7 @@ def test_a_position_does_not_depend_on_how_it_is_requested(positions):
 
 
 def test_position_tables_are_not_rounded_by_half():
-    positions = SinusoidalPositions(8)
+    positions = SinusoidalPositions(8, 0)
     x = torch.zeros(1, 300, 8)
     exact = positions(x, 0, 300)
     positions.half()
