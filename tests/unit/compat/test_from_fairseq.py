@@ -116,7 +116,7 @@ def test_the_gate_loss_is_converted_to_a_weight_per_token(data: Path) -> None:
     train = result.experiment["train"]
     assert (train["accumulate"], train["precision"], train["keep_last"]) == (16, "fp16", 1)
     assert result.deepspeed["fp16"]["initial_scale_power"] == 7
-    assert result.deepspeed["fp16"]["loss_scale_window"] == 1024
+    assert result.deepspeed["fp16"]["loss_scale_window"] == 2**14 // (8 * 16)
 
 
 def test_what_fairseq_implies_is_written_out(data: Path) -> None:
