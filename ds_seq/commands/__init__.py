@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 _HELP = {
     "init": "parallel text -> experiment file",
+    "from-fairseq": "command of fairseq-train -> experiment file and DeepSpeed JSON",
     "check": "experiment file -> resolved settings, or its mistakes",
     "doctor": "machines, network, installation -> what is wrong with them",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
@@ -65,7 +66,8 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
-COMMANDS["supervise"] = COMMANDS["supervise"]._replace(wraps=True)
+for _name in ("supervise", "from-fairseq"):
+    COMMANDS[_name] = COMMANDS[_name]._replace(wraps=True)
 COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 

@@ -63,17 +63,26 @@ def sinusoidal_rows(count: int, width: int) -> Tensor:
 
 
 class SinusoidalPositions(nn.Module):
-    """Fixed sinusoidal rows, for sequences of any length."""
+    """Fixed sinusoidal rows, for sequences of any length.
 
-    def __init__(self, d_model: int) -> None:
+    Args:
+        d_model: width of the model, D.
+        offset: row of the first token.
+    """
+
+    def __init__(self, d_model: int, offset: int) -> None:
         super().__init__()
+        self.offset = offset
         if d_model % 2:
             raise ValueError(f"sinusoidal positions need an even width, not {d_model}")
         self._table = PositionTable(sinusoidal_rows, d_model)
 
     def forward(self, x: Tensor, start: int, length: int) -> Tensor:
-        """Add rows `start .. start + length - 1` to x (B, length, D); length 1 is broadcast."""
-        return x + self._table.rows(start, length, x.device, x.dtype)
+        """Add the rows of positions `start .. start + length - 1` to x (B, length, D).
+
+        A length of 1 is broadcast.
+        """
+        return x + self._table.rows(self.offset + start, length, x.device, x.dtype)
 
 
 class LearnedPositions(nn.Module):

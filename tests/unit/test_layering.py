@@ -33,7 +33,7 @@ RANKS: list[set[str]] = [
     {"config"},
     {"text"},
     {"data"},
-    {"modules"},
+    {"modules", "compat"},
     {"moe"},
     {"models"},
     {"weights"},

@@ -35,6 +35,9 @@ class SinusoidalConfig(AnyPositionsConfig):
     name: Literal["sinusoidal"] = Field(
         default="sinusoidal", description="Selects this position encoding."
     )
+    offset: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=0, description="Position of the first token; 2 in models of fairseq."
+    )
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
