@@ -28,7 +28,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         name: {"positions": name}
         for name in ("sinusoidal", "learned", "none", "rotary", "xpos", "alibi", "buckets")
     }
-    | {"offset": {"positions": {"name": "sinusoidal", "offset": 2}}}
+    | {"offset": {"positions": {"name": "sinusoidal", "offset": 2, "wavelengths": "exclusive"}}}
     | {"yarn": {"positions": {"name": "rotary", "scaling": "yarn", "factor": 2.0}}}
     | {"ntk": {"positions": {"name": "rotary", "scaling": "ntk", "factor": 2.0}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
