@@ -36,7 +36,8 @@ What is different:
   `train.max_tokens` x `train.accumulate` x processes.
 - All schedules count updates, not batches.
 - A run resumes on any number of processes, and `--resume` continues with the very next batch.
-- Weights of other toolkits cannot be imported yet. Data and vocabularies of fairseq can:
+- A whole command of fairseq is translated by `ds-seq from-fairseq -- fairseq-train ...`; see
+  `FROM_FAIRSEQ.md`. Data and vocabularies of fairseq are read as they are:
   `data.source: {name: fairseq, folders: ...}`, `data.vocab.fairseq`, `ds-seq convert-data`.
 """
 
