@@ -2,9 +2,9 @@
 
     python benchmarks/parity/fairseq_axes.py --python VENV/bin/python     # with fairseq-fixed
 
-fairseq counts positions from the padding id + 1, we from 0: its fixed table is built so that its
-first position gets our first row, and its learned rows are shifted. Its `--activation-fn swish`
-cannot be compared: it calls the class `torch.nn.SiLU` as a function, which raises an error.
+fairseq counts positions from the padding id + 1, which is `offset: 2` of our sinusoidal positions;
+its learned rows are shifted. Its `--activation-fn swish` cannot be compared: it calls the class
+`torch.nn.SiLU` as a function, which raises an error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from parity.copied_weights import Cases, Names, Part, linear, norm, report
 
 SIDE = Path(__file__).with_name("fairseq_axes_side.py")
 _FIRST_POSITION = 2  # the padding id + 1
+_SINUSOIDAL = {"name": "sinusoidal", "offset": _FIRST_POSITION}
 _EMBEDDINGS = {
     "all": {"target_embedding": "encoder.embed_tokens"},
     "decoder": {
@@ -76,7 +77,7 @@ def _names(section: dict[str, object]) -> Names:
 
 
 _SECTIONS: dict[str, dict[str, object]] = {
-    "post-norm, sinusoidal": {"norm_position": "post"},
+    "post-norm, sinusoidal": {"positions": _SINUSOIDAL},
     "pre-norm, learned, gelu": {
         "norm_position": "pre",
         "positions": "learned",
@@ -85,7 +86,7 @@ _SECTIONS: dict[str, dict[str, object]] = {
     },
     "no sharing, relu": {
         "norm_position": "pre",
-        "activation": "relu",
+        "positions": _SINUSOIDAL,
         "share_embeddings": "none",
     },
     "embedding norm, unscaled": {

@@ -12,9 +12,7 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
 from fairseq import options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
@@ -54,12 +52,7 @@ def _model(flags: str) -> nn.Module:
     arguments = options.parse_args_and_arch(options.get_training_parser(), input_args=words)
     config = convert_namespace_to_omegaconf(arguments)
     dictionary = make_dictionary(VOCAB)
-    model: Any = TranslationTask(config.task, dictionary, dictionary).build_model(config.model)
-    for stack in (model.encoder, model.decoder):
-        positions = stack.embed_positions
-        if hasattr(positions, "weights"):  # fixed rows, which count from 0 at the first position
-            rows = positions.get_embedding(MAX_POSITIONS, 32, None)
-            positions.weights = torch.cat([torch.zeros(2, 32), rows])
+    model = TranslationTask(config.task, dictionary, dictionary).build_model(config.model)
     return drawn(model)
 
 

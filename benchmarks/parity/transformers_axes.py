@@ -6,9 +6,6 @@ positions), Llama (rotary positions and their scaling, grouped queries, swiglu) 
 queries and keys, window). Outputs and the gradients of all weights are compared in float64; angles
 and RMSNorm of transformers are in float32 all the same.
 
-Marian's and M2M100's fixed rows are replaced by ours: Marian's frequencies are those of the paper,
-ours those of tensor2tensor and fairseq, and M2M100 counts positions from 2.
-
     python benchmarks/parity/transformers_axes.py --python VENV/bin/python
 """
 
@@ -135,6 +132,7 @@ _T5 = {
     "embedding_scale": False,
 }
 _BART = {"positions": "learned", "activation": "gelu", "embedding_norm": True}
+_FIXED = {"name": "sinusoidal"}
 _LLAMA = {"norm": "rms", "norm_position": "pre", "activation": "swiglu", "num_kv_heads": 2}
 _YARN = {"name": "rotary", "scaling": "yarn", "factor": 4.0, "original_length": 16}
 CASES: Cases = {
@@ -142,8 +140,14 @@ CASES: Cases = {
     "t5 v1.1 (gated gelu)": ({**_T5, "activation": "geglu_tanh"}, _t5(is_gated=True)),
     "bart": ({**_BART, "embedding_scale": False}, _bart()),
     "bart, scaled, silu": ({**_BART, "activation": "silu"}, _bart()),
-    "marian": ({"activation": "silu"}, _bart(learned=False)),
-    "m2m100": ({"norm_position": "pre"}, _bart(learned=False, final_norm=True)),
+    "marian": (
+        {"activation": "silu", "positions": {**_FIXED, "wavelengths": "exclusive"}},
+        _bart(learned=False),
+    ),
+    "m2m100": (
+        {"norm_position": "pre", "positions": {**_FIXED, "offset": 2}},
+        _bart(learned=False, final_norm=True),
+    ),
     "llama": ({**_LLAMA, "positions": "rotary"}, _llama(False)),
     "llama, linear": (
         {**_LLAMA, "positions": {"name": "rotary", "scaling": "linear", "factor": 4.0}},

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -85,19 +84,13 @@ def _bart(**options: Any) -> nn.Module:
     return drawn(transformers.BartForConditionalGeneration(config))
 
 
-def _fixed_rows(first: int) -> Tensor:
-    """Return our sinusoidal rows, the first of them at a position of theirs."""
-    rows = M2M100SinusoidalPositionalEmbedding.get_embedding(64, 32, None)
-    return torch.cat([torch.zeros(first, 32), rows]).double()
-
-
 def _marian() -> nn.Module:
     config = transformers.MarianConfig(
         **_BART_SIZES, activation_function="swish", scale_embedding=True, decoder_start_token_id=2
     )
     model: Any = drawn(transformers.MarianMTModel(config))
-    for stack in (model.model.encoder, model.model.decoder):
-        stack.embed_positions.weight.copy_(_fixed_rows(0))
+    for stack in (model.model.encoder, model.model.decoder):  # frozen, but drawn all the same
+        stack.embed_positions.weight.copy_(stack.embed_positions.create_weight())
     return model
 
 
@@ -105,10 +98,7 @@ def _m2m100() -> nn.Module:
     config = transformers.M2M100Config(
         **_BART_SIZES, activation_function="relu", scale_embedding=True
     )
-    model: Any = drawn(transformers.M2M100ForConditionalGeneration(config))
-    for stack in (model.model.encoder, model.model.decoder):
-        stack.embed_positions.weights = _fixed_rows(2)
-    return model
+    return drawn(transformers.M2M100ForConditionalGeneration(config))
 
 
 def _llama(**options: Any) -> nn.Module:
