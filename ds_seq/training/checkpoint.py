@@ -47,6 +47,7 @@ from ds_seq.weights.meta import (
     FORMAT_VERSION,
     INDEX_FILE,
     VOCAB_HASH_KEY,
+    write_index,
     write_meta,
 )
 
@@ -129,7 +130,7 @@ class CheckpointStore:
                 "checkpoints. Those that are not in it are kept"
             )
         if stored != self.index and self.index["last"]:
-            files.write_json(self.folder / INDEX_FILE, self.index)
+            write_index(self.folder, self.index)
         return messages
 
     def save(
@@ -301,7 +302,7 @@ class CheckpointStore:
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         held = names_in(self.index)
         self.index = {**self.index, **lists}
-        files.write_json(self.folder / INDEX_FILE, self.index)
+        write_index(self.folder, self.index)
         checkpoint_folder.sweep(self.folder, held - names_in(self.index))
         if self._drops_state:
             recent = {entry["name"] for entry in lists["last"]}
