@@ -18,6 +18,7 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.resume_state import NO_STATE
 from ds_seq.training.state import WEIGHT, FullState
 from ds_seq.weights.fill import expert_offsets, persistent_buffers
+from ds_seq.weights.meta import EMA
 from ds_seq.weights.source import expert_key
 
 
@@ -96,12 +97,27 @@ def take(
         for name, buffer in persistent_buffers(engine.module):
             share.add("weights", name, buffer)
     facts = {
+        **_take_average(engine, state, share),
         "written_by": _layout(engine),
         "optimizer": _optimizer_facts(engine, state),
         "loss_scaler": engine.loss_scaler_state(),
         "progress": copy.deepcopy(progress),  # training goes on and changes it
     }
     return Snapshot(share.tensors, share.absent, facts)
+
+
+def _take_average(engine: Engine, state: FullState, share: _Share) -> dict[str, Any]:
+    """Copy the average of the trained weights if there is one, and return its facts."""
+    if engine.ema is None:
+        return {}
+    offsets = expert_offsets(engine.module)
+    with engine.ema.as_fp32_weights():
+        for index, (name, parameter) in enumerate(engine.module.named_parameters()):
+            first = offsets.get(name)
+            value = state.read(parameter, WEIGHT) if parameter.requires_grad else None
+            if value is not None and _is_writer(index, first is not None, engine):
+                share.add(EMA, name, value, first)
+    return {EMA: {"updates": engine.ema.updates}}
 
 
 class _Share:
