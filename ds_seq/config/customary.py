@@ -158,6 +158,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "optimizer-delay", "grad_accum grad_accum_steps batch_multiplier"),
         Row("train.clip_norm", "clip-norm", "max_grad_norm", "max_grad_norm", "clip-norm",
             "clip clip_grad clip_grad_norm grad_clip gradient_clip gradient_clip_val max_norm"),
+        Row("train.ema: {decay: ..., every: ...}", "store-ema ema-decay ema-update-freq ema-fp32", "",
+            "average_decay average_every", "exponential-smoothing", "use_ema ema_rate"),
         Row("train.max_updates", "max-update", "max_steps", "train_steps", "after-batches",
             "max_iters num_train_steps steps updates"),
         Row("train.max_epochs", "max-epoch", "num_train_epochs", "", "after-epochs",
