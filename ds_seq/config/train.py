@@ -188,7 +188,7 @@ class TrainConfig(Config):
         default=False,
         description="Train on while a checkpoint is written: only copying the state to host memory "
         "holds up training. Each rank keeps that copy, its share of 12 bytes per parameter with "
-        "Adam.",
+        "Adam, and with ZeRO on several ranks up to as much again for what it sends to others.",
     )
     on_save_error: SaveErrorAnswer = Field(
         default="stop",
