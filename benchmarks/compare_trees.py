@@ -69,8 +69,13 @@ class Comparison:
         by_round = _ratios(self.speeds)
         cells = [f"{self.name}, {self.unit}", old.text(1), new.text(1)]
         cells += [f"{new.median / old.median:.3f}", Spread.of(by_round).text(3)]
-        cells += [f"{_interquartile(by_round):.3f}", Spread.of(_ratios(self.cpu_speeds)).text(3)]
+        by_cpu = Spread.of(self.ratios_of_processor_time())
+        cells += [f"{_interquartile(by_round):.3f}", by_cpu.text(3)]
         return [*cells, "yes" if self.same else "NO"]
+
+    def ratios_of_processor_time(self) -> list[float]:
+        """Return the speed of the new side to that of the old one, round by round."""
+        return _ratios(self.cpu_speeds)
 
 
 HEADER = (
@@ -97,23 +102,33 @@ def _interquartile(values: Sequence[float]) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Measure and print; return 1 if the results differ."""
-    arguments = _parse(argv)
-    trees = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
-    found = []
-    with tempfile.TemporaryDirectory(prefix="ds_seq_trees_") as name:
-        folder = Path(name)
-        _write_text(folder, arguments.sentences)
-        environments = {side: _environment(trees[side], arguments.threads) for side in SIDES}
-        for model in arguments.only:
-            if model in MODELS:
-                found.append(_compare_training(model, trees, environments, folder, arguments))
-            else:
-                found.append(_compare_translation(trees, environments, folder, arguments))
+    with tempfile.TemporaryDirectory(prefix="ds_seq_trees_") as folder:
+        found = compare(parse(argv), Path(folder))
     print(f"\n{table(HEADER, [comparison.row() for comparison in found])}")
     return int(not all(comparison.same for comparison in found))
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def compare(arguments: argparse.Namespace, folder: Path) -> list[Comparison]:
+    """Measure in turns.
+
+    Args:
+        arguments: from `parse`.
+        folder: folder for text, shards and runs.
+    """
+    trees = {"old": arguments.old.resolve(), "new": arguments.new.resolve()}
+    found = []
+    _write_text(folder, arguments.sentences)
+    environments = {side: _environment(trees[side], arguments.threads) for side in SIDES}
+    for model in arguments.only:
+        if model in MODELS:
+            found.append(_compare_training(model, trees, environments, folder, arguments))
+        else:
+            found.append(_compare_translation(trees, environments, folder, arguments))
+    return found
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

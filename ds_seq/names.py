@@ -52,6 +52,7 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
 """How rotary positions change for longer texts."""
 Capture = Literal["none", "hidden", "attention"]
@@ -101,6 +102,10 @@ UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
 """Similarities of two translations, for minimum Bayes risk."""
 INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
+
+# Linear maps with weights of one or two bits.
+BitWeights = Literal["ternary", "binary"]
+BitNorm = Literal["rms", "layer", "none"]
 
 # Trained models on disk.
 ExportFormat = Literal["safetensors", "ctranslate2"]

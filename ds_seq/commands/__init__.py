@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from ds_seq import launcher
 from ds_seq.files.heartbeats import recorded
 
 
@@ -31,6 +32,7 @@ class Command(NamedTuple):
 
 _HELP = {
     "init": "parallel text -> experiment file",
+    "from-fairseq": "command of fairseq-train -> experiment file and DeepSpeed JSON",
     "check": "experiment file -> resolved settings, or its mistakes",
     "doctor": "machines, network, installation -> what is wrong with them",
     "prepare": "raw text -> clean text -> vocabulary -> shards",
@@ -64,7 +66,8 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
-COMMANDS["supervise"] = COMMANDS["supervise"]._replace(wraps=True)
+for _name in ("supervise", "from-fairseq"):
+    COMMANDS[_name] = COMMANDS[_name]._replace(wraps=True)
 COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)
 
 
@@ -74,12 +77,15 @@ def run(name: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: the input is invalid.
     """
+    launcher.watch()
     return recorded(lambda words: _run(COMMANDS[name], words), argv)
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
     # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # Where a peer has ended, torch's C++ code prints pages; what is wrong is said by us, in a line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
     try:
         if command.arguments is not None:

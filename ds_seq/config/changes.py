@@ -96,6 +96,8 @@ _RULES: dict[str, str] = {
     "train.sparse_clip": TRAINING,
     "train.freeze": TRAINING,
     "train.trainable": TRAINING,
+    "train.ema": TRAINING,
+    "train.ema.validate_raw": HARMLESS,
     **dict.fromkeys(
         (
             "train.deepspeed",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ds_seq.config.customary import COMMANDS, NAMES, TOOLKITS
+from ds_seq.config.model import TransformerConfig
+from ds_seq.config.model.presets import architectures
 
 _INTRODUCTION = """\
 # Coming from fairseq, Hugging Face, OpenNMT-py or Marian
@@ -34,9 +36,22 @@ What is different:
   `train.max_tokens` x `train.accumulate` x processes.
 - All schedules count updates, not batches.
 - A run resumes on any number of processes, and `--resume` continues with the very next batch.
-- Weights of other toolkits cannot be imported yet. Data and vocabularies of fairseq can:
+- A whole command of fairseq is translated by `ds-seq from-fairseq -- fairseq-train ...`; see
+  `FROM_FAIRSEQ.md`. Data and vocabularies of fairseq are read as they are:
   `data.source: {name: fairseq, folders: ...}`, `data.vocab.fairseq`, `ds-seq convert-data`.
 """
+
+_ARCHITECTURES = """\
+## Architectures of fairseq
+
+Presets have the values of fairseq's `--arch`, dropout included. Weights are counted without the
+embeddings. Whether embeddings are shared is a flag of its own in fairseq, and here
+`model.share_embeddings`, which is `all` if it is not given: that of `--share-all-embeddings`. From
+`base` on, the names are those of IndicTrans2's fork of fairseq. Each preset has a twin with experts
+in every second layer, which `transformer_ds_moe_...` of the DeepSpeed example has as well:
+`ds_moe_wmt_en_de`; in that of `huge_RS`, every call of the one layer uses its experts.
+"""
+_VOCAB = 1000
 
 
 def names_page() -> str:
@@ -47,7 +62,25 @@ def names_page() -> str:
     parts = [_INTRODUCTION, *_table("Commands", commands)]
     for title, rows in NAMES.items():
         parts += _table(title, [(_code(row.ours), *row.columns) for row in rows])
-    return "\n".join(parts)
+    return "\n".join([*parts, _ARCHITECTURES, *_architecture_rows(), ""])
+
+
+def _architecture_rows() -> Iterator[str]:
+    columns = "width inner layers heads norm activation weights".split()
+    yield "| " + " | ".join(("`--arch`", "`model.preset`", *columns)) + " |"
+    yield "| --- " * 9 + "|"
+    for architecture, preset in architectures():
+        model = TransformerConfig(preset=preset)
+        layers = f"{model.encoder_layers} + {model.decoder_layers}"
+        if model.encoder_repeats > 1:
+            layers += f", called {model.encoder_repeats} times"
+        norm = model.norm_position + (", of embeddings" if model.embedding_norm else "")
+        weights = model.num_params(_VOCAB).total - _VOCAB * model.d_model
+        cells = (
+            *(f"`{architecture}`", f"`{preset}`", model.d_model, model.ffn_dim, layers),
+            *(model.num_heads, norm, model.activation, f"{weights / 1e6:,.1f}M"),
+        )
+        yield "| " + " | ".join(map(str, cells)) + " |"
 
 
 def _table(title: str, rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ds_seq import launcher
 from ds_seq.activity import HANG_SECONDS
 from ds_seq.distributed.device import choose_gpu_kernels, keep_freed_memory
 from ds_seq.distributed.launch import World, discover, free_port
@@ -118,6 +119,7 @@ def joined(hang_seconds: float | None) -> Iterator[World]:
 
 def watched(world: World, seconds: float | None = HANG_SECONDS) -> AbstractContextManager[Watchdog]:
     """Watch this rank for the duration of the block; see `ds_seq.distributed.watchdog.watching`."""
+    launcher.watch()  # under a launcher, but not as one of our commands
     return watching(world, _store, seconds)
 
 

@@ -8,10 +8,11 @@ Shapes: T positions, Dh width of one attention head, H heads of the queries, H' 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ds_seq.modules.positions import PositionTable
 from ds_seq.names import RotaryScaling
@@ -81,13 +82,10 @@ class RotaryPositions(nn.Module):
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate the pairs of x (..., T, Dh) by angles (T, Dh / 2)."""
-        if self.interleaved:
-            first, second = x[..., 0::2], x[..., 1::2]
-            turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1)
-            return turned.flatten(-2).to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return turned.to(x.dtype)
+        if torch.is_grad_enabled() and x.requires_grad:
+            turned: Tensor = _Rotation.apply(x, cos, sin, self.interleaved)
+            return turned
+        return _rotated(x, cos, sin, self.interleaved)
 
     def _rows(self, count: int, width: int) -> Tensor:
         """Return `[cos, sin]` of the angles of the first `count` positions, (count, Dh)."""
@@ -123,6 +121,41 @@ class RotaryPositions(nn.Module):
         slow = min(math.ceil(pair_with(_YARN_SLOW)), 2 * half - 1)
         ramp = (torch.arange(half, dtype=torch.float32) - fast) / max(slow - fast, 1e-3)
         return 1.0 - ramp.clamp(0.0, 1.0)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate, see `RotaryPositions`; in four passes, which write where the result belongs."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    first, second = _pairs(x, interleaved)
+    turned_first, turned_second = _pairs(out, interleaved)
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin)
+    return out.to(x.dtype)
+
+
+def _pairs(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """Return the first and the second features of all pairs, views (..., Dh / 2)."""
+    if interleaved:
+        return x[..., 0::2], x[..., 1::2]
+    first, second = x.chunk(2, dim=-1)
+    return first, second
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation; its gradient is the rotation back, for which the input need not be kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _rotated(x, cos, sin, interleaved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, -sin, ctx.interleaved), None, None, None
 
 
 class XPositions(RotaryPositions):

@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             embedding_dim=8,
             embedding_norm=True,
             adapters={"ids": ["a"], "active": "a", "gate": True},
+            linear="bitnet",
         )
     },
     "other_axes": {

@@ -23,6 +23,7 @@ PACKAGE = Path(ds_seq.__file__).parent
 # Names that mean something else than the option of that name, by file and name.
 OTHER_MEANINGS = {
     ("api.py", "checkpoint"): "of the model that is loaded, not of a teacher",
+    ("data/sections.py", "offset"): "the section of the first pair, not a position of tokens",
     ("data/binarize.py", "workers"): "processes; the caller turns data.workers into a number",
     ("data/clean.py", "workers"): "processes; the caller turns data.workers into a number",
     ("text/sentencepiece.py", "name"): "what messages call a vocabulary",
@@ -33,6 +34,7 @@ OTHER_MEANINGS = {
     ("scores/significance.py", "seed"): "of the bootstrap, which has one seed for everybody",
     ("generation/translate.py", "workers"): "searches at a time; data.workers are processes",
     ("text/sentencepiece_training.py", "seed"): "of the sample of lines, which has no option",
+    ("modules/bitlinear.py", "activation"): "as in modules/linear.py",
     ("modules/linear.py", "activation"): "fused into the product; no option has the value none",
     ("reports/moe_watch.py", "patience"): "updates an expert may be idle, not validations",
 }

@@ -34,9 +34,7 @@ class AdaptersConfig(Config):
         description="Norm before the bottleneck, with which an untrained adapter changes nothing; "
         "or after the sum with the input, where an untrained one normalizes once more.",
     )
-    stacks: Placement = Field(
-        default="both", description="Stacks whose layers have adapters."
-    )
+    stacks: Placement = Field(default="both", description="Stacks whose layers have adapters.")
     active: AdapterId | None = Field(
         default=None,
         description="Adapter of sentences that begin with none of `tags`; null: they pass through "

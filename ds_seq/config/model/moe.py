@@ -55,9 +55,7 @@ class MoeConfig(Config):
         default=1,
         description="Experts per token; with `router: expert_choice` on average.",
     )
-    placement: Placement = Field(
-        default="both", description="Stacks that have experts."
-    )
+    placement: Placement = Field(default="both", description="Stacks that have experts.")
     every: PositiveInt = Field(
         default=2, description="Every n-th layer has experts: layer i (from 0) if (i + 1) % n == 0."
     )

@@ -1,12 +1,14 @@
 """Named model sizes: values that a `model.preset` sets for fields that the file does not give.
 
-The sizes equal those of fairseq's architectures of the same name; a `ds_moe_` variant has experts
-in every second layer of both stacks. Only differences from the schema defaults are listed.
+They equal fairseq's architectures `transformer_NAME` field by field; whether embeddings are shared
+is no part of them, neither in fairseq (`--share-all-embeddings`) nor here (`share_embeddings`). A
+`ds_moe_` variant has experts in every second layer of both stacks. Only differences from the schema
+defaults are listed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -18,6 +20,15 @@ from ds_seq.plugins import nearest
 _TINY = {"d_model": 64, "ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 2, "num_heads": 2}
 _IWSLT = {"ffn_dim": 1024, "num_heads": 4}
 _BIG = {"d_model": 1024, "ffn_dim": 4096, "num_heads": 16}
+_HUGE = {"d_model": 1536, "ffn_dim": 4096, "num_heads": 16}
+_DEEP = {"d_model": 1024, "ffn_dim": 8192, "num_heads": 16}
+_PRE_NORM = {"norm_position": "pre", "activation": "gelu", "embedding_norm": True}
+"""What the architectures of IndicTrans2's fairseq have in common."""
+
+
+def _layers(each: int) -> dict[str, int]:
+    return {"encoder_layers": each, "decoder_layers": each}
+
 
 _DENSE: dict[str, dict[str, Any]] = {
     "tiny": _TINY,
@@ -33,20 +44,44 @@ _DENSE: dict[str, dict[str, Any]] = {
         "activation_dropout": 0.1,
         "norm_position": "pre",
     },
+    "base": _PRE_NORM,
+    **{f"base{each}L": {**_PRE_NORM, **_layers(each)} for each in (12, 18, 24)},
+    "big": {**_PRE_NORM, **_BIG},
+    "huge": {**_PRE_NORM, **_HUGE},
+    "huge_RS": {
+        **_PRE_NORM,
+        **_HUGE,
+        **_layers(1),
+        "encoder_repeats": 6,
+        "decoder_repeats": 6,
+    },
+    "deep": {**_PRE_NORM, **_DEEP, **_layers(18)},
 }
 
 _ELSEWHERE = {
+    "": "wmt_en_de",
     "transformer": "wmt_en_de",
-    "base": "wmt_en_de",
-    "transformer_base": "wmt_en_de",
-    "big": "vaswani_wmt_en_de_big",
-    "transformer_big": "vaswani_wmt_en_de_big",
+    "deepspeed_moe": "ds_moe_wmt_en_de",
+    "ds_moe": "ds_moe_wmt_en_de",
+    "18_18": "deep",
+    "it": "huge",
+    "4x": "huge",
+    "4x_rs": "huge_RS",
+    "base_12l": "base12L",
+    "base_18l": "base18L",
+    "base_24l": "base24L",
 }
-"""Preset of the size that other toolkits call by another name."""
+"""Preset of the architecture that has another name elsewhere, without its `transformer_`."""
+
+
+def _with_experts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preset with experts in every second layer; of a stack of one layer, in that one."""
+    return {**fields, "moe": {"every": 1} if fields.get("encoder_layers") == 1 else {}}
+
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     **_DENSE,
-    **{f"ds_moe_{name}": {**fields, "moe": {}} for name, fields in _DENSE.items()},
+    **{f"ds_moe_{name}": _with_experts(fields) for name, fields in _DENSE.items()},
 }
 
 
@@ -57,8 +92,8 @@ class PresetFields(Config):
     preset: str | None = Field(
         default=None,
         description="Named sizes for fields that are not given: "
-        + ", ".join(f"`{name}`" for name in PRESETS)
-        + ".",
+        + ", ".join(f"`{name}`" for name in _DENSE)
+        + "; each also with experts, as `ds_moe_tiny`.",
     )
 
     @model_validator(mode="before")
@@ -76,17 +111,33 @@ class PresetFields(Config):
     @classmethod
     def _check_preset(cls, preset: str | None) -> str | None:
         if preset is not None and preset not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"no preset {preset!r}{_meant(preset)}; there are {known}")
+            known = ", ".join(_DENSE)
+            raise ValueError(
+                f"no preset {preset!r}{_meant(preset)}; there are {known}, each also as ds_moe_..."
+            )
         return preset
+
+
+def architectures() -> Iterator[tuple[str, str]]:
+    """Yield each dense `--arch` of fairseq and its relatives with its preset."""
+    yield "transformer", "wmt_en_de"
+    for name in _DENSE:
+        yield f"transformer_{name}", name
+
+
+def preset_of(architecture: str) -> str | None:
+    """Return the preset of a `--arch` of fairseq and its relatives, or None if there is none."""
+    name = architecture.lower().replace("-", "_")
+    plain = name.removeprefix("transformer").removeprefix("_")
+    known = {each.lower(): each for each in PRESETS}
+    return known.get(plain) or _ELSEWHERE.get(plain)
 
 
 def _meant(preset: str) -> str:
     """Return a hint; only a name that mentions experts is answered with a model that has them."""
+    exact = preset_of(preset)
+    if exact is not None:
+        return f" (did you mean {exact!r}?)"
     name = preset.lower().replace("-", "_").removeprefix("transformer_")
     is_sparse = "moe" in name
-    known = {each: each for each in PRESETS if each.startswith("ds_moe_") == is_sparse}
-    known |= {} if is_sparse else _ELSEWHERE
-    if name in known:
-        return f" (did you mean {known[name]!r}?)"
-    return nearest(name, known.values())
+    return nearest(name, [each for each in PRESETS if each.startswith("ds_moe_") == is_sparse])

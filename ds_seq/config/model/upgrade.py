@@ -50,8 +50,8 @@ def stable_json(model: BaseModel) -> bytes:
     """
     section = {"options": {}, **model.model_dump(mode="json")}
     changed = model.model_dump(mode="json", exclude_defaults=True)
-    if "positions" in changed:  # without options that version 0.1.0 did not have
-        section["positions"] = changed["positions"]
+    # without options that version 0.1.0 did not have
+    section["positions"] = changed.get("positions", "sinusoidal")
     if section["moe"] is not None:
         section["moe"] = _stable(section["moe"], changed["moe"], _FIRST_MOE_FIELDS)
     return to_json(_stable(section, changed, _FIRST_FIELDS))

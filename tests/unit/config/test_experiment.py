@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from ds_seq.config.base import ExternalConfig
 from ds_seq.config.experiment import ExperimentConfig, check_world
 from ds_seq.config.model import TransformerConfig
-from ds_seq.config.model.presets import PRESETS
 from ds_seq.config.optim import AdamConfig
 from ds_seq.config.schema import plugin_names, sections
 from ds_seq.config.train import TrainConfig
@@ -112,18 +111,6 @@ def test_a_split_may_be_one_pair_or_several(make: MakeConfig) -> None:
     pairs = [{"source": f"{i}.en", "target": f"{i}.de"} for i in range(3)]
     data = {"source_lang": "en", "target_lang": "de", "dir": "d", "raw": {"valid": pairs}}
     assert [split.target for split in make(data=data).data.raw.valid] == ["0.de", "1.de", "2.de"]
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_build_and_twins_differ_by_their_experts_only(preset: str) -> None:
-    model = TransformerConfig(preset=preset)
-    if preset.startswith("ds_moe_"):
-        twin = TransformerConfig(preset=preset.removeprefix("ds_moe_"))
-        assert model.moe is not None
-        assert twin.moe is None
-        assert model.model_copy(update={"moe": None, "preset": None}) == twin.model_copy(
-            update={"preset": None}
-        )
 
 
 def test_given_fields_win_over_the_preset() -> None:

@@ -47,6 +47,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "gated adapters": {
         "adapters": {"ids": ["a"], "active": "a", "activation": "swiglu", "norm": "last"}
     },
+    "ternary": {"linear": "bitnet"},
+    "binary": {
+        "linear": {"name": "bitnet", "weights": "binary", "norm": "layer"},
+        "norm_position": "subln",
+        "activation": "swiglu",
+    },
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 

@@ -28,6 +28,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         name: {"positions": name}
         for name in ("sinusoidal", "learned", "none", "rotary", "xpos", "alibi", "buckets")
     }
+    | {"offset": {"positions": {"name": "sinusoidal", "offset": 2, "wavelengths": "exclusive"}}}
     | {"yarn": {"positions": {"name": "rotary", "scaling": "yarn", "factor": 2.0}}}
     | {"ntk": {"positions": {"name": "rotary", "scaling": "ntk", "factor": 2.0}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
@@ -37,6 +38,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "factor": {"embedding_dim": 8},
         "apart": {"embedding_dim": 8, "share_embeddings": "none"},
         "norm": {"embedding_norm": True, "embedding_scale": False},
+    },
+    "linear": {
+        "ternary": {"linear": "bitnet"},
+        "binary": {"linear": {"name": "bitnet", "weights": "binary", "activation_bits": None}},
     },
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
@@ -53,7 +58,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "recomputed": {"recomputed": {"activation_checkpointing": True}},
 }
 for _values in AXES["positions"].values():
-    if isinstance(_values["positions"], dict) and _values["positions"]["scaling"] == "yarn":
+    if isinstance(_values["positions"], dict) and _values["positions"].get("scaling") == "yarn":
         _values["positions"]["original_length"] = 16
 
 Named = tuple[str, dict[str, Any]]

@@ -74,6 +74,17 @@ def test_a_rotation_is_a_complex_product(interleaved: bool) -> None:
     torch.testing.assert_close(actual, expected.flatten(1), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ROTATIONS)
+def test_a_rotation_has_the_gradient_of_its_formula(name: str) -> None:
+    x = torch.randn(2, 3, 2, 8, generator=generator(), dtype=torch.float64, requires_grad=True)
+
+    def turn(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        turned: tuple[torch.Tensor, torch.Tensor] = ROTATIONS[name](x, 2 * x, 5, 2)
+        return turned
+
+    assert torch.autograd.gradcheck(turn, x)
+
+
 def test_angles_are_not_rounded_by_half() -> None:
     """At position 4,000, a cosine from an angle in bfloat16 would be noise."""
     exact, rounded = rotary(), rotary().bfloat16()

@@ -1,0 +1,142 @@
+"""Flags of `fairseq-train` that describe the model, with those of its two descendants.
+
+The descendants are VarunGumma/fairseq (recurrent stacking, adapters, factorized embeddings, gated
+activations, RMS norm) and the Transformer with DeepSpeed's experts.
+"""
+
+from __future__ import annotations
+
+from ds_seq.compat.fairseq.flag import Flag, becomes, copied, idle, refused
+
+_ADAPTIVE = "adaptive input and softmax are not supported; leave it out"
+_QUANT = "quantization noise is not supported; leave it out"
+_TWO_WIDTHS = "the stacks have one width, and the output is as wide"
+_PIPELINE = "pipeline parallelism is not supported; use ZeRO stage 3 in the DeepSpeed JSON"
+_KEPT = "layers are left out of a trained model with `ds-seq make-student`"
+_FORCED = "the Transformer with experts ignores it: it sets the value itself"
+_ALIGNED = "there is no supervised alignment; `ds-seq generate --align` reads the attention"
+_PRETRAINED = "embeddings from a text file are not supported; leave it out"
+_ONE_FOR_BOTH = "one value for both stacks"
+
+MODEL_FLAGS: tuple[Flag, ...] = (
+    becomes("--arch -a", "text", None, "model"),
+    copied("--dropout", "float", 0.1, "model.dropout"),
+    copied("--attention-dropout", "float", 0.0, "model.attention_dropout"),
+    becomes("--activation-dropout", "float", 0.0, "model.activation_dropout"),
+    becomes("--relu-dropout", "float", 0.0, "model.activation_dropout"),
+    becomes("--activation-fn", "text", "relu", "model.activation"),
+    becomes("--encoder-embed-dim", "int", 512, "model.d_model", _ONE_FOR_BOTH),
+    becomes("--decoder-embed-dim", "int", None, "model.d_model", _ONE_FOR_BOTH),
+    becomes("--encoder-ffn-embed-dim", "int", 2048, "model.ffn_dim", _ONE_FOR_BOTH),
+    becomes("--decoder-ffn-embed-dim", "int", None, "model.ffn_dim", _ONE_FOR_BOTH),
+    becomes("--encoder-layers", "int", 6, "model.encoder_layers"),
+    becomes("--decoder-layers", "int", 6, "model.decoder_layers"),
+    becomes("--encoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
+    becomes("--decoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
+    becomes("--encoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
+    becomes("--decoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
+    becomes("--encoder-normalize-before", "switch", False, "model.norm_position"),
+    becomes("--decoder-normalize-before", "switch", False, "model.norm_position"),
+    becomes("--encoder-learned-pos", "switch", False, "model.positions"),
+    becomes("--decoder-learned-pos", "switch", False, "model.positions"),
+    becomes("--no-token-positional-embeddings", "switch", False, "model.positions"),
+    becomes("--rope-args", "json", None, "model.positions"),
+    becomes("--alibi-args", "json", None, "model.positions"),
+    becomes("--encoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
+    becomes("--decoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
+    becomes(
+        "--max-source-positions", "int", 1024, "data.max_source_length, model.max_positions"
+    ),
+    becomes(
+        "--max-target-positions", "int", 1024, "data.max_target_length, model.max_positions"
+    ),
+    becomes("--share-decoder-input-output-embed", "switch", False, "model.share_embeddings"),
+    becomes("--share-all-embeddings", "switch", False, "model.share_embeddings"),
+    becomes("--layernorm-embedding", "switch", False, "model.embedding_norm"),
+    becomes("--no-scale-embedding", "switch", False, "model.embedding_scale"),
+    becomes("--checkpoint-activations", "switch", False, "model.activation_checkpointing"),
+    becomes(
+        "--offload-activations", "switch", False, "model.activation_checkpointing",
+        "activations are computed again, not kept in host memory",
+    ),
+    becomes("--encoder-recurrent-stacking", "int", None,
+            "model.encoder_layers, model.encoder_repeats"),
+    becomes("--decoder-recurrent-stacking", "int", None,
+            "model.decoder_layers, model.decoder_repeats"),
+    becomes("--encoder-factorized-embed-dim", "int", None, "model.embedding_dim", _ONE_FOR_BOTH),
+    becomes("--decoder-factorized-embed-dim", "int", None, "model.embedding_dim", _ONE_FOR_BOTH),
+    becomes("--factorized-embed-activation-fn", "text", "linear", "model.embedding_dim"),
+    becomes("--replace-layernorm-with-rmsnorm", "switch", False, "model.norm"),
+    becomes("--encoder-use-rmsnorm", "switch", False, "model.norm", _ONE_FOR_BOTH),
+    becomes("--decoder-use-rmsnorm", "switch", False, "model.norm", _ONE_FOR_BOTH),
+    becomes("--encoder-use-glu", "switch", False, "model.activation", _ONE_FOR_BOTH),
+    becomes("--decoder-use-glu", "switch", False, "model.activation", _ONE_FOR_BOTH),
+    idle("--attn-implementation", "text", "fairseq", "attention always takes the fused kernels"),
+    refused("--lora-args", "text", None, "LoRA cannot be translated yet; leave it out"),
+    refused("--encoder-add-adapters", "switch", False, "adapters cannot be translated yet"),
+    refused("--decoder-add-adapters", "switch", False, "adapters cannot be translated yet"),
+    idle("--encoder-adapter-reduction-factor", "int", None, "there are no adapters"),
+    idle("--decoder-adapter-reduction-factor", "int", None, "there are no adapters"),
+    idle("--encoder-adapter-ids", "text", None, "there are no adapters"),
+    idle("--decoder-adapter-ids", "text", None, "there are no adapters"),
+    idle("--encoder-train-adapter", "text", None, "there are no adapters"),
+    idle("--decoder-train-adapter", "text", None, "there are no adapters"),
+    idle("--encoder-adapter-use-gating", "switch", False, "there are no adapters"),
+    idle("--decoder-adapter-use-gating", "switch", False, "there are no adapters"),
+    idle("--adapter-activation-fn", "text", "relu", "there are no adapters"),
+    refused("--encoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
+    refused("--decoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
+    # experts
+    becomes("--deepspeed_moe", "text", "", "model.moe.placement"),
+    copied("--num-experts", "int", 1, "model.moe.num_experts"),
+    copied("--top-k", "int", 1, "model.moe.top_k"),
+    copied("--ep-world-size", "int", 1, "train.expert_parallel"),
+    idle("--min-capacity", "int", 0, _FORCED),
+    idle("--noisy-gate-policy", "text", None, _FORCED),
+    idle("--moe-param-group", "switch", False, "parameters are grouped as DeepSpeed needs them"),
+    idle("--deepspeed", "switch", False, "training always runs on DeepSpeed"),
+    refused("--deepspeed_config", "text", None, "merge the file into the DeepSpeed JSON yourself"),
+    idle("--deepscale", "switch", False, "an old name of --deepspeed"),
+    idle("--deepscale_config", "text", None, "an old name of --deepspeed_config"),
+    # what has no counterpart
+    refused("--adaptive-input", "switch", False, _ADAPTIVE),
+    refused("--adaptive-softmax-cutoff", "text", None, _ADAPTIVE),
+    idle("--adaptive-softmax-dropout", "float", 0.0, _ADAPTIVE),
+    idle("--adaptive-softmax-factor", "float", 4.0, _ADAPTIVE),
+    refused("--tie-adaptive-weights", "switch", False, _ADAPTIVE),
+    refused("--tie-adaptive-proj", "switch", False, _ADAPTIVE),
+    refused("--encoder-embed-path", "text", None, _PRETRAINED),
+    refused("--decoder-embed-path", "text", None, _PRETRAINED),
+    refused("--encoder-layers-to-keep", "text", None, _KEPT),
+    refused("--decoder-layers-to-keep", "text", None, _KEPT),
+    refused("--encoder-xformers-att-config", "text", None, "attention always has its own kernels"),
+    refused("--decoder-xformers-att-config", "text", None, "attention always has its own kernels"),
+    refused("--merge-src-tgt-embed", "switch", False, "use --share-all-embeddings"),
+    becomes("--decoder-output-dim", "int", None, "model.d_model", _TWO_WIDTHS),
+    becomes("--decoder-input-dim", "int", None, "model.d_model", _TWO_WIDTHS),
+    refused("--no-cross-attention", "switch", False, "a decoder always reads the source"),
+    refused("--cross-self-attention", "switch", False, "self-attention reads the target only"),
+    refused("--quant-noise-pq", "float", 0.0, _QUANT),
+    idle("--quant-noise-pq-block-size", "int", 8, _QUANT),
+    refused("--quant-noise-scalar", "float", 0.0, _QUANT),
+    idle("--min-params-to-wrap", "int", 100_000_000, "ZeRO stage 3 divides all parameters"),
+    refused("--char-inputs", "switch", False, "models read subwords; leave it out"),
+    refused("--base-layers", "int", 0, "BASE layers are not supported; see model.moe"),
+    idle("--base-sublayers", "int", 1, "there are no BASE layers"),
+    idle("--base-shuffle", "int", 1, "there are no BASE layers"),
+    idle("--export", "switch", False, "it changes no result"),
+    becomes("--no-decoder-final-norm", "switch", False, "model.norm_position"),
+    idle("--alignment-heads", "int", 1, _ALIGNED),
+    idle("--alignment-layer", "int", 4, _ALIGNED),
+    idle("--full-context-alignment", "switch", False, _ALIGNED),
+    refused("--pipeline-model-parallel", "switch", False, _PIPELINE),
+    idle("--pipeline-balance", "text", None, _PIPELINE),
+    idle("--pipeline-devices", "text", None, _PIPELINE),
+    idle("--pipeline-chunks", "int", 0, _PIPELINE),
+    idle("--pipeline-encoder-balance", "text", None, _PIPELINE),
+    idle("--pipeline-encoder-devices", "text", None, _PIPELINE),
+    idle("--pipeline-decoder-balance", "text", None, _PIPELINE),
+    idle("--pipeline-decoder-devices", "text", None, _PIPELINE),
+    idle("--pipeline-checkpoint", "text", "never", _PIPELINE),
+)  # fmt: skip
+"""The flags of the model."""
