@@ -23,6 +23,7 @@ from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 from ds_seq.weights.fill import fill
+from ds_seq.weights.packed import PackedFile, restore_scales
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """In addition to `DTYPES`, a number format for inference: 8-bit weights; see `pack_weights`."""
@@ -97,8 +98,10 @@ def load_run(
     if dtype is None:
         dtype = DTYPES[default_dtype(stored.card, torch.device(device))]
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    if isinstance(stored.weights, PackedFile):
+        restore_scales(model, stored.weights)
     parts = (stored.card, stored.model_config, model, stored.source, stored.experiment)
-    return LoadedRun(*parts, stored.files)
+    return LoadedRun(*parts, stored.files, stored.is_packed)
 
 
 def load_packed(

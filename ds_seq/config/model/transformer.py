@@ -107,6 +107,21 @@ class TransformerConfig(TransformerFields):
         mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
         return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
 
+    def linear_weights(self) -> int:
+        """Return the weights of the maps of all layers that `linear` is about, without biases."""
+        total = 0
+        for stack in self.stacks:
+            total += self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            for num_experts in self.expert_counts(stack):
+                if self.moe is None or num_experts == 0:
+                    total += self.ffn_weights(self.d_model, self.ffn_dim)
+                    continue
+                width = self.moe.ffn_dim or self.ffn_dim
+                total += num_experts * self.ffn_weights(self.d_model, width)
+                if branch := self.moe.dense_width(width):
+                    total += self.ffn_weights(self.d_model, branch)
+        return total
+
     def _stack_size(self, stack: Stack) -> ModelSize:
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
         norm = self.norm.num_params(self.d_model)
