@@ -9,6 +9,7 @@ folder is written under a temporary name and renamed when complete, so it is nev
     <run>/checkpoints/index.json                    names of the last and of the best checkpoints
     <run>/checkpoints/update_00001200/checkpoint.json
                                      /weights.<rank>.safetensors
+                                     /ema.<rank>.safetensors         with `train.ema`
                                      /optimizer.<rank>.safetensors
                                      /criterion.<rank>.safetensors   if the criterion has state
 """

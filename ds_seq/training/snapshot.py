@@ -23,6 +23,7 @@ from ds_seq.training.resume_state import NO_STATE
 from ds_seq.training.slices import HostMemory, Mail, fill_rows
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 from ds_seq.weights.fill import expert_offsets, persistent_buffers
+from ds_seq.weights.meta import EMA
 from ds_seq.weights.source import expert_key
 
 
@@ -91,8 +92,10 @@ def take(
     if distributed.rank() == 0:
         for name, buffer in persistent_buffers(engine.module):
             share.add("weights", name, buffer)
+    average = _take_average(engine, share)
     share.mail.pack()
     facts = {
+        **average,
         "written_by": _layout(engine),
         "optimizer": _optimizer_facts(engine, state),
         "loss_scaler": engine.loss_scaler_state(),
@@ -115,6 +118,19 @@ class _Part(NamedTuple):
     """Name of the tensor in the file."""
     first_expert: int | None
     """Global index of its first expert; None: it has no experts."""
+
+
+def _take_average(engine: Engine, share: _Share) -> dict[str, Any]:
+    """Copy the average of the trained weights if there is one, and return its facts."""
+    if engine.ema is None:
+        return {}
+    offsets = expert_offsets(engine.module)
+    with engine.ema.as_fp32_weights():
+        for index, (name, parameter) in enumerate(engine.module.named_parameters()):
+            if parameter.requires_grad:
+                part = _Part(index, parameter, WEIGHT, EMA, name, offsets.get(name))
+                share.add_part(part, is_lent=True)
+    return {EMA: {"updates": engine.ema.updates}}
 
 
 class _Share:
@@ -146,17 +162,22 @@ class _Share:
         for row, part in zip(rows, [value] if first_expert is None else value, strict=True):
             row.copy_(part.detach())
 
-    def add_part(self, part: _Part) -> None:
+    def add_part(self, part: _Part, is_lent: bool = False) -> None:
         """Copy a tensor of a parameter, or this rank's slice of it.
 
         All ranks take turns to write dense parameters; the ranks that hold the same experts take
         turns with those.
+
+        Args:
+            part: the tensor.
+            is_lent: whether it may change before the mail is packed.
         """
         spread = 1 if part.first_expert is None else self._expert_parallel
         replicas = self._world // spread
         writer = part.number % replicas * spread + self._rank % spread
         if self._state.is_cut(part.parameter):
-            self._add_slice(part, writer, range(self._rank % spread, self._world, spread))
+            holders = range(self._rank % spread, self._world, spread)
+            self._add_slice(part, writer, holders, is_lent)
             return
         value = self._state.read(part.parameter, part.name)
         if value is None:
@@ -164,13 +185,13 @@ class _Share:
         elif writer == self._rank:
             self.add(part.kind, part.slot, value, part.first_expert)
 
-    def _add_slice(self, part: _Part, writer: int, holders: Sequence[int]) -> None:
+    def _add_slice(self, part: _Part, writer: int, holders: Sequence[int], is_lent: bool) -> None:
         """Copy this rank's slice, or send it to the rank that writes the tensor."""
         start, length = self._state.extent(part.parameter)
         values = self._state.read_slice(part.parameter, part.name)
         if writer != self._rank:
             if length:
-                self.mail.send(writer, values)
+                self.mail.send(writer, values.to("cpu", copy=True) if is_lent else values)
             return
         shape = full_shape(part.parameter)
         rows = self._rows(part.kind, part.slot, shape, values.dtype, part.first_expert)

@@ -171,7 +171,7 @@ class FullState:
 
     def set_steps(self, steps: float) -> None:
         """Set the optimizer's count of applied updates for all parameters."""
-        for master in self._optimized():
+        for master in self.optimized():
             state = self._torch_optimizer.state[master]
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(steps)
@@ -187,16 +187,14 @@ class FullState:
         if self._linked:
             return
         self._linked = True
-        if isinstance(self._wrapper, BF16_Optimizer):
-            self._wrapper._lazy_init_hp_params_optimizer_state()
-        elif self._stage in (1, 2):
+        if self._stage in (1, 2):  # in bf16, too, where links made before a step hold no state
             self._wrapper._hp_optimizer_states_linked = False
             self._wrapper._lazy_init_hp_params_optimizer_state()
 
     def make_state(self) -> None:
         """Create the zero state that the optimizer's first step would create, for writing."""
         self._linked = False
-        for master in self._optimized():
+        for master in self.optimized():
             state = self._torch_optimizer.state[master]
             if state:
                 continue
@@ -205,7 +203,7 @@ class FullState:
             for name in self.state_names() if self._sliced else ():
                 state[name] = torch.zeros_like(master, dtype=torch.float32)
 
-    def _optimized(self) -> list[Tensor]:
+    def optimized(self) -> list[Tensor]:
         """Return what the torch optimizer updates: parameters, fp32 copies, or flat slices."""
         if not self._sliced:
             return [self._master(parameter) for _, parameter in self.parameters()]
