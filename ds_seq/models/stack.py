@@ -36,7 +36,7 @@ class SubLayer(NamedTuple):
     """A body and its residual. Not a module: a layer registers both under its own names."""
 
     residual: Residual
-    """Adds the body's input to its output, with norm and dropout."""
+    """Adds the body's input to its output, with norm and dropout; or leaves that to the body."""
     body: Body
     """Attention, feed-forward, or any other module with this interface."""
 

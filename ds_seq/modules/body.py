@@ -46,6 +46,8 @@ class Context(NamedTuple):
     token_rows: Tensor | None = None
     """(N,) int64, the rows of real tokens among the B * T, ascending; None to derive them from
     `token_mask`."""
+    adapters: Any = None
+    """`ds_seq.modules.adapter.AdapterRows`: which sentences pass through which adapter; or None."""
 
 
 class BodyOutput(NamedTuple):
