@@ -29,7 +29,7 @@ from ds_seq.errors import EXIT_DIVERGED
 
 CONFIG = Path(__file__).with_name("axes") / "deep.yaml"
 PICTURE = RESULTS.parents[1] / "docs" / "deep_curves.png"
-UPDATES, MEAN_OF, PAIRS = 200, 5, 64
+UPDATES, MEAN_OF, PAIRS = 200, 5, 24
 MARGIN = 1.0  # nats below the entropy of single tokens: more than their frequencies is learned
 
 
@@ -149,7 +149,7 @@ def report(folder: Path, chosen: Sequence[Deep], record: bool) -> int:
         f"{table(header, rows)}\n\nTraining loss in nats per target token; `last` is the mean of "
         f"the last {MEAN_OF} logged ones, each of 5 updates. Knowing only how frequent each token "
         f"is gives {entropy:.2f}. Width 64, feed-forward 128, fp16 with dynamic loss scale, Adam, "
-        f"peak learning rate 2e-3 after 50 updates, at most 500 tokens per update, {PAIRS} pairs."
+        f"peak learning rate 2e-3 after 50 updates, at most 150 tokens per update, {PAIRS} pairs."
         f"\n\n![Losses and gradient norms](../docs/{PICTURE.name})"
     )
     runs = [str(folder / deep.name) for deep in chosen]
