@@ -5,8 +5,8 @@ short sentences of translation the latter is faster (16,384 tokens in sentences 
 H200: 0.94 against 1.66 ms, forward and backward), so this is for long texts only, and only where it
 is asked for: `DS_SEQ_UNPADDED=1` in the environment. It has not yet run on a GPU.
 
-The kernel is `torch.nn.attention.varlen.varlen_attn` (PyTorch 2.10 or later; fp16 and bf16, heads of a
-width that is a multiple of 8).
+The kernel is `torch.nn.attention.varlen.varlen_attn` (PyTorch 2.10 or later; fp16 and bf16, heads
+of a width that is a multiple of 8).
 
 Shapes: B batch, T queries, S keys, H heads, H' heads of keys and values, Dh width of a head,
 D = H Dh; N real keys and M real queries of all sequences.
