@@ -95,6 +95,10 @@ UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
 INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
 
+# Linear maps with weights of one or two bits.
+BitWeights = Literal["ternary", "binary"]
+BitNorm = Literal["rms", "layer", "none"]
+
 # Trained models on disk.
 ExportFormat = Literal["safetensors", "ctranslate2"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

@@ -69,6 +69,8 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "transformer-dim-ffn", "dim_feedforward ff_size ffn_size"),
         Row("model.activation", "activation-fn", "activation_function hidden_act",
             "pos_ffn_activation_fn", "transformer-ffn-activation"),
+        Row("model.linear: bitnet", "", "linear_class", "", "", "bitnet bitlinear use_bitlinear"),
+        Row("model.linear: {name: bitnet, norm: rms or none}", "", "use_rms_norm"),
         Row("model.dropout", "dropout", "dropout hidden_dropout_prob dropout_rate", "dropout",
             "transformer-dropout", "hidden_dropout dropout_prob residual_dropout"),
         Row("model.attention_dropout", "attention-dropout",

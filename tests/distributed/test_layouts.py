@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             activation="geglu",
             embedding_dim=8,
             embedding_norm=True,
+            linear="bitnet",
         )
     },
     "other_axes": {

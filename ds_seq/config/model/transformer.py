@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ds_seq.config.base import FieldErrors
 from ds_seq.config.model.embedding import EmbeddingFields
 from ds_seq.config.model.ffn import FfnFields
+from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
 from ds_seq.config.model.moe import MoeFields
 from ds_seq.config.model.norm import NormFields
@@ -47,6 +48,7 @@ class TransformerFields(
     PositionFields,
     NormFields,
     ResidualFields,
+    LinearFields,
     FfnFields,
     MixerFields,
     StackFields,

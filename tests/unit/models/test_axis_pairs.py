@@ -39,6 +39,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "apart": {"embedding_dim": 8, "share_embeddings": "none"},
         "norm": {"embedding_norm": True, "embedding_scale": False},
     },
+    "linear": {
+        "ternary": {"linear": "bitnet"},
+        "binary": {"linear": {"name": "bitnet", "weights": "binary", "activation_bits": None}},
+    },
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
         "experts": {"moe": MOE},
