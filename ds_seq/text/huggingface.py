@@ -94,7 +94,7 @@ class HuggingFaceTokenizer:
     def __init__(self, stored: _Stored, normalizer: Normalizer, name: str) -> None:
         self._stored, self._normalizer, self._name = stored, normalizer, name
         self._config = self._json("config.json")
-        self._is_source, self._language = False, None
+        self._side: tuple[bool, str] | None = None
         files = stored["files"]
         self._pieces: _Pieces
         if _FAST in files:
@@ -187,7 +187,7 @@ class HuggingFaceTokenizer:
         return json.dumps(self._stored, ensure_ascii=False, sort_keys=True).encode()
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return _restored, (self._stored, self._normalizer, self._name, self._is_source)
+        return _restored, (self._stored, self._normalizer, self._name, self._side)
 
     def for_side(self, is_source: bool, language: str) -> HuggingFaceTokenizer:
         """Return this tokenizer for the text of one side.
@@ -200,7 +200,7 @@ class HuggingFaceTokenizer:
             UserError: the model needs a symbol for the language and has none of this code.
         """
         other = copy.copy(self)
-        other._is_source = is_source
+        other._side = is_source, language
         code = self._stored["source_code" if is_source else "target_code"] or language
         needs = _OPENINGS.get(str(self._config.get("model_type"))) == LANGUAGE
         other._settle(self._find_language(code, is_source) if needs else None)
@@ -221,8 +221,12 @@ class HuggingFaceTokenizer:
             f"its symbols: {shown}"
         )
 
+    @property
+    def _is_source(self) -> bool:
+        return self._side is not None and self._side[0]
+
     def __len__(self) -> int:
-        return int(self._id("vocab_size"))
+        return self._id("vocab_size")
 
     def normalize(self, text: str) -> str:
         """Return the text as it is read; see `Tokenizer.normalize`."""
@@ -366,10 +370,7 @@ class _SentencePieces:
         return self._names.get(number)
 
     def join(self, pieces: Sequence[str], is_source: bool) -> str:
-        return "".join(pieces).replace(SPACE_MARK, " ").strip()
-
-
-SPACE_MARK = SPACE
+        return "".join(pieces).replace(SPACE, " ").strip()
 
 
 def _plain() -> Normalizer:
@@ -377,9 +378,10 @@ def _plain() -> Normalizer:
 
 
 def _restored(
-    stored: _Stored, normalizer: Normalizer, name: str, is_source: bool
+    stored: _Stored, normalizer: Normalizer, name: str, side: tuple[bool, str] | None
 ) -> HuggingFaceTokenizer:
-    return HuggingFaceTokenizer(stored, normalizer, name)
+    tokenizer = HuggingFaceTokenizer(stored, normalizer, name)
+    return tokenizer if side is None else tokenizer.for_side(*side)
 
 
 def _content(path: Path) -> str:
