@@ -60,7 +60,7 @@ class _Stored(TypedDict):
 class _Pieces(Protocol):
     """Conversion between text and the ids of the folder."""
 
-    languages: Mapping[str, int]
+    languages: dict[str, int]
     """Language symbols: of `tokenizer.json` all special ones."""
 
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]: ...
@@ -346,7 +346,7 @@ class _SentencePieces:
         self._unknown = self._ids.get("<unk>", 0)
         settings = json.loads(files.get("tokenizer_config.json", "{}"))
         codes = settings.get("additional_special_tokens") or settings.get("extra_special_tokens")
-        self.languages = {c: i for c, i in self._ids.items() if c.startswith(">>")}
+        self.languages: dict[str, int] = {c: i for c, i in self._ids.items() if c.startswith(">>")}
         for offset, code in enumerate(codes or []):  # M2M100: they follow the pieces
             self.languages[str(code)] = len(self._ids) + offset
         self._names = {number: piece for piece, number in (self._ids | self.languages).items()}

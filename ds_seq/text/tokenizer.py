@@ -27,6 +27,8 @@ class Symbols:
         start: first input of the decoder. fairseq and ds_seq use `eos`; BART, T5 and NLLB differ.
         bos: start of a sentence, for models that need it; None if there is no such symbol. Never
             generated.
+        opening: first ids of every target, which a search forces, such as the `<s>` of BART or the
+            language of NLLB.
     """
 
     pad: int
@@ -34,11 +36,12 @@ class Symbols:
     unk: int
     start: int
     bos: int | None = None
+    opening: tuple[int, ...] = ()
 
     @property
     def never_generated(self) -> frozenset[int]:
-        """Ids that no hypothesis may contain: `pad`, `bos`, and `start` unless it is `eos`."""
-        ids = {self.pad, self.start, self.bos} - {self.eos, None}
+        """Ids that no hypothesis may contain: `pad`, `bos`, `start`; except `eos` and `opening`."""
+        ids = {self.pad, self.start, self.bos} - {self.eos, None, *self.opening}
         return frozenset(i for i in ids if i is not None)
 
 

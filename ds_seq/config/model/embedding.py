@@ -18,6 +18,9 @@ class EmbeddingFields(Config):
         description="Shared embedding tables: none; decoder input and output; all three.",
     )
 
+    output_bias: bool = Field(
+        default=False, description="A bias of the scores of the vocabulary, as in Marian."
+    )
     embedding_dim: Width | None = Field(
         default=None,
         description="Width of factorized embeddings, which a matrix maps to `d_model`; shared "
@@ -44,4 +47,5 @@ class EmbeddingFields(Config):
         if self.embedding_dim is not None:
             width, factor = self.embedding_dim, self.embedding_dim * d_model
         output = vocab_size * d_model if self.share_embeddings == "none" else 0
+        output += vocab_size if self.output_bias else 0
         return sum(size * width + factor for size in sizes) + output

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, Probability
+from ds_seq.config.base import Probability
+from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.stack import Width
 from ds_seq.names import GATED_ACTIVATIONS, ActivationName
 
 _MULTIPLE = 8  # kernels for half precision need multiples of 8
 
 
-class FfnFields(Config):
+class FfnFields(LinearFields):
     """Width and activation."""
 
     ffn_dim: Width = Field(
@@ -50,7 +51,7 @@ class FfnFields(Config):
         return []
 
     def ffn_params(self, d_model: int, width: int) -> int:
-        """Return the parameters of a feed-forward or expert, with biases.
+        """Return the parameters of a feed-forward or expert.
 
         Args:
             d_model: width of the model.
@@ -58,4 +59,5 @@ class FfnFields(Config):
         """
         inner = self.inner_width(width)
         up = 2 if self.is_gated else 1  # gated: two projections D -> F
-        return up * (d_model + 1) * inner + (inner + 1) * d_model
+        biases = up * inner + d_model if self.linear_bias else 0
+        return (up + 1) * d_model * inner + biases

@@ -48,9 +48,9 @@ class TransformerFields(
     PositionFields,
     NormFields,
     ResidualFields,
-    LinearFields,
     FfnFields,
     MixerFields,
+    LinearFields,
     StackFields,
     PresetFields,
 ):
@@ -80,7 +80,7 @@ class TransformerConfig(TransformerFields):
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
-            *self.positions.errors(self.d_model, self.num_heads),
+            *self.positions.errors(self.d_model, self.num_heads, self.head_dim),
             *self.moe_errors(),
         ]
 

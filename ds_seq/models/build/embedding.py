@@ -34,10 +34,11 @@ def make_tables(
     """
     shared, width = cfg.share_embeddings, cfg.d_model
     options = (pad_id, cfg.embedding_dim, cfg.embedding_scale)
-    target = TokenEmbedding(vocab_size, width, *options)
+    is_tied = shared != "none"
+    target = TokenEmbedding(vocab_size, width, *options, cfg.output_bias and is_tied)
     assert shared != "all" or source_vocab_size == vocab_size, "one table has one size"
     source = None if shared == "all" else TokenEmbedding(source_vocab_size, width, *options)
     output = None
-    if shared == "none":  # initialized like the embedding it replaces
-        output = Linear(width, vocab_size, bias=False, deviation=width**-0.5)
+    if not is_tied:  # initialized like the embedding it replaces
+        output = Linear(width, vocab_size, bias=cfg.output_bias, deviation=width**-0.5)
     return Tables(target, source, output)
