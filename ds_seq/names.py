@@ -127,7 +127,8 @@ InvalidUtf8 = Literal["stop", "drop", "replace"]
 """What happens to a line that is not UTF-8."""
 SENTENCEPIECE = "sentencepiece"
 FAIRSEQ_DICT = "fairseq_dict"
-TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
+HUGGINGFACE = "huggingface"
+TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT, HUGGINGFACE)
 """Values of `data.vocab.name` other than `package.module:Name`."""
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""

@@ -18,17 +18,25 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import sentencepiece as spm
 from typing_extensions import TypedDict
 
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
 from ds_seq.records import parse_json, read_limited, record
+from ds_seq.text.huggingface_pieces import (
+    FAST,
+    M2M,
+    MARIAN,
+    VOCAB,
+    FastPieces,
+    Pieces,
+    SentencePieces,
+)
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece_training import PAD_ID
-from ds_seq.text.tokenizer import SPACE, Symbols
+from ds_seq.text.tokenizer import Symbols
 
 LANGUAGE = "{language}"
 """Stands for the language symbol of a side in `FOLDERS`."""
@@ -41,11 +49,8 @@ _OPENINGS: Mapping[str, str] = {
     "mbart": LANGUAGE,
 }
 _MOST_BYTES = 1 << 28
-_FAST = "tokenizer.json"
-_VOCAB = "vocab.json"
-_MARIAN = ("source.spm", "target.spm")
-_M2M = "sentencepiece.bpe.model"
-_READ = (_FAST, _VOCAB, *_MARIAN, _M2M, "config.json", "tokenizer_config.json")
+_SETTINGS = ("config.json", "tokenizer_config.json")
+_READ = (VOCAB, *MARIAN, M2M, *_SETTINGS)
 
 
 @record
@@ -55,21 +60,6 @@ class _Stored(TypedDict):
     files: dict[str, str]
     source_code: str | None
     target_code: str | None
-
-
-class _Pieces(Protocol):
-    """Conversion between text and the ids of the folder."""
-
-    languages: dict[str, int]
-    """Language symbols: of `tokenizer.json` all special ones."""
-
-    def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]: ...
-
-    def split_lines(self, lines: Sequence[str], is_source: bool) -> list[list[str]]: ...
-
-    def piece(self, number: int) -> str | None: ...
-
-    def join(self, pieces: Sequence[str], is_source: bool) -> str: ...
 
 
 class HuggingFaceTokenizer:
@@ -94,13 +84,13 @@ class HuggingFaceTokenizer:
     def __init__(self, stored: _Stored, normalizer: Normalizer, name: str) -> None:
         self._stored, self._normalizer, self._name = stored, normalizer, name
         self._config = self._json("config.json")
-        self._side: tuple[bool, str] | None = None
+        self._side: tuple[str, bool] | None = None
         files = stored["files"]
-        self._pieces: _Pieces
-        if _FAST in files:
-            self._pieces = _FastPieces(files[_FAST], name)
+        self._pieces: Pieces
+        if FAST in files:
+            self._pieces = FastPieces(files[FAST], name)
         else:
-            self._pieces = _SentencePieces(self._json(_VOCAB), files, name)
+            self._pieces = SentencePieces(self._json(VOCAB), files, name)
         self._pad = self._id("pad_token_id")
         self.fingerprint = hashlib.sha256(self.to_bytes()).hexdigest()
         self._settle(None)
@@ -112,7 +102,6 @@ class HuggingFaceTokenizer:
             first = [] if language is None else [language]
         else:
             first = [] if opening is None else [self._id("bos_token_id")]
-        self._opening = [self._ours(i) for i in first]
         start = self._config.get("decoder_start_token_id")
         bos = self._config.get("bos_token_id")
         self.symbols = Symbols(
@@ -121,9 +110,9 @@ class HuggingFaceTokenizer:
             unk=self._ours(self._unknown()),
             start=self._ours(self._id("eos_token_id") if start is None else int(start)),
             bos=None if bos is None else self._ours(int(bos)),
-            opening=tuple(self._opening),
+            opening=tuple(map(self._ours, first)),
         )
-        special = {self.symbols.pad, self.symbols.eos, self.symbols.bos, *self._opening}
+        special = {self.symbols.pad, self.symbols.eos, self.symbols.bos, *self.symbols.opening}
         special |= {self._ours(i) for i in self._pieces.languages.values()}
         self._omitted = special - {None, self.symbols.unk}
 
@@ -135,9 +124,7 @@ class HuggingFaceTokenizer:
         size: int,
         user_symbols: Sequence[str] = (),
         normalizer: Normalizer | None = None,
-        path: str,
-        source_code: str | None = None,
-        target_code: str | None = None,
+        **options: Any,
     ) -> HuggingFaceTokenizer:
         """Read a folder; nothing is trained. See `TokenizerKind.train`.
 
@@ -146,26 +133,26 @@ class HuggingFaceTokenizer:
             size: number of ids, those of the model.
             user_symbols: must be empty: the vocabulary cannot grow.
             normalizer: applied to text before it is encoded.
-            path: the folder.
-            source_code: the model's symbol of the language of the source, if it needs one.
-            target_code: that of the target.
+            options: `path`, `source_code` and `target_code` of `data.vocab.huggingface`.
 
         Raises:
             UserError: a file is missing or damaged, or the size is another one.
         """
+        path = options["path"]
         folder = Path(path)
-        contents = {name: _content(folder / name) for name in _READ if (folder / name).is_file()}
-        if "config.json" not in contents or not {_FAST, _VOCAB} & contents.keys():
+        contents = {path.name: _content(path) for path in tokenizer_files(folder)}
+        if "config.json" not in contents or not {FAST, VOCAB} & contents.keys():
             raise UserError(
-                f"{path}: has no {'config.json' if 'config.json' not in contents else _FAST}; give "
+                f"{path}: has no {'config.json' if 'config.json' not in contents else FAST}; give "
                 "a folder that `save_pretrained` of a model and its tokenizer wrote"
             )
         if user_symbols:
             raise UserError(f"data.vocab.user_symbols: {path} cannot get new symbols; remove them")
-        if _FAST in contents:  # the other files are for older programs
-            for other in (_VOCAB, *_MARIAN, _M2M):
-                contents.pop(other, None)
-        stored = _Stored(files=contents, source_code=source_code, target_code=target_code)
+        stored = _Stored(
+            files=contents,
+            source_code=options["source_code"],
+            target_code=options["target_code"],
+        )
         found = cls(stored, normalizer or _plain(), path)
         if len(found) != size:
             raise UserError(
@@ -189,18 +176,18 @@ class HuggingFaceTokenizer:
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return _restored, (self._stored, self._normalizer, self._name, self._side)
 
-    def for_side(self, is_source: bool, language: str) -> HuggingFaceTokenizer:
+    def for_side(self, language: str, is_source: bool) -> HuggingFaceTokenizer:
         """Return this tokenizer for the text of one side.
 
         Args:
-            is_source: whether the side is the source.
             language: language code of the experiment, used if no code of the model is set.
+            is_source: whether the side is the source.
 
         Raises:
             UserError: the model needs a symbol for the language and has none of this code.
         """
         other = copy.copy(self)
-        other._side = is_source, language
+        other._side = language, is_source
         code = self._stored["source_code" if is_source else "target_code"] or language
         needs = _OPENINGS.get(str(self._config.get("model_type"))) == LANGUAGE
         other._settle(self._find_language(code, is_source) if needs else None)
@@ -223,7 +210,7 @@ class HuggingFaceTokenizer:
 
     @property
     def _is_source(self) -> bool:
-        return self._side is not None and self._side[0]
+        return self._side is not None and self._side[1]
 
     def __len__(self) -> int:
         return self._id("vocab_size")
@@ -237,10 +224,10 @@ class HuggingFaceTokenizer:
         return self.encode_lines([text])[0]
 
     def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
-        """Encode many lines, each with what opens the text of this side; see `encode`."""
+        """Encode many lines; see `encode`."""
         texts = [self._normalizer(line) for line in lines]
         rows = self._pieces.encode_lines(texts, self._is_source)
-        return [[*self._opening, *map(self._ours, row)] for row in rows]
+        return [[self._ours(number) for number in row] for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the plain text of ids; special symbols except `<unk>` are omitted."""
@@ -297,80 +284,12 @@ class HuggingFaceTokenizer:
         return content
 
 
-class _FastPieces:
-    """A `tokenizer.json`, run by the package `tokenizers`."""
-
-    def __init__(self, content: str, name: str) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError:
-            raise UserError(
-                f"{name}: needs the package tokenizers; install it with `pip install tokenizers`"
-            ) from None
-        try:
-            self._tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # the package raises nothing narrower
-            raise UserError(f"{name}: {_FAST}: cannot be read ({error})") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.languages = {token.content: i for i, token in added.items() if token.special}
-
-    def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]:
-        return [each.ids for each in self._encoded(lines)]
-
-    def split_lines(self, lines: Sequence[str], is_source: bool) -> list[list[str]]:
-        return [each.tokens for each in self._encoded(lines)]
-
-    def _encoded(self, lines: Sequence[str]) -> list[Any]:
-        return list(self._tokenizer.encode_batch(list(lines), add_special_tokens=False))
-
-    def piece(self, number: int) -> str | None:
-        piece: str | None = self._tokenizer.id_to_token(number)
-        return piece
-
-    def join(self, pieces: Sequence[str], is_source: bool) -> str:
-        decoder = self._tokenizer.decoder
-        return str(" ".join(pieces) if decoder is None else decoder.decode(list(pieces)))
-
-
-class _SentencePieces:
-    """A SentencePiece model per side, or one, and the ids of its pieces in `vocab.json`."""
-
-    def __init__(self, ids: Mapping[str, Any], files: Mapping[str, str], name: str) -> None:
-        self._ids: dict[str, int] = {piece: int(number) for piece, number in ids.items()}
-        models = _MARIAN if _MARIAN[0] in files else (_M2M, _M2M)
-        if not set(models) <= files.keys():
-            raise UserError(f"{name}: has no {' and '.join(models)}; copy the whole folder")
-        self._source, self._target = (_processor(files[model], name) for model in models)
-        self._unknown = self._ids.get("<unk>", 0)
-        settings = json.loads(files.get("tokenizer_config.json", "{}"))
-        codes = settings.get("additional_special_tokens") or settings.get("extra_special_tokens")
-        self.languages: dict[str, int] = {c: i for c, i in self._ids.items() if c.startswith(">>")}
-        for offset, code in enumerate(codes or []):  # M2M100: they follow the pieces
-            self.languages[str(code)] = len(self._ids) + offset
-        self._names = {number: piece for piece, number in (self._ids | self.languages).items()}
-
-    def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]:
-        rows = self.split_lines(lines, is_source)
-        return [[self._ids.get(piece, self._unknown) for piece in row] for row in rows]
-
-    def split_lines(self, lines: Sequence[str], is_source: bool) -> list[list[str]]:
-        processor = self._source if is_source else self._target
-        return [self._tagged(line, processor) for line in lines]
-
-    def _tagged(self, line: str, processor: spm.SentencePieceProcessor) -> list[str]:
-        """Return the pieces of a line, which may begin with a language such as `>>de<<`."""
-        first, _, rest = line.partition(" ")
-        if first in self.languages and first.startswith(">>"):
-            return [first, *processor.EncodeAsPieces(rest)]
-        return list(processor.EncodeAsPieces(line))
-
-    def piece(self, number: int) -> str | None:
-        return self._names.get(number)
-
-    def join(self, pieces: Sequence[str], is_source: bool) -> str:
-        return "".join(pieces).replace(SPACE, " ").strip()
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that a tokenizer is made of."""
+    names: tuple[str, ...] = _READ
+    if (folder / FAST).is_file():  # the others are for older programs
+        names = (FAST, *_SETTINGS)
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _plain() -> Normalizer:
@@ -378,7 +297,7 @@ def _plain() -> Normalizer:
 
 
 def _restored(
-    stored: _Stored, normalizer: Normalizer, name: str, side: tuple[bool, str] | None
+    stored: _Stored, normalizer: Normalizer, name: str, side: tuple[str, bool] | None
 ) -> HuggingFaceTokenizer:
     tokenizer = HuggingFaceTokenizer(stored, normalizer, name)
     return tokenizer if side is None else tokenizer.for_side(*side)
@@ -389,12 +308,3 @@ def _content(path: Path) -> str:
     if path.suffix == ".json":
         return content.decode("utf-8", errors="replace")
     return base64.b64encode(content).decode()
-
-
-def _processor(model: str, name: str) -> spm.SentencePieceProcessor:
-    processor = spm.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))
-    except (RuntimeError, ValueError):
-        raise UserError(f"{name}: is not a SentencePiece model; give another file") from None
-    return processor
