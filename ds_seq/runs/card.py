@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -171,12 +171,14 @@ class StoredRun:
         model_config: config from which the model is built.
         weights: source of the tensors.
         experiment: experiment of the training run, if the format stores it.
+        suffix: what has followed the name of the checkpoint, such as `:raw`.
     """
 
     card: ModelCard
     model_config: ModelConfig
     weights: TensorSource
     experiment: ExperimentConfig | None = None
+    suffix: str = ""
 
     @property
     def tokenizers(self) -> Tokenizers:
@@ -187,6 +189,16 @@ class StoredRun:
     def source(self) -> Path:
         """Checkpoint folder or file of the weights."""
         return self.weights.path
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files of the weights."""
+        return self.weights.files
+
+    @property
+    def checkpoint(self) -> str:
+        """The path by which `open_run` finds these weights again, whatever is trained since."""
+        return f"{self.source}{self.suffix}"
 
     @property
     def seed(self) -> int:
@@ -229,6 +241,7 @@ class LoadedRun:
         model: the model, in evaluation mode.
         source: checkpoint folder or file from which the weights were loaded.
         experiment: experiment of the training run, if the format stores it.
+        files: files of the weights; empty: `source` is the file.
     """
 
     card: ModelCard
@@ -236,6 +249,7 @@ class LoadedRun:
     model: nn.Module
     source: Path
     experiment: ExperimentConfig | None = None
+    files: Sequence[Path] = ()
 
     @property
     def tokenizers(self) -> Tokenizers:

@@ -34,7 +34,9 @@ def open_run(run: str | Path, checkpoint: str) -> StoredRun:
     Args:
         run: a run folder, an exported folder or an exported file.
         checkpoint: `best`, `last`, the name of a checkpoint or a path. For an export, which holds
-            a single state, only `best` and `last` are valid.
+            a single state, only `best` and `last` are valid. If the training averages the weights
+            (`train.ema`), these are the average; with `:raw` at the end, as in `best:raw`, they are
+            the weights themselves. `:ema` requires the average.
 
     Raises:
         UserError: a file is missing or damaged, or an export does not have the checkpoint.
@@ -92,7 +94,8 @@ def load_run(
     if dtype is None:
         dtype = DTYPES[default_dtype(stored.card, torch.device(device))]
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
-    return LoadedRun(stored.card, stored.model_config, model, stored.source, stored.experiment)
+    parts = (stored.card, stored.model_config, model, stored.source, stored.experiment)
+    return LoadedRun(*parts, stored.files)
 
 
 def load_packed(
@@ -148,8 +151,7 @@ def parse_device(name: str) -> torch.device:
 def weights_fingerprint(run: StoredRun | LoadedRun) -> str:
     """Return the SHA-256 of the model config and the weights of a model."""
     digest = hashlib.sha256(stable_json(run.model_config))
-    path = run.source
-    for file in [path] if path.is_file() else sorted(path.glob("weights.*.safetensors")):
+    for file in run.files or [run.source]:
         digest.update(fingerprint(file).encode())
     return digest.hexdigest()
 

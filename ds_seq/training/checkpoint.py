@@ -9,6 +9,7 @@ folder is written under a temporary name and renamed when complete, so it is nev
     <run>/checkpoints/index.json                    names of the last and of the best checkpoints
     <run>/checkpoints/update_00001200/checkpoint.json
                                      /weights.<rank>.safetensors
+                                     /ema.<rank>.safetensors         with `train.ema`
                                      /optimizer.<rank>.safetensors
                                      /criterion.<rank>.safetensors   if the criterion has state
 """
@@ -26,6 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from ds_seq import distributed, files
+from ds_seq.distributed.exchange import Exchange
 from ds_seq.errors import UserError
 from ds_seq.training import checkpoint_folder
 from ds_seq.training.background import BackgroundWrite, Complete, Share, write_share
@@ -39,7 +41,8 @@ from ds_seq.training.checkpoint_folder import (
 )
 from ds_seq.training.engine import Engine
 from ds_seq.training.resume_state import NO_STATE
-from ds_seq.training.snapshot import HostMemory, Snapshot, take
+from ds_seq.training.slices import HostMemory
+from ds_seq.training.snapshot import Snapshot, take
 from ds_seq.weights.meta import (
     CHECKSUMS_KEY,
     FORMAT_VERSION,
@@ -87,6 +90,7 @@ class CheckpointStore:
         self._is_rescored = False
         self._pending: BackgroundWrite | None = None
         self.failed = threading.Event()
+        self._exchange = Exchange()
         self._memory = {kept: HostMemory(kept) for kept in (False, True)}
         self.index = checkpoint_folder.current_index(folder, keep_last, figure, self._sign)
         if figure is not None:
@@ -187,7 +191,8 @@ class CheckpointStore:
         error = distributed.agree_on_error(self._make(temporary))
         if error is not None:
             return self._agreed(temporary, error)
-        snapshot = take(engine, criterion, progress, self._memory[in_background])
+        memory = self._memory[in_background]
+        snapshot = take(engine, criterion, progress, memory, self._exchange)
         meta = {
             **self._notes,
             "format_version": FORMAT_VERSION,
@@ -199,7 +204,9 @@ class CheckpointStore:
         }
         complete = partial(self._complete, temporary, meta, score)
         if in_background:
-            self._pending = BackgroundWrite(snapshot, temporary, complete, self.failed)
+            self._pending = BackgroundWrite(
+                snapshot, self._exchange, temporary, complete, self.failed
+            )
             return None
         return self._write(snapshot, temporary, complete)
 
@@ -247,7 +254,7 @@ class CheckpointStore:
         """Write a checkpoint while all ranks wait; return the error of any, if there is one."""
         share = error = None
         try:
-            share = write_share(snapshot, temporary)
+            share = write_share(snapshot, self._exchange, temporary)
         except UserError as failure:
             error = str(failure)
         error = distributed.agree_on_error(error)

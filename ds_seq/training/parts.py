@@ -37,7 +37,7 @@ def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Eng
     criterion.is_collective = config.shares_teacher
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
-    return Engine(
+    engine = Engine(
         model,
         lambda groups: build_optimizer(config.optimizer, groups),
         parameter_groups(model, weight_decay(config.optimizer)),
@@ -47,3 +47,8 @@ def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Eng
         sparse_clip=train.sparse_clip,
         capture=criterion.capture,
     )
+    if train.ema is not None:
+        from ds_seq.training.ema import Ema
+
+        engine.ema = Ema(engine, train.ema)
+    return engine

@@ -28,6 +28,9 @@ INDEX_FILE = "index.json"  # in that folder: names the last and the best checkpo
 META_FILE = "checkpoint.json"
 VOCAB_HASH_KEY = "ds_seq.vocab_hash"  # in META_FILE and in the header of an exported file
 FORMAT_VERSION = 2  # 1: some of the experts' matrices are transposed
+EMA: Final = "ema"  # kind of file with the average of the weights, see `train.ema`
+RAW: Final = "raw"  # what the weights themselves are called where there is an average
+KINDS: Final = ("weights", EMA, "optimizer", "criterion")  # of the files of a checkpoint
 CHECKSUMS_KEY: Final = "sha256"  # in META_FILE: by file name; older checkpoints have none
 NO_CHECKSUM = "0" * 64  # stands for the checksum of a file in that file while it is computed
 

@@ -11,7 +11,10 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.options import described
 from ds_seq.names import INT8, PRECISIONS
 
-CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
+CHECKPOINT_HELP = (
+    "best, last, a name or a path; best:raw and the like do without the average of train.ema "
+    "(default: %(default)s)"
+)
 RUN_HELP = "run folder, or a file or folder written by `ds-seq export`"
 EXPORT_DTYPES = sorted(PRECISIONS)
 
@@ -25,7 +28,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for loading trained models, and that of `add_local_rank`."""
     add = parser.add_argument
-    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
+    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--device", help="cpu, cuda:1, ... (default: a GPU if there is one)")
     add(
         "--dtype",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,12 @@ from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import vocab_paths
 from ds_seq.weights.meta import (
     CHECKPOINTS,
+    EMA,
     INDEX_FILE,
     META_FILE,
+    RAW,
     VOCAB_HASH_KEY,
+    CheckpointFiles,
     known_checkpoints,
     read_index,
     read_meta,
@@ -73,9 +77,11 @@ class RunFolder:
             file = TensorFile(exported)
             _check_vocab(vocab, tokenizers, exported, file.metadata())
             return _stored(config, tokenizers, file)
-        folder = find_checkpoint(path, checkpoint)
+        name, kind = split_kind(checkpoint)
+        folder = find_checkpoint(path, name)
         _check_vocab(vocab, tokenizers, folder, read_meta(folder))
-        return _stored(config, tokenizers, TensorFolder(folder, "weights"))
+        stored = _stored(config, tokenizers, checkpoint_weights(folder, kind))
+        return replace(stored, suffix=checkpoint.removeprefix(name))
 
 
 class ExportedFile:
@@ -128,6 +134,34 @@ def open_tokenizers(run: Path) -> Tokenizers:
     """
     config = load_experiment(run / CONFIG_FILE, runs=TOKENIZING)
     return load_tokenizers(config.data, run)
+
+
+def split_kind(checkpoint: str) -> tuple[str, str | None]:
+    """Split the kind of weights, `raw` or `ema`, from the end of the name of a checkpoint."""
+    for kind in (RAW, EMA):
+        if checkpoint.endswith(f":{kind}"):
+            return checkpoint.removesuffix(f":{kind}"), kind
+    return checkpoint, None
+
+
+def checkpoint_weights(folder: Path, kind: str | None) -> TensorFolder:
+    """Open the weights of a checkpoint.
+
+    Args:
+        folder: folder of the checkpoint.
+        kind: `raw`, or `ema` for the average of the weights; None: the average if there is one.
+
+    Raises:
+        UserError: there is no average, or a file is damaged.
+    """
+    meta: CheckpointFiles = read_meta(folder)
+    has_average = any(name.split(".")[0] == EMA for name in meta["files"])
+    if kind == EMA and not has_average:
+        raise UserError(
+            f"{folder}: has no average of the weights, which training with train.ema makes; leave "
+            f"out :{EMA}"
+        )
+    return TensorFolder(folder, "weights", replaced_by=None if kind == RAW else EMA)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

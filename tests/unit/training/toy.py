@@ -24,7 +24,7 @@ class Toy:
     def __init__(self, update: int = 0) -> None:
         self.module = nn.Linear(2, 2)
         self.adam = torch.optim.Adam(self.module.parameters())
-        self.expert_parallel, self.zero_stage = 1, 0
+        self.expert_parallel, self.zero_stage, self.ema = 1, 0, None
         self.schedule = SimpleNamespace(updates=update, set_updates=lambda n: None)
         self.deepspeed = SimpleNamespace(
             zero_optimization_stage=lambda: 0,
