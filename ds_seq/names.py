@@ -44,6 +44,7 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
 """How rotary positions change for longer texts."""

@@ -40,6 +40,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "embedding": {
         "factor": {"embedding_dim": 8},
         "apart": {"embedding_dim": 8, "share_embeddings": "none"},
+        "inputs": {"share_embeddings": "inputs"},
         "norm": {"embedding_norm": True, "embedding_scale": False},
     },
     "linear": {
