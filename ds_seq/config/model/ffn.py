@@ -57,7 +57,10 @@ class FfnFields(LinearFields):
             d_model: width of the model.
             width: its `ffn_dim`.
         """
-        inner = self.inner_width(width)
+        biases = (2 if self.is_gated else 1) * self.inner_width(width) + d_model
+        return self.ffn_weights(d_model, width) + (biases if self.linear_bias else 0)
+
+    def ffn_weights(self, d_model: int, width: int) -> int:
+        """Return the weights of both maps of a feed-forward or expert, without biases."""
         up = 2 if self.is_gated else 1  # gated: two projections D -> F
-        biases = up * inner + d_model if self.linear_bias else 0
-        return (up + 1) * d_model * inner + biases
+        return (up + 1) * d_model * self.inner_width(width)

@@ -58,12 +58,18 @@ class MixerFields(LinearFields):
             stack: name of the stack.
             norm_params: number of parameters of a norm of a given width.
         """
+        weights, biases = self._attention_size(d_model)
+        attention = weights + (biases if self.linear_bias else 0)
+        if self.query_key_norm:
+            attention += 2 * norm_params(self.head_width(d_model))
+        return MIXERS_PER_LAYER[stack] * attention
+
+    def mixer_weights(self, d_model: int, stack: Stack) -> int:
+        """Return the weights of the linear maps of one layer's mixers, without biases."""
+        return MIXERS_PER_LAYER[stack] * self._attention_size(d_model)[0]
+
+    def _attention_size(self, d_model: int) -> tuple[int, int]:
+        """Return the weights, and the biases, of the maps of queries, keys, values and output."""
         head = self.head_width(d_model)
         width, kv_width = self.num_heads * head, (self.num_kv_heads or self.num_heads) * head
-        # maps of queries, keys, values and output
-        attention = d_model * (2 * width + 2 * kv_width)
-        if self.linear_bias:
-            attention += width + 2 * kv_width + d_model
-        if self.query_key_norm:
-            attention += 2 * norm_params(head)
-        return MIXERS_PER_LAYER[stack] * attention
+        return d_model * (2 * width + 2 * kv_width), width + 2 * kv_width + d_model

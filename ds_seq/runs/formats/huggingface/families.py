@@ -203,7 +203,7 @@ def _t5(config: Config, theirs: Tensors, path: str) -> Described:
     for stack in ("encoder", "decoder"):
         names |= _t5_stack(stack, section[f"{stack}_layers"], is_gated, head**0.5)
     (last,) = names["decoder.final_norm.weight"]
-    names["decoder.final_norm.weight"] = [last._replace(factor=scale)]
+    names["decoder.final_norm.weight"] = [last._replace(times=scale)]
     shared = "the same as shared.weight"
     tables = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
     copies = dict.fromkeys(tables + ([] if has_output else ["lm_head.weight"]), shared)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,8 +13,9 @@ from torch import Tensor
 from ds_seq.errors import UserError
 from ds_seq.records import inside, read_limited
 
-_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_INDEX = "model.safetensors.index.json"
+_WHOLE = "model.safetensors"
+_PICKLED = "pytorch_model.bin"
 _MOST_BYTES = 1 << 26
 
 
@@ -46,25 +46,23 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: a file is missing or damaged.
     """
-    for index in _INDEX:
-        if (folder / index).is_file():
-            files = sorted(set(read_settings(folder, index).get("weight_map", {}).values()))
-            return {k: v for name in files for k, v in _read(inside(folder, name)).items()}
-    for name in _WHOLE:
-        if (folder / name).is_file():
-            return _read(folder / name)
-    raise UserError(f"{folder}: has no {_WHOLE[0]}; give a folder that `save_pretrained` wrote")
+    if (folder / _INDEX).is_file():
+        files = sorted(set(read_settings(folder, _INDEX).get("weight_map", {}).values()))
+        return {k: v for name in files for k, v in _read(inside(folder, name)).items()}
+    if not (folder / _WHOLE).is_file() and (folder / _PICKLED).is_file():
+        raise UserError(
+            f"{folder}: has only {_PICKLED}, which could run code; let transformers write "
+            f"{_WHOLE}: `AutoModel.from_pretrained(...).save_pretrained(...)`"
+        )
+    if not (folder / _WHOLE).is_file():
+        raise UserError(f"{folder}: has no {_WHOLE}; give a folder that `save_pretrained` wrote")
+    return _read(folder / _WHOLE)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: missing; copy the whole folder again")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); copy it again") from None
-    except Exception as error:  # of the reader of pickles, which refuses all but tensors
-        raise UserError(f"{path}: is not read, for it holds more than tensors ({error})") from None
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -20,13 +20,13 @@ class Part(NamedTuple):
 
     Attributes:
         name: name of the tensor of theirs.
-        factor: what theirs is multiplied by.
+        times: what theirs is multiplied by.
         skip: number of rows of theirs that are left out, positions before the first.
         is_table: whether rows are ids, whose order differs.
     """
 
     name: str
-    factor: float = 1.0
+    times: float = 1.0
     skip: int = 0
     is_table: bool = False
 
@@ -91,7 +91,7 @@ def take(
                     f"vocab_size {len(order)}"
                 )
             value = value[list(order)]
-        rows.append(value[part.skip :] * part.factor)
+        rows.append(value[part.skip :] * part.times)
     return torch.cat(rows)
 
 
@@ -110,7 +110,7 @@ def account(names: Names, theirs: Iterable[str], copies: Mapping[str, str]) -> l
             notes = []
             if part.skip:
                 notes.append(f"without its first {part.skip} rows")
-            if part.factor != 1.0:
-                notes.append(f"times {part.factor:g}")
+            if part.times != 1.0:
+                notes.append(f"times {part.times:g}")
             used[part.name] = Entry(part.name, ours, how, ", ".join(notes))
     return [used.get(name) or Entry(name, "", "left", copies.get(name, "")) for name in theirs]
