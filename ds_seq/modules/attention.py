@@ -196,7 +196,7 @@ class SelfAttention(nn.Module):
     """Self-attention: a sequence attends to itself or, if causal, to its past.
 
     Args:
-        d_model: width of the model, D; a multiple of `num_heads`.
+        d_model: width of the model, D; a multiple of `num_heads` without `head_dim`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
         causal: whether position t attends to positions <= t only.
@@ -206,6 +206,7 @@ class SelfAttention(nn.Module):
             attention. None for one per head.
         norms: norms within the attention.
         make_linear: makes all maps, called like `Linear`.
+        head_dim: width of a head, Dh; None for D / H.
     """
 
     def __init__(
@@ -218,18 +219,20 @@ class SelfAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_width = d_model // num_heads
+        self.head_width = head_dim or d_model // num_heads
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
         kv_width = (num_kv_heads or num_heads) * self.head_width
-        widths = (d_model, kv_width, kv_width)
+        width = num_heads * self.head_width
+        widths = (width, kv_width, kv_width)
         self.qkv = make_linear(d_model, sum(widths), parts=widths, gain=_GAIN)
         self.query_norm, self.key_norm, self.inner_norm = norms
-        self.output = make_linear(d_model, d_model)
+        self.output = make_linear(width, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Attend within whole sequences.
@@ -316,12 +319,13 @@ class CrossAttention(nn.Module):
     queries, so keys and values are not repeated K times.
 
     Args:
-        d_model: width of the model, D; a multiple of `num_heads`.
+        d_model: width of the model, D; a multiple of `num_heads` without `head_dim`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
         num_kv_heads: see `SelfAttention`.
         norms: norms of queries and keys; none of the output.
         make_linear: makes all maps, called like `Linear`.
+        head_dim: width of a head, Dh; None for D / H.
     """
 
     def __init__(
@@ -332,16 +336,18 @@ class CrossAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_width = d_model // num_heads
+        self.head_width = head_dim or d_model // num_heads
         self.dropout = dropout
         kv_width = (num_kv_heads or num_heads) * self.head_width
-        self.query = make_linear(d_model, d_model, gain=_GAIN)
+        width = num_heads * self.head_width
+        self.query = make_linear(d_model, width, gain=_GAIN)
         self.key_value = make_linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
         self.query_norm, self.key_norm = norms.query, norms.key
-        self.output = make_linear(d_model, d_model)
+        self.output = make_linear(width, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
         """Attend to the source.
