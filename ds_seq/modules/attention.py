@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
-from ds_seq.modules.linear import Linear
+from ds_seq.modules.linear import Linear, LinearMaker
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
 
@@ -205,6 +205,7 @@ class SelfAttention(nn.Module):
             of the queries (Ainslie et al., 2023); a divisor of `num_heads`, 1 for multi-query
             attention. None for one per head.
         norms: norms within the attention.
+        make_linear: makes all maps, called like `Linear`.
     """
 
     def __init__(
@@ -216,6 +217,7 @@ class SelfAttention(nn.Module):
         rotary: RotaryPositions | None = None,
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
+        make_linear: LinearMaker = Linear,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -225,9 +227,9 @@ class SelfAttention(nn.Module):
         self.rotary = rotary
         kv_width = (num_kv_heads or num_heads) * self.head_width
         widths = (d_model, kv_width, kv_width)
-        self.qkv = Linear(d_model, sum(widths), parts=widths, gain=_GAIN)
+        self.qkv = make_linear(d_model, sum(widths), parts=widths, gain=_GAIN)
         self.query_norm, self.key_norm, self.inner_norm = norms
-        self.output = Linear(d_model, d_model)
+        self.output = make_linear(d_model, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Attend within whole sequences.
@@ -242,8 +244,11 @@ class SelfAttention(nn.Module):
         """
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
-        mask = _biased(context.attention_mask, context.position_bias)
         dropout = self.dropout if self.training else 0.0
+        if context.local is not None:
+            attended = context.local.attend(query, memory, context.attention_mask, dropout)
+            return BodyOutput(self._joined(attended))
+        mask = _biased(context.attention_mask, context.position_bias)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self._joined(attended), map=weights)
@@ -313,6 +318,7 @@ class CrossAttention(nn.Module):
         dropout: probability of dropping an attention weight in training.
         num_kv_heads: see `SelfAttention`.
         norms: norms of queries and keys; none of the output.
+        make_linear: makes all maps, called like `Linear`.
     """
 
     def __init__(
@@ -322,16 +328,17 @@ class CrossAttention(nn.Module):
         dropout: float,
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
+        make_linear: LinearMaker = Linear,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_width = d_model // num_heads
         self.dropout = dropout
         kv_width = (num_kv_heads or num_heads) * self.head_width
-        self.query = Linear(d_model, d_model, gain=_GAIN)
-        self.key_value = Linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
+        self.query = make_linear(d_model, d_model, gain=_GAIN)
+        self.key_value = make_linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
         self.query_norm, self.key_norm = norms.query, norms.key
-        self.output = Linear(d_model, d_model)
+        self.output = make_linear(d_model, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
         """Attend to the source.

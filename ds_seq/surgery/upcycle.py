@@ -32,11 +32,16 @@ _SHAPELESS = (
     "num_heads",
     "attention_window",
     "activation",
+    "linear",
     "norm_position",
     "norm",
     "positions",
     "embedding_scale",
 )
+
+
+# values whose weights are a start for other values: rounding begins with the weights as they are
+_STARTING_POINTS = [("linear", "float")]
 
 
 class DenseTensors(NamedTuple):
@@ -70,6 +75,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
     train = config.train
     assert train.init_from is not None
     stored = open_run(train.init_from, train.init_checkpoint)
+    stored.require_full_precision()
     theirs = stored.tokenizers.fingerprint
     if theirs != fingerprint:
         raise UserError(
@@ -213,7 +219,7 @@ def _check_shapeless(run: str, theirs: ModelConfig, ours: ModelConfig) -> None:
         return
     old, new = theirs.model_dump(), ours.model_dump()
     for key in _SHAPELESS:
-        if old[key] != new[key]:
+        if old[key] != new[key] and (key, old[key]) not in _STARTING_POINTS:
             raise UserError(
                 f"train.init_from: {run} has model.{key} {old[key]}, the experiment {new[key]}; "
                 "use the former, with which its weights were trained"

@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from ds_seq.config.base import SHORT_FORM, Config, FieldErrors, NamedConfig, plugin_tag
 from ds_seq.config.model.stack import Width
-from ds_seq.names import RotaryScaling
+from ds_seq.names import RotaryScaling, SineWavelengths
 
 Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 
@@ -37,6 +37,11 @@ class SinusoidalConfig(AnyPositionsConfig):
     )
     offset: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0, description="Position of the first token; 2 in models of fairseq."
+    )
+    wavelengths: SineWavelengths = Field(
+        default="inclusive",
+        description="Wavelengths grow from 2 pi to 20000 pi, `inclusive` as in tensor2tensor and "
+        "fairseq, or `exclusive` as in the paper and Marian.",
     )
 
     def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:

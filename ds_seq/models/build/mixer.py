@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ds_seq.config.model import TransformerConfig
+from ds_seq.models.build.linear import linear_maker
 from ds_seq.models.build.norm import make_norm
 from ds_seq.models.build.positions import make_rotary
 from ds_seq.modules.attention import AttentionNorms, CrossAttention, SelfAttention
@@ -22,13 +23,19 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         make_rotary(cfg, causal),
         cfg.num_kv_heads,
         norms,
+        linear_maker(cfg),
     )
 
 
 def make_cross_mixer(cfg: TransformerConfig) -> Body:
     """Make the attention of target tokens to the source."""
     return CrossAttention(
-        cfg.d_model, cfg.num_heads, cfg.attention_dropout, cfg.num_kv_heads, _query_key_norms(cfg)
+        cfg.d_model,
+        cfg.num_heads,
+        cfg.attention_dropout,
+        cfg.num_kv_heads,
+        _query_key_norms(cfg),
+        linear_maker(cfg),
     )
 
 
