@@ -52,7 +52,7 @@ train:
 """
 LONG_VALIDATION = ("train.validate_every=10", "validation.metrics=[bleu]", "generation.beam=8")
 COMMANDS = ("train", "validation", "generate", "teacher-cache", "pseudo-label")
-_PHASES = {
+PHASES = {
     "train": ("training",),
     "validation": ("validation",),
     "generate": ("translation",),
@@ -108,12 +108,13 @@ class Lab:
 
 def _ds_seq(*arguments: str | Path) -> None:
     command = [sys.executable, "-m", "ds_seq", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=_environ())
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
 
 
-def _environ() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the variables of this process, on the CPU, and with the repository on the path."""
     on_cpu = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, **on_cpu, "PYTHONPATH": path}
@@ -184,7 +185,7 @@ def _running(
     beats_folder, port = folder / "beats", str(free_port())
     beats_folder.mkdir()
     beats = Heartbeats(beats_folder)
-    environ = {**_environ(), heartbeats.FOLDER: str(beats_folder)}
+    environ = {**environment(), heartbeats.FOLDER: str(beats_folder)}
     log = folder / "log"
     shell = 'log=$1; shift; exec "$@" >>"$log" 2>&1'
     started = [
@@ -251,7 +252,7 @@ def measure(
 
 def _is_at_work(ranks: dict[int, Process], command: str) -> bool:
     return len(ranks) == RANKS and all(
-        process.beat["phase"] in _PHASES[command] and not process.beat["left"]
+        process.beat["phase"] in PHASES[command] and not process.beat["left"]
         for process in ranks.values()
     )
 
@@ -298,13 +299,19 @@ def measure_restart(
             if "restart" in _events(run):
                 return "started again before it was hit: this machine is too busy for the limit"
             os.kill(_by_rank(first)[rank].pid, number)
-            hit, last = time.time(), max(_updates(run), default=0)
+            hit, last = time.time(), max(logged_updates(run), default=0)
             if not _until(lambda: "restart" in _events(run), started):
                 return f"no restart: {(folder / 'log').read_text()[-500:]}"
             noticed = time.time() - hit
-            if not _until(lambda: max(_updates(run).values(), default=0) > hit + noticed, started):
+            if not _until(
+                lambda: max(logged_updates(run).values(), default=0) > hit + noticed, started
+            ):
                 return f"no new update: {(folder / 'log').read_text()[-500:]}"
-            new = [(when, update) for update, when in _updates(run).items() if when > hit + noticed]
+            new = [
+                (when, update)
+                for update, when in logged_updates(run).items()
+                if when > hit + noticed
+            ]
             when, update = min(new)
             return Restart(noticed, when - hit, last + 1 - update)
 
@@ -331,7 +338,7 @@ def _events(run: Path) -> list[object]:
     return [line["event"] for line in _lines(run / "supervise" / "journal.jsonl")]
 
 
-def _updates(run: Path) -> dict[int, float]:
+def logged_updates(run: Path) -> dict[int, float]:
     """Return when each update was logged, which is forgotten when a run resumes before it."""
     lines = [line for line in _lines(run / "metrics.jsonl") if line["kind"] == "train"]
     return {int(str(line["update"])): float(str(line["time"])) for line in lines}

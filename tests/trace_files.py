@@ -61,6 +61,7 @@ KINDS = {
 }
 NOT_OF_THE_PAIR = (
     "distributed",
+    "launcher",
     "reports/metrics.py",
     "reports/",
     "training/divergence.py",

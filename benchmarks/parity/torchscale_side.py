@@ -13,11 +13,15 @@ import json
 import sys
 import types
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from parity.peer_tensors import drawn, save_cases
 
 
 def _stand_in(name: str, **attributes: Any) -> None:
@@ -90,25 +94,11 @@ def _run(model: nn.Module) -> dict[str, Tensor]:
 
 def main(out: str) -> None:
     """Run all cases."""
-    tensors: dict[str, Tensor] = {}
+    found = {}
     for case, make in CASES.items():
-        torch.manual_seed(1)
-        model = make()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                base = 1.0 if parameter.ndim == 1 else 0.0
-                parameter.copy_(base + 0.2 * torch.randn(parameter.shape))
-        model = model.double().eval()
-        found = _run(model)
-        found["factors"] = torch.randn(found["output"].shape).double()
-        (found["output"] * found["factors"]).sum().backward()
-        for name, value in found.items():
-            tensors[f"{case}/values/{name}"] = value.detach().clone().contiguous()
-        for name, parameter in model.named_parameters():
-            tensors[f"{case}/weights/{name}"] = parameter.detach().clone().contiguous()
-            if parameter.grad is not None:
-                tensors[f"{case}/gradients/{name}"] = parameter.grad.clone().contiguous()
-    save_file(tensors, out)
+        model = drawn(make())
+        found[case] = (model, _run(model))
+    save_cases(found, out)
     print(json.dumps({"torchscale": version("torchscale")}))
 
 

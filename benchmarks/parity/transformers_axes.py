@@ -1,9 +1,10 @@
 """Axes of a model, compared with models of transformers that have the same values.
 
 Weights are copied from T5 (buckets, RMSNorm, gated gelu), BART (post-norm, learned positions, norm
-of embeddings), Llama (rotary positions and their scaling, grouped queries, swiglu) and Qwen3 (norms
-of queries and keys, window). Outputs and the gradients of all weights are compared in float64;
-angles and RMSNorm of transformers are in float32 all the same.
+of embeddings), Marian (post-norm, sinusoidal positions, silu), M2M100 (pre-norm, sinusoidal
+positions), Llama (rotary positions and their scaling, grouped queries, swiglu) and Qwen3 (norms of
+queries and keys, window). Outputs and the gradients of all weights are compared in float64; angles
+and RMSNorm of transformers are in float32 all the same.
 
     python benchmarks/parity/transformers_axes.py --python VENV/bin/python
 """
@@ -63,12 +64,16 @@ def _t5(is_gated: bool) -> Names:
     return names
 
 
-def _bart() -> Names:
+def _bart(learned: bool = True, final_norm: bool = False) -> Names:
+    """BART, or Marian and M2M100 with fixed positions and no norm of embeddings."""
     names: Names = {"target_embedding.weight": [Part("model.shared.weight")]}
     for stack, depth in (("encoder", 3), ("decoder", 2)):
         prefix = f"model.{stack}"
-        names[f"{stack}.positions.weight"] = [Part(f"{prefix}.embed_positions.weight", skip=2)]
-        names |= norm(f"{stack}.embedding_norm", f"{prefix}.layernorm_embedding", True)
+        if learned:
+            names[f"{stack}.positions.weight"] = [Part(f"{prefix}.embed_positions.weight", skip=2)]
+            names |= norm(f"{stack}.embedding_norm", f"{prefix}.layernorm_embedding", True)
+        if final_norm:
+            names |= norm(f"{stack}.final_norm", f"{prefix}.layer_norm", True)
         for layer in range(depth):
             ours, theirs = f"{stack}.layers.{layer}", f"{prefix}.layers.{layer}"
             own = f"{theirs}.self_attn"
@@ -127,6 +132,7 @@ _T5 = {
     "embedding_scale": False,
 }
 _BART = {"positions": "learned", "activation": "gelu", "embedding_norm": True}
+_FIXED = {"name": "sinusoidal"}
 _LLAMA = {"norm": "rms", "norm_position": "pre", "activation": "swiglu", "num_kv_heads": 2}
 _YARN = {"name": "rotary", "scaling": "yarn", "factor": 4.0, "original_length": 16}
 CASES: Cases = {
@@ -134,6 +140,14 @@ CASES: Cases = {
     "t5 v1.1 (gated gelu)": ({**_T5, "activation": "geglu_tanh"}, _t5(is_gated=True)),
     "bart": ({**_BART, "embedding_scale": False}, _bart()),
     "bart, scaled, silu": ({**_BART, "activation": "silu"}, _bart()),
+    "marian": (
+        {"activation": "silu", "positions": {**_FIXED, "wavelengths": "exclusive"}},
+        _bart(learned=False),
+    ),
+    "m2m100": (
+        {"norm_position": "pre", "positions": {**_FIXED, "offset": 2}},
+        _bart(learned=False, final_norm=True),
+    ),
     "llama": ({**_LLAMA, "positions": "rotary"}, _llama(False)),
     "llama, linear": (
         {**_LLAMA, "positions": {"name": "rotary", "scaling": "linear", "factor": 4.0}},

@@ -11,51 +11,45 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-SIZES = {"vocab_size": 40, "dropout": 0.0}
-LENGTHS, TARGETS = (9, 4, 7), (6, 8, 1)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from parity.peer_tensors import drawn, save_cases, sequences
 
-def _drawn(model: nn.Module) -> nn.Module:
-    """Draw all weights anew, so that no part is hidden by zeros or ones."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            base = 1.0 if parameter.ndim == 1 else 0.0
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(base + 0.2 * drawn)
-    return model.double().eval()
-
-
-def _rows(lengths: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """Return token ids (B, T), padded on the right with 1, and their mask."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(4, SIZES["vocab_size"], (len(lengths), max(lengths)), generator=generator)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return ids.masked_fill(~mask, 1), mask
+VOCAB = 40
+_BART_SIZES = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+    "pad_token_id": 1,
+}
 
 
 def _seq2seq(model: nn.Module) -> dict[str, Tensor]:
-    (source, source_mask), (target, target_mask) = _rows(LENGTHS, 2), _rows(TARGETS, 3)
+    values = sequences(VOCAB)
     logits = model(
-        input_ids=source,
-        attention_mask=source_mask.long(),
-        decoder_input_ids=target,
+        input_ids=values["source"],
+        attention_mask=values["source_mask"].long(),
+        decoder_input_ids=values["target"],
         use_cache=False,
-    ).logits[target_mask]
-    return {
-        "source": source,
-        "source_mask": source_mask,
-        "target": target,
-        "target_mask": target_mask,
-        "output": logits,
-    }
+    ).logits
+    return {**values, "output": logits[values["target_mask"]]}
 
 
 def _decoder(model: nn.Module) -> dict[str, Tensor]:
@@ -82,25 +76,29 @@ def _t5(**options: Any) -> nn.Module:
         **options,
     )
     config.scale_decoder_outputs = False  # of T5 1.0, which has no counterpart here
-    return transformers.T5ForConditionalGeneration(config)
+    return drawn(transformers.T5ForConditionalGeneration(config))
 
 
 def _bart(**options: Any) -> nn.Module:
-    config = transformers.BartConfig(
-        vocab_size=40,
-        d_model=32,
-        encoder_layers=3,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
-        max_position_embeddings=64,
-        dropout=0.0,
-        pad_token_id=1,
-        **options,
+    config = transformers.BartConfig(**_BART_SIZES, **options)
+    return drawn(transformers.BartForConditionalGeneration(config))
+
+
+def _marian() -> nn.Module:
+    config = transformers.MarianConfig(
+        **_BART_SIZES, activation_function="swish", scale_embedding=True, decoder_start_token_id=2
     )
-    return transformers.BartForConditionalGeneration(config)
+    model: Any = drawn(transformers.MarianMTModel(config))
+    for stack in (model.model.encoder, model.model.decoder):  # frozen, but drawn all the same
+        stack.embed_positions.weight.copy_(stack.embed_positions.create_weight())
+    return model
+
+
+def _m2m100() -> nn.Module:
+    config = transformers.M2M100Config(
+        **_BART_SIZES, activation_function="relu", scale_embedding=True
+    )
+    return drawn(transformers.M2M100ForConditionalGeneration(config))
 
 
 def _llama(**options: Any) -> nn.Module:
@@ -115,7 +113,7 @@ def _llama(**options: Any) -> nn.Module:
         rms_norm_eps=1e-6,
         **options,
     )
-    return transformers.LlamaModel(config)
+    return drawn(transformers.LlamaModel(config))
 
 
 def _qwen3() -> nn.Module:
@@ -134,7 +132,7 @@ def _qwen3() -> nn.Module:
         max_window_layers=0,
         attn_implementation="eager",
     )
-    return transformers.Qwen3Model(config)
+    return drawn(transformers.Qwen3Model(config))
 
 
 def _rope(**options: Any) -> dict[str, Any]:
@@ -153,6 +151,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Run]] = {
         lambda: _bart(scale_embedding=True, activation_function="silu"),
         _seq2seq,
     ),
+    "marian": (_marian, _seq2seq),
+    "m2m100": (_m2m100, _seq2seq),
     "llama": (lambda: _llama(**_rope(rope_type="default")), _decoder),
     "llama, linear": (lambda: _llama(**_rope(rope_type="linear", factor=4.0)), _decoder),
     "llama, yarn": (
@@ -165,20 +165,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Run]] = {
 
 def main(out: str) -> None:
     """Run all cases."""
-    tensors: dict[str, Tensor] = {}
+    found = {}
     for case, (make, run) in CASES.items():
-        model = _drawn(make())
-        found = run(model)
-        generator = torch.Generator().manual_seed(5)
-        found["factors"] = torch.randn(found["output"].shape, generator=generator).double()
-        (found["output"] * found["factors"]).sum().backward()
-        for name, value in found.items():
-            tensors[f"{case}/values/{name}"] = value.detach().clone()
-        for name, parameter in model.named_parameters():
-            tensors[f"{case}/weights/{name}"] = parameter.detach().clone()
-            if parameter.grad is not None:
-                tensors[f"{case}/gradients/{name}"] = parameter.grad.clone()
-    save_file({k: v.contiguous() for k, v in tensors.items()}, out)
+        model = make()
+        found[case] = (model, run(model))
+    save_cases(found, out)
     print(json.dumps({"transformers": transformers.__version__}))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
+from ds_seq import launcher
 from ds_seq.files.heartbeats import recorded
 
 
@@ -78,12 +79,15 @@ def run(name: str, argv: Sequence[str]) -> int:
     Raises:
         UserError: the input is invalid.
     """
+    launcher.watch()
     return recorded(lambda words: _run(COMMANDS[name], words), argv)
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
     # Without this, pydantic reads the metadata of all installed packages in search of its plug-ins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # Where a peer has ended, torch's C++ code prints pages; what is wrong is said by us, in a line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     gc.disable()  # imports make little garbage; looking for it takes a tenth of their time
     try:
         if command.arguments is not None:

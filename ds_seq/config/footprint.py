@@ -98,6 +98,7 @@ def _state_bytes(config: ExperimentConfig, size: ModelSize, stage: int, ranks: i
         optimizer += 8
     elif isinstance(config.optimizer, SgdConfig):
         optimizer += 4 if config.optimizer.momentum else 0
+    optimizer += 0 if config.train.ema is None else 4
     spread = config.train.expert_parallel
     parts = ((size.total - size.experts, ranks), (size.experts / spread, max(1, ranks // spread)))
     total = 0.0

@@ -11,10 +11,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from ds_seq import launcher
 from ds_seq.activity import HANG_SECONDS
 from ds_seq.distributed.device import choose_gpu_kernels, keep_freed_memory
 from ds_seq.distributed.launch import World, discover, free_port
-from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
+from ds_seq.distributed.quiet import import_deepspeed, late_collectives, quiet_deepspeed
 from ds_seq.distributed.roll_call import roll_call
 from ds_seq.distributed.watchdog import Watchdog, watching
 from ds_seq.errors import UserError
@@ -61,7 +62,9 @@ def init(world: World) -> None:
     global _store
     try:
         _store = roll_call(world) if world.size > 1 else None
-        deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+        backend = "gloo" if on_cpu else "nccl"
+        with late_collectives():
+            deepspeed.init_distributed(backend, timeout=_TIMEOUT, verbose=False)
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {world.rank} cannot connect to the others at {world.address}:"
@@ -118,6 +121,7 @@ def joined(hang_seconds: float | None) -> Iterator[World]:
 
 def watched(world: World, seconds: float | None = HANG_SECONDS) -> AbstractContextManager[Watchdog]:
     """Watch this rank for the duration of the block; see `ds_seq.distributed.watchdog.watching`."""
+    launcher.watch()  # under a launcher, but not as one of our commands
     return watching(world, _store, seconds)
 
 

@@ -8,6 +8,7 @@ at which the ranks met; it is used by one thread, because a store that does not 
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from ds_seq import launcher
 from ds_seq.activity import CURRENT
 from ds_seq.distributed.launch import World
 from ds_seq.files import host
@@ -94,10 +96,11 @@ class SignsOfLife:
 
     def _run(self) -> None:
         try:
-            while not self._has_left:
+            while not self._has_left and not _is_store_lost():
                 self._exchange()
                 self._wake.wait(self._turn)
-            self._exchange()
+            if not _is_store_lost():
+                self._exchange()
         except (dist.DistError, RuntimeError):
             return  # the store is gone; `heard` grows old
 
@@ -169,3 +172,8 @@ class SignsOfLife:
         if total != self._total or is_long != self.may_take_long:
             self._total, self.progressed = total, time.monotonic()
         self.may_take_long = is_long
+
+
+def _is_store_lost() -> bool:
+    """Return whether the store was in a launcher that has ended: torch would print pages."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and launcher.is_lost()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and end."""
+"""Signals that ask a run to save and end; the end of its launcher does so, too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import stat
 from collections.abc import Iterable
 from types import FrameType
 from typing import Any
+
+from ds_seq import launcher
 
 # SLURM warns with SIGTERM or SIGUSR1, a person with Ctrl-C, a terminal that closes with SIGHUP
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
@@ -29,9 +31,11 @@ class StopSignals:
         for number in _SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
+        launcher.when_lost(self._on_loss)
 
     def restore(self) -> None:
         """Restore the handlers that were there before."""
+        launcher.when_lost(None)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -42,6 +46,9 @@ class StopSignals:
         self.received = True
         if number == signal.SIGHUP:
             _leave_closed_terminal((1, 2))
+
+    def _on_loss(self) -> None:
+        self.received = True
 
 
 def _leave_closed_terminal(descriptors: Iterable[int]) -> None:

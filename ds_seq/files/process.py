@@ -55,6 +55,12 @@ def start_time(pid: object) -> str | None:
     return "running"  # a system without /proc
 
 
+def parent(pid: int) -> int:
+    """Return the parent of a process of this host; 0 if it is not known."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
 def is_running(pid: int) -> bool:
     """Return whether there is such a process on this host."""
     return start_time(pid) is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody
-from ds_seq.modules.linear import Linear
+from ds_seq.modules.linear import Linear, LinearMaker
 from ds_seq.modules.residual import dropout
 
 
@@ -27,6 +27,7 @@ class FeedForward(TokenwiseBody):
         activation: name of an entry of `ds_seq.modules.activations`.
         dropout: probability of dropping an inner activation in training.
         inner_norm: norm of the inner activations (..., F), after dropout (SubLN), or None.
+        make_linear: makes both maps, called like `Linear`.
 
     Raises:
         ValueError: unknown activation.
@@ -39,15 +40,16 @@ class FeedForward(TokenwiseBody):
         activation: str,
         dropout: float,
         inner_norm: nn.Module | None = None,
+        make_linear: LinearMaker = Linear,
     ) -> None:
         super().__init__()
         self.activation = activation
         self.dropout = dropout
         entry = find_activation(activation)
         self._fused, self._rest, parts = entry.fused, entry.rest, entry.num_parts
-        self.up = Linear(d_model, parts * ffn_dim, parts=parts)
+        self.up = make_linear(d_model, parts * ffn_dim, parts=parts)
         self.inner_norm = inner_norm
-        self.down = Linear(ffn_dim, d_model)
+        self.down = make_linear(ffn_dim, d_model)
 
     def scale_parameters(self, factor: float) -> None:
         """Scale both initial maps, see `ds_seq.models.init`."""

@@ -15,7 +15,7 @@ Shapes: R rows, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +101,19 @@ def _product(
     return out
 
 
-def _outer(grad: Tensor, x: Tensor) -> Tensor:
-    """Return `grad.T @ x` for grad (R, O) and x (R, I).
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Return `x @ weight.T` as `linear` computes it in training, outside of autograd."""
+    serves = _serves(x, weight) and x.numel() * weight.size(0) > _SMALL
+    return _product(x, weight) if serves else F.linear(x, weight)
+
+
+def outer(grad: Tensor, x: Tensor) -> Tensor:
+    """Return `grad.T @ x` for grad (R, O) and x (R, I), outside of autograd.
 
     oneDNN copies the first factor, so the narrower one is put first.
     """
+    if not _serves(grad, x):
+        return grad.t() @ x
     if grad.size(1) <= x.size(1):
         return _product(grad.t(), x.t())
     return _product(x.t(), grad.t()).t()
@@ -130,10 +138,25 @@ class _OneDnnLinear(torch.autograd.Function):
         if needs_x:
             grad_x = _product(grad, weight.t())
         if needs_weight:
-            grad_weight = _outer(rows, x.reshape(-1, x.size(-1)))
+            grad_weight = outer(rows, x.reshape(-1, x.size(-1)))
         if ctx.has_bias and needs_bias:
             grad_bias = rows.sum(0)
         return grad_x, grad_weight, grad_bias
+
+
+class LinearMaker(Protocol):
+    """Makes a linear map, with the arguments of `Linear`."""
+
+    def __call__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        parts: int | Sequence[int] = 1,
+        gain: float = 1.0,
+    ) -> Linear:
+        """Return a map of `in_features` inputs to `out_features` outputs, with a bias."""
+        ...
 
 
 class Linear(nn.Linear):

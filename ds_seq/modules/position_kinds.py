@@ -29,7 +29,7 @@ class PositionKind(NamedTuple):
 
 
 POSITIONS: dict[str, PositionKind] = {
-    "sinusoidal": PositionKind(rows=lambda width, _, offset: SinusoidalPositions(width, offset)),
+    "sinusoidal": PositionKind(rows=lambda width, _, **more: SinusoidalPositions(width, **more)),
     "learned": PositionKind(rows=lambda width, count: LearnedPositions(count, width)),
     "none": PositionKind(),
     "rotary": PositionKind(

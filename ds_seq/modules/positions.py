@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from ds_seq.names import SineWavelengths
 
 _INITIAL_ROWS = 512
 
@@ -48,16 +51,16 @@ class PositionTable:
         return table[start:stop]
 
 
-def sinusoidal_rows(count: int, width: int) -> Tensor:
+def sinusoidal_rows(count: int, width: int, wavelengths: SineWavelengths) -> Tensor:
     """Return the table of Vaswani et al. (2017): sines in the first half, then cosines.
 
     Row p is `[sin(p f_0) .. sin(p f_{n-1}), cos(p f_0) .. cos(p f_{n-1})]` with n = width / 2 and
-    `f_i = 10000 ** (-i / (n - 1))`, the layout of tensor2tensor and fairseq.
+    `f_i = 10000 ** (-i / (n - 1))`, the layout of tensor2tensor and fairseq; or
+    `f_i = 10000 ** (-i / n)`, the paper's, if the largest wavelength is `exclusive`.
     """
     half = width // 2
-    frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / max(half - 1, 1))
-    )
+    steps = max(half - 1, 1) if wavelengths == "inclusive" else half
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * (-math.log(10000.0) / steps))
     angles = torch.arange(count, dtype=torch.float32)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -68,14 +71,16 @@ class SinusoidalPositions(nn.Module):
     Args:
         d_model: width of the model, D.
         offset: row of the first token.
+        wavelengths: whether the largest wavelength is among them.
     """
 
-    def __init__(self, d_model: int, offset: int) -> None:
+    def __init__(self, d_model: int, offset: int, wavelengths: SineWavelengths) -> None:
         super().__init__()
         self.offset = offset
         if d_model % 2:
             raise ValueError(f"sinusoidal positions need an even width, not {d_model}")
-        self._table = PositionTable(sinusoidal_rows, d_model)
+        rows = partial(sinusoidal_rows, wavelengths=wavelengths)
+        self._table = PositionTable(rows, d_model)
 
     def forward(self, x: Tensor, start: int, length: int) -> Tensor:
         """Add the rows of positions `start .. start + length - 1` to x (B, length, D).

@@ -9,17 +9,21 @@ a gated activation, E_local experts held here.
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.linear import linear
-from ds_seq.modules.packed import pack
+from ds_seq.modules.packed import Packed, pack
 from ds_seq.modules.residual import dropout, dropout_noise
-from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, expert_loop
+from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, bias_of, expert_loop
 from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
+
+if TYPE_CHECKING:
+    from ds_seq.modules.bitlinear import Bits, RoundedParameter
 
 
 class Experts(nn.Module):
@@ -42,6 +46,8 @@ class Experts(nn.Module):
         seed: seed that combines model and layer, see `expert_generator`.
         inner_norm: norm of the hidden activations of one expert (..., F), after dropout (SubLN), or
             None. Every expert has parameters like its own.
+        bits: how weights and inputs are rounded, see `ds_seq.modules.bitlinear`, or None.
+        bias: whether the maps have biases.
 
     Raises:
         ValueError: unknown activation.
@@ -51,6 +57,7 @@ class Experts(nn.Module):
     """Parameters whose matrices are transposed in format 1 of checkpoints."""
 
     _packed: list[PackedNet] | None = None
+    _scales: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -62,6 +69,8 @@ class Experts(nn.Module):
         dropout: float,
         seed: int,
         inner_norm: nn.Module | None = None,
+        bits: Bits | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self._activation = find_activation(activation)
@@ -71,9 +80,10 @@ class Experts(nn.Module):
         self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
         # one bias matrix per expert, so that an optimizer that factors its state by rows and
         # columns (Adafactor) never mixes experts
-        self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
+        self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim)) if bias else None
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
-        self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
+        self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model)) if bias else None
+        self.bits, self.up_widths = bits, [ffn_dim] * self._activation.num_parts
         self.inner_norm = None
         if inner_norm is not None:
             self.inner_norm = StackedNorms(inner_norm, num_local)
@@ -94,15 +104,39 @@ class Experts(nn.Module):
             bound = (6.0 / (d_model + ffn_dim)) ** 0.5
             self.w1[local].uniform_(-bound, bound, generator=generator)
             self.w2[local].uniform_(-bound, bound, generator=generator)
-        self.b1.zero_()
-        self.b2.zero_()
+        for bias in (self.b1, self.b2):
+            if bias is not None:
+                bias.zero_()
 
     def pack(self, int8: bool = False) -> None:
         """Use packed copies of all maps from now on, see `ds_seq.modules.packed`."""
-        nets = zip(*self.maps, self.b1, self.b2, strict=True)
-        self._packed = [
-            PackedNet(pack(up, b1[0], int8), pack(down, b2[0], int8)) for up, down, b1, b2 in nets
-        ]
+        self._packed = [self._packed_net(expert, int8) for expert in range(self.num_local)]
+
+    def _packed_net(self, expert: int, int8: bool) -> PackedNet:
+        up, down = (of_all[expert] for of_all in self.maps)
+        b1, b2 = bias_of(self.b1, expert), bias_of(self.b2, expert)
+        if self.bits is None:
+            return PackedNet(pack(up, b1, int8), pack(down, b2, int8))
+        scales = (None, None) if self._scales is None else [each[expert] for each in self._scales]
+        return PackedNet(
+            self.bits.pack(up, b1, self.up_widths, scales[0]),
+            self.bits.pack(down, b2, [len(down)], scales[1]),
+        )
+
+    def rounded_parameters(self) -> dict[str, RoundedParameter]:
+        """See `ds_seq.weights.packed.HoldsBits`; each expert has scales of its own."""
+        if self.bits is None:
+            return {}
+        up, down = self.maps
+        return {
+            "w1": self.bits.rounded(up, self.up_widths, transposed=True),
+            "w2": self.bits.rounded(down, [down.size(1)]),
+        }
+
+    def restore_scales(self, scales: Mapping[str, Tensor]) -> None:
+        """See `ds_seq.weights.packed.HoldsBits`."""
+        self._scales = scales["w1"], scales["w2"]
+        self.pack()
 
     @property
     def maps(self) -> tuple[Tensor, Tensor]:
@@ -119,8 +153,8 @@ class Experts(nn.Module):
         Returns:
             (R, D).
         """
-        if self.inner_norm is not None:
-            return self._normed(x, counts.tolist(), self.inner_norm)
+        if self.inner_norm is not None or self.bits is not None:
+            return self._one_by_one(x, counts.tolist())
         if x.is_cuda and use_grouped_kernel(x, self.w1, self.w2):
             hidden = grouped_linear(x, self.w1, self.b1, counts)  # (R, H)
             hidden = self._activation.function(hidden)  # (R, F)
@@ -132,20 +166,37 @@ class Experts(nn.Module):
         net = (self.w1, self.b1, self.w2, self.b2)
         return expert_loop(x, *net, noise, self._activation, counts, self._packed)
 
-    def _normed(self, x: Tensor, counts: list[int], norms: StackedNorms) -> Tensor:
-        """Apply the experts one by one, each with its norm."""
+    def _one_by_one(self, x: Tensor, counts: list[int]) -> Tensor:
+        """Apply the experts one by one, each with its norm and its scales."""
         parts, activation = [x.new_empty(0, x.size(1))], self._activation
         for expert, rows in enumerate(torch.split(x, counts)):
             if len(rows) == 0 and not self.training:
                 continue  # in training, an idle expert needs a gradient, of zeros
-            maps = NOT_PACKED if self._packed is None else self._packed[expert]
+            packed = NOT_PACKED if self._packed is None else self._packed[expert]
             up, down = (of_all[expert] for of_all in self.maps)
-            hidden = linear(rows, up, self.b1[expert, 0], activation.fused, maps.up)
+            bias, fused = bias_of(self.b1, expert), activation.fused
+            hidden = self._map(rows, up, bias, self.up_widths, fused, packed.up)
             if activation.rest is not None:
                 hidden = activation.rest(hidden)
-            hidden = norms(dropout(hidden, self.dropout, self.training), expert)
-            parts.append(linear(hidden, down, self.b2[expert, 0], packed=maps.down))
+            hidden = dropout(hidden, self.dropout, self.training)
+            if self.inner_norm is not None:
+                hidden = self.inner_norm(hidden, expert)
+            bias = bias_of(self.b2, expert)
+            parts.append(self._map(hidden, down, bias, [len(down)], "none", packed.down))
         return torch.cat(parts)
+
+    def _map(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        widths: Sequence[int],
+        activation: str,
+        packed: Packed | None,
+    ) -> Tensor:
+        if self.bits is None:
+            return linear(x, weight, bias, activation, packed)
+        return self.bits.linear(x, weight, bias, widths, activation, packed)
 
 
 class StackedNorms(nn.Module):

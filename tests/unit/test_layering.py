@@ -28,6 +28,7 @@ RANKS: list[set[str]] = [
     {"__init__", "errors", "environment"},
     {"names", "records", "activity"},
     {"files"},
+    {"launcher"},
     {"plugins", "distributed", "supervision"},
     {"config"},
     {"text"},

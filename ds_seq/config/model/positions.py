@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from ds_seq.config.base import SHORT_FORM, Config, FieldErrors, NamedConfig, plugin_tag
 from ds_seq.config.model.stack import Width
-from ds_seq.names import RotaryScaling
+from ds_seq.names import RotaryScaling, SineWavelengths
 
 Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 
@@ -20,7 +20,7 @@ Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 class AnyPositionsConfig(NamedConfig):
     """What holds for a kind of positions unless its section says otherwise."""
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs; any width is supported."""
         return []
 
@@ -38,8 +38,13 @@ class SinusoidalConfig(AnyPositionsConfig):
     offset: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0, description="Position of the first token; 2 in models of fairseq."
     )
+    wavelengths: SineWavelengths = Field(
+        default="inclusive",
+        description="Wavelengths grow from 2 pi to 20000 pi, `inclusive` as in tensor2tensor and "
+        "fairseq, or `exclusive` as in the paper and Marian.",
+    )
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         if d_model % 2:
             return [("d_model", f"sinusoidal positions need an even width, not {d_model}")]
@@ -95,9 +100,9 @@ class RotaryConfig(AnyPositionsConfig):
             raise FieldErrors([("original_length", message)])
         return self
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        return _odd_head("rotary", d_model, num_heads)
+        return _odd_head("rotary", d_model, num_heads, head_dim)
 
 
 class XPosConfig(AnyPositionsConfig):
@@ -114,9 +119,9 @@ class XPosConfig(AnyPositionsConfig):
         "with the second.",
     )
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        return _odd_head("xpos", d_model, num_heads)
+        return _odd_head("xpos", d_model, num_heads, head_dim)
 
 
 class AlibiConfig(AnyPositionsConfig):
@@ -150,8 +155,10 @@ class BucketsConfig(AnyPositionsConfig):
         return self.num_buckets * num_heads
 
 
-def _odd_head(name: str, d_model: int, num_heads: int) -> list[tuple[str, str]]:
-    width, rest = divmod(d_model, num_heads)
+def _odd_head(
+    name: str, d_model: int, num_heads: int, head_dim: int | None
+) -> list[tuple[str, str]]:
+    width, rest = divmod(d_model, num_heads) if head_dim is None else (head_dim, 0)
     if width % 2 and not rest:  # a remainder is reported by `num_heads`
         needs = f"{name} rotates pairs of features, so d_model / num_heads must be even"
         return [("positions", f"{needs}, not {width}")]

@@ -6,6 +6,7 @@ from torch import nn
 
 from ds_seq.config.model import ExternalRouterConfig, MoeConfig, TransformerConfig
 from ds_seq.errors import UserError
+from ds_seq.models.build.linear import linear_maker, make_bits
 from ds_seq.models.build.norm import make_norm
 from ds_seq.modules.body import Body
 from ds_seq.modules.feed_forward import FeedForward
@@ -60,7 +61,12 @@ class FeedForwards:
         cfg = self.cfg
         width = cfg.inner_width(ffn_dim)
         return FeedForward(
-            cfg.d_model, width, cfg.activation, cfg.activation_dropout, self._inner_norm(width)
+            cfg.d_model,
+            width,
+            cfg.activation,
+            cfg.activation_dropout,
+            self._inner_norm(width),
+            linear_maker(cfg),
         )
 
     def _inner_norm(self, width: int) -> nn.Module | None:
@@ -97,6 +103,8 @@ class FeedForwards:
             self.cfg.activation_dropout,
             self.seed * 1000 + layer_index,
             self._inner_norm(width),
+            make_bits(self.cfg),
+            self.cfg.linear_bias,
         )
 
     def _branch(self, moe: MoeConfig) -> nn.Module | None:

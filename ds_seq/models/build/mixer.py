@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ds_seq.config.model import TransformerConfig
+from ds_seq.models.build.linear import linear_maker
 from ds_seq.models.build.norm import make_norm
 from ds_seq.models.build.positions import make_rotary
 from ds_seq.modules.attention import AttentionNorms, CrossAttention, SelfAttention
@@ -13,7 +14,7 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
     """Make self-attention; if causal, tokens attend to the past only."""
     norms = _query_key_norms(cfg)
     if cfg.has_inner_norms:
-        norms = norms._replace(output=make_norm(cfg))
+        norms = norms._replace(output=make_norm(cfg, cfg.num_heads * cfg.head_width(cfg.d_model)))
     return SelfAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -22,18 +23,26 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         make_rotary(cfg, causal),
         cfg.num_kv_heads,
         norms,
+        linear_maker(cfg),
+        cfg.head_dim,
     )
 
 
 def make_cross_mixer(cfg: TransformerConfig) -> Body:
     """Make the attention of target tokens to the source."""
     return CrossAttention(
-        cfg.d_model, cfg.num_heads, cfg.attention_dropout, cfg.num_kv_heads, _query_key_norms(cfg)
+        cfg.d_model,
+        cfg.num_heads,
+        cfg.attention_dropout,
+        cfg.num_kv_heads,
+        _query_key_norms(cfg),
+        linear_maker(cfg),
+        cfg.head_dim,
     )
 
 
 def _query_key_norms(cfg: TransformerConfig) -> AttentionNorms:
     if not cfg.query_key_norm:
         return AttentionNorms()
-    width = cfg.d_model // cfg.num_heads
+    width = cfg.head_width(cfg.d_model)
     return AttentionNorms(make_norm(cfg, width), make_norm(cfg, width))

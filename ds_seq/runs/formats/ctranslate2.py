@@ -227,7 +227,8 @@ def _further_options(config: TransformerConfig) -> Iterator[tuple[str, Any, Any]
         if name not in _CONVERTED:
             yield name, getattr(config, name), field.get_default()
     for name, field in type(config.positions).model_fields.items():
-        if name not in ("name", "offset", "interleaved"):  # the rows begin at the offset
+        # sinusoids are stored as rows, which have the other options
+        if name not in ("name", "offset", "wavelengths", "interleaved"):
             yield f"positions.{name}", getattr(config.positions, name), field.get_default()
 
 

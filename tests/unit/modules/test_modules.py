@@ -153,7 +153,9 @@ def test_self_attention_without_positions_ignores_order():
     torch.testing.assert_close(after, before[:, order], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("positions", [SinusoidalPositions(8, 0), LearnedPositions(700, 8)])
+@pytest.mark.parametrize(
+    "positions", [SinusoidalPositions(8, 0, "inclusive"), LearnedPositions(700, 8)]
+)
 def test_a_position_does_not_depend_on_how_it_is_requested(positions):
     if isinstance(positions, LearnedPositions):
         torch.nn.init.normal_(positions.weight, generator=generator())
@@ -165,13 +167,22 @@ def test_a_position_does_not_depend_on_how_it_is_requested(positions):
 
 
 def test_position_tables_are_not_rounded_by_half():
-    positions = SinusoidalPositions(8, 0)
+    positions = SinusoidalPositions(8, 0, "inclusive")
     x = torch.zeros(1, 300, 8)
     exact = positions(x, 0, 300)
     positions.half()
     assert positions(x.half(), 0, 300).dtype == torch.float16
     assert torch.equal(positions(x, 0, 300), exact)
     assert not positions.state_dict()
+
+
+@pytest.mark.parametrize("wavelengths, steps", [("inclusive", 3), ("exclusive", 4)])
+def test_sinusoidal_positions_are_the_formula(wavelengths, steps):
+    positions = SinusoidalPositions(8, 2, wavelengths)
+    angles = [[p * 10000 ** (-i / steps) for i in range(4)] for p in range(2, 7)]
+    expected = [[*map(math.sin, row), *map(math.cos, row)] for row in angles]
+    found = positions(torch.zeros(1, 5, 8), 0, 5)[0]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-6)
 
 
 def test_learned_positions_have_an_end():
