@@ -57,8 +57,8 @@ ds-seq generate runs/imported --input test.en --output test.hyp
 
 A Transformer of fairseq, with the variants of VarunGumma/fairseq (recurrent stacking, factorized
 embeddings, gated activations, RMS norm), or with DeepSpeed's experts. For those, the files under
-`deepspeed_moe/` next to the checkpoint are read, too: one for each expert, from all ranks. The result
-is an export, which `generate`, `export`, `make-student` and `train.init_from` take.
+`deepspeed_moe/` next to the checkpoint are read, too: one for each expert, from all ranks. The
+result is an export, which `generate`, `export`, `make-student` and `train.init_from` take.
 
 - Neither fairseq nor omegaconf is needed. Code in the file does not run: names are looked up in a
   short list, and a file that names anything else of Python or torch is refused.

@@ -26,10 +26,9 @@ from ds_seq.runs.formats.fairseq.arguments import described_model, find_argument
 from ds_seq.runs.formats.fairseq.names import Converter, Entry
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
-from ds_seq.text.build import train_tokenizer
+from ds_seq.text.build import in_languages, train_tokenizer
 from ds_seq.text.fairseq_dict import Dictionary
-from ds_seq.text.fairseq_tokenizer import FairseqDictTokenizer
-from ds_seq.text.tokenizer import Tokenizer, Tokenizers
+from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file
 from ds_seq.weights.fill import model_tensors
 
@@ -194,14 +193,7 @@ def _experiment(
     }
     config = read_experiment(experiment)
     made = [train_tokenizer(config.data, part, []) for part in config.data.vocab.parts.values()]
-    return config, Tokenizers(
-        _in_language(made[0], config.data.source_lang),
-        _in_language(made[-1], config.data.target_lang),
-    )
-
-
-def _in_language(tokenizer: Tokenizer, code: str) -> Tokenizer:
-    return tokenizer.in_language(code) if isinstance(tokenizer, FairseqDictTokenizer) else tokenizer
+    return config, in_languages(Tokenizers(made[0], made[-1]), config.data)
 
 
 def _dictionary_size(path: Path) -> int:
