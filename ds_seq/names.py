@@ -95,6 +95,10 @@ UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
 INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
 
+# Attentions of a model: self-attention of each stack, and the decoder's to the source.
+Attention = Literal["encoder", "decoder", "cross"]
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
+
 # Linear maps with weights of one or two bits.
 BitWeights = Literal["ternary", "binary"]
 BitNorm = Literal["rms", "layer", "none"]

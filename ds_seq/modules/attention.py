@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
-from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer, SourcePast
 from ds_seq.modules.linear import Linear, LinearMaker
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
@@ -58,13 +58,6 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
     scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
     scores.masked_fill_(~mask, float("-inf"))
     return scores[:, None, None, :]
-
-
-class KeyValue(NamedTuple):
-    """Keys and values that queries attend to, each (B, H', S, Dh); H' divides H."""
-
-    key: Tensor
-    value: Tensor
 
 
 def attend(
@@ -178,6 +171,15 @@ def _heads(x: Tensor, widths: Sequence[int], head_width: int) -> list[Tensor]:
     return [part.unflatten(-1, (-1, head_width)).transpose(1, 2) for part in parts]
 
 
+def _part_widths(
+    d_model: int, num_heads: int, num_kv_heads: int | None, kept: Sequence[int] | None
+) -> tuple[int, int, int]:
+    """Return the features of a head, of the queries of all heads, and of the keys of all heads."""
+    head = d_model // num_heads
+    attended = head * (num_heads if kept is None else len(kept))
+    return head, attended, attended * (num_kv_heads or num_heads) // num_heads
+
+
 class AttentionNorms(NamedTuple):
     """Optional norms of an attention, modules or None."""
 
@@ -206,7 +208,11 @@ class SelfAttention(nn.Module):
             attention. None for one per head.
         norms: norms within the attention.
         make_linear: makes all maps, called like `Linear`.
+        kept_heads: heads that are left of `num_heads`, whole groups that share keys and values;
+            None: all.
     """
+
+    kept_heads: Tensor | None
 
     def __init__(
         self,
@@ -218,18 +224,22 @@ class SelfAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        kept_heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.head_width = d_model // num_heads
+        self.head_width, attended, shared = _part_widths(
+            d_model, num_heads, num_kv_heads, kept_heads
+        )
+        self.num_heads = attended // self.head_width
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
-        kv_width = (num_kv_heads or num_heads) * self.head_width
-        widths = (d_model, kv_width, kv_width)
+        kept = None if kept_heads is None else torch.tensor(kept_heads)
+        self.register_buffer("kept_heads", kept, persistent=False)
+        widths = (attended, shared, shared)
         self.qkv = make_linear(d_model, sum(widths), parts=widths, gain=_GAIN)
         self.query_norm, self.key_norm, self.inner_norm = norms
-        self.output = make_linear(d_model, d_model)
+        self.output = make_linear(attended, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Attend within whole sequences.
@@ -244,7 +254,7 @@ class SelfAttention(nn.Module):
         """
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
-        mask = _biased(context.attention_mask, context.position_bias)
+        mask = _biased(context.attention_mask, self._bias(context))
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
@@ -274,7 +284,7 @@ class SelfAttention(nn.Module):
         # All hypotheses are at the same position, so one row of angles is broadcast.
         query, key, value = self._project(x, past.length, 1)
         memory = KeyValue(*past.append(key, value))
-        mask = _biased(past.mask, context.position_bias)
+        mask = _biased(past.mask, self._bias(context))
         return self._joined(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,22 +295,15 @@ class SelfAttention(nn.Module):
             query, key = self.rotary(query, key, start, length)
         return query, key, value
 
+    def _bias(self, context: Context) -> Tensor | None:
+        """Return the rows of the position bias that belong to this layer's heads."""
+        bias = context.position_bias
+        if bias is None or self.kept_heads is None or bias.size(-3) == 1:
+            return bias
+        return bias.index_select(-3, self.kept_heads)
+
     def _joined(self, attended: Tensor) -> Tensor:
         return self.output(_normed(attended, self.inner_norm))
-
-
-class SourcePast:
-    """Keys and values (B, H, S, Dh) of the encoded source, stored once per sentence."""
-
-    def __init__(self, memory: KeyValue) -> None:
-        self.memory = memory
-
-    def reorder(self, rows: Tensor) -> None:
-        """Do nothing: hypotheses never leave their sentence."""
-
-    def keep_sentences(self, kept: KeptSentences) -> None:
-        """Keep only some of the sentences."""
-        self.memory = KeyValue(*map(kept.apply, self.memory))
 
 
 class CrossAttention(nn.Module):
@@ -316,6 +319,7 @@ class CrossAttention(nn.Module):
         num_kv_heads: see `SelfAttention`.
         norms: norms of queries and keys; none of the output.
         make_linear: makes all maps, called like `Linear`.
+        kept_heads: see `SelfAttention`.
     """
 
     def __init__(
@@ -326,16 +330,18 @@ class CrossAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        kept_heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.head_width = d_model // num_heads
+        self.head_width, attended, shared = _part_widths(
+            d_model, num_heads, num_kv_heads, kept_heads
+        )
+        self.num_heads = attended // self.head_width
         self.dropout = dropout
-        kv_width = (num_kv_heads or num_heads) * self.head_width
-        self.query = make_linear(d_model, d_model, gain=_GAIN)
-        self.key_value = make_linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
+        self.query = make_linear(d_model, attended, gain=_GAIN)
+        self.key_value = make_linear(d_model, 2 * shared, parts=2, gain=_GAIN)
         self.query_norm, self.key_norm = norms.query, norms.key
-        self.output = make_linear(d_model, d_model)
+        self.output = make_linear(attended, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
         """Attend to the source.
