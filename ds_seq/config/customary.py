@@ -51,6 +51,17 @@ _ZERO = "zero_optimization.stage in the DeepSpeed JSON that train.deepspeed name
 NAMES: Mapping[str, tuple[Row, ...]] = {
     "Model": (
         Row("model.preset", "arch"),
+        Row("model.adapters.ids", "encoder-adapter-ids decoder-adapter-ids", "", "", "",
+            "adapter_ids"),
+        Row("model.adapters.reduction",
+            "encoder-adapter-reduction-factor decoder-adapter-reduction-factor",
+            "reduction_factor"),
+        Row("model.adapters.gate", "encoder-adapter-use-gating decoder-adapter-use-gating"),
+        Row("model.adapters.activation", "adapter-activation-fn"),
+        Row("model.adapters.active (train.trainable: [adapters.ID] trains only that one)",
+            "encoder-train-adapter decoder-train-adapter"),
+        Row("model.adapters.active or `ds-seq generate --adapter ID`",
+            "activate-encoder-adapter activate-decoder-adapter"),
         Row("model.d_model", "encoder-embed-dim decoder-embed-dim", "d_model hidden_size n_embd",
             "hidden_size word_vec_size", "dim-emb",
             "hidden_dim model_dim embed_dim embedding_dim dim"),

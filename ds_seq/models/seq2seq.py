@@ -9,6 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
+if TYPE_CHECKING:
+    from ds_seq.modules.adapter import AdapterChoice
+
 
 class Seq2SeqTransformer(nn.Module):
     """Encoder, decoder, and the embeddings and projection around them.
@@ -35,6 +39,10 @@ class Seq2SeqTransformer(nn.Module):
         output: projection to the vocabulary (D -> V); None to use `target_embedding` (tied).
         max_positions: longest sequence that the model is meant for, in tokens.
         routes_by_tag: whether feed-forwards need the embedding of the source's language tag.
+
+    Attributes:
+        adapters: how the adapter of each sentence is chosen; None for a model without adapters, and
+            for one that passes through none of them.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class Seq2SeqTransformer(nn.Module):
         self.max_positions = max_positions
         self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
+        self.adapters: AdapterChoice | None = None
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -107,7 +116,14 @@ class Seq2SeqTransformer(nn.Module):
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
         rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
-        context = Context(source_mask, attention_mask=attention_mask, tag=tag, token_rows=rows)
+        adapters = None if self.adapters is None else self.adapters.rows(source)
+        context = Context(
+            source_mask,
+            attention_mask=attention_mask,
+            tag=tag,
+            token_rows=rows,
+            adapters=adapters,
+        )
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
             result.hidden,
@@ -117,6 +133,7 @@ class Seq2SeqTransformer(nn.Module):
             [layer.stats for layer in result.aux],
             result.states,
             _maps(result, "self_attention"),
+            adapters,
         )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
@@ -192,7 +209,9 @@ def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
 
 def _decoder_context(encoded: EncoderOutput) -> Context:
     mask = padding_mask(encoded.mask, encoded.hidden)
-    return Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
+    return Context(
+        source=encoded.hidden, source_mask=mask, tag=encoded.tag, adapters=encoded.adapters
+    )
 
 
 def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:

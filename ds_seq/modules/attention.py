@@ -152,11 +152,6 @@ def _causal_too(mask: Tensor, future: Tensor) -> Tensor:
     return mask & ~future if mask.dtype == torch.bool else mask.masked_fill(future, -math.inf)
 
 
-def _biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """Combine a mask and a bias of the scores."""
-    return mask if bias is None else _masked(bias, mask)
-
-
 def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, T, Dh) -> (B, T, D)
 
@@ -254,8 +249,12 @@ class SelfAttention(nn.Module):
         """
         query, key, value = self._project(x, 0, x.size(1))
         memory = KeyValue(key, value)
-        mask = _biased(context.attention_mask, self._bias(context))
         dropout = self.dropout if self.training else 0.0
+        if context.local is not None:
+            local = context.local._replace(bias=self._of_heads(context.local.bias))
+            attended = local.attend(query, memory, context.attention_mask, dropout)
+            return BodyOutput(self._joined(attended))
+        mask = self._biased(context.attention_mask, context)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self._joined(attended), map=weights)
@@ -284,7 +283,7 @@ class SelfAttention(nn.Module):
         # All hypotheses are at the same position, so one row of angles is broadcast.
         query, key, value = self._project(x, past.length, 1)
         memory = KeyValue(*past.append(key, value))
-        mask = _biased(past.mask, self._bias(context))
+        mask = self._biased(past.mask, context)
         return self._joined(attend(query, memory, mask, dropout=0.0))
 
     def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -295,10 +294,14 @@ class SelfAttention(nn.Module):
             query, key = self.rotary(query, key, start, length)
         return query, key, value
 
-    def _bias(self, context: Context) -> Tensor | None:
-        """Return the rows of the position bias that belong to this layer's heads."""
+    def _biased(self, mask: Tensor | None, context: Context) -> Tensor | None:
+        """Combine a mask and the position bias of the scores."""
         bias = context.position_bias
-        if bias is None or self.kept_heads is None or bias.size(-3) == 1:
+        return mask if bias is None else _masked(self._of_heads(bias), mask)
+
+    def _of_heads(self, bias: Tensor) -> Tensor:
+        """Return the rows of a bias (..., H, T, S) that belong to the heads of this layer."""
+        if self.kept_heads is None or bias.size(-3) == 1:
             return bias
         return bias.index_select(-3, self.kept_heads)
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import FieldErrors
+from ds_seq.config.model.adapters import AdapterFields
 from ds_seq.config.model.embedding import EmbeddingFields
 from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
@@ -43,6 +44,7 @@ class ModelSize:
 
 # Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
+    AdapterFields,
     MoeFields,
     EmbeddingFields,
     PositionFields,
@@ -82,6 +84,7 @@ class TransformerConfig(TransformerFields):
             *self.residual_errors(),
             *self.positions.errors(self.d_model, self.num_heads),
             *self.moe_errors(),
+            *self.adapter_errors(),
         ]
 
     def _head_errors(self) -> list[tuple[str, str]]:
@@ -111,8 +114,9 @@ class TransformerConfig(TransformerFields):
         """Return the weights of the layers of a stack that a token is multiplied by, per call."""
         feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
         mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
-        attention = self.layers_of(stack) * mixers - self.pruned_params(self.d_model, stack)
-        return self.repeats_of(stack) * (attention + sum(feed_forwards))
+        mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
+        layers = self.layers_of(stack) * mixers - self.pruned_params(self.d_model, stack)
+        return self.repeats_of(stack) * (layers + sum(feed_forwards))
 
     def linear_weights(self) -> int:
         """Return the weights of the maps of all layers that `linear` is about, without biases."""
@@ -132,11 +136,12 @@ class TransformerConfig(TransformerFields):
 
     def _stack_size(self, stack: Stack) -> ModelSize:
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
-        norms = self.residual_params(depth * (mixers + 1), self.norm.num_params(self.d_model))
+        norm = self.norm.num_params(self.d_model)
+        norms = self.residual_params(depth * (mixers + 1), norm)
         if self.embedding_norm:
-            norms += self.norm.num_params(self.d_model)
+            norms += norm
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
-            norms += depth * self.norm.num_params(self.d_model)
+            norms += depth * norm
         size = _dense(
             depth * self.mixer_params(self.d_model, stack, self.norm.num_params)
             - self.pruned_params(self.d_model, stack)
@@ -145,7 +150,8 @@ class TransformerConfig(TransformerFields):
         )
         for num_experts in self.expert_counts(stack):
             size += self._ffn_size(num_experts)
-        return size
+        adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
+        return size + ModelSize(*(depth * count for count in adapters))
 
     def _ffn_size(self, num_experts: int) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""

@@ -98,6 +98,20 @@ def test_a_pruned_model_is_the_model_with_those_heads_masked(
     walk(smaller, sources, 3, 40)  # cached decoding
 
 
+def test_a_long_text_in_blocks_has_the_bias_of_the_heads_that_are_left(
+    vocab: SentencePieceTokenizer,
+) -> None:
+    model, config, cfg = _made(vocab, positions="alibi", attention_window=4, max_positions=260)
+    kept = _kept(cfg)
+    smaller, _ = prune_heads(model, config, len(vocab), kept)
+    tokens = torch.randint(4, len(vocab), (1, 256))
+    with torch.no_grad(), head_factors(_factors(cfg, kept), model, cfg):
+        masked = score(model, tokens, tokens).logits
+    with torch.no_grad():
+        found = score(smaller, tokens, tokens).logits
+    torch.testing.assert_close(found, masked, atol=1e-6, rtol=1e-6)
+
+
 def test_what_is_pruned_twice_is_counted_as_in_the_first_model(
     vocab: SentencePieceTokenizer,
 ) -> None:
