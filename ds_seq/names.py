@@ -59,6 +59,8 @@ Capture = Literal["none", "hidden", "attention"]
 """What a model returns in addition to its scores: nothing, the hidden states of all layers, or
 these and all attention maps."""
 AttentionKind = Literal["encoder", "decoder", "cross"]
+"""Self-attention of each stack, and the decoder's attention to the source."""
+ATTENTION_KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 
 # Experts.
 Noise = Literal["none", "jitter", "gumbel"]
@@ -102,10 +104,6 @@ UTILITIES: tuple[UtilityName, ...] = get_args(UtilityName)
 """Similarities of two translations, for minimum Bayes risk."""
 INT8 = "int8"
 """Number format of rounded weights, in addition to those of `Precision`."""
-
-# Attentions of a model: self-attention of each stack, and the decoder's to the source.
-Attention = Literal["encoder", "decoder", "cross"]
-ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 # Linear maps with weights of one or two bits.
 BitWeights = Literal["ternary", "binary"]

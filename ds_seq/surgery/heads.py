@@ -29,12 +29,12 @@ from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.models import build_model
 from ds_seq.modules.attention import CrossAttention, SelfAttention
-from ds_seq.names import ATTENTIONS, Attention
+from ds_seq.names import ATTENTION_KINDS, AttentionKind
 from ds_seq.surgery.prune import Ids, calibration_batches
 from ds_seq.text.tokenizer import Symbols, VocabSizes
 from ds_seq.weights.fill import model_tensors
 
-_PLACES: dict[Attention, tuple[str, str]] = {
+_PLACES: dict[AttentionKind, tuple[str, str]] = {
     "encoder": ("encoder", "self_attention"),
     "decoder": ("decoder", "self_attention"),
     "cross": ("decoder", "cross_attention"),
@@ -44,7 +44,7 @@ _PLACES: dict[Attention, tuple[str, str]] = {
 class AttentionOfLayer(NamedTuple):
     """An attention of a model: its kind and its layer."""
 
-    kind: Attention
+    kind: AttentionKind
     layer: int
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ def attentions(
 ) -> dict[AttentionOfLayer, SelfAttention | CrossAttention]:
     """Return the attentions of a model: of the encoder, of the decoder, then to the source."""
     found = {}
-    for kind in ATTENTIONS:
+    for kind in ATTENTION_KINDS:
         stack, name = _PLACES[kind]
         for layer in range(config.encoder_layers if stack == "encoder" else config.decoder_layers):
             module = model.get_submodule(f"{stack}.layers.{layer}.{name}")
@@ -240,7 +240,7 @@ def prune_heads(
 def _pruned_section(model: TransformerConfig, kept: Groups) -> dict[str, list[list[int]]]:
     """Return `model.pruned_heads`: what was cut out before and what is cut out now."""
     sharing = model.head_counts(model.d_model).sharing
-    section: dict[str, list[list[int]]] = {kind: [] for kind in ATTENTIONS}
+    section: dict[str, list[list[int]]] = {kind: [] for kind in ATTENTION_KINDS}
     for where, groups in kept.items():
         heads = model.kept_heads(where.kind, where.layer) or list(range(model.num_heads))
         left = {heads[group * sharing + place] for group in groups for place in range(sharing)}

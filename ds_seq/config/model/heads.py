@@ -7,10 +7,10 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from ds_seq.config.base import Config
-from ds_seq.names import ATTENTIONS, Attention, Stack
+from ds_seq.names import ATTENTION_KINDS, AttentionKind, Stack
 
 Head = Annotated[int, Field(ge=0, le=1_000_000)]
-_OF_STACK: dict[Stack, tuple[Attention, ...]] = {
+_OF_STACK: dict[Stack, tuple[AttentionKind, ...]] = {
     "encoder": ("encoder",),
     "decoder": ("decoder", "cross"),
 }
@@ -34,7 +34,7 @@ class PrunedHeadsConfig(Config):
     decoder: list[list[Head]] = Field(default=[], description="Self-attention of the decoder.")
     cross: list[list[Head]] = Field(default=[], description="Attention to the source.")
 
-    def of(self, attention: Attention, layer: int) -> list[int]:
+    def of(self, attention: AttentionKind, layer: int) -> list[int]:
         """Return the heads that the attention of a layer lacks."""
         layers: list[list[int]] = getattr(self, attention)
         return layers[layer] if layers else []
@@ -48,7 +48,7 @@ class PrunedHeadsConfig(Config):
     def errors(self, counts: HeadCounts, layers: dict[Stack, int]) -> list[tuple[str, str]]:
         """Return lists that do not fit the model as (field, message) pairs."""
         errors: list[tuple[str, str]] = []
-        for attention in ATTENTIONS:
+        for attention in ATTENTION_KINDS:
             depth = layers["encoder" if attention == "encoder" else "decoder"]
             lists: list[list[int]] = getattr(self, attention)
             if lists and len(lists) != depth:

@@ -9,7 +9,7 @@ from pydantic import Field
 from ds_seq.config.base import Config, Probability
 from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.stack import Width
-from ds_seq.names import Attention, Stack
+from ds_seq.names import AttentionKind, Stack
 
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
@@ -70,7 +70,7 @@ class MixerFields(Config):
         sharing = self.num_heads // (self.num_kv_heads or self.num_heads)
         return HeadCounts(self.num_heads, sharing, d_model // self.num_heads)
 
-    def kept_heads(self, attention: Attention, layer: int) -> list[int] | None:
+    def kept_heads(self, attention: AttentionKind, layer: int) -> list[int] | None:
         """Return the heads that the attention of a layer has; None: all."""
         pruned = [] if self.pruned_heads is None else self.pruned_heads.of(attention, layer)
         return [head for head in range(self.num_heads) if head not in pruned] if pruned else None
