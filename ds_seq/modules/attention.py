@@ -166,13 +166,12 @@ def _heads(x: Tensor, widths: Sequence[int], head_width: int) -> list[Tensor]:
     return [part.unflatten(-1, (-1, head_width)).transpose(1, 2) for part in parts]
 
 
-def _part_widths(
-    d_model: int, num_heads: int, num_kv_heads: int | None, kept: Sequence[int] | None
-) -> tuple[int, int, int]:
-    """Return the features of a head, of the queries of all heads, and of the keys of all heads."""
-    head = d_model // num_heads
+def _widths(
+    head: int, num_heads: int, num_kv_heads: int | None, kept: Sequence[int] | None
+) -> tuple[int, int]:
+    """Return the features of all queries, and of all keys, of heads that are `head` wide."""
     attended = head * (num_heads if kept is None else len(kept))
-    return head, attended, attended * (num_kv_heads or num_heads) // num_heads
+    return attended, attended * (num_kv_heads or num_heads) // num_heads
 
 
 class AttentionNorms(NamedTuple):
@@ -193,7 +192,7 @@ class SelfAttention(nn.Module):
     """Self-attention: a sequence attends to itself or, if causal, to its past.
 
     Args:
-        d_model: width of the model, D; a multiple of `num_heads`.
+        d_model: width of the model, D; a multiple of `num_heads` without `head_dim`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
         causal: whether position t attends to positions <= t only.
@@ -203,6 +202,7 @@ class SelfAttention(nn.Module):
             attention. None for one per head.
         norms: norms within the attention.
         make_linear: makes all maps, called like `Linear`.
+        head_dim: width of a head, Dh; None for D / H.
         kept_heads: heads that are left of `num_heads`, whole groups that share keys and values;
             None: all.
     """
@@ -219,12 +219,12 @@ class SelfAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        head_dim: int | None = None,
         kept_heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.head_width, attended, shared = _part_widths(
-            d_model, num_heads, num_kv_heads, kept_heads
-        )
+        self.head_width = head_dim or d_model // num_heads
+        attended, shared = _widths(self.head_width, num_heads, num_kv_heads, kept_heads)
         self.num_heads = attended // self.head_width
         self.dropout = dropout
         self.causal = causal
@@ -254,6 +254,9 @@ class SelfAttention(nn.Module):
             local = context.local._replace(bias=self._of_heads(context.local.bias))
             attended = local.attend(query, memory, context.attention_mask, dropout)
             return BodyOutput(self._joined(attended))
+        lengths, biased = context.lengths, context.position_bias is not None
+        if lengths is not None and not (biased or context.with_maps) and dropout == 0.0:
+            return BodyOutput(self._joined(lengths.attend(query, key, value, lengths)))
         mask = self._biased(context.attention_mask, context)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
@@ -316,12 +319,13 @@ class CrossAttention(nn.Module):
     queries, so keys and values are not repeated K times.
 
     Args:
-        d_model: width of the model, D; a multiple of `num_heads`.
+        d_model: width of the model, D; a multiple of `num_heads` without `head_dim`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
         num_kv_heads: see `SelfAttention`.
         norms: norms of queries and keys; none of the output.
         make_linear: makes all maps, called like `Linear`.
+        head_dim: width of a head, Dh; None for D / H.
         kept_heads: see `SelfAttention`.
     """
 
@@ -333,12 +337,12 @@ class CrossAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        head_dim: int | None = None,
         kept_heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.head_width, attended, shared = _part_widths(
-            d_model, num_heads, num_kv_heads, kept_heads
-        )
+        self.head_width = head_dim or d_model // num_heads
+        attended, shared = _widths(self.head_width, num_heads, num_kv_heads, kept_heads)
         self.num_heads = attended // self.head_width
         self.dropout = dropout
         self.query = make_linear(d_model, attended, gain=_GAIN)
@@ -363,6 +367,8 @@ class CrossAttention(nn.Module):
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, dropout=dropout)
             return BodyOutput(self.output(attended), map=weights)
+        if context.source_lengths is not None and dropout == 0.0:
+            return BodyOutput(self.output(context.source_lengths.attend(query, *memory)))
         return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
 
     def scale_parameters(self, factor: float) -> None:

@@ -16,7 +16,7 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
     causal = stack == "decoder"
     norms = _query_key_norms(cfg)
     if cfg.has_inner_norms:
-        norms = norms._replace(output=make_norm(cfg))
+        norms = norms._replace(output=make_norm(cfg, cfg.num_heads * cfg.head_width(cfg.d_model)))
     return SelfAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -26,6 +26,7 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
         cfg.num_kv_heads,
         norms,
         linear_maker(cfg),
+        cfg.head_dim,
         cfg.kept_heads(stack, layer),
     )
 
@@ -39,6 +40,7 @@ def make_cross_mixer(cfg: TransformerConfig, layer: int) -> Body:
         cfg.num_kv_heads,
         _query_key_norms(cfg),
         linear_maker(cfg),
+        cfg.head_dim,
         cfg.kept_heads("cross", layer),
     )
 
@@ -46,5 +48,5 @@ def make_cross_mixer(cfg: TransformerConfig, layer: int) -> Body:
 def _query_key_norms(cfg: TransformerConfig) -> AttentionNorms:
     if not cfg.query_key_norm:
         return AttentionNorms()
-    width = cfg.d_model // cfg.num_heads
+    width = cfg.head_width(cfg.d_model)
     return AttentionNorms(make_norm(cfg, width), make_norm(cfg, width))

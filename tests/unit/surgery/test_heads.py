@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "rotary": {"positions": "rotary", "query_key_norm": True},
     "alibi": {"positions": "alibi", "norm_position": "pre"},
     "buckets and window": {"positions": "buckets", "attention_window": 4, "num_kv_heads": 2},
+    "wide heads": {"head_dim": 6, "num_kv_heads": 2},
     "shared keys": {"num_kv_heads": 2, "moe": {"num_experts": 2}},
 }
 Made = tuple[nn.Module, ExperimentConfig, TransformerConfig]
