@@ -83,6 +83,8 @@ def attend(
         memory = _one_per_query_head(query, memory)
         if causal and mask is not None:  # the kernel takes only one of them
             mask, causal = _causal_too(mask, _future(query, memory)), False
+        if mask is not None and mask.dim() == 3:  # (H, T, S), which no fused kernel takes
+            mask = mask.unsqueeze(0)
         out = F.scaled_dot_product_attention(
             query, *memory, attn_mask=mask, dropout_p=dropout, is_causal=causal
         )
