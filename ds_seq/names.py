@@ -27,7 +27,15 @@ SaveErrorAnswer = Literal["stop", "continue"]
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 """All stacks that a model can have, in the order in which a batch passes through them."""
-FrozenPart = Literal["encoder", "embeddings"]
+Placement = Literal["encoder", "decoder", "both"]
+"""Stacks that have a part."""
+ModelPart = Literal["encoder", "decoder", "embeddings", "adapters", "lora"]
+MODEL_PARTS: tuple[ModelPart, ...] = get_args(ModelPart)
+"""Parts of a model that can be selected; see `ds_seq.weights.selection`."""
+ADAPTERS = "adapters."
+"""Precedes the id of an adapter in such a selection."""
+NO_ADAPTER = "none"
+"""Stands for no adapter where the id of one is expected; no adapter has this id."""
 ActivationName = Literal[
     "relu",
     "relu_squared",
@@ -44,6 +52,7 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
 """How rotary positions change for longer texts."""
@@ -100,7 +109,7 @@ BitWeights = Literal["ternary", "binary"]
 BitNorm = Literal["rms", "layer", "none"]
 
 # Trained models on disk.
-ExportFormat = Literal["safetensors", "ctranslate2"]
+ExportFormat = Literal["safetensors", "bitnet", "ctranslate2"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 EXPORT_FILE = "model.safetensors"
 """Name of the file with the weights, in the folder of an export."""
@@ -127,7 +136,8 @@ InvalidUtf8 = Literal["stop", "drop", "replace"]
 """What happens to a line that is not UTF-8."""
 SENTENCEPIECE = "sentencepiece"
 FAIRSEQ_DICT = "fairseq_dict"
-TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
+HUGGINGFACE = "huggingface"
+TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT, HUGGINGFACE)
 """Values of `data.vocab.name` other than `package.module:Name`."""
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""

@@ -108,7 +108,8 @@ class DistillationConfig(Config):
     checkpoint: str = Field(
         default="best",
         min_length=1,
-        description="Checkpoint to load from each teacher's run folder.",
+        description="Checkpoint to load from each teacher's run folder; `best:raw` and the like do "
+        "without the average of `train.ema`.",
     )
     cache: str | None = Field(
         default=None,

@@ -43,7 +43,7 @@ _BATCH = "(batches are sized by tokens; train.accumulate sets the batches per up
 _LAYERS = "model.encoder_layers and model.decoder_layers"
 _LENGTHS = "data.max_source_length and data.max_target_length"
 _TRANSLATION_LENGTH = "generation.max_len_a and generation.max_len_b"
-_SHARE = "model.share_embeddings (none, decoder, all)"
+_SHARE = "model.share_embeddings (none, decoder, inputs, all)"
 _SAME_SIZE = "(validation has batches of the same size)"
 _ZERO = "zero_optimization.stage in the DeepSpeed JSON that train.deepspeed names"
 
@@ -51,6 +51,17 @@ _ZERO = "zero_optimization.stage in the DeepSpeed JSON that train.deepspeed name
 NAMES: Mapping[str, tuple[Row, ...]] = {
     "Model": (
         Row("model.preset", "arch"),
+        Row("model.adapters.ids", "encoder-adapter-ids decoder-adapter-ids", "", "", "",
+            "adapter_ids"),
+        Row("model.adapters.reduction",
+            "encoder-adapter-reduction-factor decoder-adapter-reduction-factor",
+            "reduction_factor"),
+        Row("model.adapters.gate", "encoder-adapter-use-gating decoder-adapter-use-gating"),
+        Row("model.adapters.activation", "adapter-activation-fn"),
+        Row("model.adapters.active (train.trainable: [adapters.ID] trains only that one)",
+            "encoder-train-adapter decoder-train-adapter"),
+        Row("model.adapters.active or `ds-seq generate --adapter ID`",
+            "activate-encoder-adapter activate-decoder-adapter"),
         Row("model.d_model", "encoder-embed-dim decoder-embed-dim", "d_model hidden_size n_embd",
             "hidden_size word_vec_size", "dim-emb",
             "hidden_dim model_dim embed_dim embedding_dim dim"),
@@ -158,6 +169,9 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "optimizer-delay", "grad_accum grad_accum_steps batch_multiplier"),
         Row("train.clip_norm", "clip-norm", "max_grad_norm", "max_grad_norm", "clip-norm",
             "clip clip_grad clip_grad_norm grad_clip gradient_clip gradient_clip_val max_norm"),
+        Row("train.ema: {decay: ..., every: ...}",
+            "store-ema ema-decay ema-update-freq ema-fp32", "", "average_decay average_every",
+            "exponential-smoothing", "use_ema ema_rate"),
         Row("train.max_updates", "max-update", "max_steps", "train_steps", "after-batches",
             "max_iters num_train_steps steps updates"),
         Row("train.max_epochs", "max-epoch", "num_train_epochs", "", "after-epochs",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import TransformerConfig
-from ds_seq.names import Stack
+from ds_seq.names import GATED_ACTIVATIONS, Stack
 
 _FORWARD_AND_BACKWARD = 3
 
@@ -70,53 +70,50 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     """
     if not isinstance(model, TransformerConfig):
         return None
-    d = model.d_model
-    kv = (model.num_kv_heads or model.num_heads) * (d // model.num_heads)
+    d, head = model.d_model, model.head_width(model.d_model)
     calls = {stack: model.calls_of(stack) for stack in model.stacks}
-    own = {stack: _per_token(model, stack, kv) for stack in model.stacks}
+    own = {stack: _per_token(model, stack) for stack in model.stacks}
+    moved = 2 * d * (model.num_kv_heads or model.num_heads) * head  # keys and values of the source
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
     output = vocab_size * d
-    if factor and model.share_embeddings != "none":
+    if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
-    pair = 2 * 2 * d  # queries with keys, and attention with values
+    pair = 2 * 2 * model.num_heads * head  # queries with keys, and attention with values
     return TrainingFlops(
-        2 * (own["encoder"] + factor + calls["decoder"] * 2 * d * kv),
-        2 * (own["decoder"] + factor + output),
+        2 * (own["encoder"] + factor + calls["decoder"] * moved),
+        2 * (own["decoder"] + factor + output - calls["decoder"] * moved),
         calls["encoder"] * pair,
         calls["decoder"] * pair,
         calls["decoder"] * pair,
     )
 
 
-def _per_token(model: TransformerConfig, stack: Stack, kv: int) -> int:
-    """Return the weights of all calls of a stack that multiply each of its own tokens.
-
-    Args:
-        model: the model.
-        stack: the stack.
-        kv: width of keys and of values.
-    """
-    d = model.d_model
-    attention = 2 * d * d + 2 * d * kv
-    if stack == "decoder":
-        attention += 2 * d * d  # queries and outputs of the attention to the source
-    count = sum(attention + _feed_forward(model, experts) for experts in model.expert_counts(stack))
+def _per_token(model: TransformerConfig, stack: Stack) -> int:
+    """Return the weights of the maps of all calls of a stack."""
+    attention = model.mixer_weights(model.d_model, stack)
+    each = attention + _adapter(model, stack)
+    count = sum(each + _feed_forward(model, experts) for experts in model.expert_counts(stack))
     return model.repeats_of(stack) * count
+
+
+def _adapter(model: TransformerConfig, stack: Stack) -> int:
+    """Return the weights of the adapter that a token passes through in a layer."""
+    adapters, d = model.adapters, model.d_model
+    if adapters is None or not adapters.used or not model.has_adapters(stack):
+        return 0
+    maps = 3 if adapters.activation in GATED_ACTIVATIONS else 2
+    return maps * d * adapters.width(d) + (d if adapters.gate else 0)
 
 
 def _feed_forward(model: TransformerConfig, num_experts: int) -> int:
     """Return the weights that multiply a token in a dense feed-forward, or in those it chooses."""
     d, moe = model.d_model, model.moe
-    maps = 3 if model.is_gated else 2
-
-    def one(width: int) -> int:
-        return maps * d * model.inner_width(width)
-
     if moe is None or not num_experts:
-        return one(model.ffn_dim)
+        return model.ffn_weights(d, model.ffn_dim)
     width = moe.ffn_dim or model.ffn_dim
     dense = moe.dense_width(width)
-    count = moe.top_k * one(width) + (one(dense) if dense else 0)
+    count = moe.top_k * model.ffn_weights(d, width)
+    count += model.ffn_weights(d, dense) if dense else 0
     if moe.router == "cosine":
         dim = moe.router_dim or max(num_experts // 2, 16)
         count += dim * (d + num_experts)

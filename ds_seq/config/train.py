@@ -15,9 +15,10 @@ from ds_seq.config.base import (
     NonNegativeInt,
     PositiveInt,
 )
+from ds_seq.config.ema import EmaConfig
+from ds_seq.config.selection import SELECTION_HELP, PartName
 from ds_seq.names import (
     BatchOrder,
-    FrozenPart,
     OnDivergence,
     OnOutOfMemory,
     Precision,
@@ -136,17 +137,29 @@ class TrainConfig(Config):
         "with `model.moe.normalize_weights: after_dropping`). Null initializes at random.",
     )
     init_checkpoint: str = Field(
-        default="best", description="Checkpoint of `init_from`: `best`, `last`, a name or a path."
+        default="best",
+        description="Checkpoint of `init_from`: `best`, `last`, a name or a path; `best:raw` "
+        "and the like do without the average of `train.ema`.",
     )
     upcycle_noise: NonNegativeFloat = Field(
         default=0.0,
         description="Noise added to upcycled experts so that they differ, in standard deviations "
         "of each matrix; 0 adds none.",
     )
-    freeze: list[FrozenPart] = Field(
+    freeze: list[PartName] = Field(
         default=[],
-        description="Parts whose weights are not trained: `encoder`, `embeddings` (and the output "
-        "projection if it is tied to them).",
+        description=f"Parts whose weights are not trained: {SELECTION_HELP}. With `embeddings`, "
+        "an output projection that is tied to them is frozen, too.",
+    )
+    trainable: list[PartName] = Field(
+        default=[],
+        description="Parts whose weights are trained, all others being frozen, named as in "
+        "`freeze`: `[adapters.de]` trains one adapter. Empty: all but those of `freeze`.",
+    )
+    ema: EmaConfig | None = Field(
+        default=None,
+        description="An exponential moving average of the weights. It is validated and saved, and "
+        "what uses the run takes it unless told otherwise (checkpoint `best:raw`); null: none.",
     )
     max_updates: PositiveInt = Field(default=100_000, description="Stop after this many updates.")
     max_epochs: PositiveInt | None = Field(
@@ -180,7 +193,7 @@ class TrainConfig(Config):
         default=False,
         description="Train on while a checkpoint is written: only copying the state to host memory "
         "holds up training. Each rank keeps that copy, its share of 12 bytes per parameter with "
-        "Adam.",
+        "Adam, and with ZeRO on several ranks up to as much again for what it sends to others.",
     )
     on_save_error: SaveErrorAnswer = Field(
         default="stop",

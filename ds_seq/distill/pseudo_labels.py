@@ -153,7 +153,7 @@ def decode(job: Labeling, work: WorkFolder, done: NDArray[np.int64], world: Worl
     share = batches[world.rank :: world.size]
     with distributed.shared_errors():
         # by path: "best" may have changed if the teacher is still being trained
-        checkpoint = str(job.run.source)
+        checkpoint = job.run.checkpoint
         run = load_packed(job.teacher, checkpoint, job.dtype, job.device, job.expert_parallel)
         writer = JournalWriter(work.journal(world.rank), run.tokenizers.target.symbols.eos)
     any_rank = distributed.any_rank if job.expert_parallel > 1 else None

@@ -71,7 +71,9 @@ class DecoderCache:
             return
         masks_and_tag = self.context.source_mask, self.context.tag
         source_mask, tag = (x if x is None else x.index_select(0, kept) for x in masks_and_tag)
-        self.context = self.context._replace(source_mask=source_mask, tag=tag)
+        adapters = self.context.adapters
+        adapters = None if adapters is None else adapters.keep(kept)
+        self.context = self.context._replace(source_mask=source_mask, tag=tag, adapters=adapters)
         moves = KeptSentences.of(kept)
         self.paths.keep_sentences(moves)
         for past in self._states:

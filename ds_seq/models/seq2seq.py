@@ -9,6 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
+if TYPE_CHECKING:
+    from ds_seq.modules.adapter import AdapterChoice
+    from ds_seq.modules.unpadded_attention import Lengths
+
 
 class Seq2SeqTransformer(nn.Module):
     """Encoder, decoder, and the embeddings and projection around them.
@@ -35,6 +40,10 @@ class Seq2SeqTransformer(nn.Module):
         output: projection to the vocabulary (D -> V); None to use `target_embedding` (tied).
         max_positions: longest sequence that the model is meant for, in tokens.
         routes_by_tag: whether feed-forwards need the embedding of the source's language tag.
+
+    Attributes:
+        adapters: how the adapter of each sentence is chosen; None for a model without adapters, and
+            for one that passes through none of them.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class Seq2SeqTransformer(nn.Module):
         self.max_positions = max_positions
         self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
+        self.adapters: AdapterChoice | None = None
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -72,11 +82,12 @@ class Seq2SeqTransformer(nn.Module):
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
         rows = _real_rows(inputs.target_mask, inputs.num_targets)
-        decoded: StackResult = self.decoder(
-            self.target_embedding(inputs.target),
-            _decoder_context(encoded)._replace(token_mask=inputs.target_mask, token_rows=rows),
-            capture,
+        context = _decoder_context(encoded)._replace(
+            token_mask=inputs.target_mask,
+            token_rows=rows,
+            source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
+        decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
         decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
         flat = decoded.hidden.flatten(0, 1)
         hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
@@ -107,7 +118,15 @@ class Seq2SeqTransformer(nn.Module):
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
         rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
-        context = Context(source_mask, attention_mask=attention_mask, tag=tag, token_rows=rows)
+        adapters = None if self.adapters is None else self.adapters.rows(source)
+        context = Context(
+            source_mask,
+            attention_mask=attention_mask,
+            tag=tag,
+            token_rows=rows,
+            adapters=adapters,
+            lengths=_lengths(source_mask, embedded, num_tokens),
+        )
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
             result.hidden,
@@ -117,6 +136,7 @@ class Seq2SeqTransformer(nn.Module):
             [layer.stats for layer in result.aux],
             result.states,
             _maps(result, "self_attention"),
+            adapters,
         )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
@@ -190,9 +210,21 @@ def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
     return found.squeeze(1)
 
 
+def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
+    """Return the real tokens of a mask (B, S) if attention should go by them, or None."""
+    if count is None or not mask.is_cuda:
+        return None
+    # imported here because only GPUs need it
+    from ds_seq.modules.unpadded_attention import lengths_of, serves
+
+    return lengths_of(mask, count) if serves(mask, like) else None
+
+
 def _decoder_context(encoded: EncoderOutput) -> Context:
     mask = padding_mask(encoded.mask, encoded.hidden)
-    return Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
+    return Context(
+        source=encoded.hidden, source_mask=mask, tag=encoded.tag, adapters=encoded.adapters
+    )
 
 
 def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:

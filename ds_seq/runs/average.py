@@ -29,11 +29,16 @@ from torch import Tensor, nn
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.runs.card import StoredRun
-from ds_seq.runs.formats.ds_seq import CONFIG_FILE, find_checkpoint
+from ds_seq.runs.formats.ds_seq import (
+    CONFIG_FILE,
+    checkpoint_weights,
+    find_checkpoint,
+    split_kind,
+)
 from ds_seq.runs.open import open_run
 from ds_seq.weights.fill import expert_offsets, model_tensors, read_like
 from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index
-from ds_seq.weights.source import TensorFolder, TensorSource
+from ds_seq.weights.source import TensorSource
 
 NOTE_KEY = "ds_seq.averaged"  # in the header of the weights file: what was averaged, as JSON
 
@@ -111,9 +116,12 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
         A new model on the CPU, in float32, with all experts.
 
     Raises:
-        UserError: the model sections or vocabularies differ, or a file is damaged.
+        UserError: the model sections or vocabularies differ, weights are rounded, or a file is
+            damaged.
     """
     first = runs[0]
+    for run in runs:
+        run.require_full_precision()
     for other in runs[1:]:
         _check_same(first, other)
     first.check_size()
@@ -209,7 +217,7 @@ def listed_models(
     """Return checkpoints from the index of a run.
 
     Args:
-        run: the run folder.
+        run: the run folder; `:raw` at its end takes the weights themselves, not their average.
         which: `last`, in the order of their updates, or `best`, the best first.
         count: number of checkpoints.
         until: last update to consider; None for all.
@@ -217,6 +225,7 @@ def listed_models(
     Raises:
         UserError: `run` is not a run folder, or it has fewer checkpoints.
     """
+    run, kind = _split_kind(run)
     entries = _read_index(run)[which]
     entries = [entry for entry in entries if until is None or entry.update <= until]
     if len(entries) < count:
@@ -228,18 +237,22 @@ def listed_models(
             "of the best are kept"
         )
     chosen = entries[:count] if which == "best" else entries[-count:]
-    return [_part(run / CHECKPOINTS / entry.name, entry) for entry in chosen]
+    return [_part(run / CHECKPOINTS / entry.name, kind, entry) for entry in chosen]
 
 
 def named_model(path: Path) -> AveragedModel:
     """Open a checkpoint in its run folder, the best checkpoint of a run folder, or an export.
 
+    A path that ends in `:raw` takes the weights themselves, not their average (`train.ema`).
+
     Raises:
         UserError: `path` is none of these, or it is damaged.
     """
+    path, kind = _split_kind(path)
     if not (path / META_FILE).is_file():
         if not (path / CHECKPOINTS).is_dir():
-            return AveragedModel(path, open_run(path, "best"), None, None)
+            which = "best" if kind is None else f"best:{kind}"
+            return AveragedModel(path, open_run(path, which), None, None)
         path = find_checkpoint(path, "best")
     folder = path.absolute()  # links are not resolved: RUN/checkpoints may be on another disk
     if folder.parent.name != CHECKPOINTS or not (folder.parents[1] / CONFIG_FILE).is_file():
@@ -247,14 +260,20 @@ def named_model(path: Path) -> AveragedModel:
             f"{path}: a checkpoint outside its run folder, without experiment and vocabulary; "
             f"put it into RUN/{CHECKPOINTS}"
         )
-    return _part(path, _find_entry(folder.parents[1], folder.name))
+    return _part(path, kind, _find_entry(folder.parents[1], folder.name))
 
 
-def _part(path: Path, entry: _Entry | None) -> AveragedModel:
+def _split_kind(path: Path) -> tuple[Path, str | None]:
+    """See `split_kind`; a path without a kind stays as it is."""
+    name, kind = split_kind(str(path))
+    return path if kind is None else Path(name), kind
+
+
+def _part(path: Path, kind: str | None, entry: _Entry | None) -> AveragedModel:
     folder = path.absolute()
     # an export inside the run folder would take precedence over its checkpoints
     stored = replace(
-        open_run(folder.parents[1], folder.name), weights=TensorFolder(path, "weights")
+        open_run(folder.parents[1], folder.name), weights=checkpoint_weights(path, kind)
     )
     return AveragedModel(path, stored, entry and entry.update, entry and entry.score)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -20,6 +20,7 @@ from ds_seq.names import Precision
 from ds_seq.text.lines import PairPath
 from ds_seq.text.tags import language_tags, tag_of
 from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.weights.packed import PackedFile
 from ds_seq.weights.source import TensorSource
 
 _SMALL_MODEL = 10_000_000
@@ -171,12 +172,14 @@ class StoredRun:
         model_config: config from which the model is built.
         weights: source of the tensors.
         experiment: experiment of the training run, if the format stores it.
+        suffix: what has followed the name of the checkpoint, such as `:raw`.
     """
 
     card: ModelCard
     model_config: ModelConfig
     weights: TensorSource
     experiment: ExperimentConfig | None = None
+    suffix: str = ""
 
     @property
     def tokenizers(self) -> Tokenizers:
@@ -189,6 +192,16 @@ class StoredRun:
         return self.weights.path
 
     @property
+    def files(self) -> Sequence[Path]:
+        """Files of the weights."""
+        return self.weights.files
+
+    @property
+    def checkpoint(self) -> str:
+        """The path by which `open_run` finds these weights again, whatever is trained since."""
+        return f"{self.source}{self.suffix}"
+
+    @property
     def seed(self) -> int:
         """Seed of the training run; 1 if unknown."""
         return 1 if self.experiment is None else self.experiment.train.seed
@@ -197,9 +210,23 @@ class StoredRun:
         """Return the experiment of the training run, which changes to the model require.
 
         Raises:
-            UserError: the format does not store the experiment.
+            UserError: the format does not store the experiment, or the weights are rounded.
         """
+        self.require_full_precision()
         return _required(self.experiment, self.source)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether weights are stored in one or two bits, without those they were rounded from."""
+        return isinstance(self.weights, PackedFile)
+
+    def require_full_precision(self) -> None:
+        """Refuse a packed export where the weights are to be changed or averaged.
+
+        Raises:
+            UserError: the weights are rounded.
+        """
+        _refuse_packed(self.is_packed, self.source)
 
     def check_size(self) -> None:
         """Refuse to build a model that its own weights cannot fill and that may exhaust the memory.
@@ -229,6 +256,8 @@ class LoadedRun:
         model: the model, in evaluation mode.
         source: checkpoint folder or file from which the weights were loaded.
         experiment: experiment of the training run, if the format stores it.
+        files: files of the weights; empty: `source` is the file.
+        is_packed: whether the weights were read from a packed export.
     """
 
     card: ModelCard
@@ -236,6 +265,8 @@ class LoadedRun:
     model: nn.Module
     source: Path
     experiment: ExperimentConfig | None = None
+    files: Sequence[Path] = ()
+    is_packed: bool = False
 
     @property
     def tokenizers(self) -> Tokenizers:
@@ -249,7 +280,16 @@ class LoadedRun:
 
     def require_experiment(self) -> ExperimentConfig:
         """Return the experiment of the training run; see `StoredRun.require_experiment`."""
+        _refuse_packed(self.is_packed, self.source)
         return _required(self.experiment, self.source)
+
+
+def _refuse_packed(is_packed: bool, source: Path) -> None:
+    if is_packed:
+        raise UserError(
+            f"{source}: is a packed export, whose weights are rounded to one or two bits; use the "
+            "run, or an export of it with --format safetensors"
+        )
 
 
 def _required(experiment: ExperimentConfig | None, source: Path) -> ExperimentConfig:

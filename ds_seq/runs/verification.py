@@ -32,7 +32,7 @@ from ds_seq.tasks.step import read_step
 from ds_seq.text.sentencepiece import possible_fingerprints
 from ds_seq.text.tokenizer import joint_fingerprint
 from ds_seq.text.vocab_file import VOCAB_FILE, VOCAB_FILES, read_vocab_file, vocab_paths
-from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, META_FILE, read_index, read_meta
+from ds_seq.weights.meta import CHECKPOINTS, INDEX_FILE, KINDS, META_FILE, read_index, read_meta
 from ds_seq.weights.source import TensorFile, TensorFolder, check_checkpoint, check_export
 
 _CHECKPOINT = re.compile(r"update_\d+")  # not those that a resumed run has set aside
@@ -165,7 +165,7 @@ def _check_export(path: Path) -> str:
 
 
 def _check_checkpoint(folder: Path) -> str:
-    for kind in ("weights", "optimizer", "criterion"):
+    for kind in KINDS:
         TensorFolder(folder, kind, checked=True)
     return "SHA-256 of all files is right" if check_checkpoint(folder) else _NO_CHECKSUMS
 

@@ -1,8 +1,9 @@
 """Write the shares of a checkpoint, at once or in a thread while training goes on.
 
-The threads call no collective, which could mix with those of the training. A rank that has written
-its files leaves a note next to them; the first rank waits for the notes of all and then completes
-the checkpoint. So it is complete as soon as the last file is, whatever the training does meanwhile.
+The threads call no collective, which could mix with those of the training: slices travel between
+them through an `Exchange`. A rank that has written its files leaves a note next to them; the first
+rank waits for the notes of all and then completes the checkpoint. So it is complete as soon as the
+last file is, whatever the training does meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from typing_extensions import TypedDict
 
 from ds_seq import distributed, files
+from ds_seq.distributed.exchange import Exchange
 from ds_seq.errors import UserError
 from ds_seq.records import Count, FileName, read_json, record
 from ds_seq.training.snapshot import Snapshot
@@ -46,12 +48,18 @@ Complete = Callable[[Sequence[Share]], None]
 """Completes a checkpoint of which all files are there; called on the first rank only."""
 
 
-def write_share(snapshot: Snapshot, folder: Path) -> Share:
-    """Write a file per kind of tensor, and force it to the disk.
+def write_share(snapshot: Snapshot, exchange: Exchange, folder: Path) -> Share:
+    """Assemble the tensors of this rank, write a file per kind, and force it to the disk.
+
+    All ranks call it, but no collective is called.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: another rank cannot be reached, or a file cannot be written.
     """
+    try:
+        snapshot.assemble(exchange)
+    except UserError as error:
+        raise UserError(f"{folder}: cannot be written: {error}") from error
     written = {}
     for kind, tensors in snapshot.tensors.items():
         if tensors:
@@ -68,6 +76,7 @@ class BackgroundWrite:
 
     Args:
         snapshot: this rank's share. Nobody may change it before the end.
+        exchange: the way to the other ranks; nobody else uses it before the end.
         folder: folder of the files, which exists.
         complete: completes the checkpoint; used on the first rank.
         failed: set as soon as this rank has an error.
@@ -78,13 +87,18 @@ class BackgroundWrite:
     """
 
     def __init__(
-        self, snapshot: Snapshot, folder: Path, complete: Complete, failed: threading.Event
+        self,
+        snapshot: Snapshot,
+        exchange: Exchange,
+        folder: Path,
+        complete: Complete,
+        failed: threading.Event,
     ) -> None:
         self._failed = failed
         self.error: str | None = None
         self._crash: Exception | None = None
         self.folder = folder
-        self._snapshot, self._complete = snapshot, complete
+        self._snapshot, self._exchange, self._complete = snapshot, exchange, complete
         self._has_written, self._is_given_up = threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
@@ -121,7 +135,7 @@ class BackgroundWrite:
 
     def _run(self) -> None:
         try:
-            share = write_share(self._snapshot, self.folder)
+            share = write_share(self._snapshot, self._exchange, self.folder)
             if distributed.rank() != 0:
                 _leave_note(share, self.folder)
                 return

@@ -9,6 +9,7 @@ folder is written under a temporary name and renamed when complete, so it is nev
     <run>/checkpoints/index.json                    names of the last and of the best checkpoints
     <run>/checkpoints/update_00001200/checkpoint.json
                                      /weights.<rank>.safetensors
+                                     /ema.<rank>.safetensors         with `train.ema`
                                      /optimizer.<rank>.safetensors
                                      /criterion.<rank>.safetensors   if the criterion has state
 """
@@ -20,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from ds_seq import distributed, files
+from ds_seq.distributed.exchange import Exchange
 from ds_seq.errors import UserError
 from ds_seq.training import checkpoint_folder
 from ds_seq.training.background import BackgroundWrite, Complete, Share, write_share
@@ -39,12 +40,14 @@ from ds_seq.training.checkpoint_folder import (
 )
 from ds_seq.training.engine import Engine
 from ds_seq.training.resume_state import NO_STATE
-from ds_seq.training.snapshot import HostMemory, Snapshot, take
+from ds_seq.training.slices import HostMemory
+from ds_seq.training.snapshot import Snapshot, take
 from ds_seq.weights.meta import (
     CHECKSUMS_KEY,
     FORMAT_VERSION,
     INDEX_FILE,
     VOCAB_HASH_KEY,
+    write_index,
     write_meta,
 )
 
@@ -87,6 +90,7 @@ class CheckpointStore:
         self._is_rescored = False
         self._pending: BackgroundWrite | None = None
         self.failed = threading.Event()
+        self._exchange = Exchange()
         self._memory = {kept: HostMemory(kept) for kept in (False, True)}
         self.index = checkpoint_folder.current_index(folder, keep_last, figure, self._sign)
         if figure is not None:
@@ -126,37 +130,8 @@ class CheckpointStore:
                 "checkpoints. Those that are not in it are kept"
             )
         if stored != self.index and self.index["last"]:
-            files.write_json(self.folder / INDEX_FILE, self.index)
+            write_index(self.folder, self.index)
         return messages
-
-    def save(
-        self,
-        engine: Engine,
-        update: int,
-        progress: dict[str, Any],
-        score: float | None,
-        criterion: Mapping[str, Tensor] = MappingProxyType({}),
-    ) -> Path:
-        """Write the state after `update`. A collective.
-
-        Args:
-            engine: the engine whose weights, optimizer and schedule are written.
-            update: number of finished updates.
-            progress: state of everything else, serializable as JSON.
-            score: validation score; None if this state was not validated.
-            criterion: state of the criterion; no two ranks pass the same name.
-
-        Returns:
-            The checkpoint's folder.
-
-        Raises:
-            UserError: it cannot be written; what was there before is unchanged.
-        """
-        error = self.start(engine, update, progress, score, criterion, in_background=False)
-        with distributed.shared_errors():
-            if error is not None:
-                raise UserError(error)
-        return self.folder / checkpoint_folder.checkpoint_name(update)
 
     def start(
         self,
@@ -167,14 +142,14 @@ class CheckpointStore:
         criterion: Mapping[str, Tensor],
         in_background: bool,
     ) -> str | None:
-        """Begin to write the state after `update`; see `save`. A collective.
+        """Write the state after `update`, or begin to. A collective.
 
         Args:
-            engine: see `save`.
-            update: see `save`.
-            progress: see `save`.
-            score: see `save`.
-            criterion: see `save`.
+            engine: the engine whose weights, optimizer and schedule are written.
+            update: number of finished updates.
+            progress: state of everything else, serializable as JSON.
+            score: validation score; None if this state was not validated.
+            criterion: state of the criterion; no two ranks pass the same name.
             in_background: return as soon as the state is in host memory; `finish` waits for the
                 rest, and is called before the next save. Otherwise return when it is written.
 
@@ -187,7 +162,8 @@ class CheckpointStore:
         error = distributed.agree_on_error(self._make(temporary))
         if error is not None:
             return self._agreed(temporary, error)
-        snapshot = take(engine, criterion, progress, self._memory[in_background])
+        memory = self._memory[in_background]
+        snapshot = take(engine, criterion, progress, memory, self._exchange)
         meta = {
             **self._notes,
             "format_version": FORMAT_VERSION,
@@ -199,7 +175,9 @@ class CheckpointStore:
         }
         complete = partial(self._complete, temporary, meta, score)
         if in_background:
-            self._pending = BackgroundWrite(snapshot, temporary, complete, self.failed)
+            self._pending = BackgroundWrite(
+                snapshot, self._exchange, temporary, complete, self.failed
+            )
             return None
         return self._write(snapshot, temporary, complete)
 
@@ -247,7 +225,7 @@ class CheckpointStore:
         """Write a checkpoint while all ranks wait; return the error of any, if there is one."""
         share = error = None
         try:
-            share = write_share(snapshot, temporary)
+            share = write_share(snapshot, self._exchange, temporary)
         except UserError as failure:
             error = str(failure)
         error = distributed.agree_on_error(error)
@@ -295,7 +273,7 @@ class CheckpointStore:
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         held = names_in(self.index)
         self.index = {**self.index, **lists}
-        files.write_json(self.folder / INDEX_FILE, self.index)
+        write_index(self.folder, self.index)
         checkpoint_folder.sweep(self.folder, held - names_in(self.index))
         if self._drops_state:
             recent = {entry["name"] for entry in lists["last"]}

@@ -25,7 +25,9 @@ from ds_seq.weights import meta as checkpoint_meta
 from ds_seq.weights.meta import (
     CHECKPOINTS,
     CHECKSUMS_KEY,
+    EMA,
     INDEX_FILE,
+    KINDS,
     META_FILE,
     CheckpointFiles,
     read_meta,
@@ -40,7 +42,7 @@ SCORE_KEY: Final = "score"  # in META_FILE; older checkpoints have none of these
 FIGURE_KEY: Final = "best_by"  # name of the score; also in the index
 SINCE_KEY: Final = "best_since"  # update from which scores compare, if not all do; there, too
 
-_WEIGHTS = "weights."  # how the names of the files start that hold them
+_WEIGHTS = ("weights.", f"{EMA}.")  # how the names of the files start that hold them
 
 _NAME = re.compile(r"update_(\d{8,})")
 _NAME_OR_REST = re.compile(rf"{_NAME.pattern}({INCOMPLETE}|{REPLACED}|{ASIDE}\d*)?")
@@ -185,7 +187,7 @@ def without_advice(problem: str) -> str:
 def _check(folder: Path) -> None:
     check_resumable(folder)
     check_checkpoint(folder, distributed.rank(), distributed.world_size())
-    for kind in ("weights", "optimizer", "criterion"):
+    for kind in KINDS:
         TensorFolder(folder, kind, checked=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import deepspeed
 import torch
@@ -27,6 +27,9 @@ from ds_seq.training.accumulation import Accumulation
 from ds_seq.training.clipping import PlainClipping, correct_norm, sparse_clip_weights
 from ds_seq.training.finite import gradients_not_finite
 from ds_seq.training.loss_scale import LossScale
+
+if TYPE_CHECKING:
+    from ds_seq.training.ema import Ema
 
 
 class StepResult(NamedTuple):
@@ -90,7 +93,12 @@ class Engine:
         expert_parallel: number of ranks that share the experts.
         sparse_clip: weight expert gradients in the norm by 1 / sqrt(number of experts).
         capture: which layer outputs the model returns.
+
+    Attributes:
+        ema: averages the weights after each applied update; None: nothing does.
     """
+
+    ema: Ema | None = None
 
     def __init__(  # noqa: PLR0913  (a builder: what the model is trained with, and how)
         self,
@@ -179,6 +187,8 @@ class Engine:
         norm = self._plain.norm if self._plain else self.deepspeed.get_global_grad_norm()
         if not applied:
             norm = math.inf
+        elif self.ema is not None:
+            self.ema.update()
         return StepResult(
             applied,
             float(norm) if norm is not None else 0.0,

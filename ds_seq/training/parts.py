@@ -6,7 +6,7 @@ from torch import nn
 
 from ds_seq.criterions import Criterion
 from ds_seq.distributed import World
-from ds_seq.models import build_model
+from ds_seq.models import attach_adapters, build_model
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
@@ -23,11 +23,12 @@ def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
     train, sizes = setup.config.train, task.tokenizers.sizes
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
+    attach_adapters(model, setup.config.model, task.tokenizers.source)
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
         start_from(model, setup.config, task.tokenizers.fingerprint)
-    freeze(model, train.freeze)
+    freeze(model, train.freeze, train.trainable)
     return model
 
 
@@ -37,7 +38,7 @@ def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Eng
     criterion.is_collective = config.shares_teacher
     connect_expert_parallel(model, train.expert_parallel)
     lr = learning_rate(config.optimizer)
-    return Engine(
+    engine = Engine(
         model,
         lambda groups: build_optimizer(config.optimizer, groups),
         parameter_groups(model, weight_decay(config.optimizer)),
@@ -47,3 +48,8 @@ def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Eng
         sparse_clip=train.sparse_clip,
         capture=criterion.capture,
     )
+    if train.ema is not None:
+        from ds_seq.training.ema import Ema
+
+        engine.ema = Ema(engine, train.ema)
+    return engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from ds_seq.training.engine import Engine
 from ds_seq.training.resume_state import NO_STATE, EngineState
 from ds_seq.training.state import WEIGHT, FullState, full_shape
 from ds_seq.weights.fill import expert_offsets, read_like
-from ds_seq.weights.meta import read_meta
+from ds_seq.weights.meta import EMA, read_meta
 from ds_seq.weights.source import TensorFolder, expert_key
+
+if TYPE_CHECKING:
+    from ds_seq.training.ema import Ema
 
 
 def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, An
         checked: see `TensorFolder`.
 
     Returns:
-        The `progress` that was passed to `CheckpointStore.save`.
+        The `progress` that was passed to `CheckpointStore.start`.
 
     Raises:
         UserError: the checkpoint is damaged, or belongs to another model or optimizer.
@@ -57,6 +60,8 @@ def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, An
             if not _is_absent(moments, written, slots, key, first):
                 # not by the parameter's shape: Adafactor's row and column sums have other shapes
                 state.write(parameter, key, moments.read_stacked(slots[key], first, shape[0]))
+    if engine.ema is not None:
+        _restore_ema(engine.ema, state, offsets, folder, checked)
     weights.verify()
     moments.verify()
     if has_state:
@@ -64,6 +69,25 @@ def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, An
     engine.schedule.set_updates(written["schedule_updates"])
     engine.load_loss_scaler_state(meta["loss_scaler"])
     return meta["progress"]
+
+
+def _restore_ema(
+    ema: Ema, state: FullState, offsets: Mapping[str, int], folder: Path, checked: bool
+) -> None:
+    """Fill the average of the weights; without one in the checkpoint, it begins with these."""
+    written = read_meta(folder, EngineState).get(EMA)
+    if written is None:
+        ema.restart()
+        return
+    # a parameter that was frozen until now has no average, but a weight
+    averages = TensorFolder(folder, "weights", checked, replaced_by=EMA)
+    with ema.as_fp32_weights():
+        for name, parameter in state.parameters():
+            first, shape = offsets.get(name), full_shape(parameter)
+            value = read_like(averages, name, shape, torch.float32, first)
+            state.write(parameter, WEIGHT, value)
+    averages.verify()
+    ema.updates = written["updates"]
 
 
 def _is_absent(

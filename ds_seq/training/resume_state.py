@@ -90,10 +90,18 @@ class Optimizer(TypedDict):
 
 
 @record
+class Average(TypedDict):
+    """State of `ds_seq.training.ema.Ema` besides its tensors."""
+
+    updates: Count
+
+
+@record
 class EngineState(TypedDict):
     """The part of `checkpoint.json` from which `checkpoint.restore` fills an engine."""
 
     optimizer: Optimizer
+    ema: NotRequired[Average]
     loss_scaler: dict[str, float | None]
     progress: dict[str, Any]
 
@@ -103,6 +111,7 @@ class ResumeState(TypedDict):
     """The part of `checkpoint.json` that a training resumes from."""
 
     optimizer: Optimizer
+    ema: NotRequired[Average]
     loss_scaler: dict[str, float | None]
     progress: Progress
     weights_only: NotRequired[bool]

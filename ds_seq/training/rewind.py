@@ -39,7 +39,7 @@ def rewind(engine: Engine, criterion: Criterion, folder: Path) -> dict[str, Any]
     weights = TensorFolder(folder, "weights", checked=True)
     for name, buffer in persistent_buffers(engine.module):
         buffer.copy_(read_like(weights, name, buffer.shape, buffer.dtype))
-    _round(engine)
+    round_weights(engine)
     criterion.load_state(criterion_state(folder, checked=True))
     return progress
 
@@ -52,8 +52,11 @@ def _clear(engine: Engine) -> None:
                 value.zero_()
 
 
-def _round(engine: Engine) -> None:
-    """Copy the fp32 weights to those of the model, as DeepSpeed does at the end of each step."""
+def round_weights(engine: Engine) -> None:
+    """Copy the fp32 weights to those of the model, as DeepSpeed does at the end of each step.
+
+    A collective.
+    """
     wrapper = engine.deepspeed.optimizer
     if wrapper is engine.deepspeed.basic_optimizer:  # stage 0 in fp32: they are the same
         return

@@ -2,8 +2,9 @@
 
 ZeRO partitions them into flat slices, the fp16 wrapper keeps separate copies, and stage 0 leaves
 them whole. `FullState` gives one view of all of these, by parameter and by name of the state, so
-that a checkpoint does not depend on the layout that wrote it. Reading is a collective: all ranks
-read the same tensors in the same order; an expert is read by all ranks that hold it.
+that a checkpoint does not depend on the layout that wrote it. Reading a whole tensor is a
+collective: all ranks read the same tensors in the same order; an expert is read by all ranks that
+hold it. A rank reads its own slice of a tensor without the others.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
+
+from ds_seq.config.deepspeed import MAX_STAGE
 
 WEIGHT = "weight"
 """Name of the fp32 weight itself, next to the optimizer's own state names."""
@@ -92,9 +96,48 @@ class FullState:
             return _shaped(safe_get_full_fp32_param(parameter), parameter)
         return _shaped(safe_get_full_optimizer_state(parameter, name), parameter)
 
+    def is_cut(self, parameter: nn.Parameter) -> bool:
+        """Whether ranks hold slices of the tensors of `parameter`, and none holds them whole."""
+        return self._stage == MAX_STAGE or (self._sliced and parameter.requires_grad)
+
+    def extent(self, parameter: Any) -> tuple[int, int]:
+        """Return start and length of this rank's slice of the flattened tensors of `parameter`.
+
+        The slices of all ranks that hold the parameter cover it. Only if `is_cut`.
+        """
+        if self._stage < MAX_STAGE:
+            mapping = parameter._hp_mapping
+            if mapping is None:  # all of it is in slices of other ranks
+                return 0, 0
+            return mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+        size, whole = parameter.ds_tensor.ds_numel, parameter.ds_numel
+        start = min(parameter.ds_zero_partition_rank * size, whole)
+        return start, min(size, whole - start)  # the last slices are padded
+
+    def read_slice(self, parameter: Any, name: str) -> Tensor:
+        """Return this rank's slice (n,) of a tensor of `parameter`. Only if `is_cut`.
+
+        A frozen parameter has only a weight. The slice may share memory with the tensor itself.
+        """
+        start, length = self.extent(parameter)
+        key = None if name == WEIGHT else name
+        if self._stage < MAX_STAGE:
+            self._link_slices()
+            if not length:
+                return torch.empty(0)
+            return parameter._hp_mapping.get_hp_fragment(key).detach().float()  # type: ignore[no-any-return]
+        if parameter.requires_grad:
+            value, _ = self._wrapper._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=True, optim_state_key=key
+            )
+            return value.detach()[:length].float()  # type: ignore[no-any-return]
+        if parameter.ds_tensor.status is PartitionedParamStatus.AVAILABLE:
+            return _wide(parameter.ds_tensor)[:length]
+        return self._frozen(parameter).flatten()[start : start + length]  # swapped out
+
     def _frozen(self, parameter: nn.Parameter) -> Tensor:
         """Return a frozen weight, which has no fp32 copy but is partitioned under stage 3."""
-        if self._stage < 3:
+        if self._stage < MAX_STAGE:
             return _wide(parameter)
         with GatheredParameters([parameter]):
             return _wide(parameter).clone()
@@ -112,7 +155,7 @@ class FullState:
             else:
                 dtype = torch.float32 if value.is_floating_point() else value.dtype
                 self._torch_optimizer.state[master][name] = value.to(master.device, dtype).clone()
-        elif self._stage == 3:
+        elif self._stage == MAX_STAGE:
             self._write_stage3(parameter, name, value)
         else:
             self._link_slices()
@@ -128,7 +171,7 @@ class FullState:
 
     def set_steps(self, steps: float) -> None:
         """Set the optimizer's count of applied updates for all parameters."""
-        for master in self._optimized():
+        for master in self.optimized():
             state = self._torch_optimizer.state[master]
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(steps)
@@ -144,16 +187,14 @@ class FullState:
         if self._linked:
             return
         self._linked = True
-        if isinstance(self._wrapper, BF16_Optimizer):
-            self._wrapper._lazy_init_hp_params_optimizer_state()
-        elif self._stage in (1, 2):
+        if self._stage in (1, 2):  # in bf16, too, where links made before a step hold no state
             self._wrapper._hp_optimizer_states_linked = False
             self._wrapper._lazy_init_hp_params_optimizer_state()
 
     def make_state(self) -> None:
         """Create the zero state that the optimizer's first step would create, for writing."""
         self._linked = False
-        for master in self._optimized():
+        for master in self.optimized():
             state = self._torch_optimizer.state[master]
             if state:
                 continue
@@ -162,13 +203,13 @@ class FullState:
             for name in self.state_names() if self._sliced else ():
                 state[name] = torch.zeros_like(master, dtype=torch.float32)
 
-    def _optimized(self) -> list[Tensor]:
+    def optimized(self) -> list[Tensor]:
         """Return what the torch optimizer updates: parameters, fp32 copies, or flat slices."""
         if not self._sliced:
             return [self._master(parameter) for _, parameter in self.parameters()]
         if isinstance(self._wrapper, BF16_Optimizer):
             return list(self._wrapper.fp32_groups_flat_partition)
-        if self._stage == 3:  # between steps its parameter groups are empty
+        if self._stage == MAX_STAGE:  # between steps its parameter groups are empty
             return list(self._wrapper.fp32_partitioned_groups_flat)
         return list(self._wrapper.single_partition_of_fp32_groups)
 
@@ -191,7 +232,7 @@ def _unfused_masters(wrapper: Any) -> dict[int, Tensor]:
     return {id(p): master for half, full in pairs for p, master in zip(half, full, strict=True)}
 
 
-def _wide(parameter: nn.Parameter) -> Tensor:
+def _wide(parameter: Tensor) -> Tensor:
     """Convert to fp32; integers stay unchanged."""
     value = parameter.detach()
     return value.float() if value.is_floating_point() else value

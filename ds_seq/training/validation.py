@@ -16,7 +16,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits, Share
 from ds_seq.names import LOSS, ScoreAverage
-from ds_seq.reports.metrics import FileLosses, LossSums
+from ds_seq.reports.metrics import FileLosses, LossSums, metric_names
 from ds_seq.scores.metric import Metric
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.tasks.base import Task
@@ -122,8 +122,22 @@ class Validator:
 
         Returns:
             Per-token means of the loss parts, `loss` (that of the target tokens), `ppl`, with
-            several files a `loss/<file>` for each, routing figures, and the result of `score`.
+            several files a `loss/<file>` for each, routing figures, and the result of `score`. If
+            the engine averages its weights, all of that is of the average; `raw_loss`, `raw_ppl`
+            and a `raw_<name>` for each metric are of the weights themselves, if that is wanted.
         """
+        ema = self._engine.ema
+        if ema is None:
+            return self._figures(max_batches)
+        with ema.as_weights():
+            figures = self._figures(max_batches)
+        if ema.validates_raw:
+            raw = self._figures(max_batches)
+            chosen = [name for name in (LOSS, "ppl", *metric_names(raw)) if name in raw]
+            figures |= {f"raw_{name}": raw[name] for name in chosen}
+        return figures
+
+    def _figures(self, max_batches: int | None) -> dict[str, Any]:
         module = self._engine.module
         was_training, criterion_was_training = module.training, self._criterion.training
         module.eval()

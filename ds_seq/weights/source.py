@@ -163,9 +163,11 @@ class TensorSource(Protocol):
 
     Attributes:
         path: path for messages.
+        files: the files with the tensors.
     """
 
     path: Path
+    files: list[Path]
 
     def keys(self) -> set[str]:
         """Return all keys, in the source's format for experts."""
@@ -210,20 +212,26 @@ class TensorFolder:
         folder: folder of the checkpoint.
         kind: kind of tensors, the first part of the file names.
         checked: whether `check_checkpoint` has compared the checksums, so that `verify` need not.
+        replaced_by: kind of tensors that take the place of those of the same name.
 
     Raises:
         UserError: a file is missing, truncated or damaged.
     """
 
-    def __init__(self, folder: Path, kind: str, checked: bool = False) -> None:
+    def __init__(
+        self, folder: Path, kind: str, checked: bool = False, replaced_by: str | None = None
+    ) -> None:
         self.path = folder
         self._where: dict[str, Any] = {}
         meta: CheckpointFiles = read_meta(folder)
         self._version = meta["format_version"]
-        sizes = {n: s for n, s in meta["files"].items() if n.split(".")[0] == kind}
+        sizes: dict[str, int] = {}
+        for each in (kind, replaced_by):
+            sizes |= {n: s for n, s in sorted(meta["files"].items()) if n.split(".")[0] == each}
+        self.files = [folder / name for name in sizes]
         checksums = {} if checked else meta.get(CHECKSUMS_KEY, {})
         self._unchecked = [(folder / n, sizes[n], checksums[n]) for n in sizes if n in checksums]
-        for name, size in sorted(sizes.items()):
+        for name, size in sizes.items():
             path = inside(folder, name)
             _check_part(path, size, None)
             try:
@@ -290,7 +298,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.files = path, [path]
         if not path.is_file():
             raise UserError(f"{path}: no such file; check the path")
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.deepspeed import engine_config
+from ds_seq.config.ema import EmaConfig
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.config.optim import AdamConfig, SgdConfig
 from ds_seq.config.train import TrainConfig
@@ -27,6 +28,7 @@ from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import ROUTER_LOSSES, Capture
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
+from ds_seq.training.ema import Ema
 from ds_seq.training.engine import Engine
 from ds_seq.training.restore import restore
 from ds_seq.training.state import WEIGHT, FullState, full_shape
@@ -101,6 +103,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     micro_batches: int = FEW,
     prepare: Callable[[nn.Module], object] | None = None,
     capture: Capture = "none",
+    ema: EmaConfig | None = None,
 ) -> Engine:
     """An engine as `ds_seq.train` makes it.
 
@@ -119,6 +122,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         micro_batches: of an update over all ranks.
         prepare: may change the model when it is new.
         capture: what the output shall hold of the model's layers.
+        ema: see `train.ema`.
     """
     train = TrainConfig(
         accumulate=micro_batches // distributed.world_size(),
@@ -154,6 +158,8 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         sparse_clip=sparse_clip,
         capture=capture,
     )
+    if ema is not None:
+        engine.ema = Ema(engine, ema)
     if checkpoint is not None:
         restore(engine, checkpoint)
     return engine

@@ -9,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.optim import AdamConfig
+from ds_seq.distributed.exchange import Exchange
 from ds_seq.errors import EXIT_USER_ERROR, UserError
 from ds_seq.training import background
 from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.engine import Engine
 from ds_seq.training.saves import Saves
+from ds_seq.training.slices import HostMemory
+from ds_seq.training.snapshot import take
+from ds_seq.training.state import WEIGHT, FullState
+from ds_seq.weights.fill import expert_offsets, persistent_buffers
+from ds_seq.weights.source import expert_key
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.saving import save_and_wait
 from tests.values import progress_at
 
 LAYOUTS = [(0, 1), (1, 2), (2, 1), (3, 2)]  # stage of ZeRO, expert parallel
@@ -48,7 +57,7 @@ def _both_ways(root: Path) -> list[tuple[bool, bool]]:
         overtook = True
         for update in (2, 4):  # the second time, the copies are in the memory of the first
             spine.train(engine, range(update - 2, update))
-            stores[0].save(engine, update, progress_at(update), 1.0)
+            save_and_wait(stores[0], engine, update, progress_at(update), 1.0)
             may_write.clear()
             background.save_tensors = wait_and_write
             stores[1].start(engine, update, progress_at(update), 1.0, {}, in_background=True)
@@ -70,6 +79,61 @@ def _both_ways(root: Path) -> list[tuple[bool, bool]]:
 
 def test_the_same_bytes_in_every_layout(tmp_path: Path) -> None:
     assert run_distributed(_both_ways, 2, tmp_path) == [[(True, True)] * len(LAYOUTS)] * 2
+
+
+CUTS = [(1, 2, "fp32"), (2, 1, "fp16"), (3, 1, "fp32"), (3, 2, "bf16")]
+
+
+def _freeze_some(net: nn.Module) -> None:
+    for number, parameter in enumerate(net.parameters()):
+        parameter.requires_grad_(number % 7 != 3)
+
+
+def _gathered(engine: Engine) -> dict[str, Tensor]:
+    """Copies of all tensors of a checkpoint, as DeepSpeed itself gathers them."""
+    state, offsets = FullState(engine.deepspeed), expert_offsets(engine.module)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in engine.module.named_parameters():
+        for key in (WEIGHT, *state.state_names()) if parameter.requires_grad else (WEIGHT,):
+            slot = name if key == WEIGHT else f"{key}/{name}"
+            value = state.read(parameter, key)
+            assert value is not None
+            if name in offsets:
+                numbered = enumerate(value.clone(), offsets[name])
+                tensors |= {expert_key(slot, number): row for number, row in numbered}
+            else:
+                tensors[slot] = value.clone()
+    return tensors
+
+
+def _assembled() -> list[tuple[list[str], list[str], bool]]:
+    """For each layout: names of all tensors here, of those written here, and whether they agree."""
+    found = []
+    for stage, spread, precision in CUTS:
+        options: dict[str, Any] = {"model": spine.small_model(), "prepare": _freeze_some}
+        options["sections"] = {"fp16": {"initial_scale_power": 4}}
+        engine = spine.make_engine(stage, spread, precision=precision, **options)
+        spine.train(engine, range(2))
+        whole = _gathered(engine)
+        exchange = Exchange()
+        snapshot = take(engine, {}, {}, HostMemory(False), exchange)
+        spine.train(engine, range(2, 3))  # changes nothing that has been copied
+        snapshot.assemble(exchange)
+        buffers = dict(persistent_buffers(engine.module))
+        own = {**snapshot.tensors["weights"], **snapshot.tensors["optimizer"]}
+        own = {name: value for name, value in own.items() if name not in buffers}
+        agree = all(torch.equal(value, whole[name]) for name, value in own.items())
+        found.append((sorted(whole), sorted(own), agree))
+    return found
+
+
+def test_slices_of_all_ranks_make_up_the_tensors_that_deepspeed_gathers() -> None:
+    ranks = run_distributed(_assembled, 4, timeout=100.0)
+    for layout in zip(*ranks, strict=True):
+        all_names = {name for whole, _, _ in layout for name in whole}
+        written = [name for _, own, _ in layout for name in own]
+        assert sorted(written) == sorted(all_names), "each tensor is written once"
+        assert all(agree for _, _, agree in layout)
 
 
 def _disk_full_on_rank_1(root: Path, goes_on: bool, in_background: bool) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def build_parser() -> CommandParser:
     add = parser.add_argument
     add("models", nargs="+", type=Path, metavar="RUN | FILES",
         help="a run folder, with --last or --best; or checkpoints, exports, and run folders (their "
-        "best checkpoint is used)")  # fmt: skip
+        "best checkpoint is used); with :raw at the end, no average of train.ema")  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--last", type=COUNT, metavar="N", help="the N most recent checkpoints of RUN"

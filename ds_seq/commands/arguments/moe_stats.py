@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_seq.commands.arguments.shared import RUN_HELP
+from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, RUN_HELP
 from ds_seq.commands.parser import COUNT, CommandParser, command_parser
 
 
@@ -20,7 +20,7 @@ def build_parser() -> CommandParser:
     add("run", help=RUN_HELP)
     add("--data", required=True, type=Path, help="folder of shards made with the run's vocabulary")
     add("--split", default="valid", help="split of --data (default: %(default)s)")
-    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
+    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--out", type=Path, help="also write a heat map to this PNG file")
     add("--json", action="store_true", help="print JSON instead of tables")
     add(

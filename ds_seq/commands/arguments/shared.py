@@ -11,7 +11,10 @@ from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.options import described
 from ds_seq.names import INT8, PRECISIONS
 
-CHECKPOINT_HELP = "best, last, a name or a path (default: %(default)s)"
+CHECKPOINT_HELP = (
+    "best, last, a name or a path; best:raw and the like do without the average of train.ema "
+    "(default: %(default)s)"
+)
 RUN_HELP = "run folder, or a file or folder written by `ds-seq export`"
 EXPORT_DTYPES = sorted(PRECISIONS)
 
@@ -25,7 +28,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options for loading trained models, and that of `add_local_rank`."""
     add = parser.add_argument
-    add("--checkpoint", default="best", help="best, last or a path (default: %(default)s)")
+    add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--device", help="cpu, cuda:1, ... (default: a GPU if there is one)")
     add(
         "--dtype",
@@ -36,6 +39,16 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add("--expert-parallel", type=int, default=1, metavar="N",
         help="spread the experts over N processes (default: all experts on each)")  # fmt: skip
     add_local_rank(parser)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses an adapter."""
+    parser.add_argument(
+        "--adapter",
+        metavar="ID",
+        help="adapter that all sentences pass through; none: no adapter (default: as "
+        "model.adapters says, by the tag of a sentence)",
+    )
 
 
 def add_hang_seconds(parser: argparse.ArgumentParser) -> None:

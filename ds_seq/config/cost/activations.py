@@ -3,7 +3,7 @@
 Each sub-layer is counted as the code computes it: a tensor counts once, although its producer and
 its consumer may both keep it.
 
-Shapes: D width of the model, K width of the keys, F inner width, H heads, T length.
+Shapes: D width of the model, F inner width, H heads, T length.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ds_seq.config.cost.batch import BatchShape, Device, Layer
 from ds_seq.config.model import MoeConfig, TransformerConfig
-from ds_seq.names import Stack
+from ds_seq.names import GATED_ACTIVATIONS, Stack
 
 _FLOAT, _INDEX = 4, 8  # bytes of statistics of norms and routers, and of row numbers
 _BIASED = ("alibi", "buckets")
@@ -22,6 +22,7 @@ _TURNED = ("rotary", "xpos")
 _PLAIN = {"relu": 1}
 # gate and value, the activated gate, the result
 _GATED = 4
+_BLOCK_MULTIPLE, _FEWEST_BLOCKS = 64, 4  # see `ds_seq.modules.local_attention`
 _ROUTER_TENSORS = 3  # of all experts: logits, probabilities, and those after the logarithm
 
 
@@ -62,9 +63,9 @@ class _Counter:
     def __init__(self, model: TransformerConfig, batch: BatchShape, device: Device) -> None:
         self._model, self._batch, self._device = model, batch, device
         self._d, self._w = model.d_model, device.width
-        head = model.d_model // model.num_heads
+        head = model.head_width(model.d_model)
         self._kv_heads = model.num_kv_heads or model.num_heads
-        self._kv = self._kv_heads * head
+        self._kv, self._attention = self._kv_heads * head, model.num_heads * head
 
     def layers(self, stack: Stack) -> Iterator[Layer]:
         """Yield the calls of layers of a stack."""
@@ -79,7 +80,7 @@ class _Counter:
                 if model.moe is not None and num_experts
                 else self._feed_forward(model.inner_width(model.ffn_dim))
             )
-            kept = tokens * sum(part + self._residual() for part in parts)
+            kept = tokens * (sum(part + self._residual() for part in parts) + self._adapter(stack))
             kept += self._scores(stack)
             once.append(Layer(stack, kept, tokens * self._d * self._w))
         for _ in range(model.repeats_of(stack)):
@@ -95,7 +96,7 @@ class _Counter:
         if model.normalizes_first:
             kept += d * w + self._statistics(1)
         if model.embedding_dim is not None:
-            is_tied = stack == "decoder" and model.share_embeddings != "none"
+            is_tied = stack == "decoder" and model.shares_output
             kept += model.embedding_dim * w * (2 if is_tied else 1)
         return kept * self._batch.tokens
 
@@ -121,16 +122,16 @@ class _Counter:
 
     def _attended(self) -> float:
         """Return what the attention kernel keeps of a query besides queries, keys and values."""
-        return self._d * self._w + self._model.num_heads * _FLOAT
+        return self._attention * self._w + self._model.num_heads * _FLOAT
 
     def _shared(self) -> float:
         """Return what copies of keys and values keep that several heads share."""
-        return 2 * self._d * self._w if self._kv_heads < self._model.num_heads else 0.0
+        return 2 * self._attention * self._w if self._kv_heads < self._model.num_heads else 0.0
 
     def _self_attention(self, stack: Stack) -> float:
-        model, w, d, kv = self._model, self._w, self._d, self._kv
+        model, w, d, kv = self._model, self._w, self._attention, self._kv
         is_turned, is_shared = model.positions.name in _TURNED, self._kv_heads < model.num_heads
-        kept = self._attended() + self._shared() + self._rounded(d, d)
+        kept = self._attended() + self._shared() + self._rounded(self._d, d)
         if model.query_key_norm or not (is_turned and is_shared):
             kept += (d + 2 * kv) * w  # what the map returned: one tensor, with parts as views
         if model.query_key_norm or is_turned:
@@ -142,8 +143,9 @@ class _Counter:
         return kept
 
     def _cross_attention(self) -> float:
-        model, w, d, kv = self._model, self._w, self._d, self._kv
-        kept = (d + 2 * kv) * w + self._attended() + self._shared() + self._rounded(d, d, d)
+        model, w, d, kv = self._model, self._w, self._attention, self._kv
+        kept = (d + 2 * kv) * w + self._attended() + self._shared()
+        kept += self._rounded(self._d, self._d, d)
         if model.query_key_norm:
             kept += self._moved(self._kv_heads < model.num_heads)
             kept += self._statistics(model.num_heads + self._kv_heads)
@@ -155,7 +157,7 @@ class _Counter:
         The attended values then have to be copied to merge the heads. Keys that heads share are
         kept as copies only.
         """
-        return (2 * self._d + (0 if is_shared else self._kv)) * self._w
+        return (2 * self._attention + (0 if is_shared else self._kv)) * self._w
 
     def _scores(self, stack: Stack) -> float:
         """Return what a layer keeps per pair of tokens: biases, and maps if weights are dropped."""
@@ -163,6 +165,8 @@ class _Counter:
         square = batch.length**2
         heads = model.num_heads if model.positions.name in _BIASED else 1
         kept = 0.0
+        if model.attention_window is not None and batch.length >= _FEWEST_BLOCKS * self._block:
+            return batch.tokens * self._blocks(stack, model.attention_window)
         if model.positions.name in _BIASED or model.attention_window is not None:
             # the mask of padding makes it one per sentence; in a decoder there is none
             times = batch.sentences if stack == "encoder" and self._device.pads else 1
@@ -176,6 +180,16 @@ class _Counter:
                 maps = 1
             kept += maps * batch.sentences * model.num_heads * square * self._w
         return kept
+
+    @property
+    def _block(self) -> int:
+        """Queries in a block of attention within a window."""
+        return -(-(self._model.attention_window or 1) // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
+
+    def _blocks(self, stack: Stack, window: int) -> float:
+        """Return what attention in blocks keeps of a query: blocks overlap in their keys."""
+        keys = self._block + (window - 1) * (1 if stack == "decoder" else 2)
+        return (self._attention * (1 + 2 * keys / self._block) + keys) * self._w
 
     def _feed_forward(self, inner: int) -> float:
         """Return what a dense feed-forward keeps of a token; its input counts elsewhere."""
@@ -191,6 +205,20 @@ class _Counter:
         if model.has_inner_norms:
             kept += inner * w + self._statistics(1)
         return kept
+
+    def _adapter(self, stack: Stack) -> float:
+        """Return what the adapter of a layer keeps of a token."""
+        adapters, w, d = self._model.adapters, self._w, self._d
+        if adapters is None or not adapters.used or not self._model.has_adapters(stack):
+            return 0.0
+        inner = adapters.width(d) * w
+        wide = _GATED if adapters.activation in GATED_ACTIVATIONS else 2
+        kept = 2 * d * w + _PLAIN.get(adapters.activation, wide) * inner + self._statistics(1)
+        if adapters.gate:
+            kept += d * w
+        if adapters.tags:
+            kept += d * w  # rows of the sentences of an adapter
+        return kept + self._mask(d, self._model.dropout)
 
     def _experts(self, moe: MoeConfig, num_experts: int) -> float:
         """Return what experts, their router and the dense branch keep of a token."""

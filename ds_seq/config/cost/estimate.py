@@ -98,7 +98,7 @@ class Estimate:
         All hypotheses of a sentence share the latter.
         """
         model = self.model
-        kv = (model.num_kv_heads or model.num_heads) * (model.d_model // model.num_heads)
+        kv = (model.num_kv_heads or model.num_heads) * model.head_width(model.d_model)
         each = 2.0 * kv * model.calls_of("decoder") * WIDTH[self.config.train.precision]
         return each, each
 

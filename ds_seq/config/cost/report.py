@@ -26,7 +26,9 @@ def cost_lines(found: Estimate) -> list[str]:
 
 def cost_notes(found: Estimate) -> Iterator[str]:
     """Yield what does not fit into a GPU and what to change, and what wastes its memory."""
-    held, limit = found.memory.states, found.limit
+    held, limit, train = found.memory.states, found.limit, found.config.train
+    if train.freeze or train.trainable:
+        yield "train.trainable, freeze: the costs above are those of training all weights"
     if held.buckets > _GIB / 2 and held.buckets > 2 * held.weights:
         yield (
             f"zero_optimization.reduce_bucket_size: its {found.buffers.bucket:,} numbers take "

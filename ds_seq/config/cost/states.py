@@ -128,17 +128,18 @@ def parameters(config: ExperimentConfig, size: ModelSize, layout: Layout, limit:
 def _small(config: ExperimentConfig, dense: int, limit: int) -> float:
     """Return how many of the dense parameters are in tensors of at most `limit` numbers."""
     model, vocab = config.model, config.data.vocab
-    d = model.d_model
-    kv = (model.num_kv_heads or model.num_heads) * (d // model.num_heads)
+    d, head = model.d_model, model.head_width(model.d_model)
+    kv, attention = (model.num_kv_heads or model.num_heads) * head, model.num_heads * head
     tables = [vocab.target_side.size, vocab.source_side.size]
-    shared = {"all": 1, "decoder": 2, "none": 3}[model.share_embeddings]
+    inputs = tables[:1] if model.shares_inputs else tables
+    tables = inputs if model.shares_output else [*inputs, tables[0]]
     width = model.embedding_dim or d
-    matrices = [*(size * width for size in [*tables, tables[0]][:shared])]
+    matrices = [size * width for size in tables]
     for stack in model.stacks:
         for num_experts in model.expert_counts(stack):
-            matrices += [d * (d + 2 * kv), d * d]
+            matrices += [d * (attention + 2 * kv), attention * d]
             if stack == "decoder":
-                matrices += [d * d, 2 * d * kv, d * d]
+                matrices += [d * attention, 2 * d * kv, attention * d]
             wide = model.ffn_dim
             if model.moe is not None and num_experts:
                 expert = model.moe.ffn_dim or model.ffn_dim
@@ -206,6 +207,8 @@ def states(
     if not buffers.offloads:
         held = size.part if layout.stage > 0 else size.total
         optimizer = held * (master + optimizer_bytes(config))
+    if config.train.ema is not None:  # an average in fp32 of what the optimizer has
+        optimizer += (size.part if layout.stage > 0 else size.total) * _FLOAT
     if layout.stage == 0:
         found = _plain(size, counts, layout, accumulates)
     elif layout.stage == 1:

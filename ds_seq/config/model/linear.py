@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, plugin_tag
 from ds_seq.names import BitNorm, BitWeights
 
-WEIGHT_BITS: dict[BitWeights, float] = {"ternary": 2.0, "binary": 1.0}
+WEIGHT_BITS: dict[BitWeights, float] = {"ternary": 1.6, "binary": 1.0}
 """Bits of a weight in a packed export."""
 
 
@@ -64,6 +64,12 @@ LinearConfig = Annotated[
 
 class LinearFields(Config):
     """The linear maps of attention, feed-forwards and experts."""
+
+    linear_bias: bool = Field(
+        default=True,
+        description="Biases in the linear maps of attention, feed-forwards and experts; T5 and "
+        "Llama have none.",
+    )
 
     # `model_construct` and not a call, which would build a schema during the import
     linear: LinearConfig = Field(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,19 @@ from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import vocab_paths
 from ds_seq.weights.meta import (
     CHECKPOINTS,
+    EMA,
     INDEX_FILE,
     META_FILE,
+    RAW,
     VOCAB_HASH_KEY,
+    CheckpointFiles,
     known_checkpoints,
     read_index,
     read_meta,
     without_index,
 )
-from ds_seq.weights.source import TensorFile, TensorFolder, TensorSource
+from ds_seq.weights.packed import open_file
+from ds_seq.weights.source import TensorFolder, TensorSource
 
 # keys in the header of an exported file; of a folder's, the checksum of CONFIG_FILE
 CONFIG_HASH_KEY = "ds_seq.config_sha256"
@@ -70,12 +75,14 @@ class RunFolder:
         exported = path / EXPORT_FILE
         if exported.is_file() and not (path / CHECKPOINTS).is_dir():
             _check_only_state(path, checkpoint)
-            file = TensorFile(exported)
+            file = open_file(exported)
             _check_vocab(vocab, tokenizers, exported, file.metadata())
             return _stored(config, tokenizers, file)
-        folder = find_checkpoint(path, checkpoint)
+        name, kind = split_kind(checkpoint)
+        folder = find_checkpoint(path, name)
         _check_vocab(vocab, tokenizers, folder, read_meta(folder))
-        return _stored(config, tokenizers, TensorFolder(folder, "weights"))
+        stored = _stored(config, tokenizers, checkpoint_weights(folder, kind))
+        return replace(stored, suffix=checkpoint.removeprefix(name))
 
 
 class ExportedFile:
@@ -88,7 +95,7 @@ class ExportedFile:
     def open(self, path: Path, checkpoint: str) -> StoredRun:
         """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
         _check_only_state(path, checkpoint)
-        weights = TensorFile(path)
+        weights = open_file(path)
         header = weights.metadata()
         config = _config_of(path, header)
         keys = vocab_keys(config.data.vocab.joint)
@@ -128,6 +135,34 @@ def open_tokenizers(run: Path) -> Tokenizers:
     """
     config = load_experiment(run / CONFIG_FILE, runs=TOKENIZING)
     return load_tokenizers(config.data, run)
+
+
+def split_kind(checkpoint: str) -> tuple[str, str | None]:
+    """Split the kind of weights, `raw` or `ema`, from the end of the name of a checkpoint."""
+    for kind in (RAW, EMA):
+        if checkpoint.endswith(f":{kind}"):
+            return checkpoint.removesuffix(f":{kind}"), kind
+    return checkpoint, None
+
+
+def checkpoint_weights(folder: Path, kind: str | None) -> TensorFolder:
+    """Open the weights of a checkpoint.
+
+    Args:
+        folder: folder of the checkpoint.
+        kind: `raw`, or `ema` for the average of the weights; None: the average if there is one.
+
+    Raises:
+        UserError: there is no average, or a file is damaged.
+    """
+    meta: CheckpointFiles = read_meta(folder)
+    has_average = any(name.split(".")[0] == EMA for name in meta["files"])
+    if kind == EMA and not has_average:
+        raise UserError(
+            f"{folder}: has no average of the weights, which training with train.ema makes; leave "
+            f"out :{EMA}"
+        )
+    return TensorFolder(folder, "weights", replaced_by=None if kind == RAW else EMA)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

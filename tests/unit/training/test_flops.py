@@ -27,6 +27,8 @@ CASES: tuple[dict[str, Any], ...] = (
     {"share_embeddings": "decoder", "norm_position": "subln"},
     {"encoder_repeats": 3, "decoder_repeats": 2},
     {"attention_window": 5, "positions": "alibi"},
+    {"head_dim": 12, "num_kv_heads": 2},
+    {"adapters": {"ids": ["a", "b"], "active": "a", "gate": True}},
     {"moe": ALL},
     {"moe": {**ALL, "shared_experts": 2, "ffn_dim": 24, "every": 1}, "encoder_repeats": 2},
     {"moe": {**ALL, "residual": True}, "activation": "geglu"},

@@ -13,6 +13,7 @@ from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.checkpoint_folder import candidates, first_sound
 from ds_seq.training.restore import restore
 from ds_seq.weights.fill import load_weights
+from tests.saving import save_and_wait
 from tests.values import progress_at
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -24,7 +25,7 @@ class Toy:
     def __init__(self, update: int = 0) -> None:
         self.module = nn.Linear(2, 2)
         self.adam = torch.optim.Adam(self.module.parameters())
-        self.expert_parallel, self.zero_stage = 1, 0
+        self.expert_parallel, self.zero_stage, self.ema = 1, 0, None
         self.schedule = SimpleNamespace(updates=update, set_updates=lambda n: None)
         self.deepspeed = SimpleNamespace(
             zero_optimization_stage=lambda: 0,
@@ -60,7 +61,7 @@ def open_store(
 def save(run: Path, update: int, score: float | None = None, **options: Any) -> None:
     """Save the state of an update."""
     engine: Any = Toy(update)
-    open_store(run, **options).save(engine, update, progress_at(update), score)
+    save_and_wait(open_store(run, **options), engine, update, progress_at(update), score)
 
 
 def save_in_background(run: Path, update: int, score: float | None = None) -> None:
