@@ -165,4 +165,4 @@ def _lines(tokenizers: Tokenizers) -> list[str]:
     draw, tokenizer = torch.Generator().manual_seed(1), tokenizers.source
     first = 1 + max(tokenizer.symbols.never_generated | {tokenizer.symbols.eos, *tokenizer.tag_ids})
     rows = torch.randint(first, len(tokenizer), (_SAMPLES, _LONGEST // 2), generator=draw)
-    return [tokenizer.decode(row) for row in rows.tolist()]
+    return [tokenizer.normalize(tokenizer.decode(row)) for row in rows.tolist()]
