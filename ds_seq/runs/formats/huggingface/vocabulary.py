@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def save_vocabulary(
         languages: language codes of source and target.
 
     Raises:
-        UserError: the vocabulary is not a SentencePiece model of the kind `unigram`.
+        UserError: the vocabulary is not a SentencePiece model, or tokenizers is not installed.
     """
     tokenizer = tokenizers.target
     if not isinstance(tokenizer, SentencePieceTokenizer):
@@ -80,14 +81,14 @@ def _fast(tokenizer: SentencePieceTokenizer) -> str:
             "--format hf: needs the package tokenizers; install it with `pip install tokenizers`"
         ) from None
     proto = ModelProto.FromString(tokenizer.to_bytes())
-    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
-        raise UserError(
-            "data.vocab.model_type: only unigram vocabularies are written for transformers, unless "
-            "the model is written as Marian (post-norm); use another --format"
-        )
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    symbols = tokenizer.symbols
-    fast = Tokenizer(models.Unigram(pieces, symbols.unk, proto.trainer_spec.byte_fallback))
+    symbols, has_bytes = tokenizer.symbols, proto.trainer_spec.byte_fallback
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    if proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM:
+        fast = Tokenizer(models.Unigram(scores, symbols.unk, has_bytes))
+    else:
+        ids = {piece: number for number, (piece, _) in enumerate(scores)}
+        options = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": has_bytes}
+        fast = Tokenizer(models.BPE(ids, _merges(dict(scores)), **options))
     steps: list[Any] = []
     if proto.normalizer_spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
@@ -105,3 +106,17 @@ def _fast(tokenizer: SentencePieceTokenizer) -> str:
         single=f"$A {eos}", special_tokens=[(eos, symbols.eos)]
     )
     return str(fast.to_str())
+
+
+def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the merges of a BPE model, which SentencePiece stores as pieces by priority.
+
+    A piece may be made of any two pieces; the most frequent pieces are merged first.
+    """
+    order = {piece: number for number, piece in enumerate(scores)}
+    found = []
+    for piece, score in scores.items():
+        halves = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+        pairs = [pair for pair in halves if pair[0] in order and pair[1] in order]
+        found += [(-score, order[left], order[right], (left, right)) for left, right in pairs]
+    return [pair for *_, pair in sorted(found)]
