@@ -251,7 +251,10 @@ class SelfAttention(nn.Module):
         if context.local is not None:
             attended = context.local.attend(query, memory, context.attention_mask, dropout)
             return BodyOutput(self._joined(attended))
-        mask = _biased(context.attention_mask, context.position_bias)
+        lengths, bias = context.lengths, context.position_bias
+        if lengths is not None and bias is None and dropout == 0.0 and not context.with_maps:
+            return BodyOutput(self._joined(lengths.attend(query, key, value, lengths)))
+        mask = _biased(context.attention_mask, bias)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self._joined(attended), map=weights)
@@ -363,6 +366,8 @@ class CrossAttention(nn.Module):
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, dropout=dropout)
             return BodyOutput(self.output(attended), map=weights)
+        if context.source_lengths is not None and dropout == 0.0:
+            return BodyOutput(self.output(context.source_lengths.attend(query, *memory)))
         return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
 
     def scale_parameters(self, factor: float) -> None:
