@@ -140,7 +140,7 @@ def check_written(
         UserError: texts are read in another way, or logits differ.
     """
     read = import_folder(folder, "written", languages)
-    lines = _lines(tokenizers)
+    lines = sample_lines(tokenizers)
     for line in lines:
         ids, again = (side.source.encode(line) for side in (tokenizers, read.tokenizers))
         if ids != again:
@@ -160,7 +160,7 @@ def check_written(
         compare(folder, read.model, read.tokenizers, lines)
 
 
-def _lines(tokenizers: Tokenizers) -> list[str]:
+def sample_lines(tokenizers: Tokenizers) -> list[str]:
     """Return lines of text made of pieces of the vocabulary."""
     draw, tokenizer = torch.Generator().manual_seed(1), tokenizers.source
     first = 1 + max(tokenizer.symbols.never_generated | {tokenizer.symbols.eos, *tokenizer.tag_ids})
