@@ -53,10 +53,10 @@ class Vocabulary:
     """
 
     dictionary: Path
-    target: Path | None = None
-    codes: Path | None = None
-    sentencepiece: Path | None = None
-    moses: bool = False
+    target: Path | None
+    codes: Path | None
+    sentencepiece: Path | None
+    moses: bool
 
     def section(self, path: Path) -> dict[str, Any]:
         """Return the part of `data.vocab` for one of the dictionaries."""
