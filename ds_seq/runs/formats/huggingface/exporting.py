@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ds_seq.config.base import NamedConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
@@ -265,8 +266,7 @@ def _symbol_ids(symbols: Symbols) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    name = getattr(value, "name", None)
-    return str(value if name is None else name)
+    return str(vars(value)["name"] if isinstance(value, NamedConfig) else value)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
