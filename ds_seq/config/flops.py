@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import TransformerConfig
-from ds_seq.names import GATED_ACTIVATIONS, Stack
+from ds_seq.names import ATTENTION_KINDS, GATED_ACTIVATIONS, AttentionKind, Stack
 
 _FORWARD_AND_BACKWARD = 3
 
@@ -71,21 +71,30 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     if not isinstance(model, TransformerConfig):
         return None
     d, head = model.d_model, model.head_width(model.d_model)
-    calls = {stack: model.calls_of(stack) for stack in model.stacks}
     own = {stack: _per_token(model, stack) for stack in model.stacks}
-    moved = 2 * d * (model.num_kv_heads or model.num_heads) * head  # keys and values of the source
+    heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
+    sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
+    moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
     output = vocab_size * d
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
-    pair = 2 * 2 * model.num_heads * head  # queries with keys, and attention with values
+    pair = 2 * 2 * head  # of a head: queries with keys, and attention with values
     return TrainingFlops(
-        2 * (own["encoder"] + factor + calls["decoder"] * moved),
-        2 * (own["decoder"] + factor + output - calls["decoder"] * moved),
-        calls["encoder"] * pair,
-        calls["decoder"] * pair,
-        calls["decoder"] * pair,
+        2 * (own["encoder"] + factor + moved),
+        2 * (own["decoder"] + factor + output - moved),
+        heads["encoder"] * pair,
+        heads["decoder"] * pair,
+        heads["cross"] * pair,
     )
+
+
+def _heads(model: TransformerConfig, kind: AttentionKind) -> int:
+    """Return the number of heads of all calls of an attention."""
+    stack: Stack = "encoder" if kind == "encoder" else "decoder"
+    kept = [model.kept_heads(kind, layer) for layer in range(model.layers_of(stack))]
+    counts = (model.num_heads if heads is None else len(heads) for heads in kept)
+    return model.repeats_of(stack) * sum(counts)
 
 
 def _per_token(model: TransformerConfig, stack: Stack) -> int:
@@ -93,7 +102,7 @@ def _per_token(model: TransformerConfig, stack: Stack) -> int:
     attention = model.mixer_weights(model.d_model, stack)
     each = attention + _adapter(model, stack)
     count = sum(each + _feed_forward(model, experts) for experts in model.expert_counts(stack))
-    return model.repeats_of(stack) * count
+    return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
 
 
 def _adapter(model: TransformerConfig, stack: Stack) -> int:

@@ -28,6 +28,7 @@ CASES: tuple[dict[str, Any], ...] = (
     {"encoder_repeats": 3, "decoder_repeats": 2},
     {"attention_window": 5, "positions": "alibi"},
     {"head_dim": 12, "num_kv_heads": 2},
+    {"pruned_heads": {"encoder": [[0], [1, 2]], "cross": [[], [3], [0]]}, "decoder_repeats": 2},
     {"adapters": {"ids": ["a", "b"], "active": "a", "gate": True}},
     {"moe": ALL},
     {"moe": {**ALL, "shared_experts": 2, "ffn_dim": 24, "every": 1}, "encoder_repeats": 2},
