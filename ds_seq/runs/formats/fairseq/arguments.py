@@ -10,8 +10,9 @@ from typing import Any
 
 from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.flag import changes, numbers
-from ds_seq.compat.fairseq.model import Refusals, model_section
+from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
+from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
 
