@@ -28,6 +28,9 @@ _OF_TRAINING = frozenset(
 )
 
 
+_NOT_READ = ("encoder_add_adapters", "decoder_add_adapters", "rope_args", "alibi_args")
+
+
 def find_arguments(checkpoint: Any, path: Path) -> dict[str, Any]:
     """Return the arguments by their names with underscores.
 
@@ -132,6 +135,9 @@ def described_model(given: Given, path: Path) -> dict[str, Any]:
         is_refused = flag.fate == "refused" and flag in MODEL_FLAGS and dest not in _OF_TRAINING
         if is_refused and changes(flag, value):
             refusals.add(f"{flag.names[0]} {value}: {flag.note}")
+    for dest in _NOT_READ:
+        if given[dest]:
+            refusals.add(f"{given.name(dest)}: its weights cannot be imported yet")
     section = model_section(given, refusals)
     refusals.raise_any(str(path))
     return section
