@@ -45,6 +45,7 @@ def export(
     checkpoint: str,
     dtype: str = "fp32",
     form: ExportFormat = "safetensors",
+    merged: bool = False,
 ) -> Path:
     """Write config, vocabulary and all weights (experts stacked) of `run` to `out`.
 
@@ -56,6 +57,7 @@ def export(
         form: `safetensors` for ds_seq; `bitnet`, too, with ternary or binary weights packed, see
             `ds_seq.weights.packed`; or `ctranslate2` for a folder for that runtime, see
             `ds_seq.runs.formats.ctranslate2`.
+        merged: whether to merge low-rank changes into the weights, for `safetensors`.
 
     Returns:
         Path of the weights file.
@@ -68,8 +70,14 @@ def export(
         return _export_to_ctranslate2(run, out, checkpoint, dtype)
     if form == "bitnet":
         return _export_packed(run, out, checkpoint, dtype)
-    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
-    return write_export(loaded.model, loaded.require_experiment(), loaded.tokenizers, out)
+    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype], merged=merged)
+    config = loaded.require_experiment()
+    if merged:
+        if config.model.lora is None:
+            raise UserError(f"--merge-lora: {run} has no low-rank changes; leave it out")
+        model = config.model.model_copy(update={"lora": None})
+        config = config.model_copy(update={"model": model})
+    return write_export(loaded.model, config, loaded.tokenizers, out)
 
 
 def _export_packed(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:

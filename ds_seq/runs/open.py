@@ -16,7 +16,7 @@ from ds_seq.config.model.upgrade import stable_json
 from ds_seq.distributed.device import choose_gpu_kernels
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
-from ds_seq.models import attach_adapters, build_model
+from ds_seq.models import attach_adapters, build_model, merge_changes
 from ds_seq.models.packing import pack_weights
 from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
@@ -60,6 +60,7 @@ def load_run(
     dtype: torch.dtype | None = None,
     expert_parallel: int | None = None,
     adapter: str | None = None,
+    merged: bool = False,
 ) -> LoadedRun:
     """Build the model of `run` and load its weights.
 
@@ -72,6 +73,8 @@ def load_run(
         expert_parallel: number of ranks over which the experts are distributed; a collective if
             more than 1. None keeps all experts of a layer on one rank.
         adapter: adapter of all sentences; None: as the config says, see `attach_adapters`.
+        merged: whether to merge low-rank changes into the weights, which costs nothing but that the
+            model is no longer the one of the config.
 
     Returns:
         The model in evaluation mode, with its card.
@@ -88,6 +91,8 @@ def load_run(
     model = build_model(stored.model_config, sizes, expert_parallel, part, stored.seed)
     fill(model, stored.weights)
     attach_adapters(model, stored.model_config, stored.tokenizers.source, adapter)
+    if merged:
+        merge_changes(model, stored.model_config)
     if expert_parallel > 1:
         from ds_seq.moe.engine import connect_expert_parallel
 
@@ -126,7 +131,7 @@ def load_packed(
         UserError: see `load_run`; or there are no kernels for 8-bit weights.
     """
     precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
-    loaded = load_run(run, checkpoint, device, precision, expert_parallel, adapter)
+    loaded = load_run(run, checkpoint, device, precision, expert_parallel, adapter, merged=True)
     try:
         pack_weights(loaded.model, dtype == INT8)
     except ValueError as error:

@@ -264,7 +264,7 @@ def _build(
     """Build model, engine and trainer; a collective."""
     config, share = setup.config, open_share(train_set, world)
     with distributed.shared_errors():
-        model = build_start(setup, task, world)
+        model, start_notes = build_start(setup, task, world)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
         tags = sorted(task.tokenizers.source.tag_ids)
@@ -290,6 +290,8 @@ def _build(
     log = _open_log(setup, batches, world, done)
     for message in (*problems, *messages, *empty_batches(batches)):
         log.say(f"ds-seq: warning: {message}")
+    for note in start_notes:
+        log.say(note)
     if is_auto:
         log.say(f"train.max_tokens: {config.train.max_tokens:,}, found by trial")
     validator = Validator(

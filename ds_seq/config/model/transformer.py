@@ -12,6 +12,7 @@ from ds_seq.config.model.adapters import AdapterFields
 from ds_seq.config.model.embedding import EmbeddingFields
 from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
+from ds_seq.config.model.lora import LoraFields
 from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
 from ds_seq.config.model.moe import MoeFields
 from ds_seq.config.model.norm import NormFields
@@ -44,6 +45,7 @@ class ModelSize:
 
 # Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
+    LoraFields,
     AdapterFields,
     MoeFields,
     EmbeddingFields,
@@ -85,6 +87,7 @@ class TransformerConfig(TransformerFields):
             *self.positions.errors(self.d_model, self.num_heads),
             *self.moe_errors(),
             *self.adapter_errors(),
+            *self.lora_errors(self.linear.packed_bits is None, self.moe is not None),
         ]
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
@@ -102,8 +105,8 @@ class TransformerConfig(TransformerFields):
 
     def active_weights(self, stack: Stack) -> int:
         """Return the weights of the layers of a stack that a token is multiplied by, per call."""
-        feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
-        mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
+        feed_forwards = (self._ffn_size(count, stack).active for count in self.expert_counts(stack))
+        mixers = self._mixers(stack)
         mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
         return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
 
@@ -131,32 +134,40 @@ class TransformerConfig(TransformerFields):
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
             norms += depth * norm
         size = _dense(
-            depth * self.mixer_params(self.d_model, stack, self.norm.num_params)
+            depth * self._mixers(stack)
             + norms
             + self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         )
         for num_experts in self.expert_counts(stack):
-            size += self._ffn_size(num_experts)
+            size += self._ffn_size(num_experts, stack)
         adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
         return size + ModelSize(*(depth * count for count in adapters))
 
-    def _ffn_size(self, num_experts: int) -> ModelSize:
+    def _mixers(self, stack: Stack) -> int:
+        """Return the parameters of the attentions of one layer, with their changes."""
+        kv_width = (self.num_kv_heads or self.num_heads) * (self.d_model // self.num_heads)
+        changes = self.mixer_lora_params(stack, kv_width, MIXERS_PER_LAYER[stack])
+        return self.mixer_params(self.d_model, stack, self.norm.num_params) + changes
+
+    def _ffn_size(self, num_experts: int, stack: Stack) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""
         if self.moe is None or num_experts == 0:
-            return _dense(self._one_ffn(self.ffn_dim))
+            return _dense(self._one_ffn(self.ffn_dim, stack))
         width = self.moe.ffn_dim or self.ffn_dim
-        expert = self._one_ffn(width)
+        expert = self._one_ffn(width, stack, is_expert=True)
         experts = ModelSize(
             num_experts * expert, self.moe.top_k * expert, experts=num_experts * expert
         )
         dense_width = self.moe.dense_width(width)
-        branch = self._one_ffn(dense_width) if dense_width else 0
+        branch = self._one_ffn(dense_width, stack) if dense_width else 0
         shared = branch + self.moe.num_params(self.d_model, num_experts)
         return experts + _dense(shared)
 
-    def _one_ffn(self, width: int) -> int:
-        inner = self.norm.num_params(self.inner_width(width)) if self.has_inner_norms else 0
-        return self.ffn_params(self.d_model, width) + inner
+    def _one_ffn(self, width: int, stack: Stack, is_expert: bool = False) -> int:
+        inner = self.inner_width(width)
+        norm = self.norm.num_params(inner) if self.has_inner_norms else 0
+        changes = self.ffn_lora_params(stack, inner, 2 if self.is_gated else 1, is_expert)
+        return self.ffn_params(self.d_model, width) + norm + changes
 
 
 def _dense(count: int) -> ModelSize:
