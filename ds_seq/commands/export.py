@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
         options.dtype,
         options.format,
         options.merge_lora,
+        options.only,
     )
     size = path.stat().st_size
     print(f"{path}: {size / 1e6:,.1f} MB{_saved(path, size)}")
