@@ -26,6 +26,7 @@ from ds_seq.names import Capture
 
 if TYPE_CHECKING:
     from ds_seq.modules.adapter import AdapterChoice
+    from ds_seq.modules.unpadded_attention import Lengths
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -81,11 +82,12 @@ class Seq2SeqTransformer(nn.Module):
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
         rows = _real_rows(inputs.target_mask, inputs.num_targets)
-        decoded: StackResult = self.decoder(
-            self.target_embedding(inputs.target),
-            _decoder_context(encoded)._replace(token_mask=inputs.target_mask, token_rows=rows),
-            capture,
+        context = _decoder_context(encoded)._replace(
+            token_mask=inputs.target_mask,
+            token_rows=rows,
+            source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
+        decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
         decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
         flat = decoded.hidden.flatten(0, 1)
         hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
@@ -123,6 +125,7 @@ class Seq2SeqTransformer(nn.Module):
             tag=tag,
             token_rows=rows,
             adapters=adapters,
+            lengths=_lengths(source_mask, embedded, num_tokens),
         )
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
@@ -205,6 +208,16 @@ def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
     flat = mask.reshape(-1)
     found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
     return found.squeeze(1)
+
+
+def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
+    """Return the real tokens of a mask (B, S) if attention should go by them, or None."""
+    if count is None or not mask.is_cuda:
+        return None
+    # imported here because only GPUs need it
+    from ds_seq.modules.unpadded_attention import lengths_of, serves
+
+    return lengths_of(mask, count) if serves(mask, like) else None
 
 
 def _decoder_context(encoded: EncoderOutput) -> Context:

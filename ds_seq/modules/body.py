@@ -11,11 +11,15 @@ hypotheses (row n belongs to sentence n // K).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
+
+if TYPE_CHECKING:
+    from ds_seq.modules.local_attention import LocalAttention
+    from ds_seq.modules.unpadded_attention import Lengths
 
 
 class Context(NamedTuple):
@@ -34,6 +38,12 @@ class Context(NamedTuple):
     position_bias: Tensor | None = None
     """(H, T, T) or (B, H, T, T), in a step (B, H, 1, C) or (B, H, K, C), H heads or 1; added to
     the scores of self-attention."""
+    lengths: Lengths | None = None
+    """Real tokens of the batch, which an encoder may use in place of `attention_mask`."""
+    source_lengths: Lengths | None = None
+    """The same of the source, in place of `source_mask`."""
+    local: LocalAttention | None = None
+    """Self-attention in blocks, in place of `position_bias`; None in a step and with maps."""
     with_maps: bool = False
     """Whether to return attention maps; always False in a step."""
     with_aux: bool = True

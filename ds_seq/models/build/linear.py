@@ -17,10 +17,10 @@ def linear_maker(cfg: TransformerConfig) -> LinearMaker:
     """Return what makes the maps of all layers; imported only if the model has such maps."""
     bits = make_bits(cfg)
     if bits is None:
-        return Linear
+        return Linear if cfg.linear_bias else partial(Linear, bias=False)
     from ds_seq.modules.bitlinear import BitLinear
 
-    return partial(BitLinear, bits=bits)
+    return partial(BitLinear, bits=bits, bias=cfg.linear_bias)
 
 
 def make_bits(cfg: TransformerConfig) -> Bits | None:

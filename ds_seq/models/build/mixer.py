@@ -14,7 +14,7 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
     """Make self-attention; if causal, tokens attend to the past only."""
     norms = _query_key_norms(cfg)
     if cfg.has_inner_norms:
-        norms = norms._replace(output=make_norm(cfg))
+        norms = norms._replace(output=make_norm(cfg, cfg.num_heads * cfg.head_width(cfg.d_model)))
     return SelfAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -24,6 +24,7 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         cfg.num_kv_heads,
         norms,
         linear_maker(cfg),
+        cfg.head_dim,
     )
 
 
@@ -36,11 +37,12 @@ def make_cross_mixer(cfg: TransformerConfig) -> Body:
         cfg.num_kv_heads,
         _query_key_norms(cfg),
         linear_maker(cfg),
+        cfg.head_dim,
     )
 
 
 def _query_key_norms(cfg: TransformerConfig) -> AttentionNorms:
     if not cfg.query_key_norm:
         return AttentionNorms()
-    width = cfg.d_model // cfg.num_heads
+    width = cfg.head_width(cfg.d_model)
     return AttentionNorms(make_norm(cfg, width), make_norm(cfg, width))

@@ -23,14 +23,14 @@ def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
     make = POSITIONS[cfg.positions.name].rotary
     if make is None:
         return None
-    return make(cfg.d_model // cfg.num_heads, causal, cfg.max_positions, **_options(cfg))
+    return make(cfg.head_width(cfg.d_model), causal, cfg.max_positions, **_options(cfg))
 
 
 def make_bias(cfg: TransformerConfig, causal: bool) -> nn.Module | None:
     """Make the bias by distance of the scores of a stack's self-attentions, if any."""
     make = POSITIONS[cfg.positions.name].bias
     bias = None if make is None else make(cfg.num_heads, causal, **_options(cfg))
-    return bias if cfg.attention_window is None else Window(cfg.attention_window, bias)
+    return bias if cfg.attention_window is None else Window(cfg.attention_window, bias, causal)
 
 
 def _options(cfg: TransformerConfig) -> dict[str, Any]:
