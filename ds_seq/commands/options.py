@@ -34,7 +34,7 @@ def chosen_device(args: argparse.Namespace, world: World) -> torch.device:
 
 
 def load_chosen(
-    name: str, args: argparse.Namespace, device: torch.device, expert_parallel: int = 1
+    name: str, args: argparse.Namespace, device: torch.device, expert_parallel: int | None = None
 ) -> LoadedRun:
     """Load a model as the options of `add_loading_arguments` and `add_adapter` say.
 
@@ -42,7 +42,7 @@ def load_chosen(
         name: run folder or export.
         args: parsed arguments.
         device: device of the model.
-        expert_parallel: number of ranks over which the experts are distributed.
+        expert_parallel: see `load_packed`.
 
     Raises:
         UserError: see `load_packed`.

@@ -62,6 +62,7 @@ from ds_seq.training.restore import criterion_state, restore
 from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
+    check_options,
     check_vocab,
     lock_run,
     set_up,
@@ -135,7 +136,7 @@ def run_training(
     with distributed.watched(world) as watchdog:
         lock = None
         with distributed.shared_errors():
-            _check_options(resume, overwrite, allow_changes, checkpoint)
+            check_options(resume, overwrite, allow_changes, checkpoint)
             config = on_world(load(), world.size)
             made_of = run_facts(config, world.size)
         distributed.require_same(settings(config, made_of), "experiments")
@@ -148,17 +149,6 @@ def run_training(
             with distributed.shared_errors():
                 setup = set_up(config, world.size, resume, overwrite, start)
             return _train(setup, made_of, allow_changes, problems, world)
-
-
-def _check_options(
-    resume: bool, overwrite: bool, allow_changes: Sequence[str], checkpoint: str | None
-) -> None:
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite contradict each other: give one of them")
-    if allow_changes and not resume:
-        raise UserError("--allow-change: only applies to a run that resumes; add --resume")
-    if checkpoint is not None and not resume:
-        raise UserError(f"--checkpoint {checkpoint}: only chooses where to --resume; add that")
 
 
 def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, list[str]]:
@@ -288,10 +278,7 @@ def _build(
     done = 0 if progress is None else int(progress["update"])
     saves, messages = _open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = _open_log(setup, batches, world, done)
-    for message in (*problems, *messages, *empty_batches(batches)):
-        log.say(f"ds-seq: warning: {message}")
-    for note in start_notes:
-        log.say(note)
+    _say_first(log, (*problems, *messages, *empty_batches(batches)), start_notes)
     if is_auto:
         log.say(f"train.max_tokens: {config.train.max_tokens:,}, found by trial")
     validator = Validator(
@@ -313,6 +300,14 @@ def _build(
             progress |= {"best_by": None}
         trainer.load_state_dict(progress)
     return trainer
+
+
+def _say_first(log: RunLog, warnings: Sequence[str], notes: Sequence[str]) -> None:
+    """Say what is known before the first update."""
+    for message in warnings:
+        log.say(f"ds-seq: warning: {message}")
+    for note in notes:
+        log.say(note)
 
 
 def _open_saves(
