@@ -59,13 +59,13 @@ from ds_seq.training.resuming import check_options, choose_start
 from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
-    check_options,
     check_vocab,
     lock_run,
     set_up,
     set_up_history,
     write_run_files,
 )
+from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, has_frozen

@@ -170,25 +170,3 @@ def _delete_run(folder: Path) -> None:
             shutil.rmtree(path)
         elif not path.is_dir():
             path.unlink(missing_ok=True)
-
-
-def check_options(
-    resume: bool, overwrite: bool, allow_changes: Sequence[str], checkpoint: str | None
-) -> None:
-    """Refuse options of the command that contradict each other.
-
-    Args:
-        resume: see `ds_seq.training.run.run_training`.
-        overwrite: see there.
-        allow_changes: see there.
-        checkpoint: see there.
-
-    Raises:
-        UserError: they do.
-    """
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite contradict each other: give one of them")
-    if allow_changes and not resume:
-        raise UserError("--allow-change: only applies to a run that resumes; add --resume")
-    if checkpoint is not None and not resume:
-        raise UserError(f"--checkpoint {checkpoint}: only chooses where to --resume; add that")
