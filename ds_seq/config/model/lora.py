@@ -63,19 +63,22 @@ class LoraFields(StackFields):
             errors.append(("lora.modules", "experts, but model.moe is null"))
         return errors
 
-    def mixer_lora_params(self, stack: Stack, kv_width: int, num_mixers: int) -> int:
+    def mixer_lora_params(
+        self, stack: Stack, query_width: int, kv_width: int, num_mixers: int
+    ) -> int:
         """Return the parameters of the changes of the attentions of one layer.
 
         Args:
             stack: name of the stack.
+            query_width: width of all queries of a token.
             kv_width: width of all keys of a token.
             num_mixers: number of attentions.
         """
         lora = self.lora_of(stack)
         if lora is None:
             return 0
-        outputs = {"query": self.d_model, "key": kv_width, "value": kv_width}
-        outputs["output"] = self.d_model
+        outputs = {"query": query_width, "key": kv_width, "value": kv_width}
+        outputs["output"] = query_width  # this map's input
         widths = [width for name, width in outputs.items() if name in lora.modules]
         return num_mixers * lora.rank * sum(self.d_model + width for width in widths)
 

@@ -80,15 +80,30 @@ class TransformerConfig(TransformerFields):
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         return [
-            *self.mixer_errors(self.d_model),
+            *(self.mixer_errors(self.d_model) or self._head_errors()),
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
             *self.positions.errors(self.d_model, self.num_heads, self.head_dim),
             *self.moe_errors(),
             *self.adapter_errors(),
-            *self.lora_errors(self.linear.packed_bits is None, self.moe is not None),
+            *self._low_rank_errors(),
         ]
+
+    def _low_rank_errors(self) -> list[tuple[str, str]]:
+        if self.lora is not None and self.pruned_heads is not None:
+            return [("lora", "cannot change attentions without some heads (pruned_heads)")]
+        return self.lora_errors(self.linear.packed_bits is None, self.moe is not None)
+
+    def _head_errors(self) -> list[tuple[str, str]]:
+        if self.pruned_heads is None:
+            return []
+        if self.has_inner_norms:
+            message = "cannot go with norm_position subln, whose norm covers all heads"
+            return [("pruned_heads", message)]
+        layers = {stack: self.layers_of(stack) for stack in self.stacks}
+        found = self.pruned_heads.errors(self.head_counts(self.d_model), layers)
+        return [(f"pruned_heads.{field}", message) for field, message in found]
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
         """Count the parameters without building the model, except those of an external router.
@@ -103,18 +118,12 @@ class TransformerConfig(TransformerFields):
             size += self._stack_size(stack)
         return size
 
-    def active_weights(self, stack: Stack) -> int:
-        """Return the weights of the layers of a stack that a token is multiplied by, per call."""
-        feed_forwards = (self._ffn_size(count, stack).active for count in self.expert_counts(stack))
-        mixers = self._mixers(stack)
-        mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
-        return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
-
     def linear_weights(self) -> int:
         """Return the weights of the maps of all layers that `linear` is about, without biases."""
         total = 0
         for stack in self.stacks:
             total += self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            total -= self.pruned_weights(self.d_model, stack)
             for num_experts in self.expert_counts(stack):
                 if self.moe is None or num_experts == 0:
                     total += self.ffn_weights(self.d_model, self.ffn_dim)
@@ -135,6 +144,7 @@ class TransformerConfig(TransformerFields):
             norms += depth * norm
         size = _dense(
             depth * self._mixers(stack)
+            - self.pruned_params(self.d_model, stack)
             + norms
             + self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         )
@@ -145,9 +155,14 @@ class TransformerConfig(TransformerFields):
 
     def _mixers(self, stack: Stack) -> int:
         """Return the parameters of the attentions of one layer, with their changes."""
-        kv_width = (self.num_kv_heads or self.num_heads) * (self.d_model // self.num_heads)
-        changes = self.mixer_lora_params(stack, kv_width, MIXERS_PER_LAYER[stack])
-        return self.mixer_params(self.d_model, stack, self.norm.num_params) + changes
+        attentions = self.mixer_params(self.d_model, stack, self.norm.num_params)
+        return attentions + self.attention_changes(stack)
+
+    def attention_changes(self, stack: Stack) -> int:
+        """Return the parameters of the low-rank changes of the attentions of one layer."""
+        head = self.head_width(self.d_model)
+        widths = (self.num_heads * head, (self.num_kv_heads or self.num_heads) * head)
+        return self.mixer_lora_params(stack, *widths, MIXERS_PER_LAYER[stack])
 
     def _ffn_size(self, num_experts: int, stack: Stack) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""
