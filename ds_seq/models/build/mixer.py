@@ -8,10 +8,12 @@ from ds_seq.models.build.norm import make_norm
 from ds_seq.models.build.positions import make_rotary
 from ds_seq.modules.attention import AttentionNorms, CrossAttention, SelfAttention
 from ds_seq.modules.body import Body
+from ds_seq.names import Stack
 
 
-def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
-    """Make self-attention; if causal, tokens attend to the past only."""
+def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
+    """Make the self-attention of a layer; in a decoder, tokens attend to the past only."""
+    causal = stack == "decoder"
     norms = _query_key_norms(cfg)
     if cfg.has_inner_norms:
         norms = norms._replace(output=make_norm(cfg, cfg.num_heads * cfg.head_width(cfg.d_model)))
@@ -25,11 +27,12 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         norms,
         linear_maker(cfg),
         cfg.head_dim,
+        cfg.kept_heads(stack, layer),
     )
 
 
-def make_cross_mixer(cfg: TransformerConfig) -> Body:
-    """Make the attention of target tokens to the source."""
+def make_cross_mixer(cfg: TransformerConfig, layer: int) -> Body:
+    """Make the attention of a layer's target tokens to the source."""
     return CrossAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -38,6 +41,7 @@ def make_cross_mixer(cfg: TransformerConfig) -> Body:
         _query_key_norms(cfg),
         linear_maker(cfg),
         cfg.head_dim,
+        cfg.kept_heads("cross", layer),
     )
 
 

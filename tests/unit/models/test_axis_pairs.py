@@ -47,6 +47,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "ternary": {"linear": "bitnet"},
         "binary": {"linear": {"name": "bitnet", "weights": "binary", "activation_bits": None}},
     },
+    "pruned": {"pruned": {"pruned_heads": {"encoder": [[0], [1, 2]], "cross": [[], [3]]}}},
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
         "experts": {"moe": MOE},
