@@ -70,26 +70,26 @@ def _gradients(
     config: ExperimentConfig, counts: Parameters, layout: Layout, live: int
 ) -> Iterator[Collective]:
     width, batches = WIDTH[config.train.precision], config.train.accumulate
-    parts = (
-        ("dense", counts.dense, layout.ranks),
-        ("experts", counts.experts, layout.replicas),
-    )
+    parts = [
+        ("", counts.dense, layout.ranks),
+        (" of experts", counts.experts, layout.replicas),
+    ]
     if layout.expert_parallel == 1:
-        parts = (("weights", counts.total, layout.ranks), ("experts", 0.0, 1))
+        parts = [("", counts.total, layout.ranks)]
     for name, count, group in parts:
         size = count * width
         if layout.stage < 3:
             times = batches if layout.stage == 2 else 1
-            yield Collective("all_reduce", f"gradients, {name}", group, 0, times * size)
+            yield Collective("all_reduce", f"gradients{name}", group, 0, times * size)
             if layout.stage:
-                yield Collective("all_gather", f"weights, {name}", group, 0, size)
+                yield Collective("all_gather", f"weights{name}", group, 0, size)
             continue
-        small = min(counts.small, count) if name != "experts" else 0.0
+        small = min(counts.small, count) if not name else 0.0
         # for forward and backward, unless they stay in between
         times = 1 if counts.total - counts.small <= live else 2
         gathered = batches * times * (count - small) * width
-        yield Collective("all_gather", f"weights, {name}", group, 0, gathered)
-        yield Collective("reduce_scatter", f"gradients, {name}", group, 0, batches * size)
+        yield Collective("all_gather", f"weights{name}", group, 0, gathered)
+        yield Collective("reduce_scatter", f"gradients{name}", group, 0, batches * size)
         if small:
             yield Collective("all_gather", "weights that stay whole", group, 0, small * width)
 
