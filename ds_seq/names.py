@@ -111,7 +111,7 @@ BitWeights = Literal["ternary", "binary"]
 BitNorm = Literal["rms", "layer", "none"]
 
 # Trained models on disk.
-ExportFormat = Literal["safetensors", "bitnet", "ctranslate2"]
+ExportFormat = Literal["safetensors", "bitnet", "ctranslate2", "hf"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 EXPORT_FILE = "model.safetensors"
 """Name of the file with the weights, in the folder of an export."""
