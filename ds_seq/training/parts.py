@@ -18,8 +18,13 @@ from ds_seq.training.trainable import freeze
 from ds_seq.weights.fill import load_weights
 
 
-def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
-    """Build the model with the weights with which the run starts or resumes."""
+def build_start(setup: RunSetup, task: Task, world: World) -> tuple[nn.Module, list[str]]:
+    """Build the model with the weights with which the run starts or resumes.
+
+    Returns:
+        The model, and lines about weights that it takes from another run.
+    """
+    lines: list[str] = []
     train, sizes = setup.config.train, task.tokenizers.sizes
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
@@ -27,9 +32,9 @@ def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
-        start_from(model, setup.config, task.tokenizers.fingerprint)
+        lines = start_from(model, setup.config, task.tokenizers.fingerprint)
     freeze(model, train.freeze, train.trainable)
-    return model
+    return model, lines
 
 
 def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:

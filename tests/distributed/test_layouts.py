@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             activation="relu_squared",
             share_embeddings="none",
             embedding_dim=8,
+            lora={"rank": 2, "modules": ["query", "value", "down", "experts"]},
         )
     },
 }

@@ -52,6 +52,10 @@ def build_seq2seq(
             max_positions=cfg.max_positions,
             routes_by_tag=routes_by_tag(cfg),
         )
+    if cfg.lora is not None:
+        from ds_seq.models.build.lora import add_lora
+
+        add_lora(model, cfg)
     initialize(model, seed)
     scale_initial(model, cfg)
     if cfg.adapters is not None:

@@ -54,6 +54,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "norm_position": "subln",
         "activation": "swiglu",
     },
+    "lora": {"lora": {"rank": 2, "modules": ["query", "key", "value", "output", "up", "down"]}},
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 
