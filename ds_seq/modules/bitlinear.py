@@ -189,8 +189,9 @@ def signs_of(weight: Tensor, kind: BitWeights) -> Tensor:
 class _PackedBits:
     """See `Bits.pack`; with 8-bit integer products where the processor has instructions for them.
 
-    On an AMD EPYC (Zen 5, one thread, 512 x 2048), they took a fifth to two thirds of the time of
-    packed float32 weights (`ds_seq.modules.packed`).
+    On an AMD EPYC (Zen 5, one thread, 512 x 2048), the integer product alone took a fifth to two
+    thirds of the time of packed float32 weights (`ds_seq.modules.packed`). Norm and rounding of the
+    inputs come on top, see `benchmarks/bit_maps.py`.
     """
 
     def __init__(
