@@ -72,6 +72,8 @@ class EncoderOutput(NamedTuple):
     """See `LayerOutputs.encoder`; empty unless requested."""
     attention: tuple[Tensor, ...] = ()
     """See `LayerOutputs.encoder_attention`."""
+    sets: Tensor | None = None
+    """(B,) int64, which set of parameters the decoder uses, if it has several."""
 
 
 class ModelOutput(NamedTuple):

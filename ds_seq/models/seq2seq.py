@@ -35,6 +35,7 @@ class Seq2SeqTransformer(nn.Module):
         output: projection to the vocabulary (D -> V); None to use `target_embedding` (tied).
         max_positions: longest sequence that the model is meant for, in tokens.
         routes_by_tag: whether feed-forwards need the embedding of the source's language tag.
+        markers: module that finds the sets of parameters of source tokens, if stacks have several.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Seq2SeqTransformer(nn.Module):
         output: nn.Linear | None,
         max_positions: int,
         routes_by_tag: bool = False,
+        markers: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -56,6 +58,7 @@ class Seq2SeqTransformer(nn.Module):
         self.max_positions = max_positions
         self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
+        self.markers = markers
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -72,11 +75,12 @@ class Seq2SeqTransformer(nn.Module):
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
         rows = _real_rows(inputs.target_mask, inputs.num_targets)
-        decoded: StackResult = self.decoder(
-            self.target_embedding(inputs.target),
-            _decoder_context(encoded)._replace(token_mask=inputs.target_mask, token_rows=rows),
-            capture,
+        context = self._decoder_context(encoded)._replace(
+            token_mask=inputs.target_mask,
+            token_rows=rows,
+            ways=self.decoder.ways_of(encoded.sets, inputs.target.size(1)),
         )
+        decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
         decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
         flat = decoded.hidden.flatten(0, 1)
         hidden = flat if len(rows) == len(flat) else flat.index_select(0, rows)
@@ -108,6 +112,9 @@ class Seq2SeqTransformer(nn.Module):
         attention_mask = padding_mask(source_mask, embedded)
         rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
         context = Context(source_mask, attention_mask=attention_mask, tag=tag, token_rows=rows)
+        sets = None if self.markers is None else self.markers(source)  # (B, S)
+        if sets is not None and self.encoder.find_ways is not None:
+            context = context._replace(ways=self.encoder.find_ways(sets))
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
             result.hidden,
@@ -117,6 +124,7 @@ class Seq2SeqTransformer(nn.Module):
             [layer.stats for layer in result.aux],
             result.states,
             _maps(result, "self_attention"),
+            None if sets is None else sets[:, 0],
         )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
@@ -130,7 +138,7 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             A cache of length 0, with cross-attention's keys and values once per sentence.
         """
-        context = _decoder_context(encoded)
+        context = self._decoder_context(encoded)
         return self.decoder.start_cache(context, encoded.hidden, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
@@ -149,6 +157,12 @@ class Seq2SeqTransformer(nn.Module):
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return [*self.encoder.moe_calls(), *self.decoder.moe_calls()]
+
+    def _decoder_context(self, encoded: EncoderOutput) -> Context:
+        mask = padding_mask(encoded.mask, encoded.hidden)
+        ways = self.decoder.ways_of(encoded.sets, encoded.hidden.size(1))
+        context = Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
+        return context._replace(sets=encoded.sets, source_ways=ways)
 
     def _project(self, hidden: Tensor) -> Tensor:
         logits: Tensor
@@ -188,11 +202,6 @@ def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
     flat = mask.reshape(-1)
     found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
     return found.squeeze(1)
-
-
-def _decoder_context(encoded: EncoderOutput) -> Context:
-    mask = padding_mask(encoded.mask, encoded.hidden)
-    return Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
 
 
 def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:

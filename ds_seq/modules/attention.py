@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.body import BodyOutput, Context
+from ds_seq.modules.body import BodyOutput, Context, by_set
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
 from ds_seq.modules.linear import Linear, LinearMaker
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
@@ -242,19 +245,23 @@ class SelfAttention(nn.Module):
         Returns:
             The output (B, T, D), and on request the map (B, H, T, T), see `attend_with_map`.
         """
-        query, key, value = self._project(x, 0, x.size(1))
+        ways = context.ways
+        query, key, value = self._project(x, 0, x.size(1), ways)
         memory = KeyValue(key, value)
         mask = _biased(context.attention_mask, context.position_bias)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
-            return BodyOutput(self._joined(attended), map=weights)
-        return BodyOutput(self._joined(attend(query, memory, mask, self.causal, dropout=dropout)))
+            return BodyOutput(self._joined(attended, ways), map=weights)
+        attended = attend(query, memory, mask, self.causal, dropout=dropout)
+        return BodyOutput(self._joined(attended, ways))
 
     def scale_parameters(self, factor: float) -> None:
         """Scale the initial maps of values and output, see `ds_seq.models.init`."""
-        self.qkv.weight.split(self.qkv.widths)[2].mul_(factor)
-        self.output.weight.mul_(factor)
+        for qkv in _linear_maps(self.qkv):
+            qkv.weight.split(qkv.widths)[2].mul_(factor)
+        for output in _linear_maps(self.output):
+            output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Return an empty buffer for the keys and values of decoded tokens."""
@@ -272,21 +279,26 @@ class SelfAttention(nn.Module):
             (B, K, D).
         """
         # All hypotheses are at the same position, so one row of angles is broadcast.
-        query, key, value = self._project(x, past.length, 1)
+        query, key, value = self._project(x, past.length, 1, context.ways)
         memory = KeyValue(*past.append(key, value))
         mask = _biased(past.mask, context.position_bias)
-        return self._joined(attend(query, memory, mask, dropout=0.0))
+        return self._joined(attend(query, memory, mask, dropout=0.0), context.ways)
 
-    def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, start: int, length: int, ways: Ways | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of x (B, T, D), normalized and rotated by position."""
-        query, key, value = _heads(self.qkv(x), self.qkv.widths, self.head_width)
-        query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
+        projected = by_set(self.qkv, x, ways)
+        query, key, value = _heads(projected, self.qkv.widths, self.head_width)
+        query, key = _normed(query, self.query_norm, ways), _normed(key, self.key_norm, ways)
         if self.rotary is not None:
             query, key = self.rotary(query, key, start, length)
         return query, key, value
 
-    def _joined(self, attended: Tensor) -> Tensor:
-        return self.output(_normed(attended, self.inner_norm))
+    def _joined(self, attended: Tensor, ways: Ways | None) -> Tensor:
+        if self.inner_norm is not None:
+            attended = by_set(self.inner_norm, attended, ways)
+        return by_set(self.output, attended, ways)
 
 
 class SourcePast:
@@ -347,39 +359,53 @@ class CrossAttention(nn.Module):
         Returns:
             The output (B, T, D), and on request the map (B, H, T, S), see `attend_with_map`.
         """
-        assert context.source is not None, "cross-attention needs an encoded source"
-        memory, mask = self._memory(context.source), context.source_mask
-        query = self._query(x)
+        memory, mask = self._memory(context), context.source_mask
+        query = self._query(x, context.ways)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, dropout=dropout)
-            return BodyOutput(self.output(attended), map=weights)
-        return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
+            return BodyOutput(by_set(self.output, attended, context.ways), map=weights)
+        attended = attend(query, memory, mask, dropout=dropout)
+        return BodyOutput(by_set(self.output, attended, context.ways))
 
     def scale_parameters(self, factor: float) -> None:
         """Scale the initial maps of values and output, see `ds_seq.models.init`."""
-        self.key_value.weight.chunk(2)[1].mul_(factor)
-        self.output.weight.mul_(factor)
+        for key_value in _linear_maps(self.key_value):
+            key_value.weight.chunk(2)[1].mul_(factor)
+        for output in _linear_maps(self.output):
+            output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> SourcePast:
         """Return the keys and values of the source."""
-        assert context.source is not None, "cross-attention needs an encoded source"
         # contiguous now, so that the matrix products of the steps need not copy
-        return SourcePast(KeyValue(*(x.contiguous() for x in self._memory(context.source))))
+        return SourcePast(KeyValue(*(x.contiguous() for x in self._memory(context))))
 
     def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
         """Attend with the newest token of each hypothesis, x (B, K, D); returns (B, K, D)."""
-        return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
+        query = self._query(x, context.ways)
+        attended = attend(query, past.memory, context.source_mask, dropout=0.0)
+        return by_set(self.output, attended, context.ways)
 
-    def _memory(self, encoded: Tensor) -> KeyValue:
-        """Return keys and values (B, H', S, Dh) of the encoded source (B, S, D)."""
-        key, value = _heads(self.key_value(encoded), self.key_value.widths, self.head_width)
-        return KeyValue(_normed(key, self.key_norm), value)
+    def _memory(self, context: Context) -> KeyValue:
+        """Return keys and values (B, H', S, Dh) of the encoded source."""
+        assert context.source is not None, "cross-attention needs an encoded source"
+        ways = context.source_ways
+        projected = by_set(self.key_value, context.source, ways)
+        key, value = _heads(projected, self.key_value.widths, self.head_width)
+        return KeyValue(_normed(key, self.key_norm, ways), value)
 
-    def _query(self, x: Tensor) -> Tensor:
-        (query,) = _heads(self.query(x), self.query.widths, self.head_width)
-        return _normed(query, self.query_norm)
+    def _query(self, x: Tensor, ways: Ways | None) -> Tensor:
+        (query,) = _heads(by_set(self.query, x, ways), self.query.widths, self.head_width)
+        return _normed(query, self.query_norm, ways)
 
 
-def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
-    return x if norm is None else norm(x)
+def _normed(x: Tensor, norm: nn.Module | None, ways: Ways | None) -> Tensor:
+    """Normalize each head of x (B, H, T, Dh)."""
+    if norm is None:
+        return x
+    return norm(x) if ways is None else by_set(norm, x.transpose(1, 2), ways).transpose(1, 2)
+
+
+def _linear_maps(module: nn.Module) -> list[Linear]:
+    """Return a linear map, or those of its sets of parameters."""
+    return [each for each in module.modules() if isinstance(each, Linear)]

@@ -11,11 +11,14 @@ hypotheses (row n belongs to sentence n // K).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 
 class Context(NamedTuple):
@@ -38,9 +41,21 @@ class Context(NamedTuple):
     """Whether to return attention maps; always False in a step."""
     with_aux: bool = True
     """Whether sparse bodies return losses and statistics."""
+    sets: Tensor | None = None
+    """(B,) int64, set of parameters of each sentence's decoder, or None."""
+    ways: Ways | None = None
+    """Sets of the B * T tokens, for layers with several sets of parameters, or None."""
+    source_ways: Ways | None = None
+    """Sets of the B * S source tokens in cross-attention, or None."""
     token_rows: Tensor | None = None
     """(N,) int64, the rows of real tokens among the B * T, ascending; None to derive them from
     `token_mask`."""
+
+
+def by_set(module: Any, x: Tensor, ways: Ways | None) -> Tensor:
+    """Apply a linear map or norm to x (B, T, ...), or that of each token's set, if it has sets."""
+    y: Tensor = module(x) if ways is None else module(x, ways)
+    return y
 
 
 class BodyOutput(NamedTuple):

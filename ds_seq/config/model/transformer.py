@@ -13,6 +13,7 @@ from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
 from ds_seq.config.model.moe import MoeFields
+from ds_seq.config.model.multiway import MultiwayFields
 from ds_seq.config.model.norm import NormFields
 from ds_seq.config.model.positions import PositionFields
 from ds_seq.config.model.presets import PresetFields
@@ -44,6 +45,7 @@ class ModelSize:
 # Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
     MoeFields,
+    MultiwayFields,
     EmbeddingFields,
     PositionFields,
     NormFields,
@@ -110,14 +112,16 @@ class TransformerConfig(TransformerFields):
             norms += self.norm.num_params(self.d_model)
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
             norms += depth * self.norm.num_params(self.d_model)
-        size = _dense(
-            depth * self.mixer_params(self.d_model, stack, self.norm.num_params)
-            + norms
-            + self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
-        )
-        for num_experts in self.expert_counts(stack):
+        size = _dense(depth * self.mixer_params(self.d_model, stack, self.norm.num_params) + norms)
+        counts = self.expert_counts(stack)
+        for _ in range(counts.count(0)):
+            size += self._ffn_size(0)
+        further = self.sets_of(stack) - 1  # of which a token uses none
+        size += ModelSize(further * size.total, 0)
+        for num_experts in filter(None, counts):
             size += self._ffn_size(num_experts)
-        return size
+        positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
+        return size + _dense(positions)
 
     def _ffn_size(self, num_experts: int) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""

@@ -12,9 +12,10 @@ from ds_seq.modules.body import Body
 
 def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
     """Make self-attention; if causal, tokens attend to the past only."""
-    norms = _query_key_norms(cfg)
+    sets = cfg.sets_of("decoder" if causal else "encoder")
+    norms = _query_key_norms(cfg, sets)
     if cfg.has_inner_norms:
-        norms = norms._replace(output=make_norm(cfg))
+        norms = norms._replace(output=make_norm(cfg, sets=sets))
     return SelfAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -23,24 +24,25 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         make_rotary(cfg, causal),
         cfg.num_kv_heads,
         norms,
-        linear_maker(cfg),
+        linear_maker(cfg, sets),
     )
 
 
 def make_cross_mixer(cfg: TransformerConfig) -> Body:
     """Make the attention of target tokens to the source."""
+    sets = cfg.sets_of("decoder")
     return CrossAttention(
         cfg.d_model,
         cfg.num_heads,
         cfg.attention_dropout,
         cfg.num_kv_heads,
-        _query_key_norms(cfg),
-        linear_maker(cfg),
+        _query_key_norms(cfg, sets),
+        linear_maker(cfg, sets),
     )
 
 
-def _query_key_norms(cfg: TransformerConfig) -> AttentionNorms:
+def _query_key_norms(cfg: TransformerConfig, sets: int) -> AttentionNorms:
     if not cfg.query_key_norm:
         return AttentionNorms()
     width = cfg.d_model // cfg.num_heads
-    return AttentionNorms(make_norm(cfg, width), make_norm(cfg, width))
+    return AttentionNorms(make_norm(cfg, width, sets), make_norm(cfg, width, sets))

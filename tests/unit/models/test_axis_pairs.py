@@ -43,6 +43,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "ternary": {"linear": "bitnet"},
         "binary": {"linear": {"name": "bitnet", "weights": "binary", "activation_bits": None}},
     },
+    "multiway": {
+        "multiway": {"multiway": {"markers": {"a": 0, "b": 1}}},
+        "multiway encoder": {"multiway": {"markers": {"b": 1}, "placement": "encoder"}},
+    },
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
         "experts": {"moe": MOE},
