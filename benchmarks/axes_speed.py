@@ -23,6 +23,8 @@ from typing import Any
 import compare_trees
 import torch
 from common import Goal, Section, Spread, add_common_arguments, finish, table
+from profiled import peak_activation_bytes
+from torch import Tensor
 from turns import Rounds, take_turns
 
 from ds_seq.config.flops import LengthSums, training_flops
@@ -34,8 +36,10 @@ from ds_seq.models.build import build_seq2seq
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.modules.body import Context
 from ds_seq.modules.linear import product
+from ds_seq.modules.position_bias import Window
 
 PLAIN, RECURRENT, UNSHARED = "plain", "1 layer called 6 times", "6 layers"
+MASK = "256 as a mask"
 SENTENCES, LENGTH, VOCAB = 64, 32, 2000
 SIZES: dict[str, Any] = {
     "d_model": 256,
@@ -61,7 +65,8 @@ AXES: dict[str, dict[str, Any]] = {
         "decoder_repeats": 6,
     },
 }
-AXIS_GOAL, RECURRENT_GOAL, BEFORE_GOAL = 1.05, 1.10, 0.98
+LONG, WINDOWS = 4096, (64, 256)
+AXIS_GOAL, RECURRENT_GOAL, BEFORE_GOAL, WINDOW_GOAL = 1.05, 1.10, 0.98, 0.5
 WITH_GOAL = ("norm rms", "activation swiglu", "positions rotary", RECURRENT)
 _NOT_ONE_LAYER = (UNSHARED, RECURRENT)
 _PEAK_SIZE = 1024
@@ -129,6 +134,56 @@ def axes_section(title: str, sides: Mapping[str, Side], rounds: int, seconds: fl
     )
     goals = [_goal(title, name, sides, timed) for name in sides if name in WITH_GOAL]
     return Section(title, body, goals)
+
+
+def window_section(rounds: int) -> Section:
+    """Compare a window in a long text with attention to all of it, in time and memory."""
+    rows, goals = [], []
+    text = torch.randn(1, LONG, SIZES["d_model"])
+    sides = {"all": _attention_of(None, text), MASK: _attention_of(WINDOWS[-1], text, False)}
+    sides |= {str(size): _attention_of(size, text) for size in WINDOWS}
+    timed = take_turns(sides, rounds, 60.0)
+    for name, call in sides.items():
+        own, other = timed.turns[name], timed.turns["all"]
+        ratio = Spread.of([a.cpu_seconds / b.cpu_seconds for a, b in zip(own, other, strict=True)])
+        cpu = Spread.of([1000 * turn.cpu_seconds for turn in own])
+        peak = peak_activation_bytes(call, [])
+        rows.append([name, cpu.text(0), ratio.text(2), f"{peak / 2**20:,.0f}"])
+        if name not in ("all", MASK):
+            title = f"window of {name} in {LONG} tokens, to all"
+            goals.append(Goal(title, ratio.median, WINDOW_GOAL, "x", at_least=False))
+    body = (
+        f"{table(['window', 'ms', 'to all', 'peak MiB'], rows)}\n\nForward and backward of the "
+        f"self-attention of an encoder, width {SIZES['d_model']}, {LONG} tokens; processor time, "
+        f"medians (and extremes) of {timed.count} rounds, one thread."
+    )
+    return Section("A sliding window", body, goals)
+
+
+def _attention_of(size: int | None, text: Tensor, in_blocks: bool = True) -> Callable[[], None]:
+    """Return forward and backward of a self-attention, with the bias of its window if it has one.
+
+    Args:
+        size: window, or None.
+        text: hidden states (1, T, D).
+        in_blocks: whether to use blocks; else the window is a mask of all scores.
+    """
+    stack = _model(_config(PLAIN, {"encoder_layers": 1, "attention_window": size})).encoder
+    attention, window = stack.layers[0].get_submodule("self_attention"), stack.bias
+    x = text.clone().requires_grad_()
+
+    def call() -> None:
+        for leaf in (x, *attention.parameters()):
+            leaf.grad = None
+        context = Context()
+        if isinstance(window, Window) and in_blocks:
+            context = Context(local=window.blocks(x))
+        elif window is not None:
+            places = torch.arange(x.size(1))
+            context = Context(position_bias=window(places[:, None] - places))
+        attention(x, context).y.sum().backward()
+
+    return call
 
 
 def before_section(old: Path, new: Path, rounds: int) -> Section:
@@ -205,7 +260,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = ("layer", "update", "before")
+    kinds = ("layer", "update", "window", "before")
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--old", type=Path, help="an older checkout, for `before`")
     parser.add_argument("--rounds", type=int, default=25)
@@ -222,6 +277,8 @@ def main(argv: Sequence[str]) -> int:
     if "update" in args.only:
         sides = {name: update_of(name) for name in AXES}
         sections.append(axes_section("An update", sides, rounds, seconds))
+    if "window" in args.only:
+        sections.append(window_section(rounds))
     if "before" in args.only and args.old is not None:
         tree = Path(__file__).resolve().parents[1]
         sections.append(before_section(args.old, tree, rounds))

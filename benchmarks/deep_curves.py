@@ -1,8 +1,10 @@
 """Whether very deep models train in fp16: DeepNorm and SubLN against the plain post-norm.
 
 Each curve is a run of `ds-seq train axes/deep.yaml` with another depth and place of the norms; all
-else, seed and batches included, is the same. `--minutes` stops a run after so long; started again
-with the same `--out`, the script goes on from the last checkpoints.
+else, seed and batches included, is the same. The text is only a few sentences, again and again:
+from more, so few updates learn nothing but how frequent each token is, at any depth. `--minutes`
+stops a run after so long; started again with the same `--out`, the script goes on from the last
+checkpoints.
 
     python benchmarks/deep_curves.py --out runs/deep --record
 """
@@ -27,8 +29,8 @@ from ds_seq.errors import EXIT_DIVERGED
 
 CONFIG = Path(__file__).with_name("axes") / "deep.yaml"
 PICTURE = RESULTS.parents[1] / "docs" / "deep_curves.png"
-UPDATES, PART, MEAN_OF = 200, 25, 5
-MARGIN = 0.3  # nats below the entropy of single tokens: more than their frequencies is learned
+UPDATES, MEAN_OF, PAIRS = 200, 5, 64
+MARGIN = 1.0  # nats below the entropy of single tokens: more than their frequencies is learned
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,20 @@ CURVES = (
 )
 
 
-def settings(folder: Path, text: Path, deep: Deep) -> list[str]:
+def write_text(text: Path, folder: Path) -> None:
+    """Write the first sentences of a text."""
+    (folder / "raw").mkdir()
+    for language in ("en", "de"):
+        lines = (text / "raw" / f"train.{language}").read_text(encoding="utf-8").splitlines()
+        out = folder / "raw" / f"train.{language}"
+        out.write_text("\n".join(lines[:PAIRS]) + "\n", encoding="utf-8")
+
+
+def settings(folder: Path, deep: Deep) -> list[str]:
     """Return the `key=value` of a curve."""
     raw = {
-        f"data.raw.{split}.{side}": text / "raw" / f"{split}.{lang}"
-        for split in ("train", "valid")
-        for side, lang in (("source", "en"), ("target", "de"))
+        f"data.raw.train.{side}": folder / "raw" / f"train.{language}"
+        for side, language in (("source", "en"), ("target", "de"))
     }
     values = {
         "name": deep.name,
@@ -72,7 +82,7 @@ def settings(folder: Path, text: Path, deep: Deep) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
-def train(folder: Path, text: Path, deep: Deep, minutes: float) -> bool:
+def train(folder: Path, deep: Deep, minutes: float) -> bool:
     """Start or continue a curve; return whether it has reached its end or has diverged.
 
     Raises:
@@ -81,11 +91,11 @@ def train(folder: Path, text: Path, deep: Deep, minutes: float) -> bool:
     ended = folder / f"{deep.name}.ended"
     if ended.exists():
         return True
-    options = [*settings(folder, text, deep), f"train.max_hours={minutes / 60}", "--resume"]
+    options = [*settings(folder, deep), f"train.max_hours={minutes / 60}", "--resume"]
     status = _ds_seq("train", options, folder / f"{deep.name}.log")
     if status not in (0, EXIT_DIVERGED):
         raise SystemExit(f"{deep.name} failed with {status}, see {folder / deep.name}.log")
-    if status == EXIT_DIVERGED or max(losses(folder / deep.name)) >= UPDATES:
+    if status == EXIT_DIVERGED or UPDATES in losses(folder / deep.name):
         ended.write_text("diverged" if status else "finished", encoding="utf-8")
     return ended.exists()
 
@@ -138,9 +148,9 @@ def report(folder: Path, chosen: Sequence[Deep], record: bool) -> int:
     body = (
         f"{table(header, rows)}\n\nTraining loss in nats per target token; `last` is the mean of "
         f"the last {MEAN_OF} logged ones, each of 5 updates. Knowing only how frequent each token "
-        f"is gives {entropy:.2f}. Width 64, feed-forward 256, fp16 with dynamic loss scale, Adam, "
-        "peak learning rate 2e-3 after 50 updates, about 500 tokens per update.\n\n"
-        f"![Losses and gradient norms](../docs/{PICTURE.name})"
+        f"is gives {entropy:.2f}. Width 64, feed-forward 128, fp16 with dynamic loss scale, Adam, "
+        f"peak learning rate 2e-3 after 50 updates, at most 500 tokens per update, {PAIRS} pairs."
+        f"\n\n![Losses and gradient norms](../docs/{PICTURE.name})"
     )
     runs = [str(folder / deep.name) for deep in chosen]
     out = PICTURE if record else folder / PICTURE.name
@@ -163,16 +173,16 @@ def main(argv: Sequence[str]) -> int:
     )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    text = fetch_text(CACHE, args.tsv)
     chosen = [deep for deep in CURVES if deep.name in args.only]
     if not (args.out / "data" / "vocab.model").exists():
-        status = _ds_seq("prepare", settings(args.out, text, chosen[0]), args.out / "prepare.log")
+        write_text(fetch_text(CACHE, args.tsv), args.out)
+        status = _ds_seq("prepare", settings(args.out, chosen[0]), args.out / "prepare.log")
         if status:
             raise SystemExit(f"prepare failed, see {args.out / 'prepare.log'}")
     stop = time.monotonic() + 60 * args.minutes
     for deep in chosen:
         left = (stop - time.monotonic()) / 60
-        if left <= 0 or not train(args.out, text, deep, left):
+        if left <= 0 or not train(args.out, deep, left):
             print(f"{deep.name} is not finished; run the same command again")
             return 0
     return report(args.out, chosen, args.record)

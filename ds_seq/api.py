@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from ds_seq.config.load import read_experiment
 from ds_seq.config.outside import PREPARING, TRAINING
 from ds_seq.data.batch import pad_rows
 from ds_seq.errors import UserError
+from ds_seq.generation.answers import Encoding, TargetScore, Translation
 from ds_seq.generation.build import changed_settings, check_n_best
 from ds_seq.generation.output import plain_text
 from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
@@ -44,6 +45,7 @@ from ds_seq.generation.translate import (
     search_plan,
 )
 from ds_seq.generation.workers import default_workers
+from ds_seq.models import attach_adapters
 from ds_seq.plugins import nearest, trusting
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_decoding, run_translator
@@ -70,34 +72,6 @@ __all__ = [
 Experiment = str | Path | Mapping[str, Any] | ExperimentConfig
 
 
-class Translation(NamedTuple):
-    """A translation of a line."""
-
-    text: str
-    score: float
-    """Log-probability divided by the length penalty, as written by `ds-seq generate`."""
-
-
-class TargetScore(NamedTuple):
-    """A model's score of a given translation."""
-
-    log_prob: float
-    """The sum of `token_scores`."""
-    token_scores: list[float]
-    """Log-probability of each piece of the target and of the end symbol."""
-    score: float
-    """Log-probability divided by the length penalty, as written by `ds-seq rescore`."""
-
-
-class Encoding(NamedTuple):
-    """Encoder states of some lines."""
-
-    states: Tensor
-    """(N, S, D) last hidden states, 0 where the mask is False."""
-    mask: Tensor
-    """(N, S) bool, True at tokens; all False for a line without text."""
-
-
 class TrainedModel:
     """A trained model, ready for use, as returned by `load`.
 
@@ -114,6 +88,18 @@ class TrainedModel:
         self.card: ModelCard = run.card
         self.module: nn.Module = run.model
         self._run, self._device = run, device
+
+    def use_adapter(self, adapter: str | None) -> None:
+        """Choose the adapter of the sentences that are translated, scored or encoded from now on.
+
+        Args:
+            adapter: as in `load`.
+
+        Raises:
+            UserError: the model has no such adapter.
+        """
+        tokenizer = self.card.tokenizers.source
+        attach_adapters(self.module, self._run.model_config, tokenizer, adapter)
 
     @overload
     def translate(
@@ -285,6 +271,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: Literal["fp32", "bf16", "fp16", "int8"] | torch.dtype | None = None,
     trust: Sequence[str] = (),
+    adapter: str | None = None,
 ) -> TrainedModel:
     """Load a trained model.
 
@@ -296,14 +283,16 @@ def load(
             weights and works only on a CPU.
         trust: names of code from outside ds_seq (`package.module:Name`) that may run if the model
             names it.
+        adapter: adapter that all sentences pass through, or `none`; None: as the model's config
+            says, by the tag of a sentence. See `TrainedModel.use_adapter`.
 
     Raises:
-        UserError: the model, device or number format does not exist, or the model names code that
-            is not trusted.
+        UserError: the model, device, adapter or number format does not exist, or the model names
+            code that is not trusted.
     """
     place = distributed.World().device if device is None else parse_device(str(device))
     with trusting(trust):
-        run = load_packed(path, checkpoint, _dtype_name(dtype), place)
+        run = load_packed(path, checkpoint, _dtype_name(dtype), place, adapter=adapter)
     return TrainedModel(run, place)
 
 

@@ -27,7 +27,15 @@ SaveErrorAnswer = Literal["stop", "continue"]
 Stack = Literal["encoder", "decoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 """All stacks that a model can have, in the order in which a batch passes through them."""
-FrozenPart = Literal["encoder", "embeddings"]
+Placement = Literal["encoder", "decoder", "both"]
+"""Stacks that have a part."""
+ModelPart = Literal["encoder", "decoder", "embeddings", "adapters", "lora"]
+MODEL_PARTS: tuple[ModelPart, ...] = get_args(ModelPart)
+"""Parts of a model that can be selected; see `ds_seq.weights.selection`."""
+ADAPTERS = "adapters."
+"""Precedes the id of an adapter in such a selection."""
+NO_ADAPTER = "none"
+"""Stands for no adapter where the id of one is expected; no adapter has this id."""
 ActivationName = Literal[
     "relu",
     "relu_squared",
@@ -100,7 +108,7 @@ BitWeights = Literal["ternary", "binary"]
 BitNorm = Literal["rms", "layer", "none"]
 
 # Trained models on disk.
-ExportFormat = Literal["safetensors", "ctranslate2"]
+ExportFormat = Literal["safetensors", "bitnet", "ctranslate2"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 EXPORT_FILE = "model.safetensors"
 """Name of the file with the weights, in the folder of an export."""

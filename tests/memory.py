@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 _PAGE = resource.getpagesize()
-_PER_ROW = 1 << 30
-"""Bytes that a row needs, more than a process has kept of what it has freed; never written to."""
+_PER_ROW = 1 << 40
+"""Bytes that a row needs, never written to.
+
+The C library keeps freed memory, and a forked process has all that its parent has kept: gigabytes,
+after other tests. A need must be greater than that and the limit together.
+"""
+_SLACK = 1 << 28  # other threads may need some meanwhile
 
 
 def need(rows: int, room: int) -> None:
@@ -25,7 +30,7 @@ def need(rows: int, room: int) -> None:
         return
     used = int(Path("/proc/self/statm").read_text().split()[0]) * _PAGE
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + room * _PER_ROW + _PER_ROW // 2, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + _SLACK, hard))
     try:
         torch.empty(rows * _PER_ROW, dtype=torch.uint8)
     finally:

@@ -15,7 +15,7 @@ from ds_seq.config.experiment import ExperimentConfig, on_world
 from ds_seq.config.footprint import batch_lines, memory_lines
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
-from ds_seq.config.model import ExternalRouterConfig
+from ds_seq.config.model import ExternalRouterConfig, ModelConfig, TransformerConfig
 from ds_seq.config.needs import Needs, train_manifest, unmet
 from ds_seq.config.notes import notes
 from ds_seq.config.outside import outside_names
@@ -203,6 +203,7 @@ def _size_lines(config: ExperimentConfig) -> list[str]:
         ),
         f"active  {size.active:>16,}   used per token",
     ]
+    lines += _packed_lines(model, size.total)
     if model.moe is not None:
         ranks = config.train.expert_parallel
         on_rank = size.total - size.experts + size.experts // ranks
@@ -217,3 +218,15 @@ def _size_lines(config: ExperimentConfig) -> list[str]:
         if isinstance(model.moe.router, ExternalRouterConfig):
             lines.append(f"without the router {model.moe.router.name}, whose size is unknown")
     return lines
+
+
+def _packed_lines(model: ModelConfig, total: int) -> list[str]:
+    """Return how large an export with packed weights will be."""
+    if not isinstance(model, TransformerConfig) or model.linear.packed_bits is None:
+        return []
+    bits, packed = model.linear.packed_bits, model.linear_weights()
+    size = packed * bits / 8 + 4 * (total - packed)
+    return [
+        f"packed  {packed:>16,}   weights of {bits} bits; ds-seq export --format bitnet: about "
+        f"{size / 1e6:,.1f} MB instead of {4 * total / 1e6:,.1f}"
+    ]

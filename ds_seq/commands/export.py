@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ds_seq.commands.arguments.export import build_parser
+from ds_seq.names import EXPORT_SUFFIX
 from ds_seq.runs.export import export
+from ds_seq.weights.packed import PackedFile, open_file
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq export`; return the exit code."""
     options = build_parser().parse_intermixed_args(argv)
     path = export(options.run, options.out, options.checkpoint, options.dtype, options.format)
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    size = path.stat().st_size
+    print(f"{path}: {size / 1e6:,.1f} MB{_saved(path, size)}")
     return 0
+
+
+def _saved(path: Path, size: int) -> str:
+    """Return what a packed export saves."""
+    if path.suffix != EXPORT_SUFFIX:
+        return ""
+    file = open_file(path)
+    if not isinstance(file, PackedFile):
+        return ""
+    whole = 4 * file.num_values()
+    return f" instead of {whole / 1e6:,.1f} MB in fp32 ({whole / size:.1f} times as small)"

@@ -202,7 +202,7 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
     steering, languages = read_steering(args), read_target_languages(args)
     device = chosen_device(args, world)
     runs = [
-        load_packed(name, args.checkpoint, args.dtype, device, args.expert_parallel)
+        load_packed(name, args.checkpoint, args.dtype, device, args.expert_parallel, args.adapter)
         for name in args.runs
     ]
     first = runs[0]
@@ -282,6 +282,7 @@ def _conditions(generation: _Generation, text: _Text) -> Settings:
         "reference": _digest(written),
         "model": ",".join(map(weights_fingerprint, generation.runs)),
         "dtype": args.dtype or default_dtype(generation.card, generation.translator.device),
+        **({} if args.adapter is None else {"adapter": args.adapter}),
         "format": args.format,
         "n-best": args.n_best,
         **result_conditions(args),

@@ -160,7 +160,7 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
         raise UserError(f"{world.size} processes cannot share one terminal; start a single one")
     check_expert_parallel(args.expert_parallel, world.size)
     device = chosen_device(args, world)
-    run = load_packed(args.run, args.checkpoint, args.dtype, device)
+    run = load_packed(args.run, args.checkpoint, args.dtype, device, adapter=args.adapter)
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
     translator = run_translator([run], settings, device, num_best=args.n_best)

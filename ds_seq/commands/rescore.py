@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
             device = chosen_device(args, world)
             source = read_lines(args.source)
             target = read_lines(args.hypotheses, tabs=args.hypotheses_format == "tsv")
-            run = load_packed(args.run, args.checkpoint, args.dtype, device)
+            run = load_packed(args.run, args.checkpoint, args.dtype, device, adapter=args.adapter)
             decoding = run_decoding([run], search_settings(run.card, args))
             rows = _rows(args, source, target, run.tokenizers.target)
             source = [run.tokenizers.source.normalize(line) for line in source]

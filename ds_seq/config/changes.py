@@ -95,6 +95,7 @@ _RULES: dict[str, str] = {
     "train.return_lr_factor": TRAINING,
     "train.sparse_clip": TRAINING,
     "train.freeze": TRAINING,
+    "train.trainable": TRAINING,
     "train.ema": TRAINING,
     "train.ema.validate_raw": HARMLESS,
     **dict.fromkeys(

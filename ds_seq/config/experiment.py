@@ -30,7 +30,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
 from ds_seq.errors import UserError
-from ds_seq.names import BASE, LOSS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -106,6 +106,8 @@ class ExperimentConfig(Config):
             ({"scheduler", "train"}, self._schedule_errors),
             ({"criterion", "model", "data"}, self._distillation_errors),
             ({"criterion", "model"}, self._weight_errors),
+            ({"train", "model"}, self._adapter_errors),
+            ({"model", "data"}, self._adapter_tag_errors),
             ({"train", "data"}, self._validation_errors),
         )
         errors = [error for reads, check in checks if not reads & stand_ins for error in check()]
@@ -253,6 +255,33 @@ class ExperimentConfig(Config):
                 f"the weights of all losses of this model ({', '.join(there_are)}) are 0 or null, "
                 "so nothing is learned; set one above 0",
             )
+        ]
+
+    def _adapter_errors(self) -> list[tuple[str, str]]:
+        adapters = self.model.adapters
+        ids, used = ([], []) if adapters is None else (adapters.ids, adapters.used)
+        errors = []
+        for field, entries in (("freeze", self.train.freeze), ("trainable", self.train.trainable)):
+            for name in (e.removeprefix(ADAPTERS) for e in entries if e.startswith(ADAPTERS)):
+                if name not in ids:
+                    known = f"there are {', '.join(ids)}" if ids else "model.adapters is null"
+                    message = f"no adapter {name}{nearest(name, ids)}; {known}"
+                    errors.append((f"train.{field}", message))
+                elif field == "trainable" and name not in used:
+                    message = f"no sentence passes through adapter {name}; let "
+                    message += "model.adapters.active or model.adapters.tags name it"
+                    errors.append((f"train.{field}", message))
+        return errors
+
+    def _adapter_tag_errors(self) -> list[tuple[str, str]]:
+        adapters, known = self.model.adapters, self.data.vocab.source_side.user_symbols
+        return [
+            (
+                f"model.adapters.tags.{tag}",
+                f"not one of data.vocab.user_symbols{nearest(tag, known)}; add it there",
+            )
+            for tag in ({} if adapters is None else adapters.tags)
+            if tag not in known
         ]
 
     def _stage_errors(self, known: list[str], why: str) -> Iterator[tuple[str, str]]:

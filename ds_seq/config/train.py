@@ -16,9 +16,9 @@ from ds_seq.config.base import (
     PositiveInt,
 )
 from ds_seq.config.ema import EmaConfig
+from ds_seq.config.selection import SELECTION_HELP, PartName
 from ds_seq.names import (
     BatchOrder,
-    FrozenPart,
     OnDivergence,
     OnOutOfMemory,
     Precision,
@@ -146,10 +146,15 @@ class TrainConfig(Config):
         description="Noise added to upcycled experts so that they differ, in standard deviations "
         "of each matrix; 0 adds none.",
     )
-    freeze: list[FrozenPart] = Field(
+    freeze: list[PartName] = Field(
         default=[],
-        description="Parts whose weights are not trained: `encoder`, `embeddings` (and the output "
-        "projection if it is tied to them).",
+        description=f"Parts whose weights are not trained: {SELECTION_HELP}. With `embeddings`, "
+        "an output projection that is tied to them is frozen, too.",
+    )
+    trainable: list[PartName] = Field(
+        default=[],
+        description="Parts whose weights are trained, all others being frozen, named as in "
+        "`freeze`: `[adapters.de]` trains one adapter. Empty: all but those of `freeze`.",
     )
     ema: EmaConfig | None = Field(
         default=None,

@@ -227,6 +227,21 @@ def _parts(plans: Sequence[TextPlan]) -> Iterator[Part]:
         yield Part(number, text, index)
 
 
+def _work_path(folder: Path, split: str) -> Path:
+    return folder / f".{split}.parts"
+
+
+def remove_work(folder: str | Path, split: str) -> None:
+    """Remove what a call has left that was killed when the shards were complete.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    work = _work_path(Path(folder), split)
+    with files.writing(work):
+        files.remove(work)
+
+
 @contextmanager
 def _work_folder(
     folder: Path, split: str, tokenizers: Tokenizers, plans: Sequence[TextPlan]
@@ -236,7 +251,7 @@ def _work_folder(
     It is removed when the block ends, and also if the text is at fault; else, what is finished is
     kept.
     """
-    work = folder / f".{split}.parts"
+    work = _work_path(folder, split)
     content = {
         "vocab_hash": tokenizers.fingerprint,
         "part_lines": parts.PART_LINES,

@@ -10,10 +10,11 @@ from torch import nn
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
+from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.plugins import find_plugin
-from ds_seq.text.tokenizer import VocabSizes
+from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "attach_adapters", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"transformer": build_seq2seq}
 
@@ -59,3 +60,28 @@ def build_model(
         seed,
         source_vocab_size=source,
     )
+
+
+def attach_adapters(
+    model: nn.Module, config: ModelConfig, tokenizer: Tokenizer, adapter: str | None = None
+) -> None:
+    """Let a model choose the adapter of each sentence; does nothing without adapters.
+
+    Args:
+        model: the model.
+        config: section of the model.
+        tokenizer: tokenizer of the source, which has the tags that choose.
+        adapter: id of the adapter of all sentences, or `ds_seq.names.NO_ADAPTER`; None: as the
+            config says.
+
+    Raises:
+        UserError: there is no such adapter, or the vocabulary does not have a tag.
+    """
+    if adapter is None and config.adapters is None:
+        return
+    from ds_seq.models.build.adapters import choose_adapters, choose_one_adapter
+
+    if adapter is not None:
+        choose_one_adapter(model, [] if config.adapters is None else config.adapters.ids, adapter)
+    elif config.adapters is not None and isinstance(model, Seq2SeqTransformer):
+        choose_adapters(model, config.adapters, tokenizer)

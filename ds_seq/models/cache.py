@@ -73,6 +73,8 @@ class DecoderCache:
         per_sentence = context.source_mask, context.tag, context.sets
         mask, tag, sets = (x if x is None else x.index_select(0, kept) for x in per_sentence)
         self.context = context._replace(source_mask=mask, tag=tag, sets=sets)
+        if context.adapters is not None:
+            self.context = self.context._replace(adapters=context.adapters.keep(kept))
         moves = KeptSentences.of(kept)
         self.paths.keep_sentences(moves)
         for past in self._states:

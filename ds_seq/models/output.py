@@ -5,7 +5,7 @@ Shapes: B batch, S source length, T target length, N real labels, D model width,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -72,6 +72,8 @@ class EncoderOutput(NamedTuple):
     """See `LayerOutputs.encoder`; empty unless requested."""
     attention: tuple[Tensor, ...] = ()
     """See `LayerOutputs.encoder_attention`."""
+    adapters: Any = None
+    """See `ds_seq.modules.body.Context.adapters`."""
     sets: Tensor | None = None
     """(B,) int64, which set of parameters the decoder uses, if it has several."""
 

@@ -9,6 +9,7 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import Capture
 
+if TYPE_CHECKING:
+    from ds_seq.modules.adapter import AdapterChoice
+
 
 class Seq2SeqTransformer(nn.Module):
     """Encoder, decoder, and the embeddings and projection around them.
@@ -36,6 +40,10 @@ class Seq2SeqTransformer(nn.Module):
         max_positions: longest sequence that the model is meant for, in tokens.
         routes_by_tag: whether feed-forwards need the embedding of the source's language tag.
         markers: module that finds the sets of parameters of source tokens, if stacks have several.
+
+    Attributes:
+        adapters: how the adapter of each sentence is chosen; None for a model without adapters, and
+            for one that passes through none of them.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class Seq2SeqTransformer(nn.Module):
         self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
         self.markers = markers
+        self.adapters: AdapterChoice | None = None
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
         """Score a target given its source.
@@ -111,7 +120,14 @@ class Seq2SeqTransformer(nn.Module):
         tag = embedded[:, 0] if self.routes_by_tag else None  # (B, D)
         attention_mask = padding_mask(source_mask, embedded)
         rows = _real_rows(source_mask, num_tokens) if self._encoder_routes else None
-        context = Context(source_mask, attention_mask=attention_mask, tag=tag, token_rows=rows)
+        adapters = None if self.adapters is None else self.adapters.rows(source)
+        context = Context(
+            source_mask,
+            attention_mask=attention_mask,
+            tag=tag,
+            token_rows=rows,
+            adapters=adapters,
+        )
         sets = None if self.markers is None else self.markers(source)  # (B, S)
         if sets is not None and self.encoder.find_ways is not None:
             context = context._replace(ways=self.encoder.find_ways(sets))
@@ -124,6 +140,7 @@ class Seq2SeqTransformer(nn.Module):
             [layer.stats for layer in result.aux],
             result.states,
             _maps(result, "self_attention"),
+            adapters,
             None if sets is None else sets[:, 0],
         )
 
@@ -161,8 +178,14 @@ class Seq2SeqTransformer(nn.Module):
     def _decoder_context(self, encoded: EncoderOutput) -> Context:
         mask = padding_mask(encoded.mask, encoded.hidden)
         ways = self.decoder.ways_of(encoded.sets, encoded.hidden.size(1))
-        context = Context(source=encoded.hidden, source_mask=mask, tag=encoded.tag)
-        return context._replace(sets=encoded.sets, source_ways=ways)
+        return Context(
+            source=encoded.hidden,
+            source_mask=mask,
+            tag=encoded.tag,
+            sets=encoded.sets,
+            source_ways=ways,
+            adapters=encoded.adapters,
+        )
 
     def _project(self, hidden: Tensor) -> Tensor:
         logits: Tensor

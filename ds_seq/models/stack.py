@@ -24,6 +24,7 @@ from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import LayerResult, StackResult
 from ds_seq.modules.body import Body, BodyOutput, Context, Past, by_set
 from ds_seq.modules.kv_cache import BeamPaths
+from ds_seq.modules.position_bias import Window
 from ds_seq.modules.residual import Residual, dropout
 from ds_seq.moe.calls import moe_calls
 from ds_seq.moe.layer import MoeFeedForward
@@ -38,7 +39,7 @@ class SubLayer(NamedTuple):
     """A body and its residual. Not a module: a layer registers both under its own names."""
 
     residual: Residual
-    """Adds the body's input to its output, with norm and dropout."""
+    """Adds the body's input to its output, with norm and dropout; or leaves that to the body."""
     body: Body
     """Attention, feed-forward, or any other module with this interface."""
 
@@ -168,9 +169,7 @@ class Stack(nn.Module):
         recompute = self.checkpointing and torch.is_grad_enabled()
         with_maps = capture == "attention"
         context = context._replace(with_maps=with_maps)
-        if self.bias is not None:
-            places = torch.arange(x.size(1), device=x.device)
-            context = self._biased(context, places[:, None] - places, x)
+        context = self._positioned(context, x)
         collected: list[MoeAux] = []
         states: list[Tensor] = []
         maps: list[dict[str, Tensor]] = []
@@ -251,6 +250,17 @@ class Stack(nn.Module):
             return after
         is_kept = torch.rand((), device=after.device) >= self.layer_drop
         return torch.where(is_kept, after, before)
+
+    def _positioned(self, context: Context, x: Tensor) -> Context:
+        """Return the context with what encodes the positions of whole sequences (B, T, D)."""
+        if self.bias is None:
+            return context
+        if isinstance(self.bias, Window) and not context.with_maps:
+            blocks = self.bias.blocks(x)
+            if blocks is not None:
+                return context._replace(local=blocks)
+        places = torch.arange(x.size(1), device=x.device)
+        return self._biased(context, places[:, None] - places, x)
 
     def _biased(self, context: Context, distances: Tensor, like: Tensor) -> Context:
         """Return the context with the bias of scores at these distances."""

@@ -248,8 +248,11 @@ class SelfAttention(nn.Module):
         ways = context.ways
         query, key, value = self._project(x, 0, x.size(1), ways)
         memory = KeyValue(key, value)
-        mask = _biased(context.attention_mask, context.position_bias)
         dropout = self.dropout if self.training else 0.0
+        if context.local is not None:
+            attended = context.local.attend(query, memory, context.attention_mask, dropout)
+            return BodyOutput(self._joined(attended, ways))
+        mask = _biased(context.attention_mask, context.position_bias)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self._joined(attended, ways), map=weights)

@@ -24,8 +24,8 @@ Shapes: R rows, I inputs, O outputs, P parts of a fused map, ... more dimensions
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,21 @@ class Bits(NamedTuple):
         """
         return _PackedBits(self, weight.detach(), bias, widths, scales)
 
+    def rounded(
+        self, weight: Tensor, widths: Sequence[int], transposed: bool = False
+    ) -> RoundedParameter:
+        """Round a parameter.
+
+        Args:
+            weight: (..., O, I).
+            widths: outputs of each part.
+            transposed: whether the parameter itself is laid out as (..., I, O).
+        """
+        signs, scales = round_weight(weight, widths, self.weights)
+        if transposed:
+            return RoundedParameter(signs.mT, scales, self.weights, -1, widths)
+        return RoundedParameter(signs, scales, self.weights, -2, widths)
+
     def round_inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return levels (..., I) in [-1, 1] in the dtype of `x`, and their scales (..., 1)."""
         normed = self._normed(x)
@@ -123,6 +138,20 @@ class RoundedWeight(NamedTuple):
     """(..., O, I): -1, 0 or 1."""
     scales: Tensor
     """(..., P) float32: one for each part."""
+
+
+class RoundedParameter(NamedTuple):
+    """A rounded parameter of a module, in the layout of the parameter."""
+
+    signs: Tensor
+    """(..., O, I), or (..., I, O): -1, 0 or 1."""
+    scales: Tensor
+    """(..., P) float32: one for each part."""
+    values: BitWeights
+    axis: Literal[-2, -1]
+    """The dimension of the outputs: -2 or -1."""
+    widths: Sequence[int]
+    """Outputs of each part."""
 
 
 @torch.no_grad()
@@ -305,9 +334,13 @@ class BitLinear(Linear):
         """Round the weight once, see `Bits.pack`; `int8` changes nothing."""
         self._packed = self.bits.pack(self.weight, self.bias, self.widths, self._scales)
 
-    def restore(self, scales: Tensor) -> None:
-        """Take the scales (P,) of a weight that has been rounded before, and pack it."""
-        self._scales = scales
+    def rounded_parameters(self) -> dict[str, RoundedParameter]:
+        """See `ds_seq.weights.packed.HoldsBits`."""
+        return {"weight": self.bits.rounded(self.weight, self.widths)}
+
+    def restore_scales(self, scales: Mapping[str, Tensor]) -> None:
+        """See `ds_seq.weights.packed.HoldsBits`."""
+        self._scales = scales["weight"]
         self.pack()
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:

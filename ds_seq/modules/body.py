@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
 
 if TYPE_CHECKING:
+    from ds_seq.modules.local_attention import LocalAttention
     from ds_seq.modules.multiway import Ways
 
 
@@ -37,6 +38,8 @@ class Context(NamedTuple):
     position_bias: Tensor | None = None
     """(H, T, T) or (B, H, T, T), in a step (B, H, 1, C) or (B, H, K, C), H heads or 1; added to
     the scores of self-attention."""
+    local: LocalAttention | None = None
+    """Self-attention in blocks, in place of `position_bias`; None in a step and with maps."""
     with_maps: bool = False
     """Whether to return attention maps; always False in a step."""
     with_aux: bool = True
@@ -50,6 +53,8 @@ class Context(NamedTuple):
     token_rows: Tensor | None = None
     """(N,) int64, the rows of real tokens among the B * T, ascending; None to derive them from
     `token_mask`."""
+    adapters: Any = None
+    """`ds_seq.modules.adapter.AdapterRows`: which sentences pass through which adapter; or None."""
 
 
 def by_set(module: Any, x: Tensor, ways: Ways | None) -> Tensor:

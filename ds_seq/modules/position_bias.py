@@ -6,12 +6,15 @@ Shapes: H heads, T queries, S keys.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
 
-_OUTSIDE = -30000.0
+if TYPE_CHECKING:
+    from ds_seq.modules.local_attention import LocalAttention
+
+OUTSIDE = -30000.0
 """Score of keys outside a window, whose weight is then exactly 0. It is finite, also in float16,
 because queries at padding may have no key within the window."""
 
@@ -109,18 +112,27 @@ class Window(nn.Module):
     Args:
         size: number of positions, the query's own included.
         bias: bias of the keys within the window, or None.
+        causal: whether queries see the past only.
     """
 
-    def __init__(self, size: int, bias: nn.Module | None) -> None:
+    def __init__(self, size: int, bias: nn.Module | None, causal: bool) -> None:
         super().__init__()
-        self.size = size
-        self.bias = bias
+        self.size, self.bias, self.causal = size, bias, causal
 
     def forward(self, distances: Tensor) -> Tensor:
         """See `PositionBias`; without a bias, all heads share one (..., 1, T, S)."""
         outside = (distances.abs() >= self.size).unsqueeze(-3)
         if self.bias is None:
             zeros = torch.zeros(outside.shape, device=distances.device)
-            return zeros.masked_fill(outside, _OUTSIDE)
+            return zeros.masked_fill(outside, OUTSIDE)
         bias: Tensor = self.bias(distances)
-        return bias.masked_fill(outside, _OUTSIDE)
+        return bias.masked_fill(outside, OUTSIDE)
+
+    def blocks(self, x: Tensor) -> LocalAttention | None:
+        """Return the attention to hidden states x (B, T, D) in blocks; None if T is too small."""
+        # imported here because most models have no window, and most texts are short
+        from ds_seq.modules.local_attention import is_worthwhile, local_attention
+
+        if not is_worthwhile(self.size, x.size(1)):
+            return None
+        return local_attention(self, self.size, self.causal, x)

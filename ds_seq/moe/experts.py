@@ -9,7 +9,7 @@ a gated activation, E_local experts held here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -23,7 +23,7 @@ from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, expert_loop
 from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 if TYPE_CHECKING:
-    from ds_seq.modules.bitlinear import Bits
+    from ds_seq.modules.bitlinear import Bits, RoundedParameter
 
 
 class Experts(nn.Module):
@@ -123,9 +123,19 @@ class Experts(nn.Module):
             bits.pack(down, b2[0], [len(down)], scales[1]),
         )
 
-    def restore(self, up: Tensor, down: Tensor) -> None:
-        """Take the scales (E_local, parts) of maps that have been rounded before, and pack them."""
-        self._scales = up, down
+    def rounded_parameters(self) -> dict[str, RoundedParameter]:
+        """See `ds_seq.weights.packed.HoldsBits`; each expert has scales of its own."""
+        if self.bits is None:
+            return {}
+        up, down = self.maps
+        return {
+            "w1": self.bits.rounded(up, self.up_widths, transposed=True),
+            "w2": self.bits.rounded(down, [down.size(1)]),
+        }
+
+    def restore_scales(self, scales: Mapping[str, Tensor]) -> None:
+        """See `ds_seq.weights.packed.HoldsBits`."""
+        self._scales = scales["w1"], scales["w2"]
         self.pack()
 
     @property

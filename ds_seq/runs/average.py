@@ -116,9 +116,12 @@ def average(runs: Sequence[StoredRun]) -> nn.Module:
         A new model on the CPU, in float32, with all experts.
 
     Raises:
-        UserError: the model sections or vocabularies differ, or a file is damaged.
+        UserError: the model sections or vocabularies differ, weights are rounded, or a file is
+            damaged.
     """
     first = runs[0]
+    for run in runs:
+        run.require_full_precision()
     for other in runs[1:]:
         _check_same(first, other)
     first.check_size()

@@ -20,6 +20,7 @@ from ds_seq.names import Precision
 from ds_seq.text.lines import PairPath
 from ds_seq.text.tags import language_tags, tag_of
 from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.weights.packed import PackedFile
 from ds_seq.weights.source import TensorSource
 
 _SMALL_MODEL = 10_000_000
@@ -209,9 +210,23 @@ class StoredRun:
         """Return the experiment of the training run, which changes to the model require.
 
         Raises:
-            UserError: the format does not store the experiment.
+            UserError: the format does not store the experiment, or the weights are rounded.
         """
+        self.require_full_precision()
         return _required(self.experiment, self.source)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether weights are stored in one or two bits, without those they were rounded from."""
+        return isinstance(self.weights, PackedFile)
+
+    def require_full_precision(self) -> None:
+        """Refuse a packed export where the weights are to be changed or averaged.
+
+        Raises:
+            UserError: the weights are rounded.
+        """
+        _refuse_packed(self.is_packed, self.source)
 
     def check_size(self) -> None:
         """Refuse to build a model that its own weights cannot fill and that may exhaust the memory.
@@ -242,6 +257,7 @@ class LoadedRun:
         source: checkpoint folder or file from which the weights were loaded.
         experiment: experiment of the training run, if the format stores it.
         files: files of the weights; empty: `source` is the file.
+        is_packed: whether the weights were read from a packed export.
     """
 
     card: ModelCard
@@ -250,6 +266,7 @@ class LoadedRun:
     source: Path
     experiment: ExperimentConfig | None = None
     files: Sequence[Path] = ()
+    is_packed: bool = False
 
     @property
     def tokenizers(self) -> Tokenizers:
@@ -263,7 +280,16 @@ class LoadedRun:
 
     def require_experiment(self) -> ExperimentConfig:
         """Return the experiment of the training run; see `StoredRun.require_experiment`."""
+        _refuse_packed(self.is_packed, self.source)
         return _required(self.experiment, self.source)
+
+
+def _refuse_packed(is_packed: bool, source: Path) -> None:
+    if is_packed:
+        raise UserError(
+            f"{source}: is a packed export, whose weights are rounded to one or two bits; use the "
+            "run, or an export of it with --format safetensors"
+        )
 
 
 def _required(experiment: ExperimentConfig | None, source: Path) -> ExperimentConfig:

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ds_seq import files
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
+from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.names import ExportFormat
 from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
@@ -34,6 +35,7 @@ from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.weights.fill import model_tensors
 from ds_seq.weights.meta import FORMAT_VERSION, VOCAB_HASH_KEY
+from ds_seq.weights.packed import PACKED_KEY, packed_tensors
 from ds_seq.weights.source import FORMAT_KEY, save_tensors
 
 
@@ -51,7 +53,8 @@ def export(
         out: a new file if its name ends in `.safetensors`, else a new folder.
         checkpoint: checkpoint of the run to export.
         dtype: `fp32`, `bf16` or `fp16`.
-        form: `safetensors` for ds_seq, or `ctranslate2` for a folder for that runtime; see
+        form: `safetensors` for ds_seq; `bitnet`, too, with ternary or binary weights packed, see
+            `ds_seq.weights.packed`; or `ctranslate2` for a folder for that runtime, see
             `ds_seq.runs.formats.ctranslate2`.
 
     Returns:
@@ -63,8 +66,23 @@ def export(
     check_new(out)
     if form == "ctranslate2":
         return _export_to_ctranslate2(run, out, checkpoint, dtype)
+    if form == "bitnet":
+        return _export_packed(run, out, checkpoint, dtype)
     loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
     return write_export(loaded.model, loaded.require_experiment(), loaded.tokenizers, out)
+
+
+def _export_packed(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
+    stored = open_run(run, checkpoint)
+    config = stored.require_experiment()
+    if not isinstance(config.model, TransformerConfig) or config.model.linear.packed_bits is None:
+        raise UserError(
+            f"--format bitnet: {run} has no weights of one or two bits to pack; train it with "
+            "model.linear=bitnet, or use --format safetensors"
+        )
+    loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded from full precision
+    tensors, entries = packed_tensors(loaded.model, DTYPES[dtype])
+    return _write(tensors, config, loaded.tokenizers, out, {PACKED_KEY: entries})
 
 
 def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
@@ -115,7 +133,17 @@ def write_export(
     Raises:
         UserError: `out` exists or cannot be written.
     """
-    notes = notes or {}
+    tensors = {name: value.detach().contiguous() for name, value in model_tensors(model)}
+    return _write(tensors, config, tokenizers, out, notes or {})
+
+
+def _write(
+    tensors: Mapping[str, Tensor],
+    config: ExperimentConfig,
+    tokenizers: Tokenizers,
+    out: Path,
+    notes: Mapping[str, str],
+) -> Path:
     with _new_path(out) as path:
         if out.suffix == EXPORT_SUFFIX:
             keys = vocab_keys(config.data.vocab.joint)
@@ -124,7 +152,7 @@ def write_export(
                 key: base64.b64encode(side.to_bytes()).decode("ascii")
                 for key, side in zip(keys, sides, strict=True)
             }
-            _save(model, path, {**notes, **header})
+            _save(tensors, path, {**notes, **header})
         else:
             path.mkdir()
             (path / CONFIG_FILE).write_text(dump(config), encoding="utf-8")
@@ -133,7 +161,7 @@ def write_export(
                 VOCAB_HASH_KEY: tokenizers.fingerprint,
                 CONFIG_HASH_KEY: files.fingerprint(path / CONFIG_FILE),
             }
-            _save(model, path / EXPORT_FILE, {**notes, **header})
+            _save(tensors, path / EXPORT_FILE, {**notes, **header})
             save_tokenizers(tokenizers, path, config.data.vocab.joint)
     return out if out.suffix == EXPORT_SUFFIX else out / EXPORT_FILE
 
@@ -148,6 +176,5 @@ def _new_path(out: Path) -> Iterator[Path]:
             yield temporary
 
 
-def _save(model: nn.Module, path: Path, header: dict[str, str]) -> None:
-    tensors = {name: value.detach().contiguous() for name, value in model_tensors(model)}
+def _save(tensors: Mapping[str, Tensor], path: Path, header: dict[str, str]) -> None:
     save_tensors(tensors, path, {**header, FORMAT_KEY: str(FORMAT_VERSION)})

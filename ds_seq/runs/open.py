@@ -16,13 +16,14 @@ from ds_seq.config.model.upgrade import stable_json
 from ds_seq.distributed.device import choose_gpu_kernels
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
-from ds_seq.models import build_model
+from ds_seq.models import attach_adapters, build_model
 from ds_seq.models.packing import pack_weights
 from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 from ds_seq.weights.fill import fill
+from ds_seq.weights.packed import PackedFile, restore_scales
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """In addition to `DTYPES`, a number format for inference: 8-bit weights; see `pack_weights`."""
@@ -58,6 +59,7 @@ def load_run(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     expert_parallel: int | None = None,
+    adapter: str | None = None,
 ) -> LoadedRun:
     """Build the model of `run` and load its weights.
 
@@ -69,6 +71,7 @@ def load_run(
             on a CPU. Integer buffers keep their type.
         expert_parallel: number of ranks over which the experts are distributed; a collective if
             more than 1. None keeps all experts of a layer on one rank.
+        adapter: adapter of all sentences; None: as the config says, see `attach_adapters`.
 
     Returns:
         The model in evaluation mode, with its card.
@@ -84,6 +87,7 @@ def load_run(
     sizes = stored.tokenizers.sizes
     model = build_model(stored.model_config, sizes, expert_parallel, part, stored.seed)
     fill(model, stored.weights)
+    attach_adapters(model, stored.model_config, stored.tokenizers.source, adapter)
     if expert_parallel > 1:
         from ds_seq.moe.engine import connect_expert_parallel
 
@@ -94,8 +98,10 @@ def load_run(
     if dtype is None:
         dtype = DTYPES[default_dtype(stored.card, torch.device(device))]
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
+    if isinstance(stored.weights, PackedFile):
+        restore_scales(model, stored.weights)
     parts = (stored.card, stored.model_config, model, stored.source, stored.experiment)
-    return LoadedRun(*parts, stored.files)
+    return LoadedRun(*parts, stored.files, stored.is_packed)
 
 
 def load_packed(
@@ -104,6 +110,7 @@ def load_packed(
     dtype: str | None,
     device: torch.device,
     expert_parallel: int | None = None,
+    adapter: str | None = None,
 ) -> LoadedRun:
     """Load a model for many forward passes, with packed weights.
 
@@ -113,12 +120,13 @@ def load_packed(
         dtype: a name in `DTYPES`, `INT8`, or None for the default of `load_run`.
         device: device of the model.
         expert_parallel: see `load_run`.
+        adapter: see `load_run`.
 
     Raises:
         UserError: see `load_run`; or there are no kernels for 8-bit weights.
     """
     precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
-    loaded = load_run(run, checkpoint, device, precision, expert_parallel)
+    loaded = load_run(run, checkpoint, device, precision, expert_parallel, adapter)
     try:
         pack_weights(loaded.model, dtype == INT8)
     except ValueError as error:

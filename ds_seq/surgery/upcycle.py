@@ -75,6 +75,7 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
     train = config.train
     assert train.init_from is not None
     stored = open_run(train.init_from, train.init_checkpoint)
+    stored.require_full_precision()
     theirs = stored.tokenizers.fingerprint
     if theirs != fingerprint:
         raise UserError(

@@ -32,7 +32,7 @@ import numpy as np
 from ds_seq import files
 from ds_seq.config.data import DataConfig, FairseqConfig
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.binarize import binarize, is_current
+from ds_seq.data.binarize import binarize, is_current, remove_work
 from ds_seq.data.clean import clean_corpora, normalize_corpus
 from ds_seq.data.cleaning.report import CleanReport
 from ds_seq.data.expected import alignment_files, clean_options, raw_files
@@ -287,8 +287,10 @@ def _make_shards(
         path = manifest_path(data.dir, split)
         manifest = Manifest.read(path)
         new = replace(manifest, languages=languages, origin=origin, corpora=corpora)
-        if new != manifest and _is_writable(path.parent):
-            new.write(path)
+        if _is_writable(path.parent):
+            remove_work(path.parent, split)
+            if new != manifest:
+                new.write(path)
     else:
         total = count_pairs([text])
         with Progress(f"binarizing {split}", total) as progress:

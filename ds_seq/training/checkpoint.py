@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +47,7 @@ from ds_seq.weights.meta import (
     FORMAT_VERSION,
     INDEX_FILE,
     VOCAB_HASH_KEY,
+    write_index,
     write_meta,
 )
 
@@ -130,37 +130,8 @@ class CheckpointStore:
                 "checkpoints. Those that are not in it are kept"
             )
         if stored != self.index and self.index["last"]:
-            files.write_json(self.folder / INDEX_FILE, self.index)
+            write_index(self.folder, self.index)
         return messages
-
-    def save(
-        self,
-        engine: Engine,
-        update: int,
-        progress: dict[str, Any],
-        score: float | None,
-        criterion: Mapping[str, Tensor] = MappingProxyType({}),
-    ) -> Path:
-        """Write the state after `update`. A collective.
-
-        Args:
-            engine: the engine whose weights, optimizer and schedule are written.
-            update: number of finished updates.
-            progress: state of everything else, serializable as JSON.
-            score: validation score; None if this state was not validated.
-            criterion: state of the criterion; no two ranks pass the same name.
-
-        Returns:
-            The checkpoint's folder.
-
-        Raises:
-            UserError: it cannot be written; what was there before is unchanged.
-        """
-        error = self.start(engine, update, progress, score, criterion, in_background=False)
-        with distributed.shared_errors():
-            if error is not None:
-                raise UserError(error)
-        return self.folder / checkpoint_folder.checkpoint_name(update)
 
     def start(
         self,
@@ -171,14 +142,14 @@ class CheckpointStore:
         criterion: Mapping[str, Tensor],
         in_background: bool,
     ) -> str | None:
-        """Begin to write the state after `update`; see `save`. A collective.
+        """Write the state after `update`, or begin to. A collective.
 
         Args:
-            engine: see `save`.
-            update: see `save`.
-            progress: see `save`.
-            score: see `save`.
-            criterion: see `save`.
+            engine: the engine whose weights, optimizer and schedule are written.
+            update: number of finished updates.
+            progress: state of everything else, serializable as JSON.
+            score: validation score; None if this state was not validated.
+            criterion: state of the criterion; no two ranks pass the same name.
             in_background: return as soon as the state is in host memory; `finish` waits for the
                 rest, and is called before the next save. Otherwise return when it is written.
 
@@ -302,7 +273,7 @@ class CheckpointStore:
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         held = names_in(self.index)
         self.index = {**self.index, **lists}
-        files.write_json(self.folder / INDEX_FILE, self.index)
+        write_index(self.folder, self.index)
         checkpoint_folder.sweep(self.folder, held - names_in(self.index))
         if self._drops_state:
             recent = {entry["name"] for entry in lists["last"]}

@@ -10,7 +10,7 @@ from torch import nn
 from ds_seq.criterions import Criterion
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
-from ds_seq.models import build_model
+from ds_seq.models import attach_adapters, build_model
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
@@ -31,18 +31,20 @@ def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
     train, sizes = setup.config.train, task.tokenizers.sizes
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
+    attach_adapters(model, setup.config.model, task.tokenizers.source)
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
         start_from(model, setup.config, task.tokenizers.fingerprint)
     multiway = setup.config.model.multiway
-    if multiway is not None and setup.checkpoint is None:
-        _mark(model, multiway.markers, task.tokenizers.source)
-    freeze(model, train.freeze)
+    markers = dict(model.named_children()).get("markers")  # an external model may have none
+    if multiway is not None and markers is not None and setup.checkpoint is None:
+        _mark(cast("Markers", markers), multiway.markers, task.tokenizers.source)
+    freeze(model, train.freeze, train.trainable)
     return model
 
 
-def _mark(model: nn.Module, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:
+def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:
     """Tell a model which ids choose a set of its parameters; saved with its weights."""
     ids = {piece: token for token, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
     for marker in markers:
@@ -51,8 +53,7 @@ def _mark(model: nn.Module, markers: Mapping[str, int], tokenizer: Tokenizer) ->
                 f"model.multiway.markers: {marker!r} is no token of the source vocabulary; add it "
                 "to data.vocab.user_symbols and prepare the data again, or name one that is"
             )
-    module = model.get_submodule("markers")
-    cast("Markers", module).mark({ids[piece]: chosen for piece, chosen in markers.items()})
+    model.mark({ids[piece]: chosen for piece, chosen in markers.items()})
 
 
 def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:

@@ -32,7 +32,7 @@ def restore(engine: Engine, folder: Path, checked: bool = False) -> dict[str, An
         checked: see `TensorFolder`.
 
     Returns:
-        The `progress` that was passed to `CheckpointStore.save`.
+        The `progress` that was passed to `CheckpointStore.start`.
 
     Raises:
         UserError: the checkpoint is damaged, or belongs to another model or optimizer.

@@ -73,7 +73,7 @@ from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
 from ds_seq.training.trackers import tracked
-from ds_seq.training.trainable import FrozenCheck, describe_frozen
+from ds_seq.training.trainable import FrozenCheck, describe_frozen, has_frozen
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.trial import with_batch_size
 from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
@@ -216,7 +216,7 @@ def _train(
     _announce(trainer, setup, history, train_set, world)
     if teacher is not None:
         trainer.log.say(teacher.describe())
-    check = FrozenCheck(trainer.engine.module) if setup.config.train.freeze else None
+    check = FrozenCheck(trainer.engine.module) if has_frozen(trainer.engine.module) else None
     reason = trainer.fit()
     if check is not None:
         check.verify()
@@ -391,6 +391,6 @@ def _announce(
             trainer.log.say(note)
     elif train.init_from is not None:
         trainer.log.say(f"starting with the weights of {train.init_from}")
-    if train.freeze:
+    if train.freeze or train.trainable:
         is_drawn = setup.checkpoint is None and train.init_from is None
-        trainer.log.say(describe_frozen(engine.module, train.freeze, is_drawn))
+        trainer.log.say(describe_frozen(engine.module, train.freeze, train.trainable, is_drawn))

@@ -45,11 +45,11 @@ class Saves:
         """Write the state after `update`, or begin to. A collective.
 
         Args:
-            engine: see `CheckpointStore.save`.
-            update: see `CheckpointStore.save`.
-            progress: see `CheckpointStore.save`.
-            score: see `CheckpointStore.save`.
-            criterion: see `CheckpointStore.save`.
+            engine: see `CheckpointStore.start`.
+            update: see `CheckpointStore.start`.
+            progress: see `CheckpointStore.start`.
+            score: see `CheckpointStore.start`.
+            criterion: see `CheckpointStore.start`.
 
         Returns:
             Warnings for the log.

@@ -1,8 +1,10 @@
-"""Freeze parts of a model, and verify that they stayed unchanged."""
+"""Select what is trained of a model, and verify that the rest stayed unchanged."""
 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 
 import torch
@@ -11,14 +13,20 @@ from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.modules.positions import LearnedPositions
-from ds_seq.names import FrozenPart
+from ds_seq.names import MODEL_PARTS
+from ds_seq.plugins import nearest
 from ds_seq.training.state import full_shape
 from ds_seq.weights.fill import persistent_buffers
+from ds_seq.weights.selection import Selection, adapter_of
+
+_LAYER = re.compile(r"\.\d+\.")
+_MOST_SHOWN = 8
 
 
-def freeze(model: nn.Module, parts: Collection[FrozenPart]) -> None:
-    """Freeze parts of a model; call it before optimizer and engine are built.
+def freeze(
+    model: nn.Module, parts: Collection[str], trainable: Collection[str] = (), where: str = "train"
+) -> None:
+    """Freeze parameters of a model; call it before optimizer and engine are built.
 
     - `encoder`: the layers of the encoder, its learned positions and its last norm, but not the
       embedding of source tokens, which the decoder may share. The encoder's output for a sentence
@@ -26,32 +34,53 @@ def freeze(model: nn.Module, parts: Collection[FrozenPart]) -> None:
     - `embeddings`: embeddings of source and target tokens, and learned positions of both sides. An
       output projection that is tied to an embedding is frozen with it; an untied one is not.
 
+    Adapters through which no sentence passes are frozen in any case: they have no gradient.
+
     Args:
         model: the model whose parameters no longer need gradients.
-        parts: parts to freeze; may be empty.
+        parts: what to freeze, see `ds_seq.weights.selection`; may be empty.
+        trainable: what to train at most; empty: everything.
+        where: section of the config that has both, for messages.
 
     Raises:
-        UserError: the model is external, so that its parts are unknown.
+        UserError: nothing in the model has one of these names, the parts of an external model are
+            unknown, or nothing is left to be trained.
     """
-    if not parts:
-        return
-    if not isinstance(model, Seq2SeqTransformer):
+    names = [name for name, _ in model.named_parameters()]
+    frozen, trained = Selection(parts), Selection(trainable)
+    for field, selection in (("freeze", frozen), ("trainable", trained)):
+        _check_known(model, names, selection, f"{where}.{field}")
+    used = _used_adapters(model)
+    for name, parameter in model.named_parameters():
+        adapter = adapter_of(name)
+        is_idle = adapter is not None and adapter not in used
+        if is_idle or frozen.has(name) or (trainable and not trained.has(name)):
+            parameter.requires_grad_(False)
+    if names and not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(
-            f"train.freeze: the parts of an external model are unknown ({type(model).__name__}); "
-            "let its builder set requires_grad"
+            f"{where}.trainable: nothing is trained; "
+            + ("name less in freeze" if parts else "name other parts")
         )
-    for module in _modules(model, parts):
-        module.requires_grad_(False)
 
 
-def _modules(model: Seq2SeqTransformer, parts: Collection[FrozenPart]) -> Iterator[nn.Module]:
-    if "encoder" in parts:
-        yield model.encoder
-    if "embeddings" in parts:
-        tables = (model.source_embedding, model.target_embedding)
-        yield from (table for table in tables if table is not None)
-        positions = (model.encoder.positions, model.decoder.positions)
-        yield from (rows for rows in positions if isinstance(rows, LearnedPositions))
+def _check_known(model: nn.Module, names: list[str], selection: Selection, where: str) -> None:
+    idle = selection.idle(names)
+    if not idle:
+        return
+    if not isinstance(model, Seq2SeqTransformer) and idle[0] in MODEL_PARTS:
+        raise UserError(
+            f"{where}: the parts of an external model are unknown ({type(model).__name__}); name "
+            "its parameters, or let its builder set requires_grad"
+        )
+    modules = [name for name, _ in model.named_modules()]
+    raise UserError(
+        f"{where}: nothing in the model is named {idle[0]}{nearest(idle[0], [*names, *modules])}"
+    )
+
+
+def _used_adapters(model: nn.Module) -> tuple[str, ...]:
+    chosen = model.adapters if isinstance(model, Seq2SeqTransformer) else None
+    return () if chosen is None else chosen.used
 
 
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -61,19 +90,40 @@ def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def describe_frozen(model: nn.Module, parts: Collection[FrozenPart], is_drawn: bool) -> str:
-    """Describe in one line what is frozen.
+def describe_frozen(
+    model: nn.Module, parts: Collection[str], trainable: Collection[str], is_drawn: bool
+) -> str:
+    """Describe in a few lines what is trained and what is frozen.
 
     Args:
         model: the model after `freeze`, with or without an engine around it.
         parts: the parts that were passed to `freeze`.
+        trainable: what `freeze` was to train at most.
         is_drawn: whether the weights are randomly initialized, which is rarely meant to be frozen.
     """
-    count = sum(full_shape(parameter).numel() for _, parameter in frozen_parameters(model))
-    line = f"frozen: {', '.join(parts)}; {count:,} parameters on this rank"
-    if not is_drawn:
-        return line
-    return f"{line}. Warning: they keep values drawn at random; name a run in train.init_from"
+    sizes = {name: full_shape(value).numel() for name, value in model.named_parameters()}
+    frozen = sum(sizes[name] for name, _ in frozen_parameters(model))
+    what = ", ".join(parts) or f"all but {', '.join(trainable)}"
+    lines = [f"frozen: {what}; {frozen:,} parameters on this rank"]
+    if is_drawn:
+        lines[0] += ". Warning: they keep values drawn at random; name a run in train.init_from"
+    groups: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[_LAYER.sub(".*.", name.rpartition(".")[0] or name)] += sizes[name]
+    total = sum(sizes.values())
+    lines.append(f"trained: {total - frozen:,} of {total:,} ({(total - frozen) / total:.2%}):")
+    shown = groups.most_common(_MOST_SHOWN)
+    lines += [f"  {count:>12,}  {name}" for name, count in shown]
+    rest = groups.total() - sum(count for _, count in shown)
+    if rest:
+        lines.append(f"  {rest:>12,}  in {len(groups) - len(shown)} further modules")
+    return "\n".join(lines)
+
+
+def has_frozen(model: nn.Module) -> bool:
+    """Return whether any parameter is not trained."""
+    return next(frozen_parameters(model), None) is not None
 
 
 class FrozenCheck:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from typing_extensions import NotRequired, TypedDict  # pydantic reads no others before 3.12
 
@@ -16,7 +16,6 @@ from ds_seq.records import (
     Count,
     FileName,
     parse_json,
-    read_json,
     read_limited,
     record,
 )
@@ -154,7 +153,26 @@ def read_index(checkpoints: Path) -> CheckpointIndex:
         FileNotFoundError: there is none.
         UserError: it is damaged.
     """
-    return read_json(checkpoints / INDEX_FILE, CheckpointIndex, without_index(checkpoints))
+    path, without = checkpoints / INDEX_FILE, without_index(checkpoints)
+    content = read_limited(path)
+    index = parse_json(content, CheckpointIndex, path, without)
+    known = CheckpointIndex.__annotations__
+    # an older one has no checksum; a key that is not known is one whose name is damaged
+    if not files.is_sealed(content) and not index.keys() <= known.keys():
+        raise UserError(
+            f"{path}: damaged: its content is not what was written (SHA-256 differs; if you have "
+            f"changed it, remove {CHECKSUMS_KEY} from it); {without}"
+        )
+    return cast(CheckpointIndex, {key: value for key, value in index.items() if key in known})
+
+
+def write_index(checkpoints: Path, index: Mapping[str, Any]) -> None:
+    """Write the index of the checkpoints of a run, with its checksum.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    files.write_bytes(checkpoints / INDEX_FILE, files.sealed_json(index))
 
 
 def known_checkpoints(checkpoints: Path) -> list[str]:

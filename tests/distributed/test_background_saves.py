@@ -27,6 +27,7 @@ from ds_seq.weights.fill import expert_offsets, persistent_buffers
 from ds_seq.weights.source import expert_key
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.saving import save_and_wait
 from tests.values import progress_at
 
 LAYOUTS = [(0, 1), (1, 2), (2, 1), (3, 2)]  # stage of ZeRO, expert parallel
@@ -56,7 +57,7 @@ def _both_ways(root: Path) -> list[tuple[bool, bool]]:
         overtook = True
         for update in (2, 4):  # the second time, the copies are in the memory of the first
             spine.train(engine, range(update - 2, update))
-            stores[0].save(engine, update, progress_at(update), 1.0)
+            save_and_wait(stores[0], engine, update, progress_at(update), 1.0)
             may_write.clear()
             background.save_tensors = wait_and_write
             stores[1].start(engine, update, progress_at(update), 1.0, {}, in_background=True)

@@ -18,6 +18,7 @@ from ds_seq.training.checkpoint_folder import first_sound, repair
 from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.saving import save_and_wait
 from tests.values import progress_at
 
 Steps = spine.Steps
@@ -55,7 +56,7 @@ def _save(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Ste
     engine = spine.make_engine(stage, spread, **options)
     spine.train(engine, range(SAVED_AT))
     store = CheckpointStore(folder / "checkpoints", 1, 1, True)
-    store.save(engine, SAVED_AT, progress_at(SAVED_AT), None)
+    save_and_wait(store, engine, SAVED_AT, progress_at(SAVED_AT))
     return spine.train(engine, range(SAVED_AT, SAVED_AT + AFTER))
 
 
@@ -211,7 +212,7 @@ def _store(folder: Path) -> list[list[str]]:
     store = CheckpointStore(checkpoints, keep_last=2, keep_best=1, higher_is_better=True)
     seen = []
     for update, score in ((1, 5.0), (2, 9.0), (3, 7.0), (4, None)):
-        store.save(engine, update, {}, score)
+        save_and_wait(store, engine, update, {}, score)
         seen.append(sorted(p.name for p in checkpoints.glob("update_*")))
     return [*seen, [find_checkpoint(folder, which).name for which in ("best", "last")]]
 
@@ -227,15 +228,15 @@ def _store_by_another_figure(folder: Path) -> tuple[list[str], dict[str, Any]]:
     checkpoints = folder / "checkpoints"
     first = CheckpointStore(checkpoints, 1, 1, higher_is_better=True, figure="bleu")
     for update, score in ((1, 9.0), (2, 7.0)):
-        first.save(engine, update, {}, score)
+        save_and_wait(first, engine, update, {}, score)
     again = CheckpointStore(checkpoints, 1, 1, higher_is_better=True, figure="bleu")
-    again.save(engine, 3, {}, 8.0)
+    save_and_wait(again, engine, 3, {}, 8.0)
     same = find_checkpoint(folder, "best").name
     other = CheckpointStore(checkpoints, 1, 1, higher_is_better=False, figure="ter")
-    other.save(engine, 4, {}, 60.0)
+    save_and_wait(other, engine, 4, {}, 60.0)
     names = [same, find_checkpoint(folder, "best").name]
     changed = CheckpointStore(checkpoints, 1, 1, False, figure="ter", comparable=False)
-    changed.save(engine, 5, {}, 99.0)
+    save_and_wait(changed, engine, 5, {}, 99.0)
     return [*names, find_checkpoint(folder, "best").name], changed.index
 
 

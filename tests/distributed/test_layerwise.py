@@ -18,7 +18,7 @@ from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
 from ds_seq.models.output import ModelOutput
 from ds_seq.moe.balance import BiasBalancer
-from ds_seq.names import FrozenPart
+from ds_seq.names import ModelPart
 from ds_seq.optim import build_optimizer
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.training.engine import Engine
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
     stage: int
     expert_parallel: int
-    parts: tuple[FrozenPart, ...]
+    parts: tuple[ModelPart, ...]
     model: dict[str, Any]
     precision: str = "fp32"
 

@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             activation="geglu",
             embedding_dim=8,
             embedding_norm=True,
+            adapters={"ids": ["a"], "active": "a", "gate": True},
             linear="bitnet",
         )
     },

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.train import TrainConfig
+from ds_seq.generation.memory import is_out_of_memory
 from ds_seq.training.room import RoomFinder
 from ds_seq.training.timing import Timing
 from ds_seq.training.update import Update, UpdateRunner
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
-from tests.memory import make_hungry
+from tests.memory import make_hungry, need
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     f"{precision}-{stage}": {"stage": stage, "precision": precision}
@@ -92,7 +93,20 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return torch.allclose(found, expected, rtol=tolerance, atol=tolerance / 2)
 
 
-@pytest.mark.slow  # under load, beside other tests, fewer batches than expected ran out of memory
+def _fails_with_freed_memory() -> bool:
+    distributed.keep_freed_memory()
+    for gibibytes in (1, 4):
+        torch.empty(gibibytes << 30, dtype=torch.uint8)  # freed at once, and never written to
+    with pytest.raises(RuntimeError) as caught:
+        need(3, 2)
+    return is_out_of_memory(caught.value)
+
+
+def test_memory_that_the_process_has_kept_does_not_satisfy_the_need() -> None:
+    """Else a worker that inherits it from a parent of many tests would not run out."""
+    assert run_distributed(_fails_with_freed_memory, 1) == [True]
+
+
 def test_an_update_that_is_split_stays_the_same() -> None:
     of_ranks = run_distributed(_all, 2, ("fp32-2",))
     for name in of_ranks[0]:

@@ -18,6 +18,7 @@ from ds_seq.training.state import WEIGHT, FullState
 from ds_seq.weights.fill import load_weights
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.saving import save_and_wait
 
 FROZEN = ("encoder.layers.0.feed_forward.up.weight", "encoder.layers.1.feed_forward.experts.w2")
 STEPS = [2**40 + 1, -3, 0, 7]  # no float of 32 bits holds the first
@@ -53,7 +54,7 @@ def _save(folder: Path, stage: int, spread: int, options: dict[str, Any]) -> Any
         partitioned: Any = engine.module.get_parameter(FROZEN[0])
         assert partitioned.numel() == 0, "the test means to save a partitioned parameter"
     spine.train(engine, range(2))
-    CheckpointStore(folder / "checkpoints", 1, 1, True).save(engine, 2, {}, None)
+    save_and_wait(CheckpointStore(folder / "checkpoints", 1, 1, True), engine, 2, {})
     return spine.train(engine, range(2, 4)), _untrained(engine)
 
 

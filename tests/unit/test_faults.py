@@ -55,13 +55,14 @@ def test_a_preparation_that_is_killed_ends_with_the_same_bytes(
         assert cli.main(["prepare", str(experiment)]) == 0
 
     prepare()
-    expected = _sums(data)
+    expected, names = _sums(data), {path.name for path in data.iterdir()}
     shutil.rmtree(data)
     ended = []
     for _ in kills(prepare, moments):
         ended.append(data.exists() and _sums(data) == expected)
         prepare()
         assert _sums(data) == expected
+        assert {path.name for path in data.iterdir()} == names, "nothing is left of the kill"
         shutil.rmtree(data)
     assert not ended[0]
 

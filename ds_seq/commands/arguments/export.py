@@ -24,6 +24,7 @@ def build_parser() -> CommandParser:
     add("--checkpoint", default="best", help=CHECKPOINT_HELP)
     add("--dtype", choices=EXPORT_DTYPES, default="fp32", help="precision on disk")
     add("--format", choices=EXPORT_FORMATS, default=EXPORT_FORMATS[0],
-        help="safetensors, for ds-seq; ctranslate2, a folder for that runtime (needs the package "
-        "ctranslate2)")  # fmt: skip
+        help="safetensors, for ds-seq; bitnet, for ds-seq, with the weights of model.linear bitnet "
+        "packed in 1.6 bits each (1 if binary); ctranslate2, a folder for that runtime (needs the "
+        "package ctranslate2)")  # fmt: skip
     return parser

@@ -41,6 +41,16 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add_local_rank(parser)
 
 
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses an adapter."""
+    parser.add_argument(
+        "--adapter",
+        metavar="ID",
+        help="adapter that all sentences pass through; none: no adapter (default: as "
+        "model.adapters says, by the tag of a sentence)",
+    )
+
+
 def add_hang_seconds(parser: argparse.ArgumentParser) -> None:
     """Add the limit of the watchdog, `train.hang_seconds` for commands that generate."""
     parser.add_argument(

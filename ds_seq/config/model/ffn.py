@@ -59,3 +59,8 @@ class FfnFields(Config):
         inner = self.inner_width(width)
         up = 2 if self.is_gated else 1  # gated: two projections D -> F
         return up * (d_model + 1) * inner + (inner + 1) * d_model
+
+    def ffn_weights(self, d_model: int, width: int) -> int:
+        """Return the weights of both maps of a feed-forward or expert, without biases."""
+        inner = self.inner_width(width)
+        return self.ffn_params(d_model, width) - (2 if self.is_gated else 1) * inner - d_model

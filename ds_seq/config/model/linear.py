@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from ds_seq.config.base import SHORT_FORM, Config, NamedConfig, plugin_tag
 from ds_seq.names import BitNorm, BitWeights
 
-WEIGHT_BITS: dict[BitWeights, float] = {"ternary": 2.0, "binary": 1.0}
+WEIGHT_BITS: dict[BitWeights, float] = {"ternary": 1.6, "binary": 1.0}
 """Bits of a weight in a packed export."""
 
 

@@ -51,9 +51,16 @@ class MixerFields(Config):
             norm_params: number of parameters of a norm of a given width.
         """
         head = d_model // self.num_heads
-        kv_width = (self.num_kv_heads or self.num_heads) * head
         # maps of queries, keys, values and output, with biases
-        attention = (d_model + 1) * (2 * d_model + 2 * kv_width)
+        attention = (d_model + 1) * self._attention_outputs(d_model)
         if self.query_key_norm:
             attention += 2 * norm_params(head)
         return MIXERS_PER_LAYER[stack] * attention
+
+    def mixer_weights(self, d_model: int, stack: Stack) -> int:
+        """Return the weights of the linear maps of one layer's mixers, without biases."""
+        return MIXERS_PER_LAYER[stack] * d_model * self._attention_outputs(d_model)
+
+    def _attention_outputs(self, d_model: int) -> int:
+        kv_width = (self.num_kv_heads or self.num_heads) * (d_model // self.num_heads)
+        return 2 * d_model + 2 * kv_width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,6 +26,7 @@ from ds_seq.names import (
     LoadBalance,
     Noise,
     Normalization,
+    Placement,
     SecondExpert,
     Stack,
 )
@@ -54,9 +55,7 @@ class MoeConfig(Config):
         default=1,
         description="Experts per token; with `router: expert_choice` on average.",
     )
-    placement: Literal["encoder", "decoder", "both"] = Field(
-        default="both", description="Stacks that have experts."
-    )
+    placement: Placement = Field(default="both", description="Stacks that have experts.")
     every: PositiveInt = Field(
         default=2, description="Every n-th layer has experts: layer i (from 0) if (i + 1) % n == 0."
     )

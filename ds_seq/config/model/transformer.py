@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import FieldErrors
+from ds_seq.config.model.adapters import AdapterFields
 from ds_seq.config.model.embedding import EmbeddingFields
 from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
@@ -44,6 +45,7 @@ class ModelSize:
 
 # Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
+    AdapterFields,
     MoeFields,
     MultiwayFields,
     EmbeddingFields,
@@ -84,6 +86,7 @@ class TransformerConfig(TransformerFields):
             *self.residual_errors(),
             *self.positions.errors(self.d_model, self.num_heads),
             *self.moe_errors(),
+            *self.adapter_errors(),
         ]
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
@@ -103,15 +106,33 @@ class TransformerConfig(TransformerFields):
         """Return the weights of the layers of a stack that a token is multiplied by, per call."""
         feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
         mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
+        mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
         return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
+
+    def linear_weights(self) -> int:
+        """Return the weights of the maps of all layers that `linear` is about, without biases."""
+        total = 0
+        for stack in self.stacks:
+            sets = self.sets_of(stack)
+            total += sets * self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            for num_experts in self.expert_counts(stack):
+                if self.moe is None or num_experts == 0:
+                    total += sets * self.ffn_weights(self.d_model, self.ffn_dim)
+                    continue
+                width = self.moe.ffn_dim or self.ffn_dim
+                total += num_experts * self.ffn_weights(self.d_model, width)
+                if branch := self.moe.dense_width(width):
+                    total += self.ffn_weights(self.d_model, branch)
+        return total
 
     def _stack_size(self, stack: Stack) -> ModelSize:
         depth, mixers = self.layers_of(stack), MIXERS_PER_LAYER[stack]
-        norms = self.residual_params(depth * (mixers + 1), self.norm.num_params(self.d_model))
+        norm = self.norm.num_params(self.d_model)
+        norms = self.residual_params(depth * (mixers + 1), norm)
         if self.embedding_norm:
-            norms += self.norm.num_params(self.d_model)
+            norms += norm
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
-            norms += depth * self.norm.num_params(self.d_model)
+            norms += depth * norm
         size = _dense(depth * self.mixer_params(self.d_model, stack, self.norm.num_params) + norms)
         counts = self.expert_counts(stack)
         for _ in range(counts.count(0)):
@@ -121,6 +142,8 @@ class TransformerConfig(TransformerFields):
         for num_experts in filter(None, counts):
             size += self._ffn_size(num_experts)
         positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
+        adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
+        size += ModelSize(*(depth * count for count in adapters))
         return size + _dense(positions)
 
     def _ffn_size(self, num_experts: int) -> ModelSize:

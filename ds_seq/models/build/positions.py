@@ -30,7 +30,7 @@ def make_bias(cfg: TransformerConfig, causal: bool) -> nn.Module | None:
     """Make the bias by distance of the scores of a stack's self-attentions, if any."""
     make = POSITIONS[cfg.positions.name].bias
     bias = None if make is None else make(cfg.num_heads, causal, **_options(cfg))
-    return bias if cfg.attention_window is None else Window(cfg.attention_window, bias)
+    return bias if cfg.attention_window is None else Window(cfg.attention_window, bias, causal)
 
 
 def _options(cfg: TransformerConfig) -> dict[str, Any]:

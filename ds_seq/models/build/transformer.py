@@ -63,6 +63,10 @@ def build_seq2seq(
         )
     initialize(model, seed)
     scale_initial(model, cfg)
+    if cfg.adapters is not None:
+        from ds_seq.models.build.adapters import choose_adapters
+
+        choose_adapters(model, cfg.adapters)
     return model
 
 
@@ -105,9 +109,14 @@ def _layer(
     cfg: TransformerConfig, stack: StackName, index: int, **bodies: Body
 ) -> TransformerLayer:
     """Make layer `index` of a stack from these bodies in this order, each in a residual."""
-    return TransformerLayer(
-        {name: SubLayer(make_residual(cfg, stack, index), body) for name, body in bodies.items()}
-    )
+    sublayers = {
+        name: SubLayer(make_residual(cfg, stack, index), body) for name, body in bodies.items()
+    }
+    if cfg.has_adapters(stack):
+        from ds_seq.models.build.adapters import make_adapters  # only where it is used
+
+        sublayers["adapters"] = make_adapters(cfg)
+    return TransformerLayer(sublayers)
 
 
 def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLayer]) -> Stack:

@@ -39,7 +39,8 @@ from ds_seq.weights.meta import (
     read_meta,
     without_index,
 )
-from ds_seq.weights.source import TensorFile, TensorFolder, TensorSource
+from ds_seq.weights.packed import open_file
+from ds_seq.weights.source import TensorFolder, TensorSource
 
 # keys in the header of an exported file; of a folder's, the checksum of CONFIG_FILE
 CONFIG_HASH_KEY = "ds_seq.config_sha256"
@@ -74,7 +75,7 @@ class RunFolder:
         exported = path / EXPORT_FILE
         if exported.is_file() and not (path / CHECKPOINTS).is_dir():
             _check_only_state(path, checkpoint)
-            file = TensorFile(exported)
+            file = open_file(exported)
             _check_vocab(vocab, tokenizers, exported, file.metadata())
             return _stored(config, tokenizers, file)
         name, kind = split_kind(checkpoint)
@@ -94,7 +95,7 @@ class ExportedFile:
     def open(self, path: Path, checkpoint: str) -> StoredRun:
         """Open a model without reading its tensors; see `ds_seq.runs.formats.Format.open`."""
         _check_only_state(path, checkpoint)
-        weights = TensorFile(path)
+        weights = open_file(path)
         header = weights.metadata()
         config = _config_of(path, header)
         keys = vocab_keys(config.data.vocab.joint)

@@ -43,6 +43,10 @@ VALUES: dict[str, dict[str, Any]] = {
     "factorized": {"embedding_dim": 8, "embedding_norm": True},
     "three factors": {"embedding_dim": 8, "share_embeddings": "none", "embedding_scale": False},
     "repeats": {"encoder_repeats": 2, "decoder_repeats": 3},
+    "adapters": {"adapters": {"ids": ["a"], "active": "a", "gate": True}},
+    "gated adapters": {
+        "adapters": {"ids": ["a"], "active": "a", "activation": "swiglu", "norm": "last"}
+    },
     "ternary": {"linear": "bitnet"},
     "binary": {
         "linear": {"name": "bitnet", "weights": "binary", "norm": "layer"},

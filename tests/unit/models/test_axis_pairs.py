@@ -54,6 +54,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "cosine": {"moe": {**MOE, "router": "cosine", "top_k": 2}},
         "chosen": {"moe": {**MOE, "router": "expert_choice", "placement": "encoder"}},
     },
+    "adapters": {
+        "adapters": {"adapters": {"ids": ["a"], "active": "a", "gate": True}},
+        "last": {"adapters": {"ids": ["a"], "active": "a", "norm": "last", "reduction": 2}},
+    },
     "repeats": {"repeats": {"encoder_repeats": 2, "decoder_repeats": 3}},
     "recomputed": {"recomputed": {"activation_checkpointing": True}},
 }

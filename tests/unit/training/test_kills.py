@@ -18,6 +18,7 @@ from ds_seq.training.checkpoint_folder import (
     delete_all,
     first_sound,
     own_checkpoints,
+    read_index,
     without_advice,
 )
 from ds_seq.weights.source import check_checkpoint
@@ -103,6 +104,21 @@ def test_a_lost_index_is_made_again_from_the_folders(tmp_path: Path, content: st
     assert json.loads(index.read_text())["last"] == whole["last"]
     assert json.loads(index.read_text())["best"][0] == whole["best"][0]
     assert find_checkpoint(tmp_path, "best").name == "update_00000002"
+
+
+def test_a_flipped_bit_anywhere_in_the_index_is_noticed(tmp_path: Path) -> None:
+    for update, score in ((1, 9.0), (2, 3.0)):
+        save(tmp_path, update, score)
+    folder = tmp_path / "checkpoints"
+    index, whole = folder / "index.json", read_index(folder)
+    content = index.read_bytes()
+    assert whole is not None
+    for place, value in list(enumerate(content))[::3]:
+        flipped = bytes([value ^ 1 << place % 8])
+        index.write_bytes(content[:place] + flipped + content[place + 1 :])
+        assert read_index(folder) is None, place
+    index.write_text(json.dumps(whole))  # as earlier versions wrote it
+    assert read_index(folder) == whole
 
 
 def test_checkpoints_without_a_known_score_are_never_deleted(tmp_path: Path) -> None:

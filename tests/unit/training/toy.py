@@ -13,6 +13,7 @@ from ds_seq.training.checkpoint import CheckpointStore
 from ds_seq.training.checkpoint_folder import candidates, first_sound
 from ds_seq.training.restore import restore
 from ds_seq.weights.fill import load_weights
+from tests.saving import save_and_wait
 from tests.values import progress_at
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -60,7 +61,7 @@ def open_store(
 def save(run: Path, update: int, score: float | None = None, **options: Any) -> None:
     """Save the state of an update."""
     engine: Any = Toy(update)
-    open_store(run, **options).save(engine, update, progress_at(update), score)
+    save_and_wait(open_store(run, **options), engine, update, progress_at(update), score)
 
 
 def save_in_background(run: Path, update: int, score: float | None = None) -> None:
