@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context, by_set
-from ds_seq.modules.kv_cache import BeamPaths, KeptSentences, KeyValueBuffer
+from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer, SourcePast
 from ds_seq.modules.linear import Linear, LinearMaker
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
@@ -61,13 +61,6 @@ def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
     scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
     scores.masked_fill_(~mask, float("-inf"))
     return scores[:, None, None, :]
-
-
-class KeyValue(NamedTuple):
-    """Keys and values that queries attend to, each (B, H', S, Dh); H' divides H."""
-
-    key: Tensor
-    value: Tensor
 
 
 def attend(
@@ -302,20 +295,6 @@ class SelfAttention(nn.Module):
         if self.inner_norm is not None:
             attended = by_set(self.inner_norm, attended, ways)
         return by_set(self.output, attended, ways)
-
-
-class SourcePast:
-    """Keys and values (B, H, S, Dh) of the encoded source, stored once per sentence."""
-
-    def __init__(self, memory: KeyValue) -> None:
-        self.memory = memory
-
-    def reorder(self, rows: Tensor) -> None:
-        """Do nothing: hypotheses never leave their sentence."""
-
-    def keep_sentences(self, kept: KeptSentences) -> None:
-        """Keep only some of the sentences."""
-        self.memory = KeyValue(*map(kept.apply, self.memory))
 
 
 class CrossAttention(nn.Module):

@@ -234,3 +234,24 @@ class KeyValueBuffer:
         """Keep only some of the sentences."""
         if self._key is not None and self._value is not None:
             self._key, self._value = kept.apply(self._key), kept.apply(self._value)
+
+
+class KeyValue(NamedTuple):
+    """Keys and values that queries attend to, each (B, H', S, Dh); H' divides H."""
+
+    key: Tensor
+    value: Tensor
+
+
+class SourcePast:
+    """Keys and values (B, H, S, Dh) of the encoded source, stored once per sentence."""
+
+    def __init__(self, memory: KeyValue) -> None:
+        self.memory = memory
+
+    def reorder(self, rows: Tensor) -> None:
+        """Do nothing: hypotheses never leave their sentence."""
+
+    def keep_sentences(self, kept: KeptSentences) -> None:
+        """Keep only some of the sentences."""
+        self.memory = KeyValue(*map(kept.apply, self.memory))

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ds_seq.config.model.depth import deepnorm, subln
 from ds_seq.models.seq2seq import Seq2SeqTransformer
-from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
+from ds_seq.modules.attention import SelfAttention, attend, attend_with_map
 from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.rms_norm import RmsNorm
 from ds_seq.moe.experts import Experts
 from tests.batches import encode, score

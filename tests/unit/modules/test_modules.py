@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from ds_seq.modules import attention, linear
-from ds_seq.modules.attention import KeyValue, SelfAttention, attend, attend_with_map
+from ds_seq.modules.attention import SelfAttention, attend, attend_with_map
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.modules.feed_forward import FeedForward
-from ds_seq.modules.kv_cache import is_identity
+from ds_seq.modules.kv_cache import KeyValue, is_identity
 from ds_seq.modules.positions import LearnedPositions, SinusoidalPositions
 from ds_seq.modules.residual import dropout
 
