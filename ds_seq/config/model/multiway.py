@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from ds_seq.config.base import Config, FieldErrors
-from ds_seq.names import Stack
+from ds_seq.names import Placement, Stack
 
 _MOST_SETS = 256
 
@@ -23,7 +23,7 @@ class MultiwayConfig(Config):
         "tag chooses one set for a sentence, and a separator splits each sentence where it stands. "
         "Decoder and cross-attention use the set of the first source token.",
     )
-    placement: Literal["encoder", "decoder", "both"] = Field(
+    placement: Placement = Field(
         default="both", description="Stacks with several sets."
     )
 
