@@ -22,8 +22,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import LayerResult, StackResult
-from ds_seq.modules.body import Body, BodyOutput, Context, Past, by_set
+from ds_seq.modules.body import Body, BodyOutput, Context, Past
 from ds_seq.modules.kv_cache import BeamPaths
+from ds_seq.modules.linear import by_set
 from ds_seq.modules.position_bias import Window
 from ds_seq.modules.residual import Residual, dropout
 from ds_seq.moe.calls import moe_calls

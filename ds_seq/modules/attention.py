@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.body import BodyOutput, Context, by_set
+from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer, SourcePast
-from ds_seq.modules.linear import Linear, LinearMaker
+from ds_seq.modules.linear import Linear, LinearMaker, by_set
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
 

@@ -57,12 +57,6 @@ class Context(NamedTuple):
     """`ds_seq.modules.adapter.AdapterRows`: which sentences pass through which adapter; or None."""
 
 
-def by_set(module: Any, x: Tensor, ways: Ways | None) -> Tensor:
-    """Apply a linear map or norm to x (B, T, ...), or that of each token's set, if it has sets."""
-    y: Tensor = module(x) if ways is None else module(x, ways)
-    return y
-
-
 class BodyOutput(NamedTuple):
     """What a body returns."""
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ds_seq.modules.body import by_set
+from ds_seq.modules.linear import by_set
 
 if TYPE_CHECKING:
     from ds_seq.modules.multiway import Ways

@@ -23,9 +23,7 @@ class MultiwayConfig(Config):
         "tag chooses one set for a sentence, and a separator splits each sentence where it stands. "
         "Decoder and cross-attention use the set of the first source token.",
     )
-    placement: Placement = Field(
-        default="both", description="Stacks with several sets."
-    )
+    placement: Placement = Field(default="both", description="Stacks with several sets.")
 
     @property
     def num_sets(self) -> int:
