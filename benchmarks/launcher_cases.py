@@ -28,13 +28,14 @@ from benchmarks.hang_cases import (
     free_port,
     logged_updates,
 )
-from ds_seq.files import heartbeats
+from ds_seq.files import LOCK_FILE, heartbeats, is_locked
 from ds_seq.files.heartbeats import Heartbeats
+from ds_seq.runs.verification import verify
 from ds_seq.supervision.processes import adopt_orphans
 
 LIMIT = 90.0  # seconds in which all processes must have ended: two saves on a busy machine
 _START = 180.0  # seconds until a command works, on a busy machine
-_NOISE = re.compile(r"^Traceback \(most recent call last\)", re.MULTILINE)
+_TRACEBACK = re.compile(r"^\S*Traceback \(most recent call last\)", re.MULTILINE)
 
 
 MOMENTS = {"imports": 0.0, "start": 0.0, "work": 0.5}
@@ -50,7 +51,9 @@ class Outcome:
         code: exit code of the launcher's command, as a shell has it; None: it did not end.
         seconds: seconds until the last process had ended; None: some ran on.
         left: processes that ran on, and were killed by the benchmark.
+        codes: exit codes that the ranks have written, in no order; None: they were killed.
         tracebacks: number of tracebacks of ds_seq in the output.
+        is_sound: whether nothing in the run folder is damaged, and nobody holds its lock.
         update: newest update that is logged.
         saved: update of the newest checkpoint.
         text: the output.
@@ -59,7 +62,9 @@ class Outcome:
     code: int | None = None
     seconds: float | None = None
     left: int = 0
+    codes: list[int | None] = field(default_factory=list)
     tracebacks: int = 0
+    is_sound: bool = True
     update: int = 0
     saved: int = 0
     text: str = field(default="", repr=False)
@@ -91,7 +96,10 @@ class Launched:
         """Return all processes of the command that still run."""
         self.look()
         self.command.poll()
-        found = [self.family[pid] for pid in self.family if _runs(self.family[pid])]
+        for process in self.beats.processes.values():  # SLURM starts them, not this process
+            if process.is_running and process.pid not in self.family:
+                self.family[process.pid] = psutil.Process(process.pid)
+        found = [process for process in self.family.values() if _runs(process)]
         for pid in list(self.family):  # what this process has adopted
             if pid != self.command.pid:
                 try:
@@ -144,11 +152,23 @@ def _inner(run: Launched) -> int:
     return int(psutil.Process(run.ranks()[0]).ppid())
 
 
+ALL_LAUNCHERS = {
+    **LAUNCHERS,
+    # on the cluster of `SLURM_CONF`
+    "srun": lambda words: [
+        [
+            *("srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1"),
+            *(sys.executable, "-m", "ds_seq", *words),
+        ]
+    ],
+}
 TARGETS: dict[str, tuple[str, Target]] = {
     "torchrun": ("torchrun", _command),
     "deepspeed": ("deepspeed", _command),
     "deepspeed.launcher.launch": ("deepspeed", _inner),
     "mpirun": ("mpirun", _command),
+    "srun": ("srun", _command),
+    "slurmstepd": ("srun", _inner),
 }
 """Process that is hit -> launcher, and how it is found."""
 
@@ -158,7 +178,7 @@ def launch(launcher: str, words: Sequence[str], folder: Path) -> Launched:
     adopt_orphans()
     beats, log = folder / "beats", folder / "log"
     beats.mkdir()
-    [line] = LAUNCHERS[launcher](words)
+    [line] = ALL_LAUNCHERS[launcher](words)
     port = str(free_port())
     environ = {**environment(), heartbeats.FOLDER: str(beats)}
     with log.open("wb") as file:
@@ -229,7 +249,11 @@ def _outcome(run: Launched, folder: Path) -> Outcome:
     code = run.command.poll()
     outcome.code = 128 - code if code is not None and code < 0 else code
     outcome.text = run.log.read_text(errors="replace")
-    outcome.tracebacks = len(_NOISE.findall(outcome.text))
+    # launchers print some of their own: torchrun's agent at every signal, `deepspeed` at SIGINT
+    outcome.tracebacks = sum("/ds_seq/" in text for text in _TRACEBACK.split(outcome.text)[1:])
+    run.beats.read()
+    outcome.codes = [process.code for process in run.beats.processes.values()]
+    outcome.is_sound = _is_sound(folder / "run")
     outcome.update = max(logged_updates(folder / "run"), default=0)
     outcome.saved = saved_update(folder / "run")
     return outcome
@@ -239,6 +263,14 @@ def saved_update(run: Path) -> int:
     """Return the update of the newest checkpoint of a run; 0 without one."""
     names = [path.parent.name[7:] for path in run.glob("checkpoints/update_*/checkpoint.json")]
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def _is_sound(run: Path) -> bool:
+    """Return whether the files of a run are intact, and another process could take it over."""
+    if is_locked(run / LOCK_FILE) or any(run.glob("checkpoints/*.incomplete")):
+        return False
+    is_begun = (run / "config.yaml").exists()
+    return not is_begun or all(finding.is_sound for finding in verify(run))
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:

@@ -22,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import add_common_arguments, finish
 from benchmarks.survival_report import goals, report
+from benchmarks.survival_rounding import rounding
 from benchmarks.survival_trials import SECTIONS, Bench
 
 Row = dict[str, Any]
+ALL_SECTIONS = {**SECTIONS, "rounding": rounding}
 
 
 def main() -> int:
@@ -33,7 +35,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and results")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=ALL_SECTIONS, default=list(ALL_SECTIONS))
     parser.add_argument("--trials", type=int, default=100, help="kills, and signals")
     parser.add_argument("--report", action="store_true", help="no further trials")
     add_common_arguments(parser)
@@ -42,7 +44,7 @@ def main() -> int:
     if not args.report:
         bench = Bench(args.out.resolve(), 6 if args.quick else args.trials)
         for section in args.only:
-            _complete(SECTIONS[section], section, bench, journal)
+            _complete(ALL_SECTIONS[section], section, bench, journal)
     rows = _read(journal)
     return finish("Survival", report(rows), goals(rows), args.record)
 

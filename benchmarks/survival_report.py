@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 def report(rows: Sequence[Row]) -> str:
     """Return the tables of all sections that have rows."""
-    parts = (_kills, _signals, _damage, _layouts, _memory, _stall)
+    parts = (_kills, _signals, _damage, _layouts, _rounding, _memory, _stall)
     return "\n\n".join(text for part in parts if (text := part(rows)))
 
 
@@ -128,6 +128,16 @@ def _layouts(rows: Sequence[Row]) -> str:
     )
     title = "### Layouts (ranks, expert parallel, stage of ZeRO): largest difference of a weight"
     return f"{title}\n\n{table(('killed in, resumed in', *names), lines)}\n\n{note}"
+
+
+def _rounding(rows: Sequence[Row]) -> str:
+    lines = [
+        (str(row["layout"]), f"{row['copy']:.0e}", f"{row['moved']:.0e}")
+        for row in _of(rows, "rounding")
+    ]
+    header = ("layout", "resumed as it is", "each weight moved to the next number of fp32")
+    title = "### Rounding: largest difference of a weight to the uninterrupted run"
+    return f"{title}\n\n{table(header, lines)}" if lines else ""
 
 
 def _difference(row: Row | None, is_same: bool) -> str:

@@ -132,7 +132,7 @@ def kill(bench: Bench, trial: int) -> Row | None:
     again.wait_until(lambda: _logged_after(run, begin), LIMIT)
     seconds = time.time() - begin
     outcome = again.wait(LIMIT)
-    same = outcome.codes == [0, 0] and _difference(expected, tensors(run)) == 0.0
+    same = outcome.codes == [0, 0] and difference(expected, tensors(run)) == 0.0
     return {
         "in_save": was_in_save,
         "one_rank": one_rank,
@@ -163,9 +163,9 @@ def layouts(bench: Bench, trial: int) -> Row | None:
     row: Row = {"written": written, "read": read, "difference": None, "note": outcome.text[-600:]}
     if outcome.codes == [0] * read[0]:
         losses = [_last_loss(each) for each in (bench.whole(written), run)]
-        row["difference"], row["note"] = _difference(expected, tensors(run)), ""
+        row["difference"], row["note"] = difference(expected, tensors(run)), ""
         row["loss_difference"] = abs(losses[0] - losses[1]) / losses[0]
-        row["without_kill"] = _difference(expected, tensors(bench.whole(read)))
+        row["without_kill"] = difference(expected, tensors(bench.whole(read)))
     return row
 
 
@@ -197,19 +197,19 @@ def send_signal(bench: Bench, trial: int) -> Row | None:
 def damage(bench: Bench, trial: int) -> Row | None:
     """Damage a file of the newest checkpoint in one way, and resume."""
     whole = bench.whole(LAYOUTS[0])
-    names = [*sorted(path.name for path in _newest(whole).iterdir()), "index.json"]
+    names = [*sorted(path.name for path in newest(whole).iterdir()), "index.json"]
     ways = [(name, how) for name in names for how in DAMAGES]
     if trial >= len(ways):
         return None
     name, how = ways[trial]
     run = bench.fresh("damaged")
     shutil.copytree(whole, run)
-    path = (run / "checkpoints" if name == "index.json" else _newest(run)) / name
+    path = (run / "checkpoints" if name == "index.json" else newest(run)) / name
     DAMAGES[how](path, random.Random(trial))
     outcome = bench.train(run, LAYOUTS[0]).wait(LIMIT)
     lines = [line for line in outcome.text.splitlines() if "warning" in line]
-    exact = outcome.codes == [0, 0] and _difference(tensors(whole), tensors(run)) == 0.0
-    is_named = any(name in line or _newest(whole).name in line for line in lines)
+    exact = outcome.codes == [0, 0] and difference(tensors(whole), tensors(run)) == 0.0
+    is_named = any(name in line or newest(whole).name in line for line in lines)
     return {
         "file": name,
         "damage": how,
@@ -269,18 +269,20 @@ def _usual_seconds(bench: Bench, layout: Sequence[int]) -> float:
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Return the weights in the newest checkpoint of a run."""
     found = {}
-    for path in _newest(run).glob("weights.*.safetensors"):
+    for path in newest(run).glob("weights.*.safetensors"):
         with safe_open(str(path), framework="pt") as file:
             found.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
     return found
 
 
-def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
+def difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> float:
+    """Return the largest difference of a weight."""
     assert expected.keys() == found.keys() and expected
     return max(float((expected[key] - found[key]).abs().max()) for key in expected)
 
 
-def _newest(run: Path) -> Path:
+def newest(run: Path) -> Path:
+    """Return the newest checkpoint of a run."""
     return max(path for path in run.glob("checkpoints/update_*") if path.name[7:].isdigit())
 
 

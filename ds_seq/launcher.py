@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from ds_seq.errors import EXIT_RANK_LOST
 from ds_seq.files import heartbeats
@@ -61,24 +61,33 @@ class _Watch:
     def __init__(self, ancestors: list[_Ancestor]) -> None:
         self.on_loss: Callable[[], None] | None = None
         self._ancestors = ancestors
+        self._ending = threading.Lock()
         threading.Thread(target=self._run, name="launcher", daemon=True).start()
 
     def lost(self) -> _Ancestor | None:
         """Return an ancestor that has ended, or None."""
         return next((each for each in self._ancestors if not each.is_running()), None)
 
+    def end(self, lost: _Ancestor) -> NoReturn:
+        """Say why, and end the process."""
+        with self._ending:  # one thread says it
+            _print(f"{_what(lost)}; ends with exit code {EXIT_RANK_LOST}\n")
+            heartbeats.write("end", {"code": EXIT_RANK_LOST})
+            os._exit(EXIT_RANK_LOST)
+
     def _run(self) -> None:
         while (lost := self.lost()) is None:
             time.sleep(_TURN)
-        what = f"ds-seq: process {os.getpid()}: its launcher ({lost.name}, process {lost.pid}) "
         on_loss = self.on_loss
-        if on_loss is not None and _SLURM_JOB not in os.environ:
-            _print(what + "has ended; the training saves and stops\n")
-            on_loss()
-            return
-        _print(what + f"has ended; ends with exit code {EXIT_RANK_LOST}\n")
-        heartbeats.write("end", {"code": EXIT_RANK_LOST})
-        os._exit(EXIT_RANK_LOST)
+        if on_loss is None or _SLURM_JOB in os.environ:
+            self.end(lost)
+        _print(f"{_what(lost)}; the training saves and stops\n")
+        on_loss()
+
+
+def _what(lost: _Ancestor) -> str:
+    who = f"its launcher ({lost.name}, process {lost.pid})"
+    return f"ds-seq: process {os.getpid()}: {who} has ended"
 
 
 _watch: _Watch | None = None
@@ -104,6 +113,12 @@ def when_lost(callback: Callable[[], None] | None) -> None:
 def is_lost() -> bool:
     """Return whether the launcher has ended before this process."""
     return _watch is not None and _watch.lost() is not None
+
+
+def end_if_lost() -> None:
+    """End this process if its launcher has ended, which is then why other ranks are gone."""
+    if _watch is not None and (lost := _watch.lost()) is not None:
+        _watch.end(lost)
 
 
 def _forget() -> None:

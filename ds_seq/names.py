@@ -52,6 +52,7 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
 """How rotary positions change for longer texts."""
@@ -135,7 +136,8 @@ InvalidUtf8 = Literal["stop", "drop", "replace"]
 """What happens to a line that is not UTF-8."""
 SENTENCEPIECE = "sentencepiece"
 FAIRSEQ_DICT = "fairseq_dict"
-TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT)
+HUGGINGFACE = "huggingface"
+TOKENIZER_NAMES = (SENTENCEPIECE, FAIRSEQ_DICT, HUGGINGFACE)
 """Values of `data.vocab.name` other than `package.module:Name`."""
 CONFIG_FILE = "config.yaml"
 """Name of the file with the experiment of a run or an export, in its folder."""

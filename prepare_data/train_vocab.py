@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     except ValidationError as error:
         reasons = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
         raise UserError("\n".join(reasons)) from None
-    left_out = {"name", "options", "fairseq"}
+    left_out = {"name", "options", "fairseq", "huggingface"}
     tokenizer = SentencePieceTokenizer.train(
         arguments.files, seed=arguments.seed, **vocab.model_dump(exclude=left_out)
     )

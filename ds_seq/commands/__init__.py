@@ -48,6 +48,7 @@ _HELP = {
     "pseudo-label": "run folder + shards -> shards with its translations",
     "score": "translations + references -> BLEU, chrF, p-values",
     "export": "run folder -> one file that translates",
+    "import": "checkpoint of fairseq -> run folder",
     "average": "checkpoints -> their mean, as one model",
     "prune-experts": "run folder + text -> smaller model for that kind of text",
     "make-student": "run folder -> smaller model made of some of its layers",
@@ -66,6 +67,7 @@ def _command(name: str, help: str) -> Command:
 
 
 COMMANDS = {name: _command(name, help) for name, help in _HELP.items()}
+COMMANDS["import"] = _command("import-model", _HELP["import"])  # `import` names no module
 for _name in ("supervise", "from-fairseq"):
     COMMANDS[_name] = COMMANDS[_name]._replace(wraps=True)
 COMMANDS["verify-data"] = COMMANDS["verify-data"]._replace(module=COMMANDS["verify"].module)

@@ -93,7 +93,9 @@ class Steering:
         if self.allowed is not None:
             outputs = [[*common, *ids] for ids in reader.outputs(self.allowed, len(common))]
             guides.append(AllowedOutputs(outputs, len(tokenizer), search.symbols.eos))
-        steered = replace(search, guides=(*search.guides, *guides))
+        # the opening of all sentences, which the search forces by itself, is in `common`
+        others = (guide for guide in search.guides if not isinstance(guide, Prefixes))
+        steered = replace(search, guides=(*others, *guides))
         if self.constraints is None:
             return steered
         if search.sampling is not None or search.selection != Plain():
@@ -111,7 +113,7 @@ class Steering:
         The tag is left out, and an allowed output is written as its file spells it.
         """
         common = self._common(tokenizer)
-        tag = common[0] if common else None
+        tag = common[-1] if self.target_tag is not None else None
         if self.allowed is None:
             return Spelling(tokenizer, tag)
         lines: dict[tuple[int, ...], str] = {}
@@ -145,7 +147,8 @@ class Steering:
 
     def _common(self, tokenizer: Tokenizer) -> list[int]:
         """Return the tokens with which all translations begin."""
-        return [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
+        tag = [] if self.target_tag is None else [_tag_id(self.target_tag, tokenizer)]
+        return [*tokenizer.symbols.opening, *tag]
 
 
 def read_steering(args: argparse.Namespace) -> Steering:

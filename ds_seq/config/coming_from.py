@@ -37,8 +37,9 @@ What is different:
 - All schedules count updates, not batches.
 - A run resumes on any number of processes, and `--resume` continues with the very next batch.
 - A whole command of fairseq is translated by `ds-seq from-fairseq -- fairseq-train ...`; see
-  `FROM_FAIRSEQ.md`. Data and vocabularies of fairseq are read as they are:
-  `data.source: {name: fairseq, folders: ...}`, `data.vocab.fairseq`, `ds-seq convert-data`.
+  `FROM_FAIRSEQ.md`. Its checkpoints become runs by `ds-seq import fairseq`.
+- Data and vocabularies of fairseq are read as they are: `data.source: {name: fairseq, folders:
+  ...}`, `data.vocab.fairseq`, `ds-seq convert-data`.
 """
 
 _ARCHITECTURES = """\

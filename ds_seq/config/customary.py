@@ -43,7 +43,7 @@ _BATCH = "(batches are sized by tokens; train.accumulate sets the batches per up
 _LAYERS = "model.encoder_layers and model.decoder_layers"
 _LENGTHS = "data.max_source_length and data.max_target_length"
 _TRANSLATION_LENGTH = "generation.max_len_a and generation.max_len_b"
-_SHARE = "model.share_embeddings (none, decoder, all)"
+_SHARE = "model.share_embeddings (none, decoder, inputs, all)"
 _SAME_SIZE = "(validation has batches of the same size)"
 _ZERO = "zero_optimization.stage in the DeepSpeed JSON that train.deepspeed names"
 

@@ -151,13 +151,13 @@ class ExperimentConfig(Config):
         ]
 
     def _sharing_errors(self) -> list[tuple[str, str]]:
-        if self.data.vocab.joint or self.model.share_embeddings != "all":
+        if self.data.vocab.joint or not self.model.shares_inputs:
             return []
         return [
             (
                 "model.share_embeddings",
-                "all: source and target have vocabularies of their own (data.vocab.joint is "
-                "false), so one table cannot serve both; use decoder or none",
+                f"{self.model.share_embeddings}: source and target have vocabularies of their own "
+                "(data.vocab.joint is false), so one table cannot serve both; use decoder or none",
             )
         ]
 

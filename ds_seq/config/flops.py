@@ -58,8 +58,10 @@ def training_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     width, layers = model.d_model, {stack: model.calls_of(stack) for stack in model.stacks}
     weights = {stack: model.active_weights(stack) for stack in model.stacks}
     encoder, decoder = weights.get("encoder", 0), weights.get("decoder", 0)
-    moved = layers.get("decoder", 0) * 2 * width * width  # keys and values of the source
-    pair = 2 * 2 * width  # queries with keys, and attention with values
+    head = model.head_width(width)
+    # keys and values of the source
+    moved = layers.get("decoder", 0) * 2 * width * (model.num_kv_heads or model.num_heads) * head
+    pair = 2 * 2 * model.num_heads * head  # queries with keys, and attention with values
     forward = (
         2 * (encoder + moved),
         2 * (decoder - moved + width * vocab_size),

@@ -175,8 +175,11 @@ def _missing_vocab(config: ExperimentConfig) -> Iterator[tuple[str, str]]:
         where = f"data.vocab.{side}" if side else "data.vocab"
         if vocab.normalization.endswith(".tsv"):
             yield from _absent(f"{where}.normalization", vocab.normalization, "file")
-        for key, path in {} if vocab.fairseq is None else vocab.fairseq.files.items():
-            yield from _absent(f"{where}.fairseq.{key}", path, "file")
+        if vocab.made_elsewhere is not None:
+            kind, section = vocab.made_elsewhere
+            for key, path in section.files.items():
+                what = "folder" if key == "path" else "file"
+                yield from _absent(f"{where}.{kind}.{key}", path, what)
 
 
 def _absent(key: str, path: str, kind: str) -> Iterator[tuple[str, str]]:

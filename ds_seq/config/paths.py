@@ -26,7 +26,7 @@ TEXT_KEYS = dict.fromkeys(
 _CHANGES = dict.fromkeys(FILES, "")
 _CLEAN = {**_CHANGES, "pairs": {_ANY: _CHANGES}}
 _FAIRSEQ = {"dictionary": "", "codes": "", "sentencepiece": ""}
-_VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ}
+_VOCAB = {"normalization": ".tsv", "fairseq": _FAIRSEQ, "huggingface": {"path": ""}}
 _CRITERION = {"teacher": "", "cache": ""}
 _INPUTS = {
     "data": {

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ds_seq.config.base import PLUGIN, Config, FieldErrors, NonNegativeInt
 from ds_seq.names import (
     FAIRSEQ_DICT,
+    HUGGINGFACE,
     IDENTITY,
     NORMALIZATION_RULES,
     SENTENCEPIECE,
@@ -29,6 +30,11 @@ _SENTENCEPIECE_ONLY = (
     "input_sentence_size",
     "normalization",
 )
+_MADE_ELSEWHERE = (
+    (FAIRSEQ_DICT, "fairseq", "dictionary, such as {dictionary: dict.en.txt, codes: bpe.codes}"),
+    (HUGGINGFACE, "huggingface", "folder, such as {path: models/nllb}"),
+)
+"""Vocabularies that are read and not trained: name, section, what it needs."""
 _Size = Annotated[int, Field(ge=8, le=10_000_000)]
 _Coverage = Annotated[float, Field(gt=0.0, le=1.0)]
 _ModelType = Literal["unigram", "bpe"]
@@ -71,20 +77,44 @@ class FairseqDictConfig(Config):
         return self
 
 
+class HuggingFaceVocabConfig(Config):
+    """Folder of a tokenizer that was made for transformers."""
+
+    path: str = Field(
+        min_length=1, description="Folder with the tokenizer and the `config.json` of its model."
+    )
+    source_code: str | None = Field(
+        default=None,
+        description="The model's symbol for the language of the source, such as `deu_Latn`; null: "
+        "the one that `data.source_lang` names.",
+    )
+    target_code: str | None = Field(
+        default=None, description="The same for the language of the target."
+    )
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The folder, by key."""
+        return {"path": self.path}
+
+
 class VocabFields(Config):
     """Options of one vocabulary."""
 
     name: Annotated[str, PLUGIN] = Field(
         default="sentencepiece",
-        description="`sentencepiece`; `fairseq_dict`, files that were made for fairseq; or "
-        "`package.module:Name` of an external tokenizer class, which also receives `size` and "
-        "`user_symbols`.",
+        description="`sentencepiece`; `fairseq_dict`, files that were made for fairseq; "
+        "`huggingface`, a folder that was made for transformers; or `package.module:Name` of an "
+        "external tokenizer class, which also receives `size` and `user_symbols`.",
     )
     options: dict[str, Any] = Field(
         default={}, description="Training options of an external tokenizer; others accept none."
     )
     fairseq: FairseqDictConfig | None = Field(
         default=None, description="Files of a vocabulary named `fairseq_dict`."
+    )
+    huggingface: HuggingFaceVocabConfig | None = Field(
+        default=None, description="Folder of a vocabulary named `huggingface`."
     )
 
     size: _Size = Field(default=32000, description="Vocabulary size, special symbols included.")
@@ -113,6 +143,14 @@ class VocabFields(Config):
         default=[],
         description="Strings that are always a single subword, such as `<2de>`.",
     )
+
+    @property
+    def made_elsewhere(self) -> tuple[str, FairseqDictConfig | HuggingFaceVocabConfig] | None:
+        """Key and section of the files of a vocabulary that is read and not trained, if it is."""
+        for name, key, _ in _MADE_ELSEWHERE:
+            if self.name == name:
+                return key, vars(self)[key]
+        return None
 
     @field_validator("name")
     @classmethod
@@ -180,19 +218,20 @@ class VocabFields(Config):
     def _kind_errors(self) -> list[tuple[str, str]]:
         """Return options that belong to another kind of vocabulary."""
         errors = []
-        if self.name in (SENTENCEPIECE, FAIRSEQ_DICT) and self.options:
+        if self.name in TOKENIZER_NAMES and self.options:
             message = "only an external tokenizer (`package.module:Name`) accepts options"
             errors.append(("options", message))
-        if self.name == FAIRSEQ_DICT and self.fairseq is None:
-            example = "{dictionary: dict.en.txt, codes: bpe.codes}"
-            message = f"missing: name the dictionary, such as {example}"
-            errors.append(("fairseq", message))
-        if self.name != FAIRSEQ_DICT and self.fairseq is not None:
-            message = f"belongs to name: {FAIRSEQ_DICT}, but name is {self.name}; set that"
-            errors.append(("fairseq", message))
+        for name, key, example in _MADE_ELSEWHERE:
+            section = vars(self)[key]
+            if self.name == name and section is None:
+                errors.append((key, f"missing: name the {example}"))
+            if self.name != name and section is not None:
+                message = f"belongs to name: {name}, but name is {self.name}; set that"
+                errors.append((key, message))
         if self.name == SENTENCEPIECE:
             return errors
-        where = "data.vocab.fairseq" if self.name == FAIRSEQ_DICT else "data.vocab.options"
+        keys = {name: key for name, key, _ in _MADE_ELSEWHERE}
+        where = f"data.vocab.{keys.get(self.name, 'options')}"
         message = f"applies to sentencepiece only; set options of {self.name} in {where}"
         defaults = VocabFields.model_fields
         foreign = [k for k in _SENTENCEPIECE_ONLY if vars(self)[k] != defaults[k].default]
@@ -205,6 +244,9 @@ class VocabSideConfig(Config):
     name: Annotated[str | None, PLUGIN] = Field(default=None, description="As in data.vocab.")
     options: dict[str, Any] | None = Field(default=None, description="As in data.vocab.")
     fairseq: FairseqDictConfig | None = Field(default=None, description="As in data.vocab.")
+    huggingface: HuggingFaceVocabConfig | None = Field(
+        default=None, description="As in data.vocab."
+    )
     size: _Size | None = Field(default=None, description="As in data.vocab.")
     model_type: _ModelType | None = Field(default=None, description="As in data.vocab.")
     character_coverage: _Coverage | None = Field(default=None, description="As in data.vocab.")

@@ -95,10 +95,12 @@ def side_options(vocab: VocabFields) -> dict[str, Any]:
     options = vocab.model_dump(mode="json", include=set(VocabFields.model_fields))
     if options["normalization"].endswith(".tsv"):
         options["normalization"] = Path(options["normalization"]).name
-    if vocab.fairseq is None:
-        del options["fairseq"]
-    else:
-        options["fairseq"] |= {key: Path(file).name for key, file in vocab.fairseq.files.items()}
+    for key in ("fairseq", "huggingface"):
+        if options[key] is None:
+            del options[key]
+    if vocab.made_elsewhere is not None:
+        key, section = vocab.made_elsewhere
+        options[key] |= {name: Path(file).name for name, file in section.files.items()}
     return options
 
 

@@ -183,8 +183,11 @@ class PartEncoder:
 
 def _encode(tokenizer: Tokenizer, lines: Sequence[str]) -> TokenBlock:
     sentences = tokenizer.encode_lines(lines)
+    symbols = tokenizer.symbols
     for ids in sentences:
-        ids.append(tokenizer.symbols.eos)
+        ids.append(symbols.eos)
+        if symbols.opening:
+            ids[:0] = symbols.opening
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
     # an array of the standard library takes integers from a list twice as fast as numpy does
     tokens = np.frombuffer(array("I", list(chain.from_iterable(sentences))), np.uint32)

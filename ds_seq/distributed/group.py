@@ -15,7 +15,7 @@ from ds_seq import launcher
 from ds_seq.activity import HANG_SECONDS
 from ds_seq.distributed.device import choose_gpu_kernels, keep_freed_memory
 from ds_seq.distributed.launch import World, discover, free_port
-from ds_seq.distributed.quiet import import_deepspeed, quiet_deepspeed
+from ds_seq.distributed.quiet import import_deepspeed, late_collectives, quiet_deepspeed
 from ds_seq.distributed.roll_call import roll_call
 from ds_seq.distributed.watchdog import Watchdog, watching
 from ds_seq.errors import UserError
@@ -62,7 +62,9 @@ def init(world: World) -> None:
     global _store
     try:
         _store = roll_call(world) if world.size > 1 else None
-        deepspeed.init_distributed("gloo" if on_cpu else "nccl", timeout=_TIMEOUT, verbose=False)
+        backend = "gloo" if on_cpu else "nccl"
+        with late_collectives():
+            deepspeed.init_distributed(backend, timeout=_TIMEOUT, verbose=False)
     except dist.DistNetworkError as error:
         raise UserError(
             f"rank {world.rank} cannot connect to the others at {world.address}:"

@@ -1,14 +1,20 @@
-"""Import and run DeepSpeed without its unsolicited output and work."""
+"""Import and run DeepSpeed without its unsolicited output and work, and see its collectives."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from ds_seq.environment import variable
+
+_KEPT = ("all_gather_into_tensor", "reduce_scatter_tensor")
 
 
 def import_deepspeed() -> None:
@@ -43,6 +49,33 @@ def import_zero() -> None:
 
     with variable("TORCHDYNAMO_DISABLE", "1"):
         import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+
+
+@contextmanager
+def late_collectives() -> Iterator[None]:
+    """Let DeepSpeed, which is initialized in the block, look up collectives when it calls them.
+
+    It keeps two functions of `torch.distributed` from its start on. The collectives of ZeRO would
+    then pass by whoever replaces these functions, such as the recorder that knows whether a rank
+    waits for others.
+    """
+    import torch.distributed as dist
+
+    def late(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def call(*args: Any, **options: Any) -> Any:
+            return vars(dist)[name](*args, **options)
+
+        return call
+
+    originals = {name: vars(dist)[name] for name in _KEPT if name in vars(dist)}
+    for name, original in originals.items():
+        setattr(dist, name, late(name, original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
 
 
 def quiet_deepspeed() -> None:

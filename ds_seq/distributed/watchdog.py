@@ -28,6 +28,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from ds_seq import launcher
 from ds_seq.activity import CURRENT, HANG_SECONDS, mark, start
 from ds_seq.distributed.flight_recorder import RECORDER
 from ds_seq.distributed.heartbeat import Heartbeat
@@ -223,6 +224,7 @@ def watching(
     except BaseException as error:
         dog.stop(_farewell(world, error, seconds))
         if isinstance(error, RuntimeError) and RECORDER.caused(error):
+            launcher.end_if_lost()
             raise _lost(world) from error
         raise
     else:

@@ -14,6 +14,7 @@ from ds_seq.generation.translate import BatchLimits
 from ds_seq.search.beam_search import BeamSearch
 from ds_seq.search.diversity import DiverseGroups, DiverseSiblings
 from ds_seq.search.guides import Plain, SelectionMaker
+from ds_seq.search.prefix import Prefixes
 from ds_seq.search.sampling import Sampling
 from ds_seq.text.tokenizer import Symbols
 
@@ -73,6 +74,7 @@ def build_search(
         selection=_build_selection(config, symbols.eos),
         max_positions=max_positions,
         num_best=num_best,
+        guides=(Prefixes(common=symbols.opening),) if symbols.opening else (),
     )
 
 

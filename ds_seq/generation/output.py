@@ -50,7 +50,9 @@ class Spelling:
 
     def num_tags(self, ids: Sequence[int]) -> int:
         """Return the number of ids at the start that are no part of the text."""
-        return int(self.tag is not None and len(ids) > 0 and ids[0] == self.tag)
+        opening = self.tokenizer.symbols.opening
+        count = len(opening) if tuple(ids[: len(opening)]) == opening else 0
+        return count + int(self.tag is not None and ids[count : count + 1] == [self.tag])
 
 
 @dataclass(frozen=True)

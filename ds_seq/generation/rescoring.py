@@ -63,19 +63,20 @@ def encode_rows(
         UserError: a translation is longer than the model accepts, so part of it has no score.
     """
     pairs: dict[int, ForcedPair] = {}
-    end = tokenizers.source.symbols.eos
+    framed, opening = tokenizers.source.symbols.framed, tokenizers.target.symbols.opening
+    room = max_positions - len(framed([]))
     sources = tokenizers.source.encode_lines(source)
     targets = tokenizers.target.encode_lines([row.text for row in rows])
     for number, (row, target) in enumerate(zip(rows, targets, strict=True)):
         ids = sources[row.line]
-        if len(target) >= max_positions:
+        if len(target) >= max_positions - len(opening):
             raise UserError(
                 f"{name}: line {row.where}: has {len(target):,} pieces; the model takes "
-                f"{max_positions - 1:,}; shorten or remove it"
+                f"{max_positions - len(opening) - 1:,}; shorten or remove it"
             )
         if ids or target:
-            pairs[number] = ForcedPair([*ids[: max_positions - 1], end], target)
-    cut = [number for number, ids in enumerate(sources, 1) if len(ids) >= max_positions]
+            pairs[number] = ForcedPair(framed(ids[:room]), [*opening, *target])
+    cut = [number for number, ids in enumerate(sources, 1) if len(ids) > room]
     return EncodedRows(pairs, cut, len(rows))
 
 

@@ -353,20 +353,21 @@ def _encode(
     tokenizer: Tokenizer, lines: Sequence[str], max_length: int, long_lines: LongLines, first: int
 ) -> tuple[dict[int, NDArray[np.int32]], frozenset[int]]:
     """Return the ids of the lines to search, and the lines that are too long, by number."""
-    sources, long = {}, set()
+    sources, long, symbols = {}, set(), tokenizer.symbols
+    room = max_length - len(symbols.framed([]))
     for start in range(0, len(lines), _ENCODED_AT_ONCE):
         block = lines[start : start + _ENCODED_AT_ONCE]
         for line, ids in enumerate(tokenizer.encode_lines(block), first + start):
-            if len(ids) >= max_length:
+            if len(ids) > room:
                 long.add(line)
                 if long_lines == "error":
                     raise UserError(
                         f"line {line + 1}: has {len(ids):,} tokens, the model takes "
-                        f"{max_length - 1:,}; shorten it, or say --long-lines truncate or skip"
+                        f"{room:,}; shorten it, or say --long-lines truncate or skip"
                     )
-                ids = [] if long_lines == "skip" else ids[: max_length - 1]
+                ids = [] if long_lines == "skip" else ids[:room]
             if ids:
-                sources[line] = np.array([*ids, tokenizer.symbols.eos], np.int32)
+                sources[line] = np.array(symbols.framed(ids), np.int32)
     return sources, frozenset(long)
 
 

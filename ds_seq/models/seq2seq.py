@@ -26,6 +26,7 @@ from ds_seq.names import Capture
 
 if TYPE_CHECKING:
     from ds_seq.modules.adapter import AdapterChoice
+    from ds_seq.modules.unpadded_attention import Lengths
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -88,6 +89,7 @@ class Seq2SeqTransformer(nn.Module):
             token_mask=inputs.target_mask,
             token_rows=rows,
             ways=self.decoder.ways_of(encoded.sets, inputs.target.size(1)),
+            source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
         decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
         decoder_losses = _sum_losses(layer.losses for layer in decoded.aux)
@@ -127,6 +129,7 @@ class Seq2SeqTransformer(nn.Module):
             tag=tag,
             token_rows=rows,
             adapters=adapters,
+            lengths=_lengths(source_mask, embedded, num_tokens),
         )
         sets = None if self.markers is None else self.markers(source)  # (B, S)
         if sets is not None and self.encoder.find_ways is not None:
@@ -225,6 +228,16 @@ def _real_rows(mask: Tensor, count: int | None = None) -> Tensor:
     flat = mask.reshape(-1)
     found = flat.nonzero() if count is None else torch.nonzero_static(flat, size=count)
     return found.squeeze(1)
+
+
+def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
+    """Return the real tokens of a mask (B, S) if attention should go by them, or None."""
+    if count is None or not mask.is_cuda:
+        return None
+    # imported here because only GPUs need it
+    from ds_seq.modules.unpadded_attention import lengths_of, serves
+
+    return lengths_of(mask, count) if serves(mask, like) else None
 
 
 def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:

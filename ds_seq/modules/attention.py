@@ -192,7 +192,7 @@ class SelfAttention(nn.Module):
     """Self-attention: a sequence attends to itself or, if causal, to its past.
 
     Args:
-        d_model: width of the model, D; a multiple of `num_heads`.
+        d_model: width of the model, D; a multiple of `num_heads` without `head_dim`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
         causal: whether position t attends to positions <= t only.
@@ -202,6 +202,7 @@ class SelfAttention(nn.Module):
             attention. None for one per head.
         norms: norms within the attention.
         make_linear: makes all maps, called like `Linear`.
+        head_dim: width of a head, Dh; None for D / H.
     """
 
     def __init__(
@@ -214,18 +215,20 @@ class SelfAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_width = d_model // num_heads
+        self.head_width = head_dim or d_model // num_heads
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
         kv_width = (num_kv_heads or num_heads) * self.head_width
-        widths = (d_model, kv_width, kv_width)
+        width = num_heads * self.head_width
+        widths = (width, kv_width, kv_width)
         self.qkv = make_linear(d_model, sum(widths), parts=widths, gain=_GAIN)
         self.query_norm, self.key_norm, self.inner_norm = norms
-        self.output = make_linear(d_model, d_model)
+        self.output = make_linear(width, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Attend within whole sequences.
@@ -245,7 +248,11 @@ class SelfAttention(nn.Module):
         if context.local is not None:
             attended = context.local.attend(query, memory, context.attention_mask, dropout)
             return BodyOutput(self._joined(attended, ways))
-        mask = _biased(context.attention_mask, context.position_bias)
+        lengths, bias = context.lengths, context.position_bias
+        if lengths is not None and bias is None and dropout == 0.0 and not context.with_maps:
+            attended = lengths.attend(query, key, value, lengths)
+            return BodyOutput(self._joined(attended, ways))
+        mask = _biased(context.attention_mask, bias)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self._joined(attended, ways), map=weights)
@@ -304,12 +311,13 @@ class CrossAttention(nn.Module):
     queries, so keys and values are not repeated K times.
 
     Args:
-        d_model: width of the model, D; a multiple of `num_heads`.
+        d_model: width of the model, D; a multiple of `num_heads` without `head_dim`.
         num_heads: number of heads, H.
         dropout: probability of dropping an attention weight in training.
         num_kv_heads: see `SelfAttention`.
         norms: norms of queries and keys; none of the output.
         make_linear: makes all maps, called like `Linear`.
+        head_dim: width of a head, Dh; None for D / H.
     """
 
     def __init__(
@@ -320,16 +328,18 @@ class CrossAttention(nn.Module):
         num_kv_heads: int | None = None,
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.head_width = d_model // num_heads
+        self.head_width = head_dim or d_model // num_heads
         self.dropout = dropout
         kv_width = (num_kv_heads or num_heads) * self.head_width
-        self.query = make_linear(d_model, d_model, gain=_GAIN)
+        width = num_heads * self.head_width
+        self.query = make_linear(d_model, width, gain=_GAIN)
         self.key_value = make_linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
         self.query_norm, self.key_norm = norms.query, norms.key
-        self.output = make_linear(d_model, d_model)
+        self.output = make_linear(width, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
         """Attend to the source.
@@ -347,7 +357,10 @@ class CrossAttention(nn.Module):
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, dropout=dropout)
             return BodyOutput(by_set(self.output, attended, context.ways), map=weights)
-        attended = attend(query, memory, mask, dropout=dropout)
+        if context.source_lengths is not None and dropout == 0.0:
+            attended = context.source_lengths.attend(query, *memory)
+        else:
+            attended = attend(query, memory, mask, dropout=dropout)
         return BodyOutput(by_set(self.output, attended, context.ways))
 
     def scale_parameters(self, factor: float) -> None:

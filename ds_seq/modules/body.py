@@ -20,6 +20,7 @@ from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
 if TYPE_CHECKING:
     from ds_seq.modules.local_attention import LocalAttention
     from ds_seq.modules.multiway import Ways
+    from ds_seq.modules.unpadded_attention import Lengths
 
 
 class Context(NamedTuple):
@@ -38,6 +39,10 @@ class Context(NamedTuple):
     position_bias: Tensor | None = None
     """(H, T, T) or (B, H, T, T), in a step (B, H, 1, C) or (B, H, K, C), H heads or 1; added to
     the scores of self-attention."""
+    lengths: Lengths | None = None
+    """Real tokens of the batch, which an encoder may use in place of `attention_mask`."""
+    source_lengths: Lengths | None = None
+    """The same of the source, in place of `source_mask`."""
     local: LocalAttention | None = None
     """Self-attention in blocks, in place of `position_bias`; None in a step and with maps."""
     with_maps: bool = False

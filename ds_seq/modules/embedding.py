@@ -31,6 +31,7 @@ class TokenEmbedding(nn.Module):
         pad_id: padding token; its row gets no gradient from embedding.
         width: width of the table, W; None for D, without a matrix.
         scaled: whether embeddings are multiplied by sqrt(D).
+        biased: whether there is a bias (V,) of the scores.
     """
 
     _packed: Packed | None = None
@@ -42,22 +43,26 @@ class TokenEmbedding(nn.Module):
         pad_id: int,
         width: int | None = None,
         scaled: bool = True,
+        biased: bool = False,
     ) -> None:
         super().__init__()
         self.pad_id = pad_id
         self.scale = math.sqrt(d_model) if scaled else 1.0
         self.weight = nn.Parameter(torch.empty(vocab_size, width or d_model))
+        self.bias = nn.Parameter(torch.empty(vocab_size)) if biased else None
         self.factor = None if width is None else Factor(width, d_model)
 
     def draw_parameters(self) -> None:
-        """Draw a normal distribution of deviation W ** -0.5; the padding row is zero."""
+        """Draw a normal distribution of deviation W ** -0.5; padding row and bias are zero."""
         nn.init.normal_(self.weight, std=self.weight.size(1) ** -0.5)
         with torch.no_grad():
             self.weight[self.pad_id].zero_()
+            if self.bias is not None:
+                self.bias.zero_()
 
     def pack(self, int8: bool = False) -> None:
         """Score with a packed copy from now on, see `ds_seq.modules.packed`."""
-        self._packed = pack(self.weight, None, int8)
+        self._packed = pack(self.weight, self.bias, int8)
 
     def forward(self, x: Tensor, project: bool = False) -> Tensor:
         """Embed token ids, or score hidden states against every token.
@@ -72,7 +77,7 @@ class TokenEmbedding(nn.Module):
         if project:
             if self.factor is not None:
                 x = self.factor(x, back=True)
-            return linear(x, self.weight, packed=self._packed)
+            return linear(x, self.weight, self.bias, packed=self._packed)
         embedded = F.embedding(x, self.weight, padding_idx=self.pad_id)
         if self.factor is not None:
             embedded = self.factor(embedded)

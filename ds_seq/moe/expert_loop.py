@@ -32,9 +32,14 @@ class _Net(NamedTuple):
     """Parameters of all experts, with the shapes of `Experts`."""
 
     w1: Tensor
-    b1: Tensor
+    b1: Tensor | None
     w2: Tensor
-    b2: Tensor
+    b2: Tensor | None
+
+
+def bias_of(biases: Tensor | None, expert: int) -> Tensor | None:
+    """Return the bias (O,) of one expert; None if there are no biases (E, 1, O)."""
+    return None if biases is None else biases[expert, 0]
 
 
 class PackedNet(NamedTuple):
@@ -98,9 +103,9 @@ class _ExpertLoop(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         w1: Tensor,
-        b1: Tensor,
+        b1: Tensor | None,
         w2: Tensor,
-        b2: Tensor,
+        b2: Tensor | None,
         noise: Tensor | None,
         activation: Activation,
         windows: _Windows,
@@ -109,6 +114,7 @@ class _ExpertLoop(torch.autograd.Function):
         y = _forward(x, _Net(w1, b1, w2, b2), noise, activation, windows, inner)
         ctx.save_for_backward(x, w1, w2, noise, *inner)
         ctx.activation, ctx.windows = activation, windows
+        ctx.has_biases = b1 is not None
         return y
 
     @staticmethod
@@ -117,11 +123,12 @@ class _ExpertLoop(torch.autograd.Function):
         x, w1, w2, noise, *inner = ctx.saved_tensors
         activation: Activation = ctx.activation
         grad_x = [x.new_empty(0, x.shape[1])]
-        grads = _empty_gradients(w1, w2) if ctx.needs_input_grad[1] else None  # may be frozen
+        grads = None
+        if ctx.needs_input_grad[1]:  # else frozen
+            grads = _empty_gradients(w1, w2, ctx.has_biases)
         for expert, window in enumerate(ctx.windows):
-            if window is None:  # idle: zero gradient; the tensors are uninitialized
-                for grad in grads or ():
-                    grad[expert].zero_()
+            if window is None:  # idle
+                _clear_gradients(grads, expert)
                 continue
             grad, kept = grad_y[window.rows], inner[expert]
             grad_inner = product(grad, w2[expert].t())  # (R_e, F), with respect to the hidden layer
@@ -131,21 +138,34 @@ class _ExpertLoop(torch.autograd.Function):
                 hidden = hidden * noise[window.rows]
             if grads is not None:
                 grads.w2[expert] = product(grad.t(), hidden.t())
-                torch.sum(grad[window.core], dim=0, keepdim=True, out=grads.b2[expert])
+                _sum_rows(grad[window.core], grads.b2, expert)
             grad_inner = _clear(activation.backward(grad_inner, kept), window)  # (R_e, H)
             grad_x.append(product(grad_inner, w1[expert])[window.core])
             if grads is not None:
                 grads.w1[expert] = product(x[window.rows].t(), grad_inner.t())
-                torch.sum(grad_inner, dim=0, keepdim=True, out=grads.b1[expert])
+                _sum_rows(grad_inner, grads.b1, expert)
         return (torch.cat(grad_x), *(grads or [None] * 4), None, None, None)
 
 
-def _empty_gradients(w1: Tensor, w2: Tensor) -> _Net:
+def _clear_gradients(grads: _Net | None, expert: int) -> None:
+    """Set the gradients of one expert, which are uninitialized, to zero."""
+    for grad in grads or ():
+        if grad is not None:
+            grad[expert].zero_()
+
+
+def _sum_rows(rows: Tensor, grads: Tensor | None, expert: int) -> None:
+    """Store the gradient of an expert's bias, if it has one."""
+    if grads is not None:
+        torch.sum(rows, dim=0, keepdim=True, out=grads[expert])
+
+
+def _empty_gradients(w1: Tensor, w2: Tensor, has_biases: bool) -> _Net:
     return _Net(
         torch.empty_like(w1),
-        w1.new_empty(w1.shape[0], 1, w1.shape[2]),
+        w1.new_empty(w1.shape[0], 1, w1.shape[2]) if has_biases else None,
         torch.empty_like(w2),
-        w2.new_empty(w2.shape[0], 1, w2.shape[1]),
+        w2.new_empty(w2.shape[0], 1, w2.shape[1]) if has_biases else None,
     )
 
 
@@ -164,24 +184,25 @@ def _forward(
         if window is None:
             continue
         maps = NOT_PACKED if packed is None else packed[expert]
-        w1, b1, w2, b2 = (of_all[expert] for of_all in net)
-        kept = product(x[window.rows], w1.t(), b1[0], activation.fused, maps.up)  # (R_e, H)
+        w1, w2 = net.w1[expert], net.w2[expert]
+        b1, b2 = bias_of(net.b1, expert), bias_of(net.b2, expert)
+        kept = product(x[window.rows], w1.t(), b1, activation.fused, maps.up)  # (R_e, H)
         if inner is not None:
             # zeros stay zeros in the hidden layer: neighboring rows add no gradient
             inner[expert] = _clear(kept, window)
         hidden = kept if activation.rest is None else activation.rest(kept)  # (R_e, F)
         if noise is not None:
             hidden = hidden * noise[window.rows]
-        parts.append(product(hidden, w2, b2[0], packed=maps.down)[window.core])
+        parts.append(product(hidden, w2, b2, packed=maps.down)[window.core])
     return torch.cat(parts)
 
 
 def expert_loop(
     x: Tensor,
     w1: Tensor,
-    b1: Tensor,
+    b1: Tensor | None,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
     noise: Tensor | None,
     activation: Activation,
     counts: Tensor,
@@ -192,9 +213,9 @@ def expert_loop(
     Args:
         x: (R, D), sorted by expert.
         w1: (E, D, H).
-        b1: (E, 1, H).
+        b1: (E, 1, H), or None.
         w2: (E, D, F).
-        b2: (E, 1, D).
+        b2: (E, 1, D); None if `b1` is.
         noise: (R, F) dropout multipliers of the hidden layer, or `None`.
         activation: entry of `ds_seq.modules.activations`.
         counts: (E,) int64, number of rows per expert; their sum is R.

@@ -19,7 +19,7 @@ from ds_seq.modules.activations import find_activation
 from ds_seq.modules.linear import linear
 from ds_seq.modules.packed import Packed, pack
 from ds_seq.modules.residual import dropout, dropout_noise
-from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, expert_loop
+from ds_seq.moe.expert_loop import NOT_PACKED, PackedNet, bias_of, expert_loop
 from ds_seq.moe.grouped import grouped_linear, use_grouped_kernel
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Experts(nn.Module):
         inner_norm: norm of the hidden activations of one expert (..., F), after dropout (SubLN), or
             None. Every expert has parameters like its own.
         bits: how weights and inputs are rounded, see `ds_seq.modules.bitlinear`, or None.
+        bias: whether the maps have biases.
 
     Raises:
         ValueError: unknown activation.
@@ -69,6 +70,7 @@ class Experts(nn.Module):
         seed: int,
         inner_norm: nn.Module | None = None,
         bits: Bits | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self._activation = find_activation(activation)
@@ -78,9 +80,9 @@ class Experts(nn.Module):
         self.w1 = nn.Parameter(torch.empty(num_local, d_model, up_dim))
         # one bias matrix per expert, so that an optimizer that factors its state by rows and
         # columns (Adafactor) never mixes experts
-        self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim))
+        self.b1 = nn.Parameter(torch.empty(num_local, 1, up_dim)) if bias else None
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
-        self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model))
+        self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model)) if bias else None
         self.bits, self.up_widths = bits, [ffn_dim] * self._activation.num_parts
         self.inner_norm = None
         if inner_norm is not None:
@@ -102,25 +104,23 @@ class Experts(nn.Module):
             bound = (6.0 / (d_model + ffn_dim)) ** 0.5
             self.w1[local].uniform_(-bound, bound, generator=generator)
             self.w2[local].uniform_(-bound, bound, generator=generator)
-        self.b1.zero_()
-        self.b2.zero_()
+        for bias in (self.b1, self.b2):
+            if bias is not None:
+                bias.zero_()
 
     def pack(self, int8: bool = False) -> None:
         """Use packed copies of all maps from now on, see `ds_seq.modules.packed`."""
-        nets = zip(*self.maps, self.b1, self.b2, strict=True)
-        if self.bits is not None:
-            self._packed = [self._packed_bits(self.bits, *net) for net in enumerate(nets)]
-            return
-        self._packed = [
-            PackedNet(pack(up, b1[0], int8), pack(down, b2[0], int8)) for up, down, b1, b2 in nets
-        ]
+        self._packed = [self._packed_net(expert, int8) for expert in range(self.num_local)]
 
-    def _packed_bits(self, bits: Bits, expert: int, net: tuple[Tensor, ...]) -> PackedNet:
-        up, down, b1, b2 = net
+    def _packed_net(self, expert: int, int8: bool) -> PackedNet:
+        up, down = (of_all[expert] for of_all in self.maps)
+        b1, b2 = bias_of(self.b1, expert), bias_of(self.b2, expert)
+        if self.bits is None:
+            return PackedNet(pack(up, b1, int8), pack(down, b2, int8))
         scales = (None, None) if self._scales is None else [each[expert] for each in self._scales]
         return PackedNet(
-            bits.pack(up, b1[0], self.up_widths, scales[0]),
-            bits.pack(down, b2[0], [len(down)], scales[1]),
+            self.bits.pack(up, b1, self.up_widths, scales[0]),
+            self.bits.pack(down, b2, [len(down)], scales[1]),
         )
 
     def rounded_parameters(self) -> dict[str, RoundedParameter]:
@@ -174,14 +174,14 @@ class Experts(nn.Module):
                 continue  # in training, an idle expert needs a gradient, of zeros
             packed = NOT_PACKED if self._packed is None else self._packed[expert]
             up, down = (of_all[expert] for of_all in self.maps)
-            bias, fused = self.b1[expert, 0], activation.fused
+            bias, fused = bias_of(self.b1, expert), activation.fused
             hidden = self._map(rows, up, bias, self.up_widths, fused, packed.up)
             if activation.rest is not None:
                 hidden = activation.rest(hidden)
             hidden = dropout(hidden, self.dropout, self.training)
             if self.inner_norm is not None:
                 hidden = self.inner_norm(hidden, expert)
-            bias = self.b2[expert, 0]
+            bias = bias_of(self.b2, expert)
             parts.append(self._map(hidden, down, bias, [len(down)], "none", packed.down))
         return torch.cat(parts)
 
@@ -189,7 +189,7 @@ class Experts(nn.Module):
         self,
         x: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         widths: Sequence[int],
         activation: str,
         packed: Packed | None,

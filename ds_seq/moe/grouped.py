@@ -43,22 +43,24 @@ def use_grouped_kernel(x: Tensor, *weights: Tensor) -> bool:
     return fits_grouped_kernel(x.device.type, x.dtype, widths)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: Tensor) -> Tensor:
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor) -> Tensor:
     """Compute `y[r] = x[r] @ weight[e] + bias[e]`, e the expert of row r, in one kernel.
 
     Args:
         x: (R, I), sorted by expert; see `use_grouped_kernel`.
         weight: (E, I, O); may be a transposed view.
-        bias: (E, 1, O).
+        bias: (E, 1, O), or None.
         counts: (E,) int64 on the device, number of rows per expert; their sum is R.
 
     Returns:
         (R, O).
     """
+    ends = counts.cumsum(0).to(torch.int32)  # end of each expert's rows
+    y: Tensor = F.grouped_mm(x, weight, offs=ends)
+    if bias is None:
+        return y
     experts = torch.arange(len(bias), device=x.device)
     of_row = torch.repeat_interleave(experts, counts, output_size=x.shape[0])
-    ends = counts.cumsum(0).to(torch.int32)  # end of each expert's rows
-    y = F.grouped_mm(x, weight, offs=ends)
     result: Tensor = _AddBias.apply(y, bias, of_row)  # type: ignore[no-untyped-call]
     return result
 

@@ -16,7 +16,8 @@ Shapes: `N` tokens, `K` choices per token, `E` experts, `D` model width, `F` wid
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,9 @@ from ds_seq.data.batch import Batch
 from ds_seq.errors import UserError
 from ds_seq.modules.activations import find_activation
 from ds_seq.modules.feed_forward import FeedForward
+from ds_seq.modules.linear import Linear
 from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
+from ds_seq.moe.expert_loop import bias_of
 from ds_seq.moe.experts import Experts
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.router import Routing, normalized
@@ -132,7 +135,8 @@ def merge_experts(layer: MoeFeedForward, use: ExpertUse) -> FeedForward:
         dense = _concatenate(dense, tensors_of(branch.dense), experts.activation)
     d_model, width = dense.down.shape
     norm = None if experts.inner_norm is None else experts.inner_norm.one()
-    merged = FeedForward(d_model, width, experts.activation, experts.dropout, norm)
+    linear = partial(Linear, bias=dense.up_bias is not None)
+    merged = FeedForward(d_model, width, experts.activation, experts.dropout, norm, linear)
     copy_into(merged, dense)
     return merged
 
@@ -142,21 +146,32 @@ def _expert(experts: Experts, index: int) -> DenseTensors:
     norm: tuple[Tensor, ...] = ()
     if experts.inner_norm is not None:
         norm = tuple(stacked[index, 0] for stacked in experts.inner_norm.parameters())
-    return DenseTensors(up[index], experts.b1[index, 0], down[index], experts.b2[index, 0], norm)
+    return DenseTensors(
+        up[index], bias_of(experts.b1, index), down[index], bias_of(experts.b2, index), norm
+    )
 
 
 def _average(parts: list[DenseTensors], weights: list[float]) -> DenseTensors:
     """Return the weighted average of the tensors, scaled by the sum of `weights`."""
     total = sum(weights)
-    means = []
-    for tensors in zip(*((*part[:4], *part.inner_norm) for part in parts), strict=True):
+
+    def mean(tensors: Iterable[Tensor]) -> Tensor:
         # in float64, so that averaging equal experts returns exactly that expert
-        mean = torch.zeros_like(tensors[0], dtype=torch.float64)
-        for tensor, weight in zip(tensors, weights, strict=True):
-            mean.add_(tensor.double(), alpha=weight / total)
-        means.append(mean)
-    up, up_bias, down, down_bias, *norm = means
-    return DenseTensors(up, up_bias, down * total, down_bias * total, tuple(norm))
+        shares = zip(tensors, weights, strict=True)
+        return cast(Tensor, sum(each.double() * (weight / total) for each, weight in shares))
+
+    def mean_bias(biases: list[Tensor | None]) -> Tensor | None:
+        given = [bias for bias in biases if bias is not None]
+        return mean(given) if given else None
+
+    down_bias = mean_bias([part.down_bias for part in parts])
+    return DenseTensors(
+        mean(part.up for part in parts),
+        mean_bias([part.up_bias for part in parts]),
+        mean(part.down for part in parts) * total,
+        None if down_bias is None else down_bias * total,
+        tuple(map(mean, zip(*(part.inner_norm for part in parts), strict=True))),
+    )
 
 
 def _concatenate(first: DenseTensors, second: DenseTensors, activation: str) -> DenseTensors:
@@ -172,9 +187,11 @@ def _concatenate(first: DenseTensors, second: DenseTensors, activation: str) -> 
         pairs = zip(a.chunk(parts), b.chunk(parts), strict=True)
         return torch.cat([half for pair in pairs for half in pair])
 
-    return DenseTensors(
-        rows(first.up, second.up),  # (H, D)
-        rows(first.up_bias, second.up_bias),
-        torch.cat([first.down, second.down], dim=1),  # (D, F)
-        first.down_bias + second.down_bias,
-    )
+    up_bias = down_bias = None
+    if first.up_bias is not None and second.up_bias is not None:
+        up_bias = rows(first.up_bias, second.up_bias)
+    if first.down_bias is not None and second.down_bias is not None:
+        down_bias = first.down_bias + second.down_bias
+    up = rows(first.up, second.up)  # (H, D)
+    down = torch.cat([first.down, second.down], dim=1)  # (D, F)
+    return DenseTensors(up, up_bias, down, down_bias)

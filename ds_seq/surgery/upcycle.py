@@ -49,12 +49,12 @@ class DenseTensors(NamedTuple):
 
     up: Tensor
     """(F, D)."""
-    up_bias: Tensor
-    """(F,)."""
+    up_bias: Tensor | None
+    """(F,), or None."""
     down: Tensor
     """(D, F)."""
-    down_bias: Tensor
-    """(D,)."""
+    down_bias: Tensor | None
+    """(D,); None if `up_bias` is."""
     inner_norm: tuple[Tensor, ...] = ()
     """(F,) each: the parameters of the norm of the hidden units, if there is one."""
 
@@ -125,7 +125,8 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
                 "model.moe.shared_experts to 0, or upcycle with another norm_position"
             )
         # half each, so that both learn from the start and their sum is the dense output
-        dense = dense._replace(down=dense.down / 2, down_bias=dense.down_bias / 2)
+        half_bias = None if dense.down_bias is None else dense.down_bias / 2
+        dense = dense._replace(down=dense.down / 2, down_bias=half_bias)
         _copy_into_shared(_feed_forward(branch.dense), dense)
     elif isinstance(branch, ResidualBranch | ConditionalBranch):
         copy_into(_feed_forward(branch.dense), dense)
@@ -133,14 +134,19 @@ def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: floa
         assert branch is None, f"no upcycling is defined for {type(branch).__name__}"
     up, down = experts.maps
     up.copy_(dense.up)
-    experts.b1.copy_(dense.up_bias)
     down.copy_(dense.down)
-    experts.b2.copy_(dense.down_bias)
+    _copy_bias(experts.b1, dense.up_bias)
+    _copy_bias(experts.b2, dense.down_bias)
     if experts.inner_norm is not None:
         for stacked, value in zip(experts.inner_norm.parameters(), dense.inner_norm, strict=True):
             stacked.copy_(value)
     if noise:
         _add_noise(experts, noise)
+
+
+def _copy_bias(target: Tensor | None, bias: Tensor | None) -> None:
+    if target is not None and bias is not None:
+        target.copy_(bias)
 
 
 def _read(source: TensorSource, name: str, experts: Experts) -> DenseTensors:
@@ -155,9 +161,9 @@ def _read(source: TensorSource, name: str, experts: Experts) -> DenseTensors:
         norm = tuple(read(f"inner_norm.{part}", value.shape[2:]) for part, value in parameters)
     return DenseTensors(
         read("up.weight", up.shape[1:]),
-        read("up.bias", up.shape[1:2]),
+        None if experts.b1 is None else read("up.bias", up.shape[1:2]),
         read("down.weight", down.shape[1:]),
-        read("down.bias", down.shape[1:2]),
+        None if experts.b2 is None else read("down.bias", down.shape[1:2]),
         norm,
     )
 
@@ -177,9 +183,9 @@ def tensors_of(module: nn.Module) -> DenseTensors:
 def copy_into(target: FeedForward, dense: DenseTensors) -> None:
     """Copy the tensors into a feed-forward of the same size."""
     target.up.weight.copy_(dense.up)
-    target.up.bias.copy_(dense.up_bias)
     target.down.weight.copy_(dense.down)
-    target.down.bias.copy_(dense.down_bias)
+    _copy_bias(target.up.bias, dense.up_bias)
+    _copy_bias(target.down.bias, dense.down_bias)
     if target.inner_norm is not None:
         for parameter, value in zip(target.inner_norm.parameters(), dense.inner_norm, strict=True):
             parameter.copy_(value)
@@ -196,12 +202,14 @@ def _copy_into_shared(target: FeedForward, dense: DenseTensors) -> None:
         (target.up.weight, dense.up),
         (target.up.bias, dense.up_bias),
     ):
+        if dense_tensor is None:
+            continue
         halves = zip(target_tensor.chunk(parts), dense_tensor.chunk(parts), strict=True)
         for wide, narrow in halves:
             wide[: len(narrow)].copy_(narrow)
     target.down.weight.zero_()
     target.down.weight[:, : dense.down.shape[1]].copy_(dense.down)
-    target.down.bias.copy_(dense.down_bias)
+    _copy_bias(target.down.bias, dense.down_bias)
 
 
 def _add_noise(experts: Experts, noise: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ds_seq.config.data import DataConfig
 from ds_seq.config.vocab import VocabFields
 from ds_seq.data.expected import side_options
-from ds_seq.names import FAIRSEQ_DICT, SENTENCEPIECE
+from ds_seq.names import SENTENCEPIECE
 from ds_seq.tasks.step import Step
 from ds_seq.text.build import load_tokenizers, read_tokenizer, train_tokenizer, vocab_notes
 from ds_seq.text.lines import PairPath, text_fingerprint
@@ -113,7 +113,7 @@ def _trained_again(
 
     Whether this command made it cannot be known otherwise if its record is damaged.
     """
-    if not text and vocab.name != FAIRSEQ_DICT:  # there is nothing to train it on
+    if not text and vocab.made_elsewhere is None:  # there is nothing to train it on
         return None
     print(f"vocabulary: training again, to compare with {path}", flush=True)
     tokenizer = train_tokenizer(data, vocab, text)
@@ -122,15 +122,23 @@ def _trained_again(
 
 def _inputs(vocab: VocabFields, text: list[Path]) -> list[Path]:
     """Return the files that a tokenizer is made from."""
-    if vocab.fairseq is not None:
-        return [Path(file) for file in vocab.fairseq.files.values()]
+    if vocab.made_elsewhere is not None:
+        paths = map(Path, vocab.made_elsewhere[1].files.values())
+        return [file for path in paths for file in ([path] if path.is_file() else _files(path))]
     rule = vocab.normalization
     return [*text, Path(rule)] if rule.endswith(".tsv") else text
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder that a tokenizer is made of."""
+    from ds_seq.text.huggingface import tokenizer_files
+
+    return tokenizer_files(folder)
+
+
 def _what(vocab: VocabFields, text: list[Path]) -> str:
     """Describe what is about to be done."""
-    if vocab.fairseq is not None:
+    if vocab.made_elsewhere is not None:
         return f"reading {' and '.join(map(str, _inputs(vocab, text)))}"
     kind = vocab.model_type if vocab.name == SENTENCEPIECE else vocab.name
     names = " and ".join(map(str, text))
@@ -141,6 +149,6 @@ def needs_text(data: DataConfig) -> bool:
     """Return whether a vocabulary of the data folder is missing and must be trained on text."""
     paths = vocab_paths(data.dir, data.vocab.joint)
     return any(
-        vocab.name != FAIRSEQ_DICT and not path.exists()
+        vocab.made_elsewhere is None and not path.exists()
         for vocab, path in zip(data.vocab.parts.values(), paths, strict=True)
     )

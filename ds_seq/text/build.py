@@ -9,19 +9,39 @@ from typing import Any
 from ds_seq.config.data import DataConfig
 from ds_seq.config.vocab import VocabFields
 from ds_seq.errors import UserError
-from ds_seq.names import FAIRSEQ_DICT, SENTENCEPIECE
+from ds_seq.names import FAIRSEQ_DICT, HUGGINGFACE, SENTENCEPIECE
 from ds_seq.plugins import find_plugin
 from ds_seq.text.fairseq_tokenizer import FairseqDictTokenizer
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.round_trip import rewriting
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.sentencepiece_training import PAD_ID
-from ds_seq.text.tokenizer import Tokenizer, TokenizerKind, Tokenizers
+from ds_seq.text.tokenizer import SidedTokenizer, Tokenizer, TokenizerKind, Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file, vocab_paths
+
+
+class _HuggingFace:
+    """`HuggingFaceTokenizer`, imported when it is used."""
+
+    @staticmethod
+    def train(files: Sequence[Path], **options: Any) -> Tokenizer:
+        """See `TokenizerKind.train`."""
+        from ds_seq.text.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer.train(files, **options)
+
+    @staticmethod
+    def from_bytes(content: bytes, *, normalizer: Normalizer, name: str) -> Tokenizer:
+        """See `TokenizerKind.from_bytes`."""
+        from ds_seq.text.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer.from_bytes(content, normalizer=normalizer, name=name)
+
 
 TOKENIZERS: dict[str, TokenizerKind[Tokenizer]] = {
     SENTENCEPIECE: SentencePieceTokenizer,
     FAIRSEQ_DICT: FairseqDictTokenizer,
+    HUGGINGFACE: _HuggingFace,
 }
 
 
@@ -80,12 +100,19 @@ def read_tokenizers(
         read_tokenizer(data, vocab, content, name)
         for vocab, content, name in zip(data.vocab.parts.values(), contents, names, strict=True)
     ]
-    source, target = tokenizers[0], tokenizers[-1]
-    if isinstance(source, FairseqDictTokenizer):
-        source = source.in_language(data.source_lang)
-    if isinstance(target, FairseqDictTokenizer):
-        target = target.in_language(data.target_lang)
-    return Tokenizers(source, target)
+    return in_languages(Tokenizers(tokenizers[0], tokenizers[-1]), data)
+
+
+def in_languages(tokenizers: Tokenizers, data: DataConfig) -> Tokenizers:
+    """Return the tokenizers for the languages of a config, if text of a side depends on its own."""
+    languages = (data.source_lang, data.target_lang)
+    return Tokenizers(*map(_in_language, tokenizers, languages, (True, False)))
+
+
+def _in_language(tokenizer: Tokenizer, language: str, is_source: bool) -> Tokenizer:
+    if isinstance(tokenizer, SidedTokenizer):
+        return tokenizer.for_side(language, is_source)
+    return tokenizer
 
 
 def read_tokenizer(data: DataConfig, vocab: VocabFields, content: bytes, name: str) -> Tokenizer:
@@ -129,8 +156,8 @@ def _checked(tokenizer: Tokenizer, name: str) -> Tokenizer:
 
 def _options(vocab: VocabFields) -> dict[str, Any]:
     """Return the training options of a tokenizer besides size and user symbols."""
-    if vocab.fairseq is not None:
-        return vocab.fairseq.model_dump()
+    if vocab.made_elsewhere is not None:
+        return vocab.made_elsewhere[1].model_dump()
     if vocab.name != SENTENCEPIECE:
         return vocab.options
     return {

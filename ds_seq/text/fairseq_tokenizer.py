@@ -141,11 +141,11 @@ class FairseqDictTokenizer:
         """The `dict.txt` as it was read."""
         return self._stored["dictionary"].encode()
 
-    def in_language(self, code: str) -> FairseqDictTokenizer:
+    def for_side(self, language: str, is_source: bool) -> FairseqDictTokenizer:
         """Return this vocabulary for text of a language, whose rules of Moses it uses."""
-        if self._moses is None or code == self._language:
+        if self._moses is None or language == self._language:
             return self
-        return FairseqDictTokenizer(self._stored, self._normalizer, self._name, code)
+        return FairseqDictTokenizer(self._stored, self._normalizer, self._name, language)
 
     def __len__(self) -> int:
         return len(self.dictionary)

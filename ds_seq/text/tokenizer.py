@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from ds_seq.text.normalize import Normalizer
 
@@ -27,6 +27,8 @@ class Symbols:
         start: first input of the decoder. fairseq and ds_seq use `eos`; BART, T5 and NLLB differ.
         bos: start of a sentence, for models that need it; None if there is no such symbol. Never
             generated.
+        opening: ids in front of every sentence, which a search forces, such as the `<s>` of BART or
+            the language of NLLB. Like `eos`, no part of what a tokenizer encodes.
     """
 
     pad: int
@@ -34,11 +36,16 @@ class Symbols:
     unk: int
     start: int
     bos: int | None = None
+    opening: tuple[int, ...] = ()
+
+    def framed(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of a sentence with `opening` and `eos`, as models read and write it."""
+        return [*self.opening, *ids, self.eos]
 
     @property
     def never_generated(self) -> frozenset[int]:
-        """Ids that no hypothesis may contain: `pad`, `bos`, and `start` unless it is `eos`."""
-        ids = {self.pad, self.start, self.bos} - {self.eos, None}
+        """Ids that no hypothesis may contain: `pad`, `bos`, `start`; except `eos` and `opening`."""
+        ids = {self.pad, self.start, self.bos} - {self.eos, None, *self.opening}
         return frozenset(i for i in ids if i is not None)
 
 
@@ -84,6 +91,22 @@ class Tokenizer(Protocol):
 
     def to_bytes(self) -> bytes:
         """Return the bytes from which this tokenizer can be restored, except its normalizer."""
+
+
+@runtime_checkable
+class SidedTokenizer(Protocol):
+    """A tokenizer whose text or symbols depend on the side and its language."""
+
+    def for_side(self, language: str, is_source: bool) -> Tokenizer:
+        """Return the tokenizer of a side.
+
+        Args:
+            language: language code of the experiment.
+            is_source: whether the side is the source.
+
+        Raises:
+            UserError: the language is unknown.
+        """
 
 
 class TokenizerKind(Protocol[TokenizerT]):

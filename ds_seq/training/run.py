@@ -24,7 +24,6 @@ from ds_seq.config.notes import notes
 from ds_seq.criterions import Teacher, build_criterion
 from ds_seq.data.batch import ParallelDataset
 from ds_seq.data.source import Dataset
-from ds_seq.data.stream import BatchStream
 from ds_seq.distill.build import build_teacher
 from ds_seq.distill.teacher import (
     CachedTeacher,
@@ -33,7 +32,6 @@ from ds_seq.distill.teacher import (
     attach_cache,
 )
 from ds_seq.distributed import World
-from ds_seq.errors import UserError
 from ds_seq.generation.build import build_decoding
 from ds_seq.generation.translate import Share
 from ds_seq.reports.moe_watch import layer_names
@@ -41,8 +39,6 @@ from ds_seq.scores.metric import Metric
 from ds_seq.tasks import build_task
 from ds_seq.tasks.base import Task
 from ds_seq.training.batch_ids import pair_numbers
-from ds_seq.training.checkpoint import CheckpointStore
-from ds_seq.training.checkpoint_folder import candidates, first_sound, without_advice
 from ds_seq.training.divergence import Divergence
 from ds_seq.training.engine import Engine
 from ds_seq.training.history import History, data_facts, run_facts, teacher_fingerprint
@@ -55,10 +51,11 @@ from ds_seq.training.inputs import (
     validation_set,
 )
 from ds_seq.training.memory import BUILDING_ADVICE, TEACHER_ADVICE, explain
+from ds_seq.training.opening import open_log, open_saves
 from ds_seq.training.parts import build_engine, build_start
 from ds_seq.training.progress import Window, costs_of
-from ds_seq.training.provenance import describe_start, record_start
 from ds_seq.training.restore import criterion_state, restore
+from ds_seq.training.resuming import check_options, choose_start
 from ds_seq.training.returns import Returns
 from ds_seq.training.run_folder import (
     RunSetup,
@@ -68,16 +65,12 @@ from ds_seq.training.run_folder import (
     set_up_history,
     write_run_files,
 )
-from ds_seq.training.run_log import RunLog
-from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
-from ds_seq.training.trackers import tracked
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, has_frozen
 from ds_seq.training.trainer import Trainer
 from ds_seq.training.trial import with_batch_size
-from ds_seq.training.validation import BestBy, Score, Validator, choose_metrics, score_by
-from ds_seq.weights.meta import CHECKPOINTS
+from ds_seq.training.validation import Score, Validator, choose_metrics, score_by
 
 
 @dataclass(frozen=True)
@@ -135,7 +128,7 @@ def run_training(
     with distributed.watched(world) as watchdog:
         lock = None
         with distributed.shared_errors():
-            _check_options(resume, overwrite, allow_changes, checkpoint)
+            check_options(resume, overwrite, allow_changes, checkpoint)
             config = on_world(load(), world.size)
             made_of = run_facts(config, world.size)
         distributed.require_same(settings(config, made_of), "experiments")
@@ -144,42 +137,12 @@ def run_training(
             if world.is_first:
                 lock = lock_run(config.run_folder)
         with lock or nullcontext():
-            start, problems = _start(config.run_folder, checkpoint, world) if resume else (None, [])
+            start, problems = (
+                choose_start(config.run_folder, checkpoint, world) if resume else (None, [])
+            )
             with distributed.shared_errors():
                 setup = set_up(config, world.size, resume, overwrite, start)
             return _train(setup, made_of, allow_changes, problems, world)
-
-
-def _check_options(
-    resume: bool, overwrite: bool, allow_changes: Sequence[str], checkpoint: str | None
-) -> None:
-    if resume and overwrite:
-        raise UserError("--resume and --overwrite contradict each other: give one of them")
-    if allow_changes and not resume:
-        raise UserError("--allow-change: only applies to a run that resumes; add --resume")
-    if checkpoint is not None and not resume:
-        raise UserError(f"--checkpoint {checkpoint}: only chooses where to --resume; add that")
-
-
-def _start(run: Path, which: str | None, world: World) -> tuple[Path | None, list[str]]:
-    """Return the checkpoint to resume from, and what is wrong with newer ones; a collective."""
-    found: list[Path] = []
-    with distributed.shared_errors():
-        if world.is_first:
-            found = candidates(run, which)
-    found = distributed.broadcast_object(found)
-    start, problems = first_sound(found)
-    # if the user has named none, their advice to use another checkpoint is followed here
-    causes = problems if which is not None else list(map(without_advice, problems))
-    with distributed.shared_errors():
-        if found and start is None and which is None:
-            raise UserError(
-                f"{run}: none of its checkpoints can be resumed from; --overwrite starts over. "
-                f"`ds-seq verify {run}` checks all {len(found)}. The newest: {causes[0]}"
-            )
-        if found and start is None:
-            raise UserError(causes[0])
-    return start, [f"{cause}; going back to an older checkpoint" for cause in causes]
 
 
 def _train(
@@ -223,10 +186,10 @@ def _train(
     return TrainingResult(
         reason,
         trainer.update,
-        trainer.best_score,
-        trainer.best.figure,
+        trainer.validations.best_score,
+        trainer.validations.best.figure,
         setup.folder,
-        trainer.last_validation,
+        trainer.validations.last,
         layer_names(trainer.engine.module),
     )
 
@@ -286,8 +249,8 @@ def _build(
         with distributed.shared_errors():
             batches = train_batches(config, task, train_set, world, share)
     done = 0 if progress is None else int(progress["update"])
-    saves, messages = _open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
-    log = _open_log(setup, batches, world, done)
+    saves, messages = open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
+    log = open_log(setup, batches, world, done)
     for message in (*problems, *messages, *empty_batches(batches)):
         log.say(f"ds-seq: warning: {message}")
     if is_auto:
@@ -311,43 +274,6 @@ def _build(
             progress |= {"best_by": None}
         trainer.load_state_dict(progress)
     return trainer
-
-
-def _open_saves(
-    setup: RunSetup, history: History, best: BestBy, vocab_hash: str, done: int, world: World
-) -> tuple[Saves, list[str]]:
-    """Open the run's checkpoints after `done` updates; return messages, too. A collective."""
-    train, messages = setup.config.train, []
-    with distributed.shared_errors():
-        store = CheckpointStore(
-            setup.folder / CHECKPOINTS,
-            train.keep_last,
-            train.keep_best,
-            best.higher_is_better,
-            vocab_hash,
-            best.figure,
-            history.scores_compare,
-            drops_state=not train.keep_best_state,
-        )
-        if world.is_first:
-            messages = store.continue_after(done)
-    goes_on = train.on_save_error == "continue"
-    return Saves(store, train.background_save, goes_on), messages
-
-
-def _open_log(setup: RunSetup, batches: BatchStream, world: World, done: int) -> RunLog:
-    """Open the log of the run after update `done`, and record the start; a collective."""
-    train = setup.config.train
-    last = train.max_updates
-    if train.max_epochs is not None:
-        last = min(last, train.max_epochs * batches.updates_per_epoch)
-    options = (setup.folder, world.is_first, train.tensorboard, last, done)
-    log = RunLog(*options, *tracked(setup.config, setup.folder))
-    if world.is_first:
-        log.say(describe_start(record_start(setup.folder, world, done, last)))
-    for line in distributed.describe_places(world):
-        log.say(line)
-    return log
 
 
 def _scorer(

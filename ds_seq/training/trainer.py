@@ -12,7 +12,7 @@ until the last update, epoch or hour, or until patience or a signal ends the run
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -23,16 +23,11 @@ from ds_seq.criterions.base import Criterion
 from ds_seq.data.stream import BatchStream
 from ds_seq.distributed.signals import StopSignals
 from ds_seq.errors import DivergedError
-from ds_seq.reports.metrics import (
-    LAYER_NAMES,
-    load_panel,
-    metric_lines_by_file,
-    metric_names,
-)
+from ds_seq.reports.metrics import LAYER_NAMES
 from ds_seq.reports.moe_watch import MoeWatch, layer_names
 from ds_seq.training.divergence import Diverged, Divergence
 from ds_seq.training.engine import Engine, StepResult
-from ds_seq.training.memory import explain, largest, update_advice, validation_advice
+from ds_seq.training.memory import explain, largest, update_advice
 from ds_seq.training.profiler import Profiler
 from ds_seq.training.progress import Window
 from ds_seq.training.returns import Returns
@@ -42,6 +37,7 @@ from ds_seq.training.saves import Saves
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.update import Attempt, Update, UpdateRunner
 from ds_seq.training.validation import BestBy, Validator
+from ds_seq.training.validations import Validations
 
 
 class Trainer:
@@ -78,23 +74,19 @@ class Trainer:
         window: Window | None = None,
     ) -> None:
         self.engine, self.criterion, self.batches = engine, criterion, batches
-        self.validator, self.saves, self.log, self.config = validator, saves, log, config
-        self.best, self.stages = best, stages
-        self.divergence, self.returns = divergence, returns
+        self.saves, self.log, self.config = saves, log, config
+        self.stages, self.divergence, self.returns = stages, divergence, returns
         self.update = 0
         self.skipped = 0
-        self.best_score: float | None = None
-        self.validations_without_progress = 0
-        self.last_validation: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._lr = 0.0
         self._signals = StopSignals()
         self._saved_at = -1
-        self._validated_at = -1
-        self._layers = layer_names(engine.module)
-        self._names = {LAYER_NAMES: self._layers} if self._layers else {}
-        self._watch = MoeWatch(self._layers)
+        layers = layer_names(engine.module)
+        self.validations = Validations(validator, best, config, divergence, log, layers)
+        self._names = {LAYER_NAMES: layers} if layers else {}
+        self._watch = MoeWatch(layers)
         self._window = window or Window()
         self._profiler = Profiler(config.profiled_updates, log)
         can_go_on = survives(config, engine.forward_is_collective, criterion.is_collective)
@@ -127,7 +119,7 @@ class Trainer:
     def _fit(self) -> str:
         few = self.config.sanity_validation_batches
         if self.update == 0 and self.config.validate_every is not None and few:
-            self._measure(few)
+            self.validations.measure(self.update, few)
         self._window.restart(self.skipped)
         if self.returns.are_wanted and self._saved_at < 0:
             self._save(None)
@@ -214,7 +206,7 @@ class Trainer:
         score = None
         if validate_every is not None and self.update % validate_every == 0:
             score = self._validate()
-            for line in self.stages.observe(self.last_validation):
+            for line in self.stages.observe(self.validations.last):
                 self.log.say(f"update {self.update} | {line}")
         if score is not None or (save_every is not None and self.update % save_every == 0):
             self._save(score)
@@ -250,47 +242,8 @@ class Trainer:
         self._window.restart(self.skipped)
 
     def _validate(self) -> float:
-        """Validate, record the figures, compare with the best, and return the score."""
         with self._window.paused():  # tokens/s counts training only
-            return self._validated()
-
-    def _validated(self) -> float:
-        self.divergence.require_finite_weights(self.update)
-        figures = self._measure()
-        loss = float(figures["loss"])
-        self.divergence.require_finite("validation loss", loss, self.update)
-        score = float(figures[self.best.figure])
-        improved = self.best_score is None or self.best.improves(score, self.best_score)
-        self.validations_without_progress = 0 if improved else self.validations_without_progress + 1
-        if improved:
-            self.best_score = score
-        if not self.last_validation:
-            self._say_signatures(figures)
-        self.last_validation, self._validated_at = figures, self.update
-        best = {"best_score": self.best_score, "best_by": self.best.figure}
-        self.log.record("valid", self.update, {**figures, **best, **self._names})
-        panel = load_panel(f"validation after update {self.update}", figures, self._layers)
-        self.log.picture("valid/moe/load", self.update, panel)
-        names = [name for name in ("loss", "ppl") if name in figures] + metric_names(figures)
-        shown = [f"valid {name} {figures[name]:.2f}" for name in names]
-        self.log.say(f"update {self.update} | {' | '.join(shown)}{' | best' if improved else ''}")
-        for line in metric_lines_by_file(figures):
-            self.log.say(f"update {self.update} | {line}")
-        return score
-
-    def _measure(self, max_batches: int | None = None) -> dict[str, Any]:
-        try:
-            with activity.phase("validation", may_take_long=self.update == 0):
-                return self.validator(max_batches)
-        except (RuntimeError, MemoryError) as error:
-            explain(error, "in a validation", validation_advice(self.config))
-            raise
-
-    def _say_signatures(self, figures: Mapping[str, Any]) -> None:
-        """Print the signatures of the metrics, which make scores comparable."""
-        for name in metric_names(figures):
-            if signature := figures[f"{name}_signature"]:
-                self.log.say(f"valid {name} is of detokenized text, signature {signature}")
+            return self.validations.validate(self.update)
 
     def _go_back(self, why: Diverged) -> None:
         """Return to the last checkpoint, or end the run if it may not."""
@@ -319,7 +272,7 @@ class Trainer:
 
     def _save(self, score: float | None) -> None:
         with self._window.paused(), activity.phase("saving a checkpoint", may_take_long=True):
-            if self._validated_at != self.update:
+            if self.validations.at != self.update:
                 self.divergence.require_finite_weights(self.update)
             state = self.criterion.state()
             self._warn(self.saves.save(self.engine, self.update, self.state_dict(), score, state))
@@ -331,7 +284,7 @@ class Trainer:
         if (
             validate
             and self.config.validate_every is not None
-            and self._validated_at != self.update
+            and self.validations.at != self.update
         ):
             score = self._validate()
         self._wait_for_save()
@@ -350,7 +303,7 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.config.patience
-        return patience is not None and self.validations_without_progress >= patience
+        return patience is not None and self.validations.without_progress >= patience
 
     def _any_signal(self) -> bool:
         return distributed.any_rank(self._signals.received)
@@ -364,10 +317,7 @@ class Trainer:
         return {
             "update": self.update,
             "skipped": self.skipped,
-            "best_score": self.best_score,
-            "best_by": self.best.figure,
-            "validations_without_progress": self.validations_without_progress,
-            "validated_at": self._validated_at,
+            **self.validations.state_dict(),
             "seconds": self._seconds(),
             "batches": dict(self.batches.state_dict()),
             "moe_watch": self._watch.state_dict(),
@@ -384,10 +334,8 @@ class Trainer:
 
     def _take_up(self, state: dict[str, Any]) -> None:
         self.update, self.skipped = state["update"], state["skipped"]
-        if state.get("best_by", self.best.figure) == self.best.figure:  # older states have no name
-            self.best_score = state["best_score"]
-            self.validations_without_progress = state["validations_without_progress"]
-        self._seconds_before, self._validated_at = state["seconds"], state["validated_at"]
+        self.validations.load_state_dict(state)
+        self._seconds_before = state["seconds"]
         self._saved_at = self.update
         self.batches.load_state_dict(state["batches"])
         if "divergence" in state:

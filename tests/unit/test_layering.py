@@ -218,11 +218,16 @@ def test_no_getattr_with_a_default() -> None:
 
 
 def test_no_file_is_unpickled() -> None:
-    """Unpickling runs code of whoever wrote the file; ruff looks for the other ways."""
+    """Unpickling runs code of whoever wrote the file; ruff looks for the other ways.
+
+    One module reads pickles, by a list of names that it looks up itself: see its tests.
+    """
+    by_list = PACKAGE / "runs" / "formats" / "fairseq" / "plain.py"
     unpickles = {("torch", "load"), ("np", "load"), ("dist", "load"), ("pickle", "Unpickler")}
     wrong = [
         f"{relative(path)}:{node.lineno}"
         for path in SOURCES
+        if path != by_list
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, Probability
+from ds_seq.config.base import Probability
+from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.stack import Width
 from ds_seq.names import GATED_ACTIVATIONS, ActivationName
 
 _MULTIPLE = 8  # kernels for half precision need multiples of 8
 
 
-class FfnFields(Config):
+class FfnFields(LinearFields):
     """Width and activation."""
 
     ffn_dim: Width = Field(
@@ -50,17 +51,16 @@ class FfnFields(Config):
         return []
 
     def ffn_params(self, d_model: int, width: int) -> int:
-        """Return the parameters of a feed-forward or expert, with biases.
+        """Return the parameters of a feed-forward or expert.
 
         Args:
             d_model: width of the model.
             width: its `ffn_dim`.
         """
-        inner = self.inner_width(width)
-        up = 2 if self.is_gated else 1  # gated: two projections D -> F
-        return up * (d_model + 1) * inner + (inner + 1) * d_model
+        biases = (2 if self.is_gated else 1) * self.inner_width(width) + d_model
+        return self.ffn_weights(d_model, width) + (biases if self.linear_bias else 0)
 
     def ffn_weights(self, d_model: int, width: int) -> int:
         """Return the weights of both maps of a feed-forward or expert, without biases."""
-        inner = self.inner_width(width)
-        return self.ffn_params(d_model, width) - (2 if self.is_gated else 1) * inner - d_model
+        up = 2 if self.is_gated else 1  # gated: two projections D -> F
+        return (up + 1) * d_model * self.inner_width(width)

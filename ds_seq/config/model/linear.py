@@ -65,6 +65,12 @@ LinearConfig = Annotated[
 class LinearFields(Config):
     """The linear maps of attention, feed-forwards and experts."""
 
+    linear_bias: bool = Field(
+        default=True,
+        description="Biases in the linear maps of attention, feed-forwards and experts; T5 and "
+        "Llama have none.",
+    )
+
     # `model_construct` and not a call, which would build a schema during the import
     linear: LinearConfig = Field(
         default=FloatLinearConfig.model_construct(),

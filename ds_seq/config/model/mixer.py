@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 
 from pydantic import Field
 
-from ds_seq.config.base import Config, Probability
+from ds_seq.config.base import Probability
+from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.stack import Width
 from ds_seq.names import Stack
 
@@ -14,10 +15,13 @@ MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
 
 
-class MixerFields(Config):
+class MixerFields(LinearFields):
     """Multi-head attention."""
 
     num_heads: Width = Field(default=8, description="Attention heads.")
+    head_dim: Width | None = Field(
+        default=None, description="Width of an attention head; null: `d_model` / `num_heads`."
+    )
     num_kv_heads: Width | None = Field(
         default=None,
         description="Heads of keys and values, each shared by several attention heads "
@@ -35,12 +39,16 @@ class MixerFields(Config):
 
     def mixer_errors(self, d_model: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        if d_model % self.num_heads:
+        if self.head_dim is None and d_model % self.num_heads:
             return [("num_heads", f"{self.num_heads} does not divide model.d_model {d_model}")]
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             message = f"{self.num_kv_heads} does not divide num_heads {self.num_heads}"
             return [("num_kv_heads", message)]
         return []
+
+    def head_width(self, d_model: int) -> int:
+        """Return the width of an attention head of a model of width `d_model`."""
+        return self.head_dim or d_model // self.num_heads
 
     def mixer_params(self, d_model: int, stack: Stack, norm_params: Callable[[int], int]) -> int:
         """Return the number of parameters of the mixers of one layer of `stack`.
@@ -50,17 +58,18 @@ class MixerFields(Config):
             stack: name of the stack.
             norm_params: number of parameters of a norm of a given width.
         """
-        head = d_model // self.num_heads
-        # maps of queries, keys, values and output, with biases
-        attention = (d_model + 1) * self._attention_outputs(d_model)
+        weights, biases = self._attention_size(d_model)
+        attention = weights + (biases if self.linear_bias else 0)
         if self.query_key_norm:
-            attention += 2 * norm_params(head)
+            attention += 2 * norm_params(self.head_width(d_model))
         return MIXERS_PER_LAYER[stack] * attention
 
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
         """Return the weights of the linear maps of one layer's mixers, without biases."""
-        return MIXERS_PER_LAYER[stack] * d_model * self._attention_outputs(d_model)
+        return MIXERS_PER_LAYER[stack] * self._attention_size(d_model)[0]
 
-    def _attention_outputs(self, d_model: int) -> int:
-        kv_width = (self.num_kv_heads or self.num_heads) * (d_model // self.num_heads)
-        return 2 * d_model + 2 * kv_width
+    def _attention_size(self, d_model: int) -> tuple[int, int]:
+        """Return the weights, and the biases, of the maps of queries, keys, values and output."""
+        head = self.head_width(d_model)
+        width, kv_width = self.num_heads * head, (self.num_kv_heads or self.num_heads) * head
+        return d_model * (2 * width + 2 * kv_width), width + 2 * kv_width + d_model

@@ -52,9 +52,9 @@ class TransformerFields(
     PositionFields,
     NormFields,
     ResidualFields,
-    LinearFields,
     FfnFields,
     MixerFields,
+    LinearFields,
     StackFields,
     PresetFields,
 ):
@@ -84,7 +84,7 @@ class TransformerConfig(TransformerFields):
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
-            *self.positions.errors(self.d_model, self.num_heads),
+            *self.positions.errors(self.d_model, self.num_heads, self.head_dim),
             *self.moe_errors(),
             *self.adapter_errors(),
         ]

@@ -32,12 +32,12 @@ def make_tables(
         source_vocab_size: size of the vocabulary of the source.
         pad_id: id of the padding token.
     """
-    shared, width = cfg.share_embeddings, cfg.d_model
+    width = cfg.d_model
     options = (pad_id, cfg.embedding_dim, cfg.embedding_scale)
-    target = TokenEmbedding(vocab_size, width, *options)
-    assert shared != "all" or source_vocab_size == vocab_size, "one table has one size"
-    source = None if shared == "all" else TokenEmbedding(source_vocab_size, width, *options)
+    target = TokenEmbedding(vocab_size, width, *options, cfg.output_bias and cfg.shares_output)
+    assert not cfg.shares_inputs or source_vocab_size == vocab_size, "one table has one size"
+    source = None if cfg.shares_inputs else TokenEmbedding(source_vocab_size, width, *options)
     output = None
-    if shared == "none":  # initialized like the embedding it replaces
-        output = Linear(width, vocab_size, bias=False, deviation=width**-0.5)
+    if not cfg.shares_output:  # initialized like the embedding it replaces
+        output = Linear(width, vocab_size, bias=cfg.output_bias, deviation=width**-0.5)
     return Tables(target, source, output)

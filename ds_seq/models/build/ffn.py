@@ -112,6 +112,7 @@ class FeedForwards:
             self.seed * 1000 + layer_index,
             self._inner_norm(width),
             make_bits(self.cfg),
+            self.cfg.linear_bias,
         )
 
     def _branch(self, moe: MoeConfig) -> nn.Module | None:

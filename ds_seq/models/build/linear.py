@@ -21,11 +21,11 @@ def linear_maker(cfg: TransformerConfig, sets: int = 1) -> LinearMaker:
         sets: number of sets of parameters, each with a map of its own.
     """
     bits = make_bits(cfg)
-    make: LinearMaker = Linear
+    make: LinearMaker = Linear if cfg.linear_bias else partial(Linear, bias=False)
     if bits is not None:
         from ds_seq.modules.bitlinear import BitLinear
 
-        make = partial(BitLinear, bits=bits)
+        make = partial(BitLinear, bits=bits, bias=cfg.linear_bias)
     if sets == 1:
         return make
     from ds_seq.modules.multiway import Multiway

@@ -15,7 +15,8 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
     sets = cfg.sets_of("decoder" if causal else "encoder")
     norms = _query_key_norms(cfg, sets)
     if cfg.has_inner_norms:
-        norms = norms._replace(output=make_norm(cfg, sets=sets))
+        width = cfg.num_heads * cfg.head_width(cfg.d_model)
+        norms = norms._replace(output=make_norm(cfg, width, sets))
     return SelfAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -25,6 +26,7 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         cfg.num_kv_heads,
         norms,
         linear_maker(cfg, sets),
+        cfg.head_dim,
     )
 
 
@@ -38,11 +40,12 @@ def make_cross_mixer(cfg: TransformerConfig) -> Body:
         cfg.num_kv_heads,
         _query_key_norms(cfg, sets),
         linear_maker(cfg, sets),
+        cfg.head_dim,
     )
 
 
 def _query_key_norms(cfg: TransformerConfig, sets: int) -> AttentionNorms:
     if not cfg.query_key_norm:
         return AttentionNorms()
-    width = cfg.d_model // cfg.num_heads
+    width = cfg.head_width(cfg.d_model)
     return AttentionNorms(make_norm(cfg, width, sets), make_norm(cfg, width, sets))

@@ -23,7 +23,7 @@ def make_rotary(cfg: TransformerConfig, causal: bool) -> RotaryPositions | None:
     make = POSITIONS[cfg.positions.name].rotary
     if make is None:
         return None
-    return make(cfg.d_model // cfg.num_heads, causal, cfg.max_positions, **_options(cfg))
+    return make(cfg.head_width(cfg.d_model), causal, cfg.max_positions, **_options(cfg))
 
 
 def make_bias(cfg: TransformerConfig, causal: bool) -> nn.Module | None:

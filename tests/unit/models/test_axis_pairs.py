@@ -32,11 +32,15 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {"name": "rotary", "scaling": "yarn", "factor": 2.0}}}
     | {"ntk": {"positions": {"name": "rotary", "scaling": "ntk", "factor": 2.0}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
+    "head width": {"head width": {"head_dim": 6}},
+    "bias": {"no biases": {"linear_bias": False}},
+    "output bias": {"output bias": {"output_bias": True}},
     "window": {"window": {"attention_window": 2}},
     "query norms": {"query norms": {"query_key_norm": True}},
     "embedding": {
         "factor": {"embedding_dim": 8},
         "apart": {"embedding_dim": 8, "share_embeddings": "none"},
+        "inputs": {"share_embeddings": "inputs"},
         "norm": {"embedding_norm": True, "embedding_scale": False},
     },
     "linear": {

@@ -92,8 +92,8 @@ def test_a_user_symbol_is_never_split_and_comes_first(tmp_path: Path) -> None:
         moses=True,
     )
     assert vocab.encode("<2de> a b") == [4, 5, 6] and vocab.tag_ids == {4}
-    assert vocab.in_language("de").encode("<2de> a") == [4, 5]
-    assert vocab.in_language("de").fingerprint == vocab.fingerprint
+    assert vocab.for_side("de", is_source=False).encode("<2de> a") == [4, 5]
+    assert vocab.for_side("de", is_source=False).fingerprint == vocab.fingerprint
     with pytest.raises(UserError, match=r"user_symbols: <2fr> is not in the dictionary"):
         FairseqDictTokenizer.train(
             [], size=8, user_symbols=["<2fr>"], dictionary=tmp_path / "dict", moses=False

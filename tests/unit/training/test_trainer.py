@@ -87,10 +87,10 @@ def test_a_best_score_by_another_figure_is_forgotten(best: str, kept: float | No
     first.trainer.fit()
     second = Scene(max_updates=2, best=BestBy(best, True))
     second.trainer.load_state_dict(first.progress)
-    assert second.trainer.best_score == kept
+    assert second.trainer.validations.best_score == kept
     del first.progress["best_by"]  # as older checkpoints are
     second.trainer.load_state_dict(first.progress)
-    assert second.trainer.best_score == 2.0
+    assert second.trainer.validations.best_score == 2.0
 
 
 def test_saves_between_validations() -> None:
@@ -126,7 +126,7 @@ def test_patience_counts_from_the_best(best: BestBy, scores: list[float]) -> Non
     scene = Scene(max_updates=50, scores=scores, best=best, **settings)
     assert scene.trainer.fit() == "patience"
     assert scene.trainer.update == 4
-    assert scene.trainer.best_score == scores[1]
+    assert scene.trainer.validations.best_score == scores[1]
 
 
 def test_the_end_of_the_data_ends_the_run_and_an_incomplete_update_is_not_made() -> None:
@@ -238,7 +238,7 @@ def test_a_validation_without_memory_names_its_own_options() -> None:
     def validate(max_batches: int | None = None) -> dict[str, Any]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    scene.trainer.validator = validate  # type: ignore[assignment]
+    scene.trainer.validations.validator = validate  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"out of memory in a validation.*generation\.beam"):
         scene.trainer.fit()
 
@@ -290,7 +290,7 @@ def test_a_resumed_run_continues_where_the_first_ended() -> None:
     assert first.engine.draws + second.engine.draws == whole.engine.draws
     assert second.of_kind("save") == [(6, 3.0)]
     assert not second.of_kind("rehearsal")
-    assert second.trainer.best_score == 3.0
+    assert second.trainer.validations.best_score == 3.0
     assert second.progress["seconds"] >= first.progress["seconds"]
 
 

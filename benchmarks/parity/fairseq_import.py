@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Whether imported checkpoints of fairseq compute what fairseq computes with them.
+
+    benchmarks/parity/fairseq_import.py --python PYTHON --data BIN [--fork FOLDER] [--run FILE]
+
+PYTHON has fairseq (`benchmarks/fairseq_venv.py`), and BIN is a folder of fairseq-preprocess with a
+split `test`. For each variant of the model, fairseq makes a checkpoint with random weights, and
+both sides score the first sentences of that split, in float64. `--fork` is a checkout of
+VarunGumma's fairseq at acd1aa71, for its variants. `--run` is a trained checkpoint, whose
+translations of the split by `fairseq-generate` and by `ds-seq generate` are compared, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ds_seq import cli
+from ds_seq.data.fairseq import find_parts
+from ds_seq.data.fairseq_files import IndexedFile
+from ds_seq.runs.formats.fairseq.importing import TOLERANCE, inputs_of
+from ds_seq.runs.open import load_run
+
+HERE = Path(__file__).parent
+_TINY = (
+    "--arch transformer --encoder-embed-dim {width} --encoder-ffn-embed-dim 12 --encoder-layers 2 "
+    "--decoder-layers 3 --encoder-attention-heads 2 --decoder-attention-heads 2 --optimizer adam "
+    "--max-tokens 4000"
+)
+_PRE = "--encoder-normalize-before --decoder-normalize-before"
+_LEARNED = (
+    "--encoder-learned-pos --decoder-learned-pos --max-source-positions 300 "
+    "--max-target-positions 300"
+)
+VARIANTS: Mapping[str, str] = {
+    "post": "--share-all-embeddings",
+    "pre": _PRE,
+    "tied": "--share-decoder-input-output-embed --activation-fn gelu --no-scale-embedding",
+    "learned": f"{_PRE} {_LEARNED} --layernorm-embedding",
+    "none": "--activation-fn gelu_accurate --no-token-positional-embeddings",
+    "old": f"--old {_PRE} --share-all-embeddings",
+}
+OF_FORK: Mapping[str, str] = {
+    "stacked": "--encoder-recurrent-stacking 3 --decoder-recurrent-stacking 4",
+    "factorized": "--encoder-factorized-embed-dim 4 --decoder-factorized-embed-dim 4",
+    "glu": "--activation-fn glu",
+    "reglu": f"--activation-fn reglu {_PRE}",
+    "geglu": "--activation-fn geglu",
+    "swiglu_rms": f"--activation-fn swiglu --replace-layernorm-with-rmsnorm {_PRE}",
+    "rms_embeddings": "--replace-layernorm-with-rmsnorm --layernorm-embedding",
+}
+RECORDED = ("post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized")
+_SENTENCES = 20
+
+
+class Sides:
+    """Runs both sides.
+
+    Args:
+        python: interpreter that has fairseq.
+        data: folder of fairseq-preprocess.
+        languages: source and target.
+        folder: folder for what is made.
+        record: whether to make what the tests have, which is small.
+    """
+
+    def __init__(
+        self, python: Path, data: Path, languages: tuple[str, str], folder: Path, record: bool
+    ) -> None:
+        self._python, self._data, self._languages = python, data, languages
+        self._folder = folder
+        self._pairs = folder / "pairs.json"
+        self._records, self._width = record, 8 if record else 32
+        pairs = _pairs(data, languages, "train" if record else "test", 2 if record else _SENTENCES)
+        self._pairs.write_text(json.dumps(pairs), encoding="utf-8")
+
+    def differences(self, variants: Mapping[str, str], fork: Path | None) -> dict[str, float]:
+        """Return the largest difference of a logit of each variant."""
+        source, target = self._languages
+        tiny = _TINY.format(width=self._width)
+        flags = {n: f"{tiny} -s {source} -t {target} {f}" for n, f in variants.items()}
+        listed = self._folder / "variants.json"
+        listed.write_text(json.dumps(flags), encoding="utf-8")
+        script = HERE / "fairseq_import_side.py"
+        words = [self._python, script, self._data, self._pairs, listed, self._folder]
+        _run([*map(str, words)], "" if fork is None else str(fork))
+        return {} if self._records else {name: self._difference(name) for name in variants}
+
+    def _difference(self, name: str) -> float:
+        run = self.imported(self._folder / f"{name}.pt")
+        model = load_run(run, "best", dtype=torch.float64).model
+        largest = 0.0
+        pairs = json.loads(self._pairs.read_text(encoding="utf-8"))
+        expected = torch.load(self._folder / f"{name}.logits.pt")
+        for (given, shifted), theirs in zip(pairs, expected, strict=True):
+            with torch.no_grad():
+                ours = model(inputs_of(given, shifted)).logits
+            largest = max(largest, float((ours - theirs).abs().max()))
+        return largest
+
+    def imported(self, checkpoint: Path, *more: str) -> Path:
+        """Return the run folder of a checkpoint."""
+        run = self._folder / f"run-{checkpoint.stem}"
+        first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
+        words = ["import", "fairseq", str(checkpoint), "--dict", str(first)]
+        words += ["--target-dict", str(second), "--out", str(run), *more]
+        if cli.main(words) != 0:
+            raise SystemExit(f"ds-seq {' '.join(words)} failed")
+        return run
+
+    def translations(self, checkpoint: Path, beam: int) -> tuple[list[str], list[str]]:
+        """Return what fairseq-generate and `ds-seq generate` make of the split test, in pieces."""
+        script, (source, target) = str(HERE / "fairseq_run.py"), self._languages
+        words = [self._data, "--path", checkpoint, "--beam", beam, "--batch-size", 1, "--cpu"]
+        words += ["-s", source, "-t", target, "--max-len-a", 1.2, "--max-len-b", 10]
+        printed = _run([str(self._python), script, "generate", *map(str, words),
+                        "--scoring", "sacrebleu", "--num-workers", "0"], "")  # fmt: skip
+        found = {int(n): text for n, text in re.findall(r"^H-(\d+)\t\S+\t(.*)$", printed, re.M)}
+        found = {n: found.get(n, "") for n in range(len(found))}
+        sources = dict(re.findall(r"^S-(\d+)\t(.*)$", printed, re.M))
+        lines = self._folder / "test.txt"
+        text = "".join(f"{sources[str(n)]}\n" for n in sorted(found))
+        lines.write_text(text, encoding="utf-8")
+        run = self.imported(checkpoint)
+        ours = self._folder / "ours.txt"
+        words = ["generate", run, "--input", lines, "--output", ours, "--beam", beam]
+        words += ["--max-len-a", 1.2, "--max-len-b", 10]
+        _run([sys.executable, "-m", "ds_seq", *map(str, words)], None)
+        return [found[n] for n in sorted(found)], ours.read_text(encoding="utf-8").splitlines()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare and print; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--python", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--languages", nargs=2, default=("en", "de"))
+    parser.add_argument("--fork", type=Path)
+    parser.add_argument("--run", type=Path, action="append", default=[])
+    parser.add_argument("--record", type=Path, help="write the data of the tests into this .tar.xz")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        is_recording = options.record is not None
+        languages = (options.languages[0], options.languages[1])
+        sides = Sides(options.python, options.data, languages, Path(name), is_recording)
+        found = sides.differences(VARIANTS, None)
+        if options.fork is not None:
+            found |= sides.differences(OF_FORK, options.fork)
+        for title, difference in found.items():
+            print(f"{title:20} {difference:.1e}", flush=True)
+        if is_recording:
+            _record(Path(name), options.record)
+            return 0
+        worst = max(found.values())
+        is_equal = True
+        for checkpoint in options.run:
+            for beam in (1, 5):
+                theirs, ours = sides.translations(checkpoint, beam)
+                same = sum(a == b for a, b in zip(theirs, ours, strict=True))
+                is_equal &= same == len(theirs)
+                print(f"{checkpoint} beam {beam}: {same} of {len(theirs)} translations equal")
+                for a, b in zip(theirs, ours, strict=True):
+                    if a != b:
+                        print(f"  fairseq: {a}\n  ds_seq:  {b}")
+    print(f"largest difference of a logit: {worst:.1e} (allowed: {TOLERANCE:g})")
+    return 0 if worst <= TOLERANCE and is_equal else 1
+
+
+def _record(folder: Path, out: Path) -> None:
+    """Write the checkpoints and logits that the tests compare with."""
+    for name in RECORDED:
+        values = torch.load(folder / f"{name}.logits.pt")
+        torch.save([each.float() for each in values], folder / f"{name}.logits.pt")
+    with tarfile.open(out, "w:xz", preset=9) as archive:
+        archive.add(folder / "pairs.json", "pairs.json")
+        for name in RECORDED:
+            for suffix in (".pt", ".logits.pt"):
+                archive.add(folder / f"{name}{suffix}", f"{name}{suffix}")
+
+
+def _pairs(
+    data: Path, languages: tuple[str, str], split: str, most: int
+) -> list[tuple[list[int], list[int]]]:
+    """Return the ids of the first pairs of a split: sources, and inputs of the decoder."""
+    prefix = find_parts([data], split, languages)[0]
+    sides = []
+    for language in languages:
+        file = IndexedFile(prefix.with_name(f"{prefix.name}.{language}"))
+        block = file.gather(np.arange(min(most, len(file))))
+        ends = block.lengths.cumsum()
+        starts = ends - block.lengths
+        sides.append([block.tokens[a:b].tolist() for a, b in zip(starts, ends, strict=True)])
+    return [(s, [t[-1], *t[:-1]]) for s, t in zip(*sides, strict=True)]
+
+
+def _run(command: list[str], path: str | None) -> str:
+    """Run a command; `path` replaces PYTHONPATH, None keeps it."""
+    variables = dict(os.environ)
+    if path is not None:  # fairseq 0.12 reads its own files as PyTorch did before 2.6
+        variables |= {"PYTHONPATH": path, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-500:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

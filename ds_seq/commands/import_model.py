@@ -1,0 +1,93 @@
+"""`ds-seq import`: make a run folder of a checkpoint of another toolkit.
+
+    ds-seq import fairseq checkpoint_best.pt --dict dict.en.txt --out runs/x
+
+See `ds_seq.runs.formats.fairseq`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import torch
+
+from ds_seq.commands.arguments.import_model import build_parser
+from ds_seq.errors import UserError
+from ds_seq.runs.export import check_new, write_export
+from ds_seq.runs.formats.fairseq.importing import Imported, Vocabulary, import_checkpoint
+from ds_seq.runs.formats.fairseq.names import Entry
+from ds_seq.runs.open import DTYPES, load_run
+
+_MOST_LINES = 16
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `ds-seq import`; return the exit code."""
+    options = build_parser().parse_intermixed_args(argv)
+    check_new(options.out)
+    vocabulary = Vocabulary(
+        options.dict, options.target_dict, options.codes, options.sentencepiece, options.moses
+    )
+    result = import_checkpoint(
+        options.checkpoint,
+        vocabulary,
+        _name(options),
+        (options.source_lang, options.target_lang),
+        _lines(options),
+    )
+    result.model.to(DTYPES[options.dtype])
+    path = write_export(result.model, result.config, result.tokenizers, options.out)
+    _check_written(options, result)
+    print("\n".join(_table(result.entries)))
+    total = sum(p.numel() for p in result.model.parameters())
+    trained = "" if result.updates is None else f", trained for {result.updates:,} updates"
+    print(f"\nparameters  {total:,}{trained}")
+    print(
+        f"compared    {result.num_compared:,} logits, which differ by at most "
+        f"{result.difference:.1e}"
+    )
+    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def _name(options: argparse.Namespace) -> str:
+    name = re.sub(r"[^\w.+-]", "-", options.out.stem if options.out.suffix else options.out.name)
+    return name.strip(".") or "imported"
+
+
+def _lines(options: argparse.Namespace) -> list[str]:
+    if options.text is None:
+        return []
+    try:
+        with options.text.open(encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in islice(file, _MOST_LINES)]
+    except OSError as error:
+        raise UserError(f"--text {options.text}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--text {options.text}: is not UTF-8; convert it") from None
+    if not any(line.strip() for line in lines):
+        raise UserError(f"--text {options.text}: has no text in its first lines")
+    return lines
+
+
+def _check_written(options: argparse.Namespace, result: Imported) -> None:
+    """Read the output back, and compare it with the model that was compared."""
+    loaded = load_run(options.out, "best", dtype=DTYPES[options.dtype])
+    pairs = zip(loaded.model.parameters(), result.model.parameters(), strict=True)
+    if not all(torch.equal(read, made) for read, made in pairs):
+        raise UserError(f"{options.out}: does not read back as it was written; check the disk")
+
+
+def _table(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield one line per tensor, and how many there are of each kind."""
+    width = max(len(entry.theirs) for entry in entries)
+    for entry in entries:
+        note = f"  ({entry.note})" if entry.note else ""
+        yield f"{entry.how:8} {entry.theirs:<{width}}  {entry.ours}{note}".rstrip()
+    counts = Counter(entry.how for entry in entries)
+    kinds = ("taken", "renamed", "joined", "left")
+    yield f"\ntensors     {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}, 0 missing"

@@ -1,0 +1,254 @@
+"""Make a model of ds_seq of a checkpoint of fairseq.
+
+Shapes: T target length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ds_seq.compat.fairseq.command import Given
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import read_experiment
+from ds_seq.data.batch import Seq2SeqInputs
+from ds_seq.errors import UserError
+from ds_seq.models import build_model
+from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.names import GATED_ACTIVATIONS
+from ds_seq.runs.formats.fairseq.arguments import described_model, find_arguments, given_model
+from ds_seq.runs.formats.fairseq.names import Converter, Entry
+from ds_seq.runs.formats.fairseq.plain import read_plain
+from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.text.build import in_languages, train_tokenizer
+from ds_seq.text.fairseq_dict import Dictionary
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.vocab_file import read_vocab_file
+from ds_seq.weights.fill import model_tensors
+
+TOLERANCE = 1e-5
+"""Largest difference of a logit in float64."""
+
+_EXPERT_FILES = "layer_*_expert_*_mp_rank_*_model_states.pt"
+_SAMPLES, _LONGEST = 8, 40
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The files of the vocabulary.
+
+    Attributes:
+        dictionary: `dict.txt` of the source, or of both sides.
+        target: that of the target, if it is another one.
+        codes: merges of subword-nmt or fastBPE.
+        sentencepiece: SentencePiece model.
+        moses: whether text is tokenized by Moses' rules.
+    """
+
+    dictionary: Path
+    target: Path | None
+    codes: Path | None
+    sentencepiece: Path | None
+    moses: bool
+
+    def section(self, path: Path) -> dict[str, Any]:
+        """Return the part of `data.vocab` for one of the dictionaries."""
+        files: dict[str, Any] = {"dictionary": str(path)}
+        files |= {} if self.codes is None else {"codes": str(self.codes)}
+        files |= {} if self.sentencepiece is None else {"sentencepiece": str(self.sentencepiece)}
+        return {"fairseq": files | ({"moses": True} if self.moses else {})}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that was made of a checkpoint.
+
+    Attributes:
+        model: the model.
+        config: experiment that describes it.
+        tokenizers: its tokenizers.
+        entries: what became of each tensor of the checkpoint.
+        difference: largest difference of a logit from what the checkpoint computes.
+        num_compared: number of logits that were compared.
+        updates: number of updates of the training, if the checkpoint says it.
+    """
+
+    model: nn.Module
+    config: ExperimentConfig
+    tokenizers: Tokenizers
+    entries: list[Entry]
+    difference: float
+    num_compared: int
+    updates: int | None
+
+
+def import_checkpoint(
+    path: Path,
+    vocabulary: Vocabulary,
+    name: str,
+    languages: tuple[str | None, str | None] = (None, None),
+    text: Sequence[str] = (),
+) -> Imported:
+    """Read a checkpoint, and compare the model that it becomes with what it computes.
+
+    Args:
+        path: the checkpoint.
+        vocabulary: files of its vocabulary.
+        name: name of the new run.
+        languages: language codes of source and target; None: those of the checkpoint.
+        text: lines of source text to compare on; empty: symbols of the dictionary.
+
+    Raises:
+        UserError: a file is missing or damaged, the model has no counterpart, or the results
+            differ.
+    """
+    checkpoint = read_plain(path)
+    arguments = find_arguments(checkpoint, path)
+    given = given_model(arguments)
+    model_config = described_model(given, path)
+    state = _tensors(checkpoint["model"], path) | _experts_of(path)
+    config, tokenizers = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
+    converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
+    with torch.no_grad():
+        for ours, tensor in model_tensors(model):
+            tensor.copy_(converter.make(ours, tensor.shape))
+    entries = converter.finish()
+    difference, count = _compare(model, state, given, _sentences(tokenizers, text))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"{path}: the imported model computes something else: logits differ by up to "
+            f"{difference:.1e}, more than {TOLERANCE:g}; nothing is written"
+        )
+    return Imported(model, config, tokenizers, entries, difference, count, _updates(checkpoint))
+
+
+def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong} is no tensor; give a checkpoint that fairseq wrote")
+    return {str(name): value.detach() for name, value in state.items()}
+
+
+def _experts_of(path: Path) -> dict[str, Tensor]:
+    """Return the experts that DeepSpeed has written next to the checkpoint, one file each.
+
+    The checkpoint itself has those of the first rank only.
+    """
+    folder = path.parent / "deepspeed_moe" / path.name
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.rglob(_EXPERT_FILES)):
+        content = read_plain(file)
+        if isinstance(content, Mapping) and isinstance(content.get("module"), Mapping):
+            content = content["module"]
+        if not isinstance(content, Mapping):
+            raise UserError(f"{file}: holds no tensors by name; copy it again")
+        found |= _tensors(content, file)
+    return found
+
+
+def _experiment(
+    given: Given,
+    arguments: Mapping[str, Any],
+    model: dict[str, Any],
+    vocabulary: Vocabulary,
+    name: str,
+    languages: tuple[str | None, str | None],
+) -> tuple[ExperimentConfig, Tokenizers]:
+    """Return the experiment of the imported model, and its tokenizers."""
+    codes = [
+        own or arguments.get(key)
+        for own, key in zip(languages, ("source_lang", "target_lang"), strict=True)
+    ]
+    for code, option in zip(codes, ("--source-lang", "--target-lang"), strict=True):
+        if not isinstance(code, str):
+            raise UserError(f"the checkpoint names no languages; add {option}")
+    paths = [vocabulary.dictionary, vocabulary.target or vocabulary.dictionary]
+    joint = paths[0] == paths[1] or paths[0].read_bytes() == paths[1].read_bytes()
+    sides = [{**vocabulary.section(p), "size": _dictionary_size(p)} for p in paths]
+    parts = sides[0] if joint else {"source": sides[0], "target": sides[1]}
+    length = model["max_positions"]
+    smoothing = given["label_smoothing"]
+    experiment = {
+        "name": name,
+        "data": {
+            "source_lang": codes[0],
+            "target_lang": codes[1],
+            "dir": f"data/{name}",
+            "max_source_length": min(length, given["max_source_positions"]),
+            "max_target_length": min(length, given["max_target_positions"]),
+            "vocab": {"name": "fairseq_dict", **parts},
+        },
+        "model": model,
+        "criterion": {"name": "cross_entropy", "label_smoothing": float(smoothing or 0.0)},
+        "train": {"max_tokens": max(4096, length)},
+        "validation": {"metrics": [], "best": "loss"},
+        "generation": {"max_len_a": 0.0, "max_len_b": 200},
+    }
+    config = read_experiment(experiment)
+    made = [train_tokenizer(config.data, part, []) for part in config.data.vocab.parts.values()]
+    return config, in_languages(Tokenizers(made[0], made[-1]), config.data)
+
+
+def _dictionary_size(path: Path) -> int:
+    return len(Dictionary.parse(read_vocab_file(path), str(path)))
+
+
+def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Return pairs of ids to compare on: of the text, or symbols of the dictionaries."""
+    end = tokenizers.target.symbols.eos
+    lines = [tokenizers.source.encode(line) for line in text]
+    if not lines:
+        draw = torch.Generator().manual_seed(1)
+        count = len(tokenizers.source)
+        lines = [
+            torch.randint(4, count, (3 + 4 * n,), generator=draw).tolist() for n in range(_SAMPLES)
+        ]
+    lines = [line[:_LONGEST] for line in lines if line]
+    largest = len(tokenizers.target)
+    # any target shows a difference; ids of the source are some
+    return [(line + [end], [end, *(token % largest for token in line)]) for line in lines]
+
+
+def _compare(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    given: Given,
+    pairs: Sequence[tuple[list[int], list[int]]],
+) -> tuple[float, int]:
+    """Return the largest difference of the logits from the checkpoint's own, and their number."""
+    wide = {name: value.double() for name, value in state.items() if value.is_floating_point()}
+    reference = Reference(wide, given)
+    twin = copy.deepcopy(model).double().eval()
+    for part in twin.modules():
+        if isinstance(part, MoeFeedForward):  # its limit depends on the other sentences of a batch
+            part.eval_capacity_factor = None
+    largest, count = 0.0, 0
+    for source, target in pairs:
+        expected = reference.logits(source, target)
+        with torch.no_grad():
+            logits = twin(inputs_of(source, target)).logits
+        largest = max(largest, float((logits - expected).abs().max()))
+        count += expected.numel()
+    return largest, count
+
+
+def inputs_of(source: Sequence[int], target: Sequence[int]) -> Seq2SeqInputs:
+    """Return the inputs of a model for one pair of ids, the end symbol first in the target."""
+    ids = [torch.tensor([each]) for each in (source, target)]
+    masks = [torch.ones_like(each, dtype=torch.bool) for each in ids]
+    return Seq2SeqInputs(ids[0], masks[0], ids[1], masks[1], len(target), len(source))
+
+
+def _updates(checkpoint: Mapping[str, Any]) -> int | None:
+    """Return the number of updates, which the last entry of the optimizer's history has."""
+    history = checkpoint.get("optimizer_history")
+    last = history[-1] if isinstance(history, list) and history else None
+    updates = last.get("num_updates") if isinstance(last, Mapping) else None
+    return updates if isinstance(updates, int) else None

@@ -1,0 +1,180 @@
+"""What a checkpoint of fairseq computes, in a few lines of plain torch.
+
+An import ends by comparing with it: it reads fairseq's tensors by their own names and shares no
+code with our models. One sentence pair at a time, no padding, no cache.
+
+Shapes: S source length, T target length, L either, D model width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.model import FIRST_POSITION
+
+_PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "gelu": F.gelu,
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_accurate": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+}
+_GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": torch.sigmoid,
+    "reglu": F.relu,
+    "geglu": F.gelu,
+    "swiglu": F.silu,
+}
+
+
+class Reference:
+    """A Transformer of fairseq.
+
+    Args:
+        state: its tensors by name, floating-point ones in float64.
+        given: its arguments.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], given: Given) -> None:
+        self._state, self._given = state, given
+
+    @torch.no_grad()
+    def logits(self, source: Sequence[int], target: Sequence[int]) -> Tensor:
+        """Score every next token of a target.
+
+        Args:
+            source: S ids, with the end symbol.
+            target: T ids, the end symbol first, as fairseq's decoder reads them.
+
+        Returns:
+            (T, V).
+        """
+        encoded = self._stack("encoder", torch.tensor(source), None)
+        decoded = self._stack("decoder", torch.tensor(target), encoded)
+        tables: tuple[str, ...] = ("decoder.output_projection.weight", "decoder.embed_out",
+                  "decoder.embed_tokens.weight", "encoder.embed_tokens.weight")  # fmt: skip
+        given = self._given
+        if given["share_all_embeddings"] or given["share_decoder_input_output_embed"]:
+            tables = tables[2:]
+        return decoded @ next(self._state[name] for name in tables if name in self._state).T
+
+    def _stack(self, stack: str, ids: Tensor, memory: Tensor | None) -> Tensor:
+        given = self._given
+        x = self._embed(stack, ids)
+        if not given["no_scale_embedding"]:
+            x = x * math.sqrt(x.size(-1))
+        if not given["no_token_positional_embeddings"]:
+            x = x + self._positions(stack, len(ids), x.size(-1))
+        if given["layernorm_embedding"]:
+            x = self._norm(f"{stack}.layernorm_embedding", x)
+        repeats = given[f"{stack}_recurrent_stacking"] or 1
+        count = 1 if repeats > 1 else given[f"{stack}_layers"]
+        for layer in [*range(count)] * repeats:
+            x = self._layer(stack, f"{stack}.layers.{layer}", x, memory)
+        return self._norm(f"{stack}.layer_norm", x) if given[f"{stack}_normalize_before"] else x
+
+    def _embed(self, stack: str, ids: Tensor) -> Tensor:
+        place = f"{stack}.embed_tokens"
+        if f"{place}.emb.weight" in self._state:
+            return self._state[f"{place}.emb.weight"][ids] @ self._state[f"{place}.up.weight"].T
+        other = "encoder.embed_tokens.weight"
+        return self._state[f"{place}.weight" if f"{place}.weight" in self._state else other][ids]
+
+    def _positions(self, stack: str, length: int, width: int) -> Tensor:
+        rows = torch.arange(FIRST_POSITION, FIRST_POSITION + length)
+        if self._given[f"{stack}_learned_pos"]:
+            return self._state[f"{stack}.embed_positions.weight"][rows]
+        half = width // 2
+        steps = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10000) / (half - 1)))
+        angles = rows.float().unsqueeze(1) * steps.unsqueeze(0)
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1).double()
+
+    def _layer(self, stack: str, place: str, x: Tensor, memory: Tensor | None) -> Tensor:
+        x = self._residual(
+            stack, f"{place}.self_attn_layer_norm", x,
+            lambda y: self._attend(f"{place}.self_attn", y, y, is_causal=memory is not None),
+        )  # fmt: skip
+        if memory is not None:
+            x = self._residual(
+                stack, f"{place}.encoder_attn_layer_norm", x,
+                lambda y: self._attend(f"{place}.encoder_attn", y, memory, is_causal=False),
+            )  # fmt: skip
+        return self._residual(
+            stack, f"{place}.final_layer_norm", x, lambda y: self._feed_forward(place, y)
+        )
+
+    def _residual(
+        self, stack: str, norm: str, x: Tensor, body: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        if self._given[f"{stack}_normalize_before"]:
+            return x + body(self._norm(norm, x))
+        return self._norm(norm, x + body(x))
+
+    def _norm(self, place: str, x: Tensor) -> Tensor:
+        state = self._state
+        if f"{place}.scale" in state:  # of VarunGumma/fairseq
+            return x / (x.square().mean(-1, keepdim=True).sqrt() + 1e-8) * state[f"{place}.scale"]
+        weight, bias = state[f"{place}.weight"], state.get(f"{place}.bias")
+        if bias is None:
+            return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weight
+        return F.layer_norm(x, (x.size(-1),), weight, bias, 1e-5)
+
+    def _map(self, place: str, x: Tensor) -> Tensor:
+        return F.linear(x, self._state[f"{place}.weight"], self._state.get(f"{place}.bias"))
+
+    def _attend(self, place: str, x: Tensor, memory: Tensor, is_causal: bool) -> Tensor:
+        fused = self._state.get(f"{place}.in_proj_weight")
+        if fused is None:
+            query = self._map(f"{place}.q_proj", x)
+            key, value = (self._map(f"{place}.{part}_proj", memory) for part in "kv")
+        else:  # before fairseq 0.9
+            maps = zip(fused.chunk(3), self._state[f"{place}.in_proj_bias"].chunk(3), strict=True)
+            inputs = (x, memory, memory)
+            query, key, value = (F.linear(y, w, b) for y, (w, b) in zip(inputs, maps, strict=True))
+        heads = self._given[f"{place.partition('.')[0]}_attention_heads"]
+        width = query.size(-1) // heads
+        query, key, value = (y.view(len(y), -1, width).transpose(0, 1) for y in (query, key, value))
+        key, value = (y.repeat_interleave(heads // len(y), 0) for y in (key, value))
+        scores = query @ key.transpose(1, 2) / math.sqrt(width)
+        if is_causal:
+            scores = scores + torch.full_like(scores, -math.inf).triu(1)
+        joined = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
+        return self._map(f"{place}.out_proj", joined)
+
+    def _feed_forward(self, place: str, x: Tensor) -> Tensor:
+        name = self._given["activation_fn"]
+        if f"{place}.experts.deepspeed_moe.gate.wg.weight" in self._state:
+            return self._experts(f"{place}.experts.deepspeed_moe", x)
+        if f"{place}.glu_ffn_module.fc1.weight" in self._state:
+            value, gate = self._map(f"{place}.glu_ffn_module.fc1", x).chunk(2, -1)
+            return self._map(f"{place}.glu_ffn_module.fc2", _GATES[name](gate) * value)
+        if f"{place}.glu.up_gate_proj.weight" in self._state:
+            value, gate = self._map(f"{place}.glu.up_gate_proj", x).chunk(2, -1)
+            return self._map(f"{place}.glu.down_proj", value * _PLAIN[name](gate))
+        return self._map(f"{place}.fc2", _PLAIN[name](self._map(f"{place}.fc1", x)))
+
+    def _experts(self, place: str, x: Tensor) -> Tensor:
+        """Send each token to its best experts, none of which is ever full."""
+        probabilities = (x @ self._state[f"{place}.gate.wg.weight"].T).softmax(-1)
+        weights, chosen = probabilities.topk(self._given["top_k"], -1)
+        if self._given["top_k"] > 1:
+            weights = weights / weights.sum(-1, keepdim=True)
+        rows = []
+        for token, experts, shares in zip(x, chosen, weights, strict=True):
+            outputs = [
+                self._map(f"{module}.3", F.relu(self._map(f"{module}.0", token))) * share
+                for module, share in (
+                    (f"{place}.experts.deepspeed_experts.{int(expert)}", share)
+                    for expert, share in zip(experts, shares, strict=True)
+                )
+            ]
+            rows.append(torch.stack(outputs).sum(0))
+        return torch.stack(rows)

@@ -1,0 +1,175 @@
+"""Make a run of a Hugging Face folder, and compare it with what transformers computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.load import read_experiment
+from ds_seq.errors import UserError
+from ds_seq.models import build_model
+from ds_seq.runs.formats.huggingface.families import Described, describe
+from ds_seq.runs.formats.huggingface.folder import read_settings, read_tensors
+from ds_seq.runs.formats.huggingface.mapping import Entry, account, take
+from ds_seq.text.build import in_languages, train_tokenizer
+from ds_seq.text.huggingface import HuggingFaceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.weights.fill import model_tensors
+
+_LONGEST = 512
+# ours <- theirs, of generation_config.json or config.json
+_GENERATION = {
+    "beam": "num_beams",
+    "length_penalty": "length_penalty",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "max_len_b": "max_length",
+}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that was made of a folder.
+
+    Attributes:
+        model: the model, in float32.
+        config: experiment that describes it.
+        tokenizers: its tokenizers.
+        entries: what became of each tensor of the folder.
+    """
+
+    model: nn.Module
+    config: ExperimentConfig
+    tokenizers: Tokenizers
+    entries: list[Entry]
+
+
+@dataclass(frozen=True)
+class Languages:
+    """Languages of source and target.
+
+    Attributes:
+        source: language code; None: that of the folder.
+        target: language code; None: that of the folder.
+        source_code: the model's symbol of the source language; None: found by the language code.
+        target_code: that of the target.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    source_code: str | None = None
+    target_code: str | None = None
+
+
+def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
+    """Read a folder that `save_pretrained` wrote for a model and its tokenizer.
+
+    Args:
+        folder: the folder.
+        name: name of the new run.
+        languages: languages of source and target.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model has no counterpart; all tensors that
+            are missing or left over are named.
+    """
+    settings = read_settings(folder, "config.json")
+    theirs = read_tensors(folder)
+    described = describe(settings, theirs, str(folder))
+    names = described.names
+    config = _experiment(folder, settings, described, name, languages)
+    tokenizers = _tokenizers(config)
+    entries = account(names, theirs, described.copies)
+    _check_complete(folder, described, entries, theirs)
+    model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
+    order = _own(tokenizers).permutation()
+    with torch.no_grad():
+        for ours, tensor in model_tensors(model):
+            value = take(names, ours, theirs, order, str(folder))
+            if value.shape != tensor.shape:
+                raise UserError(
+                    f"{folder}: the tensors for {ours} have the shape {tuple(value.shape)}, but "
+                    f"config.json says {tuple(tensor.shape)}"
+                )
+            tensor.copy_(value)
+    return Imported(model.eval(), config, tokenizers, entries)
+
+
+def _own(tokenizers: Tokenizers) -> HuggingFaceTokenizer:
+    tokenizer = tokenizers.target
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer
+
+
+def _tokenizers(config: ExperimentConfig) -> Tokenizers:
+    shared = train_tokenizer(config.data, config.data.vocab, [])
+    return in_languages(Tokenizers.shared(shared), config.data)
+
+
+def _check_complete(
+    folder: Path, described: Described, entries: Sequence[Entry], theirs: Mapping[str, Any]
+) -> None:
+    """Refuse tensors that are missing, or that no model of ds_seq has; names all of them."""
+    needed = [part.name for parts in described.names.values() for part in parts]
+    missing = [name for name in needed if name not in theirs]
+    left = [each.theirs for each in entries if each.how == "left" and not each.note]
+    if missing or left:
+        both = (("lacks", missing), ("has no place for", left))
+        raise UserError(
+            "\n".join(f"{folder}: {what} {', '.join(found)}" for what, found in both if found)
+        )
+
+
+def _experiment(
+    folder: Path,
+    settings: Mapping[str, Any],
+    described: Described,
+    name: str,
+    languages: Languages,
+) -> ExperimentConfig:
+    tokenizer = read_settings(folder, "tokenizer_config.json", is_needed=False)
+    found = {}
+    for side in ("source", "target"):
+        code = vars(languages)[side] or tokenizer.get(f"{side}_lang")
+        if not isinstance(code, str):
+            raise UserError(f"{folder}: names no languages; add --{side}-lang")
+        found[f"{side}_lang"] = code
+    codes = {key: vars(languages)[key] for key in ("source_code", "target_code")}
+    length = min(described.section.get("max_positions", _LONGEST), _LONGEST * 2)
+    described.section.setdefault("max_positions", length)
+    return read_experiment(
+        {
+            "name": name,
+            "data": {
+                **found,
+                "dir": f"data/{name}",
+                "max_source_length": length,
+                "max_target_length": length,
+                "vocab": {
+                    "name": "huggingface",
+                    "size": settings["vocab_size"],
+                    "huggingface": {"path": str(folder), **codes},
+                },
+            },
+            "model": described.section,
+            "train": {"max_tokens": max(4096, length)},
+            "validation": {"metrics": [], "best": "loss"},
+            "generation": _generation(folder, settings, length),
+        }
+    )
+
+
+def _generation(folder: Path, settings: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Return the section `generation`."""
+    given = dict(settings) | read_settings(folder, "generation_config.json", is_needed=False)
+    found = {
+        ours: given[theirs] for ours, theirs in _GENERATION.items() if given.get(theirs) is not None
+    }
+    found["max_len_a"] = 0.0
+    found["max_len_b"] = min(found.get("max_len_b", length), length) - 1
+    return found

@@ -1,0 +1,116 @@
+"""Tensors of a Hugging Face model as ours.
+
+Each of our tensors is made of one or several of theirs, joined along the first dimension. The same
+table serves both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ds_seq.errors import UserError
+
+
+class Part(NamedTuple):
+    """Part of one of our tensors.
+
+    Attributes:
+        name: name of the tensor of theirs.
+        times: what theirs is multiplied by.
+        skip: number of rows of theirs that are left out, positions before the first.
+        is_table: whether rows are ids, whose order differs.
+    """
+
+    name: str
+    times: float = 1.0
+    skip: int = 0
+    is_table: bool = False
+
+
+Names = dict[str, list[Part]]
+"""Our tensors by name -> what they are made of."""
+
+
+class Entry(NamedTuple):
+    """What became of a tensor of theirs.
+
+    Attributes:
+        theirs: its name.
+        ours: the tensor of ours that has it; empty if none does.
+        how: `renamed`, `joined` or `left`.
+        note: why it is left, or how it changed.
+    """
+
+    theirs: str
+    ours: str
+    how: str
+    note: str = ""
+
+
+def linear(ours: str, *theirs: str, bias: bool = True, factors: Sequence[float] = ()) -> Names:
+    """Return the names of a linear map or a norm that is made of one or several of theirs."""
+    scales = factors or [1.0] * len(theirs)
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return {
+        f"{ours}.{kind}": [
+            Part(f"{name}.{kind}", scale) for name, scale in zip(theirs, scales, strict=True)
+        ]
+        for kind in kinds
+    }
+
+
+def take(
+    names: Names, name: str, theirs: Mapping[str, Tensor], order: Sequence[int], path: str
+) -> Tensor:
+    """Make one of our tensors.
+
+    Args:
+        names: all names.
+        name: name of the tensor.
+        theirs: tensors of theirs.
+        order: row of theirs for each of our ids.
+        path: the folder, for messages.
+
+    Raises:
+        UserError: a tensor of theirs is missing.
+    """
+    rows = []
+    for part in names[name]:
+        if part.name not in theirs:
+            raise UserError(f"{path}: lacks the tensor {part.name} of its config.json")
+        value = theirs[part.name].float()
+        if part.is_table:
+            value = value.squeeze(0) if value.size(0) == 1 else value  # a bias is (1, V)
+            if len(value) != len(order):
+                raise UserError(
+                    f"{path}: {part.name} has the shape {tuple(value.shape)}, but config.json says "
+                    f"vocab_size {len(order)}"
+                )
+            value = value[list(order)]
+        rows.append(value[part.skip :] * part.times)
+    return torch.cat(rows)
+
+
+def account(names: Names, theirs: Iterable[str], copies: Mapping[str, str]) -> list[Entry]:
+    """Return what becomes of each tensor of theirs.
+
+    Args:
+        names: all names.
+        theirs: names of their tensors.
+        copies: tensors that need not be read -> why.
+    """
+    used = {}
+    for ours, parts in names.items():
+        for part in parts:
+            how = "renamed" if len(parts) == 1 else "joined"
+            notes = []
+            if part.skip:
+                notes.append(f"without its first {part.skip} rows")
+            if part.times != 1.0:
+                notes.append(f"times {part.times:g}")
+            used[part.name] = Entry(part.name, ours, how, ", ".join(notes))
+    return [used.get(name) or Entry(name, "", "left", copies.get(name, "")) for name in theirs]

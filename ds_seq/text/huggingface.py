@@ -1,0 +1,310 @@
+"""Tokenizers of Hugging Face folders, read without `transformers`.
+
+Two forms are read: `tokenizer.json`, which the package `tokenizers` runs, and the SentencePiece
+models with a `vocab.json` of Marian and M2M100, for which transformers has no such file. Ids are
+those of the folder, except that padding, which is always id 1 in ds_seq, trades places with
+whatever has id 1 there.
+
+What stands around a text differs by model: BART opens both sides with `<s>`, M2M100 and NLLB with
+the language of that side. The decoder's first input, which may be the padding symbol (T5, Marian),
+is `Symbols.start`.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from ds_seq.errors import UserError
+from ds_seq.plugins import nearest
+from ds_seq.records import parse_json, read_limited, record
+from ds_seq.text.huggingface_pieces import (
+    FAST,
+    M2M,
+    MARIAN,
+    VOCAB,
+    FastPieces,
+    Pieces,
+    SentencePieces,
+)
+from ds_seq.text.normalize import Normalizer
+from ds_seq.text.sentencepiece_training import PAD_ID
+from ds_seq.text.tokenizer import Symbols
+
+LANGUAGE = "{language}"
+"""Stands for the language symbol of a side in `FOLDERS`."""
+
+# What opens the text of each side, by `model_type`; `<s>` stands for the config's bos_token_id.
+_OPENINGS: Mapping[str, str] = {
+    "bart": "<s>",
+    "m2m_100": LANGUAGE,
+    "nllb-moe": LANGUAGE,
+    "mbart": LANGUAGE,
+}
+_MOST_BYTES = 1 << 28
+_SETTINGS = ("config.json", "tokenizer_config.json")
+_READ = (VOCAB, *MARIAN, M2M, *_SETTINGS)
+
+
+@record
+class _Stored(TypedDict):
+    """Content of `HuggingFaceTokenizer.to_bytes`: files, text or base64, by name."""
+
+    files: dict[str, str]
+    source_code: str | None
+    target_code: str | None
+
+
+class HuggingFaceTokenizer:
+    """A `Tokenizer` of a Hugging Face folder, for one of the sides.
+
+    Args:
+        stored: the files.
+        normalizer: applied to text before it is encoded.
+        name: name of the vocabulary in error messages.
+
+    Attributes:
+        symbols: special symbols of this side.
+        fingerprint: differs between tokenizers that encode the same text differently.
+        tag_ids: ids of symbols that may start a line; none.
+
+    Raises:
+        UserError: a file is damaged, or a package is not installed.
+    """
+
+    tag_ids: frozenset[int] = frozenset()
+
+    def __init__(self, stored: _Stored, normalizer: Normalizer, name: str) -> None:
+        self._stored, self._normalizer, self._name = stored, normalizer, name
+        self._config = self._json("config.json")
+        self._side: tuple[str, bool] | None = None
+        files = stored["files"]
+        self._pieces: Pieces
+        if FAST in files:
+            self._pieces = FastPieces(files[FAST], name)
+        else:
+            self._pieces = SentencePieces(self._json(VOCAB), files, name)
+        self._pad = self._id("pad_token_id")
+        self.fingerprint = hashlib.sha256(self.to_bytes()).hexdigest()
+        self._settle(None)
+
+    def _settle(self, language: int | None) -> None:
+        """Set what depends on the side: the opening and the symbols."""
+        opening = _OPENINGS.get(str(self._config.get("model_type")))
+        if opening == LANGUAGE:
+            first = [] if language is None else [language]
+        else:
+            first = [] if opening is None else [self._id("bos_token_id")]
+        start = self._config.get("decoder_start_token_id")
+        bos = self._config.get("bos_token_id")
+        self.symbols = Symbols(
+            pad=PAD_ID,
+            eos=self._ours(self._id("eos_token_id")),
+            unk=self._ours(self._unknown()),
+            start=self._ours(self._id("eos_token_id") if start is None else int(start)),
+            bos=None if bos is None else self._ours(int(bos)),
+            opening=tuple(map(self._ours, first)),
+        )
+        special = {self.symbols.pad, self.symbols.eos, self.symbols.bos, *self.symbols.opening}
+        special |= {self._ours(i) for i in self._pieces.languages.values()}
+        self._omitted = special - {None, self.symbols.unk}
+
+    @classmethod
+    def train(
+        cls,
+        files: Sequence[Path],
+        *,
+        size: int,
+        user_symbols: Sequence[str] = (),
+        normalizer: Normalizer | None = None,
+        **options: Any,
+    ) -> HuggingFaceTokenizer:
+        """Read a folder; nothing is trained. See `TokenizerKind.train`.
+
+        Args:
+            files: not read.
+            size: number of ids, those of the model.
+            user_symbols: must be empty: the vocabulary cannot grow.
+            normalizer: applied to text before it is encoded.
+            options: `path`, `source_code` and `target_code` of `data.vocab.huggingface`.
+
+        Raises:
+            UserError: a file is missing or damaged, or the size is another one.
+        """
+        path = options["path"]
+        folder = Path(path)
+        contents = {path.name: _content(path) for path in tokenizer_files(folder)}
+        if "config.json" not in contents or not {FAST, VOCAB} & contents.keys():
+            raise UserError(
+                f"{path}: has no {'config.json' if 'config.json' not in contents else FAST}; give "
+                "a folder that `save_pretrained` of a model and its tokenizer wrote"
+            )
+        if user_symbols:
+            raise UserError(f"data.vocab.user_symbols: {path} cannot get new symbols; remove them")
+        stored = _Stored(
+            files=contents,
+            source_code=options["source_code"],
+            target_code=options["target_code"],
+        )
+        found = cls(stored, normalizer or _plain(), path)
+        if len(found) != size:
+            raise UserError(
+                f"data.vocab.size: {size:,}, but the model of {path} has {len(found):,} ids; set "
+                f"{len(found)}"
+            )
+        return found
+
+    @classmethod
+    def from_bytes(
+        cls, content: bytes, *, normalizer: Normalizer | None = None, name: str
+    ) -> HuggingFaceTokenizer:
+        """Restore a tokenizer from the bytes of `to_bytes`; see `TokenizerKind.from_bytes`."""
+        stored = parse_json(content, _Stored, Path(name), "import the model again")
+        return cls(stored, normalizer or _plain(), name)
+
+    def to_bytes(self) -> bytes:
+        """Return the files of the tokenizer as JSON."""
+        return json.dumps(self._stored, ensure_ascii=False, sort_keys=True).encode()
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _restored, (self._stored, self._normalizer, self._name, self._side)
+
+    def for_side(self, language: str, is_source: bool) -> HuggingFaceTokenizer:
+        """Return this tokenizer for the text of one side.
+
+        Args:
+            language: language code of the experiment, used if no code of the model is set.
+            is_source: whether the side is the source.
+
+        Raises:
+            UserError: the model needs a symbol for the language and has none of this code.
+        """
+        other = copy.copy(self)
+        other._side = language, is_source
+        code = self._stored["source_code" if is_source else "target_code"] or language
+        needs = _OPENINGS.get(str(self._config.get("model_type"))) == LANGUAGE
+        other._settle(self._find_language(code, is_source) if needs else None)
+        return other
+
+    def _find_language(self, code: str, is_source: bool) -> int:
+        known = self._pieces.languages
+        for name in (code, f"__{code}__", f">>{code}<<"):
+            if name in known:
+                return known[name]
+        close = [name for name in known if name.split("_")[0] == code]
+        if len(close) == 1:
+            return known[close[0]]
+        key = f"data.vocab.huggingface.{'source' if is_source else 'target'}_code"
+        shown = ", ".join(sorted(close)) or ", ".join([*sorted(known)[:8], "..."])
+        raise UserError(
+            f"{self._name}: has no language {code!r}{nearest(code, known)}; set {key} to one of "
+            f"its symbols: {shown}"
+        )
+
+    @property
+    def _is_source(self) -> bool:
+        return self._side is not None and self._side[1]
+
+    def __len__(self) -> int:
+        return self._id("vocab_size")
+
+    def normalize(self, text: str) -> str:
+        """Return the text as it is read; see `Tokenizer.normalize`."""
+        return self._normalizer(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Normalize and encode a line; see `Tokenizer.encode`."""
+        return self.encode_lines([text])[0]
+
+    def encode_lines(self, lines: Sequence[str]) -> list[list[int]]:
+        """Encode many lines; see `encode`."""
+        texts = [self._normalizer(line) for line in lines]
+        rows = self._pieces.encode_lines(texts, self._is_source)
+        return [[self._ours(number) for number in row] for row in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the plain text of ids; special symbols except `<unk>` are omitted."""
+        return self.join(self.pieces([i for i in map(int, ids) if i not in self._omitted]))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return the piece of each id, special ones included."""
+        names = [(i, self._pieces.piece(self._ours(int(i)))) for i in ids]
+        return [f"<unused {i}>" if name is None else name for i, name in names]
+
+    def split_lines(self, lines: Sequence[str]) -> list[list[str]]:
+        """Return the pieces of each line, unknown ones as the text spells them."""
+        texts = [self._normalizer(line) for line in lines]
+        return self._pieces.split_lines(texts, self._is_source)
+
+    def join(self, pieces: Sequence[str]) -> str:
+        """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
+        return self._pieces.join(pieces, self._is_source)
+
+    def _ours(self, number: int) -> int:
+        """Return the id in ds_seq of an id of the folder, and the other way round."""
+        return {PAD_ID: self._pad, self._pad: PAD_ID}.get(number, number)
+
+    def permutation(self) -> list[int]:
+        """Return the id of the folder for each id, to order the rows of embeddings."""
+        return [self._ours(number) for number in range(len(self))]
+
+    def _id(self, key: str) -> int:
+        value = self._config.get(key)
+        if not isinstance(value, int):
+            raise UserError(f"{self._name}: config.json: has no {key}; the model cannot be used")
+        return value
+
+    def _unknown(self) -> int:
+        settings = self._json("tokenizer_config.json") if self._has_settings else {}
+        token = settings.get("unk_token", "<unk>")
+        token = token["content"] if isinstance(token, dict) else token
+        for number in range(8):  # special symbols come first
+            if self._pieces.piece(number) == token:
+                return number
+        return self._id("eos_token_id")  # BART's vocabulary of bytes knows all text
+
+    @property
+    def _has_settings(self) -> bool:
+        return "tokenizer_config.json" in self._stored["files"]
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(self._stored["files"][name])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{self._name}: {name} is missing or damaged ({error})") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self._name}: {name} is no JSON object; copy it again")
+        return content
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that a tokenizer is made of."""
+    names: tuple[str, ...] = _READ
+    if (folder / FAST).is_file():  # the others are for older programs
+        names = (FAST, *_SETTINGS)
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _plain() -> Normalizer:
+    return Normalizer(nfkc=False, fold_spaces=False)
+
+
+def _restored(
+    stored: _Stored, normalizer: Normalizer, name: str, side: tuple[str, bool] | None
+) -> HuggingFaceTokenizer:
+    tokenizer = HuggingFaceTokenizer(stored, normalizer, name)
+    return tokenizer if side is None else tokenizer.for_side(*side)
+
+
+def _content(path: Path) -> str:
+    content = read_limited(path, _MOST_BYTES)
+    if path.suffix == ".json":
+        return content.decode("utf-8", errors="replace")
+    return base64.b64encode(content).decode()

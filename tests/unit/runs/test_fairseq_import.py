@@ -1,0 +1,191 @@
+"""`ds-seq import fairseq`: models that compute what the checkpoint does, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ds_seq import cli
+from ds_seq.runs.formats.fairseq import importing
+from ds_seq.runs.formats.fairseq.importing import inputs_of
+from ds_seq.runs.open import load_run, open_run
+from tests.data.fairseq import write_recorded
+from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, write
+
+Capture = pytest.CaptureFixture[str]
+RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
+NAMES = ("post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized")
+
+
+def run_import(path: Path, out: Path, *more: str) -> int:
+    words = ["import", "fairseq", str(path), "--dict", str(path.parent / "dict.txt")]
+    return cli.main([*words, "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints that fairseq wrote, what it computed, and the data that they are for."""
+    folder = tmp_path_factory.mktemp("recorded")
+    write_recorded(folder)
+    with tarfile.open(RECORDED) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_path: Path) -> None:
+    words = ["--dict", str(recorded / "spm" / "dict.en.txt"), "--out", str(tmp_path / "run")]
+    more = ["--sentencepiece", str(recorded / "spm.model")]
+    assert cli.main(["import", "fairseq", str(recorded / f"{name}.pt"), *words, *more]) == 0
+    run = load_run(tmp_path / "run", "best", dtype=torch.float64)
+    pairs = json.loads((recorded / "pairs.json").read_text(encoding="utf-8"))
+    expected = torch.load(recorded / f"{name}.logits.pt")
+    for (source, target), theirs in zip(pairs, expected, strict=True):
+        with torch.no_grad():
+            ours = run.seq2seq(inputs_of(source, target)).logits
+        assert (ours - theirs).abs().max() < 1e-5  # recorded in float32
+    assert (run.card.source_lang, run.card.target_lang) == ("en", "de")
+
+
+def test_every_tensor_is_accounted_for(tmp_path: Path, capsys: Capture) -> None:
+    state = shared_model()
+    assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    listed = re.findall(r"^(taken|renamed|joined|left) +(\S+)", printed, re.MULTILINE)
+    assert [name for _, name in listed] == list(state)
+    counts = {kind: sum(k == kind for k, _ in listed) for kind in ("renamed", "joined", "left")}
+    assert (
+        f"{counts['renamed']} renamed, {counts['joined']} joined, {counts['left']} left" in printed
+    )
+    assert counts["left"] == 5 and "trained for 12 updates" in printed
+
+
+def test_the_run_is_generated_from_and_exported(tmp_path: Path) -> None:
+    path = write(tmp_path, shared_model(), arguments())
+    run, text = tmp_path / "run", tmp_path / "text"
+    assert run_import(path, run) == 0
+    text.write_text("word1 word2\nword3\n", encoding="utf-8")
+    out = tmp_path / "out"
+    assert cli.main(["generate", str(run), "--input", str(text), "--output", str(out),
+                     "--max-len-b", "5"]) == 0  # fmt: skip
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "x.safetensors")]) == 0
+    again = open_run(tmp_path / "x.safetensors", "best")
+    assert again.require_experiment().model == open_run(run, "best").model_config
+
+
+def test_experts_of_all_ranks_are_read(tmp_path: Path, capsys: Capture) -> None:
+    """rank 0 writes its experts into the checkpoint, and DeepSpeed one file for each."""
+    state = shared_model(num_experts=4, decoder_layers=2)
+    given = arguments(arch="transformer_ds_moe_tiny", deepspeed_moe="enc,dec", num_experts=4,
+                      top_k=1, decoder_layers=2, ep_world_size=2)  # fmt: skip
+    pattern = re.compile(r"deepspeed_experts\.([23])\.")
+    path = write(tmp_path, {k: v for k, v in state.items() if not pattern.search(k)}, given)
+    assert run_import(path, tmp_path / "run") == 2
+    assert "lacks encoder.layers.1.experts" in capsys.readouterr().err
+    folder = tmp_path / "deepspeed_moe" / path.name / "default"
+    folder.mkdir(parents=True)
+    for layer, stack in enumerate(("encoder", "decoder")):
+        for expert in range(4):
+            place = f"{stack}.layers.1.experts.deepspeed_moe.experts.deepspeed_experts.{expert}."
+            part = {k: v for k, v in state.items() if k.startswith(place)}
+            name = f"layer_{layer}_expert_{expert}_mp_rank_00_model_states.pt"
+            torch.save(part, folder / name)
+    assert run_import(path, tmp_path / "run") == 0
+    moe = open_run(tmp_path / "run", "best").model_config.moe
+    assert moe is not None and (moe.num_experts, moe.eval_capacity_factor) == (4, 4.0)
+
+
+def test_fused_projections_and_other_names_of_old_files(tmp_path: Path) -> None:
+    state = shared_model()
+    for place in ("encoder.layers.0.self_attn", "decoder.layers.0.encoder_attn"):
+        for kind in ("weight", "bias"):
+            parts = [state.pop(f"{place}.{part}_proj.{kind}") for part in "qkv"]
+            state[f"{place}.in_proj_{kind}"] = torch.cat(parts)
+    assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
+
+
+def with_more(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.adapter_block.weight"] = torch.ones(2)
+
+
+def without_bias(state: dict[str, Tensor]) -> None:
+    del state["encoder.layers.0.fc1.bias"]
+
+
+def wider(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.weight"] = torch.ones(13, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "message"),
+    [
+        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.weight, which no model"),
+        (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
+        (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
+        (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
+        (None, {"decoder_ffn_embed_dim": 16}, "--encoder-ffn-embed-dim 12 and --decoder-ffn"),
+        (None, {"arch": "lightconv"}, "--arch lightconv: only Transformers"),
+        (None, {"source_lang": None}, "names no languages; add --source-lang"),
+        (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),
+        (None, {"activation_fn": "tanh"}, "--activation-fn tanh: no such activation"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_by_name(
+    change: Any, given: dict[str, Any], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    state = shared_model()
+    if change is not None:
+        change(state)
+    assert run_import(write(tmp_path, state, arguments(**given)), tmp_path / "run") == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err) and "Traceback" not in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_result_is_an_error(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in the mapping of names would show: here queries and keys change places."""
+    original = importing.Converter._join
+
+    def turned(self: Any, name: str, ours: str, module: str, parts: str) -> Tensor:
+        return original(self, name, ours, module, {"qkv": "kqv"}.get(parts, parts))
+
+    monkeypatch.setattr(importing.Converter, "_join", turned)
+    state = shared_model()
+    assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 2
+    assert "the imported model computes something else: logits differ" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_dictionaries_and_text_to_compare_on(tmp_path: Path, capsys: Capture) -> None:
+    tensors = Tensors()
+    tensors.add("encoder.embed_tokens.weight", 24, 8)
+    tensors.add("decoder.embed_tokens.weight", 14, 8)
+    tensors.add("decoder.output_projection.weight", 14, 8)
+    for stack, count in (("encoder", 2), ("decoder", 1)):
+        tensors.layers(stack, count)
+        tensors.norm(f"{stack}.layer_norm")
+    given = arguments(share_all_embeddings=False, encoder_normalize_before=True,
+                      decoder_normalize_before=True)  # fmt: skip
+    path = write(tmp_path, tensors.state, given)
+    other = tmp_path / "dict.de.txt"
+    other.write_text("".join(f"wort{n} 1\n" for n in range(10)), encoding="utf-8")
+    assert (
+        run_import(path, tmp_path / "run") == 2
+    )  # the dictionary of the source is not the target's
+    assert "--dict names another dictionary" in capsys.readouterr().err
+    text = tmp_path / "text"
+    text.write_text("word1 word5 unknown\n\nword2\n", encoding="utf-8")
+    more = ["--target-dict", str(other), "--text", str(text), "--dtype", "bf16"]
+    assert run_import(path, tmp_path / "run", *more) == 0
+    sizes = open_run(tmp_path / "run", "best").tokenizers.sizes
+    assert (sizes.source, sizes.target) == (24, 14)

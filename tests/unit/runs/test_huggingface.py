@@ -1,0 +1,129 @@
+"""Folders of transformers become runs that read, score and translate as transformers does.
+
+The folders in tests/data/huggingface, and what is expected of them, were written by
+benchmarks/parity/huggingface_side.py with transformers 5.24.0.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ds_seq
+from ds_seq.errors import UserError
+from ds_seq.runs.export import write_export
+from ds_seq.runs.formats.huggingface.comparison import inputs_of
+from ds_seq.runs.formats.huggingface.importing import Imported, Languages, import_folder
+from ds_seq.text.huggingface import HuggingFaceTokenizer
+
+FOLDERS = Path(__file__).parents[2] / "data" / "huggingface"
+NAMES = sorted(path.name for path in FOLDERS.iterdir())
+CODES = {"nllb": Languages("en", "de", "eng_Latn", "deu_Latn")}
+_MOST_NEW_TOKENS = 38  # of 40 with the start and end symbols
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def imported(request: pytest.FixtureRequest) -> tuple[str, Imported, dict[str, Any]]:
+    name = request.param
+    expected = json.loads((FOLDERS / name / "expected.json").read_text(encoding="utf-8"))
+    result = import_folder(FOLDERS / name, name, CODES.get(name, Languages("en", "de")))
+    return name, result, expected
+
+
+def _order(result: Imported) -> list[int]:
+    tokenizer = result.tokenizers.target
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer.permutation()
+
+
+def test_lines_have_the_ids_of_transformers(imported):
+    _, result, expected = imported
+    order, source = _order(result), result.tokenizers.source
+    framed = [source.symbols.framed(ids) for ids in source.encode_lines(expected["lines"])]
+    assert [[order[i] for i in ids] for ids in framed] == expected["ids"]
+    assert [source.decode(ids) for ids in framed] == expected["lines"]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.encode(expected["lines"][0]) == source.encode(expected["lines"][0])
+
+
+def test_targets_have_the_scores_of_transformers(imported):
+    _, result, expected = imported
+    source, target = result.tokenizers
+    for line, scores in zip(expected["lines"], expected["scores"], strict=True):
+        labels = target.symbols.framed(target.encode(line))
+        inputs = inputs_of(
+            source.symbols.framed(source.encode(line)), [target.symbols.start, *labels[:-1]]
+        )
+        with torch.no_grad():
+            logits = result.model(inputs).logits
+        found = logits.log_softmax(-1)[range(len(labels)), labels]
+        torch.testing.assert_close(found, torch.tensor(scores), atol=2e-5, rtol=1e-5)
+
+
+def test_the_export_translates_like_transformers(imported, tmp_path):
+    _, result, expected = imported
+    write_export(result.model, result.config, result.tokenizers, tmp_path / "run")
+    model = ds_seq.load(tmp_path / "run")
+    limits = {"max_len_a": 0.0, "max_len_b": _MOST_NEW_TOKENS, "length_penalty": 1.0}
+    for beam, answers in expected["answers"].items():
+        found = model.translate(expected["lines"], beam=int(beam), **limits)
+        ended = [
+            (mine, line) for mine, line in zip(found, answers, strict=True) if line is not None
+        ]
+        assert len(ended) > len(answers) / 2
+        assert [mine for mine, _ in ended] == [line for _, line in ended]
+
+
+def test_every_tensor_is_accounted_for(imported):
+    _, result, _ = imported
+    assert all(each.ours or each.note for each in result.entries)
+
+
+def _copy(tmp_path: Path, name: str, **changes: Any) -> Path:
+    folder = tmp_path / name
+    shutil.copytree(FOLDERS / name, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "led"}, "model_type 'led' cannot be imported; there are bart, mbart"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "its model is code of its own"),
+        ({"decoder_ffn_dim": 32}, "decoder_ffn_dim 32 has no counterpart"),
+        ({"activation_function": "selu"}, "activation selu has no counterpart"),
+        ({"encoder_layers": 3}, r"lacks model\.encoder\.layers\.2\.self_attn\.q_proj"),
+        ({"encoder_layers": 1}, r"has no place for model\.encoder\.layers\.1\."),
+        ({"encoder_ffn_dim": 32, "decoder_ffn_dim": 32}, "have the shape"),
+        ({"vocab_size": 12}, "shared.weight has the shape .* says vocab_size 12"),
+    ],
+)
+def test_what_has_no_counterpart_is_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        import_folder(_copy(tmp_path, "bart", **changes), "x", Languages("en", "de"))
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        import_folder(tmp_path / "none", "x", Languages("en", "de"))
+    folder = _copy(tmp_path, "nllb")
+    with pytest.raises(UserError, match=r"has no language 'de'.*huggingface\.target_code"):
+        import_folder(folder, "x", Languages("en", "de", "eng_Latn"))
+    with pytest.raises(UserError, match="names no languages; add --source-lang"):
+        import_folder(folder, "x", Languages())
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        import_folder(folder, "x", CODES["nllb"])
+    weights.unlink()
+    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has only pytorch_model\.bin, which could run code"):
+        import_folder(folder, "x", CODES["nllb"])
