@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer, SourcePast
-from ds_seq.modules.linear import Linear, LinearMaker, by_set
+from ds_seq.modules.linear import Linear, LinearMaker, by_set, maps_of
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
 
@@ -261,9 +261,9 @@ class SelfAttention(nn.Module):
 
     def scale_parameters(self, factor: float) -> None:
         """Scale the initial maps of values and output, see `ds_seq.models.init`."""
-        for qkv in _linear_maps(self.qkv):
+        for qkv in maps_of(self.qkv):
             qkv.weight.split(qkv.widths)[2].mul_(factor)
-        for output in _linear_maps(self.output):
+        for output in maps_of(self.output):
             output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
@@ -365,9 +365,9 @@ class CrossAttention(nn.Module):
 
     def scale_parameters(self, factor: float) -> None:
         """Scale the initial maps of values and output, see `ds_seq.models.init`."""
-        for key_value in _linear_maps(self.key_value):
+        for key_value in maps_of(self.key_value):
             key_value.weight.chunk(2)[1].mul_(factor)
-        for output in _linear_maps(self.output):
+        for output in maps_of(self.output):
             output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> SourcePast:
@@ -399,8 +399,3 @@ def _normed(x: Tensor, norm: nn.Module | None, ways: Ways | None) -> Tensor:
     if norm is None:
         return x
     return norm(x) if ways is None else by_set(norm, x.transpose(1, 2), ways).transpose(1, 2)
-
-
-def _linear_maps(module: nn.Module) -> list[Linear]:
-    """Return a linear map, or those of its sets of parameters."""
-    return [each for each in module.modules() if isinstance(each, Linear)]

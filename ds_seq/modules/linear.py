@@ -214,3 +214,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         """Map x (..., I) to (..., O); `activation` may be `relu`."""
         return linear(x, self.weight, self.bias, activation, self._packed)
+
+
+def maps_of(module: nn.Module) -> list[Linear]:
+    """Return a linear map, or those of its sets of parameters."""
+    return [each for each in module.modules() if isinstance(each, Linear)]
