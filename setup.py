@@ -41,9 +41,12 @@ SUMMARIZATION = ["rouge-score"]
 ZSTD = ["zstandard"]  # reads .zst; the program zstd will do, too
 PLOT = ["matplotlib"]
 CTRANSLATE2 = ["ctranslate2>=4.8"]  # the oldest that exports were tried with
+# runs a tokenizer.json; transformers itself is only used to compare, if it is there
+HUGGINGFACE = ["tokenizers>=0.20"]
 TEST = [
     *SUMMARIZATION,
     *CTRANSLATE2,
+    *HUGGINGFACE,
     *PLOT,
     *ZSTD,
     "filelock",
@@ -72,6 +75,7 @@ setup(
         "benchmarks": PLOT,
         "plot": PLOT,
         "ctranslate2": CTRANSLATE2,
+        "huggingface": HUGGINGFACE,
         "zstd": ZSTD,
         "summarization": SUMMARIZATION,
         "summarisation": SUMMARIZATION,  # the name of earlier versions

@@ -3,56 +3,36 @@
     model = ds_seq.load("runs/x")  # a run folder or an export
     model.translate(["Hello.", "Goodbye."], beam=5)
     model.translate("Hello.", n_best=3)  # [Translation(text, score), ...]
+    model.translate("Hello.", target_lang="fr")  # by a model of several languages
     model.score(["Hello."], ["Hallo."])  # [TargetScore(log_prob, token_scores, score)]
 
     ds_seq.prepare("my.yaml")
     result = ds_seq.fit("my.yaml", "train.max_updates=1000")
     ds_seq.load(result.folder)
 
-Shapes: N lines, S source length, D model width.
+What `load` returns is in `ds_seq.trained_model`.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ds_seq import distributed
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.config.outside import PREPARING, TRAINING
-from ds_seq.data.batch import pad_rows
 from ds_seq.errors import UserError
 from ds_seq.generation.answers import Encoding, TargetScore, Translation
-from ds_seq.generation.build import changed_settings, check_n_best
-from ds_seq.generation.output import plain_text
-from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
-from ds_seq.generation.translate import (
-    LineResult,
-    SearchPlan,
-    cut_batches,
-    gather_lines,
-    plan_lines,
-    search_plan,
-)
-from ds_seq.generation.workers import default_workers
-from ds_seq.models import attach_adapters
 from ds_seq.plugins import nearest, trusting
-from ds_seq.runs.card import LoadedRun, ModelCard
-from ds_seq.runs.decoding import run_decoding, run_translator
+from ds_seq.runs.card import ModelCard
 from ds_seq.runs.open import DTYPES, INT8, load_packed, parse_device
 from ds_seq.tasks.prepare import prepare as prepare_data
-from ds_seq.text.lines import check_counts
-from ds_seq.text.tags import untagged, untagged_message
+from ds_seq.trained_model import TrainedModel
 
 if TYPE_CHECKING:
     from ds_seq.training.run import TrainingResult
@@ -70,198 +50,6 @@ __all__ = [
 ]
 
 Experiment = str | Path | Mapping[str, Any] | ExperimentConfig
-
-
-class TrainedModel:
-    """A trained model, ready for use, as returned by `load`.
-
-    Args:
-        run: the model and its card.
-        device: device of the model.
-
-    Attributes:
-        card: name, languages, tokenizers, maximum input length and search defaults of the model.
-        module: the model itself, in evaluation mode.
-    """
-
-    def __init__(self, run: LoadedRun, device: torch.device) -> None:
-        self.card: ModelCard = run.card
-        self.module: nn.Module = run.model
-        self._run, self._device = run, device
-
-    def use_adapter(self, adapter: str | None) -> None:
-        """Choose the adapter of the sentences that are translated, scored or encoded from now on.
-
-        Args:
-            adapter: as in `load`.
-
-        Raises:
-            UserError: the model has no such adapter.
-        """
-        tokenizer = self.card.tokenizers.source
-        attach_adapters(self.module, self._run.model_config, tokenizer, adapter)
-
-    @overload
-    def translate(
-        self, lines: str, *, beam: int | None = None, n_best: None = None, **options: Any
-    ) -> str: ...
-
-    @overload
-    def translate(
-        self, lines: str, *, beam: int | None = None, n_best: int, **options: Any
-    ) -> list[Translation]: ...
-
-    @overload
-    def translate(
-        self, lines: Sequence[str], *, beam: int | None = None, n_best: None = None, **options: Any
-    ) -> list[str]: ...
-
-    @overload
-    def translate(
-        self, lines: Sequence[str], *, beam: int | None = None, n_best: int, **options: Any
-    ) -> list[list[Translation]]: ...
-
-    def translate(
-        self,
-        lines: str | Sequence[str],
-        *,
-        beam: int | None = None,
-        n_best: int | None = None,
-        **options: Any,
-    ) -> str | list[str] | list[Translation] | list[list[Translation]]:
-        """Translate lines, like `ds-seq generate`.
-
-        Args:
-            lines: one sentence, or a sequence of sentences. A line without text has an empty
-                translation. A line that is too long for the model is truncated, with a warning.
-            beam: beam size; None: as in the card.
-            n_best: number of translations per line; None: only the best, as text.
-            **options: other fields of the experiment's section `generation`, such as
-                `length_penalty=0.6` or `sampling=True`.
-
-        Returns:
-            One translation per line, or with `n_best` a list of translations with scores per line.
-            For a single line, only the entry of that line.
-
-        Raises:
-            UserError: an option is invalid.
-        """
-        settings = self._settings(options if beam is None else {"beam": beam, **options})
-        count = 1 if n_best is None else n_best
-        check_n_best(count, settings)
-        translator = run_translator([self._run], settings, self._device, count)
-        tokenizers = self.card.tokenizers
-        plan = self._plan(_listed(lines), settings)
-        searched = search_plan(
-            translator.model,
-            plan,
-            translator.search,
-            self._device,
-            workers=default_workers(self._device),
-        )
-
-        def translations(found: LineResult) -> list[Translation]:
-            return [
-                Translation(plain_text(tokenizers.target, hypothesis.tokens), hypothesis.score)
-                for hypothesis in found.hypotheses
-            ]
-
-        gathered = gather_lines(searched, translations)
-        assert gathered is not None, "one process has all lines"
-        if n_best is None:
-            texts = [best.text for best, *_ in gathered[0]]
-            return texts[0] if isinstance(lines, str) else texts
-        return gathered[0][0] if isinstance(lines, str) else gathered[0]
-
-    def score(
-        self, sources: str | Sequence[str], targets: str | Sequence[str], **options: Any
-    ) -> list[TargetScore]:
-        """Score given translations, like `ds-seq rescore`.
-
-        Args:
-            sources: source sentences.
-            targets: one translation per source.
-            **options: see `translate`; for example `length_penalty=0`.
-
-        Returns:
-            One score per pair; 0 for a pair without any text.
-
-        Raises:
-            UserError: the numbers of lines differ, or a target is too long for the model.
-        """
-        sources, targets = _listed(sources), _listed(targets)
-        check_counts(sources, "sources", targets, "targets")
-        _, search, limits = run_decoding([self._run], self._settings(options))
-        source, target = self.card.tokenizers
-        rows = [Row(line, target.normalize(text), line + 1) for line, text in enumerate(targets)]
-        normalized = [source.normalize(text) for text in sources]
-        encoded = encode_rows(
-            self.card.tokenizers, normalized, rows, "targets", self.card.max_positions
-        )
-        _warn_of_cut(encoded.cut)
-        _warn_of_untagged(normalized, self.card)
-        scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)
-        assert scored is not None, "one process has all rows"
-        return [
-            TargetScore(
-                math.fsum(hypothesis.token_scores), hypothesis.token_scores, hypothesis.score
-            )
-            for hypothesis in scored
-        ]
-
-    @torch.inference_mode()
-    def encode(self, lines: str | Sequence[str]) -> Encoding:
-        """Return the encoder's last hidden states; lines that are too long are truncated.
-
-        Args:
-            lines: sentences.
-
-        Raises:
-            UserError: there are no lines.
-        """
-        lines = _listed(lines)
-        if not lines:
-            raise UserError("lines: there is nothing to encode")
-        settings = self.card.generation
-        sources = self._plan(lines, settings).sources
-        pad = self.card.tokenizers.symbols.pad
-        rows = [sources[line].tolist() if line in sources else [] for line in range(len(lines))]
-        lengths = np.array([len(row) for row in rows], np.int64)
-        model, longest = self._run.seq2seq, max(int(lengths.max()), 1)
-        limits = run_decoding([self._run], settings).limits
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool, device=self._device)
-        states: Tensor | None = None
-        # lines without text are encoded, too, so that the width of the states is always known
-        for batch in cut_batches(np.maximum(lengths, 1), limits):
-            eos = self.card.tokenizers.source.symbols.eos
-            padded, real = pad_rows([rows[i] or [eos] for i in batch], pad).to(self._device)
-            hidden = model.encode(padded, real).hidden  # (B, S, D)
-            if states is None:
-                states = hidden.new_zeros(len(rows), longest, hidden.shape[-1])
-            has_text = torch.tensor([bool(rows[i]) for i in batch], device=self._device)
-            real = real & has_text[:, None]
-            width = hidden.shape[1]
-            states[batch, :width] = hidden.masked_fill(~real[..., None], 0.0)
-            mask[batch, :width] = real
-        assert states is not None
-        return Encoding(states, mask)
-
-    def _settings(self, options: Mapping[str, Any]) -> GenerationConfig:
-        """Return the card's search settings with some values changed."""
-        for name in options:
-            if name not in GenerationConfig.model_fields:
-                known = ", ".join(GenerationConfig.model_fields)
-                hint = nearest(name, GenerationConfig.model_fields)
-                raise UserError(f"no search option {name!r}{hint}; there are {known}")
-        return changed_settings(self.card.generation, options, str)
-
-    def _plan(self, lines: Sequence[str], settings: GenerationConfig) -> SearchPlan:
-        tokenizer = self.card.tokenizers.source
-        normalized = [tokenizer.normalize(line) for line in lines]
-        plan = plan_lines(tokenizer, normalized, run_decoding([self._run], settings).limits)
-        _warn_of_cut([line + 1 for line in sorted(plan.long)])
-        _warn_of_untagged(normalized, self.card)
-        return plan
 
 
 def load(
@@ -356,10 +144,6 @@ def fit(
         )
 
 
-def _listed(lines: str | Sequence[str]) -> list[str]:
-    return [lines] if isinstance(lines, str) else list(lines)
-
-
 def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
     names = {value: name for name, value in DTYPES.items()}
     if isinstance(dtype, torch.dtype):
@@ -369,21 +153,3 @@ def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
         hint = nearest(dtype, known)
         raise UserError(f"no number format {dtype!r}{hint}; there are {', '.join(known)}")
     return dtype
-
-
-def _warn_of_cut(lines: Sequence[int]) -> None:
-    """Warn about truncated lines, given by their numbers from 1."""
-    _warn_of_lines(lines, "source line(s) longer than the model can take were cut")
-
-
-def _warn_of_untagged(lines: Sequence[str], card: ModelCard) -> None:
-    """Warn about lines without a known language tag."""
-    numbers = [number + 1 for number in untagged(lines, card.source_tags)]
-    _warn_of_lines(numbers, untagged_message(card.source_tags))
-
-
-def _warn_of_lines(lines: Sequence[int], what: str) -> None:
-    """Warn about lines, given by their numbers from 1; do nothing if there are none."""
-    if lines:
-        shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-        warnings.warn(f"{len(lines):,} {what}: {shown}", stacklevel=4)

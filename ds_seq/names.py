@@ -60,6 +60,8 @@ Capture = Literal["none", "hidden", "attention"]
 """What a model returns in addition to its scores: nothing, the hidden states of all layers, or
 these and all attention maps."""
 AttentionKind = Literal["encoder", "decoder", "cross"]
+"""Self-attention of each stack, and the decoder's attention to the source."""
+ATTENTION_KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 
 # Experts.
 Noise = Literal["none", "jitter", "gumbel"]
@@ -109,7 +111,7 @@ BitWeights = Literal["ternary", "binary"]
 BitNorm = Literal["rms", "layer", "none"]
 
 # Trained models on disk.
-ExportFormat = Literal["safetensors", "bitnet", "ctranslate2"]
+ExportFormat = Literal["safetensors", "bitnet", "ctranslate2", "hf"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 EXPORT_FILE = "model.safetensors"
 """Name of the file with the weights, in the folder of an export."""

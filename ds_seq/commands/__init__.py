@@ -51,6 +51,7 @@ _HELP = {
     "import": "checkpoint of fairseq -> run folder",
     "average": "checkpoints -> their mean, as one model",
     "prune-experts": "run folder + text -> smaller model for that kind of text",
+    "prune-heads": "run folder + text -> model with fewer attention heads",
     "make-student": "run folder -> smaller model made of some of its layers",
     "teacher-cache": "teacher + shards -> cached outputs to train from",
     "verify": "run, export or data folder -> whether its files are intact",

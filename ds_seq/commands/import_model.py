@@ -1,8 +1,9 @@
 """`ds-seq import`: make a run folder of a checkpoint of another toolkit.
 
     ds-seq import fairseq checkpoint_best.pt --dict dict.en.txt --out runs/x
+    ds-seq import huggingface models/nllb --source-lang en --target-lang de --out runs/y
 
-See `ds_seq.runs.formats.fairseq`.
+See `ds_seq.runs.formats.fairseq` and `ds_seq.runs.formats.huggingface`.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import torch
 
-from ds_seq.commands.arguments.import_model import build_parser
+from ds_seq.commands.arguments.import_model import parse
 from ds_seq.errors import UserError
 from ds_seq.runs.export import check_new, write_export
-from ds_seq.runs.formats.fairseq.importing import Imported, Vocabulary, import_checkpoint
-from ds_seq.runs.formats.fairseq.names import Entry
+from ds_seq.runs.formats.imported import Entry, Imported
 from ds_seq.runs.open import DTYPES, load_run
 
 _MOST_LINES = 16
@@ -27,18 +28,9 @@ _MOST_LINES = 16
 
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq import`; return the exit code."""
-    options = build_parser().parse_intermixed_args(argv)
+    options = parse(argv)
     check_new(options.out)
-    vocabulary = Vocabulary(
-        options.dict, options.target_dict, options.codes, options.sentencepiece, options.moses
-    )
-    result = import_checkpoint(
-        options.checkpoint,
-        vocabulary,
-        _name(options),
-        (options.source_lang, options.target_lang),
-        _lines(options),
-    )
+    result = _IMPORTS[options.toolkit](options)
     result.model.to(DTYPES[options.dtype])
     path = write_export(result.model, result.config, result.tokenizers, options.out)
     _check_written(options, result)
@@ -46,12 +38,41 @@ def main(argv: Sequence[str]) -> int:
     total = sum(p.numel() for p in result.model.parameters())
     trained = "" if result.updates is None else f", trained for {result.updates:,} updates"
     print(f"\nparameters  {total:,}{trained}")
-    print(
-        f"compared    {result.num_compared:,} logits, which differ by at most "
-        f"{result.difference:.1e}"
-    )
+    if result.difference is not None:
+        print(
+            f"compared    {result.num_compared:,} logits, which differ by at most "
+            f"{result.difference:.1e}"
+        )
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0
+
+
+def _of_fairseq(options: argparse.Namespace) -> Imported:
+    from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
+
+    vocabulary = Vocabulary(
+        options.dict, options.target_dict, options.codes, options.sentencepiece, options.moses
+    )
+    languages = (options.source_lang, options.target_lang)
+    return import_checkpoint(options.model, vocabulary, _name(options), languages, _lines(options))
+
+
+def _of_huggingface(options: argparse.Namespace) -> Imported:
+    from ds_seq.runs.formats.huggingface.comparison import compare, sample_lines
+    from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+
+    languages = Languages(
+        options.source_lang, options.target_lang, options.source_code, options.target_code
+    )
+    result = import_folder(options.model, _name(options), languages)
+    if options.no_compare:
+        return result
+    lines = _lines(options) or sample_lines(result.tokenizers)
+    found = compare(options.model, result.model, result.tokenizers, lines)
+    return replace(result, difference=found.difference, num_compared=found.num_logits)
+
+
+_IMPORTS = {"fairseq": _of_fairseq, "huggingface": _of_huggingface}
 
 
 def _name(options: argparse.Namespace) -> str:

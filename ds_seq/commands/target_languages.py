@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ds_seq.errors import UserError
 from ds_seq.runs.card import ModelCard
+from ds_seq.runs.tagger import Tagger, tagger
 from ds_seq.text.lines import read_lines
-from ds_seq.text.normalize import has_text
+
+_OPTION = "--target-lang"
 
 
 class TargetLanguages(NamedTuple):
@@ -52,48 +53,9 @@ class TargetLanguages(NamedTuple):
         """
         if not self.are_given:
             return None
-        known = tuple(card.source_tags.values())
         if self.lines is None:
-            return Tagger([card.language_tag(self.common or "", "--target-lang")], known)
-        tags: dict[str, str] = {}
-        for number, code in enumerate(self.lines, 1):
-            if code not in tags:
-                tags[code] = card.language_tag(code, f"--target-langs {self.path}:{number}:")
-        return Tagger([tags[code] for code in self.lines], known)
-
-
-@dataclass(frozen=True)
-class Tagger:
-    """Adds tags to the start of lines.
-
-    Attributes:
-        tags: the tag of each line of the input, or a single one for all.
-        known: all language tags of the model.
-    """
-
-    tags: Sequence[str]
-    known: tuple[str, ...]
-
-    def __call__(self, lines: Sequence[str], first: int) -> list[str]:
-        """Return lines as the model reads them; those without text stay empty.
-
-        Args:
-            lines: normalized lines.
-            first: number of the first of them in the whole input, from 0.
-
-        Raises:
-            UserError: a line begins with a tag already.
-        """
-        tagged = []
-        for number, line in enumerate(lines, first):
-            if self.known and line.startswith(self.known):
-                raise UserError(
-                    f"--target-lang: line {number + 1:,} of the input begins with a language tag "
-                    "already; leave out one of them"
-                )
-            tag = self.tags[number if len(self.tags) > 1 else 0]
-            tagged.append(f"{tag} {line}" if has_text(line) else line)
-        return tagged
+            return tagger(card, [self.common or ""], _OPTION)
+        return tagger(card, self.lines, _OPTION, f"--target-langs {self.path}:{{}}:")
 
 
 def read_target_languages(args: argparse.Namespace) -> TargetLanguages:

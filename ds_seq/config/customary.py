@@ -114,6 +114,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "relative_positions_buckets"),
         Row("model.positions: {name: xpos, scale_base: ...}", "xpos-rel-pos xpos-scale-base"),
         Row("model.num_kv_heads", "", "num_key_value_heads", "num_kv", "", "n_kv_heads"),
+        Row("model.pruned_heads", "", "pruned_heads"),
         Row("model.attention_window", "", "attention_window_size", "", "", "window_size"),
         Row("model.embedding_dim", "encoder-factorized-embed-dim decoder-factorized-embed-dim", "",
             "", "lemma-dim-emb", "embedding_size"),

@@ -18,7 +18,6 @@ from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.stack import Stack
-from ds_seq.modules.attention import padding_mask
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
@@ -27,6 +26,9 @@ from ds_seq.names import Capture
 if TYPE_CHECKING:
     from ds_seq.modules.adapter import AdapterChoice
     from ds_seq.modules.unpadded_attention import Lengths
+
+
+_MASK_MULTIPLE = 8  # of the strides of masks in torch's memory-efficient attention
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -197,6 +199,30 @@ class Seq2SeqTransformer(nn.Module):
         else:
             logits = self.output(hidden)
         return logits
+
+
+def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
+    """Convert a token mask to a mask that is added to attention scores.
+
+    Without padding, the result is None on a CPU. On a GPU, checking for padding would synchronize
+    the device, so the mask is always made, with rows of the length in memory to which the fused
+    kernel would otherwise copy it in every layer.
+
+    Args:
+        mask: (B, S) bool, True at real tokens.
+        like: tensor of the result's dtype.
+
+    Returns:
+        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    width = mask.size(1)
+    if mask.is_cuda:
+        width = -(-width // _MASK_MULTIPLE) * _MASK_MULTIPLE
+    scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
+    scores.masked_fill_(~mask, float("-inf"))
+    return scores[:, None, None, :]
 
 
 def _sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

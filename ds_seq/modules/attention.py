@@ -33,34 +33,8 @@ if TYPE_CHECKING:
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
 _FUSED_MIN_QUERIES = 12
 
-_MASK_MULTIPLE = 8  # of the strides of masks in torch's memory-efficient attention
-
 _GAIN = 2**-0.5  # queries, keys and values are initialized smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
-
-
-def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
-    """Convert a token mask to a mask that is added to attention scores.
-
-    Without padding, the result is None on a CPU. On a GPU, checking for padding would synchronize
-    the device, so the mask is always made, with rows of the length in memory to which the fused
-    kernel would otherwise copy it in every layer.
-
-    Args:
-        mask: (B, S) bool, True at real tokens.
-        like: tensor of the result's dtype.
-
-    Returns:
-        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
-    """
-    if mask.device.type == "cpu" and bool(mask.all()):
-        return None
-    width = mask.size(1)
-    if mask.is_cuda:
-        width = -(-width // _MASK_MULTIPLE) * _MASK_MULTIPLE
-    scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
-    scores.masked_fill_(~mask, float("-inf"))
-    return scores[:, None, None, :]
 
 
 def attend(
@@ -155,11 +129,6 @@ def _causal_too(mask: Tensor, future: Tensor) -> Tensor:
     return mask & ~future if mask.dtype == torch.bool else mask.masked_fill(future, -math.inf)
 
 
-def _biased(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """Combine a mask and a bias of the scores."""
-    return mask if bias is None else _masked(bias, mask)
-
-
 def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # (B, H, T, Dh) -> (B, T, D)
 
@@ -172,6 +141,14 @@ def _heads(x: Tensor, widths: Sequence[int], head_width: int) -> list[Tensor]:
     """
     parts = x.split_with_sizes(widths, dim=-1)
     return [part.unflatten(-1, (-1, head_width)).transpose(1, 2) for part in parts]
+
+
+def _widths(
+    head: int, num_heads: int, num_kv_heads: int | None, kept: Sequence[int] | None
+) -> tuple[int, int]:
+    """Return the features of all queries, and of all keys, of heads that are `head` wide."""
+    attended = head * (num_heads if kept is None else len(kept))
+    return attended, attended * (num_kv_heads or num_heads) // num_heads
 
 
 class AttentionNorms(NamedTuple):
@@ -203,7 +180,11 @@ class SelfAttention(nn.Module):
         norms: norms within the attention.
         make_linear: makes all maps, called like `Linear`.
         head_dim: width of a head, Dh; None for D / H.
+        kept_heads: heads that are left of `num_heads`, whole groups that share keys and values;
+            None: all.
     """
+
+    kept_heads: Tensor | None
 
     def __init__(
         self,
@@ -216,19 +197,21 @@ class SelfAttention(nn.Module):
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
         head_dim: int | None = None,
+        kept_heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.head_width = head_dim or d_model // num_heads
+        attended, shared = _widths(self.head_width, num_heads, num_kv_heads, kept_heads)
+        self.num_heads = attended // self.head_width
         self.dropout = dropout
         self.causal = causal
         self.rotary = rotary
-        kv_width = (num_kv_heads or num_heads) * self.head_width
-        width = num_heads * self.head_width
-        widths = (width, kv_width, kv_width)
+        kept = None if kept_heads is None else torch.tensor(kept_heads)
+        self.register_buffer("kept_heads", kept, persistent=False)
+        widths = (attended, shared, shared)
         self.qkv = make_linear(d_model, sum(widths), parts=widths, gain=_GAIN)
         self.query_norm, self.key_norm, self.inner_norm = norms
-        self.output = make_linear(width, d_model)
+        self.output = make_linear(attended, d_model)
 
     def forward(self, x: Tensor, context: Context = _NO_CONTEXT) -> BodyOutput:
         """Attend within whole sequences.
@@ -246,13 +229,14 @@ class SelfAttention(nn.Module):
         memory = KeyValue(key, value)
         dropout = self.dropout if self.training else 0.0
         if context.local is not None:
-            attended = context.local.attend(query, memory, context.attention_mask, dropout)
+            local = context.local._replace(bias=self._of_heads(context.local.bias))
+            attended = local.attend(query, memory, context.attention_mask, dropout)
             return BodyOutput(self._joined(attended, ways))
-        lengths, bias = context.lengths, context.position_bias
-        if lengths is not None and bias is None and dropout == 0.0 and not context.with_maps:
+        lengths, biased = context.lengths, context.position_bias is not None
+        if lengths is not None and not (biased or context.with_maps) and dropout == 0.0:
             attended = lengths.attend(query, key, value, lengths)
             return BodyOutput(self._joined(attended, ways))
-        mask = _biased(context.attention_mask, bias)
+        mask = self._biased(context.attention_mask, context)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
             return BodyOutput(self._joined(attended, ways), map=weights)
@@ -284,7 +268,7 @@ class SelfAttention(nn.Module):
         # All hypotheses are at the same position, so one row of angles is broadcast.
         query, key, value = self._project(x, past.length, 1, context.ways)
         memory = KeyValue(*past.append(key, value))
-        mask = _biased(past.mask, context.position_bias)
+        mask = self._biased(past.mask, context)
         return self._joined(attend(query, memory, mask, dropout=0.0), context.ways)
 
     def _project(
@@ -297,6 +281,17 @@ class SelfAttention(nn.Module):
         if self.rotary is not None:
             query, key = self.rotary(query, key, start, length)
         return query, key, value
+
+    def _biased(self, mask: Tensor | None, context: Context) -> Tensor | None:
+        """Combine a mask and the position bias of the scores."""
+        bias = context.position_bias
+        return mask if bias is None else _masked(self._of_heads(bias), mask)
+
+    def _of_heads(self, bias: Tensor) -> Tensor:
+        """Return the rows of a bias (..., H, T, S) that belong to the heads of this layer."""
+        if self.kept_heads is None or bias.size(-3) == 1:
+            return bias
+        return bias.index_select(-3, self.kept_heads)
 
     def _joined(self, attended: Tensor, ways: Ways | None) -> Tensor:
         if self.inner_norm is not None:
@@ -318,6 +313,7 @@ class CrossAttention(nn.Module):
         norms: norms of queries and keys; none of the output.
         make_linear: makes all maps, called like `Linear`.
         head_dim: width of a head, Dh; None for D / H.
+        kept_heads: see `SelfAttention`.
     """
 
     def __init__(
@@ -329,17 +325,17 @@ class CrossAttention(nn.Module):
         norms: AttentionNorms = _NO_NORMS,
         make_linear: LinearMaker = Linear,
         head_dim: int | None = None,
+        kept_heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.head_width = head_dim or d_model // num_heads
+        attended, shared = _widths(self.head_width, num_heads, num_kv_heads, kept_heads)
+        self.num_heads = attended // self.head_width
         self.dropout = dropout
-        kv_width = (num_kv_heads or num_heads) * self.head_width
-        width = num_heads * self.head_width
-        self.query = make_linear(d_model, width, gain=_GAIN)
-        self.key_value = make_linear(d_model, 2 * kv_width, parts=2, gain=_GAIN)
+        self.query = make_linear(d_model, attended, gain=_GAIN)
+        self.key_value = make_linear(d_model, 2 * shared, parts=2, gain=_GAIN)
         self.query_norm, self.key_norm = norms.query, norms.key
-        self.output = make_linear(width, d_model)
+        self.output = make_linear(attended, d_model)
 
     def forward(self, x: Tensor, context: Context) -> BodyOutput:
         """Attend to the source.

@@ -10,7 +10,7 @@ the buffer is full, the newer ones among these are dropped. A sentence then hold
 one key per position, where K separate rows would hold K.
 
 Shapes: B sentences, K beam width, N = B K hypotheses (row n belongs to sentence n // K), H heads,
-Dh width of a head, C columns in use (keys of all hypotheses of a sentence), R room
+Dh width of a head, S source tokens, C columns in use (keys of all hypotheses of a sentence), R room
 (capacity in columns).
 """
 

@@ -21,7 +21,7 @@ from ds_seq.config.load import dump
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.names import ExportFormat
-from ds_seq.runs.formats.ctranslate2 import WEIGHTS_FILE, CTranslate2Converter
+from ds_seq.runs.formats.ctranslate2 import CTranslate2Converter
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
     CONFIG_HASH_KEY,
@@ -30,6 +30,7 @@ from ds_seq.runs.formats.ds_seq import (
     EXPORT_SUFFIX,
     vocab_keys,
 )
+from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
 from ds_seq.runs.open import DTYPES, load_run, open_run
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers
@@ -55,7 +56,8 @@ def export(
         dtype: `fp32`, `bf16` or `fp16`.
         form: `safetensors` for ds_seq; `bitnet`, too, with ternary or binary weights packed, see
             `ds_seq.weights.packed`; or `ctranslate2` for a folder for that runtime, see
-            `ds_seq.runs.formats.ctranslate2`.
+            `ds_seq.runs.formats.ctranslate2`; or `hf` for one that transformers opens, see
+            `ds_seq.runs.formats.huggingface`.
 
     Returns:
         Path of the weights file.
@@ -64,8 +66,8 @@ def export(
         UserError: `out` exists, or `run` is not usable.
     """
     check_new(out)
-    if form == "ctranslate2":
-        return _export_to_ctranslate2(run, out, checkpoint, dtype)
+    if form in ("ctranslate2", "hf"):
+        return _export_folder(run, out, checkpoint, dtype, form)
     if form == "bitnet":
         return _export_packed(run, out, checkpoint, dtype)
     loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
@@ -85,18 +87,26 @@ def _export_packed(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
     return _write(tensors, config, loaded.tokenizers, out, {PACKED_KEY: entries})
 
 
-def _export_to_ctranslate2(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:
+def _export_folder(run: Path, out: Path, checkpoint: str, dtype: str, form: ExportFormat) -> Path:
+    """Write a folder for another program."""
     if out.suffix == EXPORT_SUFFIX:
         raise UserError(
-            f"--out {out}: --format ctranslate2 makes a folder; name it without {EXPORT_SUFFIX}"
+            f"--out {out}: --format {form} makes a folder; name it without {EXPORT_SUFFIX}"
         )
-    converter = CTranslate2Converter(open_run(run, checkpoint).require_experiment())
+    stored = open_run(run, checkpoint)
+    config, tokenizers = stored.require_experiment(), stored.tokenizers
+    # refuses a model that the other program does not have before its weights are read
+    converter = (
+        CTranslate2Converter(config)
+        if form == "ctranslate2"
+        else HuggingFaceExporter(config, tokenizers)
+    )
     loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])  # rounded once, by the converter
     with _new_path(out) as folder:
         folder.mkdir()
-        converter.save(loaded.model, loaded.tokenizers, folder, dtype)
+        converter.save(loaded.model, tokenizers, folder, dtype)
         files.write_sums(folder)
-    return out / WEIGHTS_FILE
+    return out / converter.weights_file
 
 
 def check_new(out: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
-from ds_seq.data.batch import seq2seq_batch
+from ds_seq.data.batch import Batch, seq2seq_batch
 from ds_seq.data.progress import Progress
 from ds_seq.data.shards import TokenBlock
 from ds_seq.errors import UserError
@@ -83,16 +83,31 @@ def importance(
     """
     sums = {name: _Sums(layer.num_experts) for name, layer in moe_layers(model).items()}
     callbacks = {name: layer.add for name, layer in sums.items()}
-    progress_bar = Progress("calibrate", len(pairs), "sentences")
-    with routing_callbacks(model, callbacks), progress_bar as progress:
+    with routing_callbacks(model, callbacks):
+        for batch in calibration_batches(pairs, symbols, limits, device):
+            model(batch.inputs)
+    return {name: layer.importance() for name, layer in sums.items()}
+
+
+def calibration_batches(
+    pairs: Sequence[Ids], symbols: Symbols, limits: BatchLimits, device: torch.device
+) -> Iterator[Batch]:
+    """Yield batches of sentences of similar length, truncated to the model's maximum.
+
+    Args:
+        pairs: sentences with their translations.
+        symbols: symbols of the target; `Symbols.eos` also ends the source.
+        limits: maximum size of batches and of sentences.
+        device: device of the batches.
+    """
+    with Progress("calibrate", len(pairs), "sentences") as progress:
         for batch in _batches(pairs, limits):
             source, target = (
                 TokenBlock.of([[*ids, symbols.eos] for ids in side])
                 for side in zip(*batch, strict=True)
             )
-            model(seq2seq_batch(source, target, symbols).to(device).inputs)
+            yield seq2seq_batch(source, target, symbols).to(device)
             progress(len(batch))
-    return {name: layer.importance() for name, layer in sums.items()}
 
 
 @contextmanager

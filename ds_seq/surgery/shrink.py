@@ -55,6 +55,9 @@ def student_config(
         **{f"{stack}_layers": len(layers.of(stack)) for stack in STACKS},
         "moe": None if dense else _moe_section(teacher.model, layers),
     }
+    for attention, lists in (data["model"].get("pruned_heads") or {}).items():
+        copied = layers.of("encoder" if attention == "encoder" else "decoder")
+        data["model"]["pruned_heads"][attention] = [lists[n] for n in copied] if lists else []
     if dense:
         data["model"] |= {"ffn_dim": _dense_width(teacher.model, layers), "ffn_two_thirds": False}
     if data["model"]["moe"] is None:

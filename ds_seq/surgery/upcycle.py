@@ -30,6 +30,7 @@ from ds_seq.weights.source import TensorSource
 # model options that do not affect the shapes of its tensors
 _SHAPELESS = (
     "num_heads",
+    "pruned_heads",
     "attention_window",
     "activation",
     "linear",

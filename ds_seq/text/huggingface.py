@@ -16,7 +16,7 @@ import base64
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,6 @@ from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Symbols
 
-LANGUAGE = "{language}"
-"""Stands for the language symbol of a side in `FOLDERS`."""
-
-# What opens the text of each side, by `model_type`; `<s>` stands for the config's bos_token_id.
-_OPENINGS: Mapping[str, str] = {
-    "bart": "<s>",
-    "m2m_100": LANGUAGE,
-    "nllb-moe": LANGUAGE,
-    "mbart": LANGUAGE,
-}
 _MOST_BYTES = 1 << 28
 _SETTINGS = ("config.json", "tokenizer_config.json")
 _READ = (VOCAB, *MARIAN, M2M, *_SETTINGS)
@@ -97,11 +87,9 @@ class HuggingFaceTokenizer:
 
     def _settle(self, language: int | None) -> None:
         """Set what depends on the side: the opening and the symbols."""
-        opening = _OPENINGS.get(str(self._config.get("model_type")))
-        if opening == LANGUAGE:
+        first = self._pieces.opening(self._id("eos_token_id"))
+        if self._opens_with_language:
             first = [] if language is None else [language]
-        else:
-            first = [] if opening is None else [self._id("bos_token_id")]
         start = self._config.get("decoder_start_token_id")
         bos = self._config.get("bos_token_id")
         self.symbols = Symbols(
@@ -115,6 +103,13 @@ class HuggingFaceTokenizer:
         special = {self.symbols.pad, self.symbols.eos, self.symbols.bos, *self.symbols.opening}
         special |= {self._ours(i) for i in self._pieces.languages.values()}
         self._omitted = special - {None, self.symbols.unk}
+
+    @property
+    def _opens_with_language(self) -> bool:
+        """Whether texts begin with a symbol of their language, as in M2M100 and NLLB."""
+        first = self._pieces.opening(self._id("eos_token_id"))
+        bos = self._config.get("bos_token_id")
+        return first != [bos] and bool(set(first) & set(self._pieces.languages.values()))
 
     @classmethod
     def train(
@@ -189,8 +184,10 @@ class HuggingFaceTokenizer:
         other = copy.copy(self)
         other._side = language, is_source
         code = self._stored["source_code" if is_source else "target_code"] or language
-        needs = _OPENINGS.get(str(self._config.get("model_type"))) == LANGUAGE
-        other._settle(self._find_language(code, is_source) if needs else None)
+        language_id = None
+        if self._opens_with_language:
+            language_id = self._find_language(code, is_source)
+        other._settle(language_id)
         return other
 
     def _find_language(self, code: str, is_source: bool) -> int:

@@ -24,6 +24,9 @@ class Pieces(Protocol):
     languages: dict[str, int]
     """Language symbols: of `tokenizer.json` all special ones."""
 
+    def opening(self, end: int) -> list[int]:
+        """Return the ids in front of a text, which ends with the id `end`."""
+
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]: ...
 
     def split_lines(self, lines: Sequence[str], is_source: bool) -> list[list[str]]: ...
@@ -51,6 +54,19 @@ class FastPieces:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self.languages = {token.content: i for i, token in added.items() if token.special}
+        self._around: list[int] = self._tokenizer.encode("").ids
+        self._name = name
+
+    def opening(self, end: int) -> list[int]:
+        around = self._around
+        if end not in around:
+            return around
+        if around[-1] != end:
+            raise UserError(
+                f"{self._name}: puts {self.piece(around[-1])} after the end of a text, which is "
+                "not supported; use a model such as mBART-50, whose texts begin with the language"
+            )
+        return around[: around.index(end)]
 
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]:
         return [each.ids for each in self._encoded(lines)]
@@ -79,6 +95,7 @@ class SentencePieces:
         if not set(models) <= files.keys():
             raise UserError(f"{name}: has no {' and '.join(models)}; copy the whole folder")
         self._source, self._target = (_processor(files[model], name) for model in models)
+        self._is_marian = MARIAN[0] in files
         self._unknown = self._ids.get("<unk>", 0)
         settings = json.loads(files.get("tokenizer_config.json", "{}"))
         codes = settings.get("additional_special_tokens") or settings.get("extra_special_tokens")
@@ -86,6 +103,10 @@ class SentencePieces:
         for offset, code in enumerate(codes or []):  # M2M100: they follow the pieces
             self.languages[str(code)] = len(self._ids) + offset
         self._names = {number: piece for piece, number in (self._ids | self.languages).items()}
+
+    def opening(self, end: int) -> list[int]:
+        # M2M100 has the language; Marian's languages, if any, are part of the text
+        return [] if self._is_marian else sorted(self.languages.values())[:1]
 
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]:
         rows = self.split_lines(lines, is_source)

@@ -45,6 +45,7 @@ COMMANDS = {
     "moe-stats": ("RUN", "--data", DATA, "--split", "valid"),
     "make-student": ("RUN", "--out", "OUT", "--encoder-layers", "1"),
     "prune-experts": ("RUN", "--keep", "1", "--calibration", TEXT, "--out", "OUT"),
+    "prune-heads": ("RUN", "--keep", "1", "--calibration", TEXT, "--out", "OUT"),
     "pseudo-label": ("RUN", "--data", DATA, "--out", "OUT"),
     "teacher-cache": ("RUN", "--data", DATA, "--top-k", "2", "--out", "OUT"),
 }

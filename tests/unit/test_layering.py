@@ -46,7 +46,8 @@ RANKS: list[set[str]] = [
     {"distill"},
     {"training"},
     {"commands"},
-    {"train", "generate", "api"},
+    {"train", "generate", "trained_model"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

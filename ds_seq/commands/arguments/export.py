@@ -26,5 +26,6 @@ def build_parser() -> CommandParser:
     add("--format", choices=EXPORT_FORMATS, default=EXPORT_FORMATS[0],
         help="safetensors, for ds-seq; bitnet, for ds-seq, with the weights of model.linear bitnet "
         "packed in 1.6 bits each (1 if binary); ctranslate2, a folder for that runtime (needs the "
-        "package ctranslate2)")  # fmt: skip
+        "package ctranslate2); hf, a folder that transformers opens (needs the package "
+        "tokenizers)")  # fmt: skip
     return parser

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.commands.arguments.shared import EXPORT_DTYPES
 from ds_seq.commands.parser import CommandParser, command_parser
+from ds_seq.errors import UserError
 
-TOOLKITS = ("fairseq",)
+TOOLKITS = ("fairseq", "huggingface")
+_ONLY = {
+    "fairseq": ("dict", "target_dict", "codes", "sentencepiece", "moses"),
+    "huggingface": ("source_code", "target_code", "no_compare"),
+}
+"""Options that matter for one toolkit."""
 
 
 def build_parser() -> CommandParser:
@@ -16,25 +24,53 @@ def build_parser() -> CommandParser:
         "import",
         "Make a run folder of a checkpoint of another toolkit: generate, export and "
         "train.init_from take it. Every tensor is accounted for, and the result is compared with "
-        "what the checkpoint computes. The toolkit is not needed, and no code in the checkpoint "
-        "runs.",
+        "what the checkpoint computes. No code in the checkpoint runs. fairseq is not needed; "
+        "transformers is, for the comparison, and the package tokenizers.",
         reads_experiments=False,
     )
     add = parser.add_argument
     add("toolkit", choices=TOOLKITS, help="where the checkpoint comes from")
-    add("checkpoint", type=Path,
-        help="such as checkpoint_best.pt; experts that DeepSpeed wrote are looked for in "
-        "deepspeed_moe/ next to it")  # fmt: skip
-    add("--dict", type=Path, required=True, metavar="FILE",
-        help="dict.LANG.txt of the source, or of both sides")  # fmt: skip
-    add("--target-dict", type=Path, metavar="FILE", help="that of the target, if it differs")
+    add("model", type=Path,
+        help="of fairseq: a file such as checkpoint_best.pt; experts that DeepSpeed wrote are "
+        "looked for in deepspeed_moe/ next to it. Of Hugging Face: a folder of `save_pretrained` "
+        "with model and tokenizer")  # fmt: skip
+    add("--dict", type=Path, metavar="FILE",
+        help="fairseq: dict.LANG.txt of the source, or of both sides")  # fmt: skip
+    add(
+        "--target-dict",
+        type=Path,
+        metavar="FILE",
+        help="fairseq: that of the target, if it differs",
+    )
     add("--out", type=Path, required=True, help="new run folder, or file NAME.safetensors")
-    add("--codes", type=Path, metavar="FILE", help="merges of subword-nmt or fastBPE")
-    add("--sentencepiece", type=Path, metavar="FILE", help="SentencePiece model")
-    add("--moses", action="store_true", help="text was tokenized by Moses' rules")
+    add("--codes", type=Path, metavar="FILE", help="fairseq: merges of subword-nmt or fastBPE")
+    add("--sentencepiece", type=Path, metavar="FILE", help="fairseq: SentencePiece model")
+    add("--moses", action="store_true", help="fairseq: text was tokenized by Moses' rules")
     add("--source-lang", help="language code; default: that of the checkpoint")
     add("--target-lang", help="language code; default: that of the checkpoint")
+    add("--source-code", metavar="SYMBOL",
+        help="huggingface: the model's symbol for the source language, such as eng_Latn; default: "
+        "the one that --source-lang names")  # fmt: skip
+    add("--target-code", metavar="SYMBOL", help="huggingface: that of the target language")
+    add("--no-compare", action="store_true", help="huggingface: do not compare with transformers")
     add("--text", type=Path, metavar="FILE",
-        help="lines of source text to compare on; default: symbols of the dictionary")  # fmt: skip
+        help="lines of source text to compare on; default: pieces of the vocabulary")  # fmt: skip
     add("--dtype", choices=EXPORT_DTYPES, default="fp32", help="precision on disk")
     return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments, and refuse those of another toolkit.
+
+    Raises:
+        UserError: an option belongs to another toolkit, or one is missing.
+    """
+    options = build_parser().parse_intermixed_args(argv)
+    for toolkit, names in _ONLY.items():
+        given = [name for name in names if vars(options)[name]]
+        if toolkit != options.toolkit and given:
+            option = f"--{given[0].replace('_', '-')}"
+            raise UserError(f"{option}: is for {toolkit}, not for {options.toolkit}; leave it out")
+    if options.toolkit == "fairseq" and options.dict is None:
+        raise UserError("--dict FILE: is needed; give the dict.LANG.txt of the checkpoint")
+    return options

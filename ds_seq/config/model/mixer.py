@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pydantic import Field
 
 from ds_seq.config.base import Probability
+from ds_seq.config.model.heads import HeadCounts, PrunedHeadsConfig
 from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.stack import Width
-from ds_seq.names import Stack
+from ds_seq.names import AttentionKind, Stack
 
 MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
@@ -34,6 +35,9 @@ class MixerFields(LinearFields):
         default=None,
         description="Self-attention sees only tokens closer than this many positions, on both "
         "sides in an encoder; null: all.",
+    )
+    pruned_heads: PrunedHeadsConfig | None = Field(
+        default=None, description="Heads that were cut out by `ds-seq prune-heads`; null: none."
     )
     attention_dropout: Probability = Field(default=0.0, description="Dropout on attention weights.")
 
@@ -67,6 +71,36 @@ class MixerFields(LinearFields):
     def mixer_weights(self, d_model: int, stack: Stack) -> int:
         """Return the weights of the linear maps of one layer's mixers, without biases."""
         return MIXERS_PER_LAYER[stack] * self._attention_size(d_model)[0]
+
+    def head_counts(self, d_model: int) -> HeadCounts:
+        """Return the heads of an attention from which none was cut out."""
+        sharing = self.num_heads // (self.num_kv_heads or self.num_heads)
+        return HeadCounts(self.num_heads, sharing, self.head_width(d_model))
+
+    def kept_heads(self, attention: AttentionKind, layer: int) -> list[int] | None:
+        """Return the heads that the attention of a layer has; None: all."""
+        pruned = [] if self.pruned_heads is None else self.pruned_heads.of(attention, layer)
+        return [head for head in range(self.num_heads) if head not in pruned] if pruned else None
+
+    def pruned_weights(self, d_model: int, stack: Stack) -> int:
+        """Return the weights, without biases, that the layers of a stack lack with their heads."""
+        return 2 * d_model * self._pruned_outputs(d_model, stack)
+
+    def pruned_params(self, d_model: int, stack: Stack) -> int:
+        """Return the parameters that the layers of a stack lack with their heads."""
+        if self.pruned_heads is None:
+            return 0
+        # the bias of the output map stays
+        no_bias = self.pruned_heads.count(stack) * self.head_counts(d_model).width
+        outputs = self._pruned_outputs(d_model, stack)
+        return 2 * (d_model + 1) * outputs - no_bias
+
+    def _pruned_outputs(self, d_model: int, stack: Stack) -> int:
+        """Return the pruned features of queries and output, and of keys and values, halved."""
+        if self.pruned_heads is None:
+            return 0
+        counts, pruned = self.head_counts(d_model), self.pruned_heads.count(stack)
+        return (pruned + pruned // counts.sharing) * counts.width
 
     def _attention_size(self, d_model: int) -> tuple[int, int]:
         """Return the weights, and the biases, of the maps of queries, keys, values and output."""

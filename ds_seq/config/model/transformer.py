@@ -80,7 +80,7 @@ class TransformerConfig(TransformerFields):
     def field_errors(self) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         return [
-            *self.mixer_errors(self.d_model),
+            *(self.mixer_errors(self.d_model) or self._head_errors()),
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
@@ -88,6 +88,16 @@ class TransformerConfig(TransformerFields):
             *self.moe_errors(),
             *self.adapter_errors(),
         ]
+
+    def _head_errors(self) -> list[tuple[str, str]]:
+        if self.pruned_heads is None:
+            return []
+        if self.has_inner_norms:
+            message = "cannot go with norm_position subln, whose norm covers all heads"
+            return [("pruned_heads", message)]
+        layers = {stack: self.layers_of(stack) for stack in self.stacks}
+        found = self.pruned_heads.errors(self.head_counts(self.d_model), layers)
+        return [(f"pruned_heads.{field}", message) for field, message in found]
 
     def num_params(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelSize:
         """Count the parameters without building the model, except those of an external router.
@@ -107,14 +117,16 @@ class TransformerConfig(TransformerFields):
         feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
         mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
         mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
-        return self.repeats_of(stack) * (self.layers_of(stack) * mixers + sum(feed_forwards))
+        layers = self.layers_of(stack) * mixers - self.pruned_params(self.d_model, stack)
+        return self.repeats_of(stack) * (layers + sum(feed_forwards))
 
     def linear_weights(self) -> int:
         """Return the weights of the maps of all layers that `linear` is about, without biases."""
         total = 0
         for stack in self.stacks:
             sets = self.sets_of(stack)
-            total += sets * self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            mixers = self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            total += sets * (mixers - self.pruned_weights(self.d_model, stack))
             for num_experts in self.expert_counts(stack):
                 if self.moe is None or num_experts == 0:
                     total += sets * self.ffn_weights(self.d_model, self.ffn_dim)
@@ -133,7 +145,8 @@ class TransformerConfig(TransformerFields):
             norms += norm
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
             norms += depth * norm
-        size = _dense(depth * self.mixer_params(self.d_model, stack, self.norm.num_params) + norms)
+        mixing = depth * self.mixer_params(self.d_model, stack, self.norm.num_params)
+        size = _dense(mixing - self.pruned_params(self.d_model, stack) + norms)
         counts = self.expert_counts(stack)
         for _ in range(counts.count(0)):
             size += self._ffn_size(0)

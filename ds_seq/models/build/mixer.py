@@ -8,11 +8,13 @@ from ds_seq.models.build.norm import make_norm
 from ds_seq.models.build.positions import make_rotary
 from ds_seq.modules.attention import AttentionNorms, CrossAttention, SelfAttention
 from ds_seq.modules.body import Body
+from ds_seq.names import Stack
 
 
-def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
-    """Make self-attention; if causal, tokens attend to the past only."""
-    sets = cfg.sets_of("decoder" if causal else "encoder")
+def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
+    """Make the self-attention of a layer; in a decoder, tokens attend to the past only."""
+    causal = stack == "decoder"
+    sets = cfg.sets_of(stack)
     norms = _query_key_norms(cfg, sets)
     if cfg.has_inner_norms:
         width = cfg.num_heads * cfg.head_width(cfg.d_model)
@@ -27,11 +29,12 @@ def make_self_mixer(cfg: TransformerConfig, causal: bool) -> Body:
         norms,
         linear_maker(cfg, sets),
         cfg.head_dim,
+        cfg.kept_heads(stack, layer),
     )
 
 
-def make_cross_mixer(cfg: TransformerConfig) -> Body:
-    """Make the attention of target tokens to the source."""
+def make_cross_mixer(cfg: TransformerConfig, layer: int) -> Body:
+    """Make the attention of a layer's target tokens to the source."""
     sets = cfg.sets_of("decoder")
     return CrossAttention(
         cfg.d_model,
@@ -41,6 +44,7 @@ def make_cross_mixer(cfg: TransformerConfig) -> Body:
         _query_key_norms(cfg, sets),
         linear_maker(cfg, sets),
         cfg.head_dim,
+        cfg.kept_heads("cross", layer),
     )
 
 

@@ -79,7 +79,7 @@ def _encoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
                 cfg,
                 "encoder",
                 index,
-                self_attention=make_self_mixer(cfg, causal=False),
+                self_attention=make_self_mixer(cfg, "encoder", index),
                 feed_forward=feed_forwards.make("encoder", index),
             )
             for index in range(cfg.encoder_layers)
@@ -96,8 +96,8 @@ def _decoder(cfg: TransformerConfig, feed_forwards: FeedForwards) -> Stack:
                 cfg,
                 "decoder",
                 index,
-                self_attention=make_self_mixer(cfg, causal=True),
-                cross_attention=make_cross_mixer(cfg),
+                self_attention=make_self_mixer(cfg, "decoder", index),
+                cross_attention=make_cross_mixer(cfg, index),
                 feed_forward=feed_forwards.make("decoder", index),
             )
             for index in range(cfg.decoder_layers)

@@ -77,6 +77,8 @@ class CTranslate2Converter:
         UserError: CTranslate2 does not support the model, or is not installed.
     """
 
+    weights_file = WEIGHTS_FILE
+
     def __init__(self, config: ExperimentConfig) -> None:
         model = _convertible(config.model)
         try:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import ds_seq
 from ds_seq.commands import generate, interactive
-from ds_seq.errors import EXIT_USER_ERROR, run_command
+from ds_seq.errors import EXIT_USER_ERROR, UserError, run_command
 from ds_seq.models import build_model
 from ds_seq.text.tags import tag_of
 from tests.data.toy import write_toy
@@ -98,6 +99,35 @@ def test_each_line_may_have_a_language(
         capsys.readouterr()
         assert run_command(generate.main, list(map(str, run))) == 0
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_the_library_takes_languages_as_the_command_does(lab: Path) -> None:
+    model = ds_seq.load(lab / "many.run", device="cpu")
+    assert _call(lab, "many", "--target-lang", "fr") == 0
+    assert model.translate(LINES, target_lang="fr") == _translations(lab)
+    assert model.translate(LINES[0], target_lang=["fr"]) == _translations(lab)[0]
+    assert _call(lab, "many", lines=_tagged("<fr>", "<2de>", "<2de>", "<fr>")) == 0
+    assert model.translate(LINES, target_lang=["fr", "de", "de", "fr"]) == _translations(lab)
+
+
+@pytest.mark.parametrize(
+    ("lines", "languages", "words"),
+    [
+        (
+            LINES,
+            "es",
+            "target_lang es: .* knows no tag of this language; its tags are <2de>",
+        ),
+        (LINES, ["fr", "de", "fr", "es"], "target_lang of line 4: es: .* knows no tag"),
+        (LINES, ["fr", "de"], "2 language codes for 4 lines; give one for all, or one per line"),
+        (["a", "<fr> b"], "fr", "target_lang: line 2 of the input begins with a language tag"),
+    ],
+)
+def test_the_library_names_a_language_that_does_not_fit(
+    lab: Path, lines: list[str], languages: str | list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        ds_seq.load(lab / "many.run", device="cpu").translate(lines, target_lang=languages)
 
 
 def test_text_that_streams_gets_its_tag(

@@ -51,6 +51,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "multiway": {"multiway": {"markers": {"a": 0, "b": 1}}},
         "multiway encoder": {"multiway": {"markers": {"b": 1}, "placement": "encoder"}},
     },
+    "pruned": {"pruned": {"pruned_heads": {"encoder": [[0], [1, 2]], "cross": [[], [3]]}}},
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
         "experts": {"moe": MOE},

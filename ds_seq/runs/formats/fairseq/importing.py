@@ -23,9 +23,10 @@ from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import GATED_ACTIVATIONS
 from ds_seq.runs.formats.fairseq.arguments import described_model, find_arguments, given_model
-from ds_seq.runs.formats.fairseq.names import Converter, Entry
+from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.imported import Imported
 from ds_seq.text.build import in_languages, train_tokenizer
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
@@ -63,29 +64,6 @@ class Vocabulary:
         files |= {} if self.codes is None else {"codes": str(self.codes)}
         files |= {} if self.sentencepiece is None else {"sentencepiece": str(self.sentencepiece)}
         return {"fairseq": files | ({"moses": True} if self.moses else {})}
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A model that was made of a checkpoint.
-
-    Attributes:
-        model: the model.
-        config: experiment that describes it.
-        tokenizers: its tokenizers.
-        entries: what became of each tensor of the checkpoint.
-        difference: largest difference of a logit from what the checkpoint computes.
-        num_compared: number of logits that were compared.
-        updates: number of updates of the training, if the checkpoint says it.
-    """
-
-    model: nn.Module
-    config: ExperimentConfig
-    tokenizers: Tokenizers
-    entries: list[Entry]
-    difference: float
-    num_compared: int
-    updates: int | None
 
 
 def import_checkpoint(

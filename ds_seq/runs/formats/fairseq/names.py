@@ -12,13 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ds_seq.compat.fairseq.model import FIRST_POSITION
 from ds_seq.errors import UserError
+from ds_seq.runs.formats.imported import Entry
 
 _MODULES = {
     "self_attention.output": "self_attn.out_proj",
@@ -45,22 +45,6 @@ _LEFT = (
 )
 _SAME = "the same as another one"
 _OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")
-
-
-class Entry(NamedTuple):
-    """What became of a tensor of fairseq.
-
-    Attributes:
-        theirs: its name.
-        ours: the tensor of ours that has it, or part of it; empty if none does.
-        how: `taken`, `renamed`, `joined` or `left`.
-        note: why it is left, or how it changed.
-    """
-
-    theirs: str
-    ours: str
-    how: str
-    note: str = ""
 
 
 class Converter:

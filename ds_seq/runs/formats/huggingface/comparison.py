@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import nn
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.errors import UserError
 from ds_seq.modules.rms_norm import RmsNorm
+from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
 from ds_seq.text.huggingface import HuggingFaceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 
@@ -24,7 +26,7 @@ TOLERANCE = 1e-5
 _ROUNDED = 1e-4  # of models with RMSNorm, which transformers computes in float32 all the same
 
 
-_LONGEST = 32  # ids of a line
+_LONGEST, _SAMPLES = 32, 8  # ids of a line, and lines
 
 
 class Comparison(NamedTuple):
@@ -116,3 +118,51 @@ def inputs_of(source: Sequence[int], target: Sequence[int]) -> Seq2SeqInputs:
     ids = [torch.tensor([each]) for each in (source, target)]
     masks = [torch.ones_like(each, dtype=torch.bool) for each in ids]
     return Seq2SeqInputs(ids[0], masks[0], ids[1], masks[1], len(target), len(source))
+
+
+def check_written(
+    folder: Path,
+    model: nn.Module,
+    tokenizers: Tokenizers,
+    languages: Languages,
+    dtype: torch.dtype,
+) -> None:
+    """Read a written folder back, and compare it with the model; with transformers, if installed.
+
+    Args:
+        folder: the folder.
+        model: our model, in float32.
+        tokenizers: our tokenizers.
+        languages: languages of source and target.
+        dtype: number format of the folder.
+
+    Raises:
+        UserError: texts are read in another way, or logits differ.
+    """
+    read = import_folder(folder, "written", languages)
+    lines = sample_lines(tokenizers)
+    for line in lines:
+        ids, again = (side.source.encode(line) for side in (tokenizers, read.tokenizers))
+        if ids != again:
+            raise UserError(
+                f"{folder}: {line!r} is read as {again} instead of {ids}; nothing is written"
+            )
+    twins = [copy.deepcopy(each).to(dtype).double().eval() for each in (model, read.model)]
+    symbols = tokenizers.target.symbols
+    for line in lines:
+        ids = tokenizers.source.encode(line)[:_LONGEST]
+        inputs = inputs_of(tokenizers.source.symbols.framed(ids), [symbols.start, *ids])
+        with torch.no_grad():
+            ours, theirs = (twin(inputs).logits for twin in twins)
+        if not torch.allclose(ours, theirs, atol=_ROUNDED * float(ours.abs().max())):
+            raise UserError(f"{folder}: logits differ from those of the run; nothing is written")
+    if find_spec("transformers") is not None and dtype == torch.float32:
+        compare(folder, read.model, read.tokenizers, lines)
+
+
+def sample_lines(tokenizers: Tokenizers) -> list[str]:
+    """Return lines of text made of pieces of the vocabulary."""
+    draw, tokenizer = torch.Generator().manual_seed(1), tokenizers.source
+    first = 1 + max(tokenizer.symbols.never_generated | {tokenizer.symbols.eos, *tokenizer.tag_ids})
+    rows = torch.randint(first, len(tokenizer), (_SAMPLES, _LONGEST // 2), generator=draw)
+    return [tokenizer.normalize(tokenizer.decode(row)) for row in rows.tolist()]

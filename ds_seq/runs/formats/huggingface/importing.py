@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
@@ -16,7 +15,8 @@ from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.runs.formats.huggingface.families import Described, describe
 from ds_seq.runs.formats.huggingface.folder import read_settings, read_tensors
-from ds_seq.runs.formats.huggingface.mapping import Entry, account, take
+from ds_seq.runs.formats.huggingface.mapping import account, take
+from ds_seq.runs.formats.imported import Entry, Imported
 from ds_seq.text.build import in_languages, train_tokenizer
 from ds_seq.text.huggingface import HuggingFaceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
@@ -30,23 +30,6 @@ _GENERATION = {
     "no_repeat_ngram": "no_repeat_ngram_size",
     "max_len_b": "max_length",
 }
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A model that was made of a folder.
-
-    Attributes:
-        model: the model, in float32.
-        config: experiment that describes it.
-        tokenizers: its tokenizers.
-        entries: what became of each tensor of the folder.
-    """
-
-    model: nn.Module
-    config: ExperimentConfig
-    tokenizers: Tokenizers
-    entries: list[Entry]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ds_seq.errors import UserError
+from ds_seq.runs.formats.imported import Entry
 
 
 class Part(NamedTuple):
@@ -33,22 +34,6 @@ class Part(NamedTuple):
 
 Names = dict[str, list[Part]]
 """Our tensors by name -> what they are made of."""
-
-
-class Entry(NamedTuple):
-    """What became of a tensor of theirs.
-
-    Attributes:
-        theirs: its name.
-        ours: the tensor of ours that has it; empty if none does.
-        how: `renamed`, `joined` or `left`.
-        note: why it is left, or how it changed.
-    """
-
-    theirs: str
-    ours: str
-    how: str
-    note: str = ""
 
 
 def linear(ours: str, *theirs: str, bias: bool = True, factors: Sequence[float] = ()) -> Names:

@@ -1,0 +1,273 @@
+"""Write a model of ds_seq as a Hugging Face folder.
+
+The config of the folder is read back by `families`, so that a model is only written if the reader
+finds the very same model in it. Its table of names, turned around, says which tensors to write.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ds_seq.config.base import NamedConfig
+from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.model import TransformerConfig
+from ds_seq.errors import UserError
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.models.stack import Stack
+from ds_seq.runs.formats.huggingface.comparison import check_written
+from ds_seq.runs.formats.huggingface.families import Described, describe
+from ds_seq.runs.formats.huggingface.importing import Languages
+from ds_seq.runs.formats.huggingface.mapping import Names
+from ds_seq.runs.formats.huggingface.vocabulary import save_vocabulary
+from ds_seq.text.tokenizer import Symbols, Tokenizers
+from ds_seq.weights.fill import model_tensors
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+_GATED = {"reglu": "gated-relu", "geglu_tanh": "gated-gelu", "swiglu": "gated-silu"}
+_WITH_POSITIONS = {
+    "bart": ("learned",),
+    "mbart": ("learned",),
+    "marian": ("sinusoidal", "learned"),
+    "pegasus": ("sinusoidal", "learned"),
+    "m2m_100": ("sinusoidal",),
+    "t5": ("buckets",),
+}
+_POSITIONS = "model.{}.embed_positions.weight"
+_IN_TRAINING_ONLY = frozenset(
+    {"dropout", "attention_dropout", "activation_dropout", "layer_drop", "drop_path"}
+)
+_SPELLINGS = frozenset({"name", "preset", "activation_checkpointing"})
+_ARCHITECTURES = {
+    "bart": "BartForConditionalGeneration",
+    "mbart": "MBartForConditionalGeneration",
+    "marian": "MarianMTModel",
+    "pegasus": "PegasusForConditionalGeneration",
+    "m2m_100": "M2M100ForConditionalGeneration",
+    "t5": "T5ForConditionalGeneration",
+}
+
+
+class HuggingFaceExporter:
+    """Writes the model of an experiment as a folder that transformers opens.
+
+    Args:
+        config: experiment of the run. Models that transformers does not have are refused here,
+            before the weights are read.
+        tokenizers: tokenizers of the run.
+
+    Raises:
+        UserError: transformers has no such model; names the option that it lacks.
+    """
+
+    weights_file = "model.safetensors"
+
+    def __init__(self, config: ExperimentConfig, tokenizers: Tokenizers) -> None:
+        model = config.model
+        if not isinstance(model, TransformerConfig):
+            raise UserError(f"model.name: transformers has no {model.name!r}; use another --format")
+        if not config.data.vocab.joint:
+            raise UserError(
+                "data.vocab.joint: false: only models of one vocabulary are written for "
+                "transformers; use another --format"
+            )
+        self._config, self._model, self._tokenizers = config, model, tokenizers
+        self._kind = _kind(model)
+        kinds = _WITH_POSITIONS[self._kind]
+        if model.positions.name not in kinds:
+            raise UserError(
+                f"model.positions: {self._kind} of transformers has {' or '.join(kinds)} ones, not "
+                f"{model.positions.name}; use another --format"
+            )
+        self._settings = self._make_settings()
+
+    def save(
+        self, model: nn.Module, tokenizers: Tokenizers, folder: Path, dtype: str = "fp32"
+    ) -> None:
+        """Write config, weights, vocabulary and settings of generation into an empty folder.
+
+        The folder is then read back and compared with the model, and with what transformers makes
+        of it if that is installed.
+
+        Args:
+            model: the whole model, in float32.
+            tokenizers: tokenizers of source and target.
+            folder: existing empty folder.
+            dtype: number format on disk: `fp32`, `fp16` or `bf16`.
+
+        Raises:
+            UserError: transformers lacks a part of the model, or its vocabulary.
+            OSError: the folder cannot be written.
+        """
+        ours = {name: value.detach() for name, value in model_tensors(model)}
+        theirs = self._stored_positions(cast(Seq2SeqTransformer, model))
+        described = self._described(theirs)
+        for stack in ("encoder", "decoder"):  # computed here, stored there
+            if f"{stack}.positions.weight" not in ours:
+                described.names.pop(f"{stack}.positions.weight", None)
+        theirs |= _turned_around(described.names, ours)
+        if self._kind in ("bart", "mbart", "marian", "pegasus"):
+            theirs.setdefault("final_logits_bias", torch.zeros(1, len(self._tokenizers.target)))
+        precision = _DTYPES[dtype]
+        tensors = {name: value.to(precision).contiguous() for name, value in theirs.items()}
+        save_file(tensors, folder / self.weights_file, {"format": "pt"})
+        settings = {**self._settings, "dtype": str(precision).removeprefix("torch.")}
+        _write(folder / "config.json", settings)
+        _write(folder / "generation_config.json", self._generation())
+        data = self._config.data
+        languages = Languages(data.source_lang, data.target_lang)
+        save_vocabulary(tokenizers, folder, self._kind, (data.source_lang, data.target_lang))
+        check_written(folder, model, tokenizers, languages, precision)
+
+    def _make_settings(self) -> dict[str, Any]:
+        model, symbols = self._model, self._tokenizers.symbols
+        common: dict[str, Any] = {
+            "model_type": self._kind,
+            "architectures": [_ARCHITECTURES[self._kind]],
+            "is_encoder_decoder": True,
+            "vocab_size": len(self._tokenizers.target),
+            "d_model": model.d_model,
+            **_symbol_ids(symbols),
+        }
+        if self._kind == "t5":
+            return common | self._t5_settings()
+        return common | {
+            "encoder_layers": model.encoder_layers,
+            "decoder_layers": model.decoder_layers,
+            "encoder_attention_heads": model.num_heads,
+            "decoder_attention_heads": model.num_heads,
+            "encoder_ffn_dim": model.ffn_dim,
+            "decoder_ffn_dim": model.ffn_dim,
+            "activation_function": _ACTIVATIONS.get(model.activation, model.activation),
+            "max_position_embeddings": model.max_positions,
+            "scale_embedding": model.embedding_scale,
+            "dropout": model.dropout,
+            "attention_dropout": model.attention_dropout,
+            "activation_dropout": model.activation_dropout,
+            "tie_word_embeddings": True,
+            "forced_eos_token_id": symbols.eos,
+        }
+
+    def _t5_settings(self) -> dict[str, Any]:
+        model = self._model
+        positions = vars(model.positions)
+        names = _ACTIVATIONS | _GATED
+        is_tied = model.share_embeddings == "all"
+        return {
+            "num_layers": model.encoder_layers,
+            "num_decoder_layers": model.decoder_layers,
+            "num_heads": model.num_heads,
+            "d_kv": model.head_width(model.d_model),
+            "d_ff": model.ffn_dim,
+            "feed_forward_proj": names.get(model.activation, model.activation),
+            "layer_norm_epsilon": model.norm.eps,
+            "relative_attention_num_buckets": positions["num_buckets"],
+            "relative_attention_max_distance": positions["max_distance"],
+            "dropout_rate": model.dropout,
+            "tie_word_embeddings": is_tied,
+            "scale_decoder_outputs": is_tied,
+        }
+
+    def _described(self, theirs: Mapping[str, Tensor]) -> Described:
+        """Read the settings back, and refuse a model that they do not describe."""
+        stand_in = dict(theirs)
+        if not self._model.shares_output:
+            stand_in["lm_head.weight"] = torch.zeros(1)
+        if self._model.output_bias:
+            stand_in["final_logits_bias"] = torch.ones(1)
+        where = f"--format hf, as {self._kind}"
+        described = describe(self._settings, stand_in, where)
+        found = TransformerConfig.model_validate(
+            {"max_positions": self._model.max_positions, **described.section}
+        )
+        for name in TransformerConfig.model_fields:
+            own, other = getattr(self._model, name), getattr(found, name)
+            if name not in _IN_TRAINING_ONLY | _SPELLINGS | {"positions"} and own != other:
+                raise UserError(
+                    f"model.{name}: transformers has no encoder-decoder with {_shown(own)} here "
+                    f"({self._kind} has {_shown(other)}); use another --format"
+                )
+        return described
+
+    def _stored_positions(self, model: Seq2SeqTransformer) -> dict[str, Tensor]:
+        """Return tables of positions that a family computes, or may have stored."""
+        if self._kind not in ("marian", "pegasus"):
+            return {}
+        tables = {}
+        for stack in ("encoder", "decoder"):
+            rows = cast(Stack, model.get_submodule(stack)).positions
+            assert rows is not None, "checked by `_WITH_POSITIONS`"
+            count, width = self._model.max_positions, self._model.d_model
+            with torch.no_grad():
+                tables[_POSITIONS.format(stack)] = rows(torch.zeros(1, count, width), 0, count)[0]
+        return tables
+
+    def _generation(self) -> dict[str, Any]:
+        settings, symbols = self._config.generation, self._tokenizers.symbols
+        return {
+            "num_beams": settings.beam,
+            "length_penalty": settings.length_penalty,
+            "no_repeat_ngram_size": settings.no_repeat_ngram,
+            "max_length": min(self._model.max_positions, 512),
+            "early_stopping": True,
+            "forced_eos_token_id": symbols.eos,
+            **_symbol_ids(symbols),
+            **({"bad_words_ids": [[symbols.pad]]} if self._kind == "marian" else {}),
+        }
+
+
+def _kind(model: TransformerConfig) -> str:
+    """Return the family whose models are like this one."""
+    positions = model.positions.name
+    if model.norm.name == "rms" or positions == "buckets":
+        return "t5"
+    if model.embedding_norm:
+        return "mbart" if model.normalizes_first else "bart"
+    if not model.normalizes_first:
+        return "marian"
+    offset = vars(model.positions).get("offset")
+    waves = vars(model.positions).get("wavelengths")
+    return "m2m_100" if (offset, waves) == (2, "inclusive") else "pegasus"
+
+
+def _turned_around(names: Names, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of theirs that ours are made of."""
+    theirs = {}
+    for name, parts in names.items():
+        if name not in ours:
+            raise UserError(f"--format hf: the model has no {name}, which the family needs")
+        # the parts of one of our matrices are equally tall
+        for part, rows in zip(parts, ours[name].float().chunk(len(parts)), strict=True):
+            value = rows / part.times
+            if part.skip:
+                value = torch.cat([value.new_zeros(part.skip, *value.shape[1:]), value])
+            is_bias = part.is_table and value.dim() == 1
+            theirs[part.name] = value.unsqueeze(0) if is_bias else value
+    unused = ours.keys() - names.keys()
+    if unused:
+        raise UserError(f"--format hf: transformers has no place for {', '.join(sorted(unused))}")
+    return theirs
+
+
+def _symbol_ids(symbols: Symbols) -> dict[str, Any]:
+    return {
+        "pad_token_id": symbols.pad,
+        "eos_token_id": symbols.eos,
+        "bos_token_id": symbols.bos,
+        "decoder_start_token_id": symbols.start,
+    }
+
+
+def _shown(value: Any) -> str:
+    return str(vars(value)["name"] if isinstance(value, NamedConfig) else value)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,99 @@
+"""Exports for transformers hold the model of the run: read back, they score and read alike.
+
+What transformers itself makes of them is compared by benchmarks/parity/huggingface.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ds_seq
+from ds_seq.commands.export import main
+from ds_seq.errors import UserError
+from ds_seq.models.build import build_seq2seq
+from ds_seq.runs.export import export, write_export
+from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from tests.batches import score
+from tests.unit.runs.made import experiment, write_run
+
+T5 = {
+    "norm": {"name": "rms", "eps": 1e-6},
+    "norm_position": "pre",
+    "positions": "buckets",
+    "linear_bias": False,
+    "embedding_scale": False,
+}
+PRE = {"norm_position": "pre"}
+SINES = {"name": "sinusoidal", "offset": 2}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "post-norm": ("marian", {}),
+    "post-norm, learned": ("marian", {"positions": "learned", "activation": "gelu"}),
+    "post-norm, bias": ("marian", {"output_bias": True, "activation": "silu"}),
+    "pre-norm": ("pegasus", PRE),
+    "pre-norm, fairseq": ("m2m_100", {**PRE, "positions": SINES, "embedding_scale": False}),
+    "bart": ("bart", {"positions": "learned", "embedding_norm": True, "activation": "gelu_tanh"}),
+    "mbart": ("mbart", {**PRE, "positions": "learned", "embedding_norm": True}),
+    "t5": ("t5", T5),
+    "t5 1.1": ("t5", {**T5, "activation": "geglu_tanh", "share_embeddings": "inputs"}),
+    "narrow heads": ("t5", {**T5, "head_dim": 6}),
+}
+LINES = ["the small house", "a dog and  a cat", "the", "houses"]
+
+
+@pytest.fixture(params=KINDS)
+def run(request: pytest.FixtureRequest, tmp_path: Path, vocab: SentencePieceTokenizer) -> Any:
+    kind, section = KINDS[request.param]
+    config = experiment({"max_positions": 32, **section}, vocab={"size": len(vocab)})
+    model = build_seq2seq(config.model, len(vocab), 1, 0, seed=1).requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return kind, model, write_run(tmp_path / "run", config, vocab, {1: model})
+
+
+def test_an_export_reads_back_as_the_model(run, tmp_path, vocab):
+    kind, model, folder = run
+    export(folder, tmp_path / "out", "best", form="hf")
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["model_type"] == kind
+    read = import_folder(tmp_path / "out", "again", Languages())
+    source = read.tokenizers.source
+    assert source.encode_lines(LINES) == vocab.encode_lines(LINES)
+    for line in LINES:
+        ids = torch.tensor([vocab.encode(line)])
+        found, expected = (score(each, ids, ids).logits for each in (read.model, model))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    write_export(read.model, read.config, read.tokenizers, tmp_path / "back")
+    limits = {"beam": 3, "max_len_a": 0.0, "max_len_b": 12}
+    first, second = (ds_seq.load(path) for path in (folder, tmp_path / "back"))
+    assert first.translate(LINES, **limits) == second.translate(LINES, **limits)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"positions": "rotary"}, r"model\.positions: marian .* not rotary"),
+        ({"positions": "alibi", **PRE}, r"model\.positions: pegasus .* not alibi"),
+        ({"attention_window": 4}, r"model\.attention_window: "),
+        ({"num_kv_heads": 1}, r"model\.num_kv_heads: "),
+        ({"query_key_norm": True}, r"model\.query_key_norm: "),
+        ({"moe": {"num_experts": 2}}, r"model\.moe: "),
+        ({"activation": "swiglu"}, "activation swiglu has no counterpart"),
+        ({"share_embeddings": "none"}, "a table for each side has no counterpart"),
+        ({**T5, "positions": "learned"}, r"model\.positions: t5 .* not learned"),
+        ({**T5, "linear_bias": True}, r"model\.linear_bias: "),
+    ],
+)
+def test_a_model_that_transformers_lacks_is_refused(tmp_path, vocab, section, message, capsys):
+    config = experiment({"max_positions": 32, **section}, vocab={"size": len(vocab)})
+    model = build_seq2seq(config.model, len(vocab), 1, 0, seed=1)
+    folder = write_run(tmp_path / "run", config, vocab, {1: model})
+    with pytest.raises(UserError, match=message):
+        main([str(folder), "--out", str(tmp_path / "out"), "--format", "hf"])
+    assert not (tmp_path / "out").exists()
