@@ -138,7 +138,8 @@ def report(folder: Path, chosen: Sequence[Deep], record: bool) -> int:
     rows, goals = [], []
     for deep in chosen:
         curve = losses(folder / deep.name)
-        end = (folder / f"{deep.name}.ended").read_text(encoding="utf-8")
+        ended = folder / f"{deep.name}.ended"
+        end = ended.read_text(encoding="utf-8") if ended.exists() else "not finished"
         marks = [f"{curve[update]:.2f}" if update in curve else "" for update in (50, 100, 150)]
         rows.append([deep.name, *marks, f"{_end(curve):.2f}", str(max(curve)), end])
         if deep.trains:
@@ -174,9 +175,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--record", action="store_true", help=f"append to {RESULTS.name}, picture in docs/"
     )
+    parser.add_argument("--report", action="store_true", help="report what there is, train nothing")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [deep for deep in CURVES if deep.name in args.only]
+    if args.report:
+        started = [deep for deep in chosen if losses(args.out / deep.name)]
+        return report(args.out, started, args.record)
     if not (args.out / "data" / "vocab.model").exists():
         write_text(fetch_text(CACHE, args.tsv), args.out)
         status = _ds_seq("prepare", settings(args.out, chosen[0]), args.out / "prepare.log")

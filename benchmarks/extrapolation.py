@@ -149,7 +149,7 @@ def scaled(run: Path, scaling: str, factor: int) -> Path:
 def test_texts(run: Path, text: Path) -> dict[int, list[Pair]]:
     """Return held-out texts of about 1, 2 and 4 times the length, made of the same sentences."""
     tokenizers = ds_seq.load(run).card.tokenizers
-    pairs = _read(text, "valid") + _read(text, "test")
+    pairs = _read(text, "test")
     random.Random(2).shuffle(pairs)
 
     def length(pair: Pair) -> int:
@@ -174,15 +174,25 @@ def perplexity(run: Path, texts: Sequence[Pair], kind: str, times: int) -> Row:
 
 
 def measure(folder: Path, text: Path, kinds: Sequence[str]) -> list[Row]:
-    """Score all texts with all models; scalings are for the longer texts only."""
-    texts = test_texts(folder / kinds[0], text)
-    rows = []
+    """Score all texts with all models, unless that is done."""
+    rows: list[Row] = []
     for kind in kinds:
-        rows += [perplexity(folder / kind, texts[times], kind, times) for times in TIMES]
-    for scaling in SCALINGS if "rotary" in kinds else ():
+        file = folder / f"{kind}.rows.json"
+        if not file.exists():
+            found = _measured(folder, test_texts(folder / kind, text), kind)
+            file.write_text(json.dumps(found), encoding="utf-8")
+        rows += [Row(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    # kinds first, then what was made of the rotary one
+    return sorted(rows, key=lambda row: "," in row.kind)
+
+
+def _measured(folder: Path, texts: Mapping[int, Sequence[Pair]], kind: str) -> list[Row]:
+    """Score all texts with one model; scalings are for the longer texts only."""
+    rows = [perplexity(folder / kind, texts[times], kind, times) for times in TIMES]
+    for scaling in SCALINGS if kind == "rotary" else ():
         for times in TIMES[1:]:
-            run = scaled(folder / "rotary", scaling, times)
-            rows.append(perplexity(run, texts[times], f"rotary, {scaling}", times))
+            run = scaled(folder / kind, scaling, times)
+            rows.append(perplexity(run, texts[times], f"{kind}, {scaling}", times))
             shutil.rmtree(run)
     return rows
 

@@ -60,6 +60,12 @@ def kills(work: Callable[[], None], moments: Iterable[int] | None = None) -> Ite
             return
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path in it, hidden ones too: what a kill must not change."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 def _is_last() -> bool:
     if not _left:
         return False

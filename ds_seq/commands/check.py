@@ -9,10 +9,12 @@ from os.path import isfile
 from pathlib import Path
 
 from ds_seq.commands.arguments.check import build_parser
+from ds_seq.config.cost.estimate import Estimate, estimate
+from ds_seq.config.cost.report import cost_lines, cost_notes, cost_values
 from ds_seq.config.data import ShardsConfig
 from ds_seq.config.deepspeed import engine_config_for, zero_stage
 from ds_seq.config.experiment import ExperimentConfig, on_world
-from ds_seq.config.footprint import batch_lines, memory_lines
+from ds_seq.config.footprint import batch_lines, mean_length
 from ds_seq.config.gpu_notes import gpu_notes
 from ds_seq.config.load import dump, load_experiment
 from ds_seq.config.model import ExternalRouterConfig, ModelConfig, TransformerConfig
@@ -46,7 +48,13 @@ def main(argv: Sequence[str]) -> int:
     needs = Needs([], []) if arguments.elsewhere else unmet(config)
     shards = Needs([], []) if arguments.elsewhere else _compared_shards(config)
     more_notes = [*_vocab_notes(config, folders), *needs.notes, *shards.notes]
-    print(report(config, arguments.world_size, more_notes), end="")
+    costs = _costs(config, arguments)
+    if not arguments.json:
+        print(report(config, arguments.world_size, more_notes, costs), end="")
+    elif costs is not None:
+        print(_json_report(config, more_notes, costs), end="")
+    else:
+        raise UserError(f"--json: the costs of the external model {config.model.name} are unknown")
     errors = [*needs.errors, *shards.errors]
     if not arguments.elsewhere:
         errors += _metric_errors(config)
@@ -73,17 +81,20 @@ def _document(arguments: argparse.Namespace) -> str | None:
 
 
 def report(
-    config: ExperimentConfig, world_size: int | None = None, more_notes: Sequence[str] = ()
+    config: ExperimentConfig,
+    world_size: int | None = None,
+    more_notes: Sequence[str] = (),
+    costs: Estimate | None = None,
 ) -> str:
     """Return the report in parts, each under a YAML comment, so the first is valid YAML.
 
     Args:
         config: the experiment.
         world_size: number of processes; None if unknown.
-        more_notes: lines for the last part, in addition to the notes on the experiment itself.
+        more_notes: notes on files.
+        costs: what a run takes; None if it is not known.
     """
     engine = engine_config_for(config, world_size=world_size)
-    stage = zero_stage(engine)
     return "\n".join(
         [
             "# experiment, with all defaults",
@@ -95,13 +106,32 @@ def report(
             *_size_lines(config),
             *_outside_lines(config),
             "",
-            "# batches and memory",
+            "# batches",
             *batch_lines(config, world_size, train_manifest(config)),
-            *memory_lines(config, stage, world_size),
-            *_notes_part([*notes(config), *gpu_notes(config, stage), *more_notes]),
             "",
+            *([] if costs is None else cost_lines(costs)),
+            *_notes_part(_all_notes(config, zero_stage(engine), more_notes, costs)),
         ]
     )
+
+
+def _all_notes(
+    config: ExperimentConfig, stage: int, more: Sequence[str], costs: Estimate | None
+) -> list[str]:
+    about_costs = [] if costs is None else cost_notes(costs)
+    return [*notes(config), *gpu_notes(config, stage), *about_costs, *more]
+
+
+def _json_report(config: ExperimentConfig, more_notes: Sequence[str], costs: Estimate) -> str:
+    lines = _all_notes(config, costs.layout.stage, more_notes, costs)
+    return json.dumps({**cost_values(costs), "notes": lines}, indent=2) + "\n"
+
+
+def _costs(config: ExperimentConfig, arguments: argparse.Namespace) -> Estimate | None:
+    """Return what a run takes; None for a model whose size is unknown."""
+    engine = engine_config_for(config, world_size=arguments.world_size)
+    length = arguments.sentence_length or mean_length(train_manifest(config))
+    return estimate(config, engine, arguments.world_size, length, arguments.gpu_memory)
 
 
 def _outside_lines(config: ExperimentConfig) -> list[str]:
@@ -118,7 +148,7 @@ def _outside_lines(config: ExperimentConfig) -> list[str]:
 
 
 def _notes_part(lines: Sequence[str]) -> list[str]:
-    return ["", "# notes", *lines] if lines else []
+    return ["# notes", *lines, ""] if lines else []
 
 
 def _vocab_notes(config: ExperimentConfig, folders: Sequence[Path]) -> list[str]:

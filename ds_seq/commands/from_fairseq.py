@@ -85,6 +85,16 @@ def _quoted(text: str) -> str:
     return "\n".join(f"# {line}" for line in text.splitlines())
 
 
+def _vocabulary(result: Translation) -> list[str]:
+    """Return the options of `ds-seq import` for the vocabulary of the data."""
+    vocab = result.experiment["data"]["vocab"]
+    part = vocab if "fairseq" in vocab else vocab["source"]
+    words = []
+    for key in ("codes", "sentencepiece"):
+        words += [f"--{key}", part["fairseq"][key]] if key in part["fairseq"] else []
+    return words + (["--moses"] if part["fairseq"].get("moses") else [])
+
+
 def _next_steps(result: Translation, out: Path) -> list[str]:
     lines = [f"{out / EXPERIMENT}, {out / DEEPSPEED}", ""]
     lines += [f"{flag}: without effect: {reason}" for flag, reason in result.without_effect]
@@ -92,8 +102,9 @@ def _next_steps(result: Translation, out: Path) -> list[str]:
     experiment = shlex.quote(str(out / EXPERIMENT))
     first, last = result.sides.paths
     for checkpoint, folder in result.needs:
-        dictionaries = f"--dict {first}" + ("" if first == last else f" --target-dict {last}")
-        lines.append(f"first:    ds-seq import fairseq {checkpoint} {dictionaries} --out {folder}")
+        words = ["import", "fairseq", checkpoint, "--dict", first, *_vocabulary(result)]
+        words += [] if first == last else ["--target-dict", last]
+        lines.append(f"first:    ds-seq {shlex.join([*words, '--out', folder])}")
     count = result.num_processes
     train = "ds-seq train" if count == 1 else f"deepspeed --num_gpus {count} ds_seq/train.py"
     lines += [

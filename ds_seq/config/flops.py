@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import TransformerConfig
+from ds_seq.names import ATTENTION_KINDS, GATED_ACTIVATIONS, AttentionKind, Stack
 
 _FORWARD_AND_BACKWARD = 3
 
 
 class TrainingFlops(NamedTuple):
-    """Operations of forward and backward, by what they grow with."""
+    """Operations of a forward pass, or of forward and backward, by what they grow with."""
 
     per_source: float
     """Per source token: encoder, and keys and values of the decoder's attention to it."""
@@ -47,7 +49,20 @@ class LengthSums(NamedTuple):
 
 
 def training_flops(model: object, vocab_size: int) -> TrainingFlops | None:
-    """Return the operations of a model; None for one from outside ds_seq.
+    """Return the operations of forward and backward of a model; None for one from outside ds_seq.
+
+    Args:
+        model: the `model` section.
+        vocab_size: size of the vocabulary of the target.
+    """
+    forward = forward_flops(model, vocab_size)
+    if forward is None:
+        return None
+    return TrainingFlops(*(_FORWARD_AND_BACKWARD * each for each in forward))
+
+
+def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
+    """Return the operations of a forward pass; None for a model from outside ds_seq.
 
     Args:
         model: the `model` section.
@@ -55,18 +70,64 @@ def training_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     """
     if not isinstance(model, TransformerConfig):
         return None
-    width, layers = model.d_model, {stack: model.calls_of(stack) for stack in model.stacks}
-    weights = {stack: model.active_weights(stack) for stack in model.stacks}
-    encoder, decoder = weights.get("encoder", 0), weights.get("decoder", 0)
-    head = model.head_width(width)
-    # keys and values of the source
-    moved = layers.get("decoder", 0) * 2 * width * (model.num_kv_heads or model.num_heads) * head
-    pair = 2 * 2 * model.num_heads * head  # queries with keys, and attention with values
-    forward = (
-        2 * (encoder + moved),
-        2 * (decoder - moved + width * vocab_size),
-        layers.get("encoder", 0) * pair,
-        layers.get("decoder", 0) * pair,
-        layers.get("decoder", 0) * pair,
+    d, head = model.d_model, model.head_width(model.d_model)
+    own = {stack: _per_token(model, stack) for stack in model.stacks}
+    heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
+    sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
+    moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
+    factor = 0 if model.embedding_dim is None else model.embedding_dim * d
+    output = vocab_size * d
+    if factor and model.shares_output:
+        output = factor + vocab_size * (model.embedding_dim or d)
+    pair = 2 * 2 * head  # of a head: queries with keys, and attention with values
+    return TrainingFlops(
+        2 * (own["encoder"] + factor + moved),
+        2 * (own["decoder"] + factor + output - moved),
+        heads["encoder"] * pair,
+        heads["decoder"] * pair,
+        heads["cross"] * pair,
     )
-    return TrainingFlops(*(_FORWARD_AND_BACKWARD * each for each in forward))
+
+
+def _heads(model: TransformerConfig, kind: AttentionKind) -> int:
+    """Return the number of heads of all calls of an attention."""
+    stack: Stack = "encoder" if kind == "encoder" else "decoder"
+    kept = [model.kept_heads(kind, layer) for layer in range(model.layers_of(stack))]
+    counts = (model.num_heads if heads is None else len(heads) for heads in kept)
+    return model.repeats_of(stack) * sum(counts)
+
+
+def _per_token(model: TransformerConfig, stack: Stack) -> int:
+    """Return the weights of the maps of all calls of a stack."""
+    attention = model.mixer_weights(model.d_model, stack)
+    each = attention + _adapter(model, stack)
+    count = sum(each + _feed_forward(model, experts) for experts in model.expert_counts(stack))
+    return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
+
+
+def _adapter(model: TransformerConfig, stack: Stack) -> int:
+    """Return the weights of the adapter that a token passes through in a layer."""
+    adapters, d = model.adapters, model.d_model
+    if adapters is None or not adapters.used or not model.has_adapters(stack):
+        return 0
+    maps = 3 if adapters.activation in GATED_ACTIVATIONS else 2
+    return maps * d * adapters.width(d) + (d if adapters.gate else 0)
+
+
+def _feed_forward(model: TransformerConfig, num_experts: int) -> int:
+    """Return the weights that multiply a token in a dense feed-forward, or in those it chooses."""
+    d, moe = model.d_model, model.moe
+    if moe is None or not num_experts:
+        return model.ffn_weights(d, model.ffn_dim)
+    width = moe.ffn_dim or model.ffn_dim
+    dense = moe.dense_width(width)
+    count = moe.top_k * model.ffn_weights(d, width)
+    count += model.ffn_weights(d, dense) if dense else 0
+    if moe.router == "cosine":
+        dim = moe.router_dim or max(num_experts // 2, 16)
+        count += dim * (d + num_experts)
+    elif not isinstance(moe.router, ExternalRouterConfig):
+        count += num_experts * d
+    if moe.residual:
+        return count + 2 * d
+    return count + (d if moe.conditional_budget is not None else 0)

@@ -46,6 +46,8 @@ def attend(
     dropout: float,
 ) -> Tensor:
     """Apply scaled dot-product attention to `query` (B, H, T, Dh); returns (B, T, D)."""
+    if mask is not None and mask.dim() == 3:  # (H, T, S), which no fused kernel takes
+        mask = mask.unsqueeze(0)
     short = query.size(-2) < _FUSED_MIN_QUERIES and not causal and dropout == 0.0
     if short and query.device.type == "cpu":
         out = _attend_short(query, memory, mask)
@@ -90,8 +92,6 @@ def _attend_short(query: Tensor, memory: KeyValue, mask: Tensor | None) -> Tenso
     num_heads, shared = query.size(1), memory.key.size(1)
     if shared < num_heads:
         length = query.size(2)
-        if mask is not None and mask.dim() == 3:  # (H, T, S)
-            mask = mask.unsqueeze(0)
         query = query.unflatten(1, (shared, -1)).flatten(2, 3)  # (B, H', H / H' T, Dh)
         if mask is not None and mask.size(1) > 1:
             mask = mask.expand(-1, -1, length, -1).unflatten(1, (shared, -1)).flatten(2, 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.flag import changes
-from ds_seq.compat.fairseq.model import Refusals
+from ds_seq.compat.fairseq.refusals import Refusals
 
 _PLAIN = ("cross_entropy", "label_smoothed_cross_entropy")
 _DISTILLING = "label_smoothed_cross_entropy_with_kd"

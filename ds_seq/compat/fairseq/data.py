@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ds_seq.compat.fairseq.command import Given
-from ds_seq.compat.fairseq.model import Refusals
+from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.data.fairseq import find_parts
 from ds_seq.data.fairseq_files import IndexedFile
 from ds_seq.errors import UserError

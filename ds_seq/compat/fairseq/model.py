@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ds_seq.compat.fairseq.adapters import adapters_section
 from ds_seq.compat.fairseq.architectures import HAS_EXPERTS
 from ds_seq.compat.fairseq.command import Given
-from ds_seq.errors import UserError
+from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.plugins import nearest
 
 FIRST_POSITION = 2
@@ -30,26 +31,6 @@ _GATED_BY = {"relu": "reglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh", "silu"
 # VarunGumma/fairseq divides by the root mean square plus 1e-8, which is that of the mean square
 # plus its square; its later version takes PyTorch's norm
 _RMS_EPS, _LATER_RMS_EPS = 1e-16, 1e-5
-
-
-class Refusals:
-    """Collects what cannot be translated, so that all of it is reported together."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, line: str) -> None:
-        """Note that something cannot be translated."""
-        self.lines.append(line)
-
-    def raise_any(self, command: str) -> None:
-        """Raise what was noted, one line each.
-
-        Raises:
-            UserError: something was noted.
-        """
-        if self.lines:
-            raise UserError("\n".join(f"{command}: {line}" for line in self.lines))
 
 
 def model_section(given: Given, refusals: Refusals) -> dict[str, Any]:
@@ -84,8 +65,8 @@ def model_section(given: Given, refusals: Refusals) -> dict[str, Any]:
         section["activation_checkpointing"] = True
     if section.pop("halved", False):
         section["ffn_dim"] //= 2
-    moe = _moe(given, refusals)
-    return section if moe is None else {**section, "moe": moe}
+    parts = {"adapters": adapters_section(given, refusals), "moe": _moe(given, refusals)}
+    return section | {name: part for name, part in parts.items() if part is not None}
 
 
 class _Reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ds_seq.compat.fairseq.command import Given
-from ds_seq.compat.fairseq.model import Refusals
+from ds_seq.compat.fairseq.refusals import Refusals
 
 _OPTIMIZERS = ("adam", "cpu_adam", "adafactor", "sgd", "nag")
 _SCHEDULES = ("inverse_sqrt", "fixed", "polynomial_decay", "cosine")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ds_seq.compat.fairseq.adapters import trained_adapter
 from ds_seq.compat.fairseq.command import Given
-from ds_seq.compat.fairseq.model import Refusals
+from ds_seq.compat.fairseq.refusals import Refusals
 
 _ALL = 1_000_000  # checkpoints: more than any run writes
 _ENDLESS = 1_000_000_000  # updates
@@ -90,6 +91,14 @@ class TrainReader:
             section["background_save"] = True
         if given["heartbeat_timeout"] > 0:
             section["hang_seconds"] = float(given["heartbeat_timeout"])
+        if given["store_ema"]:
+            decay, every = given["ema_decay"], given["ema_update_freq"]
+            section["ema"] = {"decay": decay, "warmup": 0, "every": every}
+            if every > 1:
+                self._note("--ema-update-freq: the decay is raised to this power")
+        trained = trained_adapter(given)
+        if trained is not None:
+            section["trainable"] = [f"adapters.{trained}"]
         if given["wandb_project"]:
             section["trackers"] = ["wandb"]
         if given["run_sanity_validation_steps"]:

@@ -11,7 +11,6 @@ _FSDP = "DeepSpeed does it in ZeRO stage 3"
 _SCALER = "DeepSpeed's scaler has no such setting"
 _CHECKPOINT_FILES = "a checkpoint is a folder with the shards of all ranks"
 _NEW_RUN = "a new run starts with a new optimizer and schedule"
-_EMA = "averages of weights cannot be translated yet; leave it out"
 _LOGS = "the log is train.log and metrics.jsonl in the run folder"
 _TRACKERS = "there is no such tracker; TensorBoard, wandb and mlflow are supported"
 _ORDER = "batches have an order of their own; see train.batch_order"
@@ -81,12 +80,12 @@ TRAINING_FLAGS: tuple[Flag, ...] = (
     idle("--checkpoint-suffix", "text", "", _CHECKPOINT_FILES),
     idle("--checkpoint-shard-count", "int", 1, _CHECKPOINT_FILES),
     idle("--load-checkpoint-on-all-dp-ranks", "switch", False, _CHECKPOINT_FILES),
-    refused("--store-ema", "switch", False, _EMA),
-    idle("--ema-decay", "float", 0.9999, _EMA),
-    idle("--ema-start-update", "int", 0, _EMA),
-    idle("--ema-seed-model", "text", None, _EMA),
-    idle("--ema-update-freq", "int", 1, _EMA),
-    idle("--ema-fp32", "switch", False, _EMA),
+    becomes("--store-ema", "switch", False, "train.ema"),
+    becomes("--ema-decay", "float", 0.9999, "train.ema.decay"),
+    becomes("--ema-update-freq", "int", 1, "train.ema.every"),
+    refused("--ema-start-update", "int", 0, "the average begins with the run; leave it out"),
+    refused("--ema-seed-model", "text", None, "the average begins with the run; leave it out"),
+    idle("--ema-fp32", "switch", False, "the average is in fp32"),
     # validation
     becomes("--validate-interval-updates", "int", 0, "train.validate_every"),
     idle("--validate-interval", "int", 1, "validations are counted in updates"),

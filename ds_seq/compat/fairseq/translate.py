@@ -12,7 +12,8 @@ from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.criterion import CriterionReader
 from ds_seq.compat.fairseq.data import Sides, data_section, find_sides
 from ds_seq.compat.fairseq.flag import changes
-from ds_seq.compat.fairseq.model import Refusals, model_section
+from ds_seq.compat.fairseq.model import model_section
+from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.compat.fairseq.schedule import optimizer_section, scheduler_section
 from ds_seq.compat.fairseq.training import TrainReader
 from ds_seq.config.load import read_experiment

@@ -112,14 +112,6 @@ class TransformerConfig(TransformerFields):
             size += self._stack_size(stack)
         return size
 
-    def active_weights(self, stack: Stack) -> int:
-        """Return the weights of the layers of a stack that a token is multiplied by, per call."""
-        feed_forwards = (self._ffn_size(count).active for count in self.expert_counts(stack))
-        mixers = self.mixer_params(self.d_model, stack, self.norm.num_params)
-        mixers += self.active_adapter_params(stack, self.norm.num_params(self.d_model))
-        layers = self.layers_of(stack) * mixers - self.pruned_params(self.d_model, stack)
-        return self.repeats_of(stack) * (layers + sum(feed_forwards))
-
     def linear_weights(self) -> int:
         """Return the weights of the maps of all layers that `linear` is about, without biases."""
         total = 0

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ds_seq import cli
-from ds_seq.config.footprint import memory_lines
 from ds_seq.config.json_schema import json_schema
 from ds_seq.config.load import load_experiment
 from ds_seq.config.notes import notes
@@ -160,40 +159,42 @@ def test_shards_that_train_would_refuse(experiment: str, capsys: Capture) -> Non
     assert "cannot verify that the shards in shards were made from" in capsys.readouterr().out
 
 
-def states(experiment: str, stage: int, ranks: int, *overrides: str) -> float:
-    config = load_experiment(experiment, ["model.preset=wmt_en_de_big", *overrides])
-    return float(memory_lines(config, stage, ranks)[0].split()[1])
+def test_costs_on_a_cluster_that_is_not_there(experiment: str, capsys: Capture) -> None:
+    moe = ["model={preset: ds_moe_wmt_en_de, moe: {num_experts: 8, every: 3}}"]
+    cluster = ["--world", "128", "--gpu-memory", "80"]
+    settings = [*moe, "train.expert_parallel=8", "train.precision=bf16"]
+    assert cli.main(["check", experiment, *settings, *cluster]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("all_to_all")]
+    # 6 layers with experts; to them and back, in forward and backward; 4,096 x 1.25 rows at most
+    calls, each = lines[0].split()[2:4]
+    assert calls == "8" and float(each) == pytest.approx(4096 * 512 * 2 / 1e6, abs=1e-3)
+    assert "# layouts of 128 process(es)" in printed and "this experiment" in printed
+    (peak,) = [line for line in printed.splitlines() if line.startswith("peak")]
+    assert "of 80; the largest train.max_tokens:" in peak
 
 
-def test_memory_of_the_stages(experiment: str) -> None:
-    """16 bytes per parameter with Adam, which ZeRO divides in its order (Rajbhandari et al.)."""
-    config = load_experiment(experiment, ["model.preset=wmt_en_de_big"])
-    size = config.model.num_params(1000)
-    assert size is not None
-    unit = size.total / 2**30
-    expected = {(0, 4): 16, (1, 4): 10, (2, 4): 7, (3, 4): 4, (3, 1): 16}
-    for (stage, ranks), each in expected.items():
-        assert states(experiment, stage, ranks) == pytest.approx(unit * each, abs=0.01)
-    half = states(experiment, 1, 4, "train.precision=bf16")
-    assert half == pytest.approx(unit * (2 + 2 + 12 / 4), abs=0.01)
+def test_what_does_not_fit_is_a_note_that_says_what_does(experiment: str, capsys: Capture) -> None:
+    small = [experiment, "model.preset=deep", "train.max_tokens=60000", "--gpu-memory", "24"]
+    assert cli.main(["check", *small]) == 0
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "would fit" in line]
+    assert note.startswith("--gpu-memory 24: an update needs ") and "train.max_tokens " in note
+    fitting = note.split("train.max_tokens ")[1].split()[0].replace(",", "")
+    assert cli.main(["check", *small, f"train.max_tokens={fitting}"]) == 0
+    assert "would fit" not in capsys.readouterr().out
 
 
-def batch_gib(experiment: str, *overrides: str) -> float:
-    size = ["model.preset=wmt_en_de_big", "train.max_tokens=100000", *overrides]
-    return float(memory_lines(load_experiment(experiment, size), 0, 1)[1].split()[1])
-
-
-def test_memory_of_a_batch(experiment: str) -> None:
-    """Measured with torch's profiler, the estimate was 0.8 to 1.2 of the peak of allocations."""
-    whole = batch_gib(experiment)
-    assert batch_gib(experiment, "model.activation=swiglu") > 1.2 * whole
-    assert batch_gib(experiment, "model.activation_dropout=0.1") > 1.2 * whole
-    # with recomputation, the inputs of 12 layers and all of one layer
-    recomputed = "model.activation_checkpointing=true"
-    assert whole / 12 < batch_gib(experiment, recomputed) < whole / 3
-    deep = ["model.encoder_layers=60", "model.decoder_layers=60"]
-    assert batch_gib(experiment, *deep) == pytest.approx(10 * whole, rel=0.1)
-    assert batch_gib(experiment, *deep, recomputed) < 5 * batch_gib(experiment, recomputed)
+def test_costs_as_values(experiment: str, capsys: Capture) -> None:
+    options = [experiment, "--json", "--world", "4", "--sentence-length", "20"]
+    assert cli.main(["check", *options, "train.max_updates=50"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["batch"] == {"sentences": 204, "length": 20}
+    assert values["parameters"]["total"] == 44_650_496
+    assert [each["stage"] for each in values["layouts"]] == [0, 1, 2, 3]
+    assert any("warmup_updates" in note for note in values["notes"])
+    assert cli.main(["check", experiment, "model.name=a.b:C", "--json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("the costs of the external model a.b:C are unknown")
 
 
 def accepts(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from tests.data.toy import write_toy
 from tests.data.vocabulary import train_vocab
+from tests.faults import contents, kills
 from tests.unit.runs.made import experiment, write_run
 
 CPU, TOP_K, PAIRS = torch.device("cpu"), 5, 60
@@ -117,6 +119,26 @@ def test_a_cache_holds_what_the_teacher_says(
         ids, log_probs = kept(batch)
         torch.testing.assert_close(log_probs, scores.topk(TOP_K).values, rtol=0, atol=2e-5)
         torch.testing.assert_close(log_probs, scores.gather(1, ids), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "moments", [(5, 17), pytest.param(range(0, 1000, 2), marks=pytest.mark.slow)]
+)
+def test_a_cache_whose_making_is_killed_ends_with_the_same_bytes(
+    lab: Lab, tmp_path: Path, moments: Iterable[int]
+) -> None:
+    cache = tmp_path / "cache"
+
+    def work() -> None:
+        assert lab.main("--out", cache, "--splits", "valid", "--part-tokens", 60) == 0
+
+    work()
+    expected = contents(cache)
+    shutil.rmtree(cache)
+    for operations in kills(work, moments):
+        work()
+        assert contents(cache) == expected, operations
+        shutil.rmtree(cache)
 
 
 @pytest.mark.parametrize(("stored", "error"), [("fp32", 1e-6), ("fp16", 1e-3)])

@@ -47,6 +47,7 @@ _DISTILLED = (
     f"{_PLAIN} --task translation_with_kd --teacher-checkpoint-path teacher.pt "
     "--criterion label_smoothed_cross_entropy_with_kd"
 )
+_IDS = "as,bn,gu,hi,kn,ml,mr,or,pa,ta,te"
 _TEXTS = {
     "iwslt": _IWSLT,
     "wmt_big": _WMT_BIG,
@@ -58,6 +59,10 @@ _TEXTS = {
     "--kd-queue-size 1000000",
     "global_language_wise": f"{_DISTILLED} --kd-strategy global_language_wise --kd-rate 0.5 "
     "--kd-queue-size 1000000",
+    "adapters": f"{_PLAIN} --encoder-add-adapters --encoder-adapter-reduction-factor 2 "
+    f"--encoder-adapter-ids {_IDS} --encoder-train-adapter hi --decoder-add-adapters "
+    f"--decoder-adapter-reduction-factor 2 --decoder-adapter-ids {_IDS} "
+    "--decoder-train-adapter hi --adapter-activation-fn gelu --load-checkpoint-liberally",
     "stacking": f"{_PLAIN} --encoder-recurrent-stacking 6 --decoder-recurrent-stacking 6",
     "factorized": f"{_PLAIN} --encoder-factorized-embed-dim 32 --decoder-factorized-embed-dim 32",
     "swiglu": f"{_PLAIN} --activation-fn swiglu",

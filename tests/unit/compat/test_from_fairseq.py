@@ -152,6 +152,15 @@ def test_axes_of_the_model(data: Path) -> None:
     assert big["share_embeddings"] == "none"
 
 
+def test_adapters_and_averages(data: Path) -> None:
+    experiment = translated(command("adapters", data / "spm", "--store-ema")).experiment
+    adapters = experiment["model"]["adapters"]
+    assert len(adapters["ids"]) == 11 and adapters["active"] == "hi"
+    assert (adapters["reduction"], adapters["activation"], adapters["norm"]) == (2, "gelu", "last")
+    assert experiment["train"]["trainable"] == ["adapters.hi"]
+    assert experiment["train"]["ema"] == {"decay": 0.9999, "warmup": 0, "every": 1}
+
+
 REFUSED = [
     (["--adaptive-input"], "--adaptive-input: adaptive input"),
     (["--encoder-layers", "4", "--dropuot", "0.1"], "no flag --dropuot .*did you mean '--dropout'"),
@@ -167,6 +176,7 @@ REFUSED = [
     (["--fp16=1"], "--fp16: takes no value"),
     (["--kd-args", "[1]"], "--kd-args .*should be a JSON object"),
     (["other"], "other: the command has one folder of data"),
+    (["--encoder-add-adapters"], "--encoder-adapter-ids is missing"),
     (["--encoder-learned-pos"], "--encoder-learned-pos True and --decoder-learned-pos False"),
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.training.inputs import train_sampler
 from tests.data.toy import write_toy
+from tests.faults import contents, kills
 from tests.unit.runs.made import write_run
 
 SIZES = {"web": 40, "other": 25}
@@ -88,6 +91,24 @@ def _label(lab: Path, name: str, *options: str) -> Path:
 def mixed(lab: Path) -> Path:
     """Labels, and each original pair one and a half times."""
     return _label(lab, "mixed", "--original", "1.5")
+
+
+@pytest.mark.parametrize(
+    "moments", [(6, 30), pytest.param(range(0, 1000, 3), marks=pytest.mark.slow)]
+)
+def test_a_labeling_that_is_killed_ends_with_the_same_bytes(
+    lab: Path, moments: Iterable[int]
+) -> None:
+    options = ("--max-len-a", "0", "--max-len-b", "5")
+    expected = contents(_label(lab, "killed", *options))
+    shutil.rmtree(lab / "killed")
+
+    def work() -> None:
+        _label(lab, "killed", *options)
+
+    for operations in kills(work, moments):
+        assert contents(_label(lab, "killed", *options)) == expected, operations
+        shutil.rmtree(lab / "killed")
 
 
 def test_labels_keep_the_name_of_their_corpus(lab: Path, mixed: Path) -> None:

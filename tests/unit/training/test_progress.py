@@ -8,14 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from ds_seq.config.flops import LengthSums, TrainingFlops, training_flops
+from ds_seq.config.flops import TrainingFlops, training_flops
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.batch import seq2seq_batch
 from ds_seq.data.source import TokenBlock
-from ds_seq.models import build_model
 from ds_seq.text.tokenizer import Symbols
 from ds_seq.training.peak import _of_gpu, peak_flops
 from ds_seq.training.progress import Costs, Window
@@ -27,32 +24,15 @@ SMALL = {"d_model": 32, "num_heads": 2, "ffn_dim": 64, "encoder_layers": 2, "dec
 MOE = {"moe": {"num_experts": 4, "top_k": 2, "capacity_factor": None, "shared_experts": 1}}
 
 
-@pytest.mark.parametrize("settings", [{}, {"activation": "swiglu"}])
-def test_the_arithmetic_of_a_model_is_that_which_torch_counts(settings: dict[str, Any]) -> None:
-    config = TransformerConfig(**{**SMALL, **settings})
-    model = build_model(config, 50, 1, 0, seed=1)
-    rows, source, target = 4, 24, 40
-    blocks = [TokenBlock.of([[5] * length] * rows) for length in (source, target)]
-    batch = seq2seq_batch(*blocks, SYMBOLS)
-    # of the fused kernels, torch counts those of GPUs only
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(batch.inputs).logits.sum().backward()
-    flops = training_flops(config, 50)
-    assert flops is not None
-    sums = (source, target, source**2, target**2, source * target)
-    ours = flops.of(LengthSums(*(rows * each for each in sums)))
-    assert ours == pytest.approx(counter.get_total_flops(), rel=0.03)
-
-
 def test_chosen_and_shared_experts_count() -> None:
     dense, moe = (TransformerConfig(**{**SMALL, **each}) for each in ({}, MOE))
     before, after = training_flops(dense, 50), training_flops(moe, 50)
     assert before is not None and after is not None
     width, inner = 32, 64
-    expert, router = 2 * width * inner + width + inner, 4 * width
+    expert, router = 2 * width * inner, 4 * width
     layers = sum(map(bool, moe.expert_counts("decoder")))
     more = layers * (2 * expert + router)  # three instead of one
-    assert layers and after.per_target - before.per_target == pytest.approx(6 * more, rel=0.01)
+    assert layers and after.per_target - before.per_target == 6 * more
     assert after.per_target_pair == before.per_target_pair
 
 

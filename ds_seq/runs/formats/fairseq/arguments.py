@@ -10,8 +10,9 @@ from typing import Any
 
 from ds_seq.compat.fairseq.command import BY_DEST, Given
 from ds_seq.compat.fairseq.flag import changes, numbers
-from ds_seq.compat.fairseq.model import Refusals, model_section
+from ds_seq.compat.fairseq.model import model_section
 from ds_seq.compat.fairseq.model_flags import MODEL_FLAGS
+from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq.plain import Inert
 
@@ -25,6 +26,9 @@ _OF_TRAINING = frozenset(
     "quant_noise_pq quant_noise_scalar deepspeed_config pipeline_model_parallel "
     "encoder_xformers_att_config decoder_xformers_att_config".split()
 )
+
+
+_NOT_READ = ("encoder_add_adapters", "decoder_add_adapters", "rope_args", "alibi_args")
 
 
 def find_arguments(checkpoint: Any, path: Path) -> dict[str, Any]:
@@ -131,6 +135,9 @@ def described_model(given: Given, path: Path) -> dict[str, Any]:
         is_refused = flag.fate == "refused" and flag in MODEL_FLAGS and dest not in _OF_TRAINING
         if is_refused and changes(flag, value):
             refusals.add(f"{flag.names[0]} {value}: {flag.note}")
+    for dest in _NOT_READ:
+        if given[dest]:
+            refusals.add(f"{given.name(dest)}: its weights cannot be imported yet")
     section = model_section(given, refusals)
     refusals.raise_any(str(path))
     return section

@@ -1,0 +1,244 @@
+"""Tensors that a forward pass keeps for the backward pass.
+
+Each sub-layer is counted as the code computes it: a tensor counts once, although its producer and
+its consumer may both keep it.
+
+Shapes: D width of the model, F inner width, H heads, T length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ds_seq.config.cost.batch import BatchShape, Device, Layer
+from ds_seq.config.model import MoeConfig, TransformerConfig
+from ds_seq.names import GATED_ACTIVATIONS, Stack
+
+_FLOAT, _INDEX = 4, 8  # bytes of statistics of norms and routers, and of row numbers
+_BIASED = ("alibi", "buckets")
+_TURNED = ("rotary", "xpos")
+# tensors as wide as the inner layer that plain activations keep: input, output
+_PLAIN = {"relu": 1}
+# gate and value, the activated gate, the result
+_GATED = 4
+_BLOCK_MULTIPLE, _FEWEST_BLOCKS = 64, 4  # see `ds_seq.modules.local_attention`
+_ROUTER_TENSORS = 3  # of all experts: logits, probabilities, and those after the logarithm
+
+
+class Activations(NamedTuple):
+    """Bytes that a batch keeps."""
+
+    layers: tuple[Layer, ...]
+    """Calls of layers in the order of the forward pass."""
+    rest: float
+    """Kept outside the layers: around embeddings, and the norms at the ends of the stacks."""
+    logits: float
+    """Scores of all target tokens over the vocabulary."""
+    hidden: float
+    """The hidden states of the target."""
+
+
+def activations(
+    model: TransformerConfig, batch: BatchShape, vocab_size: int, device: Device
+) -> Activations:
+    """Return what a forward pass in training keeps.
+
+    Args:
+        model: the model.
+        batch: the batch.
+        vocab_size: size of the vocabulary of the target.
+        device: where it runs.
+    """
+    count = _Counter(model, batch, device)
+    width, tokens = device.width, batch.tokens
+    layers = tuple(layer for stack in model.stacks for layer in count.layers(stack))
+    rest = sum(count.ends(stack) for stack in model.stacks)
+    return Activations(layers, rest, tokens * vocab_size * width, tokens * model.d_model * width)
+
+
+class _Counter:
+    """Counts bytes of a batch."""
+
+    def __init__(self, model: TransformerConfig, batch: BatchShape, device: Device) -> None:
+        self._model, self._batch, self._device = model, batch, device
+        self._d, self._w = model.d_model, device.width
+        head = model.head_width(model.d_model)
+        self._kv_heads = model.num_kv_heads or model.num_heads
+        self._kv, self._attention = self._kv_heads * head, model.num_heads * head
+
+    def layers(self, stack: Stack) -> Iterator[Layer]:
+        """Yield the calls of layers of a stack."""
+        model, tokens = self._model, self._batch.tokens
+        once = []
+        for num_experts in model.expert_counts(stack):
+            parts = [self._self_attention(stack)]
+            if stack == "decoder":
+                parts.append(self._cross_attention())
+            parts.append(
+                self._experts(model.moe, num_experts)
+                if model.moe is not None and num_experts
+                else self._feed_forward(model.inner_width(model.ffn_dim))
+            )
+            kept = tokens * (sum(part + self._residual() for part in parts) + self._adapter(stack))
+            kept += self._scores(stack)
+            once.append(Layer(stack, kept, tokens * self._d * self._w))
+        for _ in range(model.repeats_of(stack)):
+            yield from once
+
+    def ends(self, stack: Stack) -> float:
+        """Return what is kept before the first layer of a stack and after the last."""
+        model, w, d = self._model, self._w, self._d
+        # token numbers, the input of the first sub-layer; the others are outputs of sub-layers
+        kept = _INDEX + d * w + self._mask(d, model.dropout)
+        if model.embedding_norm:
+            kept += d * w + self._statistics(1)
+        if model.normalizes_first:
+            kept += d * w + self._statistics(1)
+        if model.embedding_dim is not None:
+            is_tied = stack == "decoder" and model.shares_output
+            kept += model.embedding_dim * w * (2 if is_tied else 1)
+        return kept * self._batch.tokens
+
+    def _mask(self, width: float, dropout: float) -> float:
+        return width * self._device.mask if dropout else 0.0
+
+    def _statistics(self, norms: float) -> float:
+        return norms * _FLOAT * (2 if self._model.norm.name == "layer" else 1)
+
+    def _rounded(self, *inputs: float) -> float:
+        """Return what maps of few bits keep besides their inputs: these in levels, and float32."""
+        if self._model.linear.name != "bitnet":
+            return 0.0
+        return sum(inputs) * (self._w if self._w == _FLOAT else self._w + _FLOAT)
+
+    def _residual(self) -> float:
+        """Return what a residual keeps of a token: input and output of its norm, its dropout."""
+        model, w = self._model, self._w
+        kept = 2 * self._d * w + self._statistics(1) + self._mask(self._d, model.dropout)
+        if model.norm.name == "rms" and w < _FLOAT and not self._device.pads:
+            kept += 3 * self._d * w  # a CPU has no kernel for it, and keeps float32 numbers
+        return kept
+
+    def _attended(self) -> float:
+        """Return what the attention kernel keeps of a query besides queries, keys and values."""
+        return self._attention * self._w + self._model.num_heads * _FLOAT
+
+    def _shared(self) -> float:
+        """Return what copies of keys and values keep that several heads share."""
+        return 2 * self._attention * self._w if self._kv_heads < self._model.num_heads else 0.0
+
+    def _self_attention(self, stack: Stack) -> float:
+        model, w, d, kv = self._model, self._w, self._attention, self._kv
+        is_turned, is_shared = model.positions.name in _TURNED, self._kv_heads < model.num_heads
+        kept = self._attended() + self._shared() + self._rounded(self._d, d)
+        if model.query_key_norm or not (is_turned and is_shared):
+            kept += (d + 2 * kv) * w  # what the map returned: one tensor, with parts as views
+        if model.query_key_norm or is_turned:
+            kept += self._moved(is_shared)
+        if model.query_key_norm:
+            kept += self._statistics(model.num_heads + self._kv_heads)
+        if model.has_inner_norms:
+            kept += d * w + self._statistics(1)
+        return kept
+
+    def _cross_attention(self) -> float:
+        model, w, d, kv = self._model, self._w, self._attention, self._kv
+        kept = (d + 2 * kv) * w + self._attended() + self._shared()
+        kept += self._rounded(self._d, self._d, d)
+        if model.query_key_norm:
+            kept += self._moved(self._kv_heads < model.num_heads)
+            kept += self._statistics(model.num_heads + self._kv_heads)
+        return kept
+
+    def _moved(self, is_shared: bool) -> float:
+        """Return what queries and keys keep that are normalized or turned.
+
+        The attended values then have to be copied to merge the heads. Keys that heads share are
+        kept as copies only.
+        """
+        return (2 * self._attention + (0 if is_shared else self._kv)) * self._w
+
+    def _scores(self, stack: Stack) -> float:
+        """Return what a layer keeps per pair of tokens: biases, and maps if weights are dropped."""
+        model, batch = self._model, self._batch
+        square = batch.length**2
+        heads = model.num_heads if model.positions.name in _BIASED else 1
+        kept = 0.0
+        if model.attention_window is not None and batch.length >= _FEWEST_BLOCKS * self._block:
+            return batch.tokens * self._blocks(stack, model.attention_window)
+        if model.positions.name in _BIASED or model.attention_window is not None:
+            # the mask of padding makes it one per sentence; in a decoder there is none
+            times = batch.sentences if stack == "encoder" and self._device.pads else 1
+            if self._device.pads or stack == "decoder":
+                kept += times * heads * square * self._w
+        if not self._device.fuses_dropout:
+            maps = 0
+            if model.attention_dropout:  # weights before and after dropout, and what dropped them
+                maps = 3 * (2 if stack == "decoder" else 1)
+            elif model.positions.name == "buckets":  # a kernel without a gradient of the bias
+                maps = 1
+            kept += maps * batch.sentences * model.num_heads * square * self._w
+        return kept
+
+    @property
+    def _block(self) -> int:
+        """Queries in a block of attention within a window."""
+        return -(-(self._model.attention_window or 1) // _BLOCK_MULTIPLE) * _BLOCK_MULTIPLE
+
+    def _blocks(self, stack: Stack, window: int) -> float:
+        """Return what attention in blocks keeps of a query: blocks overlap in their keys."""
+        keys = self._block + (window - 1) * (1 if stack == "decoder" else 2)
+        return (self._attention * (1 + 2 * keys / self._block) + keys) * self._w
+
+    def _feed_forward(self, inner: int) -> float:
+        """Return what a dense feed-forward keeps of a token; its input counts elsewhere."""
+        model, w = self._model, self._w
+        drops = bool(model.activation_dropout)
+        if model.is_gated:
+            wide = _GATED
+        else:
+            wide = _PLAIN.get(model.activation, 2)
+            wide += 1 if drops and model.activation == "relu" else 0
+        kept = wide * inner * w + self._mask(inner, model.activation_dropout)
+        kept += self._rounded(self._d, inner)
+        if model.has_inner_norms:
+            kept += inner * w + self._statistics(1)
+        return kept
+
+    def _adapter(self, stack: Stack) -> float:
+        """Return what the adapter of a layer keeps of a token."""
+        adapters, w, d = self._model.adapters, self._w, self._d
+        if adapters is None or not adapters.used or not self._model.has_adapters(stack):
+            return 0.0
+        inner = adapters.width(d) * w
+        wide = _GATED if adapters.activation in GATED_ACTIVATIONS else 2
+        kept = 2 * d * w + _PLAIN.get(adapters.activation, wide) * inner + self._statistics(1)
+        if adapters.gate:
+            kept += d * w
+        if adapters.tags:
+            kept += d * w  # rows of the sentences of an adapter
+        return kept + self._mask(d, self._model.dropout)
+
+    def _experts(self, moe: MoeConfig, num_experts: int) -> float:
+        """Return what experts, their router and the dense branch keep of a token."""
+        model, w, d = self._model, self._w, self._d
+        width = model.inner_width(moe.ffn_dim or model.ffn_dim)
+        rows = moe.top_k  # none is dropped, at worst
+        if self._device.groups_experts or model.has_inner_norms:
+            inner = self._feed_forward(width) + (2 * _INDEX if not model.has_inner_norms else 0)
+        else:
+            inner = (2 if model.is_gated else 1) * width * w
+            inner += self._mask(width, model.activation_dropout)
+        kept = rows * (2 * d * w + inner + 4 * _INDEX + _FLOAT)
+        kept += _ROUTER_TENSORS * num_experts * _FLOAT
+        if w != _FLOAT:
+            kept += d * _FLOAT  # the router reads float32
+        if moe.noise == "jitter":
+            kept += d * _FLOAT * (2 if w == _FLOAT else 1)
+        dense = moe.dense_width(moe.ffn_dim or model.ffn_dim)
+        if dense:
+            kept += self._feed_forward(model.inner_width(dense))
+        if moe.residual or moe.conditional_budget is not None:
+            kept += 2 * d * w  # both outputs, for their weights
+        return kept

@@ -1,0 +1,62 @@
+"""The batch for which costs are computed, and the device that keeps its tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ds_seq.names import Precision, Stack
+
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of a number."""
+
+
+class BatchShape(NamedTuple):
+    """Sentences of equal length: the most that a batch of this many tokens can cost."""
+
+    sentences: int
+    length: int
+    """Tokens of each sentence, on both sides."""
+
+    @classmethod
+    def of(cls, tokens: int, length: int) -> BatchShape:
+        """Return the batch of `tokens` per side; sentences of `length`, or of all the tokens."""
+        length = max(1, min(length, tokens))
+        return cls(max(1, tokens // length), length)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one side."""
+        return self.sentences * self.length
+
+
+class Device(NamedTuple):
+    """How a kind of device keeps what a backward pass needs."""
+
+    width: int
+    """Bytes of a number of the model's precision."""
+    mask: int
+    """Bytes of an element of a dropout mask."""
+    groups_experts: bool
+    """Whether one kernel computes the experts of a layer, and keeps what a dense one would."""
+    fuses_dropout: bool
+    """Whether the fused attention kernel can drop weights; else it keeps attention maps."""
+    pads: bool
+    """Whether masks of padding are made without padding, too."""
+
+
+def device(kind: str, precision: Precision) -> Device:
+    """Return the properties of `gpu` or `cpu`."""
+    width = WIDTH[precision]
+    if kind == "cpu":
+        return Device(width, width, groups_experts=False, fuses_dropout=False, pads=False)
+    return Device(width, 1, precision == "bf16", fuses_dropout=True, pads=True)
+
+
+class Layer(NamedTuple):
+    """What one call of a layer keeps for its backward pass, in bytes."""
+
+    stack: Stack
+    kept: float
+    """All of it."""
+    entry: float
+    """Its input alone."""

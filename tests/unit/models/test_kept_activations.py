@@ -1,0 +1,74 @@
+"""Tensors that a forward pass keeps, computed from the config, are those that it does keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ds_seq.config.cost.activations import activations
+from ds_seq.config.cost.batch import BatchShape, device
+from ds_seq.config.model import TransformerConfig
+from ds_seq.models import build_model
+from tests.batches import batch_of
+from tests.tensor_memory import TensorMemory
+
+VOCAB, BATCH = 300, BatchShape(8, 32)
+SIZES = {"d_model": 64, "ffn_dim": 256, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 2}
+EXPERTS = {"num_experts": 4, "top_k": 2, "capacity_factor": None}
+FEED_FORWARDS: tuple[dict[str, Any], ...] = (
+    {"activation": "relu_squared"},
+    {"activation": "gelu"},
+    {"activation": "swiglu", "ffn_two_thirds": True},
+    {"activation": "relu", "activation_dropout": 0.1},
+    {"activation": "gelu", "activation_dropout": 0.1},
+    {"activation": "geglu", "activation_dropout": 0.1},
+    {"linear": "bitnet"},
+)
+CASES: tuple[dict[str, Any], ...] = (
+    {},
+    {"norm_position": "pre", "norm": "rms"},
+    {"norm_position": "subln", "dropout": 0.0},
+    {"norm_position": "deepnorm", "drop_path": 0.1, "layer_drop": 0.1},
+    *FEED_FORWARDS,
+    {"num_kv_heads": 2},
+    {"query_key_norm": True},
+    {"positions": "rotary"},
+    {"positions": "xpos", "num_kv_heads": 1},
+    {"positions": "alibi"},
+    {"positions": "buckets"},
+    {"positions": "learned", "embedding_norm": True},
+    {"attention_window": 5},
+    {"attention_dropout": 0.1},
+    {"head_dim": 24, "num_kv_heads": 2, "linear_bias": False},
+    {"adapters": {"ids": ["a", "b"], "active": "b"}},
+    {"adapters": {"ids": ["a"], "active": "a", "gate": True, "norm": "last"}, "activation": "gelu"},
+    {"embedding_dim": 32},
+    {"embedding_dim": 32, "share_embeddings": "none"},
+    {"encoder_repeats": 3, "decoder_repeats": 2},
+    {"activation_checkpointing": True},
+    {"moe": EXPERTS},
+    {"moe": {**EXPERTS, "shared_experts": 1, "top_k": 1}, "activation": "swiglu"},
+    {"moe": {**EXPERTS, "residual": True, "ffn_dim": 128}, "activation_dropout": 0.1},
+    {"moe": {**EXPERTS, "conditional_budget": 0.5, "noise": "jitter"}},
+    {"moe": {**EXPERTS, "router": "sigmoid"}, "norm_position": "subln"},
+)
+
+
+@pytest.mark.parametrize("fields", CASES, ids=str)
+def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
+    config = TransformerConfig(**{**SIZES, **fields})
+    model = build_model(config, VOCAB, 1, 0, seed=1).train()
+    shape = (BATCH.sentences, BATCH.length)
+    batch = batch_of(*(torch.randint(4, VOCAB, shape) for _ in range(2)))
+    with TensorMemory(model.parameters()) as found:
+        model(batch.inputs)  # makes tables of positions
+        before = found.live
+        output = model(batch.inputs)
+        live = found.live - before
+    assert output.logits.requires_grad
+    kept = activations(config, BATCH, VOCAB, device("cpu", "fp32"))
+    checkpointed = config.activation_checkpointing
+    layers = sum(each.entry if checkpointed else each.kept for each in kept.layers)
+    assert layers + kept.rest + kept.logits == pytest.approx(live, rel=0.04)

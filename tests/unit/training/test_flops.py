@@ -1,0 +1,56 @@
+"""The arithmetic of a model, computed from its config, is what torch counts while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ds_seq.config.flops import LengthSums, forward_flops, training_flops
+from ds_seq.config.model import TransformerConfig
+from ds_seq.models import build_model
+from tests.batches import batch_of
+
+SMALL = {"d_model": 32, "num_heads": 4, "ffn_dim": 64, "encoder_layers": 2, "decoder_layers": 3}
+VOCAB, ROWS, SOURCE, TARGET = 50, 2, 16, 32
+# all experts see all tokens, so that no expert computes rows of its neighbors, too
+ALL = {"num_experts": 2, "top_k": 2, "capacity_factor": None}
+CASES: tuple[dict[str, Any], ...] = (
+    {},
+    {"activation": "swiglu", "ffn_two_thirds": True},
+    {"num_kv_heads": 1, "query_key_norm": True, "positions": "rotary"},
+    {"embedding_dim": 8},
+    {"embedding_dim": 8, "share_embeddings": "none"},
+    {"share_embeddings": "decoder", "norm_position": "subln"},
+    {"encoder_repeats": 3, "decoder_repeats": 2},
+    {"attention_window": 5, "positions": "alibi"},
+    {"head_dim": 12, "num_kv_heads": 2},
+    {"pruned_heads": {"encoder": [[0], [1, 2]], "cross": [[], [3], [0]]}, "decoder_repeats": 2},
+    {"adapters": {"ids": ["a", "b"], "active": "a", "gate": True}},
+    {"moe": ALL},
+    {"moe": {**ALL, "shared_experts": 2, "ffn_dim": 24, "every": 1}, "encoder_repeats": 2},
+    {"moe": {**ALL, "residual": True}, "activation": "geglu"},
+    {"moe": {**ALL, "conditional_budget": 0.5, "router": "sigmoid"}},
+    {"moe": {**ALL, "router": "cosine"}},
+)
+
+
+@pytest.mark.parametrize("fields", CASES, ids=str)
+def test_operations_are_those_that_torch_counts(fields: dict[str, Any]) -> None:
+    config = TransformerConfig(**{**SMALL, **fields})
+    model = build_model(config, VOCAB, 1, 0, seed=1).double()
+    source, target = (torch.randint(4, VOCAB, (ROWS, length)) for length in (SOURCE, TARGET))
+    # of the fused kernels, torch counts those of GPUs only
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        output = model(batch_of(source, target).inputs)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+        (output.logits.sum() + sum(output.router_losses.values())).backward()
+    sums = (SOURCE, TARGET, SOURCE**2, TARGET**2, SOURCE * TARGET)
+    lengths = LengthSums(*(ROWS * each for each in sums))
+    expected, training = forward_flops(config, VOCAB), training_flops(config, VOCAB)
+    assert expected is not None and training is not None
+    assert expected.of(lengths) == forward.get_total_flops()
+    assert training.of(lengths) == forward.get_total_flops() + backward.get_total_flops()
