@@ -53,7 +53,7 @@ class Outcome:
         left: processes that ran on, and were killed by the benchmark.
         codes: exit codes that the ranks have written, in no order; None: they were killed.
         tracebacks: number of tracebacks of ds_seq in the output.
-        is_sound: whether nothing in the run folder is damaged, and nobody holds its lock.
+        is_sound: whether no checkpoint is damaged, and nobody holds the lock of the run.
         update: newest update that is logged.
         saved: update of the newest checkpoint.
         text: the output.
@@ -267,10 +267,9 @@ def saved_update(run: Path) -> int:
 
 def _is_sound(run: Path) -> bool:
     """Return whether the files of a run are intact, and another process could take it over."""
-    if is_locked(run / LOCK_FILE) or any(run.glob("checkpoints/*.incomplete")):
+    if is_locked(run / LOCK_FILE):
         return False
-    is_begun = (run / "config.yaml").exists()
-    return not is_begun or all(finding.is_sound for finding in verify(run))
+    return saved_update(run) == 0 or all(finding.is_sound for finding in verify(run))
 
 
 def facts(outcome: Outcome) -> dict[str, Any]:

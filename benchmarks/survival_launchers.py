@@ -61,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     journal = args.out / "launchers.jsonl"
     if not args.report:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends all runs
         _run(args, journal)
     rows = _read(journal)
     body = f"{machine()}; `{command_line()}`\n\n{report(rows)}"

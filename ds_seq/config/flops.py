@@ -99,10 +99,25 @@ def _heads(model: TransformerConfig, kind: AttentionKind) -> int:
 
 def _per_token(model: TransformerConfig, stack: Stack) -> int:
     """Return the weights of the maps of all calls of a stack."""
-    attention = model.mixer_weights(model.d_model, stack)
+    attention = model.mixer_weights(model.d_model, stack) + model.attention_changes(stack)
     each = attention + _adapter(model, stack)
-    count = sum(each + _feed_forward(model, experts) for experts in model.expert_counts(stack))
+    counts = model.expert_counts(stack)
+    count = sum(each + _feed_forward(model, n) + _change(model, stack, n) for n in counts)
     return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
+
+
+def _change(model: TransformerConfig, stack: Stack, num_experts: int) -> int:
+    """Return the weights of the low-rank changes of a dense feed-forward, or of a dense branch.
+
+    Those of experts are added to the weights, which multiplies no token.
+    """
+    width: int | None = model.ffn_dim
+    if model.moe is not None and num_experts:
+        width = model.moe.dense_width(model.moe.ffn_dim or model.ffn_dim) or None
+    if width is None:
+        return 0
+    inner, parts = model.inner_width(width), 2 if model.is_gated else 1
+    return model.ffn_lora_params(stack, inner, parts, is_expert=False)
 
 
 def _adapter(model: TransformerConfig, stack: Stack) -> int:

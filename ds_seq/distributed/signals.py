@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 from collections.abc import Iterable
@@ -45,17 +46,26 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = True
         if number == signal.SIGHUP:
-            _leave_closed_terminal((1, 2))
+            leave_closed()
 
     def _on_loss(self) -> None:
         self.received = True
+        leave_closed()
 
 
-def _leave_closed_terminal(descriptors: Iterable[int]) -> None:
-    """Discard further output to a terminal that has closed, where each write is an error."""
+def leave_closed(descriptors: Iterable[int] = (1, 2)) -> None:
+    """Discard further output to a terminal or pipe that has closed, where each write is an error.
+
+    Pipes close, for example, when a launcher is killed that passed the output on.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in descriptors:
-        is_device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
-        if is_device and not os.isatty(descriptor):
+        mode = os.fstat(descriptor).st_mode
+        has_closed = stat.S_ISCHR(mode) and not os.isatty(descriptor)
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            poll = select.poll()
+            poll.register(descriptor, 0)
+            has_closed = bool(poll.poll(0))  # an error, or nobody who reads
+        if has_closed:
             os.dup2(null, descriptor)
     os.close(null)

@@ -50,6 +50,10 @@ def student_config(
     Raises:
         UserError: the dense layers would have two different widths.
     """
+    if dense and teacher.model.lora is not None:
+        raise UserError(
+            "--dense: the model has low-rank changes; merge them first: ds-seq export --merge-lora"
+        )
     data = teacher.model_dump(mode="json")
     data["model"] |= {
         **{f"{stack}_layers": len(layers.of(stack)) for stack in STACKS},

@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from ds_seq.modules.multiway import Markers
 
 
-def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
-    """Build the model with the weights with which the run starts or resumes."""
+def build_start(setup: RunSetup, task: Task, world: World) -> tuple[nn.Module, list[str]]:
+    """Build the model with the weights with which the run starts or resumes.
+
+    Returns:
+        The model, and lines about weights that it takes from another run.
+    """
+    lines: list[str] = []
     train, sizes = setup.config.train, task.tokenizers.sizes
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
@@ -35,13 +40,13 @@ def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
-        start_from(model, setup.config, task.tokenizers.fingerprint)
+        lines = start_from(model, setup.config, task.tokenizers.fingerprint)
     multiway = setup.config.model.multiway
     markers = dict(model.named_children()).get("markers")  # an external model may have none
     if multiway is not None and markers is not None and setup.checkpoint is None:
         _mark(cast("Markers", markers), multiway.markers, task.tokenizers.source)
     freeze(model, train.freeze, train.trainable)
-    return model
+    return model, lines
 
 
 def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:

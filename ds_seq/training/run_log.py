@@ -8,8 +8,8 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from ds_seq import files
+from ds_seq.distributed.signals import leave_closed
 from ds_seq.errors import UserError
 from ds_seq.names import LOG_FILE, METRICS_FILE
 from ds_seq.reports.heat_map import Panel, draw_heat_map
@@ -200,14 +201,16 @@ class RunLog:
             if brief:
                 self._bar.set_postfix(brief)
         elif brief:
-            print(line, file=sys.stderr, flush=True)
+            with _console():
+                print(line, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         """Print a message, above the progress bar if there is one."""
         if self._active:
             self.note(text)
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+            with _console():
+                tqdm.write(text, file=sys.stderr)
+                sys.stderr.flush()
 
     def note(self, text: str) -> None:
         """Write a message to the log file only."""
@@ -281,3 +284,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(element) for element in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _console() -> Iterator[None]:
+    """Write to the terminal; a training outlives one that has closed, and so does its log file."""
+    try:
+        yield
+    except OSError:
+        leave_closed()

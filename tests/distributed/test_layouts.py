@@ -68,10 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             activation="relu_squared",
             share_embeddings="none",
             embedding_dim=8,
-            multiway={"markers": {"a": 0, "b": 1}},
-            moe=MoeConfig(
-                num_experts=4, top_k=2, capacity_factor=None, placement="decoder", every=1
-            ),
+            lora={"rank": 2, "modules": ["query", "value", "down", "experts"]},
         )
     },
 }

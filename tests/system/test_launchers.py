@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from ds_seq import errors
+from ds_seq import train as train_command
 from tests.system.commands import (
     Running,
     deepspeed,
@@ -144,3 +148,25 @@ def test_a_signal_saves_and_ends_a_run(bare_run: Interrupted, lab: Lab) -> None:
     more = (f"run_dir={bare_run.folder}", f"train.max_updates={last + 2}", "--resume")
     train(lab.dense, *SETTINGS, *more)[0].check()
     assert list(losses(bare_run.folder)) == list(range(1, last + 3))
+
+
+def _train_into(pipe: int, arguments: list[str]) -> None:
+    os.dup2(pipe, 1)
+    os.dup2(pipe, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)  # not pytest's
+    sys.exit(errors.run_command(train_command.main, arguments))
+
+
+def test_a_training_outlives_its_console(lab: Lab, tmp_path: Path) -> None:
+    """Such as `| tee`, or a launcher that passed its output on."""
+    reader, writer = os.pipe()
+    arguments = [str(lab.dense), *SETTINGS, f"run_dir={tmp_path}", "train.max_updates=6"]
+    context = mp.get_context("fork")
+    process = context.Process(target=_train_into, args=(writer, arguments), daemon=True)
+    process.start()
+    os.close(writer)
+    assert os.read(reader, 1)
+    os.close(reader)
+    process.join(TIMEOUT)
+    assert process.exitcode == 0
+    assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6] and checkpoints(tmp_path) == [6]

@@ -249,7 +249,7 @@ def _beats(folder: Path) -> dict[int, dict[str, Any]]:
 def _hit(running: Running, folder: Path, rank: int, number: signal.Signals) -> None:
     """Send a signal to a rank that is at work and has saved something."""
     running.wait_until(
-        lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), 2 * TIMEOUT
+        lambda: bool(list(folder.glob("checkpoints/*/checkpoint.json"))), 4 * TIMEOUT
     )
     os.kill(_beats(folder)[rank]["pid"], number)
 
@@ -278,7 +278,7 @@ def _assert_goes_on(
     with started([*command, *_training(lab, folder)]) as running:
         _hit(running, folder, rank, number)
         pids = [beat["pid"] for beat in _beats(folder).values()]
-        running.wait(3 * TIMEOUT).check()
+        running.wait(5 * TIMEOUT).check()
     [restart] = [line for line in _journal(folder) if line["event"] == "restart"]
     assert restart["saved"] >= 5
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
@@ -295,7 +295,7 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("launcher", [deepspeed, torchrun, pytest.param(mpirun, marks=MPIRUN)])
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -61,6 +61,10 @@ def build_seq2seq(
             routes_by_tag=routes_by_tag(cfg),
             markers=_markers(cfg, source_vocab_size or vocab_size),
         )
+    if cfg.lora is not None:
+        from ds_seq.models.build.lora import add_lora
+
+        add_lora(model, cfg)
     initialize(model, seed)
     scale_initial(model, cfg)
     if cfg.adapters is not None:

@@ -66,6 +66,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "embedding_norm": True,
         "activation": "swiglu",
     },
+    "lora": {"lora": {"rank": 2, "modules": ["query", "key", "value", "output", "up", "down"]}},
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 
