@@ -55,3 +55,13 @@ class MultiwayFields(Config):
         if self.multiway is None or self.multiway.placement not in (stack, "both"):
             return 1
         return self.multiway.num_sets
+
+    def multiway_errors(self, has_lora: bool) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs."""
+        if self.multiway is None or not has_lora:
+            return []
+        message = (
+            "and lora are both given; a low-rank change belongs to one map, and there is one for "
+            "each set: train the sets, or use adapters, whose ids follow language tags"
+        )
+        return [("multiway", message)]

@@ -88,6 +88,7 @@ class TransformerConfig(TransformerFields):
             *self.residual_errors(),
             *self.positions.errors(self.d_model, self.num_heads, self.head_dim),
             *self.moe_errors(),
+            *self.multiway_errors(self.lora is not None),
             *self.adapter_errors(),
             *self._low_rank_errors(),
         ]
