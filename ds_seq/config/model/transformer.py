@@ -84,7 +84,7 @@ class TransformerConfig(TransformerFields):
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
-            *self.positions.errors(self.d_model, self.num_heads, self.head_dim),
+            *self.positions.errors(self.d_model, self.head_width(self.d_model)),
             *self.moe_errors(),
             *self.adapter_errors(),
             *self._low_rank_errors(),
