@@ -23,7 +23,7 @@ OTHER_WORDS = {
     "heute": "nunmehr",
 }
 """German words of the domain, in place of those that the model has learned."""
-MORE_THAN = 15.0
+MORE_THAN = 2.0
 """Points of BLEU by which the domain must gain."""
 
 

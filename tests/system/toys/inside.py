@@ -78,7 +78,7 @@ class DistanceConfig(NamedConfig):
 
     name: Literal["distance"] = Field(default="distance", description="These positions.")
 
-    def errors(self, d_model: int, num_heads: int) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, head_dim: int) -> list[tuple[str, str]]:
         """Any width will do."""
         return []
 
