@@ -101,6 +101,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
             "pre_norm layer_norm normalize_before"),
         Row("model.norm_position: deepnorm or subln", "deepnorm subln"),
         Row("model.norm: rms", "replace-layernorm-with-rmsnorm", "rms_norm_eps", "", "", "rmsnorm"),
+        Row("model.multiway", "multiway"),
         Row("model.query_key_norm", "", "use_qk_norm qk_norm", "", "", "qk_layernorm"),
         Row("model.layer_drop", "encoder-layerdrop decoder-layerdrop",
             "encoder_layerdrop decoder_layerdrop layerdrop"),

@@ -15,6 +15,7 @@ from ds_seq.config.model.linear import LinearFields
 from ds_seq.config.model.lora import LoraFields
 from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
 from ds_seq.config.model.moe import MoeFields
+from ds_seq.config.model.multiway import MultiwayFields
 from ds_seq.config.model.norm import NormFields
 from ds_seq.config.model.positions import PositionFields
 from ds_seq.config.model.presets import PresetFields
@@ -48,6 +49,7 @@ class TransformerFields(
     LoraFields,
     AdapterFields,
     MoeFields,
+    MultiwayFields,
     EmbeddingFields,
     PositionFields,
     NormFields,
@@ -86,6 +88,7 @@ class TransformerConfig(TransformerFields):
             *self.residual_errors(),
             *self.positions.errors(self.d_model, self.head_width(self.d_model)),
             *self.moe_errors(),
+            *self.multiway_errors(self.lora is not None),
             *self.adapter_errors(),
             *self._low_rank_errors(),
         ]
@@ -122,11 +125,12 @@ class TransformerConfig(TransformerFields):
         """Return the weights of the maps of all layers that `linear` is about, without biases."""
         total = 0
         for stack in self.stacks:
-            total += self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
-            total -= self.pruned_weights(self.d_model, stack)
+            sets = self.sets_of(stack)
+            mixers = self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            total += sets * (mixers - self.pruned_weights(self.d_model, stack))
             for num_experts in self.expert_counts(stack):
                 if self.moe is None or num_experts == 0:
-                    total += self.ffn_weights(self.d_model, self.ffn_dim)
+                    total += sets * self.ffn_weights(self.d_model, self.ffn_dim)
                     continue
                 width = self.moe.ffn_dim or self.ffn_dim
                 total += num_experts * self.ffn_weights(self.d_model, width)
@@ -142,16 +146,18 @@ class TransformerConfig(TransformerFields):
             norms += norm
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
             norms += depth * norm
-        size = _dense(
-            depth * self._mixers(stack)
-            - self.pruned_params(self.d_model, stack)
-            + norms
-            + self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
-        )
-        for num_experts in self.expert_counts(stack):
+        size = _dense(depth * self._mixers(stack) - self.pruned_params(self.d_model, stack) + norms)
+        counts = self.expert_counts(stack)
+        for _ in range(counts.count(0)):
+            size += self._ffn_size(0, stack)
+        further = self.sets_of(stack) - 1  # of which a token uses none
+        size += ModelSize(further * size.total, 0)
+        for num_experts in filter(None, counts):
             size += self._ffn_size(num_experts, stack)
+        positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
-        return size + ModelSize(*(depth * count for count in adapters))
+        size += ModelSize(*(depth * count for count in adapters))
+        return size + _dense(positions)
 
     def _mixers(self, stack: Stack) -> int:
         """Return the parameters of the attentions of one layer, with their changes."""

@@ -48,6 +48,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "ternary": {"linear": "bitnet"},
         "binary": {"linear": {"name": "bitnet", "weights": "binary", "activation_bits": None}},
     },
+    "multiway": {
+        "multiway": {"multiway": {"markers": {"a": 0, "b": 1}}},
+        "multiway encoder": {"multiway": {"markers": {"b": 1}, "placement": "encoder"}},
+    },
     "pruned": {"pruned": {"pruned_heads": {"encoder": [[0], [1, 2]], "cross": [[], [3]]}}},
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
