@@ -39,6 +39,7 @@ def _names(run: Path) -> set[str]:
     return {name for name in names if not name.startswith("metrics.jsonl.old")}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "moments", [(12, 40), pytest.param(range(0, 1000, 4), marks=pytest.mark.slow)]
 )
