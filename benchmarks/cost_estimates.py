@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         measured = mean(*(rank[0] for rank in run_distributed(measure_all, 2, [case], timeout=300)))
         peak, sizes = estimated(case)
         ratios = ", ".join(
-            f"{kind} {sizes[kind] / size:.3f}" for kind, size in measured.sizes.items()
+            f"{kind} {sizes[kind] / size:.3f}" for kind, size in measured.sizes.items() if size
         )
         ratio = peak / measured.peak
         worst = max(worst, abs(ratio - 1.0))

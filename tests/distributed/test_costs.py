@@ -75,7 +75,7 @@ class Measured(NamedTuple):
     """Bytes by kind of collective; those of small exchanges are left out."""
 
 
-_SMALL = 2048
+_SMALL = 100
 _READ = {
     "allreduce_": ("all_reduce", 0),
     "_reduce_scatter_base_": ("reduce_scatter", 1),
