@@ -149,7 +149,7 @@ def scaled(run: Path, scaling: str, factor: int) -> Path:
 def test_texts(run: Path, text: Path) -> dict[int, list[Pair]]:
     """Return held-out texts of about 1, 2 and 4 times the length, made of the same sentences."""
     tokenizers = ds_seq.load(run).card.tokenizers
-    pairs = _read(text, "test")
+    pairs = _read(text, "valid") + _read(text, "test")
     random.Random(2).shuffle(pairs)
 
     def length(pair: Pair) -> int:

@@ -60,6 +60,7 @@ def load(
     dtype: Literal["fp32", "bf16", "fp16", "int8"] | torch.dtype | None = None,
     trust: Sequence[str] = (),
     adapter: str | None = None,
+    part: str | Path | None = None,
 ) -> TrainedModel:
     """Load a trained model.
 
@@ -73,6 +74,7 @@ def load(
             names it.
         adapter: adapter that all sentences pass through, or `none`; None: as the model's config
             says, by the tag of a sentence. See `TrainedModel.use_adapter`.
+        part: file written by `ds-seq export --only`: adapters or low-rank changes for this model.
 
     Raises:
         UserError: the model, device, adapter or number format does not exist, or the model names
@@ -80,7 +82,7 @@ def load(
     """
     place = distributed.World().device if device is None else parse_device(str(device))
     with trusting(trust):
-        run = load_packed(path, checkpoint, _dtype_name(dtype), place, adapter=adapter)
+        run = load_packed(path, checkpoint, _dtype_name(dtype), place, adapter=adapter, part=part)
     return TrainedModel(run, place)
 
 

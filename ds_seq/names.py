@@ -34,6 +34,7 @@ MODEL_PARTS: tuple[ModelPart, ...] = get_args(ModelPart)
 """Parts of a model that can be selected; see `ds_seq.weights.selection`."""
 ADAPTERS = "adapters."
 """Precedes the id of an adapter in such a selection."""
+LoraModule = Literal["query", "key", "value", "output", "up", "down", "experts"]
 NO_ADAPTER = "none"
 """Stands for no adapter where the id of one is expected; no adapter has this id."""
 ActivationName = Literal[

@@ -108,7 +108,8 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         for kind in ("values", "weights", "gradients")
     )
     is_whole = "source" in values
-    part = model if is_whole else _decoder_alone(model)
+    is_encoder = "splits" in values
+    part = model if is_whole else model.encoder if is_encoder else _decoder_alone(model)
     with torch.no_grad():
         for name, parameter in part.named_parameters():
             if name in names:
@@ -121,7 +122,11 @@ def compare(cases: Cases, case: str, tensors: dict[str, Tensor]) -> tuple[float,
         sides = (values["source"], values["source_mask"], values["target"], mask)
         output = part(Seq2SeqInputs(*sides, num_targets=int(mask.sum()))).logits
     else:
-        output = part(values["x"], Context()).hidden
+        context = Context()
+        if is_encoder:
+            sets = torch.arange(values["x"].size(1)) >= values["splits"][:, None]
+            context = Context(ways=part.find_ways(sets.long()))
+        output = part(values["x"], context).hidden
     (output * values["factors"]).sum().backward()
     error = _relative(output, values["output"])
     ours = dict(part.named_parameters())

@@ -1,9 +1,12 @@
 """huggingface.py: small models of transformers with their tokenizers, each trained for a moment.
 
     python huggingface_side.py TEXT OUT
+    python huggingface_side.py --read LINES.json FOLDER...
 
-Writes a folder per architecture as `save_pretrained` does, with `expected.json`: lines, their ids,
-log-probabilities of the lines as targets, and what greedy and beam search answer.
+The first writes a folder per architecture as `save_pretrained` does, with `expected.json`: lines,
+their ids, log-probabilities of the lines as targets, and what greedy and beam search answer. The
+second opens folders, and writes into each the ids of the lines and their logits as targets,
+`read.pt`.
 """
 
 from __future__ import annotations
@@ -250,5 +253,24 @@ def main(text: str, out: str) -> None:
     print(json.dumps({"transformers": transformers.__version__}))
 
 
+@torch.no_grad()
+def read(lines: list[str], folder: Path) -> None:
+    """Open a folder, and write how it reads and scores the lines."""
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).double().eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    start, found = model.config.decoder_start_token_id, []
+    for line in lines:
+        ids = tokenizer(line)["input_ids"]
+        target = torch.tensor([[start, *ids]])
+        logits = model(input_ids=torch.tensor([ids]), decoder_input_ids=target).logits[0]
+        found.append((ids, logits))
+    torch.save(found, folder / "read.pt")
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    if sys.argv[1] == "--read":
+        for path in sys.argv[3:]:
+            read(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")), Path(path))
+        print(json.dumps({"transformers": transformers.__version__}))
+    else:
+        main(sys.argv[1], sys.argv[2])

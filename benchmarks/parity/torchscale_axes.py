@@ -1,10 +1,11 @@
-"""SubLN, DeepNorm and xPos, compared with TorchScale.
+"""SubLN, DeepNorm, multiway and xPos, compared with TorchScale.
 
     python benchmarks/parity/torchscale_axes.py --python VENV/bin/python
 
 TorchScale deviates in its DeepNorm decoder, whose norms stay in front (corrected in
 torchscale_side.py), and in encoders with xPos, whose scores grow with the distance to later keys;
-there we only rotate, so that xPos is compared in a decoder.
+there we only rotate, so that xPos is compared in a decoder. Its multiway layers split all
+sequences of a batch at one place, ours each at its own: there each of its sequences runs alone.
 """
 
 from __future__ import annotations
@@ -65,12 +66,44 @@ def _decoder() -> Names:
     return names
 
 
+def _multiway() -> Names:
+    """Return names of an encoder of which each module but embeddings is there twice."""
+    names: Names = norm("final_norm", "layer_norm", True)
+    for layer in range(3):
+        names |= _layer(f"layers.{layer}", f"layers.{layer}", True, False)
+    return {
+        _set_of(name, number, "feed_forward", "sets."): [
+            part._replace(name=_set_of(part.name, "AB"[number], "ffn", "")) for part in parts
+        ]
+        for number in (0, 1)
+        for name, parts in names.items()
+    }
+
+
+def _set_of(name: str, chosen: object, body: str, prefix: str) -> str:
+    """Put the number or letter of a set behind the module that is there twice."""
+    module, _, kind = name.rpartition(".")
+    first, found, rest = module.partition(f".{body}.")
+    if found:
+        return f"{first}{found}{prefix}{chosen}.{rest}.{kind}"
+    return f"{module}.{prefix}{chosen}.{kind}"
+
+
 _COMMON = {"activation": "gelu", "embedding_scale": False}
 CASES: Cases = {
     "subln": ({**_COMMON, "norm_position": "subln", "positions": "none"}, _both(is_subln=True)),
     "deepnorm": (
         {**_COMMON, "norm_position": "deepnorm", "positions": "none"},
         _both(is_subln=False),
+    ),
+    "multiway, encoder": (
+        {
+            **_COMMON,
+            "norm_position": "subln",
+            "positions": "none",
+            "multiway": {"markers": {"b": 1}},
+        },
+        _multiway(),
     ),
     "xpos, decoder": ({**_COMMON, "norm_position": "pre", "positions": "xpos"}, _decoder()),
 }

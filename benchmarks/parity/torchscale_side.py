@@ -36,8 +36,13 @@ _stand_in("timm")
 _stand_in("timm.models")
 _stand_in("timm.models.layers", drop_path=lambda x, *_: x)
 
-from torchscale.architecture.config import DecoderConfig, EncoderDecoderConfig  # noqa: E402
+from torchscale.architecture.config import (  # noqa: E402
+    DecoderConfig,
+    EncoderConfig,
+    EncoderDecoderConfig,
+)
 from torchscale.architecture.decoder import Decoder  # noqa: E402
+from torchscale.architecture.encoder import Encoder  # noqa: E402
 from torchscale.architecture.encoder_decoder import EncoderDecoder  # noqa: E402
 from torchscale.component.embedding import TextEmbedding  # noqa: E402
 
@@ -72,9 +77,16 @@ def _decoder(**options: Any) -> nn.Module:
     return Decoder(config, embed_tokens=TextEmbedding(VOCAB, WIDTH))
 
 
+def _encoder(**options: Any) -> nn.Module:
+    sizes = {name: value for name, value in _BOTH.items() if name.startswith("encoder")}
+    config = EncoderConfig(**sizes, dropout=0.0, no_output_layer=True, **options)
+    return Encoder(config)
+
+
 CASES = {
     "subln": lambda: _both(subln=True, deepnorm=False),
     "deepnorm": lambda: _both(subln=False, deepnorm=True),
+    "multiway, encoder": lambda: _encoder(multiway=True, subln=True),
     "xpos, decoder": lambda: _decoder(xpos_rel_pos=True, xpos_scale_base=512),
 }
 
@@ -88,6 +100,14 @@ def _run(model: nn.Module) -> dict[str, Tensor]:
         output = model(source, target)[0].flatten(0, 1)
         return {"source": source, "target": target, **ones, "output": output}
     x = torch.randn(2, 50, WIDTH, generator=generator).double()
+    if isinstance(model, Encoder):  # one split for a batch: each sequence alone
+        splits = torch.tensor([17, 0, 50, 31])
+        x = torch.randn(len(splits), 50, WIDTH, generator=generator).double()
+        found = [
+            model(None, token_embeddings=row, multiway_split_position=split, features_only=True)
+            for row, split in zip(x.split(1), splits.tolist(), strict=True)
+        ]
+        return {"x": x, "splits": splits, "output": torch.cat([y["encoder_out"] for y in found])}
     tokens = torch.full((2, 50), 5)
     return {"x": x, "output": model(tokens, token_embeddings=x, features_only=True)[0]}
 

@@ -14,7 +14,15 @@ from ds_seq.weights.packed import PackedFile, open_file
 def main(argv: Sequence[str]) -> int:
     """Run `ds-seq export`; return the exit code."""
     options = build_parser().parse_intermixed_args(argv)
-    path = export(options.run, options.out, options.checkpoint, options.dtype, options.format)
+    path = export(
+        options.run,
+        options.out,
+        options.checkpoint,
+        options.dtype,
+        options.format,
+        options.merge_lora,
+        options.only,
+    )
     size = path.stat().st_size
     print(f"{path}: {size / 1e6:,.1f} MB{_saved(path, size)}")
     return 0

@@ -31,6 +31,7 @@ from ds_seq.commands.arguments.generate import BUFFER_SIZE, build_parser
 from ds_seq.commands.options import (
     check_expert_parallel,
     chosen_device,
+    load_chosen,
     search_settings,
 )
 from ds_seq.commands.steering import Steering, read_steering
@@ -45,7 +46,7 @@ from ds_seq.generation.translate import Share
 from ds_seq.generation.workers import default_workers
 from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.decoding import run_translator
-from ds_seq.runs.open import default_dtype, load_packed, weights_fingerprint
+from ds_seq.runs.open import default_dtype, weights_fingerprint
 from ds_seq.scores.languages import language_warning
 from ds_seq.scores.scoring import Scorer
 from ds_seq.tasks.translation import format_samples, read_raw
@@ -201,10 +202,9 @@ def _load(args: argparse.Namespace, world: World) -> _Generation:
     """Load the models, and check that they fit each other and the arguments."""
     steering, languages = read_steering(args), read_target_languages(args)
     device = chosen_device(args, world)
-    runs = [
-        load_packed(name, args.checkpoint, args.dtype, device, args.expert_parallel, args.adapter)
-        for name in args.runs
-    ]
+    if args.part is not None and len(args.runs) > 1:
+        raise UserError(f"--part {args.part}: belongs to one model, and there are {len(args.runs)}")
+    runs = [load_chosen(name, args, device, args.expert_parallel) for name in args.runs]
     first = runs[0]
     for name, run in zip(args.runs, runs, strict=True):
         if run.tokenizers.fingerprint != first.tokenizers.fingerprint:

@@ -20,6 +20,7 @@ from ds_seq.commands.arguments.interactive import build_parser
 from ds_seq.commands.options import (
     check_expert_parallel,
     chosen_device,
+    load_chosen,
     search_settings,
 )
 from ds_seq.commands.target_languages import TargetLanguages
@@ -30,7 +31,6 @@ from ds_seq.generation.output import LineWriter
 from ds_seq.generation.pipeline import Translator
 from ds_seq.generation.translate import search_plan
 from ds_seq.runs.decoding import run_translator
-from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.lines import STANDARD, decode_line, read_buffers, write_lines
 from ds_seq.text.tags import untagged_message
@@ -160,7 +160,7 @@ def _load(args: argparse.Namespace) -> _LineTranslator:
         raise UserError(f"{world.size} processes cannot share one terminal; start a single one")
     check_expert_parallel(args.expert_parallel, world.size)
     device = chosen_device(args, world)
-    run = load_packed(args.run, args.checkpoint, args.dtype, device, adapter=args.adapter)
+    run = load_chosen(args.run, args, device)
     settings = search_settings(run.card, args)
     check_n_best(args.n_best, settings)
     translator = run_translator([run], settings, device, num_best=args.n_best)

@@ -15,8 +15,8 @@ from ds_seq.config.yaml_file import parse_value
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings
-from ds_seq.runs.card import ModelCard
-from ds_seq.runs.open import parse_device
+from ds_seq.runs.card import LoadedRun, ModelCard
+from ds_seq.runs.open import load_packed, parse_device
 
 
 def check_expert_parallel(size: int, world_size: int) -> None:
@@ -31,6 +31,24 @@ def check_expert_parallel(size: int, world_size: int) -> None:
 def chosen_device(args: argparse.Namespace, world: World) -> torch.device:
     """Return the device of `--device`, by default that of this process."""
     return world.device if args.device is None else parse_device(args.device)
+
+
+def load_chosen(
+    name: str, args: argparse.Namespace, device: torch.device, expert_parallel: int | None = None
+) -> LoadedRun:
+    """Load a model as the options of `add_loading_arguments` and `add_adapter` say.
+
+    Args:
+        name: run folder or export.
+        args: parsed arguments.
+        device: device of the model.
+        expert_parallel: see `load_packed`.
+
+    Raises:
+        UserError: see `load_packed`.
+    """
+    how = (args.dtype, device, expert_parallel, args.adapter, args.part)
+    return load_packed(name, args.checkpoint, *how)
 
 
 def search_settings(

@@ -16,12 +16,11 @@ from itertools import groupby
 
 from ds_seq import distributed
 from ds_seq.commands.arguments.rescore import build_parser
-from ds_seq.commands.options import chosen_device, search_settings
+from ds_seq.commands.options import chosen_device, load_chosen, search_settings
 from ds_seq.errors import UserError
 from ds_seq.generation.output import LineWriter
 from ds_seq.generation.rescoring import PairScorer, Row, encode_rows
 from ds_seq.runs.decoding import run_decoding
-from ds_seq.runs.open import load_packed
 from ds_seq.search.hypotheses import Hypothesis
 from ds_seq.text.lines import (
     STANDARD,
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             device = chosen_device(args, world)
             source = read_lines(args.source)
             target = read_lines(args.hypotheses, tabs=args.hypotheses_format == "tsv")
-            run = load_packed(args.run, args.checkpoint, args.dtype, device, adapter=args.adapter)
+            run = load_chosen(args.run, args, device)
             decoding = run_decoding([run], search_settings(run.card, args))
             rows = _rows(args, source, target, run.tokenizers.target)
             source = [run.tokenizers.source.normalize(line) for line in source]

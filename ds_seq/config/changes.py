@@ -107,6 +107,8 @@ _RULES: dict[str, str] = {
             "train.largest_first",  # of the first epoch
             "train.init_from",
             "train.init_checkpoint",
+            "train.allow_missing",
+            "train.allow_unexpected",
             "train.upcycle_noise",
             "train.max_updates",  # but see `_effect`
             "train.max_epochs",

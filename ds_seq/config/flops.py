@@ -75,6 +75,7 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
+    moved += model.calls_of("decoder") * _changes_of_source(model)
     factor = 0 if model.embedding_dim is None else model.embedding_dim * d
     output = vocab_size * d
     if factor and model.shares_output:
@@ -99,10 +100,35 @@ def _heads(model: TransformerConfig, kind: AttentionKind) -> int:
 
 def _per_token(model: TransformerConfig, stack: Stack) -> int:
     """Return the weights of the maps of all calls of a stack."""
-    attention = model.mixer_weights(model.d_model, stack)
+    attention = model.mixer_weights(model.d_model, stack) + model.attention_changes(stack)
     each = attention + _adapter(model, stack)
-    count = sum(each + _feed_forward(model, experts) for experts in model.expert_counts(stack))
+    counts = model.expert_counts(stack)
+    count = sum(each + _feed_forward(model, n) + _change(model, stack, n) for n in counts)
     return model.repeats_of(stack) * (count - model.pruned_weights(model.d_model, stack))
+
+
+def _changes_of_source(model: TransformerConfig) -> int:
+    """Return the weights of the low-rank changes of a layer's keys and values of the source."""
+    lora = model.lora_of("decoder")
+    if lora is None:
+        return 0
+    width = (model.num_kv_heads or model.num_heads) * model.head_width(model.d_model)
+    count = sum(name in lora.modules for name in ("key", "value"))
+    return count * lora.rank * (model.d_model + width)
+
+
+def _change(model: TransformerConfig, stack: Stack, num_experts: int) -> int:
+    """Return the weights of the low-rank changes of a dense feed-forward, or of a dense branch.
+
+    Those of experts are added to the weights, which multiplies no token.
+    """
+    width: int | None = model.ffn_dim
+    if model.moe is not None and num_experts:
+        width = model.moe.dense_width(model.moe.ffn_dim or model.ffn_dim) or None
+    if width is None:
+        return 0
+    inner, parts = model.inner_width(width), 2 if model.is_gated else 1
+    return model.ffn_lora_params(stack, inner, parts, is_expert=False)
 
 
 def _adapter(model: TransformerConfig, stack: Stack) -> int:

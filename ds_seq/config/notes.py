@@ -67,7 +67,7 @@ def _drops_nothing(moe: MoeConfig) -> bool:
 _IDLE = (
     _Idle(
         "train",
-        ("init_checkpoint", "upcycle_noise"),
+        ("init_checkpoint", "upcycle_noise", "allow_missing", "allow_unexpected"),
         lambda config: config.train.init_from is None,
         "train.init_from is null",
     ),

@@ -146,6 +146,15 @@ class TrainConfig(Config):
         description="Noise added to upcycled experts so that they differ, in standard deviations "
         "of each matrix; 0 adds none.",
     )
+    allow_missing: list[PartName] = Field(
+        default=[],
+        description="Parts of the model that `init_from` need not have and that keep their initial "
+        "values, such as `[adapters]`, named as in `freeze`. The log lists them.",
+    )
+    allow_unexpected: list[PartName] = Field(
+        default=[],
+        description="Parts of `init_from` that the model need not have, named as in `freeze`.",
+    )
     freeze: list[PartName] = Field(
         default=[],
         description=f"Parts whose weights are not trained: {SELECTION_HELP}. With `embeddings`, "

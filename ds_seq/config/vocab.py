@@ -218,7 +218,7 @@ class VocabFields(Config):
     def _kind_errors(self) -> list[tuple[str, str]]:
         """Return options that belong to another kind of vocabulary."""
         errors = []
-        if self.name in TOKENIZER_NAMES and self.options:
+        if self.name in (SENTENCEPIECE, *(name for name, *_ in _MADE_ELSEWHERE)) and self.options:
             message = "only an external tokenizer (`package.module:Name`) accepts options"
             errors.append(("options", message))
         for name, key, example in _MADE_ELSEWHERE:

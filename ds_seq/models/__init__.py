@@ -14,7 +14,7 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.plugins import find_plugin
 from ds_seq.text.tokenizer import Tokenizer, VocabSizes
 
-__all__ = ["MODELS", "attach_adapters", "build_model"]
+__all__ = ["MODELS", "attach_adapters", "build_model", "merge_changes"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {"transformer": build_seq2seq}
 
@@ -85,3 +85,17 @@ def attach_adapters(
         choose_one_adapter(model, [] if config.adapters is None else config.adapters.ids, adapter)
     elif config.adapters is not None and isinstance(model, Seq2SeqTransformer):
         choose_adapters(model, config.adapters, tokenizer)
+
+
+def merge_changes(model: nn.Module, config: ModelConfig) -> None:
+    """Merge low-rank changes into the weights of a model; does nothing without changes.
+
+    Args:
+        model: the model, in the precision in which the sums are to be rounded.
+        config: section of the model.
+    """
+    if config.lora is None:
+        return
+    from ds_seq.models.build.lora import merge_lora
+
+    merge_lora(model)

@@ -69,11 +69,12 @@ class DecoderCache:
         """
         if is_identity(kept, self.paths.num_rows // self.beam):
             return
-        masks_and_tag = self.context.source_mask, self.context.tag
-        source_mask, tag = (x if x is None else x.index_select(0, kept) for x in masks_and_tag)
-        adapters = self.context.adapters
-        adapters = None if adapters is None else adapters.keep(kept)
-        self.context = self.context._replace(source_mask=source_mask, tag=tag, adapters=adapters)
+        context = self.context
+        per_sentence = context.source_mask, context.tag, context.sets
+        mask, tag, sets = (x if x is None else x.index_select(0, kept) for x in per_sentence)
+        self.context = context._replace(source_mask=mask, tag=tag, sets=sets)
+        if context.adapters is not None:
+            self.context = self.context._replace(adapters=context.adapters.keep(kept))
         moves = KeptSentences.of(kept)
         self.paths.keep_sentences(moves)
         for past in self._states:

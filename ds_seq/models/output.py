@@ -74,6 +74,8 @@ class EncoderOutput(NamedTuple):
     """See `LayerOutputs.encoder_attention`."""
     adapters: Any = None
     """See `ds_seq.modules.body.Context.adapters`."""
+    sets: Tensor | None = None
+    """(B,) int64, which set of parameters the decoder uses, if it has several."""
 
 
 class ModelOutput(NamedTuple):

@@ -18,7 +18,6 @@ from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import EncoderOutput, LayerOutputs, ModelOutput, StackResult
 from ds_seq.models.stack import Stack
-from ds_seq.modules.attention import padding_mask
 from ds_seq.modules.body import Context
 from ds_seq.modules.embedding import TokenEmbedding
 from ds_seq.moe.layer import MoeFeedForward
@@ -27,6 +26,9 @@ from ds_seq.names import Capture
 if TYPE_CHECKING:
     from ds_seq.modules.adapter import AdapterChoice
     from ds_seq.modules.unpadded_attention import Lengths
+
+
+_MASK_MULTIPLE = 8  # of the strides of masks in torch's memory-efficient attention
 
 
 class Seq2SeqTransformer(nn.Module):
@@ -40,6 +42,7 @@ class Seq2SeqTransformer(nn.Module):
         output: projection to the vocabulary (D -> V); None to use `target_embedding` (tied).
         max_positions: longest sequence that the model is meant for, in tokens.
         routes_by_tag: whether feed-forwards need the embedding of the source's language tag.
+        markers: module that finds the sets of parameters of source tokens, if stacks have several.
 
     Attributes:
         adapters: how the adapter of each sentence is chosen; None for a model without adapters, and
@@ -55,6 +58,7 @@ class Seq2SeqTransformer(nn.Module):
         output: nn.Linear | None,
         max_positions: int,
         routes_by_tag: bool = False,
+        markers: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -65,6 +69,7 @@ class Seq2SeqTransformer(nn.Module):
         self.max_positions = max_positions
         self._encoder_routes = bool(encoder.moe_calls())
         self.routes_by_tag = routes_by_tag
+        self.markers = markers
         self.adapters: AdapterChoice | None = None
 
     def forward(self, inputs: Seq2SeqInputs, capture: Capture = "none") -> ModelOutput:
@@ -82,9 +87,10 @@ class Seq2SeqTransformer(nn.Module):
         """
         encoded = self.encode(inputs.source, inputs.source_mask, capture, inputs.num_sources)
         rows = _real_rows(inputs.target_mask, inputs.num_targets)
-        context = _decoder_context(encoded)._replace(
+        context = self._decoder_context(encoded)._replace(
             token_mask=inputs.target_mask,
             token_rows=rows,
+            ways=self.decoder.ways_of(encoded.sets, inputs.target.size(1)),
             source_lengths=_lengths(inputs.source_mask, encoded.hidden, inputs.num_sources),
         )
         decoded: StackResult = self.decoder(self.target_embedding(inputs.target), context, capture)
@@ -127,6 +133,9 @@ class Seq2SeqTransformer(nn.Module):
             adapters=adapters,
             lengths=_lengths(source_mask, embedded, num_tokens),
         )
+        sets = None if self.markers is None else self.markers(source)  # (B, S)
+        if sets is not None and self.encoder.find_ways is not None:
+            context = context._replace(ways=self.encoder.find_ways(sets))
         result: StackResult = self.encoder(embedded, context, capture)
         return EncoderOutput(
             result.hidden,
@@ -137,6 +146,7 @@ class Seq2SeqTransformer(nn.Module):
             result.states,
             _maps(result, "self_attention"),
             adapters,
+            None if sets is None else sets[:, 0],
         )
 
     def start_cache(self, encoded: EncoderOutput, beam: int, max_length: int) -> DecoderCache:
@@ -150,7 +160,7 @@ class Seq2SeqTransformer(nn.Module):
         Returns:
             A cache of length 0, with cross-attention's keys and values once per sentence.
         """
-        context = _decoder_context(encoded)
+        context = self._decoder_context(encoded)
         return self.decoder.start_cache(context, encoded.hidden, beam, max_length)
 
     def decode_step(self, tokens: Tensor, cache: DecoderCache) -> Tensor:
@@ -170,6 +180,18 @@ class Seq2SeqTransformer(nn.Module):
         """Return the sparse feed-forwards in the order of `ModelOutput.moe_stats`, one per call."""
         return [*self.encoder.moe_calls(), *self.decoder.moe_calls()]
 
+    def _decoder_context(self, encoded: EncoderOutput) -> Context:
+        mask = padding_mask(encoded.mask, encoded.hidden)
+        ways = self.decoder.ways_of(encoded.sets, encoded.hidden.size(1))
+        return Context(
+            source=encoded.hidden,
+            source_mask=mask,
+            tag=encoded.tag,
+            sets=encoded.sets,
+            source_ways=ways,
+            adapters=encoded.adapters,
+        )
+
     def _project(self, hidden: Tensor) -> Tensor:
         logits: Tensor
         if self.output is None:
@@ -177,6 +199,30 @@ class Seq2SeqTransformer(nn.Module):
         else:
             logits = self.output(hidden)
         return logits
+
+
+def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
+    """Convert a token mask to a mask that is added to attention scores.
+
+    Without padding, the result is None on a CPU. On a GPU, checking for padding would synchronize
+    the device, so the mask is always made, with rows of the length in memory to which the fused
+    kernel would otherwise copy it in every layer.
+
+    Args:
+        mask: (B, S) bool, True at real tokens.
+        like: tensor of the result's dtype.
+
+    Returns:
+        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
+    """
+    if mask.device.type == "cpu" and bool(mask.all()):
+        return None
+    width = mask.size(1)
+    if mask.is_cuda:
+        width = -(-width // _MASK_MULTIPLE) * _MASK_MULTIPLE
+    scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
+    scores.masked_fill_(~mask, float("-inf"))
+    return scores[:, None, None, :]
 
 
 def _sum_losses(losses: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -218,13 +264,6 @@ def _lengths(mask: Tensor, like: Tensor, count: int | None) -> Lengths | None:
     from ds_seq.modules.unpadded_attention import lengths_of, serves
 
     return lengths_of(mask, count) if serves(mask, like) else None
-
-
-def _decoder_context(encoded: EncoderOutput) -> Context:
-    mask = padding_mask(encoded.mask, encoded.hidden)
-    return Context(
-        source=encoded.hidden, source_mask=mask, tag=encoded.tag, adapters=encoded.adapters
-    )
 
 
 def _maps(result: StackResult, name: str) -> tuple[Tensor, ...]:

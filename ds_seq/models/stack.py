@@ -13,8 +13,8 @@ Shapes: B batch, T length, K beam width, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,16 @@ from ds_seq.models.cache import DecoderCache
 from ds_seq.models.output import LayerResult, StackResult
 from ds_seq.modules.body import Body, BodyOutput, Context, Past
 from ds_seq.modules.kv_cache import BeamPaths
+from ds_seq.modules.linear import by_set
 from ds_seq.modules.position_bias import Window
 from ds_seq.modules.residual import Residual, dropout
 from ds_seq.moe.calls import moe_calls
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.moe.output import MoeAux
 from ds_seq.names import Capture
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 
 class SubLayer(NamedTuple):
@@ -68,9 +72,10 @@ class TransformerLayer(nn.Module):
         """Transform hidden states x (B, T, D)."""
         aux: list[MoeAux] = []
         maps: dict[str, Tensor] = {}
+        ways = _given(context)
         for name, residual, body in self._sublayers():
-            output: BodyOutput = body(residual.enter(x), context)
-            x = residual.leave(x, output.y)
+            output: BodyOutput = body(residual.enter(x, *ways), context)
+            x = residual.leave(x, output.y, *ways)
             if output.aux is not None:
                 aux.append(output.aux)
             if output.map is not None:
@@ -102,8 +107,9 @@ class TransformerLayer(nn.Module):
         Returns:
             (B, K, D).
         """
+        ways = _given(context)
         for (_, residual, body), past in zip(self._sublayers(), pasts, strict=True):
-            x = residual.leave(x, body.step(residual.enter(x), past, context))
+            x = residual.leave(x, body.step(residual.enter(x, *ways), past, context), *ways)
         return x
 
 
@@ -124,6 +130,8 @@ class Stack(nn.Module):
         bias: `ds_seq.modules.position_bias.PositionBias` of the self-attentions of all layers, or
             None.
         embedding_norm: norm of the embedded tokens with their positions, or None.
+        find_ways: sets of tokens (B, T) -> `Ways`, if layers and norms have several sets of
+            parameters; else None.
     """
 
     def __init__(
@@ -137,6 +145,7 @@ class Stack(nn.Module):
         repeats: int = 1,
         bias: nn.Module | None = None,
         embedding_norm: nn.Module | None = None,
+        find_ways: Callable[[Tensor], Ways] | None = None,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -148,6 +157,7 @@ class Stack(nn.Module):
         self.layer_drop = layer_drop
         self.repeats = repeats
         self.embedding_norm = embedding_norm
+        self.find_ways = find_ways
 
     def forward(self, x: Tensor, context: Context, capture: Capture = "none") -> StackResult:
         """Call every layer on whole sequences.
@@ -164,7 +174,7 @@ class Stack(nn.Module):
         collected: list[MoeAux] = []
         states: list[Tensor] = []
         maps: list[dict[str, Tensor]] = []
-        x = self._start(x, 0, x.size(1))
+        x = self._start(x, 0, x.size(1), context.ways)
         for layer in self._calls():
             result: LayerResult
             if recompute:
@@ -177,7 +187,7 @@ class Stack(nn.Module):
                 states.append(x)
             if with_maps:
                 maps.append(result.maps)
-        return StackResult(self._finish(x), collected, tuple(states), tuple(maps))
+        return StackResult(self._finish(x, context.ways), collected, tuple(states), tuple(maps))
 
     def start_cache(
         self, context: Context, like: Tensor, beam: int, max_length: int
@@ -195,19 +205,27 @@ class Stack(nn.Module):
             paths.track_positions()
         pasts = [layer.start_pasts(context, paths) for layer in self._calls()]
         # the pasts hold the projected source, and search does not use losses
-        return DecoderCache(pasts, context._replace(source=None, with_aux=False), paths)
+        context = context._replace(source=None, source_ways=None, with_aux=False)
+        return DecoderCache(pasts, context, paths)
 
     def step(self, x: Tensor, cache: DecoderCache) -> Tensor:
         """Decode the next embedded token (B, K, D) of every hypothesis; returns (B, K, D)."""
         cache.advance()
         position, context = cache.length - 1, cache.context
-        x = self._start(x, position, 1)
+        context = context._replace(ways=self.ways_of(context.sets, x.size(1)))
+        x = self._start(x, position, 1, context.ways)
         if self.bias is not None:
             distances = (position - cache.paths.key_positions)[:, None]  # (B, 1, C)
             context = self._biased(context, distances, x)
         for layer, pasts in zip(self._calls(), cache.pasts, strict=True):
             x = layer.step(x, pasts, context)
-        return self._finish(x)
+        return self._finish(x, context.ways)
+
+    def ways_of(self, sets: Tensor | None, length: int) -> Ways | None:
+        """Return the ways of sentences of this length with these sets (B,); None without sets."""
+        if sets is None or self.find_ways is None:
+            return None
+        return self.find_ways(sets[:, None].expand(-1, length))
 
     def moe_calls(self) -> list[MoeFeedForward]:
         """Return the sparse feed-forwards in the order of `StackResult.aux`, one per call."""
@@ -218,11 +236,13 @@ class Stack(nn.Module):
         for _ in range(self.repeats):
             yield from cast(Sequence[TransformerLayer], self.layers)
 
-    def _start(self, x: Tensor, first_position: int, length: int) -> Tensor:
+    def _start(
+        self, x: Tensor, first_position: int, length: int, ways: Ways | None = None
+    ) -> Tensor:
         if self.positions is not None:
             x = self.positions(x, first_position, length)
         if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
+            x = by_set(self.embedding_norm, x, ways)
         return dropout(x, self.dropout, self.training)
 
     def _kept(self, before: Tensor, after: Tensor) -> Tensor:
@@ -248,5 +268,10 @@ class Stack(nn.Module):
         assert self.bias is not None
         return context._replace(position_bias=self.bias(distances).to(like.dtype))
 
-    def _finish(self, x: Tensor) -> Tensor:
-        return x if self.final_norm is None else self.final_norm(x)
+    def _finish(self, x: Tensor, ways: Ways | None) -> Tensor:
+        return x if self.final_norm is None else by_set(self.final_norm, x, ways)
+
+
+def _given(context: Context) -> tuple[()] | tuple[Ways]:
+    """Return the argument for the sets of parameters, which residuals without sets do not take."""
+    return () if context.ways is None else (context.ways,)

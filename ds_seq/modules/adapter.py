@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from ds_seq.modules.activations import find_activation
 from ds_seq.modules.body import BodyOutput, Context, TokenwiseBody
 from ds_seq.modules.linear import Linear
 from ds_seq.modules.residual import dropout
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 
 @dataclass(frozen=True)
@@ -175,10 +179,10 @@ class AdapterPool(TokenwiseBody):
 class NoResidual(nn.Module):
     """The residual around a body that has its own: it changes nothing."""
 
-    def enter(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor, ways: Ways | None = None) -> Tensor:
         """Return x (B, T, D)."""
         return x
 
-    def leave(self, x: Tensor, y: Tensor) -> Tensor:
+    def leave(self, x: Tensor, y: Tensor, ways: Ways | None = None) -> Tensor:
         """Return the output of the body, y (B, T, D)."""
         return y

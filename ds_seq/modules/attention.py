@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,42 +22,19 @@ from torch import Tensor, nn
 
 from ds_seq.modules.body import BodyOutput, Context
 from ds_seq.modules.kv_cache import BeamPaths, KeyValue, KeyValueBuffer, SourcePast
-from ds_seq.modules.linear import Linear, LinearMaker
+from ds_seq.modules.linear import Linear, LinearMaker, by_set, maps_of
 from ds_seq.modules.residual import dropout as drop_out
 from ds_seq.modules.rotary import RotaryPositions
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 # With fewer queries than this, two plain matrix products beat PyTorch's fused CPU kernel, which
 # is tiled for long sequences (2 cores, 5 queries, 50 to 500 keys: 1.1 to 2.4 times faster).
 _FUSED_MIN_QUERIES = 12
 
-_MASK_MULTIPLE = 8  # of the strides of masks in torch's memory-efficient attention
-
 _GAIN = 2**-0.5  # queries, keys and values are initialized smaller than other maps, as in fairseq
 _NO_CONTEXT = Context()
-
-
-def padding_mask(mask: Tensor, like: Tensor) -> Tensor | None:
-    """Convert a token mask to a mask that is added to attention scores.
-
-    Without padding, the result is None on a CPU. On a GPU, checking for padding would synchronize
-    the device, so the mask is always made, with rows of the length in memory to which the fused
-    kernel would otherwise copy it in every layer.
-
-    Args:
-        mask: (B, S) bool, True at real tokens.
-        like: tensor of the result's dtype.
-
-    Returns:
-        (B, 1, 1, S) with 0 at real tokens and -inf at padding, or None.
-    """
-    if mask.device.type == "cpu" and bool(mask.all()):
-        return None
-    width = mask.size(1)
-    if mask.is_cuda:
-        width = -(-width // _MASK_MULTIPLE) * _MASK_MULTIPLE
-    scores = like.new_zeros(mask.size(0), width)[:, : mask.size(1)]
-    scores.masked_fill_(~mask, float("-inf"))
-    return scores[:, None, None, :]
 
 
 def attend(
@@ -247,26 +224,31 @@ class SelfAttention(nn.Module):
         Returns:
             The output (B, T, D), and on request the map (B, H, T, T), see `attend_with_map`.
         """
-        query, key, value = self._project(x, 0, x.size(1))
+        ways = context.ways
+        query, key, value = self._project(x, 0, x.size(1), ways)
         memory = KeyValue(key, value)
         dropout = self.dropout if self.training else 0.0
         if context.local is not None:
             local = context.local._replace(bias=self._of_heads(context.local.bias))
             attended = local.attend(query, memory, context.attention_mask, dropout)
-            return BodyOutput(self._joined(attended))
+            return BodyOutput(self._joined(attended, ways))
         lengths, biased = context.lengths, context.position_bias is not None
         if lengths is not None and not (biased or context.with_maps) and dropout == 0.0:
-            return BodyOutput(self._joined(lengths.attend(query, key, value, lengths)))
+            attended = lengths.attend(query, key, value, lengths)
+            return BodyOutput(self._joined(attended, ways))
         mask = self._biased(context.attention_mask, context)
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, self.causal, dropout=dropout)
-            return BodyOutput(self._joined(attended), map=weights)
-        return BodyOutput(self._joined(attend(query, memory, mask, self.causal, dropout=dropout)))
+            return BodyOutput(self._joined(attended, ways), map=weights)
+        attended = attend(query, memory, mask, self.causal, dropout=dropout)
+        return BodyOutput(self._joined(attended, ways))
 
     def scale_parameters(self, factor: float) -> None:
         """Scale the initial maps of values and output, see `ds_seq.models.init`."""
-        self.qkv.weight.split(self.qkv.widths)[2].mul_(factor)
-        self.output.weight.mul_(factor)
+        for qkv in maps_of(self.qkv):
+            qkv.weight.split(qkv.widths)[2].mul_(factor)
+        for output in maps_of(self.output):
+            output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> KeyValueBuffer:
         """Return an empty buffer for the keys and values of decoded tokens."""
@@ -284,15 +266,18 @@ class SelfAttention(nn.Module):
             (B, K, D).
         """
         # All hypotheses are at the same position, so one row of angles is broadcast.
-        query, key, value = self._project(x, past.length, 1)
+        query, key, value = self._project(x, past.length, 1, context.ways)
         memory = KeyValue(*past.append(key, value))
         mask = self._biased(past.mask, context)
-        return self._joined(attend(query, memory, mask, dropout=0.0))
+        return self._joined(attend(query, memory, mask, dropout=0.0), context.ways)
 
-    def _project(self, x: Tensor, start: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, x: Tensor, start: int, length: int, ways: Ways | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of x (B, T, D), normalized and rotated by position."""
-        query, key, value = _heads(self.qkv(x), self.qkv.widths, self.head_width)
-        query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
+        projected = by_set(self.qkv, x, ways)
+        query, key, value = _heads(projected, self.qkv.widths, self.head_width)
+        query, key = _normed(query, self.query_norm, ways), _normed(key, self.key_norm, ways)
         if self.rotary is not None:
             query, key = self.rotary(query, key, start, length)
         return query, key, value
@@ -308,8 +293,10 @@ class SelfAttention(nn.Module):
             return bias
         return bias.index_select(-3, self.kept_heads)
 
-    def _joined(self, attended: Tensor) -> Tensor:
-        return self.output(_normed(attended, self.inner_norm))
+    def _joined(self, attended: Tensor, ways: Ways | None) -> Tensor:
+        if self.inner_norm is not None:
+            attended = by_set(self.inner_norm, attended, ways)
+        return by_set(self.output, attended, ways)
 
 
 class CrossAttention(nn.Module):
@@ -360,41 +347,51 @@ class CrossAttention(nn.Module):
         Returns:
             The output (B, T, D), and on request the map (B, H, T, S), see `attend_with_map`.
         """
-        assert context.source is not None, "cross-attention needs an encoded source"
-        memory, mask = self._memory(context.source), context.source_mask
-        query = self._query(x)
+        memory, mask = self._memory(context), context.source_mask
+        query = self._query(x, context.ways)
         dropout = self.dropout if self.training else 0.0
         if context.with_maps:
             attended, weights = attend_with_map(query, memory, mask, dropout=dropout)
-            return BodyOutput(self.output(attended), map=weights)
+            return BodyOutput(by_set(self.output, attended, context.ways), map=weights)
         if context.source_lengths is not None and dropout == 0.0:
-            return BodyOutput(self.output(context.source_lengths.attend(query, *memory)))
-        return BodyOutput(self.output(attend(query, memory, mask, dropout=dropout)))
+            attended = context.source_lengths.attend(query, *memory)
+        else:
+            attended = attend(query, memory, mask, dropout=dropout)
+        return BodyOutput(by_set(self.output, attended, context.ways))
 
     def scale_parameters(self, factor: float) -> None:
         """Scale the initial maps of values and output, see `ds_seq.models.init`."""
-        self.key_value.weight.chunk(2)[1].mul_(factor)
-        self.output.weight.mul_(factor)
+        for key_value in maps_of(self.key_value):
+            key_value.weight.chunk(2)[1].mul_(factor)
+        for output in maps_of(self.output):
+            output.weight.mul_(factor)
 
     def start_past(self, context: Context, paths: BeamPaths) -> SourcePast:
         """Return the keys and values of the source."""
-        assert context.source is not None, "cross-attention needs an encoded source"
         # contiguous now, so that the matrix products of the steps need not copy
-        return SourcePast(KeyValue(*(x.contiguous() for x in self._memory(context.source))))
+        return SourcePast(KeyValue(*(x.contiguous() for x in self._memory(context))))
 
     def step(self, x: Tensor, past: SourcePast, context: Context) -> Tensor:
         """Attend with the newest token of each hypothesis, x (B, K, D); returns (B, K, D)."""
-        return self.output(attend(self._query(x), past.memory, context.source_mask, dropout=0.0))
+        query = self._query(x, context.ways)
+        attended = attend(query, past.memory, context.source_mask, dropout=0.0)
+        return by_set(self.output, attended, context.ways)
 
-    def _memory(self, encoded: Tensor) -> KeyValue:
-        """Return keys and values (B, H', S, Dh) of the encoded source (B, S, D)."""
-        key, value = _heads(self.key_value(encoded), self.key_value.widths, self.head_width)
-        return KeyValue(_normed(key, self.key_norm), value)
+    def _memory(self, context: Context) -> KeyValue:
+        """Return keys and values (B, H', S, Dh) of the encoded source."""
+        assert context.source is not None, "cross-attention needs an encoded source"
+        ways = context.source_ways
+        projected = by_set(self.key_value, context.source, ways)
+        key, value = _heads(projected, self.key_value.widths, self.head_width)
+        return KeyValue(_normed(key, self.key_norm, ways), value)
 
-    def _query(self, x: Tensor) -> Tensor:
-        (query,) = _heads(self.query(x), self.query.widths, self.head_width)
-        return _normed(query, self.query_norm)
+    def _query(self, x: Tensor, ways: Ways | None) -> Tensor:
+        (query,) = _heads(by_set(self.query, x, ways), self.query.widths, self.head_width)
+        return _normed(query, self.query_norm, ways)
 
 
-def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
-    return x if norm is None else norm(x)
+def _normed(x: Tensor, norm: nn.Module | None, ways: Ways | None) -> Tensor:
+    """Normalize each head of x (B, H, T, Dh)."""
+    if norm is None:
+        return x
+    return norm(x) if ways is None else by_set(norm, x.transpose(1, 2), ways).transpose(1, 2)

@@ -116,13 +116,13 @@ class Bits(NamedTuple):
 
     def round_inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return levels (..., I) in [-1, 1] in the dtype of `x`, and their scales (..., 1)."""
-        normed = self._normed(x)
+        normed = self.normed(x)
         if self.activation_bits is None:
             return normed.to(x.dtype), None
         levels, scale = _RoundRows.apply(normed, self.activation_bits, x.dtype)  # type: ignore[no-untyped-call]
         return levels, scale
 
-    def _normed(self, x: Tensor) -> Tensor:
+    def normed(self, x: Tensor) -> Tensor:
         """Return the normed inputs in float32; without a norm, the inputs as they are."""
         if self.norm == "rms":
             return F.rms_norm(x.float(), x.shape[-1:], None, _EPS)
@@ -189,8 +189,9 @@ def signs_of(weight: Tensor, kind: BitWeights) -> Tensor:
 class _PackedBits:
     """See `Bits.pack`; with 8-bit integer products where the processor has instructions for them.
 
-    On an AMD EPYC (Zen 5, one thread, 512 x 2048), they took a fifth to two thirds of the time of
-    packed float32 weights (`ds_seq.modules.packed`).
+    On an AMD EPYC (Zen 5, one thread, 512 x 2048), the integer product alone took a fifth to two
+    thirds of the time of packed float32 weights (`ds_seq.modules.packed`). Norm and rounding of the
+    inputs come on top, see `benchmarks/bit_maps.py`.
     """
 
     def __init__(
@@ -217,16 +218,15 @@ class _PackedBits:
 
     def __call__(self, x: Tensor, activation: str) -> Tensor:
         """See `ds_seq.modules.packed.Packed`."""
-        levels, scale = self._bits.round_inputs(x)
-        if self._uses_int8:
-            assert self._bits.activation_bits is not None
-            full = float(2 ** (self._bits.activation_bits - 1))
-            whole = (levels.float() * full).to(torch.int8).reshape(-1, levels.size(-1))
-            sums = torch._int_mm(whole, self._signs).float().div_(full)
-            y = sums.view(*x.shape[:-1], -1)
-        else:
-            y = matmul(levels, self._signs).float()
-        return _finish(y.mul_(self._scales), scale, self._bias, activation, x.dtype)
+        if not self._uses_int8:
+            levels, scale = self._bits.round_inputs(x)
+            y = matmul(levels, self._signs).float().mul_(self._scales)
+            return _finish(y, scale, self._bias, activation, x.dtype)
+        assert self._bits.activation_bits is not None
+        whole, step = _whole(self._bits.normed(x), self._bits.activation_bits)
+        sums = torch._int_mm(whole.to(torch.int8).view(-1, x.size(-1)), self._signs)
+        y = (sums * self._scales).view(*x.shape[:-1], -1)
+        return _finish(y, step, self._bias, activation, x.dtype)
 
 
 def scale_of_outputs(scales: Tensor, widths: Sequence[int]) -> Tensor:
@@ -241,13 +241,22 @@ def _finish(
     y: Tensor, scale: Tensor | None, bias: Tensor | None, activation: str, dtype: torch.dtype
 ) -> Tensor:
     """Apply the scales of the inputs, bias and activation in float32."""
-    if scale is not None:
-        y = y * scale
-    if bias is not None:
-        y = y + bias.float()
-    if activation == "relu":
-        y = y.relu()
+    if not y.requires_grad:  # y is nobody else's
+        y = y if scale is None else y.mul_(scale)
+        y = y if bias is None else y.add_(bias)
+        return (y.relu_() if activation == "relu" else y).to(dtype)
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias.float()
+    y = y.relu() if activation == "relu" else y
     return y.to(dtype)
+
+
+def _whole(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return x (..., I) in whole steps, in float32, and the step (..., 1) of each row."""
+    x = x.float()
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True)
+    step = largest.clamp_(min=_SMALLEST).div_(2 ** (bits - 1) - 1)
+    return x.div(step).round_(), step
 
 
 class _RoundRows(torch.autograd.Function):
@@ -255,11 +264,9 @@ class _RoundRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        whole, step = _whole(x.detach(), bits)
         full = float(2 ** (bits - 1))
-        largest = x.detach().abs().amax(-1, keepdim=True).float().clamp_(min=_SMALLEST)
-        step = largest / (full - 1.0)
-        levels = (x.float() / step).round_().div_(full).to(dtype)
-        scale = step * full
+        levels, scale = whole.div_(full).to(dtype), step * full
         ctx.mark_non_differentiable(scale)
         ctx.save_for_backward(scale)
         ctx.dtype = x.dtype

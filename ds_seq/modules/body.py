@@ -19,6 +19,7 @@ from ds_seq.modules.kv_cache import BeamPaths, KeptSentences
 
 if TYPE_CHECKING:
     from ds_seq.modules.local_attention import LocalAttention
+    from ds_seq.modules.multiway import Ways
     from ds_seq.modules.unpadded_attention import Lengths
 
 
@@ -48,6 +49,12 @@ class Context(NamedTuple):
     """Whether to return attention maps; always False in a step."""
     with_aux: bool = True
     """Whether sparse bodies return losses and statistics."""
+    sets: Tensor | None = None
+    """(B,) int64, set of parameters of each sentence's decoder, or None."""
+    ways: Ways | None = None
+    """Sets of the B * T tokens, for layers with several sets of parameters, or None."""
+    source_ways: Ways | None = None
+    """Sets of the B * S source tokens in cross-attention, or None."""
     token_rows: Tensor | None = None
     """(N,) int64, the rows of real tokens among the B * T, ascending; None to derive them from
     `token_mask`."""

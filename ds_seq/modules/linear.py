@@ -15,7 +15,7 @@ Shapes: R rows, I inputs, O outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ds_seq.modules.packed import HAS_ONEDNN, Packed, pack
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 _HALF_IS_SLOW = not torch.ops.mkldnn._is_mkldnn_fp16_supported()
 _SMALL = 2**23  # multiplications R x I x O: MKL takes 0.1 to 0.3 ms
@@ -144,6 +147,12 @@ class _OneDnnLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
+def by_set(module: Any, x: Tensor, ways: Ways | None) -> Tensor:
+    """Apply a linear map or norm to x (B, T, ...), or that of each token's set, if it has sets."""
+    y: Tensor = module(x) if ways is None else module(x, ways)
+    return y
+
+
 class LinearMaker(Protocol):
     """Makes a linear map, with the arguments of `Linear`."""
 
@@ -205,3 +214,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         """Map x (..., I) to (..., O); `activation` may be `relu`."""
         return linear(x, self.weight, self.bias, activation, self._packed)
+
+
+def maps_of(module: nn.Module) -> list[Linear]:
+    """Return a linear map, or those of its sets of parameters."""
+    return [each for each in module.modules() if isinstance(each, Linear)]

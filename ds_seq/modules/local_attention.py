@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ds_seq.modules.attention import KeyValue, attend
+from ds_seq.modules.attention import attend
+from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.position_bias import OUTSIDE, PositionBias
 
 _MULTIPLE = 64  # of the number of queries in a block: small blocks have small, slow products

@@ -11,10 +11,16 @@ activation checkpointing control them as usual.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ds_seq.modules.linear import by_set
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit draws in one 64-bit word
@@ -50,19 +56,17 @@ class Residual(nn.Module):
         self.drop_path = drop_path
         self.norm = norm
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Return the sub-layer's input for x (B, T, D)."""
-        normed: Tensor = self.norm(x) if self.pre_norm else x
-        return normed
+    def enter(self, x: Tensor, ways: Ways | None = None) -> Tensor:
+        """Return the sub-layer's input for x (B, T, D), whose tokens use sets of parameters."""
+        return by_set(self.norm, x, ways) if self.pre_norm else x
 
-    def leave(self, x: Tensor, y: Tensor) -> Tensor:
+    def leave(self, x: Tensor, y: Tensor, ways: Ways | None = None) -> Tensor:
         """Add the sub-layer's output y (B, T, D) to x (B, T, D)."""
         y = dropout(y, self.dropout, self.training)
         if self.training and self.drop_path > 0.0:
             y = y * dropout_noise(y, (y.size(0), 1, 1), self.drop_path)
         x = x + y if self.scale == 1.0 else torch.add(y, x, alpha=self.scale)
-        joined: Tensor = x if self.pre_norm else self.norm(x)
-        return joined
+        return x if self.pre_norm else by_set(self.norm, x, ways)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

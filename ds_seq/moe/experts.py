@@ -84,6 +84,7 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(num_local, d_model, ffn_dim))
         self.b2 = nn.Parameter(torch.empty(num_local, 1, d_model)) if bias else None
         self.bits, self.up_widths = bits, [ffn_dim] * self._activation.num_parts
+        self.lora: nn.Module | None = None  # `ds_seq.moe.lora.ExpertsLora`
         self.inner_norm = None
         if inner_norm is not None:
             self.inner_norm = StackedNorms(inner_norm, num_local)
@@ -110,6 +111,8 @@ class Experts(nn.Module):
 
     def pack(self, int8: bool = False) -> None:
         """Use packed copies of all maps from now on, see `ds_seq.modules.packed`."""
+        if self.lora is not None:
+            raise TypeError("experts with a low-rank change cannot be packed; merge it first")
         self._packed = [self._packed_net(expert, int8) for expert in range(self.num_local)]
 
     def _packed_net(self, expert: int, int8: bool) -> PackedNet:
@@ -143,6 +146,14 @@ class Experts(nn.Module):
         """Views of the weights, laid out like dense layers: (E_local, H, D) and (E_local, D, F)."""
         return self.w1.transpose(1, 2), self.w2
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The weights with their changes: (E_local, D, H) and (E_local, D, F)."""
+        if self.lora is None:
+            return self.w1, self.w2
+        w1, w2 = self.lora(self.w1, self.w2)
+        return w1, w2
+
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """Apply each expert to its rows.
 
@@ -155,25 +166,28 @@ class Experts(nn.Module):
         """
         if self.inner_norm is not None or self.bits is not None:
             return self._one_by_one(x, counts.tolist())
-        if x.is_cuda and use_grouped_kernel(x, self.w1, self.w2):
-            hidden = grouped_linear(x, self.w1, self.b1, counts)  # (R, H)
+        w1, w2 = self.weights
+        if x.is_cuda and use_grouped_kernel(x, w1, w2):
+            hidden = grouped_linear(x, w1, self.b1, counts)  # (R, H)
             hidden = self._activation.function(hidden)  # (R, F)
             hidden = dropout(hidden, self.dropout, self.training)
-            return grouped_linear(hidden, self.w2.transpose(1, 2), self.b2, counts)
+            return grouped_linear(hidden, w2.transpose(1, 2), self.b2, counts)
         noise = None
         if self.training and self.dropout > 0.0:
             noise = dropout_noise(x, (x.shape[0], self.w2.shape[2]), self.dropout)
-        net = (self.w1, self.b1, self.w2, self.b2)
+        net = (w1, self.b1, w2, self.b2)
         return expert_loop(x, *net, noise, self._activation, counts, self._packed)
 
     def _one_by_one(self, x: Tensor, counts: list[int]) -> Tensor:
         """Apply the experts one by one, each with its norm and its scales."""
         parts, activation = [x.new_empty(0, x.size(1))], self._activation
+        w1, w2 = self.weights
+        ups = w1.transpose(1, 2)
         for expert, rows in enumerate(torch.split(x, counts)):
             if len(rows) == 0 and not self.training:
                 continue  # in training, an idle expert needs a gradient, of zeros
             packed = NOT_PACKED if self._packed is None else self._packed[expert]
-            up, down = (of_all[expert] for of_all in self.maps)
+            up, down = ups[expert], w2[expert]
             bias, fused = bias_of(self.b1, expert), activation.fused
             hidden = self._map(rows, up, bias, self.up_widths, fused, packed.up)
             if activation.rest is not None:

@@ -8,7 +8,7 @@ CTranslate2 runtime instead.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -32,6 +32,7 @@ from ds_seq.runs.formats.ds_seq import (
 )
 from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
 from ds_seq.runs.open import DTYPES, load_run, open_run
+from ds_seq.runs.parts import write_part
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers
 from ds_seq.weights.fill import model_tensors
@@ -46,6 +47,8 @@ def export(
     checkpoint: str,
     dtype: str = "fp32",
     form: ExportFormat = "safetensors",
+    merged: bool = False,
+    only: Sequence[str] = (),
 ) -> Path:
     """Write config, vocabulary and all weights (experts stacked) of `run` to `out`.
 
@@ -58,6 +61,8 @@ def export(
             `ds_seq.weights.packed`; or `ctranslate2` for a folder for that runtime, see
             `ds_seq.runs.formats.ctranslate2`; or `hf` for one that transformers opens, see
             `ds_seq.runs.formats.huggingface`.
+        merged: whether to merge low-rank changes into the weights, for `safetensors`.
+        only: parts to write instead of the whole model, see `ds_seq.runs.parts.write_part`.
 
     Returns:
         Path of the weights file.
@@ -70,8 +75,25 @@ def export(
         return _export_folder(run, out, checkpoint, dtype, form)
     if form == "bitnet":
         return _export_packed(run, out, checkpoint, dtype)
-    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype])
-    return write_export(loaded.model, loaded.require_experiment(), loaded.tokenizers, out)
+    if only:
+        return _export_part(run, out, checkpoint, only)
+    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype], merged=merged)
+    config = loaded.require_experiment()
+    if merged:
+        if config.model.lora is None:
+            raise UserError(f"--merge-lora: {run} has no low-rank changes; leave it out")
+        model = config.model.model_copy(update={"lora": None})
+        config = config.model_copy(update={"model": model})
+    return write_export(loaded.model, config, loaded.tokenizers, out)
+
+
+def _export_part(run: Path, out: Path, checkpoint: str, only: Sequence[str]) -> Path:
+    if out.suffix != EXPORT_SUFFIX:
+        raise UserError(f"--out {out}: --only writes a file; let its name end in {EXPORT_SUFFIX}")
+    loaded = load_run(run, checkpoint, dtype=DTYPES["fp32"])
+    with _new_path(out) as path:
+        write_part(loaded, only, path)
+    return out
 
 
 def _export_packed(run: Path, out: Path, checkpoint: str, dtype: str) -> Path:

@@ -16,13 +16,15 @@ from ds_seq.config.model.upgrade import stable_json
 from ds_seq.distributed.device import choose_gpu_kernels
 from ds_seq.errors import UserError
 from ds_seq.files import fingerprint
-from ds_seq.models import attach_adapters, build_model
+from ds_seq.models import attach_adapters, build_model, merge_changes
 from ds_seq.models.packing import pack_weights
 from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
-from ds_seq.weights.fill import fill
+from ds_seq.runs.parts import add_part
+from ds_seq.weights.fill import fill, model_tensors
+from ds_seq.weights.joined import JoinedSource
 from ds_seq.weights.packed import PackedFile, restore_scales
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,6 +62,8 @@ def load_run(
     dtype: torch.dtype | None = None,
     expert_parallel: int | None = None,
     adapter: str | None = None,
+    merged: bool = False,
+    part: str | Path | None = None,
 ) -> LoadedRun:
     """Build the model of `run` and load its weights.
 
@@ -72,6 +76,9 @@ def load_run(
         expert_parallel: number of ranks over which the experts are distributed; a collective if
             more than 1. None keeps all experts of a layer on one rank.
         adapter: adapter of all sentences; None: as the config says, see `attach_adapters`.
+        merged: whether to merge low-rank changes into the weights, which costs nothing but that the
+            model is no longer the one of the config.
+        part: file with a part of the model that `run` does not have, see `ds_seq.runs.parts`.
 
     Returns:
         The model in evaluation mode, with its card.
@@ -81,13 +88,19 @@ def load_run(
     """
     expert_parallel = expert_parallel or 1
     stored = open_run(run, checkpoint)
+    if part is not None:
+        stored = add_part(stored, Path(part))
     _check_spread(stored.source, stored.model_config, expert_parallel)
-    part = distributed.rank() % expert_parallel
+    share = distributed.rank() % expert_parallel
     stored.check_size()
     sizes = stored.tokenizers.sizes
-    model = build_model(stored.model_config, sizes, expert_parallel, part, stored.seed)
+    model = build_model(stored.model_config, sizes, expert_parallel, share, stored.seed)
     fill(model, stored.weights)
+    if isinstance(stored.weights, JoinedSource):
+        stored.weights.check_base(name for name, _ in model_tensors(model))
     attach_adapters(model, stored.model_config, stored.tokenizers.source, adapter)
+    if merged:
+        merge_changes(model, stored.model_config)
     if expert_parallel > 1:
         from ds_seq.moe.engine import connect_expert_parallel
 
@@ -111,6 +124,7 @@ def load_packed(
     device: torch.device,
     expert_parallel: int | None = None,
     adapter: str | None = None,
+    part: str | Path | None = None,
 ) -> LoadedRun:
     """Load a model for many forward passes, with packed weights.
 
@@ -121,12 +135,14 @@ def load_packed(
         device: device of the model.
         expert_parallel: see `load_run`.
         adapter: see `load_run`.
+        part: see `load_run`.
 
     Raises:
         UserError: see `load_run`; or there are no kernels for 8-bit weights.
     """
     precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
-    loaded = load_run(run, checkpoint, device, precision, expert_parallel, adapter)
+    places = (device, precision, expert_parallel)
+    loaded = load_run(run, checkpoint, *places, adapter, merged=True, part=part)
     try:
         pack_weights(loaded.model, dtype == INT8)
     except ValueError as error:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +30,12 @@ from ds_seq.errors import UserError
 from ds_seq.generation.translate import BatchLimits
 from ds_seq.models import build_model
 from ds_seq.modules.attention import CrossAttention, SelfAttention
-from ds_seq.names import ATTENTION_KINDS, AttentionKind
+from ds_seq.names import ATTENTION_KINDS, AttentionKind, Stack
 from ds_seq.surgery.prune import Ids, calibration_batches
 from ds_seq.text.tokenizer import Symbols, VocabSizes
 from ds_seq.weights.fill import model_tensors
 
-_PLACES: dict[AttentionKind, tuple[str, str]] = {
+_PLACES: dict[AttentionKind, tuple[Stack, str]] = {
     "encoder": ("encoder", "self_attention"),
     "decoder": ("decoder", "self_attention"),
     "cross": ("decoder", "cross_attention"),
@@ -272,10 +273,17 @@ def _cuts(model: nn.Module, config: TransformerConfig, kept: Groups) -> dict[str
         else:
             parts = {"query": [own], "key_value": [shared, step + shared]}
         for part, rows in parts.items():
-            for tensor in ("weight", "bias"):
-                cuts[f"{prefix}.{part}.{tensor}"] = _Cut(0, torch.cat(rows))
-        cuts[f"{prefix}.output.weight"] = _Cut(1, own)
+            for map_name, tensor in product(_maps(config, stack, part), ("weight", "bias")):
+                cuts[f"{prefix}.{map_name}.{tensor}"] = _Cut(0, torch.cat(rows))
+        for map_name in _maps(config, stack, "output"):
+            cuts[f"{prefix}.{map_name}.weight"] = _Cut(1, own)
     return cuts
+
+
+def _maps(config: TransformerConfig, stack: Stack, name: str) -> list[str]:
+    """Return the names of a map in an attention: several with sets of parameters."""
+    sets = config.sets_of(stack)
+    return [name] if sets == 1 else [f"{name}.sets.{number}" for number in range(sets)]
 
 
 def _features(blocks: Sequence[int], width: int) -> Tensor:

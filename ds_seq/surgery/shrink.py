@@ -50,6 +50,10 @@ def student_config(
     Raises:
         UserError: the dense layers would have two different widths.
     """
+    if dense and teacher.model.lora is not None:
+        raise UserError(
+            "--dense: the model has low-rank changes; merge them first: ds-seq export --merge-lora"
+        )
     data = teacher.model_dump(mode="json")
     data["model"] |= {
         **{f"{stack}_layers": len(layers.of(stack)) for stack in STACKS},
@@ -145,7 +149,9 @@ def make_student(
         )
     tensors = dict(model_tensors(teacher))
     for name, dense in (merged or {}).items():
-        tensors |= {f"{name}.{part}": value for part, value in dense.named_parameters()}
+        sets = config.model.sets_of(cast(Stack, name.split(".")[0]))
+        for place in [name] if sets == 1 else [f"{name}.sets.{number}" for number in range(sets)]:
+            tensors |= {f"{place}.{part}": value for part, value in dense.named_parameters()}
     student = build_model(config.model, vocab, 1, 0, seed=config.train.seed)
     for name, tensor in model_tensors(student):
         value = tensors[_source(name, layers)]

@@ -24,7 +24,8 @@ from ds_seq.moe.branch import ConditionalBranch, ResidualBranch, SharedBranch
 from ds_seq.moe.experts import Experts, expert_generator
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.runs.open import open_run
-from ds_seq.weights.fill import fill, read_like
+from ds_seq.weights.fill import Allowed, Differences, fill, read_like
+from ds_seq.weights.selection import Selection, listed
 from ds_seq.weights.source import TensorSource
 
 # model options that do not affect the shapes of its tensors
@@ -60,7 +61,7 @@ class DenseTensors(NamedTuple):
     """(F,) each: the parameters of the norm of the hidden units, if there is one."""
 
 
-def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> None:
+def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> list[str]:
     """Fill a new model with the weights of the run `train.init_from`.
 
     Every rank reads only what it holds. Routers of upcycled layers keep their initial values.
@@ -69,6 +70,9 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
         model: a model built from `config`, on the CPU.
         config: experiment that names the other run and its checkpoint.
         fingerprint: `Tokenizers.fingerprint` of this run's data.
+
+    Returns:
+        Lines about what the run does not have, and about what is not used of it.
 
     Raises:
         UserError: the run does not exist, has another vocabulary, or its model does not fit.
@@ -83,12 +87,28 @@ def start_from(model: nn.Module, config: ExperimentConfig, fingerprint: str) -> 
             f"train.init_from: {train.init_from} has vocabulary {theirs[:12]}, the data "
             f"{fingerprint[:12]}; both need the same one"
         )
-    transfer(model, stored.weights, train.upcycle_noise)
+    allowed = Allowed(
+        Selection(train.allow_missing),
+        Selection(train.allow_unexpected),
+        ", unless train.allow_missing or train.allow_unexpected names them",
+    )
+    found = transfer(model, stored.weights, train.upcycle_noise, allowed)
     _check_shapeless(train.init_from, stored.model_config, config.model)
+    lines = []
+    if found.missing:
+        lines.append(f"train.init_from: new, not in {train.init_from}: {listed(found.missing)}")
+    if found.unexpected:
+        lines.append(f"train.init_from: left out of it: {listed(found.unexpected)}")
+    return lines
 
 
 @torch.no_grad()
-def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
+def transfer(
+    model: nn.Module,
+    source: TensorSource,
+    noise: float,
+    allowed: Allowed = Allowed(),  # noqa: B008  (immutable)
+) -> Differences:
     """Copy `source` into `model`, upcycling layers that are dense only in the source.
 
     Args:
@@ -96,9 +116,10 @@ def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
         source: tensors of the same model, possibly with dense layers instead of experts.
         noise: standard deviation of the noise added to the experts' matrices, relative to that of
             each matrix. The noise depends only on the seed and the global index of an expert.
+        allowed: what may differ between the two, apart from upcycled layers.
 
     Returns:
-        The number of layers upcycled.
+        What differs.
 
     Raises:
         UserError: the models do not fit.
@@ -110,9 +131,13 @@ def transfer(model: nn.Module, source: TensorSource, noise: float) -> int:
         if isinstance(module, MoeFeedForward) and f"{name}.up.weight" in keys
     }
     for name, layer in layers.items():
+        if f"{name}.up.lora.down" in keys or f"{name}.down.lora.down" in keys:
+            raise UserError(
+                f"{source.path}: {name} has a low-rank change, which experts cannot start from; "
+                "merge it first: ds-seq export --merge-lora"
+            )
         _upcycle(layer, name, source, noise)
-    fill(model, source, leave_out=list(layers))
-    return len(layers)
+    return fill(model, source, list(layers), allowed)
 
 
 def _upcycle(layer: MoeFeedForward, name: str, source: TensorSource, noise: float) -> None:

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
 from torch import nn
 
 from ds_seq.criterions import Criterion
 from ds_seq.distributed import World
+from ds_seq.errors import UserError
 from ds_seq.models import attach_adapters, build_model
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.optim import build_optimizer, build_scheduler, learning_rate, weight_decay
 from ds_seq.optim.param_groups import parameter_groups
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.tasks.base import Task
+from ds_seq.text.tokenizer import Tokenizer
 from ds_seq.training.engine import Engine
 from ds_seq.training.run_folder import RunSetup
 from ds_seq.training.trainable import freeze
 from ds_seq.weights.fill import load_weights
 
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Markers
 
-def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
-    """Build the model with the weights with which the run starts or resumes."""
+
+def build_start(setup: RunSetup, task: Task, world: World) -> tuple[nn.Module, list[str]]:
+    """Build the model with the weights with which the run starts or resumes.
+
+    Returns:
+        The model, and lines about weights that it takes from another run.
+    """
+    lines: list[str] = []
     train, sizes = setup.config.train, task.tokenizers.sizes
     part = world.rank % train.expert_parallel
     model = build_model(setup.config.model, sizes, train.expert_parallel, part, train.seed)
@@ -27,9 +40,25 @@ def build_start(setup: RunSetup, task: Task, world: World) -> nn.Module:
     if setup.checkpoint is not None:
         load_weights(model, setup.checkpoint, checked=True)
     elif train.init_from is not None:
-        start_from(model, setup.config, task.tokenizers.fingerprint)
+        lines = start_from(model, setup.config, task.tokenizers.fingerprint)
+    multiway = setup.config.model.multiway
+    markers = dict(model.named_children()).get("markers")  # an external model may have none
+    if multiway is not None and markers is not None and setup.checkpoint is None:
+        _mark(cast("Markers", markers), multiway.markers, task.tokenizers.source)
     freeze(model, train.freeze, train.trainable)
-    return model
+    return model, lines
+
+
+def _mark(model: Markers, markers: Mapping[str, int], tokenizer: Tokenizer) -> None:
+    """Tell a model which ids choose a set of its parameters; saved with its weights."""
+    ids = {piece: token for token, piece in enumerate(tokenizer.pieces(range(len(tokenizer))))}
+    for marker in markers:
+        if marker not in ids:
+            raise UserError(
+                f"model.multiway.markers: {marker!r} is no token of the source vocabulary; add it "
+                "to data.vocab.user_symbols and prepare the data again, or name one that is"
+            )
+    model.mark({ids[piece]: chosen for piece, chosen in markers.items()})
 
 
 def build_engine(setup: RunSetup, model: nn.Module, criterion: Criterion) -> Engine:

@@ -65,6 +65,7 @@ from ds_seq.training.run_folder import (
     set_up_history,
     write_run_files,
 )
+from ds_seq.training.run_log import RunLog
 from ds_seq.training.stages import StageWatch
 from ds_seq.training.state import full_shape
 from ds_seq.training.trainable import FrozenCheck, describe_frozen, has_frozen
@@ -227,7 +228,7 @@ def _build(
     """Build model, engine and trainer; a collective."""
     config, share = setup.config, open_share(train_set, world)
     with distributed.shared_errors():
-        model = build_start(setup, task, world)
+        model, start_notes = build_start(setup, task, world)
         is_auto = config.train.max_tokens == "auto"
         batches = None if is_auto else train_batches(config, task, train_set, world, share)
         tags = sorted(task.tokenizers.source.tag_ids)
@@ -251,8 +252,7 @@ def _build(
     done = 0 if progress is None else int(progress["update"])
     saves, messages = open_saves(setup, history, best, task.tokenizers.fingerprint, done, world)
     log = open_log(setup, batches, world, done)
-    for message in (*problems, *messages, *empty_batches(batches)):
-        log.say(f"ds-seq: warning: {message}")
+    _say_first(log, (*problems, *messages, *empty_batches(batches)), start_notes)
     if is_auto:
         log.say(f"train.max_tokens: {config.train.max_tokens:,}, found by trial")
     validator = Validator(
@@ -274,6 +274,14 @@ def _build(
             progress |= {"best_by": None}
         trainer.load_state_dict(progress)
     return trainer
+
+
+def _say_first(log: RunLog, warnings: Sequence[str], notes: Sequence[str]) -> None:
+    """Say what is known before the first update."""
+    for message in warnings:
+        log.say(f"ds-seq: warning: {message}")
+    for note in notes:
+        log.say(note)
 
 
 def _scorer(

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ds_seq.errors import UserError
 from ds_seq.moe.layer import MoeFeedForward
+from ds_seq.weights.selection import Selection, listed
 from ds_seq.weights.source import TensorFolder, TensorSource
 
 
@@ -55,9 +57,34 @@ def load_weights(model: nn.Module, folder: Path, checked: bool = False) -> None:
     fill(model, TensorFolder(folder, "weights", checked))
 
 
+class Allowed(NamedTuple):
+    """The differences between a model and a source that are no mistake."""
+
+    missing: Selection = Selection(())
+    """Tensors of the model that the source need not have; they keep their values."""
+    unexpected: Selection = Selection(())
+    """Tensors of the source that the model need not have."""
+    hint: str = ""
+    """What to do about a difference that is not allowed, to follow the message."""
+
+
+class Differences(NamedTuple):
+    """The differences between a model and the source that has filled it; all were allowed."""
+
+    missing: list[str]
+    """Tensors of the model that the source does not have."""
+    unexpected: list[str]
+    """Tensors of the source that the model does not have."""
+
+
 @torch.no_grad()
-def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) -> None:
-    """Copy all tensors of `source` into `model`; the tensors must match exactly.
+def fill(
+    model: nn.Module,
+    source: TensorSource,
+    leave_out: Sequence[str] = (),
+    allowed: Allowed = Allowed(),  # noqa: B008  (immutable)
+) -> Differences:
+    """Copy all tensors of `source` into `model`; the tensors must match as far as `allowed`.
 
     A rank reads only the experts that it holds.
 
@@ -65,13 +92,19 @@ def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) 
         model: model to fill.
         source: tensors to copy.
         leave_out: names of modules to skip; the source may hold any tensors for them.
+        allowed: what may differ.
+
+    Returns:
+        What differs.
 
     Raises:
         UserError: the source is damaged or belongs to another model.
     """
     offsets = expert_offsets(model)
     skipped = tuple(f"{name}." for name in leave_out)
-    expected = {key for key in source.keys() if key.startswith(skipped)}
+    keys = source.keys()
+    expected = {key for key in keys if key.startswith(skipped)}
+    missing = []
     for name, tensor in model_tensors(model):
         if name.startswith(skipped):
             continue
@@ -83,15 +116,31 @@ def fill(model: nn.Module, source: TensorSource, leave_out: Sequence[str] = ()) 
                 f"{source.path}: {name} has {stored} experts, the model expects {total}; "
                 "the checkpoint belongs to another model"
             )
+        if not stored and name not in keys:
+            missing.append(name)
+            continue
         tensor.copy_(read_like(source, name, tensor.shape, tensor.dtype, first))
         expected.update(source.keys_of(name, total))
-    foreign = sorted(source.keys() - expected)
-    if foreign:
-        raise UserError(
-            f"{source.path}: has {foreign[0]!r}, which the model does not have; "
-            "the checkpoint belongs to another model"
-        )
+    found = Differences(missing, sorted(keys - expected))
+    _refuse(source, found, allowed)
     source.verify()
+    return found
+
+
+def _refuse(source: TensorSource, found: Differences, allowed: Allowed) -> None:
+    """Refuse differences that are not allowed, all of them in one message."""
+    missing = [name for name in found.missing if not allowed.missing.has(name)]
+    foreign = [name for name in found.unexpected if not allowed.unexpected.has(name)]
+    problems = []
+    if missing:
+        problems.append(f"has no tensor {listed(missing)}")
+    if foreign:
+        problems.append(f"has {listed(foreign)}, which the model does not have")
+    if problems:
+        raise UserError(
+            f"{source.path}: {', and '.join(problems)}; the checkpoint belongs to another model"
+            f"{allowed.hint}"
+        )
 
 
 def read_like(

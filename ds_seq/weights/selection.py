@@ -15,6 +15,8 @@ _PARTS: Mapping[ModelPart, re.Pattern[str]] = {
     "adapters": re.compile(r".*\.adapters\.for_"),
     "lora": re.compile(r".*\.lora\."),
 }
+_LAYER = re.compile(r"\.\d+\.")
+_MOST_LISTED = 20
 _ADAPTER = re.compile(r".*\.adapters\.for_([^.]+)\.")
 
 
@@ -22,6 +24,23 @@ def adapter_of(name: str) -> str | None:
     """Return the id of the adapter that a tensor belongs to; None for any other tensor."""
     found = _ADAPTER.match(name)
     return None if found is None else found[1]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return a list of tensors for a message, those of layers that differ in number as one entry.
+
+    Args:
+        names: names of tensors; layers are numbered in them.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_LAYER.sub(".*.", name), []).append(name)
+    entries = [
+        repr(own[0]) if len(own) == 1 else f"{pattern!r} ({len(own)})"
+        for pattern, own in groups.items()
+    ]
+    more = len(entries) - _MOST_LISTED
+    return ", ".join(entries[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 class Selection:

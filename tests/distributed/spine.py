@@ -22,6 +22,8 @@ from ds_seq.criterions.cross_entropy import CrossEntropy
 from ds_seq.criterions.model_and_base import ModelAndBase
 from ds_seq.data.batch import Batch
 from ds_seq.models.build import build_seq2seq
+from ds_seq.models.seq2seq import Seq2SeqTransformer
+from ds_seq.modules.multiway import Markers
 from ds_seq.moe.balance import BiasBalancer
 from ds_seq.moe.engine import connect_expert_parallel
 from ds_seq.moe.layer import MoeFeedForward
@@ -138,6 +140,7 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
         distributed.rank() % expert_parallel,
         seed=5,
     )
+    _mark(net)
     if prepare is not None:
         prepare(net)
     if checkpoint is not None:
@@ -163,6 +166,12 @@ def make_engine(  # noqa: PLR0913 - a builder: one argument for each choice
     if checkpoint is not None:
         restore(engine, checkpoint)
     return engine
+
+
+def _mark(net: Seq2SeqTransformer) -> None:
+    """Let two ids choose sets of parameters, so that some batches have no token of the second."""
+    if isinstance(net.markers, Markers):
+        net.markers.mark({5: 1, 6: 0})
 
 
 def train(engine: Engine, updates: range, before_step: Callable[[], None] = lambda: None) -> Steps:
@@ -215,6 +224,7 @@ def emulate(
 ) -> Result:
     """The same training in one process and in plain torch: what every layout has to equal."""
     net = build_seq2seq(model or model_config(), VOCAB, 1, 0, seed=5).train()
+    _mark(net)
     own = build_optimizer(optimizer, parameter_groups(net, 0.01))
     criterion, balancer, steps = make_criterion(loss_weights), BiasBalancer(net), []
     gradients: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import threading
@@ -15,18 +16,20 @@ from torch import Tensor, nn
 from ds_seq import distributed
 from ds_seq.config.optim import AdamConfig
 from ds_seq.distributed.exchange import Exchange
-from ds_seq.errors import EXIT_USER_ERROR, UserError
+from ds_seq.errors import EXIT_RANK_LOST, EXIT_USER_ERROR, UserError
 from ds_seq.training import background
 from ds_seq.training.checkpoint import CheckpointStore
+from ds_seq.training.checkpoint_folder import repair
 from ds_seq.training.engine import Engine
 from ds_seq.training.saves import Saves
-from ds_seq.training.slices import HostMemory
+from ds_seq.training.slices import HostMemory, Mail
 from ds_seq.training.snapshot import take
 from ds_seq.training.state import WEIGHT, FullState
 from ds_seq.weights.fill import expert_offsets, persistent_buffers
 from ds_seq.weights.source import expert_key
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.distributed.killable import ranks
 from tests.saving import save_and_wait
 from tests.values import progress_at
 
@@ -128,8 +131,8 @@ def _assembled() -> list[tuple[list[str], list[str], bool]]:
 
 
 def test_slices_of_all_ranks_make_up_the_tensors_that_deepspeed_gathers() -> None:
-    ranks = run_distributed(_assembled, 4, timeout=100.0)
-    for layout in zip(*ranks, strict=True):
+    of_ranks = run_distributed(_assembled, 4, timeout=100.0)
+    for layout in zip(*of_ranks, strict=True):
         all_names = {name for whole, _, _ in layout for name in whole}
         written = [name for _, own, _ in layout for name in own]
         assert sorted(written) == sorted(all_names), "each tensor is written once"
@@ -194,3 +197,29 @@ def _end_without_finish(root: Path) -> list[str]:
 
 def test_a_run_that_fails_still_completes_what_it_has_begun_to_write(tmp_path: Path) -> None:
     assert run_distributed(_end_without_finish, 2, tmp_path)[0] == ["index.json", "update_00000001"]
+
+
+def _killed_before_it_sends(root: Path) -> int:
+    """Rank 1 is killed while rank 0 waits, in its thread, for slices."""
+    world = distributed.discover(os.environ)
+    distributed.init(world)
+    with distributed.watched(world, 30.0):
+        engine = _engine(1, 1)
+        store = CheckpointStore(root / "checkpoints", 2, 1, True)
+        save_and_wait(store, engine, 1, progress_at(1))
+        if distributed.rank() == 1:
+            # the slices of the rank are copied, and not sent
+            Mail.deliver = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        store.start(engine, 2, progress_at(2), None, {}, in_background=True)
+        store.finish()
+    return 0
+
+
+def test_a_rank_that_is_killed_while_slices_travel_ends_the_others(tmp_path: Path) -> None:
+    with ranks(lambda: _killed_before_it_sends(tmp_path), 2, tmp_path) as processes:
+        first, second = processes.wait([0, 1], 25.0)  # before the watchdog has a say
+    assert second.code == -signal.SIGKILL
+    assert first.code == EXIT_RANK_LOST, first.text
+    repair(tmp_path / "checkpoints")
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["index.json", "update_00000001"], "the one before is intact"

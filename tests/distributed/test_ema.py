@@ -21,6 +21,7 @@ from ds_seq.weights.meta import EMA
 from ds_seq.weights.source import TensorFolder
 from tests.distributed import spine
 from tests.distributed.harness import run_distributed
+from tests.saving import save_and_wait
 from tests.values import progress_at
 
 UPDATES, AFTER = 10, 2  # before a save and after it
@@ -118,7 +119,7 @@ def _train(folder: Path, case: Case) -> Found:
         model.append(_model_weights(engine))
     model.append(_model_weights(engine))
     store = CheckpointStore(folder / str(case) / "checkpoints", 1, 1, True)
-    store.save(engine, UPDATES, progress_at(UPDATES), None)
+    save_and_wait(store, engine, UPDATES, progress_at(UPDATES))
     later = []
     for _ in range(2):
         spine.train(engine, range(UPDATES, UPDATES + AFTER))

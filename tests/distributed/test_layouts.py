@@ -58,6 +58,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
             embedding_norm=True,
             adapters={"ids": ["a"], "active": "a", "gate": True},
             linear="bitnet",
+            multiway={"markers": {"a": 0, "b": 1}},
+            moe=MoeConfig(
+                num_experts=4, top_k=2, capacity_factor=None, placement="decoder", every=1
+            ),
         )
     },
     "other_axes": {
@@ -68,6 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             activation="relu_squared",
             share_embeddings="none",
             embedding_dim=8,
+            lora={"rank": 2, "modules": ["query", "value", "down", "experts"]},
         )
     },
 }

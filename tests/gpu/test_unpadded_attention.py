@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ds_seq.models.seq2seq import padding_mask
 from ds_seq.modules import unpadded_attention
-from ds_seq.modules.attention import KeyValue, attend, padding_mask
+from ds_seq.modules.attention import attend
+from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.unpadded_attention import lengths_of, serves
 
 pytestmark = pytest.mark.gpu

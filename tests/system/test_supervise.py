@@ -156,8 +156,9 @@ def stop(number, frame):
     end(0)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, stop)
-live()
-time.sleep(60)
+while True:
+    live()
+    time.sleep(0.1)
 """
     with started(_command(tmp_path, does)) as running:
         beats = tmp_path / "supervise" / "heartbeats"

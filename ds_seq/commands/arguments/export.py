@@ -28,4 +28,9 @@ def build_parser() -> CommandParser:
         "packed in 1.6 bits each (1 if binary); ctranslate2, a folder for that runtime (needs the "
         "package ctranslate2); hf, a folder that transformers opens (needs the package "
         "tokenizers)")  # fmt: skip
+    add("--only", nargs="+", default=[], metavar="PART",
+        help="write only adapters, adapters.ID or lora, to a file that belongs to the model "
+        "without them: `ds-seq generate MODEL --part FILE`")  # fmt: skip
+    add("--merge-lora", action="store_true",
+        help="merge low-rank changes (model.lora) into the weights")  # fmt: skip
     return parser

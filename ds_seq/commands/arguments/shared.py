@@ -42,12 +42,17 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:
-    """Add the option that chooses an adapter."""
+    """Add the options that choose an adapter and a part of a model."""
     parser.add_argument(
         "--adapter",
         metavar="ID",
         help="adapter that all sentences pass through; none: no adapter (default: as "
         "model.adapters says, by the tag of a sentence)",
+    )
+    parser.add_argument(
+        "--part",
+        metavar="FILE",
+        help="file written by `ds-seq export --only`: adapters or low-rank changes for this model",
     )
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.compat.fairseq.refusals import Refusals
+from ds_seq.names import STACKS
 
-_STACKS = ("encoder", "decoder")
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "silu": "silu", "swish": "silu"}
 
 
@@ -18,14 +18,14 @@ def adapters_section(given: Given, refusals: Refusals) -> dict[str, Any] | None:
         given: the arguments.
         refusals: gets what no adapters of ds_seq have.
     """
-    stacks = [stack for stack in _STACKS if given[f"{stack}_add_adapters"]]
+    stacks = [stack for stack in STACKS if given[f"{stack}_add_adapters"]]
     if not stacks:
         return None
     values: dict[str, Any] = {}
     for what in ("adapter_ids", "adapter_reduction_factor", "train_adapter", "adapter_use_gating"):
         values[what] = given[f"{stacks[0]}_{what}"]
         if any(given[f"{stack}_{what}"] != values[what] for stack in stacks):
-            first, second = (given.name(f"{stack}_{what}") for stack in _STACKS)
+            first, second = (given.name(f"{stack}_{what}") for stack in STACKS)
             refusals.add(f"{first}, {second}: one pool has one value; give both the same")
     names = [name.strip() for name in (values["adapter_ids"] or "").split(",") if name.strip()]
     for what in ("adapter_ids", "adapter_reduction_factor"):
@@ -48,7 +48,7 @@ def adapters_section(given: Given, refusals: Refusals) -> dict[str, Any] | None:
 
 def trained_adapter(given: Given) -> str | None:
     """Return the adapter that is trained, everything else being frozen; None if there is none."""
-    for stack in _STACKS:
+    for stack in STACKS:
         if given[f"{stack}_add_adapters"] and given[f"{stack}_train_adapter"]:
             return str(given[f"{stack}_train_adapter"])
     return None

@@ -10,6 +10,7 @@ from typing import Any
 from ds_seq.compat.fairseq.adapters import adapters_section
 from ds_seq.compat.fairseq.architectures import HAS_EXPERTS
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.lora import lora_section
 from ds_seq.compat.fairseq.refusals import Refusals
 from ds_seq.plugins import nearest
 
@@ -65,7 +66,11 @@ def model_section(given: Given, refusals: Refusals) -> dict[str, Any]:
         section["activation_checkpointing"] = True
     if section.pop("halved", False):
         section["ffn_dim"] //= 2
-    parts = {"adapters": adapters_section(given, refusals), "moe": _moe(given, refusals)}
+    parts = {
+        "adapters": adapters_section(given, refusals),
+        "lora": lora_section(given, refusals),
+        "moe": _moe(given, refusals),
+    }
     return section | {name: part for name, part in parts.items() if part is not None}
 
 

@@ -72,7 +72,7 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--encoder-use-glu", "switch", False, "model.activation", _ONE_FOR_BOTH),
     becomes("--decoder-use-glu", "switch", False, "model.activation", _ONE_FOR_BOTH),
     idle("--attn-implementation", "text", "fairseq", "attention always takes the fused kernels"),
-    refused("--lora-args", "text", None, "LoRA cannot be translated yet; leave it out"),
+    becomes("--lora-args", "json", None, "model.lora, train.trainable"),
     becomes("--encoder-add-adapters", "switch", False, "model.adapters.stacks"),
     becomes("--decoder-add-adapters", "switch", False, "model.adapters.stacks"),
     becomes("--encoder-adapter-reduction-factor", "int", None, "model.adapters.reduction"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ds_seq.compat.fairseq.adapters import trained_adapter
 from ds_seq.compat.fairseq.command import Given
+from ds_seq.compat.fairseq.lora import PART
 from ds_seq.compat.fairseq.refusals import Refusals
 
 _ALL = 1_000_000  # checkpoints: more than any run writes
@@ -91,6 +92,16 @@ class TrainReader:
             section["background_save"] = True
         if given["heartbeat_timeout"] > 0:
             section["hang_seconds"] = float(given["heartbeat_timeout"])
+        section |= self._trained_weights()
+        if given["wandb_project"]:
+            section["trackers"] = ["wandb"]
+        if given["run_sanity_validation_steps"]:
+            section["sanity_validation_batches"] = _ALL
+        return section
+
+    def _trained_weights(self) -> dict[str, Any]:
+        """Return which weights are trained, and their average."""
+        given, section = self.given, dict[str, Any]()
         if given["store_ema"]:
             decay, every = given["ema_decay"], given["ema_update_freq"]
             section["ema"] = {"decay": decay, "warmup": 0, "every": every}
@@ -99,10 +110,8 @@ class TrainReader:
         trained = trained_adapter(given)
         if trained is not None:
             section["trainable"] = [f"adapters.{trained}"]
-        if given["wandb_project"]:
-            section["trackers"] = ["wandb"]
-        if given["run_sanity_validation_steps"]:
-            section["sanity_validation_batches"] = _ALL
+        if given["lora_args"] is not None:
+            section["trainable"] = [*section.get("trainable", []), PART]
         return section
 
     def _accumulate(self) -> int:

@@ -156,7 +156,7 @@ class Estimate:
     def _traffic(self, layout: Layout) -> list[Collective]:
         limit = self.buffers.persistent
         counts = parameters(self.config, self.size, layout, limit)
-        return traffic(self.config, self.model, counts, layout, self.batch)
+        return traffic(self.config, self.model, counts, layout, self.batch, self.buffers.live)
 
 
 def estimate(

@@ -20,6 +20,7 @@ _FLOAT = 4
 _WHOLE = 3  # stage that divides the weights
 _DEFAULT_BUCKET = 500_000_000
 _DEFAULT_PERSISTENT = 100_000
+_DEFAULT_LIVE = 1_000_000_000
 
 
 class Layout(NamedTuple):
@@ -44,12 +45,14 @@ class Buffers:
         num_buckets: how many there are.
         persistent: largest parameter that stage 3 does not divide.
         offloads: whether optimizer states are on the host.
+        live: weights that stage 3 keeps gathered between forward and backward.
     """
 
     bucket: int = _DEFAULT_BUCKET
     num_buckets: int = 1
     persistent: int = _DEFAULT_PERSISTENT
     offloads: bool = False
+    live: int = _DEFAULT_LIVE
 
     @classmethod
     def of(cls, engine: Mapping[str, Any]) -> Buffers:
@@ -61,6 +64,10 @@ class Buffers:
             2 if zero.get("overlap_comm") and zero_stage(engine) < _WHOLE else 1,
             int(zero.get("stage3_param_persistence_threshold", _DEFAULT_PERSISTENT)),
             isinstance(offload, Mapping) and offload.get("device", "none") != "none",
+            min(
+                int(zero.get(f"stage3_max_{key}", _DEFAULT_LIVE))
+                for key in ("live_parameters", "reuse_distance")
+            ),
         )
 
 
@@ -129,6 +136,8 @@ def _small(config: ExperimentConfig, dense: int, limit: int) -> float:
     """Return how many of the dense parameters are in tensors of at most `limit` numbers."""
     model, vocab = config.model, config.data.vocab
     d, head = model.d_model, model.head_width(model.d_model)
+    if limit < d:  # not even biases and norms
+        return 0.0
     kv, attention = (model.num_kv_heads or model.num_heads) * head, model.num_heads * head
     tables = [vocab.target_side.size, vocab.source_side.size]
     inputs = tables[:1] if model.shares_inputs else tables
@@ -216,7 +225,7 @@ def states(
     elif layout.stage < _WHOLE:
         found = _divided_gradients(size, counts, buffers, accumulates)
     else:
-        found = _divided_weights(size, counts, layout)
+        found = _divided_weights(size, counts, layout, buffers.live)
     return replace(found, optimizer=optimizer)
 
 
@@ -260,7 +269,7 @@ def _divided_gradients(
     )
 
 
-def _divided_weights(size: _Bytes, counts: Parameters, layout: Layout) -> States:
+def _divided_weights(size: _Bytes, counts: Parameters, layout: Layout, live: int) -> States:
     """Stage 3: weights are gathered for a batch, and those that are used again stay."""
     small = min(counts.small, size.total)
     divided = size.total - small if layout.ranks > 1 else 0.0
@@ -270,7 +279,7 @@ def _divided_weights(size: _Bytes, counts: Parameters, layout: Layout) -> States
         weights=(size.part + small) * size.width,
         kept_gradients=size.part * size.sums,
         gradients=size.part * size.sums,
-        gathered=divided * size.width,
+        gathered=min(divided, max(live, counts.table)) * size.width,
         buckets=size.bucket * size.width,
         reducing=(2 * size.used + counts.table) * size.width,
         stepping=size.part * _FLOAT if size.width < _FLOAT else 0.0,

@@ -48,6 +48,7 @@ def traffic(
     counts: Parameters,
     layout: Layout,
     batch: BatchShape,
+    live: int,
 ) -> list[Collective]:
     """Return the collectives of one update of one rank.
 
@@ -57,35 +58,38 @@ def traffic(
         counts: parameters of one device.
         layout: where it runs.
         batch: each batch of the rank.
+        live: weights that stage 3 keeps gathered between forward and backward.
     """
-    found = [*_gradients(config, counts, layout)]
+    found = [*_gradients(config, counts, layout, live)]
     if model.moe is not None and layout.expert_parallel > 1:
         found += _exchanges(config, model, model.moe, layout, batch)
     return [each for each in found if each.group > 1 and each.size]
 
 
 def _gradients(
-    config: ExperimentConfig, counts: Parameters, layout: Layout
+    config: ExperimentConfig, counts: Parameters, layout: Layout, live: int
 ) -> Iterator[Collective]:
     width, batches = WIDTH[config.train.precision], config.train.accumulate
-    parts = (
-        ("dense", counts.dense, layout.ranks),
-        ("experts", counts.experts, layout.replicas),
-    )
+    parts = [
+        ("", counts.dense, layout.ranks),
+        (" of experts", counts.experts, layout.replicas),
+    ]
     if layout.expert_parallel == 1:
-        parts = (("weights", counts.total, layout.ranks), ("experts", 0.0, 1))
+        parts = [("", counts.total, layout.ranks)]
     for name, count, group in parts:
         size = count * width
         if layout.stage < 3:
             times = batches if layout.stage == 2 else 1
-            yield Collective("all_reduce", f"gradients, {name}", group, 0, times * size)
+            yield Collective("all_reduce", f"gradients{name}", group, 0, times * size)
             if layout.stage:
-                yield Collective("all_gather", f"weights, {name}", group, 0, size)
+                yield Collective("all_gather", f"weights{name}", group, 0, size)
             continue
-        small = min(counts.small, count) if name != "experts" else 0.0
-        gathered = batches * (count - small) * width
-        yield Collective("all_gather", f"weights, {name}", group, 0, gathered)
-        yield Collective("reduce_scatter", f"gradients, {name}", group, 0, batches * size)
+        small = min(counts.small, count) if not name else 0.0
+        # for forward and backward, unless they stay in between
+        times = 1 if counts.total - counts.small <= live else 2
+        gathered = batches * times * (count - small) * width
+        yield Collective("all_gather", f"weights{name}", group, 0, gathered)
+        yield Collective("reduce_scatter", f"gradients{name}", group, 0, batches * size)
         if small:
             yield Collective("all_gather", "weights that stay whole", group, 0, small * width)
 

@@ -20,8 +20,13 @@ Theta = Annotated[float, Field(gt=1.0, le=1e9)]
 class AnyPositionsConfig(NamedConfig):
     """What holds for a kind of positions unless its section says otherwise."""
 
-    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
-        """Return incompatible settings as (field, message) pairs; any width is supported."""
+    def errors(self, d_model: int, head_dim: int) -> list[tuple[str, str]]:
+        """Return incompatible settings as (field, message) pairs; any width is supported.
+
+        Args:
+            d_model: width of the model.
+            head_dim: width of an attention head.
+        """
         return []
 
     def num_params(self, d_model: int, max_positions: int, num_heads: int) -> int:
@@ -44,7 +49,7 @@ class SinusoidalConfig(AnyPositionsConfig):
         "fairseq, or `exclusive` as in the paper and Marian.",
     )
 
-    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, head_dim: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
         if d_model % 2:
             return [("d_model", f"sinusoidal positions need an even width, not {d_model}")]
@@ -100,9 +105,9 @@ class RotaryConfig(AnyPositionsConfig):
             raise FieldErrors([("original_length", message)])
         return self
 
-    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, head_dim: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        return _odd_head("rotary", d_model, num_heads, head_dim)
+        return _odd_head("rotary", head_dim)
 
 
 class XPosConfig(AnyPositionsConfig):
@@ -119,9 +124,9 @@ class XPosConfig(AnyPositionsConfig):
         "with the second.",
     )
 
-    def errors(self, d_model: int, num_heads: int, head_dim: int | None) -> list[tuple[str, str]]:
+    def errors(self, d_model: int, head_dim: int) -> list[tuple[str, str]]:
         """Return incompatible settings as (field, message) pairs."""
-        return _odd_head("xpos", d_model, num_heads, head_dim)
+        return _odd_head("xpos", head_dim)
 
 
 class AlibiConfig(AnyPositionsConfig):
@@ -155,13 +160,10 @@ class BucketsConfig(AnyPositionsConfig):
         return self.num_buckets * num_heads
 
 
-def _odd_head(
-    name: str, d_model: int, num_heads: int, head_dim: int | None
-) -> list[tuple[str, str]]:
-    width, rest = divmod(d_model, num_heads) if head_dim is None else (head_dim, 0)
-    if width % 2 and not rest:  # a remainder is reported by `num_heads`
-        needs = f"{name} rotates pairs of features, so d_model / num_heads must be even"
-        return [("positions", f"{needs}, not {width}")]
+def _odd_head(name: str, head_dim: int) -> list[tuple[str, str]]:
+    if head_dim % 2:
+        needs = f"{name} rotates pairs of features, so the width of a head must be even"
+        return [("positions", f"{needs}, not {head_dim}")]
     return []
 
 

@@ -12,8 +12,10 @@ from ds_seq.config.model.adapters import AdapterFields
 from ds_seq.config.model.embedding import EmbeddingFields
 from ds_seq.config.model.ffn import FfnFields
 from ds_seq.config.model.linear import LinearFields
+from ds_seq.config.model.lora import LoraFields
 from ds_seq.config.model.mixer import MIXERS_PER_LAYER, MixerFields
 from ds_seq.config.model.moe import MoeFields
+from ds_seq.config.model.multiway import MultiwayFields
 from ds_seq.config.model.norm import NormFields
 from ds_seq.config.model.positions import PositionFields
 from ds_seq.config.model.presets import PresetFields
@@ -44,8 +46,10 @@ class ModelSize:
 
 # Fields are listed in the order of the bases, from the last to the first.
 class TransformerFields(
+    LoraFields,
     AdapterFields,
     MoeFields,
+    MultiwayFields,
     EmbeddingFields,
     PositionFields,
     NormFields,
@@ -82,10 +86,17 @@ class TransformerConfig(TransformerFields):
             *self.ffn_errors(),
             *self.embedding_errors(self.d_model),
             *self.residual_errors(),
-            *self.positions.errors(self.d_model, self.num_heads, self.head_dim),
+            *self.positions.errors(self.d_model, self.head_width(self.d_model)),
             *self.moe_errors(),
+            *self.multiway_errors(self.lora is not None),
             *self.adapter_errors(),
+            *self._low_rank_errors(),
         ]
+
+    def _low_rank_errors(self) -> list[tuple[str, str]]:
+        if self.lora is not None and self.pruned_heads is not None:
+            return [("lora", "cannot change attentions without some heads (pruned_heads)")]
+        return self.lora_errors(self.linear.packed_bits is None, self.moe is not None)
 
     def _head_errors(self) -> list[tuple[str, str]]:
         if self.pruned_heads is None:
@@ -114,11 +125,12 @@ class TransformerConfig(TransformerFields):
         """Return the weights of the maps of all layers that `linear` is about, without biases."""
         total = 0
         for stack in self.stacks:
-            total += self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
-            total -= self.pruned_weights(self.d_model, stack)
+            sets = self.sets_of(stack)
+            mixers = self.layers_of(stack) * self.mixer_weights(self.d_model, stack)
+            total += sets * (mixers - self.pruned_weights(self.d_model, stack))
             for num_experts in self.expert_counts(stack):
                 if self.moe is None or num_experts == 0:
-                    total += self.ffn_weights(self.d_model, self.ffn_dim)
+                    total += sets * self.ffn_weights(self.d_model, self.ffn_dim)
                     continue
                 width = self.moe.ffn_dim or self.ffn_dim
                 total += num_experts * self.ffn_weights(self.d_model, width)
@@ -134,34 +146,49 @@ class TransformerConfig(TransformerFields):
             norms += norm
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
             norms += depth * norm
-        size = _dense(
-            depth * self.mixer_params(self.d_model, stack, self.norm.num_params)
-            - self.pruned_params(self.d_model, stack)
-            + norms
-            + self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
-        )
-        for num_experts in self.expert_counts(stack):
-            size += self._ffn_size(num_experts)
+        size = _dense(depth * self._mixers(stack) - self.pruned_params(self.d_model, stack) + norms)
+        counts = self.expert_counts(stack)
+        for _ in range(counts.count(0)):
+            size += self._ffn_size(0, stack)
+        further = self.sets_of(stack) - 1  # of which a token uses none
+        size += ModelSize(further * size.total, 0)
+        for num_experts in filter(None, counts):
+            size += self._ffn_size(num_experts, stack)
+        positions = self.positions.num_params(self.d_model, self.max_positions, self.num_heads)
         adapters = (self.adapter_params(stack, norm), self.active_adapter_params(stack, norm))
-        return size + ModelSize(*(depth * count for count in adapters))
+        size += ModelSize(*(depth * count for count in adapters))
+        return size + _dense(positions)
 
-    def _ffn_size(self, num_experts: int) -> ModelSize:
+    def _mixers(self, stack: Stack) -> int:
+        """Return the parameters of the attentions of one layer, with their changes."""
+        attentions = self.mixer_params(self.d_model, stack, self.norm.num_params)
+        return attentions + self.attention_changes(stack)
+
+    def attention_changes(self, stack: Stack) -> int:
+        """Return the parameters of the low-rank changes of the attentions of one layer."""
+        head = self.head_width(self.d_model)
+        widths = (self.num_heads * head, (self.num_kv_heads or self.num_heads) * head)
+        return self.mixer_lora_params(stack, *widths, MIXERS_PER_LAYER[stack])
+
+    def _ffn_size(self, num_experts: int, stack: Stack) -> ModelSize:
         """Return the size of a dense feed-forward, or of experts with router and dense branch."""
         if self.moe is None or num_experts == 0:
-            return _dense(self._one_ffn(self.ffn_dim))
+            return _dense(self._one_ffn(self.ffn_dim, stack))
         width = self.moe.ffn_dim or self.ffn_dim
-        expert = self._one_ffn(width)
+        expert = self._one_ffn(width, stack, is_expert=True)
         experts = ModelSize(
             num_experts * expert, self.moe.top_k * expert, experts=num_experts * expert
         )
         dense_width = self.moe.dense_width(width)
-        branch = self._one_ffn(dense_width) if dense_width else 0
+        branch = self._one_ffn(dense_width, stack) if dense_width else 0
         shared = branch + self.moe.num_params(self.d_model, num_experts)
         return experts + _dense(shared)
 
-    def _one_ffn(self, width: int) -> int:
-        inner = self.norm.num_params(self.inner_width(width)) if self.has_inner_norms else 0
-        return self.ffn_params(self.d_model, width) + inner
+    def _one_ffn(self, width: int, stack: Stack, is_expert: bool = False) -> int:
+        inner = self.inner_width(width)
+        norm = self.norm.num_params(inner) if self.has_inner_norms else 0
+        changes = self.ffn_lora_params(stack, inner, 2 if self.is_gated else 1, is_expert)
+        return self.ffn_params(self.d_model, width) + norm + changes
 
 
 def _dense(count: int) -> ModelSize:

@@ -54,8 +54,16 @@ class FeedForwards:
         """Build the feed-forward of layer `index` of a stack; called in the order of the layers."""
         num_experts = self.cfg.experts_in(stack, index)
         if self.cfg.moe is None or num_experts == 0:
-            return self._dense(self.cfg.ffn_dim)
+            return self._of_sets(self.cfg.sets_of(stack))
         return self._sparse(self.cfg.moe, num_experts)
+
+    def _of_sets(self, sets: int) -> Body:
+        feed_forwards = [self._dense(self.cfg.ffn_dim) for _ in range(sets)]
+        if sets == 1:
+            return feed_forwards[0]
+        from ds_seq.modules.multiway import MultiwayFeedForward
+
+        return MultiwayFeedForward(feed_forwards)
 
     def _dense(self, ffn_dim: int) -> FeedForward:
         cfg = self.cfg

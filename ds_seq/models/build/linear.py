@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.config.model.linear import BitNetConfig
@@ -13,14 +13,27 @@ if TYPE_CHECKING:
     from ds_seq.modules.bitlinear import Bits
 
 
-def linear_maker(cfg: TransformerConfig) -> LinearMaker:
-    """Return what makes the maps of all layers; imported only if the model has such maps."""
-    bits = make_bits(cfg)
-    if bits is None:
-        return Linear if cfg.linear_bias else partial(Linear, bias=False)
-    from ds_seq.modules.bitlinear import BitLinear
+def linear_maker(cfg: TransformerConfig, sets: int = 1) -> LinearMaker:
+    """Return what makes the maps of all layers; imported only if the model has such maps.
 
-    return partial(BitLinear, bits=bits, bias=cfg.linear_bias)
+    Args:
+        cfg: config of the model.
+        sets: number of sets of parameters, each with a map of its own.
+    """
+    bits = make_bits(cfg)
+    make: LinearMaker = Linear if cfg.linear_bias else partial(Linear, bias=False)
+    if bits is not None:
+        from ds_seq.modules.bitlinear import BitLinear
+
+        make = partial(BitLinear, bits=bits, bias=cfg.linear_bias)
+    if sets == 1:
+        return make
+    from ds_seq.modules.multiway import Multiway
+
+    def make_all(*sizes: int, **options: Any) -> Any:
+        return Multiway([make(*sizes, **options) for _ in range(sets)])
+
+    return make_all
 
 
 def make_bits(cfg: TransformerConfig) -> Bits | None:

@@ -14,9 +14,11 @@ from ds_seq.names import Stack
 def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
     """Make the self-attention of a layer; in a decoder, tokens attend to the past only."""
     causal = stack == "decoder"
-    norms = _query_key_norms(cfg)
+    sets = cfg.sets_of(stack)
+    norms = _query_key_norms(cfg, sets)
     if cfg.has_inner_norms:
-        norms = norms._replace(output=make_norm(cfg, cfg.num_heads * cfg.head_width(cfg.d_model)))
+        width = cfg.num_heads * cfg.head_width(cfg.d_model)
+        norms = norms._replace(output=make_norm(cfg, width, sets))
     return SelfAttention(
         cfg.d_model,
         cfg.num_heads,
@@ -25,7 +27,7 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
         make_rotary(cfg, causal),
         cfg.num_kv_heads,
         norms,
-        linear_maker(cfg),
+        linear_maker(cfg, sets),
         cfg.head_dim,
         cfg.kept_heads(stack, layer),
     )
@@ -33,20 +35,21 @@ def make_self_mixer(cfg: TransformerConfig, stack: Stack, layer: int) -> Body:
 
 def make_cross_mixer(cfg: TransformerConfig, layer: int) -> Body:
     """Make the attention of a layer's target tokens to the source."""
+    sets = cfg.sets_of("decoder")
     return CrossAttention(
         cfg.d_model,
         cfg.num_heads,
         cfg.attention_dropout,
         cfg.num_kv_heads,
-        _query_key_norms(cfg),
-        linear_maker(cfg),
+        _query_key_norms(cfg, sets),
+        linear_maker(cfg, sets),
         cfg.head_dim,
         cfg.kept_heads("cross", layer),
     )
 
 
-def _query_key_norms(cfg: TransformerConfig) -> AttentionNorms:
+def _query_key_norms(cfg: TransformerConfig, sets: int) -> AttentionNorms:
     if not cfg.query_key_norm:
         return AttentionNorms()
     width = cfg.head_width(cfg.d_model)
-    return AttentionNorms(make_norm(cfg, width), make_norm(cfg, width))
+    return AttentionNorms(make_norm(cfg, width, sets), make_norm(cfg, width, sets))

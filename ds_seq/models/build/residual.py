@@ -19,12 +19,13 @@ def make_residual(cfg: TransformerConfig, stack: Stack, index: int) -> Residual:
     depth = cfg.layers_of(stack)
     drop_path = cfg.drop_path * index / (depth - 1) if depth > 1 else cfg.drop_path
     scale = _depth_scale(cfg, stack).skip
-    return Residual(make_norm(cfg), cfg.dropout, cfg.normalizes_first, drop_path, scale)
+    norm = make_norm(cfg, sets=cfg.sets_of(stack))
+    return Residual(norm, cfg.dropout, cfg.normalizes_first, drop_path, scale)
 
 
-def make_final_norm(cfg: TransformerConfig) -> nn.Module | None:
+def make_final_norm(cfg: TransformerConfig, stack: Stack) -> nn.Module | None:
     """Make the final norm of a pre-norm stack; None for post-norm."""
-    return make_norm(cfg) if cfg.normalizes_first else None
+    return make_norm(cfg, sets=cfg.sets_of(stack)) if cfg.normalizes_first else None
 
 
 @torch.no_grad()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor, nn
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models.build.embedding import make_tables
@@ -16,6 +21,9 @@ from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack, SubLayer, TransformerLayer
 from ds_seq.modules.body import Body
 from ds_seq.names import Stack as StackName
+
+if TYPE_CHECKING:
+    from ds_seq.modules.multiway import Ways
 
 
 def build_seq2seq(
@@ -51,7 +59,12 @@ def build_seq2seq(
             output=tables.output,
             max_positions=cfg.max_positions,
             routes_by_tag=routes_by_tag(cfg),
+            markers=_markers(cfg, source_vocab_size or vocab_size),
         )
+    if cfg.lora is not None:
+        from ds_seq.models.build.lora import add_lora
+
+        add_lora(model, cfg)
     initialize(model, seed)
     scale_initial(model, cfg)
     if cfg.adapters is not None:
@@ -111,14 +124,33 @@ def _layer(
 
 
 def _stack(cfg: TransformerConfig, stack: StackName, layers: list[TransformerLayer]) -> Stack:
+    sets = cfg.sets_of(stack)
     return Stack(
         layers,
         make_rows(cfg),
-        make_final_norm(cfg),
+        make_final_norm(cfg, stack),
         cfg.dropout,
         cfg.activation_checkpointing,
         cfg.layer_drop,
         cfg.repeats_of(stack),
         make_bias(cfg, causal=stack == "decoder"),
-        make_norm(cfg) if cfg.embedding_norm else None,
+        make_norm(cfg, sets=sets) if cfg.embedding_norm else None,
+        _way_finder(sets),
     )
+
+
+def _markers(cfg: TransformerConfig, source_vocab_size: int) -> nn.Module | None:
+    """Make what finds the sets of source tokens; which tokens are markers is set later."""
+    if cfg.multiway is None:
+        return None
+    from ds_seq.modules.multiway import Markers
+
+    return Markers(cfg.multiway.num_sets, source_vocab_size)
+
+
+def _way_finder(sets: int) -> Callable[[Tensor], Ways] | None:
+    if sets == 1:
+        return None
+    from ds_seq.modules.multiway import Ways
+
+    return partial(Ways.of, num_sets=sets)

@@ -63,6 +63,9 @@ _TEXTS = {
     f"--encoder-adapter-ids {_IDS} --encoder-train-adapter hi --decoder-add-adapters "
     f"--decoder-adapter-reduction-factor 2 --decoder-adapter-ids {_IDS} "
     "--decoder-train-adapter hi --adapter-activation-fn gelu --load-checkpoint-liberally",
+    "lora": f"{_PLAIN} --lora-args '" + '{"r": 8, "alpha": 16, "dropout": 0.05, "bias": "none", '
+    '"target_modules": "k_proj,v_proj", "rank_scaled": false}'
+    "' --attn-implementation fast --load-checkpoint-liberally",
     "stacking": f"{_PLAIN} --encoder-recurrent-stacking 6 --decoder-recurrent-stacking 6",
     "factorized": f"{_PLAIN} --encoder-factorized-embed-dim 32 --decoder-factorized-embed-dim 32",
     "swiglu": f"{_PLAIN} --activation-fn swiglu",

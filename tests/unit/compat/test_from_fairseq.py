@@ -158,6 +158,12 @@ def test_adapters_and_averages(data: Path) -> None:
     assert len(adapters["ids"]) == 11 and adapters["active"] == "hi"
     assert (adapters["reduction"], adapters["activation"], adapters["norm"]) == (2, "gelu", "last")
     assert experiment["train"]["trainable"] == ["adapters.hi"]
+    lora = translated(command("lora", data / "spm")).experiment
+    assert lora["model"]["lora"] == {
+        "modules": ["key", "value"], "rank": 8, "alpha": 16, "dropout": 0.05,
+        "rank_stabilized": False,
+    }  # fmt: skip
+    assert lora["train"]["trainable"] == ["lora"]
     assert experiment["train"]["ema"] == {"decay": 0.9999, "warmup": 0, "every": 1}
 
 
@@ -176,6 +182,7 @@ REFUSED = [
     (["--fp16=1"], "--fp16: takes no value"),
     (["--kd-args", "[1]"], "--kd-args .*should be a JSON object"),
     (["other"], "other: the command has one folder of data"),
+    (["--lora-args", '{"rank": 8}'], "--lora-args rank: no such key; there are r, alpha"),
     (["--encoder-add-adapters"], "--encoder-adapter-ids is missing"),
     (["--encoder-learned-pos"], "--encoder-learned-pos True and --decoder-learned-pos False"),
 ]

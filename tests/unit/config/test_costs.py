@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -95,6 +96,14 @@ def test_what_crosses_ranks() -> None:
     )
     assert each == once + 3 * 4 * dense.size.total
     assert made(1, 1).collectives == []
+
+
+def test_weights_that_stage_3_lets_go_are_gathered_again() -> None:
+    kept = made(8, 3)
+    freed = replace(kept, buffers=replace(kept.buffers, live=0, persistent=0))
+    (gathered,) = [each.size for each in freed.collectives if each.name == "all_gather"]
+    assert gathered == 2 * 4 * kept.size.total
+    assert freed.memory.states.gathered < 0.1 * kept.memory.states.gathered
 
 
 def test_exchanges_of_experts() -> None:

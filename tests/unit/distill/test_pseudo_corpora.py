@@ -107,8 +107,12 @@ def test_a_labeling_that_is_killed_ends_with_the_same_bytes(
         _label(lab, "killed", *options)
 
     for operations in kills(work, moments):
-        assert contents(_label(lab, "killed", *options)) == expected, operations
-        shutil.rmtree(lab / "killed")
+        left = contents(lab / "killed")
+        # killed while the journals were removed: a labeling that is complete is not begun again
+        is_complete = {name: left[name] for name in left if name[0] != "."} == expected
+        if not is_complete:
+            assert contents(_label(lab, "killed", *options)) == expected, operations
+        shutil.rmtree(lab / "killed", ignore_errors=True)
 
 
 def test_labels_keep_the_name_of_their_corpus(lab: Path, mixed: Path) -> None:

@@ -54,6 +54,19 @@ VALUES: dict[str, dict[str, Any]] = {
         "norm_position": "subln",
         "activation": "swiglu",
     },
+    "multiway": {
+        "multiway": {"markers": {"a": 0, "b": 1}},
+        "norm_position": "subln",
+        "query_key_norm": True,
+        "num_kv_heads": 2,
+    },
+    "multiway decoder": {
+        "multiway": {"markers": {"a": 0, "b": 1}, "placement": "decoder"},
+        "norm": "rms",
+        "embedding_norm": True,
+        "activation": "swiglu",
+    },
+    "lora": {"lora": {"rank": 2, "modules": ["query", "key", "value", "output", "up", "down"]}},
     "dropped layers": {"layer_drop": 0.5, "drop_path": 0.3},
 }
 

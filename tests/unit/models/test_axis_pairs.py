@@ -14,6 +14,7 @@ from tests.batches import encode, score
 
 VOCAB = 23
 MOE = {"num_experts": 2, "every": 1, "capacity_factor": None}
+_MAPS = ("query", "key", "value", "output", "up", "down")
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "norm": {"rms": {"norm": "rms"}},
     "norm_position": {
@@ -47,6 +48,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "ternary": {"linear": "bitnet"},
         "binary": {"linear": {"name": "bitnet", "weights": "binary", "activation_bits": None}},
     },
+    "multiway": {
+        "multiway": {"multiway": {"markers": {"a": 0, "b": 1}}},
+        "multiway encoder": {"multiway": {"markers": {"b": 1}, "placement": "encoder"}},
+    },
     "pruned": {"pruned": {"pruned_heads": {"encoder": [[0], [1, 2]], "cross": [[], [3]]}}},
     "dropping": {"dropping": {"layer_drop": 0.3, "drop_path": 0.3}},
     "experts": {
@@ -58,6 +63,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "adapters": {
         "adapters": {"adapters": {"ids": ["a"], "active": "a", "gate": True}},
         "last": {"adapters": {"ids": ["a"], "active": "a", "norm": "last", "reduction": 2}},
+    },
+    "lora": {
+        "lora": {"lora": {"rank": 2, "modules": [*_MAPS]}},
+        "stable": {"lora": {"rank": 4, "rank_stabilized": True, "dropout": 0.1}},
     },
     "repeats": {"repeats": {"encoder_repeats": 2, "decoder_repeats": 3}},
     "recomputed": {"recomputed": {"activation_checkpointing": True}},

@@ -114,6 +114,28 @@ def test_scales_are_in_float32_in_any_precision(dtype: torch.dtype) -> None:
     assert rounded.scales.item() == weight[0, 0].float().item()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_has_the_levels_and_gradients_of_single(dtype: torch.dtype) -> None:
+    """Inputs and weights that half precision can hold are rounded to the same levels and signs."""
+    experts = Experts(16, 24, 2, 0, "swiglu", 0.0, 0, bits=TERNARY).to(dtype)
+    linear = BitLinear(16, 12, parts=(4, 8), bits=TERNARY).to(dtype)
+    x, counts = _drawn(6, 16).to(dtype), torch.tensor([2, 4])
+    results = []
+    for precision in (dtype, torch.float32):
+        inputs = x.to(precision).clone().requires_grad_()
+        y = linear.to(precision)(inputs)
+        y.sum().backward()
+        assert y.dtype == precision and linear.weight.grad is not None and inputs.grad is not None
+        results.append((y.float(), linear.weight.grad.float(), inputs.grad.float()))
+        linear.weight.grad = None
+        output = experts.to(precision)(x.to(precision), counts)
+        output.sum().backward()
+        assert output.dtype == precision and output.isfinite().all()
+    for half, single in zip(*results, strict=True):
+        scale = single.abs().max()
+        torch.testing.assert_close(half / scale, single / scale, atol=2e-2, rtol=0.0)
+
+
 def test_a_row_does_not_depend_on_others():
     x, linear = _drawn(6, 16), BitLinear(16, 8, bits=TERNARY)
     with torch.no_grad():

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models import build_seq2seq
+from ds_seq.models.seq2seq import padding_mask
 from ds_seq.models.stack import Stack
 from ds_seq.modules import local_attention
-from ds_seq.modules.attention import SelfAttention, padding_mask
+from ds_seq.modules.attention import SelfAttention
 from ds_seq.modules.body import Context
 from ds_seq.modules.position_bias import AlibiBias, BucketBias, Window
 

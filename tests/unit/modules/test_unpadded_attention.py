@@ -19,8 +19,10 @@ from torch import Tensor
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.models import build_seq2seq, seq2seq
+from ds_seq.models.seq2seq import padding_mask
 from ds_seq.modules import unpadded_attention
-from ds_seq.modules.attention import KeyValue, attend, padding_mask
+from ds_seq.modules.attention import attend
+from ds_seq.modules.kv_cache import KeyValue
 from ds_seq.modules.unpadded_attention import attend_unpadded, lengths_of
 
 CALLS: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,23 @@ def test_experts_do_not_become_a_dense_model(tmp_path: Path, vocab: SentencePiec
         _started(_settings(run, {"moe": None}), vocab)
     with pytest.raises(UserError, match=r"gate.weight has shape \(4, 16\), .* \(2, 16\)"):
         _started(_settings(run, {"moe": {"num_experts": [4, 2], "top_k": 2}}), vocab)
+
+
+def test_rounding_may_begin_with_trained_weights_but_not_end(
+    dense_run: Callable[..., tuple[Path, nn.Module]], vocab: SentencePieceTokenizer
+) -> None:
+    """A model with ordinary maps is a start for ternary experts; rounded ones mean nothing else."""
+    run, old = dense_run()
+    started = _started(_settings(run, {"linear": "bitnet", "moe": TWO}), vocab)
+    name = "encoder.layers.0.self_attention.qkv.weight"
+    assert torch.equal(started.get_parameter(name), old.get_parameter(name))
+    up = started.get_parameter(f"{SPARSE[0]}.experts.w1")
+    assert torch.equal(up[1].T, old.get_parameter(f"{SPARSE[0]}.up.weight"))
+    rounded = _settings(run, {"linear": "bitnet"})
+    shutil.rmtree(run)
+    write_run(run, rounded, vocab, {5: build_model(rounded.model, len(vocab), 1, 0, seed=2)})
+    with pytest.raises(UserError, match="has model.linear .*bitnet.*, the experiment float"):
+        _started(_settings(run, {}), vocab)
 
 
 def test_another_vocabulary_is_refused(

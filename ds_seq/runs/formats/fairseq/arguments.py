@@ -28,7 +28,7 @@ _OF_TRAINING = frozenset(
 )
 
 
-_NOT_READ = ("encoder_add_adapters", "decoder_add_adapters", "rope_args", "alibi_args")
+_NOT_READ = ("encoder_add_adapters", "decoder_add_adapters", "rope_args", "alibi_args", "lora_args")
 
 
 def find_arguments(checkpoint: Any, path: Path) -> dict[str, Any]:
