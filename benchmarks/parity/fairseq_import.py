@@ -110,8 +110,10 @@ class Sides:
         return largest
 
     def imported(self, checkpoint: Path, *more: str) -> Path:
-        """Return the run folder of a checkpoint."""
+        """Return the run folder of a checkpoint, which is imported once."""
         run = self._folder / f"run-{checkpoint.stem}"
+        if run.exists():
+            return run
         first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
         words = ["import", "fairseq", str(checkpoint), "--dict", str(first)]
         words += ["--target-dict", str(second), "--out", str(run), *more]
@@ -127,13 +129,13 @@ class Sides:
         printed = _run([str(self._python), script, "generate", *map(str, words),
                         "--scoring", "sacrebleu", "--num-workers", "0"], "")  # fmt: skip
         found = {int(n): text for n, text in re.findall(r"^H-(\d+)\t\S+\t(.*)$", printed, re.M)}
-        found = {n: found.get(n, "") for n in range(len(found))}
         sources = dict(re.findall(r"^S-(\d+)\t(.*)$", printed, re.M))
         lines = self._folder / "test.txt"
+        # fairseq leaves out what it cannot batch
         text = "".join(f"{sources[str(n)]}\n" for n in sorted(found))
         lines.write_text(text, encoding="utf-8")
         run = self.imported(checkpoint)
-        ours = self._folder / "ours.txt"
+        ours = self._folder / f"ours.{beam}.txt"
         words = ["generate", run, "--input", lines, "--output", ours, "--beam", beam]
         words += ["--max-len-a", 1.2, "--max-len-b", 10]
         _run([sys.executable, "-m", "ds_seq", *map(str, words)], None)

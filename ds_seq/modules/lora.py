@@ -66,13 +66,20 @@ class Lora(nn.Module):
         nn.init.zeros_(self.up)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Change the output y (..., O) of the map for the input x (..., I); overwrites y."""
+        """Return the changed output y (..., O) of the map for the input x (..., I)."""
         hidden = linear(dropout(x, self.dropout, self.training), self.down) * self.scale
         changes = hidden.split(self.rank, dim=-1)
         ups = self.up.split([width for _, width in self.parts])
+        # not in place: the kernels of large products may return views, which autograd protects
+        pieces, end = [], 0
         for (start, width), change, up in zip(self.parts, changes, ups, strict=True):
-            y.narrow(-1, start, width).add_(linear(change, up))
-        return y
+            if start > end:
+                pieces.append(y.narrow(-1, end, start - end))
+            end = start + width
+            pieces.append(y.narrow(-1, start, width) + linear(change, up))
+        if end < y.size(-1):
+            pieces.append(y.narrow(-1, end, y.size(-1) - end))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
 
     def change(self, num_outputs: int) -> Tensor:
         """Return the change of the weight (O, I), at least in float32.

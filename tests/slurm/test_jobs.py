@@ -14,7 +14,7 @@ from tests.system.commands import REPOSITORY, Finished
 from tests.system.forked import generate, train
 from tests.system.runs import checkpoints, losses
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TRAIN = REPOSITORY / "launch" / "slurm_train.sbatch"
 GENERATE = REPOSITORY / "launch" / "slurm_generate.sbatch"
@@ -108,7 +108,7 @@ def _start(slurm: Cluster, experiment: Path, site: dict[str, str], run: Path) ->
     job = slurm.submit(
         *TWO_NODES, TRAIN, experiment, f"run_dir={run}", *SAVING, folder=REPOSITORY, environ=site
     )
-    slurm.wait_for(lambda: bool(checkpoints(run)), 90, "the run has a checkpoint")
+    slurm.wait_for(lambda: bool(checkpoints(run)), 200, "the run has a checkpoint")
     return job
 
 
@@ -136,7 +136,7 @@ def test_a_job_that_loses_a_node_resumes_when_it_is_back(
     slurm.lose_node(node)
     slurm.wait_for(lambda: slurm.state(job) != "RUNNING", 150, "the job is stopped")
     slurm.start_node(node)
-    assert slurm.wait(job, 200) == "COMPLETED", _log(tmp_path, job)
+    assert slurm.wait(job, 300) == "COMPLETED", _log(tmp_path, job)
     # twice if SLURM, which still wants to end a step on the lost node, ends the new one there
     assert int(slurm.show(job)["Restarts"]) >= 1
     assert losses(run) == _whole(experiment, tmp_path / "alone", *SAVING)

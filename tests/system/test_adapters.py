@@ -154,6 +154,7 @@ def test_mistakes_are_one_line(base: Path, adapted: Path, lab: Lab, tmp_path: Pa
         assert "Traceback" not in finished.err
 
 
+@pytest.mark.slow
 def test_low_rank_changes_are_trained_merged_and_carried(
     base: Path, lab: Lab, tmp_path: Path
 ) -> None:

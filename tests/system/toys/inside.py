@@ -128,7 +128,7 @@ MIXER = Toy(
         ),
         before(
             "models/build/mixer.py",
-            "    norms = _query_key_norms(cfg)\n    if",
+            "    norms = _query_key_norms(cfg, sets)\n    if",
             '    if cfg.mixer == "average":\n'
             "        return ExponentialAverage(cfg.d_model, causal)\n",
         ),
@@ -149,7 +149,7 @@ RESIDUAL = Toy(
         ),
         before(
             "models/build/residual.py",
-            "    return Residual(make_norm(cfg), cfg.dropout, cfg.normalizes_first",
+            "    norm = make_norm(cfg, sets=cfg.sets_of(stack))\n",
             '    if cfg.norm_position == "scaled":\n'
             "        scale = (2.0 * cfg.decoder_layers) ** 0.25\n"
             "        return ScaledResidual(make_norm(cfg), cfg.dropout, drop_path, scale)\n",

@@ -126,6 +126,37 @@ def test_a_part_of_a_fused_map_is_changed_like_a_map_of_its_own() -> None:
     torch.testing.assert_close(y[:, 6:] - before[:, 6:], change)
 
 
+@pytest.mark.parametrize("changed", [(True, False, True), (False, True, False), (True, True, True)])
+def test_large_products_have_the_gradients_of_small_ones(changed: tuple[bool, ...]) -> None:
+    """Batches of real sizes take other kernels than those of the other tests."""
+    base = Linear(128, 384, parts=3)
+    lora = Lora(128, base.widths, changed, 4, 0.5, 0.0)
+    torch.nn.init.normal_(lora.down, std=0.1)
+    torch.nn.init.normal_(lora.up, std=0.1)
+    map = LoraLinear(base, lora)
+    x = torch.randn(2, 300, 128, requires_grad=True)
+    weights = torch.randn(2, 300, 384)
+    (map(x) * weights).sum().backward()
+    found = [x.grad, lora.down.grad, lora.up.grad, map.weight.grad]
+    x.grad = lora.down.grad = lora.up.grad = map.weight.grad = None
+    whole = map.weight + torch.cat(
+        [
+            block if is_changed else torch.zeros(128, 128)
+            for block, is_changed in zip(_blocks(lora, changed), changed, strict=True)
+        ]
+    )
+    (torch.nn.functional.linear(x, whole, map.bias) * weights).sum().backward()
+    expected = [x.grad, lora.down.grad, lora.up.grad, map.weight.grad]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def _blocks(lora: Lora, changed: tuple[bool, ...]) -> list[torch.Tensor]:
+    """The change of each part, with autograd; zeros stand for parts without one."""
+    downs, ups = iter(lora.down.split(4)), iter(lora.up.split(128))
+    return [0.5 * next(ups) @ next(downs) if is_changed else lora.down for is_changed in changed]
+
+
 def test_dropout_is_on_the_input_of_the_change_only(build, pairs):
     settings = {"lora": {"modules": ALL, "dropout": 0.5}}
     model = build(**settings).train()
