@@ -129,8 +129,11 @@ class CheckpointStore:
                 f"{self.folder / INDEX_FILE}: was missing or damaged; made again from the "
                 "checkpoints. Those that are not in it are kept"
             )
-        if stored != self.index and self.index["last"]:
+        if stored is None and self.index["last"]:
             write_index(self.folder, self.index)
+        elif stored != self.index and self.index["last"]:
+            # a kill between a save and its index has left what that save would have deleted
+            self._keep(self.index["last"], self.index["best"])
         return messages
 
     def start(
@@ -270,6 +273,10 @@ class CheckpointStore:
         if score is not None:
             best.append({"name": name, "score": score})
             best.sort(key=lambda entry: -self._sign * float(entry["score"]))
+        self._keep(last, best)
+
+    def _keep(self, last: list[dict[str, Any]], best: list[dict[str, Any]]) -> None:
+        """Write an index of as many checkpoints as are to be kept, and delete the others."""
         lists = {"last": last[-self.keep_last :], "best": best[: self.keep_best]}
         held = names_in(self.index)
         self.index = {**self.index, **lists}
