@@ -49,7 +49,8 @@ def _stay_on_one_core() -> None:
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     cores = sorted(os.sched_getaffinity(0))
     if worker.startswith("gw") and count <= len(cores):
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw"))]})
+        number = int(worker.removeprefix("gw"))  # a worker that replaces one has the next number
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
