@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import ds_seq
-from ds_seq.commands import generate
+from ds_seq.commands import generate, options
 from ds_seq.commands.arguments.generate import build_parser
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.generation import GenerationConfig
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         model: Any = TableModel(VOCAB, seed)
         return LoadedRun(card, config.model, model, weights, config)
 
-    monkeypatch.setattr(generate, "load_packed", load)
+    monkeypatch.setattr(options, "load_packed", load)
     return tmp_path
 
 
