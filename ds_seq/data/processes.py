@@ -102,10 +102,17 @@ class _Worker:
             while (task := tasks.get()) is not None:
                 self._ours.send(task)
                 results.put(self._ours.recv())
-        except (EOFError, OSError):
-            results.put(self)  # the process has ended
+        except (EOFError, OSError):  # the process has ended
+            results.put(self._last_words() or self)
         except Exception as error:  # a task or a result that cannot be sent
             results.put(_Failed(error, traceback.format_exc()))
+
+    def _last_words(self) -> Any:
+        """Return what a process has sent before it ended, while it was handed a task; or None."""
+        try:
+            return self._ours.recv() if self._ours.poll() else None
+        except (EOFError, OSError):
+            return None
 
 
 class WatchedPool:

@@ -56,6 +56,8 @@ class Started:
             assert time.monotonic() < deadline and self.launcher.poll() is None, self.text()
             time.sleep(0.02)
         self.rank = psutil.Process(int((folder / "ready").read_text()))
+        own = psutil.Process(self.launcher.pid)  # other tests have children of this process, too
+        self._processes = [own, *own.children(recursive=True)]
 
     def text(self) -> str:
         """What both have printed."""
@@ -68,7 +70,7 @@ class Started:
 
     def end(self) -> None:
         """Leave nothing."""
-        for process in [*psutil.Process().children(recursive=True), self.rank]:
+        for process in self._processes:
             try:
                 process.kill()
             except psutil.NoSuchProcess:

@@ -97,11 +97,11 @@ def test_classes_of_other_packages_are_inert(
 
 
 class Color(Enum):
-    RED = "red"
+    red = "red"
 
 
 def test_settings_become_plain_values(tmp_path: Path) -> None:
-    arguments = argparse.Namespace(arch="transformer", clip_norm=0.0, color=Color.RED)
+    arguments = argparse.Namespace(arch="transformer", clip_norm=0.0, color=Color.red)
     path = tmp_path / "x.pt"
     torch.save({"model": {}, "args": arguments}, path)
     assert find_arguments(read_plain(path), path) == {
@@ -140,3 +140,14 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, path)
     with pytest.raises(UserError, match="says neither in args nor in cfg"):
         find_arguments(read_plain(path), path)
+
+
+class Attribute:
+    def __reduce__(self) -> tuple[Any, tuple[Any, str]]:
+        return getattr, (int, "__class__")
+
+
+def test_attributes_are_those_of_plain_classes_only(tmp_path: Path) -> None:
+    torch.save({"model": {}, "args": Attribute()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="names getattr, for something that is no setting"):
+        read_plain(tmp_path / "x.pt")

@@ -132,6 +132,8 @@ def _load(path: Path, file: Any, **options: Any) -> Any:
 
 
 def _find(path: Path, classes: dict[tuple[str, str], type[Inert]], module: str, name: str) -> Any:
+    if module in ("builtins", "__builtin__") and name == "getattr":
+        return partial(_member, path)
     known = _known(module, name)
     if known is not None:
         return known
@@ -173,6 +175,17 @@ def _known(module: str, name: str) -> Any:
         return torch.UntypedStorage
     value = getattr(torch, name, None) if module == "torch" else None
     return value if isinstance(value, torch.dtype) else None
+
+
+def _member(path: Path, *arguments: Any) -> Inert:
+    """Return a value of an enumeration, which Python 3.11 writes as an attribute of its class."""
+    owner, *names = arguments or (None,)
+    if isinstance(owner, type) and issubclass(owner, Inert) and len(names) == 1:
+        return owner(str(names[0]))
+    raise UserError(
+        f"{path}: names getattr, for something that is no setting; it may be made to run code and "
+        "is not read"
+    )
 
 
 def _encoded(text: str, _: str = "latin1") -> bytes:
