@@ -39,7 +39,7 @@ from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Symbols
 
 _MOST_BYTES = 1 << 28
-_SETTINGS = ("config.json", "tokenizer_config.json")
+_SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
 _READ = (VOCAB, *MARIAN, M2M, *_SETTINGS)
 
 

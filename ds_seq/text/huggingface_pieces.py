@@ -97,11 +97,15 @@ class SentencePieces:
         self._source, self._target = (_processor(files[model], name) for model in models)
         self._is_marian = MARIAN[0] in files
         self._unknown = self._ids.get("<unk>", 0)
-        settings = json.loads(files.get("tokenizer_config.json", "{}"))
-        codes = settings.get("additional_special_tokens") or settings.get("extra_special_tokens")
+        codes = _language_codes(files)
         self.languages: dict[str, int] = {c: i for c, i in self._ids.items() if c.startswith(">>")}
-        for offset, code in enumerate(codes or []):  # M2M100: they follow the pieces
-            self.languages[str(code)] = len(self._ids) + offset
+        for offset, code in enumerate(codes):  # M2M100: they follow the pieces
+            self.languages[code] = len(self._ids) + offset
+        if not self._is_marian and not codes:
+            raise UserError(
+                f"{name}: names no languages; add the list `additional_special_tokens` of the "
+                "model's hub page (`__af__`, `__am__`, ...) to its tokenizer_config.json"
+            )
         self._names = {number: piece for piece, number in (self._ids | self.languages).items()}
 
     def opening(self, end: int) -> list[int]:
@@ -128,6 +132,19 @@ class SentencePieces:
 
     def join(self, pieces: Sequence[str], is_source: bool) -> str:
         return "".join(pieces).replace(SPACE, " ").strip()
+
+
+def _language_codes(files: Mapping[str, str]) -> list[str]:
+    """Return the language symbols of M2M100, which some versions keep in one file, some in another.
+
+    They follow the pieces in this order.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings = json.loads(files.get(name, "{}"))
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            if codes := settings.get(key):
+                return [str(code["content"] if isinstance(code, dict) else code) for code in codes]
+    return []
 
 
 def _processor(model: str, name: str) -> spm.SentencePieceProcessor:

@@ -127,3 +127,25 @@ def test_mistakes_are_named(tmp_path):
     torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has only pytorch_model\.bin, which could run code"):
         import_folder(folder, "x", CODES["nllb"])
+
+
+def test_a_model_of_languages_without_a_list_of_them_is_refused(tmp_path):
+    folder = _copy(tmp_path, "marian")
+    shutil.move(folder / "source.spm", folder / "sentencepiece.bpe.model")
+    codes = ["__en__", "__de__"]
+    with pytest.raises(UserError, match="names no languages; add the list"):
+        _tokenizer(folder, None)
+    content = json.dumps({"additional_special_tokens": codes})
+    (folder / "special_tokens_map.json").write_text(content, encoding="utf-8")
+    tokenizer = _tokenizer(folder, 2)
+    count = len(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
+    sides = [tokenizer.for_side(code, is_source=True) for code in ("en", "de")]
+    assert [side.symbols.opening for side in sides] == [(count,), (count + 1,)]
+
+
+def _tokenizer(folder: Path, more: int | None) -> HuggingFaceTokenizer:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["vocab_size"] += more or 0
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    codes = {"source_code": None, "target_code": None}
+    return HuggingFaceTokenizer.train([], size=config["vocab_size"], path=str(folder), **codes)
