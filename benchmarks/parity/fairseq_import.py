@@ -29,7 +29,8 @@ import torch
 from ds_seq import cli
 from ds_seq.data.fairseq import find_parts
 from ds_seq.data.fairseq_files import IndexedFile
-from ds_seq.runs.formats.fairseq.importing import TOLERANCE, inputs_of
+from ds_seq.runs.formats.fairseq.importing import TOLERANCE
+from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run
 
 HERE = Path(__file__).parent

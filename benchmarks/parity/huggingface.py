@@ -27,8 +27,8 @@ import ds_seq
 from ds_seq.config.load import read_experiment
 from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.export import export, write_export
-from ds_seq.runs.formats.huggingface.comparison import inputs_of
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.text.build import train_tokenizer
 from ds_seq.text.tokenizer import Tokenizers
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sentencepiece as spm
 from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.errors import UserError
@@ -23,6 +22,7 @@ from ds_seq.records import parse_json, record
 from ds_seq.text.fairseq_dict import FAIRSEQ_SYMBOLS, Dictionary
 from ds_seq.text.merges import CONTINUES, Merges
 from ds_seq.text.normalize import Normalizer
+from ds_seq.text.sentencepiece import stored_processor
 from ds_seq.text.tokenizer import SPACE
 from ds_seq.text.vocab_file import read_vocab_file
 
@@ -73,7 +73,7 @@ class FairseqDictTokenizer:
         self.dictionary = Dictionary.parse(stored["dictionary"].encode(), f"{name} (dictionary)")
         codes, model = stored.get("codes"), stored.get("sentencepiece")
         self._merges = None if codes is None else Merges(codes.encode(), f"{name} (codes)")
-        self._processor = None if model is None else _processor(model, name)
+        self._processor = None if model is None else stored_processor(model, name)
         self._whole = frozenset(stored["user_symbols"])
         for symbol in stored["user_symbols"]:
             if symbol not in self.dictionary.ids:
@@ -241,15 +241,6 @@ def _read_files(
     if sentencepiece is not None:
         stored["sentencepiece"] = base64.b64encode(read_vocab_file(sentencepiece)).decode()
     return stored
-
-
-def _processor(model: str, name: str) -> spm.SentencePieceProcessor:
-    processor = spm.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))
-    except (RuntimeError, ValueError):
-        raise UserError(f"{name}: is not a SentencePiece model; give another file") from None
-    return processor
 
 
 def _text(path: str | Path) -> str:

@@ -81,13 +81,21 @@ class HuggingFaceTokenizer:
             self._pieces = FastPieces(files[FAST], name)
         else:
             self._pieces = SentencePieces(self._json(VOCAB), files, name)
-        self._pad = self._id("pad_token_id")
+        pad = self._id("pad_token_id")
+        self._traded = {} if pad == PAD_ID else {PAD_ID: pad, pad: PAD_ID}
+        self._opening = self._pieces.opening(self._id("eos_token_id"))
+        bos = self._config.get("bos_token_id")
+        languages = set(self._pieces.languages.values())
+        # as in M2M100 and NLLB
+        self._opens_with_language = self._opening != [bos] and not languages.isdisjoint(
+            self._opening
+        )
         self.fingerprint = hashlib.sha256(self.to_bytes()).hexdigest()
         self._settle(None)
 
     def _settle(self, language: int | None) -> None:
         """Set what depends on the side: the opening and the symbols."""
-        first = self._pieces.opening(self._id("eos_token_id"))
+        first = self._opening
         if self._opens_with_language:
             first = [] if language is None else [language]
         start = self._config.get("decoder_start_token_id")
@@ -103,13 +111,6 @@ class HuggingFaceTokenizer:
         special = {self.symbols.pad, self.symbols.eos, self.symbols.bos, *self.symbols.opening}
         special |= {self._ours(i) for i in self._pieces.languages.values()}
         self._omitted = special - {None, self.symbols.unk}
-
-    @property
-    def _opens_with_language(self) -> bool:
-        """Whether texts begin with a symbol of their language, as in M2M100 and NLLB."""
-        first = self._pieces.opening(self._id("eos_token_id"))
-        bos = self._config.get("bos_token_id")
-        return first != [bos] and bool(set(first) & set(self._pieces.languages.values()))
 
     @classmethod
     def train(
@@ -224,6 +225,8 @@ class HuggingFaceTokenizer:
         """Encode many lines; see `encode`."""
         texts = [self._normalizer(line) for line in lines]
         rows = self._pieces.encode_lines(texts, self._is_source)
+        if not self._traded:
+            return rows
         return [[self._ours(number) for number in row] for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -246,7 +249,7 @@ class HuggingFaceTokenizer:
 
     def _ours(self, number: int) -> int:
         """Return the id in ds_seq of an id of the folder, and the other way round."""
-        return {PAD_ID: self._pad, self._pad: PAD_ID}.get(number, number)
+        return self._traded.get(number, number)
 
     def permutation(self) -> list[int]:
         """Return the id of the folder for each id, to order the rows of embeddings."""
@@ -259,17 +262,12 @@ class HuggingFaceTokenizer:
         return value
 
     def _unknown(self) -> int:
-        settings = self._json("tokenizer_config.json") if self._has_settings else {}
+        name = "tokenizer_config.json"
+        settings = self._json(name) if name in self._stored["files"] else {}
         token = settings.get("unk_token", "<unk>")
-        token = token["content"] if isinstance(token, dict) else token
-        for number in range(8):  # special symbols come first
-            if self._pieces.piece(number) == token:
-                return number
-        return self._id("eos_token_id")  # BART's vocabulary of bytes knows all text
-
-    @property
-    def _has_settings(self) -> bool:
-        return "tokenizer_config.json" in self._stored["files"]
+        number = self._pieces.number(token["content"] if isinstance(token, dict) else token)
+        # a vocabulary of bytes knows all text
+        return self._id("eos_token_id") if number is None else number
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

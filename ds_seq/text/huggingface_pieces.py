@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import sentencepiece as spm
 
 from ds_seq.errors import UserError
+from ds_seq.text.sentencepiece import stored_processor
 from ds_seq.text.tokenizer import SPACE
 
 FAST = "tokenizer.json"
@@ -32,6 +32,8 @@ class Pieces(Protocol):
     def split_lines(self, lines: Sequence[str], is_source: bool) -> list[list[str]]: ...
 
     def piece(self, number: int) -> str | None: ...
+
+    def number(self, piece: str) -> int | None: ...
 
     def join(self, pieces: Sequence[str], is_source: bool) -> str: ...
 
@@ -81,6 +83,10 @@ class FastPieces:
         piece: str | None = self._tokenizer.id_to_token(number)
         return piece
 
+    def number(self, piece: str) -> int | None:
+        number: int | None = self._tokenizer.token_to_id(piece)
+        return number
+
     def join(self, pieces: Sequence[str], is_source: bool) -> str:
         decoder = self._tokenizer.decoder
         return str(" ".join(pieces) if decoder is None else decoder.decode(list(pieces)))
@@ -94,7 +100,7 @@ class SentencePieces:
         models = MARIAN if MARIAN[0] in files else (M2M, M2M)
         if not set(models) <= files.keys():
             raise UserError(f"{name}: has no {' and '.join(models)}; copy the whole folder")
-        self._source, self._target = (_processor(files[model], name) for model in models)
+        self._source, self._target = (stored_processor(files[model], name) for model in models)
         self._is_marian = MARIAN[0] in files
         self._unknown = self._ids.get("<unk>", 0)
         codes = _language_codes(files)
@@ -130,6 +136,9 @@ class SentencePieces:
     def piece(self, number: int) -> str | None:
         return self._names.get(number)
 
+    def number(self, piece: str) -> int | None:
+        return self._ids.get(piece)
+
     def join(self, pieces: Sequence[str], is_source: bool) -> str:
         return "".join(pieces).replace(SPACE, " ").strip()
 
@@ -145,12 +154,3 @@ def _language_codes(files: Mapping[str, str]) -> list[str]:
             if codes := settings.get(key):
                 return [str(code["content"] if isinstance(code, dict) else code) for code in codes]
     return []
-
-
-def _processor(model: str, name: str) -> spm.SentencePieceProcessor:
-    processor = spm.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(base64.b64decode(model, validate=True))
-    except (RuntimeError, ValueError):
-        raise UserError(f"{name}: is not a SentencePiece model; give another file") from None
-    return processor

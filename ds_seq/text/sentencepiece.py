@@ -6,6 +6,7 @@ and detokenizer for Neural Text Processing", https://arxiv.org/abs/1808.06226
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -182,6 +183,20 @@ class SentencePieceTokenizer:
         """Return the plain text of pieces as returned by `split_lines` and `pieces`."""
         text: str = self._processor.DecodePieces(list(pieces))
         return text
+
+
+def stored_processor(content: str, name: str) -> spm.SentencePieceProcessor:
+    """Load a model that a tokenizer of another toolkit stores as base64.
+
+    Raises:
+        UserError: it is no model; `name` is that of the vocabulary.
+    """
+    processor = spm.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(base64.b64decode(content, validate=True))
+    except (RuntimeError, ValueError):
+        raise UserError(f"{name}: is not a SentencePiece model; give another file") from None
+    return processor
 
 
 def possible_fingerprints(model: bytes) -> tuple[str, str]:

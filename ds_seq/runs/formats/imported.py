@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.text.tokenizer import Tokenizers
 
 
@@ -49,3 +52,10 @@ class Imported:
     difference: float | None = None
     num_compared: int = 0
     updates: int | None = None
+
+
+def inputs_of(source: Sequence[int], target: Sequence[int]) -> Seq2SeqInputs:
+    """Return the inputs of a model for one pair of ids, the start symbol first in the target."""
+    ids = [torch.tensor([each]) for each in (source, target)]
+    masks = [torch.ones_like(each, dtype=torch.bool) for each in ids]
+    return Seq2SeqInputs(ids[0], masks[0], ids[1], masks[1], len(target), len(source))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ds_seq import cli
 from ds_seq.runs.formats.fairseq import importing
-from ds_seq.runs.formats.fairseq.importing import inputs_of
+from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
 from tests.data.fairseq import write_recorded
 from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, write

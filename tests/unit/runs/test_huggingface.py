@@ -18,8 +18,8 @@ import torch
 import ds_seq
 from ds_seq.errors import UserError
 from ds_seq.runs.export import write_export
-from ds_seq.runs.formats.huggingface.comparison import inputs_of
-from ds_seq.runs.formats.huggingface.importing import Imported, Languages, import_folder
+from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.huggingface import HuggingFaceTokenizer
 
 FOLDERS = Path(__file__).parents[2] / "data" / "huggingface"

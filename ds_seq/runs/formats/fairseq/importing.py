@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ds_seq.compat.fairseq.command import Given
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
-from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
@@ -26,7 +25,7 @@ from ds_seq.runs.formats.fairseq.arguments import described_model, find_argument
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
-from ds_seq.runs.formats.imported import Imported
+from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.build import in_languages, train_tokenizer
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
@@ -215,13 +214,6 @@ def _compare(
         largest = max(largest, float((logits - expected).abs().max()))
         count += expected.numel()
     return largest, count
-
-
-def inputs_of(source: Sequence[int], target: Sequence[int]) -> Seq2SeqInputs:
-    """Return the inputs of a model for one pair of ids, the end symbol first in the target."""
-    ids = [torch.tensor([each]) for each in (source, target)]
-    masks = [torch.ones_like(each, dtype=torch.bool) for each in ids]
-    return Seq2SeqInputs(ids[0], masks[0], ids[1], masks[1], len(target), len(source))
 
 
 def _updates(checkpoint: Mapping[str, Any]) -> int | None:

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ds_seq.data.batch import Seq2SeqInputs
 from ds_seq.errors import UserError
 from ds_seq.modules.rms_norm import RmsNorm
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.text.huggingface import HuggingFaceTokenizer
 from ds_seq.text.tokenizer import Tokenizers
 
@@ -111,13 +111,6 @@ def _compare_ids(
                 "is written"
             )
     return len(lines)
-
-
-def inputs_of(source: Sequence[int], target: Sequence[int]) -> Seq2SeqInputs:
-    """Return the inputs of a model for one pair of ids, the start symbol first in the target."""
-    ids = [torch.tensor([each]) for each in (source, target)]
-    masks = [torch.ones_like(each, dtype=torch.bool) for each in ids]
-    return Seq2SeqInputs(ids[0], masks[0], ids[1], masks[1], len(target), len(source))
 
 
 def check_written(

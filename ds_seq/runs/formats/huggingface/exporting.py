@@ -22,16 +22,17 @@ from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
 from ds_seq.runs.formats.huggingface.comparison import check_written
-from ds_seq.runs.formats.huggingface.families import Described, describe
+from ds_seq.runs.formats.huggingface.families import ACTIVATIONS, GATED, Described, describe
 from ds_seq.runs.formats.huggingface.importing import Languages
 from ds_seq.runs.formats.huggingface.mapping import Names
 from ds_seq.runs.formats.huggingface.vocabulary import save_vocabulary
+from ds_seq.runs.open import DTYPES
 from ds_seq.text.tokenizer import Symbols, Tokenizers
 from ds_seq.weights.fill import model_tensors
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
-_GATED = {"reglu": "gated-relu", "geglu_tanh": "gated-gelu", "swiglu": "gated-silu"}
+# of several names for one activation, the first
+_PLAIN = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+_GATES = {ours: f"gated-{theirs}" for theirs, ours in reversed(GATED.items())}
 _WITH_POSITIONS = {
     "bart": ("learned",),
     "mbart": ("learned",),
@@ -115,7 +116,7 @@ class HuggingFaceExporter:
         theirs |= _turned_around(described.names, ours)
         if self._kind in ("bart", "mbart", "marian", "pegasus"):
             theirs.setdefault("final_logits_bias", torch.zeros(1, len(self._tokenizers.target)))
-        precision = _DTYPES[dtype]
+        precision = DTYPES[dtype]
         tensors = {name: value.to(precision).contiguous() for name, value in theirs.items()}
         save_file(tensors, folder / self.weights_file, {"format": "pt"})
         settings = {**self._settings, "dtype": str(precision).removeprefix("torch.")}
@@ -145,7 +146,7 @@ class HuggingFaceExporter:
             "decoder_attention_heads": model.num_heads,
             "encoder_ffn_dim": model.ffn_dim,
             "decoder_ffn_dim": model.ffn_dim,
-            "activation_function": _ACTIVATIONS.get(model.activation, model.activation),
+            "activation_function": _PLAIN.get(model.activation, model.activation),
             "max_position_embeddings": model.max_positions,
             "scale_embedding": model.embedding_scale,
             "dropout": model.dropout,
@@ -158,7 +159,7 @@ class HuggingFaceExporter:
     def _t5_settings(self) -> dict[str, Any]:
         model = self._model
         positions = vars(model.positions)
-        names = _ACTIVATIONS | _GATED
+        names = _PLAIN | _GATES
         is_tied = model.share_embeddings == "all"
         return {
             "num_layers": model.encoder_layers,

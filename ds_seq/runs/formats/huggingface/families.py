@@ -19,7 +19,7 @@ from ds_seq.runs.formats.huggingface.mapping import Names, Part, linear
 Config = Mapping[str, Any]
 Tensors = Mapping[str, Tensor]
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -27,7 +27,7 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-_GATED = {"relu": "reglu", "gelu": "geglu_tanh", "gelu_new": "geglu_tanh", "silu": "swiglu"}
+GATED = {"relu": "reglu", "gelu": "geglu_tanh", "gelu_new": "geglu_tanh", "silu": "swiglu"}
 
 
 _NONE = torch.zeros(1)
@@ -103,7 +103,7 @@ def _bart_like(config: Config, theirs: Tensors, path: str) -> Described:
     section |= {
         "encoder_layers": config["encoder_layers"],
         "decoder_layers": config["decoder_layers"],
-        "activation": _activation(config["activation_function"], _ACTIVATIONS, path),
+        "activation": _activation(config["activation_function"], ACTIVATIONS, path),
         "norm_position": "pre" if kind.is_pre_norm else "post",
         "positions": kind.positions,
         "max_positions": config["max_position_embeddings"],
@@ -174,7 +174,7 @@ def _t5(config: Config, theirs: Tensors, path: str) -> Described:
     width, head, has_output = config["d_model"], config["d_kv"], _has_output(theirs)
     function = config.get("feed_forward_proj", "relu")
     is_gated = function.startswith("gated-")
-    table = _GATED if is_gated else _ACTIVATIONS
+    table = GATED if is_gated else ACTIVATIONS
     if function == "gated-gelu":
         function = "gated-gelu_new"  # as transformers reads it
     section = _common(config, path, "num_heads", "d_ff") | {

@@ -56,17 +56,15 @@ def take(
     Args:
         names: all names.
         name: name of the tensor.
-        theirs: tensors of theirs.
+        theirs: tensors of theirs, which have all that `names` needs.
         order: row of theirs for each of our ids.
         path: the folder, for messages.
 
     Raises:
-        UserError: a tensor of theirs is missing.
+        UserError: a table has another number of rows.
     """
     rows = []
     for part in names[name]:
-        if part.name not in theirs:
-            raise UserError(f"{path}: lacks the tensor {part.name} of its config.json")
         value = theirs[part.name].float()
         if part.is_table:
             value = value.squeeze(0) if value.size(0) == 1 else value  # a bias is (1, V)
