@@ -22,7 +22,7 @@ class EmaConfig(Config):
     )
     every: PositiveInt = Field(
         default=1,
-        description="Average only after every so many updates, with the decay raised to this "
+        description="Average once per this many updates, with the decay raised to this "
         "power: cheaper, and nearly the same.",
     )
     validate_raw: bool = Field(

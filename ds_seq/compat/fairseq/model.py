@@ -171,7 +171,7 @@ class _Reader:
         }  # fmt: skip
 
     def max_positions(self) -> int:
-        """Return the number of positions; `data.max_source_length` limits a side further."""
+        """Return the number of positions; `data.max_source_length` may be lower."""
         return max(self.given["max_source_positions"], self.given["max_target_positions"])
 
     def sharing(self) -> str:

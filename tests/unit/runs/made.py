@@ -16,6 +16,7 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import dump
 from ds_seq.config.model import ModelConfig
 from ds_seq.config.validation import ValidationConfig
+from ds_seq.models import build_model
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from ds_seq.weights.fill import expert_offsets, model_tensors
 from ds_seq.weights.meta import FORMAT_VERSION
@@ -70,3 +71,15 @@ def write_run(
     index = {"best": [{"name": names[0], "score": 2.0}], "last": [{"name": n} for n in names]}
     (run / "checkpoints" / "index.json").write_text(json.dumps(index))
     return run
+
+
+def write_run_of_text(
+    run: Path, text: Path, vocab: SentencePieceTokenizer, model: Mapping[str, Any]
+) -> Path:
+    """A run folder that knows its test text, in the folder ``text``, and translates it quickly."""
+    test = {"source": str(text / "test.en"), "target": str(text / "test.de")}
+    config = experiment(model, raw={"test": test})
+    generation = config.generation.model_copy(update={"beam": 1, "max_len_a": 0.0, "max_len_b": 9})
+    config = config.model_copy(update={"generation": generation})
+    built = build_model(config.model, len(vocab), 1, 0, seed=4)
+    return write_run(run, config, vocab, {1: built})

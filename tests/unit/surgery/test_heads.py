@@ -31,7 +31,7 @@ from ds_seq.surgery.shrink import CopiedLayers, student_config
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import score
 from tests.unit.models.test_sublayers import walk
-from tests.unit.runs.made import experiment, write_run
+from tests.unit.runs.made import experiment, write_run, write_run_of_text
 from tests.values import batch_limits
 
 CPU = torch.device("cpu")
@@ -217,12 +217,7 @@ def test_a_student_lacks_the_heads_of_the_layers_it_copies() -> None:
 @pytest.fixture
 def run(tmp_path: Path, text: Path, vocab: SentencePieceTokenizer) -> Path:
     """A run folder that knows its test text."""
-    test = {"source": str(text / "test.en"), "target": str(text / "test.de")}
-    config = experiment({"num_heads": 4, "max_positions": 40}, raw={"test": test})
-    generation = config.generation.model_copy(update={"beam": 1, "max_len_a": 0.0, "max_len_b": 9})
-    config = config.model_copy(update={"generation": generation})
-    model = build_model(config.model, len(vocab), 1, 0, seed=4)
-    return write_run(tmp_path / "run", config, vocab, {1: model})
+    return write_run_of_text(tmp_path / "run", text, vocab, {"num_heads": 4, "max_positions": 40})
 
 
 def test_the_command_writes_a_model_that_trains_on(
