@@ -144,7 +144,8 @@ def _refuse_labels(data: DataConfig, split: str) -> None:
 def _clean_text(data: DataConfig, split: str) -> PairPath:
     """Return the files of the clean text of a split."""
     folder = Path(data.dir) / "clean"
-    return PairPath(*(folder / f"{split}.{end}" for end in data.file_ends))
+    source, target = (folder / f"{split}.{end}" for end in data.file_ends)
+    return PairPath(source, target)
 
 
 def _places(data: DataConfig, split: str) -> Path | None:
