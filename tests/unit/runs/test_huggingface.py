@@ -24,7 +24,8 @@ from ds_seq.text.huggingface import HuggingFaceTokenizer
 
 FOLDERS = Path(__file__).parents[2] / "data" / "huggingface"
 NAMES = sorted(path.name for path in FOLDERS.iterdir())
-CODES = {"nllb": Languages("en", "de", "eng_Latn", "deu_Latn")}
+NLLB = Languages("en", "de", "eng_Latn", "deu_Latn")
+CODES = {"nllb": NLLB, "nllb_moe": NLLB}
 _MOST_NEW_TOKENS = 38  # of 40 with the start and end symbols
 
 
