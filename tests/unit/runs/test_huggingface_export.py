@@ -120,11 +120,15 @@ NLLB = {**PRE, "positions": SINES}
         (NLLB, {**TOP_2, "ffn_dim": 8}, r"model\.moe\.ffn_dim: .* 8 "),
         (NLLB, {**TOP_2, "num_experts": [2, 4, 4, 4]}, r"model\.moe\.num_experts: "),
         (NLLB, {**TOP_2, "min_capacity": 4}, r"model\.moe\.min_capacity: .* 4 "),
-        (NLLB, {**TOP_2, "layers": {"encoder": [0]}}, r"model\.moe: the encoder has experts in .*0"),
+        (
+            NLLB,
+            {**TOP_2, "layers": {"encoder": [0]}},
+            r"model\.moe: the encoder has experts in .*0",
+        ),
         (T5, {**TOP_2, "eval_capacity_factor": None}, r"model\.moe\.top_k: .* \(switch_trans"),
         (T5, {"eval_capacity_factor": 2.0}, r"model\.moe\.eval_capacity_factor: .* 2\.0 "),
         (T5, {"router": "sigmoid"}, r"model\.moe\.router: .* sigmoid "),
-        ({**T5, "activation": "geglu_tanh"}, {}, "gated-gelu_new has no counterpart"),
+        ({**T5, "activation": "geglu_tanh"}, {}, "dense_act_fn gated-gelu has no counterpart"),
     ],
 )
 def test_experts_that_transformers_lacks_are_refused(vocab, section, moe, message):

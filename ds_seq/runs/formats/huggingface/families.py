@@ -1,7 +1,7 @@
 """Which model of ds_seq a Hugging Face config describes, and where its tensors are.
 
 A family reads `config.json`, refuses by name what has no counterpart here, and returns the section
-`model` and the names of the tensors. `moe_families` adds those with experts, and `describe` chooses.
+`model` and the names of the tensors. `moe_families` has those with experts, and `describe` chooses.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from ds_seq.config.criterion import ModelAndBaseConfig
 from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.model import MoeConfig, TransformerConfig
 from ds_seq.errors import UserError
-from ds_seq.names import LOAD_BALANCE, ROUTER_Z, STACKS
+from ds_seq.names import LOAD_BALANCE, ROUTER_Z, STACKS, Stack
 from ds_seq.runs.formats.huggingface.moe_families import (
     NLLB_MOE,
     SECOND_EXPERTS,
@@ -86,19 +86,11 @@ def _nllb(model: TransformerConfig, moe: MoeConfig) -> dict[str, Any]:
     positions = vars(model.positions)
     if (positions.get("offset"), positions.get("wavelengths")) != (2, "inclusive"):
         raise UserError(
-            f"model.positions: {NLLB_MOE} of transformers has sinusoids with offset 2 and inclusive "
-            "wavelengths only; use another --format"
+            f"model.positions: {NLLB_MOE} of transformers has sinusoids with offset 2 and "
+            "inclusive wavelengths only; use another --format"
         )
-    steps = {
-        f"{stack}_sparse_step": _found(
-            model,
-            stack,
-            range(model.layers_of(stack) + 1),
-            lambda step, depth=model.layers_of(stack): every_nth(depth, step),
-            "in every n-th layer of a stack",
-        )
-        for stack in STACKS
-    }
+    rule = "in every n-th layer of a stack"
+    steps = {f"{stack}_sparse_step": _found(model, stack, every_nth, rule) for stack in STACKS}
     factor = moe.eval_capacity_factor
     policies = {ours: theirs for theirs, ours in SECOND_EXPERTS.items()}
     return {
@@ -114,15 +106,9 @@ def _nllb(model: TransformerConfig, moe: MoeConfig) -> dict[str, Any]:
 
 
 def _switch(model: TransformerConfig, moe: MoeConfig) -> dict[str, Any]:
+    rule = "in every n-th layer of a stack, from the second on"
     counts = {
-        f"num_sparse_{stack}_layers": _found(
-            model,
-            stack,
-            range(model.layers_of(stack) + 2),
-            lambda count, depth=model.layers_of(stack): sparse_layers(depth, count),
-            "in every n-th layer of a stack, from the second on",
-        )
-        for stack in STACKS
+        f"num_sparse_{stack}_layers": _found(model, stack, sparse_layers, rule) for stack in STACKS
     }
     return {
         **counts,
@@ -132,16 +118,19 @@ def _switch(model: TransformerConfig, moe: MoeConfig) -> dict[str, Any]:
 
 
 def _found(
-    model: TransformerConfig,
-    stack: Any,
-    values: range,
-    layers: Callable[[int], list[int]],
-    rule: str,
+    model: TransformerConfig, stack: Stack, layers: Callable[[int, int], list[int]], rule: str
 ) -> int:
-    """Return the value of an option that gives the layers with experts of a stack."""
-    own = model.moe_layers(stack)
-    for value in values:
-        if layers(value) == own:
+    """Return the value of an option that gives the layers with experts of a stack.
+
+    Args:
+        model: the model.
+        stack: the stack.
+        layers: depth and value -> layers with experts.
+        rule: where they can be, for messages.
+    """
+    own, depth = model.moe_layers(stack), model.layers_of(stack)
+    for value in range(depth + 2):  # more than the depth: none
+        if layers(depth, value) == own:
             return value
     raise UserError(
         f"model.moe: the {stack} has experts in the layers {own or 'none'}, counted from 0; "

@@ -1,4 +1,4 @@
-"""NLLB-MoE and Switch Transformers of transformers: M2M100 and T5 in which some layers have experts.
+"""NLLB-MoE and Switch Transformers: M2M100 and T5 in which some layers have experts.
 
 Both route in float32, and so do we. What they do differently in training only is not refused: see
 docs/HUGGING_FACE.md.
@@ -68,7 +68,7 @@ def _nllb_moe(config: Config, theirs: Tensors, path: str) -> Described:
 def _switch(config: Config, theirs: Tensors, path: str) -> Described:
     function = config.get("dense_act_fn", "relu")
     if function.startswith("gated-"):
-        raise Refused(path, f"dense_act_fn {function}", "experts of two maps for Switch")
+        raise Refused(path, f"dense_act_fn {function}", "relu, gelu or silu there")
     like_t5 = {**config, "model_type": "t5", "feed_forward_proj": function}
     base = t5(like_t5, theirs, path)
     _check_router(config, path)
