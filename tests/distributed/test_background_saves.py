@@ -190,7 +190,7 @@ def _end_without_finish(root: Path) -> list[str]:
     engine = _engine(1, 2)
     saves = Saves(CheckpointStore(root / "checkpoints", 2, 1, True), True, False)
     saves.save(engine, 1, progress_at(1), None, {})
-    saves.close()  # as after an error in the training
+    saves.close()  # what an error in the training leads to
     distributed.barrier()
     return sorted(path.name for path in (root / "checkpoints").iterdir())
 
