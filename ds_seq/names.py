@@ -133,7 +133,7 @@ INFINITE = "inf"
 # Text.
 SPLITS = ("train", "valid", "test")
 Side = Literal["source", "target"]
-SIDES = get_args(Side)
+SIDES: tuple[Side, Side] = get_args(Side)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of compressed text files, which are read as they are."""
 InvalidUtf8 = Literal["stop", "drop", "replace"]
