@@ -135,7 +135,8 @@ INFINITE = "inf"
 
 # Text.
 SPLITS = ("train", "valid", "test")
-SIDES = ("source", "target")
+Side = Literal["source", "target"]
+SIDES: tuple[Side, Side] = get_args(Side)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of compressed text files, which are read as they are."""
 InvalidUtf8 = Literal["stop", "drop", "replace"]

@@ -2,7 +2,7 @@
 
 A recipe says which archives have which corpora. Running it writes two files per corpus,
 `NAME.SOURCE` and `NAME.TARGET`, each of which appears when it is complete; so an interrupted run
-goes on where it was. `recipe.json` says what each was made from.
+continues where it was. `recipe.json` says what each was made from.
 """
 
 from __future__ import annotations
