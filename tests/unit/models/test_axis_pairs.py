@@ -33,6 +33,10 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     | {"yarn": {"positions": {"name": "rotary", "scaling": "yarn", "factor": 2.0}}}
     | {"ntk": {"positions": {"name": "rotary", "scaling": "ntk", "factor": 2.0}}},
     "heads": {"shared": {"num_kv_heads": 2}, "one": {"num_kv_heads": 1}},
+    "encoder mixer": {
+        "retention before": {"encoder_mixer": {"name": "retention", "chunk_size": 3}}
+    },
+    "decoder mixer": {"retention": {"decoder_mixer": "retention"}},
     "head width": {"head width": {"head_dim": 6}},
     "bias": {"no biases": {"linear_bias": False}},
     "output bias": {"output bias": {"output_bias": True}},
