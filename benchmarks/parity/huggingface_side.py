@@ -1,6 +1,6 @@
 """huggingface.py: small models of transformers with their tokenizers, each trained for a moment.
 
-    python huggingface_side.py TEXT OUT
+    python huggingface_side.py TEXT OUT [NAME...]
     python huggingface_side.py --read LINES.json FOLDER...
 
 The first writes a folder per architecture as `save_pretrained` does, with `expected.json`: lines,
@@ -109,6 +109,25 @@ def _nllb(text: list[str]) -> Made:
     return Made(model, tokenizer, {"forced_bos_token_id": first}, first)
 
 
+def _nllb_moe(text: list[str]) -> Made:
+    made = _nllb(text)
+    config = transformers.NllbMoeConfig(
+        vocab_size=len(made.tokenizer), decoder_start_token_id=2, num_experts=4,
+        encoder_sparse_step=2, decoder_sparse_step=1, **_SIZES,
+    )  # fmt: skip
+    return made._replace(model=transformers.NllbMoeForConditionalGeneration(config))
+
+
+def _switch(text: list[str]) -> Made:
+    raw = _unigram(text, ["<pad>", "</s>", "<unk>"])
+    config = transformers.SwitchTransformersConfig(
+        vocab_size=raw.get_vocab_size(), d_kv=8, decoder_start_token_id=0, num_experts=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, **_T5,
+    )  # fmt: skip
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
+    return Made(model, _framed(raw, ""), {})
+
+
 def _pegasus(text: list[str]) -> Made:
     raw = _unigram(text, ["<pad>", "</s>", "<unk>"])
     config = transformers.PegasusConfig(
@@ -164,6 +183,8 @@ def _marian(text: list[str]) -> Made:
 MODELS: dict[str, Callable[[list[str]], Made]] = {
     "bart": _bart,
     "nllb": _nllb,
+    "nllb_moe": _nllb_moe,
+    "switch": _switch,
     "pegasus": _pegasus,
     "marian": _marian,
     "t5": _t5("T5", "relu", 8, is_tied=True),
@@ -236,13 +257,13 @@ def _answers(made: Made, rows: torch.Tensor) -> list[str | None]:
     ]
 
 
-def main(text: str, out: str) -> None:
-    """Make all models."""
+def main(text: str, out: str, names: list[str]) -> None:
+    """Make all models, or those of some names."""
     lines = [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines()]
     short = [line for line in lines if 5 < len(line) < 30]
-    for name, make in MODELS.items():
+    for name in names or MODELS:
         torch.manual_seed(1)
-        made = make(lines)
+        made = MODELS[name](lines)
         _train(made, short[:_LINES])
         folder = Path(out) / name
         made.model.eval().save_pretrained(folder)
@@ -273,4 +294,4 @@ if __name__ == "__main__":
             read(json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")), Path(path))
         print(json.dumps({"transformers": transformers.__version__}))
     else:
-        main(sys.argv[1], sys.argv[2])
+        main(sys.argv[1], sys.argv[2], sys.argv[3:])

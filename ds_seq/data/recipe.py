@@ -348,7 +348,7 @@ def _save(source: BinaryIO, path: Path) -> None:
 
 
 def _report(corpus: Corpus, pairs: int, dropped: int = 0) -> None:
-    """Print the size of a corpus beside the published one."""
+    """Print the size of a corpus next to the published one."""
     line = f"{corpus.name:<24}{pairs:>12,} pairs"
     if corpus.published is not None:
         same = "as published" if pairs == corpus.published else f"published: {corpus.published:,}"

@@ -1,12 +1,13 @@
 """Which model of ds_seq a Hugging Face config describes, and where its tensors are.
 
 A family reads `config.json`, refuses by name what has no counterpart here, and returns the section
-`model` and the names of the tensors.
+`model` and the names of the tensors. `moe_families` has those with experts, and `describe` chooses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,11 +41,13 @@ class Described(NamedTuple):
         section: fields of `model`.
         names: its tensors.
         copies: tensors of theirs that are not read -> why.
+        criterion: fields of `criterion`; empty: its defaults.
     """
 
     section: dict[str, Any]
     names: Names
     copies: Mapping[str, str]
+    criterion: Mapping[str, Any] = MappingProxyType({})
 
 
 class _Kind(NamedTuple):
@@ -67,29 +70,8 @@ _RELATIVES = {
 }
 
 
-def describe(config: Config, theirs: Tensors, path: str) -> Described:
-    """Return the model of ds_seq that a `config.json` describes.
-
-    Args:
-        config: its content.
-        theirs: the tensors by name, which may say more than the config.
-        path: the folder, for messages.
-
-    Raises:
-        UserError: no model is like it; the message names what differs.
-    """
-    name = config.get("model_type")
-    family = FAMILIES.get(str(name))
-    if config.get("auto_map"):
-        raise UserError(f"{path}: its model is code of its own (auto_map), which is never run here")
-    if family is None:
-        raise UserError(
-            f"{path}: model_type {name!r} cannot be imported; there are {', '.join(FAMILIES)}"
-        )
-    return family(config, theirs, path)
-
-
-def _bart_like(config: Config, theirs: Tensors, path: str) -> Described:
+def bart_like(config: Config, theirs: Tensors, path: str) -> Described:
+    """Describe BART and its relatives, whose `model_type` says what distinguishes them."""
     kind = _RELATIVES[config["model_type"]]
     if _has_other_positions(kind, theirs):
         kind = kind._replace(positions="learned", first_row=0)
@@ -99,7 +81,7 @@ def _bart_like(config: Config, theirs: Tensors, path: str) -> Described:
         ("encoder_ffn_dim", "decoder_ffn_dim"),
     ):
         if config[encoder] != config[decoder]:
-            raise _Refused(path, f"{decoder} {config[decoder]}", f"{encoder} {config[encoder]}")
+            raise Refused(path, f"{decoder} {config[decoder]}", f"{encoder} {config[encoder]}")
     section |= {
         "encoder_layers": config["encoder_layers"],
         "decoder_layers": config["decoder_layers"],
@@ -115,7 +97,7 @@ def _bart_like(config: Config, theirs: Tensors, path: str) -> Described:
         "activation_dropout": config.get("activation_dropout", 0.0),
     }
     if _has_output(theirs) or config.get("share_encoder_decoder_embeddings", True) is False:
-        raise _Refused(path, "a table for each side", "one that all share")
+        raise Refused(path, "a table for each side", "one that all share")
     names: Names = {"target_embedding.weight": [Part("model.shared.weight", is_table=True)]}
     if kind.has_output_bias:
         names["target_embedding.bias"] = [Part("final_logits_bias", is_table=True)]
@@ -170,7 +152,8 @@ def _bart_layer(ours: str, theirs: str, stack: str) -> Names:
     return names | linear(f"{ours}.feed_forward_residual.norm", f"{theirs}.final_layer_norm")
 
 
-def _t5(config: Config, theirs: Tensors, path: str) -> Described:
+def t5(config: Config, theirs: Tensors, path: str) -> Described:
+    """Describe T5 and mT5."""
     width, head, has_output = config["d_model"], config["d_kv"], _has_output(theirs)
     function = config.get("feed_forward_proj", "relu")
     is_gated = function.startswith("gated-")
@@ -267,7 +250,7 @@ def _common(config: Config, path: str, heads: str, ffn: str) -> dict[str, Any]:
 
 def _activation(name: str, known: Mapping[str, str], path: str) -> str:
     if name not in known:
-        raise _Refused(path, f"activation {name}", " or ".join(known))
+        raise Refused(path, f"activation {name}", " or ".join(known))
     return known[name]
 
 
@@ -288,7 +271,7 @@ def _has_other_positions(kind: _Kind, theirs: Tensors) -> bool:
     return not torch.allclose(stored.float(), rows, atol=1e-3)
 
 
-class _Refused(UserError):
+class Refused(UserError):
     """A model that has no counterpart."""
 
     def __init__(self, path: str, given: str, supported: str) -> None:
@@ -296,8 +279,8 @@ class _Refused(UserError):
 
 
 FAMILIES: dict[str, Callable[[Config, Tensors, str], Described]] = {
-    **dict.fromkeys(_RELATIVES, _bart_like),
-    "t5": _t5,
-    "mt5": _t5,
+    **dict.fromkeys(_RELATIVES, bart_like),
+    "t5": t5,
+    "mt5": t5,
 }
-"""How to read a model, by its `model_type`."""
+"""How to read a dense model, by its `model_type`."""

@@ -13,7 +13,8 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
-from ds_seq.runs.formats.huggingface.families import Described, describe
+from ds_seq.runs.formats.huggingface.describe import describe
+from ds_seq.runs.formats.huggingface.families import Described
 from ds_seq.runs.formats.huggingface.folder import read_settings, read_tensors
 from ds_seq.runs.formats.huggingface.mapping import account, take
 from ds_seq.runs.formats.imported import Entry, Imported
@@ -140,6 +141,7 @@ def _experiment(
                 },
             },
             "model": described.section,
+            **({"criterion": described.criterion} if described.criterion else {}),
             "train": {"max_tokens": max(4096, length)},
             "validation": {"metrics": [], "best": "loss"},
             "generation": _generation(folder, settings, length),

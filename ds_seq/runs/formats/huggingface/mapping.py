@@ -7,7 +7,7 @@ table serves both directions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,12 +24,33 @@ class Part(NamedTuple):
         times: what theirs is multiplied by.
         skip: number of rows of theirs that are left out, positions before the first.
         is_table: whether rows are ids, whose order differs.
+        expert: how one expert of a stack is laid out: `matrix` (R, C) becomes (1, R, C), `turned`
+            (R, C) becomes (1, C, R), `vector` (R,) becomes (1, 1, R); None: not an expert.
     """
 
     name: str
     times: float = 1.0
     skip: int = 0
     is_table: bool = False
+    expert: Literal["matrix", "turned", "vector"] | None = None
+
+    def ours(self, value: Tensor) -> Tensor:
+        """Return the values of theirs as the rows of our tensor."""
+        value = value[self.skip :] * self.times
+        if self.expert is None:
+            return value
+        value = value.T if self.expert == "turned" else value
+        return value.reshape(1, -1, value.shape[-1])
+
+    def theirs(self, rows: Tensor) -> Tensor:
+        """Return rows of our tensor as theirs, the inverse of `ours`; skipped rows are zeros."""
+        value = rows / self.times
+        if self.skip:
+            value = torch.cat([value.new_zeros(self.skip, *value.shape[1:]), value])
+        if self.expert is None:
+            return value
+        value = value.flatten() if self.expert == "vector" else value.squeeze(0)
+        return value.T if self.expert == "turned" else value
 
 
 Names = dict[str, list[Part]]
@@ -45,6 +66,33 @@ def linear(ours: str, *theirs: str, bias: bool = True, factors: Sequence[float] 
             Part(f"{name}.{kind}", scale) for name, scale in zip(theirs, scales, strict=True)
         ]
         for kind in kinds
+    }
+
+
+def experts(
+    ours: str, theirs: str, count: int, maps: tuple[str, str], bias: bool, times: float = 1.0
+) -> Names:
+    """Return the names of the experts of a layer, which are modules of their own there.
+
+    Args:
+        ours: name of our `Experts`.
+        theirs: name of their container, which holds `expert_0`, `expert_1`, ...
+        count: number of experts.
+        maps: names of the two maps of an expert.
+        bias: whether they have biases.
+        times: what the output of an expert is multiplied by.
+    """
+    up, down = maps
+    parts = {"w1": Part(f"{up}.weight", expert="turned")}
+    parts["w2"] = Part(f"{down}.weight", times, expert="matrix")
+    if bias:
+        parts["b1"] = Part(f"{up}.bias", expert="vector")
+        parts["b2"] = Part(f"{down}.bias", times, expert="vector")
+    return {
+        f"{ours}.{name}": [
+            part._replace(name=f"{theirs}.expert_{number}.{part.name}") for number in range(count)
+        ]
+        for name, part in parts.items()
     }
 
 
@@ -74,7 +122,7 @@ def take(
                     f"vocab_size {len(order)}"
                 )
             value = value[list(order)]
-        rows.append(value[part.skip :] * part.times)
+        rows.append(part.ours(value))
     return torch.cat(rows)
 
 
