@@ -270,6 +270,11 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
             f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "
             "hidden states can only be compared at one width, so leave `hidden` out"
         )
+    _check_layers(name, teacher, student)
+
+
+def _check_layers(name: str, teacher: ModelConfig, student: Student) -> None:
+    """Check that the teacher has the layers and the attention maps to imitate."""
     for stack in STACKS:
         if stack in student.attention_kinds and teacher.retention_of(stack) is not None:
             raise UserError(

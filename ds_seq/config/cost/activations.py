@@ -154,14 +154,14 @@ class _Counter:
         heads, length = retention.heads(self._model.num_heads), self._batch.length
         chunk = min(retention.chunk_of(length), length)
         # queries, keys, values; those taken and their divisors; weights, and decays of a chunk
-        kept = _FLOAT * (2 * d + 2 * values + 2 * heads + heads * chunk)
+        kept: float = _FLOAT * (2 * d + 2 * values + 2 * heads + heads * chunk)
         kept += _FLOAT * heads * chunk**2 / self._batch.tokens
         # what the map returned, the activated gate, and what it multiplies
         kept += w * (2 * d + 2 * values + 3 * values)
         if w < _FLOAT:
             kept += _FLOAT * values  # the normed values before they are rounded
         if chunk < length:  # queries and keys that have decayed, and the sums of each chunk
-            sums = 2 * d + d * values / (heads * chunk)
+            sums = 2.0 * d + d * values / (heads * chunk)
             kept += _FLOAT * (sums if causal else 2 * sums + values)
         return kept + self._rounded(d, values)
 

@@ -172,8 +172,8 @@ def _generation_lines(found: Estimate) -> Iterator[str]:
     state = f"{found.state_bytes / 1024:,.1f} KiB per hypothesis, " if found.state_bytes else ""
     yield (
         f"cache        {whole / _MIB:>10,.2f} MiB per sentence of {length} tokens and beam {beam}: "
-        f"{state}{target / 1024:,.1f} KiB per token and hypothesis, {source / 1024:,.1f} KiB per source "
-        "token"
+        f"{state}{target / 1024:,.1f} KiB per token and hypothesis, {source / 1024:,.1f} KiB per "
+        "source token"
     )
 
 

@@ -18,14 +18,15 @@ MIXERS_PER_LAYER: Mapping[Stack, int] = {"encoder": 1, "decoder": 2}
 """A decoder layer attends to its own tokens and to the source."""
 
 
-class AttentionConfig(NamedConfig):
+class AttentionMixerConfig(NamedConfig):
     """Multi-head attention (Vaswani et al. 2017), with the options of the model."""
 
     name: Literal["attention"] = Field(default="attention", description="Selects this mixer.")
 
 
 MixerConfig = Annotated[
-    Annotated[AttentionConfig, Tag("attention")] | Annotated[RetentionConfig, Tag("retention")],
+    Annotated[AttentionMixerConfig, Tag("attention")]
+    | Annotated[RetentionConfig, Tag("retention")],
     Discriminator(plugin_tag("attention")),
     SHORT_FORM,
 ]
@@ -35,11 +36,11 @@ class MixerFields(LinearFields):
     """Kinds of mixers, and multi-head attention."""
 
     encoder_mixer: MixerConfig = Field(  # see `norm.py`
-        default=AttentionConfig.model_construct(),
+        default=AttentionMixerConfig.model_construct(),
         description="How the tokens of the source see each other.",
     )
     decoder_mixer: MixerConfig = Field(
-        default=AttentionConfig.model_construct(),
+        default=AttentionMixerConfig.model_construct(),
         description="How the tokens of the target see those before them. The source is always "
         "seen through attention.",
     )
