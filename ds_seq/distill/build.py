@@ -37,7 +37,8 @@ def build_teacher(
     elif hidden is not None:
         capture = "hidden"
     if student is not None:
-        student = replace(student, hidden=hidden, attention=attention)
+        projects = config.hidden is not None and config.hidden.projection != "none"
+        student = replace(student, hidden=hidden, attention=attention, projects=projects)
     loading = Loading(
         config.checkpoint,
         config.teacher_precision,
