@@ -1,6 +1,6 @@
 """`python -m ds_seq`: the same as `ds-seq`, also in that it imports nothing from this folder."""
 
-# ruff: noqa: E402 - the path is mended first
+# ruff: noqa: E402 - the path is corrected first
 
 import os
 import sys

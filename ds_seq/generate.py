@@ -5,7 +5,7 @@
 From Python: `ds_seq.load`.
 """
 
-# ruff: noqa: E402 - the path is mended first
+# ruff: noqa: E402 - the path is corrected first
 
 import os
 import sys

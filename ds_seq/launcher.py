@@ -5,8 +5,8 @@ while a user or a scheduler believes that the run has ended and starts it again.
 rank therefore looks once a second whether its launcher is still there: `torchrun`'s agent, the two
 processes of `deepspeed`, `mpirun` or its daemon, `slurmstepd`. If it is gone,
 
-- a training saves and stops, as after a signal. Until it has ended, its lock keeps others out of
-  the run folder;
+- a training saves and stops, like one that receives SIGTERM. Until it has ended, its lock keeps
+  others out of the run folder;
 - any other command ends at once. So does a training inside a SLURM job, because SLURM may already
   have started the job again, which takes over the lock of its earlier start.
 

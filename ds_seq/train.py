@@ -8,7 +8,7 @@
 From Python: `ds_seq.fit`.
 """
 
-# ruff: noqa: E402 - the path is mended first
+# ruff: noqa: E402 - the path is corrected first
 
 import os
 import sys

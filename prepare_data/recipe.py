@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Download the raw text of a published task, and print its sizes beside the published ones."""
+"""Download the raw text of a published task, and print its sizes next to the published ones."""
 
 from __future__ import annotations
 

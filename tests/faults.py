@@ -21,7 +21,7 @@ def die_after(operations: int) -> None:
 
     Operations are: opening a file for writing, forcing it to the disk, renaming, removing, making
     and removing folders, links, modes. A file that was about to be forced to the disk loses its
-    second half, as after a write that was cut off, or a power cut.
+    second half, like a write that was cut off, or a power cut.
 
     Args:
         operations: this many operations happen, and not one more.

@@ -58,22 +58,22 @@ def find_near(name: str, file: Path, on_command_line: bool = False) -> str:
         UserError: two different files are meant: one here and one in the folder of `file`.
     """
     here, folder = Path(name), file.absolute().parent
-    beside = folder / name
+    neighbor = folder / name
     if exists(here):
-        if not on_command_line and exists(beside) and not samefile(beside, here):
+        if not on_command_line and exists(neighbor) and not samefile(neighbor, here):
             raise UserError(
-                f"{file}: {name} is a file of the working folder, but also {beside}; write the "
+                f"{file}: {name} is a file of the working folder, but also {neighbor}; write the "
                 "whole path of the one that is meant"
             )
         return name
-    places = (beside, *(parent / name for parent in folder.parents[:2]))
+    places = (neighbor, *(parent / name for parent in folder.parents[:2]))
     return next((str(place) for place in places if exists(place)), name)
 
 
 def find_parent(name: str, file: Path) -> Path:
     """Return the file that `extends: name` in `file` means, whether or not it exists."""
-    beside = file.parent / name
-    return beside if isfile(beside) else Path(find_near(name, file))
+    neighbor = file.parent / name
+    return neighbor if isfile(neighbor) else Path(find_near(name, file))
 
 
 def resolved(settings: dict[str, Any], file: Path, on_command_line: bool = False) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def read_dictionaries(
     for language in languages:
         path = folders[0] / f"dict.{language}.txt"
         if not path.is_file():
-            raise UserError(f"{path}: no such file; fairseq-preprocess writes it beside its data")
+            raise UserError(f"{path}: no such file; fairseq-preprocess writes it next to its data")
         content = read_vocab_file(path)
         for folder in folders[1:]:
             other = folder / path.name

@@ -1,7 +1,7 @@
-"""Updates with another number of batches than DeepSpeed has been told, and failed backward passes.
+"""Updates of another number of batches than DeepSpeed expects, and failed backward passes.
 
 DeepSpeed counts backward passes to know when an update is complete, and keeps gradients that wait
-to be reduced. Both are mended here where a batch was split, or where a backward pass has failed.
+to be reduced. Both are corrected here where a batch was split, or where a backward pass has failed.
 """
 
 from __future__ import annotations

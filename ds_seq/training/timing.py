@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 PARTS = ("data", "forward", "backward", "step", "communication")
 """Spans of an update. Communication is what the others wait for, and part of them: the collectives
-that the computation waits for, not those beside it."""
+that the computation waits for, not those that overlap with it."""
 
 _MOST_EVENTS = 20_000
 """Pairs of events between two reductions; later spans are not measured."""

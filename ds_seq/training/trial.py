@@ -149,7 +149,7 @@ def _try(
 
 
 def _has_room(device: torch.device, weights: list[torch.nn.Parameter]) -> bool:
-    """Return whether the optimizer's state will have room beside the batch."""
+    """Return whether the optimizer's state will fit besides the batch."""
     state = _OPTIMIZER_BYTES * sum(weight.numel() for weight in weights)
     total = torch.cuda.get_device_properties(device).total_memory
     return torch.cuda.max_memory_reserved(device) + state < _SHARE * total

@@ -1,6 +1,6 @@
 """Run folders, exports, shards and teacher caches of earlier versions keep working.
 
-See README.md beside this file. Losses are compared to 1e-5, because another CPU may add in another
+See README.md next to this file. Losses are compared to 1e-5, because another CPU may add in another
 order; translations are compared exactly.
 """
 

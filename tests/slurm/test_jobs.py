@@ -36,7 +36,7 @@ def site(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_job_is_left(slurm: Cluster) -> Iterator[None]:
-    """A job of a test that fails must not run beside the next test."""
+    """A job of a test that fails must not run alongside the next test."""
     yield
     slurm.cancel_all()
 

@@ -1,4 +1,4 @@
-"""A domain with words of its own: adapters or low-rank changes learn it beside the model."""
+"""A domain with words of its own: adapters or low-rank changes learn it next to the model."""
 
 from __future__ import annotations
 

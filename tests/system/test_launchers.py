@@ -1,4 +1,4 @@
-"""The same run under every launcher, and the end of a run that is told to stop."""
+"""The same run under every launcher, and the end of a run that receives a signal to stop."""
 
 from __future__ import annotations
 

@@ -12,7 +12,15 @@ FOLDERS = ("", "ds_seq", "ds_seq/moe", "tests/distributed")
 DECISION = re.compile(r"^\*\*([A-Z]\d+)\. ", re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"])
+DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")
+GUIDES = tuple(
+    f"docs/{name}.md"
+    for name in ("ADAPTERS", "DISTILLATION", "EXPERTS", "SUMMARIZATION", "TRAINING", "TRANSLATING")
+)
+LINK = re.compile(r"\]\(([^)#:]+)\)")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *GUIDES])
 def test_files_that_are_named_exist(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w/.-]+\.(?:py|sh|md|yaml))(?:::[\w.]+)?`", text))
@@ -24,6 +32,12 @@ def test_files_that_are_named_exist(document: str) -> None:
         and not any((ROOT / folder / name).exists() for folder in FOLDERS)
     ]
     assert named and not missing
+
+
+def test_links_lead_somewhere() -> None:
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for target in LINK.findall(document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), (document.name, target)
 
 
 def test_decisions_are_numbered_and_listed() -> None:

@@ -115,7 +115,7 @@ def test_hidden_worked_numbers() -> None:
     assert loss.item() == pytest.approx((4 + 9 + 1) / 4 + (9 + 16) / 2)
     student, teacher = one_layer([1, 3], [5, 5]), one_layer([40, -20], [8, 6])
     loss = hidden_loss(student, teacher, batch, hidden_term(HiddenConfig(normalize=True)))
-    # brought to mean 0 and variance 1: (-1, 1) beside (1, -1), (0, 0) beside (1, -1)
+    # brought to mean 0 and variance 1: (-1, 1) against (1, -1), (0, 0) against (1, -1)
     assert loss.item() == pytest.approx(4 + 1, rel=1e-4)
 
 

@@ -297,7 +297,7 @@ def test_the_rest_is_taken_over(
     if not linked:
         monkeypatch.setattr(os, "link", refuse)
     (tmp_path / ".valid.manifest.json.123.tmp").write_text("half a ")
-    for _ in range(2):  # as after a kill
+    for _ in range(2):  # the second time over files that are already there
         copy_rest(data, tmp_path, "train", Tokenizers.shared(vocab), joint=True)
         valid = ShardReader(tmp_path, "valid", vocab.fingerprint)
         assert pairs(valid) == pairs(ShardReader(data, "valid"))

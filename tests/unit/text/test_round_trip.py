@@ -1,4 +1,4 @@
-"""Text comes out of a vocabulary as it went in, unless the vocabulary has a rule, which is told."""
+"""Text comes out of a vocabulary as it went in, or its rule that changes it is reported."""
 
 from __future__ import annotations
 
