@@ -13,7 +13,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Cleaning.
 UnicodeForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 Punctuation = Literal["moses"]
-CleanPreset = Literal["mozilla", "nllb"]
+CleanPreset = Literal["mozilla", "nllb", "summarization"]
 DuplicateKey = Literal[
     "pair", "source", "target", "normalized_pair", "normalized_source", "normalized_target"
 ]
@@ -53,6 +53,8 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+GateActivation = Literal["silu", "gelu"]
+"""Activations of the gate of retention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
@@ -97,6 +99,9 @@ LongLines = Literal["truncate", "skip", "error"]
 LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 """Treatment of a line that is longer than the model supports."""
 
+LongPairs = Literal["skip", "truncate_source", "truncate"]
+"""Treatment of a pair that is longer than the limits of its sides."""
+
 OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 ConstraintOrder = Literal["any", "given"]
@@ -132,7 +137,8 @@ INFINITE = "inf"
 
 # Text.
 SPLITS = ("train", "valid", "test")
-SIDES = ("source", "target")
+Side = Literal["source", "target"]
+SIDES: tuple[Side, Side] = get_args(Side)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of compressed text files, which are read as they are."""
 InvalidUtf8 = Literal["stop", "drop", "replace"]

@@ -16,7 +16,8 @@ from typing import Any
 
 from ds_seq.data import watching
 from ds_seq.data.watching import TICK, Watched
-from ds_seq.errors import EXIT_USER_ERROR, UserError, escaped
+from ds_seq.errors import EXIT_USER_ERROR, escaped
+from ds_seq.mpi import load_mpi
 
 _STAGGER = 0.5  # seconds
 
@@ -25,7 +26,7 @@ def find_mpi(environ: Mapping[str, str]) -> Any:
     """Return the module `mpi4py.MPI` if `mpirun` or `srun` has started several processes, or None.
 
     Raises:
-        UserError: the launcher has started several processes, but mpi4py sees one.
+        UserError: mpi4py cannot be loaded, or sees another number of processes.
     """
     names = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
     size = max((int(environ[name]) for name in names if environ.get(name, "").isdigit()), default=1)
@@ -37,20 +38,7 @@ def find_mpi(environ: Mapping[str, str]) -> Any:
         size = int(environ["SLURM_STEP_NUM_TASKS"])
     if size <= 1:
         return None
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # a missing library raises the latter
-        raise UserError(
-            f"{size} processes were started, but mpi4py cannot be loaded ({error}); install it for "
-            "this MPI, or start a single process with --workers"
-        ) from None
-    if MPI.COMM_WORLD.Get_size() != size:
-        raise UserError(
-            f"{size} processes were started, but mpi4py sees {MPI.COMM_WORLD.Get_size()}: it was "
-            "built for another MPI than this launcher; install it again, or start a single "
-            "process with --workers"
-        )
-    return MPI
+    return load_mpi(size, "start a single process with --workers")
 
 
 class RankWatch:
@@ -102,6 +90,6 @@ class RankWatch:
                     self._end(
                         f"{name} has given no sign of life for {watching.SILENCE:.0f} seconds: it "
                         "was stopped, or its machine is gone; what is finished is kept, start the "
-                        "command again to go on"
+                        "command again to continue"
                     )
             time.sleep(TICK)

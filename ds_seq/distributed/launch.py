@@ -19,6 +19,7 @@ from ds_seq.distributed.contradictions import (
     refuse_stray,
 )
 from ds_seq.errors import UserError
+from ds_seq.mpi import load_mpi
 
 _DEFAULT_PORT, _LARGEST_PORT = 29500, 2**16 - 1
 
@@ -178,21 +179,8 @@ def _mpi_world(env: dict[str, str]) -> World:
 
 def _mpi_meeting_point(size: int, single_node: bool) -> tuple[str, int]:
     """Return the address and a free port of rank 0, broadcast to all ranks over MPI."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"mpirun was used but mpi4py cannot load MPI ({error}); install an MPI library "
-            "or set MASTER_ADDR and MASTER_PORT"
-        ) from error
-    if MPI.COMM_WORLD.Get_size() != size:
-        library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip("\0 ")
-        raise UserError(
-            f"mpirun has started {size} processes, but mpi4py counts {MPI.COMM_WORLD.Get_size()}: "
-            f"it has loaded {library}, which is not mpirun's MPI; set MPI4PY_LIBMPI to the path of "
-            "mpirun's libmpi.so, or MASTER_ADDR and MASTER_PORT"
-        )
-    names = MPI.COMM_WORLD.gather(socket.gethostname(), root=0)
+    world = load_mpi(size, "set MASTER_ADDR and MASTER_PORT").COMM_WORLD
+    names = world.gather(socket.gethostname(), root=0)
     meeting_point = None
     if names is not None:
         name = "127.0.0.1" if single_node else names[0]
@@ -201,7 +189,7 @@ def _mpi_meeting_point(size: int, single_node: bool) -> tuple[str, int]:
             meeting_point = (host, free_port())
         except OSError as error:  # the others are waiting for an answer
             meeting_point = (f"{name!r} ({error.strerror})", 0)
-    address, port = MPI.COMM_WORLD.bcast(meeting_point, root=0)
+    address, port = world.bcast(meeting_point, root=0)
     if port == 0:
         raise UserError(
             f"mpirun: the first node cannot resolve its own name {address}; set MASTER_ADDR to an "

@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,6 @@ def test_the_same_bytes_in_every_layout(tmp_path: Path) -> None:
     assert run_distributed(_both_ways, 2, tmp_path) == [[(True, True)] * len(LAYOUTS)] * 2
 
 
-CUTS = [(1, 2, "fp32"), (2, 1, "fp16"), (3, 1, "fp32"), (3, 2, "bf16")]
-
-
 def _freeze_some(net: nn.Module) -> None:
     for number, parameter in enumerate(net.parameters()):
         parameter.requires_grad_(number % 7 != 3)
@@ -109,12 +107,16 @@ def _gathered(engine: Engine) -> dict[str, Tensor]:
     return tensors
 
 
-def _assembled() -> list[tuple[list[str], list[str], bool]]:
+Cut = tuple[int, int, str]
+
+
+def _assembled(cuts: Sequence[Cut]) -> list[tuple[list[str], list[str], bool]]:
     """For each layout: names of all tensors here, of those written here, and whether they agree."""
     found = []
-    for stage, spread, precision in CUTS:
+    for stage, spread, precision in cuts:
         options: dict[str, Any] = {"model": spine.small_model(), "prepare": _freeze_some}
         options["sections"] = {"fp16": {"initial_scale_power": 4}}
+        options["micro_batches"] = max(spine.FEW, distributed.world_size())
         engine = spine.make_engine(stage, spread, precision=precision, **options)
         spine.train(engine, range(2))
         whole = _gathered(engine)
@@ -130,8 +132,22 @@ def _assembled() -> list[tuple[list[str], list[str], bool]]:
     return found
 
 
-def test_slices_of_all_ranks_make_up_the_tensors_that_deepspeed_gathers() -> None:
-    of_ranks = run_distributed(_assembled, 4, timeout=100.0)
+@pytest.mark.parametrize(
+    ("num_ranks", "cuts"),
+    [
+        (4, [(1, 2, "fp32"), (2, 1, "fp16"), (3, 1, "fp32"), (3, 2, "bf16")]),
+        pytest.param(
+            8,
+            [(1, 1, "fp32"), (1, 4, "bf16"), (3, 1, "bf16"), (3, 4, "fp32")],
+            marks=[pytest.mark.slow, pytest.mark.timeout(300)],
+        ),
+    ],
+)
+def test_slices_of_all_ranks_make_up_the_tensors_that_deepspeed_gathers(
+    num_ranks: int, cuts: Sequence[Cut]
+) -> None:
+    """Ranks, then stage of ZeRO, expert parallel and precision of each case."""
+    of_ranks = run_distributed(_assembled, num_ranks, cuts, timeout=25.0 * num_ranks)
     for layout in zip(*of_ranks, strict=True):
         all_names = {name for whole, _, _ in layout for name in whole}
         written = [name for _, own, _ in layout for name in own]

@@ -28,7 +28,7 @@ RANKS: list[set[str]] = [
     {"__init__", "errors", "environment"},
     {"names", "records", "activity"},
     {"files"},
-    {"launcher"},
+    {"launcher", "mpi"},
     {"plugins", "distributed", "supervision"},
     {"config"},
     {"text"},

@@ -304,6 +304,7 @@ def test_tf32_is_allowed_unless_the_user_chose(
 def test_a_group_leaves_the_environment_as_it_was(monkeypatch):
     """A process that this one starts later has a launcher of its own."""
     monkeypatch.setenv("MASTER_PORT", "29111")
+    distributed.import_deepspeed()  # sets variables of its own, once in a process
     before = dict(os.environ)
     distributed.init(World())
     assert os.environ["RANK"] == "0"

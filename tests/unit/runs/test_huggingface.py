@@ -12,10 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import ds_seq
+from ds_seq.config.modifiers import ModifiersConfig
+from ds_seq.data.modify import Changes, Modifier
 from ds_seq.errors import UserError
 from ds_seq.runs.export import write_export
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
@@ -24,7 +27,8 @@ from ds_seq.text.huggingface import HuggingFaceTokenizer
 
 FOLDERS = Path(__file__).parents[2] / "data" / "huggingface"
 NAMES = sorted(path.name for path in FOLDERS.iterdir())
-CODES = {"nllb": Languages("en", "de", "eng_Latn", "deu_Latn")}
+NLLB = Languages("en", "de", "eng_Latn", "deu_Latn")
+CODES = {"nllb": NLLB, "nllb_moe": NLLB}
 _MOST_NEW_TOKENS = 38  # of 40 with the start and end symbols
 
 
@@ -37,7 +41,7 @@ def imported(request: pytest.FixtureRequest) -> tuple[str, Imported, dict[str, A
 
 
 def _order(result: Imported) -> list[int]:
-    tokenizer = result.tokenizers.target
+    tokenizer = result.tokenizers.source
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     return tokenizer.permutation()
 
@@ -80,6 +84,33 @@ def test_the_export_translates_like_transformers(imported, tmp_path):
         assert [mine for mine, _ in ended] == [line for _, line in ended]
 
 
+def test_changed_pairs_keep_their_symbols_and_get_no_others(imported):
+    _, result, expected = imported
+    tokenizers = result.tokenizers
+    pairs = [
+        tuple(side.symbols.framed(side.encode(line)) for side in tokenizers)
+        for line in expected["lines"]
+    ]
+    config = ModifiersConfig(lower_case=1.0, token_switch=0.9)
+    modifier = Modifier(Changes(**config.model_dump()), tokenizers)
+    changed = modifier(pairs, np.arange(len(pairs)), (1, 1))
+    assert changed != pairs
+    for side, tokenizer in enumerate(tokenizers):
+        symbols = tokenizer.symbols
+        for pair in changed:
+            inside = symbols.unframed(pair[side])
+            assert pair[side] == symbols.framed(inside)
+            assert not tokenizer.special_ids & set(inside)
+
+
+def test_a_side_is_named_where_each_has_a_vocabulary():
+    options = {"source_code": None, "target_code": None}
+    for name, side, message in (("fsmt", None, "set data.vocab.source"), ("bart", "source", "one")):
+        path = str(FOLDERS / name)
+        with pytest.raises(UserError, match=message):
+            HuggingFaceTokenizer.train([], size=9, path=path, side=side, **options)
+
+
 def test_every_tensor_is_accounted_for(imported):
     _, result, _ = imported
     assert all(each.ours or each.note for each in result.entries)
@@ -109,6 +140,38 @@ def _copy(tmp_path: Path, name: str, **changes: Any) -> Path:
 def test_what_has_no_counterpart_is_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         import_folder(_copy(tmp_path, "bart", **changes), "x", Languages("en", "de"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("nllb_moe", {"router_bias": True}, "router_bias true has no counterpart"),
+        ("nllb_moe", {"router_dtype": "bfloat16"}, "router_dtype bfloat16 has no counterpart"),
+        ("nllb_moe", {"second_expert_policy": "best"}, "second_expert_policy best has no"),
+        ("nllb_moe", {"moe_eval_capacity_token_fraction": -1.0}, "fraction -1.0, a number of tok"),
+        ("nllb_moe", {"encoder_sparse_step": 1}, r"lacks model\.encoder\.layers\.0\.ffn\.router"),
+        ("nllb_moe", {"num_experts": 3}, r"has no place for .*\.expert_3\."),
+        ("switch", {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1 has .* has 0 or 0.01"),
+        ("switch", {"dense_act_fn": "gated-gelu"}, "dense_act_fn gated-gelu has no counterpart"),
+        ("switch", {"num_sparse_encoder_layers": 2}, r"lacks encoder\.block\.0\.layer\.1\.mlp\.r"),
+    ],
+)
+def test_experts_without_counterpart_are_named(tmp_path, name, changes, message):
+    with pytest.raises(UserError, match=message):
+        import_folder(_copy(tmp_path, name, **changes), "x", CODES.get(name, Languages("en", "de")))
+
+
+def test_options_of_experts_become_ours(tmp_path):
+    changes = {"batch_prioritized_routing": True, "moe_eval_capacity_token_fraction": 0.5}
+    changes |= {"second_expert_policy": "random", "normalize_router_prob_before_dropping": True}
+    folder = _copy(tmp_path, "nllb_moe", **changes)
+    config = import_folder(folder, "x", NLLB).config
+    moe = config.model.moe
+    assert moe is not None
+    # half of all tokens are as many as the even share of two choices of four experts
+    assert (moe.drop, moe.eval_capacity_factor) == ("probability", 1.0)
+    assert (moe.second_expert, moe.normalization) == ("random", "before_dropping")
+    assert config.criterion.model_dump()["loss_weights"]["load_balance"] == 0.001
 
 
 def test_mistakes_are_named(tmp_path):

@@ -17,8 +17,10 @@ from ds_seq.commands.export import main
 from ds_seq.errors import UserError
 from ds_seq.models.build import build_seq2seq
 from ds_seq.runs.export import export, write_export
+from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
+from ds_seq.text.tokenizer import Tokenizers
 from tests.batches import score
 from tests.unit.runs.made import experiment, write_run
 
@@ -31,6 +33,7 @@ T5 = {
 }
 PRE = {"norm_position": "pre"}
 SINES = {"name": "sinusoidal", "offset": 2}
+TOP_2 = {"num_experts": 4, "top_k": 2, "every": 1, "eval_capacity_factor": 1.0, "min_capacity": 0}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "post-norm": ("marian", {}),
     "post-norm, learned": ("marian", {"positions": "learned", "activation": "gelu"}),
@@ -42,6 +45,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("t5", T5),
     "t5 1.1": ("t5", {**T5, "activation": "geglu_tanh", "share_embeddings": "inputs"}),
     "narrow heads": ("t5", {**T5, "head_dim": 6}),
+    "top-2 experts": ("nllb-moe", {**PRE, "positions": SINES, "moe": TOP_2}),
+    "top-1 experts": ("switch_transformers", {**T5, "moe": {"num_experts": 2}}),
 }
 LINES = ["the small house", "a dog and  a cat", "the", "houses"]
 
@@ -83,7 +88,6 @@ def test_an_export_reads_back_as_the_model(run, tmp_path, vocab):
         ({"attention_window": 4}, r"model\.attention_window: "),
         ({"num_kv_heads": 1}, r"model\.num_kv_heads: "),
         ({"query_key_norm": True}, r"model\.query_key_norm: "),
-        ({"moe": {"num_experts": 2}}, r"model\.moe: "),
         ({"activation": "swiglu"}, "activation swiglu has no counterpart"),
         ({"share_embeddings": "none"}, "a table for each side has no counterpart"),
         ({**T5, "positions": "learned"}, r"model\.positions: t5 .* not learned"),
@@ -97,3 +101,44 @@ def test_a_model_that_transformers_lacks_is_refused(tmp_path, vocab, section, me
     with pytest.raises(UserError, match=message):
         main([str(folder), "--out", str(tmp_path / "out"), "--format", "hf"])
     assert not (tmp_path / "out").exists()
+
+
+NLLB = {**PRE, "positions": SINES}
+
+
+@pytest.mark.parametrize(
+    ("section", "moe", "message"),
+    [
+        (PRE, TOP_2, r"model\.positions: nllb-moe .* offset 2"),
+        ({"positions": SINES}, TOP_2, r"model\.norm_position: .* \(nllb-moe has pre\)"),
+        (NLLB, {**TOP_2, "top_k": 1}, r"model\.moe\.top_k: .* 1 \(nllb-moe has 2\)"),
+        (NLLB, {**TOP_2, "normalize_weights": "none"}, r"model\.moe\.normalize_weights: "),
+        (NLLB, {**TOP_2, "router": "cosine"}, r"model\.moe\.router: .* cosine "),
+        (NLLB, {**TOP_2, "shared_experts": 1}, r"model\.moe\.shared_experts: "),
+        (NLLB, {**TOP_2, "residual": True}, r"model\.moe\.residual: "),
+        (NLLB, {**TOP_2, "conditional_budget": 0.5}, r"model\.moe\.conditional_budget: "),
+        (NLLB, {**TOP_2, "ffn_dim": 8}, r"model\.moe\.ffn_dim: .* 8 "),
+        (NLLB, {**TOP_2, "num_experts": [2, 4, 4, 4]}, r"model\.moe\.num_experts: "),
+        (NLLB, {**TOP_2, "min_capacity": 4}, r"model\.moe\.min_capacity: .* 4 "),
+        (
+            NLLB,
+            {**TOP_2, "layers": {"encoder": [0]}},
+            r"model\.moe: the encoder has experts in .*0",
+        ),
+        (T5, {**TOP_2, "eval_capacity_factor": None}, r"model\.moe\.top_k: .* \(switch_trans"),
+        (T5, {"eval_capacity_factor": 2.0}, r"model\.moe\.eval_capacity_factor: .* 2\.0 "),
+        (T5, {"router": "sigmoid"}, r"model\.moe\.router: .* sigmoid "),
+        ({**T5, "activation": "geglu_tanh"}, {}, "dense_act_fn gated-gelu has no counterpart"),
+    ],
+)
+def test_experts_that_transformers_lacks_are_refused(vocab, section, moe, message):
+    config = experiment({"max_positions": 32, **section, "moe": moe}, vocab={"size": len(vocab)})
+    with pytest.raises(UserError, match=message):
+        HuggingFaceExporter(config, Tokenizers.shared(vocab))
+
+
+def test_how_experts_are_trained_does_not_matter(vocab):
+    """Nothing is dropped or drawn in evaluation, so capacities and noise of training are free."""
+    moe = {"num_experts": 4, "top_k": 2, "drop": "random", "noise": "gumbel", "output_masking": 0.2}
+    config = experiment({"max_positions": 32, **NLLB, "moe": moe}, vocab={"size": len(vocab)})
+    HuggingFaceExporter(config, Tokenizers.shared(vocab))

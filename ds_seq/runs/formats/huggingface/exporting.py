@@ -22,9 +22,13 @@ from ds_seq.errors import UserError
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.models.stack import Stack
 from ds_seq.runs.formats.huggingface.comparison import check_written
-from ds_seq.runs.formats.huggingface.families import ACTIVATIONS, GATED, Described, describe
+from ds_seq.runs.formats.huggingface.describe import describe
+from ds_seq.runs.formats.huggingface.families import ACTIVATIONS, GATED, Described
 from ds_seq.runs.formats.huggingface.importing import Languages
 from ds_seq.runs.formats.huggingface.mapping import Names
+from ds_seq.runs.formats.huggingface.moe_exporting import ARCHITECTURES as MOE_ARCHITECTURES
+from ds_seq.runs.formats.huggingface.moe_exporting import check_experts, moe_settings
+from ds_seq.runs.formats.huggingface.moe_families import NLLB_MOE, SWITCH
 from ds_seq.runs.formats.huggingface.vocabulary import save_vocabulary
 from ds_seq.runs.open import DTYPES
 from ds_seq.text.tokenizer import Symbols, Tokenizers
@@ -40,11 +44,14 @@ _WITH_POSITIONS = {
     "pegasus": ("sinusoidal", "learned"),
     "m2m_100": ("sinusoidal",),
     "t5": ("buckets",),
+    NLLB_MOE: ("sinusoidal",),
+    SWITCH: ("buckets",),
 }
 _POSITIONS = "model.{}.embed_positions.weight"
 _IN_TRAINING_ONLY = frozenset(
     {"dropout", "attention_dropout", "activation_dropout", "layer_drop", "drop_path"}
 )
+_COMPARED_OTHERWISE = frozenset({"positions", "moe"})
 _SPELLINGS = frozenset({"name", "preset", "activation_checkpointing"})
 _ARCHITECTURES = {
     "bart": "BartForConditionalGeneration",
@@ -53,6 +60,7 @@ _ARCHITECTURES = {
     "pegasus": "PegasusForConditionalGeneration",
     "m2m_100": "M2M100ForConditionalGeneration",
     "t5": "T5ForConditionalGeneration",
+    **MOE_ARCHITECTURES,
 }
 
 
@@ -88,6 +96,7 @@ class HuggingFaceExporter:
                 f"{model.positions.name}; use another --format"
             )
         self._settings = self._make_settings()
+        self._described({})  # refuses what the family does not have
 
     def save(
         self, model: nn.Module, tokenizers: Tokenizers, folder: Path, dtype: str = "fp32"
@@ -137,7 +146,9 @@ class HuggingFaceExporter:
             "d_model": model.d_model,
             **_symbol_ids(symbols),
         }
-        if self._kind == "t5":
+        if model.moe is not None:
+            common |= moe_settings(self._kind, self._config, model)
+        if self._kind in ("t5", SWITCH):
             return common | self._t5_settings()
         return common | {
             "encoder_layers": model.encoder_layers,
@@ -161,13 +172,14 @@ class HuggingFaceExporter:
         positions = vars(model.positions)
         names = _PLAIN | _GATES
         is_tied = model.share_embeddings == "all"
+        function = "dense_act_fn" if self._kind == SWITCH else "feed_forward_proj"
         return {
             "num_layers": model.encoder_layers,
             "num_decoder_layers": model.decoder_layers,
             "num_heads": model.num_heads,
             "d_kv": model.head_width(model.d_model),
             "d_ff": model.ffn_dim,
-            "feed_forward_proj": names.get(model.activation, model.activation),
+            function: names.get(model.activation, model.activation),
             "layer_norm_epsilon": model.norm.eps,
             "relative_attention_num_buckets": positions["num_buckets"],
             "relative_attention_max_distance": positions["max_distance"],
@@ -190,11 +202,12 @@ class HuggingFaceExporter:
         )
         for name in TransformerConfig.model_fields:
             own, other = getattr(self._model, name), getattr(found, name)
-            if name not in _IN_TRAINING_ONLY | _SPELLINGS | {"positions"} and own != other:
+            if name not in _IN_TRAINING_ONLY | _SPELLINGS | _COMPARED_OTHERWISE and own != other:
                 raise UserError(
                     f"model.{name}: transformers has no encoder-decoder with {_shown(own)} here "
                     f"({self._kind} has {_shown(other)}); use another --format"
                 )
+        check_experts(self._kind, self._model, found)
         return described
 
     def _stored_positions(self, model: Seq2SeqTransformer) -> dict[str, Tensor]:
@@ -228,7 +241,9 @@ def _kind(model: TransformerConfig) -> str:
     """Return the family whose models are like this one."""
     positions = model.positions.name
     if model.norm.name == "rms" or positions == "buckets":
-        return "t5"
+        return "t5" if model.moe is None else SWITCH
+    if model.moe is not None:
+        return NLLB_MOE
     if model.embedding_norm:
         return "mbart" if model.normalizes_first else "bart"
     if not model.normalizes_first:
@@ -246,9 +261,7 @@ def _turned_around(names: Names, ours: Mapping[str, Tensor]) -> dict[str, Tensor
             raise UserError(f"--format hf: the model has no {name}, which the family needs")
         # the parts of one of our matrices are equally tall
         for part, rows in zip(parts, ours[name].float().chunk(len(parts)), strict=True):
-            value = rows / part.times
-            if part.skip:
-                value = torch.cat([value.new_zeros(part.skip, *value.shape[1:]), value])
+            value = part.theirs(rows)
             is_bias = part.is_table and value.dim() == 1
             theirs[part.name] = value.unsqueeze(0) if is_bias else value
     unused = ours.keys() - names.keys()
