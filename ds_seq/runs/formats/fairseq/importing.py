@@ -77,7 +77,7 @@ def import_checkpoint(
     name: str,
     languages: tuple[str | None, str | None] = (None, None),
     text: Sequence[str] = (),
-    weights: Weights = OF_CHECKPOINT,
+    taken: Weights = OF_CHECKPOINT,
 ) -> Imported:
     """Read a checkpoint, and compare the model that it becomes with what it computes.
 
@@ -87,7 +87,7 @@ def import_checkpoint(
         name: name of the new run.
         languages: language codes of source and target; None: those of the checkpoint.
         text: lines of source text to compare on; empty: symbols of the dictionary.
-        weights: which weights to take.
+        taken: which weights to take.
 
     Raises:
         UserError: a file is missing or damaged, the model has no counterpart, or the results
@@ -97,7 +97,7 @@ def import_checkpoint(
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
     model_config = described_model(given, path)
-    state = weights.read(checkpoint, path, _experts_of)
+    state = taken.read(checkpoint, path, _experts_of)
     config, tokenizers = _experiment(given, arguments, model_config, vocabulary, name, languages)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)

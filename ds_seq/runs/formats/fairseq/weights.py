@@ -21,12 +21,12 @@ class Weights:
     """Which weights to take.
 
     Attributes:
-        ema: whether to take the moving averages that `--store-ema` has stored.
+        stored_averages: whether to take the moving averages that `--store-ema` has stored.
         others: checkpoints with which to average, tensor by tensor, as fairseq's
             `average_checkpoints.py` does.
     """
 
-    ema: bool = False
+    stored_averages: bool = False
     others: Sequence[Path] = ()
 
     def read(
@@ -56,7 +56,7 @@ class Weights:
 
     def _of_one(self, checkpoint: Any, path: Path) -> State:
         content = checkpoint if isinstance(checkpoint, Mapping) else {}
-        if not self.ema:
+        if not self.stored_averages:
             return named_tensors(content.get("model"), path)
         extra = content.get("extra_state") or {}
         if "ema" not in extra:
