@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `ds-seq import`; return the exit code."""
     options = parse(argv)
     check_new(options.out)
+    _check_files(options)
     result = _IMPORTS[options.toolkit](options)
     result.model.to(DTYPES[options.dtype])
     path = write_export(result.model, result.config, result.tokenizers, options.out)
@@ -45,6 +46,14 @@ def main(argv: Sequence[str]) -> int:
         )
     print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Check that files which an option names are there."""
+    for name in ("dict", "target_dict", "codes", "sentencepiece", "lang_dict"):
+        path = vars(options)[name]
+        if path is not None and not path.is_file():
+            raise UserError(f"--{name.replace('_', '-')} {path}: no such file; correct the path")
 
 
 def _of_fairseq(options: argparse.Namespace) -> Imported:

@@ -88,6 +88,8 @@ grouped queries, which cross-attention does not have there.
 - The import ends with a comparison in float64, with a second implementation that reads fairseq's
   own tensors, on the lines of `--text` or on symbols of the dictionary. A difference of more than
   1e-5 in a logit is an error, and nothing is written.
+- A checkpoint has no names of symbols. A dictionary of another size is refused, but one with the
+  right size and the wrong order cannot be noticed: look at a translation.
 - `benchmarks/parity/fairseq_import.py` compares with fairseq itself: logits and translations.
 - Optimizer and schedule are not imported: a training continues with new ones (`train.init_from`).
 
