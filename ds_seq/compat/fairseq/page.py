@@ -56,9 +56,22 @@ ds-seq generate runs/imported --input test.en --output test.hyp
 ```
 
 A Transformer of fairseq, with the variants of VarunGumma/fairseq (recurrent stacking, factorized
-embeddings, gated activations, RMS norm), or with DeepSpeed's experts. For those, the files under
-`deepspeed_moe/` next to the checkpoint are read, too: one for each expert, from all ranks. The
-result is an export, which `generate`, `export`, `make-student` and `train.init_from` take.
+embeddings, gated activations, RMS norm, adapters, low-rank changes, ALiBi), or with DeepSpeed's
+experts. For those, the files under `deepspeed_moe/` next to the checkpoint are read, too: one for
+each expert, from all ranks. The result is an export, which `generate`, `export`, `make-student` and
+`train.init_from` take.
+
+How the imports of each kind were checked:
+
+- fairseq 0.12.3.1 (norms before or after, learned or no positions, tied tables, files of before
+  0.10) and VarunGumma/fairseq (stacking, factors, gates, RMS norm, projections in one matrix,
+  ALiBi, adapters as of September 2023): logits are those of the program that wrote the checkpoint,
+  and the tests have recordings. The adapter that was trained becomes `model.adapters.active`.
+- Low-rank changes and DeepSpeed's experts: with written tensors only. A file of VarunGumma/fairseq
+  has the low-rank changes added to its weights, so the changes themselves are left.
+
+Refused by name: rotary positions of VarunGumma/fairseq, which rotate half of each head, and its
+grouped queries, which cross-attention does not have there.
 
 - Neither fairseq nor omegaconf is needed. Code in the file does not run: names are looked up in a
   short list, and a file that names anything else of Python or torch is refused.

@@ -21,7 +21,10 @@ from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, writ
 
 Capture = pytest.CaptureFixture[str]
 RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
-NAMES = ("post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized")
+NAMES = (
+    "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
+    "alibi", "fused",
+)  # fmt: skip
 
 
 def run_import(path: Path, out: Path, *more: str) -> int:
@@ -114,8 +117,20 @@ def test_fused_projections_and_other_names_of_old_files(tmp_path: Path) -> None:
     assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
 
 
+def test_low_rank_changes_are_in_the_weights_already(tmp_path: Path, capsys: Capture) -> None:
+    """As VarunGumma/fairseq stores them, which adds them to the weights before it saves."""
+    state = shared_model()
+    for name in ("encoder.layers.0.self_attn.q_proj", "decoder.layers.0.encoder_attn.v_proj"):
+        state |= {f"{name}.lora_A": torch.ones(2, 8), f"{name}.lora_B": torch.ones(8, 2)}
+    given = arguments(lora_args='{"r": 2, "target_modules": "q_proj,v_proj"}')
+    assert run_import(write(tmp_path, state, given), tmp_path / "run") == 0
+    left = [line for line in capsys.readouterr().out.splitlines() if "lora_" in line]
+    assert len(left) == 4 and all(re.match(r"left .*already in the weight", x) for x in left)
+    assert open_run(tmp_path / "run", "best").model_config.lora is None
+
+
 def with_more(state: dict[str, Tensor]) -> None:
-    state["encoder.layers.0.adapter_block.weight"] = torch.ones(2)
+    state["encoder.layers.0.adapter_block.adapters.hi.up.weight"] = torch.ones(2)
 
 
 def without_bias(state: dict[str, Tensor]) -> None:
@@ -129,7 +144,7 @@ def wider(state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "given", "message"),
     [
-        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.weight, which no model"),
+        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.\S+, which no model"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
@@ -138,6 +153,13 @@ def wider(state: dict[str, Tensor]) -> None:
         (None, {"source_lang": None}, "names no languages; add --source-lang"),
         (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),
         (None, {"activation_fn": "tanh"}, "--activation-fn tanh: no such activation"),
+        (None, {"rope_args": '{"theta": 10000}'}, "--rope-args: rotates half of each head"),
+        (None, {"alibi_args": '{"type": "asymmetrical"}'}, "--alibi-args asymmetrical: distances"),
+        (
+            None,
+            {"encoder_kv_attention_heads": 1, "decoder_kv_attention_heads": 1},
+            "--encoder-kv-attention-heads 1: holds for self-attention only there",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(
