@@ -52,6 +52,8 @@ VARIANTS: Mapping[str, str] = {
     "learned": f"{_PRE} {_LEARNED} --layernorm-embedding",
     "none": "--activation-fn gelu_accurate --no-token-positional-embeddings",
     "old": f"--old {_PRE} --share-all-embeddings",
+    "languages": "--task translation_multi_simple_epoch --lang-pairs en-de,de-en --langs en,de "
+    "--encoder-langtok src --decoder-langtok --share-all-embeddings",
 }
 OF_FORK: Mapping[str, str] = {
     "stacked": "--encoder-recurrent-stacking 3 --decoder-recurrent-stacking 4",
@@ -80,7 +82,7 @@ OF_NEWEST: Mapping[str, str] = {
 }
 RECORDED = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized",
-    "gated_adapters", "alibi", "fused",
+    "gated_adapters", "alibi", "fused", "languages",
 )  # fmt: skip
 _SENTENCES = 20
 
@@ -110,7 +112,10 @@ class Sides:
         """Return the largest difference of a logit of each variant."""
         source, target = self._languages
         tiny = _TINY.format(width=self._width)
-        flags = {n: f"{tiny} -s {source} -t {target} {f}" for n, f in variants.items()}
+        pair = f"-s {source} -t {target}"  # which a training with several pairs does not accept
+        flags = {
+            n: f"{tiny} {'' if '--lang-pairs' in f else pair} {f}" for n, f in variants.items()
+        }
         listed = self._folder / "variants.json"
         listed.write_text(json.dumps(flags), encoding="utf-8")
         script = HERE / "fairseq_import_side.py"
@@ -138,6 +143,7 @@ class Sides:
         first, second = (self._data / f"dict.{code}.txt" for code in self._languages)
         words = ["import", "fairseq", str(checkpoint), "--dict", str(first)]
         words += ["--target-dict", str(second), "--out", str(run), *more]
+        words += ["--source-lang", self._languages[0], "--target-lang", self._languages[1]]
         if cli.main(words) != 0:
             raise SystemExit(f"ds-seq {' '.join(words)} failed")
         return run

@@ -2,6 +2,7 @@
 
 ds-seq init --source train.en --target train.de > my.yaml
 ds-seq init --data opus.tsv.zst --source-lang en --target-lang fr > my.yaml
+ds-seq init --source train.en --target train.de --from-model runs/nllb --freeze encoder > my.yaml
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import yaml
 from pydantic import ValidationError
 
 from ds_seq.commands.arguments.init import build_parser
+from ds_seq.commands.init_from import Base, Text, fine_tuning, generation_lines, read_base
 from ds_seq.config.load import read_experiment
 from ds_seq.config.raw_text import plain_name, raw_texts
 from ds_seq.config.text_files import RawConfig
@@ -94,7 +96,13 @@ def main(argv: Sequence[str]) -> int:
     texts = _texts(raw, languages)
     for split in ("valid", "test"):
         count_pairs(texts[split])
-    text = _experiment(args, languages, raw, texts)
+    if args.from_model is None and args.freeze:
+        raise UserError("--freeze: is for --from-model; without it nothing is trained yet")
+    base = None if args.from_model is None else read_base(args.from_model)
+    if base is None:
+        text = _experiment(args, languages, raw, texts)
+    else:
+        text = _fine_tuning(args, base, languages, raw, texts)
     read_experiment(_parsed(text))  # the file is accepted as it stands
     print(text, end="")
     return 0
@@ -284,6 +292,23 @@ def _experiment(
         *_validation(bool(texts["valid"]), every),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fine_tuning(
+    args: argparse.Namespace,
+    base: Base,
+    languages: tuple[str, str],
+    raw: dict[str, list[dict[str, Any]]],
+    texts: dict[str, list[PairPath]],
+) -> str:
+    if args.experts:
+        raise UserError("--experts: the model is that of --from-model; set model.moe in the file")
+    corpus = _survey(texts["train"])
+    name = args.name or f"{base.folder.name}-{'-'.join(languages)}"
+    text = Text(corpus.pairs, corpus.tokens, args.freeze)
+    lines = fine_tuning(base, name, languages, _raw_lines(raw), text)
+    lines += _validation(bool(texts["valid"]), max(50, corpus.tokens // 4096 // 4))
+    return "\n".join([*lines, *generation_lines(base)]) + "\n"
 
 
 def _line(setting: str, comment: str) -> str:

@@ -70,6 +70,11 @@ How the imports of each kind were checked:
 - Low-rank changes and DeepSpeed's experts: with written tensors only. A file of VarunGumma/fairseq
   has the low-rank changes added to its weights, so the changes themselves are left.
 
+A model of `translation_multi_simple_epoch`, such as M2M-100, is imported for one pair of languages,
+`--source-lang en --target-lang de`. Its languages become `data.vocab.fairseq.added_symbols`, and
+the ones in front of sources and translations `source_opening` and `target_opening`; another pair is
+another import. If the training read its languages from a file, `--lang-dict` names it.
+
 Refused by name: rotary positions of VarunGumma/fairseq, which rotate half of each head, and its
 grouped queries, which cross-attention does not have there.
 

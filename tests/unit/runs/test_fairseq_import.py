@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ds_seq import cli
+from ds_seq.data.fairseq import open_fairseq
+from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq import importing
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
@@ -23,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
 NAMES = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
-    "alibi", "fused",
+    "alibi", "fused", "languages",
 )  # fmt: skip
 
 
@@ -47,7 +49,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_path: Path) -> None:
     words = ["--dict", str(recorded / "spm" / "dict.en.txt"), "--out", str(tmp_path / "run")]
-    more = ["--sentencepiece", str(recorded / "spm.model")]
+    more = ["--sentencepiece", str(recorded / "spm.model"), "--source-lang", "en"]
+    more += ["--target-lang", "de"]  # which a model of several languages does not name
     assert cli.main(["import", "fairseq", str(recorded / f"{name}.pt"), *words, *more]) == 0
     run = load_run(tmp_path / "run", "best", dtype=torch.float64)
     pairs = json.loads((recorded / "pairs.json").read_text(encoding="utf-8"))
@@ -57,6 +60,68 @@ def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_p
             ours = run.seq2seq(inputs_of(source, target)).logits
         assert (ours - theirs).abs().max() < 1e-5  # recorded in float32
     assert (run.card.source_lang, run.card.target_lang) == ("en", "de")
+
+
+MULTILINGUAL: dict[str, Any] = {
+    "task": "translation_multi_simple_epoch", "langs": ["de", "en"], "encoder_langtok": "tgt",
+    "decoder_langtok": True, "source_lang": None, "target_lang": None,
+}  # fmt: skip
+
+
+def multilingual(folder: Path, **more: Any) -> Path:
+    """A checkpoint whose two last symbols are the languages, which are not in `dict.txt`."""
+    path = write(folder, shared_model(), arguments(**{**MULTILINGUAL, **more}))
+    lines = (folder / "dict.txt").read_text().splitlines()
+    (folder / "dict.txt").write_text("".join(f"{line}\n" for line in lines[:-2]))
+    return path
+
+
+def test_the_languages_of_a_multilingual_model_open_its_sentences(tmp_path: Path) -> None:
+    path, run, names = multilingual(tmp_path), tmp_path / "run", tmp_path / "names"
+    pair = ["--source-lang", "en", "--target-lang", "de"]
+    assert run_import(path, run, *pair) == 0
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("word1 word2\n", encoding="utf-8")
+    assert cli.main(["generate", str(run), "--input", str(text), "--output", str(out),
+                     "--format", "fairseq", "--max-len-b", "5"]) == 0  # fmt: skip
+    source, *rows = out.read_text(encoding="utf-8").splitlines()
+    assert source == "S-0\t__de__ word1 word2"  # as --encoder-langtok tgt says
+    found, scores = (row.split("\t")[-1].split() for row in (rows[0], rows[2]))
+    assert len(scores) == len(found) + 2 and "__de__" not in found
+    with_file = multilingual(tmp_path / "other", langs=None, lang_dict="there/langs.txt")
+    names.write_text("de\nen\n")
+    assert run_import(with_file, tmp_path / "again", "--lang-dict", str(names), *pair) == 0
+    both = [open_run(folder, "best").tokenizers.fingerprint for folder in (run, tmp_path / "again")]
+    assert both[0] == both[1]
+    tokenizers = open_run(run, "best").tokenizers
+    with pytest.raises(UserError, match="no symbols of languages in front"):
+        open_fairseq("", "train", tokenizers.fingerprint, folders=["x"], languages=("en", "de"),
+                     tokenizers=tokenizers)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "pair", "message"),
+    [
+        ({}, ("fr", "de"), "--source-lang fr: no language of the checkpoint; there are de, en"),
+        ({"langs": None, "lang_dict": "x/l.txt"}, ("en", "de"), "from x/l.txt; give that file as"),
+        ({"langs": None}, ("en", "de"), "lists no languages; give them as --lang-dict"),
+        (
+            {"lang_tok_replacing_bos_eos": True},
+            ("en", "de"),
+            "--lang-tok-replacing-bos-eos: cannot",
+        ),
+        ({"langtoks_specs": ["main", "dae"]}, ("en", "de"), "only main can be imported"),
+        ({"langs": ["de", "en", "fr"]}, ("en", "de"), r"say \(25, 8\)"),
+    ],
+)
+def test_languages_that_cannot_be_imported_are_named(
+    given: dict[str, Any], pair: tuple[str, str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = multilingual(tmp_path, **given)
+    codes = ["--source-lang", pair[0], "--target-lang", pair[1]]
+    assert run_import(path, tmp_path / "run", *codes) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_tensor_is_accounted_for(tmp_path: Path, capsys: Capture) -> None:

@@ -53,8 +53,9 @@ def find_arguments(checkpoint: Any, path: Path) -> dict[str, Any]:
             part = config.get(section) if isinstance(config, Mapping) else None
             if isinstance(part, Mapping):
                 found |= _flat(part)
-                if section == "model" and "_name" in part:
-                    found.setdefault("arch", part["_name"])
+                key = {"model": "arch", "task": "task"}.get(section)
+                if key is not None and "_name" in part:
+                    found.setdefault(key, part["_name"])
     else:
         found = _flat(_plain(checkpoint.get("args")) or {})
     if not found:
