@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _of_fairseq(options: argparse.Namespace) -> Imported:
     from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
+    from ds_seq.runs.formats.fairseq.weights import Weights
 
     vocabulary = Vocabulary(
         options.dict,
@@ -59,7 +60,9 @@ def _of_fairseq(options: argparse.Namespace) -> Imported:
         options.lang_dict,
     )
     languages = (options.source_lang, options.target_lang)
-    return import_checkpoint(options.model, vocabulary, _name(options), languages, _lines(options))
+    weights = Weights(options.ema, options.average or ())
+    name, lines = _name(options), _lines(options)
+    return import_checkpoint(options.model, vocabulary, name, languages, lines, weights)
 
 
 def _of_huggingface(options: argparse.Namespace) -> Imported:

@@ -75,6 +75,9 @@ A model of `translation_multi_simple_epoch`, such as M2M-100, is imported for on
 the ones in front of sources and translations `source_opening` and `target_opening`; another pair is
 another import. If the training read its languages from a file, `--lang-dict` names it.
 
+`--average FILE ...` imports the mean of the checkpoint and others of its training, `--ema` the
+averages that `--store-ema` stored.
+
 Refused by name: rotary positions of VarunGumma/fairseq, which rotate half of each head, and its
 grouped queries, which cross-attention does not have there.
 

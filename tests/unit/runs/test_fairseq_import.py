@@ -182,6 +182,34 @@ def test_fused_projections_and_other_names_of_old_files(tmp_path: Path) -> None:
     assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
 
 
+def table_of(run: Path) -> Tensor:
+    return load_run(run, "best").model.state_dict()["target_embedding.weight"]
+
+
+def test_a_mean_of_checkpoints_and_stored_averages(tmp_path: Path, capsys: Capture) -> None:
+    first, second = shared_model(), shared_model()
+    table = "encoder.embed_tokens.weight"
+    for name in (table, "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+        first[name] = first[name].half()
+        second[name] = first[table].float() + 0.5
+    path = write(tmp_path, first, arguments())
+    other = write(tmp_path / "other", second, arguments())
+    assert run_import(path, tmp_path / "mean", "--average", str(other)) == 0
+    torch.testing.assert_close(table_of(tmp_path / "mean"), first[table].float() + 0.25)
+    assert run_import(path, tmp_path / "run", "--ema") == 2
+    assert "--ema: has no averages of weights" in capsys.readouterr().err
+    stored = torch.load(path, weights_only=False)
+    stored["extra_state"] = {"ema": second}
+    torch.save(stored, path)
+    assert run_import(path, tmp_path / "ema", "--ema") == 0
+    torch.testing.assert_close(table_of(tmp_path / "ema"), second[table])
+    without_bias(second)
+    other = write(tmp_path / "other", second, arguments())
+    assert run_import(path, tmp_path / "run", "--average", str(other)) == 2
+    assert "layers.0.fc1.bias has the shape none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_low_rank_changes_are_in_the_weights_already(tmp_path: Path, capsys: Capture) -> None:
     """As VarunGumma/fairseq stores them, which adds them to the weights before it saves."""
     state = shared_model()

@@ -26,6 +26,7 @@ from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
@@ -76,6 +77,7 @@ def import_checkpoint(
     name: str,
     languages: tuple[str | None, str | None] = (None, None),
     text: Sequence[str] = (),
+    taken: Weights = OF_CHECKPOINT,
 ) -> Imported:
     """Read a checkpoint, and compare the model that it becomes with what it computes.
 
@@ -85,6 +87,7 @@ def import_checkpoint(
         name: name of the new run.
         languages: language codes of source and target; None: those of the checkpoint.
         text: lines of source text to compare on; empty: symbols of the dictionary.
+        taken: which weights to take.
 
     Raises:
         UserError: a file is missing or damaged, the model has no counterpart, or the results
@@ -94,7 +97,7 @@ def import_checkpoint(
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
     model_config = described_model(given, path)
-    state = _tensors(checkpoint["model"], path) | _experts_of(path)
+    state = taken.read(checkpoint, path, _experts_of)
     config, tokenizers = _experiment(given, arguments, model_config, vocabulary, name, languages)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
@@ -111,13 +114,6 @@ def import_checkpoint(
     return Imported(model, config, tokenizers, entries, difference, count, _updates(checkpoint))
 
 
-def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: {wrong} is no tensor; give a checkpoint that fairseq wrote")
-    return {str(name): value.detach() for name, value in state.items()}
-
-
 def _experts_of(path: Path) -> dict[str, Tensor]:
     """Return the experts that DeepSpeed has written next to the checkpoint, one file each.
 
@@ -131,7 +127,7 @@ def _experts_of(path: Path) -> dict[str, Tensor]:
             content = content["module"]
         if not isinstance(content, Mapping):
             raise UserError(f"{file}: holds no tensors by name; copy it again")
-        found |= _tensors(content, file)
+        found |= named_tensors(content, file)
     return found
 
 
