@@ -201,9 +201,10 @@ def _languages(args: argparse.Namespace, raw: dict[str, list[dict[str, Any]]]) -
         if given is None and suffix in ("txt", "tsv", "tmx", "xml"):
             raise UserError(f"{path}: add --{side}-lang CODE, such as --{side}-lang en")
         codes.append(suffix if given is None else given)
-    if codes[0] == codes[1]:
+    if codes[0] == codes[1] and None in (args.source_lang, args.target_lang):
         raise UserError(
-            f"both languages are {codes[0]!r}; add --source-lang and --target-lang with two names"
+            f"both languages are {codes[0]!r}; add --source-lang and --target-lang (the same code "
+            "twice for summarization)"
         )
     return codes[0], codes[1]
 
@@ -266,8 +267,7 @@ def _experiment(
             f"  dir: {_text(f'data/{name}')}", "`ds-seq prepare` writes vocabulary and shards here"
         ),
         *_raw_lines(raw),
-        _line("  max_source_length: 128", "in subwords; longer pairs are not trained on"),
-        "  max_target_length: 128",
+        *_lengths(languages),
         "  vocab:",
         _line(f"    size: {size}", "subwords, of both languages together"),
         "    model_type: bpe",
@@ -292,6 +292,18 @@ def _experiment(
         *_validation(bool(texts["valid"]), every),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lengths(languages: tuple[str, str]) -> list[str]:
+    if languages[0] != languages[1]:
+        longest = _line("  max_source_length: 128", "in subwords; longer pairs are not trained on")
+        return [longest, "  max_target_length: 128"]
+    return [  # summarization
+        _line("  max_source_length: 512", "in subwords"),
+        "  max_target_length: 128",
+        _line("  long_pairs: truncate_source", "longer sources are cut, not left out"),
+        _line("  clean: {preset: summarization}", "no limits of length and ratio"),
+    ]
 
 
 def _fine_tuning(

@@ -32,8 +32,6 @@ def repeated(batch: Batch, times: int) -> Batch:
     Raises:
         UserError: the batch is of a task with inputs of its own.
     """
-    if times == 1:
-        return batch
     if not isinstance(batch.inputs, Seq2SeqInputs):
         raise UserError(
             f"this criterion lets the model read each batch {times} times, which only batches with "

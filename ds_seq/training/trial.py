@@ -134,8 +134,9 @@ def _try(
             start = time.monotonic()
             # the module itself and `grad`: DeepSpeed's engine has hooks that count backwards, and
             # gradients that stay
-            inputs = repeated(batch, criterion.num_passes).inputs
-            loss = criterion(engine.module(inputs, criterion.capture), batch)
+            passes = criterion.num_passes
+            read = batch if passes == 1 else repeated(batch, passes)
+            loss = criterion(engine.module(read.inputs, criterion.capture), batch)
             torch.autograd.grad(loss.total, weights, allow_unused=True)
             if is_cuda:
                 torch.cuda.synchronize(engine.device)

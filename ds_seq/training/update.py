@@ -144,7 +144,8 @@ class UpdateRunner:
     def _run(self, host_batch: Batch, scale: float, poison: bool = False) -> BatchFigures:
         batch = host_batch.to(self.engine.device, non_blocking=True)
         with self._timing.span("forward"):
-            output = self.engine(repeated(batch, self._criterion.num_passes))
+            passes = self._criterion.num_passes
+            output = self.engine(batch if passes == 1 else repeated(batch, passes))
             loss = self._criterion(output, batch)
         total = loss.total * scale
         if poison:  # an empty batch has no row through which NaN could reach the weights

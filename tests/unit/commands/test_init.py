@@ -49,6 +49,14 @@ def test_check_and_prepare_accept_it(arguments: list[str], capsys: Capture) -> N
 
 
 @pytest.mark.usefixtures("text")
+def test_one_language_means_summarization(capsys: Capture) -> None:
+    languages = ["--source-lang", "en", "--target-lang", "en"]
+    config = load_experiment(written(capsys, *VALID, *languages))
+    assert (config.data.languages, config.data.long_pairs) == (("en", "en"), "truncate_source")
+    assert config.data.clean.max_ratio > 1000
+
+
+@pytest.mark.usefixtures("text")
 def test_settings_grow_with_the_text(capsys: Capture) -> None:
     small = load_experiment(written(capsys))
     for side in ("en", "de"):

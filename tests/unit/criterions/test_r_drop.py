@@ -92,4 +92,3 @@ def test_repeated_batches_hold_each_sentence_in_each_pass() -> None:
     for once, both in zip(batch.inputs[:4], twice.inputs[:4], strict=True):
         torch.testing.assert_close(both, torch.cat([once, once]))
     assert twice.inputs.num_targets == 2 * batch.inputs.num_targets
-    assert repeated(batch, 1) is batch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq import importing
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
-from tests.data.fairseq import write_recorded
+from tests.data.fairseq import write_checkpoints, write_recorded
 from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, write
 
 Capture = pytest.CaptureFixture[str]
-RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
 NAMES = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
     "alibi", "fused", "languages",
@@ -39,10 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that fairseq wrote, what it computed, and the data that they are for."""
     folder = tmp_path_factory.mktemp("recorded")
     write_recorded(folder)
-    # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
-    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(folder, **safely)
+    write_checkpoints(folder)
     return folder
 
 
