@@ -13,7 +13,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Cleaning.
 UnicodeForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 Punctuation = Literal["moses"]
-CleanPreset = Literal["mozilla", "nllb"]
+CleanPreset = Literal["mozilla", "nllb", "summarization"]
 DuplicateKey = Literal[
     "pair", "source", "target", "normalized_pair", "normalized_source", "normalized_target"
 ]
@@ -53,6 +53,8 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+GateActivation = Literal["silu", "gelu"]
+"""Activations of the gate of retention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]
@@ -89,6 +91,9 @@ Strategy = Literal[
 ]
 Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
 LayerMatch = Literal["supervise", "copy", "even"]
+Projection = Literal["none", "learned"]
+HIDDEN_PROJECTION = "hidden_projection"
+"""Module of a student in training that is no part of the trained model."""
 
 # Search.
 LengthPenaltyForm = Literal["fairseq", "gnmt"]
@@ -96,6 +101,9 @@ EnsembleMean = Literal["probabilities", "log_probabilities"]
 LongLines = Literal["truncate", "skip", "error"]
 LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 """Treatment of a line that is longer than the model supports."""
+
+LongPairs = Literal["skip", "truncate_source", "truncate"]
+"""Treatment of a pair that is longer than the limits of its sides."""
 
 OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)

@@ -49,12 +49,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _of_fairseq(options: argparse.Namespace) -> Imported:
     from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
+    from ds_seq.runs.formats.fairseq.weights import Weights
 
     vocabulary = Vocabulary(
-        options.dict, options.target_dict, options.codes, options.sentencepiece, options.moses
+        options.dict,
+        options.target_dict,
+        options.codes,
+        options.sentencepiece,
+        options.moses,
+        options.lang_dict,
     )
     languages = (options.source_lang, options.target_lang)
-    return import_checkpoint(options.model, vocabulary, _name(options), languages, _lines(options))
+    weights = Weights(options.ema, options.average or ())
+    name, lines = _name(options), _lines(options)
+    return import_checkpoint(options.model, vocabulary, name, languages, lines, weights)
 
 
 def _of_huggingface(options: argparse.Namespace) -> Imported:

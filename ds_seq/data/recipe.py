@@ -70,7 +70,7 @@ class Recipe:
 
     Attributes:
         name: its name.
-        languages: language codes of source and target, which end the names of the files.
+        languages: language codes of source and target, or `SIDES`; they end the names of the files.
         train: training corpora.
         valid: validation sets.
         test: test sets; no pair of theirs may be in training.

@@ -12,7 +12,7 @@ _ADAPTIVE = "adaptive input and softmax are not supported; leave it out"
 _QUANT = "quantization noise is not supported; leave it out"
 _TWO_WIDTHS = "the stacks have one width, and the output is as wide"
 _PIPELINE = "pipeline parallelism is not supported; use ZeRO stage 3 in the DeepSpeed JSON"
-_KEPT = "layers are left out of a trained model with `ds-seq make-student`"
+_KEPT = "for `ds-seq generate`, whose option has the same name, or `ds-seq export`"
 _FORCED = "the Transformer with experts ignores it: it sets the value itself"
 _ALIGNED = "there is no supervised alignment; `ds-seq generate --align` reads the attention"
 _PRETRAINED = "embeddings from a text file are not supported; leave it out"
@@ -33,14 +33,23 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-layers", "int", 6, "model.decoder_layers"),
     becomes("--encoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
     becomes("--decoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
-    becomes("--encoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
-    becomes("--decoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
+    becomes(
+        "--encoder-kv-attention-heads", "int", None, "model.num_kv_heads",
+        "one value for both stacks, and for cross-attention, which has all heads there",
+    ),  # fmt: skip
+    becomes(
+        "--decoder-kv-attention-heads", "int", None, "model.num_kv_heads",
+        "one value for both stacks, and for cross-attention, which has all heads there",
+    ),  # fmt: skip
     becomes("--encoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--decoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--encoder-learned-pos", "switch", False, "model.positions"),
     becomes("--decoder-learned-pos", "switch", False, "model.positions"),
     becomes("--no-token-positional-embeddings", "switch", False, "model.positions"),
-    becomes("--rope-args", "json", None, "model.positions"),
+    becomes(
+        "--rope-args", "json", None, "model.positions",
+        "all of a head is rotated; there it is the first half",
+    ),  # fmt: skip
     becomes("--alibi-args", "json", None, "model.positions"),
     becomes("--encoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
     becomes("--decoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
@@ -81,8 +90,14 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-adapter-ids", "text", None, "model.adapters.ids"),
     becomes("--encoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
     becomes("--decoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
-    becomes("--encoder-adapter-use-gating", "switch", False, "model.adapters.gate"),
-    becomes("--decoder-adapter-use-gating", "switch", False, "model.adapters.gate"),
+    becomes(
+        "--encoder-adapter-use-gating", "switch", False, "model.adapters.gate",
+        "per token; there it is a mean over the sentences of a batch",
+    ),  # fmt: skip
+    becomes(
+        "--decoder-adapter-use-gating", "switch", False, "model.adapters.gate",
+        "per token; there it is a mean over the sentences of a batch",
+    ),  # fmt: skip
     becomes("--adapter-activation-fn", "text", "relu", "model.adapters.activation"),
     refused("--encoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
     refused("--decoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
