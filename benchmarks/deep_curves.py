@@ -35,14 +35,11 @@ MARGIN = 1.0  # nats below the entropy of single tokens: more than their frequen
 
 @dataclass(frozen=True)
 class Deep:
-    """One curve: layers of each stack, place of the norms, and whether it should train.
-
-    `trains` is None where either may happen.
-    """
+    """One curve: layers of each stack, place of the norms, and whether it should train."""
 
     layers: int
     norm_position: str
-    trains: bool | None
+    trains: bool
 
     @property
     def name(self) -> str:
@@ -54,7 +51,7 @@ CURVES = (
     Deep(100, "deepnorm", trains=True),
     Deep(100, "post", trains=False),
     Deep(24, "subln", trains=True),
-    Deep(24, "post", trains=None),
+    Deep(24, "post", trains=False),
 )
 
 
@@ -145,7 +142,7 @@ def report(folder: Path, chosen: Sequence[Deep], record: bool) -> int:
         if deep.trains:
             name = f"{deep.name}: last loss below that of frequencies alone"
             goals.append(Goal(name, entropy - _end(curve), MARGIN, " nats"))
-        elif deep.trains is False:
+        else:
             name = f"{deep.name}: the same, of the plain post-norm"
             goals.append(Goal(name, entropy - _end(curve), MARGIN, " nats", at_least=False))
     header = ["curve", "update 50", "100", "150", "last", "updates", "end"]

@@ -13,7 +13,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Cleaning.
 UnicodeForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 Punctuation = Literal["moses"]
-CleanPreset = Literal["mozilla", "nllb"]
+CleanPreset = Literal["mozilla", "nllb", "summarization"]
 DuplicateKey = Literal[
     "pair", "source", "target", "normalized_pair", "normalized_source", "normalized_target"
 ]
@@ -97,6 +97,9 @@ LongLines = Literal["truncate", "skip", "error"]
 LONG_LINES: tuple[LongLines, ...] = get_args(LongLines)
 """Treatment of a line that is longer than the model supports."""
 
+LongPairs = Literal["skip", "truncate_source", "truncate"]
+"""Treatment of a pair that is longer than the limits of its sides."""
+
 OutputFormat = Literal["text", "tsv", "jsonl", "fairseq"]
 OUTPUT_FORMATS: tuple[OutputFormat, ...] = get_args(OutputFormat)
 ConstraintOrder = Literal["any", "given"]
@@ -132,7 +135,8 @@ INFINITE = "inf"
 
 # Text.
 SPLITS = ("train", "valid", "test")
-SIDES = ("source", "target")
+Side = Literal["source", "target"]
+SIDES: tuple[Side, Side] = get_args(Side)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 """Suffixes of compressed text files, which are read as they are."""
 InvalidUtf8 = Literal["stop", "drop", "replace"]

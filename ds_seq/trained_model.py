@@ -161,9 +161,8 @@ class TrainedModel:
         source, target = self.card.tokenizers
         rows = [Row(line, target.normalize(text), line + 1) for line, text in enumerate(targets)]
         normalized = [source.normalize(text) for text in sources]
-        encoded = encode_rows(
-            self.card.tokenizers, normalized, rows, "targets", self.card.max_positions
-        )
+        most = self.card.max_positions, self.card.longest_source
+        encoded = encode_rows(self.card.tokenizers, normalized, rows, "targets", *most)
         _warn_of_cut(encoded.cut)
         _warn_of_untagged(normalized, self.card)
         scored = PairScorer(self._run.seq2seq, search, limits, self._device)(encoded)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import sacremoses
 import sentencepiece as spm
 import torch
 import transformers
@@ -57,6 +58,10 @@ class Made(NamedTuple):
     """Options of the search."""
     first: int | None = None
     """The language with which targets begin."""
+    last: int | None = None
+    """The language after the end of targets, which is also their start symbol."""
+    target_ids: dict[str, int] | None = None
+    """The vocabulary of the target, if it has one of its own."""
 
 
 def _bytes(text: list[str], specials: list[str]) -> Tokenizer:
@@ -107,6 +112,69 @@ def _nllb(text: list[str]) -> Made:
     first = raw.token_to_id(LANGUAGES[1])
     model = transformers.M2M100ForConditionalGeneration(config)
     return Made(model, tokenizer, {"forced_bos_token_id": first}, first)
+
+
+def _pieces(text: list[str]) -> list[tuple[str, float]]:
+    """Return the pieces of a unigram model without symbols, as mBART's tokenizers want them."""
+    raw = _unigram(text, ["<unk>"])
+    pieces = json.loads(raw.to_str())["model"]["vocab"]
+    return [(piece, score) for piece, score in pieces if piece not in ("<unk>", *_NAMES.values())]
+
+
+def _mbart(text: list[str]) -> Made:
+    names = [(name, 0.0) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+    codes = [(code, 0.0) for code in ("ar_AR", "cs_CZ", "de_DE", "en_XX")]
+    vocabulary = [*names, *_pieces(text), *codes, ("<mask>", 0.0)]
+    tokenizer = transformers.MBartTokenizer(vocab=vocabulary, src_lang="en_XX", tgt_lang="de_DE")
+    last = tokenizer.convert_tokens_to_ids("de_DE")
+    config = transformers.MBartConfig(
+        vocab_size=len(tokenizer), decoder_start_token_id=last, scale_embedding=True,
+        activation_function="relu", **_SIZES,
+    )  # fmt: skip
+    return Made(transformers.MBartForConditionalGeneration(config), tokenizer, {}, last=last)
+
+
+def _mbart50(text: list[str]) -> Made:
+    vocabulary = [(name, 0.0) for name in ("<unk>", "<s>", "</s>")] + _pieces(text)
+    tokenizer = transformers.MBart50Tokenizer(vocab=vocabulary, src_lang="en_XX", tgt_lang="de_DE")
+    first = tokenizer.convert_tokens_to_ids("de_DE")
+    config = transformers.MBartConfig(
+        vocab_size=len(tokenizer), decoder_start_token_id=2, scale_embedding=False, **_SIZES
+    )
+    model = transformers.MBartForConditionalGeneration(config)
+    return Made(model, tokenizer, {"forced_bos_token_id": first}, first)
+
+
+def _fsmt(text: list[str]) -> Made:
+    folder = Path(sys.argv[2]) / "fsmt.files"
+    folder.mkdir(parents=True)
+    moses = sacremoses.MosesTokenizer("en")
+    raw = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=320, end_of_word_suffix="</w>")
+    raw.train_from_iterator([moses.tokenize(line, return_str=True) for line in text], trainer)
+    model = json.loads(raw.to_str())["model"]
+    pieces, symbols = sorted(model["vocab"]), ["<s>", "<pad>", "</s>", "<unk>"]
+    sides = {"src": [*symbols, *pieces], "tgt": [*symbols, *reversed(pieces), "extra</w>"]}
+    files = {}
+    for side, names in sides.items():
+        files[f"{side}_vocab_file"] = str(folder / f"vocab-{side}.json")
+        ids = {piece: number for number, piece in enumerate(names)}
+        (folder / f"vocab-{side}.json").write_text(json.dumps(ids), encoding="utf-8")
+    files["merges_file"] = str(folder / "merges.txt")
+    merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
+    (folder / "merges.txt").write_text(merges, encoding="utf-8")
+    tokenizer = transformers.FSMTTokenizer(langs=["en", "de"], **files)
+    shutil.rmtree(folder)
+    config = transformers.FSMTConfig(
+        langs=["en", "de"], src_vocab_size=len(sides["src"]), tgt_vocab_size=len(sides["tgt"]),
+        **_SIZES,
+    )  # fmt: skip
+    made = transformers.FSMTForConditionalGeneration(config)
+    for stack in (made.model.encoder, made.model.decoder):
+        stack.embed_positions.weight.requires_grad = False
+    ids = {piece: number for number, piece in enumerate(sides["tgt"])}
+    return Made(made, tokenizer, {}, target_ids=ids)
 
 
 def _nllb_moe(text: list[str]) -> Made:
@@ -182,6 +250,9 @@ def _marian(text: list[str]) -> Made:
 
 MODELS: dict[str, Callable[[list[str]], Made]] = {
     "bart": _bart,
+    "mbart": _mbart,
+    "mbart50": _mbart50,
+    "fsmt": _fsmt,
     "nllb": _nllb,
     "nllb_moe": _nllb_moe,
     "switch": _switch,
@@ -202,7 +273,28 @@ def _labels(made: Made, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     if made.first is not None:
         labels[:, 0] = made.first
+    if made.last is not None:
+        ends = (labels != -100).sum(1) - 1
+        labels[range(len(labels)), ends] = made.last
+    if made.target_ids is not None:
+        names = made.tokenizer.get_src_vocab()
+        known = {number: made.target_ids[piece] for piece, number in names.items()}
+        labels = torch.tensor([[known.get(i, i) for i in row] for row in labels.tolist()])
     return labels
+
+
+def _run(made: Made, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Return the logits of targets."""
+    if made.last is not None:
+        start = labels.new_full((len(labels), 1), made.last)
+    else:
+        start = labels.new_full((len(labels), 1), made.model.config.decoder_start_token_id)
+    pad = made.tokenizer.pad_token_id
+    shifted = torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, pad)], 1)
+    # with a cache, FSMT masks nothing
+    output = made.model(**inputs, decoder_input_ids=shifted, use_cache=False)
+    logits: torch.Tensor = output.logits
+    return logits
 
 
 def _train(made: Made, lines: list[str]) -> None:
@@ -214,7 +306,10 @@ def _train(made: Made, lines: list[str]) -> None:
     optimizer = torch.optim.Adam(parameters, lr=0.005)
     inputs = _inputs(made.tokenizer, lines)
     for _ in range(_UPDATES):
-        loss = made.model.train()(**inputs, labels=_labels(made, inputs)).loss
+        made.model.train()
+        labels = _labels(made, inputs)
+        logits = _run(made, inputs, labels)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -224,7 +319,7 @@ def _train(made: Made, lines: list[str]) -> None:
 def _expected(made: Made, lines: list[str]) -> dict[str, Any]:
     inputs = _inputs(made.tokenizer, lines)
     labels = _labels(made, inputs)
-    logits = made.model(**inputs, labels=labels).logits.double()
+    logits = _run(made, inputs, labels).double()
     scores = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     answers = {
         str(beam): _answers(
@@ -240,7 +335,11 @@ def _expected(made: Made, lines: list[str]) -> dict[str, Any]:
         "lines": lines,
         "ids": [made.tokenizer(line)["input_ids"] for line in lines],
         "scores": [
-            [round(float(s), 6) for s, label in zip(row, ids, strict=True) if label != -100]
+            [
+                round(float(s), 6)
+                for s, label in zip(row, ids, strict=True)
+                if label not in (-100, made.last)
+            ]
             for row, ids in zip(scores, labels, strict=True)
         ],
         "answers": answers,
@@ -249,7 +348,7 @@ def _expected(made: Made, lines: list[str]) -> dict[str, Any]:
 
 def _answers(made: Made, rows: torch.Tensor) -> list[str | None]:
     """Return the texts; None for one that reached the limit, where no end symbol is added."""
-    end = made.tokenizer.eos_token_id
+    end = made.model.config.eos_token_id
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     # the first id is the start symbol, which may be the end symbol
     return [
@@ -283,7 +382,8 @@ def read(lines: list[str], folder: Path) -> None:
     for line in lines:
         ids = tokenizer(line)["input_ids"]
         target = torch.tensor([[start, *ids]])
-        logits = model(input_ids=torch.tensor([ids]), decoder_input_ids=target).logits[0]
+        inputs = {"input_ids": torch.tensor([ids]), "decoder_input_ids": target}
+        logits = model(**inputs, use_cache=False).logits[0]
         found.append((ids, logits))
     torch.save(found, folder / "read.pt")
 

@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
             decoding = run_decoding([run], search_settings(run.card, args))
             rows = _rows(args, source, target, run.tokenizers.target)
             source = [run.tokenizers.source.normalize(line) for line in source]
-            max_positions = decoding.limits.max_source_length
-            encoded = encode_rows(run.tokenizers, source, rows, args.hypotheses, max_positions)
+            most = run.card.max_positions, run.card.longest_source
+            encoded = encode_rows(run.tokenizers, source, rows, args.hypotheses, *most)
             score = PairScorer(run.seq2seq, decoding.search, decoding.limits, device)
         started = time.monotonic()
         hypotheses = score(encoded, world.rank, world.size)

@@ -138,6 +138,8 @@ def _check(args: argparse.Namespace, num_systems: int, num_references: int) -> N
         )
     if "comet" in metrics and (not args.source or num_references > 1):
         raise UserError("comet: needs exactly one reference and the source text; add --source FILE")
+    if args.no_stemmer and not any(name.startswith("rouge") for name in metrics):
+        raise UserError("--no-stemmer: only used by rouge; leave it out, or add --metrics rouge")
     if args.source and "comet" not in metrics:
         raise UserError("--source: only used by `--metrics comet`; leave it out")
 
@@ -169,7 +171,9 @@ def _metrics(args: argparse.Namespace, source: Sequence[str]) -> list[Metric]:
             metrics[name] = from_sacrebleu(name, comet_metric(args.comet_model, source))
         else:
             for member in ROUGE if name == "rouge" else (name,):
-                metrics[member] = find_metric(member, args.target_lang, "--metrics")
+                metrics[member] = find_metric(
+                    member, args.target_lang, "--metrics", stemmer=not args.no_stemmer
+                )
     for name, metric in metrics.items():
         if metric.needs != TEXT:
             raise UserError(

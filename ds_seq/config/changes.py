@@ -44,6 +44,7 @@ _RULES: dict[str, str] = {
     "data.target_lang": _TASK,
     "data.max_source_length": _ORDER,
     "data.max_target_length": _ORDER,
+    "data.long_pairs": _ORDER,
     # what these say is in the shards, whose fingerprint is compared
     **dict.fromkeys(
         ("data.dir", "data.source", "data.raw", "data.clean", "data.shard_size", "data.workers"),
@@ -144,7 +145,7 @@ _RULES: dict[str, str] = {
 }
 
 _SCORE_OPTIONS = ("validation.best", VALID_DATA)
-_LENGTHS = ("data.max_source_length", "data.max_target_length")
+_LENGTHS = ("data.max_source_length", "data.max_target_length", "data.long_pairs")
 _LOSS_OPTIONS = (*_SCORE_OPTIONS, *_LENGTHS, "criterion", TEACHER)
 _METRIC_OPTIONS = (
     *_SCORE_OPTIONS,

@@ -55,10 +55,13 @@ PRESETS: Mapping[CleanPreset, Mapping[str, Any]] = {
         "max_char_ratio": 9.0,
         "max_term_difference": 2,
     },
+    # a summary is much shorter than its text, and a text may be long
+    "summarization": {"max_words": 1_000_000, "max_ratio": 1_000_000.0},
 }
-"""Values of two pipelines that are used in production: the filters of Mozilla's training of
-translation models (`default.filters.json`) and those of NLLB (stopes). What needs a model or a list
-(`language_id`, `min_score`, `patterns`, terms) is given by itself: no file of it comes with us."""
+"""Values for summarization, and those of two pipelines that are used in production: the filters of
+Mozilla's training of translation models (`default.filters.json`) and of NLLB (stopes). What needs a
+model or a list (`language_id`, `min_score`, `patterns`, terms) is given by itself: no file of it
+comes with us."""
 
 _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -69,7 +72,8 @@ class CleanConfig(Config):
     preset: CleanPreset | None = Field(
         default=None,
         description="Named values for keys that are not given: `mozilla` (repairs, lengths, ratio, "
-        "alphabet, numbers, addresses) or `nllb` (punctuation, lengths in characters, terms).",
+        "alphabet, numbers, addresses), `nllb` (punctuation, lengths in characters, terms), or "
+        "`summarization` (no limits of length and ratio).",
     )
     nfkc: bool = Field(
         default=False,

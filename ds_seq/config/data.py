@@ -24,9 +24,9 @@ from ds_seq.config.mixing import (
     corpora_errors,
 )
 from ds_seq.config.modifiers import ModifiersConfig
-from ds_seq.config.text_files import Language, RawSection, SplitConfig
+from ds_seq.config.text_files import Language, RawSection, SplitConfig, ends_of
 from ds_seq.config.vocab import VocabConfig
-from ds_seq.names import SPLITS
+from ds_seq.names import SPLITS, LongPairs
 
 
 class ShardsConfig(Config):
@@ -93,14 +93,19 @@ class DataConfig(Config):
     max_source_length: int = Field(
         default=256,
         ge=2,
-        description="Maximum source length in subwords, end symbol included; longer pairs are "
-        "skipped.",
+        description="Maximum source length in subwords, end symbol included; see `long_pairs`.",
     )
     max_target_length: int = Field(
         default=256,
         ge=2,
-        description="Maximum target length in subwords, end symbol included; longer pairs are "
-        "skipped.",
+        description="Maximum target length in subwords, end symbol included; see `long_pairs`.",
+    )
+    long_pairs: LongPairs = Field(
+        default="skip",
+        description="What training and the validation loss do with a pair beyond these limits: "
+        "`skip` it, `truncate_source`: cut its source and skip it only if its target is too long, "
+        "or `truncate`: cut both sides. References that translations are compared with are never "
+        "cut.",
     )
     clean: CleanConfig = Field(default_factory=all_defaults, description="Cleaning of raw text.")
     vocab: VocabConfig = Field(default_factory=all_defaults, description="Subword vocabulary.")
@@ -122,18 +127,15 @@ class DataConfig(Config):
         assert isinstance(own, FairseqConfig)
         return own.languages or (self.source_lang, self.target_lang)
 
-    @model_validator(mode="after")
-    def _check_languages(self) -> DataConfig:
-        # the files of clean text are named after the languages
-        if self.source_lang == self.target_lang and isinstance(self.source, ShardsConfig):
-            message = f"it and source_lang are both {self.target_lang!r}; give two names"
-            raise FieldErrors([("target_lang", message)])
-        return self
-
     @property
     def languages(self) -> tuple[str, str]:
-        """Language codes of source and target."""
+        """Language codes of source and target, which are the same in summarization."""
         return self.source_lang, self.target_lang
+
+    @property
+    def file_ends(self) -> tuple[str, str]:
+        """What the names of files of source and target text end with."""
+        return ends_of(self.languages)
 
     def entries(self, split: str) -> list[tuple[str, SplitConfig]]:
         """Return the raw texts of a split, each with its dotted key; several may have one key."""

@@ -168,6 +168,15 @@ class ExperimentConfig(Config):
         }
 
     @property
+    def longest_source(self) -> int:
+        """Most tokens of a source to translate, end symbol included; longer ones are cut.
+
+        A model that was trained on the beginnings of long sources gets no more of them here.
+        """
+        most = self.model.max_positions
+        return most if self.data.long_pairs == "skip" else min(most, self.data.max_source_length)
+
+    @property
     def shares_teacher(self) -> bool:
         """Whether a live teacher is spread over the ranks."""
         criterion = self.distillation
@@ -218,6 +227,12 @@ class ExperimentConfig(Config):
         if criterion is None:
             return []
         errors = []
+        if criterion.cache is not None and self.data.long_pairs != "skip":
+            message = (
+                f"{self.data.long_pairs} changes pairs, but {where}.cache has outputs for whole "
+                "ones; use skip, or a live teacher"
+            )
+            errors.append(("data.long_pairs", message))
         tags = self.data.vocab.source_side.user_symbols
         if criterion.strategy == "global_language_wise" and not tags:
             errors.append(

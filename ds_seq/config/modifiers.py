@@ -52,8 +52,8 @@ class ModifiersConfig(Config):
     )
     truncate: PositiveInt | None = Field(
         default=None,
-        description="Cut longer sides to this many tokens, instead of skipping pairs beyond "
-        "`data.max_source_length` and `data.max_target_length`; null cuts nothing.",
+        description="Cut longer sides of training pairs to this many tokens; null cuts nothing. "
+        "Pairs that are then still too long: see `data.long_pairs`.",
     )
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ def notes(config: ExperimentConfig) -> list[str]:
         *_loss_notes(config),
         *_warmup_notes(config),
         *_rate_notes(config),
+        *_ratio_notes(config),
     ]
 
 
@@ -227,4 +228,15 @@ def _rate_notes(config: ExperimentConfig) -> Iterator[str]:
         yield (
             f"optimizer.weight_decay: with optimizer.lr {optimizer.lr:g}, an update takes off "
             f"{decay:g} times each weight"
+        )
+
+
+def _ratio_notes(config: ExperimentConfig) -> Iterator[str]:
+    data = config.data
+    most = type(data.clean).model_fields["max_ratio"].default
+    if data.source_lang == data.target_lang and data.clean.max_ratio <= most:
+        yield (
+            f"data.clean.max_ratio: {data.clean.max_ratio:g} drops pairs with a side that is that "
+            "much longer, as texts are than their summaries; for summarization, set "
+            "data.clean.preset=summarization"
         )

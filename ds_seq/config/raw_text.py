@@ -9,7 +9,7 @@ from os.path import exists, isdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ds_seq.config.text_files import FORMS, RawConfig, SplitConfig
+from ds_seq.config.text_files import FORMS, RawConfig, SplitConfig, ends_of
 from ds_seq.errors import UserError
 from ds_seq.names import COMPRESSED, SIDES, InvalidUtf8
 
@@ -126,7 +126,7 @@ def text_files(
     Raises:
         UserError: a folder does not have the text that it was named for.
     """
-    keys = entry.keys or languages
+    keys = entry.keys or ends_of(languages)
     invalid = entry.invalid_utf8 or ("drop" if split == "train" else "stop")
     form = next(name for name in FORMS if getattr(entry, name) is not None)
     pairs: list[tuple[str, str]]
@@ -183,7 +183,7 @@ def _in_folder(
         return
     codes = _codes(folder, languages)
     for stem in _STEMS.get(split, (split,)):
-        for ends in (entry.keys,) if entry.keys is not None else (SIDES, languages, codes):
+        for ends in (entry.keys,) if entry.keys is not None else (SIDES, ends_of(languages), codes):
             if ends is not None and (pair := _pair(folder, stem, ends)) is not None:
                 yield pair
                 return
@@ -273,7 +273,8 @@ def _explain_folder(entry: SplitConfig, split: str, languages: tuple[str, str]) 
         return f"{entry.folder}: no such folder"
     stem = {"valid": "val"}.get(split, split)
     ends = entry.keys or SIDES
-    also = "" if entry.keys else f", or {stem}.{languages[0]} and {stem}.{languages[1]}"
+    codes = ends_of(languages)
+    also = "" if entry.keys or codes == SIDES else f", or {stem}.{codes[0]} and {stem}.{codes[1]}"
     if exists(folder / SIGNATURE) and entry.keys is None and _codes(folder, languages) is None:
         return (
             f"{folder}: cannot tell which of mtdata's languages is {languages[0]}; say it, such as "

@@ -10,9 +10,14 @@ from ds_seq.config.base import Config, ExternalConfig, plugin_tag
 
 
 class TranslationConfig(Config):
-    """Translation between two languages."""
+    """Text to text: translation between two languages, or summarization within one."""
 
     name: Literal["translation"] = Field(default="translation", description="Selects this task.")
+    rouge_stemmer: bool = Field(
+        default=True,
+        description="Whether ROUGE compares English words without their endings, as in published "
+        "scores.",
+    )
 
 
 TaskConfig = Annotated[

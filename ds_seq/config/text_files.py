@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from ds_seq.config.base import Config, FieldErrors, PositiveInt
-from ds_seq.names import SPLITS, InvalidUtf8
+from ds_seq.names import SIDES, SPLITS, InvalidUtf8
 
 Language = Annotated[str, StringConstraints(pattern=r"^[^\s/\\.][^\s/\\]*$")]
 """A language code; it ends the names of files, so it must not lead into another folder."""
@@ -41,6 +41,11 @@ _FORMS_OF = {
 }
 DETAILS = (*_FORMS_OF, "invalid_utf8")
 """The keys that say how the files are read."""
+
+
+def ends_of(languages: LanguagePair) -> LanguagePair:
+    """Return what tells the sides of a text apart: languages, or `SIDES` if they are the same."""
+    return SIDES if languages[0] == languages[1] else languages
 
 
 class SplitConfig(Config):

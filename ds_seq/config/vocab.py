@@ -17,6 +17,7 @@ from ds_seq.names import (
     SENTENCEPIECE,
     SPECIAL_PIECES,
     TOKENIZER_NAMES,
+    Side,
 )
 from ds_seq.plugins import EXTERNAL_PATTERN, nearest
 
@@ -90,6 +91,11 @@ class HuggingFaceVocabConfig(Config):
     )
     target_code: str | None = Field(
         default=None, description="The same for the language of the target."
+    )
+    side: Side | None = Field(
+        default=None,
+        description="Whose vocabulary is meant, if the folder has one for each side, as FSMT has; "
+        "null: it has one for both.",
     )
 
     @property

@@ -115,7 +115,7 @@ def binarize_corpora(  # noqa: PLR0913  (a builder: input, output and options)
         languages: source and target language of the split, for the manifest.
         shard_size: number of pairs per shard.
         origin: what the text and the vocabulary were made from, for the manifest.
-        workers: number of processes; of no account under `mpirun`.
+        workers: number of processes; ignored under `mpirun`.
         progress: called with the number of pairs of each finished part.
 
     Raises:

@@ -97,7 +97,7 @@ def clean_corpora(
         corpora: texts to read, one after the other. The report has the figures of each, so the
             first `kept` pairs of the output are those of the first corpus, and so on.
         output: the two UTF-8 files to write.
-        workers: number of processes; of no account under `mpirun`.
+        workers: number of processes; ignored under `mpirun`.
         progress: called with the number of pairs of each finished block.
         places: file that gets the `PLACE` of each pair of the output, 12 bytes; None: none is
             written.
@@ -124,7 +124,7 @@ def _work(folder: Path) -> Iterator[None]:
             yield
         except LostProcess as error:
             raise UserError(
-                f"{error}; finished blocks are kept, start the command again to go on"
+                f"{error}; finished blocks are kept, start the command again to continue"
             ) from error
         finally:
             if folder.exists() and not is_worth_keeping(folder):

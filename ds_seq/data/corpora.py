@@ -283,7 +283,7 @@ class CorporaDataset(ParallelDataset):
             for block in self.source.gather(every)
         ]
         if self._key is not None and any(part.modifier_in(self._stage) for part, _ in by_part):
-            sides = self._modified(sides, indices, by_part, symbols.eos)
+            sides = self._modified(sides, indices, by_part)
         return [prepend(block, tags[side]) for side, block in enumerate(sides)]
 
     def _modified(
@@ -291,7 +291,6 @@ class CorporaDataset(ParallelDataset):
         sides: Sequence[TokenBlock],
         indices: NDArray[np.int64],
         by_part: Sequence[tuple[Part, NDArray[np.int64]]],
-        eos: int,
     ) -> list[TokenBlock]:
         """Return the blocks of both sides with what modifiers draw for this epoch."""
         assert self._key is not None
@@ -302,15 +301,15 @@ class CorporaDataset(ParallelDataset):
             modifier = part.modifier_in(self._stage)
             if modifier is None:
                 continue
-            pairs = [(columns[0][place][:-1], columns[1][place][:-1]) for place in chosen]
+            pairs = [(columns[0][place], columns[1][place]) for place in chosen]
             numbers = copy_numbers(self.rows[places[chosen]], copies[chosen])
             changed = modifier(pairs, numbers, self._key)
-            room = bounds[chosen] - [len(tags) + 1 for tags in part.tags]
+            room = bounds[chosen] - [len(tags) for tags in part.tags]
             for place, pair, most in zip(chosen, changed, room.tolist(), strict=True):
                 # where there is no room in the batch, the pair stays as it is
                 if all(len(ids) <= limit for ids, limit in zip(pair, most, strict=True)):
                     for column, ids in zip(columns, pair, strict=True):
-                        column[place] = [*ids, eos]
+                        column[place] = ids
         return [TokenBlock.of(column) for column in columns]
 
 

@@ -1,4 +1,4 @@
-"""Downloads that go on where they were interrupted and are compared with checksums."""
+"""Downloads that resume where they were interrupted, compared with checksums."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def fetch(
     Args:
         archive: the file.
         folder: folder for it and for the checksums. An interrupted download stays there as
-            `NAME.part`, and the next one goes on from its end.
+            `NAME.part`, and the next one continues from its end.
         mirror: address of a server, or a local folder, that has the file at the path of its
             address: `wmt14/test-full.tgz` of `https://statmt.org/wmt14/test-full.tgz`. A file in a
             folder is used where it is.
@@ -154,7 +154,7 @@ def _record(sums: Path, name: str, sha256: str, is_published: bool) -> None:
 
 
 def _download(url: str, path: Path, pauses: tuple[float, ...]) -> None:
-    """Download a file under a temporary name; go on with what an earlier attempt has left."""
+    """Download a file under a temporary name; continue what an earlier attempt has left."""
     part = path.with_name(f"{path.name}.part")
     for pause in (*pauses, None):
         try:
@@ -171,7 +171,7 @@ def _download(url: str, path: Path, pauses: tuple[float, ...]) -> None:
             is_final = False
         if is_final or pause is None:
             kept = part.stat().st_size if part.exists() else 0
-            rest = f"; {kept:,} bytes are kept, and running this again goes on from there"
+            rest = f"; {kept:,} bytes are kept, and running this again continues from there"
             raise UserError(
                 f"{url}: cannot be downloaded: {reason}{rest if kept and not is_final else ''}"
                 "; WMT_MIRROR names another server or a local folder"

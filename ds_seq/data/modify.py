@@ -19,7 +19,7 @@ from ds_seq.data.hashing import hashed, uniform
 from ds_seq.data.text_changes import add_typos, noise, title, without_end
 from ds_seq.names import SideChoice
 from ds_seq.text.subword_draws import SubwordDraws
-from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.tokenizer import MarkedTokenizer, Tokenizers
 
 Ids = list[int]
 Pair = tuple[Ids, Ids]
@@ -106,6 +106,8 @@ class Modifier:
         source = tokenizers.source
         symbols = source.symbols
         special = {symbols.pad, symbols.eos, symbols.unk, symbols.start, *source.tag_ids}
+        if isinstance(source, MarkedTokenizer):
+            special |= source.special_ids
         self._plain = [i for i in range(len(source)) if i not in special and i != symbols.bos]
 
     def _kinds(self, rows: NDArray[np.integer], key: Key) -> list[NDArray[np.bool_]]:
@@ -130,8 +132,9 @@ class Modifier:
         for draws, tokenizer, sentences in zip(self._draws, self._tokenizers, sides, strict=True):
             for number, ids in enumerate(sentences if draws is not None else ()):
                 assert draws is not None
-                drawn = draws(tokenizer.decode(ids[:-1]), random.Random(number))
-                factors.append((len(drawn) + 1) / len(ids))
+                text = tokenizer.decode(tokenizer.symbols.unframed(ids))
+                drawn = tokenizer.symbols.framed(draws(text, random.Random(number)))
+                factors.append(len(drawn) / len(ids))
         self._growth = float(np.quantile(factors, _MOST_GROWTH))
 
     def bounds(
@@ -154,19 +157,22 @@ class Modifier:
         return np.ceil(lengths * growth[:, None]).astype(np.int64)
 
     def __call__(self, pairs: Sequence[Pair], rows: NDArray[np.integer], key: Key) -> list[Pair]:
-        """Return pairs (N) of ids, without end symbols, as they are in an epoch.
+        """Return pairs (N) of ids as they are in an epoch.
 
         Args:
-            pairs: the pairs as they are.
+            pairs: the pairs as they are, with their opening and end symbols, which stay.
             rows: (N,) their numbers; see `copy_numbers`.
             key: seed and epoch.
         """
         kinds = np.stack(self._kinds(rows, key), axis=1).tolist()
         seeds = hashed(rows, *key, _DETAILS).tolist()
-        return [
-            self._modified(pair, kind, random.Random(seed))
-            for pair, kind, seed in zip(pairs, kinds, seeds, strict=True)
-        ]
+        source, target = (tokenizer.symbols for tokenizer in self._tokenizers)
+        changed = []
+        for pair, kind, seed in zip(pairs, kinds, seeds, strict=True):
+            bare = source.unframed(pair[0]), target.unframed(pair[1])
+            first, second = self._modified(bare, kind, random.Random(seed))
+            changed.append((source.framed(first), target.framed(second)))
+        return changed
 
     def _modified(self, pair: Pair, kinds: Sequence[bool], draw: random.Random) -> Pair:
         if any(kinds) or any(self._draws):

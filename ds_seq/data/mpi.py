@@ -227,7 +227,7 @@ def _serve(comm: Any) -> None:
     sent: list[Any] = []
     pause = _SHORTEST
     while True:
-        # all messages first: an item is not worth the while if the map has been given up
+        # all messages first: an item is not worth doing if the map has been given up
         while comm.iprobe(0):
             pause = _SHORTEST
             kind, number, *rest = comm.recv(source=0)

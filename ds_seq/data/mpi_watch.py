@@ -90,6 +90,6 @@ class RankWatch:
                     self._end(
                         f"{name} has given no sign of life for {watching.SILENCE:.0f} seconds: it "
                         "was stopped, or its machine is gone; what is finished is kept, start the "
-                        "command again to go on"
+                        "command again to continue"
                     )
             time.sleep(TICK)

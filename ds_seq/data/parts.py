@@ -188,6 +188,8 @@ def _encode(tokenizer: Tokenizer, lines: Sequence[str]) -> TokenBlock:
         ids.append(symbols.eos)
         if symbols.opening:
             ids[:0] = symbols.opening
+        if symbols.closing:
+            ids += symbols.closing
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
     # an array of the standard library takes integers from a list twice as fast as numpy does
     tokens = np.frombuffer(array("I", list(chain.from_iterable(sentences))), np.uint32)
@@ -201,12 +203,13 @@ def _check_no_empty_line(
     sides: Sequence[TokenBlock],
 ) -> None:
     """Look at the sentences that have no id; few have, and it need not be for an empty line."""
-    if all((encoded.lengths > 1).all() for encoded in sides):
+    empty = [len(tokenizer.symbols.framed([])) for tokenizer in tokenizers]
+    if all((block.lengths > least).all() for block, least in zip(sides, empty, strict=True)):
         return
     texts = []
-    for tokenizer, side, encoded in zip(tokenizers, lines, sides, strict=True):
+    for tokenizer, side, encoded, least in zip(tokenizers, lines, sides, empty, strict=True):
         shown = ["text"] * len(side)
-        for place in np.flatnonzero(encoded.lengths == 1).tolist():
+        for place in np.flatnonzero(encoded.lengths == least).tolist():
             shown[place] = tokenizer.normalize(side[place])
         texts.append(shown)
     check_no_empty_line(block, *texts)

@@ -6,20 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-
-from tqdm import tqdm
+from typing import Any
 
 from ds_seq.activity import mark
 
 Report = Callable[[int], None]  # called with the number of newly finished items
 _PLAIN_SECONDS = 30.0
 _LARGE = 100_000
-
-
-class _Bar(tqdm):  # type: ignore[type-arg]  # is generic in the stubs only
-    """A bar without the thread that redraws it: a process with threads cannot be copied."""
-
-    monitor_interval = 0
 
 
 def ignore(amount: int) -> None:
@@ -41,17 +34,7 @@ class Progress:
         self._unit = unit
         self._done = 0
         self._started = self._printed = time.monotonic()
-        self._bar = (
-            _Bar(
-                total=total,
-                desc=title,
-                unit=f" {unit}",
-                unit_scale=total is None or total >= _LARGE,  # 1.23M, not 1230000
-                dynamic_ncols=True,
-            )
-            if sys.stderr.isatty()
-            else None
-        )
+        self._bar = _bar(title, total, unit) if sys.stderr.isatty() else None
 
     def __call__(self, amount: int) -> None:
         self._done += amount
@@ -87,3 +70,19 @@ class Progress:
             self._bar.close()
         elif kind is None:
             self._print(is_over=True)
+
+
+def _bar(title: str, total: int | None, unit: str) -> Any:
+    """Return a bar without the thread that redraws it: a process with threads cannot be copied."""
+    from tqdm import tqdm  # takes a tenth of the start of a command
+
+    class Bar(tqdm):  # type: ignore[type-arg]  # is generic in the stubs only
+        monitor_interval = 0
+
+    return Bar(
+        total=total,
+        desc=title,
+        unit=f" {unit}",
+        unit_scale=total is None or total >= _LARGE,  # 1.23M, not 1230000
+        dynamic_ncols=True,
+    )

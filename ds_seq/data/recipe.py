@@ -2,7 +2,7 @@
 
 A recipe says which archives have which corpora. Running it writes two files per corpus,
 `NAME.SOURCE` and `NAME.TARGET`, each of which appears when it is complete; so an interrupted run
-goes on where it was. `recipe.json` says what each was made from.
+continues where it was. `recipe.json` says what each was made from.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Recipe:
 
     Attributes:
         name: its name.
-        languages: language codes of source and target, which end the names of the files.
+        languages: language codes of source and target, or `SIDES`; they end the names of the files.
         train: training corpora.
         valid: validation sets.
         test: test sets; no pair of theirs may be in training.

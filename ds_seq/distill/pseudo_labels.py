@@ -79,18 +79,29 @@ class Labeling:
         lengths = self.reader.lengths[:, SOURCE].astype(np.int64)
         for rows in self.tags:
             lengths[rows.start : rows.stop] += 1
-        return lengths
+        return np.minimum(lengths, self._longest) if self._cuts else lengths
 
     def source(self, row: int) -> list[int]:
         """Return the ids of a source as the teacher reads it."""
-        ids: list[int] = self.reader[row][0].tolist()
-        return [*(tag for rows, tag in self.tags.items() if row in rows), *ids]
+        text: list[int] = self.reader[row][0].tolist()
+        ids = [*(tag for rows, tag in self.tags.items() if row in rows), *text]
+        is_cut = self._cuts and len(ids) > self._longest
+        return [*ids[: self._longest - 1], ids[-1]] if is_cut else ids
+
+    @property
+    def _longest(self) -> int:
+        return self.decoding.limits.max_source_length
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether the teacher was trained on the beginnings of long sources."""
+        return self.run.card.longest_source < self.run.card.max_positions
 
     @property
     def usable(self) -> NDArray[np.bool_]:
         """Mask (N,) of sources that are neither empty nor too long."""
         has_text = self.reader.lengths[:, SOURCE] > 1
-        return has_text & (self.lengths <= self.decoding.limits.max_source_length)
+        return has_text & (self.lengths <= self._longest)
 
     @property
     def num_usable(self) -> int:

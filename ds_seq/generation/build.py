@@ -31,21 +31,26 @@ class Decoding(NamedTuple):
 
 
 def build_decoding(
-    settings: GenerationConfig, symbols: Symbols, max_positions: int, num_best: int = 1
+    settings: GenerationConfig,
+    symbols: Symbols,
+    max_positions: int,
+    longest_source: int,
+    num_best: int = 1,
 ) -> Decoding:
     """Build the search and the batch limits that a config describes.
 
     Args:
         settings: the section `generation`.
         symbols: special symbols of the target.
-        max_positions: most tokens that encoder and decoder accept.
+        max_positions: most tokens that the decoder accepts.
+        longest_source: most tokens of a source.
         num_best: number of hypotheses to return per sentence; at most the number that the search
             keeps.
     """
     return Decoding(
         settings,
         build_search(settings, symbols, max_positions, num_best),
-        build_limits(settings, max_positions),
+        build_limits(settings, longest_source),
     )
 
 
@@ -84,9 +89,9 @@ def _build_selection(config: GenerationConfig, end: int) -> SelectionMaker:
     return DiverseSiblings(config.diverse_siblings) if config.diverse_siblings > 0 else Plain()
 
 
-def build_limits(config: GenerationConfig, max_positions: int) -> BatchLimits:
-    """Build the batch limits of a config, for sources of up to `max_positions` tokens."""
-    return BatchLimits(config.max_tokens, config.max_sentences, max_positions)
+def build_limits(config: GenerationConfig, longest_source: int) -> BatchLimits:
+    """Build the batch limits of a config, for sources of up to `longest_source` tokens."""
+    return BatchLimits(config.max_tokens, config.max_sentences, longest_source)
 
 
 def changed_settings(

@@ -49,6 +49,7 @@ def encode_rows(
     rows: Sequence[Row],
     name: str,
     max_positions: int,
+    longest_source: int,
 ) -> EncodedRows:
     """Encode both sides; long sources are truncated as in a search.
 
@@ -58,13 +59,14 @@ def encode_rows(
         rows: translations of the source lines.
         name: name of the translations' file, for messages.
         max_positions: most tokens that the model accepts.
+        longest_source: most tokens of a source.
 
     Raises:
         UserError: a translation is longer than the model accepts, so part of it has no score.
     """
     pairs: dict[int, ForcedPair] = {}
     framed, opening = tokenizers.source.symbols.framed, tokenizers.target.symbols.opening
-    room = max_positions - len(framed([]))
+    room = longest_source - len(framed([]))
     sources = tokenizers.source.encode_lines(source)
     targets = tokenizers.target.encode_lines([row.text for row in rows])
     for number, (row, target) in enumerate(zip(rows, targets, strict=True)):

@@ -57,6 +57,8 @@ class ModelCard:
         source_lang: language code of the source.
         target_lang: language code of the target.
         max_positions: most tokens of a source or target, including the end symbol.
+        longest_source: most tokens of a source; fewer than `max_positions` if longer sources were
+            cut in training.
         precision: precision of the training.
         generation: default settings of generation.
         test: raw text of the test split; may be empty.
@@ -74,6 +76,7 @@ class ModelCard:
     source_lang: str
     target_lang: str
     max_positions: int
+    longest_source: int
     precision: Precision
     generation: GenerationConfig
     test: tuple[PairPath, ...]
@@ -133,6 +136,7 @@ class ModelCard:
             source_lang=data.source_lang,
             target_lang=data.target_lang,
             max_positions=config.model.max_positions,
+            longest_source=config.longest_source,
             precision=train.precision,
             generation=config.generation,
             test=tuple(raw_files(data, "test", must_exist=False)),

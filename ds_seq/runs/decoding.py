@@ -27,7 +27,9 @@ def run_decoding(
     """
     cards = [run.card for run in runs]
     max_positions = min(card.max_positions for card in cards)
-    return build_decoding(settings, cards[0].tokenizers.symbols, max_positions, num_best)
+    longest = min(card.longest_source for card in cards)
+    symbols = cards[0].tokenizers.symbols
+    return build_decoding(settings, symbols, max_positions, longest, num_best)
 
 
 def run_translator(

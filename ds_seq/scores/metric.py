@@ -105,8 +105,8 @@ def _corpus(name: str, target_lang: str, *, higher_is_better: bool = True) -> Me
     return from_sacrebleu(name, build_metric(name, target_lang), higher_is_better)
 
 
-def _rouge(name: str, target_lang: str) -> Metric:
-    return from_sacrebleu(name, rouge_metric(name, target_lang))
+def _rouge(name: str, target_lang: str, *, stemmer: bool = True) -> Metric:
+    return from_sacrebleu(name, rouge_metric(name, target_lang, stemmer))
 
 
 METRICS: Mapping[str, Callable[[str], Metric]] = {
@@ -119,18 +119,22 @@ METRICS: Mapping[str, Callable[[str], Metric]] = {
 """Builders by name; each takes a language code."""
 
 
-def find_metric(name: str, target_lang: str, where: str) -> Metric:
+def find_metric(name: str, target_lang: str, where: str, stemmer: bool = True) -> Metric:
     """Return the metric `name`, one of `METRICS` or `package.module:Name`.
 
     Args:
         name: name from the config or the command line.
         target_lang: language code of the text; empty if unknown.
         where: setting that contains the name, for messages.
+        stemmer: see `ds_seq.scores.rouge.build_rouge`; of no concern to other metrics.
 
     Raises:
         UserError: there is no such metric, or it needs a package that is not installed.
     """
-    metric = find_plugin("metric", name, METRICS, where)(target_lang)
+    make = find_plugin("metric", name, METRICS, where)
+    if name in ROUGE and not stemmer:
+        make = partial(_rouge, name, stemmer=False)
+    metric = make(target_lang)
     if not isinstance(metric, Metric):
         raise UserError(
             f"{where}: {name} gave {type(metric).__name__}, not a ds_seq.scores.metric.Metric"

@@ -28,26 +28,29 @@ _SENTENCE_END = re.compile(
 )
 
 
-def stems(target_lang: str) -> bool:
-    """Return whether words are stemmed, as is usual in English."""
-    return is_english(target_lang)
-
-
 def sentence_lines(text: str) -> str:
-    """Put each sentence of a summary on its own line, as ROUGE-Lsum requires."""
+    """Put each sentence of a summary on its own line, as ROUGE-Lsum requires.
+
+    A sentence ends after `.`, `!` or `?`, perhaps with a closing quote or bracket, if white space
+    follows; after the full stops of Chinese and Japanese; and at `<n>`, the line break of Pegasus.
+    Abbreviations ("Mr. Smith") are not known, so they end a sentence, too, in text and reference
+    alike.
+    """
     return _SENTENCE_END.sub("\n", text.strip())
 
 
 def build_rouge(
-    name: str, target_lang: str, split: Callable[[str], str]
+    name: str, target_lang: str, split: Callable[[str], str], stemmer: bool = True
 ) -> Callable[[str, str], float]:
     """Return a function of hypothesis and reference: the F-measure of a ROUGE variant, 0 to 100.
 
     Args:
         name: one of `ROUGE`.
-        target_lang: language code. English is tokenized and stemmed by rouge-score; its tokenizer
-            supports only the letters a to z, so other languages are tokenized by `split`.
+        target_lang: language code. English is tokenized by rouge-score, whose tokenizer supports
+            only the letters a to z; other languages are tokenized by `split` and never stemmed.
         split: tokenizes a text into words separated by spaces.
+        stemmer: whether English words are compared without their endings (Porter's stemmer), as in
+            published scores.
 
     Raises:
         UserError: the package rouge-score is not installed.
@@ -58,8 +61,8 @@ def build_rouge(
         raise UserError(
             f"{name}: needs the package rouge-score; install it with `pip install rouge-score`"
         ) from None
-    if stems(target_lang):
-        scorer = module.RougeScorer([name], use_stemmer=True)
+    if is_english(target_lang):
+        scorer = module.RougeScorer([name], use_stemmer=stemmer)
     else:
         scorer = module.RougeScorer([name], tokenizer=_Words(split))
 

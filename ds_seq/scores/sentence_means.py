@@ -17,7 +17,8 @@ from sacrebleu.metrics.base import Metric, Score, Signature
 from sacrebleu.metrics.bleu import BLEU
 
 from ds_seq.errors import UserError
-from ds_seq.scores.rouge import ROUGE, build_rouge, sentence_lines, stems
+from ds_seq.scores.languages import is_english
+from ds_seq.scores.rouge import ROUGE, build_rouge, sentence_lines
 from ds_seq.scores.scoring import build_metric
 
 SentenceScorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Sequence[float]]
@@ -70,12 +71,13 @@ class SentenceMean(Metric):
         raise NotImplementedError
 
 
-def rouge_metric(name: str, target_lang: str) -> Metric:
+def rouge_metric(name: str, target_lang: str, stemmer: bool = True) -> Metric:
     """Build a ROUGE variant; of several references, the one with the highest value counts.
 
     Args:
         name: one of `ROUGE`.
         target_lang: language code of the text.
+        stemmer: see `build_rouge`.
 
     Raises:
         UserError: the language is empty, or a required package is not installed.
@@ -86,9 +88,10 @@ def rouge_metric(name: str, target_lang: str) -> Metric:
         )
     bleu = build_metric("bleu", target_lang)
     assert isinstance(bleu, BLEU)
-    words = "rouge-score" if stems(target_lang) else f"{bleu.tokenizer_signature}-lower"
-    rouge = build_rouge(name, target_lang, bleu.tokenizer)
-    signature = {"tok": words, "stem": "porter" if stems(target_lang) else "no"}
+    english = is_english(target_lang)
+    words = "rouge-score" if english else f"{bleu.tokenizer_signature}-lower"
+    rouge = build_rouge(name, target_lang, bleu.tokenizer, stemmer)
+    signature = {"tok": words, "stem": "porter" if english and stemmer else "no"}
     if name == "rougeLsum":
         signature["sentences"] = "punctuation"
     signature["version"] = f"rouge-score-{version('rouge-score')}"

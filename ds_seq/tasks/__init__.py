@@ -35,17 +35,32 @@ def _translation(config: TranslationConfig, data: DataConfig) -> Task:
 
         more["parts"] = partial(corpus_parts, data, tokenizers)
         more["held_out"] = {split: held_out_texts(data, split) for split in SPLITS}
+    if data.long_pairs != "skip":
+        from ds_seq.data.truncation import TruncatedSource
+
+        most = (data.max_source_length, data.max_target_length)
+        room = [limit - max(each) for limit, each in zip(most, _numbers_of_tags(data), strict=True)]
+        more["cut"] = partial(
+            TruncatedSource, limits=[room[0], room[1] if data.long_pairs == "truncate" else None]
+        )
     return TranslationTask(
         data_dir=data.dir,
         tokenizers=tokenizers,
         raw={split: raw_files(data, split, must_exist=False) for split in SPLITS},
         target_lang=data.target_lang,
+        rouge_stemmer=config.rouge_stemmer,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         source=source_choice(data, tokenizers),
         expected={split: expected_by_experiment(data, split) for split in SPLITS},
         **more,
     )
+
+
+def _numbers_of_tags(data: DataConfig) -> tuple[list[int], list[int]]:
+    """Return how many tags the sources, and the targets, of each text begin with; at least a 0."""
+    tags = [data.tags(text) for split in SPLITS for _, text in data.entries(split)]
+    return [0, *(len(source) for source, _ in tags)], [0, *(len(target) for _, target in tags)]
 
 
 def source_choice(data: DataConfig, tokenizers: Tokenizers) -> SourceChoice:

@@ -109,7 +109,7 @@ def to_fairseq(data: DataConfig, tokenizers: Tokenizers, out: Path) -> None:
     Raises:
         UserError: there are no shards, the folder is not empty, or fairseq could not read a symbol.
     """
-    folder, languages = Path(data.dir), (data.source_lang, data.target_lang)
+    folder, languages = Path(data.dir), data.file_ends
     suffix = ".manifest.json"
     splits = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
     if not splits:

@@ -93,6 +93,8 @@ def _part(
             data.tags(text), tokenizers, ("source", "target"), strict=True
         )
     )
+    if isinstance(text, CorpusConfig):
+        _check_frames(text, data, tokenizers)
     changes, in_stages = None, dict[int, Modifier | None]()
     if isinstance(text, CorpusConfig):
         changes = _modifier(text.modify or data.modify, tokenizers)
@@ -111,6 +113,22 @@ def _part(
         in_stages,
         "".join(record.inputs),
     )
+
+
+def _check_frames(text: CorpusConfig, data: DataConfig, tokenizers: Tokenizers) -> None:
+    """Refuse what cuts and joins stored sentences where symbols stand around them."""
+    symbols = [tokenizer.symbols for tokenizer in tokenizers]
+    if text.join is not None and any(each.opening or each.closing for each in symbols):
+        raise UserError(
+            "data.corpora: join: each sentence of this vocabulary begins or ends with a symbol, "
+            "such as its language, which would stand inside documents; remove join"
+        )
+    truncate = (text.modify or data.modify).truncate
+    if truncate is not None and any(each.closing for each in symbols):
+        raise UserError(
+            "data.modify.truncate: sources of this vocabulary end with their language, which a cut "
+            "would remove; remove truncate, or use data.max_source_length"
+        )
 
 
 def _tag_id(tag: str, tokenizer: Tokenizer, side: str) -> int:

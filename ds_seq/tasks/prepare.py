@@ -144,7 +144,8 @@ def _refuse_labels(data: DataConfig, split: str) -> None:
 def _clean_text(data: DataConfig, split: str) -> PairPath:
     """Return the files of the clean text of a split."""
     folder = Path(data.dir) / "clean"
-    return PairPath(folder / f"{split}.{data.source_lang}", folder / f"{split}.{data.target_lang}")
+    source, target = (folder / f"{split}.{end}" for end in data.file_ends)
+    return PairPath(source, target)
 
 
 def _places(data: DataConfig, split: str) -> Path | None:
@@ -178,10 +179,6 @@ def _clean_split(
 ) -> CleanText:
     """Write the clean text of one split unless it is up to date."""
     text = _clean_text(data, split)
-    if text.source == text.target:
-        raise UserError(
-            f"data.source_lang and data.target_lang are both {data.source_lang!r}; give two names"
-        )
     step = Step(
         text.source.with_name(f"{split}.json"),
         inputs=[record.identity for record in records] + inputs_of_cleaning(data, split),
@@ -316,7 +313,7 @@ def _make_shards(
     if not any(any(data.tags(entry)[0]) for entry in named_texts(data, split).values()):
         _report_untagged(data, split, text, reader, tokenizers)
     pairs = {entry.pair(data.languages) for entry in named_texts(data, split).values()}
-    source, target = data.languages if len(pairs) < 2 else SIDES
+    source, target = data.file_ends if len(pairs) < 2 else SIDES
     limits = np.array([data.max_source_length, data.max_target_length])
     too_long = (reader.lengths > limits).any(axis=1)
     print(
@@ -324,7 +321,8 @@ def _make_shards(
         f"{reader.manifest.src_tokens:,} {source} and "
         f"{reader.manifest.tgt_tokens:,} {target} tokens{unknown}; "
         f"{int(np.count_nonzero(too_long)):,} pairs exceed data.max_source_length "
-        f"{data.max_source_length} or data.max_target_length {data.max_target_length}"
+        f"{data.max_source_length} or data.max_target_length {data.max_target_length} "
+        f"(data.long_pairs: {data.long_pairs})"
     )
 
 

@@ -36,6 +36,10 @@ Parts = Callable[[str, Source], Sequence[Part]]
 """(split, its examples) -> its corpora; empty if its examples are plain pairs."""
 
 
+Cut = Callable[[Source], Source]
+"""Examples -> the same with shorter sides."""
+
+
 def no_parts(split: str, source: Source) -> Sequence[Part]:
     """Return that a split has no corpora of its own."""
     return ()
@@ -137,11 +141,13 @@ class TranslationTask:
         target_lang: language code of the target side.
         max_source_length: maximum source length in tokens, end symbol included.
         max_target_length: maximum target length in tokens, end symbol included.
+        rouge_stemmer: whether ROUGE stems English words.
         source: source of the examples.
         expected: what the shards of each split should have been made from.
         parts: returns the corpora of a split, if it has several or its examples are not plain
             pairs.
         held_out: what each text of a split is; without it, all are in the languages of the task.
+        cut: shortens examples that are too long; without it, they are left out.
     """
 
     def __init__(  # noqa: PLR0913  (what the builder reads from the experiment)
@@ -152,19 +158,21 @@ class TranslationTask:
         target_lang: str,
         max_source_length: int | None,
         max_target_length: int | None,
+        rouge_stemmer: bool,
         source: SourceChoice = SHARDS,
         expected: Mapping[str, Expected] = MappingProxyType({}),
         parts: Parts = no_parts,
         held_out: Mapping[str, Sequence[HeldOut]] = MappingProxyType({}),
+        cut: Cut | None = None,
     ) -> None:
         self.tokenizers, self.symbols = tokenizers, tokenizers.symbols
         self._data_dir = data_dir
         self._raw = raw
-        self._target_lang = target_lang
+        self._target_lang, self._rouge_stemmer = target_lang, rouge_stemmer
         self._max_source_length = max_source_length
         self._max_target_length = max_target_length
         self._source, self._expected, self._parts = source, expected, parts
-        self._held_out = held_out
+        self._held_out, self._cut = held_out, cut
         self._metric_names: dict[str, str] = {}  # in the experiment, by the name of the figure
 
     def dataset(self, split: str) -> ParallelDataset:
@@ -173,7 +181,10 @@ class TranslationTask:
         source = open_source(self._source, self._data_dir, split, fingerprint, expected)
         limits = self._max_source_length, self._max_target_length
         files = self._files(split, len(source)) if split == "valid" else {}
-        if parts := self._parts(split, source):
+        parts = self._parts(split, source)
+        if self._cut is not None:
+            source = self._cut(source)
+        if parts:
             return CorporaDataset(source, parts, *limits, files)
         return ParallelDataset(source, *limits, files)
 
@@ -195,7 +206,7 @@ class TranslationTask:
 
     def metric(self, name: str) -> Metric:
         """Return a metric that compares text; see `Task.metric`."""
-        metric = find_metric(name, self._target_lang, "validation.metrics")
+        metric = self._find_metric(name, self._target_lang)
         if metric.needs != TEXT:
             raise UserError(
                 f"validation.metrics: {name} compares {metric.needs}, but translation gives {TEXT}"
@@ -208,9 +219,12 @@ class TranslationTask:
         if language == self._target_lang:
             return metrics
         return [
-            find_metric(self._metric_names.get(m.name, m.name), language, "validation.metrics")
-            for m in metrics
+            self._find_metric(self._metric_names.get(metric.name, metric.name), language)
+            for metric in metrics
         ]
+
+    def _find_metric(self, name: str, language: str) -> Metric:
+        return find_metric(name, language, "validation.metrics", self._rouge_stemmer)
 
     def evaluate(
         self,

@@ -72,6 +72,12 @@ def train_tokenizer(data: DataConfig, vocab: VocabFields, files: Sequence[Path])
     return _checked(tokenizer, vocab.name)
 
 
+def train_tokenizers(data: DataConfig, files: Sequence[Path]) -> Tokenizers:
+    """Train or read the tokenizers of both sides of a config; see `train_tokenizer`."""
+    sides = [train_tokenizer(data, vocab, files) for vocab in data.vocab.parts.values()]
+    return in_languages(Tokenizers(sides[0], sides[-1]), data)
+
+
 def load_tokenizers(data: DataConfig, folder: str | Path) -> Tokenizers:
     """Load the tokenizers of a config from the files that `vocab_paths` names.
 

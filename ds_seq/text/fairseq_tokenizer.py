@@ -21,6 +21,7 @@ from ds_seq.names import SPECIAL_PIECES
 from ds_seq.records import parse_json, record
 from ds_seq.text.fairseq_dict import FAIRSEQ_SYMBOLS, Dictionary
 from ds_seq.text.merges import CONTINUES, Merges
+from ds_seq.text.moses import Moses
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece import stored_processor
 from ds_seq.text.tokenizer import SPACE
@@ -82,7 +83,8 @@ class FairseqDictTokenizer:
                     "cannot grow; remove it"
                 )
         self.tag_ids = frozenset(self.dictionary.ids[symbol] for symbol in self._whole)
-        self._moses = _Moses(language, name) if stored["moses"] else None
+        moses = f"{name}: data.vocab.fairseq.moses"
+        self._moses = Moses(language, moses) if stored["moses"] else None
         self.fingerprint = hashlib.sha256(self.to_bytes()).hexdigest()
 
     @classmethod
@@ -200,27 +202,6 @@ class FairseqDictTokenizer:
         elif self._merges is not None:
             text = f"{text} ".replace(f"{CONTINUES} ", "").rstrip()
         return text if self._moses is None else self._moses.detokenize(text)
-
-
-class _Moses:
-    """Tokenization by Moses' rules, with fairseq's settings."""
-
-    def __init__(self, language: str, name: str) -> None:
-        try:
-            from sacremoses import MosesDetokenizer, MosesTokenizer
-        except ImportError:
-            raise UserError(
-                f"{name}: data.vocab.fairseq.moses needs the package sacremoses; install it with "
-                "`pip install sacremoses`"
-            ) from None
-        self._tokenizer, self._detokenizer = MosesTokenizer(language), MosesDetokenizer(language)
-
-    def tokenize(self, text: str) -> str:
-        options = {"aggressive_dash_splits": True, "escape": True, "return_str": True}
-        return str(self._tokenizer.tokenize(text, **options))
-
-    def detokenize(self, text: str) -> str:
-        return str(self._detokenizer.detokenize(text.split()))
 
 
 def _read_files(

@@ -1,13 +1,14 @@
 """Tokenizers of Hugging Face folders, read without `transformers`.
 
-Two forms are read: `tokenizer.json`, which the package `tokenizers` runs, and the SentencePiece
-models with a `vocab.json` of Marian and M2M100, for which transformers has no such file. Ids are
+Three forms are read: `tokenizer.json`, which the package `tokenizers` runs; the SentencePiece
+models with a `vocab.json` of Marian and M2M100, for which transformers has no such file; and the
+files of FSMT, whose sides have a vocabulary each (`data.vocab.huggingface.side`). Ids are
 those of the folder, except that padding, which is always id 1 in ds_seq, trades places with
 whatever has id 1 there.
 
 What stands around a text differs by model: BART opens both sides with `<s>`, M2M100 and NLLB with
-the language of that side. The decoder's first input, which may be the padding symbol (T5, Marian),
-is `Symbols.start`.
+the language of that side; mBART of 2020 closes sources with theirs. The decoder's first input is
+`Symbols.start`: the padding symbol (T5, Marian), or the target language (mBART of 2020).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from ds_seq.errors import UserError
 from ds_seq.plugins import nearest
@@ -34,13 +35,15 @@ from ds_seq.text.huggingface_pieces import (
     Pieces,
     SentencePieces,
 )
+from ds_seq.text.huggingface_sides import MERGES, OF_SIDES, SidedPieces
 from ds_seq.text.normalize import Normalizer
 from ds_seq.text.sentencepiece_training import PAD_ID
 from ds_seq.text.tokenizer import Symbols
 
 _MOST_BYTES = 1 << 28
 _SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
-_READ = (VOCAB, *MARIAN, M2M, *_SETTINGS)
+_READ = (VOCAB, *MARIAN, M2M, *OF_SIDES.values(), MERGES, *_SETTINGS)
+_SIZES = {None: "vocab_size", "source": "src_vocab_size", "target": "tgt_vocab_size"}
 
 
 @record
@@ -50,6 +53,7 @@ class _Stored(TypedDict):
     files: dict[str, str]
     source_code: str | None
     target_code: str | None
+    side: NotRequired[str]  # whose vocabulary it is, if each side has one
 
 
 class HuggingFaceTokenizer:
@@ -64,6 +68,7 @@ class HuggingFaceTokenizer:
         symbols: special symbols of this side.
         fingerprint: differs between tokenizers that encode the same text differently.
         tag_ids: ids of symbols that may start a line; none.
+        special_ids: ids of symbols that no text contains, those of all languages included.
 
     Raises:
         UserError: a file is damaged, or a package is not installed.
@@ -77,13 +82,15 @@ class HuggingFaceTokenizer:
         self._side: tuple[str, bool] | None = None
         files = stored["files"]
         self._pieces: Pieces
-        if FAST in files:
+        if "side" in stored:
+            self._pieces = SidedPieces(files, name)
+        elif FAST in files:
             self._pieces = FastPieces(files[FAST], name)
         else:
             self._pieces = SentencePieces(self._json(VOCAB), files, name)
         pad = self._id("pad_token_id")
         self._traded = {} if pad == PAD_ID else {PAD_ID: pad, pad: PAD_ID}
-        self._opening = self._pieces.opening(self._id("eos_token_id"))
+        self._opening, self._closing = self._pieces.frame(self._id("eos_token_id"))
         bos = self._config.get("bos_token_id")
         languages = set(self._pieces.languages.values())
         # as in M2M100 and NLLB
@@ -94,11 +101,14 @@ class HuggingFaceTokenizer:
         self._settle(None)
 
     def _settle(self, language: int | None) -> None:
-        """Set what depends on the side: the opening and the symbols."""
+        """Set what depends on the side: what stands around a text, and the symbols."""
         first = self._opening
         if self._opens_with_language:
             first = [] if language is None else [language]
         start = self._config.get("decoder_start_token_id")
+        last: list[int] = []
+        if self._closing and language is not None:
+            start, last = language, [language] if self._is_source else []
         bos = self._config.get("bos_token_id")
         self.symbols = Symbols(
             pad=PAD_ID,
@@ -107,10 +117,11 @@ class HuggingFaceTokenizer:
             start=self._ours(self._id("eos_token_id") if start is None else int(start)),
             bos=None if bos is None else self._ours(int(bos)),
             opening=tuple(map(self._ours, first)),
+            closing=tuple(map(self._ours, last)),
         )
         special = {self.symbols.pad, self.symbols.eos, self.symbols.bos, *self.symbols.opening}
         special |= {self._ours(i) for i in self._pieces.languages.values()}
-        self._omitted = special - {None, self.symbols.unk}
+        self.special_ids = frozenset(special - {None, self.symbols.unk})
 
     @classmethod
     def train(
@@ -129,15 +140,20 @@ class HuggingFaceTokenizer:
             size: number of ids, those of the model.
             user_symbols: must be empty: the vocabulary cannot grow.
             normalizer: applied to text before it is encoded.
-            options: `path`, `source_code` and `target_code` of `data.vocab.huggingface`.
+            options: `path`, `source_code`, `target_code` and `side` of `data.vocab.huggingface`.
 
         Raises:
             UserError: a file is missing or damaged, or the size is another one.
         """
-        path = options["path"]
-        folder = Path(path)
-        contents = {path.name: _content(path) for path in tokenizer_files(folder)}
-        if "config.json" not in contents or not {FAST, VOCAB} & contents.keys():
+        path, side = options["path"], options.get("side")
+        _check_side(Path(path), side)
+        contents = {
+            file.name: _content(file)
+            for file in tokenizer_files(Path(path))
+            if side is None or file.name not in {*OF_SIDES.values()} - {OF_SIDES[side]}
+        }
+        vocabulary = {FAST, VOCAB} if side is None else {OF_SIDES[side]}
+        if "config.json" not in contents or not vocabulary & contents.keys():
             raise UserError(
                 f"{path}: has no {'config.json' if 'config.json' not in contents else FAST}; give "
                 "a folder that `save_pretrained` of a model and its tokenizer wrote"
@@ -149,6 +165,8 @@ class HuggingFaceTokenizer:
             source_code=options["source_code"],
             target_code=options["target_code"],
         )
+        if side is not None:
+            stored["side"] = side
         found = cls(stored, normalizer or _plain(), path)
         if len(found) != size:
             raise UserError(
@@ -186,7 +204,7 @@ class HuggingFaceTokenizer:
         other._side = language, is_source
         code = self._stored["source_code" if is_source else "target_code"] or language
         language_id = None
-        if self._opens_with_language:
+        if self._opens_with_language or self._closing:
             language_id = self._find_language(code, is_source)
         other._settle(language_id)
         return other
@@ -211,7 +229,7 @@ class HuggingFaceTokenizer:
         return self._side is not None and self._side[1]
 
     def __len__(self) -> int:
-        return self._id("vocab_size")
+        return self._id(_SIZES[self._stored.get("side")])
 
     def normalize(self, text: str) -> str:
         """Return the text as it is read; see `Tokenizer.normalize`."""
@@ -231,7 +249,7 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the plain text of ids; special symbols except `<unk>` are omitted."""
-        return self.join(self.pieces([i for i in map(int, ids) if i not in self._omitted]))
+        return self.join(self.pieces([i for i in map(int, ids) if i not in self.special_ids]))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the piece of each id, special ones included."""
@@ -282,9 +300,25 @@ class HuggingFaceTokenizer:
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a folder that a tokenizer is made of."""
     names: tuple[str, ...] = _READ
-    if (folder / FAST).is_file():  # the others are for older programs
+    if (
+        not (folder / OF_SIDES["source"]).is_file() and (folder / FAST).is_file()
+    ):  # the others are for older programs
         names = (FAST, *_SETTINGS)
     return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _check_side(folder: Path, side: str | None) -> None:
+    """Check that a side is named if each side of the folder has a vocabulary, and only then."""
+    has_sides = (folder / OF_SIDES["source"]).is_file()
+    if has_sides and side is None:
+        raise UserError(
+            f"data.vocab.huggingface.side: {folder} has a vocabulary for each side; set "
+            "data.vocab.source and data.vocab.target, as `ds-seq import` writes them"
+        )
+    if side is not None and not has_sides:
+        raise UserError(
+            f"data.vocab.huggingface.side: {folder} has one vocabulary for both sides; remove side"
+        )
 
 
 def _plain() -> Normalizer:
@@ -300,6 +334,6 @@ def _restored(
 
 def _content(path: Path) -> str:
     content = read_limited(path, _MOST_BYTES)
-    if path.suffix == ".json":
+    if path.suffix in (".json", ".txt"):
         return content.decode("utf-8", errors="replace")
     return base64.b64encode(content).decode()

@@ -24,8 +24,8 @@ class Pieces(Protocol):
     languages: dict[str, int]
     """Language symbols: of `tokenizer.json` all special ones."""
 
-    def opening(self, end: int) -> list[int]:
-        """Return the ids in front of a text, which ends with the id `end`."""
+    def frame(self, end: int) -> tuple[list[int], list[int]]:
+        """Return the ids in front of a text, and those after the id `end` that ends it."""
 
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]: ...
 
@@ -59,16 +59,17 @@ class FastPieces:
         self._around: list[int] = self._tokenizer.encode("").ids
         self._name = name
 
-    def opening(self, end: int) -> list[int]:
+    def frame(self, end: int) -> tuple[list[int], list[int]]:
         around = self._around
         if end not in around:
-            return around
-        if around[-1] != end:
+            return around, []
+        place = around.index(end)
+        if around[place + 1 :] and around[:place]:
             raise UserError(
-                f"{self._name}: puts {self.piece(around[-1])} after the end of a text, which is "
-                "not supported; use a model such as mBART-50, whose texts begin with the language"
+                f"{self._name}: puts {self.piece(around[-1])} after the end of a text that also "
+                "begins with a symbol, which is not supported; use a model such as mBART-50"
             )
-        return around[: around.index(end)]
+        return around[:place], around[place + 1 :]
 
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]:
         return [each.ids for each in self._encoded(lines)]
@@ -114,9 +115,9 @@ class SentencePieces:
             )
         self._names = {number: piece for piece, number in (self._ids | self.languages).items()}
 
-    def opening(self, end: int) -> list[int]:
+    def frame(self, end: int) -> tuple[list[int], list[int]]:
         # M2M100 has the language; Marian's languages, if any, are part of the text
-        return [] if self._is_marian else sorted(self.languages.values())[:1]
+        return [] if self._is_marian else sorted(self.languages.values())[:1], []
 
     def encode_lines(self, lines: Sequence[str], is_source: bool) -> list[list[int]]:
         rows = self.split_lines(lines, is_source)

@@ -70,10 +70,14 @@ class Merges:
         return pieces
 
     def _word(self, word: str) -> list[str]:
+        parts = self.merged(word)
+        return [*(part + CONTINUES for part in parts[:-1]), parts[-1]]
+
+    def merged(self, word: str) -> list[str]:
+        """Return the parts of a word, without marks."""
         known = self._pieces.get(word)
         if known is None:
-            parts = self._merged(word)
-            known = [*(part + CONTINUES for part in parts[:-1]), parts[-1]]
+            known = self._merged(word)
             if len(self._pieces) < _MOST_REMEMBERED:
                 self._pieces[word] = known
         return known

@@ -29,6 +29,7 @@ class Symbols:
             generated.
         opening: ids in front of every sentence, which a search forces, such as the `<s>` of BART or
             the language of NLLB. Like `eos`, no part of what a tokenizer encodes.
+        closing: ids after the `eos` of every source, such as the language of mBART's first models.
     """
 
     pad: int
@@ -37,10 +38,15 @@ class Symbols:
     start: int
     bos: int | None = None
     opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
 
     def framed(self, ids: Sequence[int]) -> list[int]:
-        """Return the ids of a sentence with `opening` and `eos`, as models read and write it."""
-        return [*self.opening, *ids, self.eos]
+        """Return the ids of a sentence with `opening`, `eos` and `closing`, as models see it."""
+        return [*self.opening, *ids, self.eos, *self.closing]
+
+    def unframed(self, ids: Sequence[int]) -> list[int]:
+        """Return the ids of a sentence without what `framed` puts around them."""
+        return list(ids[len(self.opening) : len(ids) - 1 - len(self.closing)])
 
     @property
     def never_generated(self) -> frozenset[int]:
@@ -107,6 +113,17 @@ class SidedTokenizer(Protocol):
         Raises:
             UserError: the language is unknown.
         """
+
+
+@runtime_checkable
+class MarkedTokenizer(Protocol):
+    """A tokenizer with symbols of its own that no text contains, such as those of languages.
+
+    Attributes:
+        special_ids: their ids, and those of `symbols` except `Symbols.unk`.
+    """
+
+    special_ids: frozenset[int]
 
 
 class TokenizerKind(Protocol[TokenizerT]):

@@ -289,7 +289,9 @@ def _scorer(
 ) -> Score | None:
     """Return the scorer of the validation split, which decodes as `generate` does, or None."""
     positions = config.model.max_positions
-    _, search, limits = build_decoding(config.generation, task.symbols, positions)
+    _, search, limits = build_decoding(
+        config.generation, task.symbols, positions, config.longest_source
+    )
     any_rank = distributed.any_rank if engine.forward_is_collective else None
     return score_by(
         task,

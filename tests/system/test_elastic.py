@@ -1,4 +1,4 @@
-"""torchrun's elastic agents: a run goes on with more workers, and after a crash."""
+"""torchrun's elastic agents: a run continues with more workers, and after a crash."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ DECISION = re.compile(r"^\*\*([A-Z]\d+)\. ", re.MULTILINE)
 
 DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "README.md")
 GUIDES = tuple(
-    f"docs/{name}.md" for name in ("ADAPTERS", "DISTILLATION", "EXPERTS", "TRAINING", "TRANSLATING")
+    f"docs/{name}.md"
+    for name in ("ADAPTERS", "DISTILLATION", "EXPERTS", "SUMMARIZATION", "TRAINING", "TRANSLATING")
 )
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 

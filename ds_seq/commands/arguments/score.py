@@ -34,6 +34,8 @@ def build_parser() -> CommandParser:
     add("--target-lang", default="", metavar="LANG",
         help="language code; decides how BLEU, TER and ROUGE split text that has no spaces between "
         "words, such as zh, ja and th; required by rouge")  # fmt: skip
+    add("--no-stemmer", action="store_true",
+        help="rouge: compare English words with their endings, which is not usual")  # fmt: skip
     add("--tokenized", "--tokenised", action="store_true",
         help="the texts are already tokenized: BLEU that is not comparable to others")  # fmt: skip
     add("--confidence", action="store_true", help="95%% bootstrap confidence intervals")

@@ -113,8 +113,7 @@ def data_section(
         "vocab": _vocab(given, sides, refusals, notes),
     }
     if given["truncate_source"]:
-        section["modify"] = {"truncate": source}
-        notes.append("--truncate-source: targets are cut to this length, too")
+        section["long_pairs"] = "truncate_source"
     tags = _tags(given, sides)
     if given["kd_strategy"] == "global_language_wise" and not tags:
         refusals.add(

@@ -26,7 +26,7 @@ DATA_FLAGS: tuple[Flag, ...] = (
     idle("--left-pad-target", "switch", False, _ALWAYS_RIGHT),
     idle("--load-alignments", "switch", False, "training does not use alignments"),
     refused("--upsample-primary", "int", -1, "use shards and data.corpora.NAME.upsample"),
-    becomes("--truncate-source", "switch", False, "data.modify.truncate"),
+    becomes("--truncate-source", "switch", False, "data.long_pairs"),
     idle("--num-batch-buckets", "int", 0, "it changes no result"),
     # text
     becomes("--bpe", "text", None, "data.vocab.fairseq"),

@@ -90,10 +90,10 @@ class MixerFields(LinearFields):
         """Return the parameters that the layers of a stack lack with their heads."""
         if self.pruned_heads is None:
             return 0
+        weights, outputs = self.pruned_weights(d_model, stack), self._pruned_outputs(d_model, stack)
         # the bias of the output map stays
-        no_bias = self.pruned_heads.count(stack) * self.head_counts(d_model).width
-        outputs = self._pruned_outputs(d_model, stack)
-        return 2 * (d_model + 1) * outputs - no_bias
+        biases = 2 * outputs - self.pruned_heads.count(stack) * self.head_counts(d_model).width
+        return weights + (biases if self.linear_bias else 0)
 
     def _pruned_outputs(self, d_model: int, stack: Stack) -> int:
         """Return the pruned features of queries and output, and of keys and values, halved."""

@@ -145,7 +145,7 @@ class TransformerConfig(TransformerFields):
         if self.embedding_norm:
             norms += norm
         if self.has_inner_norms:  # of self-attention; those of feed-forwards are counted with them
-            norms += depth * norm
+            norms += depth * self.norm.num_params(self.num_heads * self.head_width(self.d_model))
         size = _dense(depth * self._mixers(stack) - self.pruned_params(self.d_model, stack) + norms)
         counts = self.expert_counts(stack)
         for _ in range(counts.count(0)):

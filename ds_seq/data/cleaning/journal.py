@@ -1,4 +1,4 @@
-"""Finished blocks on disk, so that cleaning goes on where it was killed.
+"""Finished blocks on disk, so that cleaning resumes where it was killed.
 
 A folder next to the output holds `work.json`, which says what is being cleaned, and two files for
 each process that has ever written: `NAME.data`, block after block, and `NAME.index`, a line for

@@ -60,7 +60,10 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             ["data.target_lang=th", "validation.metrics=[bleu,ter]"],
             "ter: cannot split text in 'th'",
         ),
-        (["data.target_lang=en"], "data.target_lang: it and source_lang are both 'en'"),
+        (
+            ["data.long_pairs=truncate", "criterion={name: distillation, cache: no}"],
+            "data.long_pairs: truncate changes pairs, but criterion.cache has",
+        ),
     ],
 )
 def test_what_prepare_and_train_would_refuse(

@@ -192,6 +192,7 @@ def test_warnings_name_the_file_and_leave_stdout_alone(capsys: pytest.CaptureFix
         ("good ref --samples 10", "--samples, --seed: need --confidence or --paired"),
         ("good ref --tokenized --metrics chrf", "--tokenized: supports only BLEU"),
         ("good ref --metrics rouge", "--target-lang"),
+        ("good ref --no-stemmer", "--no-stemmer: only used by rouge"),
         ("good ref --metrics comet", "comet: needs exactly one reference and the source text"),
         (
             "good --reference ref ref2 --metrics comet --source ref",

@@ -91,7 +91,7 @@ def test_a_wrong_change_is_named(
         ({"source_terms": "x"}, "give max_terms or max_term_difference, too"),
         ({"max_terms": 1}, "needs a list"),
         ({"score_column": 1}, "is a column of score_files"),
-        ({"preset": "mozila"}, "Input should be 'mozilla' or 'nllb'"),
+        ({"preset": "mozila"}, "Input should be 'mozilla', 'nllb' or 'summarization'"),
     ],
 )
 def test_a_section_that_makes_no_sense(section: dict[str, Any], message: str) -> None:

@@ -106,7 +106,7 @@ def write_mirror(recipe: Recipe, folder: Path, changes: dict[str, Pairs] | None 
     for archive, content in members.items():
         path = folder / urlsplit(archive.url).path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(path, "w:gz" if path.suffix == ".tgz" else "w") as packed:
+        with tarfile.open(path, "w:gz" if path.suffix in (".tgz", ".gz") else "w") as packed:
             for name, text in {"README": b"no text\n", **content}.items():
                 item = tarfile.TarInfo(f"./{name}" if name.startswith("commoncrawl") else name)
                 item.size = len(text)

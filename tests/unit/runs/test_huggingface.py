@@ -12,10 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import ds_seq
+from ds_seq.config.modifiers import ModifiersConfig
+from ds_seq.data.modify import Changes, Modifier
 from ds_seq.errors import UserError
 from ds_seq.runs.export import write_export
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
@@ -38,7 +41,7 @@ def imported(request: pytest.FixtureRequest) -> tuple[str, Imported, dict[str, A
 
 
 def _order(result: Imported) -> list[int]:
-    tokenizer = result.tokenizers.target
+    tokenizer = result.tokenizers.source
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     return tokenizer.permutation()
 
@@ -79,6 +82,33 @@ def test_the_export_translates_like_transformers(imported, tmp_path):
         ]
         assert len(ended) > len(answers) / 2
         assert [mine for mine, _ in ended] == [line for _, line in ended]
+
+
+def test_changed_pairs_keep_their_symbols_and_get_no_others(imported):
+    _, result, expected = imported
+    tokenizers = result.tokenizers
+    pairs = [
+        tuple(side.symbols.framed(side.encode(line)) for side in tokenizers)
+        for line in expected["lines"]
+    ]
+    config = ModifiersConfig(lower_case=1.0, token_switch=0.9)
+    modifier = Modifier(Changes(**config.model_dump()), tokenizers)
+    changed = modifier(pairs, np.arange(len(pairs)), (1, 1))
+    assert changed != pairs
+    for side, tokenizer in enumerate(tokenizers):
+        symbols = tokenizer.symbols
+        for pair in changed:
+            inside = symbols.unframed(pair[side])
+            assert pair[side] == symbols.framed(inside)
+            assert not tokenizer.special_ids & set(inside)
+
+
+def test_a_side_is_named_where_each_has_a_vocabulary():
+    options = {"source_code": None, "target_code": None}
+    for name, side, message in (("fsmt", None, "set data.vocab.source"), ("bart", "source", "one")):
+        path = str(FOLDERS / name)
+        with pytest.raises(UserError, match=message):
+            HuggingFaceTokenizer.train([], size=9, path=path, side=side, **options)
 
 
 def test_every_tensor_is_accounted_for(imported):

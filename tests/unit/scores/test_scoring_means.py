@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import BootstrapAggregator
 
 from ds_seq.errors import UserError
 from ds_seq.scores import sentence_means
+from ds_seq.scores.metric import find_metric
 from ds_seq.scores.rouge import ROUGE, sentence_lines
 from ds_seq.scores.scoring import CorpusScore, score_corpus
 from ds_seq.scores.sentence_means import comet_metric, rouge_metric
@@ -45,6 +49,35 @@ def test_the_mean_of_the_f_measures_of_the_package() -> None:
         assert "stem:porter" in score.signature and "rouge-score-" in score.signature
     # swapped sentences: seen as one sequence, half of the words are out of order
     assert found["rougeLsum"].value > found["rougeL"].value + 5
+
+
+def test_intervals_are_those_of_the_packages_own_aggregator() -> None:
+    """Its middle is the median of resampled means; ours is the mean, with sacreBLEU's interval."""
+    draw = random.Random(1)
+    words = "the dogs cats slept jumping in Paris rains a quickly".split()
+    references = [" ".join(draw.choices(words, k=8)) + ". It rained." for _ in range(60)]
+    hypotheses = [" ".join(draw.sample(line.split(), draw.randint(2, 9))) for line in references]
+    for name in ROUGE:
+        scorer = RougeScorer([name], use_stemmer=True)
+        np.random.seed(1)  # the package draws from the global generator
+        aggregator = BootstrapAggregator()
+        for pair in zip(references, hypotheses, strict=True):
+            aggregator.add_scores(scorer.score(*(text.replace(". ", ".\n") for text in pair)))
+        low, middle, high = (100 * part.fmeasure for part in aggregator.aggregate()[name])
+        score = score_corpus(name, rouge_metric(name, "en"), hypotheses, [references], 1000)
+        assert score.mean is not None and score.ci is not None and score.ci > 0.5
+        assert score.value == pytest.approx(middle, abs=0.2 * score.ci)
+        assert score.mean - score.ci == pytest.approx(low, abs=0.2 * score.ci)
+        assert score.mean + score.ci == pytest.approx(high, abs=0.2 * score.ci)
+
+
+def test_stemming_is_an_option() -> None:
+    stemmed, whole = (
+        find_metric("rouge1", "en", "metrics", stemmer=stemmer).score(["cats slept"], [["a cat"]])
+        for stemmer in (True, False)
+    )
+    assert (stemmed.value, whole.value) == (50.0, 0.0)
+    assert "stem:porter" in stemmed.signature and "stem:no" in whole.signature
 
 
 def test_of_several_references_the_closest_counts() -> None:

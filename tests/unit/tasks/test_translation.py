@@ -54,7 +54,7 @@ def raw(tmp_path: Path) -> PairPath:
 
 def make_task(folder: Path, *raw: PairPath) -> TranslationTask:
     files = {"train": [], "valid": list(raw)}
-    return TranslationTask(folder, words(VOCAB), files, "en", 4, 5)
+    return TranslationTask(folder, words(VOCAB), files, "en", 4, 5, rouge_stemmer=True)
 
 
 def write_shards(

@@ -27,7 +27,7 @@ from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.imported import Imported, inputs_of
-from ds_seq.text.build import in_languages, train_tokenizer
+from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import read_vocab_file
@@ -170,8 +170,7 @@ def _experiment(
         "generation": {"max_len_a": 0.0, "max_len_b": 200},
     }
     config = read_experiment(experiment)
-    made = [train_tokenizer(config.data, part, []) for part in config.data.vocab.parts.values()]
-    return config, in_languages(Tokenizers(made[0], made[-1]), config.data)
+    return config, train_tokenizers(config.data, [])
 
 
 def _dictionary_size(path: Path) -> int:

@@ -19,6 +19,7 @@ from torch import nn
 from ds_seq.errors import UserError
 from ds_seq.modules.rms_norm import RmsNorm
 from ds_seq.runs.formats.huggingface.importing import Languages, import_folder
+from ds_seq.runs.formats.huggingface.mapping import Orders
 from ds_seq.runs.formats.huggingface.peer_routing import misroutes
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.text.huggingface import HuggingFaceTokenizer
@@ -62,9 +63,7 @@ def compare(
         UserError: they differ, or transformers is not installed.
     """
     peer = _load(folder)
-    own = tokenizers.target
-    assert isinstance(own, HuggingFaceTokenizer)
-    order = own.permutation()
+    own, orders = tokenizers.target, _orders(tokenizers)
     twin = copy.deepcopy(model).double().eval()
     largest, scale, count = 0.0, 0.0, 0
     for line in lines:
@@ -72,8 +71,13 @@ def compare(
         target = [own.symbols.start, *own.symbols.opening, *own.encode(line)[:_LONGEST]]
         with torch.no_grad(), _masks_in_float64():
             logits = twin(inputs_of(source, target)).logits
-            ids = [torch.tensor([[order[i] for i in side]]) for side in (source, target)]
-            expected = peer(input_ids=ids[0], decoder_input_ids=ids[1]).logits[0][:, order]
+            ids = [
+                torch.tensor([[order[i] for i in side]])
+                for side, order in zip((source, target), orders, strict=True)
+            ]
+            # with a cache, FSMT of transformers masks nothing
+            given = {"input_ids": ids[0], "decoder_input_ids": ids[1], "use_cache": False}
+            expected = peer(**given).logits[0][:, list(orders.target)]
         largest = max(largest, float((logits - expected).abs().max()))
         scale, count = max(scale, float(expected.abs().max())), count + logits.numel()
     has_rms = any(isinstance(part, RmsNorm) for part in model.modules())
@@ -82,7 +86,15 @@ def compare(
             f"{folder}: the model computes something else than transformers: logits differ by up "
             f"to {largest:.1e}, the largest is {scale:.1e}; nothing is written"
         )
-    return Comparison(largest / scale, count, _compare_ids(folder, tokenizers, order, lines))
+    return Comparison(largest / scale, count, _compare_ids(folder, tokenizers, orders, lines))
+
+
+def _orders(tokenizers: Tokenizers) -> Orders:
+    sides = []
+    for tokenizer in tokenizers:
+        assert isinstance(tokenizer, HuggingFaceTokenizer)
+        sides.append(tokenizer.permutation())
+    return Orders(*sides)
 
 
 @contextmanager
@@ -121,15 +133,13 @@ def _load(folder: Path) -> Any:
     return model
 
 
-def _compare_ids(
-    folder: Path, tokenizers: Tokenizers, order: Sequence[int], lines: Sequence[str]
-) -> int:
+def _compare_ids(folder: Path, tokenizers: Tokenizers, orders: Orders, lines: Sequence[str]) -> int:
     """Compare the ids of source lines with those of the folder's tokenizer."""
     from transformers import AutoTokenizer
 
     reader = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     for line in lines:
-        ours = [order[i] for i in tokenizers.source.encode(line)]
+        ours = [orders.source[i] for i in tokenizers.source.encode(line)]
         theirs = reader(line, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             raise UserError(

@@ -6,7 +6,7 @@ A family reads `config.json`, refuses by name what has no counterpart here, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ds_seq.errors import UserError
 from ds_seq.modules.positions import sinusoidal_rows
+from ds_seq.names import EmbeddingSharing
 from ds_seq.runs.formats.huggingface.mapping import Names, Part, linear
 
 Config = Mapping[str, Any]
@@ -67,15 +68,18 @@ _RELATIVES = {
     "marian": _Kind(False, {"name": "sinusoidal", "wavelengths": "exclusive"}),
     "pegasus": _Kind(True, {"name": "sinusoidal", "wavelengths": "exclusive"}),
     "m2m_100": _Kind(True, {"name": "sinusoidal", "offset": 2}, has_output_bias=False),
+    "fsmt": _Kind(False, {"name": "sinusoidal", "offset": 2}, has_output_bias=False),
 }
 
 
 def bart_like(config: Config, theirs: Tensors, path: str) -> Described:
     """Describe BART and its relatives, whose `model_type` says what distinguishes them."""
     kind = _RELATIVES[config["model_type"]]
+    is_sided = config["model_type"] == "fsmt"
     if _has_other_positions(kind, theirs):
-        kind = kind._replace(positions="learned", first_row=0)
-    section = _common(config, path, "encoder_attention_heads", "encoder_ffn_dim")
+        kind = kind._replace(positions="learned", first_row=2 if is_sided else 0)
+    vocabulary = ("src_vocab_size", "tgt_vocab_size") if is_sided else ("vocab_size",)
+    section = _common(config, path, "encoder_attention_heads", "encoder_ffn_dim", vocabulary)
     for encoder, decoder in (
         ("encoder_attention_heads", "decoder_attention_heads"),
         ("encoder_ffn_dim", "decoder_ffn_dim"),
@@ -90,15 +94,18 @@ def bart_like(config: Config, theirs: Tensors, path: str) -> Described:
         "positions": kind.positions,
         "max_positions": config["max_position_embeddings"],
         "embedding_norm": kind.has_embedding_norm and config.get("normalize_embedding", True),
-        "embedding_scale": bool(config.get("scale_embedding", False)),
-        "share_embeddings": "all",
+        "embedding_scale": bool(config.get("scale_embedding", is_sided)),
+        "share_embeddings": _sharing(is_sided, theirs),
         "output_bias": kind.has_output_bias,
         "attention_dropout": config.get("attention_dropout", 0.0),
         "activation_dropout": config.get("activation_dropout", 0.0),
     }
-    if _has_output(theirs) or config.get("share_encoder_decoder_embeddings", True) is False:
+    if is_sided:
+        names = _tables_of_sides(theirs)
+    elif _has_output(theirs) or config.get("share_encoder_decoder_embeddings", True) is False:
         raise Refused(path, "a table for each side", "one that all share")
-    names: Names = {"target_embedding.weight": [Part("model.shared.weight", is_table=True)]}
+    else:
+        names = {"target_embedding.weight": [Part("model.shared.weight", is_table=True)]}
     if kind.has_output_bias:
         names["target_embedding.bias"] = [Part("final_logits_bias", is_table=True)]
     for stack in ("encoder", "decoder"):
@@ -110,6 +117,7 @@ def bart_like(config: Config, theirs: Tensors, path: str) -> Described:
     copies = {
         "model.encoder.embed_tokens.weight": shared,
         "model.decoder.embed_tokens.weight": shared,
+        "model.decoder.output_projection.weight": "the same as another table",
         "lm_head.weight": shared,
         "model.encoder.embed_positions.weight": "computed",
         "model.decoder.embed_positions.weight": "computed",
@@ -118,6 +126,38 @@ def bart_like(config: Config, theirs: Tensors, path: str) -> Described:
         "final_logits_bias": "zeros",
     }
     return Described(section, names, copies)
+
+
+_OF_SIDES = {
+    "source_embedding.weight": "model.encoder.embed_tokens.weight",
+    "target_embedding.weight": "model.decoder.embed_tokens.weight",
+    "output.weight": "model.decoder.output_projection.weight",
+}
+
+
+def _sharing(is_sided: bool, theirs: Tensors) -> EmbeddingSharing:
+    if not is_sided:
+        return "all"
+    return "decoder" if _shares_output(theirs) else "none"
+
+
+def _shares_output(theirs: Tensors) -> bool:
+    """Return whether the output projection of FSMT is the table of the target."""
+    target, output = (
+        theirs.get(_OF_SIDES[f"{table}.weight"]) for table in ("target_embedding", "output")
+    )
+    return target is None or output is None or torch.equal(target, output)
+
+
+def _tables_of_sides(theirs: Tensors) -> Names:
+    """Return the names of FSMT's tables; of tied ones, only one is stored."""
+    names: Names = {}
+    for ours, name in _OF_SIDES.items():
+        if ours == "output.weight" and _shares_output(theirs):
+            continue
+        stored = next((each for each in (name, *_OF_SIDES.values()) if each in theirs), name)
+        names[ours] = [Part(stored, is_table=True, is_source=ours.startswith("source"))]
+    return names
 
 
 def _bart_stack(stack: str, section: Mapping[str, Any], kind: _Kind) -> Names:
@@ -236,8 +276,10 @@ def _t5_layer(stack: str, layer: int, is_gated: bool, root: float) -> Names:
     return names | linear(f"{ours}.feed_forward_residual.norm", norm, bias=False)
 
 
-def _common(config: Config, path: str, heads: str, ffn: str) -> dict[str, Any]:
-    missing = [key for key in ("d_model", heads, ffn, "vocab_size") if key not in config]
+def _common(
+    config: Config, path: str, heads: str, ffn: str, vocabulary: Sequence[str] = ("vocab_size",)
+) -> dict[str, Any]:
+    missing = [key for key in ("d_model", heads, ffn, *vocabulary) if key not in config]
     if missing:
         raise UserError(f"{path}: config.json has no {', '.join(missing)}; copy it again")
     return {
@@ -268,7 +310,8 @@ def _has_other_positions(kind: _Kind, theirs: Tensors) -> bool:
         return False
     waves = kind.positions.get("wavelengths", "inclusive")
     rows = sinusoidal_rows(len(stored), stored.size(1), waves)
-    return not torch.allclose(stored.float(), rows, atol=1e-3)
+    first = kind.positions.get("offset", 0)  # rows in front of it belong to padding
+    return not torch.allclose(stored.float()[first:], rows[first:], atol=1e-3)
 
 
 class Refused(UserError):

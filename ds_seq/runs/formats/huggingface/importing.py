@@ -13,14 +13,15 @@ from ds_seq.config.experiment import ExperimentConfig
 from ds_seq.config.load import read_experiment
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
+from ds_seq.names import HUGGINGFACE
 from ds_seq.runs.formats.huggingface.describe import describe
 from ds_seq.runs.formats.huggingface.families import Described
 from ds_seq.runs.formats.huggingface.folder import read_settings, read_tensors
-from ds_seq.runs.formats.huggingface.mapping import account, take
+from ds_seq.runs.formats.huggingface.mapping import Orders, account, take
 from ds_seq.runs.formats.imported import Entry, Imported
-from ds_seq.text.build import in_languages, train_tokenizer
+from ds_seq.text.build import train_tokenizers
 from ds_seq.text.huggingface import HuggingFaceTokenizer
-from ds_seq.text.tokenizer import Tokenizers
+from ds_seq.text.tokenizer import Tokenizer
 from ds_seq.weights.fill import model_tensors
 
 _LONGEST = 512
@@ -67,14 +68,14 @@ def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
     described = describe(settings, theirs, str(folder))
     names = described.names
     config = _experiment(folder, settings, described, name, languages)
-    tokenizers = _tokenizers(config)
+    tokenizers = train_tokenizers(config.data, [])
     entries = account(names, theirs, described.copies)
     _check_complete(folder, described, entries, theirs)
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
-    order = _own(tokenizers).permutation()
+    orders = Orders(*(_own(each).permutation() for each in tokenizers))
     with torch.no_grad():
         for ours, tensor in model_tensors(model):
-            value = take(names, ours, theirs, order, str(folder))
+            value = take(names, ours, theirs, orders, str(folder))
             if value.shape != tensor.shape:
                 raise UserError(
                     f"{folder}: the tensors for {ours} have the shape {tuple(value.shape)}, but "
@@ -84,15 +85,9 @@ def import_folder(folder: Path, name: str, languages: Languages) -> Imported:
     return Imported(model.eval(), config, tokenizers, entries)
 
 
-def _own(tokenizers: Tokenizers) -> HuggingFaceTokenizer:
-    tokenizer = tokenizers.target
+def _own(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     return tokenizer
-
-
-def _tokenizers(config: ExperimentConfig) -> Tokenizers:
-    shared = train_tokenizer(config.data, config.data.vocab, [])
-    return in_languages(Tokenizers.shared(shared), config.data)
 
 
 def _check_complete(
@@ -118,8 +113,9 @@ def _experiment(
 ) -> ExperimentConfig:
     tokenizer = read_settings(folder, "tokenizer_config.json", is_needed=False)
     found = {}
+    known = dict(zip(("source", "target"), tokenizer.get("langs") or (), strict=False))  # of FSMT
     for side in ("source", "target"):
-        code = vars(languages)[side] or tokenizer.get(f"{side}_lang")
+        code = vars(languages)[side] or tokenizer.get(f"{side}_lang") or known.get(side)
         if not isinstance(code, str):
             raise UserError(f"{folder}: names no languages; add --{side}-lang")
         found[f"{side}_lang"] = code
@@ -134,11 +130,7 @@ def _experiment(
                 "dir": f"data/{name}",
                 "max_source_length": length,
                 "max_target_length": length,
-                "vocab": {
-                    "name": "huggingface",
-                    "size": settings["vocab_size"],
-                    "huggingface": {"path": str(folder), **codes},
-                },
+                "vocab": _vocabulary(folder, settings, codes),
             },
             "model": described.section,
             **({"criterion": described.criterion} if described.criterion else {}),
@@ -147,6 +139,20 @@ def _experiment(
             "generation": _generation(folder, settings, length),
         }
     )
+
+
+def _vocabulary(
+    folder: Path, settings: Mapping[str, Any], codes: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """Return the section `data.vocab`."""
+    if settings["model_type"] != "fsmt":
+        section = {"path": str(folder), **codes}
+        return {"name": HUGGINGFACE, "size": settings["vocab_size"], "huggingface": section}
+    sides = {
+        side: {"size": settings[key], "huggingface": {"path": str(folder), "side": side}}
+        for side, key in (("source", "src_vocab_size"), ("target", "tgt_vocab_size"))
+    }
+    return {"joint": False, "name": HUGGINGFACE, **sides}
 
 
 def _generation(folder: Path, settings: Mapping[str, Any], length: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Part(NamedTuple):
         times: what theirs is multiplied by.
         skip: number of rows of theirs that are left out, positions before the first.
         is_table: whether rows are ids, whose order differs.
+        is_source: whether they are ids of the source, where it has a vocabulary of its own.
         expert: how one expert of a stack is laid out: `matrix` (R, C) becomes (1, R, C), `turned`
             (R, C) becomes (1, C, R), `vector` (R,) becomes (1, 1, R); None: not an expert.
     """
@@ -32,6 +33,7 @@ class Part(NamedTuple):
     times: float = 1.0
     skip: int = 0
     is_table: bool = False
+    is_source: bool = False
     expert: Literal["matrix", "turned", "vector"] | None = None
 
     def ours(self, value: Tensor) -> Tensor:
@@ -69,6 +71,13 @@ def linear(ours: str, *theirs: str, bias: bool = True, factors: Sequence[float] 
     }
 
 
+class Orders(NamedTuple):
+    """Row of theirs for each of our ids, by side."""
+
+    source: Sequence[int]
+    target: Sequence[int]
+
+
 def experts(
     ours: str, theirs: str, count: int, maps: tuple[str, str], bias: bool, times: float = 1.0
 ) -> Names:
@@ -97,7 +106,7 @@ def experts(
 
 
 def take(
-    names: Names, name: str, theirs: Mapping[str, Tensor], order: Sequence[int], path: str
+    names: Names, name: str, theirs: Mapping[str, Tensor], orders: Orders, path: str
 ) -> Tensor:
     """Make one of our tensors.
 
@@ -105,7 +114,7 @@ def take(
         names: all names.
         name: name of the tensor.
         theirs: tensors of theirs, which have all that `names` needs.
-        order: row of theirs for each of our ids.
+        orders: rows of theirs for our ids.
         path: the folder, for messages.
 
     Raises:
@@ -116,6 +125,7 @@ def take(
         value = theirs[part.name].float()
         if part.is_table:
             value = value.squeeze(0) if value.size(0) == 1 else value  # a bias is (1, V)
+            order = orders.source if part.is_source else orders.target
             if len(value) != len(order):
                 raise UserError(
                     f"{path}: {part.name} has the shape {tuple(value.shape)}, but config.json says "
