@@ -2,9 +2,9 @@
 
     python benchmarks/parity/fairseq_moe.py --source CHECKOUT --python VENV/bin/python
 
-`--source` is a copy of that branch, which is changed to run today, and `--python` an interpreter with
-the packages of fairseq 0.12; see fairseq_moe_side.py, which writes the checkpoints in two processes.
-With `--made FOLDER`, what it has written before is read.
+`--source` is a copy of that branch, which is changed to run today, and `--python` an interpreter
+with the packages of fairseq 0.12; see fairseq_moe_side.py, which writes the checkpoints in two
+processes. With `--made FOLDER`, what it has written before is read.
 """
 
 from __future__ import annotations

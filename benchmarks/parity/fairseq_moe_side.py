@@ -1,6 +1,6 @@
 """fairseq_moe.py: checkpoints of fairseq's branch `moe`, as two ranks write them.
 
-    python fairseq_moe_side.py SOURCE OUT
+    python fairseq_moe_side.py SOURCE OUT [KIND...]
 
 `SOURCE` is a checkout of that branch (facebookresearch/fairseq, ebea0072), which the script changes
 so that it can be imported by a Python of today; the interpreter needs the packages of fairseq 0.12.
@@ -25,10 +25,7 @@ import torch.distributed as dist
 WORLD, WORDS = 2, 40
 KINDS: dict[str, dict[str, Any]] = {
     "top2": {"moe_freq": 2},
-    "top2_before": {
-        "moe_freq": 1, "moe_normalize_gate_prob_before_dropping": True,
-        "moe_second_expert_policy": "random",
-    },
+    "top2_before": {"moe_freq": 1, "moe_normalize_gate_prob_before_dropping": True},
     "top1": {"moe_freq": 2, "moe_top1_expert": True},
     "encoder_only": {"encoder_moe_freq": 1, "moe_expert_count": 2},
     "replicated": {"moe_freq": 1, "moe_expert_count": 1, "moe_top1_expert": True},
@@ -157,11 +154,11 @@ def expect(kind: str, folder: Path) -> None:
     torch.save(pairs, folder / "expected.pt")
 
 
-def main(source: str, out: str, *step: str) -> None:
+def main(source: str, out: str, *more: str) -> None:
     """Write all checkpoints, in two processes, and what they compute, in one."""
-    if not step:
+    if not more or not more[-1].isdecimal():
         modernize(Path(source))
-        for kind in KINDS:
+        for kind in more or KINDS:
             folder = Path(out) / kind
             folder.mkdir(parents=True)
             lines = "".join(f"word{n} {WORDS - n}\n" for n in range(WORDS))
@@ -172,7 +169,7 @@ def main(source: str, out: str, *step: str) -> None:
                 if any([rank.wait(300) for rank in ranks]):
                     sys.exit(f"{kind}: a rank failed")
         return
-    kind, world, rank = step
+    kind, world, rank = more
     folder = Path(out) / kind
     import_branch(Path(source))
     store = f"file://{folder.resolve()}/store{world}"

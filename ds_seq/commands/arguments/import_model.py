@@ -32,7 +32,8 @@ def build_parser() -> CommandParser:
     add("toolkit", choices=TOOLKITS, help="where the checkpoint comes from")
     add("model", type=Path,
         help="of fairseq: a file such as checkpoint_best.pt; experts that DeepSpeed wrote are "
-        "looked for in deepspeed_moe/ next to it. Of Hugging Face: a folder of `save_pretrained` "
+        "looked for in deepspeed_moe/ next to it, and those of the branch moe in its files of all "
+        "ranks. Of Hugging Face: a folder of `save_pretrained` "
         "with model and tokenizer")  # fmt: skip
     add("--dict", type=Path, metavar="FILE",
         help="fairseq: dict.LANG.txt of the source, or of both sides")  # fmt: skip

@@ -56,10 +56,14 @@ ds-seq generate runs/imported --input test.en --output test.hyp
 ```
 
 A Transformer of fairseq, with the variants of VarunGumma/fairseq (recurrent stacking, factorized
-embeddings, gated activations, RMS norm), or with DeepSpeed's experts. For those, the files under
-`deepspeed_moe/` next to the checkpoint are read, too: one for each expert, from all ranks. The
-result is an export, which `generate`, `export`, `make-student` and `train.init_from` take.
+embeddings, gated activations, RMS norm), or with experts. The result is an export, which
+`generate`, `export`, `make-student` and `train.init_from` take.
 
+- Experts by DeepSpeed: the files under `deepspeed_moe/` next to the checkpoint are read, too: one
+  for each expert, from all ranks.
+- Experts of fairseq's branch `moe`: give any of the files `checkpoint_best-shared.pt` and
+  `checkpoint_best-rank-N.pt`, and all of them are read. That branch draws the second expert in
+  evaluation, too; here, it is the next best.
 - Neither fairseq nor omegaconf is needed. Code in the file does not run: names are looked up in a
   short list, and a file that names anything else of Python or torch is refused.
 - The table that is printed has each tensor: taken, renamed, joined (queries, keys and values are
@@ -68,6 +72,7 @@ result is an export, which `generate`, `export`, `make-student` and `train.init_
   own tensors, on the lines of `--text` or on symbols of the dictionary. A difference of more than
   1e-5 in a logit is an error, and nothing is written.
 - `benchmarks/parity/fairseq_import.py` compares with fairseq itself: logits and translations.
+  `benchmarks/parity/fairseq_moe.py` does so with the branch `moe`, where no expert is full.
 - Optimizer and schedule are not imported: a training continues with new ones (`train.init_from`).
 
 """
