@@ -30,7 +30,8 @@ from ds_seq.errors import UserError
 from ds_seq.generation.answers import Encoding, TargetScore, Translation
 from ds_seq.plugins import nearest, trusting
 from ds_seq.runs.card import ModelCard
-from ds_seq.runs.open import DTYPES, INT8, load_packed, parse_device
+from ds_seq.runs.fewer_layers import KeptLayers
+from ds_seq.runs.open import DTYPES, INT8, ModelParts, load_packed, parse_device
 from ds_seq.tasks.prepare import prepare as prepare_data
 from ds_seq.trained_model import TrainedModel
 
@@ -61,6 +62,7 @@ def load(
     trust: Sequence[str] = (),
     adapter: str | None = None,
     part: str | Path | None = None,
+    layers: KeptLayers | None = None,
 ) -> TrainedModel:
     """Load a trained model.
 
@@ -75,6 +77,7 @@ def load(
         adapter: adapter that all sentences pass through, or `none`; None: as the model's config
             says, by the tag of a sentence. See `TrainedModel.use_adapter`.
         part: file written by `ds-seq export --only`: adapters or low-rank changes for this model.
+        layers: indices (from 0) of the layers to use, such as `{"encoder": [0, 2, 4]}`; None: all.
 
     Raises:
         UserError: the model, device, adapter or number format does not exist, or the model names
@@ -82,7 +85,8 @@ def load(
     """
     place = distributed.World().device if device is None else parse_device(str(device))
     with trusting(trust):
-        run = load_packed(path, checkpoint, _dtype_name(dtype), place, adapter=adapter, part=part)
+        parts = ModelParts(adapter, part, layers)
+        run = load_packed(path, checkpoint, _dtype_name(dtype), place, parts=parts)
     return TrainedModel(run, place)
 
 

@@ -53,6 +53,8 @@ GATED_ACTIVATIONS: frozenset[ActivationName] = frozenset(
     {"glu", "reglu", "geglu", "geglu_tanh", "swiglu"}
 )
 """Activations that multiply two projections of the input."""
+GateActivation = Literal["silu", "gelu"]
+"""Activations of the gate of retention."""
 EmbeddingSharing = Literal["none", "decoder", "inputs", "all"]
 SineWavelengths = Literal["inclusive", "exclusive"]
 RotaryScaling = Literal["none", "linear", "ntk", "yarn"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ds_seq.commands.arguments.export import build_parser
+from ds_seq.commands.arguments.shared import chosen_layers
 from ds_seq.names import EXPORT_SUFFIX
 from ds_seq.runs.export import export
 from ds_seq.weights.packed import PackedFile, open_file
@@ -22,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
         options.format,
         options.merge_lora,
         options.only,
+        chosen_layers(options),
     )
     size = path.stat().st_size
     print(f"{path}: {size / 1e6:,.1f} MB{_saved(path, size)}")

@@ -28,6 +28,7 @@ from ds_seq.commands.after_search import (
     result_settings,
 )
 from ds_seq.commands.arguments.generate import BUFFER_SIZE, build_parser
+from ds_seq.commands.arguments.shared import chosen_layers
 from ds_seq.commands.options import (
     check_expert_parallel,
     chosen_device,
@@ -283,6 +284,7 @@ def _conditions(generation: _Generation, text: _Text) -> Settings:
         "model": ",".join(map(weights_fingerprint, generation.runs)),
         "dtype": args.dtype or default_dtype(generation.card, generation.translator.device),
         **({} if args.adapter is None else {"adapter": args.adapter}),
+        **{f"{stack}-layers-to-keep": kept for stack, kept in chosen_layers(args).items()},
         "format": args.format,
         "n-best": args.n_best,
         **result_conditions(args),

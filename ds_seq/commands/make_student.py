@@ -22,6 +22,7 @@ from ds_seq import distributed
 from ds_seq.commands.arguments.make_student import build_parser
 from ds_seq.config.criterion import CrossEntropyConfig
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.fewer_layers import CopiedLayers
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LayerMap, copy_map, even_map
@@ -31,7 +32,7 @@ from ds_seq.runs.data import open_for_model
 from ds_seq.runs.export import check_new, write_export
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE, EXPORT_SUFFIX
 from ds_seq.runs.open import DTYPES, load_run, open_run
-from ds_seq.surgery.shrink import CopiedLayers, student_config
+from ds_seq.surgery.shrink import student_config
 from ds_seq.surgery.student import Sample, fine_tuning, spread_sample, student_of
 
 _MAPS: dict[LayerMapName, LayerMap] = {

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 import yaml
 
+from ds_seq.commands.arguments.shared import chosen_layers
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.yaml_file import parse_value
 from ds_seq.distributed import World
 from ds_seq.errors import UserError
 from ds_seq.generation.build import changed_settings
 from ds_seq.runs.card import LoadedRun, ModelCard
-from ds_seq.runs.open import load_packed, parse_device
+from ds_seq.runs.open import ModelParts, load_packed, parse_device
 
 
 def check_expert_parallel(size: int, world_size: int) -> None:
@@ -36,7 +37,7 @@ def chosen_device(args: argparse.Namespace, world: World) -> torch.device:
 def load_chosen(
     name: str, args: argparse.Namespace, device: torch.device, expert_parallel: int | None = None
 ) -> LoadedRun:
-    """Load a model as the options of `add_loading_arguments` and `add_adapter` say.
+    """Load a model as the options of `add_loading_arguments` and `add_parts` say.
 
     Args:
         name: run folder or export.
@@ -47,8 +48,8 @@ def load_chosen(
     Raises:
         UserError: see `load_packed`.
     """
-    how = (args.dtype, device, expert_parallel, args.adapter, args.part)
-    return load_packed(name, args.checkpoint, *how)
+    parts = ModelParts(args.adapter, args.part, chosen_layers(args))
+    return load_packed(name, args.checkpoint, args.dtype, device, expert_parallel, parts)
 
 
 def search_settings(

@@ -30,7 +30,7 @@ from ds_seq.config.train import TrainConfig
 from ds_seq.config.upgrade import upgrade
 from ds_seq.config.validation import ValidationConfig
 from ds_seq.errors import UserError
-from ds_seq.names import ADAPTERS, BASE, LOSS, TEXT_METRICS
+from ds_seq.names import ADAPTERS, BASE, LOSS, STACKS, TEXT_METRICS
 from ds_seq.plugins import nearest
 
 Check = Callable[[], list[tuple[str, str]]]
@@ -255,6 +255,11 @@ class ExperimentConfig(Config):
                             f"(model.{stack}_layers times model.{stack}_repeats)",
                         )
                     )
+        kinds = () if criterion.attention is None else criterion.attention.kinds
+        for stack in STACKS:
+            if stack in kinds and self.model.retention_of(stack) is not None:
+                message = f"{stack} has no attention maps, as model.{stack}_mixer is retention"
+                errors.append((f"{where}.attention.kinds", message))
         return errors
 
     def _weight_errors(self) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 Counted as in PaLM (Chowdhery et al. 2022, appendix B): 2 per weight and token forward, twice that
 backward, and products of queries, keys and values in full, masked ones included. What is computed a
 second time (activation checkpointing) and padding do not count. Of experts, those that a token
-chooses count.
+chooses count. Retention counts as computed at once, and in chunks if `chunk_size` is given.
 
 Shapes: `S` source tokens and `T` target tokens of a sentence.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ds_seq.config.model.retention import RetentionConfig
 from ds_seq.config.model.router import ExternalRouterConfig
 from ds_seq.config.model.transformer import TransformerConfig
 from ds_seq.names import ATTENTION_KINDS, GATED_ACTIVATIONS, AttentionKind, Stack
@@ -73,6 +74,13 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     d, head = model.d_model, model.head_width(model.d_model)
     own = {stack: _per_token(model, stack) for stack in model.stacks}
     heads = {kind: _heads(model, kind) for kind in ATTENTION_KINDS}
+    pairs = {kind: 2 * 2 * head * heads[kind] for kind in ATTENTION_KINDS}
+    for stack in model.stacks:
+        retention = model.retention_of(stack)
+        if retention is not None:
+            states, pair = _retained(model, retention, causal=stack == "decoder")
+            own[stack] += model.calls_of(stack) * states
+            pairs[stack] = model.calls_of(stack) * pair
     sharing = model.num_heads // (model.num_kv_heads or model.num_heads)
     moved = 2 * d * head * heads["cross"] // sharing  # keys and values of the source
     moved += model.calls_of("decoder") * _changes_of_source(model)
@@ -80,14 +88,29 @@ def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:
     output = vocab_size * d
     if factor and model.shares_output:
         output = factor + vocab_size * (model.embedding_dim or d)
-    pair = 2 * 2 * head  # of a head: queries with keys, and attention with values
     return TrainingFlops(
         2 * (own["encoder"] + factor + moved),
         2 * (own["decoder"] + factor + output - moved),
-        heads["encoder"] * pair,
-        heads["decoder"] * pair,
-        heads["cross"] * pair,
+        pairs["encoder"],
+        pairs["decoder"],
+        pairs["cross"],
     )
+
+
+def _retained(
+    model: TransformerConfig, retention: RetentionConfig, causal: bool
+) -> tuple[int, int]:
+    """Return half the operations of a retention per token, and its operations per pair of tokens.
+
+    Computed at once, it has products per pair, as attention has; in chunks, products with the
+    tokens of a chunk and with the sums over the chunks before, in an encoder also over those after.
+    """
+    values = retention.values(model.d_model)
+    pair = model.d_model + values
+    if retention.chunk_size is None:
+        return 0, 2 * pair
+    states = 2 * model.d_model * values // retention.heads(model.num_heads)
+    return retention.chunk_size * pair + states * (1 if causal else 2), 0
 
 
 def _heads(model: TransformerConfig, kind: AttentionKind) -> int:

@@ -37,7 +37,8 @@ def build_teacher(
     elif hidden is not None:
         capture = "hidden"
     if student is not None:
-        student = replace(student, hidden=hidden, attention=attention)
+        kinds = [] if config.attention is None else config.attention.kinds
+        student = replace(student, hidden=hidden, attention=attention, attention_kinds=kinds)
     loading = Loading(
         config.checkpoint,
         config.teacher_precision,

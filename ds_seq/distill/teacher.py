@@ -22,7 +22,7 @@ from ds_seq.data.teacher_cache import TeacherCache
 from ds_seq.errors import UserError
 from ds_seq.models.layer_maps import LAYER_MAPS
 from ds_seq.models.output import LayerOutputs
-from ds_seq.names import Capture, Precision
+from ds_seq.names import STACKS, AttentionKind, Capture, Precision
 from ds_seq.runs.card import LoadedRun, StoredRun
 from ds_seq.runs.open import DTYPES, default_dtype, load_run, open_run
 
@@ -40,6 +40,7 @@ class Student:
         languages: language codes of source and target.
         hidden: teacher layers whose hidden states the student imitates, or None.
         attention: teacher layers whose attention maps the student imitates, or None.
+        attention_kinds: kinds of these maps.
     """
 
     model: ModelConfig
@@ -47,6 +48,7 @@ class Student:
     languages: tuple[str, str]
     hidden: MatchedLayers | None = None
     attention: MatchedLayers | None = None
+    attention_kinds: Sequence[AttentionKind] = ()
 
 
 @dataclass(frozen=True)
@@ -268,6 +270,17 @@ def _check_student(name: str, run: StoredRun, student: Student) -> None:
             f"teacher {name}: has d_model {teacher.d_model}, the student {student.model.d_model}; "
             "hidden states can only be compared at one width, so leave `hidden` out"
         )
+    _check_layers(name, teacher, student)
+
+
+def _check_layers(name: str, teacher: ModelConfig, student: Student) -> None:
+    """Check that the teacher has the layers and the attention maps to imitate."""
+    for stack in STACKS:
+        if stack in student.attention_kinds and teacher.retention_of(stack) is not None:
+            raise UserError(
+                f"teacher {name}: its {stack} has retention, so there are no attention maps to "
+                f"imitate; take {stack} out of criterion.attention.kinds"
+            )
     for label, matched in (("hidden", student.hidden), ("attention", student.attention)):
         if matched is None:
             continue

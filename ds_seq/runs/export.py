@@ -21,6 +21,7 @@ from ds_seq.config.load import dump
 from ds_seq.config.model import TransformerConfig
 from ds_seq.errors import UserError
 from ds_seq.names import ExportFormat
+from ds_seq.runs.fewer_layers import KeptLayers
 from ds_seq.runs.formats.ctranslate2 import CTranslate2Converter
 from ds_seq.runs.formats.ds_seq import (
     CONFIG_FILE,
@@ -31,7 +32,7 @@ from ds_seq.runs.formats.ds_seq import (
     vocab_keys,
 )
 from ds_seq.runs.formats.huggingface.exporting import HuggingFaceExporter
-from ds_seq.runs.open import DTYPES, load_run, open_run
+from ds_seq.runs.open import DTYPES, ModelParts, load_run, open_run
 from ds_seq.runs.parts import write_part
 from ds_seq.text.tokenizer import Tokenizers
 from ds_seq.text.vocab_file import save_tokenizers
@@ -49,6 +50,7 @@ def export(
     form: ExportFormat = "safetensors",
     merged: bool = False,
     only: Sequence[str] = (),
+    layers: KeptLayers | None = None,
 ) -> Path:
     """Write config, vocabulary and all weights (experts stacked) of `run` to `out`.
 
@@ -63,6 +65,7 @@ def export(
             `ds_seq.runs.formats.huggingface`.
         merged: whether to merge low-rank changes into the weights, for `safetensors`.
         only: parts to write instead of the whole model, see `ds_seq.runs.parts.write_part`.
+        layers: the layers to write, for `safetensors`; None: all.
 
     Returns:
         Path of the weights file.
@@ -71,13 +74,20 @@ def export(
         UserError: `out` exists, or `run` is not usable.
     """
     check_new(out)
+    if layers and (form != "safetensors" or only):
+        raise UserError(
+            "layers to keep: go with --format safetensors only, and without --only; export that "
+            "first, and then the export"
+        )
     if form in ("ctranslate2", "hf"):
         return _export_folder(run, out, checkpoint, dtype, form)
     if form == "bitnet":
         return _export_packed(run, out, checkpoint, dtype)
     if only:
         return _export_part(run, out, checkpoint, only)
-    loaded = load_run(run, checkpoint, dtype=DTYPES[dtype], merged=merged)
+    loaded = load_run(
+        run, checkpoint, dtype=DTYPES[dtype], merged=merged, parts=ModelParts(layers=layers)
+    )
     config = loaded.require_experiment()
     if merged:
         if config.model.lora is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -20,6 +21,7 @@ from ds_seq.models import attach_adapters, build_model, merge_changes
 from ds_seq.models.packing import pack_weights
 from ds_seq.names import INT8
 from ds_seq.runs.card import LoadedRun, ModelCard, StoredRun
+from ds_seq.runs.fewer_layers import KeptLayers, keep_layers
 from ds_seq.runs.formats import FORMATS
 from ds_seq.runs.formats.ds_seq import CONFIG_FILE
 from ds_seq.runs.parts import add_part
@@ -55,15 +57,28 @@ def open_run(run: str | Path, checkpoint: str) -> StoredRun:
     raise UserError(f"{path}: not a run folder ({CONFIG_FILE} is missing)")
 
 
+class ModelParts(NamedTuple):
+    """The parts of a model to load, where it is not all of it, or more."""
+
+    adapter: str | None = None
+    """Adapter of all sentences; None: as the config says, see `attach_adapters`."""
+    file: str | Path | None = None
+    """File with a part of the model that the run does not have, see `ds_seq.runs.parts`."""
+    layers: KeptLayers | None = None
+    """Layers to load; None: all."""
+
+
+WHOLE = ModelParts()
+
+
 def load_run(
     run: str | Path,
     checkpoint: str,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     expert_parallel: int | None = None,
-    adapter: str | None = None,
     merged: bool = False,
-    part: str | Path | None = None,
+    parts: ModelParts = WHOLE,
 ) -> LoadedRun:
     """Build the model of `run` and load its weights.
 
@@ -75,10 +90,9 @@ def load_run(
             on a CPU. Integer buffers keep their type.
         expert_parallel: number of ranks over which the experts are distributed; a collective if
             more than 1. None keeps all experts of a layer on one rank.
-        adapter: adapter of all sentences; None: as the config says, see `attach_adapters`.
         merged: whether to merge low-rank changes into the weights, which costs nothing but that the
             model is no longer the one of the config.
-        part: file with a part of the model that `run` does not have, see `ds_seq.runs.parts`.
+        parts: what to load of the model.
 
     Returns:
         The model in evaluation mode, with its card.
@@ -87,9 +101,7 @@ def load_run(
         UserError: a file is missing or damaged, or the files do not match each other.
     """
     expert_parallel = expert_parallel or 1
-    stored = open_run(run, checkpoint)
-    if part is not None:
-        stored = add_part(stored, Path(part))
+    stored = _with_parts(open_run(run, checkpoint), parts)
     _check_spread(stored.source, stored.model_config, expert_parallel)
     share = distributed.rank() % expert_parallel
     stored.check_size()
@@ -98,7 +110,7 @@ def load_run(
     fill(model, stored.weights)
     if isinstance(stored.weights, JoinedSource):
         stored.weights.check_base(name for name, _ in model_tensors(model))
-    attach_adapters(model, stored.model_config, stored.tokenizers.source, adapter)
+    attach_adapters(model, stored.model_config, stored.tokenizers.source, parts.adapter)
     if merged:
         merge_changes(model, stored.model_config)
     if expert_parallel > 1:
@@ -113,8 +125,8 @@ def load_run(
     model.requires_grad_(False).eval().to(device=device, dtype=dtype)
     if isinstance(stored.weights, PackedFile):
         restore_scales(model, stored.weights)
-    parts = (stored.card, stored.model_config, model, stored.source, stored.experiment)
-    return LoadedRun(*parts, stored.files, stored.is_packed)
+    described = (stored.card, stored.model_config, model, stored.source, stored.experiment)
+    return LoadedRun(*described, stored.files, stored.is_packed)
 
 
 def load_packed(
@@ -123,8 +135,7 @@ def load_packed(
     dtype: str | None,
     device: torch.device,
     expert_parallel: int | None = None,
-    adapter: str | None = None,
-    part: str | Path | None = None,
+    parts: ModelParts = WHOLE,
 ) -> LoadedRun:
     """Load a model for many forward passes, with packed weights.
 
@@ -134,20 +145,28 @@ def load_packed(
         dtype: a name in `DTYPES`, `INT8`, or None for the default of `load_run`.
         device: device of the model.
         expert_parallel: see `load_run`.
-        adapter: see `load_run`.
-        part: see `load_run`.
+        parts: see `load_run`.
 
     Raises:
         UserError: see `load_run`; or there are no kernels for 8-bit weights.
     """
     precision = None if dtype is None else torch.float32 if dtype == INT8 else DTYPES[dtype]
     places = (device, precision, expert_parallel)
-    loaded = load_run(run, checkpoint, *places, adapter, merged=True, part=part)
+    loaded = load_run(run, checkpoint, *places, merged=True, parts=parts)
     try:
         pack_weights(loaded.model, dtype == INT8)
     except ValueError as error:
         raise UserError(f"--dtype {dtype}: {error}; choose another one") from None
     return loaded
+
+
+def _with_parts(stored: StoredRun, parts: ModelParts) -> StoredRun:
+    """Return a model with a part of another file, or with some of its layers."""
+    if parts.file is None:
+        return keep_layers(stored, parts.layers) if parts.layers else stored
+    if parts.layers:
+        raise UserError(f"{parts.file}: belongs to the whole model, not to some of its layers")
+    return add_part(stored, Path(parts.file))
 
 
 def default_dtype(card: ModelCard, device: torch.device) -> str:

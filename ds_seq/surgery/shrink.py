@@ -1,19 +1,19 @@
 """Build a student from some layers of its teacher: its experiment and its weights.
 
-Layers keep their experts, routers and branches. Nothing in a model depends on the position of a
-layer in its stack, except the config, which lists the layers with experts and their counts.
+Layers keep their experts, routers and branches.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.fewer_layers import CopiedLayers, experiment_fields, without_experts
 from ds_seq.config.model import ModelConfig
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
@@ -24,17 +24,6 @@ from ds_seq.text.tokenizer import VocabSizes
 from ds_seq.weights.fill import model_tensors
 
 _LAYER = re.compile(rf"({'|'.join(STACKS)})\.layers\.(\d+)\.")
-
-
-class CopiedLayers(NamedTuple):
-    """Indices (from 0) of the teacher layers from which the student's layers are copied."""
-
-    encoder: list[int]
-    decoder: list[int]
-
-    def of(self, stack: Stack) -> list[int]:
-        """Return the indices for one stack."""
-        return self.encoder if stack == "encoder" else self.decoder
 
 
 def student_config(
@@ -54,40 +43,12 @@ def student_config(
         raise UserError(
             "--dense: the model has low-rank changes; merge them first: ds-seq export --merge-lora"
         )
-    data = teacher.model_dump(mode="json")
-    data["model"] |= {
-        **{f"{stack}_layers": len(layers.of(stack)) for stack in STACKS},
-        "moe": None if dense else _moe_section(teacher.model, layers),
-    }
-    for attention, lists in (data["model"].get("pruned_heads") or {}).items():
-        copied = layers.of("encoder" if attention == "encoder" else "decoder")
-        data["model"]["pruned_heads"][attention] = [lists[n] for n in copied] if lists else []
+    data = experiment_fields(teacher, layers)
     if dense:
-        data["model"] |= {"ffn_dim": _dense_width(teacher.model, layers), "ffn_two_thirds": False}
-    if data["model"]["moe"] is None:
-        data["train"] |= {"expert_parallel": 1, "sparse_clip": False}
-    key, _ = teacher.base_criterion
-    criterion = data
-    for name in key.split("."):
-        criterion = criterion[name]
-    _follow_layers(criterion, layers)
+        width = _dense_width(teacher.model, layers)
+        data["model"] |= {"moe": None, "ffn_dim": width, "ffn_two_thirds": False}
+        without_experts(data)
     return ExperimentConfig.model_validate(data)
-
-
-def _moe_section(model: ModelConfig, layers: CopiedLayers) -> dict[str, Any] | None:
-    """Return `model.moe` with the new positions of layers with experts; None if none are left."""
-    if model.moe is None:
-        return None
-    places: dict[str, list[int]] = {}
-    counts = []
-    for stack in STACKS:
-        experts = [model.experts_in(stack, layer) for layer in layers.of(stack)]
-        places[stack] = [index for index, count in enumerate(experts) if count]
-        counts += [count for count in experts if count]
-    if not counts:
-        return None
-    num_experts = counts if len(set(counts)) > 1 else counts[0]
-    return {**model.moe.model_dump(mode="json"), "layers": places, "num_experts": num_experts}
 
 
 def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
@@ -108,15 +69,6 @@ def _dense_width(model: ModelConfig, layers: CopiedLayers) -> int:
             "out --dense"
         )
     return merged if True in is_merged else ffn_dim
-
-
-def _follow_layers(criterion: dict[str, Any], layers: CopiedLayers) -> None:
-    """Let the copied layers imitate the same layers as the originals did."""
-    for name in ("hidden", "attention"):
-        section = criterion.get(name) or {}
-        for stack in STACKS:
-            if section.get(stack):
-                section[stack] = [section[stack][layer] for layer in layers.of(stack)]
 
 
 @torch.no_grad()

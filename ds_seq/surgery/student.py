@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.fewer_layers import CopiedLayers
 from ds_seq.data.batch import Batch, ParallelDataset
 from ds_seq.data.batching import TokenBatchSampler
 from ds_seq.data.progress import Progress
@@ -28,7 +29,7 @@ from ds_seq.runs.card import LoadedRun, ModelCard
 from ds_seq.runs.formats.ds_seq import EXPORT_SUFFIX
 from ds_seq.surgery.merge import ExpertUse, measure_use, merge_experts
 from ds_seq.surgery.prune import moe_layers
-from ds_seq.surgery.shrink import CopiedLayers, make_student
+from ds_seq.surgery.shrink import make_student
 
 STUDENT_KEY = "ds_seq.student"
 """Key in the header of the weights file. Its value is JSON: the path of the `teacher`'s weights,

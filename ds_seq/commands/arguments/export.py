@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, EXPORT_DTYPES
+from ds_seq.commands.arguments.shared import CHECKPOINT_HELP, EXPORT_DTYPES, add_layers
 from ds_seq.commands.parser import CommandParser, command_parser
 from ds_seq.names import CONFIG_FILE, EXPORT_FILE, EXPORT_FORMATS, EXPORT_SUFFIX, VOCAB_FILE
 
@@ -33,4 +33,5 @@ def build_parser() -> CommandParser:
         "without them: `ds-seq generate MODEL --part FILE`")  # fmt: skip
     add("--merge-lora", action="store_true",
         help="merge low-rank changes (model.lora) into the weights")  # fmt: skip
+    add_layers(parser)
     return parser

@@ -6,9 +6,9 @@ import argparse
 
 from ds_seq.commands.arguments.shared import (
     RUN_HELP,
-    add_adapter,
     add_hang_seconds,
     add_loading_arguments,
+    add_parts,
     add_search_arguments,
 )
 from ds_seq.commands.parser import CommandParser, Number, command_parser
@@ -29,7 +29,7 @@ def build_parser() -> CommandParser:
     add("runs", nargs="+", metavar="RUN",
         help=f"{RUN_HELP}; several with the same vocabulary form an ensemble")  # fmt: skip
     add_loading_arguments(parser)
-    add_adapter(parser)
+    add_parts(parser)
     add_hang_seconds(parser)
     add("--input", help="text, one sentence per line; - = standard input (default: data.raw.test)")
     add("--output", default=STANDARD,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_seq.commands.arguments.shared import add_adapter, add_model_arguments, add_search_arguments
+from ds_seq.commands.arguments.shared import add_model_arguments, add_parts, add_search_arguments
 from ds_seq.commands.parser import CommandParser, command_parser
 
 
@@ -15,7 +15,7 @@ def build_parser() -> CommandParser:
         "it attends to.",
     )
     add_model_arguments(parser)
-    add_adapter(parser)
+    add_parts(parser)
     parser.add_argument("--n-best", type=int, default=1, metavar="N",
         help="show the N best translations (default: %(default)s)")  # fmt: skip
     parser.add_argument("--target-lang", metavar="CODE",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ds_seq.commands.arguments.shared import (
-    add_adapter,
     add_hang_seconds,
     add_model_arguments,
+    add_parts,
     add_search_arguments,
 )
 from ds_seq.commands.parser import CommandParser, command_parser
@@ -32,7 +32,7 @@ def build_parser() -> CommandParser:
         "into which the vocabulary splits the text.",
     )
     add_model_arguments(parser)
-    add_adapter(parser)
+    add_parts(parser)
     add_hang_seconds(parser)
     add = parser.add_argument
     add("--source", required=True, help="text, one sentence per line; - = standard input")

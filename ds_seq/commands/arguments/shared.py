@@ -9,7 +9,7 @@ from ds_seq.activity import HANG_SECONDS
 from ds_seq.commands.parser import Number
 from ds_seq.config.generation import GenerationConfig
 from ds_seq.config.options import described
-from ds_seq.names import INT8, PRECISIONS
+from ds_seq.names import INT8, PRECISIONS, STACKS, Stack
 
 CHECKPOINT_HELP = (
     "best, last, a name or a path; best:raw and the like do without the average of train.ema "
@@ -41,8 +41,35 @@ def add_loading_arguments(parser: argparse.ArgumentParser) -> None:
     add_local_rank(parser)
 
 
-def add_adapter(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose an adapter and a part of a model."""
+def layer_list(text: str) -> list[int]:
+    """Read indices of layers such as `0,2,4`, in ascending order; the `type` of an option."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"should be layers such as 0,2,4, not {text!r}")
+    return sorted(map(int, parts))
+
+
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the layers to load, see `chosen_layers`."""
+    for stack in STACKS:
+        parser.add_argument(
+            f"--{stack}-layers-to-keep",
+            type=layer_list,
+            metavar="I,J,...",
+            help=f"use only these layers of the {stack}, counted from 0, of a model that was "
+            "trained with model.layer_drop (default: all)",
+        )
+
+
+def chosen_layers(args: argparse.Namespace) -> dict[Stack, list[int]]:
+    """Return the layers that the options of `add_layers` choose, by stack."""
+    given = {stack: vars(args)[f"{stack}_layers_to_keep"] for stack in STACKS}
+    return {stack: layers for stack, layers in given.items() if layers is not None}
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose an adapter, a part, and the layers of a model."""
+    add_layers(parser)
     parser.add_argument(
         "--adapter",
         metavar="ID",

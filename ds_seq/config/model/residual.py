@@ -29,7 +29,7 @@ class ResidualFields(Config):
     layer_drop: Probability = Field(
         default=0.0,
         description="Probability in training that a batch skips a layer (LayerDrop, Fan et al. "
-        "2020); layers can then be left out at generation (`ds-seq make-student`).",
+        "2020); layers can then be left out at generation (`--encoder-layers-to-keep`).",
     )
     drop_path: Probability = Field(
         default=0.0,

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from ds_seq import cli
 from ds_seq.config.criterion import ModelAndBaseConfig
+from ds_seq.config.fewer_layers import CopiedLayers
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.data.binarize import binarize
@@ -21,7 +22,7 @@ from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.runs.open import load_run, open_run
 from ds_seq.surgery.prune import moe_layers
-from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.shrink import make_student, student_config
 from ds_seq.surgery.student import STUDENT_KEY
 from ds_seq.surgery.upcycle import start_from
 from ds_seq.text.sentencepiece import SentencePieceTokenizer

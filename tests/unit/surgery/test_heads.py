@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ds_seq import cli
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.fewer_layers import CopiedLayers
 from ds_seq.config.load import load_experiment
 from ds_seq.config.model import TransformerConfig
 from ds_seq.models import build_model
@@ -27,7 +28,7 @@ from ds_seq.surgery.heads import (
     keep_number,
     prune_heads,
 )
-from ds_seq.surgery.shrink import CopiedLayers, student_config
+from ds_seq.surgery.shrink import student_config
 from ds_seq.text.sentencepiece import SentencePieceTokenizer
 from tests.batches import score
 from tests.unit.models.test_sublayers import walk

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ds_seq.config.experiment import ExperimentConfig
+from ds_seq.config.fewer_layers import CopiedLayers
 from ds_seq.errors import UserError
 from ds_seq.models import build_model
 from ds_seq.models.seq2seq import Seq2SeqTransformer
 from ds_seq.surgery.merge import ExpertUse, merge_experts
 from ds_seq.surgery.prune import moe_layers
-from ds_seq.surgery.shrink import CopiedLayers, make_student, student_config
+from ds_seq.surgery.shrink import make_student, student_config
 from ds_seq.surgery.student import fine_tuning
 from ds_seq.weights.fill import model_tensors
 from tests.batches import inputs_of
