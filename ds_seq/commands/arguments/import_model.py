@@ -13,7 +13,7 @@ from ds_seq.errors import UserError
 TOOLKITS = ("fairseq", "huggingface")
 _ONLY = {
     "fairseq": ("dict", "target_dict", "codes", "sentencepiece", "moses"),
-    "huggingface": ("source_code", "target_code", "no_compare"),
+    "huggingface": ("source_code", "target_code", "no_compare", "link"),
 }
 """Options that matter for one toolkit."""
 
@@ -54,6 +54,9 @@ def build_parser() -> CommandParser:
         "the one that --source-lang names")  # fmt: skip
     add("--target-code", metavar="SYMBOL", help="huggingface: that of the target language")
     add("--no-compare", action="store_true", help="huggingface: do not compare with transformers")
+    add("--link", action="store_true",
+        help="huggingface: leave the weights in the folder; with --expert-parallel, each rank "
+        "reads only its own experts")  # fmt: skip
     add("--text", type=Path, metavar="FILE",
         help="lines of source text to compare on; default: pieces of the vocabulary")  # fmt: skip
     add("--dtype", choices=EXPORT_DTYPES, default="fp32", help="precision on disk")
