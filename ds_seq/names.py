@@ -91,6 +91,9 @@ Strategy = Literal[
 ]
 Divergence = Literal["forward_kl", "reverse_kl", "js", "tv"]
 LayerMatch = Literal["supervise", "copy", "even"]
+Projection = Literal["none", "learned"]
+HIDDEN_PROJECTION = "hidden_projection"
+"""Module of a student in training that is no part of the trained model."""
 
 # Search.
 LengthPenaltyForm = Literal["fairseq", "gnmt"]

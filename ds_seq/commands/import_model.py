@@ -81,7 +81,12 @@ def _of_fairseq(options: argparse.Namespace) -> Imported:
     from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
 
     vocabulary = Vocabulary(
-        options.dict, options.target_dict, options.codes, options.sentencepiece, options.moses
+        options.dict,
+        options.target_dict,
+        options.codes,
+        options.sentencepiece,
+        options.moses,
+        options.lang_dict,
     )
     languages = (options.source_lang, options.target_lang)
     return import_checkpoint(options.model, vocabulary, _name(options), languages, _lines(options))

@@ -24,6 +24,7 @@ from ds_seq.names import (
     Divergence,
     LayerMatch,
     Precision,
+    Projection,
     Smoothing,
     Stack,
     Strategy,
@@ -81,6 +82,19 @@ class HiddenConfig(_MatchConfig):
         default=False,
         description="Normalize each hidden state to mean 0 and variance 1 before the comparison.",
     )
+    projection: Projection = Field(
+        default="none",
+        description="`learned` maps the student's hidden states to the teacher's width, by one "
+        "trained matrix per stack, as a student of another width requires; not part of the model.",
+    )
+
+    @model_validator(mode="after")
+    def _check_projection(self) -> HiddenConfig:
+        if self.projection != "none" and not self.weight:
+            raise FieldErrors(
+                [("projection", "is not trained if the weight of the term is 0; set weight")]
+            )
+        return self
 
 
 class AttentionConfig(_MatchConfig):

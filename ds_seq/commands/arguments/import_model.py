@@ -12,7 +12,7 @@ from ds_seq.errors import UserError
 
 TOOLKITS = ("fairseq", "huggingface")
 _ONLY = {
-    "fairseq": ("dict", "target_dict", "codes", "sentencepiece", "moses"),
+    "fairseq": ("dict", "target_dict", "codes", "sentencepiece", "moses", "lang_dict"),
     "huggingface": ("source_code", "target_code", "no_compare", "link"),
 }
 """Options that matter for one toolkit."""
@@ -47,6 +47,8 @@ def build_parser() -> CommandParser:
     add("--codes", type=Path, metavar="FILE", help="fairseq: merges of subword-nmt or fastBPE")
     add("--sentencepiece", type=Path, metavar="FILE", help="fairseq: SentencePiece model")
     add("--moses", action="store_true", help="fairseq: text was tokenized by Moses' rules")
+    add("--lang-dict", type=Path, metavar="FILE",
+        help="fairseq: languages of a multilingual model, if its training read them")  # fmt: skip
     add("--source-lang", help="language code; default: that of the checkpoint")
     add("--target-lang", help="language code; default: that of the checkpoint")
     add("--source-code", metavar="SYMBOL",

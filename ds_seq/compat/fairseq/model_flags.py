@@ -33,14 +33,23 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-layers", "int", 6, "model.decoder_layers"),
     becomes("--encoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
     becomes("--decoder-attention-heads", "int", 8, "model.num_heads", _ONE_FOR_BOTH),
-    becomes("--encoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
-    becomes("--decoder-kv-attention-heads", "int", None, "model.num_kv_heads", _ONE_FOR_BOTH),
+    becomes(
+        "--encoder-kv-attention-heads", "int", None, "model.num_kv_heads",
+        "one value for both stacks, and for cross-attention, which has all heads there",
+    ),  # fmt: skip
+    becomes(
+        "--decoder-kv-attention-heads", "int", None, "model.num_kv_heads",
+        "one value for both stacks, and for cross-attention, which has all heads there",
+    ),  # fmt: skip
     becomes("--encoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--decoder-normalize-before", "switch", False, "model.norm_position"),
     becomes("--encoder-learned-pos", "switch", False, "model.positions"),
     becomes("--decoder-learned-pos", "switch", False, "model.positions"),
     becomes("--no-token-positional-embeddings", "switch", False, "model.positions"),
-    becomes("--rope-args", "json", None, "model.positions"),
+    becomes(
+        "--rope-args", "json", None, "model.positions",
+        "all of a head is rotated; there it is the first half",
+    ),  # fmt: skip
     becomes("--alibi-args", "json", None, "model.positions"),
     becomes("--encoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
     becomes("--decoder-layerdrop", "float", 0.0, "model.layer_drop", _ONE_FOR_BOTH),
@@ -81,8 +90,14 @@ MODEL_FLAGS: tuple[Flag, ...] = (
     becomes("--decoder-adapter-ids", "text", None, "model.adapters.ids"),
     becomes("--encoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
     becomes("--decoder-train-adapter", "text", None, "model.adapters.active, train.trainable"),
-    becomes("--encoder-adapter-use-gating", "switch", False, "model.adapters.gate"),
-    becomes("--decoder-adapter-use-gating", "switch", False, "model.adapters.gate"),
+    becomes(
+        "--encoder-adapter-use-gating", "switch", False, "model.adapters.gate",
+        "per token; there it is a mean over the sentences of a batch",
+    ),  # fmt: skip
+    becomes(
+        "--decoder-adapter-use-gating", "switch", False, "model.adapters.gate",
+        "per token; there it is a mean over the sentences of a batch",
+    ),  # fmt: skip
     becomes("--adapter-activation-fn", "text", "relu", "model.adapters.activation"),
     refused("--encoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),
     refused("--decoder-use-mlp", "switch", False, "no such feed-forward; leave it out"),

@@ -23,6 +23,7 @@ from ds_seq.errors import UserError
 from ds_seq.names import CONFIG_FILE as CONFIG_FILE
 from ds_seq.names import EXPORT_FILE as EXPORT_FILE
 from ds_seq.names import EXPORT_SUFFIX as EXPORT_SUFFIX
+from ds_seq.names import HIDDEN_PROJECTION
 from ds_seq.runs.card import ModelCard, StoredRun
 from ds_seq.runs.formats.huggingface.source import LINK_FILE, open_link
 from ds_seq.text.build import load_tokenizers, read_tokenizers
@@ -151,7 +152,7 @@ def split_kind(checkpoint: str) -> tuple[str, str | None]:
 
 
 def checkpoint_weights(folder: Path, kind: str | None) -> TensorFolder:
-    """Open the weights of a checkpoint.
+    """Open the weights of the model in a checkpoint, without what only its training needs.
 
     Args:
         folder: folder of the checkpoint.
@@ -167,7 +168,8 @@ def checkpoint_weights(folder: Path, kind: str | None) -> TensorFolder:
             f"{folder}: has no average of the weights, which training with train.ema makes; leave "
             f"out :{EMA}"
         )
-    return TensorFolder(folder, "weights", replaced_by=None if kind == RAW else EMA)
+    average = None if kind == RAW else EMA
+    return TensorFolder(folder, "weights", replaced_by=average, without=HIDDEN_PROJECTION)
 
 
 def find_checkpoint(run: Path, which: str) -> Path:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ds_seq import cli
+from ds_seq.data.fairseq import open_fairseq
+from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq import importing
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
@@ -21,7 +23,10 @@ from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, writ
 
 Capture = pytest.CaptureFixture[str]
 RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
-NAMES = ("post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized")
+NAMES = (
+    "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
+    "alibi", "fused", "languages",
+)  # fmt: skip
 
 
 def run_import(path: Path, out: Path, *more: str) -> int:
@@ -44,7 +49,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_path: Path) -> None:
     words = ["--dict", str(recorded / "spm" / "dict.en.txt"), "--out", str(tmp_path / "run")]
-    more = ["--sentencepiece", str(recorded / "spm.model")]
+    more = ["--sentencepiece", str(recorded / "spm.model"), "--source-lang", "en"]
+    more += ["--target-lang", "de"]  # which a model of several languages does not name
     assert cli.main(["import", "fairseq", str(recorded / f"{name}.pt"), *words, *more]) == 0
     run = load_run(tmp_path / "run", "best", dtype=torch.float64)
     pairs = json.loads((recorded / "pairs.json").read_text(encoding="utf-8"))
@@ -54,6 +60,68 @@ def test_a_model_computes_what_fairseq_computed(name: str, recorded: Path, tmp_p
             ours = run.seq2seq(inputs_of(source, target)).logits
         assert (ours - theirs).abs().max() < 1e-5  # recorded in float32
     assert (run.card.source_lang, run.card.target_lang) == ("en", "de")
+
+
+MULTILINGUAL: dict[str, Any] = {
+    "task": "translation_multi_simple_epoch", "langs": ["de", "en"], "encoder_langtok": "tgt",
+    "decoder_langtok": True, "source_lang": None, "target_lang": None,
+}  # fmt: skip
+
+
+def multilingual(folder: Path, **more: Any) -> Path:
+    """A checkpoint whose two last symbols are the languages, which are not in `dict.txt`."""
+    path = write(folder, shared_model(), arguments(**{**MULTILINGUAL, **more}))
+    lines = (folder / "dict.txt").read_text().splitlines()
+    (folder / "dict.txt").write_text("".join(f"{line}\n" for line in lines[:-2]))
+    return path
+
+
+def test_the_languages_of_a_multilingual_model_open_its_sentences(tmp_path: Path) -> None:
+    path, run, names = multilingual(tmp_path), tmp_path / "run", tmp_path / "names"
+    pair = ["--source-lang", "en", "--target-lang", "de"]
+    assert run_import(path, run, *pair) == 0
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("word1 word2\n", encoding="utf-8")
+    assert cli.main(["generate", str(run), "--input", str(text), "--output", str(out),
+                     "--format", "fairseq", "--max-len-b", "5"]) == 0  # fmt: skip
+    source, *rows = out.read_text(encoding="utf-8").splitlines()
+    assert source == "S-0\t__de__ word1 word2"  # as --encoder-langtok tgt says
+    found, scores = (row.split("\t")[-1].split() for row in (rows[0], rows[2]))
+    assert len(scores) == len(found) + 2 and "__de__" not in found
+    with_file = multilingual(tmp_path / "other", langs=None, lang_dict="there/langs.txt")
+    names.write_text("de\nen\n")
+    assert run_import(with_file, tmp_path / "again", "--lang-dict", str(names), *pair) == 0
+    both = [open_run(folder, "best").tokenizers.fingerprint for folder in (run, tmp_path / "again")]
+    assert both[0] == both[1]
+    tokenizers = open_run(run, "best").tokenizers
+    with pytest.raises(UserError, match="no symbols of languages in front"):
+        open_fairseq("", "train", tokenizers.fingerprint, folders=["x"], languages=("en", "de"),
+                     tokenizers=tokenizers)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "pair", "message"),
+    [
+        ({}, ("fr", "de"), "--source-lang fr: no language of the checkpoint; there are de, en"),
+        ({"langs": None, "lang_dict": "x/l.txt"}, ("en", "de"), "from x/l.txt; give that file as"),
+        ({"langs": None}, ("en", "de"), "lists no languages; give them as --lang-dict"),
+        (
+            {"lang_tok_replacing_bos_eos": True},
+            ("en", "de"),
+            "--lang-tok-replacing-bos-eos: cannot",
+        ),
+        ({"langtoks_specs": ["main", "dae"]}, ("en", "de"), "only main can be imported"),
+        ({"langs": ["de", "en", "fr"]}, ("en", "de"), r"say \(25, 8\)"),
+    ],
+)
+def test_languages_that_cannot_be_imported_are_named(
+    given: dict[str, Any], pair: tuple[str, str], message: str, tmp_path: Path, capsys: Capture
+) -> None:
+    path = multilingual(tmp_path, **given)
+    codes = ["--source-lang", pair[0], "--target-lang", pair[1]]
+    assert run_import(path, tmp_path / "run", *codes) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_tensor_is_accounted_for(tmp_path: Path, capsys: Capture) -> None:
@@ -114,8 +182,20 @@ def test_fused_projections_and_other_names_of_old_files(tmp_path: Path) -> None:
     assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
 
 
+def test_low_rank_changes_are_in_the_weights_already(tmp_path: Path, capsys: Capture) -> None:
+    """As VarunGumma/fairseq stores them, which adds them to the weights before it saves."""
+    state = shared_model()
+    for name in ("encoder.layers.0.self_attn.q_proj", "decoder.layers.0.encoder_attn.v_proj"):
+        state |= {f"{name}.lora_A": torch.ones(2, 8), f"{name}.lora_B": torch.ones(8, 2)}
+    given = arguments(lora_args='{"r": 2, "target_modules": "q_proj,v_proj"}')
+    assert run_import(write(tmp_path, state, given), tmp_path / "run") == 0
+    left = [line for line in capsys.readouterr().out.splitlines() if "lora_" in line]
+    assert len(left) == 4 and all(re.match(r"left .*already in the weight", x) for x in left)
+    assert open_run(tmp_path / "run", "best").model_config.lora is None
+
+
 def with_more(state: dict[str, Tensor]) -> None:
-    state["encoder.layers.0.adapter_block.weight"] = torch.ones(2)
+    state["encoder.layers.0.adapter_block.adapters.hi.up.weight"] = torch.ones(2)
 
 
 def without_bias(state: dict[str, Tensor]) -> None:
@@ -129,7 +209,7 @@ def wider(state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "given", "message"),
     [
-        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.weight, which no model"),
+        (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.\S+, which no model"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
@@ -138,6 +218,13 @@ def wider(state: dict[str, Tensor]) -> None:
         (None, {"source_lang": None}, "names no languages; add --source-lang"),
         (None, {"encoder_learned_pos": True}, "--encoder-learned-pos True and --decoder-learned"),
         (None, {"activation_fn": "tanh"}, "--activation-fn tanh: no such activation"),
+        (None, {"rope_args": '{"theta": 10000}'}, "--rope-args: rotates half of each head"),
+        (None, {"alibi_args": '{"type": "asymmetrical"}'}, "--alibi-args asymmetrical: distances"),
+        (
+            None,
+            {"encoder_kv_attention_heads": 1, "decoder_kv_attention_heads": 1},
+            "--encoder-kv-attention-heads 1: holds for self-attention only there",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_name(

@@ -22,6 +22,7 @@ from ds_seq.models import build_model
 from ds_seq.moe.layer import MoeFeedForward
 from ds_seq.names import GATED_ACTIVATIONS
 from ds_seq.runs.formats.fairseq.arguments import described_model, find_arguments, given_model
+from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
@@ -50,6 +51,7 @@ class Vocabulary:
         codes: merges of subword-nmt or fastBPE.
         sentencepiece: SentencePiece model.
         moses: whether text is tokenized by Moses' rules.
+        languages: list of the languages of a multilingual model, if the training had one.
     """
 
     dictionary: Path
@@ -57,13 +59,16 @@ class Vocabulary:
     codes: Path | None
     sentencepiece: Path | None
     moses: bool
+    languages: Path | None = None
 
-    def section(self, path: Path) -> dict[str, Any]:
-        """Return the part of `data.vocab` for one of the dictionaries."""
+    def section(self, path: Path, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of `data.vocab` for one of the dictionaries; `more` are options of it."""
         files: dict[str, Any] = {"dictionary": str(path)}
         files |= {} if self.codes is None else {"codes": str(self.codes)}
         files |= {} if self.sentencepiece is None else {"sentencepiece": str(self.sentencepiece)}
-        return {"fairseq": files | ({"moses": True} if self.moses else {})}
+        files |= {"moses": True} if self.moses else {}
+        size = len(Dictionary.parse(read_vocab_file(path), str(path)).extended(_added(more)))
+        return {"fairseq": {**files, **more}, "size": size}
 
 
 def import_checkpoint(
@@ -140,16 +145,11 @@ def _experiment(
     languages: tuple[str | None, str | None],
 ) -> tuple[ExperimentConfig, Tokenizers]:
     """Return the experiment of the imported model, and its tokenizers."""
-    codes = [
-        own or arguments.get(key)
-        for own, key in zip(languages, ("source_lang", "target_lang"), strict=True)
-    ]
-    for code, option in zip(codes, ("--source-lang", "--target-lang"), strict=True):
-        if not isinstance(code, str):
-            raise UserError(f"the checkpoint names no languages; add {option}")
+    codes = _codes(arguments, languages)
+    more = language_options(arguments, codes, vocabulary.languages)
     paths = [vocabulary.dictionary, vocabulary.target or vocabulary.dictionary]
     joint = paths[0] == paths[1] or paths[0].read_bytes() == paths[1].read_bytes()
-    sides = [{**vocabulary.section(p), "size": _dictionary_size(p)} for p in paths]
+    sides = [vocabulary.section(path, more) for path in paths]
     parts = sides[0] if joint else {"source": sides[0], "target": sides[1]}
     length = model["max_positions"]
     smoothing = given["label_smoothing"]
@@ -173,13 +173,26 @@ def _experiment(
     return config, train_tokenizers(config.data, [])
 
 
-def _dictionary_size(path: Path) -> int:
-    return len(Dictionary.parse(read_vocab_file(path), str(path)))
+def _added(options: Mapping[str, Any]) -> Sequence[str]:
+    return options.get("added_symbols", ())
+
+
+def _codes(
+    arguments: Mapping[str, Any], languages: tuple[str | None, str | None]
+) -> tuple[str, str]:
+    """Return the language codes of source and target."""
+    codes = []
+    for own, side in zip(languages, ("source", "target"), strict=True):
+        code = own or arguments.get(f"{side}_lang")
+        if not isinstance(code, str):
+            raise UserError(f"the checkpoint names no languages; add --{side}-lang")
+        codes.append(code)
+    return codes[0], codes[1]
 
 
 def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[int], list[int]]]:
     """Return pairs of ids to compare on: of the text, or symbols of the dictionaries."""
-    end = tokenizers.target.symbols.eos
+    source, target = tokenizers.source.symbols, tokenizers.target.symbols
     lines = [tokenizers.source.encode(line) for line in text]
     if not lines:
         draw = torch.Generator().manual_seed(1)
@@ -190,7 +203,10 @@ def _sentences(tokenizers: Tokenizers, text: Sequence[str]) -> list[tuple[list[i
     lines = [line[:_LONGEST] for line in lines if line]
     largest = len(tokenizers.target)
     # any target shows a difference; ids of the source are some
-    return [(line + [end], [end, *(token % largest for token in line)]) for line in lines]
+    return [
+        (source.framed(line), [target.eos, *target.opening, *(token % largest for token in line)])
+        for line in lines
+    ]
 
 
 def _compare(

@@ -42,6 +42,7 @@ _LEFT = (
     (r"(encoder|decoder)\.embed_positions\._float_tensor", "empty"),
     (r"(encoder|decoder)\.embed_positions\.weights", "fixed positions, which are computed"),
     (r".*\.expert_counts", "statistics of the training"),
+    (r".*\.lora_[AB]", "already in the weight, which is stored with it added"),
 )
 _SAME = "the same as another one"
 _OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")
@@ -114,6 +115,7 @@ class Converter:
             r".*\.feed_forward\.(up|down)\.(weight|bias)": lambda n: self._feed_forward(n, shape),
             r".*\.feed_forward\.gate\.weight": self._router,
             r".*\.feed_forward\.experts\.\w+": lambda n: self._experts(n, shape),
+            r".*\.adapters\.for_.*": self._adapter,
         }
         for pattern, make in special.items():
             if re.fullmatch(pattern, name):
@@ -158,6 +160,9 @@ class Converter:
         fused = self._take([f"{place}.in_proj_{kind}"], name)  # before fairseq 0.9
         if fused is not None:
             return fused if parts == "qkv" else torch.cat(fused.chunk(3)[1:])
+        fused = self._take([f"{place}.{parts}_proj.{kind}"], name)  # of VarunGumma/fairseq
+        if fused is not None:
+            return fused
         names = [f"{place}.{part}_proj.{kind}" for part in parts]
         return torch.cat([self._need([each], name, "joined") for each in names])
 
@@ -214,6 +219,13 @@ class Converter:
         if kind == "bias":
             return stacked.unsqueeze(1)
         return stacked.transpose(1, 2) if part == "w1" else stacked
+
+    def _adapter(self, name: str) -> Tensor:
+        """Return a tensor of an adapter: `up` is its first map there, and here it is `down`."""
+        place, _, rest = name.partition(".adapters.for_")
+        adapter, part, kind = rest.split(".")
+        module = {"down": "up", "up": "down", "norm": "layer_norm", "gate": "gate"}[part]
+        return self._renamed(name, f"{place}.adapter_block.adapters.{adapter}.{module}.{kind}")
 
     def _is_copy(self, name: str, value: Tensor) -> bool:
         """Return whether a tensor that is not used equals one that is: shared, or stacked."""

@@ -107,9 +107,26 @@ class Reference:
                 stack, f"{place}.encoder_attn_layer_norm", x,
                 lambda y: self._attend(f"{place}.encoder_attn", y, memory, is_causal=False),
             )  # fmt: skip
-        return self._residual(
+        x = self._residual(
             stack, f"{place}.final_layer_norm", x, lambda y: self._feed_forward(place, y)
         )
+        return self._adapt(stack, place, x)
+
+    def _adapt(self, stack: str, place: str, x: Tensor) -> Tensor:
+        """Pass through the adapter that was trained, if one was."""
+        given = self._given
+        if not given[f"{stack}_add_adapters"] or not given[f"{stack}_train_adapter"]:
+            return x
+        place = f"{place}.adapter_block.adapters.{given[f'{stack}_train_adapter']}"
+
+        def body(y: Tensor) -> Tensor:
+            y = self._map(f"{place}.up", y)
+            y = self._map(f"{place}.down", _PLAIN[given["adapter_activation_fn"]](y))
+            if given[f"{stack}_adapter_use_gating"]:  # a mean over the batch, of one sentence here
+                y = y * torch.sigmoid(self._map(f"{place}.gate", y))
+            return y
+
+        return self._residual(stack, f"{place}.layer_norm", x, body)
 
     def _residual(
         self, stack: str, norm: str, x: Tensor, body: Callable[[Tensor], Tensor]
@@ -131,23 +148,34 @@ class Reference:
         return F.linear(x, self._state[f"{place}.weight"], self._state.get(f"{place}.bias"))
 
     def _attend(self, place: str, x: Tensor, memory: Tensor, is_causal: bool) -> Tensor:
-        fused = self._state.get(f"{place}.in_proj_weight")
-        if fused is None:
-            query = self._map(f"{place}.q_proj", x)
-            key, value = (self._map(f"{place}.{part}_proj", memory) for part in "kv")
-        else:  # before fairseq 0.9
-            maps = zip(fused.chunk(3), self._state[f"{place}.in_proj_bias"].chunk(3), strict=True)
-            inputs = (x, memory, memory)
-            query, key, value = (F.linear(y, w, b) for y, (w, b) in zip(inputs, maps, strict=True))
+        query, key, value = self._queries_keys_values(place, x, memory)
         heads = self._given[f"{place.partition('.')[0]}_attention_heads"]
         width = query.size(-1) // heads
         query, key, value = (y.view(len(y), -1, width).transpose(0, 1) for y in (query, key, value))
         key, value = (y.repeat_interleave(heads // len(y), 0) for y in (key, value))
         scores = query @ key.transpose(1, 2) / math.sqrt(width)
+        if self._given["alibi_args"] is not None and place.endswith("self_attn"):
+            scores = scores + _alibi(heads, len(x))
         if is_causal:
             scores = scores + torch.full_like(scores, -math.inf).triu(1)
         joined = (scores.softmax(-1) @ value).transpose(0, 1).flatten(1)
         return self._map(f"{place}.out_proj", joined)
+
+    def _queries_keys_values(self, place: str, x: Tensor, memory: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs of three maps, of which some may be in one matrix."""
+        fused = self._state.get(f"{place}.in_proj_weight")
+        if fused is not None:  # before fairseq 0.9
+            maps = zip(fused.chunk(3), self._state[f"{place}.in_proj_bias"].chunk(3), strict=True)
+            inputs = (x, memory, memory)
+            return tuple(F.linear(y, w, b) for y, (w, b) in zip(inputs, maps, strict=True))
+        if f"{place}.qkv_proj.weight" in self._state:  # of VarunGumma/fairseq
+            joined = self._map(f"{place}.qkv_proj", x)
+            narrow = (joined.size(-1) - x.size(-1)) // 2
+            return joined.split([x.size(-1), narrow, narrow], dim=-1)
+        query = self._map(f"{place}.q_proj", x)
+        if f"{place}.kv_proj.weight" in self._state:
+            return (query, *self._map(f"{place}.kv_proj", memory).chunk(2, -1))
+        return (query, *(self._map(f"{place}.{part}_proj", memory) for part in "kv"))
 
     def _feed_forward(self, place: str, x: Tensor) -> Tensor:
         name = self._given["activation_fn"]
@@ -189,3 +217,13 @@ class Reference:
             ]
             rows.append(shares @ torch.stack(outputs))
         return torch.stack(rows)
+
+
+def _alibi(heads: int, length: int) -> Tensor:
+    """Return what is added to scores (H, L, L): minus slope times distance, for 2^n heads first."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (n + 1) / power) for n in range(power)]
+    slopes += [2 ** (-4 * (2 * n + 1) / power) for n in range(heads - power)]
+    places = torch.arange(length, dtype=torch.float64)
+    distances = (places[:, None] - places[None, :]).abs()
+    return -torch.tensor(slopes, dtype=torch.float64)[:, None, None] * distances
