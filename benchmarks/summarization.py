@@ -73,11 +73,15 @@ class Lab:
             f"data.dir={self.out / ('data-bart' if name == 'bart' else 'data')}",
             f"data.raw={self.raw}",
             f"train.max_updates={updates}",
+            f"scheduler.warmup_updates={updates // 10}",
             f"train.validate_every={max(updates // 4, 1)}",
         ]
         if name == "bart":
             path = self.out / "bart-hf"
-            vocab = f"{{name: huggingface, size: 4000, huggingface: {{path: {path}}}}}"
+            vocab = (
+                f"{{name: huggingface, size: 4000, model_type: unigram, "
+                f"huggingface: {{path: {path}}}}}"
+            )
             model = (
                 "{activation: gelu, positions: learned, max_positions: 128, norm_position: post, "
                 "embedding_scale: false, embedding_norm: true}"

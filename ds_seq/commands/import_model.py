@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `ds-seq import`; return the exit code."""
     options = parse(argv)
     check_new(options.out)
+    _check_files(options)
     if options.link:
         return _link(options)
     result = _IMPORTS[options.toolkit](options)
@@ -77,8 +78,17 @@ def _print_compared(result: Imported) -> None:
         )
 
 
+def _check_files(options: argparse.Namespace) -> None:
+    """Check that files which an option names are there."""
+    for name in ("dict", "target_dict", "codes", "sentencepiece", "lang_dict"):
+        path = vars(options)[name]
+        if path is not None and not path.is_file():
+            raise UserError(f"--{name.replace('_', '-')} {path}: no such file; correct the path")
+
+
 def _of_fairseq(options: argparse.Namespace) -> Imported:
     from ds_seq.runs.formats.fairseq.importing import Vocabulary, import_checkpoint
+    from ds_seq.runs.formats.fairseq.weights import Weights
 
     vocabulary = Vocabulary(
         options.dict,
@@ -89,7 +99,9 @@ def _of_fairseq(options: argparse.Namespace) -> Imported:
         options.lang_dict,
     )
     languages = (options.source_lang, options.target_lang)
-    return import_checkpoint(options.model, vocabulary, _name(options), languages, _lines(options))
+    weights = Weights(options.ema, options.average or ())
+    name, lines = _name(options), _lines(options)
+    return import_checkpoint(options.model, vocabulary, name, languages, lines, weights)
 
 
 def _of_huggingface(options: argparse.Namespace) -> Imported:

@@ -50,6 +50,12 @@ class CrossEntropyConfig(Config):
         default="fairseq",
         description="Tokens that share this mass: all others (`fairseq`) or all (`torch`).",
     )
+    r_drop: Annotated[float, Field(ge=0.0, le=1e6)] = Field(
+        default=0.0,
+        description="Weight of the divergence between two passes of each batch with different "
+        "dropout (R-Drop, arXiv:2106.14448; 5 there for translation); 0: one pass. Training takes "
+        "about twice the time per batch.",
+    )
 
 
 class _MatchConfig(Config):

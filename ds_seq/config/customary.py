@@ -166,6 +166,7 @@ NAMES: Mapping[str, tuple[Row, ...]] = {
         Row("criterion", "", "", "", "cost-type", "loss loss_fn"),
         Row("criterion.label_smoothing", "label-smoothing", "label_smoothing_factor",
             "label_smoothing", "label-smoothing", "smoothing_factor"),
+        Row("criterion.r_drop", "reg-alpha"),
         Row("optimizer.name", "", "optim", "optim"),
         Row("optimizer.lr", "lr", "learning_rate", "learning_rate", "learn-rate", "max_lr"),
         Row("optimizer.betas", "adam-betas", "adam_beta1 adam_beta2", "adam_beta1 adam_beta2",

@@ -12,6 +12,7 @@ from ds_seq.config.base import Config, FieldErrors, all_defaults
 from ds_seq.config.criterion import (
     BaseCriterionConfig,
     CriterionConfig,
+    CrossEntropyConfig,
     DistillationConfig,
     ModelAndBaseConfig,
 )
@@ -82,6 +83,12 @@ class ExperimentConfig(Config):
         """The base criterion if it is distillation, else None."""
         _, criterion = self.base_criterion
         return criterion if isinstance(criterion, DistillationConfig) else None
+
+    @property
+    def num_passes(self) -> int:
+        """How often the model reads each batch in training."""
+        _, criterion = self.base_criterion
+        return 2 if isinstance(criterion, CrossEntropyConfig) and criterion.r_drop else 1
 
     @property
     def routes_by_language(self) -> bool:

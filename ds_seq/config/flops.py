@@ -49,17 +49,18 @@ class LengthSums(NamedTuple):
     product: float
 
 
-def training_flops(model: object, vocab_size: int) -> TrainingFlops | None:
+def training_flops(model: object, vocab_size: int, num_passes: int = 1) -> TrainingFlops | None:
     """Return the operations of forward and backward of a model; None for one from outside ds_seq.
 
     Args:
         model: the `model` section.
         vocab_size: size of the vocabulary of the target.
+        num_passes: how often the model reads each batch.
     """
     forward = forward_flops(model, vocab_size)
     if forward is None:
         return None
-    return TrainingFlops(*(_FORWARD_AND_BACKWARD * each for each in forward))
+    return TrainingFlops(*(num_passes * _FORWARD_AND_BACKWARD * each for each in forward))
 
 
 def forward_flops(model: object, vocab_size: int) -> TrainingFlops | None:

@@ -267,5 +267,7 @@ def _meaning(model: ModelConfig) -> dict[str, Any]:
     """Return the settings of a model without how retention is computed, which is all the same."""
     settings = model.model_dump()
     for stack in STACKS:
-        settings[f"{stack}_mixer"].pop("chunk_size", None)
+        mixer = settings[f"{stack}_mixer"]
+        if isinstance(mixer, dict):  # of one without options, the dump is its name
+            mixer.pop("chunk_size", None)
     return settings

@@ -12,7 +12,16 @@ from ds_seq.errors import UserError
 
 TOOLKITS = ("fairseq", "huggingface")
 _ONLY = {
-    "fairseq": ("dict", "target_dict", "codes", "sentencepiece", "moses", "lang_dict"),
+    "fairseq": (
+        "dict",
+        "target_dict",
+        "codes",
+        "sentencepiece",
+        "moses",
+        "lang_dict",
+        "ema",
+        "average",
+    ),
     "huggingface": ("source_code", "target_code", "no_compare", "link"),
 }
 """Options that matter for one toolkit."""
@@ -49,6 +58,10 @@ def build_parser() -> CommandParser:
     add("--moses", action="store_true", help="fairseq: text was tokenized by Moses' rules")
     add("--lang-dict", type=Path, metavar="FILE",
         help="fairseq: languages of a multilingual model, if its training read them")  # fmt: skip
+    add("--ema", action="store_true",
+        help="fairseq: take the averages of weights that --store-ema stored")  # fmt: skip
+    add("--average", type=Path, nargs="+", metavar="FILE",
+        help="fairseq: average with the weights of more checkpoints of the training")  # fmt: skip
     add("--source-lang", help="language code; default: that of the checkpoint")
     add("--target-lang", help="language code; default: that of the checkpoint")
     add("--source-code", metavar="SYMBOL",

@@ -78,6 +78,9 @@ A model of `translation_multi_simple_epoch`, such as M2M-100, is imported for on
 the ones in front of sources and translations `source_opening` and `target_opening`; another pair is
 another import. If the training read its languages from a file, `--lang-dict` names it.
 
+`--average FILE ...` imports the mean of the checkpoint and others of its training, `--ema` the
+averages that `--store-ema` stored.
+
 Refused by name: rotary positions of VarunGumma/fairseq, which rotate half of each head, and its
 grouped queries, which cross-attention does not have there.
 
@@ -88,6 +91,8 @@ grouped queries, which cross-attention does not have there.
 - The import ends with a comparison in float64, with a second implementation that reads fairseq's
   own tensors, on the lines of `--text` or on symbols of the dictionary. A difference of more than
   1e-5 in a logit is an error, and nothing is written.
+- A checkpoint has no names of symbols. A dictionary of another size is refused, but one with the
+  right size and the wrong order cannot be noticed: look at a translation.
 - `benchmarks/parity/fairseq_import.py` compares with fairseq itself: logits and translations.
   `benchmarks/parity/fairseq_moe.py` does so with the branch `moe`, where no expert is full.
 - Optimizer and schedule are not imported: a training continues with new ones (`train.init_from`).

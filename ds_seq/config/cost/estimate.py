@@ -81,7 +81,8 @@ class Estimate:
     def flops(self) -> tuple[TrainingFlops, TrainingFlops]:
         """Operations of a forward pass, and of forward and backward."""
         vocab = self.config.data.vocab.target_side.size
-        forward, training = forward_flops(self.model, vocab), training_flops(self.model, vocab)
+        forward = forward_flops(self.model, vocab)
+        training = training_flops(self.model, vocab, self.config.num_passes)
         assert forward is not None and training is not None
         return forward, training
 

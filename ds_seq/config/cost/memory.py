@@ -53,7 +53,8 @@ def memory(
     counts = parameters(config, size, layout, buffers.persistent)
     held = states(config, counts, layout, buffers)
     place = device(kind, config.train.precision)
-    kept = activations(model, batch, vocab.target_side.size, place)
+    read = BatchShape(batch.sentences * config.num_passes, batch.length)
+    kept = activations(model, read, vocab.target_side.size, place)
     table = counts.table * place.width
     forward = _forward_bytes(model, kept)
     always = held.weights + held.optimizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq import importing
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
-from tests.data.fairseq import write_recorded
+from tests.data.fairseq import write_checkpoints, write_recorded
 from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, write
 
 Capture = pytest.CaptureFixture[str]
-RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
 NAMES = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
     "alibi", "fused", "languages",
@@ -39,10 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that fairseq wrote, what it computed, and the data that they are for."""
     folder = tmp_path_factory.mktemp("recorded")
     write_recorded(folder)
-    # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
-    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(folder, **safely)
+    write_checkpoints(folder)
     return folder
 
 
@@ -182,6 +177,34 @@ def test_fused_projections_and_other_names_of_old_files(tmp_path: Path) -> None:
     assert run_import(write(tmp_path, state, arguments()), tmp_path / "run") == 0
 
 
+def table_of(run: Path) -> Tensor:
+    return load_run(run, "best").model.state_dict()["target_embedding.weight"]
+
+
+def test_a_mean_of_checkpoints_and_stored_averages(tmp_path: Path, capsys: Capture) -> None:
+    first, second = shared_model(), shared_model()
+    table = "encoder.embed_tokens.weight"
+    for name in (table, "decoder.embed_tokens.weight", "decoder.output_projection.weight"):
+        first[name] = first[name].half()
+        second[name] = first[table].float() + 0.5
+    path = write(tmp_path, first, arguments())
+    other = write(tmp_path / "other", second, arguments())
+    assert run_import(path, tmp_path / "mean", "--average", str(other)) == 0
+    torch.testing.assert_close(table_of(tmp_path / "mean"), first[table].float() + 0.25)
+    assert run_import(path, tmp_path / "run", "--ema") == 2
+    assert "--ema: has no averages of weights" in capsys.readouterr().err
+    stored = torch.load(path, weights_only=False)
+    stored["extra_state"] = {"ema": second}
+    torch.save(stored, path)
+    assert run_import(path, tmp_path / "ema", "--ema") == 0
+    torch.testing.assert_close(table_of(tmp_path / "ema"), second[table])
+    without_bias(second)
+    other = write(tmp_path / "other", second, arguments())
+    assert run_import(path, tmp_path / "run", "--average", str(other)) == 2
+    assert "layers.0.fc1.bias has the shape none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_low_rank_changes_are_in_the_weights_already(tmp_path: Path, capsys: Capture) -> None:
     """As VarunGumma/fairseq stores them, which adds them to the weights before it saves."""
     state = shared_model()
@@ -202,6 +225,18 @@ def without_bias(state: dict[str, Tensor]) -> None:
     del state["encoder.layers.0.fc1.bias"]
 
 
+def with_two_more(state: dict[str, Tensor]) -> None:
+    state |= {"encoder.a": torch.ones(2), "decoder.b": torch.ones(2)}
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"][3] = float("nan")
+
+
+def of_integers(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"] = torch.ones(12, dtype=torch.int64)
+
+
 def wider(state: dict[str, Tensor]) -> None:
     state["encoder.layers.0.fc1.weight"] = torch.ones(13, 8)
 
@@ -210,6 +245,10 @@ def wider(state: dict[str, Tensor]) -> None:
     ("change", "given", "message"),
     [
         (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.\S+, which no model"),
+        (with_two_more, {}, r"has encoder\.a, decoder\.b, which no model"),
+        (not_a_number, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (of_integers, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (None, {"encoder_layers": "x"}, r"best\.pt: model\.encoder_layers: should be a whole"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
@@ -237,6 +276,16 @@ def test_what_has_no_counterpart_is_refused_by_name(
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and "Traceback" not in captured.err
     assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path, capsys: Capture) -> None:
+    path = write(tmp_path, shared_model(), arguments())
+    for option in ("--dict", "--target-dict", "--codes", "--sentencepiece", "--lang-dict"):
+        assert run_import(path, tmp_path / "run", option, str(tmp_path / "none")) == 2
+        assert (
+            capsys.readouterr().err
+            == f"ds-seq: error: {option} {tmp_path}/none: no such file; correct the path\n"
+        )
 
 
 def test_another_result_is_an_error(

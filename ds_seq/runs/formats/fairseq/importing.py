@@ -6,6 +6,7 @@ Shapes: T target length, V vocabulary.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
 from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
+from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.build import train_tokenizers
 from ds_seq.text.fairseq_dict import Dictionary
@@ -77,6 +79,7 @@ def import_checkpoint(
     name: str,
     languages: tuple[str | None, str | None] = (None, None),
     text: Sequence[str] = (),
+    taken: Weights = OF_CHECKPOINT,
 ) -> Imported:
     """Read a checkpoint, and compare the model that it becomes with what it computes.
 
@@ -86,6 +89,7 @@ def import_checkpoint(
         name: name of the new run.
         languages: language codes of source and target; None: those of the checkpoint.
         text: lines of source text to compare on; empty: symbols of the dictionary.
+        taken: which weights to take.
 
     Raises:
         UserError: a file is missing or damaged, the model has no counterpart, or the results
@@ -95,8 +99,12 @@ def import_checkpoint(
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
     model_config = described_model(given, path)
-    state = _tensors(checkpoint["model"], path) | _experts_of(path)
-    config, tokenizers = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    state = taken.read(checkpoint, path, _experts_of)
+    try:
+        made = _experiment(given, arguments, model_config, vocabulary, name, languages)
+    except UserError as error:  # a value that no model can have
+        raise UserError(str(error).replace("experiment: ", f"{path}: ")) from None
+    config, tokenizers = made
     model = build_model(config.model, tokenizers.sizes, 1, 0, config.train.seed)
     converter = Converter(state, path, config.model.activation in GATED_ACTIVATIONS)
     with torch.no_grad():
@@ -112,13 +120,6 @@ def import_checkpoint(
     return Imported(model, config, tokenizers, entries, difference, count, _updates(checkpoint))
 
 
-def _tensors(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    wrong = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: {wrong} is no tensor; give a checkpoint that fairseq wrote")
-    return {str(name): value.detach() for name, value in state.items()}
-
-
 def _experts_of(path: Path) -> dict[str, Tensor]:
     """Return the experts that DeepSpeed has written next to the checkpoint, one file each.
 
@@ -132,7 +133,7 @@ def _experts_of(path: Path) -> dict[str, Tensor]:
             content = content["module"]
         if not isinstance(content, Mapping):
             raise UserError(f"{file}: holds no tensors by name; copy it again")
-        found |= _tensors(content, file)
+        found |= named_tensors(content, file)
     return found
 
 
@@ -227,7 +228,8 @@ def _compare(
         expected = reference.logits(source, target)
         with torch.no_grad():
             logits = twin(inputs_of(source, target)).logits
-        largest = max(largest, float((logits - expected).abs().max()))
+        apart = (logits - expected).abs().nan_to_num(nan=math.inf)
+        largest = max(largest, float(apart.max()))
         count += expected.numel()
     return largest, count
 
