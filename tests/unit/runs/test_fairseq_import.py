@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from ds_seq.errors import UserError
 from ds_seq.runs.formats.fairseq import importing
 from ds_seq.runs.formats.imported import inputs_of
 from ds_seq.runs.open import load_run, open_run
-from tests.data.fairseq import write_recorded
+from tests.data.fairseq import write_checkpoints, write_recorded
 from tests.unit.runs.fairseq_model import Tensors, arguments, shared_model, write
 
 Capture = pytest.CaptureFixture[str]
-RECORDED = Path(__file__).parents[2] / "data" / "fairseq_checkpoints.tar.xz"
 NAMES = (
     "post", "learned", "none", "old", "swiglu_rms", "stacked", "factorized", "gated_adapters",
     "alibi", "fused", "languages",
@@ -39,10 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints that fairseq wrote, what it computed, and the data that they are for."""
     folder = tmp_path_factory.mktemp("recorded")
     write_recorded(folder)
-    # a filter for archives of others, which Python 3.10 and 3.11.2 do not have
-    safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(RECORDED) as archive:
-        archive.extractall(folder, **safely)
+    write_checkpoints(folder)
     return folder
 
 
@@ -230,6 +225,18 @@ def without_bias(state: dict[str, Tensor]) -> None:
     del state["encoder.layers.0.fc1.bias"]
 
 
+def with_two_more(state: dict[str, Tensor]) -> None:
+    state |= {"encoder.a": torch.ones(2), "decoder.b": torch.ones(2)}
+
+
+def not_a_number(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"][3] = float("nan")
+
+
+def of_integers(state: dict[str, Tensor]) -> None:
+    state["encoder.layers.0.fc1.bias"] = torch.ones(12, dtype=torch.int64)
+
+
 def wider(state: dict[str, Tensor]) -> None:
     state["encoder.layers.0.fc1.weight"] = torch.ones(13, 8)
 
@@ -238,6 +245,10 @@ def wider(state: dict[str, Tensor]) -> None:
     ("change", "given", "message"),
     [
         (with_more, {}, r"has encoder\.layers\.0\.adapter_block\.\S+, which no model"),
+        (with_two_more, {}, r"has encoder\.a, decoder\.b, which no model"),
+        (not_a_number, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (of_integers, {}, r"layers\.0\.fc1\.bias has values that are no finite"),
+        (None, {"encoder_layers": "x"}, r"best\.pt: model\.encoder_layers: should be a whole"),
         (without_bias, {}, r"lacks encoder\.layers\.0\.fc1\.bias"),
         (wider, {}, r"have the shape \(13, 8\), but the arguments .* say \(12, 8\)"),
         (None, {"adaptive_softmax_cutoff": "10,20"}, "--adaptive-softmax-cutoff 10,20: adaptive"),
@@ -265,6 +276,16 @@ def test_what_has_no_counterpart_is_refused_by_name(
     captured = capsys.readouterr()
     assert re.search(message, captured.err) and "Traceback" not in captured.err
     assert not (tmp_path / "run").exists()
+
+
+def test_files_that_are_not_there_are_named(tmp_path: Path, capsys: Capture) -> None:
+    path = write(tmp_path, shared_model(), arguments())
+    for option in ("--dict", "--target-dict", "--codes", "--sentencepiece", "--lang-dict"):
+        assert run_import(path, tmp_path / "run", option, str(tmp_path / "none")) == 2
+        assert (
+            capsys.readouterr().err
+            == f"ds-seq: error: {option} {tmp_path}/none: no such file; correct the path\n"
+        )
 
 
 def test_another_result_is_an_error(
