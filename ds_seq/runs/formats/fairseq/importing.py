@@ -27,6 +27,7 @@ from ds_seq.runs.formats.fairseq.languages import language_options
 from ds_seq.runs.formats.fairseq.names import Converter
 from ds_seq.runs.formats.fairseq.plain import read_plain
 from ds_seq.runs.formats.fairseq.reference import Reference
+from ds_seq.runs.formats.fairseq.stitching import read_checkpoint
 from ds_seq.runs.formats.fairseq.weights import OF_CHECKPOINT, Weights, named_tensors
 from ds_seq.runs.formats.imported import Imported, inputs_of
 from ds_seq.text.build import train_tokenizers
@@ -94,7 +95,7 @@ def import_checkpoint(
         UserError: a file is missing or damaged, the model has no counterpart, or the results
             differ.
     """
-    checkpoint = read_plain(path)
+    checkpoint = read_checkpoint(path)
     arguments = find_arguments(checkpoint, path)
     given = given_model(arguments)
     model_config = described_model(given, path)

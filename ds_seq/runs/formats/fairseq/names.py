@@ -210,19 +210,20 @@ class Converter:
 
     def _router(self, name: str) -> Tensor:
         place = name.partition(".feed_forward.")[0]
-        return self._need([f"{place}.experts.deepspeed_moe.gate.wg.weight"], name)
+        names = ("experts.deepspeed_moe.gate.wg.weight", "moe_layer.gate.wg.weight")
+        return self._need([f"{place}.{each}" for each in names], name)
 
     def _experts(self, name: str, shape: torch.Size) -> Tensor:
         place, _, part = name.partition(".feed_forward.experts.")
-        module = {"1": "0", "2": "3"}[part[1]]  # within the sequence of an expert
+        module = {"1": "0", "2": "3"}[part[1]]  # within the sequence of an expert of DeepSpeed
         kind = "weight" if part[0] == "w" else "bias"
+        forms = (
+            f"{place}.experts.deepspeed_moe.experts.deepspeed_experts.{{}}.{module}.{kind}",
+            f"{place}.moe_layer.experts.{{}}.fc{part[1]}.{kind}",  # of the branch `moe`
+        )
         values = [
-            self._need(
-                [f"{place}.experts.deepspeed_moe.experts.deepspeed_experts.{e}.{module}.{kind}"],
-                name,
-                "joined",
-            )
-            for e in range(shape[0])
+            self._need([form.format(expert) for form in forms], name, "joined")
+            for expert in range(shape[0])
         ]
         stacked = torch.stack(values)
         if kind == "bias":
