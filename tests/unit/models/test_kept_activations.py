@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from ds_seq.config.cost.activations import activations
-from ds_seq.config.cost.batch import BatchShape, device
+from ds_seq.config.cost.batch import LOSS_BLOCK, BatchShape, device
 from ds_seq.config.model import TransformerConfig
+from ds_seq.criterions.cross_entropy import rows_at_a_time
 from ds_seq.models import build_model
 from tests.batches import batch_of, mark_every_third
 from tests.tensor_memory import TensorMemory
@@ -78,3 +79,7 @@ def test_what_a_forward_pass_keeps(fields: dict[str, Any]) -> None:
     checkpointed = config.activation_checkpointing
     layers = sum(each.entry if checkpointed else each.kept for each in kept.layers)
     assert layers + kept.rest + kept.logits == pytest.approx(live, rel=0.04)
+
+
+def test_the_loss_takes_as_many_logits_at_a_time_as_are_counted() -> None:
+    assert rows_at_a_time(torch.empty(0, 1)) == LOSS_BLOCK * torch.get_num_threads()
